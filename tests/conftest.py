@@ -1,0 +1,65 @@
+"""What every test can ask for: a running engine, a running service, system programs that may be missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+import trio
+from hypothesis import settings
+
+from tests.support.people import go_home
+from tunneld.config.schema import Settings, Tunnels
+from tunneld.relay import new_engine
+from tunneld.relay.engine import Engine
+from tunneld.service import TunnelService
+
+settings.register_profile("house", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def _people_go_home() -> Iterator[None]:
+    """No connection outlives its test."""
+    yield
+    go_home()
+
+
+@pytest.fixture
+async def engine(nursery: trio.Nursery) -> AsyncIterator[Engine]:
+    """The data plane, running."""
+    engine = new_engine()
+    await nursery.start(engine.run)
+    yield engine
+    nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def tunnel_settings() -> Tunnels:
+    """Any free port; a module overrides this fixture for other settings."""
+    return Tunnels(ports="0")
+
+
+@pytest.fixture
+async def service(nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnels) -> TunnelService:
+    """A running service on loopback."""
+    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine)
+    await nursery.start(service.run)
+    return service
+
+
+@pytest.fixture
+def program() -> Callable[[str], str]:
+    """The path of a system program; skips the test where it is missing, unless the run requires all of them."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+        if path is None and os.environ.get("TUNNELD_REQUIRE_PROGRAMS"):
+            pytest.fail(f"{name} is not installed, and this run requires it")
+        if path is None:
+            pytest.skip(f"{name} is not installed")
+        return path
+
+    return find

@@ -1,0 +1,71 @@
+"""The people of a test: whoever connects to a relay over real sockets, as a visitor or as the hidden server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+import trio
+
+from tunneld.endpoint import Endpoint
+
+PATIENCE = 20.0
+"""Seconds of real time before a test that waits for the other side has failed."""
+
+
+_connected: list[trio.SocketStream] = []
+
+
+async def connect(endpoint: Endpoint) -> trio.SocketStream:
+    """Connect as anybody would; the connection is closed when the test ends, if the test did not."""
+    stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+    _connected.append(stream)
+    return stream
+
+
+def go_home() -> None:
+    """Close whatever the test left open."""
+    while _connected:
+        descriptor = _connected.pop().socket.detach()
+        if descriptor >= 0:
+            os.close(descriptor)  # Trio's own close wants a running loop, and the test's has ended
+
+
+async def read_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
+    """Read `count` octets; fewer only where the stream ends."""
+    received = bytearray()
+    while len(received) < count and (chunk := await stream.receive_some(count - len(received))):
+        received += chunk
+    return bytes(received)
+
+
+async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
+    """Read to the end of file."""
+    received = bytearray()
+    async for chunk in stream:
+        received += chunk
+    return bytes(received)
+
+
+async def is_dropped(stream: trio.SocketStream) -> bool:
+    """Wait for the connection to end, by an end of file or a reset, without another byte."""
+    try:
+        return await stream.receive_some(1) == b""
+    except trio.BrokenResourceError:
+        return True
+
+
+async def is_refused(endpoint: Endpoint) -> bool:
+    """Whether nobody listens there."""
+    try:
+        await (await connect(endpoint)).aclose()
+    except OSError:
+        return True
+    return False
+
+
+def reset(stream: trio.SocketStream) -> None:
+    """Close with a reset (RST), as a crashed machine's kernel does."""
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()

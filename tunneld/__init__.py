@@ -1,0 +1,64 @@
+"""tunneld: a self-hosted tunnel service on Trio.
+
+    async with tunneld.connect("relay.example.org:7010") as client:
+        server_uri = await client.open_tunnel()
+        client_uri = await client.get_tunnel_address(server_uri)
+
+        async with tunneld.open_listener(client) as listener:
+            await trio.serve_listeners(handler, [listener])
+
+The names below are the whole public interface. They are loaded when first used (PEP 562): the daemon and the commands
+import this package too, and want their `--help` at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunneld.agent.listener import TunnelListener, VisitorStream, open_listener
+    from tunneld.client import Client, connect
+    from tunneld.errors import RefusedError, RelayUnreachableError, TunneldError, UsageError
+    from tunneld.net import client_tls_context
+
+__all__ = [
+    "Client",
+    "RefusedError",
+    "RelayUnreachableError",
+    "TunnelListener",
+    "TunneldError",
+    "UsageError",
+    "VisitorStream",
+    "__version__",
+    "client_tls_context",
+    "connect",
+    "open_listener",
+]
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "Client": "client",
+    "RefusedError": "errors",
+    "RelayUnreachableError": "errors",
+    "TunneldError": "errors",
+    "TunnelListener": "agent.listener",
+    "UsageError": "errors",
+    "VisitorStream": "agent.listener",
+    "client_tls_context": "net",
+    "connect": "client",
+    "open_listener": "agent.listener",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'tunneld' has no attribute {name!r}")
+    value = getattr(import_module(f"tunneld.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

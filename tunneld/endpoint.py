@@ -1,0 +1,155 @@
+"""URIs and addresses: parsed, printed, compared. Pure.
+
+    tcp://relay.example.org:8010      an endpoint: scheme, host, port
+    tcp://[2001:db8::1]:8010          IPv6 hosts in brackets (RFC 3986 §3.2.2)
+    8000   host:8000   unix:/path     a target: where a local server listens
+
+Two endpoints are equal when they print the same: scheme and host are lower-cased on the way in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tunneld.errors import UsageError
+
+MAX_PORT = 65535
+_ENDPOINT = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#@]+)/?", re.IGNORECASE)
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.IGNORECASE)
+_HOST_PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]+)")
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A place to connect to, as a URI: `str()` prints what `parse()` reads."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Read `scheme://host:port`. Raises `UsageError` naming the text and what is wrong with it."""
+        match = _ENDPOINT.fullmatch(text)
+        if match is None:
+            raise UsageError(f"not a URI of the form scheme://host:port: {text!r}")
+        host, port = parse_host_port(match["authority"])
+        return cls(match["scheme"].lower(), host, port)
+
+    @property
+    def authority(self) -> str:
+        """`host:port`, with brackets around an IPv6 host."""
+        return join_host_port(self.host, self.port)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a local server listens: a TCP host and port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read `PORT`, `HOST:PORT` or `unix:/PATH`. Raises `UsageError`."""
+        if text.startswith("unix:"):
+            path = text.removeprefix("unix:")
+            if not path:
+                raise UsageError(f"no path behind unix: in {text!r}")
+            return cls(path=path)
+        if text.isascii() and text.isdigit():
+            return cls("127.0.0.1", parse_port(text, text, lowest=1))
+        host, port = parse_host_port(text, lowest=1)
+        return cls(host, port)
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}" if self.path else join_host_port(self.host, self.port)
+
+
+def parse_host_port(text: str, *, lowest: int = 0) -> tuple[str, int]:
+    """Split `host:port` or `[v6]:port`; the port lies in `lowest`..65535. Raises `UsageError`."""
+    match = _HOST_PORT.fullmatch(text)
+    if match is None:
+        raise UsageError(f"not of the form host:port: {text!r}")
+    return parse_host(match["host"], text), parse_port(match["port"], text, lowest=lowest)
+
+
+def parse_host(text: str, whole: str | None = None) -> str:
+    """Check a host name or address and return it in lower case without brackets. Raises `UsageError`."""
+    whole = text if whole is None else whole
+    if text.startswith("["):
+        try:
+            return ipaddress.IPv6Address(text.strip("[]")).compressed
+        except ValueError:
+            raise UsageError(f"not an IPv6 address in {whole!r}: {text}") from None
+    if not _HOST.fullmatch(text):
+        raise UsageError(f"not a host name or address in {whole!r}: {text!r}")
+    return text.lower()
+
+
+def parse_port(text: str, whole: str, *, lowest: int = 0) -> int:
+    """Read a port number in `lowest`..65535. Raises `UsageError`."""
+    if (
+        not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PORT)))
+        or not lowest <= int(text) <= MAX_PORT
+    ):
+        raise UsageError(f"port out of range in {whole!r}: {text} is not between {lowest} and {MAX_PORT}")
+    return int(text)
+
+
+def join_host_port(host: str, port: int) -> str:
+    """Print `host:port`, with brackets around an IPv6 host."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def format_peer(address: Any) -> str:
+    """Print what `getpeername` or `accept` returned: `host:port`, `[v6]:port`, or `unix`. IPv4-mapped addresses
+    print as IPv4.
+    """
+    if isinstance(address, tuple) and len(address) >= 2:
+        return join_host_port(unmap(str(address[0])), int(address[1]))
+    return "unix"
+
+
+def unmap(host: str) -> str:
+    """The IPv4 address inside an IPv4-mapped IPv6 one (`::ffff:192.0.2.1`), which dual-stack listeners report; any
+    other as it is.
+    """
+    return host.removeprefix("::ffff:") if host.startswith("::ffff:") and "." in host else host
+
+
+def parse_network(text: str) -> Network:
+    """Read an address or a network: `192.0.2.7`, `192.0.2.0/24`, `2001:db8::/32`. Raises `UsageError`."""
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise UsageError(f"not an address or a network: {text!r}") from None
+
+
+def contains(network: Network, peer: Any) -> bool:
+    """Whether a peer address, as `accept` returned it, lies in the network."""
+    return ipaddress.ip_address(unmap(str(peer[0])).partition("%")[0]) in network
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether a bind host means every address of the machine."""
+    return host in {"", "0.0.0.0", "::"}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone; a name other than localhost is not looked up and counts as public."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(unmap(host)).is_loopback
+    except ValueError:
+        return False
