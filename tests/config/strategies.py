@@ -1,0 +1,94 @@
+"""Hypothesis draws whole configurations, from the schema's own bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tunneld.config import Control, Daemon, Http, Log, Settings, Tls, Tunnels
+from tunneld.endpoint import is_loopback
+
+SECONDS = st.one_of(
+    st.floats(0.001, 365 * 24 * 3600, allow_nan=False), st.sampled_from([0.001, 1.0, 365 * 24 * 3600.0])
+)
+COUNTS = st.integers(1, 1_000_000)
+PORTS = st.integers(0, 65535)
+NAMES = st.one_of(
+    st.from_regex(r"[a-z0-9_]([a-z0-9_.-]{0,20}[a-z0-9_])?", fullmatch=True).filter(
+        lambda name: not name.replace(".", "").isdigit()
+    ),
+    st.ip_addresses(v=4).map(str),
+    st.ip_addresses(v=6).map(str),
+)
+WILDCARDS = {"", "0.0.0.0", "::"}
+HOSTS = st.one_of(NAMES, st.sampled_from(sorted(WILDCARDS | {"127.0.0.1", "localhost", "::1"})))
+
+
+@st.composite
+def port_ranges(draw: st.DrawFn) -> str:
+    """`FIRST-LAST`, one port, or 0."""
+    first = draw(st.integers(1, 65535))
+    return draw(st.sampled_from([f"{first}-{draw(st.integers(first, 65535))}", str(first), "0"]))
+
+
+def tls_tables(folder: Path) -> st.SearchStrategy[Tls | None]:
+    """No TLS, or certificates of the folder that the fixture `certificates` fills."""
+    prefixes = st.sampled_from(["", "it's #1 \\ "])
+    authority = st.one_of(st.none(), prefixes.map(lambda prefix: folder / f"{prefix}clients.pem"))
+    pair = prefixes.map(lambda prefix: (folder / f"{prefix}relay.pem", folder / f"{prefix}relay.key"))
+    return st.one_of(
+        st.none(), st.builds(lambda two, ca: Tls(certificate=two[0], key=two[1], client_ca=ca), pair, authority)
+    )
+
+
+@st.composite
+def settings(draw: st.DrawFn, folder: Path) -> Settings:
+    """Any valid configuration."""
+    return Settings(
+        control=_control(draw, folder),
+        http=_http(draw),
+        tunnels=Tunnels(
+            host=draw(HOSTS),
+            advertised_host=draw(st.one_of(st.just(""), NAMES.filter(lambda name: name not in WILDCARDS))),
+            ports=draw(port_ranges()),
+            **_all(draw, COUNTS, "max_tunnels", "max_visitors", "max_parked", "max_waiting"),
+            **_all(draw, SECONDS, "pairing_timeout", "open_timeout", "linger", "accept_backoff", "keepalive"),
+        ),
+        daemon=Daemon(drain_timeout=draw(SECONDS), watch_backlog=draw(COUNTS)),
+        log=Log(
+            format=draw(st.sampled_from(["auto", "human", "json"])),
+            level=draw(st.sampled_from(["debug", "info", "warning", "error"])),
+        ),
+    )
+
+
+def _control(draw: st.DrawFn, folder: Path) -> Control:
+    host, tls = draw(HOSTS), draw(tls_tables(folder))
+    guarded = is_loopback(host) or (tls is not None and tls.client_ca is not None)
+    return Control(
+        host=host,
+        port=draw(PORTS),
+        tls=tls,
+        open_to_anyone=draw(st.booleans()) or not guarded,
+        max_connections=draw(COUNTS),
+        **_all(draw, SECONDS, "handshake_timeout", "idle_timeout", "write_timeout"),
+    )
+
+
+def _http(draw: st.DrawFn) -> Http:
+    host, enabled = draw(HOSTS), draw(st.booleans())
+    return Http(
+        enabled=enabled,
+        host=host,
+        port=draw(PORTS),
+        open_to_anyone=draw(st.booleans()) or (enabled and not is_loopback(host)),
+        allowed_hosts=tuple(draw(st.lists(NAMES, max_size=3))),
+        max_body=draw(st.integers(1024, 1024 * 1024)),
+        **_all(draw, SECONDS, "read_timeout", "keep_alive_timeout"),
+    )
+
+
+def _all(draw: st.DrawFn, values: st.SearchStrategy[Any], *names: str) -> dict[str, Any]:
+    return {name: draw(values) for name in names}

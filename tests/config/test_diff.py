@@ -1,0 +1,85 @@
+"""diff and reloaded: what a reload changes, says, and leaves to a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import HealthCheck, given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
+
+from tests.config import strategies
+from tunneld.config import Control, Daemon, Settings, Tls, Tunnels, diff, reloaded
+from tunneld.config.changes import value
+from tunneld.config.keys import keys
+
+relaxed = limits(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+
+RESTART_KEYS = {
+    "control.host",
+    "control.port",
+    "control.open_to_anyone",
+    "control.tls.certificate",
+    "control.tls.key",
+    "control.tls.client_ca",
+    "http.enabled",
+    "http.host",
+    "http.port",
+    "http.open_to_anyone",
+    "http.read_timeout",
+    "http.keep_alive_timeout",
+    "tunnels.accept_backoff",
+}
+
+
+def test_exactly_what_is_bound_at_the_start_needs_a_restart() -> None:
+    assert {key.path for key in keys() if not key.live} == RESTART_KEYS
+
+
+def test_a_change_reads_as_a_sentence() -> None:
+    new = Settings(tunnels=Tunnels(linger=5, host="::1"), control=Control(port=0))
+    assert [str(change) for change in diff(Settings(), new)] == [
+        "control.port: 7010 -> 0 (needs a restart)",
+        'tunnels.host: "127.0.0.1" -> "::1"',
+        "tunnels.linger: 60.0 -> 5.0",
+    ]
+
+
+def test_a_table_that_comes_is_a_change_of_its_keys() -> None:
+    new = Settings(control=Control(tls=Tls(certificate=Path("a"), key=Path("b"))))
+    changes = diff(Settings(), new)
+    assert [(change.key, change.old, change.new, change.live) for change in changes] == [
+        ("control.tls.certificate", None, Path("a"), False),
+        ("control.tls.key", None, Path("b"), False),
+    ]
+
+
+def test_a_restart_key_stays_as_it_was_until_the_restart() -> None:
+    old = Settings(control=Control(port=1), daemon=Daemon(drain_timeout=1))
+    new = Settings(control=Control(port=2, idle_timeout=7), daemon=Daemon(drain_timeout=2))
+    now = reloaded(old, new)
+    assert (now.control.port, now.control.idle_timeout, now.daemon.drain_timeout) == (1, 7, 2)
+
+
+@relaxed
+@given(st.data())
+def test_diff_is_exactly_what_differs(certificates: Path, data: st.DataObject) -> None:
+    old, new = (data.draw(strategies.settings(certificates)) for _ in range(2))
+    changes = {change.key: change for change in diff(old, new)}
+    for key in keys():
+        before, after = value(old, key.path), value(new, key.path)
+        if before == after:
+            assert key.path not in changes
+        else:
+            assert (changes[key.path].old, changes[key.path].new) == (before, after)
+
+
+@relaxed
+@given(st.data())
+def test_after_a_reload_only_restart_keys_are_left_to_change(certificates: Path, data: st.DataObject) -> None:
+    old, new = (data.draw(strategies.settings(certificates)) for _ in range(2))
+    now = reloaded(old, new)
+    changes = diff(old, new)
+    assert diff(old, now) == [change for change in changes if change.live]
+    assert diff(now, new) == [change for change in changes if not change.live]
+    assert type(now).model_validate(now.model_dump()) == now  # and what holds is a configuration that one may write

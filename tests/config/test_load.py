@@ -1,0 +1,194 @@
+"""Loading: every mistake at once, each one a sentence with file, key path, reason and the nearest valid key."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tunneld.config import Settings, load
+from tunneld.config.file import LARGEST, parse
+from tunneld.config.keys import keys
+from tunneld.errors import ConfigError
+
+
+def problems(folder: Path, content: str | bytes) -> list[str]:
+    """The problems of a file, without its name."""
+    path = folder / "tunnel.toml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    for problem in caught.value.problems:
+        assert problem.startswith(f"{path}: ")
+        assert problem.isprintable()
+    return [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "tunnel.toml"
+    path.touch()
+    assert load(path) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        # unrecognized: the nearest key, wherever it is
+        (
+            "[tunnels]\npairing_timout = 3",
+            "tunnels.pairing_timout: unrecognized key; did you mean pairing_timeout?",
+        ),
+        ("[daemon]\nlinger = 3", "daemon.linger: unrecognized key; did you mean tunnels.linger?"),
+        ("pairing_timeout = 3", "pairing_timeout: unrecognized key; did you mean tunnels.pairing_timeout?"),
+        ("[tunnel]", "tunnel: unrecognized table; did you mean tunnels?"),
+        ("[log]\ncolour = 1", "log.colour: unrecognized key; [log] may have format, level"),
+        ("[daemon]\nwatch_log = 1", "daemon.watch_log: unrecognized key; did you mean watch_backlog?"),
+        ("[egtp]", "egtp: unrecognized table; the file may have control, http, tunnels, daemon, log"),
+        ('[log]\n"a\\nb" = 1', 'log."a\\u000ab": unrecognized key; [log] may have format, level'),
+        # wrong types
+        ("control = 5", "control: 5 is not a table"),
+        ("[[control]]\nport = 1", "control: an array of tables is not a table"),
+        ('control.port = "7010"', 'control.port: "7010" is not an integer'),
+        ("control.port = true", "control.port: true is not an integer"),
+        ("control.port = 7010.0", "control.port: 7010.0 is not an integer"),
+        ("control.port = {}", "control.port: a table is not an integer"),
+        ('tunnels.linger = "1m"', 'tunnels.linger: "1m" is not a number'),
+        ("tunnels.linger = 2026-01-01", "tunnels.linger: 2026-01-01 is not a number"),
+        ("http.enabled = 1", "http.enabled: 1 is not true or false"),
+        ("tunnels.host = 1", "tunnels.host: 1 is not a string in quotes"),
+        ('http.allowed_hosts = "a"', 'http.allowed_hosts: "a" is not an array'),
+        ("http.allowed_hosts = ['a', 2]", "http.allowed_hosts[1]: 2 is not a string in quotes"),
+        # wrong values
+        ("control.port = 70000", "control.port: 70000 is not between 0 and 65535"),
+        ("control.port = -1", "control.port: -1 is not between 0 and 65535"),
+        ("control.max_connections = 0", "control.max_connections: 0 is not between 1 and 1000000"),
+        ("tunnels.linger = 0", "tunnels.linger: 0 is not between 0.001 and 31536000"),
+        ("tunnels.linger = inf", "tunnels.linger: inf is not between 0.001 and 31536000"),
+        ("tunnels.linger = nan", "tunnels.linger: nan is not between 0.001 and 31536000"),
+        (
+            f"tunnels.linger = 1{'0' * 400}",
+            "tunnels.linger: a number of more than 60 digits is not between 0.001 and 31536000",
+        ),
+        ("http.max_body = 1023", "http.max_body: 1023 is not between 1024 and 1048576"),
+        ('log.level = "verbose"', 'log.level: "verbose" is not one of debug, info, warning, error'),
+        ('tunnels.host = "a b"', 'tunnels.host: "a b" is not a host name or an address'),
+        ('tunnels.host = "300.1.1.1"', 'tunnels.host: "300.1.1.1" is not a host name or an address'),
+        ('tunnels.host = "fe80::x"', 'tunnels.host: "fe80::x" is not a host name or an address'),
+        ("http.allowed_hosts = ['a', '']", "http.allowed_hosts[1]: an empty name matches no request"),
+        (
+            'tunnels.advertised_host = "0.0.0.0"',
+            'tunnels.advertised_host: "0.0.0.0" means every address of this machine; nobody can connect to it',
+        ),
+        ('tunnels.ports = "a-b"', 'tunnels.ports: "a-b" is not a range of ports: neither FIRST-LAST nor 0'),
+        ("control.tls.certificate = 4\ncontrol.tls.key = 5", "control.tls.certificate: 4 is not a path in quotes"),
+        ("[control.tls]", "control.tls.certificate: missing, and it has no default"),
+        (
+            f'log.level = "{"x" * 300}"',
+            f'log.level: "{"x" * 59}…" is not one of debug, info, warning, error',
+        ),
+    ],
+)
+def test_each_mistake_is_one_sentence(tmp_path: Path, content: str, problem: str) -> None:
+    assert problems(tmp_path, content)[0] == problem
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[control]\nport 7", "line 2, column 6: expected '=' after a key in a key/value pair"),
+        ("a = ", "line 1, column 5: invalid value"),
+        ("[control]\nport = 1\nport = 2", "line 3, column 9: cannot overwrite a value"),
+        ('[control]\n"a', "line 2, column 3: unterminated string"),
+        (b"# caf\xc3\xa9\n# x\xff", "line 2, column 4: byte 0xff is not UTF-8"),
+        ("x = " + "[" * 100_000, "not TOML that makes sense here: nested too deeply"),
+        ("x = 1" + "0" * 5000, "not TOML that makes sense here: an integer of thousands of digits"),
+        (b" " * (LARGEST + 1), f"could not read the configuration: larger than {LARGEST} octets"),
+    ],
+    ids=["no equals", "no value", "twice", "no end of string", "not UTF-8", "deep", "long integer", "large"],
+)
+def test_what_is_not_toml_is_named_by_its_place(tmp_path: Path, content: str | bytes, problem: str) -> None:
+    (found,) = problems(tmp_path, content)
+    place, _, reason = problem.partition(": ")
+    assert found.startswith(
+        place.rpartition(",")[0]
+    )  # the parser's columns and words differ between versions of Python
+    assert found.partition(": ")[2]
+    if "expected" not in reason and "overwrite" not in reason and "unterminated" not in reason:
+        assert found == problem
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_schema(tmp_path: Path) -> None:
+    content = """
+        [log]
+        level = "loud"
+        [control]
+        port = 70000
+        host = "0.0.0.0"
+        wrong = 1
+        [http]
+        host = "::"
+        max_body = 1
+    """
+    assert [problem.partition(": ")[0] for problem in problems(tmp_path, content)] == [
+        "control.port",
+        "control.open_to_anyone",  # though another key of its table is wrong
+        "control.wrong",
+        "http.open_to_anyone",
+        "http.max_body",
+        "log.level",
+    ]
+
+
+def test_a_byte_order_mark_and_crlf_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "tunnel.toml"
+    path.write_bytes(b"\xef\xbb\xbf[control]\r\nport = 1\r\n")
+    assert load(path).control.port == 1
+
+
+def test_a_file_that_is_not_there_and_a_folder_are_sentences(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none.toml", "no such file or directory"), (tmp_path, "is a directory")):
+        with pytest.raises(ConfigError) as caught:
+            load(path)
+        assert caught.value.problems == [f"{path}: could not read the configuration: {reason}"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_without_permission_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "tunnel.toml"
+    path.touch(0)
+    with pytest.raises(ConfigError, match="permission denied"):
+        load(path)
+
+
+@given(st.binary())
+def test_garbage_is_the_writers_fault(content: bytes) -> None:
+    with contextlib.suppress(ValidationError, ValueError):  # and nothing else
+        parse(content, Path("/"))
+
+
+TOML_VALUES = st.one_of(
+    st.booleans().map(lambda value: str(value).lower()),
+    st.integers().map(str),
+    st.floats().map(repr),
+    st.from_regex(r'"[ -!#-\[\]-~]*"', fullmatch=True),
+    st.sampled_from(["[]", "{}", "[1]", "[[{}]]", "{a=1}", "2026-01-01", "12:00:00", "inf", "nan"]),
+)
+
+
+@given(st.dictionaries(st.sampled_from([key.path for key in keys()] + ["x", "control.x", "log"]), TOML_VALUES))
+def test_any_toml_value_for_any_key_is_taken_or_explained(
+    tmp_path_factory: pytest.TempPathFactory, given_: dict[str, str]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text("".join(f"{key} = {value}\n" for key, value in given_.items()))
+    try:
+        load(path)
+    except ConfigError as error:
+        for problem in error.problems:
+            assert problem.startswith(f"{path}: ")
+            assert problem.isprintable()

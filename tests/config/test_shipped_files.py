@@ -1,0 +1,88 @@
+"""The files in config/: the annotated default is the built-in one, the examples load, the unit and the daemon agree."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunneld.config import Settings, Tunnels, load
+from tunneld.config.keys import keys
+from tunneld.errors import ConfigError, LimitReachedError, UsageError
+
+CONFIG = Path(__file__).parents[2] / "config"
+ANNOTATED = CONFIG / "tunnel.toml"
+EXAMPLES = sorted((CONFIG / "examples").glob("*.toml"))
+COMMENTED_OUT = re.compile(r"^#(?=\[|[a-z_]+ = )", re.MULTILINE)
+
+
+def paths(table: dict[str, Any], prefix: str = "") -> list[str]:
+    """The key paths in parsed TOML, in the order of the file."""
+    return [
+        path
+        for name, value in table.items()
+        for path in (paths(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name])
+    ]
+
+
+def test_the_annotated_default_is_the_built_in_default() -> None:
+    assert load(ANNOTATED) == Settings()
+
+
+def test_the_annotated_default_has_every_key_each_with_a_comment() -> None:
+    text = COMMENTED_OUT.sub("", ANNOTATED.read_text())
+    assert sorted(paths(tomllib.loads(text))) == sorted(key.path for key in keys())
+    for line in text.splitlines():
+        assert not re.match(r"[a-z_]+ =", line) or "  # " in line, line
+
+
+def test_the_annotated_default_marks_exactly_the_keys_that_wait_for_a_restart() -> None:
+    """`[restart]` behind a key, or behind the header of its table."""
+    table, table_marked, marked = "", False, set()
+    for line in COMMENTED_OUT.sub("", ANNOTATED.read_text()).splitlines():
+        if header := re.match(r"\[(.+?)\]", line):
+            table, table_marked = header[1], "[restart]" in line
+        elif (key := re.match(r"([a-z_]+) = ", line)) and (table_marked or "[restart]" in line):
+            marked.add(f"{table}.{key[1]}")
+    assert marked == {key.path for key in keys() if not key.live}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_each_example_loads_where_its_certificates_are(example: Path, certificates: Path) -> None:
+    copy = certificates / example.name
+    shutil.copy(example, copy)
+    assert load(copy) != Settings()
+
+
+def test_the_public_relay_asks_for_certificates(certificates: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file or directory"):
+        load(CONFIG / "examples/public-relay.toml")
+    shutil.copy(CONFIG / "examples/public-relay.toml", certificates)
+    control = load(certificates / "public-relay.toml").control
+    assert control.tls is not None
+    assert control.tls.client_ca is not None
+    assert not control.open_to_anyone
+
+
+def test_the_firewall_example_has_two_ports_for_each_tunnel() -> None:
+    tunnels: Tunnels = load(CONFIG / "examples/behind-firewall.toml").tunnels
+    assert len(tunnels.port_range) == 2 * tunnels.max_tunnels
+
+
+def test_systemd_waits_longer_than_the_daemon_drains_and_knows_its_exit_statuses() -> None:
+    unit = configparser.RawConfigParser(strict=False, comment_prefixes=("#",))
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(CONFIG / "tunneld.service")
+    service = unit["Service"]
+    assert float(service["TimeoutStopSec"]) > Settings().daemon.drain_timeout
+    assert service["SuccessExitStatus"] == str(LimitReachedError.exit_status) == str(os.EX_TEMPFAIL)
+    assert set(service["RestartPreventExitStatus"].split()) == {
+        str(UsageError.exit_status),
+        str(ConfigError.exit_status),
+    }

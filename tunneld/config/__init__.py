@@ -1,0 +1,22 @@
+"""The configuration: tunnel.toml as frozen values, read strictly, written back completely, compared purely."""
+
+from tunneld.config.changes import Change, diff, reloaded
+from tunneld.config.file import dump, load
+from tunneld.config.places import find_config
+from tunneld.config.schema import Control, Daemon, Http, Log, Settings, Tls, Tunnels
+
+__all__ = [
+    "Change",
+    "Control",
+    "Daemon",
+    "Http",
+    "Log",
+    "Settings",
+    "Tls",
+    "Tunnels",
+    "diff",
+    "dump",
+    "find_config",
+    "load",
+    "reloaded",
+]

@@ -1,0 +1,42 @@
+"""The usual places of a configuration file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+SYSTEM_CONFIG = Path("/etc/tunneld/tunnel.toml")
+
+
+def find_config() -> Path | None:
+    """The configuration file to use when none is named: the first that is there, or None for the built-in defaults.
+
+    1. `$TUNNELD_CONFIG`, there or not: who sets it means it;
+    2. `${XDG_CONFIG_HOME:-~/.config}/tunneld/tunnel.toml`;
+    3. `/etc/tunneld/tunnel.toml`.
+
+    A file that is there but cannot be read is still the one: running on defaults instead would be a surprise.
+    """
+    if named := os.environ.get("TUNNELD_CONFIG"):
+        return Path(named)
+    return next((path for path in (_user_config(), SYSTEM_CONFIG) if path is not None and _is_there(path)), None)
+
+
+def _user_config() -> Path | None:
+    folder = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    if not folder.is_absolute():  # the specification: a relative path there is to be ignored
+        try:
+            folder = Path.home() / ".config"
+        except RuntimeError:  # a user without a home, as daemons often are
+            return None
+    return folder / "tunneld" / "tunnel.toml"
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,222 @@
+"""The configuration as values that cannot be wrong: frozen, strict, every key with its default.
+
+One class a TOML table. Past `load` nobody checks a setting again. tunnel.toml(5) describes every key, its default and
+its consequence; a test holds the two together.
+
+Numbers that are times are seconds, numbers that are sizes are octets; the comment behind a default says why that one. A
+key marked `RESTART` is read once, when the daemon starts; every other key is read anew after a reload.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from tunneld.config.certificates import check_authority, check_pair, locate
+from tunneld.config.literals import literal
+from tunneld.endpoint import MAX_PORT, is_loopback, is_wildcard, parse_host
+from tunneld.errors import UsageError
+
+KIB = 1024
+MINUTE = 60.0
+HOUR = 60 * MINUTE
+MILLISECOND = 0.001  # the shortest wait a scheduler keeps; nothing below it is meant
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Marks a key, or a whole table, that a reload cannot apply: its value is in a socket that is already open."""
+
+
+RESTART = Restart()
+
+Seconds = Annotated[float, Field(ge=MILLISECOND, le=365 * 24 * HOUR, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=MAX_PORT)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Body = Annotated[int, Field(ge=KIB, le=1024 * KIB)]
+File = Annotated[Path, Field(strict=False)]
+Guard = Annotated[bool, Field(validate_default=True)]
+
+
+class Table(BaseModel):
+    """What all tables share: unknown keys are refused, types are not guessed, values do not change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _host(value: str) -> str:
+    """A host to bind or to advertise; an IPv6 address may be written with or without brackets."""
+    if not value:
+        return value
+    try:
+        if value.replace(".", "").isdigit():
+            return str(ipaddress.IPv4Address(value))  # 300.1.1.1 would pass for a name
+        return parse_host(f"[{value}]" if ":" in value and not value.startswith("[") else value)
+    except (UsageError, ValueError):
+        raise ValueError(f"{literal(value)} is not a host name or an address") from None
+
+
+def _name(value: str) -> str:
+    """A host name or address in a list, where an empty one can only be a slip."""
+    if not value:
+        raise ValueError("an empty name matches no request")
+    return _host(value)
+
+
+Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], Field(strict=False)]
+
+
+class Tls(Table):
+    """`[control.tls]`: the control socket speaks TLS and nothing else."""
+
+    certificate: File
+    key: File
+    client_ca: File | None = None
+
+    _locate = field_validator("certificate", "key", "client_ca")(locate)
+
+    @model_validator(mode="after")
+    def _fits(self, info: ValidationInfo) -> Tls:
+        """Only in `load`, which says so by its context: other code may name files that are not there yet."""
+        if info.context is not None:
+            check_pair(self.certificate, self.key)
+            if self.client_ca is not None:
+                check_authority(self.client_ca)
+        return self
+
+
+class Control(Table):
+    """`[control]`: the line protocol, tunneld-control(7)."""
+
+    host: Annotated[str, RESTART] = "127.0.0.1"  # nobody is asked for credentials, so only this machine may speak
+    port: Annotated[Port, RESTART] = 7010
+    tls: Annotated[Tls | None, RESTART] = None
+    open_to_anyone: Annotated[Guard, RESTART] = False
+    max_connections: Count = 256  # one agent keeps one; 256 x (two descriptors and about 60 KiB) is bearable
+    handshake_timeout: Seconds = 10.0  # a TLS handshake is two round trips; 10 s is a slow satellite link
+    idle_timeout: Seconds = 10 * MINUTE  # longer than a person thinks; `watch` is exempt
+    write_timeout: Seconds = 30.0  # a reader that takes nothing for so long is gone
+
+    _check_host = field_validator("host")(_host)
+
+    @field_validator("open_to_anyone")
+    @classmethod
+    def _not_open_by_accident(cls, value: bool, info: ValidationInfo) -> bool:
+        """A check of one field, not of the table, so that it speaks even while other keys of the table are wrong."""
+        decided = {"host", "tls"} <= info.data.keys()
+        if decided and not value and not is_loopback(info.data["host"]):
+            tls: Tls | None = info.data["tls"]
+            if tls is None or tls.client_ca is None:
+                raise ValueError(
+                    f"is false, but host {literal(info.data['host'])} lets strangers open tunnels: set tls.client_ca "
+                    "so that only your certificates may, or open_to_anyone = true where a firewall stands in front"
+                )
+        return value
+
+
+class Http(Table):
+    """`[http]`: XML-RPC, JSON, health and metrics."""
+
+    enabled: Annotated[bool, RESTART] = True
+    host: Annotated[str, RESTART] = "127.0.0.1"
+    port: Annotated[Port, RESTART] = 7011
+    open_to_anyone: Annotated[Guard, RESTART] = False
+    allowed_hosts: Names = ()  # beside loopback's names: a page on another site must not reach us
+    max_connections: Count = 256  # each is a descriptor and one or two tasks, as with control.max_connections
+    max_body: Body = 64 * KIB  # the largest honest request is below 1 KiB
+    read_timeout: Annotated[Seconds, RESTART] = 10.0  # it and the next are given to the HTTP server when it starts
+    keep_alive_timeout: Annotated[Seconds, RESTART] = 30.0
+    write_timeout: Seconds = 30.0  # a reader that takes nothing for so long is gone
+
+    _check_host = field_validator("host")(_host)
+
+    @field_validator("open_to_anyone")
+    @classmethod
+    def _not_open_by_accident(cls, value: bool, info: ValidationInfo) -> bool:
+        listens = info.data.get("enabled", False) and "host" in info.data
+        if listens and not value and not is_loopback(info.data["host"]):
+            raise ValueError(
+                f"is false, but host {literal(info.data['host'])} lets strangers open tunnels: keep it on loopback "
+                "behind a proxy that asks who they are, or set open_to_anyone = true where a firewall stands in front"
+            )
+        return value
+
+
+class Tunnels(Table):
+    """`[tunnels]`: where tunnels listen, how many there may be, how long anything waits. Read at each openTunnel."""
+
+    host: str = "127.0.0.1"  # nothing is public until somebody says so
+    advertised_host: str = ""
+    ports: str = "20000-29999"  # below Linux's ephemeral range (32768-60999), so no outgoing connection takes one
+    max_tunnels: Count = 1000
+    max_visitors: Count = 10_000  # per tunnel: two descriptors each
+    max_parked: Count = 256  # per tunnel: server connections held for visitors to come
+    max_waiting: Count = 256  # per tunnel: visitors held for server connections to come
+    pairing_timeout: Seconds = 30.0  # a browser gives up about then
+    open_timeout: Seconds = 5 * MINUTE  # time to copy a URI from one machine to another
+    linger: Seconds = MINUTE  # a half-closed relay without a byte for so long is abandoned
+    accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no spinning, yet nobody notices the pause
+    keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs forget idle connections after 2 minutes and more
+
+    _check_hosts = field_validator("host", "advertised_host")(_host)
+
+    @field_validator("advertised_host")
+    @classmethod
+    def _can_be_dialled(cls, value: str) -> str:
+        if value and is_wildcard(value):
+            raise ValueError(f"{literal(value)} means every address of this machine; nobody can connect to it")
+        return value
+
+    @field_validator("ports")
+    @classmethod
+    def _check_ports(cls, value: str) -> str:
+        parse_port_range(value)
+        return value
+
+    @property
+    def port_range(self) -> range:
+        """The ports a tunnel may listen on; `range(0, 1)` means any free port."""
+        return parse_port_range(self.ports)
+
+
+class Daemon(Table):
+    """`[daemon]`: the process itself."""
+
+    drain_timeout: Seconds = 30.0  # how long relays may finish after SIGTERM; systemd stops waiting at 90 s
+    watch_backlog: Count = 1000  # events held for one slow watcher before it loses some
+
+
+class Log(Table):
+    """`[log]`: one event a line on standard error."""
+
+    format: Literal["auto", "human", "json"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Table):
+    """A whole tunnel.toml."""
+
+    control: Control = Control()
+    http: Http = Http()
+    tunnels: Tunnels = Tunnels()
+    daemon: Daemon = Daemon()
+    log: Log = Log()
+
+
+def parse_port_range(text: str) -> range:
+    """Read `FIRST-LAST`, one port, or `0` for any free port. Raises `ValueError`."""
+    first, dash, last = text.partition("-")
+    if not all(part.isascii() and part.isdigit() for part in (first, last or first)) or (dash and not last):
+        raise ValueError(f"{literal(text)} is not a range of ports: neither FIRST-LAST nor 0")
+    if len(first) > len(str(MAX_PORT)) or len(last) > len(str(MAX_PORT)):
+        raise ValueError(f"{literal(text)} is not a range of ports: it reaches outside 1-{MAX_PORT}")
+    ports = range(int(first), int(last or first) + 1)
+    if not ports:
+        raise ValueError(f"{literal(text)} is not a range of ports: {first} lies behind {last}")
+    if ports[-1] > MAX_PORT or (ports[0] == 0 and len(ports) > 1):
+        raise ValueError(f"{literal(text)} is not a range of ports: it reaches outside 1-{MAX_PORT}")
+    return ports
