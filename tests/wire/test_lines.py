@@ -1,0 +1,225 @@
+"""Requests, replies and lines, case by case."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunneld.errors import LocalProtocolError, RemoteProtocolError, UsageError
+from tunneld.wire.linebuffer import LineBuffer
+from tunneld.wire.lines import (
+    MAX_LINE,
+    MAX_REPLY_LINE,
+    Err,
+    Item,
+    ItemLine,
+    Ok,
+    Request,
+    format_err,
+    format_item,
+    format_ok,
+    format_request,
+    parse_reply,
+    parse_request,
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "request_"),
+    [
+        (b"list", Request("list")),
+        (b"OpenTunnel\r\n", Request("opentunnel")),
+        (b"  list  \n", Request("list")),
+        (b"list\t--all", Request("list", ("--all",))),
+        (b"openTunnel tcp persist=yes", Request("opentunnel", ("tcp",), {"persist": "yes"})),
+        (b"openTunnel persist=yes tcp", Request("opentunnel", ("tcp",), {"persist": "yes"})),
+        (b"getTunnelAddress tcp://h:1", Request("gettunneladdress", ("tcp://h:1",))),
+        (b"close tcp://h:1/?a=b", Request("close", ("tcp://h:1/?a=b",))),
+        (b"openTunnel name='my server'", Request("opentunnel", (), {"name": "my server"})),
+        (b'openTunnel "name=my server"', Request("opentunnel", (), {"name": "my server"})),
+        (b"openTunnel name=a=b", Request("opentunnel", (), {"name": "a=b"})),
+        (b"openTunnel name=", Request("opentunnel", (), {"name": ""})),
+        (b"openTunnel Name=x 2x=1 =1", Request("opentunnel", ("Name=x", "2x=1", "=1"))),
+        (b"close ''", Request("close", ("",))),
+        (b"openTunnel name=#1", Request("opentunnel", (), {"name": "#1"})),
+        ("openTunnel name=Zoë".encode(), Request("opentunnel", (), {"name": "Zoë"})),
+    ],
+)
+def test_a_line_is_read_as_a_shell_would(line: bytes, request_: Request) -> None:
+    assert parse_request(line) == request_
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b"", "line is empty; type help"),
+        (b" \t ", "line is empty"),
+        (b"close 'x", "unclosed quote; quote as in a shell"),
+        (b"close x\\", "backslash with nothing behind it"),
+        (b"openTunnel ttl=1 ttl=2", "option 'ttl' is given twice; give it once"),
+        (b"close \xff", "not UTF-8: octet 6 is 0xff; send UTF-8"),
+        (b"close a\0b", "control character U+0000; send printable text"),
+        (b"list\nlist", "control character U+000A"),
+        (b"list\r\r\n", "control character U+000D"),
+        (b"close \x1b[2J", "control character U+001B"),
+        ("close \x85".encode(), "control character U+0085"),
+        (b"close 'a\tb'", "tab inside quotes"),
+        (b"@list", "not a verb: '@list'; start the line with one of those that help lists"),
+        (b"'' x", "not a verb"),
+        ("Ünder".encode(), "not a verb"),
+    ],
+)
+def test_an_unfit_line_is_refused_with_what_to_do(line: bytes, sentence: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_request(line)
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (Request("close", ("a=b",)), "would be read as the option a"),
+        (Request("close", ("a\nb",)), "control characters cannot be sent"),
+        (Request("open", (), {"name": "a\tb"}), "control characters cannot be sent"),
+        (Request("open", (), {"Name": "x"}), "not the name of an option: 'Name'"),
+        (Request("", ("x",)), "not a verb"),
+        (Request("two words"), "not a verb"),
+        (Request("close", ("\udcff",)), "only UTF-8 can be sent"),
+        (Request("close", ("x" * MAX_LINE,)), f"request of {MAX_LINE + 6} octets is longer than {MAX_LINE}"),
+    ],
+)
+def test_what_a_request_cannot_carry_is_refused_before_it_is_sent(request_: Request, sentence: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        format_request(request_)
+    assert sentence in str(refused.value)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cc", "Cs"])), max_size=5))
+def test_a_request_can_be_pasted_into_a_shell(words: list[str]) -> None:
+    words = [word.replace("=", "") for word in words]
+    assert shlex.split(format_request(Request("close", tuple(words))).decode()) == ["close", *words]
+
+
+def test_values_are_bare_where_they_can_be_and_json_where_they_must() -> None:
+    item: Item = {
+        "id": "t4",
+        "up": 12,
+        "age": 0.5,
+        "persist": True,
+        "name": 'a "b"',
+        "none": None,
+        "empty": "",
+        "bell": "\a",
+    }
+    line = format_item(item)
+    assert line == b'* id=t4 up=12 age=0.5 persist=yes name="a \\"b\\"" empty="" bell="\\u0007"\n'
+
+
+@given(st.text())
+def test_no_value_breaks_a_line_and_each_comes_back(text: str) -> None:
+    line = format_item({"value": text})
+    assert line.decode().splitlines() == [line.decode().rstrip("\n")]
+    assert line[:-1].decode().isprintable()
+    assert parse_reply(line) == ItemLine({"value": text})
+
+
+@given(st.text(min_size=1))
+def test_a_quoted_value_is_plain_json(text: str) -> None:
+    value = format_item({"value": text + " "})[:-1].removeprefix(b"* value=")
+    assert json.loads(value) == text + " "
+
+
+@given(st.text())
+def test_free_text_never_breaks_its_line(text: str) -> None:
+    for line in (format_ok(text), format_err("usage", text)):
+        assert line.count(b"\n") == 1
+        assert line[:-1].decode().isprintable()
+        parse_reply(line)
+
+
+def test_free_text_loses_only_what_does_not_print() -> None:
+    assert parse_reply(format_err("usage", "a\nb\x1b[2J")) == Err("usage", "a\ufffdb\ufffd[2J")
+
+
+@pytest.mark.parametrize("text", ["x" * MAX_REPLY_LINE, "\N{SNOWMAN}" * MAX_REPLY_LINE])
+def test_free_text_is_cut_to_what_can_be_read(text: str) -> None:
+    buffer = LineBuffer(MAX_REPLY_LINE)
+    buffer.feed(format_ok(text))
+    line = buffer.next_line()
+    assert line is not None
+    assert isinstance(parse_reply(line), Ok)
+    assert MAX_REPLY_LINE - 4 < len(line) <= MAX_REPLY_LINE
+
+
+def test_our_own_mistakes_are_blamed_on_us() -> None:
+    with pytest.raises(LocalProtocolError, match="not an error code"):
+        format_err("No Code", "")
+    with pytest.raises(LocalProtocolError, match="not all keys"):
+        format_item({"a b": 1})
+    with pytest.raises(LocalProtocolError, match="longer than"):
+        format_item({"a": "x" * MAX_REPLY_LINE})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"HTTP/1.1 400 Bad Request",
+        b"SSH-2.0-OpenSSH_9.2",
+        b"ok",
+        b"OK\xff",
+        b"ERR",
+        b"ERR Usage x",
+        b"* a",
+        b"* a=1  b=2",
+        b"* a=1 a=2",
+        b'* a="1',
+        b'* a="\\x"',
+        b'* a="1"b=2',
+        b"* A=1",
+        b'* a=b"c"',
+    ],
+)
+def test_what_is_no_reply_is_blamed_on_the_peer(line: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        parse_reply(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "reply"),
+    [
+        (b"OK\r\n", Ok()),
+        (b"OK ", Ok()),
+        (b"OK tcp://h:1", Ok("tcp://h:1")),
+        (b"ERR limit", Err("limit")),
+        (b"ERR no-such-tunnel no tunnel t4", Err("no-such-tunnel", "no tunnel t4")),
+        (b"*", ItemLine({})),
+        (b"* ", ItemLine({})),
+        (b"* a= b=1", ItemLine({"a": "", "b": "1"})),
+    ],
+)
+def test_replies_are_read(line: bytes, reply: object) -> None:
+    assert parse_reply(line) == reply
+
+
+def test_the_longest_line_passes_and_the_next_longer_does_not() -> None:
+    for end in (b"\n", b"\r\n"):
+        buffer = LineBuffer()
+        buffer.feed(b"x" * MAX_LINE + end)
+        assert buffer.next_line() == b"x" * MAX_LINE
+        buffer.feed(b"x" * (MAX_LINE + 1) + end)
+        with pytest.raises(RemoteProtocolError, match="longer than 4096 octets"):
+            buffer.next_line()
+
+
+def test_an_endless_line_does_not_swallow_the_lines_before_it() -> None:
+    buffer = LineBuffer(10)
+    buffer.feed(b"list\nstatus\n" + b"x" * 12)
+    assert [buffer.next_line(), buffer.next_line()] == [b"list", b"status"]
+    for _ in range(2):  # and then it is the end for good
+        with pytest.raises(RemoteProtocolError):
+            buffer.next_line()

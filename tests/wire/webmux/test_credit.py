@@ -1,0 +1,167 @@
+"""Credit: both ends count alike, whatever crosses on the wire."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.wire.webmux.helpers import Pair, frame, hear, reach, take
+from tunneld.errors import LocalProtocolError
+from tunneld.wire.webmux import DEFAULT_CREDIT, UNLIMITED, Broken, CreditAdded, DefaultCreditSet, Mux
+from tunneld.wire.webmux.header import CONTROL, FIN, RST, Code
+from tunneld.wire.webmux.states import State
+
+
+def agreed(pair: Pair, session: int) -> int:
+    """The credit from the initiator to the acceptor, if both think the same of it."""
+    assert pair.initiator.credit(session) == pair.acceptor.allowance(session)
+    return pair.initiator.credit(session)
+
+
+def test_it_starts_at_16384_octets_in_both_directions() -> None:
+    pair = Pair()
+    session = pair.opened()
+    assert agreed(pair, session) == DEFAULT_CREDIT == 16384
+    assert pair.acceptor.credit(session) == pair.initiator.allowance(session) == 16384
+
+
+def test_payload_costs_padding_headers_and_reasons_do_not() -> None:
+    pair = Pair()
+    session = pair.opened()
+    pair.initiator.send(session, b"hello")
+    pair.settle()
+    assert agreed(pair, session) == DEFAULT_CREDIT - 5
+
+
+def test_a_grant_is_told_and_adds_up() -> None:
+    pair = Pair()
+    session = pair.opened()
+    pair.initiator.send(session, bytes(DEFAULT_CREDIT))
+    pair.settle()
+    pair.acceptor.grant(session, 100_000)
+    pair.acceptor.grant(session, 300_000)
+    assert pair.settle() == [CreditAdded(session, 100_000), CreditAdded(session, 400_000)]
+    assert agreed(pair, session) == 400_000
+
+
+def test_unlimited_stays_unlimited() -> None:
+    pair = Pair()
+    session = pair.opened()
+    pair.acceptor.grant(session, UNLIMITED)
+    pair.acceptor.grant(session, 1000)
+    pair.settle()
+    assert agreed(pair, session) == UNLIMITED + DEFAULT_CREDIT + 1000
+    assert pair.initiator.send(session, bytes(5_000_000)) == 5_000_000
+    pair.settle()
+    assert agreed(pair, session) == UNLIMITED + DEFAULT_CREDIT + 1000 - 5_000_000
+
+
+def test_a_peer_that_exceeds_its_credit_loses_the_session() -> None:
+    mux, session = reach(State.OPEN)
+    exact = frame(session, 0, bytes(DEFAULT_CREDIT))
+    assert len(hear(mux, exact)) == 1
+    (broken,) = hear(mux, frame(session, FIN, b"x"))
+    assert broken == Broken(session, "data of 1 octets exceeds its credit of 0")
+    assert take(mux) == frame(session, RST)
+
+
+def test_a_fragment_beyond_credit_is_refused_whole() -> None:
+    mux, session = reach(State.OPEN)
+    items = hear(mux, frame(session, 0, bytes(DEFAULT_CREDIT + 1))[:100])
+    assert [type(item) for item in items] == [Broken]
+
+
+def test_the_default_is_for_sessions_to_come() -> None:
+    pair = Pair()
+    old = pair.opened()
+    pair.acceptor.set_default_credit(1 << 20)
+    assert pair.settle() == [DefaultCreditSet(1 << 20)]
+    assert agreed(pair, old) == DEFAULT_CREDIT
+    assert agreed(pair, pair.opened()) == 1 << 20
+
+
+def test_a_default_that_crosses_a_syn_counts_for_both() -> None:
+    pair = Pair()
+    session = pair.initiator.open(80)
+    pair.initiator.send(session, bytes(1000))
+    pair.acceptor.set_default_credit(20_000)
+    assert CreditAdded(session, 19_000) in pair.settle()
+    assert agreed(pair, session) == 19_000
+    pair.acceptor.set_default_credit(30_000)
+    pair.settle()
+    assert agreed(pair, session) == 29_000
+    pair.acceptor.accept(session)
+    pair.acceptor.set_default_credit(40_000)
+    pair.settle()
+    assert agreed(pair, session) == 29_000
+
+
+def test_the_default_of_a_caller_does_not_reach_the_session_it_has_called() -> None:
+    pair = Pair()
+    session = pair.initiator.open(80)
+    pair.initiator.set_default_credit(20_000)
+    pair.settle()
+    pair.acceptor.accept(session)
+    pair.settle()
+    assert pair.acceptor.credit(session) == pair.initiator.allowance(session) == DEFAULT_CREDIT
+
+
+def test_our_default_cannot_fall() -> None:
+    mux = Mux(initiator=True)
+    with pytest.raises(LocalProtocolError, match="default credit cannot fall from 16384 to 16383 octets"):
+        mux.set_default_credit(16383)
+    assert not mux.outgoing
+
+
+def test_a_peer_may_lower_its_default_and_is_obeyed() -> None:
+    mux = Mux(initiator=True)
+    session = mux.open(80)
+    mux.send(session, bytes(100))
+    hear(mux, frame(0, CONTROL | Code.SET_DEFAULT_CREDIT << 19, value=10))
+    assert mux.credit(session) == 0
+    assert mux.send(session, b"x") == 0
+    assert mux.credit(mux.open(80)) == 10
+
+
+def test_credit_before_the_first_syn_is_added_to_the_default() -> None:
+    pair = Pair()
+    pair.acceptor.grant(2, 1000)
+    pair.settle()
+    session = pair.opened()
+    assert agreed(pair, session) == DEFAULT_CREDIT + 1000
+
+
+def test_late_credit_does_not_count_for_the_next_life() -> None:
+    pair = Pair()
+    session = pair.opened()
+    pair.acceptor.finish(session)
+    pair.settle()
+    pair.initiator.send(session, bytes(1000), finish=True)
+    pair.acceptor.grant(session, 1000)
+    pair.settle()
+    assert pair.initiator.state(session) is State.IDLE
+    for _ in range(126):
+        pair.initiator.finish(pair.opened())
+    assert pair.opened() == session
+    assert agreed(pair, session) == DEFAULT_CREDIT
+
+
+def test_credit_granted_before_our_answer_follows_it() -> None:
+    mux, session = reach(State.SYN_RCVD)
+    mux.grant(session, 1000)
+    mux.grant(session, 2000)
+    assert (mux.allowance(session), bytes(mux.outgoing)) == (DEFAULT_CREDIT, b"")
+    mux.accept(session)
+    assert mux.allowance(session) == DEFAULT_CREDIT + 3000
+    assert take(mux)[4:] == frame(session, CONTROL | Code.ADD_CREDIT << 19, value=3000)
+
+
+def test_granting_after_the_peer_has_finished_is_pointless_and_silent() -> None:
+    mux, session = reach(State.REMOTE_CLOSED)
+    mux.grant(session, 1000)
+    assert not mux.outgoing
+
+
+def test_an_ended_session_gets_no_credit() -> None:
+    for mux, session in (reach(State.RESET), (Mux(initiator=True), 0)):
+        with pytest.raises(LocalProtocolError, match="gets no credit"):
+            mux.grant(session, 1000)

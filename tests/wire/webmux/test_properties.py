@@ -1,0 +1,132 @@
+"""What holds for all octets: any cut yields the same, garbage is the peer's fault, and little is held."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.wire.webmux.helpers import Seen, frame, hear, merged, quick, take
+from tunneld.errors import RemoteProtocolError
+from tunneld.wire.webmux import Mux
+from tunneld.wire.webmux.header import CONTROL, FIN, PUSH, RST, SYN, WITHOUT_PAYLOAD, Code
+from tunneld.wire.webmux.limits import MAX_TEXT
+
+sessions = st.sampled_from([0, 1, 2, 3, 4, 5, 254, 255])
+payloads = st.one_of(st.binary(max_size=20), st.sampled_from([20, 6000, 16384]).map(bytes))
+
+
+@st.composite
+def data_frames(draw: st.DrawFn) -> bytes:
+    flags = sum(draw(st.sets(st.sampled_from([FIN, RST, PUSH]), max_size=2)))
+    return frame(draw(sessions), flags, draw(payloads), long=draw(st.booleans()))
+
+
+@st.composite
+def syn_frames(draw: st.DrawFn) -> bytes:
+    return frame(draw(sessions), SYN | draw(st.sampled_from([0, 0, FIN, PUSH, RST])), value=draw(st.integers(0, 2**18)))
+
+
+@st.composite
+def control_frames(draw: st.DrawFn) -> bytes:
+    code, session, long = draw(st.integers(0, 15)), draw(sessions), draw(st.booleans())
+    if code in WITHOUT_PAYLOAD:
+        return frame(session, CONTROL | code << 19, value=draw(st.integers(0, 2**20)), long=long)
+    payload = draw(st.text(max_size=9)).encode() if code == Code.INTERN_ATOM else draw(payloads)
+    return frame(session, CONTROL | code << 19, payload, long=long)
+
+
+frames = st.lists(st.one_of(data_frames(), data_frames(), syn_frames(), control_frames()), max_size=12)
+steps = st.lists(st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 64, 5000]), min_size=1, max_size=8)
+
+
+def busy() -> Mux:
+    """An initiator with sessions of every kind."""
+    mux = Mux(initiator=True)
+    for _ in range(3):
+        mux.open(80)
+    hear(mux, frame(2, SYN, value=80) + frame(3, SYN, value=7) + frame(5, SYN, value=7))
+    mux.accept(3)
+    mux.finish(6)
+    take(mux)
+    return mux
+
+
+def outcome(mux: Mux, feed: Callable[[Mux], list[Seen]]) -> tuple[list[Seen], str, bytes, list[object]]:
+    items: list[Seen] = []
+    error = ""
+    try:
+        items = feed(mux)
+    except RemoteProtocolError as problem:
+        error = str(problem)
+    books = [(mux.state(sid), mux.credit(sid), mux.allowance(sid)) for sid in range(256)]
+    return merged(items), error, take(mux), [*books, mux.live, mux.can_open]
+
+
+def feed_in_steps(octets: bytes, sizes: list[int]) -> Callable[[Mux], list[Seen]]:
+    def feed(mux: Mux) -> list[Seen]:
+        items, at, turn = [], 0, 0
+        while at < len(octets):
+            step = sizes[turn % len(sizes)]
+            items += hear(mux, octets[at : at + step])
+            at, turn = at + step, turn + 1
+        return items
+
+    return feed
+
+
+@quick
+@given(frames, steps)
+@example([frame(2, FIN | PUSH, b"hello"), frame(2, 0, b"late", long=True)], [1])
+def test_any_cut_yields_the_same_items_answers_and_books(wire: list[bytes], sizes: list[int]) -> None:
+    octets = b"".join(wire)
+    whole = outcome(busy(), lambda mux: hear(mux, octets))
+    cut = outcome(busy(), feed_in_steps(octets, sizes))
+    if whole[1]:  # what was told before the end of the connection is lost by `outcome`
+        whole, cut = ([], *whole[1:]), ([], *cut[1:])
+    assert cut == whole
+
+
+@quick
+@given(st.lists(st.one_of(st.binary(max_size=60), data_frames(), syn_frames(), control_frames()), max_size=12), steps)
+def test_garbage_is_the_peers_fault_and_little_of_it_is_held(wire: list[bytes], sizes: list[int]) -> None:
+    mux, octets = busy(), b"".join(wire)
+    with contextlib.suppress(RemoteProtocolError):
+        feed_in_steps(octets, sizes)(mux)
+    fragment = mux._fragment_in
+    assert len(mux._head) < 8
+    assert fragment is None or len(fragment.kept) <= MAX_TEXT
+    assert len(mux.outgoing) <= len(octets)
+    assert all(len(text) <= MAX_TEXT for text in mux._peer_atoms.values())
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 2), payloads, st.booleans()), max_size=10), st.integers(0, 5000), steps)
+def test_what_is_sent_is_what_is_heard(records: list[tuple[int, bytes, bool]], mss: int, sizes: list[int]) -> None:
+    sender, receiver = Mux(initiator=True), Mux(initiator=False)
+    receiver.set_mss(mss)
+    hear(sender, take(receiver))
+    opened = [sender.open(port) for port in range(3)]
+    sent = dict.fromkeys(opened, (b"", 0))
+    for number, payload, push in records:
+        session = opened[number]
+        taken = sender.send(session, payload, push=push)
+        octets, marks = sent[session]
+        sent[session] = octets + payload[:taken], marks + (push and taken == len(payload))
+    heard = feed_in_steps(take(sender), sizes)(receiver)
+    for session, (octets, marks) in sent.items():
+        mine = [item for item in heard if isinstance(item, tuple) and item[0] == session]
+        assert b"".join(item[1] for item in mine) == octets
+        assert sum(item[2] for item in mine) == marks
+        assert receiver.allowance(session) == sender.credit(session)
+
+
+def test_a_flood_in_single_octets_costs_no_more_than_its_octets() -> None:
+    """The codec holds nothing of a payload, so no cut makes it copy anything twice."""
+    mux = busy()
+    octets = frame(2, PUSH, bytes(16384))
+    items = [item for octet in octets for item in hear(mux, bytes([octet]))]
+    assert len(items) == 16384
+    assert len(mux._head) == 0

@@ -1,0 +1,224 @@
+"""What the peer may say, and what its faults cost."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.wire.webmux.helpers import Pair, frame, hear, merged, reach, take
+from tunneld.errors import LocalProtocolError, RemoteProtocolError
+from tunneld.wire.webmux import (
+    UNLIMITED,
+    Accepted,
+    Broken,
+    Finished,
+    Mux,
+    Opened,
+    Refused,
+    Reset,
+)
+from tunneld.wire.webmux.header import CONTROL, FIN, PUSH, RST, SYN, Code
+from tunneld.wire.webmux.limits import MAX_OFFENCES, MAX_TEXT, MAX_UNSENT
+from tunneld.wire.webmux.states import State
+
+
+def test_payload_is_a_slice_of_the_input() -> None:
+    mux, session = reach(State.OPEN)
+    memory = bytearray(frame(session, 0, b"abcd"))
+    ((_, payload, _),) = [item for item in mux.receive(memory) if isinstance(item, tuple)]
+    memory[4:8] = b"ABCD"
+    assert bytes(payload) == b"ABCD"
+
+
+def test_a_fragment_is_handed_out_while_it_arrives() -> None:
+    mux, session = reach(State.OPEN)
+    octets = frame(session, PUSH, b"hello")
+    assert hear(mux, octets[:6]) == [(session, b"he", False)]
+    assert hear(mux, octets[6:9]) == [(session, b"llo", True)]
+    assert hear(mux, octets[9:] + frame(session, 0, b"x")) == [(session, b"x", False)]
+
+
+def test_padding_may_be_anything() -> None:
+    mux, session = reach(State.OPEN)
+    assert hear(mux, frame(session, 0, b"a")[:5] + b"\xff\xfe\xfd" + frame(session, FIN)) == [
+        (session, b"a", False),
+        Finished(session),
+    ]
+
+
+def test_a_record_without_octets_has_its_mark_and_a_fragment_without_anything_is_silent() -> None:
+    mux, session = reach(State.OPEN)
+    assert hear(mux, frame(session, PUSH) + frame(session, 0)) == [(session, b"", True)]
+
+
+def test_long_lengths_are_lengths() -> None:
+    mux, session = reach(State.OPEN)
+    mux.grant(session, UNLIMITED)
+    take(mux)
+    large = bytes(300_001)
+    octets = frame(session, 0, b"small", long=True) + frame(session, PUSH | FIN, large)
+    assert merged(hear(mux, octets)) == [(session, b"small" + large, True), Finished(session)]
+
+
+def test_syn_with_long_has_its_protocol_id_in_the_long_word() -> None:
+    mux = Mux(initiator=False)
+    assert hear(mux, frame(2, SYN, value=0x30001, long=True)) == [Opened(2, 0x30001)]
+    mux.accept(2)
+    assert take(mux) == frame(2, SYN, value=0x30001)
+
+
+def test_syn_with_fin_opens_and_closes_at_once() -> None:
+    mux = Mux(initiator=False)
+    assert hear(mux, frame(2, SYN | FIN, value=80)) == [Opened(2, 80), Finished(2)]
+    assert mux.state(2) is State.SYN_RCVD_FIN
+
+
+def test_an_answer_with_fin_accepts_and_finishes() -> None:
+    mux, session = reach(State.SYN_SENT)
+    assert hear(mux, frame(session, SYN | FIN, value=80)) == [Accepted(session), Finished(session)]
+
+
+def test_fin_behind_syn_is_not_heard_when_the_session_was_refused_in_between() -> None:
+    mux = Mux(initiator=False)
+    heard = []
+    for item in mux.receive(frame(2, SYN | FIN, value=80)):
+        heard.append(item)
+        mux.reset(2)
+    assert heard == [Opened(2, 80)]
+
+
+def test_rst_with_anything_is_rst() -> None:
+    mux, session = reach(State.OPEN)
+    assert hear(mux, frame(session, RST | FIN | PUSH, b"urn:e\0gone\0")) == [Reset(session, "urn:e", "gone")]
+    mux, session = reach(State.SYN_SENT)
+    assert hear(mux, frame(session, RST | SYN, value=80)) == [Refused(session, "", "")]
+
+
+def test_a_reason_may_be_cut_anywhere_and_is_cut_at_the_limit() -> None:
+    mux, session = reach(State.SYN_SENT)
+    long = b"urn:e\0" + bytes([0xC3]) + b"x" * 70_000
+    items = hear(mux, frame(session, RST, long)[:900]) + hear(mux, frame(session, RST, long)[900:])
+    (refused,) = items
+    assert isinstance(refused, Refused)
+    assert refused.text.startswith("\ufffdx")
+    assert len(refused.text) == MAX_TEXT - len("urn:e\0")
+
+
+def test_data_of_a_session_reset_by_the_caller_while_it_arrives_is_dropped() -> None:
+    mux, session = reach(State.OPEN)
+    octets = frame(session, FIN, b"abcdefgh") + frame(session, 0, b"late") + frame(session, FIN)
+    heard = []
+    for item in mux.receive(octets[:8]):
+        heard.append(item)
+        mux.reset(session)
+    assert [type(item) for item in heard] == [tuple]
+    assert hear(mux, octets[8:]) == []
+    assert take(mux) == frame(session, RST)
+
+
+def test_the_end_of_a_session_is_heard_even_if_the_caller_resets_it_while_the_reason_arrives() -> None:
+    mux, session = reach(State.SYN_SENT)
+    refusal = frame(session, RST, b"\0nobody listens\0")
+    assert hear(mux, refusal[:9]) == []
+    mux.reset(session)
+    assert hear(mux, refusal[9:]) == []
+    assert (mux.live, mux.state(session)) == (0, State.IDLE)
+
+
+def test_an_answer_by_fin_is_not_finished_when_the_session_was_reset_in_between() -> None:
+    mux, session = reach(State.SYN_SENT)
+    heard = []
+    for item in mux.receive(frame(session, FIN)):
+        heard.append(item)
+        mux.reset(session)
+    assert heard == [Accepted(session)]
+    assert (mux.live, mux.state(session)) == (0, State.RESET)
+
+
+def test_after_our_reset_late_words_are_swallowed_until_the_next_syn() -> None:
+    mux = Mux(initiator=False)
+    hear(mux, frame(2, SYN, value=80))
+    mux.reset(2)
+    take(mux)
+    assert hear(mux, frame(2, 0, b"late") + frame(2, FIN) + frame(2, SYN, value=81)) == [Opened(2, 81)]
+    assert not mux.outgoing
+
+
+def test_a_withdrawn_session_is_reset_when_the_answer_comes() -> None:
+    mux, session = reach(State.SYN_SENT)
+    mux.reset(session)
+    assert take(mux) == frame(session, FIN)
+    assert hear(mux, frame(session, SYN, value=80) + frame(session, 0, b"x") + frame(session, FIN)) == []
+    assert take(mux) == frame(session, RST)
+    assert mux.state(session) is State.RESET
+
+
+@pytest.mark.parametrize("flag", [FIN, RST])
+def test_a_withdrawn_session_is_over_when_the_answer_ends_it(flag: int) -> None:
+    mux, session = reach(State.SYN_SENT_FIN)
+    mux.reset(session)
+    assert hear(mux, frame(session, flag)) == []
+    assert not mux.outgoing
+    assert (mux.live, mux.state(session)) == (0, State.IDLE)
+
+
+def test_data_on_an_idle_session_is_answered_once() -> None:
+    mux = Mux(initiator=False)
+    items = hear(mux, 100 * frame(2, 0, b"abcd"))
+    assert [type(item) for item in items] == [Broken]
+    assert take(mux) == frame(2, RST)
+
+
+def test_syns_of_wrong_parity_are_answered_by_rst_until_there_are_too_many() -> None:
+    mux = Mux(initiator=False)
+    assert [type(item) for item in hear(mux, MAX_OFFENCES * frame(3, SYN, value=80))] == [Broken] * MAX_OFFENCES
+    assert take(mux) == MAX_OFFENCES * frame(3, RST)
+    with pytest.raises(RemoteProtocolError, match="session 5, which is not the peer's to open"):
+        hear(mux, frame(5, SYN, value=80))
+    with pytest.raises(LocalProtocolError, match="after an error"):
+        mux.receive(b"")
+
+
+def test_a_syn_on_an_id_of_ours_that_was_in_use_may_be_late_and_is_no_offence() -> None:
+    mux, session = reach(State.REMOTE_CLOSED)
+    mux.finish(session)
+    take(mux)
+    assert len(hear(mux, 2 * MAX_OFFENCES * frame(session, SYN, value=80))) == 2 * MAX_OFFENCES
+    assert take(mux) == 2 * MAX_OFFENCES * frame(session, RST)
+
+
+@pytest.mark.parametrize("session", [0, 1])
+def test_reserved_sessions_are_skipped_but_cannot_be_opened(session: int) -> None:
+    mux = Mux(initiator=True)
+    ignored = frame(session, 0, b"data") + frame(session, FIN | PUSH, b"x") + frame(session, RST, b"y")
+    assert hear(mux, ignored + frame(session, CONTROL | Code.ADD_CREDIT << 19, value=5)) == []
+    assert not mux.outgoing
+    assert [type(item) for item in hear(mux, frame(session, SYN, value=80))] == [Broken]
+    assert take(mux) == frame(session, RST)
+
+
+def test_a_peer_that_makes_us_answer_and_does_not_read_is_noticed() -> None:
+    mux = Mux(initiator=False)
+    mux.outgoing += bytes(MAX_UNSENT)
+    assert hear(mux, frame(2, SYN, value=80)) == [Opened(2, 80)]
+    mux.reset(2)
+    with pytest.raises(RemoteProtocolError, match="sends and does not read"):
+        hear(mux, frame(2, SYN, value=80))
+
+
+def test_input_must_be_read_to_its_end() -> None:
+    mux = Mux(initiator=False)
+    next(mux.receive(frame(2, SYN, value=80)))
+    with pytest.raises(LocalProtocolError, match="before the last input was read"):
+        mux.receive(b"")
+
+
+def test_half_close_leaves_the_other_direction_alone() -> None:
+    pair = Pair()
+    session = pair.opened()
+    pair.initiator.send(session, b"request", finish=True)
+    assert pair.settle() == [(session, b"request", False), Finished(session)]
+    assert pair.acceptor.send(session, b"response") == 8
+    assert pair.settle() == [(session, b"response", False)]
+    pair.acceptor.finish(session)
+    assert pair.settle() == [Finished(session)]
+    assert (pair.initiator.live, pair.acceptor.live) == (0, 0)

@@ -1,0 +1,176 @@
+"""PROXY protocol headers: who the visitor is, said in front of the visitor's bytes. Pure.
+
+After the published specification, "The PROXY protocol, versions 1 & 2" by Willy Tarreau (haproxy.org,
+doc/proxy-protocol.txt): §2.1 is the line of version 1, §2.2 the binary header of version 2:
+
+    octets 0-11   0D 0A 0D 0A 00 0D 0A 51 55 49 54 0A       no line of HTTP, SMTP, SSH... begins so
+    12            version (high nibble, 2) and command (low: 0 LOCAL, 1 PROXY)
+    13            family (high nibble: 0 unspecified, 1 IPv4, 2 IPv6, 3 unix) and transport (low: 1 stream, 2 datagram)
+    14-15         length of what follows, network order
+    16-           source, destination (4, 16 or 108 octets each), source port, destination port (2 each); then TLVs
+
+LOCAL says: this connection is the proxy's own, take its real addresses. We send it where the two ends have no common
+family. Every header we send is at least 28 octets long, LOCAL ones padded with a NOOP TLV (§2.2.4), so a receiver may
+read 28 at once and never waits for octets of the visitor. Most headers are exactly that long.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tunneld.errors import LocalProtocolError, RemoteProtocolError
+
+Address = tuple[str, int]
+"""A numeric IPv4 or IPv6 host, and a port."""
+
+SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+MIN_V2 = 16
+"""Octets before the addresses; the length stands in the last two."""
+COMMON_V2 = 28
+"""Octets of a header for IPv4 without TLVs, and the least we send: read so many first."""
+MAX_V2 = MIN_V2 + 4096
+"""Octets we accept. The length field could say 65551; addresses and a TLV with a whole client certificate stay below
+this.
+"""
+MAX_V1 = 107
+"""Octets of the longest line of version 1, CRLF included (§2.1)."""
+
+_V2 = {4: (0x11, struct.Struct("!12sBBH4s4sHH")), 16: (0x21, struct.Struct("!12sBBH16s16sHH"))}
+_LOCAL = SIGNATURE + b"\x20\x00\x00\x0c" + b"\x04\x00\x09" + bytes(9)
+_PORT = re.compile("0|[1-9][0-9]{0,4}")
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyHeader:
+    """Source and destination of the visitor's connection; both None where the sender does not tell (UNKNOWN, LOCAL,
+    unix).
+    """
+
+    source: Address | None = None
+    destination: Address | None = None
+
+
+def encode_v2(source: Address | None, destination: Address | None) -> bytes:
+    """The binary header for a visitor from `source` to `destination`; LOCAL where one is None or their families differ.
+
+    Called for every visitor: one pack of two remembered addresses. Raises `LocalProtocolError` for what is no numeric
+    address.
+    """
+    if source is None or destination is None:
+        return _LOCAL
+    packed_source, packed_destination = _packed(source[0]), _packed(destination[0])
+    if len(packed_source) != len(packed_destination):
+        return _LOCAL
+    kind, layout = _V2[len(packed_source)]
+    length = layout.size - MIN_V2
+    return layout.pack(SIGNATURE, 0x21, kind, length, packed_source, packed_destination, source[1], destination[1])
+
+
+def encode_v1(source: Address | None, destination: Address | None) -> bytes:
+    """The same as a line: `PROXY TCP4 192.0.2.1 198.51.100.7 41234 80`, or `PROXY UNKNOWN`."""
+    if source is None or destination is None:
+        return b"PROXY UNKNOWN\r\n"
+    packed_source, packed_destination = _packed(source[0]), _packed(destination[0])
+    if len(packed_source) != len(packed_destination):
+        return b"PROXY UNKNOWN\r\n"
+    family = "TCP4" if len(packed_source) == 4 else "TCP6"
+    hosts = f"{ipaddress.ip_address(packed_source)} {ipaddress.ip_address(packed_destination)}"
+    return f"PROXY {family} {hosts} {source[1]} {destination[1]}\r\n".encode()
+
+
+def missing_v2(data: bytes) -> int:
+    """How many octets the header at the start of `data` still lacks, as far as can be told; 0 when it is whole.
+
+    Before the length is known that is what lacks to 28. Raises `RemoteProtocolError` as soon as `data` cannot begin a
+    header.
+    """
+    if not SIGNATURE.startswith(data[: len(SIGNATURE)]):
+        raise RemoteProtocolError("PROXY protocol header has no signature of version 2")
+    if len(data) < MIN_V2:
+        return COMMON_V2 - len(data)
+    size = MIN_V2 + int.from_bytes(data[14:16])
+    if size > MAX_V2:
+        raise RemoteProtocolError(f"PROXY protocol header of {size} octets is longer than {MAX_V2}")
+    return max(0, size - len(data))
+
+
+def decode_v2(data: bytes) -> tuple[ProxyHeader, int] | None:
+    """Read the header at the start of `data`: the header and its length in octets, or None while it is not whole.
+
+    What stands behind that length belongs to the visitor. Raises `RemoteProtocolError`.
+    """
+    if missing_v2(data) or len(data) < MIN_V2:
+        return None
+    version, command = divmod(data[12], 16)
+    family, transport = divmod(data[13], 16)
+    size = MIN_V2 + int.from_bytes(data[14:16])
+    if version != 2 or command > 1:
+        raise RemoteProtocolError(f"PROXY protocol header has an unknown version or command: 0x{data[12]:02x}")
+    if family > 3 or transport > 2:
+        raise RemoteProtocolError(f"PROXY protocol header has an unknown family or transport: 0x{data[13]:02x}")
+    width = {1: 4, 2: 16}.get(family, 0)
+    if command == 0 or transport == 0 or width == 0:
+        return ProxyHeader(), size
+    if size < MIN_V2 + 2 * width + 4:
+        raise RemoteProtocolError(f"PROXY protocol header of {size} octets is too short for its addresses")
+    return _addresses(data[MIN_V2:], width), size
+
+
+def decode_v1(data: bytes) -> tuple[ProxyHeader, int] | None:
+    """Read the line at the start of `data`: the header and its length in octets, or None while it is not whole.
+
+    Raises `RemoteProtocolError` as soon as `data` cannot begin a header.
+    """
+    if not (data[:6] == b"PROXY " or b"PROXY ".startswith(data)):
+        raise RemoteProtocolError("PROXY protocol header does not start with PROXY")
+    end = data.find(b"\r\n", 0, MAX_V1)
+    if end < 0:
+        if len(data) >= MAX_V1:
+            raise RemoteProtocolError(f"PROXY protocol line is longer than {MAX_V1} octets")
+        return None
+    words = data[6:end].decode("latin-1").split(" ")
+    if words[0] == "UNKNOWN":
+        return ProxyHeader(), end + 2
+    return _parse_v1(words), end + 2
+
+
+def _addresses(block: bytes, width: int) -> ProxyHeader:
+    source, destination = block[:width], block[width : 2 * width]
+    ports = struct.unpack_from("!HH", block, 2 * width)
+    return ProxyHeader(
+        (str(ipaddress.ip_address(source)), ports[0]),
+        (str(ipaddress.ip_address(destination)), ports[1]),
+    )
+
+
+def _parse_v1(words: list[str]) -> ProxyHeader:
+    try:
+        family, source, destination, source_port, destination_port = words
+        parse = {"TCP4": ipaddress.IPv4Address, "TCP6": ipaddress.IPv6Address}[family]
+        return ProxyHeader(
+            (str(parse(source)), _port(source_port)),
+            (str(parse(destination)), _port(destination_port)),
+        )
+    except (ValueError, KeyError):
+        raise RemoteProtocolError(f"PROXY protocol line cannot be understood: {' '.join(words)!r}") from None
+
+
+def _port(text: str) -> int:
+    if not _PORT.fullmatch(text) or int(text) > 65535:
+        raise ValueError(text)
+    return int(text)
+
+
+@lru_cache(maxsize=4096)  # visitors come back, and the destination is always the same; a miss costs 2 µs
+def _packed(host: str) -> bytes:
+    """The octets of an address. Dual-stack listeners report IPv4 visitors as mapped IPv6 ones: they count as IPv4."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise LocalProtocolError(f"not a numeric address: {host!r}") from None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).packed

@@ -1,0 +1,214 @@
+"""One end of a WebMUX connection (draft-gettys-webmux-00): octets in, items out. Pure.
+
+`receive` is a generator, and that is the point: it stops at each item, so what the caller does about one (reset its
+session, send, open another) is done before the next fragment is read, and never hits a later life of the same id.
+
+A fragment is handed out as it arrives, in parts where reads cut it. Kept from one `receive` to the next are at most 7
+octets of a header, how much is left of a fragment, and a text of at most `MAX_TEXT` octets; so cutting the input
+finely costs no more than its octets. Plain data that is whole takes the straight path in `_read`; everything else is
+a `_Fragment` and goes through the state table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from enum import Enum, auto
+
+from tunneld.errors import LocalProtocolError, RemoteProtocolError
+from tunneld.wire.webmux.events import Item
+from tunneld.wire.webmux.header import (
+    CONTROL,
+    FIELD,
+    FIN,
+    LONG,
+    PUSH,
+    RARE,
+    RST,
+    SYN,
+    TWO_WORDS,
+    WITHOUT_PAYLOAD,
+    WORD,
+    Code,
+    code_of,
+)
+from tunneld.wire.webmux.hearer import Hearer
+from tunneld.wire.webmux.limits import FIRST_INITIATOR_ID, MAX_TEXT, MAX_UNSENT
+
+_Reading = Generator[Item, None, int]
+"""Reads some input; returns where the next header starts, which may be behind the end of the input."""
+
+_word_at = WORD.unpack_from
+
+
+class _Fate(Enum):
+    """What becomes of a payload."""
+
+    DELIVER = auto()
+    KEEP = auto()
+    DROP = auto()
+
+
+class _Fragment:
+    """A fragment whose payload is being read."""
+
+    __slots__ = ("fate", "kept", "left", "pad", "word")
+
+    def __init__(self, word: int, size: int, fate: _Fate) -> None:
+        self.word = word
+        self.left = size
+        self.pad = -size & 3
+        self.fate = fate
+        self.kept = bytearray()
+
+    def forget(self) -> None:
+        """The id has been opened again: this is of the life before, read the rest without meaning."""
+        self.word = 0
+        self.fate = _Fate.DROP
+
+
+class Mux(Hearer):
+    """Both halves of one end. `initiator` says who made the TCP connection, which decides who opens which ids.
+
+    Take what is to be written from `outgoing`: write from a memoryview of it, release the view, `del outgoing[:n]`.
+    Every call may append to it, `receive` too.
+    """
+
+    def __init__(self, *, initiator: bool) -> None:
+        super().__init__(initiator=initiator)
+        self._reading = False
+        self._head = bytearray()  # of a header that the last input cut
+        self._fragment_in: _Fragment | None = None  # that it cut behind the header
+        self._skip = 0  # octets of padding that it lacked
+
+    def receive(self, data: bytes | bytearray | memoryview) -> Iterator[Item]:
+        """Read what arrived: iterate to the end, and only then overwrite `data` or call this again.
+
+        Items are `Data` tuples and `Event` objects, in order. Raises `RemoteProtocolError` in between, after which
+        the connection is to be closed and nothing received any more. A memoryview must be one of octets.
+        """
+        if self._reading:
+            raise LocalProtocolError("receive before the last input was read to its end, or after an error")
+        self._reading = True
+        return self._read(memoryview(data))
+
+    def open(self, protocol: int) -> int:
+        """As `Sender.open`; what is left of a fragment of the id's life before loses its meaning."""
+        session = super().open(protocol)
+        if self._fragment_in and self._fragment_in.word >> 24 == session:
+            self._fragment_in.forget()
+        return session
+
+    def _read(self, data: memoryview) -> Iterator[Item]:
+        size = len(data)
+        at = yield from self._resume(data)
+        sessions = self._sessions
+        while size - at >= 4:
+            word = _word_at(data, at)[0]
+            if not word & RARE:
+                session = sessions[word >> 24]
+                length = word & FIELD
+                start = at + 4
+                end = start + length
+                if 0 < length <= session.allowance and end <= size and session.receiving:
+                    session.allowance -= length
+                    yield word >> 24, data[start:end], word & PUSH != 0
+                    at = end + (-length & 3)
+                    continue
+            at = yield from self._read_fragment(word, data, at)
+        if at < size:
+            self._head += data[at:]
+        elif at > size:
+            self._skip = at - size
+        if len(self.outgoing) > MAX_UNSENT:
+            raise RemoteProtocolError(f"peer sends and does not read: {len(self.outgoing)} octets wait for it")
+        self._reading = False
+
+    def _resume(self, data: memoryview) -> _Reading:
+        """Go on where the last input ended."""
+        if self._fragment_in:
+            return (yield from self._read_payload(self._fragment_in, data, 0))
+        if self._head:
+            return (yield from self._read_head(data))
+        at, self._skip = self._skip, 0
+        return at
+
+    def _read_head(self, data: memoryview) -> _Reading:
+        """Complete a header that the last input cut."""
+        head = self._head
+        at = max(0, 4 - len(head))
+        head += data[:at]
+        if len(head) < 4:
+            return len(data)
+        (word,) = _word_at(head)
+        if word & LONG:
+            lack = 8 - len(head)
+            head += data[at : at + lack]
+            at += lack
+            if len(head) < 8:
+                return len(data)
+        self._head = bytearray()
+        value = TWO_WORDS.unpack(head)[1] if word & LONG else word & FIELD
+        return (yield from self._begin(word, value, data, at))
+
+    def _read_fragment(self, word: int, data: memoryview, at: int) -> _Reading:
+        """Read from the header at `at`, which starts with `word`."""
+        if not word & LONG:
+            return (yield from self._begin(word, word & FIELD, data, at + 4))
+        if len(data) - at < 8:
+            self._head += data[at:]
+            return len(data)
+        return (yield from self._begin(word, _word_at(data, at + 4)[0], data, at + 8))
+
+    def _begin(self, word: int, value: int, data: memoryview, at: int) -> _Reading:
+        """A header is complete; `at` is behind it."""
+        sid = word >> 24
+        if word & CONTROL:
+            code = code_of(word)
+            if code in WITHOUT_PAYLOAD:
+                yield from self._hear_control(code, sid, value)
+                return at
+            if code == Code.INTERN_ATOM:
+                self._check_atom(sid, value)
+            fate = _Fate.KEEP if code == Code.INTERN_ATOM else _Fate.DROP
+        elif word & SYN:
+            session = self._sessions[sid]
+            yield from self._hear_rst(session, b"") if word & RST else self._hear_syn(session, value, word)
+            return at
+        else:
+            fate = yield from self._begin_data(word, value)
+        self._fragment_in = fragment = _Fragment(word, value, fate)
+        return (yield from self._read_payload(fragment, data, at))
+
+    def _begin_data(self, word: int, size: int) -> Generator[Item, None, _Fate]:
+        if word & RST:
+            return _Fate.KEEP
+        if word >> 24 < FIRST_INITIATOR_ID or not (size or word & PUSH):
+            return _Fate.DROP  # reserved sessions are for proxies, and a FIN or nothing at all is no data
+        delivered = yield from self._hear_data(self._sessions[word >> 24], size)
+        return _Fate.DELIVER if delivered else _Fate.DROP
+
+    def _read_payload(self, fragment: _Fragment, data: memoryview, at: int) -> _Reading:
+        sid, end = fragment.word >> 24, min(at + fragment.left, len(data))
+        fragment.left -= end - at
+        marked = fragment.word & PUSH != 0 and not fragment.left
+        if fragment.fate is _Fate.KEEP:
+            fragment.kept += data[at : min(end, at + MAX_TEXT - len(fragment.kept))]
+        elif fragment.fate is _Fate.DELIVER and self._sessions[sid].receiving and (end > at or marked):
+            yield sid, data[at:end], marked
+        if fragment.left:
+            return end
+        self._fragment_in = None
+        yield from self._end(fragment)
+        return end + fragment.pad
+
+    def _end(self, fragment: _Fragment) -> Iterator[Item]:
+        """The payload is complete."""
+        sid = fragment.word >> 24
+        if fragment.word & CONTROL:
+            if code_of(fragment.word) == Code.INTERN_ATOM:
+                yield from self._hear_atom(sid, bytes(fragment.kept))
+        elif sid >= FIRST_INITIATOR_ID:
+            if fragment.word & RST:
+                yield from self._hear_rst(self._sessions[sid], bytes(fragment.kept))
+            elif fragment.word & FIN:
+                yield from self._hear_fin(self._sessions[sid])

@@ -1,0 +1,152 @@
+"""The life of one WebMUX session id, as a table. Everything about state is here; nothing here knows octets or credit.
+
+draft-gettys-webmux-00 describes it in prose only. A session has two directions; each is unopened, open or closed, and
+a SYN must be answered by SYN (opens the other direction), FIN (accepted, the other is not used) or RST (refused).
+
+    called by us:                                        called by the peer:
+
+     IDLE, RESET                                          IDLE, RESET
+         | US SYN                                             | PEER SYN
+         v                                                    v
+     SYN_SENT ----- US FIN --> SYN_SENT_FIN               SYN_RCVD ----- PEER FIN --> SYN_RCVD_FIN
+         | PEER SYN                | PEER SYN                 | US SYN                    | US SYN
+         v                         v                          v                           v
+       OPEN ------- US FIN --> LOCAL_CLOSED                 OPEN ------- PEER FIN --> REMOTE_CLOSED
+         | PEER FIN                | PEER FIN                 | US FIN                    | US FIN
+         v                         v                          v                           v
+     REMOTE_CLOSED - US FIN -> IDLE                       LOCAL_CLOSED - PEER FIN --> IDLE
+
+    FIN as the answer goes down two steps at once: SYN_SENT to REMOTE_CLOSED, SYN_RCVD to LOCAL_CLOSED, the others to
+    IDLE. RST from the peer -> IDLE, RST from us -> RESET, from every state in which the session lives; but from us
+    while the peer's answer is to come -> WITHDRAWN, and from there PEER SYN -> RESET, PEER FIN -> IDLE.
+
+RESET is IDLE with a memory. Nothing acknowledges a RST, so what the peer sent before it saw ours still arrives: data
+and FIN are swallowed, its own RST ends the wait, and so does the next SYN.
+
+WITHDRAWN is ours, not the draft's. A RST that chases its SYN may find the peer's answer, and data behind it, already
+on their way; if the id were opened again they would pass for the answer to the next SYN, and one caller would read
+what was meant for another. The peer must answer a SYN, however, so we end our direction by FIN and say RST when the
+answer has come.
+
+Two rules read the table. Which SYN is possible on an unused id depends on parity and so on the TCP role, which the
+table does not know: IDLE or RESET with US SYN is for our ids, with PEER SYN for theirs. And what is not in the table
+is an error: ours is refused before anything was sent, the peer's is answered by RST (from US, also where the table has
+none).
+
+FIN and RST on an idle id are ignored, data is answered by RST; the draft is silent there.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+
+class State(Enum):
+    """Where a session id is in its life; in brackets what we may send / what the peer may send."""
+
+    IDLE = auto()  # (SYN / SYN)
+    SYN_SENT = auto()  # (data / its answer)
+    SYN_SENT_FIN = auto()  # (nothing / its answer)
+    SYN_RCVD = auto()  # (our answer / data)
+    SYN_RCVD_FIN = auto()  # (our answer / nothing)
+    WITHDRAWN = auto()  # (nothing / its answer)
+    OPEN = auto()  # (data / data)
+    LOCAL_CLOSED = auto()  # (nothing / data)
+    REMOTE_CLOSED = auto()  # (data / nothing)
+    RESET = auto()  # (SYN / whatever was on its way)
+
+
+class Who(Enum):
+    """Who said it."""
+
+    US = auto()
+    PEER = auto()
+
+
+class Said(Enum):
+    """What was said. A fragment with several flags says several things: SYN before data before FIN; RST alone."""
+
+    SYN = auto()
+    DATA = auto()
+    FIN = auto()
+    RST = auto()
+
+
+_US, _PEER = Who.US, Who.PEER
+_SYN, _DATA, _FIN, _RST = Said.SYN, Said.DATA, Said.FIN, Said.RST
+
+TABLE: dict[tuple[State, Who, Said], State] = {
+    (State.IDLE, _US, _SYN): State.SYN_SENT,
+    (State.IDLE, _PEER, _SYN): State.SYN_RCVD,
+    (State.IDLE, _PEER, _FIN): State.IDLE,
+    (State.IDLE, _PEER, _RST): State.IDLE,
+    #
+    (State.SYN_SENT, _US, _DATA): State.SYN_SENT,
+    (State.SYN_SENT, _US, _FIN): State.SYN_SENT_FIN,
+    (State.SYN_SENT, _US, _RST): State.WITHDRAWN,
+    (State.SYN_SENT, _PEER, _SYN): State.OPEN,
+    (State.SYN_SENT, _PEER, _FIN): State.REMOTE_CLOSED,
+    (State.SYN_SENT, _PEER, _RST): State.IDLE,
+    #
+    (State.SYN_SENT_FIN, _US, _RST): State.WITHDRAWN,
+    (State.SYN_SENT_FIN, _PEER, _SYN): State.LOCAL_CLOSED,
+    (State.SYN_SENT_FIN, _PEER, _FIN): State.IDLE,
+    (State.SYN_SENT_FIN, _PEER, _RST): State.IDLE,
+    #
+    (State.WITHDRAWN, _PEER, _SYN): State.RESET,
+    (State.WITHDRAWN, _PEER, _FIN): State.IDLE,
+    (State.WITHDRAWN, _PEER, _RST): State.IDLE,
+    #
+    (State.SYN_RCVD, _US, _SYN): State.OPEN,
+    (State.SYN_RCVD, _US, _FIN): State.LOCAL_CLOSED,
+    (State.SYN_RCVD, _US, _RST): State.RESET,
+    (State.SYN_RCVD, _PEER, _DATA): State.SYN_RCVD,
+    (State.SYN_RCVD, _PEER, _FIN): State.SYN_RCVD_FIN,
+    (State.SYN_RCVD, _PEER, _RST): State.IDLE,
+    #
+    (State.SYN_RCVD_FIN, _US, _SYN): State.REMOTE_CLOSED,
+    (State.SYN_RCVD_FIN, _US, _FIN): State.IDLE,
+    (State.SYN_RCVD_FIN, _US, _RST): State.RESET,
+    (State.SYN_RCVD_FIN, _PEER, _RST): State.IDLE,
+    #
+    (State.OPEN, _US, _DATA): State.OPEN,
+    (State.OPEN, _US, _FIN): State.LOCAL_CLOSED,
+    (State.OPEN, _US, _RST): State.RESET,
+    (State.OPEN, _PEER, _DATA): State.OPEN,
+    (State.OPEN, _PEER, _FIN): State.REMOTE_CLOSED,
+    (State.OPEN, _PEER, _RST): State.IDLE,
+    #
+    (State.LOCAL_CLOSED, _US, _RST): State.RESET,
+    (State.LOCAL_CLOSED, _PEER, _DATA): State.LOCAL_CLOSED,
+    (State.LOCAL_CLOSED, _PEER, _FIN): State.IDLE,
+    (State.LOCAL_CLOSED, _PEER, _RST): State.IDLE,
+    #
+    (State.REMOTE_CLOSED, _US, _DATA): State.REMOTE_CLOSED,
+    (State.REMOTE_CLOSED, _US, _FIN): State.IDLE,
+    (State.REMOTE_CLOSED, _US, _RST): State.RESET,
+    (State.REMOTE_CLOSED, _PEER, _RST): State.IDLE,
+    #
+    (State.RESET, _US, _SYN): State.SYN_SENT,
+    (State.RESET, _PEER, _SYN): State.SYN_RCVD,
+    (State.RESET, _PEER, _DATA): State.RESET,
+    (State.RESET, _PEER, _FIN): State.RESET,
+    (State.RESET, _PEER, _RST): State.IDLE,
+}
+
+OVER = frozenset({State.IDLE, State.RESET})
+"""The session does not live (yet or any more): its id may be opened."""
+
+SENDING = frozenset(state for state, who, said in TABLE if (who, said) == (Who.US, Said.DATA))
+"""We may send data."""
+
+RECEIVING = frozenset(state for state, who, said in TABLE if (who, said) == (Who.PEER, Said.DATA)) - OVER
+"""Data of the peer is delivered. (In RESET it is swallowed.)"""
+
+CALLING = frozenset({State.SYN_SENT, State.SYN_SENT_FIN})
+"""We wait for the peer's answer."""
+
+UNANSWERED = CALLING | {State.WITHDRAWN}
+"""The peer's answer is to come, whether we wait for it or not."""
+
+CALLED = frozenset({State.SYN_RCVD, State.SYN_RCVD_FIN})
+"""The peer waits for ours."""
