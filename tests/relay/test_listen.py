@@ -1,0 +1,176 @@
+"""The contract of `listen`."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import trio
+
+from tests.relay.bench import ENGINES, Bench, no_failure, tcp_pair
+
+
+class Arrivals:
+    """Collects connections; its `note` is an `on_connection`."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.connections: list[tuple[socket.socket, Any]] = []
+        self._bench = bench
+        self._more = trio.Event()
+
+    def note(self, connection: socket.socket, address: Any) -> None:
+        self.connections.append((connection, address))
+        self._bench.sockets.append(connection)
+        self._more.set()
+
+    async def wait_for(self, count: int) -> None:
+        while len(self.connections) < count:
+            self._more = trio.Event()
+            await self._more.wait()
+
+
+def dial(bench: Bench, listener: socket.socket) -> socket.socket:
+    """A client, connected as far as its kernel is concerned."""
+    client = socket.create_connection(listener.getsockname())
+    bench.sockets.append(client)
+    return client
+
+
+async def test_connections_arrive_with_their_address_not_blocking_and_not_inherited(bench: Bench) -> None:
+    listener, arrivals = bench.listener(), Arrivals(bench)
+    bench.engine.listen(listener, arrivals.note, no_failure)
+    client = dial(bench, listener)
+    await arrivals.wait_for(1)
+    connection, address = arrivals.connections[0]
+    assert address == client.getsockname()
+    assert connection.gettimeout() == 0
+    with pytest.raises(BlockingIOError):
+        connection.recv(1)
+    assert not connection.get_inheritable()
+
+
+async def test_more_connections_than_one_batch_arrive(bench: Bench) -> None:
+    listener, arrivals = bench.listener(), Arrivals(bench)
+    listener.listen(200)
+    clients = {dial(bench, listener).getsockname() for _ in range(150)}
+    bench.engine.listen(listener, arrivals.note, no_failure)
+    await arrivals.wait_for(150)
+    assert {address for _, address in arrivals.connections} == clients
+
+
+async def test_nobody_arrives_after_release(bench: Bench) -> None:
+    listener, arrivals = bench.listener(), Arrivals(bench)
+    registration = bench.engine.listen(listener, arrivals.note, no_failure)
+    await trio.testing.wait_all_tasks_blocked()
+    registration.release()
+    registration.release()
+    dial(bench, listener)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert arrivals.connections == []
+    bench.engine.listen(listener, arrivals.note, no_failure)
+    await arrivals.wait_for(1)
+
+
+async def test_an_owner_that_fails_costs_one_connection(bench: Bench) -> None:
+    listener, failures = bench.listener(), list[Exception]()
+    arrivals = Arrivals(bench)
+
+    def stumble(connection: socket.socket, address: Any) -> None:
+        if not failures:
+            raise ZeroDivisionError
+        arrivals.note(connection, address)
+
+    bench.engine.listen(listener, stumble, failures.append)
+    first = dial(bench, listener)
+    dial(bench, listener)
+    await arrivals.wait_for(1)
+    assert [type(error) for error in failures] == [ZeroDivisionError]
+    assert first.recv(1) == b""
+    await bench.check()
+
+
+async def test_a_socket_that_does_not_listen_is_its_owners_failure(bench: Bench) -> None:
+    _, near = bench.tcp()
+    failures: list[Exception] = []
+    told = trio.Event()
+
+    def on_failure(error: Exception) -> None:
+        failures.append(error)
+        told.set()
+
+    near.shutdown(socket.SHUT_RD)
+    bench.engine.listen(near, lambda *_: None, on_failure)
+    await told.wait()
+    assert isinstance(failures[0], OSError)
+    await bench.check()
+
+
+class CountingListener(socket.socket):
+    """A listener that counts how often it says no for want of descriptors."""
+
+    refusals = 0
+    fourth_refusal: trio.Event
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                self.refusals += 1
+                if self.refusals == 4:
+                    self.fourth_refusal.set()
+            raise
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """The process may open nothing more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(entry.name) for entry in Path("/dev/fd").iterdir())
+    fillers: list[socket.socket] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+    try:
+        while True:
+            try:
+                fillers.append(socket.socket())
+            except OSError:
+                break
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for filler in fillers:
+            filler.close()
+
+
+async def test_out_of_descriptors_it_rests_says_so_once_and_recovers(bench: Bench) -> None:
+    plain, arrivals = bench.listener(), Arrivals(bench)
+    listener = CountingListener(fileno=plain.detach())
+    listener.setblocking(False)
+    listener.fourth_refusal = trio.Event()
+    bench.sockets.append(listener)
+    bench.engine.listen(listener, arrivals.note, no_failure)
+    for _ in range(3):
+        dial(bench, listener)
+    with structlog.testing.capture_logs() as logs, no_descriptors_left():
+        began = trio.current_time()
+        await listener.fourth_refusal.wait()
+        elapsed = trio.current_time() - began
+        assert arrivals.connections == []
+    await arrivals.wait_for(3)
+    assert [(entry["log_level"], entry["event"]) for entry in logs] == [("warning", "could not accept connections")]
+    assert elapsed > 0.25  # three rests of 0.1 s lie between four attempts
+
+
+@pytest.mark.parametrize("make_engine", ENGINES.values(), ids=ENGINES)
+async def test_an_engine_that_does_not_run_refuses(make_engine: Callable[[], Any]) -> None:
+    engine = make_engine()
+    far, near = tcp_pair()
+    with far, near, pytest.raises(RuntimeError, match="not running"):
+        engine.watch(near, lambda: None, no_failure)

@@ -1,0 +1,125 @@
+"""The handlers that end in somebody's callback: listeners, and connections that are parked."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from .engine import Failure
+from .failures import OUR_FAULTS, SHORTAGES, log_shortage, tell_failure
+
+if TYPE_CHECKING:
+    from .pump import Pump
+
+EPOLLOUT = select.EPOLLOUT
+
+
+class Acceptor:
+    """A listening socket: connections leave the kernel in batches, without a task each."""
+
+    deadline = 0.0
+
+    def __init__(
+        self,
+        pump: Pump,
+        listener: socket.socket,
+        on_connection: Callable[[socket.socket, Any], None],
+        on_failure: Failure,
+    ) -> None:
+        """See `Engine.listen`."""
+        self._pump = pump
+        self._listener = listener
+        self._fd = listener.fileno()
+        self._on_connection = on_connection
+        self._failure = on_failure
+        self._released = False
+        self._short = False  # the last accept met a shortage: it was logged, and is not logged again
+
+    def release(self) -> None:
+        """See `Registration.release`."""
+        self._released = True
+        self._pump.timers.forget(self)
+        self._pump.detach(self._fd, self)
+
+    def on_event(self, events: int) -> None:
+        """Accept until nobody waits or the batch is full."""
+        for _ in range(self._pump.limits.accept_batch):
+            if self._released or not self._accept_one():
+                return
+        self._pump.arm_again(self._fd)
+
+    def on_deadline(self) -> None:
+        """The rest is over: let epoll tell again who waits."""
+        self._pump.arm_again(self._fd)
+
+    def on_failure(self, error: Exception) -> None:
+        """A callback raised, or the listener is none."""
+        tell_failure(self._failure, error)
+
+    def on_stop(self) -> None:
+        """The pump stops."""
+        self.release()
+
+    def _accept_one(self) -> bool:
+        """Accept one connection and hand it over; whether there may be another."""
+        try:
+            connection, address = self._listener.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                self._rest(error)
+                return False
+            if error.errno in OUR_FAULTS:
+                raise
+            return True
+        self._short = False
+        connection.setblocking(False)
+        try:
+            self._on_connection(connection, address)
+        except Exception as error:
+            connection.close()
+            self.on_failure(error)
+        return True
+
+    def _rest(self, error: OSError) -> None:
+        """Wait for better times."""
+        if not self._short:
+            self._short = True
+            log_shortage(error)
+        self.deadline = trio.current_time() + self._pump.limits.accept_backoff
+        self._pump.timers.watch(self)
+
+
+class Watch:
+    """A parked connection that belongs to somebody else: only its events are of interest."""
+
+    __slots__ = ("_failure", "_fd", "_on_event", "_pump")
+
+    def __init__(self, pump: Pump, fd: int, on_event: Callable[[], None], on_failure: Failure) -> None:
+        """See `Engine.watch`."""
+        self._pump = pump
+        self._fd = fd
+        self._on_event = on_event
+        self._failure = on_failure
+
+    def release(self) -> None:
+        """See `Registration.release`."""
+        self._pump.detach(self._fd, self)
+
+    def on_event(self, events: int) -> None:
+        """Tell the owner, except of mere room to write."""
+        if events & ~EPOLLOUT:
+            self._on_event()
+
+    def on_failure(self, error: Exception) -> None:
+        """The callback raised."""
+        tell_failure(self._failure, error)
+
+    def on_stop(self) -> None:
+        """The pump stops."""
+        self.release()

@@ -1,0 +1,31 @@
+"""What one engine may use, each number with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The sizes of an engine; the portable one has no pipes and ignores theirs."""
+
+    buffer_size: int = 64 * KIB
+    "Bytes of the shared buffer. A read that fills it counts as bulk; a stopped flow holds no more than this in memory."
+
+    pipe_size: int = MIB
+    "Bytes asked for per pipe: the largest that Linux grants without privilege (fs.pipe-max-size)."
+
+    max_pipes: int = 64
+    "Pipes at one time, idle ones included: 64 of 1 MiB are all that fs.pipe-user-pages-soft grants without privilege."
+
+    turn_size: int = 4 * MIB
+    "Bytes that one wake-up of the pump should move in all, before other tasks have their turn: about two milliseconds' worth."
+
+    accept_batch: int = 64
+    "Connections accepted from one listener before others have their turn."
+
+    accept_backoff: float = 0.1
+    "Seconds an acceptor rests when the machine is out of descriptors or socket memory."

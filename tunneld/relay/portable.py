@@ -1,0 +1,70 @@
+"""The engine of systems without epoll: the same contract, kept by Trio tasks.
+
+run
+├─ listening ×N            accepts, hands over, and so on
+├─ watching ×N             sleeps until its connection stirs, tells once
+└─ joined ×N               waits for its sockets to be connected, then copies both ways
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from .engine import Failure, Registration, Relay, RelayEnd
+from .limits import Limits
+from .tasks import Joined, Listening, Watching
+
+
+class PortableEngine:
+    """Trio tasks in one nursery. See `Engine` for the contract."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Nothing happens before `run`."""
+        self._limits = limits
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `Engine.run`."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+
+    def listen(
+        self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], on_failure: Failure
+    ) -> Registration:
+        """See `Engine.listen`."""
+        listening = Listening(listener, on_connection, on_failure, self._limits)
+        self._running().start_soon(listening.run)
+        return listening
+
+    def watch(self, connection: socket.socket, on_event: Callable[[], None], on_failure: Failure) -> Registration:
+        """See `Engine.watch`."""
+        watching = Watching(connection, on_event, on_failure)
+        self._running().start_soon(watching.run)
+        return watching
+
+    def join(
+        self,
+        visitor: socket.socket,
+        server: socket.socket,
+        *,
+        linger: float,
+        on_end: Callable[[Relay, RelayEnd], None],
+    ) -> Relay:
+        """See `Engine.join`."""
+        joined = Joined(visitor, server, linger, on_end)
+        self._running().start_soon(joined.run)
+        return joined
+
+    def _running(self) -> trio.Nursery:
+        """The nursery. Raises RuntimeError outside `run`."""
+        if self._nursery is None:
+            raise RuntimeError("engine cannot take sockets: it is not running")
+        return self._nursery

@@ -1,0 +1,208 @@
+"""The Linux engine: one Trio task that moves every byte between plain sockets.
+
+The naive relay has two tasks a connection; each byte then costs a task switch and an `epoll_ctl` on top of the read and
+the write, and those two cost more than the bytes. Here one task owns one epoll set of handlers, sleeps until the set
+itself is readable, and serves every ready handler before it goes back to Trio's scheduler.
+
+**Edges, told once.** Every socket is registered once, for everything, edge-triggered. From then on nothing is asked of
+epoll but `poll`; the handler knows what its socket is waiting for, and an event is only a hint to go and try. So an
+event that comes too often, too late, or for a descriptor that was closed and given out again within the same batch does
+no harm: the system call that follows says EAGAIN. An event whose descriptor has no handler is dropped.
+
+**The kernel keeps the ready list.** Whoever stops before its socket is drained (its share of the wake-up is used up,
+its batch of accepts is full, its rest is over) must not wait for an edge that has already passed. It is armed again
+(`EPOLL_CTL_MOD`), which makes epoll look anew and put it behind all others that are ready. `join` does the same with
+sockets that were watched before: whatever stands in them is told again, flags and all. Hence no queues here, and nobody
+can starve.
+
+**Shares.** A wake-up may move about `turn_size` bytes; each handler gets its part, at least a buffer. Then Trio has its turn:
+the control protocol waits a few milliseconds at worst.
+
+**Released is not closed.** A parked connection is watched, released and joined within microseconds. `release` therefore
+leaves the registration in the epoll set, only without a handler. The next owner of the descriptor re-arms it; if none
+comes and it still stirs, it is taken out then. Closing a socket removes it by itself.
+
+**Callbacks** run from this task or its sibling, the timers. Ends are told after the batch, so that an owner may do what
+it likes.
+
+    run
+    ├─ the pump itself       sleeps in wait_readable(epoll)
+    └─ timers                lingering relays, resting acceptors, drops to be told
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import structlog
+import trio
+
+from .acceptor import Acceptor, Watch
+from .engine import Failure, Registration, Relay, RelayEnd
+from .limits import Limits
+from .pair import Pair
+from .pipes import Pipes
+from .timers import Timers
+
+EVERYTHING = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+
+BATCH = 256
+"Events taken per wake-up. Enough to make the scheduler's share of each negligible, few enough to come back soon."
+
+log = structlog.get_logger("relay")
+
+
+class Handler(Protocol):
+    """What the pump knows about the owner of a descriptor."""
+
+    def on_event(self, events: int) -> None:
+        """Something may have happened (epoll's flags); try, and believe only the system calls."""
+
+    def on_failure(self, error: Exception) -> None:
+        """`on_event` raised."""
+
+    def on_stop(self) -> None:
+        """The pump stops; the handler removes itself."""
+
+
+class Pump:
+    """One epoll set and all that lives in it. See `Engine` for the contract."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Nothing is opened before `run`."""
+        self.limits = limits
+        self.handlers: dict[int, Handler | None] = {}  # None: released, its registration stands
+        self.buffer_size = limits.buffer_size
+        self.buffer = bytearray(limits.buffer_size)
+        self.view = memoryview(self.buffer)
+        self.share = limits.turn_size
+        self.pipes = Pipes(limits.pipe_size, limits.max_pipes, least=limits.buffer_size)
+        self.ended: list[tuple[Pair, RelayEnd]] = []
+        self.timers = Timers(self._tell_ends)
+        self._epoll: select.epoll | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `Engine.run`."""
+        with select.epoll() as self._epoll:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self.timers.run)
+                    task_status.started()
+                    await self._turn_for_ever(self._epoll)
+            finally:
+                self._stop()
+
+    def listen(
+        self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], on_failure: Failure
+    ) -> Registration:
+        """See `Engine.listen`."""
+        acceptor = Acceptor(self, listener, on_connection, on_failure)
+        self._attach(listener.fileno(), acceptor)
+        return acceptor
+
+    def watch(self, connection: socket.socket, on_event: Callable[[], None], on_failure: Failure) -> Registration:
+        """See `Engine.watch`."""
+        watch = Watch(self, connection.fileno(), on_event, on_failure)
+        self._attach(connection.fileno(), watch)
+        return watch
+
+    def join(
+        self,
+        visitor: socket.socket,
+        server: socket.socket,
+        *,
+        linger: float,
+        on_end: Callable[[Relay, RelayEnd], None],
+    ) -> Relay:
+        """See `Engine.join`."""
+        pair = Pair(self, visitor, server, linger, on_end)
+        for flow in (pair.from_visitor, pair.from_server):
+            try:
+                self._attach(flow.fd, flow)
+            except OSError as error:
+                pair.breaks(flow.side, error)
+                self.timers.ring()
+                break
+        return pair
+
+    def detach(self, fd: int, handler: Handler) -> None:
+        """The handler wants no more events of `fd`; the registration stands for whoever comes next."""
+        if self.handlers.get(fd) is handler:
+            self.handlers[fd] = None
+
+    def arm_again(self, fd: int) -> None:
+        """Let epoll tell again what stands in `fd`, behind whoever is ready already. Harmless on a closed one."""
+        with contextlib.suppress(OSError):
+            self._running().modify(fd, EVERYTHING)
+
+    def _attach(self, fd: int, handler: Handler) -> None:
+        """Make `handler` the owner of `fd`; epoll tells what stands there already. Raises OSError if it is closed."""
+        epoll = self._running()
+        if fd < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if fd in self.handlers:
+            try:
+                epoll.modify(fd, EVERYTHING)
+            except FileNotFoundError:  # closed since, and the number was given out again
+                epoll.register(fd, EVERYTHING)
+        else:
+            epoll.register(fd, EVERYTHING)
+        self.handlers[fd] = handler
+
+    def _running(self) -> select.epoll:
+        """The epoll set. Raises RuntimeError outside `run`."""
+        if self._epoll is None:
+            raise RuntimeError("engine cannot take sockets: it is not running")
+        return self._epoll
+
+    async def _turn_for_ever(self, epoll: select.epoll) -> None:
+        """Sleep until something is ready, serve it, let Trio have its turn, and so on."""
+        fd = epoll.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            self._serve(epoll.poll(0, BATCH))
+
+    def _serve(self, batch: list[tuple[int, int]]) -> None:
+        """One wake-up: every handler that epoll told of, then the owners whose relays ended."""
+        handlers = self.handlers
+        self.share = max(self.buffer_size, self.limits.turn_size // (len(batch) or 1))
+        for fd, events in batch:
+            handler = handlers.get(fd)
+            if handler is None:
+                self._forget(fd)
+                continue
+            try:
+                handler.on_event(events)
+            except Exception as error:
+                handler.on_failure(error)
+        if self.ended:
+            self._tell_ends()
+
+    def _forget(self, fd: int) -> None:
+        """A descriptor stirs that nobody owns: released, or closed earlier in this batch."""
+        self.handlers.pop(fd, None)
+        with contextlib.suppress(OSError):
+            self._running().unregister(fd)
+
+    def _tell_ends(self) -> None:
+        """Tell the owners of the relays that have ended; their callbacks may end others."""
+        while self.ended:
+            ended, self.ended = self.ended, []
+            for pair, how in ended:
+                pair.tell(how)
+
+    def _stop(self) -> None:
+        """Drop every relay and release every registration."""
+        self._epoll = None
+        for handler in list(self.handlers.values()):
+            if handler is not None:
+                handler.on_stop()
+        self.handlers.clear()
+        self._tell_ends()
+        self.pipes.close()
