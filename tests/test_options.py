@@ -1,0 +1,82 @@
+"""The options of openTunnel."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunneld.errors import UsageError
+from tunneld.options import ANYWHERE, LONGEST, MAX_NAME, OPTIONS, TunnelOptions
+
+
+def test_the_table_and_the_value_have_the_same_fields() -> None:
+    assert set(OPTIONS) == {field.name for field in fields(TunnelOptions)}
+
+
+def test_nothing_asked_is_the_reference_tunnel() -> None:
+    assert TunnelOptions.parse({}) == TunnelOptions()
+    assert not TunnelOptions().persist
+
+
+def test_every_option_reads() -> None:
+    words = {
+        "persist": "yes",
+        "server_from": "192.0.2.0/24",
+        "ttl": "3600",
+        "idle_timeout": "0.5",
+        "open_timeout": "10",
+        "pairing_timeout": "5",
+        "linger": "7",
+        "proxy_protocol": "V2",
+        "client_port": "8011",
+        "name": "web-1",
+    }
+    assert TunnelOptions.parse(words) == TunnelOptions(
+        True, ipaddress.ip_network("192.0.2.0/24"), 3600, 0.5, 10, 5, 7, "v2", 8011, "web-1"
+    )
+    assert TunnelOptions.parse({"server_from": "ANY"}).server_from == ANYWHERE
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("persist", "maybe"),
+        ("server_from", "somewhere"),
+        ("ttl", "0"),
+        ("ttl", "-1"),
+        ("ttl", "nan"),
+        ("ttl", "inf"),
+        ("ttl", str(LONGEST + 1)),
+        ("linger", "soon"),
+        ("proxy_protocol", "v3"),
+        ("client_port", "0"),
+        ("client_port", "65536"),
+        ("client_port", "٨٠٨٠"),
+        ("name", ""),
+        ("name", "x" * (MAX_NAME + 1)),
+        ("name", "a b"),
+        ("colour", "red"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(key: str, text: str) -> None:
+    with pytest.raises(UsageError, match=key):
+        TunnelOptions.parse({key: text})
+
+
+def test_limits_hold_at_their_edge() -> None:
+    assert TunnelOptions.parse({"ttl": str(LONGEST)}).ttl == LONGEST
+    assert TunnelOptions.parse({"client_port": "65535"}).client_port == 65535
+    assert TunnelOptions.parse({"name": "x" * MAX_NAME}).name == "x" * MAX_NAME
+
+
+@given(
+    st.dictionaries(st.one_of(st.sampled_from(list(OPTIONS)), st.text(max_size=8)), st.text(max_size=20), max_size=4)
+)
+def test_any_words_are_options_or_a_usage_error(words: dict[str, str]) -> None:
+    with contextlib.suppress(UsageError):
+        TunnelOptions.parse(words)

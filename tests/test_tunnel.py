@@ -1,0 +1,408 @@
+"""TCP tunnels: the reference semantics, over real sockets. Time is virtual and jumps only where a test says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_all, read_exactly, reset
+from tunneld.config.schema import Settings, Tunnels
+from tunneld.endpoint import Endpoint
+from tunneld.errors import LimitReachedError, ListenError, NoSuchTunnelError, UsageError
+from tunneld.options import TunnelOptions
+from tunneld.service import Asker, TunnelService
+from tunneld.tunnel import Phase, Tunnel
+from tunneld.wire.lines import Item
+
+ME = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
+
+
+async def open_tunnel(service: TunnelService, **words: str) -> Tunnel:
+    return await service.open_tunnel("tcp", TunnelOptions.parse(words), ME)
+
+
+async def until_parked(tunnel: Tunnel, count: int) -> None:
+    """Wait until the relay has parked so many server connections; each wakes us by an event of the engine."""
+    while tunnel.parked != count:
+        await trio.lowlevel.checkpoint()
+
+
+async def until_waiting(tunnel: Tunnel, count: int) -> None:
+    while tunnel.waiting != count:
+        await trio.lowlevel.checkpoint()
+
+
+async def until_served(tunnel: Tunnel, count: int) -> None:
+    while tunnel.served != count:
+        await trio.lowlevel.checkpoint()
+
+
+async def joined(tunnel: Tunnel) -> tuple[trio.SocketStream, trio.SocketStream]:
+    """A server connection and a visitor, relayed."""
+    before = tunnel.served
+    server = await connect(tunnel.server_uri)
+    visitor = await connect(tunnel.client_uri)
+    await until_served(tunnel, before + 1)
+    return server, visitor
+
+
+class TestOneShot:
+    async def test_bytes_cross_both_ways_and_the_end_of_either_closes_the_tunnel(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        server, visitor = await joined(tunnel)
+        await visitor.send_all(b"question")
+        assert await read_exactly(server, 8) == b"question"
+        await server.send_all(b"answer")
+        assert await read_exactly(visitor, 6) == b"answer"
+        await server.aclose()
+        assert await read_all(visitor) == b""
+        await visitor.aclose()
+        await tunnel.wait_closed()
+        assert tunnel.octets == (8, 6)
+        with pytest.raises(NoSuchTunnelError):
+            service.get_tunnel_address(str(tunnel.server_uri))
+        assert await is_refused(tunnel.server_uri)
+        assert await is_refused(tunnel.client_uri)
+
+    async def test_the_client_may_come_first(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        visitor = await connect(tunnel.client_uri)
+        await visitor.send_all(b"early")
+        await until_waiting(tunnel, 1)
+        server = await connect(tunnel.server_uri)
+        assert await read_exactly(server, 5) == b"early"
+
+    async def test_what_the_server_says_first_is_not_lost(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        server = await connect(tunnel.server_uri)
+        await server.send_all(b"220 hidden.example ESMTP\r\n")
+        await until_parked(tunnel, 1)
+        visitor = await connect(tunnel.client_uri)
+        assert await read_exactly(visitor, 26) == b"220 hidden.example ESMTP\r\n"
+
+    async def test_a_server_that_spoke_and_left_is_still_heard(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        server = await connect(tunnel.server_uri)
+        await server.send_all(b"last words")
+        await server.send_eof()
+        await until_parked(tunnel, 1)
+        visitor = await connect(tunnel.client_uri)
+        assert await read_all(visitor) == b"last words"
+
+    async def test_a_server_that_leaves_before_any_client_closes_the_tunnel(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        server = await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+        await server.aclose()
+        with trio.fail_after(PATIENCE):
+            await tunnel.wait_closed()
+        assert tunnel.reason == "the hidden server left before a visitor came"
+
+    async def test_a_server_that_crashes_before_any_client_closes_the_tunnel(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        server = await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+        reset(server)
+        await tunnel.wait_closed()
+
+    async def test_a_client_that_leaves_while_waiting_closes_the_tunnel(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        visitor = await connect(tunnel.client_uri)
+        await until_waiting(tunnel, 1)
+        await visitor.aclose()
+        await tunnel.wait_closed()
+        assert "left before a server connection came" in tunnel.reason
+
+    async def test_a_client_that_asked_and_half_closed_is_answered(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        visitor = await connect(tunnel.client_uri)
+        await visitor.send_all(b"GET /\r\n")
+        await visitor.send_eof()
+        await until_waiting(tunnel, 1)
+        server = await connect(tunnel.server_uri)
+        assert await read_all(server) == b"GET /\r\n"
+        await server.send_all(b"page")
+        await server.aclose()
+        assert await read_all(visitor) == b"page"
+
+    async def test_a_second_visitor_and_a_second_server_are_turned_away(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        server, visitor = await joined(tunnel)
+        assert await is_dropped(await connect(tunnel.client_uri))
+        assert await is_dropped(await connect(tunnel.server_uri))
+        await visitor.send_all(b"still here")
+        assert await read_exactly(server, 10) == b"still here"
+
+    async def test_a_reset_crosses_as_a_reset(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        server, visitor = await joined(tunnel)
+        reset(server)
+        with pytest.raises(trio.BrokenResourceError):
+            await visitor.receive_some(1)
+        await tunnel.wait_closed()
+        assert "server broke off" in tunnel.reason
+
+
+class TestPersistent:
+    async def test_each_parked_connection_serves_one_visitor_in_order(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        servers = []
+        for number in range(3):
+            servers.append(await connect(tunnel.server_uri))
+            await until_parked(tunnel, number + 1)
+        for number, server in enumerate(servers):
+            visitor = await connect(tunnel.client_uri)
+            await visitor.send_all(b"%d" % number)
+            assert await read_exactly(server, 1) == b"%d" % number
+        assert (tunnel.parked, tunnel.served, len(tunnel.visitors)) == (0, 3, 3)
+
+    async def test_it_outlives_its_relays(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        for _ in range(3):
+            server, visitor = await joined(tunnel)
+            await visitor.aclose()
+            assert await read_all(server) == b""
+            await server.aclose()
+            while tunnel.visitors:
+                await trio.lowlevel.checkpoint()
+        assert tunnel.phase is Phase.WAITING
+        assert tunnel.served == 3
+
+    async def test_visitors_that_wait_are_served_first_come_first_served(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        visitors = []
+        for number in range(3):
+            visitor = await connect(tunnel.client_uri)
+            await visitor.send_all(b"%d" % number)
+            visitors.append(visitor)
+            await until_waiting(tunnel, number + 1)
+        for number in range(3):
+            server = await connect(tunnel.server_uri)
+            assert await read_exactly(server, 1) == b"%d" % number
+
+    async def test_the_phase_says_whether_a_hidden_server_is_there(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        assert tunnel.phase is Phase.WAITING
+        server = await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+        assert tunnel.phase is Phase.READY
+        await server.aclose()
+        await until_parked(tunnel, 0)
+        assert tunnel.phase is Phase.WAITING
+
+    async def test_trim_closes_what_is_parked_too_long_and_no_visitor_notices(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        server, visitor = await joined(tunnel)
+        first = await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+        await connect(tunnel.server_uri)
+        await until_parked(tunnel, 2)
+        assert tunnel.trim(1) == 1
+        assert await is_dropped(first)
+        await visitor.send_all(b"x")
+        assert await read_exactly(server, 1) == b"x"
+
+    async def test_drain_lets_relays_finish_and_gives_up_who_waits(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        server, visitor = await joined(tunnel)
+        waiting = await connect(tunnel.client_uri)
+        await until_waiting(tunnel, 1)
+        tunnel.drain()
+        assert await is_dropped(waiting)
+        assert await is_refused(tunnel.client_uri)
+        await visitor.send_all(b"more")
+        assert await read_exactly(server, 4) == b"more"
+        await visitor.aclose()
+        await server.aclose()
+        await tunnel.wait_closed()
+        assert tunnel.reason == "drained"
+
+    async def test_close_drops_everything_and_returns_when_it_is_gone(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        server, visitor = await joined(tunnel)
+        parked = await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+        await service.close(tunnel.id)
+        assert await is_refused(tunnel.server_uri)
+        for stream in (server, visitor, parked):
+            assert await is_dropped(stream)
+        assert not service.tunnels()
+
+    async def test_the_proxy_header_comes_first(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes", proxy_protocol="v1")
+        server = await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+        visitor = await connect(tunnel.client_uri)
+        await visitor.send_all(b"hello")
+        host, port = visitor.socket.getsockname()
+        expected = f"PROXY TCP4 {host} 127.0.0.1 {port} {tunnel.client_uri.port}\r\nhello".encode()
+        assert await read_exactly(server, len(expected)) == expected
+
+
+class TestTime:
+    async def test_a_waiting_visitor_is_given_up_after_pairing_timeout(
+        self, service: TunnelService, mock_clock: MockClock
+    ) -> None:
+        tunnel = await open_tunnel(service, persist="yes", pairing_timeout="7")
+        visitor = await connect(tunnel.client_uri)
+        await until_waiting(tunnel, 1)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(6.9)
+        await wait_all_tasks_blocked()
+        assert tunnel.waiting == 1
+        mock_clock.jump(0.2)
+        assert await is_dropped(visitor)
+        assert tunnel.waiting == 0
+
+    async def test_a_tunnel_nobody_uses_closes(self, service: TunnelService, mock_clock: MockClock) -> None:
+        tunnel = await open_tunnel(service)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(300)
+        await tunnel.wait_closed()
+        assert "open_timeout" in tunnel.reason
+
+    async def test_a_parked_server_connection_is_use(self, service: TunnelService, mock_clock: MockClock) -> None:
+        tunnel = await open_tunnel(service)
+        await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(300)
+        await wait_all_tasks_blocked()
+        assert tunnel.phase is Phase.READY
+
+    async def test_ttl_ends_a_tunnel_in_use(self, service: TunnelService, mock_clock: MockClock) -> None:
+        tunnel = await open_tunnel(service, persist="yes", ttl="60")
+        _server, visitor = await joined(tunnel)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(60)
+        assert await is_dropped(visitor)
+        await tunnel.wait_closed()
+        assert "ttl" in tunnel.reason
+
+
+class TestWhoMayConnect:
+    async def test_only_the_asker_may_pose_as_the_hidden_server(self, service: TunnelService) -> None:
+        stranger = dataclasses.replace(ME, host="192.0.2.1")
+        tunnel = await service.open_tunnel("tcp", TunnelOptions(), stranger)
+        assert await is_dropped(await connect(tunnel.server_uri))
+        assert tunnel.parked == 0
+
+    @pytest.mark.parametrize("who", ["127.0.0.0/8", "any", "127.0.0.1"])
+    async def test_server_from_widens_it(self, service: TunnelService, who: str) -> None:
+        stranger = dataclasses.replace(ME, host="192.0.2.1")
+        tunnel = await service.open_tunnel("tcp", TunnelOptions.parse({"server_from": who}), stranger)
+        await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+
+
+class TestLimits:
+    @pytest.fixture
+    def tunnel_settings(self) -> Tunnels:
+        return Tunnels(ports="0", max_tunnels=2, max_visitors=1, max_waiting=1, max_parked=2)
+
+    async def test_the_limit_of_tunnels(self, service: TunnelService) -> None:
+        first = await open_tunnel(service)
+        await open_tunnel(service)
+        with pytest.raises(LimitReachedError, match="max_tunnels"):
+            await open_tunnel(service)
+        await service.close(first.id)
+        await open_tunnel(service)
+
+    async def test_the_limit_of_visitors(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        _server, visitor = await joined(tunnel)
+        assert await is_dropped(await connect(tunnel.client_uri))
+        await visitor.send_all(b"x")
+
+    async def test_the_limit_of_waiting_visitors(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        await connect(tunnel.client_uri)
+        await until_waiting(tunnel, 1)
+        assert await is_dropped(await connect(tunnel.client_uri))
+        assert tunnel.waiting == 1
+
+    async def test_the_limit_of_parked_connections(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        for count in (1, 2):
+            await connect(tunnel.server_uri)
+            await until_parked(tunnel, count)
+        assert await is_dropped(await connect(tunnel.server_uri))
+        assert tunnel.parked == 2
+
+
+class TestPorts:
+    async def test_a_port_outside_the_range_is_refused(self, service: TunnelService) -> None:
+        service._settings = lambda: Settings(tunnels=Tunnels(ports="20000-20010"))
+        with pytest.raises(UsageError, match="client_port"):
+            await open_tunnel(service, client_port="8080")
+
+    async def test_a_taken_port_says_so_and_leaves_nothing(self, service: TunnelService) -> None:
+        first = await open_tunnel(service)
+        with pytest.raises((ListenError, LimitReachedError), match=str(first.client_uri.port)):
+            await open_tunnel(service, client_port=str(first.client_uri.port))
+        assert list(service.tunnels()) == [first]
+
+
+async def test_watchers_hear_the_whole_story(service: TunnelService) -> None:
+    story: list[Item] = []
+    async with service.events.watch(100) as watcher:
+        tunnel = await open_tunnel(service)
+        server, visitor = await joined(tunnel)
+        await visitor.send_all(b"12345")
+        await read_exactly(server, 5)
+        await visitor.aclose()
+        await server.aclose()
+        async for event in watcher:
+            story.append(event)
+            if event["event"] == "closed":
+                break
+    assert [event["event"] for event in story] == ["opened", "attached", "visitor", "left", "closed"]
+    assert story[-1]["up"] == 5
+    assert story[-1]["reason"] == "both sides finished"
+
+
+async def test_a_bug_in_one_tunnel_closes_that_tunnel_alone(
+    service: TunnelService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = await open_tunnel(service, persist="yes")
+    bystander = await open_tunnel(service, persist="yes")
+    server, visitor = await joined(bystander)
+
+    def boom(peer: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(broken, "full", lambda: boom(None))
+    assert await is_dropped(await connect(broken.client_uri))
+    await broken.wait_closed()
+    assert broken.reason == "internal error"
+    await visitor.send_all(b"alive")
+    assert await read_exactly(server, 5) == b"alive"
+
+
+async def test_a_mebibyte_each_way_arrives_as_sent(service: TunnelService) -> None:
+    tunnel = await open_tunnel(service)
+    server, visitor = await joined(tunnel)
+    payload = random.Random(7).randbytes(8 << 20)
+    digests: list[str] = []
+
+    async def send(stream: trio.SocketStream) -> None:
+        await stream.send_all(payload)
+        await stream.send_eof()
+
+    async def receive(stream: trio.SocketStream) -> None:
+        digests.append(hashlib.sha256(await read_all(stream)).hexdigest())
+
+    async with trio.open_nursery() as nursery:
+        for stream in (server, visitor):
+            nursery.start_soon(send, stream)
+            nursery.start_soon(receive, stream)
+    assert digests == [hashlib.sha256(payload).hexdigest()] * 2
+
+
+def test_uris_of_a_tunnel_are_endpoints() -> None:
+    assert str(Endpoint("tcp", "::1", 1)) == "tcp://[::1]:1"

@@ -1,0 +1,69 @@
+"""The contract between a tunnel and its server side.
+
+            Tunnel                        ServerSide
+              │   open, close                │  binds, owns the listener and what is parked
+              │   dial_nowait, dial  ──────► │  a connection to the hidden server, ready to relay
+attached,     │ ◄──────────────────────────  │  the hidden server came, or went before a visitor did
+detached      │
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tunneld.config.schema import Tunnels
+from tunneld.endpoint import Endpoint, Network
+from tunneld.relay.engine import Engine, Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a server side gets from its tunnel: where to listen, whom to admit, whom to tell."""
+
+    engine: Engine
+    settings: Tunnels
+    advertised_host: str
+    admits: Network | None  # the only sources that may pose as the hidden server; None: any
+    room: Callable[[], int]  # how many server connections may be parked now
+    attached: Callable[[Any], None]  # with the peer's address
+    detached: Callable[[Any], None]
+    refused: Callable[[Any, str], None]  # with the peer's address and the reason
+    failed: Failure  # a bug in a callback
+
+
+class ServerSide(Protocol):
+    """A way to dial the hidden server."""
+
+    @property
+    def uri(self) -> Endpoint:
+        """Where the hidden server connects to."""
+
+    @property
+    def parked(self) -> int:
+        """How many visitors could be served at once, now."""
+
+    def dial_nowait(self) -> socket.socket:
+        """A connection to the hidden server, owned by the caller from now on. Raises `trio.WouldBlock` where none is
+        at hand.
+        """
+
+    async def dial(self) -> socket.socket:
+        """Wait for a connection to the hidden server, first come first served. Cancelling loses no connection.
+
+        Raises `trio.ClosedResourceError` once the server side is closed.
+        """
+
+    def trim(self, keep: int) -> int:
+        """Close parked connections until `keep` are left; returns how many were closed. None that a visitor got is
+        among them.
+        """
+
+    def close(self) -> None:
+        """Stop listening and close everything parked; connections already dialled are the caller's."""
+
+
+ServerSideFactory = Callable[[Host], ServerSide]
+"""Makes a server side that listens already. Raises `ListenError`, `LimitReachedError` or `ShortageError`."""

@@ -1,0 +1,132 @@
+"""The reference backend: plain TCP, one connection from the hidden server for each visitor.
+
+The hidden server connects ahead of its visitors and its connection is *parked*: not read from, so what it says
+before a visitor comes stays in the kernel, in order, bounded by the socket's buffer. Parked connections are watched,
+though: one whose peer leaves without having said anything is gone at once. One that spoke and then ended is kept,
+since a visitor can still be told what it said.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import Any
+
+import trio
+
+from tunneld.backends.base import Host
+from tunneld.endpoint import Endpoint, contains
+from tunneld.net import bind_in_range
+from tunneld.relay.engine import Registration
+from tunneld.relay.look import has_left
+
+
+class Tcp:
+    """A listener for the hidden server, and its connections that wait for visitors."""
+
+    def __init__(self, host: Host) -> None:
+        settings = host.settings
+        self._host = host
+        self._listener = bind_in_range(settings.host, settings.port_range, keepalive=settings.keepalive)
+        self._uri = Endpoint("tcp", host.advertised_host, self._listener.getsockname()[1])
+        self._parked: dict[socket.socket, tuple[Registration, Any]] = {}
+        self._waiters: deque[_Waiter] = deque()
+        self._accepting = host.engine.listen(self._listener, self._arrived, host.failed)
+
+    @property
+    def uri(self) -> Endpoint:
+        """`tcp://HOST:PORT`."""
+        return self._uri
+
+    @property
+    def parked(self) -> int:
+        """How many connections of the hidden server wait for a visitor."""
+        return len(self._parked)
+
+    def dial_nowait(self) -> socket.socket:
+        """The connection parked longest. Raises `trio.WouldBlock`."""
+        if not self._parked or self._waiters:
+            raise trio.WouldBlock
+        return self._take()
+
+    async def dial(self) -> socket.socket:
+        """Wait in line for the next connection of the hidden server. Raises `trio.ClosedResourceError` once closed."""
+        waiter = _Waiter()
+        self._waiters.append(waiter)
+        try:
+            await waiter.served.wait()
+        except trio.Cancelled:
+            if waiter.connection is None:
+                self._waiters.remove(waiter)
+            else:
+                self._offer(waiter.connection, waiter.peer)
+            raise
+        if waiter.connection is None:
+            raise trio.ClosedResourceError
+        return waiter.connection
+
+    def trim(self, keep: int) -> int:
+        """Close the connections parked longest until `keep` are left."""
+        surplus = max(0, self.parked - keep)
+        for _ in range(surplus):
+            self._take().close()
+        return surplus
+
+    def close(self) -> None:
+        """Stop listening, close what is parked, send those in line away. Harmless when repeated."""
+        self._accepting.release()
+        self._listener.close()
+        self.trim(0)
+        while self._waiters:
+            self._waiters.popleft().served.set()
+
+    def _arrived(self, connection: socket.socket, peer: Any) -> None:
+        """Admit one connection that claims to be the hidden server."""
+        if self._host.admits is not None and not contains(self._host.admits, peer):
+            reason = f"only {self._host.admits} may connect as the hidden server"
+        elif len(self._parked) >= self._host.room():
+            reason = f"{len(self._parked)} server connections are parked already"
+        else:
+            self._offer(connection, peer)
+            self._host.attached(peer)
+            return
+        connection.close()
+        self._host.refused(peer, reason)
+
+    def _offer(self, connection: socket.socket, peer: Any) -> None:
+        """Give a connection to whoever waits longest, or park it."""
+        if self._waiters:
+            self._waiters.popleft().serve(connection, peer)
+        else:
+            watching = self._host.engine.watch(connection, lambda: self._look(connection), self._host.failed)
+            self._parked[connection] = (watching, peer)
+
+    def _take(self) -> socket.socket:
+        """Unpark the connection parked longest."""
+        connection = next(iter(self._parked))
+        watching, _peer = self._parked.pop(connection)
+        watching.release()
+        return connection
+
+    def _look(self, connection: socket.socket) -> None:
+        """Something happened on a parked connection: has the hidden server left?"""
+        if connection in self._parked and has_left(connection):
+            watching, peer = self._parked.pop(connection)
+            watching.release()
+            connection.close()
+            self._host.detached(peer)
+
+
+class _Waiter:
+    """Somebody in line for a connection."""
+
+    __slots__ = ("connection", "peer", "served")
+
+    def __init__(self) -> None:
+        self.served = trio.Event()
+        self.connection: socket.socket | None = None
+        self.peer: Any = None
+
+    def serve(self, connection: socket.socket, peer: Any) -> None:
+        self.connection, self.peer = connection, peer
+        self.served.set()

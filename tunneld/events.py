@@ -1,0 +1,82 @@
+"""What happens to tunnels, told to whoever watches.
+
+    opened    a tunnel was opened                        id backend server client owner
+    attached  the hidden server connected                id from
+    detached  it left before a visitor came              id from
+    visitor   a client connected and was paired          id from
+    left      that client's relay ended                  id from up down reason
+    refused   a connection was turned away               id from side reason
+    draining  nothing new; the rest may finish           id visitors
+    closed    the tunnel is gone                         id reason visitors up down
+
+Publishing never waits: a watcher that does not keep up loses events and is told how many (`lost`). Without watchers
+it costs a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import trio
+
+from tunneld.wire.lines import Item, Value
+
+
+class Watcher:
+    """One subscription: an asynchronous iterator of events, oldest first."""
+
+    def __init__(self, backlog: int, tunnel: str | None) -> None:
+        self._send, self._receive = trio.open_memory_channel[Item](backlog)
+        self._tunnel = tunnel
+        self._lost = 0
+
+    def offer(self, event: Item) -> None:
+        """Hand over one event, or count it as lost where the backlog is full."""
+        if self._tunnel is not None and event.get("id") != self._tunnel:
+            return
+        try:
+            if self._lost:
+                self._send.send_nowait({"event": "lost", "count": self._lost})
+                self._lost = 0
+            self._send.send_nowait(event)
+        except trio.WouldBlock:
+            self._lost += 1
+
+    def __aiter__(self) -> Watcher:
+        return self
+
+    async def __anext__(self) -> Item:
+        return await self._receive.receive()
+
+
+class Events:
+    """Where tunnels publish and watchers subscribe."""
+
+    def __init__(self) -> None:
+        self._watchers: set[Watcher] = set()
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody listens; ask before building an event on a hot path."""
+        return bool(self._watchers)
+
+    def publish(self, name: str, /, **fields: Value) -> None:
+        """Tell every watcher. Never waits, never raises."""
+        if self._watchers:
+            event: Item = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **fields}
+            for watcher in self._watchers:
+                watcher.offer(event)
+
+    @asynccontextmanager
+    async def watch(self, backlog: int, tunnel: str | None = None) -> AsyncIterator[Watcher]:
+        """Subscribe for the length of the block, to all tunnels or to the one with this id; `backlog` events are
+        held.
+        """
+        watcher = Watcher(backlog, tunnel)
+        self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)

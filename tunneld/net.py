@@ -1,0 +1,231 @@
+"""Listening sockets, free ports, TLS contexts and the limit of descriptors.
+
+Sockets are the standard library's, non-blocking, listening, ready for the pump and for Trio alike. Options are set on
+the listener: on Linux what it accepts inherits them (no-delay, keep-alive), which saves each visitor five system
+calls.
+
+Host names are looked up by the system and that blocks; addresses and wildcards do not.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import resource
+import socket
+import ssl
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunneld.endpoint import format_peer
+from tunneld.errors import ConfigError, LimitReachedError, ListenError, ShortageError, TunneldError, reason_of
+
+if TYPE_CHECKING:
+    from tunneld.config.schema import Tls
+
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What `socket` and `accept` fail with when the process or the machine has no more of something."""
+
+_LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
+_MAX_KEEPALIVE = 32767  # seconds: Linux's MAX_TCP_KEEPIDLE
+_PROBES = 4  # a quarter of the idle time apart, so that a peer that vanished is noticed after twice that time
+
+Address = tuple[socket.AddressFamily, str]
+"""A family and a numeric host of it to bind; an empty IPv6 host means both families on one socket."""
+
+
+def bind_tcp(host: str, port: int, *, backlog: int = 1024, keepalive: float = 60.0) -> list[socket.socket]:
+    """Listen on every address of `host`, all on the same port; 0 means any free one.
+
+    `""` and `::` mean every address of the machine, in one dual-stack socket where it has IPv6. `keepalive` is in
+    seconds: TCP probes a connection that was silent for so long, and gives it up after about twice the time. `backlog`
+    is in connections; the kernel caps it (`net.core.somaxconn`).
+
+    Raises `ListenError`, or `ShortageError` when descriptors or socket memory ran out.
+    """
+    try:
+        return _bind_all(_addresses(host), port, backlog, keepalive)
+    except OSError as error:
+        raise _listen_error(host, str(port), error) from None
+
+
+def bind_in_range(
+    host: str, ports: range, *, backlog: int = 1024, keepalive: float = 60.0, start: int | None = None
+) -> socket.socket:
+    """Listen on a free port of `ports`, on the first address of `host`; `range(0, 1)` means any free port.
+
+    The search goes upwards and around from a random port, or from the `start`th. So a port that just became free, whose
+    old clients may still call, is unlikely to be the next one given out, and strangers cannot count up to the newest
+    tunnel.
+
+    Raises `LimitReachedError` when none is free; else as `bind_tcp`.
+    """
+    first = random.randrange(len(ports)) if start is None else start % len(ports)
+    span = f"{ports[0]}-{ports[-1]}" if len(ports) > 1 else f"{ports[0]}"
+    try:
+        return _bind(_addresses(host)[0], chain(ports[first:], ports[:first]), backlog, keepalive)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise LimitReachedError(f"no port is free in {span} on {host or '*'}") from None
+        raise _listen_error(host, span, error) from None
+
+
+def describe(listeners: list[socket.socket], scheme: str = "tcp") -> str:
+    """Where sockets listen, as URIs with the ports they got: `tcp://127.0.0.1:7010`."""
+    return " ".join(f"{scheme}://{format_peer(listener.getsockname())}" for listener in listeners)
+
+
+def server_tls_context(settings: Tls, *, table: str = "control.tls") -> ssl.SSLContext:
+    """TLS 1.2 or later with our certificate; where `client_ca` is set, only for peers with a certificate of it.
+
+    Raises `ConfigError` naming the key in `table`, the file and what is wrong with it.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_certificate(context, settings.certificate, settings.key, table)
+    if settings.client_ca is not None:
+        _load_authorities(context, settings.client_ca, f"{table}.client_ca")
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def client_tls_context(
+    ca: Path | str | None = None, certificate: Path | str | None = None, key: Path | str | None = None
+) -> ssl.SSLContext:
+    """TLS 1.2 or later that believes the system's authorities, or only those in the file `ca`.
+
+    `certificate` and `key` (by default in the same file) are shown to relays that ask for one. Raises `ConfigError`
+    naming the file.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca is None:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    else:
+        _load_authorities(context, Path(ca), "ca")
+    if certificate is not None:
+        _load_certificate(context, Path(certificate), Path(key or certificate))
+    return context
+
+
+def raise_descriptor_limit() -> int:
+    """Allow this process as many descriptors as it may have (RLIMIT_NOFILE, soft to hard) and return how many those
+    are.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):  # macOS calls its hard limit infinite and refuses to go there
+        return soft
+    return hard
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process has open, the one used to look included."""
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+def _addresses(host: str) -> list[Address]:
+    if host in {"", "::"}:
+        return [(socket.AF_INET6, "")] if socket.has_dualstack_ipv6() else [(socket.AF_INET, "0.0.0.0")]
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
+
+
+def _bind_all(addresses: list[Address], port: int, backlog: int, keepalive: float) -> list[socket.socket]:
+    """One listener an address. An address that the machine lacks is passed over while another one works."""
+    listeners: list[socket.socket] = []
+    failures: list[OSError] = []
+    for address in addresses:
+        try:
+            listeners.append(_bind(address, [port], backlog, keepalive))
+            port = listeners[0].getsockname()[1]
+        except OSError as error:
+            failures.append(error)
+    fatal = [error for error in failures if not listeners or error.errno not in _LACKING]
+    if fatal:
+        for listener in listeners:
+            listener.close()
+        raise fatal[0]
+    return listeners
+
+
+def _bind(address: Address, ports: Iterable[int], backlog: int, keepalive: float) -> socket.socket:
+    family, host = address
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # restart while old connections are in TIME_WAIT
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host else 0)
+        _take_free_port(listener, host, ports)
+        _set_inherited(listener, keepalive)
+        listener.setblocking(False)
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _take_free_port(listener: socket.socket, host: str, ports: Iterable[int]) -> None:
+    """Bind to the first port that nobody has. A refused socket may ask again: 10,000 taken ports cost 15 ms."""
+    taken: OSError | None = None
+    for port in ports:
+        try:
+            return listener.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            taken = error
+    raise taken or OSError(errno.EADDRINUSE, "no port to choose from")
+
+
+def _set_inherited(listener: socket.socket, keepalive: float) -> None:
+    idle = min(max(1, round(keepalive)), _MAX_KEEPALIVE)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", max(1, idle // _PROBES)), ("TCP_KEEPCNT", _PROBES)):
+        if hasattr(socket, name):  # other systems have fewer knobs
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _listen_error(host: str, ports: str, error: OSError) -> TunneldError:
+    place = f"tcp://[{host}]:{ports}" if ":" in host else f"tcp://{host or '*'}:{ports}"
+    kind = ShortageError if error.errno in SHORTAGES else ListenError
+    return kind(f"could not listen on {place}: {reason_of(error)}")
+
+
+def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path, table: str = "") -> None:
+    prefix = f"{table}." if table else ""
+    _check_readable(certificate, f"{prefix}certificate")
+    _check_readable(key, f"{prefix}key")
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError([f"{prefix}key: {key} does not belong to the certificate in {certificate}"]) from None
+        raise ConfigError(
+            [f"{prefix}certificate: {certificate} and {key} are not a PEM certificate and its key"]
+        ) from None
+
+
+def _no_password() -> str:
+    raise ConfigError(["a key that asks for a password cannot be used by a daemon; write it without one"])
+
+
+def _load_authorities(context: ssl.SSLContext, path: Path, key: str) -> None:
+    _check_readable(path, key)
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError:
+        raise ConfigError([f"{key}: {path} has no PEM certificates"]) from None
+
+
+def _check_readable(path: Path, key: str) -> None:
+    """OpenSSL says `No such file` without saying which; so look first."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigError([f"{key}: cannot read {path}: {reason_of(error)}"]) from None

@@ -1,0 +1,115 @@
+"""The options of openTunnel: `key=value` words turned into a value that cannot be wrong. Pure.
+
+`OPTIONS` is the one table of them: the parser, `help openTunnel`, the command line and the man page check all read it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tunneld.endpoint import MAX_PORT, Network, parse_network
+from tunneld.errors import UsageError
+
+LONGEST = 365 * 24 * 3600.0
+"""Seconds. A year: far beyond any use, near enough that every clock arithmetic holds."""
+
+Anywhere = Literal["any"]
+ANYWHERE: Anywhere = "any"
+MAX_NAME = 64
+"""Characters in a tunnel's name: fits a column of a table, and a DNS label (63) later."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelOptions:
+    """What the caller of openTunnel asked for. None means: as the relay is configured."""
+
+    persist: bool = False
+    server_from: Network | Anywhere | None = None  # None: the address that asked
+    ttl: float | None = None
+    idle_timeout: float | None = None
+    open_timeout: float | None = None
+    pairing_timeout: float | None = None
+    linger: float | None = None
+    proxy_protocol: str | None = None
+    client_port: int | None = None
+    name: str = ""
+
+    @classmethod
+    def parse(cls, words: Mapping[str, str]) -> TunnelOptions:
+        """Read the options of a request. Raises `UsageError` naming the option and what it takes."""
+        values: dict[str, Any] = {}
+        for key, text in words.items():
+            option = OPTIONS.get(key)
+            if option is None:
+                raise UsageError(f"unrecognized option {key!r}: openTunnel takes {', '.join(OPTIONS)}")
+            try:
+                values[key] = option.read(text)
+            except (UsageError, ValueError) as error:
+                raise UsageError(f"option {key}={text!r}: {error}") from None
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the table: how its value is read, what it takes, what it is for."""
+
+    read: Callable[[str], Any]
+    takes: str
+    summary: str
+
+
+def _boolean(text: str) -> bool:
+    try:
+        return {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}[text.lower()]
+    except KeyError:
+        raise ValueError("not yes or no") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError("not a number of seconds") from None
+    if not (math.isfinite(value) and 0 < value <= LONGEST):
+        raise ValueError(f"not between 0 and {LONGEST:.0f} seconds")
+    return value
+
+
+def _server_from(text: str) -> Network | Anywhere:
+    return ANYWHERE if text.lower() == ANYWHERE else parse_network(text)
+
+
+def _proxy_protocol(text: str) -> str:
+    if text.lower() not in {"v1", "v2"}:
+        raise ValueError("not v1 or v2")
+    return text.lower()
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_PORT):
+        raise ValueError(f"not a port between 1 and {MAX_PORT}")
+    return int(text)
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", text):
+        raise ValueError(f"not a name of at most {MAX_NAME} letters, digits, dots, dashes and underscores")
+    return text
+
+
+OPTIONS: dict[str, Option] = {
+    "persist": Option(_boolean, "yes|no", "stay open: each server connection serves one visitor, one after another"),
+    "server_from": Option(_server_from, "ADDRESS|NETWORK|any", "who may connect as the hidden server"),
+    "ttl": Option(_seconds, "SECONDS", "close the tunnel after this time, whatever it does"),
+    "idle_timeout": Option(_seconds, "SECONDS", "close the tunnel when no byte has moved for this time"),
+    "open_timeout": Option(_seconds, "SECONDS", "close the tunnel when nobody has been connected for this time"),
+    "pairing_timeout": Option(_seconds, "SECONDS", "how long a visitor waits for a server connection"),
+    "linger": Option(_seconds, "SECONDS", "how long a half-closed relay may be silent"),
+    "proxy_protocol": Option(_proxy_protocol, "v1|v2", "tell the hidden server each visitor's address first"),
+    "client_port": Option(_port, "PORT", "the port that clients connect to"),
+    "name": Option(_name, "NAME", "a word for people, shown in lists and logs"),
+}

@@ -1,0 +1,175 @@
+"""The two calls, and what an operator does to the tunnels they made.
+
+    tunnels                    isolation boundary: an exception closes its tunnel and is logged once
+    └─ tunnel ×N               see tunnel.py
+
+The registry below is all the service knows; it is the seam at which several machines would share one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from tunneld.config.schema import Settings
+from tunneld.endpoint import Endpoint, is_wildcard
+from tunneld.errors import DrainingError, LimitReachedError, NoSuchTunnelError
+from tunneld.events import Events
+from tunneld.options import TunnelOptions
+from tunneld.relay.engine import Engine
+from tunneld.tunnel import Opening, Tunnel
+
+log = structlog.get_logger("service")
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks for a tunnel."""
+
+    host: str  # the address it asks from
+    owner: str  # the same for people, as `list` shows it
+    local_host: str  # the address of ours that it reached: advertised where nothing better is configured
+
+
+class TunnelService:
+    """All open tunnels of this process."""
+
+    def __init__(self, settings: Callable[[], Settings], engine: Engine) -> None:
+        """`settings` is asked at every call, so that a reload reaches the next tunnel."""
+        self.events = Events()
+        self.draining = False
+        self.opened = 0  # tunnels, ever
+        self._past_octets = (0, 0)  # of tunnels that closed: up, down
+        self._past_served = 0
+        self._settings = settings
+        self._engine = engine
+        self._tunnels: dict[str, Tunnel] = {}
+        self._by_server_uri: dict[Endpoint, Tunnel] = {}
+        self._ids = itertools.count(1)
+        self._nursery: trio.Nursery
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the tunnels until cancelled, which drops them all."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    # The two calls
+
+    async def open_tunnel(self, backend: str, options: TunnelOptions, asker: Asker) -> Tunnel:
+        """Open a tunnel; it listens on both sides when this returns.
+
+        Raises `DrainingError`, `LimitReachedError`, `ListenError`, `ShortageError` or `UsageError`; nothing is left
+        behind then.
+        """
+        settings = self._settings().tunnels
+        if self.draining:
+            raise DrainingError("could not open a tunnel: the relay is being drained and takes nothing new")
+        if len(self._tunnels) >= settings.max_tunnels:
+            raise LimitReachedError(f"could not open a tunnel: {settings.max_tunnels} are open (tunnels.max_tunnels)")
+        opening = Opening(
+            id=f"t{next(self._ids)}",
+            backend=backend.lower(),
+            options=options,
+            settings=settings,
+            owner=asker.owner,
+            asker=asker.host,
+            advertised_host=settings.advertised_host or self._reachable(settings.host, asker),
+        )
+        tunnel = Tunnel(opening, self._engine, self.events)
+        await self._nursery.start(self._run, tunnel)
+        return tunnel
+
+    def get_tunnel_address(self, uri: str) -> Endpoint:
+        """The URI to advertise for a server URI. Raises `NoSuchTunnelError`, or `UsageError` where `uri` is none."""
+        endpoint = Endpoint.parse(uri.strip())
+        tunnel = self._by_server_uri.get(endpoint)
+        if tunnel is None:
+            raise NoSuchTunnelError(f"no open tunnel has the server URI {endpoint}")
+        return tunnel.client_uri
+
+    # What an operator asks
+
+    def tunnels(self) -> Sequence[Tunnel]:
+        """All open tunnels, oldest first."""
+        return list(self._tunnels.values())
+
+    @property
+    def octets(self) -> tuple[int, int]:
+        """Octets delivered since the start, by all tunnels: up, down."""
+        up, down = self._past_octets
+        for tunnel in self._tunnels.values():
+            more_up, more_down = tunnel.octets
+            up, down = up + more_up, down + more_down
+        return up, down
+
+    @property
+    def served(self) -> int:
+        """Visitors relayed since the start."""
+        return self._past_served + sum(tunnel.served for tunnel in self._tunnels.values())
+
+    def find(self, reference: str) -> Tunnel:
+        """The tunnel with this id, server URI or client URI. Raises `NoSuchTunnelError`."""
+        tunnel = self._tunnels.get(reference.lower())
+        if tunnel is None and "://" in reference:
+            endpoint = Endpoint.parse(reference.strip())
+            tunnel = next((t for t in self._tunnels.values() if endpoint in {t.server_uri, t.client_uri}), None)
+        if tunnel is None:
+            raise NoSuchTunnelError(f"no open tunnel is called {reference!r}: give an id or a URI that list shows")
+        return tunnel
+
+    async def close(self, reference: str) -> Tunnel:
+        """Stop one tunnel now; it is gone when this returns. Raises `NoSuchTunnelError`."""
+        tunnel = self.find(reference)
+        tunnel.close("closed by request")
+        await tunnel.wait_closed()
+        return tunnel
+
+    async def drain(self) -> None:
+        """Take nothing new and wait until the last relay has finished."""
+        self.draining = True
+        for tunnel in self.tunnels():
+            tunnel.drain()
+        for tunnel in self.tunnels():
+            await tunnel.wait_closed()
+
+    # Inside
+
+    async def _run(self, tunnel: Tunnel, *, task_status: trio.TaskStatus[None]) -> None:
+        """One tunnel's life: a bug costs this tunnel, never the daemon."""
+        self._tunnels[tunnel.id] = tunnel
+        self._by_server_uri[tunnel.server_uri] = tunnel
+        self.opened += 1
+        self._announce(tunnel)
+        try:
+            await tunnel.run(task_status=task_status)
+        except Exception as error:
+            tunnel.fail(error)
+        finally:
+            del self._tunnels[tunnel.id]
+            del self._by_server_uri[tunnel.server_uri]
+            up, down = tunnel.octets
+            self._past_octets = (self._past_octets[0] + up, self._past_octets[1] + down)
+            self._past_served += tunnel.served
+
+    def _announce(self, tunnel: Tunnel) -> None:
+        facts = {
+            "backend": tunnel.opening.backend,
+            "server": str(tunnel.server_uri),
+            "client": str(tunnel.client_uri),
+            "owner": tunnel.opening.owner,
+            "name": tunnel.opening.options.name,
+        }
+        self.events.publish("opened", id=tunnel.id, **facts)
+        log.info("tunnel opened", tunnel=tunnel.id, **facts)
+
+    @staticmethod
+    def _reachable(bound: str, asker: Asker) -> str:
+        """What to advertise where no name is configured: the bound address, or, for a wildcard, the one the asker
+        reached.
+        """
+        return asker.local_host if is_wildcard(bound) else bound

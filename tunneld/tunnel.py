@@ -1,0 +1,330 @@
+"""One tunnel: its nursery, its phase, its two sides.
+
+    tunnel                     cancelling it drops exactly what hangs below
+    ├─ server side             the backend: its listener and what is parked, or its carriers
+    ├─ client side             a listener; its visitors arrive in batches, in the engine
+    │  └─ waiting visitor ×N   a task each, but only for those that find no server connection parked
+    ├─ relay ×M                without a task: the engine moves their bytes, the tunnel drops them when it ends
+    └─ clock ×3                open_timeout, ttl, idle_timeout
+
+Phases move one way, by `_enter` alone:
+
+    OPENING ──► WAITING ◄──► READY        both sides listen; READY while a hidden server is connected
+                   └────┬──────┘
+                        ▼
+                    DRAINING ──► CLOSED   DRAINING: nobody new, the relays finish
+
+A one-shot tunnel (the reference semantics) pairs one server connection with one visitor and closes when either side
+does. A persistent one outlives its relays.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import structlog
+import trio
+
+from tunneld import clocks
+from tunneld.backends import BACKENDS, Host
+from tunneld.client_side import ClientSide
+from tunneld.config.schema import Tunnels
+from tunneld.endpoint import Endpoint, Network, format_peer, parse_network
+from tunneld.errors import UsageError, reason_of
+from tunneld.events import Events
+from tunneld.options import ANYWHERE, TunnelOptions
+from tunneld.relay.engine import Cause, Engine, Relay, RelayEnd
+from tunneld.wire.proxy_protocol import encode_v1, encode_v2
+
+PROXY_HEADERS = {"v1": encode_v1, "v2": encode_v2}
+
+
+class Phase(Enum):
+    """What a tunnel is doing."""
+
+    OPENING = "opening"
+    WAITING = "waiting"
+    READY = "ready"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Everything that is known of a tunnel before it is open."""
+
+    id: str
+    backend: str
+    options: TunnelOptions
+    settings: Tunnels
+    owner: str  # who asked, as `list` shows it
+    asker: str  # the address that asked: by default the only one that may connect as the hidden server
+    advertised_host: str
+
+    @property
+    def admits(self) -> Network | None:
+        """The sources that may connect as the hidden server; None means any."""
+        asked_for = self.options.server_from
+        if asked_for == ANYWHERE:
+            return None
+        return parse_network(self.asker) if asked_for is None else asked_for
+
+
+class Tunnel:
+    """A client side, a server side and the relays between them."""
+
+    def __init__(self, opening: Opening, engine: Engine, events: Events) -> None:
+        """Bind both sides.
+
+        Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and holds nothing then.
+        """
+        factory = BACKENDS.get(opening.backend)
+        if factory is None:
+            raise UsageError(f"unrecognized backend {opening.backend!r}: this relay has {', '.join(BACKENDS)}")
+        self.opening = opening
+        self.phase = Phase.OPENING
+        self.opened_at = self.unused_since = trio.current_time()
+        self.served = 0  # visitors that got a server connection, ever
+        self.reason = ""  # why it closed
+        self._engine = engine
+        self._events = events
+        self._log = structlog.get_logger("tunnel").bind(tunnel=opening.id)
+        self._relays: dict[Relay, Any] = {}  # each with its visitor's address
+        self._ended_up = self._ended_down = 0  # octets of relays that ended
+        self._scope = trio.CancelScope()
+        self._closed = trio.Event()
+        self._client_side = ClientSide(opening.settings, opening.options, opening.advertised_host)
+        try:
+            self._server_side = factory(self._host())
+        except BaseException:
+            self._client_side.close()
+            raise
+
+    # What can be asked of it
+
+    @property
+    def id(self) -> str:
+        """A short name, unique in this process."""
+        return self.opening.id
+
+    @property
+    def server_uri(self) -> Endpoint:
+        """Where the hidden server connects to: what openTunnel returns."""
+        return self._server_side.uri
+
+    @property
+    def client_uri(self) -> Endpoint:
+        """Where clients connect to: what getTunnelAddress returns."""
+        return self._client_side.uri
+
+    @property
+    def visitors(self) -> dict[Relay, Any]:
+        """The relays there are now, each with its visitor's address."""
+        return self._relays
+
+    @property
+    def waiting(self) -> int:
+        """Visitors that wait for a server connection."""
+        return self._client_side.waiting
+
+    @property
+    def parked(self) -> int:
+        """Server connections that wait for a visitor."""
+        return self._server_side.parked
+
+    @property
+    def octets(self) -> tuple[int, int]:
+        """Octets delivered so far: up (to the hidden server), down (to clients)."""
+        up = self._ended_up + sum(relay.up for relay in self._relays)
+        return up, self._ended_down + sum(relay.down for relay in self._relays)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody is connected on either side."""
+        return bool(self._relays or self.waiting or self.parked)
+
+    @property
+    def activity(self) -> object:
+        """Something that differs whenever a byte moved or a visitor came."""
+        return self.octets, self.served
+
+    # What can be done to it
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until closed. An exception out of here is a bug; both sides and all relays are gone all the same."""
+        options, settings = self.opening.options, self.opening.settings
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self._client_side.listen(self._engine, self._server_side, self, nursery)
+                    self._enter(Phase.READY if self.parked else Phase.WAITING)
+                    nursery.start_soon(clocks.close_when_unused, self, options.open_timeout or settings.open_timeout)
+                    if options.ttl is not None:
+                        nursery.start_soon(clocks.close_after, self, options.ttl)
+                    if options.idle_timeout is not None:
+                        nursery.start_soon(clocks.close_when_idle, self, options.idle_timeout)
+                    task_status.started()
+        finally:
+            self._stop()
+
+    def close(self, reason: str) -> None:
+        """Stop now: every connection drops. The first reason given is the one that is told."""
+        self.reason = self.reason or reason
+        self._scope.cancel()
+
+    def drain(self) -> None:
+        """Take nobody new, close when the last relay has ended. Visitors that still wait are given up."""
+        if self.phase in {Phase.DRAINING, Phase.CLOSED}:
+            return
+        self._enter(Phase.DRAINING)
+        self._client_side.close()
+        self._server_side.close()
+        self._events.publish("draining", id=self.id, visitors=len(self._relays))
+        self._log.info("tunnel draining", visitors=len(self._relays))
+        if not self._relays:
+            self.close("drained")
+
+    def trim(self, keep: int) -> int:
+        """Close surplus parked server connections; see `ServerSide.trim`."""
+        return self._server_side.trim(keep)
+
+    def fail(self, error: Exception) -> None:
+        """A bug in one of this tunnel's callbacks: log it once, close this tunnel, leave the others alone."""
+        self._log.error("tunnel failed", exc_info=error)
+        self.close("internal error")
+
+    async def wait_closed(self) -> None:
+        """Wait until both listeners and all connections are gone."""
+        await self._closed.wait()
+
+    # What its server side reports
+
+    def _host(self) -> Host:
+        return Host(
+            engine=self._engine,
+            settings=self.opening.settings,
+            advertised_host=self.opening.advertised_host,
+            admits=self.opening.admits,
+            room=self._room,
+            attached=self._attached,
+            detached=self._detached,
+            refused=lambda peer, reason: self.refused("server", peer, reason),
+            failed=self.fail,
+        )
+
+    def _room(self) -> int:
+        if self.opening.options.persist:
+            return self.opening.settings.max_parked
+        return 0 if self.served else 1
+
+    def _attached(self, peer: Any) -> None:
+        if self.phase is Phase.WAITING:
+            self._enter(Phase.READY)
+        if self._events.watched:
+            self._events.publish("attached", id=self.id, **{"from": format_peer(peer)})
+
+    def _detached(self, peer: Any) -> None:
+        if self._events.watched:
+            self._events.publish("detached", id=self.id, **{"from": format_peer(peer)})
+        self._one_less("the hidden server left before a visitor came")
+
+    # What its client side reports
+
+    def full(self) -> str:
+        """Why no further visitor is taken, or nothing."""
+        settings = self.opening.settings
+        if not self.opening.options.persist and (self.served or self.waiting):
+            return "a one-shot tunnel serves one visitor"
+        if len(self._relays) >= settings.max_visitors:
+            return f"{settings.max_visitors} visitors are relayed already (tunnels.max_visitors)"
+        if self.waiting >= settings.max_waiting:
+            return f"{settings.max_waiting} visitors wait already (tunnels.max_waiting)"
+        return ""
+
+    def refused(self, side: str, peer: Any, reason: str) -> None:
+        """A connection was turned away and closed: say why."""
+        self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason)
+        self._events.publish("refused", id=self.id, side=side, reason=reason, **{"from": format_peer(peer)})
+
+    def gave_up(self, peer: Any, reason: str) -> None:
+        """A visitor found no server connection and was closed."""
+        self.refused("client", peer, reason)
+        self._one_less(f"its visitor was given up: {reason}")
+
+    def pair(self, visitor: socket.socket, server: socket.socket, peer: Any) -> None:
+        """Relay between a visitor and a server connection, both ours from now on."""
+        options = self.opening.options
+        if options.proxy_protocol:
+            try:
+                server.send(PROXY_HEADERS[options.proxy_protocol](peer, visitor.getsockname()))
+            except OSError as error:
+                visitor.close()
+                server.close()
+                self.gave_up(peer, f"its server connection broke: {reason_of(error)}")
+                return
+        self.served += 1
+        linger = options.linger or self.opening.settings.linger
+        self._relays[self._engine.join(visitor, server, linger=linger, on_end=self._left)] = peer
+        if self._events.watched:
+            self._events.publish("visitor", id=self.id, **{"from": format_peer(peer)})
+
+    # What its relays report
+
+    def _left(self, relay: Relay, end: RelayEnd) -> None:
+        """A relay ended."""
+        peer = self._relays.pop(relay)
+        self._ended_up += relay.up
+        self._ended_down += relay.down
+        if self.phase is Phase.CLOSED:
+            return  # dropped with the tunnel, which has told its end already
+        reason = describe(end)
+        if self._events.watched:
+            self._events.publish(
+                "left", id=self.id, up=relay.up, down=relay.down, reason=reason, **{"from": format_peer(peer)}
+            )
+        self._one_less(reason)
+
+    def _one_less(self, reason: str) -> None:
+        """Somebody went: what does that mean for the tunnel?"""
+        self.unused_since = trio.current_time()
+        if not self.opening.options.persist:
+            self.close(reason)
+        elif self.phase is Phase.DRAINING and not self._relays:
+            self.close("drained")
+        elif self.phase is Phase.READY and not self.parked and not self._relays:
+            self._enter(Phase.WAITING)
+
+    # The end
+
+    def _enter(self, phase: Phase) -> None:
+        self._log.debug("phase", was=self.phase.value, now=phase.value)
+        self.phase = phase
+
+    def _stop(self) -> None:
+        """Both listeners gone, every connection dropped, everybody told."""
+        self._enter(Phase.CLOSED)
+        self._client_side.close()
+        self._server_side.close()
+        for relay in list(self._relays):
+            relay.drop()
+        up, down = self.octets
+        self._events.publish("closed", id=self.id, reason=self.reason, visitors=self.served, up=up, down=down)
+        self._log.info("tunnel closed", reason=self.reason, visitors=self.served, up=up, down=down)
+        self._closed.set()
+
+
+def describe(end: RelayEnd) -> str:
+    """Why a relay ended, in words."""
+    match end.cause:
+        case Cause.FINISHED:
+            return "both sides finished"
+        case Cause.LINGERED:
+            return "one side had finished and the other was silent (linger)"
+        case Cause.DROPPED:
+            return "dropped"
+        case Cause.RESET:
+            side = f"the {end.side.value}" if end.side else "one side"
+            return f"{side} broke off: {reason_of(end.error)}" if end.error else f"{side} broke off"
