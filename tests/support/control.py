@@ -1,0 +1,179 @@
+"""A control server with a scripted daemon behind it, and the people who talk to it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from tests.support.people import PATIENCE, connect
+from tunneld import net
+from tunneld.config.schema import Control
+from tunneld.control.reply import Caller, Reply
+from tunneld.control.server import serve_lines
+from tunneld.endpoint import Endpoint
+from tunneld.errors import NoSuchTunnelError
+from tunneld.wire.linebuffer import LineBuffer
+from tunneld.wire.lines import MAX_REPLY_LINE, Item, Request
+
+EVENTS = [{"event": "opened", "id": "t1"}, {"event": "closed", "id": "t1", "reason": "ttl is over"}]
+
+
+@dataclass
+class Script:
+    """What stands behind the server: it knows a few verbs and remembers what it was asked."""
+
+    asked: list[Request] = field(default_factory=list)
+    callers: list[Caller] = field(default_factory=list)
+    streams: int = 0
+    streams_closed: int = 0
+    stop: Callable[[], None] = lambda: None
+
+    async def __call__(self, request: Request, caller: Caller) -> Reply:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(request)
+        self.callers.append(caller)
+        match request.verb:
+            case "echo":
+                return Reply(" ".join(request.args))
+            case "list":
+                count = int(request.args[0]) if request.args else 2
+                return Reply(f"{count} tunnels", [{"id": f"t{number}", "name": "a b"} for number in range(count)])
+            case "show":
+                raise NoSuchTunnelError(f"no tunnel {request.args[0]}")
+            case "bug":
+                raise ZeroDivisionError("a secret of the daemon")
+            case "unspeakable":
+                return Reply(items=[{"id": "t1"}, {"not a key": 1}], stream=self.stream(True))
+            case "watch":
+                return Reply("watched", items=[{"event": "watching"}], stream=self.stream("once" in request.args))
+            case "watch-forever":
+                return Reply(stream=self.endless_stream())
+            case "watch-and-fail":
+                return Reply(stream=self.failing_stream())
+            case "shutdown":
+                self.stop()
+                return Reply("stopping")
+            case "quit":
+                return Reply("bye", closing=True)
+        return Reply()
+
+    async def stream(self, once: bool) -> AsyncGenerator[Item, None]:
+        """The two events of a watch, then silence until it is closed, or the end."""
+        self.streams += 1
+        try:
+            for event in EVENTS:
+                yield event
+            if not once:
+                await trio.sleep_forever()
+        finally:
+            self.streams_closed += 1
+
+    async def endless_stream(self) -> AsyncGenerator[Item, None]:
+        """More events than anybody reads."""
+        self.streams += 1
+        try:
+            while True:
+                yield {"event": "x" * 10_000}
+        finally:
+            self.streams_closed += 1
+
+    async def failing_stream(self) -> AsyncGenerator[Item, None]:
+        """One event, then the tunnel is gone."""
+        yield EVENTS[0]
+        raise NoSuchTunnelError("no tunnel t1")
+
+
+class Person:
+    """Somebody at the other end of a control connection, who types and reads lines."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self._lines = LineBuffer(MAX_REPLY_LINE)
+
+    async def types(self, text: str | bytes) -> None:
+        """Send octets as they are, or text as one line."""
+        await self.stream.send_all(text if isinstance(text, bytes) else f"{text}\n".encode())
+
+    async def hears(self) -> str:
+        """The next line; empty where there is none any more."""
+        while (line := self._lines.next_line()) is None:
+            try:
+                data = await self.stream.receive_some(65536)
+            except trio.BrokenResourceError:
+                return ""
+            if not data:
+                return ""
+            self._lines.feed(data)
+        return line.decode()
+
+    async def hears_verdict(self) -> str:
+        """The next line that is no item."""
+        while (line := await self.hears()).startswith("*"):
+            pass
+        return line
+
+    async def hears_all(self) -> list[str]:
+        """Everything up to the end of the connection."""
+        lines = []
+        while line := await self.hears():
+            lines.append(line)
+        return lines
+
+    async def asks(self, text: str) -> str:
+        """Type a line and hear the verdict."""
+        await self.types(text)
+        return await self.hears_verdict()
+
+
+@dataclass
+class Server:
+    """A running control server.
+
+    `settings` may be replaced while it runs, as by a reload; cancelling `scope` stops it alone.
+    """
+
+    endpoint: Endpoint
+    script: Script
+    settings: Control
+    scope: trio.CancelScope
+
+    @asynccontextmanager
+    async def person(self) -> AsyncIterator[Person]:
+        """Somebody who is connected and was greeted."""
+        async with await connect(self.endpoint) as stream:
+            person = Person(stream)
+            assert (await person.hears()).startswith("OK tunneld")
+            yield person
+
+    async def is_well(self) -> bool:
+        """Whether it serves somebody new."""
+        async with self.person() as person:
+            return await person.asks("echo well") == "OK well"
+
+
+@asynccontextmanager
+async def running_server(
+    settings: Control | None = None,
+    tls: ssl.SSLContext | None = None,
+    host: str = "127.0.0.1",
+    patience: float = PATIENCE,
+) -> AsyncIterator[Server]:
+    """A control server on a free port of loopback; the `async with` may take `patience` seconds of the test's clock."""
+    listeners = net.bind_tcp(host, 0)
+    endpoint = Endpoint("tls" if tls else "tcp", "127.0.0.1", listeners[0].getsockname()[1])
+    server = Server(endpoint, Script(), settings or Control(), trio.CancelScope())
+    server.script.stop = server.scope.cancel
+
+    async def serve(task_status: trio.TaskStatus[None]) -> None:
+        with server.scope:
+            await serve_lines(listeners, lambda: server.settings, tls, server.script, task_status=task_status)
+
+    with trio.fail_after(patience):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve)
+            yield server
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,222 @@
+"""The client library against a real control server."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+
+from tests.support.control import EVENTS, running_server
+from tests.support.people import PATIENCE
+from tests.support.relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
+from tunneld.client import Client, connect
+from tunneld.errors import (
+    LocalProtocolError,
+    RefusedError,
+    RelayUnreachableError,
+    UsageError,
+)
+from tunneld.exchange import Exchange
+from tunneld.wire.lines import Request
+
+
+async def test_a_call_gives_text_and_items() -> None:
+    async with running_server() as server, client_of(server) as client:
+        answer = await client.call("list", "2")
+        assert (answer.text, answer.items) == ("2 tunnels", [{"id": "t0", "name": "a b"}, {"id": "t1", "name": "a b"}])
+
+
+async def test_it_knows_both_ends_of_the_connection() -> None:
+    async with running_server() as server, client_of(server) as client:
+        assert (client.relay, client.relay_host, client.local_host) == (server.endpoint, "127.0.0.1", "127.0.0.1")
+        assert client.version
+
+
+@pytest.mark.parametrize(
+    ("act", "request_"),
+    [
+        (lambda client: client.open_tunnel(), Request("opentunnel", ("tcp",))),
+        (
+            lambda client: client.open_tunnel("tcp", persist=True, name="my server", ttl=60, idle_timeout=None),
+            Request("opentunnel", ("tcp",), {"persist": "yes", "name": "my server", "ttl": "60"}),
+        ),
+        (lambda client: client.get_tunnel_address("tcp://h:1"), Request("gettunneladdress", ("tcp://h:1",))),
+        (lambda client: client.close("t1"), Request("close", ("t1",))),
+        (lambda client: client.drain("t1"), Request("drain", ("t1",))),
+        (lambda client: client.list(), Request("list")),
+        (lambda client: client.status(), Request("status")),
+        (lambda client: client.call("shutdown", "drain"), Request("shutdown", ("drain",))),
+    ],
+)
+async def test_each_method_asks_its_verb(act: Callable[[Client], Awaitable[object]], request_: Request) -> None:
+    async with running_server() as server, client_of(server) as client:
+        await act(client)
+        assert server.script.asked == [request_]
+
+
+async def test_a_refusal_has_the_relays_code_and_the_client_goes_on() -> None:
+    async with running_server() as server, client_of(server) as client:
+        with pytest.raises(RefusedError, match="no tunnel t9") as refused:
+            await client.show("t9")
+        assert refused.value.reply_code == "no-such-tunnel"
+        assert (await client.call("echo", "on")).text == "on"
+
+
+async def test_what_cannot_be_said_is_not_sent() -> None:
+    async with running_server() as server, client_of(server) as client:
+        with pytest.raises(UsageError):
+            await client.close("a\nb")
+        assert (await client.call("echo", "on")).text == "on"
+
+
+async def test_many_tasks_take_turns() -> None:
+    async with running_server() as server, client_of(server) as client:
+        heard: dict[str, str] = {}
+
+        async def ask(word: str) -> None:
+            heard[word] = (await client.call("echo", word)).text
+
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(ask, f"word{number}")
+        assert all(word == text for word, text in heard.items())
+        assert len(heard) == 50
+
+
+async def test_an_abandoned_call_leaves_its_answer_to_nobody() -> None:
+    async def answer_late(stream: trio.SocketStream) -> None:
+        requests = b""
+        while requests.count(b"\n") < 4:
+            requests += await stream.receive_some(1000)
+        await stream.send_all(b"* id=t1\nOK nobody\n" * 3 + b"* id=t2\nOK mine\n")
+        await stay(stream)
+
+    async with fake_relay(saying(GREETING, then=answer_late)) as relay, connect(str(relay)) as client:
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.list)
+                await wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+        answer = await client.call("echo")
+        assert (answer.text, answer.items) == ("mine", [{"id": "t2"}])
+
+
+async def test_a_watch_does_not_take_the_answer_to_an_abandoned_call_for_an_event() -> None:
+    async def answer_late(stream: trio.SocketStream) -> None:
+        requests = b""
+        while requests.count(b"\n") < 2:
+            requests += await stream.receive_some(1000)
+        await stream.send_all(b"* id=t1\nOK nobody\n* event=watching\n")
+        await stay(stream)
+
+    async with fake_relay(saying(GREETING, then=answer_late)) as relay, connect(str(relay)) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.list)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        async with client.watch() as events:
+            assert await anext(events) == {"event": "watching"}
+
+
+class Dripping(trio.abc.SendStream):
+    """Sends octet by octet, each after a checkpoint."""
+
+    def __init__(self) -> None:
+        self.sent = b""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        for octet in bytes(data):
+            await trio.lowlevel.checkpoint()
+            self.sent += bytes([octet])
+
+    async def wait_send_all_might_not_block(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+async def test_a_call_that_is_cancelled_while_it_is_sent_is_sent_whole() -> None:
+    dripping = Dripping()
+    silent = memory_stream_pair()[0]
+    exchange = Exchange("tcp://relay:7010", trio.StapledStream(dripping, silent), PATIENCE)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(exchange.request, Request("list"))
+            while not dripping.sent:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert dripping.sent == b"list\n"
+
+
+async def test_a_slow_answer_is_given_up_and_thrown_away_when_it_comes(mock_clock: MockClock) -> None:
+    async def slow(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1000)
+        await trio.sleep(60)
+        await stream.send_all(b"* late=1\nOK late\nOK in time\n")
+        await stay(stream)
+
+    async with fake_relay(saying(GREETING, then=slow), LONG) as relay, connect(str(relay), timeout=10.0) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(jump_when_idle, mock_clock, 11)
+            with pytest.raises(RelayUnreachableError, match=r"relay tcp://.* did not answer list for 10 s"):
+                await client.list()
+        client.timeout = 100.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(jump_when_idle, mock_clock, 60)
+            answer = await client.call("echo")
+        assert (answer.text, answer.items) == ("in time", [])
+
+
+async def test_a_watch_gives_events_until_it_is_left() -> None:
+    async with running_server() as server, client_of(server) as client:
+        async with client.watch() as events:
+            assert [await anext(events) for _ in range(3)] == [{"event": "watching"}, *EVENTS]
+        await wait_all_tasks_blocked(0.005)
+        assert server.script.streams_closed == 1
+        assert (await client.call("echo", "on")).text == "on"
+
+
+async def test_a_watch_of_one_tunnel_names_it() -> None:
+    async with running_server() as server, client_of(server) as client:
+        async with client.watch("t1"):
+            pass
+        await client.call("echo")
+        assert server.script.asked[0] == Request("watch", ("t1",))
+
+
+async def test_a_watch_that_the_relay_ends_is_over() -> None:
+    async with running_server() as server, client_of(server) as client:
+        async with client.watch("once") as events:
+            assert len([event async for event in events]) == 3
+            assert [event async for event in events] == []
+        assert (await client.call("echo", "on")).text == "on"
+
+
+async def test_a_watch_that_is_cancelled_leaves_the_client_of_use() -> None:
+    async with running_server() as server, client_of(server) as client:
+        with trio.CancelScope() as scope:
+            async with client.watch() as events:
+                async for _ in events:
+                    scope.cancel()
+        assert scope.cancelled_caught
+        assert (await client.call("echo", "on")).text == "on"
+
+
+async def test_a_refused_watch_comes_out_of_the_iteration() -> None:
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1000)
+        await stream.send_all(b"ERR no-such-tunnel no tunnel t9\nOK on\n")
+        await stay(stream)
+
+    async with fake_relay(saying(GREETING, then=refuse)) as relay, connect(str(relay)) as client:
+        async with client.watch("t9") as events:
+            with pytest.raises(RefusedError, match="no tunnel t9"):
+                await anext(events)
+        assert (await client.call("echo")).text == "on"
+
+
+async def test_calls_during_a_watch_are_our_own_mistake() -> None:
+    async with running_server() as server, client_of(server) as client, client.watch():
+        with pytest.raises(LocalProtocolError, match="is watching; connect another one for calls"):
+            await client.list()

@@ -1,0 +1,191 @@
+"""The client library against relays that are not there, not ours, go away, or speak TLS in other ways."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+import trio
+import trustme
+from trio.testing import MockClock
+
+from tests.support.control import running_server
+from tests.support.people import reset
+from tests.support.relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
+from tunneld.client import connect
+from tunneld.config.schema import Control
+from tunneld.errors import (
+    RefusedError,
+    RelayUnreachableError,
+    RemoteProtocolError,
+    UsageError,
+)
+from tunneld.wire.lines import MAX_REPLY_LINE
+
+
+@pytest.mark.parametrize("relay", ["", "nohost", "h:0", "http://h:1", "tcp://h", "h:99999"])
+async def test_what_is_no_relay_is_refused(relay: str) -> None:
+    with pytest.raises(UsageError):
+        async with connect(relay):
+            pass
+
+
+async def test_a_relay_that_is_not_there_is_named() -> None:
+    async with running_server() as server:
+        relay = server.endpoint
+    with pytest.raises(RelayUnreachableError, match=rf"^could not reach relay {relay}: connection refused$"):
+        async with connect(relay.authority):
+            pass
+
+
+async def test_a_name_that_does_not_exist_is_named() -> None:
+    with pytest.raises(RelayUnreachableError, match=r"^could not reach relay tcp://nosuch\.invalid:7010: "):
+        async with connect("nosuch.invalid:7010"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("greeting", "complaint"),
+    [
+        (
+            b"SSH-2.0-OpenSSH_9.2\r\n",
+            "broke the control protocol: not a reply of the control protocol: 'SSH-2.0-OpenSSH_9.2'",
+        ),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "give the address of a control port"),
+        (b"OK hello\n", "no tunneld: it said 'hello'; give the address of a control port"),
+        (b"OK\n", "no tunneld: it said ''"),
+        (b"OK tunneld 2.0 protocol=2 auth=none\n", "speaks protocol '2', we speak 1; update the older one"),
+        (b"\x15\x03\x01\x00\x02\x02\x46\n", "give the address of a control port"),
+        (b"x" * (MAX_REPLY_LINE + 2), "line is longer than"),
+    ],
+)
+async def test_what_is_no_tunneld_is_told_apart(greeting: bytes, complaint: str) -> None:
+    async with fake_relay(saying(greeting, then=stay)) as relay:
+        with pytest.raises(RemoteProtocolError) as failed:
+            async with connect(str(relay)):
+                pass
+        assert complaint in str(failed.value)
+        assert str(relay) in str(failed.value)
+
+
+async def test_a_full_relay_refuses() -> None:
+    async with running_server(Control(max_connections=1)) as server, client_of(server):
+        with pytest.raises(RefusedError, match="1 control connections are open") as refused:
+            async with client_of(server):
+                pass
+        assert refused.value.reply_code == "limit"
+
+
+async def test_a_silent_relay_is_given_up(mock_clock: MockClock) -> None:
+    async with fake_relay(stay, LONG) as relay, trio.open_nursery() as nursery:
+        nursery.start_soon(jump_when_idle, mock_clock, 11)
+        with pytest.raises(RelayUnreachableError, match=rf"relay {relay} said nothing for 10 s; does it want TLS"):
+            async with connect(str(relay)):
+                pass
+
+
+async def test_a_relay_that_hangs_up_is_lost_for_good() -> None:
+    async with fake_relay(saying(GREETING)) as relay, connect(str(relay)) as client:
+        for _ in range(2):
+            with pytest.raises(RelayUnreachableError, match=f"^control connection to relay {relay} closed: "):
+                await client.list()
+
+
+async def test_a_relay_that_breaks_off_during_a_watch_is_lost() -> None:
+    async def break_off(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1000)
+        reset(stream)
+
+    async with fake_relay(saying(GREETING, then=break_off)) as relay:
+        lost = f"control connection to relay {relay} closed: "
+        async with connect(str(relay)) as client, client.watch() as events:
+            with pytest.raises(RelayUnreachableError, match=lost):
+                await anext(events)
+
+
+async def test_a_relay_that_talks_nonsense_later_is_blamed_and_not_used_again() -> None:
+    async def babble(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1000)
+        await stream.send_all(b"* what?\n")
+        await stay(stream)
+
+    async with fake_relay(saying(GREETING, then=babble)) as relay, connect(str(relay)) as client:
+        with pytest.raises(RemoteProtocolError, match=f"relay {relay} broke the control protocol: "):
+            await client.list()
+        with pytest.raises(RelayUnreachableError, match="closed: not an item of key=value pairs"):
+            await client.list()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def server_context(authority: trustme.CA, host: str = "127.0.0.1", *, mutual: bool = False) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(host).configure_cert(context)
+    if mutual:
+        authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def client_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.mark.parametrize("form", ["tls://{}", "tcp://{}", "{}"])
+async def test_with_a_context_it_speaks_tls_whatever_the_uri_says(authority: trustme.CA, form: str) -> None:
+    async with running_server(tls=server_context(authority)) as server:
+        relay = form.format(server.endpoint.authority)
+        async with connect(relay, tls=client_context(authority)) as client:
+            assert (await client.call("echo", "hi")).text == "hi"
+            assert client.relay.scheme == "tls"
+            assert client.local_host == "127.0.0.1"
+
+
+async def test_an_unknown_authority_is_told() -> None:
+    stranger = trustme.CA()
+    async with running_server(tls=server_context(stranger)) as server:
+        with pytest.raises(
+            RelayUnreachableError, match=r"could not shake hands with relay tls://.*certificate.*unable to get"
+        ):
+            async with connect(str(server.endpoint)):
+                pass
+
+
+async def test_a_wrong_name_is_told(authority: trustme.CA) -> None:
+    async with running_server(tls=server_context(authority, "other.example.org")) as server:
+        with pytest.raises(RelayUnreachableError, match="IP address mismatch"):
+            async with connect(str(server.endpoint), tls=client_context(authority)):
+                pass
+
+
+async def test_a_relay_without_tls_is_told(authority: trustme.CA) -> None:
+    async with running_server() as server:
+        with pytest.raises(RelayUnreachableError, match="it does not speak TLS there; use tcp://"):
+            async with connect(f"tls://{server.endpoint.authority}", tls=client_context(authority)):
+                pass
+
+
+async def test_a_relay_that_wants_a_certificate_says_so(authority: trustme.CA) -> None:
+    async with running_server(tls=server_context(authority, mutual=True)) as server:
+        with pytest.raises(RelayUnreachableError, match="it hung up; does it ask for a certificate"):
+            async with connect(str(server.endpoint), tls=client_context(authority)):
+                pass
+        context = client_context(authority)
+        authority.issue_cert("agent@example.org").configure_cert(context)
+        async with connect(str(server.endpoint), tls=context) as client:
+            assert (await client.call("echo", "hi")).text == "hi"
+
+
+async def test_a_relay_that_does_not_shake_hands_is_given_up(authority: trustme.CA, mock_clock: MockClock) -> None:
+    async with fake_relay(stay, LONG) as relay, trio.open_nursery() as nursery:
+        nursery.start_soon(jump_when_idle, mock_clock, 11)
+        with pytest.raises(
+            RelayUnreachableError, match=r"could not shake hands with relay tls://.*: no answer for 10 s"
+        ):
+            async with connect(relay.authority, tls=client_context(authority)):
+                pass

@@ -1,0 +1,123 @@
+"""The routes, and what becomes of errors on the way out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from tunneld.control.commands import Daemon, executor
+from tunneld.control.http.api import answer_api
+from tunneld.control.http.body import read_body
+from tunneld.control.http.guard import SERVLET, Guard
+from tunneld.control.http.metrics import answer_metrics, new_registry
+from tunneld.control.http.problems import Problem, Refused, of_error, respond
+from tunneld.control.http.rpc import answer_call
+from tunneld.control.http.servlet import answer_servlet
+from tunneld.control.http.shell import Shell
+from tunneld.control.reply import Execute
+from tunneld.errors import TunneldError
+
+Answer = Callable[[Request, bytes, Execute], Awaitable[ASGIApp]]
+
+INDEX = f"""\
+POST      /RPC2  /                    XML-RPC: tunnel.openTunnel, tunnel.getTunnelAddress, system.listMethods
+GET POST  {SERVLET}    ?method=openTunnel, ?method=getTunnelAddress&uri=URI
+GET POST  /api/v1/VERB                JSON; GET /api/v1 lists the verbs
+GET       /healthz  /readyz  /metrics
+"""
+"""What `GET /` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faces:
+    """The endpoints, and what they share."""
+
+    daemon: Daemon
+    read_timeout: float
+    execute: Execute
+    registry: CollectorRegistry
+
+    def bodied(self, answer: Answer) -> Callable[[Request], Awaitable[ASGIApp]]:
+        """An endpoint that reads the body first."""
+
+        async def endpoint(request: Request) -> ASGIApp:
+            body = await read_body(request, self.daemon.settings.http.max_body, self.read_timeout)
+            return await answer(request, body, self.execute)
+
+        return endpoint
+
+    async def root(self, request: Request) -> ASGIApp:
+        """XML-RPC for programs, the table of routes for people."""
+        if request.method == "POST":
+            return await self.bodied(answer_call)(request)
+        return PlainTextResponse(INDEX)
+
+    async def healthz(self, _request: Request) -> Response:
+        """Whether the process is alive: it answers."""
+        return PlainTextResponse("ok\n")
+
+    async def readyz(self, _request: Request) -> Response:
+        """Whether the daemon takes new tunnels."""
+        if self.daemon.service.draining:
+            return PlainTextResponse("draining\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        return PlainTextResponse("ok\n")
+
+    async def metrics(self, _request: Request) -> Response:
+        """For Prometheus."""
+        return answer_metrics(self.registry)
+
+
+def new_app(daemon: Daemon, read_timeout: float) -> ASGIApp:
+    """The ASGI application; `read_timeout` is in seconds, for a whole body."""
+    faces = Faces(daemon, read_timeout, executor(daemon), new_registry(daemon))
+    api, looking_and_doing = faces.bodied(answer_api), ["GET", "POST"]
+    app = Starlette(
+        routes=[
+            Route("/", faces.root, methods=looking_and_doing),
+            Route("/RPC2", faces.bodied(answer_call), methods=["POST"]),
+            Route(SERVLET, faces.bodied(answer_servlet), methods=looking_and_doing),
+            Route("/api/v1", api, methods=["GET"]),
+            Route("/api/v1/", api, methods=["GET"]),
+            Route("/api/v1/{verb}", api, methods=looking_and_doing),
+            Route("/healthz", faces.healthz),
+            Route("/readyz", faces.readyz),
+            Route("/metrics", faces.metrics),
+        ],
+        middleware=[Middleware(Shell), Middleware(Guard, settings=lambda: daemon.settings.http)],
+        exception_handlers={HTTPException: _off_route, Refused: _refused, TunneldError: _failed},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _off_route(request: Request, error: Exception) -> Response:
+    """No such path, or not by this method: what Starlette's router has to say."""
+    assert isinstance(error, HTTPException)
+    path, status = request.url.path, HTTPStatus(error.status_code)
+    headers = dict(error.headers or {})
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(headers.get("Allow", "").split(", ")))
+        detail = f"{path[:100]} does not take {request.method}, only {headers['Allow']}"
+    else:
+        detail = f"nothing is at {path[:100]!r}; GET / says what there is"
+    return respond(path, Problem(status, detail, headers=headers))
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return respond(request.url.path, error.problem)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TunneldError)
+    return respond(request.url.path, of_error(error))

@@ -1,0 +1,102 @@
+"""From listening sockets to connections.
+
+    serve
+    ├─ acceptor ×N             one a listener; backs off where descriptors run out
+    └─ connection ×M           see connection.py
+
+The accept loop is ours and not `hypercorn.trio.serve`, which takes connections without number and ends with the first
+exception out of one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.typing import AppWrapper
+from hypercorn.utils import wrap_app
+
+from tunneld.config.schema import Http
+from tunneld.control.commands import Daemon
+from tunneld.control.http.app import new_app
+from tunneld.control.http.connection import Connection
+
+log = structlog.get_logger("http")
+
+KIB = 1024
+
+MAX_HEAD = 16 * KIB
+"""Octets: a browser's head with cookies is below 8 KiB, a program's below 1."""
+
+QUEUE = 2
+"""Pieces of a body, of up to 64 KiB each, that wait for the application before Hypercorn stops reading."""
+
+
+class Server:
+    """The connections of one call of `serve`."""
+
+    def __init__(self, app: AppWrapper, config: Config, settings: Callable[[], Http]) -> None:
+        self._app = app
+        self._config = config
+        self._settings = settings
+        self._open = 0
+
+    async def handle(self, stream: trio.SocketStream) -> None:
+        """Speak HTTP on one connection. Whatever goes wrong costs this connection."""
+        settings = self._settings()
+        if self._open >= settings.max_connections:
+            log.warning("http connection refused", reason=f"{self._open} are open (http.max_connections)")
+            return
+        self._open += 1
+        try:
+            await Connection(stream, self._app, self._config, settings.write_timeout).run()
+        except* OSError:
+            pass  # the peer was gone before we looked
+        except* Exception as group:
+            _log_failure(group)
+        finally:
+            self._open -= 1
+
+
+async def serve(
+    listeners: list[socket.socket],
+    settings: Http,
+    daemon: Daemon,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve HTTP on listening sockets, ours from now on, until cancelled.
+
+    `settings` gives `read_timeout` and `keep_alive_timeout`, which hold for as long as this runs; every other key is
+    read from `daemon` at each request.
+    """
+    app = cast("Any", new_app(daemon, settings.read_timeout))  # two libraries, two descriptions of ASGI
+    server = Server(wrap_app(app, 0, "asgi"), _config(settings), lambda: daemon.settings.http)
+    accepting = [trio.SocketListener(trio.socket.from_stdlib_socket(listener)) for listener in listeners]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, server.handle, accepting)
+        task_status.started()
+
+
+def _log_failure(error: BaseExceptionGroup[Exception]) -> None:
+    """A bug, of ours or of Hypercorn, which in a cancelled task answers again where an answer was cut: that is none."""
+    if trio.current_effective_deadline() == -math.inf:
+        return
+    log.error("http connection failed", exc_info=error)
+
+
+def _config(settings: Http) -> Config:
+    config = Config()
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")
+    config.include_server_header = False
+    config.keep_alive_timeout = settings.keep_alive_timeout
+    config.h11_max_incomplete_size = MAX_HEAD
+    config.max_app_queue_size = QUEUE
+    return config

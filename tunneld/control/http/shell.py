@@ -1,0 +1,84 @@
+"""What every request and every response has around it."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tunneld.control.http.problems import of_bug, respond
+
+log = structlog.get_logger("http")
+
+HEADERS = {
+    "Cache-Control": "no-store",  # every answer is about this moment
+    "X-Content-Type-Options": "nosniff",  # text is text, also where it repeats what a request said
+    "Cross-Origin-Resource-Policy": "same-origin",  # other sites may not even embed an answer
+}
+
+
+class Shell:
+    """ASGI middleware, the outermost: adds `HEADERS`, and turns an exception that nobody meant into a 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Where a response has begun already, ending here cuts the connection."""
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        exchange = Exchange(receive, send)
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception as error:
+            log_bug(scope, error)
+            if not exchange.begun:
+                await respond(scope["path"], of_bug())(scope, exchange.receive, exchange.send)
+
+
+class Exchange:
+    """One request and its response.
+
+    A response may go out while the body still comes in: it was refused. Hypercorn queues a few pieces of it for the
+    application, and waits for room in that queue even to say that the response is complete; so as long as the body has
+    not ended, whoever sends also takes what comes, and drops it.
+
+        send
+        └─ discard
+    """
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self.begun = False
+        self._receive = receive
+        self._send = send
+        self._body_ended = False
+
+    async def receive(self) -> Message:
+        """The next piece of the body, or the news that the client left."""
+        message = await self._receive()
+        self._body_ended = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """The next piece of the response."""
+        if message["type"] == "http.response.start":
+            self.begun = True
+            MutableHeaders(scope=message).update(HEADERS)
+        if self._body_ended:
+            await self._send(message)
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._discard)
+            await self._send(message)
+            nursery.cancel_scope.cancel()
+
+    async def _discard(self) -> None:
+        while not self._body_ended:
+            await self.receive()
+
+
+def log_bug(scope: Scope, error: Exception) -> None:
+    """Log an exception that is a bug, once, where it is turned into an answer."""
+    log.error("http request failed", method=scope["method"], path=scope["path"], exc_info=error)

@@ -1,0 +1,40 @@
+"""What the faces of the control protocol and the table of commands say to each other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from tunneld.wire.lines import Item, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks.
+
+    `host` is the address of the peer without its port, `owner` is what `list` shows (`203.0.113.5:41234`),
+    `local_host` is our address on which the request came in: the one that this caller can reach us at.
+    """
+
+    host: str
+    owner: str
+    local_host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A request that went well: the items first, then the stream, if any, until the caller has enough of it, then
+    `text`.
+
+    `stream` is closed (`aclose`) by the face that sends it, also when nothing was taken from it. After `closing` the
+    face hangs up.
+    """
+
+    text: str = ""
+    items: Sequence[Item] = ()
+    stream: AsyncGenerator[Item, None] | None = None
+    closing: bool = False
+
+
+Execute = Callable[[Request, Caller], Awaitable[Reply]]
+"""Carries out one request. Raises a `TunneldError` where it cannot; any other exception is a bug."""

@@ -1,0 +1,166 @@
+"""The line face of the control protocol: it accepts, encrypts, counts. What is said then is in `conversation`.
+
+serve_lines
+├─ accept ×listener        never waits for a peer: over the cap it says so and hangs up
+└─ connection ×N           TLS handshake under one deadline, then a conversation
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+import trio
+
+from tunneld import __version__
+from tunneld.config.schema import Control
+from tunneld.control.connection import TLS_HANDSHAKE, Connection, PeerLeftError, why
+from tunneld.control.conversation import Conversation
+from tunneld.control.reply import Caller, Execute
+from tunneld.endpoint import format_peer, unmap
+from tunneld.errors import reason_of
+from tunneld.wire.lines import format_err
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("control")
+
+ACCEPT_BACKOFF = 0.1
+"""Seconds until the next try when descriptors ran out: long enough not to spin, short enough not to be noticed."""
+
+
+async def serve_lines(
+    listeners: list[socket.socket],
+    settings: Callable[[], Control],
+    tls: ssl.SSLContext | None,
+    execute: Execute,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the control protocol on `listeners`, which it owns from here on, until cancelled; then every connection
+    is closed.
+
+    `settings` is asked anew each time, so a reload applies to connections that are open.
+    """
+    server = _Server(settings, tls, execute)
+    async with trio.open_nursery() as nursery:
+        for listener in listeners:
+            nursery.start_soon(server.accept, listener, nursery)
+        task_status.started()
+
+
+class _Server:
+    def __init__(self, settings: Callable[[], Control], tls: ssl.SSLContext | None, execute: Execute) -> None:
+        self._settings = settings
+        self._tls = tls
+        self._execute = execute
+        self._connections = 0
+        self._full = False  # these two: said once, not once a connection
+        self._failing = False
+        certificate = tls is not None and tls.verify_mode == ssl.CERT_REQUIRED
+        self._greeting = f"tunneld {__version__} protocol=1 auth={'certificate' if certificate else 'none'}"
+
+    async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        """Accept for ever. `nursery` owns the connections, as it owns this task."""
+        with listener:
+            while True:
+                try:
+                    await trio.lowlevel.wait_readable(listener)
+                    connection, _ = listener.accept()
+                except BlockingIOError:
+                    continue
+                except OSError as error:  # out of descriptors, mostly; what stands in the queue goes on waiting there
+                    self._cannot_accept(error)
+                    await trio.sleep(ACCEPT_BACKOFF)
+                    continue
+                self._failing = False
+                self._admit(connection, nursery)
+
+    def _cannot_accept(self, error: OSError) -> None:
+        if not self._failing:
+            log.error("control accepts no connections for now", reason=reason_of(error))
+        self._failing = True
+
+    def _admit(self, connection: socket.socket, nursery: trio.Nursery) -> None:
+        limit = self._settings().max_connections
+        if self._connections < limit:
+            self._full = False
+            self._connections += 1
+            nursery.start_soon(self._serve, trio.SocketStream(trio.socket.from_stdlib_socket(connection)))
+            return
+        if not self._full:
+            log.warning("control turns connections away", max_connections=limit)
+        self._full = True
+        _turn_away(connection, limit)
+
+    async def _serve(self, transport: trio.SocketStream) -> None:
+        """One connection, whatever happens on it."""
+        bound = log
+        try:
+            async with transport:
+                caller = _caller(transport.socket)
+                bound = log.bind(peer=caller.owner)
+                bound.debug("control connection came")
+                if (stream := await self._encrypt(transport, bound)) is not None:
+                    async with Connection(stream, self._settings) as connection:
+                        conversation = Conversation(connection, caller, self._settings, self._execute, bound)
+                        await conversation.run(self._greeting)
+                bound.debug("control connection ended")
+        except (PeerLeftError, trio.BrokenResourceError, OSError) as error:
+            bound.debug("control connection lost", reason=str(error))
+        except Exception:
+            bound.exception("control connection failed: a bug")
+        finally:
+            self._connections -= 1
+
+    async def _encrypt(
+        self, transport: trio.SocketStream, bound: structlog.stdlib.BoundLogger
+    ) -> trio.abc.Stream | None:
+        """The stream to talk on; None where TLS is wanted and the peer does not manage it in time."""
+        if self._tls is None:
+            return transport
+        patience = self._settings().handshake_timeout
+        reason = f"not done in {patience:g} s"
+        with trio.move_on_after(patience):
+            try:
+                return await _shake_hands(transport, self._tls, self._settings)
+            except PeerLeftError as error:
+                reason = str(error)
+        bound.info("TLS handshake on control connection failed", reason=reason)
+        return None
+
+
+async def _shake_hands(
+    transport: trio.SocketStream, tls: ssl.SSLContext, settings: Callable[[], Control]
+) -> trio.SSLStream[trio.SocketStream]:
+    first = await transport.socket.recv(1, socket.MSG_PEEK)
+    if first and first != TLS_HANDSHAKE:  # somebody with nc: tell them
+        plain = Connection(transport, settings)
+        await plain.send(format_err("protocol", "this port speaks TLS; use tls:// or openssl s_client"))
+        await plain.read_away()
+        raise PeerLeftError("peer spoke plain text")
+    stream = trio.SSLStream(transport, tls, server_side=True)
+    try:
+        await stream.do_handshake()
+    except trio.BrokenResourceError as error:
+        raise PeerLeftError(why(error)) from None
+    return stream
+
+
+def _caller(connection: trio.socket.SocketType) -> Caller:
+    """Who is at the other end. Raises `OSError` where it left already."""
+    peer = connection.getpeername()
+    return Caller(host=unmap(peer[0]), owner=format_peer(peer), local_host=unmap(connection.getsockname()[0]))
+
+
+def _turn_away(connection: socket.socket, limit: int) -> None:
+    """Say one line and hang up, without waiting: the buffer of a new socket takes a line, and if it does not, so be
+    it.
+    """
+    with connection, suppress(OSError):
+        connection.setblocking(False)
+        connection.send(
+            format_err("limit", f"{limit} control connections are open, no more are allowed; try again later")
+        )
+        connection.shutdown(socket.SHUT_WR)

@@ -1,0 +1,172 @@
+"""The process: the root nursery, and the one place where everything is put together.
+
+    root
+    ├─ signals                 TERM, INT: drain; again: stop.  HUP: reload
+    ├─ engine                  every byte of every relay between sockets
+    ├─ tunnels                 see service.py
+    ├─ control (lines)         see control/server.py
+    └─ HTTP face               see control/http.py
+
+Shutting down goes through one door, `shutdown`: the first call drains, the second stops, and either way the root
+nursery is cancelled last, which drops whatever is left.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import structlog
+import trio
+
+from tunneld import __version__, config, log, net, notify
+from tunneld.config.schema import Settings
+from tunneld.control import http
+from tunneld.control.commands import executor
+from tunneld.control.server import serve_lines
+from tunneld.errors import ConfigError
+from tunneld.relay import new_engine
+from tunneld.service import TunnelService
+from tunneld.wire.lines import Item
+
+logger = structlog.get_logger("daemon")
+
+CUT = os.EX_TEMPFAIL
+"""The exit status when a drain had to cut relays that did not finish in `daemon.drain_timeout`."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+async def run(settings: Settings, config_path: Path | None, load: Callable[[], Settings]) -> int:
+    """Run the daemon until it is told to end; returns the exit status: 0, or `CUT`.
+
+    `load` reads the settings again for a reload; `config_path` is for people.
+    Raises `ListenError`, `ShortageError` or `ConfigError` where it cannot start.
+    """
+    net.raise_descriptor_limit()
+    daemon = Daemon(settings, config_path, load)
+    await daemon.run()
+    return daemon.exit_status
+
+
+class Daemon:
+    """The running process, as the control commands see it."""
+
+    def __init__(self, settings: Settings, config_path: Path | None, load: Callable[[], Settings]) -> None:
+        self.settings = settings
+        self.exit_status = os.EX_OK
+        self.started_at = trio.current_time()
+        self._config_path = config_path
+        self._load = load
+        self._engine = new_engine(accept_backoff=settings.tunnels.accept_backoff)
+        self.service = TunnelService(lambda: self.settings, self._engine)
+        self._drain_asked = trio.Event()
+        self._stop = trio.CancelScope()
+
+    async def run(self) -> None:
+        """The root nursery. Everything listens before systemd and the log hear that the daemon is ready."""
+        with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
+            async with trio.open_nursery() as root:
+                root.start_soon(self._obey, signals)
+                await root.start(self._engine.run)
+                await root.start(self.service.run)
+                await self._open_faces(root)
+                notify.ready()
+                logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
+                await self._drain_asked.wait()
+                await self._drain()
+                root.cancel_scope.cancel()
+        notify.stopping()
+        logger.info("stopped", exit_status=self.exit_status)
+
+    # What the control commands ask
+
+    def status(self) -> Item:
+        """The process in one line of facts; times in seconds, sizes in octets."""
+        tunnels = self.service.tunnels()
+        up, down = self.service.octets
+        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "phase": "draining" if self.service.draining else "ready",
+            "uptime": int(trio.current_time() - self.started_at),
+            "tunnels": len(tunnels),
+            "opened": self.service.opened,
+            "visitors": sum(len(tunnel.visitors) for tunnel in tunnels),
+            "served": self.service.served,
+            "up": up,
+            "down": down,
+            "descriptors": net.open_descriptors(),
+            "max_descriptors": soft,
+            "config": str(self._config_path or "built-in defaults"),
+        }
+
+    def reload(self) -> Sequence[Item]:
+        """Read the configuration file again; what can change without a restart applies now. Raises `ConfigError`."""
+        with notify.reloading():
+            loaded = self._load()
+            changes = config.diff(self.settings, loaded)
+            self.settings = config.reloaded(self.settings, loaded)
+            log.configure(self.settings.log)
+        for change in changes:
+            logger.info("setting changed", change=str(change))
+        return [
+            {"key": change.key, "old": str(change.old), "new": str(change.new), "needs_restart": not change.live}
+            for change in changes
+        ]
+
+    def shutdown(self, *, drain: bool) -> None:
+        """End: the first time with `drain` lets relays finish, everything else stops now."""
+        if drain and not self.service.draining:
+            self.service.draining = True
+            self._drain_asked.set()
+        else:
+            self._cut()
+
+    # Inside
+
+    async def _open_faces(self, root: trio.Nursery) -> None:
+        settings = self.settings
+        execute = executor(self)
+        tls = net.server_tls_context(settings.control.tls) if settings.control.tls else None
+        listeners = net.bind_tcp(settings.control.host, settings.control.port)
+        await root.start(serve_lines, listeners, lambda: self.settings.control, tls, execute)
+        logger.info("control listens", uri=net.describe(listeners, "tls" if tls else "tcp"))
+        if settings.http.enabled:
+            listeners = net.bind_tcp(settings.http.host, settings.http.port)
+            await root.start(http.serve, listeners, settings.http, self)
+            logger.info("http listens", uri=net.describe(listeners, "http"))
+
+    async def _obey(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            logger.info("signal", name=signal.Signals(number).name)
+            if number == signal.SIGHUP:
+                self._reload_by_signal()
+            else:
+                self.shutdown(drain=True)
+
+    def _reload_by_signal(self) -> None:
+        """Nobody waits for an answer to a signal: the log gets it."""
+        try:
+            self.reload()
+        except ConfigError as error:
+            logger.warning("reload failed, nothing changed", reason=str(error))
+
+    async def _drain(self) -> None:
+        notify.stopping()
+        timeout = self.settings.daemon.drain_timeout
+        visitors = sum(len(tunnel.visitors) for tunnel in self.service.tunnels())
+        logger.info("draining", visitors=visitors, timeout=timeout)
+        with trio.move_on_after(timeout):
+            await self.service.drain()
+        self._cut()
+
+    def _cut(self) -> None:
+        """Stop now; say so in the exit status where somebody was still being served after a drain was asked for."""
+        if self.service.draining and any(tunnel.visitors for tunnel in self.service.tunnels()):
+            self.exit_status = CUT
+        self._stop.cancel()
