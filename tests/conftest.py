@@ -51,7 +51,7 @@ async def service(nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnel
 
 
 @pytest.fixture
-def program() -> Callable[[str], str]:
+def program_path() -> Callable[[str], str]:
     """The path of a system program; skips the test where it is missing, unless the run requires all of them."""
 
     def find(name: str) -> str:

@@ -1,0 +1,213 @@
+"""A real daemon, and real programs on both sides of its tunnels."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import xmlrpc.client
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_all, read_exactly
+from tests.support.programs import Daemon, daemon, program, tunnel_command
+from tunneld.endpoint import Endpoint
+
+MIB = 1 << 20
+Find = Callable[[str], str]
+
+
+async def opened(relay: Daemon, words: str = "") -> tuple[Endpoint, Endpoint]:
+    """Open a tunnel by hand: its server URI and its client URI."""
+    server = (await relay.ask(f"openTunnel tcp {words}")).splitlines()[1].removeprefix("OK ")
+    client = (await relay.ask(f"getTunnelAddress {server}")).splitlines()[1].removeprefix("OK ")
+    return Endpoint.parse(server), Endpoint.parse(client)
+
+
+@asynccontextmanager
+async def exposed(relay: Daemon, target: str, *options: str) -> AsyncIterator[Endpoint]:
+    """`tunnel expose` running; gives the public address it printed."""
+    command = tunnel_command("expose", target, "--relay", relay.control, *options)
+    async with program(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as agent:
+        assert agent.stdout is not None
+        line = b""
+        with trio.fail_after(PATIENCE):
+            while not line.endswith(b"\n"):
+                line += await agent.stdout.receive_some(1)
+        yield Endpoint.parse(line.decode().strip())
+
+
+@asynccontextmanager
+async def nginx(folder: Path, find: Find) -> AsyncIterator[bytes]:
+    """nginx on a Unix socket in `folder`, serving one file of 8 MiB; gives its contents."""
+    page = bytes(range(256)) * (8 * MIB // 256)
+    configuration = prepare_nginx(folder, page)
+    async with program([find("nginx"), "-c", str(configuration)], stderr=subprocess.DEVNULL):
+        yield page
+
+
+def prepare_nginx(folder: Path, page: bytes) -> Path:
+    """Write what nginx needs; returns its configuration file."""
+    (folder / "www").mkdir()
+    (folder / "www" / "file").write_bytes(page)
+    configuration = folder / "nginx.conf"
+    temporary = " ".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    configuration.write_text(f"""
+        daemon off; user root; pid {folder}/pid; error_log {folder}/error.log;
+        events {{}}
+        http {{ access_log off; {temporary} server {{ listen unix:{folder}/web.sock; root {folder}/www; }} }}
+    """)
+    return configuration
+
+
+async def curl(find: Find, url: str, *options: str) -> bytes:
+    """What curl got; retried by curl itself while the server behind is starting."""
+    command = [find("curl"), "-sS", "--fail", "--max-time", "20", "--retry", "20", "--retry-all-errors", *options, url]
+    done = await trio.run_process(command, capture_stdout=True)
+    return bytes(done.stdout)
+
+
+async def test_nc_asks_and_socat_is_the_hidden_server(tmp_path: Path, program_path: Find) -> None:
+    socat, nc = program_path("socat"), program_path("nc")
+    async with daemon(tmp_path) as relay:
+        command = [nc, "-N", "127.0.0.1", str(relay.control_port)]
+        said = await trio.run_process(command, stdin=b"openTunnel tcp persist=yes\nquit\n", capture_stdout=True)
+        greeting, server, bye = said.stdout.decode().splitlines()
+        assert greeting.startswith("OK tunneld ")
+        assert bye == "OK bye"
+        server_uri = Endpoint.parse(server.removeprefix("OK "))
+        client = (await relay.ask(f"getTunnelAddress {server_uri}")).splitlines()[1].removeprefix("OK ")
+        async with program([socat, f"TCP:{server_uri.authority}", "EXEC:cat"]):
+            visitor = [nc, "-N", "127.0.0.1", str(Endpoint.parse(client).port)]
+            echoed = await trio.run_process(visitor, stdin=b"there and back", capture_stdout=True)
+            assert echoed.stdout == b"there and back"
+
+
+async def test_curl_reaches_nginx_through_the_agent(tmp_path: Path, program_path: Find) -> None:
+    web = f"unix:{tmp_path}/web.sock"
+    async with nginx(tmp_path, program_path) as page, daemon(tmp_path) as relay, exposed(relay, web) as address:
+        assert await curl(program_path, f"http://{address.authority}/file") == page
+
+
+async def test_a_protocol_in_which_the_server_speaks_first(tmp_path: Path, program_path: Find) -> None:
+    sshd, keygen, keyscan = (program_path(name) for name in ("sshd", "ssh-keygen", "ssh-keyscan"))
+    key = tmp_path / "key"
+    await trio.run_process([keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(key)])
+    server = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = server[0].socket.getsockname()[1]
+    await server[0].aclose()
+    options = ["-D", "-e", "-f", "/dev/null", "-h", str(key), "-p", str(port), "-o", "ListenAddress=127.0.0.1"]
+    await trio.Path("/run/sshd").mkdir(exist_ok=True)  # where sshd insists on an empty folder; its package makes it
+    async with program([sshd, *options], stderr=subprocess.PIPE) as hidden, daemon(tmp_path) as relay:
+        assert hidden.stderr is not None
+        assert b"listening" in await hidden.stderr.receive_some()
+        async with exposed(relay, str(port)) as address:
+            command = [keyscan, "-T", "10", "-t", "ed25519", "-p", str(address.port), "127.0.0.1"]
+            found = await trio.run_process(command, capture_stdout=True, capture_stderr=True)
+            assert key.with_suffix(".pub").read_text().split()[1].encode() in found.stdout
+
+
+async def test_the_stock_xmlrpc_client_makes_the_two_calls(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as relay:
+
+        def call() -> tuple[str, str]:
+            with xmlrpc.client.ServerProxy(relay.http) as proxy:
+                server_uri = str(proxy.tunnel.openTunnel())
+                return server_uri, str(proxy.tunnel.getTunnelAddress(server_uri))
+
+        server_uri, client_uri = await trio.to_thread.run_sync(call)
+        server, visitor = await connect(Endpoint.parse(server_uri)), await connect(Endpoint.parse(client_uri))
+        await server.send_all(b"hello")
+        assert await read_exactly(visitor, 5) == b"hello"
+
+
+async def test_a_large_transfer_both_ways_at_once_and_nothing_left(tmp_path: Path) -> None:
+    """64 MiB each way, twice: after the first, idle pipes of the pump stay open; after the second, not one more."""
+    async with daemon(tmp_path) as relay:
+        open_after = []
+        for _ in range(2):
+            server_uri, client_uri = await opened(relay)
+            await transfer(await connect(server_uri), await connect(client_uri))
+            while not await is_refused(client_uri):
+                await trio.lowlevel.checkpoint()
+            open_after.append(relay.descriptors)
+        assert open_after[0] == open_after[1]
+        closed = await relay.wait_logged("tunnel closed")
+        assert (closed["up"], closed["down"]) == (64 * MIB, 64 * MIB)
+
+
+async def transfer(one: trio.SocketStream, other: trio.SocketStream) -> None:
+    """Send 64 MiB each way at once, end both, compare what arrived."""
+    block = hashlib.sha256(b"seed").digest() * (MIB // 32)
+    digests: list[str] = []
+
+    async def send(stream: trio.SocketStream) -> None:
+        for _ in range(64):
+            await stream.send_all(block)
+        await stream.send_eof()
+
+    async def receive(stream: trio.SocketStream) -> None:
+        digest = hashlib.sha256()
+        async for chunk in stream:
+            digest.update(chunk)
+        digests.append(digest.hexdigest())
+
+    async with trio.open_nursery() as nursery:
+        for stream in (one, other):
+            nursery.start_soon(send, stream)
+            nursery.start_soon(receive, stream)
+    assert digests == [hashlib.sha256(block * 64).hexdigest()] * 2
+
+
+class TestTheEnd:
+    async def test_a_relay_that_finishes_in_time_is_not_cut(self, tmp_path: Path) -> None:
+        async with daemon(tmp_path) as relay:
+            server_uri, client_uri = await opened(relay)
+            server, visitor = await connect(server_uri), await connect(client_uri)
+            await visitor.send_all(b"?")
+            assert await read_exactly(server, 1) == b"?"
+            relay.process.send_signal(signal.SIGTERM)
+            await relay.wait_logged("tunnel draining")
+            assert await is_refused(client_uri)
+            await server.send_all(b"the whole answer")
+            await server.aclose()
+            assert await read_all(visitor) == b"the whole answer"
+            await visitor.aclose()
+            with trio.fail_after(PATIENCE):
+                assert await relay.process.wait() == 0
+
+    @pytest.mark.parametrize("how", ["timeout", "second signal"])
+    async def test_relays_that_are_cut_are_told_by_the_exit_status(self, tmp_path: Path, how: str) -> None:
+        async with daemon(tmp_path, drain_timeout=0.2 if how == "timeout" else 60.0) as relay:
+            server_uri, client_uri = await opened(relay)
+            server, visitor = await connect(server_uri), await connect(client_uri)
+            await visitor.send_all(b"?")
+            assert await read_exactly(server, 1) == b"?"
+            relay.process.send_signal(signal.SIGTERM)
+            await relay.wait_logged("tunnel draining")
+            if how == "second signal":
+                relay.process.send_signal(signal.SIGINT)
+            assert await is_dropped(visitor)
+            with trio.fail_after(PATIENCE):
+                assert await relay.process.wait() == 75
+
+    async def test_the_control_protocol_ends_it_and_still_gets_its_answer(self, tmp_path: Path) -> None:
+        async with daemon(tmp_path) as relay:
+            assert "OK stopping" in await relay.ask("shutdown")
+            with trio.fail_after(PATIENCE):
+                assert await relay.process.wait() == 0
+
+    async def test_a_bad_file_changes_nothing_and_a_good_one_applies(self, tmp_path: Path) -> None:
+        async with daemon(tmp_path) as relay:
+            config = tmp_path / "tunnel.toml"
+            good = config.read_text()
+            config.write_text("[tunnels]\nprots = 1\n")
+            assert "ERR config" in await relay.ask("reload")
+            config.write_text(good.replace('ports = "0"', 'ports = "0"\nmax_tunnels = 1'))
+            assert "key=tunnels.max_tunnels" in await relay.ask("reload")
+            await opened(relay)
+            assert "ERR limit" in await relay.ask("openTunnel")

@@ -1,0 +1,160 @@
+"""The manual is part of the program: tunnel.toml(5) has every key, tunneld(8) every option, and neither has another."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+from pydantic_core import PydanticUndefined
+
+import tunneld
+from tunneld import daemon
+from tunneld.cli import common
+from tunneld.cli.tunneld import parser
+from tunneld.config.keys import Key, keys
+from tunneld.config.literals import literal
+from tunneld.config.problems import bounds
+from tunneld.errors import ConfigError, ListenError, LocalProtocolError, UsageError
+
+MAN = Path(__file__).parents[2] / "man"
+SOURCE = Path(tunneld.__file__).parent
+PAGES = ["tunneld.8", "tunnel.toml.5"]
+
+ENTRY_END = re.compile(
+    r"^(?:The default is\n\.Ql (?P<default>.+) ;|There is no default;)\n"
+    r"(?:(?P<live>a reload applies a change)|a change needs a restart)\.\s*\Z",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What tunnel.toml(5) says of one key."""
+
+    takes: str
+    default: str | None
+    live: bool
+
+
+def plain(mdoc: str) -> str:
+    """The text of an mdoc argument."""
+    return mdoc.replace(r"\(dq", '"').replace(" ,", ",")
+
+
+def entries() -> dict[str, Entry]:
+    """The keys of tunnel.toml(5) by their paths."""
+    found = {}
+    tables = re.split(r"^\.Ss Bq (.+)\n", (MAN / "tunnel.toml.5").read_text(), flags=re.MULTILINE)
+    for table, section in zip(tables[1::2], tables[2::2], strict=True):
+        body = section.split("\n.El\n")[0]
+        items = re.split(r"^\.It Ic (\S+) Pq (.+)\n", body, flags=re.MULTILINE)
+        for name, takes, text in zip(items[1::3], items[2::3], items[3::3], strict=True):
+            end = ENTRY_END.search(text)
+            assert end is not None, f"{table}.{name} does not end with its default and what a reload does"
+            default = None if end["default"] is None else plain(end["default"])
+            found[f"{table}.{name}"] = Entry(plain(takes), default, end["live"] is not None)
+    return found
+
+
+def takes(key: Key) -> str:
+    """What the page should say that a key takes."""
+    kind = key.field.annotation
+    if kind is int:
+        lowest, highest = bounds(key.field)
+        named = {("0", "65535"): "port", ("1", "1000000"): "count"}
+        return named.get((lowest, highest), f"octets, between {lowest} and {highest}")
+    if get_origin(kind) is Literal:
+        *others, last = get_args(kind)
+        return f"{', '.join(others)} or {last}"
+    if kind is str:
+        return "range" if key.path == "tunnels.ports" else "host"
+    words = {"bool": "boolean", "float": "seconds", "Path": "file", "tuple": "array of hosts"}
+    return next(word for name, word in words.items() if name in str(kind))
+
+
+# The keys
+
+
+def test_every_key_has_an_entry_and_nothing_else_has() -> None:
+    assert sorted(entries()) == sorted(key.path for key in keys())
+
+
+@pytest.mark.parametrize("key", list(keys()), ids=lambda key: key.path)
+def test_an_entry_says_what_the_schema_says(key: Key) -> None:
+    default = key.field.default
+    expected = None if default in (None, PydanticUndefined) else literal(default)
+    assert entries()[key.path] == Entry(takes(key), expected, key.live)
+
+
+@pytest.mark.parametrize(
+    ("word", "path"), [("seconds", "tunnels.linger"), ("count", "tunnels.max_parked"), ("port", "control.port")]
+)
+def test_the_words_for_numbers_have_the_bounds_of_the_schema(word: str, path: str) -> None:
+    lowest, highest = next(bounds(key.field) for key in keys() if key.path == path)
+    meaning = (MAN / "tunnel.toml.5").read_text().partition(f".It {word}\n")[2].partition(".It ")[0]
+    assert f"between {lowest} and {highest}" in meaning
+
+
+# The command
+
+
+def section(name: str) -> str:
+    """One section of tunneld(8)."""
+    return (MAN / "tunneld.8").read_text().partition(f".Sh {name}\n")[2].partition("\n.Sh ")[0]
+
+
+def flags(text: str) -> set[str]:
+    """The options named in mdoc: `.It Fl h , -help`, `.Op Fl -check | Fl -print-config`."""
+    lines = [line for line in text.splitlines() if re.match(r"\.(It|Op|Fl) ?.*\bFl\b|\.Fl", line)]
+    return {f"-{name}" for line in lines for name in re.findall(r"(?:Fl|,) (-?[a-z][a-z-]*)", line)}
+
+
+def test_every_option_is_described_and_no_other_is() -> None:
+    options = {option for action in parser()._actions for option in action.option_strings}
+    described = "\n".join(line for line in section("DESCRIPTION").splitlines() if line.startswith(".It Fl"))
+    assert flags(described) == options
+    assert flags(section("SYNOPSIS")) == options - {"-h"}
+    assert flags((MAN / "tunneld.8").read_text()) == options
+
+
+def test_options_and_signals_take_what_the_program_takes() -> None:
+    described = section("DESCRIPTION")
+    for action in parser()._actions:
+        for choice in action.choices or ():
+            assert re.search(rf"^\.Cm .*\b{choice}\b", described, re.MULTILINE), choice
+    named = set(re.findall(r"SIG[A-Z0-9]+", "".join(re.findall(r"^\.It Dv .*$", section("SIGNALS"), re.MULTILINE))))
+    assert named == {number.name for number in daemon.SIGNALS}
+
+
+def test_the_exit_statuses_are_those_of_the_program() -> None:
+    told = {int(status) for status in re.findall(r"^\.It (\d+)$", section("EXIT STATUS"), re.MULTILINE)}
+    kinds = (UsageError, LocalProtocolError, ListenError, common.OutputError, common.OutputGoneError, ConfigError)
+    assert told == {os.EX_OK, daemon.CUT, common.INTERRUPTED} | {kind.exit_status for kind in kinds}
+
+
+def test_the_environment_is_what_the_program_reads() -> None:
+    files = [*SOURCE.glob("config/*.py"), *SOURCE.glob("log/*.py"), SOURCE / "notify.py", SOURCE / "daemon.py"]
+    read = {name for file in files for name in re.findall(r'environ\.get\("([A-Z_]+)"', file.read_text())}
+    items = "".join(re.findall(r"^\.It Ev .*$", section("ENVIRONMENT"), re.MULTILINE))
+    assert set(re.findall(r"[A-Z_]{2,}", items)) == read | {"HOME"}  # which pathlib reads
+
+
+# Both
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_mandoc_finds_nothing_to_mend(page: str) -> None:
+    mandoc = shutil.which("mandoc")
+    if mandoc is None:
+        pytest.skip("no mandoc")
+    found = subprocess.run(
+        [mandoc, "-T", "lint", "-W", "style", MAN / page], capture_output=True, text=True, timeout=60, check=False
+    )
+    not_installed = ("referenced manual not found", "outdated mandoc.db")
+    assert [line for line in found.stdout.splitlines() if not any(note in line for note in not_installed)] == []

@@ -1,0 +1,112 @@
+"""The real daemon and real programs beside it, as child processes that end with their block."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tests.support.people import PATIENCE
+
+CONFIG = """
+[control]
+port = 0
+[http]
+port = 0
+[tunnels]
+ports = "0"
+linger = 5.0
+[daemon]
+drain_timeout = {drain_timeout}
+"""
+
+
+class Daemon:
+    """A running `tunneld`: where it listens, what it logs."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.control = ""
+        self.http = ""
+        self.log: list[dict[str, Any]] = []
+        self._heard = trio.Condition()
+
+    async def listen(self) -> None:
+        """Collect the log until the process closes it."""
+        assert self.process.stderr is not None
+        pending = b""
+        async for chunk in self.process.stderr:
+            *lines, pending = (pending + chunk).split(b"\n")
+            self.log += [json.loads(line) for line in lines]
+            async with self._heard:
+                self._heard.notify_all()
+
+    async def wait_logged(self, event: str) -> dict[str, Any]:
+        """Wait for an event of the log, also an earlier one."""
+        with trio.fail_after(PATIENCE):
+            while True:
+                found = [line for line in self.log if line["event"] == event]
+                if found:
+                    return found[-1]
+                async with self._heard:
+                    await self._heard.wait()
+
+    @property
+    def control_port(self) -> int:
+        """The port of the line protocol."""
+        return int(self.control.rpartition(":")[2])
+
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors it has open."""
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+
+    async def ask(self, *lines: str) -> str:
+        """Speak to the control port as a person with nc does; everything it said, the greeting included."""
+        stream = await trio.open_tcp_stream("127.0.0.1", self.control_port)
+        async with stream:
+            await stream.send_all(("\n".join([*lines, "quit"]) + "\n").encode())
+            return b"".join([chunk async for chunk in stream]).decode()
+
+
+@asynccontextmanager
+async def daemon(folder: Path, drain_timeout: float = 20.0) -> AsyncIterator[Daemon]:
+    """A `tunneld` of its own on free ports, ready; killed at the end where it has not ended."""
+    config = folder / "tunnel.toml"
+    config.write_text(CONFIG.format(drain_timeout=drain_timeout))
+    command = [sys.executable, "-m", "tunneld", "--config", str(config), "--log-format", "json"]
+    async with program(command, stderr=subprocess.PIPE) as process, trio.open_nursery() as nursery:
+        running = Daemon(process)
+        nursery.start_soon(running.listen)
+        running.control = (await running.wait_logged("control listens"))["uri"]
+        running.http = (await running.wait_logged("http listens"))["uri"]
+        await running.wait_logged("ready")
+        yield running
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def program(command: list[str], **options: Any) -> AsyncIterator[trio.Process]:
+    """A child process, killed when the block ends."""
+    process = await trio.lowlevel.open_process(command, **options)
+    try:
+        yield process
+    finally:
+        with trio.CancelScope(shield=True):
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    await pipe.aclose()
+
+
+def tunnel_command(*arguments: str) -> list[str]:
+    """The command line of `tunnel`, of the checkout under test."""
+    return [sys.executable, "-c", "import sys; from tunneld.cli.tunnel import main; sys.exit(main())", *arguments]
