@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import socket
 
 import pytest
 import trio
@@ -184,6 +185,27 @@ class TestPersistent:
         for number in range(3):
             server = await connect(tunnel.server_uri)
             assert await read_exactly(server, 1) == b"%d" % number
+
+    async def test_a_server_connection_that_comes_before_the_visitor_is_in_line_serves_it(
+        self, service: TunnelService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Both come in one wake-up of the engine: the visitor finds nothing, one is parked, then its task runs."""
+        tunnel = await open_tunnel(service, persist="yes")
+        server = await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+
+        def too_early() -> socket.socket:
+            raise trio.WouldBlock
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tunnel._server_side, "dial_nowait", too_early)
+            visitor = await connect(tunnel.client_uri)
+            await visitor.send_all(b"x")
+            assert await read_exactly(server, 1) == b"x"
+        await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+        await connect(tunnel.client_uri)
+        await until_served(tunnel, 2)
 
     async def test_the_phase_says_whether_a_hidden_server_is_there(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")

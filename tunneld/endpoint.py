@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tunneld.errors import UsageError
@@ -137,7 +138,12 @@ def parse_network(text: str) -> Network:
 
 def contains(network: Network, peer: Any) -> bool:
     """Whether a peer address, as `accept` returned it, lies in the network."""
-    return ipaddress.ip_address(unmap(str(peer[0])).partition("%")[0]) in network
+    return _contains(network, str(peer[0]))
+
+
+@lru_cache(maxsize=1024)  # a hidden server comes from one address thousands of times, and parsing it takes 10 µs
+def _contains(network: Network, host: str) -> bool:
+    return ipaddress.ip_address(unmap(host).partition("%")[0]) in network
 
 
 def is_wildcard(host: str) -> bool:

@@ -280,15 +280,14 @@ class Tunnel:
         self._ended_down += relay.down
         if self.phase is Phase.CLOSED:
             return  # dropped with the tunnel, which has told its end already
-        reason = describe(end)
         if self._events.watched:
             self._events.publish(
-                "left", id=self.id, up=relay.up, down=relay.down, reason=reason, **{"from": format_peer(peer)}
+                "left", id=self.id, up=relay.up, down=relay.down, reason=describe(end), **{"from": format_peer(peer)}
             )
-        self._one_less(reason)
+        self._one_less("" if self.opening.options.persist else describe(end))
 
     def _one_less(self, reason: str) -> None:
-        """Somebody went: what does that mean for the tunnel?"""
+        """Somebody went: what does that mean for the tunnel? `reason` is told where a one-shot one closes of it."""
         self.unused_since = trio.current_time()
         if not self.opening.options.persist:
             self.close(reason)

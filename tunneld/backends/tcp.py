@@ -51,6 +51,8 @@ class Tcp:
 
     async def dial(self) -> socket.socket:
         """Wait in line for the next connection of the hidden server. Raises `trio.ClosedResourceError` once closed."""
+        if self._parked and not self._waiters:  # one came since dial_nowait, and nobody stands in line before us
+            return self._take()
         waiter = _Waiter()
         self._waiters.append(waiter)
         try:
