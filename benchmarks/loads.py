@@ -1,0 +1,185 @@
+"""What is measured: each load runs clients against one topology and gives figures."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+
+from benchmarks import servers
+from benchmarks.processes import Address, BenchError, descriptor_limit, descriptors, need, resident
+from benchmarks.topologies import Reach
+
+BUFFER = 1 << 20
+RAMP = 0.3  # seconds until a stream's windows have opened
+SILENCE = 10.0  # seconds after which a peer that moves nothing has failed
+IDLE = 2000
+"""Idle relays: enough that what a relay costs stands out from what the program allocates in blocks."""
+FEW = 500
+"""Idle relays that are there at the first look, so that what exists once, or is kept ahead of demand, is in it."""
+CROWD = 20  # visitors that come at once
+SETTLE = 0.7  # seconds for memory and descriptors to come to rest
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One row of the table. `aims` bounds ours ÷ peer; `limit` bounds ours."""
+
+    name: str
+    title: str
+    unit: str
+    more_is_better: bool = True
+    aims: dict[str, float] = field(default_factory=dict)
+    limit: float | None = None
+
+    def meets(self, value: float, bound: float) -> bool:
+        """Whether a figure or a ratio is at least, or at most, what was aimed at."""
+        return round(value, 2) >= bound if self.more_is_better else round(value, 2) <= bound
+
+    def bound(self, bound: float) -> str:
+        """The bound in print."""
+        return f"{'≥' if self.more_is_better else '≤'} {bound:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One way of using a topology."""
+
+    name: str
+    measures: tuple[Measure, ...]
+    server: Callable[[int], AbstractContextManager[Address]]
+    sample: Callable[[Reach, int], Figures]
+    fresh: bool = False
+    """It looks into the relay, so it needs one, and a new one for each sample."""
+    warm_up: int = 1
+    """Seconds of use before the first sample."""
+
+
+def bulk(reach: Reach, seconds: int) -> Figures:
+    """One stream from the server; the octets are counted, and thrown away where they are, in the kernel."""
+    buffer = bytearray(BUFFER)
+    with socket.create_connection(reach.address, timeout=SILENCE) as client:
+        _discard(client, buffer, RAMP)
+        start = time.monotonic()
+        octets = _discard(client, buffer, seconds)
+        return {"bulk": octets * 8 / (time.monotonic() - start) / 1e9}
+
+
+def _discard(client: socket.socket, buffer: bytearray, seconds: float) -> int:
+    octets = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        got = client.recv_into(buffer, BUFFER, socket.MSG_TRUNC)
+        if not got:
+            raise BenchError("the stream ended early")
+        octets += got
+    return octets
+
+
+def requests(connections: int, *headers: str) -> Callable[[Reach, int], Figures]:
+    """`wrk` on so many connections; also its 99th percentile of latency, in milliseconds."""
+
+    def sample(reach: Reach, seconds: int) -> Figures:
+        host, port = reach.address
+        fields = [part for header in headers for part in ("--header", header)]
+        options = ["--threads", "1", "--connections", str(connections), "--duration", str(seconds), "--latency"]
+        return _wrk([need("wrk"), *options, *fields, f"http://{host}:{port}/"], seconds)
+
+    return sample
+
+
+def _wrk(command: list[str], seconds: int) -> Figures:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+            timeout=seconds + SILENCE,
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchError("wrk did not end") from None
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
+    late = re.search(r"99%\s+([\d.]+)(us|ms|s|m)\b", done.stdout)
+    if done.returncode or rate is None or late is None or float(rate[1]) == 0:
+        raise BenchError(f"wrk got no answers: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
+    errors = re.search(r"connect (\d+), read (\d+), write (\d+), timeout (\d+)", done.stdout)
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
+    failed = sum(int(number) for found in (errors, refused) if found for number in found.groups())
+    return {
+        "rate": float(rate[1]),
+        "p99": float(late[1]) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}[late[2]],
+        "failed": failed,
+    }
+
+
+def idle(reach: Reach, _: int) -> Figures:
+    """What each of many more relays that move nothing costs in the program that clients meet."""
+    assert reach.relay is not None
+    many = min(IDLE, descriptor_limit() // 5)
+    with ExitStack() as visitors:
+        _visit(visitors, reach.address, min(FEW, many))
+        before = reach.relay.tree()
+        memory, opened = resident(before), descriptors(before)
+        _visit(visitors, reach.address, many)
+        after = reach.relay.tree()
+        return {
+            "memory": (resident(after) - memory) / many / 1024,
+            "descriptors": (descriptors(after) - opened) / many,
+        }
+
+
+def _visit(stack: ExitStack, address: Address, count: int) -> None:
+    """Connect and stay, until everything is at rest; the server's greeting says that the relay is complete."""
+    for _ in range(0, count, CROWD):
+        visitors = [stack.enter_context(socket.create_connection(address, timeout=SILENCE)) for _ in range(CROWD)]
+        if not all(visitor.recv(1) for visitor in visitors):
+            raise BenchError("a visitor was turned away")
+    time.sleep(SETTLE)
+
+
+LOADS = (
+    Load(
+        "bulk",
+        (Measure("bulk", "one bulk stream", "Gbit/s", aims={"haproxy": 1.3, "ssh": 2.0}),),
+        servers.bulk,
+        bulk,
+        warm_up=0,  # each stream has its ramp
+    ),
+    *(
+        Load(
+            f"http{connections}",
+            (
+                Measure("rate", f"requests, {connections} conn.", "1/s", aims={"haproxy": 0.9, "ssh": 2.5}),
+                Measure("p99", f"  their p99, {connections} conn.", "ms", more_is_better=False, aims={"haproxy": 1.3}),
+            ),
+            servers.page,
+            requests(connections),
+        )
+        for connections in (64, 400)
+    ),
+    Load(
+        "visitors",
+        (Measure("rate", "new visitors, 32 at once", "1/s", aims={"haproxy": 0.7, "ssh": 1.2}),),
+        servers.page,
+        requests(32, "Connection: close"),
+    ),
+    Load(
+        "idle",
+        (
+            Measure("memory", "RSS per idle relay", "KiB", more_is_better=False, limit=5.0),
+            Measure("descriptors", "descriptors per idle relay", "", more_is_better=False, limit=2.0),
+        ),
+        servers.greeter,
+        idle,
+        fresh=True,
+    ),
+)

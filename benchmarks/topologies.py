@@ -1,0 +1,165 @@
+"""What is compared: ways for a client to reach a server over two hops, client -> relay -> agent -> server.
+
+Each is opened with a server's address and yields the address that clients use, and the process that plays the relay.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
+
+from benchmarks import ssh
+from benchmarks.processes import LOOPBACK, Address, Child, Crew, descriptor_limit, find, free_port, need
+from benchmarks.servers import nginx_basics, nginx_command
+from benchmarks.versions import nginx_module
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where clients connect, and the program that they meet there, if it is not the server itself."""
+
+    address: Address
+    relay: Child | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """One column of the table."""
+
+    name: str
+    title: str
+    programs: tuple[str, ...]
+    build: Callable[[Crew, Address], Reach]
+    idle: bool = True
+    """Whether idle relays can be counted: there is a relay, and it does not fork a process for each."""
+
+    def missing(self) -> list[str]:
+        """The programs that it needs and that are not there."""
+        return [program for program in self.programs if find(program) is None]
+
+    @contextmanager
+    def open(self, server: Address) -> Iterator[Reach]:
+        """Run it, in front of a server. Raises `BenchError` or `OSError`."""
+        with Crew() as crew:
+            yield self.build(crew, server)
+
+
+def direct(_: Crew, server: Address) -> Reach:
+    """No relay: what the server, the client and this machine can do."""
+    return Reach(server)
+
+
+# Ours
+
+TUNNELD = "import sys; from tunneld.cli.tunneld import main; sys.exit(main())"
+TUNNEL = "import sys; from tunneld.cli.tunnel import main; sys.exit(main())"
+"""What the installed commands consist of."""
+
+TUNNEL_TOML = """
+[control]
+port = 0
+[http]
+port = 0
+[tunnels]
+ports = "0"
+"""
+
+
+def ours(crew: Crew, server: Address) -> Reach:
+    """`tunneld` and `tunnel expose`, as they come; only the ports are any that are free.
+
+    `--quiet`, since no peer here writes a line for each visitor either.
+    """
+    config = crew.file("tunnel.toml", TUNNEL_TOML)
+    daemon = crew.start("tunneld", [sys.executable, "-c", TUNNELD, "--config", config, "--log-format", "json"])
+    control = daemon.line(_control_uri)
+    command = ["expose", f"{server[0]}:{server[1]}", "--relay", f"{control.hostname}:{control.port}", "--quiet"]
+    agent = crew.start("tunnel", [sys.executable, "-c", TUNNEL, *command])
+    public = agent.line(lambda line: urlsplit(line.strip()) if line.startswith("tcp://") else None)
+    return Reach((public.hostname or "", public.port or 0), daemon)
+
+
+def _control_uri(line: str) -> SplitResult | None:
+    fields = json.loads(line)
+    return urlsplit(fields["uri"]) if fields["event"] == "control listens" else None
+
+
+# Peers: the relay and the agent are two processes of the same program
+
+HAPROXY = """
+global
+    nbthread 1
+    maxconn {connections}
+defaults
+    mode tcp
+    option splice-auto
+    timeout connect 10s
+    timeout client 10m
+    timeout server 10m
+listen hop
+    bind {listen[0]}:{listen[1]}
+    server next {server[0]}:{server[1]}
+"""
+
+STREAM = """
+stream {{
+    server {{
+        listen {listen[0]}:{listen[1]} backlog=4096;
+        proxy_pass {server[0]}:{server[1]};
+    }}
+}}
+"""
+
+
+def chain(hop: Callable[[Crew, str, Address, Address], Child]) -> Callable[[Crew, Address], Reach]:
+    """A program that forwards, twice in a row."""
+
+    def build(crew: Crew, server: Address) -> Reach:
+        for name in ("agent", "relay"):
+            listen = (LOOPBACK, free_port())
+            child = hop(crew, name, listen, server)
+            server = child.listening(listen[1])
+        return Reach(server, child)
+
+    return build
+
+
+def haproxy(crew: Crew, name: str, listen: Address, server: Address) -> Child:
+    """One thread, and `splice` where HAProxy finds it worth while."""
+    connections = min(8000, descriptor_limit() // 3)  # two descriptors each, and some for the pipes
+    config = crew.file(f"{name}.cfg", HAPROXY.format(connections=connections, listen=listen, server=server))
+    return crew.start(f"haproxy ({name})", [need("haproxy"), "-db", "-q", "-f", config])
+
+
+def nginx(crew: Crew, name: str, listen: Address, server: Address) -> Child:
+    """The stream module with one worker."""
+    (crew.folder / name).mkdir()
+    text = nginx_module("stream") + nginx_basics(crew.folder / name, descriptor_limit())
+    config = crew.file(f"{name}/nginx.conf", text + STREAM.format(listen=listen, server=server))
+    return crew.start(f"nginx ({name})", nginx_command(config))
+
+
+def socat(crew: Crew, name: str, listen: Address, server: Address) -> Child:
+    """A process for each connection."""
+    source = f"TCP-LISTEN:{listen[1]},bind={listen[0]},fork,reuseaddr,backlog=1024,nodelay"
+    return crew.start(f"socat ({name})", [need("socat"), source, f"TCP:{server[0]}:{server[1]},nodelay"])
+
+
+def openssh(crew: Crew, server: Address) -> Reach:
+    """`ssh -R` to an `sshd` of our own: the same shape as ours, but all visitors on one connection, enciphered."""
+    daemon, public = ssh.forward(crew, server)
+    return Reach(public, daemon)
+
+
+TOPOLOGIES = (
+    Topology("direct", "direct", (), direct, idle=False),
+    Topology("tunneld", "tunneld", (), ours),
+    Topology("haproxy", "haproxy ×2", ("haproxy",), chain(haproxy)),
+    Topology("nginx", "nginx stream ×2", ("nginx",), chain(nginx)),
+    Topology("ssh", "ssh -R", ("ssh", "sshd", "ssh-keygen"), openssh),
+    Topology("socat", "socat ×2", ("socat",), chain(socat), idle=False),
+)
