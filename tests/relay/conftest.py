@@ -59,9 +59,9 @@ async def bench(request: pytest.FixtureRequest, no_leak: None) -> AsyncIterator[
 
 
 @pytest.fixture
-async def pump(no_leak: None) -> AsyncIterator[Bench]:
-    """The Linux engine, for what only it promises."""
+async def pump(request: pytest.FixtureRequest, no_leak: None) -> AsyncIterator[Bench]:
+    """The Linux engine, for what only it promises; limits come by indirect parametrisation."""
     if sys.platform != "linux":
         pytest.skip("the pump needs epoll and splice")
-    async with running(new_engine()) as bench:
+    async with running(new_engine(**getattr(request, "param", {}))) as bench:
         yield bench

@@ -91,11 +91,12 @@ async def test_a_bug_in_one_relay_costs_that_relay_and_is_logged_once(pump: Benc
     assert await read_exactly(bystander.server, 1) == b"x"
 
 
-async def test_pipes_go_back_to_the_pool_and_the_pool_is_bounded(pump: Bench) -> None:
+@pytest.mark.parametrize(("pump", "pipes"), [({}, 3), ({"max_pipes": 2}, 2), ({"max_pipes": 0}, 0)], indirect=["pump"])
+async def test_blocked_flows_hold_pipes_as_far_as_the_pool_goes(pump: Bench, pipes: int) -> None:
     before = open_descriptors()
     relays = [await clogged(pump) for _ in range(3)]
     held = open_descriptors() - before - 3 * 4
-    assert held == 3 * 2
+    assert held == 2 * pipes
     for joined in relays:
         joined.relay.drop()
         await joined.ends.one()

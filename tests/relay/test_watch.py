@@ -113,6 +113,17 @@ async def test_nothing_is_told_after_release(bench: Bench) -> None:
     assert near.recv(10) == b"xy"
 
 
+async def test_whoever_watches_after_a_release_is_told(bench: Bench) -> None:
+    for _ in range(20):  # the portable engine starts its tasks in random order
+        far, near = bench.tcp()
+        first, second = Events(), Events()
+        bench.engine.watch(near, first.note, no_failure).release()
+        bench.engine.watch(near, second.note, no_failure)
+        await far.send_all(b"x")
+        await second.more()
+        assert first.count == 0
+
+
 @pytest.mark.parametrize("pause", [False, True], ids=["at once", "later"])
 @pytest.mark.parametrize("waiting", [b"", b"spoke first"], ids=["silent", "with bytes waiting"])
 async def test_a_released_connection_is_joined_with_all_that_stands_in_it(

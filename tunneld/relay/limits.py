@@ -22,7 +22,7 @@ class Limits:
     "Pipes at one time, idle ones included: 64 of 1 MiB are all that fs.pipe-user-pages-soft grants without privilege."
 
     turn_size: int = 4 * MIB
-    "Bytes that one wake-up of the pump should move in all, before other tasks have their turn: about two milliseconds' worth."
+    "Bytes that one wake-up of the pump should move in all before other tasks have their turn: about two milliseconds."
 
     accept_batch: int = 64
     "Connections accepted from one listener before others have their turn."

@@ -15,8 +15,8 @@ its batch of accepts is full, its rest is over) must not wait for an edge that h
 sockets that were watched before: whatever stands in them is told again, flags and all. Hence no queues here, and nobody
 can starve.
 
-**Shares.** A wake-up may move about `turn_size` bytes; each handler gets its part, at least a buffer. Then Trio has its turn:
-the control protocol waits a few milliseconds at worst.
+**Shares.** A wake-up may move about `turn_size` bytes; each handler gets its part, at least a buffer. Then Trio has its
+turn: the control protocol waits a few milliseconds at worst.
 
 **Released is not closed.** A parked connection is watched, released and joined within microseconds. `release` therefore
 leaves the registration in the epoll set, only without a handler. The next owner of the descriptor re-arms it; if none
