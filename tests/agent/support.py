@@ -1,0 +1,154 @@
+"""A whole relay inside the test, a teller that remembers, and local servers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from tunneld.agent.events import Field
+from tunneld.agent.expose import Exposure, RelayAccess, open_exposure
+from tunneld.agent.keeper import Wish
+from tunneld.config.schema import Control, Settings, Tunnels
+from tunneld.control.commands import executor
+from tunneld.control.server import serve_lines
+from tunneld.endpoint import Target
+from tunneld.relay import new_engine
+from tunneld.service import TunnelService
+from tunneld.tunnel import Tunnel
+from tunneld.wire.lines import Item
+
+PATIENCE = 20.0
+"""Seconds of real time before a test that waits for the other side has failed."""
+
+Handler = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+class RelayHere:
+    """The daemon without its process: engine, service, control port."""
+
+    def __init__(self, settings: Settings, service: TunnelService, port: int, scope: trio.CancelScope) -> None:
+        self.settings = settings
+        self.service = service
+        self.port = port
+        self._scope = scope
+        self.control = trio.CancelScope()
+
+    @property
+    def where(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def access(self) -> RelayAccess:
+        return RelayAccess(self.where, timeout=PATIENCE)
+
+    @property
+    def tunnel(self) -> Tunnel:
+        (tunnel,) = self.service.tunnels()
+        return tunnel
+
+    def stop(self) -> None:
+        """Gone at once, with every tunnel, as if killed."""
+        self._scope.cancel()
+
+    def hang_up(self) -> None:
+        """Close every control connection, as a NAT that forgets them would."""
+        self.control.cancel()
+
+    def status(self) -> Item:
+        return {"tunnels": len(list(self.service.tunnels()))}
+
+    def reload(self) -> Sequence[Item]:
+        return []
+
+    def shutdown(self, *, drain: bool) -> None:
+        self.stop()
+
+
+@asynccontextmanager
+async def relay_here(port: int = 0, **tunnels: float | str) -> AsyncIterator[RelayHere]:
+    """A relay on loopback; `port` is that of its control socket."""
+    settings = Settings(control=Control(), tunnels=Tunnels.model_validate({"ports": "0", **tunnels}))
+    listener = socket.create_server(("127.0.0.1", port))
+    engine = new_engine()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        service = TunnelService(lambda: settings, engine)
+        await nursery.start(service.run)
+        here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope)
+        await nursery.start(_serve_control, here, listener)
+        yield here
+        nursery.cancel_scope.cancel()
+
+
+async def _serve_control(here: RelayHere, listener: socket.socket, *, task_status: trio.TaskStatus[None]) -> None:
+    """The control port, again after each `hang_up`."""
+    while True:
+        listener.setblocking(False)
+        with trio.CancelScope() as here.control:
+            task_status.started()
+            await serve_lines([listener], lambda: here.settings.control, None, executor(here))
+        task_status = trio.TASK_STATUS_IGNORED
+        listener = socket.create_server(("127.0.0.1", here.port))
+
+
+@dataclass
+class Told:
+    """A teller that remembers, and lets a test wait for what it will be told."""
+
+    events: list[tuple[str, dict[str, Field]]] = field(default_factory=list)
+    visits: bool = True
+    _more: trio.Event = field(default_factory=trio.Event)
+
+    def tell(self, event: str, /, **fields: Field) -> None:
+        self.events.append((event, fields))
+        self._more.set()
+        self._more = trio.Event()
+
+    def all(self, name: str) -> list[dict[str, Field]]:
+        return [fields for event, fields in self.events if event == name]
+
+    async def wait_for(self, name: str, count: int = 1) -> dict[str, Field]:
+        """The `count`th event of this name."""
+        while len(self.all(name)) < count:
+            await self._more.wait()
+        return self.all(name)[count - 1]
+
+
+@asynccontextmanager
+async def local_server(handler: Handler, backlog: int | None = None) -> AsyncIterator[Target]:
+    """Serve TCP on any port of loopback."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=backlog)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, handler, [listener])
+        yield Target.parse(str(listener.socket.getsockname()[1]))
+        nursery.cancel_scope.cancel()
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    """Say everything back, and end when the visitor does."""
+    async for chunk in stream:
+        await stream.send_all(chunk)
+    await stream.send_eof()
+
+
+def unused_port() -> int:
+    """A port on which nobody listens: just bound, and given back."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@asynccontextmanager
+async def exposed(target: Target, relay: RelayAccess, told: Told, wish: Wish | None = None) -> AsyncIterator[Exposure]:
+    """An agent that runs for the length of the block."""
+    async with (
+        open_exposure(target, relay, wish or Wish(), told, linger=PATIENCE) as exposure,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(exposure.run)
+        await told.wait_for("opened")
+        yield exposure
+        nursery.cancel_scope.cancel()

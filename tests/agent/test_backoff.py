@@ -1,0 +1,29 @@
+"""Waiting times: longer and longer, never all at once, never too long."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice, pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunneld.agent.backoff import FIRST, LONGEST, delays
+
+
+@given(st.randoms(use_true_random=False))
+def test_every_delay_lies_between_half_its_step_and_its_step(chance: random.Random) -> None:
+    step = FIRST
+    for delay in islice(delays(chance.random), 20):
+        assert step / 2 <= delay <= step
+        step = min(2 * step, LONGEST)
+
+
+def test_the_steps_double_until_a_minute() -> None:
+    steps = list(islice(delays(lambda: 1.0), 9))
+    assert steps == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert all(later >= sooner for sooner, later in pairwise(steps))
+
+
+def test_two_agents_do_not_come_back_in_step() -> None:
+    assert next(delays(lambda: 0.0)) != next(delays(lambda: 0.9))

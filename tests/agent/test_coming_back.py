@@ -1,0 +1,191 @@
+"""The relay goes, and the agent comes back; what is for good ends it."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from tests.agent.support import PATIENCE, Told, echo, exposed, local_server, relay_here, unused_port
+from tests.agent.test_expose import address, ask
+from tests.support.people import connect, read_exactly
+from tunneld.agent import backoff, keeper
+from tunneld.agent.expose import RelayAccess, open_exposure
+from tunneld.agent.keeper import Wish
+from tunneld.agent.sizing import Limits
+from tunneld.endpoint import Target
+from tunneld.errors import RefusedError, RelayUnreachableError
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of waiting add nothing to what is tested here."""
+    monkeypatch.setattr(backoff.delays, "__kwdefaults__", {"first": 0.01, "longest": 0.02})
+
+
+async def _one_after_another(
+    port: int, end: trio.Event, begin: trio.Event, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """Two relays on the same control port: the first until `end`, the second from `begin` on."""
+    async with relay_here(port):
+        task_status.started()
+        await end.wait()
+    await begin.wait()
+    async with relay_here(port):
+        await trio.sleep_forever()
+
+
+async def test_after_a_restart_of_the_relay_the_agent_is_back_at_the_same_address(nursery: trio.Nursery) -> None:
+    told, end, begin, port = Told(), trio.Event(), trio.Event(), unused_port()
+    await nursery.start(_one_after_another, port, end, begin)
+    with trio.fail_after(PATIENCE):
+        async with local_server(echo) as target, exposed(target, RelayAccess(f"127.0.0.1:{port}"), told):
+            end.set()
+            await told.wait_for("reconnecting", 3)
+            begin.set()
+            await told.wait_for("opened", 2)
+            assert f"127.0.0.1:{port}" in str(told.all("reconnecting")[0]["reason"])
+            assert address(told, 1) == address(told, 0)
+            assert await ask(address(told, 1), b"again") == b"again"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_tunnel_closed_at_the_relay_is_opened_again_at_the_same_address() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
+            await relay.service.close(relay.tunnel.id)
+            await told.wait_for("opened", 2)
+            assert told.all("reconnecting")[0]["reason"] == "tunnel t1 was closed at the relay"
+            assert address(told, 1) == address(told, 0)
+            assert await ask(address(told, 1), b"again") == b"again"
+
+
+async def test_a_lost_control_connection_alone_costs_no_visitor_and_keeps_the_tunnel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keeper, "REVIEW", 0.01)
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            async with exposed(target, relay.access, told):
+                stream = await connect(address(told))
+                await stream.send_all(b"before")
+                assert await read_exactly(stream, 6) == b"before"
+                relay.hang_up()
+                assert (await told.wait_for("resumed"))["id"] == "t1"
+                await stream.send_all(b"after")
+                assert await read_exactly(stream, 5) == b"after"
+                assert await ask(address(told), b"new") == b"new"
+            assert [event for event, _ in told.events if event in {"opened", "resumed", "closed"}] == [
+                "opened",
+                "resumed",
+                "closed",
+            ]
+            assert list(relay.service.tunnels()) == []
+
+
+async def test_visitors_of_a_draining_tunnel_finish() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
+            stream = await connect(address(told))
+            await stream.send_all(b"before")
+            assert await read_exactly(stream, 6) == b"before"
+            relay.tunnel.drain()
+            await told.wait_for("opened", 2)
+            assert told.all("reconnecting")[0]["reason"] == "tunnel t1 is being drained at the relay"
+            await stream.send_all(b"after")
+            assert await read_exactly(stream, 5) == b"after"
+
+
+async def test_the_first_attempt_fails_at_once() -> None:
+    told = Told()
+    access = RelayAccess(f"127.0.0.1:{unused_port()}")
+    with trio.fail_after(PATIENCE), pytest.RaisesGroup(RelayUnreachableError, flatten_subgroups=True):
+        async with open_exposure(Target.parse("1"), access, Wish(), told) as exposure:
+            await exposure.run()
+    assert told.events == []
+
+
+async def test_a_refusal_for_good_carries_the_relays_code() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay:
+            with pytest.RaisesGroup(
+                pytest.RaisesExc(RefusedError, check=lambda error: error.status == 64), flatten_subgroups=True
+            ):
+                async with open_exposure(Target.parse("1"), relay.access, Wish({"name": "a b"}), Told()) as exposure:
+                    await exposure.run()
+
+
+async def test_the_end_of_the_ttl_is_the_end_of_the_agent() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            open_exposure(Target.parse("1"), relay.access, Wish({"ttl": 0.2}), told) as exposure,
+        ):
+            await exposure.run()
+    assert told.all("closed")[0]["reason"] == "its 0.2 s are over (ttl)"
+
+
+async def test_a_pool_grows_with_its_visitors_and_shrinks_without_losing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "REVIEW", 0.02)
+    told = Told(visits=False)
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            exposed(target, relay.access, told, Wish(limits=Limits(2, 64))) as exposure,
+        ):
+            streams = [await connect(address(told)) for _ in range(40)]
+            while exposure.figures.now < 40 or exposure.figures.parked < 32:
+                await trio.lowlevel.checkpoint()
+            while exposure.figures.parked > 2 or relay.tunnel.parked > 2:
+                await trio.lowlevel.checkpoint()
+            for stream in streams:
+                await stream.send_all(b"still here")
+                assert await read_exactly(stream, 10) == b"still here"
+            assert await ask(address(told), b"new") == b"new"
+            assert exposure.figures.failed == 0
+            assert not told.all("trouble")
+
+
+async def test_a_pool_that_the_relay_emptied_is_filled_again() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            exposed(target, relay.access, told, Wish(limits=Limits(4, 4))),
+        ):
+            while relay.tunnel.parked < 4:
+                await trio.lowlevel.checkpoint()
+            relay.tunnel.trim(0)
+            await told.wait_for("trouble")
+            while relay.tunnel.parked < 4:
+                await trio.lowlevel.checkpoint()
+            assert await ask(address(told), b"served") == b"served"
+
+
+async def test_a_relay_that_drops_parked_connections_is_not_dialled_in_a_tight_loop() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here(max_parked=1) as relay,
+            local_server(echo) as target,
+            exposed(target, relay.access, told, Wish(limits=Limits(4, 4))),
+        ):
+            reason = str((await told.wait_for("trouble"))["reason"])
+            assert reason.startswith(f"parked connections to {relay.tunnel.server_uri}: ")
+            assert await ask(address(told), b"still served") == b"still served"
+
+
+async def test_the_end_of_the_idle_timeout_is_the_end_of_the_agent() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            open_exposure(Target.parse("1"), relay.access, Wish({"idle_timeout": 0.2}), told) as exposure,
+        ):
+            await exposure.run()
+    assert told.all("closed")[0]["reason"] == "no byte moved for 0.2 s (idle_timeout)"

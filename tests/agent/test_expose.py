@@ -1,0 +1,203 @@
+"""The agent and a real relay, over real sockets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.agent.support import PATIENCE, Told, echo, exposed, local_server, relay_here, unused_port
+from tests.support.people import connect, is_dropped, read_all, read_exactly
+from tunneld.agent.keeper import Wish
+from tunneld.endpoint import Endpoint, Target
+from tunneld.wire.proxy_protocol import decode_v2
+
+
+def address(told: Told, count: int = 0) -> Endpoint:
+    return Endpoint.parse(str(told.all("opened")[count]["address"]))
+
+
+async def ask(endpoint: Endpoint, question: bytes) -> bytes:
+    """Say it all, end, and read the answer to its end."""
+    stream = await connect(endpoint)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(say, stream, question)
+        return await read_all(stream)
+
+
+async def say(stream: trio.SocketStream, question: bytes) -> None:
+    await stream.send_all(question)
+    await stream.send_eof()
+
+
+async def test_a_visitor_reaches_the_local_server_and_both_events_are_told() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
+            stream = await connect(address(told))
+            await stream.send_all(b"hello")
+            assert await read_exactly(stream, 5) == b"hello"
+            me = f"127.0.0.1:{stream.socket.getsockname()[1]}"
+            assert (await told.wait_for("visitor"))["visitor"] == me
+            await stream.aclose()
+            assert await told.wait_for("left") == {"visitor": me, "up": 5, "down": 5, "reason": "finished"}
+
+
+async def test_a_server_that_speaks_first_is_heard() -> None:
+    async def greet(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"SSH-2.0-test\r\n")
+        await stream.receive_some()
+
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(greet) as target, exposed(target, relay.access, told):
+            assert await read_exactly(await connect(address(told)), 14) == b"SSH-2.0-test\r\n"
+
+
+async def test_the_local_server_is_not_dialled_before_a_visitor_comes() -> None:
+    came = 0
+
+    async def count(stream: trio.SocketStream) -> None:
+        nonlocal came
+        came += 1
+        await stream.send_eof()
+
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(count) as target, exposed(target, relay.access, told):
+            assert await ask(address(told), b"") == b""
+            assert came == 1
+
+
+async def test_an_end_from_the_visitor_crosses_both_hops_and_the_answer_comes_back_after_it() -> None:
+    async def answer_after_end(stream: trio.SocketStream) -> None:
+        await stream.send_all(hashlib.sha256(await read_all(stream)).digest())
+        await stream.send_eof()
+
+    question = os.urandom(3_000_000)
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(answer_after_end) as target, exposed(target, relay.access, told):
+            assert await ask(address(told), question) == hashlib.sha256(question).digest()
+
+
+async def test_200_visitors_at_once_each_get_their_own_bytes() -> None:
+    answers: dict[bytes, bytes] = {}
+
+    async def visit(endpoint: Endpoint, question: bytes) -> None:
+        answers[question] = await ask(endpoint, question)
+
+    questions = [os.urandom(20_000) for _ in range(200)]
+    told = Told(visits=False)
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told) as exposure:
+            async with trio.open_nursery() as nursery:
+                for question in questions:
+                    nursery.start_soon(visit, address(told), question)
+            assert answers == {question: question for question in questions}
+            assert (exposure.figures.served, exposure.figures.failed) == (200, 0)
+
+
+async def test_local_server_down_closes_the_visitor_at_once_and_says_why_once() -> None:
+    port = unused_port()
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, exposed(Target.parse(str(port)), relay.access, told) as exposure:
+            for _ in range(3):
+                assert await is_dropped(await connect(address(told)))
+            failed = await told.wait_for("failed")
+            assert failed["reason"] == f"could not connect to 127.0.0.1:{port}: connection refused"
+            while exposure.figures.failed < 3:
+                await trio.lowlevel.checkpoint()
+            assert len(told.all("failed")) == 1
+            assert exposure.figures.served == 0
+
+
+async def test_local_server_that_comes_up_later_is_reached() -> None:
+    port = unused_port()
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, exposed(Target.parse(str(port)), relay.access, told):
+            assert await is_dropped(await connect(address(told)))
+            async with trio.open_nursery() as nursery:
+                await nursery.start(trio.serve_tcp, echo, port)
+                assert await ask(address(told), b"now?") == b"now?"
+                nursery.cancel_scope.cancel()
+
+
+async def test_a_name_with_several_addresses_reaches_the_one_that_answers() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            by_name = Target.parse(f"localhost:{target.port}")
+            async with exposed(by_name, relay.access, told):
+                assert await ask(address(told), b"1") == b"1"
+                assert await ask(address(told), b"2") == b"2"
+
+
+async def test_a_unix_socket_with_a_full_backlog_loses_no_visitor(tmp_path: Path) -> None:
+    path = tmp_path / "server.sock"
+    listener = trio.socket.socket(trio.socket.AF_UNIX)
+    told = Told()
+    with trio.fail_after(PATIENCE), listener:
+        await listener.bind(str(path))
+        listener.listen(1)
+        async with (
+            relay_here() as relay,
+            exposed(Target.parse(f"unix:{path}"), relay.access, told) as exposure,
+            trio.open_nursery() as nursery,
+        ):
+            answers: list[bytes] = []
+
+            async def visit(question: bytes) -> None:
+                answers.append(await ask(address(told), question))
+
+            for number in range(20):
+                nursery.start_soon(visit, b"%d" % number)
+            while exposure.figures.now < 2:
+                await trio.lowlevel.checkpoint()
+            nursery.start_soon(trio.serve_listeners, echo, [trio.SocketListener(listener)])
+            while len(answers) < 20:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert sorted(answers) == sorted(b"%d" % number for number in range(20))
+
+
+async def test_a_missing_unix_socket_is_told() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, exposed(Target.parse("unix:/nowhere/at.all"), relay.access, told):
+            assert await is_dropped(await connect(address(told)))
+            reason = (await told.wait_for("failed"))["reason"]
+            assert reason == "could not connect to unix:/nowhere/at.all: no such file or directory"
+
+
+@pytest.mark.parametrize("keep_header", [True, False])
+async def test_the_header_reaches_the_local_server_where_it_is_asked_for(keep_header: bool) -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            exposed(target, relay.access, told, Wish(keep_header=keep_header)),
+        ):
+            stream = await connect(address(told))
+            me = stream.socket.getsockname()
+            await say(stream, b"hello")
+            answer = await read_all(stream)
+            decoded = decode_v2(answer) if keep_header else None
+            assert (decoded[0].source if decoded else None) == (me if keep_header else None)
+            assert answer[28 if keep_header else 0 :] == b"hello"
+
+
+async def test_the_tunnel_is_closed_at_the_relay_when_the_agent_ends() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            async with exposed(target, relay.access, told):
+                assert relay.tunnel.client_uri == address(told)
+            assert list(relay.service.tunnels()) == []
+            assert [event for event, _ in told.events] == ["opened", "closed"]

@@ -1,0 +1,89 @@
+"""What the pool does by itself, beside what the agent's tests show of it."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+
+from tests.agent.support import PATIENCE
+from tunneld.agent.pool import Owner, Pool
+from tunneld.agent.sizing import Limits
+from tunneld.relay.engine import Engine
+from tunneld.wire.proxy_protocol import encode_v2
+
+HEADER = encode_v2(("2001:db8::1", 4242), ("2001:db8::2", 80))  # the long kind
+
+
+class Hearer:
+    """An owner that remembers."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[socket.socket, bytes]] = []
+        self.troubles: list[str] = []
+        self.owner = Owner(lambda connection, head: self.taken.append((connection, head)), self._trouble, self._fail)
+
+    def _fail(self, error: Exception) -> None:
+        raise error
+
+    def _trouble(self, reason: str) -> None:
+        assert not self.troubles, "told twice without a resume between"
+        self.troubles.append(reason)
+
+
+async def test_trouble_is_told_once_and_nothing_is_dialled_until_resume(engine: Engine) -> None:
+    hearer = Hearer()
+    nowhere = (socket.AF_UNIX, "/nowhere/at.all")
+    pool = Pool(engine, nowhere, Limits(4, 4), hearer.owner, keep_header=False)
+    pool.resume()
+    assert hearer.troubles == ["no such file or directory"]
+    assert pool.parked == 0
+
+
+@pytest.mark.parametrize("keep_header", [True, False])
+async def test_a_header_that_comes_octet_by_octet_is_taken_whole_and_nothing_behind_it(
+    engine: Engine, keep_header: bool
+) -> None:
+    hearer = Hearer()
+    with socket.create_server(("127.0.0.1", 0)) as listener, trio.fail_after(PATIENCE):
+        listener.setblocking(False)
+        pool = Pool(
+            engine, (socket.AF_INET, listener.getsockname()), Limits(1, 1), hearer.owner, keep_header=keep_header
+        )
+        pool.resume()
+        await trio.lowlevel.wait_readable(listener)
+        relay, _ = listener.accept()
+        relay.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with relay:
+            for octet in HEADER:
+                assert not hearer.taken
+                relay.send(bytes([octet]))
+                for _ in range(20):
+                    await trio.lowlevel.checkpoint()
+            relay.send(b"visitor")
+            while not hearer.taken:
+                await trio.lowlevel.checkpoint()
+            ((connection, head),) = hearer.taken
+            with connection:
+                await trio.lowlevel.wait_readable(connection)
+                assert head == HEADER
+                assert connection.recv(100).removesuffix(b"visitor") == (HEADER if keep_header else b"")
+            pool.close()
+
+
+async def test_what_is_no_header_is_trouble(engine: Engine) -> None:
+    hearer = Hearer()
+    with socket.create_server(("127.0.0.1", 0)) as listener, trio.fail_after(PATIENCE):
+        listener.setblocking(False)
+        pool = Pool(engine, (socket.AF_INET, listener.getsockname()), Limits(1, 1), hearer.owner, keep_header=False)
+        pool.resume()
+        await trio.lowlevel.wait_readable(listener)
+        relay, _ = listener.accept()
+        with relay:
+            relay.send(b"GET / HTTP/1.1\r\n")
+            while not hearer.troubles:
+                await trio.lowlevel.checkpoint()
+        assert "PROXY protocol header" in hearer.troubles[0]
+        assert pool.parked == 0
+        pool.close()

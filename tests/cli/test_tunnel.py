@@ -1,0 +1,209 @@
+"""The command as a process, against a real relay: what it prints, where, and what it exits with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+import tunneld
+from tests.agent.support import PATIENCE, RelayHere, echo, local_server, relay_here, unused_port
+from tests.agent.test_expose import ask
+from tests.support.people import connect, is_dropped
+from tunneld.cli.tunnel import main, parser
+from tunneld.endpoint import Endpoint
+
+ROOT = Path(tunneld.__file__).parents[1]
+COMMAND = [sys.executable, "-c", "import sys; from tunneld.cli.tunnel import main; sys.exit(main())"]
+KEPT = {key: value for key, value in os.environ.items() if not key.startswith("TUNNEL")}
+
+
+async def tunnel(*arguments: str, relay: str = "", stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run the command to its end."""
+    environment = KEPT | {"PYTHONPATH": str(ROOT), "TUNNEL_RELAY": relay}
+    done = await trio.run_process(
+        [*COMMAND, *arguments], env=environment, stdin=stdin, check=False, capture_stdout=True, capture_stderr=True
+    )
+    assert b"Traceback" not in done.stderr
+    return done
+
+
+@asynccontextmanager
+async def running(relay: RelayHere, *arguments: str) -> AsyncIterator[trio.Process]:
+    """The command as a process with pipes, killed if it outlives the block."""
+    process = await trio.lowlevel.open_process(
+        [*COMMAND, *arguments],
+        env=KEPT | {"PYTHONPATH": str(ROOT), "TUNNEL_RELAY": relay.where},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None
+                await stream.aclose()
+
+
+class Reader:
+    """A stream, line by line."""
+
+    def __init__(self, stream: trio.abc.ReceiveStream | None) -> None:
+        assert stream is not None
+        self._stream = stream
+        self._held = b""
+
+    async def line(self) -> str:
+        while b"\n" not in self._held:
+            more = await self._stream.receive_some()
+            assert more, f"the process ended its output after {self._held!r}"
+            self._held += more
+        line, _, self._held = self._held.partition(b"\n")
+        return line.decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_closes_the_tunnel_and_is_success(number: signal.Signals) -> None:
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            running(relay, "expose", str(target), "--http") as process,
+        ):
+            url = await Reader(process.stdout).line()
+            assert url == f"http://{relay.tunnel.client_uri.authority}/"
+            assert await ask(relay.tunnel.client_uri, b"hello") == b"hello"
+            process.send_signal(number)
+            assert await process.wait() == 0
+            assert list(relay.service.tunnels()) == []
+
+
+async def test_events_are_lines_on_standard_error() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, running(relay, "expose", str(port := unused_port())) as process:
+            uri = Endpoint.parse(await Reader(process.stdout).line())
+            stream = await connect(uri)
+            me = f"127.0.0.1:{stream.socket.getsockname()[1]}"
+            assert await is_dropped(stream)
+            errors = Reader(process.stderr)
+            assert await errors.line() == f"visitor {me}"
+            refused = f"could not connect to 127.0.0.1:{port}: connection refused"
+            assert await errors.line() == f"visitor {me}: {refused}"
+
+
+async def test_json_lines_parse() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            async with running(relay, "expose", str(target), "--json", "--name", "blog") as process:
+                lines = Reader(process.stdout)
+                opened = json.loads(await lines.line())
+                assert await ask(Endpoint.parse(opened["address"]), b"hello") == b"hello"
+                events = [opened, json.loads(await lines.line()), json.loads(await lines.line())]
+                process.terminate()
+                events.append(json.loads(await lines.line()))
+            assert [event["event"] for event in events] == ["opened", "visitor", "left", "closed"]
+            assert (events[2]["up"], events[2]["down"]) == (5, 5)
+
+
+async def test_a_reader_that_leaves_ends_the_agent_and_its_tunnel() -> None:
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            running(relay, "expose", str(target), "--json") as process,
+        ):
+            opened = json.loads(await Reader(process.stdout).line())
+            assert process.stdout is not None
+            await process.stdout.aclose()
+            await ask(Endpoint.parse(opened["address"]), b"hello")
+            assert await process.wait() == 141
+            assert list(relay.service.tunnels()) == []
+
+
+async def test_the_control_verbs() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay:
+            opened = await tunnel("open", "tcp", "persist=yes", "name=blog", relay=relay.where)
+            server = str(relay.tunnel.server_uri)
+            assert (opened.returncode, opened.stdout.decode()) == (0, server + "\n")
+            address = await tunnel("address", server, relay=relay.where)
+            assert address.stdout.decode() == f"{relay.tunnel.client_uri}\n"
+            fields = (await tunnel("list", relay=relay.where)).stdout.decode().split("\t")
+            assert fields[:6] == ["t1", "blog", "tcp", "waiting", str(relay.tunnel.client_uri), server]
+            shown = json.loads((await tunnel("show", "t1", "--json", relay=relay.where)).stdout)
+            assert (shown["id"], shown["persist"], shown["served"]) == ("t1", True, 0)
+            closed = await tunnel("close", "t1", relay=relay.where)
+            assert closed.stdout == b"closed t1\n"
+            assert (await tunnel("list", relay=relay.where)).stdout == b""
+
+
+async def test_watch_prints_events_as_they_come() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, running(relay, "watch", "--json") as process:
+            lines = Reader(process.stdout)
+            assert json.loads(await lines.line()) == {"event": "watching", "id": "all"}
+            await tunnel("open", relay=relay.where)
+            assert json.loads(await lines.line())["event"] == "opened"
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["show", "t9"], 69, "no open tunnel"),
+        (["open", "nonsense"], 64, "unrecognized backend"),
+        (["open", "tll=5"], 64, "unrecognized option"),
+        (["open", "a", "b"], 64, "one backend at a time"),
+        (["expose", "nowhere"], 64, "not of the form host:port"),
+        (["expose", "80", "--pool", "9", "--max-pool", "8"], 64, "--pool 9 is more than --max-pool 8"),
+        (["expose", "80", "--port", "x"], 64, "port out of range"),
+        (["expose", "80", "--name", "a b"], 64, "not a name"),
+        (["list", "--ca", "/nowhere/ca.pem"], 78, "cannot read /nowhere/ca.pem"),
+        (["list", "--timeout", "-1"], 64, "not a number of seconds"),
+        (["list", "--relay", "tcp://127.0.0.1:1"], 69, "127.0.0.1:1"),
+        (["list", "--relay", "no.such.host.invalid:7010"], 69, "no.such.host.invalid"),
+        (["nonsense"], 64, "invalid choice"),
+        ([], 64, "required"),
+    ],
+)
+async def test_what_a_person_gets_wrong_is_a_sentence_and_a_status(
+    arguments: list[str], status: int, says: str
+) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay:
+            done = await tunnel(*arguments, relay=relay.where)
+    assert (done.returncode, done.stdout) == (status, b"")
+    assert says in done.stderr.decode()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", shell])
+    assert ended.value.code == 0
+    assert "expose" in capsys.readouterr().out
+
+
+def test_the_environment_gives_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNNEL_RELAY", "tls://relay.example.org:1")
+    monkeypatch.setenv("TUNNEL_CA", "ca.pem")
+    options = parser().parse_args(["list", "--key", "key.pem"])
+    assert (options.relay, options.ca, options.cert, options.key) == (
+        "tls://relay.example.org:1",
+        "ca.pem",
+        None,
+        "key.pem",
+    )

@@ -1,0 +1,91 @@
+"""Records as text: for people, for awk, for jq."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunneld.cli.tables import TUNNELS, VISITORS, Form, facts, octets, printable, seconds, table
+from tunneld.cli.verbs import event_line, split_words
+from tunneld.errors import UsageError
+
+RECORDS = [
+    {"visitor": "203.0.113.5:4242", "up": "79", "down": "1234567"},
+    {"visitor": "[2001:db8::1]:9", "up": "0", "down": "5"},
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (10_240, "10 KiB"), (1_234_567, "1.2 MiB"), (2**40, "1.0 TiB")],
+)
+def test_octets_as_people_read_them(number: int, text: str) -> None:
+    assert octets(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0s"), (59, "59s"), (185, "3m05s"), (7800, "2h10m"), (5 * 86400 + 3 * 3600, "5d03h")]
+)
+def test_ages_as_people_read_them(number: int, text: str) -> None:
+    assert seconds(number) == text
+
+
+@given(st.integers(0, 2**62))
+def test_no_size_needs_more_than_four_digits(number: int) -> None:
+    assert len(octets(number).partition(" ")[0].replace(".", "")) <= 4
+
+
+def test_a_table_is_aligned_with_numbers_on_the_right() -> None:
+    assert table(RECORDS, VISITORS, Form.PEOPLE) == (
+        "VISITOR             UP     DOWN\n"
+        "203.0.113.5:4242  79 B  1.2 MiB\n"
+        "[2001:db8::1]:9    0 B      5 B\n"
+    )  # fmt: skip
+
+
+def test_fields_are_raw_tab_separated_and_without_headings() -> None:
+    assert table(RECORDS, VISITORS, Form.FIELDS) == "203.0.113.5:4242\t79\t1234567\n[2001:db8::1]:9\t0\t5\n"
+
+
+def test_json_has_numbers_and_booleans() -> None:
+    (line,) = table([{"id": "t1", "name": "007", "persist": "yes", "up": "5"}], TUNNELS, Form.JSON).splitlines()
+    assert json.loads(line) == {"id": "t1", "name": "007", "persist": True, "up": 5}
+
+
+@given(st.dictionaries(st.sampled_from([column.key for column in TUNNELS]), st.text()), st.sampled_from(Form))
+def test_whatever_a_stranger_chose_one_record_is_one_line_and_moves_no_cursor(
+    record: dict[str, str], form: Form
+) -> None:
+    lines = table([record], TUNNELS, form).split("\n")
+    assert len(lines) == (3 if form is Form.PEOPLE else 2)
+    assert not any(ord(char) < 32 and char != "\t" for line in lines for char in line)
+    if form is Form.FIELDS:
+        assert lines[0].count("\t") == len(TUNNELS) - 1
+
+
+def test_facts_are_a_line_for_each_key() -> None:
+    record = {"uptime": "185", "max_descriptors": "1024"}
+    assert facts(record, Form.PEOPLE) == "uptime           3m05s\nmax descriptors  1024\n"
+    assert facts(record, Form.FIELDS) == "uptime\t185\nmax_descriptors\t1024\n"
+
+
+def test_printable_escapes_what_would_move_a_cursor() -> None:
+    assert printable("a\x1b[2Jb\tc\u202e") == r"a\x1b[2Jb\tc\u202e"
+
+
+def test_an_event_is_one_line() -> None:
+    event = {"time": "2026-01-02T03:04:05.678+00:00", "event": "left", "id": "t1", "from": "203.0.113.5:1", "up": "7"}
+    assert event_line(event, Form.FIELDS) == f"{event['time']}\tleft\tt1\tfrom=203.0.113.5:1 up=7\n"
+    assert event_line(event, Form.PEOPLE).endswith("  left      t1    from=203.0.113.5:1 up=7\n")
+    assert json.loads(event_line(event, Form.JSON)) == {**event, "up": 7}
+
+
+def test_the_words_of_open() -> None:
+    assert split_words(["tcp", "persist=yes", "name=a=b"]) == (["tcp"], {"persist": "yes", "name": "a=b"})
+    assert split_words([]) == ([], {})
+    for words in (["tcp", "ssh"], ["ttl=1", "ttl=2"], ["=x"]):
+        with pytest.raises(UsageError):
+            split_words(words)

@@ -1,0 +1,296 @@
+"""The command line of the daemon, as a process: what it prints, where, and what it exits with."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from tunneld import __version__
+from tunneld.cli import common
+from tunneld.cli.tunneld import FORMATS, LEVELS, parser
+from tunneld.config import Settings, load
+from tunneld.config.keys import keys
+from tunneld.errors import ConfigError, ListenError, RefusedError, UsageError
+
+ROOT = Path(__file__).parents[2]
+ON_ANY_PORT = '[control]\nport = 0\n[http]\nport = 0\n[tunnels]\nports = "0"\n'
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Of a user who has no configuration anywhere."""
+    kept = {key: value for key, value in os.environ.items() if key in {"PATH", "LANG", "LC_ALL"}}
+    return kept | {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def tunneld(tmp_path: Path, environment: dict[str, str]) -> Run:
+    """Run the command in a folder of its own until it ends."""
+
+    def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        here: dict[str, Any] = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "env": environment,
+            "cwd": tmp_path,
+        }
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            command(*arguments), text=True, timeout=60, check=False, **here | options
+        )
+        assert "Traceback" not in (done.stderr or "")
+        return done
+
+    return run
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "tunneld", *map(str, arguments)]
+
+
+# What it prints
+
+
+def test_version_and_help_go_to_standard_output(tunneld: Run) -> None:
+    assert tunneld("--version").stdout == f"tunneld {__version__}\n"
+    helped = tunneld("--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "--print-config" in helped.stdout
+
+
+def test_check_says_ok(tunneld: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.toml").write_text("control.port = 0")
+    done = tunneld("--check", "--config", "good.toml")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "good.toml: ok\n", "")
+
+
+def test_check_without_a_file_checks_the_usual_places(
+    tunneld: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    usual = tmp_path / "home/.config/tunneld/tunnel.toml"
+    usual.parent.mkdir(parents=True)
+    usual.write_text("")
+    assert tunneld("--check").stdout == f"{usual}: ok\n"
+    done = tunneld("--check", env=environment | {"TUNNELD_CONFIG": "none.toml"})
+    assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
+    assert done.stderr == "none.toml: could not read the configuration: no such file or directory\n"
+
+
+@pytest.mark.parametrize("mode", [["--check"], ["--print-config"], []])
+def test_every_mistake_is_told_at_once(tunneld: Run, tmp_path: Path, mode: list[str]) -> None:
+    (tmp_path / "bad.toml").write_text("tunnels.pairing_timout = 3\ncontrol.port = 70000")
+    done = tunneld(*mode, "--config", "bad.toml")
+    assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
+    assert done.stderr.splitlines() == [
+        "bad.toml: control.port: 70000 is not between 0 and 65535",
+        "bad.toml: tunnels.pairing_timout: unrecognized key; did you mean pairing_timeout?",
+    ]
+
+
+def test_a_folder_is_no_configuration(tunneld: Run, tmp_path: Path) -> None:
+    done = tunneld("--config", tmp_path)
+    assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
+    assert done.stderr == f"{tmp_path}: could not read the configuration: is a directory\n"
+
+
+def test_a_pipe_is_a_configuration(tunneld: Run) -> None:
+    done = tunneld("--print-config", "--config", "/dev/stdin", input="tunnels.linger = 7")
+    assert "linger = 7.0\n" in done.stdout
+
+
+def test_print_config_is_complete_and_has_what_the_options_say(tunneld: Run, tmp_path: Path) -> None:
+    done = tunneld("--print-config", "--log-level", "debug", "--log-format=json")
+    (tmp_path / "printed.toml").write_text(done.stdout)
+    printed = load(tmp_path / "printed.toml")
+    assert printed.log.model_dump() == {"level": "debug", "format": "json"}
+    assert printed.model_copy(update={"log": Settings().log}) == Settings()
+
+
+# Mistakes in typing it
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--unknown"],
+        ["extra"],
+        ["--config"],
+        ["--check", "--print-config"],
+        ["--log-level", "loud"],
+        ["--print-completion", "fish-and-chips"],
+        ["--conf", "x"],  # an abbreviation would mean something else one day
+    ],
+)
+def test_usage_errors_exit_64_and_say_what_is_wrong(tunneld: Run, arguments: list[str]) -> None:
+    done = tunneld(*arguments)
+    assert (done.returncode, done.stdout) == (os.EX_USAGE, "")
+    assert done.stderr.startswith("usage: tunneld ")
+    assert done.stderr.splitlines()[-1].startswith("tunneld: ")
+
+
+def test_the_choices_are_those_of_the_schema() -> None:
+    fields = {key.path: key.field.annotation for key in keys()}
+    assert fields["log.format"].__args__ == FORMATS  # type: ignore[union-attr]
+    assert fields["log.level"].__args__ == LEVELS  # type: ignore[union-attr]
+
+
+# Standard descriptors in every bad shape
+
+
+@pytest.mark.parametrize("option", ["--help", "--print-config", "--check", "--version"])
+def test_a_full_disk_behind_standard_output_is_a_sentence(tunneld: Run, option: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = tunneld(option, stdout=full)
+    assert done.returncode == os.EX_IOERR
+    assert done.stderr == "tunneld: could not write to standard output: no space left on device\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tunneld: Run) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = tunneld("--print-config", stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_closed_standard_descriptors_are_held(environment: dict[str, str], tmp_path: Path) -> None:
+    script = "import os; from tunneld.cli.common import run; raise SystemExit(run('x', lambda: os.dup(0) - 3))"
+    closing = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', sys.executable, "-c", script]
+    assert subprocess.run(closing, env=environment, timeout=60, check=False).returncode == 0
+
+
+# The end of everything is a sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UsageError("no such verb"), 64, "tunneld: no such verb\n"),
+        (ListenError("could not listen on x: in use"), 71, "tunneld: could not listen on x: in use\n"),
+        (ConfigError(["f: a: 1", "f: b: 2"]), 78, "f: a: 1\nf: b: 2\n"),
+        (RefusedError("limit", "enough"), 75, "tunneld: enough\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (BaseExceptionGroup("", [KeyboardInterrupt()]), 130, ""),
+        (ExceptionGroup("", [ExceptionGroup("", [ListenError("in use")])]), 71, "tunneld: in use\n"),
+        (BaseExceptionGroup("", [KeyboardInterrupt(), ListenError("in use")]), 71, "tunneld: in use\n"),
+    ],
+    ids=["usage", "listen", "config", "refused", "Ctrl-C", "Ctrl-C in a nursery", "in nurseries", "both"],
+)
+def test_an_exception_is_a_sentence_and_a_status(
+    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> int:
+        raise error
+
+    assert common.run("tunneld", fail) == status
+    assert capsys.readouterr().err == said
+
+
+def test_a_bug_shows_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise ExceptionGroup("", [UsageError("no such verb"), ZeroDivisionError("a bug")])
+
+    assert common.run("tunneld", fail) == os.EX_SOFTWARE
+    assert "ZeroDivisionError: a bug" in capsys.readouterr().err
+
+
+# Completion
+
+
+@pytest.mark.parametrize("shell", common.SHELLS)
+def test_completion_scripts_know_every_option_and_are_right_for_their_shell(
+    tunneld: Run, tmp_path: Path, shell: str
+) -> None:
+    script = tunneld("--print-completion", shell).stdout
+    for action in parser()._actions:
+        for option in action.option_strings:
+            assert option.lstrip("-") in script
+    if found := shutil.which(shell):
+        (tmp_path / "script").write_text(script)
+        subprocess.run([found, "-n", "script"], cwd=tmp_path, check=True, timeout=60)
+
+
+def test_bash_completes_an_option_its_choices_and_files(tunneld: Run, tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash")
+    (tmp_path / "script").write_text(tunneld("--print-completion", "bash").stdout)
+    (tmp_path / "my.toml").touch()
+
+    def completed(*words: str) -> list[str]:
+        line = (
+            f"COMP_WORDS=(tunneld {' '.join(words)}); COMP_CWORD={len(words)}; _shtab_tunneld; echo ${{COMPREPLY[@]}}"
+        )
+        asked = subprocess.run(
+            [bash, "-c", f". ./script; {line}"], cwd=tmp_path, check=True, timeout=60, capture_output=True, text=True
+        )
+        return asked.stdout.split()
+
+    assert completed("--print-con") == ["--print-config"]
+    assert completed("--log-level", "e") == ["error"]
+    assert completed("--config", "my") == ["my.toml"]
+
+
+# Running
+
+
+@pytest.fixture
+def running(tmp_path: Path, environment: dict[str, str]) -> Any:
+    """Start the daemon; gives the process and its log."""
+    (tmp_path / "tunnel.toml").write_text(ON_ANY_PORT)
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command("--config", "tunnel.toml", *arguments),
+            cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(stream: IO[str] | None, word: str) -> str:
+    """The first line of the log with the word in it."""
+    assert stream is not None
+    seen = []
+    for line in stream:
+        seen.append(line)
+        if word in line:
+            return line
+    raise AssertionError(f"{word!r} is not in {''.join(seen)}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_zero_and_nothing_on_standard_output(running: Any, number: signal.Signals) -> None:
+    process = running("--log-format", "json")
+    wait_for(process.stderr, '"ready"')
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "")
+
+
+def test_a_port_that_is_taken_is_a_sentence(tunneld: Run, tmp_path: Path, running: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "tunnel.toml").write_text(ON_ANY_PORT.replace("port = 0", f"port = {port}", 1))
+        done = tunneld("--config", "tunnel.toml")
+    assert done.returncode == os.EX_OSERR
+    assert re.search(
+        rf"^tunneld: could not listen on .*127\.0\.0\.1:{port}: address already in use$", done.stderr, re.MULTILINE
+    )

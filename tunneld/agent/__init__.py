@@ -1,0 +1,12 @@
+"""The program beside the hidden server that dials out for it: open a tunnel, park connections, dial, relay, come back.
+
+    expose.py     the loop around everything: a tunnel, a control connection, and after a loss both again
+    keeper.py     what is asked of the relay: open, look after, trim, close
+    pool.py       connections parked at the relay, ahead of demand
+    sizing.py     how many: pure
+    visitors.py   each visitor's way from the pool to the local server, and the counts
+    local.py      the local server: its addresses, and how it is dialled
+    listener.py   the same pool as a `trio.abc.Listener`, for Trio programs
+
+What it asks of the relay goes through `tunneld.client`; of the daemon it knows nothing.
+"""

@@ -1,0 +1,45 @@
+"""What the agent says of itself, to whoever asked to be told.
+
+    opened       the tunnel is open                                  address uri id
+    visitor      a visitor came, and the local server is dialled     visitor
+    left         that visitor's relay ended                          visitor up down reason
+    failed       a visitor could not be served                       visitor reason repeated
+    trouble      parked connections do not last                      reason repeated
+    reconnecting tunnel or relay went; tried again after delay       reason delay
+    resumed      the control connection is back, the tunnel stands   address id
+    closed       the end                                             reason served failed up down
+
+`repeated` is the number of like events that were kept back since the last one that was told. `delay` is in seconds,
+`up` (to the local server) and `down` in octets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+Field = str | int | float
+"""A value of an event."""
+
+
+class Teller(Protocol):
+    """Who is told. Must not wait and must not raise: events come from inside the engine."""
+
+    @property
+    def visits(self) -> bool:
+        """Whether it wants `visitor` and `left`, which cost time for each visitor."""
+
+    def tell(self, event: str, /, **fields: Field) -> None:
+        """Something happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How an agent is doing: visitors, connections, octets."""
+
+    now: int = 0
+    served: int = 0
+    failed: int = 0
+    parked: int = 0
+    up: int = 0
+    down: int = 0

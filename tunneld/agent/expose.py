@@ -1,0 +1,216 @@
+"""Make a local server reachable: open a tunnel, serve its visitors, and after a loss come back.
+
+    expose
+    ├─ engine                    outlives tunnels: whoever is being served when the relay's daemon drains may finish
+    ├─ patient visitor ×N        only those for whom the local server cannot be dialled the short way
+    └─ (this task)               connect ──► open, or find the tunnel still there ──► keep ──► lost ──► wait ─┐
+                                    └────────────────────────────────────────────────────────────────────────┘
+
+Visitors have no task: see visitors.py.
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+
+import trio
+
+from tunneld.agent.backoff import LONGEST, delays
+from tunneld.agent.events import Figures, Teller
+from tunneld.agent.keeper import Keeper, Wish
+from tunneld.agent.local import LocalServer
+from tunneld.agent.visitors import Visitors
+from tunneld.client import Client, connect
+from tunneld.endpoint import Target
+from tunneld.errors import (
+    LimitReachedError,
+    ListenError,
+    NoSuchTunnelError,
+    NotAllowedError,
+    RefusedError,
+    TunneldError,
+    UsageError,
+)
+from tunneld.relay import new_engine
+
+CLOSE_WITHIN = 3.0
+"""Seconds for the relay to hear that the tunnel is no longer wanted; a person has pressed Ctrl-C and waits."""
+DEFAULT_LINGER = 60.0
+"""Seconds; the relay's default for the same."""
+
+FOR_GOOD = frozenset({UsageError.code, NotAllowedError.code})
+"""Refusals that trying again does not mend."""
+PORT_TAKEN = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
+"""How a relay refuses a port that somebody else has, or that a reload took out of its range."""
+
+CLOCKS_DIFFER = 1.0
+"""Seconds before our end of the `ttl` at which the relay's may come."""
+
+Start = Callable[[Client, Wish], Awaitable[Keeper]]
+"""Opens a tunnel of this kind whose visitors are served."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayAccess:
+    """How to reach a relay's control port. `timeout` in seconds bounds each step."""
+
+    where: str
+    tls: ssl.SSLContext | None = None
+    timeout: float = 10.0
+
+    def connect(self) -> AbstractAsyncContextManager[Client]:
+        """A control connection."""
+        return connect(self.where, tls=self.tls, timeout=self.timeout)
+
+
+@asynccontextmanager
+async def open_exposure(
+    target: Target, relay: RelayAccess, wish: Wish, teller: Teller, *, linger: float = DEFAULT_LINGER
+) -> AsyncIterator[Exposure]:
+    """Everything that `Exposure.run` needs, for the length of the block. At its end the tunnel is closed."""
+    async with trio.open_nursery() as nursery:
+        engine = new_engine()
+        await nursery.start(engine.run)
+        visitors = Visitors(engine, LocalServer(target), nursery, teller, linger=linger)
+
+        async def start(client: Client, wish: Wish) -> Keeper:
+            return await Keeper.start(client, engine, wish, teller, take=visitors.take, failed=exposure.fail)
+
+        exposure = Exposure(relay, wish, teller, visitors, start)
+        try:
+            yield exposure
+        finally:
+            await exposure.close()
+            nursery.cancel_scope.cancel()
+
+
+class Exposure:
+    """A local server that is reachable through a relay."""
+
+    def __init__(self, relay: RelayAccess, wish: Wish, teller: Teller, visitors: Visitors, start: Start) -> None:
+        """Made by `open_exposure`."""
+        self._relay = relay
+        self._wish = wish
+        self._teller = teller
+        self._visitors = visitors
+        self._start = start
+        self._keeper: Keeper | None = None  # of the tunnel that is open, or was when we last knew
+        self._ends_at: float | None = None  # when the first tunnel's ttl is over, in `trio.current_time`
+        self._was_open = False
+        self._bug: Exception | None = None
+        self._scope = trio.CancelScope()
+        self._reason = "told to stop"
+
+    @property
+    def figures(self) -> Figures:
+        """How it is doing."""
+        up, down = self._visitors.octets
+        parked = self._keeper.pool.parked if self._keeper else 0
+        return Figures(self._visitors.now, self._visitors.served, self._visitors.failed, parked, up, down)
+
+    async def run(self) -> None:
+        """Be reachable until the tunnel's `ttl` is over.
+
+        Raises what the first attempt failed with, and afterwards only `RefusedError` where it is for good: whatever
+        else goes wrong is told, waited out and tried again.
+        """
+        with self._scope:
+            await self._come_back_for_ever()
+        if self._bug:
+            raise self._bug
+
+    def fail(self, error: Exception) -> None:
+        """A bug in a callback: the exposure dies of it."""
+        self._bug = self._bug or error
+        self._scope.cancel()
+
+    async def close(self) -> None:
+        """Close the tunnel at the relay, in bounded time, and tell. Not stopped by being cancelled."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.pool.rest()
+            with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
+                async with self._relay.connect() as client:
+                    await client.close(keeper.tunnel.id)
+            keeper.pool.close()
+        if self._was_open:
+            figures = self.figures
+            counts = {"served": figures.served, "failed": figures.failed, "up": figures.up, "down": figures.down}
+            self._teller.tell("closed", reason=self._reason, **counts)
+
+    async def _come_back_for_ever(self) -> None:
+        waits = delays(random.random)
+        while True:
+            began = trio.current_time()
+            try:
+                async with self._relay.connect() as client:
+                    keeper = await self._find_or_open(client)
+                    await keeper.keep(client)
+            except TunneldError as error:
+                if self._is_over(error):
+                    return
+                if self._is_for_good(error):
+                    self._reason = str(error)
+                    raise
+                if trio.current_time() - began > LONGEST:
+                    waits = delays(random.random)
+                delay = next(waits)
+                self._teller.tell("reconnecting", reason=str(error), delay=round(delay, 1))
+                await trio.sleep(delay)
+
+    def _is_over(self, error: TunneldError) -> bool:
+        """Whether the tunnel is gone because its time was over, which the person asked for, and not by a mishap."""
+        soon, options = trio.current_time() + CLOCKS_DIFFER, self._wish.options
+        if self._ends_at is not None and soon >= self._ends_at:
+            self._reason = f"its {options['ttl']} s are over (ttl)"
+            return True
+        idle = options.get("idle_timeout")
+        if idle is None or not isinstance(error, NoSuchTunnelError) or soon < self._visitors.stirred_at + float(idle):
+            return False
+        self._reason = f"no byte moved for {idle} s (idle_timeout)"
+        return True
+
+    def _is_for_good(self, error: TunneldError) -> bool:
+        code = error.reply_code if isinstance(error, RefusedError) else error.code
+        return code in FOR_GOOD or not self._was_open
+
+    async def _find_or_open(self, client: Client) -> Keeper:
+        """The tunnel that only our control connection lost, or a new one."""
+        keeper = self._keeper
+        if keeper is not None:
+            try:
+                await keeper.check(client)
+            except NoSuchTunnelError:
+                keeper.pool.close()
+            else:
+                keeper.pool.resume()
+                self._teller.tell("resumed", address=str(keeper.tunnel.client), id=keeper.tunnel.id)
+                return keeper
+        self._keeper = keeper = await self._open(client, keeper)
+        self._was_open = True
+        tunnel = keeper.tunnel
+        self._teller.tell("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
+        return keeper
+
+    async def _open(self, client: Client, former: Keeper | None) -> Keeper:
+        """Open a tunnel, after a loss at the former address where it is free: visitors know that one."""
+        wish = self._wish
+        if former is None:
+            keeper = await self._start(client, wish)
+            ttl = wish.options.get("ttl")
+            self._ends_at = None if ttl is None else trio.current_time() + float(ttl)
+            return keeper
+        if self._ends_at is not None:
+            wish = replace(wish, options={**wish.options, "ttl": round(self._ends_at - trio.current_time(), 3)})
+        try:
+            return await self._start(
+                client, replace(wish, options={**wish.options, "client_port": former.tunnel.client.port})
+            )
+        except RefusedError as error:
+            if error.reply_code not in PORT_TAKEN or "client_port" in wish.options:
+                raise
+        return await self._start(client, wish)

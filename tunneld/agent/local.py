@@ -1,0 +1,96 @@
+"""The local server: where it is, and how it is dialled for a visitor.
+
+There are two ways. The short one takes no task: one `connect` on a non-blocking socket, which the engine joins while
+it is still under way. It is right whenever the address is known, which after the first visitor is nearly always.
+
+The long one awaits. It is for names that have several addresses of which one works (`localhost` is ::1 and 127.0.0.1,
+and most servers listen on one of them), and for Unix sockets whose backlog is full, where the kernel tells a
+non-blocking `connect` to come back later instead of putting it in line.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+import trio
+
+from tunneld.agent.dial import Address, dial, dial_nowait, resolve
+from tunneld.endpoint import Target
+
+REFRESH = 30.0
+"""Seconds between look-ups of a name, so that a server that moved is found again."""
+PATIENCE = 10.0
+"""Seconds that a visitor waits for a full backlog or for a slow address; a browser waits longer."""
+PAUSE = 0.01
+"""Seconds between two knocks at a Unix socket whose backlog is full."""
+
+
+class LocalServer:
+    """A target and what is known about its addresses."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._addresses: list[Address] = _literal(target)
+        self._is_name = not self._addresses
+        self._works = self._addresses[0] if self._addresses else None  # the short way goes there
+        self._asked_at = float("-inf")
+
+    def dial_nowait(self) -> socket.socket:
+        """The short way. Raises `trio.WouldBlock` where only the long one will do, and `OSError`."""
+        if self._works is None or self._is_stale():
+            raise trio.WouldBlock
+        try:
+            return dial_nowait(self._works)
+        except BlockingIOError:
+            raise trio.WouldBlock from None
+
+    async def dial(self) -> socket.socket:
+        """The long way: every address in turn, in at most `PATIENCE` seconds. Raises the last `OSError`."""
+        failure: OSError = TimeoutError(f"no answer in {PATIENCE:g} s")
+        with trio.move_on_after(PATIENCE):
+            for address in await self._look_up():
+                try:
+                    connection = await _dial_patiently(address)
+                except OSError as error:
+                    failure = error
+                else:
+                    self._works = address
+                    return connection
+        raise failure
+
+    def failed(self) -> None:
+        """A connection that the short way began was refused: where there are other addresses, try them next time."""
+        if len(self._addresses) > 1:
+            self._works = None
+
+    def _is_stale(self) -> bool:
+        return self._is_name and trio.current_time() - self._asked_at > REFRESH
+
+    async def _look_up(self) -> Sequence[Address]:
+        if self._is_stale():
+            self._asked_at = trio.current_time()  # now, so that those who come meanwhile need not ask as well
+            self._addresses = await resolve(self.target.host, self.target.port)
+            self._is_name = not self._addresses
+        self._works = self._addresses[0] if len(self._addresses) == 1 else None
+        return self._addresses or await resolve(self.target.host, self.target.port)
+
+
+async def _dial_patiently(address: Address) -> socket.socket:
+    while True:
+        try:
+            return await dial(address)
+        except BlockingIOError:
+            await trio.sleep(PAUSE)
+
+
+def _literal(target: Target) -> list[Address]:
+    """The one address of a target that need not be looked up; none for a host name."""
+    if target.path:
+        return [(socket.AF_UNIX, target.path)]
+    try:
+        version = ipaddress.ip_address(target.host).version
+    except ValueError:
+        return []
+    return [(socket.AF_INET if version == 4 else socket.AF_INET6, (target.host, target.port))]

@@ -1,0 +1,132 @@
+"""Each visitor's way from the pool to the local server.
+
+    taken ──► local server is dialled ──► joined ──► left
+                     │                      │
+                     └──────► failed ◄──────┘       refused at once, or only when the answer came
+
+The visitor is joined to the local server's socket while that is still connecting: what the visitor says waits for it in
+the kernel. So a refusal is often heard of only at the relay's end.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import trio
+
+from tunneld.agent.events import Teller
+from tunneld.agent.local import LocalServer
+from tunneld.agent.repeats import Repeats
+from tunneld.endpoint import join_host_port
+from tunneld.errors import RemoteProtocolError, reason_of
+from tunneld.relay.engine import Cause, Engine, Relay, RelayEnd, Side
+from tunneld.wire.proxy_protocol import decode_v2
+
+_NEVER_CONNECTED = frozenset(
+    {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EACCES}
+)
+
+
+class Visitors:
+    """The visitors that are being served, and the counts of those that were."""
+
+    def __init__(
+        self, engine: Engine, local: LocalServer, nursery: trio.Nursery, teller: Teller, *, linger: float
+    ) -> None:
+        """`nursery` owns the few visitors for whom the local server is dialled the long way. `linger` in seconds."""
+        self.served = 0
+        self.failed = 0
+        self.stirred_at = trio.current_time()  # when somebody last came or left
+        self._engine = engine
+        self._local = local
+        self._nursery = nursery
+        self._teller = teller
+        self._linger = linger
+        self._relays: dict[Relay, bytes] = {}  # each with its visitor's PROXY header
+        self._ended_up = self._ended_down = 0
+        self._repeats = Repeats()
+
+    @property
+    def now(self) -> int:
+        """Visitors that are being served."""
+        return len(self._relays)
+
+    @property
+    def octets(self) -> tuple[int, int]:
+        """Octets delivered so far: up (to the local server), down (to visitors)."""
+        up = self._ended_up + sum(relay.up for relay in self._relays)
+        return up, self._ended_down + sum(relay.down for relay in self._relays)
+
+    def take(self, connection: socket.socket, header: bytes) -> None:
+        """Serve one visitor: dial the local server and relay. Never waits; `connection` is ours from now on."""
+        self.stirred_at = trio.current_time()
+        try:
+            server = self._local.dial_nowait()
+        except trio.WouldBlock:
+            self._nursery.start_soon(self._take_patiently, connection, header)
+        except OSError as error:
+            connection.close()
+            self._fail(header, error)
+        else:
+            self._join(connection, server, header)
+
+    async def _take_patiently(self, connection: socket.socket, header: bytes) -> None:
+        try:
+            server = await self._local.dial()
+        except OSError as error:
+            connection.close()
+            self._fail(header, error)
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            self._join(connection, server, header)
+
+    def _join(self, connection: socket.socket, server: socket.socket, header: bytes) -> None:
+        self.served += 1
+        self._relays[self._engine.join(connection, server, linger=self._linger, on_end=self._left)] = header
+        if self._teller.visits:
+            self._teller.tell("visitor", visitor=visitor_of(header))
+
+    def _left(self, relay: Relay, end: RelayEnd) -> None:
+        header = self._relays.pop(relay)
+        self.stirred_at = trio.current_time()
+        self._ended_up += relay.up
+        self._ended_down += relay.down
+        if end.side is Side.SERVER and end.error is not None and _never_connected(relay, end.error):
+            self.served -= 1
+            self._local.failed()
+            self._fail(header, end.error)
+        elif self._teller.visits:
+            who, why = visitor_of(header), describe(end)
+            self._teller.tell("left", visitor=who, up=relay.up, down=relay.down, reason=why)
+
+    def _fail(self, header: bytes, error: OSError) -> None:
+        self.failed += 1
+        reason = f"could not connect to {self._local.target}: {reason_of(error)}"
+        repeated = self._repeats.admit(reason, trio.current_time())
+        if repeated is not None:
+            self._teller.tell("failed", visitor=visitor_of(header), reason=reason, repeated=repeated)
+
+
+def visitor_of(header: bytes) -> str:
+    """The visitor's address in a PROXY header: `203.0.113.5:4242`, or `unknown`."""
+    try:
+        decoded = decode_v2(header)
+    except RemoteProtocolError:
+        return "unknown"
+    source = decoded[0].source if decoded else None
+    return join_host_port(*source) if source else "unknown"
+
+
+def describe(end: RelayEnd) -> str:
+    """Why a relay ended, in words."""
+    if end.cause is not Cause.RESET:
+        return str(end.cause.value)
+    side = "the local server" if end.side is Side.SERVER else "the visitor"
+    return f"{side} broke off: {reason_of(end.error)}" if end.error else f"{side} broke off"
+
+
+def _never_connected(relay: Relay, error: OSError) -> bool:
+    return error.errno in _NEVER_CONNECTED and not relay.up and not relay.down

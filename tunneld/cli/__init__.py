@@ -1,0 +1,1 @@
+"""The two commands: `tunneld`, the daemon, and `tunnel`, the person's command."""

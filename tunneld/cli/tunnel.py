@@ -1,0 +1,117 @@
+"""`tunnel`: the person's command line, tunnel(1)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+
+from tunneld.cli.access import add_relay_options, positive_seconds
+from tunneld.cli.common import Parser, run
+from tunneld.cli.verbs import VERBS, Verb, carry_out
+from tunneld.endpoint import parse_port
+from tunneld.errors import UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `tunnel` with the arguments given, else those of the process. Returns the exit status."""
+    return run("tunnel", lambda: _tunnel(parser().parse_args(argv)))
+
+
+def parser() -> Parser:
+    """The parser; also for completion and for the test that reads the manual."""
+    made = Parser(
+        prog="tunnel",
+        description="Make a server behind NAT or a firewall reachable through a tunnel, and look after tunnels.",
+        epilog="Exit statuses are those of sysexits(3). See tunnel(1).",
+    )
+    made.add_common_options()
+    commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    _add_expose(commands.add_parser("expose", help=EXPOSE, description=EXPOSE + "."))
+    for verb in VERBS:
+        _add_verb(commands.add_parser(verb.name, help=verb.summary, description=verb.summary + "."), verb)
+    return made
+
+
+EXPOSE = "make a local server reachable: open a tunnel, serve its visitors, come back after a loss"
+
+
+def _tunnel(options: argparse.Namespace) -> int:
+    import trio  # noqa: PLC0415 - --help and --version do without
+
+    status: int = trio.run(options.command, options)
+    return status
+
+
+def _add_verb(parser: Parser, verb: Verb) -> None:
+    for name, metavar, what in verb.arguments:
+        nargs = verb.nargs if name == verb.arguments[-1][0] else None
+        parser.add_argument(name, metavar=metavar, nargs=nargs, help=what)
+    if verb.name == "shutdown":
+        parser.add_argument("--drain", action="store_true", help="let relays finish first")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    add_relay_options(parser)
+    parser.set_defaults(command=partial(carry_out, verb))
+
+
+async def _expose(options: argparse.Namespace) -> int:
+    from tunneld.cli import expose  # noqa: PLC0415 - --help does without
+
+    return await expose.run(options)
+
+
+def _add_expose(parser: Parser) -> None:
+    parser.add_argument("target", metavar="TARGET", help="the local server: PORT, HOST:PORT or unix:PATH")
+    add_relay_options(parser)
+    _add_output_options(parser.add_argument_group("what is printed"))
+    _add_tunnel_options(parser.add_argument_group("the tunnel"))
+    parser.set_defaults(command=_expose)
+
+
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    scheme = group.add_mutually_exclusive_group()
+    scheme.add_argument("--http", dest="scheme", action="store_const", const="http", help="the address as http://.../")
+    scheme.add_argument("--https", dest="scheme", action="store_const", const="https", help="the same as https://.../")
+    amount = group.add_mutually_exclusive_group()
+    amount.add_argument("--json", action="store_true", help="every event as a JSON object, one a line")
+    amount.add_argument("--quiet", action="store_true", help="only the address, and what goes wrong")
+
+
+def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--name", metavar="NAME", help="a word for people, shown in lists and logs of the relay")
+    add("--port", metavar="PORT", type=_port, help="the port that clients connect to, where the relay allows it")
+    add("--ttl", metavar="SECONDS", type=positive_seconds, help="close the tunnel after this time and exit")
+    add(
+        "--idle-timeout",
+        metavar="SECONDS",
+        type=positive_seconds,
+        help="close the tunnel when no byte has moved for this time and exit",
+    )
+    add(
+        "--linger",
+        metavar="SECONDS",
+        type=positive_seconds,
+        default=60.0,
+        help="how long a half-closed relay may be silent (%(default)g)",
+    )
+    add("--pool", metavar="COUNT", type=_count, default=8, help="connections parked when it is quiet (%(default)s)")
+    add("--max-pool", metavar="COUNT", type=_count, default=200, help="connections parked under load (%(default)s)")
+    add(
+        "--proxy-protocol",
+        action="store_true",
+        help="tell the local server each visitor's address in a PROXY protocol header, version 2",
+    )
+
+
+def _port(text: str) -> int:
+    try:
+        return parse_port(text, text, lowest=1)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 100_000):
+        raise argparse.ArgumentTypeError(f"not a count between 1 and 100000: {text!r}")
+    return int(text)

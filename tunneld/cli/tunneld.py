@@ -1,0 +1,79 @@
+"""`tunneld`: the daemon's command line, tunneld(8)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunneld.cli.common import Parser, run, say
+
+if TYPE_CHECKING:
+    from tunneld.config import Settings
+
+# Said here again so that --help need not wait for pydantic; a test holds them to the schema.
+FORMATS = ("auto", "human", "json")
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `tunneld` with the arguments given, else those of the process. Returns the exit status."""
+    return run("tunneld", lambda: _tunneld(parser().parse_args(argv)))
+
+
+def parser() -> Parser:
+    """The parser; also for completion and for the test that reads the manual."""
+    made = Parser(
+        prog="tunneld",
+        description="A tunnel service: servers behind NAT or a firewall dial out to it, their clients dial in, and it "
+        "relays the bytes.",
+        epilog="Signals: TERM and INT drain, a second one stops now, HUP reloads. See tunneld(8) and tunnel.toml(5).",
+    )
+    made.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the configuration; else $TUNNELD_CONFIG, ~/.config/tunneld/tunnel.toml, /etc/tunneld/tunnel.toml, or "
+        "built-in defaults",
+    )
+    instead = made.add_mutually_exclusive_group()
+    instead.add_argument("--check", action="store_true", help="say what is wrong with the configuration, and exit")
+    instead.add_argument("--print-config", action="store_true", help="print the effective configuration, and exit")
+    made.add_argument("--log-format", choices=FORMATS, help="override log.format: one event a line, for people or JSON")
+    made.add_argument("--log-level", choices=LEVELS, help="override log.level: the lowest level that is logged")
+    made.add_common_options()
+    return made
+
+
+def _tunneld(options: argparse.Namespace) -> int:
+    from tunneld import config  # noqa: PLC0415 - 250 ms that --help and --version do not need
+
+    path = options.config or config.find_config()
+
+    def load() -> Settings:
+        return _overridden(config.load(path) if path is not None else config.Settings(), options)
+
+    settings = load()
+    if options.check:
+        say(f"{path or 'built-in defaults'}: ok")
+        return 0
+    if options.print_config:
+        say(config.dump(settings), end="")
+        return 0
+    return _serve(settings, path, load)
+
+
+def _overridden(settings: Settings, options: argparse.Namespace) -> Settings:
+    given = {"format": options.log_format, "level": options.log_level}
+    log = settings.log.model_copy(update={key: value for key, value in given.items() if value is not None})
+    return settings.model_copy(update={"log": log})
+
+
+def _serve(settings: Settings, path: Path | None, load: Callable[[], Settings]) -> int:
+    import trio  # noqa: PLC0415 - as above
+
+    from tunneld import daemon, log  # noqa: PLC0415
+
+    log.configure(settings.log)
+    return trio.run(daemon.run, settings, path, load)
