@@ -209,13 +209,14 @@ class TestPersistent:
 
     async def test_the_phase_says_whether_a_hidden_server_is_there(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")
-        assert tunnel.phase is Phase.WAITING
+        phases = [tunnel.phase]
         server = await connect(tunnel.server_uri)
         await until_parked(tunnel, 1)
-        assert tunnel.phase is Phase.READY
+        phases.append(tunnel.phase)
         await server.aclose()
         await until_parked(tunnel, 0)
-        assert tunnel.phase is Phase.WAITING
+        phases.append(tunnel.phase)
+        assert phases == [Phase.WAITING, Phase.READY, Phase.WAITING]
 
     async def test_trim_closes_what_is_parked_too_long_and_no_visitor_notices(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")

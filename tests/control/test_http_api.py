@@ -216,10 +216,10 @@ class TestRest:
             ready = await face.ask("GET", "/readyz")
             assert (ready.status, ready.text) == (503, "draining\n")
 
-    async def test_curl_opens_a_tunnel(self, program: Any) -> None:
+    async def test_curl_opens_a_tunnel(self, program_path: Any) -> None:
         async with open_face() as face:
             url = f"http://{face.authority}{SERVLET}?method=openTunnel"
-            done = await trio.run_process([program("curl"), "-sf", url], capture_stdout=True)
+            done = await trio.run_process([program_path("curl"), "-sf", url], capture_stdout=True)
             (tunnel,) = face.relay.service.tunnels()
             assert done.stdout.decode() == f"{tunnel.server_uri}\n"
 

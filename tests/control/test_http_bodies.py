@@ -58,7 +58,7 @@ class TestBodies:
             await stream.send_eof()
             assert (await read_answer(stream)).status == 413
 
-    async def test_curl_hears_the_refusal_of_a_large_file(self, program: Callable[[str], str]) -> None:
+    async def test_curl_hears_the_refusal_of_a_large_file(self, program_path: Callable[[str], str]) -> None:
         async with open_face(max_body=KIB) as face:
             options = [
                 "-s",
@@ -71,7 +71,7 @@ class TestBodies:
                 "--data-binary",
                 "@-",
             ]
-            command = [program("curl"), *options, f"http://{face.authority}/RPC2"]
+            command = [program_path("curl"), *options, f"http://{face.authority}/RPC2"]
             done = await trio.run_process(command, stdin=b" " * 5_000_000, capture_stdout=True, check=False)
             assert done.stdout == b"413"
 

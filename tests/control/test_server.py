@@ -112,8 +112,8 @@ async def test_an_unfinished_last_line_is_not_carried_out() -> None:
         assert server.script.asked == []
 
 
-async def test_by_hand_with_nc(program: Callable[[str], str]) -> None:
-    nc = program("nc")
+async def test_by_hand_with_nc(program_path: Callable[[str], str]) -> None:
+    nc = program_path("nc")
     async with running_server() as server:
         script = b"list 1\r\nshow t9\nquit\n"
         done = await trio.run_process(

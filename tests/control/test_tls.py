@@ -194,15 +194,15 @@ async def s_client(program: str, server: Server, *arguments: str, script: bytes)
     )
 
 
-async def test_by_hand_with_openssl(papers: Papers, program: Program) -> None:
-    openssl = program("openssl")
+async def test_by_hand_with_openssl(papers: Papers, program_path: Program) -> None:
+    openssl = program_path("openssl")
     async with running_server(tls=papers.server) as server:
         done = await s_client(openssl, server, "-CAfile", str(papers.ca), script=b"echo hi\nquit\n")
         assert done.stdout.decode().splitlines()[-2:] == ["OK hi", "OK bye"]
 
 
-async def test_openssl_with_a_certificate_gets_in(papers: Papers, program: Program) -> None:
-    openssl = program("openssl")
+async def test_openssl_with_a_certificate_gets_in(papers: Papers, program_path: Program) -> None:
+    openssl = program_path("openssl")
     arguments = ["-CAfile", str(papers.ca), "-cert", str(papers.client), "-key", str(papers.client)]
     async with running_server(tls=papers.mutual) as server:
         done = await s_client(openssl, server, *arguments, script=b"echo hi\nquit\n")
@@ -210,8 +210,10 @@ async def test_openssl_with_a_certificate_gets_in(papers: Papers, program: Progr
 
 
 @pytest.mark.parametrize("shown", ["nothing", "foreign"])
-async def test_openssl_without_the_right_certificate_does_not(papers: Papers, program: Program, shown: str) -> None:
-    openssl = program("openssl")
+async def test_openssl_without_the_right_certificate_does_not(
+    papers: Papers, program_path: Program, shown: str
+) -> None:
+    openssl = program_path("openssl")
     foreign = ["-cert", str(papers.foreigner), "-key", str(papers.foreigner)] if shown == "foreign" else []
     async with running_server(tls=papers.mutual) as server:
         done = await s_client(openssl, server, "-CAfile", str(papers.ca), *foreign, script=b"echo hi\nquit\n")
