@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunneld.errors import UsageError
-from tunneld.options import ANYWHERE, LONGEST, MAX_NAME, OPTIONS, TunnelOptions
+from tunneld.networks import MAX_NETWORKS
+from tunneld.options import ANYWHERE, LONGEST, MAX_COUNT, MAX_NAME, OPTIONS, TunnelOptions
+from tunneld.rates import Rate
 
 
 def test_the_table_and_the_value_have_the_same_fields() -> None:
@@ -35,9 +37,16 @@ def test_every_option_reads() -> None:
         "proxy_protocol": "V2",
         "client_port": "8011",
         "name": "web-1",
+        "allow_from": "192.0.2.0/24,2001:db8::/32",
+        "deny_from": "192.0.2.7",
+        "max_visitors": "100",
+        "max_per_source": "10",
+        "visitor_rate": "30/m",
     }
+    allowed = ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("2001:db8::/32")
+    denied = (ipaddress.ip_network("192.0.2.7/32"),)
     assert TunnelOptions.parse(words) == TunnelOptions(
-        True, ipaddress.ip_network("192.0.2.0/24"), 3600, 0.5, 10, 5, 7, "v2", 8011, "web-1"
+        True, allowed[0], 3600, 0.5, 10, 5, 7, "v2", 8011, "web-1", allowed, denied, 100, 10, Rate(30, 60)
     )
     assert TunnelOptions.parse({"server_from": "ANY"}).server_from == ANYWHERE
 
@@ -60,6 +69,17 @@ def test_every_option_reads() -> None:
         ("name", ""),
         ("name", "x" * (MAX_NAME + 1)),
         ("name", "a b"),
+        ("allow_from", ""),
+        ("allow_from", "192.0.2.1,"),
+        ("deny_from", "192.0.2.0/33"),
+        ("deny_from", ",".join(["192.0.2.1"] * (MAX_NETWORKS + 1))),
+        ("max_visitors", "0"),
+        ("max_visitors", str(MAX_COUNT + 1)),
+        ("max_visitors", "٣"),
+        ("max_per_source", "-1"),
+        ("max_per_source", "9" * 5000),
+        ("visitor_rate", "10/d"),
+        ("visitor_rate", "0"),
         ("colour", "red"),
     ],
 )
@@ -71,6 +91,9 @@ def test_what_cannot_be_is_refused_by_name(key: str, text: str) -> None:
 def test_limits_hold_at_their_edge() -> None:
     assert TunnelOptions.parse({"ttl": str(LONGEST)}).ttl == LONGEST
     assert TunnelOptions.parse({"client_port": "65535"}).client_port == 65535
+    assert TunnelOptions.parse({"max_visitors": str(MAX_COUNT)}).max_visitors == MAX_COUNT
+    assert TunnelOptions.parse({"max_per_source": "1"}).max_per_source == 1
+    assert len(TunnelOptions.parse({"deny_from": ",".join(["192.0.2.1"] * MAX_NETWORKS)}).deny_from) == MAX_NETWORKS
     assert TunnelOptions.parse({"name": "x" * MAX_NAME}).name == "x" * MAX_NAME
 
 

@@ -2,7 +2,8 @@
 
 A visitor that finds a server connection parked is paired inside the engine's callback and never has a task. One that
 finds none waits in a task of the tunnel's nursery, until a server connection comes, `pairing_timeout` is over, or
-the visitor leaves.
+the visitor leaves. One that a trusted proxy brings has a task until the proxy has said who it is; nobody else waits
+for that.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from typing import Any, Protocol
 
 import trio
 
+from tunneld.admission import Admission, Refusal, Refused, Rules
 from tunneld.backends import ServerSide
 from tunneld.config.schema import Tunnels
-from tunneld.endpoint import Endpoint
-from tunneld.errors import UsageError
+from tunneld.endpoint import Endpoint, Network, parse_network
+from tunneld.errors import RemoteProtocolError, UsageError, reason_of
 from tunneld.net import bind_in_range
+from tunneld.networks import NetworkSet, read_address
 from tunneld.options import TunnelOptions
+from tunneld.proxied import receive_header
+from tunneld.rates import Rate
 from tunneld.relay.engine import Engine, Registration
 from tunneld.relay.look import has_left
 
@@ -25,17 +30,20 @@ from tunneld.relay.look import has_left
 class Pairing(Protocol):
     """What a client side asks of its tunnel."""
 
-    def full(self) -> str:
-        """Why no further visitor is taken, or nothing."""
+    def full(self) -> Refusal | None:
+        """Why no further visitor is taken, if so."""
 
-    def pair(self, visitor: socket.socket, server: socket.socket, peer: Any) -> None:
-        """Relay between a visitor and a server connection; both belong to the tunnel from now on."""
+    def pair(self, visitor: socket.socket, server: socket.socket, peer: Any, reached: Any = None) -> None:
+        """Relay between a visitor and a server connection; both belong to the tunnel from now on.
+
+        `reached` is the address that the visitor connected to, where it is not that of the socket.
+        """
 
     def gave_up(self, peer: Any, reason: str) -> None:
-        """A visitor waited in vain and was closed."""
+        """A visitor that had been admitted waited in vain and was closed."""
 
-    def refused(self, side: str, peer: Any, reason: str) -> None:
-        """A connection was turned away and closed."""
+    def refused(self, peer: Any, refusal: Refusal) -> None:
+        """A visitor was turned away and closed."""
 
     def fail(self, error: Exception) -> None:
         """A callback raised: a bug."""
@@ -47,9 +55,15 @@ class ClientSide:
     def __init__(self, settings: Tunnels, options: TunnelOptions, advertised_host: str) -> None:
         """Bind the port asked for, or any of the range.
 
-        Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range,
-        `UsageError`.
+        Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range or an
+        option exceeds what is configured, `UsageError`.
         """
+        self.rules = rules_of(settings, options)
+        self.admission = None if self.rules.ask_nothing else Admission(self.rules)  # its owner tells it who left
+        self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
+        self._settings = settings
+        self._hearing = 0  # visitors of whom a proxy has not told yet
+        self._closed = False
         self._listener = bind_in_range(settings.host, _ports(settings, options), keepalive=settings.keepalive)
         self.uri = Endpoint("tcp", advertised_host, self._listener.getsockname()[1])
         self.waiting = 0  # visitors that have no server connection yet
@@ -63,30 +77,74 @@ class ClientSide:
     def listen(self, engine: Engine, server_side: ServerSide, tunnel: Pairing, nursery: trio.Nursery) -> None:
         """Take visitors from now on; the tunnel's `nursery` owns those that wait."""
         self._engine, self._server_side, self._tunnel, self._nursery = engine, server_side, tunnel, nursery
-        self._accepting = engine.listen(self._listener, self._visit, tunnel.fail)
+        arrive = self._arrive if self._proxies else self._visit
+        self._accepting = engine.listen(self._listener, arrive, tunnel.fail)
 
     def close(self) -> None:
         """Take nobody new. Harmless when repeated."""
+        self._closed = True
         if self._accepting is not None:
             self._accepting.release()
         self._listener.close()
 
-    def _visit(self, visitor: socket.socket, peer: Any) -> None:
-        """A client connected: pair it at once where a server connection is parked, otherwise let it wait."""
-        reason = self._tunnel.full()
-        if reason:
-            visitor.close()
-            self._tunnel.refused("client", peer, reason)
+    def _arrive(self, visitor: socket.socket, peer: Any) -> None:
+        """A client connected, or a proxy for one: hear who it is first."""
+        if read_address(peer[0]) not in self._proxies:
+            self._visit(visitor, peer)
+        elif self.waiting + self._hearing >= self._settings.max_waiting:
+            most = self._settings.max_waiting
+            self._refuse(visitor, peer, Refusal(Refused.FULL, f"{most} visitors wait already (tunnels.max_waiting)"))
+        else:
+            self._hearing += 1
+            self._nursery.start_soon(self._hear_proxy, visitor, peer)
+
+    async def _hear_proxy(self, visitor: socket.socket, proxy: Any) -> None:
+        """Hold one visitor until a proxy has said who it is, or `proxy_header_timeout` is over."""
+        timeout = self._settings.proxy_header_timeout
+        reason = f"no PROXY protocol header came in {timeout:g} s (tunnels.proxy_header_timeout)"
+        header = None
+        try:
+            with trio.move_on_after(timeout):
+                header = await receive_header(visitor)
+        except RemoteProtocolError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"it broke off before its PROXY protocol header: {reason_of(error)}"
+        finally:
+            self._hearing -= 1
+            if header is None:
+                visitor.close()
+        if header is None:
+            self._tunnel.refused(proxy, Refusal(Refused.HEADER, reason))
+        elif self._closed:
+            self._refuse(visitor, header.source or proxy, Refusal(Refused.UNSERVED, "the tunnel takes nobody new"))
+        else:
+            self._visit(visitor, header.source or proxy, header.destination)
+
+    def _refuse(self, visitor: socket.socket, peer: Any, refusal: Refusal) -> None:
+        visitor.close()
+        self._tunnel.refused(peer, refusal)
+
+    def _visit(self, visitor: socket.socket, peer: Any, reached: Any = None) -> None:
+        """A client is here: pair it at once where a server connection is parked, otherwise let it wait.
+
+        `reached` is the address that it connected to, where a proxy took the connection for us.
+        """
+        refusal = self._tunnel.full()
+        if refusal is None and self.admission is not None:
+            refusal = self.admission.admit(peer[0], trio.current_time())
+        if refusal is not None:
+            self._refuse(visitor, peer, refusal)
             return
         try:
             server = self._server_side.dial_nowait()
         except trio.WouldBlock:
             self.waiting += 1
-            self._nursery.start_soon(self._wait_for_server, visitor, peer)
+            self._nursery.start_soon(self._wait_for_server, visitor, peer, reached)
         else:
-            self._tunnel.pair(visitor, server, peer)
+            self._tunnel.pair(visitor, server, peer, reached)
 
-    async def _wait_for_server(self, visitor: socket.socket, peer: Any) -> None:
+    async def _wait_for_server(self, visitor: socket.socket, peer: Any, reached: Any) -> None:
         """Hold one visitor until a server connection comes, the visitor leaves, or `pairing_timeout` is over."""
         reason = f"no server connection came in {self._pairing_timeout:g} s (pairing_timeout)"
         server: socket.socket | None = None
@@ -111,7 +169,38 @@ class ClientSide:
         if server is None:
             self._tunnel.gave_up(peer, reason)
         else:
-            self._tunnel.pair(visitor, server, peer)
+            self._tunnel.pair(visitor, server, peer, reached)
+
+
+def rules_of(settings: Tunnels, options: TunnelOptions) -> Rules:
+    """What the configuration and the options together ask of visitors.
+
+    Raises `UsageError` where an option exceeds what is configured.
+    """
+    _check_most("max_visitors", options.max_visitors, settings.max_visitors)
+    _check_most("max_per_source", options.max_per_source, settings.max_per_source)
+    ceiling = Rate.parse(settings.visitor_rate) if settings.visitor_rate is not None else None
+    if options.visitor_rate and ceiling and not options.visitor_rate.within(ceiling):
+        raise UsageError(
+            f"option visitor_rate={options.visitor_rate}: this relay takes no more than {ceiling}, neither at once nor "
+            "in the long run"
+        )
+    return Rules(
+        allow=(_networks(settings.allow_from), options.allow_from),
+        deny=(*_networks(settings.deny_from), *options.deny_from),
+        max_per_source=options.max_per_source or settings.max_per_source,
+        rate=options.visitor_rate or ceiling,
+        max_sources=settings.max_sources,
+    )
+
+
+def _networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
+    return tuple(map(parse_network, texts))
+
+
+def _check_most(option: str, wanted: int | None, ceiling: int | None) -> None:
+    if wanted is not None and ceiling is not None and wanted > ceiling:
+        raise UsageError(f"option {option}={wanted}: this relay allows at most {ceiling}")
 
 
 def _ports(settings: Tunnels, options: TunnelOptions) -> range:

@@ -13,12 +13,16 @@ from typing import Any, Literal
 
 from tunneld.endpoint import MAX_PORT, Network, parse_network
 from tunneld.errors import UsageError
+from tunneld.networks import parse_networks
+from tunneld.rates import Rate
 
 LONGEST = 365 * 24 * 3600.0
 """Seconds. A year: far beyond any use, near enough that every clock arithmetic holds."""
 
 Anywhere = Literal["any"]
 ANYWHERE: Anywhere = "any"
+MAX_COUNT = 1_000_000
+"""Visitors: what [tunnels] takes for the same keys, and far beyond the descriptors of a process."""
 MAX_NAME = 64
 """Characters in a tunnel's name: fits a column of a table, and a DNS label (63) later."""
 
@@ -37,6 +41,11 @@ class TunnelOptions:
     proxy_protocol: str | None = None
     client_port: int | None = None
     name: str = ""
+    allow_from: tuple[Network, ...] = ()
+    deny_from: tuple[Network, ...] = ()
+    max_visitors: int | None = None
+    max_per_source: int | None = None
+    visitor_rate: Rate | None = None
 
     @classmethod
     def parse(cls, words: Mapping[str, str]) -> TunnelOptions:
@@ -95,6 +104,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNT)) and 1 <= int(text) <= MAX_COUNT):
+        raise ValueError(f"not a number between 1 and {MAX_COUNT}")
+    return int(text)
+
+
 def _name(text: str) -> str:
     if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", text):
         raise ValueError(f"not a name of at most {MAX_NAME} letters, digits, dots, dashes and underscores")
@@ -112,4 +127,9 @@ OPTIONS: dict[str, Option] = {
     "proxy_protocol": Option(_proxy_protocol, "v1|v2", "tell the hidden server each visitor's address first"),
     "client_port": Option(_port, "PORT", "the port that clients connect to"),
     "name": Option(_name, "NAME", "a word for people, shown in lists and logs"),
+    "allow_from": Option(parse_networks, "NETWORK[,NETWORK...]", "the only places that visitors may come from"),
+    "deny_from": Option(parse_networks, "NETWORK[,NETWORK...]", "places that visitors may not come from, ever"),
+    "max_visitors": Option(_count, "COUNT", "how many visitors are relayed at once"),
+    "max_per_source": Option(_count, "COUNT", "how many of them from one IPv4 address or IPv6 /64"),
+    "visitor_rate": Option(Rate.parse, "N[/s|/m|/h]", "how many new ones from there in a second, minute or hour"),
 }

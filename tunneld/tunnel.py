@@ -21,6 +21,7 @@ does. A persistent one outlives its relays.
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -29,6 +30,7 @@ import structlog
 import trio
 
 from tunneld import clocks
+from tunneld.admission import Refusal, Refused
 from tunneld.backends import BACKENDS, Host
 from tunneld.client_side import ClientSide
 from tunneld.config.schema import Tunnels
@@ -36,10 +38,13 @@ from tunneld.endpoint import Endpoint, Network, format_peer, parse_network
 from tunneld.errors import UsageError, reason_of
 from tunneld.events import Events
 from tunneld.options import ANYWHERE, TunnelOptions
+from tunneld.rates import Rate, Thinning
 from tunneld.relay.engine import Cause, Engine, Relay, RelayEnd
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
 
 PROXY_HEADERS = {"v1": encode_v1, "v2": encode_v2}
+REFUSALS_LOGGED = Rate.parse("60/m")
+"""Lines about refused connections of one tunnel: as many at once show what goes on, one a second that it still does."""
 
 
 class Phase(Enum):
@@ -88,15 +93,19 @@ class Tunnel:
         self.phase = Phase.OPENING
         self.opened_at = self.unused_since = trio.current_time()
         self.served = 0  # visitors that got a server connection, ever
+        self.refusals = Counter[Refused]()  # visitors turned away, ever
+        self.max_visitors = opening.options.max_visitors or opening.settings.max_visitors
         self.reason = ""  # why it closed
         self._engine = engine
         self._events = events
         self._log = structlog.get_logger("tunnel").bind(tunnel=opening.id)
+        self._thinning = Thinning(REFUSALS_LOGGED)
         self._relays: dict[Relay, Any] = {}  # each with its visitor's address
         self._ended_up = self._ended_down = 0  # octets of relays that ended
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
         self._client_side = ClientSide(opening.settings, opening.options, opening.advertised_host)
+        self.rules, self._admission = self._client_side.rules, self._client_side.admission
         try:
             self._server_side = factory(self._host())
         except BaseException:
@@ -211,7 +220,7 @@ class Tunnel:
             room=self._room,
             attached=self._attached,
             detached=self._detached,
-            refused=lambda peer, reason: self.refused("server", peer, reason),
+            refused=lambda peer, reason: self._turned_away("server", peer, reason),
             failed=self.fail,
         )
 
@@ -233,33 +242,35 @@ class Tunnel:
 
     # What its client side reports
 
-    def full(self) -> str:
-        """Why no further visitor is taken, or nothing."""
+    def full(self) -> Refusal | None:
+        """Why no further visitor is taken, if so."""
         settings = self.opening.settings
         if not self.opening.options.persist and (self.served or self.waiting):
-            return "a one-shot tunnel serves one visitor"
-        if len(self._relays) >= settings.max_visitors:
-            return f"{settings.max_visitors} visitors are relayed already (tunnels.max_visitors)"
+            return Refusal(Refused.FULL, "a one-shot tunnel serves one visitor")
+        if len(self._relays) >= self.max_visitors:
+            return Refusal(Refused.FULL, f"{self.max_visitors} visitors are relayed already (max_visitors)")
         if self.waiting >= settings.max_waiting:
-            return f"{settings.max_waiting} visitors wait already (tunnels.max_waiting)"
-        return ""
+            return Refusal(Refused.FULL, f"{settings.max_waiting} visitors wait already (tunnels.max_waiting)")
+        return None
 
-    def refused(self, side: str, peer: Any, reason: str) -> None:
-        """A connection was turned away and closed: say why."""
-        self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason)
-        self._events.publish("refused", id=self.id, side=side, reason=reason, **{"from": format_peer(peer)})
+    def refused(self, peer: Any, refusal: Refusal) -> None:
+        """A visitor was turned away and closed: count it."""
+        self.refusals[refusal.kind] += 1
+        self._turned_away("client", peer, refusal.reason)
 
     def gave_up(self, peer: Any, reason: str) -> None:
         """A visitor found no server connection and was closed."""
-        self.refused("client", peer, reason)
+        if self._admission is not None:
+            self._admission.left(peer[0])
+        self.refused(peer, Refusal(Refused.UNSERVED, reason))
         self._one_less(f"its visitor was given up: {reason}")
 
-    def pair(self, visitor: socket.socket, server: socket.socket, peer: Any) -> None:
-        """Relay between a visitor and a server connection, both ours from now on."""
+    def pair(self, visitor: socket.socket, server: socket.socket, peer: Any, reached: Any = None) -> None:
+        """Relay between a visitor and a server connection, both ours from now on; see `Pairing.pair`."""
         options = self.opening.options
         if options.proxy_protocol:
             try:
-                server.send(PROXY_HEADERS[options.proxy_protocol](peer, visitor.getsockname()))
+                server.send(PROXY_HEADERS[options.proxy_protocol](peer, reached or visitor.getsockname()))
             except OSError as error:
                 visitor.close()
                 server.close()
@@ -276,6 +287,8 @@ class Tunnel:
     def _left(self, relay: Relay, end: RelayEnd) -> None:
         """A relay ended."""
         peer = self._relays.pop(relay)
+        if self._admission is not None:
+            self._admission.left(peer[0])
         self._ended_up += relay.up
         self._ended_down += relay.down
         if self.phase is Phase.CLOSED:
@@ -296,6 +309,13 @@ class Tunnel:
         elif self.phase is Phase.READY and not self.parked and not self._relays:
             self._enter(Phase.WAITING)
 
+    def _turned_away(self, side: str, peer: Any, reason: str) -> None:
+        """Say why; the log hears of a flood, and is not flooded."""
+        if self._events.watched:
+            self._events.publish("refused", id=self.id, side=side, reason=reason, **{"from": format_peer(peer)})
+        if (left_out := self._thinning.passes(trio.current_time())) is not None:
+            self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason, left_out=left_out)
+
     # The end
 
     def _enter(self, phase: Phase) -> None:
@@ -311,7 +331,8 @@ class Tunnel:
             relay.drop()
         up, down = self.octets
         self._events.publish("closed", id=self.id, reason=self.reason, visitors=self.served, up=up, down=down)
-        self._log.info("tunnel closed", reason=self.reason, visitors=self.served, up=up, down=down)
+        refused = self.refusals.total()
+        self._log.info("tunnel closed", reason=self.reason, visitors=self.served, refused=refused, up=up, down=down)
         self._closed.set()
 
 

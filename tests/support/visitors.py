@@ -1,0 +1,39 @@
+"""Visitors of persistent tunnels: where they call from, and waiting until the relay has noticed."""
+
+from __future__ import annotations
+
+import trio
+
+from tunneld.options import TunnelOptions
+from tunneld.service import Asker, TunnelService
+from tunneld.tunnel import Tunnel
+
+ME = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
+
+
+async def open_tunnel(service: TunnelService, **words: str) -> Tunnel:
+    return await service.open_tunnel("tcp", TunnelOptions.parse({"persist": "yes", **words}), ME)
+
+
+async def call_from(host: str, tunnel: Tunnel) -> trio.SocketStream:
+    """Connect from another address of loopback."""
+    return await trio.open_tcp_stream("127.0.0.1", tunnel.client_uri.port, local_address=host)
+
+
+async def until_waiting(tunnel: Tunnel, count: int) -> None:
+    while tunnel.waiting != count:
+        await trio.lowlevel.checkpoint()
+
+
+async def until_served(tunnel: Tunnel, count: int) -> None:
+    while tunnel.served != count:
+        await trio.lowlevel.checkpoint()
+
+
+async def until_gone(tunnel: Tunnel) -> None:
+    while tunnel.visitors:
+        await trio.lowlevel.checkpoint()
+
+
+def refused(tunnel: Tunnel) -> dict[str, int]:
+    return {kind.value: number for kind, number in tunnel.refusals.items()}

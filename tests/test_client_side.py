@@ -1,0 +1,175 @@
+"""Limits on visitors, over real sockets: who is turned away, what is counted and said."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import Counter
+from typing import Any
+
+import pytest
+import structlog
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.support.people import connect, is_dropped
+from tests.support.visitors import call_from, open_tunnel, refused, until_gone, until_served, until_waiting
+from tunneld.admission import Refused
+from tunneld.config.schema import Settings, Tunnels
+from tunneld.control.verbs import describe_tunnel
+from tunneld.errors import UsageError
+from tunneld.service import TunnelService
+from tunneld.tunnel import REFUSALS_LOGGED
+
+
+class TestWhoMayCome:
+    async def test_allow_from_keeps_everybody_else_out(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, allow_from="127.0.0.2,10.0.0.0/8")
+        assert await is_dropped(await connect(tunnel.client_uri))
+        async with await call_from("127.0.0.2", tunnel):
+            await until_waiting(tunnel, 1)
+        assert refused(tunnel)["address"] == 1
+
+    async def test_deny_from_wins(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, allow_from="127.0.0.0/8", deny_from="127.0.0.2")
+        async with await call_from("127.0.0.2", tunnel) as stranger:
+            assert await is_dropped(stranger)
+        await connect(tunnel.client_uri)
+        await until_waiting(tunnel, 1)
+
+    async def test_what_is_configured_holds_as_well(self, service: TunnelService) -> None:
+        settings = Tunnels(ports="0", allow_from=("127.0.0.0/8",), deny_from=("127.0.0.2",))
+        service._settings = lambda: Settings(tunnels=settings)
+        tunnel = await open_tunnel(service, allow_from="127.0.0.2,127.0.0.3")
+        for host, comes_in in (("127.0.0.1", False), ("127.0.0.2", False), ("127.0.0.3", True)):
+            async with await call_from(host, tunnel) as visitor:
+                assert comes_in or await is_dropped(visitor)
+        assert refused(tunnel)["address"] == 2
+
+    async def test_a_refused_visitor_costs_no_task(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, deny_from="127.0.0.0/8")
+        tasks = len(tunnel._client_side._nursery.child_tasks)
+        visitors = [await connect(tunnel.client_uri) for _ in range(20)]
+        while tunnel.refusals.total() < 20:
+            assert len(tunnel._client_side._nursery.child_tasks) == tasks
+            await trio.lowlevel.checkpoint()
+        assert all([await is_dropped(visitor) for visitor in visitors])
+
+
+class TestHowMany:
+    async def test_a_source_has_so_many_at_once_relayed_or_waiting(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, max_per_source="2")
+        server = await connect(tunnel.server_uri)
+        relayed = await connect(tunnel.client_uri)
+        await until_served(tunnel, 1)
+        await connect(tunnel.client_uri)
+        await until_waiting(tunnel, 1)
+        assert await is_dropped(await connect(tunnel.client_uri))
+        async with await call_from("127.0.0.2", tunnel):
+            await until_waiting(tunnel, 2)
+        await relayed.aclose()
+        await server.aclose()
+        await until_gone(tunnel)
+        await until_waiting(tunnel, 1)
+        await connect(tunnel.client_uri)
+        await until_waiting(tunnel, 2)
+        assert refused(tunnel) == {"per_source": 1, "unserved": 1}
+
+    async def test_whoever_waited_in_vain_is_no_more_there(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, max_per_source="1")
+        for number in range(3):
+            visitor = await connect(tunnel.client_uri)
+            await until_waiting(tunnel, 1)
+            await visitor.aclose()
+            await until_waiting(tunnel, 0)
+            assert refused(tunnel) == {"unserved": number + 1}
+
+    async def test_a_server_connection_that_breaks_while_paired_leaves_no_trace(
+        self, service: TunnelService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Broken(socket.socket):
+            def send(self, *_: Any) -> int:
+                raise OSError(errno.EPIPE, "broken pipe")
+
+        tunnel = await open_tunnel(service, max_per_source="1", proxy_protocol="v1")
+        monkeypatch.setattr(tunnel._server_side, "dial_nowait", Broken)
+        for _ in range(2):
+            assert await is_dropped(await connect(tunnel.client_uri))
+        assert refused(tunnel) == {"unserved": 2}
+
+    async def test_new_visitors_are_counted_per_source_and_time(
+        self, service: TunnelService, mock_clock: MockClock
+    ) -> None:
+        tunnel = await open_tunnel(service, visitor_rate="2/m")
+        for count in (1, 2):
+            await connect(tunnel.client_uri)
+            await until_waiting(tunnel, count)
+        assert await is_dropped(await connect(tunnel.client_uri))
+        await wait_all_tasks_blocked()
+        mock_clock.jump(29)
+        assert await is_dropped(await connect(tunnel.client_uri))
+        mock_clock.jump(1)
+        visitor = await connect(tunnel.client_uri)
+        while tunnel.refusals[Refused.RATE] != 2 or tunnel.waiting + tunnel.refusals[Refused.UNSERVED] != 3:
+            await trio.lowlevel.checkpoint()
+        await visitor.aclose()
+
+    async def test_max_visitors_of_a_tunnel(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, max_visitors="1")
+        await connect(tunnel.server_uri)
+        await connect(tunnel.client_uri)
+        await until_served(tunnel, 1)
+        assert await is_dropped(await connect(tunnel.client_uri))
+        assert refused(tunnel) == {"full": 1}
+
+
+class TestCeilings:
+    @pytest.fixture
+    def tunnel_settings(self) -> Tunnels:
+        return Tunnels(ports="0", max_visitors=100, max_per_source=10, visitor_rate="5/s")
+
+    @pytest.mark.parametrize(
+        ("option", "most", "beyond"),
+        [
+            ("max_visitors", "100", "101"),
+            ("max_per_source", "10", "11"),
+            ("visitor_rate", "5/s", "6/s"),
+            ("visitor_rate", "5/m", "6/m"),
+        ],
+    )
+    async def test_an_option_lies_at_most_at_what_is_configured(
+        self, service: TunnelService, option: str, most: str, beyond: str
+    ) -> None:
+        tunnel = await open_tunnel(service, **{option: most})
+        assert str(describe_tunnel(tunnel)[option]) == most
+        with pytest.raises(UsageError, match=f"{option}={beyond}.*this relay"):
+            await open_tunnel(service, **{option: beyond})
+        assert list(service.tunnels()) == [tunnel]
+
+    async def test_without_options_the_configured_limits_hold(self, service: TunnelService) -> None:
+        shown = describe_tunnel(await open_tunnel(service))
+        assert (shown["max_visitors"], shown["max_per_source"], shown["visitor_rate"]) == (100, 10, "5/s")
+        assert (shown["allow_from"], shown["refused"]) == (None, 0)
+
+
+class TestWhatIsSaid:
+    async def test_a_flood_of_refusals_is_counted_whole_and_logged_in_part(
+        self, service: TunnelService, mock_clock: MockClock
+    ) -> None:
+        with structlog.testing.capture_logs() as log:
+            tunnel = await open_tunnel(service, deny_from="127.0.0.0/8")
+            flood = REFUSALS_LOGGED.count + 40
+            for _ in range(flood):
+                assert await is_dropped(await connect(tunnel.client_uri))
+            mock_clock.jump(1)
+            assert await is_dropped(await connect(tunnel.client_uri))
+        lines = [line for line in log if line["event"] == "connection refused"]
+        assert [line["left_out"] for line in lines] == [0] * REFUSALS_LOGGED.count + [40]
+        assert describe_tunnel(tunnel)["refused"] == flood + 1
+
+    async def test_totals_outlive_their_tunnels(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, deny_from="127.0.0.0/8")
+        assert await is_dropped(await connect(tunnel.client_uri))
+        assert service.refusals == Counter({Refused.ADDRESS: 1})
+        await service.close(tunnel.id)
+        assert service.refusals == Counter({Refused.ADDRESS: 1})

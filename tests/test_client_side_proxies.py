@@ -1,0 +1,129 @@
+"""Whom a trusted proxy brings: heard in a task of its own, then treated as the visitor it names."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.support.people import connect, is_dropped, is_refused, read_exactly, reset
+from tests.support.visitors import call_from, open_tunnel, refused, until_served, until_waiting
+from tunneld.admission import Refused
+from tunneld.config.schema import Tunnels
+from tunneld.service import TunnelService
+from tunneld.wire.proxy_protocol import encode_v1, encode_v2
+
+PROXIED = Tunnels(ports="0", trusted_proxies=("127.0.0.1",), max_waiting=2)
+
+
+class TestTrustedProxies:
+    @pytest.fixture
+    def tunnel_settings(self) -> Tunnels:
+        return PROXIED
+
+    async def test_the_visitor_is_whom_the_proxy_names(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, proxy_protocol="v1")
+        server = await connect(tunnel.server_uri)
+        proxy = await connect(tunnel.client_uri)
+        header = encode_v2(("2001:db8::1", 4), ("2001:db8::7", 443))
+        await proxy.send_all(header + b"hello")
+        expected = b"PROXY TCP6 2001:db8::1 2001:db8::7 4 443\r\nhello"
+        assert await read_exactly(server, len(expected)) == expected
+        assert list(tunnel.visitors.values()) == [("2001:db8::1", 4)]
+
+    @pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", encode_v2(None, None)])
+    async def test_a_proxy_that_names_nobody_is_the_visitor_itself(self, service: TunnelService, header: bytes) -> None:
+        tunnel = await open_tunnel(service, proxy_protocol="v1")
+        server = await connect(tunnel.server_uri)
+        proxy = await connect(tunnel.client_uri)
+        await proxy.send_all(header)
+        expected = encode_v1(proxy.socket.getsockname(), proxy.socket.getpeername())
+        assert await read_exactly(server, len(expected)) == expected
+
+    async def test_limits_are_on_the_visitor_not_on_the_proxy(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, deny_from="192.0.2.0/24", max_per_source="1")
+        for count, source in enumerate(["198.51.100.1", "198.51.100.2"], start=1):
+            await (await connect(tunnel.client_uri)).send_all(encode_v1((source, 4), ("203.0.113.1", 80)))
+            await until_waiting(tunnel, count)
+        await connect(tunnel.server_uri)
+        await until_served(tunnel, 1)
+        for source in ("192.0.2.1", "::ffff:192.0.2.1", "198.51.100.2", "198.51.100.1"):
+            proxy = await connect(tunnel.client_uri)
+            await proxy.send_all(encode_v2((source, 4), ("203.0.113.1", 80)))
+            assert await is_dropped(proxy)
+        assert refused(tunnel) == {"address": 2, "per_source": 2}
+
+    async def test_whoever_is_no_proxy_is_not_asked(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        server = await connect(tunnel.server_uri)
+        async with await call_from("127.0.0.2", tunnel) as visitor:
+            line = encode_v1(("192.0.2.1", 4), ("203.0.113.1", 80))
+            await visitor.send_all(line)
+            assert await read_exactly(server, len(line)) == line
+            assert list(tunnel.visitors.values()) == [visitor.socket.getsockname()]
+
+    async def test_a_slow_proxy_holds_nobody_up_and_is_given_up(
+        self, service: TunnelService, mock_clock: MockClock
+    ) -> None:
+        tunnel = await open_tunnel(service)
+        slow = await connect(tunnel.client_uri)
+        await slow.send_all(b"PROXY TCP4 ")
+        await wait_all_tasks_blocked()
+        quick = await connect(tunnel.client_uri)
+        await quick.send_all(b"PROXY UNKNOWN\r\n")
+        await until_waiting(tunnel, 1)
+        mock_clock.jump(PROXIED.proxy_header_timeout - 0.1)
+        await wait_all_tasks_blocked()
+        assert not tunnel.refusals
+        mock_clock.jump(0.2)
+        assert await is_dropped(slow)
+        assert refused(tunnel) == {"header": 1}
+        assert tunnel.waiting == 1
+
+    async def test_no_header_a_wrong_one_or_a_reset_is_closed_and_counted(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        for said in (b"GET / HTTP/1.1\r\n", b"PROXY TCP4 nobody\r\n"):
+            proxy = await connect(tunnel.client_uri)
+            await proxy.send_all(said)
+            assert await is_dropped(proxy)
+        reset(await connect(tunnel.client_uri))
+        await (await connect(tunnel.client_uri)).send_eof()
+        while tunnel.refusals[Refused.HEADER] < 4:
+            await trio.lowlevel.checkpoint()
+
+    async def test_those_who_say_nothing_are_as_many_as_may_wait(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        silent = [await connect(tunnel.client_uri) for _ in range(2)]
+        while tunnel._client_side._hearing < 2:
+            await trio.lowlevel.checkpoint()
+        assert await is_dropped(await connect(tunnel.client_uri))
+        assert refused(tunnel) == {"full": 1}
+        await silent[0].aclose()
+        while tunnel._client_side._hearing > 1:
+            await trio.lowlevel.checkpoint()
+        await (await connect(tunnel.client_uri)).send_all(b"PROXY UNKNOWN\r\n")
+        await until_waiting(tunnel, 1)
+
+    async def test_whoever_is_named_after_the_tunnel_drains_is_turned_away(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        server = await connect(tunnel.server_uri)
+        relayed = await connect(tunnel.client_uri)
+        await relayed.send_all(b"PROXY UNKNOWN\r\n")
+        await until_served(tunnel, 1)
+        late = await connect(tunnel.client_uri)
+        while not tunnel._client_side._hearing:
+            await trio.lowlevel.checkpoint()
+        tunnel.drain()
+        await late.send_all(b"PROXY UNKNOWN\r\n")
+        assert await is_dropped(late)
+        assert await is_refused(tunnel.client_uri)
+        await relayed.send_all(b"x")
+        assert await read_exactly(server, 1) == b"x"
+
+    async def test_closing_drops_whoever_is_being_asked(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        silent = await connect(tunnel.client_uri)
+        while not tunnel._client_side._hearing:
+            await trio.lowlevel.checkpoint()
+        await service.close(tunnel.id)
+        assert await is_dropped(silent)
