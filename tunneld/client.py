@@ -20,6 +20,7 @@ import trio
 from tunneld.endpoint import Endpoint, parse_host_port, unmap
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, UsageError, reason_of
 from tunneld.exchange import Answer, Exchange, Record, why
+from tunneld.login import authenticate
 from tunneld.wire.lines import Request, Value
 
 PROTOCOL = "1"
@@ -32,14 +33,22 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 @asynccontextmanager
-async def connect(relay: str, *, tls: ssl.SSLContext | None = None, timeout: float = 10.0) -> AsyncIterator[Client]:
+async def connect(
+    relay: str,
+    *,
+    tls: ssl.SSLContext | None = None,
+    timeout: float = 10.0,
+    credential: tuple[str, str] | None = None,
+) -> AsyncIterator[Client]:
     """Connect to a relay's control port; the connection ends with the `async with`, its tunnels stay.
 
     `relay` is `HOST:PORT`, `tcp://HOST:PORT` or `tls://HOST:PORT`. A context in `tls` means TLS in any case;
     `tls://` without one checks the relay's certificate as the system does. `timeout` is in seconds and bounds each
-    step: to reach the relay, to shake hands, to be greeted, and later each answer.
+    step: to reach the relay, to shake hands, to be greeted, and later each answer. `credential` is a name and its
+    secret, which is proved and never sent; the relay must prove that it knows it, too.
 
-    Raises `UsageError`, `RelayUnreachableError`, `RemoteProtocolError` (not a tunneld), `RefusedError` (it is full).
+    Raises `UsageError`, `RelayUnreachableError`, `RemoteProtocolError` (not a tunneld, or not the one that knows the
+    secret), `RefusedError` (it is full, or the secret is wrong), `NotAllowedError` (it wants a credential).
 
         async with connect("tls://relay.example.org:7010", tls=client_tls_context("ca.pem")) as client:
             print(await client.status())
@@ -48,7 +57,8 @@ async def connect(relay: str, *, tls: ssl.SSLContext | None = None, timeout: flo
     stream = await _dial(endpoint, tls, timeout)
     try:
         exchange = Exchange(str(endpoint), stream, timeout)
-        version = await _hear_greeting(exchange, endpoint)
+        version, method = await _hear_greeting(exchange, endpoint)
+        await authenticate(exchange, endpoint, method, credential)
         yield Client(endpoint, version, _ends(stream), exchange)
     finally:
         with trio.move_on_after(GOODBYE):
@@ -215,8 +225,8 @@ def _ends(stream: Stream) -> tuple[str, str]:
         return "", ""  # gone between the greeting and here; the next call says so
 
 
-async def _hear_greeting(exchange: Exchange, endpoint: Endpoint) -> str:
-    """The relay's version, out of `tunneld VERSION protocol=1 auth=none`."""
+async def _hear_greeting(exchange: Exchange, endpoint: Endpoint) -> tuple[str, str]:
+    """The relay's version and how it wants us to authenticate, out of `tunneld VERSION protocol=1 auth=none`."""
     where = "give the address of a control port"
     try:
         greeting = await exchange.hear_greeting()
@@ -228,9 +238,10 @@ async def _hear_greeting(exchange: Exchange, endpoint: Endpoint) -> str:
     name, version, *facts = [*greeting.split(), "", ""]
     if name != "tunneld":
         raise RemoteProtocolError(f"relay {endpoint} is no tunneld: it said {greeting!r}; {where}")
-    protocol = dict(fact.partition("=")[::2] for fact in facts).get("protocol", "")
+    named = dict(fact.partition("=")[::2] for fact in facts)
+    protocol = named.get("protocol", "")
     if protocol != PROTOCOL:
         raise RemoteProtocolError(
             f"relay {endpoint} speaks protocol {protocol!r}, we speak {PROTOCOL}; update the older one"
         )
-    return version
+    return version, named.get("auth", "none")

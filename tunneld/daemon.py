@@ -26,6 +26,7 @@ from tunneld import __version__, config, log, net, notify
 from tunneld.config.schema import Settings
 from tunneld.control import http
 from tunneld.control.commands import executor
+from tunneld.control.gate import Gate
 from tunneld.control.server import serve_lines
 from tunneld.errors import ConfigError
 from tunneld.relay import new_engine
@@ -63,6 +64,7 @@ class Daemon:
         self._load = load
         self._engine = new_engine(accept_backoff=settings.tunnels.accept_backoff)
         self.service = TunnelService(lambda: self.settings, self._engine)
+        self._gate = Gate(lambda: self.settings.credential)
         self._drain_asked = trio.Event()
         self._stop = trio.CancelScope()
 
@@ -112,6 +114,7 @@ class Daemon:
             changes = config.diff(self.settings, loaded)
             self.settings = config.reloaded(self.settings, loaded)
             log.configure(self.settings.log)
+            self.service.drain_revoked({credential.name for credential in self.settings.credential})
         for change in changes:
             logger.info("setting changed", change=str(change))
         return [
@@ -134,11 +137,11 @@ class Daemon:
         execute = executor(self)
         tls = net.server_tls_context(settings.control.tls) if settings.control.tls else None
         listeners = net.bind_tcp(settings.control.host, settings.control.port)
-        await root.start(serve_lines, listeners, lambda: self.settings.control, tls, execute)
+        await root.start(serve_lines, listeners, lambda: self.settings.control, tls, execute, self._gate)
         logger.info("control listens", uri=net.describe(listeners, "tls" if tls else "tcp"))
         if settings.http.enabled:
             listeners = net.bind_tcp(settings.http.host, settings.http.port)
-            await root.start(http.serve, listeners, settings.http, self)
+            await root.start(http.serve, listeners, settings.http, self, self._gate)
             logger.info("http listens", uri=net.describe(listeners, "http"))
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:

@@ -15,7 +15,7 @@ it costs a test.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -27,14 +27,14 @@ from tunneld.wire.lines import Item, Value
 class Watcher:
     """One subscription: an asynchronous iterator of events, oldest first."""
 
-    def __init__(self, backlog: int, tunnel: str | None) -> None:
+    def __init__(self, backlog: int, wanted: Callable[[str], bool]) -> None:
         self._send, self._receive = trio.open_memory_channel[Item](backlog)
-        self._tunnel = tunnel
+        self._wanted = wanted
         self._lost = 0
 
     def offer(self, event: Item) -> None:
         """Hand over one event, or count it as lost where the backlog is full."""
-        if self._tunnel is not None and event.get("id") != self._tunnel:
+        if not self._wanted(str(event.get("id", ""))):
             return
         try:
             if self._lost:
@@ -70,11 +70,11 @@ class Events:
                 watcher.offer(event)
 
     @asynccontextmanager
-    async def watch(self, backlog: int, tunnel: str | None = None) -> AsyncIterator[Watcher]:
-        """Subscribe for the length of the block, to all tunnels or to the one with this id; `backlog` events are
-        held.
+    async def watch(self, backlog: int, wanted: Callable[[str], bool] = lambda _id: True) -> AsyncIterator[Watcher]:
+        """Subscribe for the length of the block to tunnels whose id is `wanted`, which is asked as each event happens;
+        `backlog` events are held.
         """
-        watcher = Watcher(backlog, tunnel)
+        watcher = Watcher(backlog, wanted)
         self._watchers.add(watcher)
         try:
             yield watcher

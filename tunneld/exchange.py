@@ -181,7 +181,7 @@ def why(error: BaseException) -> str:
     """The reason behind a stream that broke, from the system or from TLS, for a person."""
     cause = error.__cause__ or error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate does not hold: {cause.verify_message}"
+        return f"its certificate does not hold: {cause.verify_message}; give its authority (--ca) or its --pin"
     if isinstance(cause, ssl.SSLError):
         known = {
             "WRONG_VERSION_NUMBER": "it does not speak TLS there; use tcp://",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from tunneld.endpoint import format_peer
 from tunneld.errors import ConfigError, LimitReachedError, ListenError, ShortageError, TunneldError, reason_of
+from tunneld.pin import PinnedContext
 
 if TYPE_CHECKING:
     from tunneld.config.schema import Tls
@@ -92,21 +93,34 @@ def server_tls_context(settings: Tls, *, table: str = "control.tls") -> ssl.SSLC
 
 
 def client_tls_context(
-    ca: Path | str | None = None, certificate: Path | str | None = None, key: Path | str | None = None
+    ca: Path | str | None = None,
+    certificate: Path | str | None = None,
+    key: Path | str | None = None,
+    *,
+    pin: str | None = None,
 ) -> ssl.SSLContext:
-    """TLS 1.2 or later that believes the system's authorities, or only those in the file `ca`.
+    """TLS 1.2 or later that believes the system's authorities, or those in the file `ca`, or the one certificate with
+    the fingerprint `pin`; or where both are given, only that one from those.
 
-    `certificate` and `key` (by default in the same file) are shown to relays that ask for one. Raises `ConfigError`
-    naming the file.
+    `certificate` and `key` (by default in the same file) are for relays that ask. Raises `ConfigError`, `UsageError`.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = PinnedContext.make(pin) if pin is not None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca is None:
-        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-    else:
+    if ca is not None:
         _load_authorities(context, Path(ca), "ca")
+    elif pin is not None:
+        _believe_anybody(context)  # the pin does not
+    else:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     if certificate is not None:
         _load_certificate(context, Path(certificate), Path(key or certificate))
+    return context
+
+
+def unverified_tls_context(certificate: Path | str | None = None, key: Path | str | None = None) -> ssl.SSLContext:
+    """TLS with whoever answers: safe from nobody who can change what is on the way. As `client_tls_context`."""
+    context = client_tls_context(None, certificate, key)
+    _believe_anybody(context)
     return context
 
 
@@ -209,6 +223,11 @@ def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path, tab
         raise ConfigError(
             [f"{prefix}certificate: {certificate} and {key} are not a PEM certificate and its key"]
         ) from None
+
+
+def _believe_anybody(context: ssl.SSLContext) -> None:
+    context.check_hostname = False  # first, or the next line is refused
+    context.verify_mode = ssl.CERT_NONE
 
 
 def _no_password() -> str:

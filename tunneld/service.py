@@ -9,12 +9,15 @@ The registry below is all the service knows; it is the seam at which several mac
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
 import trio
 
+from tunneld.access import EVERYBODY, Grant, permit
+from tunneld.admission import Refused
 from tunneld.config.schema import Settings
 from tunneld.endpoint import Endpoint, is_wildcard
 from tunneld.errors import DrainingError, LimitReachedError, NoSuchTunnelError
@@ -33,6 +36,7 @@ class Asker:
     host: str  # the address it asks from
     owner: str  # the same for people, as `list` shows it
     local_host: str  # the address of ours that it reached: advertised where nothing better is configured
+    grant: Grant = EVERYBODY  # what it may do, and to whom the tunnel will belong
 
 
 class TunnelService:
@@ -45,10 +49,12 @@ class TunnelService:
         self.opened = 0  # tunnels, ever
         self._past_octets = (0, 0)  # of tunnels that closed: up, down
         self._past_served = 0
+        self._past_refusals = Counter[Refused]()
         self._settings = settings
         self._engine = engine
         self._tunnels: dict[str, Tunnel] = {}
         self._by_server_uri: dict[Endpoint, Tunnel] = {}
+        self._owners: dict[str, str] = {}  # the id of each tunnel, open or opening, and the credential that it is of
         self._ids = itertools.count(1)
         self._nursery: trio.Nursery
 
@@ -63,17 +69,20 @@ class TunnelService:
     async def open_tunnel(self, backend: str, options: TunnelOptions, asker: Asker) -> Tunnel:
         """Open a tunnel; it listens on both sides when this returns.
 
-        Raises `DrainingError`, `LimitReachedError`, `ListenError`, `ShortageError` or `UsageError`; nothing is left
-        behind then.
+        Raises `DrainingError`, `LimitReachedError`, `ListenError`, `NotAllowedError`, `ShortageError` or `UsageError`;
+        nothing is left behind then.
         """
-        settings = self._settings().tunnels
+        settings, grant, backend = self._settings().tunnels, asker.grant, backend.lower()
         if self.draining:
             raise DrainingError("could not open a tunnel: the relay is being drained and takes nothing new")
-        if len(self._tunnels) >= settings.max_tunnels:
+        options = permit(grant, backend, options, asker.host, self._opened_by(grant.name))
+        if len(self._owners) >= settings.max_tunnels:
             raise LimitReachedError(f"could not open a tunnel: {settings.max_tunnels} are open (tunnels.max_tunnels)")
+        if grant.max_visitors is not None and grant.max_visitors < settings.max_visitors:
+            settings = settings.model_copy(update={"max_visitors": grant.max_visitors})
         opening = Opening(
             id=f"t{next(self._ids)}",
-            backend=backend.lower(),
+            backend=backend,
             options=options,
             settings=settings,
             owner=asker.owner,
@@ -81,22 +90,27 @@ class TunnelService:
             advertised_host=settings.advertised_host or self._reachable(settings.host, asker),
         )
         tunnel = Tunnel(opening, self._engine, self.events)
+        self._owners[tunnel.id] = grant.name  # before we wait, or two could squeeze through a limit at once
         await self._nursery.start(self._run, tunnel)
         return tunnel
 
-    def get_tunnel_address(self, uri: str) -> Endpoint:
+    def get_tunnel_address(self, uri: str, grant: Grant = EVERYBODY) -> Endpoint:
         """The URI to advertise for a server URI. Raises `NoSuchTunnelError`, or `UsageError` where `uri` is none."""
         endpoint = Endpoint.parse(uri.strip())
         tunnel = self._by_server_uri.get(endpoint)
-        if tunnel is None:
+        if tunnel is None or not self.is_of(grant, tunnel.id):
             raise NoSuchTunnelError(f"no open tunnel has the server URI {endpoint}")
         return tunnel.client_uri
 
     # What an operator asks
 
-    def tunnels(self) -> Sequence[Tunnel]:
-        """All open tunnels, oldest first."""
-        return list(self._tunnels.values())
+    def tunnels(self, grant: Grant = EVERYBODY) -> Sequence[Tunnel]:
+        """All open tunnels that are there for this grant, oldest first."""
+        return [tunnel for tunnel in self._tunnels.values() if self.is_of(grant, tunnel.id)]
+
+    def is_of(self, grant: Grant, tunnel: str) -> bool:
+        """Whether a tunnel, by its id, is there for this grant: its own, or any for an admin."""
+        return grant.is_admin or grant.name == self._owners.get(tunnel)
 
     @property
     def octets(self) -> tuple[int, int]:
@@ -112,19 +126,24 @@ class TunnelService:
         """Visitors relayed since the start."""
         return self._past_served + sum(tunnel.served for tunnel in self._tunnels.values())
 
-    def find(self, reference: str) -> Tunnel:
-        """The tunnel with this id, server URI or client URI. Raises `NoSuchTunnelError`."""
+    @property
+    def refusals(self) -> Counter[Refused]:
+        """Visitors turned away since the start, by the class of the reason."""
+        return sum((tunnel.refusals for tunnel in self._tunnels.values()), self._past_refusals)
+
+    def find(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
+        """The tunnel with this id, server URI or client URI. Raises `NoSuchTunnelError`, also for one of others."""
         tunnel = self._tunnels.get(reference.lower())
         if tunnel is None and "://" in reference:
             endpoint = Endpoint.parse(reference.strip())
             tunnel = next((t for t in self._tunnels.values() if endpoint in {t.server_uri, t.client_uri}), None)
-        if tunnel is None:
+        if tunnel is None or not self.is_of(grant, tunnel.id):
             raise NoSuchTunnelError(f"no open tunnel is called {reference!r}: give an id or a URI that list shows")
         return tunnel
 
-    async def close(self, reference: str) -> Tunnel:
+    async def close(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
         """Stop one tunnel now; it is gone when this returns. Raises `NoSuchTunnelError`."""
-        tunnel = self.find(reference)
+        tunnel = self.find(reference, grant)
         tunnel.close("closed by request")
         await tunnel.wait_closed()
         return tunnel
@@ -137,7 +156,18 @@ class TunnelService:
         for tunnel in self.tunnels():
             await tunnel.wait_closed()
 
+    def drain_revoked(self, credentials: Collection[str]) -> None:
+        """Drain the tunnels of credentials that are no more among these names."""
+        for tunnel in self.tunnels():
+            owner = self._owners[tunnel.id]
+            if owner and owner not in credentials:
+                log.info("tunnel's credential was removed", tunnel=tunnel.id, credential=owner)
+                tunnel.drain()
+
     # Inside
+
+    def _opened_by(self, name: str) -> int:
+        return sum(owner == name for owner in self._owners.values())
 
     async def _run(self, tunnel: Tunnel, *, task_status: trio.TaskStatus[None]) -> None:
         """One tunnel's life: a bug costs this tunnel, never the daemon."""
@@ -152,9 +182,11 @@ class TunnelService:
         finally:
             del self._tunnels[tunnel.id]
             del self._by_server_uri[tunnel.server_uri]
+            del self._owners[tunnel.id]
             up, down = tunnel.octets
             self._past_octets = (self._past_octets[0] + up, self._past_octets[1] + down)
             self._past_served += tunnel.served
+            self._past_refusals += tunnel.refusals
 
     def _announce(self, tunnel: Tunnel) -> None:
         facts = {

@@ -7,8 +7,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tunneld.config import Control, Daemon, Http, Log, Settings, Tls, Tunnels
+from tunneld.config import Control, Credential, Daemon, Http, Log, Settings, Tls, Tunnels
 from tunneld.endpoint import is_loopback
+from tunneld.wire.verifier import MAX_ITERATIONS, MIN_ITERATIONS, Verifier
 
 SECONDS = st.one_of(
     st.floats(0.001, 365 * 24 * 3600, allow_nan=False), st.sampled_from([0.001, 1.0, 365 * 24 * 3600.0])
@@ -43,6 +44,41 @@ def tls_tables(folder: Path) -> st.SearchStrategy[Tls | None]:
     )
 
 
+def some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """A tuple of one to three, or nothing."""
+    return st.one_of(st.none(), st.lists(values, min_size=1, max_size=3).map(tuple))
+
+
+VERIFIERS = st.builds(
+    Verifier,
+    st.integers(MIN_ITERATIONS, MAX_ITERATIONS),
+    st.binary(min_size=1, max_size=40),
+    st.binary(min_size=32, max_size=32),
+    st.binary(min_size=32, max_size=32),
+)
+NETWORKS = some(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str))
+
+
+@st.composite
+def credentials(draw: st.DrawFn) -> tuple[Credential, ...]:
+    """Up to three with different names, which have their verifiers in the file."""
+    names = draw(st.lists(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,9}", fullmatch=True), max_size=3, unique=True))
+    return tuple(
+        Credential(
+            name=name,
+            role=draw(st.sampled_from(["user", "admin"])),
+            verifier=draw(VERIFIERS),
+            backends=draw(some(st.sampled_from(["tcp", "webmux"]))),
+            ports=draw(some(port_ranges().filter(lambda ports: ports != "0"))),
+            networks=draw(NETWORKS),
+            server_from=draw(NETWORKS),
+            **_all(draw, st.one_of(st.none(), COUNTS), "max_tunnels", "max_visitors"),
+            max_ttl=draw(st.one_of(st.none(), SECONDS)),
+        )
+        for name in names
+    )
+
+
 @st.composite
 def settings(draw: st.DrawFn, folder: Path) -> Settings:
     """Any valid configuration."""
@@ -55,13 +91,26 @@ def settings(draw: st.DrawFn, folder: Path) -> Settings:
             ports=draw(port_ranges()),
             **_all(draw, COUNTS, "max_tunnels", "max_visitors", "max_parked", "max_waiting"),
             **_all(draw, SECONDS, "pairing_timeout", "open_timeout", "linger", "accept_backoff", "keepalive"),
+            **_visitors(draw),
         ),
         daemon=Daemon(drain_timeout=draw(SECONDS), watch_backlog=draw(COUNTS)),
+        credential=draw(credentials()),
         log=Log(
             format=draw(st.sampled_from(["auto", "human", "json"])),
             level=draw(st.sampled_from(["debug", "info", "warning", "error"])),
         ),
     )
+
+
+def _visitors(draw: st.DrawFn) -> dict[str, Any]:
+    networks = st.lists(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str), max_size=3).map(tuple)
+    return {
+        **_all(draw, networks, "allow_from", "deny_from", "trusted_proxies"),
+        "max_per_source": draw(st.one_of(st.none(), COUNTS)),
+        "visitor_rate": draw(st.one_of(st.none(), COUNTS.map(str), COUNTS.map("{}/m".format))),
+        "max_sources": draw(COUNTS),
+        "proxy_header_timeout": draw(SECONDS),
+    }
 
 
 def _control(draw: st.DrawFn, folder: Path) -> Control:

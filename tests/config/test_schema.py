@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from tests.config import strategies
 from tunneld.config import Control, Http, Settings, Tls, Tunnels
-from tunneld.config.schema import parse_port_range
+from tunneld.config.values import parse_port_range
 
 CERTIFICATES = {"certificate": Path("a"), "key": Path("b")}
 

@@ -24,11 +24,16 @@ COMMENTED_OUT = re.compile(r"^#(?=\[|[a-z_]+ = )", re.MULTILINE)
 
 def paths(table: dict[str, Any], prefix: str = "") -> list[str]:
     """The key paths in parsed TOML, in the order of the file."""
-    return [
-        path
-        for name, value in table.items()
-        for path in (paths(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name])
-    ]
+    found = []
+    for name, value in table.items():
+        match value:
+            case dict():
+                found += paths(value, f"{prefix}{name}.")
+            case [dict(), *_]:
+                found += [path for inner in value for path in paths(inner, f"{prefix}{name}.")]
+            case _:
+                found.append(prefix + name)
+    return found
 
 
 def test_the_annotated_default_is_the_built_in_default() -> None:

@@ -16,6 +16,7 @@ import trio
 from tests.support.people import PATIENCE
 from tunneld.config.schema import Http, Settings, Tunnels
 from tunneld.control import http
+from tunneld.control.gate import Gate
 from tunneld.net import bind_tcp
 from tunneld.relay import new_engine
 from tunneld.service import TunnelService
@@ -75,10 +76,11 @@ class Face:
     relay: Relay
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # around `http.serve`
     ended: trio.Event = field(default_factory=trio.Event)
+    gate: Gate | None = None
 
     async def serve(self, listeners: list[socket.socket], *, task_status: trio.TaskStatus[None]) -> None:
         with self.scope:
-            await http.serve(listeners, self.relay.settings.http, self.relay, task_status=task_status)
+            await http.serve(listeners, self.relay.settings.http, self.relay, self.gate, task_status=task_status)
         self.ended.set()
 
     async def end(self) -> None:
@@ -160,7 +162,9 @@ async def read_answer(stream: trio.abc.ReceiveStream, method: str = "GET") -> An
 
 
 @asynccontextmanager
-async def open_face(listeners: list[socket.socket] | None = None, **keys: Any) -> AsyncIterator[Face]:
+async def open_face(
+    listeners: list[socket.socket] | None = None, gate: Gate | None = None, **keys: Any
+) -> AsyncIterator[Face]:
     """A running relay; `keys` are those of `[http]`. Everything in the block ends within `PATIENCE` seconds."""
     settings = Settings(http=Http(**keys), tunnels=Tunnels(ports="0"))
     listeners = listeners or bind_tcp("127.0.0.1", 0)
@@ -171,7 +175,7 @@ async def open_face(listeners: list[socket.socket] | None = None, **keys: Any) -
             await nursery.start(engine.run)
             service = TunnelService(lambda: settings, engine)
             await nursery.start(service.run)
-            face = Face(host, port, Relay(settings, service))
+            face = Face(host, port, Relay(settings, service), gate=gate)
             await nursery.start(face.serve, listeners)
             yield face
             nursery.cancel_scope.cancel()

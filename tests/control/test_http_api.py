@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from tests.control.http_face import Face, open_face, raising, read_answer
-from tunneld.control import commands
+from tunneld.control import verbs
 from tunneld.control.commands import COMMANDS
 from tunneld.control.http.guard import SERVLET
 from tunneld.control.http.problems import INTERNAL
@@ -117,7 +117,7 @@ class TestApi:
             assert ("allow" in answer.headers) == (status == 405)
 
     async def test_a_bug_is_a_problem_without_details_and_logged_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(commands, "describe_tunnel", raising(RuntimeError("the secret")))
+        monkeypatch.setattr(verbs, "describe_tunnel", raising(RuntimeError("the secret")))
         async with open_face() as face:
             await face.post_json("openTunnel")
             with structlog.testing.capture_logs() as logs:

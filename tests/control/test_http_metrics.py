@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.control.http_face import Face, open_face
 from tests.support.people import connect, is_dropped, read_exactly
+from tunneld.admission import Refused
 from tunneld.control.http import metrics
 from tunneld.endpoint import Endpoint
 
@@ -37,6 +38,7 @@ async def test_an_idle_relay_has_every_sample() -> None:
             "tunneld_max_descriptors": 1024,
             "tunneld_tunnels_opened_total": 0,
             "tunneld_visitors_served_total": 0,
+            **{f"tunneld_visitors_refused_total{{reason={kind.value}}}": 0 for kind in Refused},
             "tunneld_relayed_bytes_total{direction=up}": 0,
             "tunneld_relayed_bytes_total{direction=down}": 0,
             "tunneld_tunnels{phase=opening}": 0,
@@ -68,7 +70,7 @@ async def test_counters_count_and_do_not_go_back_when_a_tunnel_closes() -> None:
         after = await scrape(face)
         counters = {name: value for name, value in during.items() if "_total" in name}
         assert counters == {name: value for name, value in after.items() if "_total" in name}
-        assert set(counters.values()) == {1, 8, 6}
+        assert set(counters.values()) == {0, 1, 8, 6}
         assert after["tunneld_visitors"] == sum(v for name, v in after.items() if "phase" in name) == 0
 
 

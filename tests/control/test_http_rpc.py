@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.control.http_face import Answer, Face, open_face, raising
 from tests.support.people import connect, is_dropped, read_exactly
-from tunneld.control import commands
+from tunneld.control import verbs
 from tunneld.control.commands import COMMANDS
 from tunneld.control.http.problems import FAULTS, INTERNAL
 from tunneld.control.http.rpc import ANSWERS_WITH_ITEMS
@@ -101,7 +101,7 @@ async def test_counters_beyond_32_bits_reach_the_stock_client() -> None:
 async def test_a_client_can_look_around() -> None:
     async with open_face() as face:
         methods = await face.with_stock_client(lambda proxy: proxy.system.listMethods())
-        expected = {f"tunnel.{row.verb}" for row in COMMANDS.values()} - {"tunnel.quit", "tunnel.watch"}
+        expected = {f"tunnel.{row.verb}" for row in COMMANDS.values()} - {"tunnel.auth", "tunnel.quit", "tunnel.watch"}
         assert set(methods) == expected  # type: ignore[arg-type]
         told = await face.with_stock_client(lambda proxy: proxy.system.methodHelp("tunnel.close"))
         assert told == "close URI|ID: stop a tunnel now"
@@ -176,7 +176,7 @@ def test_whatever_is_posted_there_is_an_answer_in_xml(body: bytes) -> None:
 
 
 async def test_a_bug_is_a_fault_without_details_and_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "describe_tunnel", raising(RuntimeError("the secret")))
+    monkeypatch.setattr(verbs, "describe_tunnel", raising(RuntimeError("the secret")))
     async with open_face() as face:
         await face.with_stock_client(lambda proxy: proxy.openTunnel())
         with structlog.testing.capture_logs() as logs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -24,13 +25,29 @@ from tunneld.errors import ConfigError, ListenError, LocalProtocolError, UsageEr
 
 MAN = Path(__file__).parents[2] / "man"
 SOURCE = Path(tunneld.__file__).parent
-PAGES = ["tunneld.8", "tunnel.toml.5"]
+PAGES = ["tunneld.8", "tunnel.toml.5", "tunneld-control.7"]
 
 ENTRY_END = re.compile(
     r"^(?:The default is\n\.Ql (?P<default>.+) ;|There is no default;)\n"
     r"(?:(?P<live>a reload applies a change)|a change needs a restart)\.\s*\Z",
     re.MULTILINE,
 )
+
+
+WORDS = {  # what strings are there, of which the schema knows a pattern only
+    "credential.name": "name",
+    "credential.verifier": "verifier",
+    "credential.secret_env": "variable",
+    "credential.certificate": "fingerprint",
+    "credential.backends": "array of backends",
+    "credential.ports": "array of ranges",
+    "credential.networks": "array of networks",
+    "credential.server_from": "array of networks",
+    "tunnels.allow_from": "array of networks",
+    "tunnels.deny_from": "array of networks",
+    "tunnels.trusted_proxies": "array of networks",
+    "tunnels.visitor_rate": "rate",
+}
 
 
 @dataclass(frozen=True)
@@ -64,8 +81,10 @@ def entries() -> dict[str, Entry]:
 
 def takes(key: Key) -> str:
     """What the page should say that a key takes."""
+    if word := WORDS.get(key.path):
+        return word
     kind = key.field.annotation
-    if kind is int:
+    if kind in (int, int | None):
         lowest, highest = bounds(key.field)
         named = {("0", "65535"): "port", ("1", "1000000"): "count"}
         return named.get((lowest, highest), f"octets, between {lowest} and {highest}")
@@ -115,8 +134,14 @@ def flags(text: str) -> set[str]:
     return {f"-{name}" for line in lines for name in re.findall(r"(?:Fl|,) (-?[a-z][a-z-]*)", line)}
 
 
+def commands(action: argparse.Action) -> list[argparse.ArgumentParser]:
+    """The parsers of the commands, where the action is what chooses one."""
+    return list(action.choices.values()) if isinstance(action, argparse._SubParsersAction) else []
+
+
 def test_every_option_is_described_and_no_other_is() -> None:
-    options = {option for action in parser()._actions for option in action.option_strings}
+    parsers = [parser(), *(inner for action in parser()._actions for inner in commands(action))]
+    options = {option for made in parsers for action in made._actions for option in action.option_strings}
     described = "\n".join(line for line in section("DESCRIPTION").splitlines() if line.startswith(".It Fl"))
     assert flags(described) == options
     assert flags(section("SYNOPSIS")) == options - {"-h"}

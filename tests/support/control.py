@@ -12,6 +12,7 @@ import trio
 from tests.support.people import PATIENCE, connect
 from tunneld import net
 from tunneld.config.schema import Control
+from tunneld.control.gate import Gate
 from tunneld.control.reply import Caller, Reply
 from tunneld.control.server import serve_lines
 from tunneld.endpoint import Endpoint
@@ -161,6 +162,7 @@ async def running_server(
     tls: ssl.SSLContext | None = None,
     host: str = "127.0.0.1",
     patience: float = PATIENCE,
+    gate: Gate | None = None,
 ) -> AsyncIterator[Server]:
     """A control server on a free port of loopback; the `async with` may take `patience` seconds of the test's clock."""
     listeners = net.bind_tcp(host, 0)
@@ -170,7 +172,7 @@ async def running_server(
 
     async def serve(task_status: trio.TaskStatus[None]) -> None:
         with server.scope:
-            await serve_lines(listeners, lambda: server.settings, tls, server.script, task_status=task_status)
+            await serve_lines(listeners, lambda: server.settings, tls, server.script, gate, task_status=task_status)
 
     with trio.fail_after(patience):
         async with trio.open_nursery() as nursery:

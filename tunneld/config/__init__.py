@@ -1,6 +1,7 @@
 """The configuration: tunnel.toml as frozen values, read strictly, written back completely, compared purely."""
 
 from tunneld.config.changes import Change, diff, reloaded
+from tunneld.config.credentials import Credential, make_verifier
 from tunneld.config.file import dump, load
 from tunneld.config.places import find_config
 from tunneld.config.schema import Control, Daemon, Http, Log, Settings, Tls, Tunnels
@@ -8,6 +9,7 @@ from tunneld.config.schema import Control, Daemon, Http, Log, Settings, Tls, Tun
 __all__ = [
     "Change",
     "Control",
+    "Credential",
     "Daemon",
     "Http",
     "Log",
@@ -18,5 +20,6 @@ __all__ = [
     "dump",
     "find_config",
     "load",
+    "make_verifier",
     "reloaded",
 ]

@@ -1,7 +1,7 @@
 """Certificate and key files: found, readable, and fit for each other before the daemon says it is ready.
 
-Functions for the schema. They touch the disk only while a file is being loaded, which the validation context tells:
-it is the folder that relative paths start from.
+Functions for the schema. They touch the disk only while a file is being loaded, which the validation context
+tells: it has the folder that relative paths start from.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationInfo
 
+from tunneld.config.context import Loading
 from tunneld.config.literals import literal
 from tunneld.errors import reason_of
 
@@ -22,8 +23,8 @@ def locate(value: Path | None, info: ValidationInfo) -> Path | None:
     """
     if value is None or info.context is None:
         return value
-    folder: Path = info.context
-    path = folder / value
+    loading: Loading = info.context
+    path = loading.folder / value
     try:
         str(path).encode()  # --print-config must be able to write it down
         with path.open("rb") as file:

@@ -6,12 +6,14 @@ now = reloaded(now, loaded)          what holds from here on: live keys as loade
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 from tunneld.config.keys import keys, subtable
 from tunneld.config.literals import literal
-from tunneld.config.schema import RESTART, Settings, Table
+from tunneld.config.schema import Settings
+from tunneld.config.values import RESTART, Table
 
 AnyTable = TypeVar("AnyTable", bound=Table)
 
@@ -31,9 +33,26 @@ class Change:
 
 
 def diff(old: Settings, new: Settings) -> list[Change]:
-    """The keys that differ, in the order of the schema."""
-    pairs = ((key, value(old, key.path), value(new, key.path)) for key in keys())
-    return [Change(key.path, before, after, key.live) for key, before, after in pairs if before != after]
+    """The keys that differ, in the order of the schema, credentials last and each by its name."""
+    pairs = ((key, value(old, key.path), value(new, key.path)) for key in keys() if not key.repeated)
+    changes = [Change(key.path, before, after, key.live) for key, before, after in pairs if before != after]
+    return [*changes, *_of_credentials(old, new)]
+
+
+def _of_credentials(old: Settings, new: Settings) -> Iterator[Change]:
+    """One change for a credential that comes or goes, else one for each of its keys. Secrets are not shown."""
+    before = {credential.name: credential for credential in old.credential}
+    after = {credential.name: credential for credential in new.credential}
+    for name in {**before, **after}:
+        path, was, now = f"credential.{name}", before.get(name), after.get(name)
+        if was is None or now is None:
+            yield Change(path, None if was is None else was.role, None if now is None else now.role, live=True)
+            continue
+        pairs = [(key, getattr(was, key), getattr(now, key)) for key in type(now).model_fields]
+        changes = [Change(f"{path}.{key}", one, other, live=True) for key, one, other in pairs if one != other]
+        if was.proof != now.proof and not changes:
+            changes = [Change(f"{path}.secret", "as it was", "another one", live=True)]  # its file has changed
+        yield from changes
 
 
 def reloaded(old: AnyTable, new: AnyTable) -> AnyTable:

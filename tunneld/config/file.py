@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from tunneld.config.context import Loading
 from tunneld.config.problems import sentences
 from tunneld.config.schema import Settings
 from tunneld.errors import ConfigError, reason_of
@@ -38,11 +39,15 @@ def load(path: Path) -> Settings:
 
 def parse(content: bytes, folder: Path) -> Settings:
     """The settings in a file's content. Raises `pydantic.ValidationError`, or `ValueError` when it is not TOML."""
-    return Settings.model_validate(_toml(_text(content)), context=folder)
+    tables = _toml(_text(content))
+    return Settings.model_validate(tables, context=Loading(folder, credentials=bool(tables.get("credential"))))
 
 
 def dump(settings: Settings) -> str:
-    """All keys with their values, defaults included; what is not set (`[control.tls]`, `client_ca`) is left out."""
+    """All keys with their values, defaults included; what is not set (`[control.tls]`, `client_ca`) is left out.
+
+    Of secrets it has what the file has: verifiers, and where the others are.
+    """
     return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
 
 

@@ -4,43 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
+from typing import get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from tunneld.config.schema import RESTART, Settings, Table
+from tunneld.config.schema import Settings
+from tunneld.config.values import RESTART, Table
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: its path (`tunnels.linger`), its field in the schema, and whether a reload applies a change of it."""
+    """One key: its path (`tunnels.linger`), its field in the schema, whether a reload applies a change of it, and
+    whether its table may be there many times (`credential.name`).
+    """
 
     path: str
     field: FieldInfo
     live: bool
+    repeated: bool = False
 
 
-def keys(table: type[Table] = Settings, prefix: str = "", live: bool = True) -> Iterator[Key]:
+def keys(table: type[Table] = Settings, prefix: str = "", live: bool = True, repeated: bool = False) -> Iterator[Key]:
     """All keys of a table and of the tables in it, in schema order; `live` is what the table around says."""
     for name, field in table.model_fields.items():
         path, field_live = prefix + name, live and RESTART not in field.metadata
-        inner = subtable(field)
-        if inner is None:
-            yield Key(path, field, field_live)
+        if inner := subtable(field):
+            yield from keys(inner, f"{path}.", field_live, repeated)
+        elif inner := element(field):
+            yield from keys(inner, f"{path}.", field_live, repeated=True)
         else:
-            yield from keys(inner, f"{path}.", field_live)
+            yield Key(path, field, field_live, repeated)
 
 
 def tables(table: type[Table] = Settings, prefix: str = "") -> Iterator[tuple[str, type[Table]]]:
     """All tables with their paths: `("", Settings)`, `("control", Control)`, `("control.tls", Tls)`, ..."""
     yield prefix, table
     for name, field in table.model_fields.items():
-        inner = subtable(field)
+        inner = subtable(field) or element(field)
         if inner is not None:
             yield from tables(inner, f"{prefix}.{name}".removeprefix("."))
 
 
 def subtable(field: FieldInfo) -> type[Table] | None:
-    """The class of the table that a field holds, or None for a plain key."""
+    """The class of the table that a field holds, or None for a plain key and for an array."""
+    return None if get_origin(field.annotation) is tuple else _table_in(field)
+
+
+def element(field: FieldInfo) -> type[Table] | None:
+    """The class of the tables in the array that a field holds, or None for any other field."""
+    return _table_in(field) if get_origin(field.annotation) is tuple else None
+
+
+def _table_in(field: FieldInfo) -> type[Table] | None:
     kinds = get_args(field.annotation) or (field.annotation,)
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Table)), None)

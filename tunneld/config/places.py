@@ -22,6 +22,14 @@ def find_config() -> Path | None:
     return next((path for path in (_user_config(), SYSTEM_CONFIG) if path is not None and _is_there(path)), None)
 
 
+def default_config() -> Path:
+    """Where a new configuration file belongs, so that `find_config` finds it: root's is the system's."""
+    if named := os.environ.get("TUNNELD_CONFIG"):
+        return Path(named)
+    user = None if os.geteuid() == 0 else _user_config()
+    return user or SYSTEM_CONFIG
+
+
 def _user_config() -> Path | None:
     folder = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     if not folder.is_absolute():  # the specification: a relative path there is to be ignored

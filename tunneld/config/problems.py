@@ -66,17 +66,17 @@ def bounds(field: FieldInfo) -> tuple[str, str]:
 
 
 def _field(path: Sequence[str | int]) -> FieldInfo:
-    """The schema's field behind a key path; an index into an array belongs to the array's key."""
+    """The schema's field behind a key path; an index into an array belongs to the array's key or table."""
     name = ".".join(part for part in path if isinstance(part, str))
     return next(key.field for key in keys() if key.path == name)
 
 
 def _unrecognized(path: Sequence[str | int], kind: str) -> str:
     """Very near in its own table or in another; else somewhat near in its own; else what the table has."""
-    *outer, name = [str(part) for part in path]
+    *outer, name = [part for part in path if isinstance(part, str)]
     table = ".".join(outer)
     siblings = list(dict(tables())[table].model_fields)
-    elsewhere = {key.path.rpartition(".")[2]: key.path for key in keys()}
+    elsewhere = {key.path.rpartition(".")[2]: key.path for key in reversed(list(keys()))}  # of two, the first
     if near := get_close_matches(name, siblings, n=1, cutoff=0.8):
         hint = f"did you mean {near[0]}?"
     elif far := get_close_matches(name, elsewhere, n=1, cutoff=0.8):

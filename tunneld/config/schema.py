@@ -10,42 +10,30 @@ key marked `RESTART` is read once, when the daemon starts; every other key is re
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tunneld.config.certificates import check_authority, check_pair, locate
+from tunneld.config.context import Loading
+from tunneld.config.credentials import Credential, check_unique
 from tunneld.config.literals import literal
-from tunneld.endpoint import MAX_PORT, is_loopback, is_wildcard, parse_host
+from tunneld.config.values import (
+    KIB,
+    MINUTE,
+    RESTART,
+    Body,
+    Count,
+    File,
+    Guard,
+    Port,
+    Seconds,
+    Table,
+    parse_port_range,
+)
+from tunneld.config.visitors import NetworkList, VisitorRate
+from tunneld.endpoint import is_loopback, is_wildcard, parse_host
 from tunneld.errors import UsageError
-
-KIB = 1024
-MINUTE = 60.0
-HOUR = 60 * MINUTE
-MILLISECOND = 0.001  # the shortest wait a scheduler keeps; nothing below it is meant
-
-
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """Marks a key, or a whole table, that a reload cannot apply: its value is in a socket that is already open."""
-
-
-RESTART = Restart()
-
-Seconds = Annotated[float, Field(ge=MILLISECOND, le=365 * 24 * HOUR, allow_inf_nan=False)]
-Port = Annotated[int, Field(ge=0, le=MAX_PORT)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Body = Annotated[int, Field(ge=KIB, le=1024 * KIB)]
-File = Annotated[Path, Field(strict=False)]
-Guard = Annotated[bool, Field(validate_default=True)]
-
-
-class Table(BaseModel):
-    """What all tables share: unknown keys are refused, types are not guessed, values do not change."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 def _host(value: str) -> str:
@@ -92,7 +80,7 @@ class Tls(Table):
 class Control(Table):
     """`[control]`: the line protocol, tunneld-control(7)."""
 
-    host: Annotated[str, RESTART] = "127.0.0.1"  # nobody is asked for credentials, so only this machine may speak
+    host: Annotated[str, RESTART] = "127.0.0.1"  # without credentials nobody is asked, so only this machine may speak
     port: Annotated[Port, RESTART] = 7010
     tls: Annotated[Tls | None, RESTART] = None
     open_to_anyone: Annotated[Guard, RESTART] = False
@@ -110,10 +98,18 @@ class Control(Table):
         decided = {"host", "tls"} <= info.data.keys()
         if decided and not value and not is_loopback(info.data["host"]):
             tls: Tls | None = info.data["tls"]
-            if tls is None or tls.client_ca is None:
+            credentials = isinstance(info.context, Loading) and info.context.credentials
+            if credentials and tls is None:
+                raise ValueError(
+                    f"is false, but host {literal(info.data['host'])} has credentials and no [control.tls]: whoever is "
+                    "on the way takes a connection over once it has authenticated; add that table, or open_to_anyone "
+                    "= true where the way is safe"
+                )
+            if not credentials and (tls is None or tls.client_ca is None):
                 raise ValueError(
                     f"is false, but host {literal(info.data['host'])} lets strangers open tunnels: set tls.client_ca "
-                    "so that only your certificates may, or open_to_anyone = true where a firewall stands in front"
+                    "so that only your certificates may, add a [[credential]] and [control.tls], or open_to_anyone = "
+                    "true where a firewall stands in front"
                 )
         return value
 
@@ -161,6 +157,13 @@ class Tunnels(Table):
     linger: Seconds = MINUTE  # a half-closed relay without a byte for so long is abandoned
     accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no spinning, yet nobody notices the pause
     keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs forget idle connections after 2 minutes and more
+    allow_from: NetworkList = ()
+    deny_from: NetworkList = ()
+    max_per_source: Annotated[int | None, Field(ge=1, le=1_000_000)] = None  # whole offices come from one address
+    visitor_rate: VisitorRate | None = None
+    max_sources: Count = 16_384  # per tunnel: 150 octets each, a tenth of what max_visitors relays take
+    trusted_proxies: NetworkList = ()
+    proxy_header_timeout: Seconds = 5.0  # the specification asks for 3 s at least: a lost packet comes again by then
 
     _check_hosts = field_validator("host", "advertised_host")(_host)
 
@@ -205,18 +208,19 @@ class Settings(Table):
     tunnels: Tunnels = Tunnels()
     daemon: Daemon = Daemon()
     log: Log = Log()
+    credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()
 
-
-def parse_port_range(text: str) -> range:
-    """Read `FIRST-LAST`, one port, or `0` for any free port. Raises `ValueError`."""
-    first, dash, last = text.partition("-")
-    if not all(part.isascii() and part.isdigit() for part in (first, last or first)) or (dash and not last):
-        raise ValueError(f"{literal(text)} is not a range of ports: neither FIRST-LAST nor 0")
-    if len(first) > len(str(MAX_PORT)) or len(last) > len(str(MAX_PORT)):
-        raise ValueError(f"{literal(text)} is not a range of ports: it reaches outside 1-{MAX_PORT}")
-    ports = range(int(first), int(last or first) + 1)
-    if not ports:
-        raise ValueError(f"{literal(text)} is not a range of ports: {first} lies behind {last}")
-    if ports[-1] > MAX_PORT or (ports[0] == 0 and len(ports) > 1):
-        raise ValueError(f"{literal(text)} is not a range of ports: it reaches outside 1-{MAX_PORT}")
-    return ports
+    @field_validator("credential")
+    @classmethod
+    def _check_credentials(cls, value: tuple[Credential, ...], info: ValidationInfo) -> tuple[Credential, ...]:
+        """Each on its own is right by now; are they together?"""
+        check_unique(value)
+        control: Control | None = info.data.get("control")
+        if control is not None and (control.tls is None or control.tls.client_ca is None):
+            for credential in value:
+                if credential.certificate is not None:
+                    raise ValueError(
+                        f"{literal(credential.name)} has a certificate, but without control.tls.client_ca nobody is "
+                        "asked for one"
+                    )
+        return value

@@ -7,10 +7,11 @@ description.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -18,8 +19,9 @@ import trio
 
 from tunneld.config.schema import Control
 from tunneld.control.connection import Connection, PeerLeftError
-from tunneld.control.reply import Caller, Execute, Reply
-from tunneld.errors import RemoteProtocolError, TunneldError, UsageError
+from tunneld.control.entry import AUTH, MAX_FAILURES, Entry
+from tunneld.control.reply import Execute, Reply
+from tunneld.errors import LimitReachedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.wire.lines import Item, Request, format_err, format_item, format_ok, parse_request
 
 MAX_MISTAKES = 10
@@ -41,22 +43,35 @@ class Conversation:
     """One peer and everything it asks."""
 
     connection: Connection
-    caller: Caller
+    entry: Entry
     settings: Callable[[], Control]
     execute: Execute
     log: structlog.stdlib.BoundLogger
+    opening: trio.CancelScope = field(default_factory=trio.CancelScope)  # ends the wait for a stranger to be known
 
-    async def run(self, greeting: str) -> None:
-        """Talk until the peer ends, quits, idles or talks nonsense. Raises `PeerLeftError` when it breaks the
-        connection.
+    async def run(self, greeting: str, deadline: float) -> None:
+        """Talk until the peer ends, quits, idles or talks nonsense, or is a stranger still at `deadline` (a time of
+        Trio's clock). Raises `PeerLeftError` when it breaks the connection.
         """
+        if self.entry.grant is None:
+            self.opening.deadline = deadline
+        with self.opening:
+            await self._talk(greeting)
+        if self.opening.cancelled_caught:
+            self.log.info("control connection ended: nobody authenticated in time")
+            await self._hang_up(LimitReachedError("nobody authenticated in time (control.handshake_timeout)"))
+
+    async def _talk(self, greeting: str) -> None:
         await self.connection.send(format_ok(greeting))
         try:
             await self._answer_all()
         except RemoteProtocolError as error:
             self.log.info("control connection ended: not our protocol", reason=str(error))
-            await self.connection.send(format_err(error.code, str(error)))
-            await self.connection.read_away()
+            await self._hang_up(error)
+
+    async def _hang_up(self, error: TunneldError) -> None:
+        await self.connection.send(format_err(error.code, str(error)))
+        await self.connection.read_away()
 
     async def _answer_all(self) -> None:
         mistakes = 0
@@ -93,12 +108,15 @@ class Conversation:
     async def _answer(self, request: Request) -> bool:
         """Carry out one request and say how it went. True when the conversation is over."""
         try:
-            reply = await self.execute(request, self.caller)
+            reply = await self._carry_out(request)
             await self._send_reply(reply)
         except PeerLeftError:
             raise
         except TunneldError as error:
             self.log.debug("control request refused", verb=request.verb, code=error.code, reason=str(error))
+            if self.entry.failures >= MAX_FAILURES:
+                await self._hang_up(error)
+                return True
             await self.connection.send(format_err(error.code, str(error)))
         except Exception:
             self.log.exception("control request failed: a bug", verb=request.verb)
@@ -108,6 +126,14 @@ class Conversation:
         else:
             return reply.closing
         return False
+
+    async def _carry_out(self, request: Request) -> Reply:
+        if request.verb != AUTH:
+            return await self.execute(request, self.entry.caller)
+        reply = self.entry.answer(request)
+        if self.entry.grant is not None:
+            self.opening.deadline = math.inf
+        return reply
 
     async def _send_reply(self, reply: Reply) -> None:
         closing: AbstractAsyncContextManager[Any] = aclosing(reply.stream) if reply.stream else nullcontext()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from tunneld.access import Grant
 from tunneld.wire.lines import Item, Request
 
 
@@ -12,13 +13,15 @@ from tunneld.wire.lines import Item, Request
 class Caller:
     """Who asks.
 
-    `host` is the address of the peer without its port, `owner` is what `list` shows (`203.0.113.5:41234`),
-    `local_host` is our address on which the request came in: the one that this caller can reach us at.
+    `host` is the address of the peer without its port, `owner` is what `list` shows (`203.0.113.5:41234`, behind the
+    name of a credential and an @ where it has one), `local_host` is our address on which the request came in: the one
+    that this caller can reach us at. `grant` is what it may do; None for somebody who has not authenticated.
     """
 
     host: str
     owner: str
     local_host: str
+    grant: Grant | None
 
 
 @dataclass(frozen=True, slots=True)

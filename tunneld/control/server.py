@@ -2,11 +2,12 @@
 
 serve_lines
 ├─ accept ×listener        never waits for a peer: over the cap it says so and hangs up
-└─ connection ×N           TLS handshake under one deadline, then a conversation
+└─ connection ×N           TLS handshake and authentication under one deadline, then a conversation
 """
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from tunneld import __version__
 from tunneld.config.schema import Control
 from tunneld.control.connection import TLS_HANDSHAKE, Connection, PeerLeftError, why
 from tunneld.control.conversation import Conversation
-from tunneld.control.reply import Caller, Execute
+from tunneld.control.entry import Entry
+from tunneld.control.gate import Gate
+from tunneld.control.reply import Execute
 from tunneld.endpoint import format_peer, unmap
 from tunneld.errors import reason_of
 from tunneld.wire.lines import format_err
@@ -35,15 +38,17 @@ async def serve_lines(
     settings: Callable[[], Control],
     tls: ssl.SSLContext | None,
     execute: Execute,
+    gate: Gate | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the control protocol on `listeners`, which it owns from here on, until cancelled; then every connection
     is closed.
 
-    `settings` is asked anew each time, so a reload applies to connections that are open.
+    `settings` is asked anew each time, so a reload applies to connections that are open. Without a `gate` everybody
+    is admitted, and is an admin.
     """
-    server = _Server(settings, tls, execute)
+    server = _Server(settings, tls, execute, gate or Gate(lambda: ()))
     async with trio.open_nursery() as nursery:
         for listener in listeners:
             nursery.start_soon(server.accept, listener, nursery)
@@ -51,15 +56,16 @@ async def serve_lines(
 
 
 class _Server:
-    def __init__(self, settings: Callable[[], Control], tls: ssl.SSLContext | None, execute: Execute) -> None:
+    def __init__(
+        self, settings: Callable[[], Control], tls: ssl.SSLContext | None, execute: Execute, gate: Gate
+    ) -> None:
         self._settings = settings
         self._tls = tls
         self._execute = execute
+        self._gate = gate
         self._connections = 0
         self._full = False  # these two: said once, not once a connection
         self._failing = False
-        certificate = tls is not None and tls.verify_mode == ssl.CERT_REQUIRED
-        self._greeting = f"tunneld {__version__} protocol=1 auth={'certificate' if certificate else 'none'}"
 
     async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         """Accept for ever. `nursery` owns the connections, as it owns this task."""
@@ -87,25 +93,26 @@ class _Server:
         if self._connections < limit:
             self._full = False
             self._connections += 1
-            nursery.start_soon(self._serve, trio.SocketStream(trio.socket.from_stdlib_socket(connection)))
+            deadline = trio.current_time() + self._settings().handshake_timeout
+            nursery.start_soon(self._serve, trio.SocketStream(trio.socket.from_stdlib_socket(connection)), deadline)
             return
         if not self._full:
             log.warning("control turns connections away", max_connections=limit)
         self._full = True
         _turn_away(connection, limit)
 
-    async def _serve(self, transport: trio.SocketStream) -> None:
-        """One connection, whatever happens on it."""
+    async def _serve(self, transport: trio.SocketStream, deadline: float) -> None:
+        """One connection, whatever happens on it; a stranger has until `deadline`, a time of Trio's clock."""
         bound = log
         try:
             async with transport:
-                caller = _caller(transport.socket)
-                bound = log.bind(peer=caller.owner)
+                bound = log.bind(peer=format_peer(transport.socket.getpeername()))
                 bound.debug("control connection came")
-                if (stream := await self._encrypt(transport, bound)) is not None:
+                if (stream := await self._encrypt(transport, deadline, bound)) is not None:
                     async with Connection(stream, self._settings) as connection:
-                        conversation = Conversation(connection, caller, self._settings, self._execute, bound)
-                        await conversation.run(self._greeting)
+                        entry = _enter(self._gate, transport.socket, stream)
+                        conversation = Conversation(connection, entry, self._settings, self._execute, bound)
+                        await conversation.run(f"tunneld {__version__} protocol=1 auth={entry.method}", deadline)
                 bound.debug("control connection ended")
         except (PeerLeftError, trio.BrokenResourceError, OSError) as error:
             bound.debug("control connection lost", reason=str(error))
@@ -115,14 +122,13 @@ class _Server:
             self._connections -= 1
 
     async def _encrypt(
-        self, transport: trio.SocketStream, bound: structlog.stdlib.BoundLogger
+        self, transport: trio.SocketStream, deadline: float, bound: structlog.stdlib.BoundLogger
     ) -> trio.abc.Stream | None:
         """The stream to talk on; None where TLS is wanted and the peer does not manage it in time."""
         if self._tls is None:
             return transport
-        patience = self._settings().handshake_timeout
-        reason = f"not done in {patience:g} s"
-        with trio.move_on_after(patience):
+        reason = f"not done in {self._settings().handshake_timeout:g} s"
+        with trio.move_on_at(deadline):
             try:
                 return await _shake_hands(transport, self._tls, self._settings)
             except PeerLeftError as error:
@@ -148,10 +154,13 @@ async def _shake_hands(
     return stream
 
 
-def _caller(connection: trio.socket.SocketType) -> Caller:
+def _enter(gate: Gate, connection: trio.socket.SocketType, stream: trio.abc.Stream) -> Entry:
     """Who is at the other end. Raises `OSError` where it left already."""
     peer = connection.getpeername()
-    return Caller(host=unmap(peer[0]), owner=format_peer(peer), local_host=unmap(connection.getsockname()[0]))
+    certificate = None
+    if isinstance(stream, trio.SSLStream) and (shown := stream.getpeercert(binary_form=True)) is not None:
+        certificate = f"sha256:{hashlib.sha256(shown).hexdigest()}"  # TLS keeps only those that it has verified
+    return Entry(gate, unmap(peer[0]), format_peer(peer), unmap(connection.getsockname()[0]), certificate)
 
 
 def _turn_away(connection: socket.socket, limit: int) -> None:

@@ -13,6 +13,7 @@ A request passes these rooms, outermost first:
     connection.py  octets to and from Hypercorn, which makes requests of them: all of it bounded in time
     shell.py       headers of every response; an exception that nobody meant becomes a 500; bodies nobody wanted go
     guard.py       turns away what a page on another site could send through a visitor's browser
+    porter.py      finds out who asks, by a name and a secret
     app.py         routes
     a face         makes a `Request` of it (words.py), carries it out, and words the answer
 """

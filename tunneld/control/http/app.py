@@ -15,16 +15,21 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tunneld.control.commands import Daemon, executor
+from tunneld.access import Role, check_role
+from tunneld.control.commands import executor
+from tunneld.control.gate import Gate
 from tunneld.control.http.api import answer_api
 from tunneld.control.http.body import read_body
 from tunneld.control.http.guard import SERVLET, Guard
 from tunneld.control.http.metrics import answer_metrics, new_registry
+from tunneld.control.http.porter import Porter
 from tunneld.control.http.problems import Problem, Refused, of_error, respond
 from tunneld.control.http.rpc import answer_call
 from tunneld.control.http.servlet import answer_servlet
 from tunneld.control.http.shell import Shell
+from tunneld.control.http.words import grant_of
 from tunneld.control.reply import Execute
+from tunneld.control.verbs import Daemon
 from tunneld.errors import TunneldError
 
 Answer = Callable[[Request, bytes, Execute], Awaitable[ASGIApp]]
@@ -72,12 +77,13 @@ class Faces:
             return PlainTextResponse("draining\n", HTTPStatus.SERVICE_UNAVAILABLE)
         return PlainTextResponse("ok\n")
 
-    async def metrics(self, _request: Request) -> Response:
-        """For Prometheus."""
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus, which needs the role admin: they tell of everybody's tunnels."""
+        check_role(grant_of(request.scope), Role.ADMIN, "/metrics")
         return answer_metrics(self.registry)
 
 
-def new_app(daemon: Daemon, read_timeout: float) -> ASGIApp:
+def new_app(daemon: Daemon, gate: Gate, read_timeout: float) -> ASGIApp:
     """The ASGI application; `read_timeout` is in seconds, for a whole body."""
     faces = Faces(daemon, read_timeout, executor(daemon), new_registry(daemon))
     api, looking_and_doing = faces.bodied(answer_api), ["GET", "POST"]
@@ -93,7 +99,11 @@ def new_app(daemon: Daemon, read_timeout: float) -> ASGIApp:
             Route("/readyz", faces.readyz),
             Route("/metrics", faces.metrics),
         ],
-        middleware=[Middleware(Shell), Middleware(Guard, settings=lambda: daemon.settings.http)],
+        middleware=[
+            Middleware(Shell),
+            Middleware(Guard, settings=lambda: daemon.settings.http),
+            Middleware(Porter, gate=gate),
+        ],
         exception_handlers={HTTPException: _off_route, Refused: _refused, TunneldError: _failed},
     )
     app.router.redirect_slashes = False

@@ -1,7 +1,8 @@
 """What a browser may not do for a page that is not ours.
 
-The relay listens on loopback and asks nobody for a password: whoever is on the machine may open tunnels. A web page
-that a person on it looks at runs there, too, and could use their browser as its hands. Four things stop it:
+The relay listens on loopback, and without credentials whoever is on the machine may open tunnels. A web page that a
+person on it looks at runs there, too, and could use their browser as its hands; with credentials that browser may hold
+one and add it by itself. Four things stop it:
 
 - *Host.* A page whose own name was made to point at 127.0.0.1 (DNS rebinding) is of the same origin as what it calls,
   but its requests still carry its name. Only loopback's names, our own address, the configured one and

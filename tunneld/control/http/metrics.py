@@ -8,6 +8,7 @@
     tunneld_visitors                         relayed now
     tunneld_visitors_waiting                 visitors that wait for a server connection
     tunneld_visitors_served_total            visitors that got a server connection, ever
+    tunneld_visitors_refused_total{reason}   visitors turned away, ever: see `Refused` in admission.py
     tunneld_server_connections_parked        server connections that wait for a visitor
     tunneld_relayed_bytes_total{direction}   up (to hidden servers), down (to clients)
     tunneld_open_descriptors                 of this process
@@ -18,14 +19,15 @@ Nothing in here names a tunnel, an owner or a visitor: metrics travel further th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from tunneld.control.commands import Daemon
+from tunneld.admission import Refused
+from tunneld.control.verbs import Daemon
 from tunneld.tunnel import Phase, Tunnel
 from tunneld.wire.lines import Item
 
@@ -62,7 +64,16 @@ class TunneldCollector(Collector):
         for direction in ("up", "down"):
             octets.add_metric([direction], _number(status, direction))
         yield octets
+        yield _refusals(self._daemon.service.refusals)
         yield from _of_tunnels(list(self._daemon.service.tunnels()))
+
+
+def _refusals(counts: Mapping[Refused, int]) -> Metric:
+    text = "Visitors turned away since the daemon started."
+    family = CounterMetricFamily("tunneld_visitors_refused", text, labels=["reason"])
+    for reason in Refused:
+        family.add_metric([reason.value], counts[reason])
+    return family
 
 
 def _of_tunnels(tunnels: Iterable[Tunnel]) -> Iterator[Metric]:

@@ -3,7 +3,7 @@
     wire code         status    faultCode (XML-RPC)
     usage             400       1
     no-such-tunnel    404       2
-    not-allowed       403       3
+    not-allowed       403       3     401 where it would help to say who asks
     limit             503       4
     shortage          503       5
     draining          503       6
@@ -67,7 +67,7 @@ class Refused(Exception):  # noqa: N818  it is the request that is refused: the 
 
 def refuse(status: HTTPStatus, detail: str, **headers: str) -> Refused:
     """A `Refused` whose wire code follows from its status; an underscore in a header's name stands for a dash."""
-    forbidden = status in {HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST}
+    forbidden = status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST}
     code = NotAllowedError.code if forbidden else UsageError.code
     return Refused(Problem(status, detail, code, {name.replace("_", "-"): value for name, value in headers.items()}))
 

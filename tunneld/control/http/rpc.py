@@ -19,6 +19,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tunneld.control.commands import COMMANDS, find_command, usage
+from tunneld.control.entry import AUTH
 from tunneld.control.http.problems import FAULTS, of_bug, of_error
 from tunneld.control.http.shell import log_bug
 from tunneld.control.http.words import QUIT, WATCH, build, caller_of, carry_out
@@ -66,7 +67,7 @@ def _introspect(method: str, params: Sequence[Any]) -> Answer:
     """The two calls by which XML-RPC clients look around."""
     match method, *params:
         case ("system.listMethods",):
-            return [f"{PREFIX}{row.verb}" for row in COMMANDS.values() if row.verb not in {QUIT, WATCH}]
+            return [f"{PREFIX}{row.verb}" for row in COMMANDS.values() if row.verb not in {AUTH, QUIT, WATCH}]
         case ("system.methodHelp", str(name)):
             row = find_command(name.removeprefix(PREFIX))
             return f"{usage(row)}: {row.summary}"

@@ -23,9 +23,10 @@ from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
 from tunneld.config.schema import Http
-from tunneld.control.commands import Daemon
+from tunneld.control.gate import Gate
 from tunneld.control.http.app import new_app
 from tunneld.control.http.connection import Connection
+from tunneld.control.verbs import Daemon
 
 log = structlog.get_logger("http")
 
@@ -68,15 +69,18 @@ async def serve(
     listeners: list[socket.socket],
     settings: Http,
     daemon: Daemon,
+    gate: Gate | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve HTTP on listening sockets, ours from now on, until cancelled.
 
     `settings` gives `read_timeout` and `keep_alive_timeout`, which hold for as long as this runs; every other key is
-    read from `daemon` at each request.
+    read from `daemon` at each request. Without a `gate` everybody is admitted, and is an admin.
     """
-    app = cast("Any", new_app(daemon, settings.read_timeout))  # two libraries, two descriptions of ASGI
+    app = cast(
+        "Any", new_app(daemon, gate or Gate(lambda: ()), settings.read_timeout)
+    )  # two libraries, two descriptions of ASGI
     server = Server(wrap_app(app, 0, "asgi"), _config(settings), lambda: daemon.settings.http)
     accepting = [trio.SocketListener(trio.socket.from_stdlib_socket(listener)) for listener in listeners]
     async with trio.open_nursery() as nursery:

@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.types import Scope
 
+from tunneld.access import Grant
 from tunneld.control.reply import Caller, Execute, Reply
 from tunneld.endpoint import join_host_port, unmap
 from tunneld.errors import UsageError
@@ -20,6 +21,8 @@ from tunneld.wire.lines import MAX_LINE, Item, Request, Value
 
 QUIT = "quit"
 WATCH = "watch"
+GRANT = "tunneld.grant"
+"""Where an ASGI scope keeps what its request may do."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, halves of surrogate pairs
 
 
@@ -40,10 +43,25 @@ async def carry_out(execute: Execute, request: Request, caller: Caller) -> Reply
 
 
 def caller_of(scope: Scope) -> Caller:
-    """Who asks, from what the HTTP server knows of the connection. No header is believed."""
-    host, port = scope["client"] or ("", 0)
-    host = plain(host)
-    return Caller(host=host, owner=f"http {join_host_port(host, port)}", local_host=server_of(scope))
+    """Who asks: an address from what the HTTP server knows of the connection, never from a header, and the grant that
+    `Porter` found.
+    """
+    _, port = scope["client"] or ("", 0)
+    host, grant = client_of(scope), grant_of(scope)
+    name = f"{grant.name}@" if grant and grant.name else ""
+    return Caller(host, f"http {name}{join_host_port(host, port)}", server_of(scope), grant)
+
+
+def grant_of(scope: Scope) -> Grant | None:
+    """What this request may do; None for a stranger."""
+    grant: Grant | None = scope.get(GRANT)
+    return grant
+
+
+def client_of(scope: Scope) -> str:
+    """The address that the request came from."""
+    host, _port = scope["client"] or ("", 0)
+    return plain(host)
 
 
 def server_of(scope: Scope) -> str:

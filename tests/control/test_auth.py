@@ -1,0 +1,339 @@
+"""Authentication on the line protocol: strangers, the proof in both directions, the deadline, the count of failures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.support.control import Person, Server, running_server
+from tests.support.credentials import SECRET, counted, credential, gate_of
+from tests.support.people import connect, is_dropped
+from tunneld.config.credentials import Credential
+from tunneld.config.schema import Control
+from tunneld.control.entry import MAX_FAILURES, Entry
+from tunneld.control.gate import Gate
+from tunneld.errors import NotAllowedError, RemoteProtocolError, UsageError
+from tunneld.log.lines import Human, Json
+from tunneld.wire import scram
+from tunneld.wire.lines import Request, parse_request
+from tunneld.wire.scram import Login
+from tunneld.wire.verifier import sign
+
+LONG = 1e6
+"""Seconds of a clock that the test moves by hand."""
+
+ALICE = credential("alice", networks=("127.0.0.0/8",))
+FAILED = "ERR not-allowed authentication failed"
+
+
+async def log_in(person: Person, name: str = "alice", secret: str = SECRET, nonce: str = "abc") -> str:
+    """Both steps; the verdict of the last one. A proof of the relay's is checked."""
+    login = Login(name, secret, nonce)
+    verdict = await person.asks(f"auth SCRAM-SHA-256 {scram.encode(login.message)}")
+    proof = login.prove(scram.decode(verdict.removeprefix("OK ")))
+    verdict = await person.asks(f"auth {scram.encode(proof.message)}")
+    if verdict.startswith("OK"):
+        proof.check(scram.decode(verdict.removeprefix("OK ")))
+    return verdict
+
+
+def entry(gate: Gate, host: str = "127.0.0.1", certificate: str | None = None) -> Entry:
+    return Entry(gate, host, f"{host}:9", "127.0.0.1", certificate)
+
+
+def timed_server() -> AbstractAsyncContextManager[Server]:
+    """A server that asks for alice and gives strangers 10 seconds, of a clock that the test moves."""
+    return running_server(Control(handshake_timeout=10.0), patience=LONG, gate=gate_of(ALICE))
+
+
+def enter(at: Entry, login: Login) -> None:
+    """Both steps, without a network."""
+    first = at.answer(Request("auth", ("SCRAM-SHA-256", scram.encode(login.message)))).text
+    proof = login.prove(scram.decode(first))
+    proof.check(scram.decode(at.answer(Request("auth", (scram.encode(proof.message),))).text))
+
+
+async def test_the_greeting_says_what_is_wanted() -> None:
+    async with running_server(gate=gate_of(ALICE)) as server, await connect(server.endpoint) as stream:
+        assert (await Person(stream).hears()).endswith("protocol=1 auth=scram-sha-256")
+
+
+async def test_who_knows_the_secret_is_known_by_name() -> None:
+    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
+        assert (await log_in(person)).startswith("OK ")
+        assert await person.asks("echo hi") == "OK hi"
+        (caller,) = server.script.callers
+        assert caller.grant == ALICE.grant
+        assert caller.owner.startswith("alice@127.0.0.1:")
+
+
+async def test_a_stranger_has_no_grant() -> None:
+    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
+        await person.asks("echo hi")
+        assert server.script.callers[0].grant is None
+
+
+async def test_without_credentials_nobody_is_asked() -> None:
+    async with running_server() as server, server.person() as person:
+        assert await person.asks("auth x") == "ERR usage this relay asks nobody to authenticate"
+        assert await person.asks("echo hi") == "OK hi"
+
+
+async def test_who_is_known_stays_who_it_is() -> None:
+    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
+        await log_in(person)
+        assert (await person.asks("auth SCRAM-SHA-256 AAAA")).startswith("ERR usage authenticated already")
+        assert await person.asks("echo hi") == "OK hi"
+
+
+# What a failure tells
+
+
+@pytest.mark.parametrize(
+    ("name", "secret", "credentials"),
+    [
+        ("alice", "wrong", [ALICE]),
+        ("nobody", SECRET, [ALICE]),
+        ("nobody", SECRET, []),
+        ("alice", SECRET, [credential("alice", networks=("192.0.2.0/24",))]),
+        ("bob", SECRET, [ALICE, Credential(name="bob", certificate="sha256:" + "0" * 64)]),
+    ],
+    ids=["wrong secret", "unknown name", "no credentials left", "elsewhere", "has no secret"],
+)
+async def test_every_failure_looks_the_same(name: str, secret: str, credentials: Sequence[Credential]) -> None:
+    now: Sequence[Credential] = [ALICE]
+    gate = Gate(lambda: now)
+    assert not gate.is_open
+    now = credentials
+    async with running_server(gate=gate) as server, server.person() as person:
+        with capture_logs() as logs:
+            assert await log_in(person, name, secret) == FAILED
+        (told,) = [log for log in logs if log["event"] == "authentication failed"]
+        assert told == {
+            "event": "authentication failed",
+            "log_level": "warning",
+            "peer": "127.0.0.1",
+            "face": "control",
+            "reason": "authentication failed",
+        }
+
+
+def test_an_unknown_name_has_the_same_challenge_each_time_and_one_like_the_others() -> None:
+    gate = gate_of(ALICE)
+    assert gate.verifier_of("nobody") == gate.verifier_of("nobody")
+    assert gate.verifier_of("nobody") != gate.verifier_of("nobody else")
+    for name in ("nobody", "x" * 2000, "", "\udc80"):
+        pretended = gate.verifier_of(name)
+        assert ALICE.proof is not None
+        assert (pretended.iterations, len(pretended.salt)) == (ALICE.proof.iterations, len(ALICE.proof.salt))
+
+
+def test_an_unknown_name_costs_the_relay_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = []
+    for name in ("alice", "nobody"):
+        with counted(monkeypatch, "sign", scram) as signatures, counted(monkeypatch, "derive") as derivations:
+            at = entry(gate_of(ALICE))
+            login = Login(name, "wrong", "abc")
+            first = at.answer(Request("auth", ("SCRAM-SHA-256", scram.encode(login.message)))).text
+            proof = login.prove(scram.decode(first))
+            signatures.clear()
+            with pytest.raises(NotAllowedError):
+                at.answer(Request("auth", (scram.encode(proof.message),)))
+            work.append((len(signatures), len(derivations)))
+    assert work[0] == work[1] == (1, 0)
+
+
+async def test_the_third_failure_ends_the_connection() -> None:
+    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
+        for _ in range(MAX_FAILURES - 1):
+            assert await log_in(person, secret="wrong") == FAILED
+        await person.types("auth SCRAM-SHA-256 bm9uc2Vuc2U=\necho hi")
+        heard = await person.hears_all()
+        assert [line.split()[:2] for line in heard] == [["ERR", "usage"]]
+        assert server.script.asked == []
+
+
+async def test_two_failures_do_not() -> None:
+    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
+        for _ in range(MAX_FAILURES - 1):
+            assert await log_in(person, secret="wrong") == FAILED
+        assert (await log_in(person)).startswith("OK ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "auth",
+        "auth x",
+        "auth SCRAM-SHA-1 AAAA",
+        "auth SCRAM-SHA-256 !!",
+        "auth SCRAM-SHA-256 AAAA",
+        "auth a b c",
+        "auth SCRAM-SHA-256 x=y",
+        "auth ''",
+        "auth SCRAM-SHA-256 ''",
+    ],
+)
+def test_nonsense_is_told_what_would_be_right(line: str) -> None:
+    at = entry(gate_of(ALICE))
+    with pytest.raises(UsageError):
+        at.answer(parse_request(line.encode()))
+    assert (at.failures, at.grant) == (1, None)
+
+
+# Replays
+
+
+def recorded(gate: Gate, login: Login) -> tuple[Request, Request]:
+    """What somebody on the way has heard of a login that went well."""
+    said = []
+    at = entry(gate)
+    real = at.answer
+
+    def record(request: Request) -> object:
+        said.append(request)
+        return real(request)
+
+    at.answer = record  # type: ignore[assignment,method-assign]
+    enter(at, login)
+    return said[0], said[1]
+
+
+def test_what_was_overheard_is_of_no_use() -> None:
+    gate = gate_of(ALICE)
+    first, final = recorded(gate, Login("alice", SECRET, "abc"))
+    at = entry(gate)
+    assert at.answer(first).text
+    with pytest.raises(NotAllowedError):
+        at.answer(final)
+
+
+def test_a_final_message_is_judged_once() -> None:
+    gate = gate_of(ALICE)
+    first, final = recorded(gate, Login("alice", SECRET, "abc"))
+    at = entry(gate)
+    at.answer(first)
+    for expected in (NotAllowedError, UsageError):
+        with pytest.raises(expected):
+            at.answer(final)
+
+
+def test_a_relay_that_does_not_know_the_secret_cannot_prove_it() -> None:
+    """It has the salt, which it can ask the real relay for, and accepts whatever comes."""
+    assert ALICE.proof is not None
+    pretender = credential("alice", "a guess")
+    login = Login("alice", SECRET, "abc")
+    proof = login.prove(scram.Challenge(scram.Hello.parse(login.message), ALICE.proof, "def").message)
+    assert pretender.proof is not None
+    with pytest.raises(RemoteProtocolError):
+        proof.check(b"v=" + scram.encode(sign(pretender.proof.server_key, proof.message)).encode())
+
+
+# The deadline
+
+
+@pytest.mark.parametrize("typed", [b"", b"help\n", b"\n", b"au"])
+async def test_a_stranger_has_one_deadline_from_the_accept_on(mock_clock: MockClock, typed: bytes) -> None:
+    async with timed_server() as server, await connect(server.endpoint) as stream:
+        person = Person(stream)
+        await person.hears()
+        for _ in range(9):
+            mock_clock.jump(1)
+            await person.types(typed)
+            await wait_all_tasks_blocked(0.01)
+        mock_clock.jump(1)
+        heard = await person.hears_all()
+        assert heard[-1] == "ERR limit nobody authenticated in time (control.handshake_timeout)"
+
+
+async def test_who_is_known_in_time_may_stay(mock_clock: MockClock) -> None:
+    async with timed_server() as server, server.person() as person:
+        mock_clock.jump(9)
+        assert (await log_in(person)).startswith("OK ")
+        mock_clock.jump(60)
+        await wait_all_tasks_blocked(0.01)
+        assert await person.asks("echo hi") == "OK hi"
+
+
+async def test_a_stranger_that_reads_nothing_is_gone_too(mock_clock: MockClock) -> None:
+    async with timed_server() as server, await connect(server.endpoint) as stream:
+        await wait_all_tasks_blocked(0.01)
+        mock_clock.jump(10)
+        await wait_all_tasks_blocked(0.01)
+        mock_clock.jump(10)
+        await Person(stream).hears_all()
+        assert await is_dropped(stream)
+
+
+# Reload
+
+
+async def test_a_credential_that_is_removed_is_a_stranger_again() -> None:
+    now = [ALICE]
+    async with running_server(gate=Gate(lambda: now)) as server, server.person() as person:
+        await log_in(person)
+        now.clear()
+        await person.asks("echo hi")
+        now.append(credential("alice", "another secret"))
+        await person.asks("echo hi")
+        now[0] = ALICE.model_copy(update={"role": "admin"})
+        await person.asks("echo hi")
+        grants = [caller.grant for caller in server.script.callers]
+        assert grants == [None, None, now[0].grant]
+
+
+def test_taking_the_last_credential_away_admits_nobody() -> None:
+    now = [ALICE]
+    gate = Gate(lambda: now)
+    assert not gate.is_open
+    now.clear()
+    assert not gate.is_open
+    assert entry(gate).grant is None
+    assert Gate(lambda: now).is_open
+
+
+# Certificates
+
+
+def test_a_certificate_lets_in_from_where_it_may() -> None:
+    shown = "sha256:" + "0f" * 32
+    gate = gate_of(Credential(name="bob", certificate=shown, networks=("192.0.2.0/24",)), ALICE)
+    known, elsewhere = entry(gate, "192.0.2.1", shown), entry(gate, "127.0.0.1", shown)
+    assert (known.method, known.caller.owner) == ("certificate", "bob@192.0.2.1:9")
+    assert (elsewhere.method, elsewhere.grant) == ("scram-sha-256", None)
+    assert entry(gate, "192.0.2.1", "sha256:" + "00" * 32).grant is None
+
+
+# The log
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "2001:db8::7"])
+def test_the_filter_in_the_manual_finds_the_line(host: str, man_filter: list[str]) -> None:
+    context = {"peer": host, "face": "control", "reason": "authentication failed"}
+    for render in (Human(time=lambda: "12:00"), Json()):
+        line = render("warning", "authentication failed", context)
+        (found,) = [match["host"] for pattern in man_filter if (match := re.search(pattern, line))]
+        assert found == host
+
+
+@pytest.fixture
+def man_filter() -> list[str]:
+    """The regular expressions in tunneld(8), as fail2ban reads them."""
+    page = (Path(__file__).parents[2] / "man/tunneld.8").read_text().replace(r"\e", "\\")
+    lines = page.partition("failregex = ")[2].partition("\n.Ed")[0].splitlines()
+    return [line.strip().replace("<HOST>", r"(?P<host>[0-9a-f.:]+)") for line in lines]
+
+
+async def test_nobody_waits_for_a_stranger() -> None:
+    async with running_server(gate=gate_of(ALICE)) as server, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(connect, server.endpoint)
+        async with server.person() as person:
+            assert (await log_in(person)).startswith("OK ")

@@ -1,0 +1,42 @@
+"""Credentials for tests: cheap to check, and a gate that asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tunneld.config.credentials import Credential
+from tunneld.control.gate import Gate
+from tunneld.wire import verifier
+from tunneld.wire.verifier import MIN_ITERATIONS, derive
+
+SECRET = "correct horse battery"
+
+
+def credential(name: str, secret: str = SECRET, **keys: Any) -> Credential:
+    """A user, unless `role` says otherwise; the least work that there may be."""
+    return Credential(name=name, verifier=derive(secret, f"salt of {name}".encode(), MIN_ITERATIONS), **keys)
+
+
+def gate_of(*credentials: Credential) -> Gate:
+    """A gate with these credentials for ever."""
+    return Gate(lambda: credentials)
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch, name: str, module: ModuleType = verifier) -> Iterator[list[int]]:
+    """How often a function of a module was called: the list has an element a call."""
+    calls: list[int] = []
+    real = getattr(module, name)
+
+    def count(*args: Any) -> Any:
+        calls.append(1)
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, count)
+        yield calls

@@ -1,0 +1,177 @@
+"""The client's half of authentication, against a real control server and against relays that pretend."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+
+from tests.support.control import running_server
+from tests.support.credentials import SECRET, credential, gate_of
+from tests.support.relays import GREETING, fake_relay, saying, stay
+from tunneld import net
+from tunneld.client import connect
+from tunneld.config.credentials import Credential
+from tunneld.config.schema import Tls
+from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError
+from tunneld.wire import scram
+
+ALICE = credential("alice")
+ASKING = GREETING.replace(b"auth=none", b"auth=scram-sha-256")
+
+
+async def test_with_the_secret_calls_work() -> None:
+    async with (
+        running_server(gate=gate_of(ALICE)) as server,
+        connect(str(server.endpoint), credential=("alice", SECRET)) as client,
+    ):
+        assert (await client.call("echo", "hi")).text == "hi"
+        assert [caller.grant for caller in server.script.callers] == [ALICE.grant]
+
+
+@pytest.mark.parametrize(("name", "secret"), [("alice", "wrong"), ("nobody", SECRET)])
+async def test_a_wrong_secret_is_refused_by_name(name: str, secret: str) -> None:
+    async with running_server(gate=gate_of(ALICE)) as server:
+        with pytest.raises(RefusedError, match=f"refused the credential '{name}': authentication failed") as caught:
+            async with connect(str(server.endpoint), credential=(name, secret)):
+                pass
+        assert caught.value.reply_code == "not-allowed"
+        assert secret not in str(caught.value)
+
+
+async def test_a_relay_that_wants_a_credential_is_told_so_to_the_caller() -> None:
+    async with running_server(gate=gate_of(ALICE)) as server:
+        with pytest.raises(NotAllowedError, match="wants a credential: give the name of one and its secret"):
+            async with connect(str(server.endpoint)):
+                pass
+
+
+async def test_a_credential_is_not_left_unused() -> None:
+    """Else whoever stands in the relay's place need only say that it wants none."""
+    async with running_server() as server:
+        with pytest.raises(NotAllowedError, match="cannot prove that it knows the secret of 'alice'"):
+            async with connect(str(server.endpoint), credential=("alice", SECRET)):
+                pass
+
+
+@pytest.mark.parametrize("method", [b"certificate", b"password", b""])
+async def test_a_method_that_proves_nothing_is_refused(method: bytes) -> None:
+    greeting = GREETING.replace(b"auth=none", b"auth=" + method)
+    async with fake_relay(saying(greeting, then=stay)) as relay:
+        with pytest.raises(NotAllowedError):
+            async with connect(str(relay), credential=("alice", SECRET)):
+                pass
+
+
+def pretending(answers: Sequence[bytes]) -> object:
+    """A relay that knows how the protocol goes, but no secret."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.send_all(ASKING)
+        first = bytes(await stream.receive_some(4096)).split()[2].decode()
+        nonce = scram.Hello.parse(scram.decode(first)).nonce.encode()
+        for answer in answers:
+            message = scram.encode(answer.replace(b"NONCE", nonce)).encode()
+            await stream.send_all(b"OK " + message + b"\n")
+            await stream.receive_some(4096)
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ([b"r=NONCExyz,s=c2FsdA==,i=4096", b"v=" + b"A" * 43 + b"="], "it does not know the secret"),
+        ([b"r=NONCExyz,s=c2FsdA==,i=4096", b""], "it does not know the secret"),
+        ([b"r=NONCExyz,s=c2FsdA==,i=1"], "it asks for 1 iterations"),
+        ([b"r=NONCE,s=c2FsdA==,i=4096"], "another nonce"),
+        ([b"r=other,s=c2FsdA==,i=4096"], "another nonce"),
+        ([b"\xff"], "not UTF-8"),
+    ],
+)
+async def test_a_relay_that_does_not_know_the_secret_is_left(answers: Sequence[bytes], reason: str) -> None:
+    async with fake_relay(pretending(answers)) as relay:  # type: ignore[arg-type]
+        with pytest.raises(RemoteProtocolError, match="prove that it knows the secret of 'alice'") as caught:
+            async with connect(str(relay), credential=("alice", SECRET)):
+                pass
+        assert reason in str(caught.value)
+
+
+async def test_what_is_no_base64_is_no_answer() -> None:
+    async with fake_relay(saying(ASKING, b"OK !!\n", then=stay)) as relay:
+        with pytest.raises(RemoteProtocolError, match="its answer is none: the message is not in base64"):
+            async with connect(str(relay), credential=("alice", SECRET)):
+                pass
+
+
+async def test_the_secret_never_crosses() -> None:
+    heard = bytearray()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with await trio.open_tcp_stream(real.endpoint.host, real.endpoint.port) as onward:
+
+            async def copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+                async for chunk in source:
+                    heard.extend(chunk)
+                    await sink.send_all(chunk)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(copy, onward, stream)
+                await copy(stream, onward)
+                nursery.cancel_scope.cancel()
+
+    async with (
+        running_server(gate=gate_of(ALICE)) as real,
+        fake_relay(serve) as between,
+        connect(str(between), credential=("alice", SECRET)) as client,
+    ):
+        assert (await client.call("echo", "hi")).text == "hi"
+    words = heard.split()
+    decoded = b"".join(scram.decode(word.decode()) for word in words if len(word) > 40)
+    assert b"n=alice" in decoded
+    assert SECRET.encode() not in bytes(heard) + decoded
+
+
+# Mutual TLS
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority's certificate, a relay's, and those of two clients."""
+    folder = tmp_path_factory.mktemp("papers")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    for name in ("127.0.0.1", "bob", "carol"):
+        issued = authority.issue_cert(name)
+        issued.private_key_pem.write_to_path(folder / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
+    return folder
+
+
+def fingerprint(certificate: Path) -> str:
+    """As `openssl x509 -fingerprint -sha256` has it."""
+    return "sha256:" + hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.read_text())).hexdigest().upper()
+
+
+async def test_a_certificate_names_the_credential(papers: Path) -> None:
+    bob = Credential(name="bob", certificate=fingerprint(papers / "bob.pem"))
+    tls = net.server_tls_context(
+        Tls(certificate=papers / "127.0.0.1.pem", key=papers / "127.0.0.1.key", client_ca=papers / "ca.pem")
+    )
+    async with running_server(tls=tls, gate=gate_of(bob, ALICE)) as server:
+        known = net.client_tls_context(papers / "ca.pem", papers / "bob.pem", papers / "bob.key")
+        async with connect(str(server.endpoint), tls=known) as client:
+            await client.call("echo")
+        other = net.client_tls_context(papers / "ca.pem", papers / "carol.pem", papers / "carol.key")
+        with pytest.raises(NotAllowedError, match="wants a credential"):
+            async with connect(str(server.endpoint), tls=other):
+                pass
+        async with connect(str(server.endpoint), tls=other, credential=("alice", SECRET)) as client:
+            await client.call("echo")
+        assert [caller.grant.name for caller in server.script.callers if caller.grant] == ["bob", "alice"]
+        assert server.script.callers[0].owner.startswith("bob@127.0.0.1:")

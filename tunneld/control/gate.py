@@ -1,0 +1,94 @@
+"""Who may speak: the credentials in force, and the proofs by which a face knows one.
+
+Nothing here tells a stranger whether a name exists. A name that does not has a verifier all the same, which nobody's
+secret fits: the same work, the same answers, a salt that stays the same for as long as the process lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+
+from tunneld.access import Grant
+from tunneld.config.credentials import Credential, own_digest, own_salt
+from tunneld.wire.verifier import ITERATIONS, Verifier, matches
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("gate")
+
+MAX_REMEMBERED = 1000
+"""Secrets said in clear that were found right, as digests: more credentials than that pay for each request."""
+
+
+class Gate:
+    """The credentials, asked anew each time, so that a reload applies to connections that are open."""
+
+    def __init__(self, credentials: Callable[[], Sequence[Credential]]) -> None:
+        self._credentials = credentials
+        self._asks = False
+        self._deriving = trio.CapacityLimiter(1)  # one core at most for guesses, whoever makes them
+        self._right: set[bytes] = set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody is asked. Once there were credentials, taking the last one away admits nobody, not everybody:
+        the listeners may be where strangers can reach them.
+        """
+        self._asks = self._asks or bool(self._credentials())
+        return not self._asks
+
+    def verifier_of(self, name: str) -> Verifier:
+        """What to challenge this name with, whether there is such a credential or not."""
+        pretended = self._pretend(name)
+        credential = self._find(name)
+        return pretended if credential is None or credential.proof is None else credential.proof
+
+    def admit(self, name: str, host: str) -> Credential | None:
+        """The credential of this name, whose secret was proved, if it may be used from the address `host`."""
+        credential = self._find(name)
+        known = credential is not None and credential.proof is not None and credential.grant.admits(host)
+        return credential if known else None
+
+    def admit_certificate(self, fingerprint: str, host: str) -> Credential | None:
+        """The credential of a certificate that TLS has verified."""
+        found = (credential for credential in self._credentials() if credential.certificate == fingerprint)
+        return next((credential for credential in found if credential.grant.admits(host)), None)
+
+    async def admit_secret(self, name: str, secret: str, host: str) -> Credential | None:
+        """The credential whose secret was said in clear. As slow for unknown names as for known ones."""
+        verifier = self.verifier_of(name)
+        digest = own_digest("right", name, secret, verifier.reveal())
+        if digest not in self._right:  # a keyed digest: nobody outside learns anything from how this compares
+            if not await trio.to_thread.run_sync(matches, verifier, secret, limiter=self._deriving):
+                return None
+            self._remember(digest)
+        return self.admit(name, host)
+
+    def renew(self, credential: Credential) -> Grant | None:
+        """What a credential that was admitted earlier may do now; None where it is gone or has another secret."""
+        now = self._find(credential.name)
+        if now is None or (now.proof, now.certificate) != (credential.proof, credential.certificate):
+            return None
+        return now.grant
+
+    def tell_failure(self, host: str, face: str, reason: str) -> None:
+        """The line that fail2ban reads, see tunneld(8): nothing in it is chosen by the stranger but the address."""
+        log.warning("authentication failed", peer=host, face=face, reason=reason)
+
+    def _find(self, name: str) -> Credential | None:
+        return next((credential for credential in self._credentials() if credential.name == name), None)
+
+    def _pretend(self, name: str) -> Verifier:
+        """A verifier for a name that has none, with the count and the length of salt of one that exists."""
+        proofs = [credential.proof for credential in self._credentials() if credential.proof is not None]
+        salt, iterations = own_salt(name), ITERATIONS
+        if proofs:
+            model = proofs[own_digest("model", name)[0] % len(proofs)]
+            salt, iterations = (salt * len(model.salt))[: len(model.salt)], model.iterations
+        return Verifier(iterations, salt, own_digest("stored", name), own_digest("server", name))
+
+    def _remember(self, digest: bytes) -> None:
+        if len(self._right) >= MAX_REMEMBERED:
+            self._right.clear()
+        self._right.add(digest)

@@ -1,0 +1,180 @@
+"""What the verbs of the control protocol do: a function each, in the order of the table in `commands`.
+
+A function gets the daemon, the request and who asks, and returns a `Reply` or raises a `TunneldError`. What a caller
+has no part in does not exist for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+import trio
+
+from tunneld.access import Grant
+from tunneld.config.schema import Settings
+from tunneld.control.reply import Caller, Reply
+from tunneld.endpoint import format_peer
+from tunneld.errors import LocalProtocolError, UsageError
+from tunneld.options import ANYWHERE, TunnelOptions
+from tunneld.service import Asker, TunnelService
+from tunneld.tunnel import Tunnel
+from tunneld.wire.lines import Item, Request
+
+MAX_TRIM = 1_000_000
+"""Parked connections: far above any `tunnels.max_parked`."""
+
+
+class Daemon(Protocol):
+    """What the verbs need of the process around them."""
+
+    @property
+    def service(self) -> TunnelService:
+        """The tunnels."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+
+    def status(self) -> Item:
+        """The process in one line of facts."""
+
+    def reload(self) -> Sequence[Item]:
+        """Read the configuration file again; one item for each key that changed. Raises `ConfigError`, and changes
+        nothing then.
+        """
+
+    def shutdown(self, *, drain: bool) -> None:
+        """End the process, with or without letting the relays finish."""
+
+
+async def open_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+    """Open a tunnel; the text is its server URI."""
+    backend = request.args[0] if request.args else "tcp"
+    options = TunnelOptions.parse(request.options)
+    asker = Asker(caller.host, caller.owner, caller.local_host, known(caller))
+    tunnel = await daemon.service.open_tunnel(backend, options, asker)
+    return Reply(text=str(tunnel.server_uri))
+
+
+async def get_tunnel_address(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+    """The text is the client URI of the tunnel with this server URI."""
+    return Reply(text=str(daemon.service.get_tunnel_address(request.args[0], known(caller))))
+
+
+async def list_tunnels(daemon: Daemon, _request: Request, caller: Caller) -> Reply:
+    """One item for each open tunnel that the caller may see, oldest first."""
+    items = [describe_tunnel(tunnel) for tunnel in daemon.service.tunnels(known(caller))]
+    return Reply(text=count(len(items), "tunnel"), items=items)
+
+
+async def show_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+    """One item for the tunnel, then one for each visitor."""
+    tunnel = daemon.service.find(request.args[0], known(caller))
+    visitors: list[Item] = [
+        {"visitor": format_peer(peer), "up": relay.up, "down": relay.down} for relay, peer in tunnel.visitors.items()
+    ]
+    return Reply(text=count(len(visitors), "visitor"), items=[describe_tunnel(tunnel), *visitors])
+
+
+async def close_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+    """Stop a tunnel now."""
+    tunnel = await daemon.service.close(request.args[0], known(caller))
+    return Reply(text=f"closed {tunnel.id}")
+
+
+async def drain_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+    """Take nobody new; the tunnel closes when its last relay ends."""
+    tunnel = daemon.service.find(request.args[0], known(caller))
+    tunnel.drain()
+    return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
+
+
+async def trim_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+    """Close surplus parked server connections."""
+    tunnel = daemon.service.find(request.args[0], known(caller))
+    keep = request.args[1]
+    if not (keep.isascii() and keep.isdigit() and len(keep) <= len(str(MAX_TRIM))):
+        raise UsageError(f"not a number of server connections to keep: {keep!r}")
+    return Reply(text=f"closed {count(tunnel.trim(int(keep)), 'parked server connection')} of {tunnel.id}")
+
+
+async def watch_tunnels(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+    """A stream of events, of all tunnels that the caller may see or of one. The first says that watching has begun."""
+    grant = known(caller)
+    tunnel = daemon.service.find(request.args[0], grant).id if request.args else None
+    return Reply(stream=_stream(daemon, tunnel, grant))
+
+
+async def _stream(daemon: Daemon, tunnel: str | None, grant: Grant) -> AsyncGenerator[Item, None]:
+    service = daemon.service
+
+    def wanted(other: str) -> bool:
+        return other == tunnel if tunnel is not None else service.is_of(grant, other)
+
+    async with service.events.watch(daemon.settings.daemon.watch_backlog, wanted) as watcher:
+        yield {"event": "watching", "id": tunnel or "all"}
+        async for event in watcher:
+            yield event
+
+
+async def status(daemon: Daemon, _request: Request, _caller: Caller) -> Reply:
+    """The process in one item."""
+    return Reply(items=[daemon.status()])
+
+
+async def reload(daemon: Daemon, _request: Request, _caller: Caller) -> Reply:
+    """Read the configuration again."""
+    items = daemon.reload()
+    return Reply(text=f"{count(len(items), 'key')} changed", items=items)
+
+
+async def shut_down(daemon: Daemon, request: Request, _caller: Caller) -> Reply:
+    """End the daemon, now or after a drain."""
+    if request.args not in {(), ("drain",)}:
+        raise UsageError(f"shutdown takes nothing or the word drain, not {request.args[0]!r}")
+    drain = bool(request.args)
+    daemon.shutdown(drain=drain)
+    return Reply(text="draining, then stopping" if drain else "stopping")
+
+
+def known(caller: Caller) -> Grant:
+    """The grant of a caller whose role was checked."""
+    if caller.grant is None:
+        raise LocalProtocolError("a stranger came past the check of roles")
+    return caller.grant
+
+
+def count(number: int, noun: str) -> str:
+    """`1 tunnel`, `2 tunnels`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def describe_tunnel(tunnel: Tunnel) -> Item:
+    """What `list` and `show` say of a tunnel; times in seconds, sizes in octets."""
+    opening, options, rules = tunnel.opening, tunnel.opening.options, tunnel.rules
+    up, down = tunnel.octets
+    return {
+        "id": tunnel.id,
+        "name": opening.options.name or None,
+        "backend": opening.backend,
+        "phase": tunnel.phase.value,
+        "server": str(tunnel.server_uri),
+        "client": str(tunnel.client_uri),
+        "owner": opening.owner,
+        "server_from": str(opening.admits or ANYWHERE),
+        "persist": opening.options.persist,
+        "allow_from": ",".join(map(str, options.allow_from)) or None,
+        "deny_from": ",".join(map(str, options.deny_from)) or None,
+        "max_visitors": tunnel.max_visitors,
+        "max_per_source": rules.max_per_source,
+        "visitor_rate": str(rules.rate) if rules.rate else None,
+        "age": int(trio.current_time() - tunnel.opened_at),
+        "visitors": len(tunnel.visitors),
+        "waiting": tunnel.waiting,
+        "parked": tunnel.parked,
+        "served": tunnel.served,
+        "refused": tunnel.refusals.total(),
+        "up": up,
+        "down": down,
+    }

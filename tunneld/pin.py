@@ -1,0 +1,76 @@
+"""A relay known by the fingerprint of its certificate: TLS without an authority, as SSH knows its hosts.
+
+    sha256:9f86d0...        SHA-256 of the certificate in DER, which `openssl x509 -fingerprint -sha256` prints
+
+The check is a part of the handshake and belongs to the context: every connection that is made with it, the hundredth
+reconnect as the first, is compared before it can be used, and in TLS 1.3 before our certificate or the last message of
+the handshake is sent. Names and dates in a certificate mean nothing to a pin; where an authority is given too, it is
+asked as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import ssl
+from pathlib import Path
+
+from tunneld.errors import ConfigError, RemoteProtocolError, UsageError, reason_of
+
+_PIN = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def parse_pin(text: str) -> str:
+    """`sha256:` and 64 hexadecimal digits; capitals, and colons as OpenSSL prints them, are welcome. Raises
+    `UsageError`.
+    """
+    kind, _, digest = text.partition(":")
+    pin = f"{kind.lower()}:{digest.replace(':', '').lower()}"
+    if not _PIN.fullmatch(pin):
+        raise UsageError(f"not a fingerprint of the form sha256: and 64 hexadecimal digits: {text!r}")
+    return pin
+
+
+def fingerprint(certificate: bytes) -> str:
+    """The pin of a certificate in DER."""
+    return f"sha256:{hashlib.sha256(certificate).hexdigest()}"
+
+
+def first_fingerprint(pem: Path) -> str:
+    """The pin of a relay that shows this file: of its first certificate. Raises `ConfigError`."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    try:
+        body = pem.read_text(encoding="ascii", errors="replace").partition(begin)[2].partition(end)[0]
+        return fingerprint(ssl.PEM_cert_to_DER_cert(f"{begin}{body}{end}"))
+    except OSError as error:
+        raise ConfigError([f"{pem}: cannot read the certificate: {reason_of(error)}"]) from None
+    except ValueError:
+        raise ConfigError([f"{pem}: not a PEM certificate"]) from None
+
+
+class PinnedContext(ssl.SSLContext):
+    """A context that shakes hands with the holder of one certificate only. For `wrap_bio`, which is what Trio uses."""
+
+    pin: str = ""
+
+    @classmethod
+    def make(cls, pin: str) -> PinnedContext:
+        """A client's context that trusts no authority until it is told of one. Raises `UsageError`."""
+        context = cls(ssl.PROTOCOL_TLS_CLIENT)
+        context.pin = parse_pin(pin)
+        context.sslobject_class = _PinnedConnection
+        return context
+
+
+class _PinnedConnection(ssl.SSLObject):
+    """The handshake ends well only when the certificate is the one."""
+
+    def do_handshake(self) -> None:
+        super().do_handshake()
+        pin = self.context.pin if isinstance(self.context, PinnedContext) else ""
+        shown = fingerprint(self.getpeercert(binary_form=True) or b"")
+        if shown != pin:
+            raise RemoteProtocolError(
+                f"relay {self.server_hostname} shows the certificate {shown}, not the pinned {pin}: it has a new one, "
+                "or somebody stands in its place; ask its operator before you change the pin"
+            )
