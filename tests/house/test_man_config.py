@@ -47,6 +47,7 @@ WORDS = {  # what strings are there, of which the schema knows a pattern only
     "tunnels.deny_from": "array of networks",
     "tunnels.trusted_proxies": "array of networks",
     "tunnels.visitor_rate": "rate",
+    "control.max_startups": "startups",
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import tunneld
 from tunneld.agent import events
-from tunneld.cli import access, common
+from tunneld.cli import access, common, keyring, secret
 from tunneld.cli.tunnel import parser
 from tunneld.cli.verbs import VERBS
 from tunneld.control.commands import COMMANDS
@@ -22,12 +22,19 @@ from tunneld.errors import EXIT_STATUSES, RelayUnreachableError
 
 PAGE = Path(tunneld.__file__).parents[1] / "man" / "tunnel.1"
 TEXT = PAGE.read_text()
+SubParsers = argparse._SubParsersAction
 WITHOUT_A_COMMAND = {"auth", "help", "quit"}
 """Verbs of the control protocol that mean something to a conversation only."""
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    (found,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (found,) = (action for action in parser()._actions if isinstance(action, SubParsers))
+    return found.choices
+
+
+def of_credentials() -> dict[str, argparse.ArgumentParser]:
+    """What `tunnel credential` takes next."""
+    (found,) = (action for action in commands()["credential"]._actions if isinstance(action, SubParsers))
     return found.choices
 
 
@@ -37,7 +44,7 @@ def options(made: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def every_option() -> set[str]:
-    return {name for made in (parser(), *commands().values()) for name in options(made)}
+    return {name for made in (parser(), *commands().values(), *of_credentials().values()) for name in options(made)}
 
 
 def documented_options() -> set[str]:
@@ -58,6 +65,12 @@ def test_every_command_is_in_the_page_and_no_other() -> None:
     assert entries - {"unix"} == set(commands())
 
 
+def test_every_action_on_credentials_is_in_the_page_and_no_other() -> None:
+    entries = set(re.findall(r"^\.It Cm credential (\w+)", TEXT, flags=re.MULTILINE))
+    lines = re.findall(r"^\.Ic (.+)", section("SYNOPSIS"), flags=re.MULTILINE)
+    assert entries == {word for line in lines for word in line.split()} - {"|"} == set(of_credentials())
+
+
 def test_the_synopsis_names_every_command() -> None:
     named = {
         word for line in re.findall(r"^\.Cm (.+)", section("SYNOPSIS"), flags=re.MULTILINE) for word in line.split()
@@ -70,8 +83,12 @@ def test_every_verb_of_the_control_protocol_has_a_command() -> None:
 
 
 def test_every_variable_is_in_the_page_and_no_other() -> None:
-    source = Path(access.__file__).read_text()
-    read = set(re.findall(r"TUNNEL_[A-Z]+", source)) | {f"TUNNEL_{name}" for name in ("CA", "CERT", "KEY")} | {"TERM"}
+    source = Path(access.__file__).read_text() + Path(secret.__file__).read_text()
+    read = (
+        set(re.findall(r"TUNNEL_[A-Z][A-Z_]*", source))
+        | {f"TUNNEL_{name}" for name in ("CA", "CERT", "KEY")}
+        | {"TERM"}
+    )
     assert set(re.findall(r"^\.It Ev (\w+)", TEXT, flags=re.MULTILINE)) == read
 
 
@@ -96,6 +113,11 @@ def test_every_default_is_in_the_page() -> None:
                 entry = TEXT.split(f".It Fl {name} ")[1].split("\n.It ")[0]
                 assert f"default is {action.default:g}" in " ".join(entry.split()), action.option_strings
     assert access.DEFAULT_RELAY in TEXT
+
+
+def test_the_roles_are_in_the_page() -> None:
+    entry = TEXT.split(".It Fl -role ")[1].split("\n.It ")[0]
+    assert set(re.findall(r"^\.Cm (\w+)", entry, flags=re.MULTILINE)) == set(keyring.ROLES)
 
 
 def test_mandoc_finds_nothing_to_say() -> None:

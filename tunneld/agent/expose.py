@@ -15,7 +15,7 @@ import random
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -56,15 +56,18 @@ Start = Callable[[Client, Wish], Awaitable[Keeper]]
 
 @dataclass(frozen=True, slots=True)
 class RelayAccess:
-    """How to reach a relay's control port. `timeout` in seconds bounds each step."""
+    """How to reach a relay's control port, and as whom: a credential is a name and its secret. `timeout` in seconds
+    bounds each step.
+    """
 
     where: str
     tls: ssl.SSLContext | None = None
     timeout: float = 10.0
+    credential: tuple[str, str] | None = field(default=None, repr=False)
 
     def connect(self) -> AbstractAsyncContextManager[Client]:
         """A control connection."""
-        return connect(self.where, tls=self.tls, timeout=self.timeout)
+        return connect(self.where, tls=self.tls, timeout=self.timeout, credential=self.credential)
 
 
 @asynccontextmanager

@@ -7,8 +7,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from tunneld.cli.common import Parser
+from tunneld.cli.common import Parser, complain
+from tunneld.cli.secret import credential
 from tunneld.cli.tables import Form
+from tunneld.errors import UsageError
 
 if TYPE_CHECKING:
     import ssl
@@ -30,15 +32,8 @@ def add_relay_options(parser: Parser) -> None:
         default=os.environ.get("TUNNEL_RELAY") or DEFAULT_RELAY,
         help="its control port, as tls://HOST:PORT if that speaks TLS ($TUNNEL_RELAY; now %(default)s)",
     )
-    for name, what in (
-        ("ca", "trust relays whose certificate comes from this authority, instead of the system's"),
-        ("cert", "show this certificate to the relay"),
-        ("key", "the key of the certificate, where it is not in the same file"),
-    ):
-        variable = f"TUNNEL_{name.upper()}"
-        group.add_argument(
-            f"--{name}", metavar="FILE", default=os.environ.get(variable) or None, help=f"{what} (${variable})"
-        )
+    _add_verification(group)
+    add_credential_options(group)
     group.add_argument(
         "--timeout",
         metavar="SECONDS",
@@ -49,10 +44,10 @@ def add_relay_options(parser: Parser) -> None:
 
 
 def access(options: argparse.Namespace) -> RelayAccess:
-    """How to reach the relay. Raises `ConfigError` for unusable certificate files."""
+    """How to reach the relay, and as whom. Raises `ConfigError` for unusable certificate files, `UsageError`."""
     from tunneld.agent.expose import RelayAccess  # noqa: PLC0415 - --help does without Trio
 
-    return RelayAccess(options.relay, _tls(options), options.timeout)
+    return RelayAccess(options.relay, _tls(options), options.timeout, credential(options))
 
 
 def form(options: argparse.Namespace) -> Form:
@@ -73,11 +68,62 @@ def positive_seconds(text: str) -> float:
     return value
 
 
-def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
-    """A context where the relay is `tls://`, or where certificates are given and it is not `tcp://`."""
-    scheme = options.relay.partition("://")[0].lower() if "://" in options.relay else ""
-    if scheme != "tls" and (scheme or not (options.ca or options.cert)):
-        return None
-    from tunneld.net import client_tls_context  # noqa: PLC0415 - as above
+def _add_verification(group: argparse._ArgumentGroup) -> None:
+    for name, what in (
+        ("ca", "trust relays whose certificate comes from this authority, instead of the system's"),
+        ("cert", "show this certificate to the relay"),
+        ("key", "the key of the certificate, where it is not in the same file"),
+    ):
+        variable = f"TUNNEL_{name.upper()}"
+        group.add_argument(
+            f"--{name}", metavar="FILE", default=os.environ.get(variable) or None, help=f"{what} (${variable})"
+        )
+    group.add_argument(
+        "--pin",
+        metavar="sha256:HEX",
+        type=_pin,
+        default=os.environ.get("TUNNEL_PIN") or None,
+        help="trust the relay whose certificate has this fingerprint, and no other ($TUNNEL_PIN)",
+    )
+    group.add_argument("--insecure", action="store_true", help="TLS with whoever answers, checking nothing")
 
-    return client_tls_context(options.ca, options.cert, options.key)
+
+def add_credential_options(group: argparse._ArgumentGroup) -> None:
+    """`--credential` and where its secret is; the secret itself is no option."""
+    group.add_argument("--credential", metavar="NAME", help="who we are, where the relay asks ($TUNNEL_CREDENTIAL)")
+    group.add_argument(
+        "--secret-file",
+        metavar="FILE",
+        help="the file with the secret of the credential ($TUNNEL_SECRET_FILE); else $TUNNEL_SECRET, or a prompt",
+    )
+
+
+def _pin(text: str) -> str:
+    from tunneld.pin import parse_pin  # noqa: PLC0415 - --help does without ssl
+
+    try:
+        return parse_pin(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
+    """A context where the relay is `tls://`, or where it is to be verified by TLS and is not `tcp://`.
+
+    A certificate of ours may be set for all relays and is left out where there is no TLS; a pin is for one relay, and
+    must not be passed over.
+    """
+    scheme = options.relay.partition("://")[0].lower() if "://" in options.relay else ""
+    verified_by = [name for name in ("pin", "insecure") if getattr(options, name)]
+    if scheme == "tcp" and verified_by:
+        raise UsageError(f"relay {options.relay} is asked for no certificate, so --{verified_by[0]} needs tls://")
+    if scheme != "tls" and (scheme or not (options.ca or options.cert or verified_by)):
+        return None
+    from tunneld.net import client_tls_context, unverified_tls_context  # noqa: PLC0415 - as above
+
+    if not options.insecure:
+        return client_tls_context(options.ca, options.cert, options.key, pin=options.pin)
+    if options.ca or options.pin:
+        raise UsageError(f"--insecure checks no certificate, so it cannot be with --{'ca' if options.ca else 'pin'}")
+    complain(f"tunnel: warning: --insecure: whoever answers as relay {options.relay} is believed to be it")
+    return unverified_tls_context(options.cert, options.key)

@@ -8,6 +8,7 @@ from functools import partial
 
 from tunneld.cli.access import add_relay_options, positive_seconds
 from tunneld.cli.common import Parser, run
+from tunneld.cli.keyring import CREDENTIAL, add_credential
 from tunneld.cli.verbs import VERBS, Verb, carry_out
 from tunneld.endpoint import parse_port
 from tunneld.errors import UsageError
@@ -28,6 +29,7 @@ def parser() -> Parser:
     made.add_common_options()
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     _add_expose(commands.add_parser("expose", help=EXPOSE, description=EXPOSE + "."))
+    add_credential(commands.add_parser("credential", help=CREDENTIAL, description=CREDENTIAL + "."))
     for verb in VERBS:
         _add_verb(commands.add_parser(verb.name, help=verb.summary, description=verb.summary + "."), verb)
     return made

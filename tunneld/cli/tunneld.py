@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 # Said here again so that --help need not wait for pydantic; a test holds them to the schema.
 FORMATS = ("auto", "human", "json")
 LEVELS = ("debug", "info", "warning", "error")
+PORTS = "20000-29999"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `tunneld` with the arguments given, else those of the process. Returns the exit status."""
-    return run("tunneld", lambda: _tunneld(parser().parse_args(argv)))
+    return run("tunneld", lambda: _command(parser().parse_args(argv)))
+
+
+def _command(options: argparse.Namespace) -> int:
+    status: int = options.command(options)
+    return status
 
 
 def parser() -> Parser:
@@ -43,7 +49,32 @@ def parser() -> Parser:
     made.add_argument("--log-format", choices=FORMATS, help="override log.format: one event a line, for people or JSON")
     made.add_argument("--log-level", choices=LEVELS, help="override log.level: the lowest level that is logged")
     made.add_common_options()
+    commands = made.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    _add_init(commands.add_parser("init", help=INIT, description=INIT + "."))
+    made.set_defaults(command=_tunneld)
     return made
+
+
+INIT = "write a configuration, a certificate and a secret for a public relay, and print what to run elsewhere"
+
+
+def _add_init(parser: Parser) -> None:
+    parser.add_argument("--host", metavar="NAME", help="by what name or address clients reach this machine")
+    parser.add_argument("--ports", metavar="RANGE", default=PORTS, help="the ports of all tunnels (%(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the file to write, or the folder to write tunnel.toml in; else where tunneld looks for one",
+    )
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.set_defaults(command=_init)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from tunneld.cli import init  # noqa: PLC0415 - a library for certificates that nothing else needs
+
+    return init.run(options)
 
 
 def _tunneld(options: argparse.Namespace) -> int:

@@ -1,0 +1,125 @@
+"""`tunnel credential` on the relay's machine: the file, its mode, the relay that runs with it."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.cli.test_init import KEPT, made, relay_of
+from tests.support.people import PATIENCE
+from tests.support.programs import tunnel_command
+from tunneld.cli.init import CONTROL_PORT
+from tunneld.cli.tunneld import PORTS
+from tunneld.config import load
+from tunneld.wire.verifier import matches
+
+Captured = pytest.CaptureFixture[str]
+
+
+async def tunnel(*arguments: str | Path, secret: str = "") -> tuple[int, str, str]:
+    environment = KEPT | ({"TUNNEL_SECRET": secret} if secret else {})
+    done = await trio.run_process(
+        tunnel_command(*map(str, arguments)), env=environment, check=False, capture_stdout=True, capture_stderr=True
+    )
+    assert b"Traceback" not in done.stderr
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.fixture
+def config(tmp_path: Path, capsys: Captured) -> Path:
+    """What `tunneld init` writes, on any port."""
+    made(tmp_path, capsys)
+    path = tmp_path / "tunnel.toml"
+    text = path.read_text().replace(f"port = {CONTROL_PORT}", "port = 0").replace(PORTS, "0")
+    path.write_text(text.replace("[http]", "[http]\nport = 0"))
+    return path
+
+
+def proofs(path: Path) -> dict[str, str]:
+    return {one.name: one.verifier.reveal() for one in load(path).credential if one.verifier}
+
+
+async def test_add_rotate_remove_change_the_file_and_print_the_secret_once(config: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        before = config.read_text()  # noqa: ASYNC240
+        limits = ("--max-tunnels", "3", "--ports", "8000", "--ports", "9000-9009", "--networks", "192.0.2.0/24")
+        status, secret, said = await tunnel("credential", "add", "bob", "--config", config, *limits)
+        assert (status, secret.count("\n")) == (0, 1)
+        assert "SIGHUP" in said
+        assert config.read_text().startswith(before)  # noqa: ASYNC240
+        assert secret.strip() not in config.read_text() + said  # noqa: ASYNC240
+        bob = load(config).credential[1]
+        assert (bob.name, bob.role, bob.max_tunnels, bob.ports) == ("bob", "user", 3, ("8000", "9000-9009"))
+        assert bob.proof is not None
+        assert matches(bob.proof, secret.strip())
+        status, other, _ = await tunnel("credential", "rotate", "bob", "--config", config)
+        rotated = load(config).credential[1]
+        assert rotated.proof is not None
+        assert matches(rotated.proof, other.strip())
+        assert rotated.model_dump(exclude={"verifier"}) == bob.model_dump(exclude={"verifier"})
+        assert (await tunnel("credential", "remove", "bob", "--config", config))[:2] == (0, "")
+        assert config.read_text().rstrip() == before.rstrip()  # noqa: ASYNC240
+
+
+async def test_the_mode_and_a_link_stay(config: Path, tmp_path: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        link = tmp_path / "link.toml"
+        link.symlink_to(config)
+        config.chmod(0o640)  # noqa: ASYNC240
+        assert (await tunnel("credential", "add", "bob", "--config", link))[0] == 0
+        assert link.is_symlink()
+        assert stat.S_IMODE(config.stat().st_mode) == 0o640  # noqa: ASYNC240
+        assert set(proofs(config)) == {"agent", "bob"}
+        assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # noqa: ASYNC240
+
+
+async def test_list_shows_no_verifier(config: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        status, shown, _ = await tunnel("credential", "list", "--config", config)
+        assert (status, shown) == (0, "agent\tuser\tverifier\t\n")
+        status, shown, _ = await tunnel("credential", "list", "--config", config, "--json")
+        assert json.loads(shown) == {"name": "agent", "role": "user", "proof": ["verifier"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["add", "agent"], 64, "there is a credential 'agent'"),
+        (["add", "a b"], 78, "would be wrong: credential[1].name"),
+        (["add", "bob", "--ports", "x"], 78, "is not a range of ports"),
+        (["remove", "bob"], 64, "there is no credential 'bob'"),
+        (["remove", "agent"], 78, "lets strangers open tunnels"),
+        (["rotate", "bob"], 64, "there is no credential 'bob'"),
+        (["rotate", "agent", "--credential", "admin"], 64, "no secret for the credential 'admin'"),
+    ],
+)
+async def test_what_would_be_wrong_changes_nothing(config: Path, arguments: list[str], status: int, says: str) -> None:
+    with trio.fail_after(PATIENCE):
+        before = config.read_bytes()  # noqa: ASYNC240
+        done = await tunnel("credential", *arguments, "--config", config)
+        assert done[:2] == (status, "")
+        assert says in done[2]
+        assert config.read_bytes() == before  # noqa: ASYNC240
+
+
+async def test_an_admin_has_the_running_relay_read_it(config: Path) -> None:
+    with trio.fail_after(2 * PATIENCE):
+        _, boss, _ = await tunnel("credential", "add", "boss", "--role", "admin", "--config", config)
+        async with relay_of(config) as relay:
+            edit = config.read_text().replace("port = 0 ", f"port = {relay.control_port} ", 1)  # noqa: ASYNC240
+            config.write_text(edit)  # noqa: ASYNC240 - as it would say, were the port not any
+            as_boss = ("--config", config, "--credential", "boss")
+            status, secret, said = await tunnel("credential", "add", "bob", *as_boss, secret=boss.strip())
+            assert (status, "the relay has read it" in said) == (0, True)
+            there = ("--relay", f"127.0.0.1:{relay.control_port}", "--insecure", "--credential")
+            assert (await tunnel("list", *there, "bob", secret=secret.strip()))[0] == 0
+            assert (await tunnel("credential", "remove", "bob", *as_boss, secret=boss.strip()))[0] == 0
+            assert (await tunnel("list", *there, "bob", secret=secret.strip()))[0] == 77
+            wrong = await tunnel("credential", "add", "carol", *as_boss, secret="not the secret")
+            assert (wrong[0], "not reloaded, so the old file still holds" in wrong[2]) == (77, True)
+        stopped = await tunnel("credential", "add", "dave", *as_boss, secret=boss.strip())
+        assert (stopped[0], "a relay that starts later reads the new file" in stopped[2]) == (0, True)

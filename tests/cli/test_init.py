@@ -1,0 +1,226 @@
+"""`tunneld init`: what it writes is right, is private, replaces nothing, and works on the other machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.support.people import PATIENCE, connect, read_exactly
+from tests.support.programs import Daemon, program, tunnel_command
+from tunneld.cli.init import CONTROL_PORT
+from tunneld.cli.papers import make_papers
+from tunneld.cli.tunneld import PORTS, main
+from tunneld.config import Settings, load
+from tunneld.endpoint import Endpoint
+from tunneld.net import client_tls_context
+from tunneld.pin import fingerprint
+from tunneld.wire.verifier import matches
+
+KEPT = {key: value for key, value in os.environ.items() if not key.startswith("TUNNEL")}
+FILES = {"tunnel.toml", "relay.pem", "relay.key"}
+Captured = pytest.CaptureFixture[str]
+
+
+class Line:
+    """The one line to run on the other machine, taken apart as a shell would."""
+
+    def __init__(self, text: str) -> None:
+        (line,) = text.splitlines()
+        first, *self.words = shlex.split(line)
+        name, _, self.secret = first.partition("=")
+        assert (name, self.words[:3]) == ("TUNNEL_SECRET", ["tunnel", "expose", "8000"])
+        self.relay, self.credential, self.pin = self.words[4::2]
+        assert self.words[3::2] == ["--relay", "--credential", "--pin"]
+
+
+def made(folder: Path, capsys: Captured, *arguments: str, host: str = "127.0.0.1") -> Line:
+    assert main(["init", "--output", str(folder), "--host", host, *arguments]) == 0
+    return Line(capsys.readouterr().out)
+
+
+def test_it_is_a_working_configuration_for_the_world(tmp_path: Path, capsys: Captured) -> None:
+    line = made(tmp_path / "new" / "folder", capsys, "--ports", "30000-30099", host="relay.example.org")
+    folder = tmp_path / "new" / "folder"
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert main(["--check", "--config", str(folder / "tunnel.toml")]) == 0
+    settings = load(folder / "tunnel.toml")
+    assert (settings.control.host, settings.tunnels.host, settings.http.host) == ("", "", "127.0.0.1")
+    assert (settings.tunnels.advertised_host, settings.tunnels.ports) == ("relay.example.org", "30000-30099")
+    (credential,) = settings.credential
+    assert (credential.name, credential.role) == (line.credential, "user")
+    assert credential.proof is not None
+    assert matches(credential.proof, line.secret)
+    assert line.relay == f"tls://relay.example.org:{CONTROL_PORT}"
+    assert line.pin == fingerprint(ssl.PEM_cert_to_DER_cert((folder / "relay.pem").read_text()))
+
+
+def test_the_secret_is_in_no_file_and_nobody_else_can_read_them(tmp_path: Path, capsys: Captured) -> None:
+    before = os.umask(0)
+    try:
+        line = made(tmp_path, capsys)
+    finally:
+        os.umask(before)
+    for path in tmp_path.iterdir():
+        assert line.secret not in path.read_text()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_nothing_is_replaced_unless_it_is_forced(tmp_path: Path, capsys: Captured) -> None:
+    made(tmp_path, capsys)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    arguments = ["init", "--output", str(tmp_path), "--host", "127.0.0.1"]
+    assert main(arguments) == os.EX_USAGE
+    assert "would be lost: choose another --output, or say --force" in capsys.readouterr().err
+    (tmp_path / "tunnel.toml").unlink()
+    assert main(arguments) == os.EX_USAGE
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"tunnel.toml"}
+    capsys.readouterr()
+    made(tmp_path, capsys, "--force")
+    assert all(path.read_bytes() != content for path, content in before.items())
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "file").touch()
+    assert main(["init", "--output", str(tmp_path / "file"), "--host", "h"]) == os.EX_CONFIG
+    assert capsys.readouterr().err.endswith("could not be written: file exists\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["init", "--host", "::"], "is every address of a machine"),
+        (["init", "--host", "a b"], "not a host name or address"),
+        (["init", "--host", "h", "--ports", "9-1"], "9 lies behind 1"),
+        (["--config", "x.toml", "init", "--host", "h"], "where to write is said by --output"),
+    ],
+)
+def test_what_a_person_gets_wrong_writes_nothing(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    monkeypatch.setenv("TUNNELD_CONFIG", str(tmp_path / "tunnel.toml"))
+    assert main(arguments) == os.EX_USAGE
+    assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_an_output_it_goes_where_tunneld_looks(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNNELD_CONFIG", str(tmp_path / "my.toml"))
+    assert main(["init", "--host", "::1"]) == 0
+    assert Line(capsys.readouterr().out).relay == f"tls://[::1]:{CONTROL_PORT}"
+    assert main(["--check"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'my.toml'}: ok\n"
+
+
+def test_the_default_ports_are_those_of_the_schema() -> None:
+    assert Settings().tunnels.ports == PORTS
+    assert Settings().control.port == CONTROL_PORT
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "relay.example.org", f"{'a.' * 60}example.org"])
+def test_the_certificate_can_be_its_own_authority(tmp_path: Path, host: str) -> None:
+    papers = make_papers(host)
+    for name, content in (("relay.pem", papers.certificate), ("relay.key", papers.key)):
+        (tmp_path / name).write_bytes(content)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "relay.pem", tmp_path / "relay.key")
+    tls = client_tls_context(tmp_path / "relay.pem", pin=papers.pin)
+    tls.verify_flags |= ssl.VERIFY_X509_STRICT
+    shake_hands(tls, host, server)
+
+
+def shake_hands(tls: ssl.SSLContext, host: str, server: ssl.SSLContext) -> None:
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [tls.wrap_bio(down, up, server_hostname=host), server.wrap_bio(up, down, server_side=True)]
+    while ends:
+        for end in list(ends):
+            try:
+                end.do_handshake()
+                ends.remove(end)
+            except ssl.SSLWantReadError:
+                continue
+
+
+# The whole way
+
+
+@asynccontextmanager
+async def relay_of(config: Path) -> AsyncIterator[Daemon]:
+    """A `tunneld` with this file, ready; its log is JSON."""
+    command = [sys.executable, "-m", "tunneld", "--config", str(config), "--log-format", "json"]
+    async with program(command, stderr=subprocess.PIPE) as process, trio.open_nursery() as nursery:
+        running = Daemon(process)
+        nursery.start_soon(running.listen)
+        running.control = (await running.wait_logged("control listens"))["uri"]
+        await running.wait_logged("ready")
+        yield running
+        nursery.cancel_scope.cancel()
+
+
+def on_any_port(config: Path) -> None:
+    """What a test changes in the file: its ports may be taken."""
+    text = config.read_text().replace(f"port = {CONTROL_PORT}", "port = 0").replace(PORTS, "0")
+    config.write_text(text.replace("[http]", "[http]\nport = 0"))
+
+
+async def refused(words: list[str], secret: str) -> tuple[int, str]:
+    done = await trio.run_process(
+        words, env=KEPT | {"TUNNEL_SECRET": secret}, check=False, capture_stdout=True, capture_stderr=True
+    )
+    assert done.stdout == b""
+    assert done.stderr.count(b"\n") == 1
+    return done.returncode, done.stderr.decode()
+
+
+async def hello(stream: trio.SocketStream) -> None:
+    async with stream:
+        await stream.send_all(b"hello")
+
+
+async def test_the_printed_line_works_and_nothing_less_does(tmp_path: Path, capsys: Captured) -> None:
+    line = made(tmp_path, capsys)
+    on_any_port(tmp_path / "tunnel.toml")
+    with trio.fail_after(PATIENCE):
+        async with relay_of(tmp_path / "tunnel.toml") as relay, trio.open_nursery() as nursery:
+            (local,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, hello, [local])
+            target, where = str(local.socket.getsockname()[1]), f"tls://127.0.0.1:{relay.control_port}"
+
+            def words(verb: str, *arguments: str, pin: str = line.pin) -> list[str]:
+                known = ["--credential", line.credential, "--pin", pin] if pin else ["--insecure"]
+                return tunnel_command(verb, *arguments, "--relay", where, *known)
+
+            command = words("expose", target)
+            async with program(
+                command, env=KEPT | {"TUNNEL_SECRET": line.secret}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            ) as agent:
+                assert agent.stdout is not None
+                printed = b""
+                while not printed.endswith(b"\n"):
+                    printed += await agent.stdout.receive_some(1)
+                address = Endpoint.parse(printed.decode().strip())
+                assert address.host == "127.0.0.1"
+                assert await read_exactly(await connect(address), 5) == b"hello"
+                agent.send_signal(signal.SIGTERM)
+                assert await agent.wait() == 0
+            await relay.wait_logged("tunnel closed")  # asked for over another connection, as one after a loss is
+            wrong_pin = await refused(words("expose", target, pin="sha256:" + "0" * 64), line.secret)
+            assert (wrong_pin[0], line.pin in wrong_pin[1]) == (76, True)
+            wrong_secret = await refused(words("expose", target), line.secret[::-1])
+            assert (wrong_secret[0], "refused the credential" in wrong_secret[1]) == (77, True)
+            for verb in ("shutdown", "reload"):
+                assert (await refused(words(verb), line.secret))[0] == 77
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,189 @@
+"""How `tunnel` proves who it is and sees whom it reaches: options, environment, files, statuses."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import ssl
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+
+from tests.cli.test_tunnel import tunnel
+from tests.support.control import running_server
+from tests.support.credentials import SECRET, credential, gate_of
+from tests.support.people import PATIENCE
+from tunneld import net
+from tunneld.cli import secret
+from tunneld.cli.access import access
+from tunneld.cli.tunnel import parser
+from tunneld.config.schema import Tls
+from tunneld.errors import UsageError
+from tunneld.pin import fingerprint
+
+ALICE = credential("alice")
+NO_PIN = "sha256:" + "0" * 64
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CREDENTIAL", "SECRET", "SECRET_FILE", "PIN", "RELAY", "CA", "CERT", "KEY"):
+        monkeypatch.delenv(f"TUNNEL_{name}", raising=False)
+
+
+@pytest.fixture
+def secret_file(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_text(SECRET + "\n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tls, str]:
+    """A relay's certificate that no authority of the system knows, and its fingerprint."""
+    folder = tmp_path_factory.mktemp("papers")
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(folder / "key")
+    issued.cert_chain_pems[0].write_to_path(folder / "pem")
+    der = ssl.PEM_cert_to_DER_cert((folder / "pem").read_text())
+    return Tls(certificate=folder / "pem", key=folder / "key"), fingerprint(der)
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    return parser().parse_args(["list", *arguments])
+
+
+# Secrets
+
+
+async def test_a_credential_with_its_file_is_let_in_and_others_are_not(secret_file: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("something else\n")
+    wrong.chmod(0o600)
+    async with running_server(gate=gate_of(ALICE)) as server:
+        relay = server.endpoint.authority
+        known = await tunnel("list", "--credential", "alice", "--secret-file", str(secret_file), relay=relay)
+        assert (known.returncode, known.stdout.count(b"\n")) == (0, 2)
+        for arguments, says in (
+            (["--credential", "alice", "--secret-file", str(wrong)], "refused the credential 'alice'"),
+            (["--credential", "bob", "--secret-file", str(secret_file)], "refused the credential 'bob'"),
+            ([], "wants a credential"),
+        ):
+            done = await tunnel("list", *arguments, relay=relay)
+            assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (77, b"", 1)
+            assert says in done.stderr.decode()
+            assert SECRET not in done.stderr.decode()
+
+
+async def test_a_wrong_secret_ends_expose_at_once(secret_file: Path) -> None:
+    """The secret is right, and somebody else's."""
+    async with running_server(gate=gate_of(ALICE, credential("bob", "another secret"))) as server:
+        arguments = ("--credential", "bob", "--secret-file", str(secret_file))
+        done = await tunnel("expose", "80", *arguments, relay=server.endpoint.authority)
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (77, b"", 1)
+
+
+def test_what_is_typed_goes_before_what_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    paths = {}
+    for name in ("typed", "set"):
+        paths[name] = str(tmp_path / name)
+        Path(paths[name]).write_text(f"{name} in a file")
+        Path(paths[name]).chmod(0o640)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(getpass, "getpass", lambda prompt: f"answer to {prompt}")
+    monkeypatch.setenv("TUNNEL_CREDENTIAL", "alice")
+    assert secret.credential(parsed()) == ("alice", "answer to secret of alice: ")
+    monkeypatch.setenv("TUNNEL_SECRET_FILE", paths["set"])
+    assert secret.credential(parsed()) == ("alice", "set in a file")
+    monkeypatch.setenv("TUNNEL_SECRET", "the variable")
+    assert secret.credential(parsed("--credential", "bob")) == ("bob", "the variable")
+    assert secret.credential(parsed("--secret-file", paths["typed"])) == ("alice", "typed in a file")
+
+
+class Terminal:
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_secret_without_a_name_is_nobodys(monkeypatch: pytest.MonkeyPatch, secret_file: Path) -> None:
+    monkeypatch.setenv("TUNNEL_SECRET", SECRET)
+    assert access(parsed()).credential is None
+    with pytest.raises(UsageError, match="whose secret is it"):
+        access(parsed("--secret-file", str(secret_file)))
+
+
+def test_where_nobody_can_be_asked_the_ways_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="no secret for the credential 'alice': give --secret-file, "):
+        secret.credential(parsed("--credential", "alice"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines\n", b"x" * 1025])
+def test_a_file_that_is_no_secret_is_refused_and_not_repeated(secret_file: Path, content: bytes) -> None:
+    secret_file.write_bytes(content)
+    with pytest.raises(UsageError, match="is not one line of at most 1024 octets") as caught:
+        secret.from_file(str(secret_file))
+    assert "two" not in str(caught.value)
+
+
+def test_a_file_that_every_user_can_read_is_refused(secret_file: Path) -> None:
+    secret_file.chmod(0o644)
+    with pytest.raises(UsageError, match=r"every user of this machine can read .*chmod o-rwx"):
+        secret.from_file(str(secret_file))
+    with pytest.raises(UsageError, match="no such file or directory"):
+        secret.from_file(f"{secret_file}.nowhere")
+
+
+def test_no_option_takes_the_secret_itself_and_access_does_not_print_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNNEL_SECRET", SECRET)
+    assert SECRET not in repr(access(parsed("--credential", "alice")))
+    with pytest.raises(SystemExit):
+        parsed("--secret", SECRET)
+
+
+# Pins
+
+
+async def test_a_relay_is_known_by_its_pin_or_refused(papers: tuple[Tls, str]) -> None:
+    settings, pin = papers
+    with trio.fail_after(PATIENCE):
+        async with running_server(tls=net.server_tls_context(settings)) as server:
+            plain, tls = server.endpoint.authority, str(server.endpoint)
+            for relay in (plain, tls):
+                assert (await tunnel("list", "--pin", pin, relay=relay)).returncode == 0
+            for verb in (["list"], ["expose", "80"]):
+                wrong = await tunnel(*verb, "--pin", NO_PIN, relay=tls)
+                assert (wrong.returncode, wrong.stderr.count(b"\n")) == (76, 1)
+                assert pin in wrong.stderr.decode()
+                assert NO_PIN in wrong.stderr.decode()
+            unknown = await tunnel("list", relay=tls)
+            assert (unknown.returncode, b"give its authority (--ca) or its --pin" in unknown.stderr) == (69, True)
+            anybody = await tunnel("list", "--insecure", relay=tls)
+            assert (anybody.returncode, b"warning: --insecure" in anybody.stderr) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--relay", "tcp://h:1", "--pin", NO_PIN], "asked for no certificate, so --pin needs tls://"),
+        (["--relay", "tcp://h:1", "--insecure"], "so --insecure needs tls://"),
+        (["--insecure", "--pin", NO_PIN], "cannot be with --pin"),
+        (["--insecure", "--ca", "ca.pem"], "cannot be with --ca"),
+    ],
+)
+def test_options_that_contradict_each_other(arguments: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        access(parsed(*arguments))
+
+
+def test_the_pin_comes_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNNEL_PIN", NO_PIN.upper())
+    assert parsed().pin == NO_PIN
+    monkeypatch.setenv("TUNNEL_PIN", "sha256:0")
+    with pytest.raises(SystemExit) as ended:
+        parsed()
+    assert ended.value.code == 64

@@ -1,0 +1,63 @@
+"""Where a person's secret comes from: a file, the environment, a prompt. Never the command line, which all users of a
+machine can read in its list of processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import stat
+import sys
+
+from tunneld.errors import UsageError, reason_of
+
+LARGEST = 1024
+"""Octets of a file with a secret; a larger one is the wrong file."""
+
+
+def credential(options: argparse.Namespace) -> tuple[str, str] | None:
+    """The name and the secret that the options and the environment lead to. Raises `UsageError`.
+
+    What is typed goes before what is set, so: `--secret-file`, $TUNNEL_SECRET, $TUNNEL_SECRET_FILE, a prompt.
+    """
+    name = options.credential or os.environ.get("TUNNEL_CREDENTIAL")
+    if not name:
+        if options.secret_file:
+            raise UsageError(f"--secret-file {options.secret_file} without --credential: whose secret is it?")
+        return None
+    if options.secret_file:
+        return name, from_file(options.secret_file)
+    if secret := os.environ.get("TUNNEL_SECRET"):
+        return name, secret
+    if path := os.environ.get("TUNNEL_SECRET_FILE"):
+        return name, from_file(path)
+    return name, from_terminal(name)
+
+
+def from_file(path: str) -> str:
+    """The one line in a file that strangers cannot read. Raises `UsageError`."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - a pipe of the shell (<(pass show relay)) is as good
+            about = os.fstat(file.fileno())
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise UsageError(f"could not read the secret file {path}: {reason_of(error)}") from None
+    if stat.S_ISREG(about.st_mode) and about.st_mode & stat.S_IROTH:
+        raise UsageError(f"every user of this machine can read the secret file {path}: chmod o-rwx it")
+    secret = content.removesuffix(b"\n").removesuffix(b"\r").decode(errors="replace")
+    if not secret or len(content) > LARGEST or "\n" in secret:
+        raise UsageError(f"the secret file {path} is not one line of at most {LARGEST} octets")
+    return secret
+
+
+def from_terminal(name: str) -> str:
+    """What a person types unseen. Raises `UsageError` where nobody can be asked."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError(
+            f"no secret for the credential {name!r}: give --secret-file, $TUNNEL_SECRET or a terminal to ask on"
+        )
+    try:
+        return getpass.getpass(f"secret of {name}: ")
+    except EOFError:
+        raise UsageError(f"no secret for the credential {name!r} was typed") from None
