@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tunneld.control import http
 from tunneld.control.commands import executor
 from tunneld.control.gate import Gate
 from tunneld.control.server import serve_lines
+from tunneld.control.strangers import Strangers
 from tunneld.errors import ConfigError
 from tunneld.relay import new_engine
 from tunneld.service import TunnelService
@@ -64,7 +66,9 @@ class Daemon:
         self._load = load
         self._engine = new_engine(accept_backoff=settings.tunnels.accept_backoff)
         self.service = TunnelService(lambda: self.settings, self._engine)
-        self._gate = Gate(lambda: self.settings.credential)
+        self._strangers = Strangers(lambda: self.settings.control)
+        self._gate = Gate(lambda: self.settings.credential, self._strangers)
+        self._tls: ssl.SSLContext | None = None  # for handshakes that begin from here on
         self._drain_asked = trio.Event()
         self._stop = trio.CancelScope()
 
@@ -104,14 +108,21 @@ class Daemon:
             "down": down,
             "descriptors": net.open_descriptors(),
             "max_descriptors": soft,
+            "strangers": len(self._strangers),
+            "strangers_refused": self._strangers.refusals.total(),
+            "penalised": self._strangers.penalised(trio.current_time()),
             "config": str(self._config_path or "built-in defaults"),
         }
 
     def reload(self) -> Sequence[Item]:
-        """Read the configuration file again; what can change without a restart applies now. Raises `ConfigError`."""
+        """Read the configuration file again, and the certificates it names; what can change without a restart applies
+        now. Raises `ConfigError`, and has changed nothing then.
+        """
         with notify.reloading():
             loaded = self._load()
             changes = config.diff(self.settings, loaded)
+            if self._tls and loaded.control.tls == self.settings.control.tls:  # else both wait for a restart
+                self._tls = _tls_of(loaded)
             self.settings = config.reloaded(self.settings, loaded)
             log.configure(self.settings.log)
             self.service.drain_revoked({credential.name for credential in self.settings.credential})
@@ -135,10 +146,10 @@ class Daemon:
     async def _open_faces(self, root: trio.Nursery) -> None:
         settings = self.settings
         execute = executor(self)
-        tls = net.server_tls_context(settings.control.tls) if settings.control.tls else None
+        self._tls = _tls_of(settings)
         listeners = net.bind_tcp(settings.control.host, settings.control.port)
-        await root.start(serve_lines, listeners, lambda: self.settings.control, tls, execute, self._gate)
-        logger.info("control listens", uri=net.describe(listeners, "tls" if tls else "tcp"))
+        await root.start(serve_lines, listeners, lambda: self.settings.control, lambda: self._tls, execute, self._gate)
+        logger.info("control listens", uri=net.describe(listeners, "tls" if self._tls else "tcp"))
         if settings.http.enabled:
             listeners = net.bind_tcp(settings.http.host, settings.http.port)
             await root.start(http.serve, listeners, settings.http, self, self._gate)
@@ -173,3 +184,8 @@ class Daemon:
         if self.service.draining and any(tunnel.visitors for tunnel in self.service.tunnels()):
             self.exit_status = CUT
         self._stop.cancel()
+
+
+def _tls_of(settings: Settings) -> ssl.SSLContext | None:
+    """A context made anew from the files, which may be others behind the same names. Raises `ConfigError`."""
+    return net.server_tls_context(settings.control.tls) if settings.control.tls else None

@@ -90,7 +90,7 @@ async def _serve_control(here: RelayHere, listener: socket.socket, *, task_statu
         listener.setblocking(False)
         with trio.CancelScope() as here.control:
             task_status.started()
-            await serve_lines([listener], lambda: here.settings.control, None, executor(here))
+            await serve_lines([listener], lambda: here.settings.control, lambda: None, executor(here))
         task_status = trio.TASK_STATUS_IGNORED
         listener = socket.create_server(("127.0.0.1", here.port))
 

@@ -34,6 +34,13 @@ def port_ranges(draw: st.DrawFn) -> str:
     return draw(st.sampled_from([f"{first}-{draw(st.integers(first, 65535))}", str(first), "0"]))
 
 
+@st.composite
+def startups(draw: st.DrawFn) -> str:
+    """`START:RATE:FULL`, in order."""
+    start = draw(COUNTS)
+    return f"{start}:{draw(st.integers(1, 100))}:{draw(st.integers(start, 1_000_000))}"
+
+
 def tls_tables(folder: Path) -> st.SearchStrategy[Tls | None]:
     """No TLS, or certificates of the folder that the fixture `certificates` fills."""
     prefixes = st.sampled_from(["", "it's #1 \\ "])
@@ -121,8 +128,9 @@ def _control(draw: st.DrawFn, folder: Path) -> Control:
         port=draw(PORTS),
         tls=tls,
         open_to_anyone=draw(st.booleans()) or not guarded,
-        max_connections=draw(COUNTS),
-        **_all(draw, SECONDS, "handshake_timeout", "idle_timeout", "write_timeout"),
+        max_startups=draw(startups()),
+        **_all(draw, COUNTS, "max_connections", "max_startups_per_source"),
+        **_all(draw, SECONDS, "handshake_timeout", "idle_timeout", "write_timeout", "penalty", "max_penalty"),
     )
 
 

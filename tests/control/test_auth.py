@@ -135,7 +135,7 @@ def test_an_unknown_name_has_the_same_challenge_each_time_and_one_like_the_other
         assert (pretended.iterations, len(pretended.salt)) == (ALICE.proof.iterations, len(ALICE.proof.salt))
 
 
-def test_an_unknown_name_costs_the_relay_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_name_costs_the_relay_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     work = []
     for name in ("alice", "nobody"):
         with counted(monkeypatch, "sign", scram) as signatures, counted(monkeypatch, "derive") as derivations:
@@ -181,7 +181,7 @@ async def test_two_failures_do_not() -> None:
         "auth SCRAM-SHA-256 ''",
     ],
 )
-def test_nonsense_is_told_what_would_be_right(line: str) -> None:
+async def test_nonsense_is_told_what_would_be_right(line: str) -> None:
     at = entry(gate_of(ALICE))
     with pytest.raises(UsageError):
         at.answer(parse_request(line.encode()))
@@ -206,7 +206,7 @@ def recorded(gate: Gate, login: Login) -> tuple[Request, Request]:
     return said[0], said[1]
 
 
-def test_what_was_overheard_is_of_no_use() -> None:
+async def test_what_was_overheard_is_of_no_use() -> None:
     gate = gate_of(ALICE)
     first, final = recorded(gate, Login("alice", SECRET, "abc"))
     at = entry(gate)
@@ -215,7 +215,7 @@ def test_what_was_overheard_is_of_no_use() -> None:
         at.answer(final)
 
 
-def test_a_final_message_is_judged_once() -> None:
+async def test_a_final_message_is_judged_once() -> None:
     gate = gate_of(ALICE)
     first, final = recorded(gate, Login("alice", SECRET, "abc"))
     at = entry(gate)

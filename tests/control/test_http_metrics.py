@@ -10,6 +10,7 @@ from tests.control.http_face import Face, open_face
 from tests.support.people import connect, is_dropped, read_exactly
 from tunneld.admission import Refused
 from tunneld.control.http import metrics
+from tunneld.control.strangers import Reason
 from tunneld.endpoint import Endpoint
 
 
@@ -34,6 +35,8 @@ async def test_an_idle_relay_has_every_sample() -> None:
             "tunneld_ready": 1,
             "tunneld_uptime_seconds": 7,
             "tunneld_visitors": 0,
+            "tunneld_strangers": 0,
+            **{f"tunneld_strangers_refused_total{{reason={reason.value}}}": 0 for reason in Reason},
             "tunneld_open_descriptors": 20,
             "tunneld_max_descriptors": 1024,
             "tunneld_tunnels_opened_total": 0,

@@ -172,7 +172,9 @@ async def running_server(
 
     async def serve(task_status: trio.TaskStatus[None]) -> None:
         with server.scope:
-            await serve_lines(listeners, lambda: server.settings, tls, server.script, gate, task_status=task_status)
+            await serve_lines(
+                listeners, lambda: server.settings, lambda: tls, server.script, gate, task_status=task_status
+            )
 
     with trio.fail_after(patience):
         async with trio.open_nursery() as nursery:

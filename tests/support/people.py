@@ -17,9 +17,11 @@ PATIENCE = 20.0
 _connected: list[trio.SocketStream] = []
 
 
-async def connect(endpoint: Endpoint) -> trio.SocketStream:
-    """Connect as anybody would; the connection is closed when the test ends, if the test did not."""
-    stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+async def connect(endpoint: Endpoint, source: str | None = None) -> trio.SocketStream:
+    """Connect as anybody would, from the address `source` if given; the connection is closed when the test ends, if
+    the test did not.
+    """
+    stream = await trio.open_tcp_stream(endpoint.host, endpoint.port, local_address=source)
     _connected.append(stream)
     return stream
 

@@ -9,13 +9,9 @@ from enum import Enum
 
 Record = Mapping[str, str]
 
-NUMBERS = frozenset({"age", "count", "descriptors", "down", "max_descriptors", "opened", "parked", "pid", "served"}) | {
-    "tunnels",
-    "up",
-    "uptime",
-    "visitors",
-    "waiting",
-}
+PROCESS = frozenset({"descriptors", "max_descriptors", "pid", "penalised", "strangers", "strangers_refused", "uptime"})
+TRAFFIC = frozenset({"down", "parked", "refused", "served", "up", "visitors", "waiting"})
+NUMBERS = PROCESS | TRAFFIC | {"age", "count", "opened", "tunnels"}
 """Keys whose values are whole numbers."""
 ANSWERS = {"yes": True, "no": False}
 YES_OR_NO = frozenset({"persist", "needs_restart"})

@@ -18,6 +18,7 @@ from tunneld.config.certificates import check_authority, check_pair, locate
 from tunneld.config.context import Loading
 from tunneld.config.credentials import Credential, check_unique
 from tunneld.config.literals import literal
+from tunneld.config.startups import MaxStartups, Startups
 from tunneld.config.values import (
     KIB,
     MINUTE,
@@ -85,11 +86,20 @@ class Control(Table):
     tls: Annotated[Tls | None, RESTART] = None
     open_to_anyone: Annotated[Guard, RESTART] = False
     max_connections: Count = 256  # one agent keeps one; 256 x (two descriptors and about 60 KiB) is bearable
+    max_startups: MaxStartups = "64:30:128"  # half of max_connections stays for those that are known
+    max_startups_per_source: Count = 16  # an office's agents that all come back at once; an eighth of them all
+    penalty: Seconds = 5.0  # OpenSSH's for a failed authentication, and so is the next
+    max_penalty: Seconds = 10 * MINUTE
     handshake_timeout: Seconds = 10.0  # a TLS handshake is two round trips; 10 s is a slow satellite link
     idle_timeout: Seconds = 10 * MINUTE  # longer than a person thinks; `watch` is exempt
     write_timeout: Seconds = 30.0  # a reader that takes nothing for so long is gone
 
     _check_host = field_validator("host")(_host)
+
+    @property
+    def startups(self) -> Startups:
+        """`max_startups` as numbers."""
+        return Startups.parse(self.max_startups)
 
     @field_validator("open_to_anyone")
     @classmethod

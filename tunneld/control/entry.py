@@ -8,12 +8,13 @@ stranger ──auth SCRAM-SHA-256 FIRST──► challenged ──auth FINAL─�
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 from tunneld.access import EVERYBODY, Grant
 from tunneld.config.credentials import Credential
 from tunneld.control.gate import Gate
 from tunneld.control.reply import Caller, Reply
-from tunneld.errors import NotAllowedError, UsageError
+from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.wire import scram
 from tunneld.wire.lines import Request
 from tunneld.wire.scram import FAILED, Challenge, Hello
@@ -31,11 +32,21 @@ NONCE_OCTETS = 18
 class Entry:
     """One peer: `host` and `peer` are its address without and with the port, `local_host` is ours.
 
-    `certificate` is the fingerprint of the one that TLS has verified (`sha256:...`), if any.
+    `certificate` is the fingerprint of the one that TLS has verified (`sha256:...`), if any. `on_known` is called when
+    the peer has authenticated.
     """
 
-    def __init__(self, gate: Gate, host: str, peer: str, local_host: str, certificate: str | None = None) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        host: str,
+        peer: str,
+        local_host: str,
+        certificate: str | None = None,
+        on_known: Callable[[], None] = lambda: None,
+    ) -> None:
         self.failures = 0
+        self._on_known = on_known
         self._gate = gate
         self._host, self._peer, self._local_host = host, peer, local_host
         self._has_certificate = certificate is not None
@@ -64,11 +75,16 @@ class Entry:
         return "certificate" if self._has_certificate else "none"
 
     def answer(self, request: Request) -> Reply:
-        """Take one step of an authentication. Raises `NotAllowedError` or `UsageError`, both of which count."""
+        """Take one step of an authentication. Raises `NotAllowedError`, `UsageError`, and `LimitReachedError` where
+        other connections from the same source have earned it a penalty; each counts on this connection.
+        """
         if self._gate.is_open:
             raise UsageError("this relay asks nobody to authenticate")
         if self.grant is not None:
             raise UsageError("authenticated already; connect again to be somebody else")
+        if (penalty := self._gate.penalty(self._host)) > 0:  # or many connections at once would be as many guesses
+            self.failures += 1
+            raise LimitReachedError(f"too many failures from your address; try again in {penalty:.0f} s")
         try:
             return self._step(request)
         except (NotAllowedError, UsageError) as error:
@@ -100,4 +116,5 @@ class Entry:
         if credential is None or credential.proof != challenge.verifier:
             raise NotAllowedError(FAILED)
         self._credential = credential
+        self._on_known()
         return proof

@@ -13,6 +13,9 @@ import trio
 
 from tunneld.access import Grant
 from tunneld.config.credentials import Credential, own_digest, own_salt
+from tunneld.config.schema import Control
+from tunneld.control.strangers import Refusal, Strangers
+from tunneld.rates import Rate, Thinning
 from tunneld.wire.verifier import ITERATIONS, Verifier, matches
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("gate")
@@ -21,10 +24,24 @@ MAX_REMEMBERED = 1000
 """Secrets said in clear that were found right, as digests: more credentials than that pay for each request."""
 
 
-class Gate:
-    """The credentials, asked anew each time, so that a reload applies to connections that are open."""
+REFUSALS_LOGGED = Rate(10, 60)
+"""Lines about refused strangers: enough to see a flood and some of its sources, not enough to be one."""
 
-    def __init__(self, credentials: Callable[[], Sequence[Credential]]) -> None:
+
+class Gate:
+    """The credentials, asked anew each time, so that a reload applies to connections that are open; and the strangers
+    of all faces. `clock` is in seconds.
+    """
+
+    def __init__(
+        self,
+        credentials: Callable[[], Sequence[Credential]],
+        strangers: Strangers | None = None,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self.strangers = Strangers(Control) if strangers is None else strangers
+        self._clock = clock
+        self._thinning = Thinning(REFUSALS_LOGGED)
         self._credentials = credentials
         self._asks = False
         self._deriving = trio.CapacityLimiter(1)  # one core at most for guesses, whoever makes them
@@ -75,6 +92,17 @@ class Gate:
     def tell_failure(self, host: str, face: str, reason: str) -> None:
         """The line that fail2ban reads, see tunneld(8): nothing in it is chosen by the stranger but the address."""
         log.warning("authentication failed", peer=host, face=face, reason=reason)
+        self.strangers.fail(host, self._clock())
+
+    def tell_refusal(self, host: str, face: str, refusal: Refusal) -> None:
+        """Log that a stranger was refused; in a flood a few, and with the next one how many were left out."""
+        left_out = self._thinning.passes(self._clock())
+        if left_out is not None:
+            log.warning("stranger refused", peer=host, face=face, reason=refusal.reason, left_out=left_out)
+
+    def penalty(self, host: str) -> float:
+        """For how many more seconds nobody at `host` is let in; 0.0 where there is no penalty."""
+        return self.strangers.penalty(host, self._clock())
 
     def _find(self, name: str) -> Credential | None:
         return next((credential for credential in self._credentials() if credential.name == name), None)

@@ -1,13 +1,14 @@
 """The line face of the control protocol: it accepts, encrypts, counts. What is said then is in `conversation`.
 
 serve_lines
-├─ accept ×listener        never waits for a peer: over the cap it says so and hangs up
+├─ accept ×listener        never waits for a peer: whom it refuses it tells so where that is cheap, and hangs up
 └─ connection ×N           TLS handshake and authentication under one deadline, then a conversation
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 import socket
 import ssl
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tunneld.control.conversation import Conversation
 from tunneld.control.entry import Entry
 from tunneld.control.gate import Gate
 from tunneld.control.reply import Execute
+from tunneld.control.strangers import Refusal, Stranger
 from tunneld.endpoint import format_peer, unmap
 from tunneld.errors import reason_of
 from tunneld.wire.lines import format_err
@@ -33,10 +35,14 @@ ACCEPT_BACKOFF = 0.1
 """Seconds until the next try when descriptors ran out: long enough not to spin, short enough not to be noticed."""
 
 
+class StrangeError(PeerLeftError):
+    """The peer said what is no TLS handshake that we take, unlike one that left without a word, as probes do."""
+
+
 async def serve_lines(
     listeners: list[socket.socket],
     settings: Callable[[], Control],
-    tls: ssl.SSLContext | None,
+    tls: Callable[[], ssl.SSLContext | None],
     execute: Execute,
     gate: Gate | None = None,
     *,
@@ -45,8 +51,8 @@ async def serve_lines(
     """Serve the control protocol on `listeners`, which it owns from here on, until cancelled; then every connection
     is closed.
 
-    `settings` is asked anew each time, so a reload applies to connections that are open. Without a `gate` everybody
-    is admitted, and is an admin.
+    `settings` is asked anew each time, so a reload applies to connections that are open; `tls` for each handshake.
+    Without a `gate` everybody is admitted, and is an admin.
     """
     server = _Server(settings, tls, execute, gate or Gate(lambda: ()))
     async with trio.open_nursery() as nursery:
@@ -57,7 +63,11 @@ async def serve_lines(
 
 class _Server:
     def __init__(
-        self, settings: Callable[[], Control], tls: ssl.SSLContext | None, execute: Execute, gate: Gate
+        self,
+        settings: Callable[[], Control],
+        tls: Callable[[], ssl.SSLContext | None],
+        execute: Execute,
+        gate: Gate,
     ) -> None:
         self._settings = settings
         self._tls = tls
@@ -73,7 +83,7 @@ class _Server:
             while True:
                 try:
                     await trio.lowlevel.wait_readable(listener)
-                    connection, _ = listener.accept()
+                    connection, address = listener.accept()
                 except BlockingIOError:
                     continue
                 except OSError as error:  # out of descriptors, mostly; what stands in the queue goes on waiting there
@@ -81,36 +91,49 @@ class _Server:
                     await trio.sleep(ACCEPT_BACKOFF)
                     continue
                 self._failing = False
-                self._admit(connection, nursery)
+                self._admit(connection, unmap(address[0]), nursery)
 
     def _cannot_accept(self, error: OSError) -> None:
         if not self._failing:
             log.error("control accepts no connections for now", reason=reason_of(error))
         self._failing = True
 
-    def _admit(self, connection: socket.socket, nursery: trio.Nursery) -> None:
+    def _admit(self, connection: socket.socket, host: str, nursery: trio.Nursery) -> None:
         limit = self._settings().max_connections
-        if self._connections < limit:
-            self._full = False
-            self._connections += 1
-            deadline = trio.current_time() + self._settings().handshake_timeout
-            nursery.start_soon(self._serve, trio.SocketStream(trio.socket.from_stdlib_socket(connection)), deadline)
+        if self._connections >= limit:
+            if not self._full:
+                log.warning("control turns connections away", max_connections=limit)
+            self._full = True
+            _turn_away(connection, f"{limit} control connections are open, no more are allowed; try again later")
             return
-        if not self._full:
-            log.warning("control turns connections away", max_connections=limit)
-        self._full = True
-        _turn_away(connection, limit)
+        self._full = False
+        stranger = self._meet(host)
+        if isinstance(stranger, Refusal):
+            self._gate.tell_refusal(host, "control", stranger)
+            _turn_away(connection, stranger.reason if self._tls() is None else None)
+            return
+        self._connections += 1
+        deadline = trio.current_time() + self._settings().handshake_timeout
+        transport = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+        nursery.start_soon(self._serve, transport, stranger, deadline)
 
-    async def _serve(self, transport: trio.SocketStream, deadline: float) -> None:
+    def _meet(self, host: str) -> Stranger | Refusal:
+        """Whoever comes is a stranger, unless nobody is asked who they are, by a secret or by TLS."""
+        tls = self._tls()
+        if self._gate.is_open and (tls is None or tls.verify_mode == ssl.CERT_NONE):
+            return Stranger.known()
+        return self._gate.strangers.come(host, trio.current_time(), random.random())
+
+    async def _serve(self, transport: trio.SocketStream, stranger: Stranger, deadline: float) -> None:
         """One connection, whatever happens on it; a stranger has until `deadline`, a time of Trio's clock."""
         bound = log
         try:
             async with transport:
                 bound = log.bind(peer=format_peer(transport.socket.getpeername()))
                 bound.debug("control connection came")
-                if (stream := await self._encrypt(transport, deadline, bound)) is not None:
+                if (stream := await self._encrypt(transport, stranger, deadline, bound)) is not None:
                     async with Connection(stream, self._settings) as connection:
-                        entry = _enter(self._gate, transport.socket, stream)
+                        entry = _enter(self._gate, transport.socket, stream, stranger)
                         conversation = Conversation(connection, entry, self._settings, self._execute, bound)
                         await conversation.run(f"tunneld {__version__} protocol=1 auth={entry.method}", deadline)
                 bound.debug("control connection ended")
@@ -120,19 +143,24 @@ class _Server:
             bound.exception("control connection failed: a bug")
         finally:
             self._connections -= 1
+            if trio.current_time() >= deadline:
+                stranger.fail(trio.current_time())
+            stranger.end()
 
     async def _encrypt(
-        self, transport: trio.SocketStream, deadline: float, bound: structlog.stdlib.BoundLogger
+        self, transport: trio.SocketStream, stranger: Stranger, deadline: float, bound: structlog.stdlib.BoundLogger
     ) -> trio.abc.Stream | None:
         """The stream to talk on; None where TLS is wanted and the peer does not manage it in time."""
-        if self._tls is None:
+        if (tls := self._tls()) is None:
             return transport
         reason = f"not done in {self._settings().handshake_timeout:g} s"
         with trio.move_on_at(deadline):
             try:
-                return await _shake_hands(transport, self._tls, self._settings)
+                return await _shake_hands(transport, tls, self._settings)
             except PeerLeftError as error:
                 reason = str(error)
+                if isinstance(error, StrangeError):
+                    stranger.fail(trio.current_time())
         bound.info("TLS handshake on control connection failed", reason=reason)
         return None
 
@@ -145,31 +173,34 @@ async def _shake_hands(
         plain = Connection(transport, settings)
         await plain.send(format_err("protocol", "this port speaks TLS; use tls:// or openssl s_client"))
         await plain.read_away()
-        raise PeerLeftError("peer spoke plain text")
+        raise StrangeError("peer spoke plain text")
     stream = trio.SSLStream(transport, tls, server_side=True)
     try:
         await stream.do_handshake()
     except trio.BrokenResourceError as error:
-        raise PeerLeftError(why(error)) from None
+        raise (StrangeError if first else PeerLeftError)(why(error)) from None
     return stream
 
 
-def _enter(gate: Gate, connection: trio.socket.SocketType, stream: trio.abc.Stream) -> Entry:
-    """Who is at the other end. Raises `OSError` where it left already."""
+def _enter(gate: Gate, connection: trio.socket.SocketType, stream: trio.abc.Stream, stranger: Stranger) -> Entry:
+    """Who is at the other end, perhaps a stranger no more. Raises `OSError` where it left already."""
     peer = connection.getpeername()
     certificate = None
     if isinstance(stream, trio.SSLStream) and (shown := stream.getpeercert(binary_form=True)) is not None:
         certificate = f"sha256:{hashlib.sha256(shown).hexdigest()}"  # TLS keeps only those that it has verified
-    return Entry(gate, unmap(peer[0]), format_peer(peer), unmap(connection.getsockname()[0]), certificate)
+    local = unmap(connection.getsockname()[0])
+    entry = Entry(gate, unmap(peer[0]), format_peer(peer), local, certificate, on_known=stranger.end)
+    if entry.grant is not None:
+        stranger.end()
+    return entry
 
 
-def _turn_away(connection: socket.socket, limit: int) -> None:
-    """Say one line and hang up, without waiting: the buffer of a new socket takes a line, and if it does not, so be
-    it.
+def _turn_away(connection: socket.socket, reason: str | None) -> None:
+    """Say one line, if there is one, and hang up, without waiting: the buffer of a new socket takes a line, and if it
+    does not, so be it.
     """
     with connection, suppress(OSError):
         connection.setblocking(False)
-        connection.send(
-            format_err("limit", f"{limit} control connections are open, no more are allowed; try again later")
-        )
+        if reason is not None:
+            connection.send(format_err("limit", reason))
         connection.shutdown(socket.SHUT_WR)

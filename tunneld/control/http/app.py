@@ -85,7 +85,7 @@ class Faces:
 
 def new_app(daemon: Daemon, gate: Gate, read_timeout: float) -> ASGIApp:
     """The ASGI application; `read_timeout` is in seconds, for a whole body."""
-    faces = Faces(daemon, read_timeout, executor(daemon), new_registry(daemon))
+    faces = Faces(daemon, read_timeout, executor(daemon), new_registry(daemon, gate.strangers))
     api, looking_and_doing = faces.bodied(answer_api), ["GET", "POST"]
     app = Starlette(
         routes=[

@@ -11,6 +11,8 @@
     tunneld_visitors_refused_total{reason}   visitors turned away, ever: see `Refused` in admission.py
     tunneld_server_connections_parked        server connections that wait for a visitor
     tunneld_relayed_bytes_total{direction}   up (to hidden servers), down (to clients)
+    tunneld_strangers                        control connections that have not authenticated
+    tunneld_strangers_refused_total{reason}  turned away, ever: see `Reason` in strangers.py
     tunneld_open_descriptors                 of this process
     tunneld_max_descriptors                  as many as it may have
 
@@ -27,6 +29,7 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from tunneld.admission import Refused
+from tunneld.control.strangers import Reason, Strangers
 from tunneld.control.verbs import Daemon
 from tunneld.tunnel import Phase, Tunnel
 from tunneld.wire.lines import Item
@@ -47,8 +50,9 @@ OPEN_PHASES = [phase.value for phase in Phase if phase is not Phase.CLOSED]
 class TunneldCollector(Collector):
     """Reads the daemon whenever the registry is asked."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, strangers: Strangers) -> None:
         self._daemon = daemon
+        self._strangers = strangers
 
     def collect(self) -> Iterator[Metric]:
         """All families, in the order of the module's docstring, more or less."""
@@ -65,6 +69,7 @@ class TunneldCollector(Collector):
             octets.add_metric([direction], _number(status, direction))
         yield octets
         yield _refusals(self._daemon.service.refusals)
+        yield from _of_strangers(self._strangers)
         yield from _of_tunnels(list(self._daemon.service.tunnels()))
 
 
@@ -74,6 +79,16 @@ def _refusals(counts: Mapping[Refused, int]) -> Metric:
     for reason in Refused:
         family.add_metric([reason.value], counts[reason])
     return family
+
+
+def _of_strangers(strangers: Strangers) -> Iterator[Metric]:
+    text = "Control connections that have not authenticated."
+    yield GaugeMetricFamily("tunneld_strangers", text, len(strangers))
+    text = "Strangers turned away since the daemon started."
+    family = CounterMetricFamily("tunneld_strangers_refused", text, labels=["reason"])
+    for reason in Reason:
+        family.add_metric([reason.value], strangers.refusals[reason])
+    yield family
 
 
 def _of_tunnels(tunnels: Iterable[Tunnel]) -> Iterator[Metric]:
@@ -93,10 +108,10 @@ def _of_tunnels(tunnels: Iterable[Tunnel]) -> Iterator[Metric]:
     yield GaugeMetricFamily("tunneld_server_connections_parked", text, parked)
 
 
-def new_registry(daemon: Daemon) -> CollectorRegistry:
+def new_registry(daemon: Daemon, strangers: Strangers) -> CollectorRegistry:
     """A registry of our own: the library's default one describes the Python process as well."""
     registry = CollectorRegistry()
-    registry.register(TunneldCollector(daemon))
+    registry.register(TunneldCollector(daemon, strangers))
     return registry
 
 

@@ -26,6 +26,7 @@ from tunneld.config.schema import Http
 from tunneld.control.gate import Gate
 from tunneld.control.http.app import new_app
 from tunneld.control.http.connection import Connection
+from tunneld.control.http.words import plain
 from tunneld.control.verbs import Daemon
 
 log = structlog.get_logger("http")
@@ -42,7 +43,8 @@ QUEUE = 2
 class Server:
     """The connections of one call of `serve`."""
 
-    def __init__(self, app: AppWrapper, config: Config, settings: Callable[[], Http]) -> None:
+    def __init__(self, app: AppWrapper, config: Config, settings: Callable[[], Http], gate: Gate) -> None:
+        self._gate = gate
         self._app = app
         self._config = config
         self._settings = settings
@@ -56,6 +58,8 @@ class Server:
             return
         self._open += 1
         try:
+            if not self._lets_in(stream):
+                return
             await Connection(stream, self._app, self._config, settings.write_timeout).run()
         except* OSError:
             pass  # the peer was gone before we looked
@@ -63,6 +67,14 @@ class Server:
             _log_failure(group)
         finally:
             self._open -= 1
+
+    def _lets_in(self, stream: trio.SocketStream) -> bool:
+        """Whether its source has no penalty, from whichever face. Raises `OSError` where the peer left already."""
+        host = plain(stream.socket.getpeername()[0])
+        refusal = self._gate.strangers.refuse_penalised(host, trio.current_time())
+        if refusal is not None:
+            self._gate.tell_refusal(host, "http", refusal)
+        return refusal is None
 
 
 async def serve(
@@ -78,10 +90,9 @@ async def serve(
     `settings` gives `read_timeout` and `keep_alive_timeout`, which hold for as long as this runs; every other key is
     read from `daemon` at each request. Without a `gate` everybody is admitted, and is an admin.
     """
-    app = cast(
-        "Any", new_app(daemon, gate or Gate(lambda: ()), settings.read_timeout)
-    )  # two libraries, two descriptions of ASGI
-    server = Server(wrap_app(app, 0, "asgi"), _config(settings), lambda: daemon.settings.http)
+    gate = gate or Gate(lambda: ())
+    app = cast("Any", new_app(daemon, gate, settings.read_timeout))  # two libraries, two descriptions of ASGI
+    server = Server(wrap_app(app, 0, "asgi"), _config(settings), lambda: daemon.settings.http, gate)
     accepting = [trio.SocketListener(trio.socket.from_stdlib_socket(listener)) for listener in listeners]
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, server.handle, accepting)

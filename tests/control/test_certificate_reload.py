@@ -1,0 +1,108 @@
+"""Certificates that are replaced while the daemon runs: new handshakes see the new ones, connections stay."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.control.test_auth_daemon import HEAD, Running, running, table
+from tests.support.credentials import SECRET
+from tests.support.papers import Papers
+from tunneld import net
+from tunneld.client import Client, connect
+from tunneld.endpoint import Endpoint
+from tunneld.errors import RefusedError, RelayUnreachableError
+from tunneld.pin import fingerprint
+
+TLS = 'tls = { certificate = "relay.pem", key = "relay.key" }\n'
+
+
+@pytest.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[Running]:
+    Papers.issue(tmp_path)
+    path = tmp_path / "tunnel.toml"
+    path.write_text(HEAD.replace("port = 0\n", f"port = 0\n{TLS}", 1) + table("root", "admin"))
+    async with running(path) as relay:
+        yield relay
+
+
+def root(relay: Running) -> AbstractAsyncContextManager[Client]:
+    """An admin who takes any certificate."""
+    return connect(relay.control, credential=("root", SECRET), tls=net.unverified_tls_context())
+
+
+async def pin_of(relay: Running) -> str:
+    """The fingerprint of the certificate that a newcomer is shown."""
+    endpoint = Endpoint.parse(relay.control)
+    async with await trio.open_tcp_stream(endpoint.host, endpoint.port) as transport:
+        stream = trio.SSLStream(transport, net.unverified_tls_context())
+        await stream.do_handshake()
+        shown = stream.getpeercert(binary_form=True)
+        assert shown is not None
+        return fingerprint(shown)
+
+
+async def test_a_reload_reads_the_files_again_although_no_key_has_changed(relay: Running) -> None:
+    folder = relay.path.parent
+    async with root(relay) as before:
+        old = await pin_of(relay)
+        new = Papers.issue(folder)
+        assert await pin_of(relay) == old != new.pin
+        assert (await before.call("reload")).items == []
+        assert await pin_of(relay) == new.pin
+        assert (await before.status())["phase"] == "ready"
+        async with root(relay) as after:
+            assert (await after.status())["phase"] == "ready"
+
+
+@pytest.mark.parametrize("name", ["relay.pem", "relay.key"])
+async def test_a_file_that_is_no_use_changes_nothing(relay: Running, name: str) -> None:
+    old = await pin_of(relay)
+    (relay.path.parent / name).write_text("nothing of the kind")
+    relay.path.write_text(relay.path.read_text() + "[daemon]\nwatch_backlog = 7\n")
+    async with root(relay) as admin:
+        with pytest.raises(RefusedError, match=r"relay\.pem"):
+            await admin.call("reload")
+        assert await pin_of(relay) == old
+        relay.path.write_text(relay.path.read_text().replace("watch_backlog = 7", "watch_backlog = 8"))
+        Papers.issue(relay.path.parent)
+        items = (await admin.call("reload")).items
+        assert [(item["key"], item["old"], item["new"]) for item in items] == [("daemon.watch_backlog", "1000", "8")]
+
+
+async def test_other_names_of_files_wait_for_a_restart_and_so_does_what_is_in_them(relay: Running) -> None:
+    text = relay.path.read_text()
+    async with root(relay) as admin:
+        old = await pin_of(relay)
+        relay.path.write_text(text.replace(TLS, TLS.replace(" }", ', client_ca = "ca.pem" }')))
+        Papers.issue(relay.path.parent)
+        assert [item["key"] for item in (await admin.call("reload")).items] == ["control.tls.client_ca"]
+        assert await pin_of(relay) == old
+
+
+async def test_authorities_are_read_again_too(tmp_path: Path) -> None:
+    path = tmp_path / "tunnel.toml"
+    path.write_text(HEAD.replace("port = 0\n", f"port = 0\n{TLS}", 1).replace(" }", ', client_ca = "ca.pem" }'))
+    Papers.issue(tmp_path)
+    old = net.unverified_tls_context(tmp_path / "client.pem")
+    async with running(path) as relay, connect(relay.control, tls=old) as admin:
+        Papers.issue(tmp_path)
+        await admin.call("reload")
+        with pytest.raises(RelayUnreachableError):
+            async with connect(relay.control, tls=old):
+                pass
+        async with connect(relay.control, tls=net.unverified_tls_context(tmp_path / "client.pem")) as newcomer:
+            assert (await newcomer.status())["phase"] == "ready"
+        assert (await admin.status())["phase"] == "ready"
+
+
+async def test_status_tells_of_strangers(relay: Running) -> None:
+    endpoint = Endpoint.parse(relay.control)
+    async with root(relay) as admin, await trio.open_tcp_stream(endpoint.host, endpoint.port):
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        status = await admin.status()
+        assert [status[key] for key in ("strangers", "strangers_refused", "penalised")] == ["1", "0", "0"]

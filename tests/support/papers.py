@@ -1,0 +1,49 @@
+"""Certificates for tests: an authority and a relay, as files, and the TLS contexts made of them."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+from tunneld import net
+from tunneld.config.schema import Tls
+from tunneld.pin import first_fingerprint
+
+
+@dataclass(frozen=True)
+class Papers:
+    """An authority with a certificate for the relay and one for a client, as files in a folder."""
+
+    folder: Path
+
+    @classmethod
+    def issue(cls, folder: Path) -> Papers:
+        folder.mkdir(exist_ok=True)
+        ca = trustme.CA()
+        server = ca.issue_cert("localhost", "127.0.0.1")
+        ca.cert_pem.write_to_path(folder / "ca.pem")
+        server.cert_chain_pems[0].write_to_path(folder / "relay.pem")
+        server.private_key_pem.write_to_path(folder / "relay.key")
+        ca.issue_cert("agent@example.org").private_key_and_cert_chain_pem.write_to_path(folder / "client.pem")
+        return cls(folder)
+
+    @property
+    def server(self) -> ssl.SSLContext:
+        return net.server_tls_context(Tls(certificate=self.folder / "relay.pem", key=self.folder / "relay.key"))
+
+    @property
+    def mutual(self) -> ssl.SSLContext:
+        folder = self.folder
+        tls = Tls(certificate=folder / "relay.pem", key=folder / "relay.key", client_ca=folder / "ca.pem")
+        return net.server_tls_context(tls)
+
+    @property
+    def client(self) -> ssl.SSLContext:
+        return net.client_tls_context(self.folder / "ca.pem")
+
+    @property
+    def pin(self) -> str:
+        return first_fingerprint(self.folder / "relay.pem")
