@@ -1,0 +1,79 @@
+"""tunneld-control(7) tells of every verb, option, event, code, fault and metric, and of none that is not there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import tunneld
+from tests.control.http_face import open_face
+from tunneld.control.commands import COMMANDS
+from tunneld.control.http.problems import FAULTS, STATUSES
+from tunneld.errors import EXIT_STATUSES
+from tunneld.options import OPTIONS
+
+SOURCE = Path(tunneld.__file__).parent
+MANUAL = (Path(__file__).parents[2] / "man" / "tunneld-control.7").read_text()
+
+
+def section(title: str) -> str:
+    """One section of the page."""
+    return MANUAL.partition(f".Sh {title}\n")[2].partition("\n.Sh ")[0]
+
+
+PAGE = section("OVER HTTP")
+
+
+def items(title: str) -> list[str]:
+    """The words that a section's lists explain."""
+    return re.findall(r"^\.It Cm (\S+)", section(title), flags=re.MULTILINE)
+
+
+def published() -> set[str]:
+    """The names of all events that the source publishes."""
+    calls = (node for path in SOURCE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text())))
+    names = set()
+    for node in calls:
+        match node:
+            case ast.Call(func=ast.Attribute(attr="publish"), args=[ast.Constant(value=str(name)), *_]):
+                names.add(name)
+    return names
+
+
+def test_every_verb_and_every_option_is_told() -> None:
+    assert sorted(items("VERBS")) == sorted([*(command.verb for command in COMMANDS.values()), *OPTIONS])
+
+
+def test_every_event_is_told() -> None:
+    assert len(published()) > 5
+    assert set(items("EVENTS")) == published() | {"lost", "watching"}
+
+
+def test_every_code_is_told() -> None:
+    assert set(items("ERROR CODES")) == set(EXIT_STATUSES)
+
+
+@pytest.mark.parametrize("title", ["VERBS", "EVENTS", "ERROR CODES"])
+def test_no_word_is_told_twice(title: str) -> None:
+    assert len(items(title)) == len(set(items(title)))
+
+
+def test_every_wire_code_has_its_status_and_its_fault() -> None:
+    rows = re.findall(r"^\.It ([a-z-]+) Ta (\d+) Ta (\d+)$", PAGE, flags=re.MULTILINE)
+    assert {code: (int(status), int(fault)) for code, status, fault in rows} == {
+        code: (STATUSES[code].value, FAULTS[code]) for code in STATUSES
+    }
+
+
+async def test_every_metric_is_told() -> None:
+    async with open_face() as face:
+        text = (await face.ask("GET", "/metrics")).body.decode()
+    families = text_string_to_metric_families(text)
+    served = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
+    assert {name.removesuffix("_info") for name in re.findall(r"tunneld_[a-z_]+", PAGE)} == {
+        name.removesuffix("_info") for name in served
+    }
