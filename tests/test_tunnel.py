@@ -16,6 +16,7 @@ from tunneld.config.schema import Settings, Tunnels
 from tunneld.endpoint import Endpoint
 from tunneld.errors import LimitReachedError, ListenError, NoSuchTunnelError, UsageError
 from tunneld.options import TunnelOptions
+from tunneld.relay.engine import Engine
 from tunneld.service import Asker, TunnelService
 from tunneld.tunnel import Phase, Tunnel
 from tunneld.wire.lines import Item
@@ -369,6 +370,18 @@ class TestPorts:
         with pytest.raises((ListenError, LimitReachedError), match=str(first.client_uri.port)):
             await open_tunnel(service, client_port=str(first.client_uri.port))
         assert list(service.tunnels()) == [first]
+
+
+async def test_a_service_that_stops_says_so_of_its_tunnels(engine: Engine) -> None:
+    async with trio.open_nursery() as nursery:
+        service = TunnelService(lambda: Settings(tunnels=Tunnels(ports="0")), engine)
+        await nursery.start(service.run)
+        tunnel = await open_tunnel(service)
+        _server, visitor = await joined(tunnel)
+        nursery.cancel_scope.cancel()
+    assert await is_dropped(visitor)
+    assert tunnel.reason == "the relay stopped"
+    assert await is_refused(tunnel.client_uri)
 
 
 async def test_watchers_hear_the_whole_story(service: TunnelService) -> None:

@@ -325,6 +325,7 @@ class Tunnel:
     def _stop(self) -> None:
         """Both listeners gone, every connection dropped, everybody told."""
         self._enter(Phase.CLOSED)
+        self.reason = self.reason or "the relay stopped"
         self._client_side.close()
         self._server_side.close()
         for relay in list(self._relays):

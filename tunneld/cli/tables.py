@@ -10,7 +10,9 @@ from enum import Enum
 Record = Mapping[str, str]
 
 PROCESS = frozenset({"descriptors", "max_descriptors", "pid", "penalised", "strangers", "strangers_refused", "uptime"})
-TRAFFIC = frozenset({"down", "parked", "refused", "served", "up", "visitors", "waiting"})
+TRAFFIC = frozenset(
+    {"down", "max_per_source", "max_visitors", "parked", "refused", "served", "up", "visitors", "waiting"}
+)
 NUMBERS = PROCESS | TRAFFIC | {"age", "count", "opened", "tunnels"}
 """Keys whose values are whole numbers."""
 ANSWERS = {"yes": True, "no": False}
