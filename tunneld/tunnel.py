@@ -39,7 +39,7 @@ from tunneld.errors import UsageError, reason_of
 from tunneld.events import Events
 from tunneld.options import ANYWHERE, TunnelOptions
 from tunneld.rates import Rate, Thinning
-from tunneld.relay.engine import Cause, Engine, Relay, RelayEnd
+from tunneld.relay.engine import Engine, Relay, RelayEnd
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
 
 PROXY_HEADERS = {"v1": encode_v1, "v2": encode_v2}
@@ -295,9 +295,9 @@ class Tunnel:
             return  # dropped with the tunnel, which has told its end already
         if self._events.watched:
             self._events.publish(
-                "left", id=self.id, up=relay.up, down=relay.down, reason=describe(end), **{"from": format_peer(peer)}
+                "left", id=self.id, up=relay.up, down=relay.down, reason=str(end), **{"from": format_peer(peer)}
             )
-        self._one_less("" if self.opening.options.persist else describe(end))
+        self._one_less("" if self.opening.options.persist else str(end))
 
     def _one_less(self, reason: str) -> None:
         """Somebody went: what does that mean for the tunnel? `reason` is told where a one-shot one closes of it."""
@@ -335,17 +335,3 @@ class Tunnel:
         refused = self.refusals.total()
         self._log.info("tunnel closed", reason=self.reason, visitors=self.served, refused=refused, up=up, down=down)
         self._closed.set()
-
-
-def describe(end: RelayEnd) -> str:
-    """Why a relay ended, in words."""
-    match end.cause:
-        case Cause.FINISHED:
-            return "both sides finished"
-        case Cause.LINGERED:
-            return "one side had finished and the other was silent (linger)"
-        case Cause.DROPPED:
-            return "dropped"
-        case Cause.RESET:
-            side = f"the {end.side.value}" if end.side else "one side"
-            return f"{side} broke off: {reason_of(end.error)}" if end.error else f"{side} broke off"

@@ -24,6 +24,8 @@ from typing import Any, Protocol
 
 import trio
 
+from tunneld.errors import reason_of
+
 Failure = Callable[[Exception], None]
 """Called when a callback of this owner raised: a bug. The owner is expected to die of it, alone."""
 
@@ -55,6 +57,19 @@ class RelayEnd:
     cause: Cause
     side: Side | None = None
     error: OSError | None = None
+
+    def __str__(self) -> str:
+        """The same in words, for logs and events."""
+        match self.cause:
+            case Cause.FINISHED:
+                return "both sides finished"
+            case Cause.LINGERED:
+                return "one side had finished and the other was silent (linger)"
+            case Cause.DROPPED:
+                return "dropped"
+            case Cause.RESET:
+                side = f"the {self.side.value}" if self.side else "one side"
+                return f"{side} broke off: {reason_of(self.error)}" if self.error else f"{side} broke off"
 
 
 class Relay(Protocol):
