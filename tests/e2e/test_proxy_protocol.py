@@ -72,7 +72,7 @@ async def nginx(folder: Path, find: Find) -> AsyncIterator[int]:
     temporary = " ".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     said = "$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr $proxy_protocol_server_port"
     configuration.write_text(f"""
-        daemon off; user root; pid {folder}/nginx.pid; error_log {folder}/error.log;
+        daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
         events {{}}
         http {{ access_log off; {temporary}
             server {{ listen 127.0.0.1:{port} proxy_protocol; location / {{ return 200 "{said}"; }} }} }}

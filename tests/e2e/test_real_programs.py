@@ -57,7 +57,7 @@ def prepare_nginx(folder: Path, page: bytes) -> Path:
     configuration = folder / "nginx.conf"
     temporary = " ".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     configuration.write_text(f"""
-        daemon off; user root; pid {folder}/pid; error_log {folder}/error.log;
+        daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
         events {{}}
         http {{ access_log off; {temporary} server {{ listen unix:{folder}/web.sock; root {folder}/www; }} }}
     """)
