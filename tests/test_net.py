@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 import pytest
 
 from tunneld import net
-from tunneld.errors import LimitReachedError, ListenError, ShortageError
+from tunneld.errors import SHORTAGES, LimitReachedError, ListenError, ShortageError
 
 LOOPBACK = "127.0.0.1"
 
@@ -120,7 +120,7 @@ def test_a_failure_names_the_place_and_the_reason(host: str, place: str, reason:
     assert str(failed.value).startswith(f"could not listen on {place}:{port}: {reason}")
 
 
-@pytest.mark.parametrize("code", sorted(net.SHORTAGES))
+@pytest.mark.parametrize("code", sorted(SHORTAGES))
 def test_what_the_machine_ran_out_of_is_a_shortage(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail(*_: object) -> socket.socket:
         raise OSError(code, os.strerror(code))

@@ -24,6 +24,7 @@ Messages are lower case, name the object with its kind and end in a reason:
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import ClassVar
 
@@ -68,6 +69,12 @@ class ShortageError(TunneldError):
 
     code = "shortage"
     exit_status = os.EX_OSERR
+
+
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What `socket` and `accept` fail with when the process or the machine has no more of something; trying again at once
+would spin.
+"""
 
 
 class DrainingError(TunneldError):

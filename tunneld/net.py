@@ -20,14 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunneld.endpoint import format_peer
-from tunneld.errors import ConfigError, LimitReachedError, ListenError, ShortageError, TunneldError, reason_of
+from tunneld.errors import (
+    SHORTAGES,
+    ConfigError,
+    LimitReachedError,
+    ListenError,
+    ShortageError,
+    TunneldError,
+    reason_of,
+)
 from tunneld.pin import PinnedContext
 
 if TYPE_CHECKING:
     from tunneld.config.schema import Tls
-
-SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""What `socket` and `accept` fail with when the process or the machine has no more of something."""
 
 _LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 _MAX_KEEPALIVE = 32767  # seconds: Linux's MAX_TCP_KEEPIDLE

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from tunneld.errors import SHORTAGES
+
 from .engine import Failure
-from .failures import OUR_FAULTS, SHORTAGES, log_shortage, tell_failure
+from .failures import OUR_FAULTS, log_shortage, tell_failure
 
 if TYPE_CHECKING:
     from .pump import Pump

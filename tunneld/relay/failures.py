@@ -12,9 +12,6 @@ import structlog
 
 from .engine import Failure
 
-SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"The machine has nothing left for another connection; trying again at once would spin."
-
 OUR_FAULTS = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 "Not a listening socket (any more). All other errors are those of the one connection that accept would have returned."
 

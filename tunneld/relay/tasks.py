@@ -14,9 +14,11 @@ from typing import Any
 import structlog
 import trio
 
+from tunneld.errors import SHORTAGES
+
 from .copy import StreamRelay
 from .engine import Cause, Failure, Relay, RelayEnd, Side
-from .failures import OUR_FAULTS, SHORTAGES, log_shortage, reset_on_close, tell_failure
+from .failures import OUR_FAULTS, log_shortage, reset_on_close, tell_failure
 from .limits import Limits
 
 log = structlog.get_logger("relay")
