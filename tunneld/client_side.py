@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import trio
 
 from tunneld.admission import Admission, Refusal, Refused, Rules
-from tunneld.backends import ServerSide
+from tunneld.backends import ServerConnection, ServerSide
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, Network, parse_network
 from tunneld.errors import RemoteProtocolError, UsageError, reason_of
@@ -33,7 +33,7 @@ class Pairing(Protocol):
     def full(self) -> Refusal | None:
         """Why no further visitor is taken, if so."""
 
-    def pair(self, visitor: socket.socket, server: socket.socket, peer: Any, reached: Any = None) -> None:
+    def pair(self, visitor: socket.socket, server: ServerConnection, peer: Any, reached: Any = None) -> None:
         """Relay between a visitor and a server connection; both belong to the tunnel from now on.
 
         `reached` is the address that the visitor connected to, where it is not that of the socket.
@@ -147,7 +147,7 @@ class ClientSide:
     async def _wait_for_server(self, visitor: socket.socket, peer: Any, reached: Any) -> None:
         """Hold one visitor until a server connection comes, the visitor leaves, or `pairing_timeout` is over."""
         reason = f"no server connection came in {self._pairing_timeout:g} s (pairing_timeout)"
-        server: socket.socket | None = None
+        server: ServerConnection | None = None
 
         def look() -> None:
             nonlocal reason

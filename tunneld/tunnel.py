@@ -31,7 +31,7 @@ import trio
 
 from tunneld import clocks
 from tunneld.admission import Refusal, Refused
-from tunneld.backends import BACKENDS, Host
+from tunneld.backends import BACKENDS, Host, ServerConnection
 from tunneld.client_side import ClientSide
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, Network, format_peer, parse_network
@@ -265,7 +265,7 @@ class Tunnel:
         self.refused(peer, Refusal(Refused.UNSERVED, reason))
         self._one_less(f"its visitor was given up: {reason}")
 
-    def pair(self, visitor: socket.socket, server: socket.socket, peer: Any, reached: Any = None) -> None:
+    def pair(self, visitor: socket.socket, server: ServerConnection, peer: Any, reached: Any = None) -> None:
         """Relay between a visitor and a server connection, both ours from now on; see `Pairing.pair`."""
         options = self.opening.options
         if options.proxy_protocol:
@@ -278,7 +278,7 @@ class Tunnel:
                 return
         self.served += 1
         linger = options.linger or self.opening.settings.linger
-        self._relays[self._engine.join(visitor, server, linger=linger, on_end=self._left)] = peer
+        self._relays[server.join(visitor, linger=linger, on_end=self._left)] = peer
         if self._events.watched:
             self._events.publish("visitor", id=self.id, **{"from": format_peer(peer)})
 

@@ -4,10 +4,10 @@ A backend says what *dial* means: take the next parked TCP connection, open a ch
 this floor asks which backend it is; a new one is a file here and a line in `BACKENDS`.
 """
 
-from tunneld.backends.base import Host, ServerSide, ServerSideFactory
+from tunneld.backends.base import Host, ServerConnection, ServerSide, ServerSideFactory
 from tunneld.backends.tcp import Tcp
 
 BACKENDS: dict[str, ServerSideFactory] = {"tcp": Tcp}
 """Backend names as openTunnel takes them."""
 
-__all__ = ["BACKENDS", "Host", "ServerSide", "ServerSideFactory"]
+__all__ = ["BACKENDS", "Host", "ServerConnection", "ServerSide", "ServerSideFactory"]

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, Network
-from tunneld.relay.engine import Engine, Failure
+from tunneld.relay.engine import Engine, Failure, Relay, RelayEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,19 @@ class Host:
     failed: Failure  # a bug in a callback
 
 
+class ServerConnection(Protocol):
+    """A way to the hidden server for one visitor: a connection of its own, or a channel of a carrier."""
+
+    def send(self, data: bytes) -> None:
+        """Say a few octets of ours (a PROXY header) before anything of the visitor's. Raises OSError where it broke."""
+
+    def join(self, visitor: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
+        """Relay between the visitor and the hidden server; see `Engine.join`. Both belong to the relay from now on."""
+
+    def close(self) -> None:
+        """Let go of it, unused. Not after `join`."""
+
+
 class ServerSide(Protocol):
     """A way to dial the hidden server."""
 
@@ -45,12 +58,12 @@ class ServerSide(Protocol):
     def parked(self) -> int:
         """How many visitors could be served at once, now."""
 
-    def dial_nowait(self) -> socket.socket:
+    def dial_nowait(self) -> ServerConnection:
         """A connection to the hidden server, owned by the caller from now on. Raises `trio.WouldBlock` where none is
         at hand.
         """
 
-    async def dial(self) -> socket.socket:
+    async def dial(self) -> ServerConnection:
         """Wait for a connection to the hidden server, first come first served. Cancelling loses no connection.
 
         Raises `trio.ClosedResourceError` once the server side is closed.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -17,7 +18,7 @@ import trio
 from tunneld.backends.base import Host
 from tunneld.endpoint import Endpoint, contains
 from tunneld.net import bind_in_range
-from tunneld.relay.engine import Registration
+from tunneld.relay.engine import Engine, Registration, Relay, RelayEnd
 from tunneld.relay.look import has_left
 
 
@@ -29,7 +30,7 @@ class Tcp:
         self._host = host
         self._listener = bind_in_range(settings.host, settings.port_range, keepalive=settings.keepalive)
         self._uri = Endpoint("tcp", host.advertised_host, self._listener.getsockname()[1])
-        self._parked: dict[socket.socket, tuple[Registration, Any]] = {}
+        self._parked: dict[TcpConnection, Registration] = {}  # in the order in which they came
         self._waiters: deque[_Waiter] = deque()
         self._accepting = host.engine.listen(self._listener, self._arrived, host.failed)
 
@@ -43,13 +44,13 @@ class Tcp:
         """How many connections of the hidden server wait for a visitor."""
         return len(self._parked)
 
-    def dial_nowait(self) -> socket.socket:
+    def dial_nowait(self) -> TcpConnection:
         """The connection parked longest. Raises `trio.WouldBlock`."""
         if not self._parked or self._waiters:
             raise trio.WouldBlock
         return self._take()
 
-    async def dial(self) -> socket.socket:
+    async def dial(self) -> TcpConnection:
         """Wait in line for the next connection of the hidden server. Raises `trio.ClosedResourceError` once closed."""
         if self._parked and not self._waiters:  # one came since dial_nowait, and nobody stands in line before us
             return self._take()
@@ -61,7 +62,7 @@ class Tcp:
             if waiter.connection is None:
                 self._waiters.remove(waiter)
             else:
-                self._offer(waiter.connection, waiter.peer)
+                self._offer(waiter.connection)
             raise
         if waiter.connection is None:
             raise trio.ClosedResourceError
@@ -89,46 +90,66 @@ class Tcp:
         elif len(self._parked) >= self._host.room():
             reason = f"{len(self._parked)} server connections are parked already"
         else:
-            self._offer(connection, peer)
+            self._offer(TcpConnection(self._host.engine, connection, peer))
             self._host.attached(peer)
             return
         connection.close()
         self._host.refused(peer, reason)
 
-    def _offer(self, connection: socket.socket, peer: Any) -> None:
+    def _offer(self, connection: TcpConnection) -> None:
         """Give a connection to whoever waits longest, or park it."""
         if self._waiters:
-            self._waiters.popleft().serve(connection, peer)
+            self._waiters.popleft().serve(connection)
         else:
-            watching = self._host.engine.watch(connection, lambda: self._look(connection), self._host.failed)
-            self._parked[connection] = (watching, peer)
+            engine, look = self._host.engine, lambda: self._look(connection)
+            self._parked[connection] = engine.watch(connection.socket, look, self._host.failed)
 
-    def _take(self) -> socket.socket:
+    def _take(self) -> TcpConnection:
         """Unpark the connection parked longest."""
         connection = next(iter(self._parked))
-        watching, _peer = self._parked.pop(connection)
-        watching.release()
+        self._parked.pop(connection).release()
         return connection
 
-    def _look(self, connection: socket.socket) -> None:
+    def _look(self, connection: TcpConnection) -> None:
         """Something happened on a parked connection: has the hidden server left?"""
-        if connection in self._parked and has_left(connection):
-            watching, peer = self._parked.pop(connection)
-            watching.release()
+        if connection in self._parked and has_left(connection.socket):
+            self._parked.pop(connection).release()
             connection.close()
-            self._host.detached(peer)
+            self._host.detached(connection.peer)
+
+
+class TcpConnection:
+    """A connection that the hidden server made, for one visitor. See `ServerConnection`."""
+
+    __slots__ = ("_engine", "peer", "socket")
+
+    def __init__(self, engine: Engine, connection: socket.socket, peer: Any) -> None:
+        self._engine = engine
+        self.socket = connection
+        self.peer = peer
+
+    def send(self, data: bytes) -> None:
+        """A header fits the empty buffer of a connection on which nothing was said."""
+        self.socket.send(data)
+
+    def join(self, visitor: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
+        """Hand both sockets to the engine."""
+        return self._engine.join(visitor, self.socket, linger=linger, on_end=on_end)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.socket.close()
 
 
 class _Waiter:
     """Somebody in line for a connection."""
 
-    __slots__ = ("connection", "peer", "served")
+    __slots__ = ("connection", "served")
 
     def __init__(self) -> None:
         self.served = trio.Event()
-        self.connection: socket.socket | None = None
-        self.peer: Any = None
+        self.connection: TcpConnection | None = None
 
-    def serve(self, connection: socket.socket, peer: Any) -> None:
-        self.connection, self.peer = connection, peer
+    def serve(self, connection: TcpConnection) -> None:
+        self.connection = connection
         self.served.set()
