@@ -15,6 +15,9 @@ class Limits:
     buffer_size: int = 64 * KIB
     "Bytes of the shared buffer. A read that fills it counts as bulk; a stopped flow holds no more than this in memory."
 
+    wide_size: int = 256 * KIB
+    "Bytes of the buffer that carriers read into: dozens of frames, or one that is full, in a system call."
+
     pipe_size: int = MIB
     "Bytes asked for per pipe: the largest that Linux grants without privilege (fs.pipe-max-size)."
 

@@ -23,7 +23,7 @@ leaves the registration in the epoll set, only without a handler. The next owner
 comes and it still stirs, it is taken out then. Closing a socket removes it by itself.
 
 **Callbacks** run from this task or its sibling, the timers. Ends are told after the batch, so that an owner may do what
-it likes.
+it likes. What many handlers write to one place (a carrier) is written after the batch, too, and then all at once.
 
     run
     ├─ the pump itself       sleeps in wait_readable(epoll)
@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import socket
@@ -71,6 +72,13 @@ class Handler(Protocol):
         """The pump stops; the handler removes itself."""
 
 
+class Ended(Protocol):
+    """A relay whose owner is to be told."""
+
+    def tell(self, how: RelayEnd) -> None:
+        """Tell it; raises nothing."""
+
+
 class Pump:
     """One epoll set and all that lives in it. See `Engine` for the contract."""
 
@@ -83,9 +91,16 @@ class Pump:
         self.view = memoryview(self.buffer)
         self.share = limits.turn_size
         self.pipes = Pipes(limits.pipe_size, limits.max_pipes, least=limits.buffer_size)
-        self.ended: list[tuple[Pair, RelayEnd]] = []
-        self.timers = Timers(self._tell_ends)
+        self.ended: list[tuple[Ended, RelayEnd]] = []
+        self.timers = Timers(self._finish_batch)
+        self._later: list[Callable[[], None]] = []
+        self._in_batch = False
         self._epoll: select.epoll | None = None
+
+    @functools.cached_property
+    def wide_buffer(self) -> bytearray:
+        """For handlers that read more at once than a flow: carriers. Overwritten by whoever reads next."""
+        return bytearray(self.limits.wide_size)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See `Engine.run`."""
@@ -103,13 +118,13 @@ class Pump:
     ) -> Registration:
         """See `Engine.listen`."""
         acceptor = Acceptor(self, listener, on_connection, on_failure)
-        self._attach(listener.fileno(), acceptor)
+        self.attach(listener.fileno(), acceptor)
         return acceptor
 
     def watch(self, connection: socket.socket, on_event: Callable[[], None], on_failure: Failure) -> Registration:
         """See `Engine.watch`."""
         watch = Watch(self, connection.fileno(), on_event, on_failure)
-        self._attach(connection.fileno(), watch)
+        self.attach(connection.fileno(), watch)
         return watch
 
     def join(
@@ -124,24 +139,14 @@ class Pump:
         pair = Pair(self, visitor, server, linger, on_end)
         for flow in (pair.from_visitor, pair.from_server):
             try:
-                self._attach(flow.fd, flow)
+                self.attach(flow.fd, flow)
             except OSError as error:
                 pair.breaks(flow.side, error)
                 self.timers.ring()
                 break
         return pair
 
-    def detach(self, fd: int, handler: Handler) -> None:
-        """The handler wants no more events of `fd`; the registration stands for whoever comes next."""
-        if self.handlers.get(fd) is handler:
-            self.handlers[fd] = None
-
-    def arm_again(self, fd: int) -> None:
-        """Let epoll tell again what stands in `fd`, behind whoever is ready already. Harmless on a closed one."""
-        with contextlib.suppress(OSError):
-            self._running().modify(fd, EVERYTHING)
-
-    def _attach(self, fd: int, handler: Handler) -> None:
+    def attach(self, fd: int, handler: Handler) -> None:
         """Make `handler` the owner of `fd`; epoll tells what stands there already. Raises OSError if it is closed."""
         epoll = self._running()
         if fd < 0:
@@ -154,6 +159,22 @@ class Pump:
         else:
             epoll.register(fd, EVERYTHING)
         self.handlers[fd] = handler
+
+    def detach(self, fd: int, handler: Handler) -> None:
+        """The handler wants no more events of `fd`; the registration stands for whoever comes next."""
+        if self.handlers.get(fd) is handler:
+            self.handlers[fd] = None
+
+    def arm_again(self, fd: int) -> None:
+        """Let epoll tell again what stands in `fd`, behind whoever is ready already. Harmless on a closed one."""
+        with contextlib.suppress(OSError):
+            self._running().modify(fd, EVERYTHING)
+
+    def after_batch(self, callback: Callable[[], None]) -> None:
+        """Call it, once, when everything that is ready now has been served. It raises nothing."""
+        self._later.append(callback)
+        if not self._in_batch:
+            self.timers.ring()
 
     def _running(self) -> select.epoll:
         """The epoll set. Raises RuntimeError outside `run`."""
@@ -171,6 +192,7 @@ class Pump:
     def _serve(self, batch: list[tuple[int, int]]) -> None:
         """One wake-up: every handler that epoll told of, then the owners whose relays ended."""
         handlers = self.handlers
+        self._in_batch = True
         self.share = max(self.buffer_size, self.limits.turn_size // (len(batch) or 1))
         for fd, events in batch:
             handler = handlers.get(fd)
@@ -181,8 +203,9 @@ class Pump:
                 handler.on_event(events)
             except Exception as error:
                 handler.on_failure(error)
-        if self.ended:
-            self._tell_ends()
+        if self.ended or self._later:
+            self._finish_batch()
+        self._in_batch = False
 
     def _forget(self, fd: int) -> None:
         """A descriptor stirs that nobody owns: released, or closed earlier in this batch."""
@@ -190,12 +213,15 @@ class Pump:
         with contextlib.suppress(OSError):
             self._running().unregister(fd)
 
-    def _tell_ends(self) -> None:
-        """Tell the owners of the relays that have ended; their callbacks may end others."""
-        while self.ended:
+    def _finish_batch(self) -> None:
+        """Write what was gathered, tell the owners of the relays that have ended; either may bring more of both."""
+        while self.ended or self._later:
+            later, self._later = self._later, []
+            for callback in later:
+                callback()
             ended, self.ended = self.ended, []
-            for pair, how in ended:
-                pair.tell(how)
+            for relay, how in ended:
+                relay.tell(how)
 
     def _stop(self) -> None:
         """Drop every relay and release every registration."""
@@ -204,5 +230,5 @@ class Pump:
             if handler is not None:
                 handler.on_stop()
         self.handlers.clear()
-        self._tell_ends()
+        self._finish_batch()
         self.pipes.close()

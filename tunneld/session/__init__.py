@@ -1,0 +1,19 @@
+"""The multiplexed carrier: many byte streams over one connection, served inside the pump.
+
+    link       the connection below: a plain socket or one in TLS, read and written without waiting
+    carrier    one link and its codec: channels by session id, heartbeat, the one place that writes
+    channel    one byte stream: what was received and not taken yet, and how much may be sent
+    joint      a channel joined to a kernel socket: the relay of a visitor, without a task
+    stream     a channel as a Trio stream, for everything else
+    window     how much a channel may receive before it must be heard from (pure)
+
+(WebMUX calls a channel a session; that word stays inside its codec.)
+"""
+
+from tunneld.session.carrier import Carrier, Owner
+from tunneld.session.channel import Channel
+from tunneld.session.limits import CarrierLimits
+from tunneld.session.link import Link
+from tunneld.session.stream import ChannelStream
+
+__all__ = ["Carrier", "CarrierLimits", "Channel", "ChannelStream", "Link", "Owner"]

@@ -1,0 +1,357 @@
+"""A carrier: one connection, many channels, and no task for any of them.
+
+    epoll ──► on_event ──► codec ──► channel.arrived ──► the visitor's socket, at once
+    visitor's socket ──► joint ──► channel.put ──► codec ──► `outgoing` ──► one write after the batch
+
+One place writes, `_flush`, after everything that was ready has been served: so all frames of a wake-up leave in one
+write, and in TLS in full records. What the connection does not take stays in `outgoing`; while that holds `pause_at`
+octets or more, visitors are not read (they wait in `_paused`, and are read in that order). The kernel is kept from
+taking much more than it can send, since what it has queued nobody can overtake.
+
+Reading never waits for writing: what the peer makes us answer is bounded by the codec, everything else by credit, which
+is granted only for octets that a channel's user has taken.
+
+**Heartbeat.** NoOp is WebMUX's only idle message, and nobody answers one. A SYN must be answered, though, and one for a
+protocol that nobody serves is answered by RST: that is the question here, `PING`. It is asked after a heartbeat without
+an octet from the peer; after another one without an answer the carrier is lost. One session id is kept free for it. (A
+peer whose kernel lives and whose program hangs answers TCP's own probes, so those are not enough.)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+import structlog
+import trio
+
+from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
+from tunneld.relay.flow import INEXACT, READABLE, WRITABLE
+from tunneld.relay.pump import Pump
+from tunneld.session.channel import Channel
+from tunneld.session.limits import CarrierLimits
+from tunneld.session.link import Link
+from tunneld.session.window import Budget, Window
+from tunneld.wire.webmux import (
+    Accepted,
+    Broken,
+    CreditAdded,
+    EndpointDefined,
+    Event,
+    Finished,
+    MssSet,
+    Mux,
+    Opened,
+    Refused,
+    Reset,
+)
+
+PING = 0
+"""The protocol id of the heartbeat: port 0, which nobody serves."""
+MOST_CHANNELS = 126
+"""Opened by one side at once: an id of the 127 is for the heartbeat."""
+SILENT_HEARTBEATS = 2
+"""Without an octet, the second of them after the question: so a dead peer is noticed within three heartbeats."""
+LEAST_ROOM = 4096
+"""Octets: with less room than this a visitor waits, rather than being read in crumbs."""
+FRAGMENTS = 256
+"""That one `Mux.send` makes at most; a peer's MSS of one octet must not stop the others."""
+
+log = structlog.get_logger("session")
+
+
+class Owner(Protocol):
+    """Whom a carrier tells. Called in the pump's task; an exception costs the carrier."""
+
+    def opened(self, channel: Channel, protocol: int) -> None:
+        """The peer opened a channel: `accept` or `reset` it before this returns."""
+
+    def defined(self, uri: str | None) -> None:
+        """The peer can be called back as this URI; None: it named something that is none."""
+
+    def freed(self) -> None:
+        """A channel ended, so `can_open` may be true again."""
+
+    def ended(self, reason: str) -> None:
+        """The carrier is gone, and so are its channels."""
+
+
+class Carrier:
+    """One connection that carries channels; the pump's handler for it."""
+
+    def __init__(self, pump: Pump, link: Link, owner: Owner, *, initiator: bool, limits: CarrierLimits) -> None:
+        """Begin to serve; `initiator` says who made the connection. Raises OSError where it is closed already."""
+        self.pump = pump
+        self.limits = limits
+        self.mux = Mux(initiator=initiator)
+        self.over = False
+        self.owner = owner
+        self.channels: dict[int, Channel] = {}
+        self.deadline = trio.current_time() + limits.heartbeat
+        self._parity = 0 if initiator else 1  # of the ids that we open
+        self._link = link
+        self._fd = link.connection.fileno()
+        self._budget = Budget(limits.memory)
+        self._ours = 0  # channels that we opened
+        self._burst = 1 << 30  # octets that one `put` may cost, by the peer's MSS
+        self._paused: deque[Channel] = deque()
+        self._blocked = False  # the connection takes nothing now
+        self._touched = False  # a flush comes after the batch
+        self._exact = False
+        self._heard = True  # since the last heartbeat
+        self._silent = 0  # heartbeats since the peer said anything
+        self._ping: int | None = None  # the session that asks for a sign of life
+        link.keep_unsent_below(limits.unsent)
+        self.mux.set_default_credit(limits.first_window)
+        pump.attach(self._fd, self)
+        pump.timers.watch(self)
+        self.touch()
+
+    # What its owner does
+
+    @property
+    def can_open(self) -> bool:
+        """Whether `open` would succeed."""
+        return not self.over and self._ours < MOST_CHANNELS and self.mux.can_open
+
+    @property
+    def room_left(self) -> int:
+        """How many channels could be opened, at least about."""
+        return 0 if self.over else MOST_CHANNELS - self._ours
+
+    def open(self, protocol: int) -> Channel:
+        """Open a channel. Raises `LimitReachedError` unless `can_open`."""
+        if not self.can_open:
+            raise LimitReachedError("could not open a channel: all ids of the carrier are in use")
+        channel = self._add(self.mux.open(protocol))
+        self._ours += 1
+        self.touch()
+        return channel
+
+    def define(self, uri: str) -> None:
+        """Say that we can be called back as `uri` (InternAtom, DefineEndpoint)."""
+        self.mux.define_endpoint(self.mux.intern_atom(0, uri))
+        self.touch()
+
+    def close(self, reason: str = "closed") -> None:
+        """End the carrier and every channel on it. Harmless when repeated."""
+        self._end(reason)
+        self.pump.timers.ring()
+
+    # What its channels do
+
+    def touch(self) -> None:
+        """Something was said: write it after the batch."""
+        if not self._touched and not self._blocked:
+            self._touched = True
+            self.pump.after_batch(self._flush)
+
+    def room(self, channel: Channel) -> int:
+        """Octets that may be put on the carrier now; 0: the channel hears of room, after those that waited longer."""
+        room = self.limits.pause_at - len(self.mux.outgoing)
+        if room < LEAST_ROOM and not self._blocked:
+            self._flush()
+            room = self.limits.pause_at - len(self.mux.outgoing)
+        if room < LEAST_ROOM and not self.over:
+            self._paused.append(channel)
+            return 0
+        return min(room, self._burst)
+
+    def put(self, sid: int, data: memoryview) -> int:
+        """Put octets on the carrier; returns how many were taken: all, if there was `room`."""
+        taken = self.mux.send(sid, data)
+        self.touch()
+        return taken
+
+    def grant(self, sid: int, octets: int) -> None:
+        """Let the peer send so many octets more."""
+        self.mux.grant(sid, octets)
+        self.touch()
+
+    def finish(self, channel: Channel) -> None:
+        """FIN."""
+        self.mux.finish(channel.sid)
+        self.touch()
+        if channel.ended:
+            self._remove(channel)
+
+    def reset(self, channel: Channel, reason: str) -> None:
+        """RST."""
+        if self.channels.get(channel.sid) is channel:
+            self.mux.reset(channel.sid, text=reason)
+            self.touch()
+            self._remove(channel)
+
+    # The pump's handler
+
+    def on_event(self, events: int) -> None:
+        """Something happened on the connection."""
+        if events & INEXACT:
+            self._exact = True
+        if self._blocked and events & WRITABLE:
+            self._blocked = False
+            self._flush()
+        if events & READABLE and not self.over:
+            self._read()
+
+    def on_failure(self, error: Exception) -> None:
+        """A bug of ours: it costs the carrier, nothing else."""
+        log.error("carrier failed", exc_info=error)
+        self._end("internal error")
+
+    def on_stop(self) -> None:
+        """The pump stops."""
+        self._end("the relay stopped")
+
+    def on_deadline(self) -> None:
+        """A heartbeat: did the peer say anything since the last?"""
+        self._silent = 0 if self._heard else self._silent + 1
+        self._heard = False
+        if self._silent >= SILENT_HEARTBEATS and self._ping is not None:
+            self._end(f"the peer said nothing for {self._silent * self.limits.heartbeat:g} s (heartbeat)")
+            return
+        if self._silent and self._ping is None and self.mux.can_open:
+            self._ping = self.mux.open(PING)
+            self.touch()
+        self.deadline = trio.current_time() + self.limits.heartbeat
+        self.pump.timers.watch(self)
+
+    # Inside
+
+    def _read(self) -> None:
+        """Read until the connection is drained, or this turn's share is used up."""
+        buffer, link = self.pump.wide_buffer, self._link
+        share = self.pump.share
+        with memoryview(buffer) as view:
+            while not self.over:
+                try:
+                    count = link.receive_into(buffer)
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    self._end(f"its connection broke: {reason_of(error)}")
+                    return
+                if not count:
+                    self._end("the peer closed it")
+                    return
+                self._heard = True
+                self._hear(view[:count])
+                if count < len(buffer) and link.drains_short and not self._exact:
+                    return
+                share -= count
+                if share <= 0 and not link.holds_more:
+                    self.pump.arm_again(self._fd)
+                    return
+
+    def _hear(self, data: memoryview) -> None:
+        """Let the codec read what arrived, and do what it says."""
+        channels = self.channels
+        try:
+            for item in self.mux.receive(data):
+                if isinstance(item, tuple):
+                    channel = channels.get(item[0])
+                    if channel is not None:
+                        channel.arrived(item[1])
+                else:
+                    self._obey(item)
+                if self.over:
+                    return
+        except RemoteProtocolError as error:
+            self._end(f"the peer broke the protocol: {error}")
+            return
+        if self.mux.outgoing:
+            self.touch()
+
+    def _obey(self, event: Event) -> None:
+        """Everything that is not data."""
+        match event:
+            case Opened(session, protocol):
+                self._hear_opened(session, protocol)
+            case Accepted(session) | Refused(session) if session == self._ping:
+                self._hear_pong(event)
+            case Accepted():
+                self.owner.freed()
+            case EndpointDefined(_, uri):
+                self.owner.defined(uri)
+            case MssSet(octets):
+                self._burst = octets * FRAGMENTS or 1 << 30
+            case CreditAdded(session) | Finished(session) | Refused(session) | Reset(session) | Broken(session):
+                if channel := self.channels.get(session):
+                    self._tell(channel, event)
+
+    def _tell(self, channel: Channel, event: CreditAdded | Finished | Refused | Reset | Broken) -> None:
+        """What a channel is to know."""
+        match event:
+            case CreditAdded():
+                channel.hear_room()
+            case Finished():
+                channel.hear_end()
+                if channel.finishing:
+                    self._remove(channel)
+            case Refused(_, _, reason) | Reset(_, _, reason) | Broken(_, reason):
+                self._remove(channel)
+                channel.hear_reset(reason or "closed by the peer")
+
+    def _hear_opened(self, session: int, protocol: int) -> None:
+        if protocol == PING:
+            self.mux.reset(session)
+        else:
+            self.owner.opened(self._add(session), protocol)
+
+    def _hear_pong(self, event: Accepted | Refused) -> None:
+        """Any answer is one; a peer that accepts has its session reset."""
+        self._ping = None
+        if isinstance(event, Accepted):
+            self.mux.reset(event.session)
+
+    def _add(self, sid: int) -> Channel:
+        limits = self.limits
+        self.channels[sid] = channel = Channel(self, sid, Window(limits.first_window, limits.max_window, self._budget))
+        return channel
+
+    def _remove(self, channel: Channel) -> None:
+        """Both directions are over for the codec; what is held can still be taken."""
+        if self.channels.pop(channel.sid, None) is not channel:
+            return
+        channel.window.close()
+        if channel.sid & 1 == self._parity:
+            self._ours -= 1
+        self.owner.freed()
+
+    def _flush(self) -> None:
+        """Write what was said; where the connection takes no more, wait for it. The one place that writes."""
+        self._touched = False
+        if self.over or self._blocked:
+            return
+        outgoing, send = self.mux.outgoing, self._link.send
+        try:
+            while outgoing:
+                with memoryview(outgoing) as view:
+                    sent = send(view)
+                del outgoing[:sent]
+        except BlockingIOError:
+            self._blocked = True
+        except OSError as error:
+            self._end(f"its connection broke: {reason_of(error)}")
+            return
+        if self._paused and 2 * len(outgoing) <= self.limits.pause_at:
+            paused, self._paused = self._paused, deque()
+            for channel in paused:
+                channel.hear_room()
+
+    def _end(self, reason: str) -> None:
+        if self.over:
+            return
+        self.over = True
+        self.pump.timers.forget(self)
+        if self.pump.handlers.get(self._fd) is self:
+            del self.pump.handlers[self._fd]
+        self._link.close()
+        self._paused.clear()
+        channels, self.channels = self.channels, {}
+        for channel in channels.values():
+            channel.hear_reset(f"the carrier was lost: {reason}")
+        try:
+            self.owner.ended(reason)
+        except Exception as error:
+            log.exception("could not tell the end of a carrier", exc_info=error)

@@ -1,0 +1,284 @@
+"""A channel joined to a kernel socket: a relay like `relay.pair`, one of whose ends is not a socket.
+
+The socket is read only as far as there is room on the channel, so a slow peer stops its sender; what the socket does
+not take stays in the channel, bounded by its window, so a slow visitor stops the peer's sending on this channel and
+holds up no other. Both are resumed through epoll (`arm_again`), behind whoever else is ready: nothing here calls the
+carrier in the middle of its reading, and no joint can keep the pump to itself.
+
+How a joint ends is the same as with a pair, with one more way: the channel is reset, or its carrier is lost, and then
+the socket is reset.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from tunneld.errors import reason_of
+from tunneld.relay.engine import Cause, Relay, RelayEnd, Side
+from tunneld.relay.failures import reset_on_close
+from tunneld.relay.flow import BROKEN, INEXACT, READABLE, WRITABLE
+
+if TYPE_CHECKING:
+    from tunneld.session.channel import Channel
+
+log = structlog.get_logger("session")
+
+
+class Joint:
+    """The `Relay` its owner holds, the pump's handler for the socket, and the channel's user."""
+
+    __slots__ = (
+        "blocked", "channel", "connection", "deadline", "ended", "exact", "fd", "from_channel", "from_socket", "linger",
+        "lingering", "on_end", "over", "passed", "paused", "pump", "seen", "side",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        channel: Channel,
+        connection: socket.socket,
+        side: Side,
+        linger: float,
+        on_end: Callable[[Relay, RelayEnd], None],
+    ) -> None:
+        """See `Channel.join`. `start` attaches it."""
+        self.channel = channel
+        self.pump = channel.carrier.pump
+        self.connection = connection
+        self.fd = connection.fileno()
+        self.side = side
+        self.linger = linger
+        self.on_end = on_end
+        self.from_socket = self.from_channel = 0  # octets delivered to the channel; to the socket
+        self.exact = False  # the socket's end may stand behind its last octets: read until EAGAIN
+        self.ended = False  # the socket's end was read
+        self.passed = False  # the channel's end was passed to the socket
+        self.paused = False  # no room on the channel: the socket is not read
+        self.blocked = bool(channel.held or channel.ended)  # the socket has to take something first
+        self.over = self.lingering = False
+        self.deadline = 0.0
+        self.seen = 0
+
+    def start(self) -> Relay:
+        """Begin. The end is never told from inside."""
+        if self.channel.over:
+            self.end(RelayEnd(Cause.RESET, self._far_side, ConnectionResetError("the carrier was lost")))
+        else:
+            self.channel.user = self
+            try:
+                self.pump.attach(self.fd, self)
+            except OSError as error:
+                self._break(error)
+        if self.over:
+            self.pump.timers.ring()
+        return self
+
+    # The relay
+
+    @property
+    def up(self) -> int:
+        """Bytes delivered from the visitor to the server."""
+        return self.from_socket if self.side is Side.VISITOR else self.from_channel
+
+    @property
+    def down(self) -> int:
+        """Bytes delivered from the server to the visitor."""
+        return self.from_channel if self.side is Side.VISITOR else self.from_socket
+
+    def drop(self) -> None:
+        """See `Relay.drop`."""
+        self.end(RelayEnd(Cause.DROPPED))
+        self.pump.timers.ring()
+
+    def end(self, how: RelayEnd) -> None:
+        """Close the socket now, reset the channel unless both are done; the owner hears of it after the batch."""
+        if self.over:
+            return
+        self.over = True
+        self.pump.timers.forget(self)
+        if self.channel.held or how.cause is Cause.RESET:
+            reset_on_close(self.connection)
+        if self.pump.handlers.get(self.fd) is self:
+            del self.pump.handlers[self.fd]
+        self.connection.close()
+        if how.cause is not Cause.FINISHED:
+            self.channel.reset(reason_of(how.error) if how.error else how.cause.value)
+        self.pump.ended.append((self, how))
+
+    def tell(self, how: RelayEnd) -> None:
+        """Tell the owner."""
+        try:
+            self.on_end(self, how)
+        except Exception as error:
+            log.exception("could not tell the end of a relay", exc_info=error)
+
+    def on_deadline(self) -> None:
+        """`linger` seconds have passed without a byte."""
+        self.end(RelayEnd(Cause.LINGERED))
+
+    # The pump's handler
+
+    def on_event(self, events: int) -> None:
+        """Something happened on the socket."""
+        if events & READABLE and not self.ended:
+            if events & INEXACT:
+                self.exact = True
+            if not self.paused:
+                self._serve()
+        if self.blocked and events & WRITABLE and not self.over:
+            self._deliver_held()
+        if events & BROKEN and (self.paused or self.ended) and not self.over:
+            self._look_for_error()
+        if self.lingering:
+            self._touch()
+
+    def on_failure(self, error: Exception) -> None:
+        """A bug of ours while serving this relay: it costs the relay, nothing else."""
+        log.error("relay failed", exc_info=error)
+        self.end(RelayEnd(Cause.DROPPED))
+
+    def on_stop(self) -> None:
+        """The pump stops."""
+        self.end(RelayEnd(Cause.DROPPED))
+
+    # The channel's user
+
+    def receive(self, data: memoryview) -> int:
+        """Octets of the channel: the socket takes what it can."""
+        if self.blocked:
+            return 0
+        try:
+            sent = self.connection.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._break(error)
+            return 0
+        self.from_channel += sent
+        if sent < len(data):
+            self.blocked = True
+        if self.lingering:
+            self._touch()
+        return sent
+
+    def resume(self) -> None:
+        """There is room again: let epoll tell what stands in the socket."""
+        if self.paused:
+            self.paused = False
+            self.pump.arm_again(self.fd)
+
+    def finished(self) -> None:
+        """The channel's end, behind all of its octets: pass it on."""
+        if not self.passed:
+            self._pass_end()
+
+    def broken(self, error: OSError) -> None:
+        """The channel is gone."""
+        self.end(RelayEnd(Cause.RESET, self._far_side, error))
+
+    def failed(self, error: Exception) -> None:
+        """A bug; see `on_failure`."""
+        self.on_failure(error)
+
+    # Inside
+
+    @property
+    def _far_side(self) -> Side:
+        return Side.SERVER if self.side is Side.VISITOR else Side.VISITOR
+
+    def _serve(self) -> None:
+        """Read from the socket until it is drained, the channel is full, or this turn's share is used up."""
+        pump, channel, receive_into = self.pump, self.channel, self.connection.recv_into
+        share = channel.carrier.limits.share
+        while share > 0:
+            room = channel.room()
+            if not room or self.over:
+                self.paused = True
+                return
+            want = min(room, pump.buffer_size)
+            try:
+                count = receive_into(pump.buffer, want)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._break(error)
+                return
+            if not count:
+                self._end_socket()
+                return
+            channel.put(pump.view[:count])
+            self.from_socket += count
+            if count < want and not self.exact:
+                return
+            share -= count
+        pump.arm_again(self.fd)
+
+    def _end_socket(self) -> None:
+        """The socket's end was read."""
+        self.ended = True
+        self.channel.finish()
+        self._half_done()
+
+    def _deliver_held(self) -> None:
+        """The socket may take octets again."""
+        held = self.channel.held
+        if held:
+            try:
+                sent = self.connection.send(held)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._break(error)
+                return
+            self.from_channel += sent
+            self.blocked = sent < len(held)
+            self.channel.take(sent)  # which comes back to `finished` behind the last
+        else:
+            self.blocked = False
+            if self.channel.ended:
+                self._pass_end()
+
+    def _pass_end(self) -> None:
+        try:
+            if not self.from_channel:
+                self.connection.send(b"")  # EAGAIN from a socket that is still connecting
+            self.connection.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            self.blocked = True
+        except OSError as error:
+            self._break(error)
+        else:
+            self.passed = True
+            self._half_done()
+
+    def _half_done(self) -> None:
+        """One direction is over: both, or does the other have `linger` seconds from byte to byte?"""
+        if self.ended and self.passed:
+            self.end(RelayEnd(Cause.FINISHED))
+        elif not self.lingering and not self.over:
+            self.lingering = True
+            self.seen = -1
+            self._touch()
+            self.pump.timers.watch(self)
+
+    def _touch(self) -> None:
+        """Put the deadline off if bytes have moved since it was set."""
+        moved = self.from_socket + self.from_channel
+        if moved != self.seen:
+            self.seen = moved
+            self.deadline = trio.current_time() + self.linger
+
+    def _break(self, error: OSError) -> None:
+        """The socket is broken: the channel is reset."""
+        self.end(RelayEnd(Cause.RESET, self.side, error))
+
+    def _look_for_error(self) -> None:
+        """Ask the kernel whether the socket is broken, without reading from it."""
+        number = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self._break(OSError(number, os.strerror(number)))

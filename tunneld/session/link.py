@@ -1,0 +1,62 @@
+"""The connection under a carrier: a plain socket or one in TLS, read and written without waiting.
+
+TLS is `ssl.SSLSocket` on the non-blocking descriptor, after its handshake. Three things differ from a plain socket,
+and all of them stay in this file: OpenSSL takes a record from the kernel and may hold the rest of it (`holds_more`:
+epoll will not tell of that); it says WANT_READ and WANT_WRITE where a socket says EAGAIN; and a write that was refused
+must be repeated with the same octets in front, which is why the carrier only ever appends behind them.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+"""Linux's number, which Python's `socket` does not name everywhere."""
+
+
+class Link:
+    """A connected stream socket, non-blocking."""
+
+    __slots__ = ("_tls", "connection")
+
+    def __init__(self, connection: socket.socket) -> None:
+        """A `socket.socket`, or an `ssl.SSLSocket` whose handshake is done. The link owns it."""
+        self.connection = connection
+        self._tls = connection if isinstance(connection, ssl.SSLSocket) else None
+
+    @property
+    def holds_more(self) -> bool:
+        """Octets have been taken from the kernel and not been read yet."""
+        return self._tls is not None and self._tls.pending() > 0
+
+    @property
+    def drains_short(self) -> bool:
+        """A read that does not fill its buffer has drained the socket. Not so in TLS, which reads by the record."""
+        return self._tls is None
+
+    def receive_into(self, buffer: bytearray) -> int:
+        """Octets read, 0 at the end. Raises `BlockingIOError`, or OSError where the connection broke."""
+        try:
+            return self.connection.recv_into(buffer)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+
+    def send(self, data: memoryview) -> int:
+        """Octets taken. Raises `BlockingIOError`, or OSError where the connection broke."""
+        try:
+            return self.connection.send(data)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+
+    def keep_unsent_below(self, octets: int) -> None:
+        """Ask the kernel not to take more than so many octets ahead of what it can send."""
+        try:
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, octets)
+        except OSError:
+            return  # no TCP: a socket pair
+
+    def close(self) -> None:
+        """Close it, without a goodbye: the peer knows an end when it sees one."""
+        self.connection.close()
