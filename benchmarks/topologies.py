@@ -16,6 +16,7 @@ from benchmarks import ssh
 from benchmarks.processes import LOOPBACK, Address, Child, Crew, descriptor_limit, find, free_port, need
 from benchmarks.servers import nginx_basics, nginx_command
 from benchmarks.versions import nginx_module
+from tunneld.cli.papers import make_papers
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +67,42 @@ port = 0
 port = 0
 [tunnels]
 ports = "0"
+[webmux]
+port = 0
+"""
+
+TLS_TOML = """
+[control.tls]
+certificate = "{certificate}"
+key = "{key}"
 """
 
 
-def ours(crew: Crew, server: Address) -> Reach:
+def ours(backend: str, *, tls: bool = False) -> Callable[[Crew, Address], Reach]:
     """`tunneld` and `tunnel expose`, as they come; only the ports are any that are free.
 
     `--quiet`, since no peer here writes a line for each visitor either.
     """
-    config = crew.file("tunnel.toml", TUNNEL_TOML)
-    daemon = crew.start("tunneld", [sys.executable, "-c", TUNNELD, "--config", config, "--log-format", "json"])
-    control = daemon.line(_control_uri)
-    command = ["expose", f"{server[0]}:{server[1]}", "--relay", f"{control.hostname}:{control.port}", "--quiet"]
-    agent = crew.start("tunnel", [sys.executable, "-c", TUNNEL, *command])
-    public = agent.line(lambda line: urlsplit(line.strip()) if line.startswith("tcp://") else None)
-    return Reach((public.hostname or "", public.port or 0), daemon)
+
+    def build(crew: Crew, server: Address) -> Reach:
+        text, trust = TUNNEL_TOML, []
+        if tls:
+            papers = make_papers(LOOPBACK)
+            text += TLS_TOML.format(
+                certificate=crew.file("relay.pem", papers.certificate.decode()),
+                key=crew.file("relay.key", papers.key.decode()),
+            )
+            trust = ["--pin", papers.pin]
+        config = crew.file("tunnel.toml", text)
+        daemon = crew.start("tunneld", [sys.executable, "-c", TUNNELD, "--config", config, "--log-format", "json"])
+        control = daemon.line(_control_uri)
+        relay = ["--relay", f"{control.scheme}://{control.hostname}:{control.port}", *trust, "--backend", backend]
+        command = ["expose", f"{server[0]}:{server[1]}", *relay, "--quiet"]
+        agent = crew.start("tunnel", [sys.executable, "-c", TUNNEL, *command])
+        public = agent.line(lambda line: urlsplit(line.strip()) if line.startswith("tcp://") else None)
+        return Reach((public.hostname or "", public.port or 0), daemon)
+
+    return build
 
 
 def _control_uri(line: str) -> SplitResult | None:
@@ -157,7 +179,9 @@ def openssh(crew: Crew, server: Address) -> Reach:
 
 TOPOLOGIES = (
     Topology("direct", "direct", (), direct, idle=False),
-    Topology("tunneld", "tunneld", (), ours),
+    Topology("tunneld", "tunneld tcp", (), ours("tcp")),
+    Topology("webmux", "tunneld webmux", (), ours("webmux")),
+    Topology("webmuxs", "tunneld webmux+TLS", (), ours("webmux", tls=True)),
     Topology("haproxy", "haproxy ×2", ("haproxy",), chain(haproxy)),
     Topology("nginx", "nginx stream ×2", ("nginx",), chain(nginx)),
     Topology("ssh", "ssh -R", ("ssh", "sshd", "ssh-keygen"), openssh),

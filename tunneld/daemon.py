@@ -5,7 +5,8 @@
     ├─ engine                  every byte of every relay between sockets
     ├─ tunnels                 see service.py
     ├─ control (lines)         see control/server.py
-    └─ HTTP face               see control/http.py
+    ├─ HTTP face               see control/http.py
+    └─ carriers                the shared port of the webmux backend, see carriers.py
 
 Shutting down goes through one door, `shutdown`: the first call drains, the second stops, and either way the root
 nursery is cancelled last, which drops whatever is left.
@@ -17,8 +18,10 @@ import os
 import resource
 import signal
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -34,6 +37,9 @@ from tunneld.errors import ConfigError
 from tunneld.relay import new_engine
 from tunneld.service import TunnelService
 from tunneld.wire.lines import Item
+
+if TYPE_CHECKING:
+    from tunneld.backends.webmux import Endpoints
 
 logger = structlog.get_logger("daemon")
 
@@ -65,7 +71,8 @@ class Daemon:
         self._config_path = config_path
         self._load = load
         self._engine = new_engine(accept_backoff=settings.tunnels.accept_backoff)
-        self.service = TunnelService(lambda: self.settings, self._engine)
+        self._endpoints = _endpoints_of(lambda: self.settings.webmux.max_carriers)
+        self.service = TunnelService(lambda: self.settings, self._engine, self._endpoints)
         self._strangers = Strangers(lambda: self.settings.control)
         self._gate = Gate(lambda: self.settings.credential, self._strangers)
         self._tls: ssl.SSLContext | None = None  # for handshakes that begin from here on
@@ -154,6 +161,24 @@ class Daemon:
             listeners = net.bind_tcp(settings.http.host, settings.http.port)
             await root.start(http.serve, listeners, settings.http, self, self._gate)
             logger.info("http listens", uri=net.describe(listeners, "http"))
+        if settings.webmux.enabled and self._endpoints is not None:
+            await self._open_webmux(root, self._endpoints)
+
+    async def _open_webmux(self, root: trio.Nursery, endpoints: Endpoints) -> None:
+        from tunneld.carriers import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
+
+        host = self.settings.webmux.host
+        listeners = net.bind_tcp(self.settings.tunnels.host if host is None else host, self.settings.webmux.port)
+        await root.start(
+            serve_carriers,
+            listeners,
+            lambda: self.settings.webmux,
+            lambda: self._tls,
+            endpoints,
+            self._engine,
+            self._gate,
+        )
+        logger.info("webmux listens", uri=net.describe(listeners, endpoints.scheme))
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -184,6 +209,15 @@ class Daemon:
         if self.service.draining and any(tunnel.visitors for tunnel in self.service.tunnels()):
             self.exit_status = CUT
         self._stop.cancel()
+
+
+def _endpoints_of(max_carriers: Callable[[], int]) -> Endpoints | None:
+    """The book of the shared port, on systems that have carriers."""
+    if sys.platform != "linux":
+        return None
+    from tunneld.backends.webmux import Endpoints  # noqa: PLC0415
+
+    return Endpoints(max_carriers)
 
 
 def _tls_of(settings: Settings) -> ssl.SSLContext | None:

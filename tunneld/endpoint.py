@@ -2,6 +2,7 @@
 
     tcp://relay.example.org:8010      an endpoint: scheme, host, port
     tcp://[2001:db8::1]:8010          IPv6 hosts in brackets (RFC 3986 §3.2.2)
+    webmuxs://host:7012/KEY           one of several behind a shared port: who knows the key may connect
     8000   host:8000   unix:/path     a target: where a local server listens
 
 Two endpoints are equal when they print the same: scheme and host are lower-cased on the way in.
@@ -18,7 +19,11 @@ from typing import Any
 from tunneld.errors import UsageError
 
 MAX_PORT = 65535
-_ENDPOINT = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#@]+)/?", re.IGNORECASE)
+KEYED = ("webmux", "webmuxs")
+"""Schemes whose URIs carry a key behind the port."""
+_ENDPOINT = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#@]+)/?(?P<key>[\w-]*)", re.IGNORECASE | re.ASCII
+)
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.IGNORECASE)
 _HOST_PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]+)")
 
@@ -32,23 +37,33 @@ class Endpoint:
     scheme: str
     host: str
     port: int
+    key: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Read `scheme://host:port`. Raises `UsageError` naming the text and what is wrong with it."""
+        """Read `scheme://host:port` or `scheme://host:port/KEY`. Raises `UsageError` naming the text and what is wrong
+        with it.
+        """
         match = _ENDPOINT.fullmatch(text)
         if match is None:
             raise UsageError(f"not a URI of the form scheme://host:port: {text!r}")
+        if match["key"] and match["scheme"].lower() not in KEYED:
+            raise UsageError(f"not a URI of the form scheme://host:port: {text!r}; only {', '.join(KEYED)} have a key")
         host, port = parse_host_port(match["authority"])
-        return cls(match["scheme"].lower(), host, port)
+        return cls(match["scheme"].lower(), host, port, match["key"])
 
     @property
     def authority(self) -> str:
         """`host:port`, with brackets around an IPv6 host."""
         return join_host_port(self.host, self.port)
 
+    @property
+    def without_key(self) -> str:
+        """The URI for a log: who knows the key may pose as the hidden server."""
+        return f"{self.scheme}://{self.authority}" + ("/..." if self.key else "")
+
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.authority}"
+        return f"{self.scheme}://{self.authority}" + (f"/{self.key}" if self.key else "")
 
 
 @dataclass(frozen=True, slots=True)

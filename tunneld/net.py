@@ -19,6 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import trio
+
 from tunneld.endpoint import format_peer
 from tunneld.errors import (
     SHORTAGES,
@@ -127,6 +129,35 @@ def unverified_tls_context(certificate: Path | str | None = None, key: Path | st
     context = client_tls_context(None, certificate, key)
     _believe_anybody(context)
     return context
+
+
+async def shake_hands(
+    connection: socket.socket, context: ssl.SSLContext, *, server_hostname: str | None = None, server_side: bool = False
+) -> ssl.SSLSocket:
+    """TLS on a connected non-blocking socket, for an engine that serves it without a task.
+
+    Raises OSError (`ssl.SSLError` among them); the connection is closed then, and where this is cancelled.
+    """
+    try:
+        stream = context.wrap_socket(
+            connection, server_side=server_side, server_hostname=server_hostname, do_handshake_on_connect=False
+        )
+    except BaseException:
+        connection.close()
+        raise
+    try:
+        while True:
+            try:
+                stream.do_handshake()
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(stream)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(stream)
+            else:
+                return stream
+    except BaseException:
+        stream.close()
+        raise
 
 
 def raise_descriptor_limit() -> int:

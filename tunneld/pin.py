@@ -49,7 +49,9 @@ def first_fingerprint(pem: Path) -> str:
 
 
 class PinnedContext(ssl.SSLContext):
-    """A context that shakes hands with the holder of one certificate only. For `wrap_bio`, which is what Trio uses."""
+    """A context that shakes hands with the holder of one certificate only, through `wrap_bio` (which is what Trio uses)
+    and through `wrap_socket`.
+    """
 
     pin: str = ""
 
@@ -58,19 +60,32 @@ class PinnedContext(ssl.SSLContext):
         """A client's context that trusts no authority until it is told of one. Raises `UsageError`."""
         context = cls(ssl.PROTOCOL_TLS_CLIENT)
         context.pin = parse_pin(pin)
-        context.sslobject_class = _PinnedConnection
+        context.sslobject_class = _PinnedObject
+        context.sslsocket_class = _PinnedSocket
         return context
 
 
-class _PinnedConnection(ssl.SSLObject):
+class _PinnedObject(ssl.SSLObject):
     """The handshake ends well only when the certificate is the one."""
 
     def do_handshake(self) -> None:
         super().do_handshake()
-        pin = self.context.pin if isinstance(self.context, PinnedContext) else ""
-        shown = fingerprint(self.getpeercert(binary_form=True) or b"")
-        if shown != pin:
-            raise RemoteProtocolError(
-                f"relay {self.server_hostname} shows the certificate {shown}, not the pinned {pin}: it has a new one, "
-                "or somebody stands in its place; ask its operator before you change the pin"
-            )
+        _check(self)
+
+
+class _PinnedSocket(ssl.SSLSocket):
+    """The same for a socket."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        super().do_handshake(block)
+        _check(self)
+
+
+def _check(connection: ssl.SSLObject | ssl.SSLSocket) -> None:
+    pin = connection.context.pin if isinstance(connection.context, PinnedContext) else ""
+    shown = fingerprint(connection.getpeercert(binary_form=True) or b"")
+    if shown != pin:
+        raise RemoteProtocolError(
+            f"relay {connection.server_hostname} shows the certificate {shown}, not the pinned {pin}: it has a new "
+            "one, or somebody stands in its place; ask its operator before you change the pin"
+        )

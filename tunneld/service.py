@@ -8,10 +8,10 @@ The registry below is all the service knows; it is the seam at which several mac
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -24,7 +24,10 @@ from tunneld.errors import DrainingError, LimitReachedError, NoSuchTunnelError
 from tunneld.events import Events
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
-from tunneld.tunnel import Opening, Tunnel
+from tunneld.tunnel import Opening, Phase, Tunnel
+
+if TYPE_CHECKING:
+    from tunneld.backends.webmux import Endpoints
 
 log = structlog.get_logger("service")
 
@@ -42,8 +45,10 @@ class Asker:
 class TunnelService:
     """All open tunnels of this process."""
 
-    def __init__(self, settings: Callable[[], Settings], engine: Engine) -> None:
-        """`settings` is asked at every call, so that a reload reaches the next tunnel."""
+    def __init__(self, settings: Callable[[], Settings], engine: Engine, endpoints: Endpoints | None = None) -> None:
+        """`settings` is asked at every call, so that a reload reaches the next tunnel; `endpoints` is the shared port
+        of carriers.
+        """
         self.events = Events()
         self.draining = False
         self.opened = 0  # tunnels, ever
@@ -52,10 +57,11 @@ class TunnelService:
         self._past_refusals = Counter[Refused]()
         self._settings = settings
         self._engine = engine
+        self._endpoints = endpoints
         self._tunnels: dict[str, Tunnel] = {}
         self._by_server_uri: dict[Endpoint, Tunnel] = {}
         self._owners: dict[str, str] = {}  # the id of each tunnel, open or opening, and the credential that it is of
-        self._ids = itertools.count(1)
+        self._last_id = 0
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -81,25 +87,31 @@ class TunnelService:
         if grant.max_visitors is not None and grant.max_visitors < settings.max_visitors:
             settings = settings.model_copy(update={"max_visitors": grant.max_visitors})
         opening = Opening(
-            id=f"t{next(self._ids)}",
+            id=f"t{self._last_id + 1}",
             backend=backend,
             options=options,
             settings=settings,
             owner=asker.owner,
             asker=asker.host,
             advertised_host=settings.advertised_host or self._reachable(settings.host, asker),
+            endpoints=self._endpoints,
         )
         tunnel = Tunnel(opening, self._engine, self.events)
+        self._last_id += 1
         self._owners[tunnel.id] = grant.name  # before we wait, or two could squeeze through a limit at once
         await self._nursery.start(self._run, tunnel)
         return tunnel
 
     def get_tunnel_address(self, uri: str, grant: Grant = EVERYBODY) -> Endpoint:
-        """The URI to advertise for a server URI. Raises `NoSuchTunnelError`, or `UsageError` where `uri` is none."""
+        """The URI to advertise for a server URI. Raises `NoSuchTunnelError`, also for a tunnel that is drained and so
+        takes nobody new, or `UsageError` where `uri` is none.
+        """
         endpoint = Endpoint.parse(uri.strip())
         tunnel = self._by_server_uri.get(endpoint)
         if tunnel is None or not self.is_of(grant, tunnel.id):
-            raise NoSuchTunnelError(f"no open tunnel has the server URI {endpoint}")
+            raise NoSuchTunnelError(f"no open tunnel has the server URI {endpoint.without_key}")
+        if tunnel.phase is Phase.DRAINING:
+            raise NoSuchTunnelError(f"tunnel {tunnel.id} is being drained and takes nobody new")
         return tunnel.client_uri
 
     # What an operator asks
@@ -197,7 +209,7 @@ class TunnelService:
             "name": tunnel.opening.options.name,
         }
         self.events.publish("opened", id=tunnel.id, **facts)
-        log.info("tunnel opened", tunnel=tunnel.id, **facts)
+        log.info("tunnel opened", tunnel=tunnel.id, **{**facts, "server": tunnel.server_uri.without_key})
 
     @staticmethod
     def _reachable(bound: str, asker: Asker) -> str:

@@ -24,7 +24,7 @@ import socket
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
@@ -41,6 +41,9 @@ from tunneld.options import ANYWHERE, TunnelOptions
 from tunneld.rates import Rate, Thinning
 from tunneld.relay.engine import Engine, Relay, RelayEnd
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
+
+if TYPE_CHECKING:
+    from tunneld.backends.webmux import Endpoints
 
 PROXY_HEADERS = {"v1": encode_v1, "v2": encode_v2}
 REFUSALS_LOGGED = Rate.parse("60/m")
@@ -68,6 +71,7 @@ class Opening:
     owner: str  # who asked, as `list` shows it
     asker: str  # the address that asked: by default the only one that may connect as the hidden server
     advertised_host: str
+    endpoints: Endpoints | None = None  # the shared port of carriers
 
     @property
     def admits(self) -> Network | None:
@@ -216,6 +220,8 @@ class Tunnel:
             engine=self._engine,
             settings=self.opening.settings,
             advertised_host=self.opening.advertised_host,
+            client_port=self.client_uri.port,
+            endpoints=self.opening.endpoints,
             admits=self.opening.admits,
             room=self._room,
             attached=self._attached,

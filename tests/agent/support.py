@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import trio
 
+from tunneld import net
+from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Field
-from tunneld.agent.expose import Exposure, RelayAccess, open_exposure
+from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.keeper import Wish
+from tunneld.backends.webmux import Endpoints
+from tunneld.carriers import serve_carriers
 from tunneld.config.schema import Control, Settings, Tunnels
 from tunneld.control.commands import executor
+from tunneld.control.gate import Gate
 from tunneld.control.server import serve_lines
 from tunneld.endpoint import Target
 from tunneld.relay import new_engine
+from tunneld.relay.pump import Pump
 from tunneld.service import TunnelService
 from tunneld.tunnel import Tunnel
 from tunneld.wire.lines import Item
 
 PATIENCE = 20.0
 """Seconds of real time before a test that waits for the other side has failed."""
+
+BACKEND: ContextVar[str] = ContextVar("BACKEND", default="tcp")
+"""Which one the relays of a test have; the agent prefers webmux."""
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -76,8 +86,14 @@ async def relay_here(port: int = 0, **tunnels: float | str) -> AsyncIterator[Rel
     engine = new_engine()
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
-        service = TunnelService(lambda: settings, engine)
+        endpoints = Endpoints(lambda: settings.webmux.max_carriers)
+        service = TunnelService(lambda: settings, engine, endpoints)
         await nursery.start(service.run)
+        if BACKEND.get() == "webmux":
+            shared = net.bind_tcp("127.0.0.1", 0)
+            gate = Gate(lambda: ())
+            assert isinstance(engine, Pump)
+            await nursery.start(serve_carriers, shared, lambda: settings.webmux, lambda: None, endpoints, engine, gate)
         here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope)
         await nursery.start(_serve_control, here, listener)
         yield here
@@ -129,10 +145,11 @@ async def local_server(handler: Handler, backlog: int | None = None) -> AsyncIte
 
 
 async def echo(stream: trio.SocketStream) -> None:
-    """Say everything back, and end when the visitor does."""
-    async for chunk in stream:
-        await stream.send_all(chunk)
-    await stream.send_eof()
+    """Say everything back, and end when the visitor does, or when it is dropped."""
+    with suppress(trio.BrokenResourceError):
+        async for chunk in stream:
+            await stream.send_all(chunk)
+        await stream.send_eof()
 
 
 def unused_port() -> int:

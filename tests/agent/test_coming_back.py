@@ -9,11 +9,14 @@ from tests.agent.support import PATIENCE, Told, echo, exposed, local_server, rel
 from tests.agent.test_expose import address, ask
 from tests.support.people import connect, read_exactly
 from tunneld.agent import backoff, keeper
-from tunneld.agent.expose import RelayAccess, open_exposure
+from tunneld.agent.access import RelayAccess
+from tunneld.agent.expose import open_exposure
 from tunneld.agent.keeper import Wish
 from tunneld.agent.sizing import Limits
 from tunneld.endpoint import Target
 from tunneld.errors import RefusedError, RelayUnreachableError
+
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +138,7 @@ async def test_a_pool_grows_with_its_visitors_and_shrinks_without_losing_one(mon
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, Wish(limits=Limits(2, 64))) as exposure,
+            exposed(target, relay.access, told, Wish(limits=Limits(2, 64), backend="tcp")) as exposure,
         ):
             streams = [await connect(address(told)) for _ in range(40)]
             while exposure.figures.now < 40 or exposure.figures.parked < 32:
@@ -156,7 +159,7 @@ async def test_a_pool_that_the_relay_emptied_is_filled_again() -> None:
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, Wish(limits=Limits(4, 4))),
+            exposed(target, relay.access, told, Wish(limits=Limits(4, 4), backend="tcp")),
         ):
             while relay.tunnel.parked < 4:
                 await trio.lowlevel.checkpoint()
@@ -173,7 +176,7 @@ async def test_a_relay_that_drops_parked_connections_is_not_dialled_in_a_tight_l
         async with (
             relay_here(max_parked=1) as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, Wish(limits=Limits(4, 4))),
+            exposed(target, relay.access, told, Wish(limits=Limits(4, 4), backend="tcp")),
         ):
             reason = str((await told.wait_for("trouble"))["reason"])
             assert reason.startswith(f"parked connections to {relay.tunnel.server_uri}: ")

@@ -8,8 +8,10 @@ import pytest
 import trio
 
 from tests.agent.support import PATIENCE
-from tunneld.agent.pool import Owner, Pool
+from tunneld.agent.pool import Pool
 from tunneld.agent.sizing import Limits
+from tunneld.agent.supply import Owner
+from tunneld.agent.ways import Way
 from tunneld.relay.engine import Engine
 from tunneld.wire.proxy_protocol import encode_v2
 
@@ -20,9 +22,9 @@ class Hearer:
     """An owner that remembers."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[socket.socket, bytes]] = []
+        self.taken: list[tuple[Way, bytes]] = []
         self.troubles: list[str] = []
-        self.owner = Owner(lambda connection, head: self.taken.append((connection, head)), self._trouble, self._fail)
+        self.owner = Owner(lambda way, head: self.taken.append((way, head)), self._trouble, self._fail)
 
     def _fail(self, error: Exception) -> None:
         raise error
@@ -64,11 +66,10 @@ async def test_a_header_that_comes_octet_by_octet_is_taken_whole_and_nothing_beh
             relay.send(b"visitor")
             while not hearer.taken:
                 await trio.lowlevel.checkpoint()
-            ((connection, head),) = hearer.taken
-            with connection:
-                await trio.lowlevel.wait_readable(connection)
+            ((way, head),) = hearer.taken
+            async with way.stream() as stream:
                 assert head == HEADER
-                assert connection.recv(100).removesuffix(b"visitor") == (HEADER if keep_header else b"")
+                assert (await stream.receive_some(100)).removesuffix(b"visitor") == (HEADER if keep_header else b"")
             pool.close()
 
 

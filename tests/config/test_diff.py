@@ -29,6 +29,9 @@ RESTART_KEYS = {
     "http.read_timeout",
     "http.keep_alive_timeout",
     "tunnels.accept_backoff",
+    "webmux.enabled",
+    "webmux.host",
+    "webmux.port",
 }
 
 

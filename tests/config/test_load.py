@@ -48,7 +48,10 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("[tunnel]", "tunnel: unrecognized table; did you mean tunnels?"),
         ("[log]\ncolour = 1", "log.colour: unrecognized key; [log] may have format, level"),
         ("[daemon]\nwatch_log = 1", "daemon.watch_log: unrecognized key; did you mean watch_backlog?"),
-        ("[egtp]", "egtp: unrecognized table; the file may have control, http, tunnels, daemon, log, credential"),
+        (
+            "[egtp]",
+            "egtp: unrecognized table; the file may have control, http, tunnels, webmux, daemon, log, credential",
+        ),
         ('[log]\n"a\\nb" = 1', 'log."a\\u000ab": unrecognized key; [log] may have format, level'),
         # wrong types
         ("control = 5", "control: 5 is not a table"),

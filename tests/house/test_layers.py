@@ -14,7 +14,7 @@ ROOT = Path(tunneld.__file__).parent
 FLOORS = [  # from the street down to the cellar; a room may import from its own floor and from those below
     {"cli", "__main__"},
     {"agent", "daemon", ""},  # "": the package itself, which only hands out names
-    {"control", "client", "login", "exchange"},
+    {"control", "carriers", "client", "login", "exchange"},
     {"service"},
     {"tunnel", "client_side", "proxied", "clocks"},
     {"backends"},

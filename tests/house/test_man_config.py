@@ -48,6 +48,7 @@ WORDS = {  # what strings are there, of which the schema knows a pattern only
     "tunnels.trusted_proxies": "array of networks",
     "tunnels.visitor_rate": "rate",
     "control.max_startups": "startups",
+    "webmux.host": "host",
 }
 
 

@@ -3,6 +3,7 @@
     expose
     ├─ engine                    outlives tunnels: whoever is being served when the relay's daemon drains may finish
     ├─ patient visitor ×N        only those for whom the local server cannot be dialled the short way
+    ├─ watch                     where the local server is to be checked: see health.py
     └─ (this task)               connect ──► open, or find the tunnel still there ──► keep ──► lost ──► wait ─┐
                                     └────────────────────────────────────────────────────────────────────────┘
 
@@ -12,19 +13,23 @@ Visitors have no task: see visitors.py.
 from __future__ import annotations
 
 import random
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
 
 import trio
 
-from tunneld.agent.backoff import LONGEST, delays
+from tunneld.agent.access import RelayAccess
+from tunneld.agent.backoff import Backoff
 from tunneld.agent.events import Figures, Teller
-from tunneld.agent.keeper import Keeper, Wish
+from tunneld.agent.health import Check, Conduct
+from tunneld.agent.keeper import Ground, Keeper, Wish
 from tunneld.agent.local import LocalServer
 from tunneld.agent.visitors import Visitors
-from tunneld.client import Client, connect
+from tunneld.agent.wake import Wake
+from tunneld.agent.watch import watch
+from tunneld.client import Client
 from tunneld.endpoint import Target
 from tunneld.errors import (
     LimitReachedError,
@@ -54,36 +59,35 @@ Start = Callable[[Client, Wish], Awaitable[Keeper]]
 """Opens a tunnel of this kind whose visitors are served."""
 
 
-@dataclass(frozen=True, slots=True)
-class RelayAccess:
-    """How to reach a relay's control port, and as whom: a credential is a name and its secret. `timeout` in seconds
-    bounds each step.
-    """
-
-    where: str
-    tls: ssl.SSLContext | None = None
-    timeout: float = 10.0
-    credential: tuple[str, str] | None = field(default=None, repr=False)
-
-    def connect(self) -> AbstractAsyncContextManager[Client]:
-        """A control connection."""
-        return connect(self.where, tls=self.tls, timeout=self.timeout, credential=self.credential)
-
-
 @asynccontextmanager
 async def open_exposure(
-    target: Target, relay: RelayAccess, wish: Wish, teller: Teller, *, linger: float = DEFAULT_LINGER
+    target: Target,
+    relay: RelayAccess,
+    wish: Wish,
+    teller: Teller,
+    *,
+    linger: float = DEFAULT_LINGER,
+    check: Check | None = None,
+    wake: Wake | None = None,
+    patient: bool = False,
 ) -> AsyncIterator[Exposure]:
-    """Everything that `Exposure.run` needs, for the length of the block. At its end the tunnel is closed."""
+    """Everything that `Exposure.run` needs, for the length of the block. At its end the tunnel is closed.
+
+    `check`: how to look at the local server. `wake`: what ends a wait early; somebody else runs it. `patient`: a first
+    attempt that fails is tried again like any other.
+    """
     async with trio.open_nursery() as nursery:
         engine = new_engine()
         await nursery.start(engine.run)
-        visitors = Visitors(engine, LocalServer(target), nursery, teller, linger=linger)
+        visitors = Visitors(LocalServer(target), nursery, teller, linger=linger)
 
         async def start(client: Client, wish: Wish) -> Keeper:
-            return await Keeper.start(client, engine, wish, teller, take=visitors.take, failed=exposure.fail)
+            ground = Ground(engine, nursery, relay, teller)
+            return await Keeper.start(client, ground, wish, take=visitors.take, failed=exposure.fail)
 
-        exposure = Exposure(relay, wish, teller, visitors, start)
+        exposure = Exposure(relay, wish, teller, visitors, start, wake=wake or Wake(), patient=patient)
+        if check is not None:
+            nursery.start_soon(watch, LocalServer(target), check, teller, partial(exposure.heed, check))
         try:
             yield exposure
         finally:
@@ -94,13 +98,27 @@ async def open_exposure(
 class Exposure:
     """A local server that is reachable through a relay."""
 
-    def __init__(self, relay: RelayAccess, wish: Wish, teller: Teller, visitors: Visitors, start: Start) -> None:
+    def __init__(
+        self,
+        relay: RelayAccess,
+        wish: Wish,
+        teller: Teller,
+        visitors: Visitors,
+        start: Start,
+        *,
+        wake: Wake,
+        patient: bool,
+    ) -> None:
         """Made by `open_exposure`."""
         self._relay = relay
         self._wish = wish
         self._teller = teller
         self._visitors = visitors
         self._start = start
+        self._wake = wake
+        self._patient = patient
+        self._withdrawn = False  # nothing is to be parked at the relay
+        self._connected_at: float | None = None  # in `trio.current_time`
         self._keeper: Keeper | None = None  # of the tunnel that is open, or was when we last knew
         self._ends_at: float | None = None  # when the first tunnel's ttl is over, in `trio.current_time`
         self._was_open = False
@@ -112,7 +130,7 @@ class Exposure:
     def figures(self) -> Figures:
         """How it is doing."""
         up, down = self._visitors.octets
-        parked = self._keeper.pool.parked if self._keeper else 0
+        parked = self._keeper.supply.parked if self._keeper else 0
         return Figures(self._visitors.now, self._visitors.served, self._visitors.failed, parked, up, down)
 
     async def run(self) -> None:
@@ -126,6 +144,27 @@ class Exposure:
         if self._bug:
             raise self._bug
 
+    def heed(self, check: Check, healthy: bool) -> None:
+        """Act on what the local server counts as. May be told the same again."""
+        if check.conduct is Conduct.TELL:
+            return
+        if healthy:
+            self._visitors.serve()
+        else:
+            answering = check.conduct is Conduct.ANSWER and check.how == "http"
+            self._visitors.turn_away("the local server is unhealthy", answering=answering)
+        withdraw, withdrawn = check.conduct is Conduct.WITHDRAW and not healthy, self._withdrawn
+        self._withdrawn = withdraw
+        if self._keeper is not None and withdraw:
+            self._keeper.supply.close()
+        elif self._keeper is not None and withdrawn:
+            self._keeper.supply.resume()
+
+    def stop(self, reason: str) -> None:
+        """End `run`, for a reason that is told."""
+        self._reason = reason
+        self._scope.cancel()
+
     def fail(self, error: Exception) -> None:
         """A bug in a callback: the exposure dies of it."""
         self._bug = self._bug or error
@@ -135,23 +174,24 @@ class Exposure:
         """Close the tunnel at the relay, in bounded time, and tell. Not stopped by being cancelled."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            keeper.pool.rest()
+            keeper.supply.rest()
             with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
                 async with self._relay.connect() as client:
                     await client.close(keeper.tunnel.id)
-            keeper.pool.close()
+            keeper.supply.close()
         if self._was_open:
             figures = self.figures
             counts = {"served": figures.served, "failed": figures.failed, "up": figures.up, "down": figures.down}
             self._teller.tell("closed", reason=self._reason, **counts)
 
     async def _come_back_for_ever(self) -> None:
-        waits = delays(random.random)
+        backoff = Backoff(random.random)
         while True:
-            began = trio.current_time()
+            self._connected_at = None
             try:
                 async with self._relay.connect() as client:
                     keeper = await self._find_or_open(client)
+                    self._connected_at = trio.current_time()
                     await keeper.keep(client)
             except TunneldError as error:
                 if self._is_over(error):
@@ -159,11 +199,11 @@ class Exposure:
                 if self._is_for_good(error):
                     self._reason = str(error)
                     raise
-                if trio.current_time() - began > LONGEST:
-                    waits = delays(random.random)
-                delay = next(waits)
+                connected_at = self._connected_at
+                delay = backoff.after(0.0 if connected_at is None else trio.current_time() - connected_at)
                 self._teller.tell("reconnecting", reason=str(error), delay=round(delay, 1))
-                await trio.sleep(delay)
+                if await self._wake.sleep(delay):
+                    backoff.forget()
 
     def _is_over(self, error: TunneldError) -> bool:
         """Whether the tunnel is gone because its time was over, which the person asked for, and not by a mishap."""
@@ -179,7 +219,7 @@ class Exposure:
 
     def _is_for_good(self, error: TunneldError) -> bool:
         code = error.reply_code if isinstance(error, RefusedError) else error.code
-        return code in FOR_GOOD or not self._was_open
+        return code in FOR_GOOD or not (self._was_open or self._patient)
 
     async def _find_or_open(self, client: Client) -> Keeper:
         """The tunnel that only our control connection lost, or a new one."""
@@ -188,13 +228,16 @@ class Exposure:
             try:
                 await keeper.check(client)
             except NoSuchTunnelError:
-                keeper.pool.close()
+                keeper.supply.close()
             else:
-                keeper.pool.resume()
+                if not self._withdrawn:
+                    keeper.supply.resume()
                 self._teller.tell("resumed", address=str(keeper.tunnel.client), id=keeper.tunnel.id)
                 return keeper
         self._keeper = keeper = await self._open(client, keeper)
         self._was_open = True
+        if self._withdrawn:
+            keeper.supply.close()
         tunnel = keeper.tunnel
         self._teller.tell("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
         return keeper

@@ -9,25 +9,39 @@ is asked anyway every `REVIEW` seconds finds out.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import trio
 
+from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import delays
 from tunneld.agent.dial import resolve_relay
 from tunneld.agent.events import Teller
-from tunneld.agent.pool import Owner, Pool, Take
+from tunneld.agent.pool import Pool
 from tunneld.agent.repeats import Repeats
 from tunneld.agent.sizing import REVIEW, Limits
+from tunneld.agent.supply import Owner, Supply
+from tunneld.agent.ways import Take
 from tunneld.client import Client
 from tunneld.endpoint import Endpoint
-from tunneld.errors import NoSuchTunnelError, RefusedError, RemoteProtocolError, TunneldError
+from tunneld.errors import (
+    NoSuchTunnelError,
+    NotAllowedError,
+    RefusedError,
+    RemoteProtocolError,
+    TunneldError,
+    UsageError,
+)
 from tunneld.relay.engine import Engine, Failure
 from tunneld.wire.lines import Value
 
 OUR_OPTIONS: Mapping[str, Value] = {"persist": True, "proxy_protocol": "v2"}
 """The pool needs a tunnel that outlives its relays, and the header that tells it of each visitor."""
+HAS_CARRIERS = sys.platform == "linux"
+NO_WEBMUX = frozenset({UsageError.code, NotAllowedError.code})
+"""How a relay refuses a backend that it does not have, or that the credential may not use."""
 SLACK = 5.0
 """Seconds by which a tunnel's age, told in whole seconds over a slow line, may differ from ours."""
 
@@ -39,6 +53,17 @@ class Wish:
     options: Mapping[str, Value] = field(default_factory=dict)  # of openTunnel; `OUR_OPTIONS` come on top
     limits: Limits = field(default_factory=Limits)
     keep_header: bool = False  # leave the PROXY header in front of what the visitor says
+    backend: str | None = None  # None: webmux, or tcp where the relay or this system has no webmux
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every tunnel of an agent stands on."""
+
+    engine: Engine
+    nursery: trio.Nursery
+    relay: RelayAccess
+    teller: Teller
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +86,9 @@ class OpenTunnel:
         return same and int(record.get("age", "0")) + SLACK >= self.age
 
 
-async def open_tunnel(client: Client, options: Mapping[str, Value]) -> OpenTunnel:
-    """Open a tunnel for a pool. Raises `RefusedError` and what else a call raises."""
-    uri = await client.open_tunnel("tcp", **{**options, **OUR_OPTIONS})
+async def open_tunnel(client: Client, options: Mapping[str, Value], backend: str | None = "tcp") -> OpenTunnel:
+    """Open a tunnel for a supply. Raises `RefusedError` and what else a call raises."""
+    uri = await _open(client, {**options, **OUR_OPTIONS}, backend)
     record = (await client.show(uri))[0]
     try:
         return OpenTunnel(record["id"], Endpoint.parse(uri), Endpoint.parse(record["client"]), trio.current_time())
@@ -71,34 +96,44 @@ async def open_tunnel(client: Client, options: Mapping[str, Value]) -> OpenTunne
         raise RemoteProtocolError(f"relay {client.relay} describes tunnel {uri} oddly: {error}") from None
 
 
-class Keeper:
-    """One open tunnel and its pool, looked after over a control connection (or, after a loss, over the next one)."""
+async def _open(client: Client, options: Mapping[str, Value], backend: str | None) -> str:
+    """The server URI. Where nobody chose a backend and the relay takes no webmux, it is tcp that may be wrong."""
+    if backend is None and HAS_CARRIERS:
+        try:
+            return await client.open_tunnel("webmux", **options)
+        except RefusedError as error:
+            if error.reply_code not in NO_WEBMUX:
+                raise
+    return await client.open_tunnel(backend or "tcp", **options)
 
-    def __init__(self, tunnel: OpenTunnel, pool: Pool, teller: Teller, trouble: Trouble) -> None:
+
+class Keeper:
+    """One open tunnel and its supply of connections, looked after over a control connection (or, after a loss, over the
+    next one).
+    """
+
+    def __init__(self, tunnel: OpenTunnel, supply: Supply, teller: Teller, trouble: Trouble) -> None:
         """Made by `start`."""
         self.tunnel = tunnel
-        self.pool = pool
+        self.supply = supply
         self._teller = teller
         self._trouble = trouble
         self._waits: Iterator[float] = delays(random.random)
         self._repeats = Repeats()
 
     @classmethod
-    async def start(
-        cls, client: Client, engine: Engine, wish: Wish, teller: Teller, *, take: Take, failed: Failure
-    ) -> Keeper:
-        """Open a tunnel and fill its pool. Raises `RefusedError`, `RelayUnreachableError`, ... as any call."""
-        tunnel = await open_tunnel(client, wish.options)
+    async def start(cls, client: Client, ground: Ground, wish: Wish, *, take: Take, failed: Failure) -> Keeper:
+        """Open a tunnel and a supply for it. Raises `RefusedError`, `RelayUnreachableError`, ... as any call."""
+        tunnel = await open_tunnel(client, wish.options, wish.backend)
+        trouble = Trouble()
+        owner = Owner(take, trouble.report, failed)
         try:
-            address = await resolve_relay(tunnel.server.host, tunnel.server.port)
+            supply = await _supply(tunnel.server, ground, wish, owner)
         except TunneldError:
             await client.close(tunnel.id)
             raise
-        trouble = Trouble()
-        owner = Owner(take, trouble.report, failed)
-        pool = Pool(engine, address, wish.limits, owner, keep_header=wish.keep_header)
-        pool.resume()
-        return cls(tunnel, pool, teller, trouble)
+        supply.resume()
+        return cls(tunnel, supply, ground.teller, trouble)
 
     async def check(self, client: Client) -> None:
         """Raise `NoSuchTunnelError` unless the tunnel is open and takes visitors; and what else a call raises."""
@@ -126,10 +161,19 @@ class Keeper:
 
     async def _review(self, client: Client) -> None:
         """Nothing happened for a while: is the relay there, and is the pool larger than it needs to be?"""
-        if self.pool.review():
-            await client.call("trim", self.tunnel.id, str(self.pool.size))
+        if self.supply.review():
+            await client.call("trim", self.tunnel.id, str(self.supply.size))
         else:
+            await self._ask(client)
+
+    async def _ask(self, client: Client) -> None:
+        """Does the tunnel still take visitors? Raises as `check` does."""
+        try:
             await client.get_tunnel_address(str(self.tunnel.server))
+        except RefusedError as error:
+            if error.reply_code != NoSuchTunnelError.code:
+                raise
+            await self.check(client)
 
     async def _mend(self, client: Client) -> None:
         """Parked connections ended: if the tunnel stands, dial again, ever more slowly while they do not last."""
@@ -137,21 +181,33 @@ class Keeper:
         await self.check(client)
         repeated = self._repeats.admit(reason, trio.current_time())
         if repeated is not None:
-            what = f"parked connections to {self.tunnel.server}: {reason}"
+            what = f"{self.supply.what} to {self.tunnel.server.without_key}: {reason}"
             self._teller.tell("trouble", reason=what, repeated=repeated)
         await trio.sleep(next(self._waits))
-        self.pool.resume()
+        self.supply.resume()
+
+
+async def _supply(server: Endpoint, ground: Ground, wish: Wish, owner: Owner) -> Supply:
+    """Connections to a server URI of either kind. Raises `RelayUnreachableError`, `UsageError`."""
+    if server.key:
+        from tunneld.agent.carriers import Carriers  # noqa: PLC0415  # on systems that have carriers
+
+        carriers = Carriers(ground.engine, ground.relay, server, owner, keep_header=wish.keep_header)
+        ground.nursery.start_soon(carriers.run)
+        return carriers
+    address = await resolve_relay(server.host, server.port)
+    return Pool(ground.engine, address, wish.limits, owner, keep_header=wish.keep_header)
 
 
 class Trouble:
-    """What the pool reports to its keeper, across from the engine's task."""
+    """What the supply reports to its keeper, across from the engine's task."""
 
     def __init__(self) -> None:
         self.happened = trio.Event()
         self._reason = ""
 
     def report(self, reason: str) -> None:
-        """Called by the pool."""
+        """Called by the supply."""
         self._reason = reason
         self.happened.set()
 

@@ -12,17 +12,18 @@ keeper that looks after the tunnel. Visitors that nobody has accepted yet wait i
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import trio
 
+from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Field
-from tunneld.agent.keeper import Keeper, Wish
+from tunneld.agent.keeper import Ground, Keeper, Wish
 from tunneld.agent.sizing import Limits
 from tunneld.agent.visitors import visitor_of
+from tunneld.agent.ways import Way
 from tunneld.client import Client
 from tunneld.errors import TunneldError
 from tunneld.relay import new_engine
@@ -51,8 +52,9 @@ async def open_listener(
         engine = new_engine()
         await nursery.start(engine.run)
         listener = TunnelListener(backlog)
-        wish = Wish(options, Limits(pool, max_pool))
-        keeper = await Keeper.start(client, engine, wish, _Nobody(), take=listener.take, failed=listener.fail)
+        wish = Wish(options, Limits(pool, max_pool), backend="tcp")
+        ground = Ground(engine, nursery, RelayAccess(str(client.relay)), _Nobody())
+        keeper = await Keeper.start(client, ground, wish, take=listener.take, failed=listener.fail)
         listener.attach(keeper)
         nursery.start_soon(listener.keep, client)
         try:
@@ -61,22 +63,17 @@ async def open_listener(
             await listener.aclose()
             with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
                 await client.close(keeper.tunnel.id)
-            keeper.pool.close()
+            keeper.supply.close()
             nursery.cancel_scope.cancel()
 
 
 class VisitorStream(trio.abc.HalfCloseableStream):
-    """The connection of one visitor: a `trio.SocketStream` that also knows who it is."""
+    """The connection of one visitor: a stream that also knows who it is."""
 
-    def __init__(self, connection: socket.socket, visitor: str) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, visitor: str) -> None:
         """Made by `TunnelListener.accept`."""
         self.visitor = visitor
-        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-
-    @property
-    def socket(self) -> trio.socket.SocketType:
-        """The connection to the relay that carries this visitor."""
-        return self._stream.socket
+        self._stream = stream
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `trio.abc.SendStream`."""
@@ -104,7 +101,7 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
 
     def __init__(self, backlog: int) -> None:
         self._backlog = backlog
-        self._queue: deque[tuple[socket.socket, bytes]] = deque()
+        self._queue: deque[tuple[Way, bytes]] = deque()
         self._waiting = trio.lowlevel.ParkingLot()
         self._ended: BaseException | None = None
         self._keeper: Keeper
@@ -124,17 +121,17 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
             if self._ended is not None:
                 raise self._ended
             await self._waiting.park()
-        connection, header = self._queue.popleft()
+        way, header = self._queue.popleft()
         if len(self._queue) == self._backlog - 1 and self._ended is None:
-            self._keeper.pool.resume()
-        return VisitorStream(connection, visitor_of(header))
+            self._keeper.supply.resume()
+        return VisitorStream(way.stream(), visitor_of(header))
 
     async def aclose(self) -> None:
         """Take nobody new; visitors that nobody accepted are dropped. Streams that were accepted go on."""
         self._end(trio.ClosedResourceError("this listener was closed"))
-        self._keeper.pool.rest()
+        self._keeper.supply.rest()
         while self._queue:
-            self._queue.popleft()[0].close()
+            self._queue.popleft()[0].close("the listener was closed")
         await trio.lowlevel.checkpoint()
 
     # What the pool and its keeper report
@@ -143,15 +140,15 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
         """Called once by `open_listener`."""
         self._keeper = keeper
 
-    def take(self, connection: socket.socket, header: bytes) -> None:
+    def take(self, way: Way, header: bytes) -> None:
         """A visitor came."""
         if isinstance(self._ended, trio.ClosedResourceError):
-            connection.close()
+            way.close("the listener was closed")
             return
-        self._queue.append((connection, header))
+        self._queue.append((way, header))
         self._waiting.unpark()
         if len(self._queue) >= self._backlog:
-            self._keeper.pool.rest()
+            self._keeper.supply.rest()
 
     def fail(self, error: Exception) -> None:
         """A bug in a callback."""
@@ -162,7 +159,7 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
         try:
             await self._keeper.keep(client)
         except TunneldError as error:
-            self._keeper.pool.close()
+            self._keeper.supply.close()
             self._end(error)
 
     def _end(self, error: BaseException) -> None:

@@ -17,34 +17,22 @@ since only the relay knows which connections no visitor got: so no visitor is lo
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import trio
 
 from tunneld.agent.dial import Address, dial_nowait
 from tunneld.agent.sizing import WINDOW, Limits, grown, shrunk
+from tunneld.agent.supply import Owner
+from tunneld.agent.ways import SocketWay
 from tunneld.errors import RemoteProtocolError, reason_of
-from tunneld.relay.engine import Engine, Failure, Registration
+from tunneld.relay.engine import Engine, Registration
 from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
-
-Take = Callable[[socket.socket, bytes], None]
-"""A visitor came: the connection to the relay, from now on the callee's, and the visitor's PROXY header."""
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whom the pool tells."""
-
-    take: Take
-    trouble: Callable[[str], None]
-    """A parked connection ended or could not be made, and why. Nothing is dialled before `resume`."""
-    failed: Failure
-    """A bug in a callback."""
 
 
 class Pool:
-    """The parked connections of one tunnel."""
+    """The parked connections of one tunnel. See `Supply`."""
+
+    what = "parked connections"
 
     def __init__(self, engine: Engine, address: Address, limits: Limits, owner: Owner, *, keep_header: bool) -> None:
         """`address` is the tunnel's server side. `keep_header`: leave it in front of the visitor's bytes."""
@@ -112,7 +100,7 @@ class Pool:
         else:
             self._forget(parked)
             self._count()
-            self._owner.take(parked.connection, whole)
+            self._owner.take(SocketWay(self._engine, parked.connection), whole)
             if not self._resting:
                 self.resume()
 

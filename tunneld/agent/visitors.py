@@ -4,6 +4,8 @@
                      │                      │
                      └──────► failed ◄──────┘       refused at once, or only when the answer came
 
+While the local server is known to be unhealthy it is not dialled, and taken leads to failed at once.
+
 The visitor is joined to the local server's socket while that is still connecting: what the visitor says waits for it in
 the kernel. So a refusal is often heard of only at the relay's end.
 """
@@ -15,12 +17,14 @@ import socket
 
 import trio
 
+from tunneld.agent import refusal
 from tunneld.agent.events import Teller
 from tunneld.agent.local import LocalServer
 from tunneld.agent.repeats import Repeats
+from tunneld.agent.ways import Way
 from tunneld.endpoint import join_host_port
 from tunneld.errors import RemoteProtocolError, reason_of
-from tunneld.relay.engine import Cause, Engine, Relay, RelayEnd, Side
+from tunneld.relay.engine import Cause, Relay, RelayEnd, Side
 from tunneld.wire.proxy_protocol import decode_v2
 
 _NEVER_CONNECTED = frozenset(
@@ -31,14 +35,11 @@ _NEVER_CONNECTED = frozenset(
 class Visitors:
     """The visitors that are being served, and the counts of those that were."""
 
-    def __init__(
-        self, engine: Engine, local: LocalServer, nursery: trio.Nursery, teller: Teller, *, linger: float
-    ) -> None:
+    def __init__(self, local: LocalServer, nursery: trio.Nursery, teller: Teller, *, linger: float) -> None:
         """`nursery` owns the few visitors for whom the local server is dialled the long way. `linger` in seconds."""
         self.served = 0
         self.failed = 0
         self.stirred_at = trio.current_time()  # when somebody last came or left
-        self._engine = engine
         self._local = local
         self._nursery = nursery
         self._teller = teller
@@ -46,6 +47,9 @@ class Visitors:
         self._relays: dict[Relay, bytes] = {}  # each with its visitor's PROXY header
         self._ended_up = self._ended_down = 0
         self._repeats = Repeats()
+        self._away: str | None = None  # why nobody is served at present
+        self._answering = False  # over HTTP
+        self._being_answered = 0
 
     @property
     def now(self) -> int:
@@ -58,34 +62,57 @@ class Visitors:
         up = self._ended_up + sum(relay.up for relay in self._relays)
         return up, self._ended_down + sum(relay.down for relay in self._relays)
 
-    def take(self, connection: socket.socket, header: bytes) -> None:
-        """Serve one visitor: dial the local server and relay. Never waits; `connection` is ours from now on."""
+    def serve(self) -> None:
+        """Serve whoever comes from now on. Harmless when repeated."""
+        self._away = None
+
+    def turn_away(self, reason: str, *, answering: bool) -> None:
+        """Serve nobody who comes from now on: they are closed, or, `answering`, told so over HTTP."""
+        self._away, self._answering = reason, answering
+
+    def take(self, way: Way, header: bytes) -> None:
+        """Serve one visitor: dial the local server and relay. Never waits; `way` is ours from now on."""
         self.stirred_at = trio.current_time()
+        if self._away is not None:
+            self._refuse(way, header, self._away)
+            return
         try:
             server = self._local.dial_nowait()
         except trio.WouldBlock:
-            self._nursery.start_soon(self._take_patiently, connection, header)
+            self._nursery.start_soon(self._take_patiently, way, header)
         except OSError as error:
-            connection.close()
-            self._fail(header, error)
+            self._lose(way, header, error)
         else:
-            self._join(connection, server, header)
+            self._join(way, server, header)
 
-    async def _take_patiently(self, connection: socket.socket, header: bytes) -> None:
+    def _refuse(self, way: Way, header: bytes, reason: str) -> None:
+        if self._answering and self._being_answered < refusal.MOST:
+            self._nursery.start_soon(self._answer, way)
+        else:
+            way.close(reason)
+        self._fail(header, reason)
+
+    async def _answer(self, way: Way) -> None:
+        self._being_answered += 1
+        try:
+            await refusal.answer(way.stream())
+        finally:
+            self._being_answered -= 1
+
+    async def _take_patiently(self, way: Way, header: bytes) -> None:
         try:
             server = await self._local.dial()
         except OSError as error:
-            connection.close()
-            self._fail(header, error)
+            self._lose(way, header, error)
         except BaseException:
-            connection.close()
+            way.close("the agent stopped")
             raise
         else:
-            self._join(connection, server, header)
+            self._join(way, server, header)
 
-    def _join(self, connection: socket.socket, server: socket.socket, header: bytes) -> None:
+    def _join(self, way: Way, server: socket.socket, header: bytes) -> None:
         self.served += 1
-        self._relays[self._engine.join(connection, server, linger=self._linger, on_end=self._left)] = header
+        self._relays[way.join(server, linger=self._linger, on_end=self._left)] = header
         if self._teller.visits:
             self._teller.tell("visitor", visitor=visitor_of(header))
 
@@ -97,14 +124,22 @@ class Visitors:
         if end.side is Side.SERVER and end.error is not None and _never_connected(relay, end.error):
             self.served -= 1
             self._local.failed()
-            self._fail(header, end.error)
+            self._fail(header, self._no_connection(end.error))
         elif self._teller.visits:
             who, why = visitor_of(header), describe(end)
             self._teller.tell("left", visitor=who, up=relay.up, down=relay.down, reason=why)
 
-    def _fail(self, header: bytes, error: OSError) -> None:
+    def _lose(self, way: Way, header: bytes, error: OSError) -> None:
+        """The local server cannot be dialled for this visitor."""
+        reason = self._no_connection(error)
+        way.close(reason)
+        self._fail(header, reason)
+
+    def _no_connection(self, error: OSError) -> str:
+        return f"could not connect to {self._local.target}: {reason_of(error)}"
+
+    def _fail(self, header: bytes, reason: str) -> None:
         self.failed += 1
-        reason = f"could not connect to {self._local.target}: {reason_of(error)}"
         repeated = self._repeats.admit(reason, trio.current_time())
         if repeated is not None:
             self._teller.tell("failed", visitor=visitor_of(header), reason=reason, repeated=repeated)

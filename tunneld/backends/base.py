@@ -12,11 +12,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, Network
 from tunneld.relay.engine import Engine, Failure, Relay, RelayEnd
+
+if TYPE_CHECKING:
+    from tunneld.backends.webmux import Endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class Host:
     engine: Engine
     settings: Tunnels
     advertised_host: str
+    client_port: int  # of the client side
+    endpoints: Endpoints | None  # the shared port of carriers; None: this relay has none
     admits: Network | None  # the only sources that may pose as the hidden server; None: any
     room: Callable[[], int]  # how many server connections may be parked now
     attached: Callable[[Any], None]  # with the peer's address

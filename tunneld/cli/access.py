@@ -15,7 +15,7 @@ from tunneld.errors import UsageError
 if TYPE_CHECKING:
     import ssl
 
-    from tunneld.agent.expose import RelayAccess
+    from tunneld.agent.access import RelayAccess
 
 DEFAULT_RELAY = "127.0.0.1:7010"
 """Where a daemon with the built-in configuration listens."""
@@ -45,7 +45,7 @@ def add_relay_options(parser: Parser) -> None:
 
 def access(options: argparse.Namespace) -> RelayAccess:
     """How to reach the relay, and as whom. Raises `ConfigError` for unusable certificate files, `UsageError`."""
-    from tunneld.agent.expose import RelayAccess  # noqa: PLC0415 - --help does without Trio
+    from tunneld.agent.access import RelayAccess  # noqa: PLC0415 - --help does without Trio
 
     return RelayAccess(options.relay, _tls(options), options.timeout, credential(options))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunneld.agent.expose import RelayAccess
+from tunneld.agent.access import RelayAccess
 from tunneld.cli import splice
 from tunneld.cli.access import form
 from tunneld.cli.common import complain, say

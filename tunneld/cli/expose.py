@@ -73,7 +73,8 @@ def wish_of(options: argparse.Namespace) -> Wish:
         "linger": options.linger,
     }
     asked = {key: value for key, value in words.items() if value is not None}
-    return Wish(asked, Limits(options.pool, options.max_pool), keep_header=options.proxy_protocol)
+    limits = Limits(options.pool, options.max_pool)
+    return Wish(asked, limits, keep_header=options.proxy_protocol, backend=options.backend)
 
 
 def teller_of(options: argparse.Namespace, out: Writer, err: Writer) -> Teller:

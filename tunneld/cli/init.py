@@ -32,6 +32,7 @@ from tunneld.endpoint import is_loopback, is_wildcard, join_host_port, parse_hos
 from tunneld.errors import ConfigError, UsageError, reason_of
 
 CONTROL_PORT = 7010
+CARRIER_PORT = 7012
 CREDENTIAL = "agent"
 SECRET_OCTETS = 24
 """Of randomness, 32 characters: nobody guesses them, with whatever they overheard."""
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
     relay = join_host_port(plan.host, CONTROL_PORT)
     complain(
         f"wrote {plan.config}, {plan.certificate}, {plan.key}\n\n"
-        f"Here, start the relay; ports {CONTROL_PORT} and {plan.ports} must be open to the world:\n\n"
+        f"Here, start the relay; ports {CONTROL_PORT}, {CARRIER_PORT} and {plan.ports} must be open to the world:\n\n"
         f"    tunneld --config {shlex.quote(str(plan.config.absolute()))}\n\n"
         "On the other machine, with a server on port 8000 (the secret is shown only now):\n"
     )

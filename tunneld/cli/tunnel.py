@@ -97,8 +97,13 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
         default=60.0,
         help="how long a half-closed relay may be silent (%(default)g)",
     )
-    add("--pool", metavar="COUNT", type=_count, default=8, help="connections parked when it is quiet (%(default)s)")
-    add("--max-pool", metavar="COUNT", type=_count, default=200, help="connections parked under load (%(default)s)")
+    add(
+        "--backend",
+        choices=("webmux", "tcp"),
+        help="one connection for all visitors (webmux), or one for each (tcp); else webmux where the relay has it",
+    )
+    add("--pool", metavar="COUNT", type=_count, default=8, help="of tcp, parked when it is quiet (%(default)s)")
+    add("--max-pool", metavar="COUNT", type=_count, default=200, help="of tcp, parked under load (%(default)s)")
     add(
         "--proxy-protocol",
         action="store_true",

@@ -21,6 +21,7 @@ from tunneld.config.literals import literal
 from tunneld.config.startups import MaxStartups, Startups
 from tunneld.config.values import (
     KIB,
+    MIB,
     MINUTE,
     RESTART,
     Body,
@@ -30,6 +31,7 @@ from tunneld.config.values import (
     Port,
     Seconds,
     Table,
+    Window,
     parse_port_range,
 )
 from tunneld.config.visitors import NetworkList, VisitorRate
@@ -196,6 +198,22 @@ class Tunnels(Table):
         return parse_port_range(self.ports)
 
 
+class WebMux(Table):
+    """`[webmux]`: the shared port to which hidden servers connect their carriers. TLS is that of `[control.tls]`."""
+
+    enabled: Annotated[bool, RESTART] = True
+    host: Annotated[str | None, RESTART] = None  # None: where tunnels listen
+    port: Annotated[Port, RESTART] = 7012
+    max_carriers: Count = 80  # per tunnel, as many as max_visitors need: 126 each; agents open them as they need them
+    handshake_timeout: Seconds = 10.0  # TLS and the definition of an endpoint, as for the control port
+    heartbeat: Seconds = 10.0  # a dead hidden server is given up within three; a question and its answer are 200 octets
+    patience: Seconds = 2.0  # for that answer; then visitors go to another carrier, where there is one
+    max_window: Window = 8 * MIB  # what 600 Mbit/s over 100 ms have on the way
+    carrier_memory: Window = 32 * MIB  # what all windows of a carrier may grow by, held if nobody reads
+
+    _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
+
+
 class Daemon(Table):
     """`[daemon]`: the process itself."""
 
@@ -216,6 +234,7 @@ class Settings(Table):
     control: Control = Control()
     http: Http = Http()
     tunnels: Tunnels = Tunnels()
+    webmux: WebMux = WebMux()
     daemon: Daemon = Daemon()
     log: Log = Log()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()

@@ -12,6 +12,7 @@ from tunneld.config.literals import literal
 from tunneld.endpoint import MAX_PORT
 
 KIB = 1024
+MIB = 1024 * KIB
 MINUTE = 60.0
 HOUR = 60 * MINUTE
 YEAR = 365 * 24 * HOUR
@@ -29,6 +30,7 @@ Seconds = Annotated[float, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=MAX_PORT)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Body = Annotated[int, Field(ge=KIB, le=1024 * KIB)]
+Window = Annotated[int, Field(ge=64 * KIB, le=1024 * MIB)]
 File = Annotated[Path, Field(strict=False)]
 Guard = Annotated[bool, Field(validate_default=True)]
 

@@ -10,11 +10,6 @@ taking much more than it can send, since what it has queued nobody can overtake.
 
 Reading never waits for writing: what the peer makes us answer is bounded by the codec, everything else by credit, which
 is granted only for octets that a channel's user has taken.
-
-**Heartbeat.** NoOp is WebMUX's only idle message, and nobody answers one. A SYN must be answered, though, and one for a
-protocol that nobody serves is answered by RST: that is the question here, `PING`. It is asked after a heartbeat without
-an octet from the peer; after another one without an answer the carrier is lost. One session id is kept free for it. (A
-peer whose kernel lives and whose program hangs answers TCP's own probes, so those are not enough.)
 """
 
 from __future__ import annotations
@@ -23,12 +18,12 @@ from collections import deque
 from typing import Protocol
 
 import structlog
-import trio
 
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
 from tunneld.relay.flow import INEXACT, READABLE, WRITABLE
 from tunneld.relay.pump import Pump
 from tunneld.session.channel import Channel
+from tunneld.session.heartbeat import PING, Heartbeat
 from tunneld.session.limits import CarrierLimits
 from tunneld.session.link import Link
 from tunneld.session.window import Budget, Window
@@ -46,12 +41,8 @@ from tunneld.wire.webmux import (
     Reset,
 )
 
-PING = 0
-"""The protocol id of the heartbeat: port 0, which nobody serves."""
 MOST_CHANNELS = 126
 """Opened by one side at once: an id of the 127 is for the heartbeat."""
-SILENT_HEARTBEATS = 2
-"""Without an octet, the second of them after the question: so a dead peer is noticed within three heartbeats."""
 LEAST_ROOM = 4096
 """Octets: with less room than this a visitor waits, rather than being read in crumbs."""
 FRAGMENTS = 256
@@ -72,6 +63,12 @@ class Owner(Protocol):
     def freed(self) -> None:
         """A channel ended, so `can_open` may be true again."""
 
+    def answered(self) -> None:
+        """The peer gave a sign of life, and so has read everything that we said before we asked for it."""
+
+    def silent(self) -> None:
+        """The peer does not answer: perhaps it is about to be lost."""
+
     def ended(self, reason: str) -> None:
         """The carrier is gone, and so are its channels."""
 
@@ -87,7 +84,6 @@ class Carrier:
         self.over = False
         self.owner = owner
         self.channels: dict[int, Channel] = {}
-        self.deadline = trio.current_time() + limits.heartbeat
         self._parity = 0 if initiator else 1  # of the ids that we open
         self._link = link
         self._fd = link.connection.fileno()
@@ -98,13 +94,11 @@ class Carrier:
         self._blocked = False  # the connection takes nothing now
         self._touched = False  # a flush comes after the batch
         self._exact = False
-        self._heard = True  # since the last heartbeat
-        self._silent = 0  # heartbeats since the peer said anything
         self._ping: int | None = None  # the session that asks for a sign of life
         link.keep_unsent_below(limits.unsent)
         self.mux.set_default_credit(limits.first_window)
         pump.attach(self._fd, self)
-        pump.timers.watch(self)
+        self.heartbeat = Heartbeat(self, limits, pump.timers)
         self.touch()
 
     # What its owner does
@@ -113,6 +107,11 @@ class Carrier:
     def can_open(self) -> bool:
         """Whether `open` would succeed."""
         return not self.over and self._ours < MOST_CHANNELS and self.mux.can_open
+
+    @property
+    def answering(self) -> bool:
+        """Whether the peer has not fallen silent, as far as we know."""
+        return self.heartbeat.heard or not self.heartbeat.silent
 
     @property
     def room_left(self) -> int:
@@ -203,18 +202,23 @@ class Carrier:
         """The pump stops."""
         self._end("the relay stopped")
 
-    def on_deadline(self) -> None:
-        """A heartbeat: did the peer say anything since the last?"""
-        self._silent = 0 if self._heard else self._silent + 1
-        self._heard = False
-        if self._silent >= SILENT_HEARTBEATS and self._ping is not None:
-            self._end(f"the peer said nothing for {self._silent * self.limits.heartbeat:g} s (heartbeat)")
-            return
-        if self._silent and self._ping is None and self.mux.can_open:
+    # Its heartbeat
+
+    def ask(self) -> bool:
+        """See `Heart`."""
+        if self._ping is None and self.mux.can_open:
             self._ping = self.mux.open(PING)
             self.touch()
-        self.deadline = trio.current_time() + self.limits.heartbeat
-        self.pump.timers.watch(self)
+            self.pump.timers.ring()
+        return self._ping is not None
+
+    def fall_silent(self) -> None:
+        """See `Heart`."""
+        self.owner.silent()
+
+    def die(self, reason: str) -> None:
+        """See `Heart`."""
+        self._end(reason)
 
     # Inside
 
@@ -225,7 +229,7 @@ class Carrier:
         with memoryview(buffer) as view:
             while not self.over:
                 try:
-                    count = link.receive_into(buffer)
+                    count = link.receive_into(view)
                 except BlockingIOError:
                     return
                 except OSError as error:
@@ -234,9 +238,9 @@ class Carrier:
                 if not count:
                     self._end("the peer closed it")
                     return
-                self._heard = True
+                self.heartbeat.heard = True
                 self._hear(view[:count])
-                if count < len(buffer) and link.drains_short and not self._exact:
+                if count < len(buffer) and not self._exact:
                     return
                 share -= count
                 if share <= 0 and not link.holds_more:
@@ -252,6 +256,8 @@ class Carrier:
                     channel = channels.get(item[0])
                     if channel is not None:
                         channel.arrived(item[1])
+                elif isinstance(item, Finished):
+                    self._hear_finished(item.session)
                 else:
                     self._obey(item)
                 if self.over:
@@ -263,7 +269,7 @@ class Carrier:
             self.touch()
 
     def _obey(self, event: Event) -> None:
-        """Everything that is not data."""
+        """Everything that is neither data nor its end."""
         match event:
             case Opened(session, protocol):
                 self._hear_opened(session, protocol)
@@ -275,22 +281,19 @@ class Carrier:
                 self.owner.defined(uri)
             case MssSet(octets):
                 self._burst = octets * FRAGMENTS or 1 << 30
-            case CreditAdded(session) | Finished(session) | Refused(session) | Reset(session) | Broken(session):
+            case CreditAdded(session):
                 if channel := self.channels.get(session):
-                    self._tell(channel, event)
-
-    def _tell(self, channel: Channel, event: CreditAdded | Finished | Refused | Reset | Broken) -> None:
-        """What a channel is to know."""
-        match event:
-            case CreditAdded():
-                channel.hear_room()
-            case Finished():
-                channel.hear_end()
-                if channel.finishing:
+                    channel.hear_room()
+            case Refused(session, _, reason) | Reset(session, _, reason) | Broken(session, reason):
+                if channel := self.channels.get(session):
                     self._remove(channel)
-            case Refused(_, _, reason) | Reset(_, _, reason) | Broken(_, reason):
-                self._remove(channel)
-                channel.hear_reset(reason or "closed by the peer")
+                    channel.hear_reset(reason or "closed by the peer")
+
+    def _hear_finished(self, session: int) -> None:
+        if channel := self.channels.get(session):
+            if channel.finishing:
+                self._remove(channel)  # first: the codec has forgotten it, whatever its user does of this
+            channel.hear_end()
 
     def _hear_opened(self, session: int, protocol: int) -> None:
         if protocol == PING:
@@ -303,6 +306,7 @@ class Carrier:
         self._ping = None
         if isinstance(event, Accepted):
             self.mux.reset(event.session)
+        self.owner.answered()
 
     def _add(self, sid: int) -> Channel:
         limits = self.limits
@@ -323,17 +327,17 @@ class Carrier:
         self._touched = False
         if self.over or self._blocked:
             return
-        outgoing, send = self.mux.outgoing, self._link.send
+        outgoing, send, sent = self.mux.outgoing, self._link.send, 0
         try:
-            while outgoing:
-                with memoryview(outgoing) as view:
-                    sent = send(view)
-                del outgoing[:sent]
+            with memoryview(outgoing) as view:
+                while sent < len(view):
+                    sent += send(view[sent:])
         except BlockingIOError:
             self._blocked = True
         except OSError as error:
             self._end(f"its connection broke: {reason_of(error)}")
             return
+        del outgoing[:sent]
         if self._paused and 2 * len(outgoing) <= self.limits.pause_at:
             paused, self._paused = self._paused, deque()
             for channel in paused:
@@ -343,7 +347,7 @@ class Carrier:
         if self.over:
             return
         self.over = True
-        self.pump.timers.forget(self)
+        self.heartbeat.stop()
         if self.pump.handlers.get(self._fd) is self:
             del self.pump.handlers[self._fd]
         self._link.close()

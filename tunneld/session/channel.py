@@ -12,12 +12,16 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
+
 from tunneld.relay.engine import Relay, RelayEnd, Side
 from tunneld.session.joint import Joint
 from tunneld.session.window import Window
 
 if TYPE_CHECKING:
     from tunneld.session.carrier import Carrier
+
+log = structlog.get_logger("session")
 
 
 class User(Protocol):
@@ -99,15 +103,12 @@ class Channel:
     def reset(self, reason: str) -> None:
         """End both directions now; the peer is told why. Harmless on one that is over."""
         if not self.over:
-            self.close()
+            self._forget()
             self.carrier.reset(self, reason)
 
     def close(self) -> None:
-        """Forget what is held, and the user. Both directions are over."""
-        self.over = True
-        self.user = UNUSED
-        self.held = bytearray()
-        self.window.close()
+        """Let go of it, unused."""
+        self.reset("not wanted")
 
     def join(
         self,
@@ -124,12 +125,7 @@ class Channel:
 
     def arrived(self, data: memoryview) -> None:
         """Octets of the peer."""
-        taken = 0
-        if not self.held:
-            try:
-                taken = self.user.receive(data)
-            except Exception as error:
-                self._fail(error)
+        taken = 0 if self.held else self._offer(data)
         if self.over:
             return
         if taken < len(data):
@@ -150,13 +146,33 @@ class Channel:
     def hear_reset(self, reason: str) -> None:
         """The channel, or its whole carrier, is gone."""
         user = self.user
-        self.close()
+        self._forget()
         try:
             user.broken(ConnectionResetError(errno.ECONNRESET, reason))
         except Exception as error:
             user.failed(error)
 
     # Inside
+
+    def _offer(self, data: memoryview) -> int:
+        """Let the user take what it can; one that hands the channel on takes its part, and the next one the rest."""
+        taken = 0
+        try:
+            while taken < len(data) and not self.over and not self.held:
+                user = self.user
+                taken += user.receive(data[taken:])
+                if user is self.user:
+                    break
+        except Exception as error:
+            self._fail(error)
+        return taken
+
+    def _forget(self) -> None:
+        """Both directions are over: nothing is held, nobody is told anything more."""
+        self.over = True
+        self.user = UNUSED
+        self.held = bytearray()
+        self.window.close()
 
     def _taken(self, octets: int) -> None:
         grant = self.window.delivered(octets, len(self.held))
@@ -197,7 +213,7 @@ class _Unused:
         pass
 
     def failed(self, error: Exception) -> None:
-        raise error
+        log.error("channel failed", exc_info=error)
 
 
 UNUSED = _Unused()

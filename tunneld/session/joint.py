@@ -244,6 +244,9 @@ class Joint:
                 self._pass_end()
 
     def _pass_end(self) -> None:
+        if self.ended:  # both are over: closing says it
+            self.end(RelayEnd(Cause.FINISHED))
+            return
         try:
             if not self.from_channel:
                 self.connection.send(b"")  # EAGAIN from a socket that is still connecting
@@ -257,8 +260,8 @@ class Joint:
             self._half_done()
 
     def _half_done(self) -> None:
-        """One direction is over: both, or does the other have `linger` seconds from byte to byte?"""
-        if self.ended and self.passed:
+        """One direction is over: the other, too, or does it have `linger` seconds from byte to byte?"""
+        if self.passed and self.ended:
             self.end(RelayEnd(Cause.FINISHED))
         elif not self.lingering and not self.over:
             self.lingering = True

@@ -30,5 +30,8 @@ class CarrierLimits:
     share: int = 128 * KIB
     "Octets that one channel puts on the carrier before the others have their turn."
 
-    heartbeat: float = 15.0
-    "Seconds of silence after which the peer is asked for a sign of life; after three of them without one it is dead."
+    heartbeat: float = 10.0
+    "Seconds of silence after which the peer is asked for a sign of life; within three of them a dead one is given up."
+
+    patience: float = 2.0
+    "Seconds for the answer, after which others are preferred: two lost packets on a way around the world."

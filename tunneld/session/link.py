@@ -30,17 +30,11 @@ class Link:
         """Octets have been taken from the kernel and not been read yet."""
         return self._tls is not None and self._tls.pending() > 0
 
-    @property
-    def drains_short(self) -> bool:
-        """A read that does not fill its buffer has drained the socket. Not so in TLS, which reads by the record."""
-        return self._tls is None
-
-    def receive_into(self, buffer: bytearray) -> int:
-        """Octets read, 0 at the end. Raises `BlockingIOError`, or OSError where the connection broke."""
-        try:
-            return self.connection.recv_into(buffer)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise BlockingIOError from None
+    def receive_into(self, buffer: memoryview) -> int:
+        """Octets read, 0 at the end; fewer than fit: there are no more now. Raises `BlockingIOError`, or OSError where
+        the connection broke.
+        """
+        return self.connection.recv_into(buffer) if self._tls is None else self._receive_records(buffer)
 
     def send(self, data: memoryview) -> int:
         """Octets taken. Raises `BlockingIOError`, or OSError where the connection broke."""
@@ -48,6 +42,25 @@ class Link:
             return self.connection.send(data)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise BlockingIOError from None
+
+    def _receive_records(self, buffer: memoryview) -> int:
+        """TLS is read by the record, of 16 KiB at most: as many as fit, so that what they hold leaves in one write."""
+        filled = 0
+        while filled < len(buffer):
+            try:
+                count = self.connection.recv_into(buffer[filled:])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                if not filled:
+                    raise BlockingIOError from None
+                break
+            except OSError:
+                if not filled:
+                    raise
+                break  # first what came before it; the next read says it again
+            if not count:
+                break
+            filled += count
+        return filled
 
     def keep_unsent_below(self, octets: int) -> None:
         """Ask the kernel not to take more than so many octets ahead of what it can send."""

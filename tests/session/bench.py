@@ -1,0 +1,136 @@
+"""What the tests of carriers have in common: two of them back to back, and the far ends of what they join."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from tests.relay.bench import Ends, stream, tcp_pair
+from tests.support.papers import Papers
+from tunneld.net import shake_hands
+from tunneld.relay import Limits, Relay, Side
+from tunneld.relay.pump import Pump
+from tunneld.session import Carrier, CarrierLimits, Channel, Link
+
+LIMIT = 30
+"""Seconds, virtual ones included, after which a test has failed."""
+
+
+class Person:
+    """The owner of a carrier: remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.uris: list[str | None] = []
+        self.answers = self.silences = self.freedoms = 0
+        self.reason: str | None = None
+        self._opened, self._channels = trio.open_memory_channel[Channel](1000)
+        self.over = trio.Event()
+        self.stirred = trio.Event()
+
+    async def channel(self) -> Channel:
+        """The next channel that the peer opened."""
+        return await self._channels.receive()
+
+    def opened(self, channel: Channel, protocol: int) -> None:
+        channel.accept()
+        self._opened.send_nowait(channel)
+
+    def defined(self, uri: str | None) -> None:
+        self.uris.append(uri)
+        self.stirred.set()
+
+    def freed(self) -> None:
+        self.freedoms += 1
+
+    def answered(self) -> None:
+        self.answers += 1
+        self.stirred.set()
+
+    def silent(self) -> None:
+        self.silences += 1
+
+    def ended(self, reason: str) -> None:
+        self.reason = reason
+        self.over.set()
+
+
+@dataclass
+class Visit:
+    """A visitor's relay through both carriers, and the two far ends."""
+
+    visitor: trio.SocketStream
+    server: trio.SocketStream
+    relays: tuple[Relay, Relay]
+    ends: tuple[Ends, Ends]
+
+
+@dataclass
+class Two:
+    """A relay's carrier and an agent's, in one pump."""
+
+    pump: Pump
+    relay: Carrier
+    agent: Carrier
+    relays_owner: Person
+    agents_owner: Person
+    far: list[trio.SocketStream] = field(default_factory=list)
+
+    async def channels(self) -> tuple[Channel, Channel]:
+        """A channel that the relay opened, at both ends."""
+        near = self.relay.open(80)
+        return near, await self.agents_owner.channel()
+
+    async def visit(self, *, linger: float = 10, **options: int) -> Visit:
+        """A visitor joined to a local server by a channel; `options` are those of both sockets."""
+        near, far = await self.channels()
+        (visitor, near_visitor), (server, near_server) = tcp_pair(**options), tcp_pair(**options)
+        ends = Ends(), Ends()
+        relays = (
+            near.join(near_visitor, linger=linger, on_end=ends[0].note),
+            far.join(near_server, linger=linger, on_end=ends[1].note, side=Side.SERVER),
+        )
+        visit = Visit(stream(visitor), stream(server), relays, ends)
+        self.far += [visit.visitor, visit.server]
+        return visit
+
+
+@asynccontextmanager
+async def two_carriers(papers: Papers | None, limits: CarrierLimits | None = None) -> AsyncIterator[Two]:
+    """Two carriers on one connection, in TLS where there are papers; nothing is left of them after the block."""
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(LIMIT):
+            pump = Pump(Limits())
+            await nursery.start(pump.run)
+            here, there = tcp_pair()
+            if papers is not None:
+                here, there = await _encrypt(here, there, papers)
+            people, limits = (Person(), Person()), limits or CarrierLimits()
+            two = Two(
+                pump,
+                Carrier(pump, Link(there), people[0], initiator=False, limits=limits),
+                Carrier(pump, Link(here), people[1], initiator=True, limits=limits),
+                *people,
+            )
+            yield two
+            two.relay.close()
+            two.agent.close()
+        for far in two.far:
+            await trio.aclose_forcefully(far)
+        nursery.cancel_scope.cancel()
+
+
+async def _encrypt(here: socket.socket, there: socket.socket, papers: Papers) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+    done: list[ssl.SSLSocket] = []
+
+    async def answer() -> None:
+        done.append(await shake_hands(there, papers.server, server_side=True))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        mine = await shake_hands(here, papers.client, server_hostname="localhost")
+    return mine, done[0]

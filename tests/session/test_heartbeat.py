@@ -1,0 +1,131 @@
+"""The heartbeat: dead peers are noticed within three beats, live ones never given up."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunneld.relay.timers import Timed, Timers
+from tunneld.session.heartbeat import Heartbeat
+from tunneld.session.limits import CarrierLimits
+
+BEAT, PATIENCE = 10.0, 2.0
+
+
+class Clock(Timers):
+    """Timers whose time is turned by hand."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+        self.now = 0.0
+        self.timed: Timed | None = None
+
+    def watch(self, timed: Timed) -> None:
+        self.timed = timed
+
+    def forget(self, timed: Timed) -> None:
+        self.timed = None
+
+    def turn(self, to: float) -> None:
+        while self.timed is not None and self.timed.deadline <= to:
+            timed, self.timed = self.timed, None
+            self.now = timed.deadline
+            timed.on_deadline()
+        self.now = to
+
+
+class Peer:
+    """A heart whose peer answers or does not."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.alive = self.can_ask = True
+        self.asked = self.silences = 0
+        self.died_at: float | None = None
+        limits = CarrierLimits(heartbeat=BEAT, patience=PATIENCE)
+        self.heartbeat = Heartbeat(self, limits, self.clock, lambda: self.clock.now)
+
+    def ask(self) -> bool:
+        self.asked += 1
+        return self.can_ask
+
+    def fall_silent(self) -> None:
+        self.silences += 1
+
+    def die(self, reason: str) -> None:
+        assert "heartbeat" in reason
+        self.died_at = self.clock.now
+
+    def run(self, seconds: float) -> None:
+        """Time passes in small steps; who is alive answers at once."""
+        end, asked = self.clock.now + seconds, self.asked
+        while self.clock.now < end and self.died_at is None:
+            self.clock.turn(self.clock.now + 0.5)
+            if self.alive and self.asked > asked:
+                self.heartbeat.heard, asked = True, self.asked
+
+
+def test_an_idle_live_peer_is_asked_and_never_given_up() -> None:
+    peer = Peer()
+    peer.run(1000)
+    assert peer.died_at is None
+    assert peer.silences == 0
+    assert 1000 / BEAT / 3 <= peer.asked <= 1000 / BEAT
+
+
+@given(st.floats(0, 50))
+def test_a_dead_peer_is_noticed_within_three_heartbeats_of_its_last_word(last_word: float) -> None:
+    peer = Peer()
+    peer.run(last_word)
+    peer.heartbeat.heard, peer.alive = True, False
+    dead_since = peer.clock.now
+    peer.run(100)
+    assert peer.died_at is not None
+    assert peer.died_at - dead_since <= 3 * BEAT
+    assert peer.silences == 1
+
+
+def test_doubt_falls_silent_after_patience_alone_and_an_answer_ends_it() -> None:
+    peer = Peer()
+    peer.alive = False
+    peer.heartbeat.ask_now()
+    peer.heartbeat.ask_now()
+    assert peer.asked == 1
+    peer.run(PATIENCE)
+    assert (peer.silences, peer.heartbeat.silent) == (1, True)
+    peer.heartbeat.heard = True
+    peer.alive = True
+    peer.run(100)
+    assert peer.died_at is None
+    assert not peer.heartbeat.silent
+
+
+def test_a_busy_peer_is_not_asked() -> None:
+    peer = Peer()
+    for _ in range(100):
+        peer.run(BEAT / 2)
+        peer.heartbeat.heard = True
+    assert peer.asked == 0
+
+
+def test_where_no_question_can_be_asked_nobody_is_given_up_for_not_answering() -> None:
+    peer = Peer()
+    peer.alive = peer.can_ask = False
+    peer.run(200)
+    assert peer.died_at is None
+    peer.can_ask = True
+    peer.run(3 * BEAT)
+    assert peer.died_at is not None
+
+
+@pytest.mark.parametrize("patience", [0.0, BEAT])
+def test_patience_may_be_nothing_and_a_whole_beat(patience: float) -> None:
+    peer = Peer()
+    peer.heartbeat.stop()
+    limits = CarrierLimits(heartbeat=BEAT, patience=patience)
+    peer.heartbeat = Heartbeat(peer, limits, peer.clock, lambda: peer.clock.now)
+    peer.alive = False
+    peer.run(100)
+    assert peer.died_at is not None
+    assert peer.died_at <= 3 * BEAT

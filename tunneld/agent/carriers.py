@@ -1,0 +1,288 @@
+"""The carriers of one tunnel: connections to the relay's shared port, each of which brings up to 126 visitors.
+
+    run        dials while none stands that answers, or those that stand are nearly full; rests otherwise
+    carrier    told the server URI, then asked for a sign of life: whoever answers has taken us
+    visitor    a channel that the relay opened: its PROXY header is read, then it is handed over
+
+A carrier that falls silent is not given up: another one is dialled beside it. The relay prefers the one that answers,
+and if the silence was a short one, nobody has lost anything. The tunnel at the relay outlives all of its carriers for a
+while, so none of this needs the control connection; where the relay has forgotten the tunnel, carriers end unanswered,
+which is *trouble*, and the keeper asks.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import socket
+from collections.abc import Callable
+from typing import cast
+
+import trio
+
+from tunneld.agent.access import RelayAccess
+from tunneld.agent.backoff import delays
+from tunneld.agent.supply import Owner
+from tunneld.endpoint import Endpoint
+from tunneld.errors import RelayUnreachableError, RemoteProtocolError
+from tunneld.relay.engine import Engine, Relay, RelayEnd, Side
+from tunneld.relay.pump import Pump
+from tunneld.session import Carrier, CarrierLimits, Channel, ChannelStream, Link
+from tunneld.session.carrier import MOST_CHANNELS
+from tunneld.session.channel import UNUSED
+from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
+
+MOST = 80
+"""Carriers of one tunnel: ten thousand visitors, which is what a relay takes unless told otherwise."""
+NEARLY_FULL = 0.75
+"""Of the channels that the carriers have together: then another one is dialled, before a visitor has to wait."""
+FIRST, LONGEST = 0.25, 2.0
+"""Seconds between attempts to dial: short, since a silent network answers no attempt and a relay's own restart is over
+in a second; the tunnel, and thereby the reason to try, ends when the keeper says so.
+"""
+
+
+class Carriers:
+    """See `Supply`. `run` has to be running."""
+
+    what = "carriers"
+    size = 0
+
+    def __init__(
+        self,
+        engine: Engine,
+        relay: RelayAccess,
+        uri: Endpoint,
+        owner: Owner,
+        *,
+        keep_header: bool,
+        limits: CarrierLimits | None = None,
+    ) -> None:
+        """`uri` is the server URI. `keep_header`: leave it in front of the visitor's bytes."""
+        self._engine = cast(Pump, engine)
+        self._relay = relay
+        self._uri = uri
+        self._owner = owner
+        self._keep_header = keep_header
+        self._limits = limits or CarrierLimits()
+        self._lines: dict[_Line, None] = {}
+        self._wake = trio.Event()
+        self._resting = True
+        self._closed = False
+        self._scope = trio.CancelScope()
+
+    @property
+    def parked(self) -> int:
+        """Carriers that the relay has taken."""
+        return sum(line.taken for line in self._lines)
+
+    def resume(self) -> None:
+        """See `Supply.resume`."""
+        self._resting = False
+        self._wake.set()
+
+    def rest(self) -> None:
+        """See `Supply.rest`: visitors still come on the carriers that stand."""
+        self._resting = True
+
+    def review(self) -> bool:
+        """Nothing is parked."""
+        return False
+
+    def close(self) -> None:
+        """End the carriers on which no visitor is served, and the others with their last one."""
+        self._closed = True
+        self._scope.cancel()
+        for line in list(self._lines):
+            line.close_if_idle()
+
+    async def run(self) -> None:
+        """Dial whenever it is needed, until `close`."""
+        with self._scope:
+            waits = delays(random.random, first=FIRST, longest=LONGEST)
+            while True:
+                if self._resting or not self._lacks():
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+                    continue
+                line = await self._dial()
+                if line is not None and await line.is_taken():
+                    waits = delays(random.random, first=FIRST, longest=LONGEST)
+                else:
+                    await trio.sleep(next(waits))
+
+    # What its carriers report
+
+    def stirred(self) -> None:
+        """A visitor came or a carrier fell silent: is another one needed?"""
+        if not self._resting and self._lacks():
+            self._wake.set()
+
+    def take(self, channel: Channel, header: bytes) -> None:
+        """A visitor is here."""
+        if self._keep_header:
+            channel.put_back(header)
+        self._owner.take(ChannelWay(channel), header)
+
+    def lost(self, line: _Line, reason: str) -> None:
+        """A carrier ended."""
+        self._lines.pop(line, None)
+        if not self._closed:
+            if not line.taken or not self._lines:
+                self._owner.trouble(reason)
+            self._wake.set()
+
+    def failed(self, error: Exception) -> None:
+        """A bug in a callback."""
+        self._owner.failed(error)
+
+    @property
+    def closed(self) -> bool:
+        """Whether carriers end with their last visitor."""
+        return self._closed
+
+    # Inside
+
+    def _lacks(self) -> bool:
+        answering = [line for line in self._lines if line.answering]
+        if len(answering) >= MOST:
+            return False
+        channels = sum(line.channels for line in answering)
+        return channels >= math.floor(NEARLY_FULL * MOST_CHANNELS * len(answering))
+
+    async def _dial(self) -> _Line | None:
+        """One more carrier; None where that failed, which is told."""
+        try:
+            connection = await self._relay.dial_carrier(self._uri)
+        except (RelayUnreachableError, RemoteProtocolError) as error:
+            self._owner.trouble(str(error))
+            return None
+        try:
+            line = _Line(self, self._engine, connection, self._limits)
+        except OSError:
+            connection.close()
+            return None
+        self._lines[line] = None
+        line.introduce(self._uri)
+        return line
+
+
+class _Line:
+    """One carrier, and its owner. See `session.Owner`."""
+
+    def __init__(self, carriers: Carriers, engine: Pump, connection: socket.socket, limits: CarrierLimits) -> None:
+        self.taken = False
+        self._decided = trio.Event()
+        self._carriers = carriers
+        self._carrier = Carrier(engine, Link(connection), self, initiator=True, limits=limits)
+
+    @property
+    def answering(self) -> bool:
+        return self._carrier.answering
+
+    @property
+    def channels(self) -> int:
+        return len(self._carrier.channels)
+
+    def introduce(self, uri: Endpoint) -> None:
+        """Say who we are, then ask for an answer: it comes behind whatever the relay thinks of that."""
+        self._carrier.define(str(uri))
+        self._carrier.heartbeat.ask_now()
+
+    async def is_taken(self) -> bool:
+        """Wait until the relay has taken this carrier, or it is gone."""
+        await self._decided.wait()
+        return self.taken
+
+    def close_if_idle(self) -> None:
+        if not self._carrier.channels:
+            self._carrier.close()
+
+    # What the carrier reports
+
+    def opened(self, channel: Channel, protocol: int) -> None:
+        """A visitor; who it is comes first."""
+        channel.accept()
+        channel.user = _Door(channel, self._carriers)
+        self._carriers.stirred()
+
+    def defined(self, uri: str | None) -> None:
+        """We call nobody back."""
+
+    def freed(self) -> None:
+        """A visitor left."""
+        if self._carriers.closed:
+            self.close_if_idle()
+
+    def answered(self) -> None:
+        """The relay has read who we are, and has not hung up."""
+        self.taken = True
+        self._decided.set()
+
+    def silent(self) -> None:
+        self._carriers.stirred()
+
+    def ended(self, reason: str) -> None:
+        self._decided.set()
+        self._carriers.lost(self, reason)
+
+
+class _Door:
+    """The user of a channel until its PROXY header is whole."""
+
+    def __init__(self, channel: Channel, carriers: Carriers) -> None:
+        self._channel = channel
+        self._carriers = carriers
+        self._head = b""
+
+    def receive(self, data: memoryview) -> int:
+        """Take the header, and not an octet more."""
+        taken = 0
+        try:
+            while missing := missing_v2(self._head) if self._head else COMMON_V2:
+                part = bytes(data[taken : taken + missing])
+                if not part:
+                    return taken
+                self._head += part
+                taken += len(part)
+        except RemoteProtocolError:
+            self._channel.reset("no PROXY header")
+            return taken
+        self._channel.user = UNUSED
+        self._carriers.take(self._channel, self._head)
+        return taken
+
+    def finished(self) -> None:
+        """The end instead of a header."""
+        self._channel.reset("no PROXY header")
+
+    def resume(self) -> None:
+        """We say nothing."""
+
+    def broken(self, error: OSError) -> None:
+        """The visitor is gone."""
+
+    def failed(self, error: Exception) -> None:
+        """A bug."""
+        self._carriers.failed(error)
+
+
+class ChannelWay:
+    """See `Way`."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def join(self, server: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
+        """The local server's socket is the server's side."""
+        return self._channel.join(server, linger=linger, on_end=on_end, side=Side.SERVER)
+
+    def stream(self) -> trio.abc.HalfCloseableStream:
+        """The channel as a stream."""
+        return ChannelStream(self._channel)
+
+    def close(self, reason: str) -> None:
+        """The relay hears why."""
+        self._channel.reset(reason)

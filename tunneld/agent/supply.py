@@ -1,0 +1,49 @@
+"""What a keeper looks after: the connections to the relay by which visitors come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tunneld.agent.ways import Take
+from tunneld.relay.engine import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whom a supply tells."""
+
+    take: Take
+    trouble: Callable[[str], None]
+    """A connection ended that was wanted, or could not be made, and why."""
+    failed: Failure
+    """A bug in a callback."""
+
+
+class Supply(Protocol):
+    """Connections to the server side of one tunnel: a pool of parked ones, or carriers."""
+
+    @property
+    def what(self) -> str:
+        """What it consists of, for people."""
+
+    @property
+    def size(self) -> int:
+        """How many parked connections the relay should keep."""
+
+    @property
+    def parked(self) -> int:
+        """How many connections stand ready, or are on their way to."""
+
+    def resume(self) -> None:
+        """Dial what lacks, now and whenever something does, until there is trouble or somebody calls `rest`."""
+
+    def rest(self) -> None:
+        """Dial nothing until `resume`; what stands goes on."""
+
+    def review(self) -> bool:
+        """Shrink where there is more than needed; tells whether the relay has parked connections to trim."""
+
+    def close(self) -> None:
+        """Let go of everything that serves no visitor."""

@@ -1,0 +1,93 @@
+"""Is the peer of a carrier alive? A question now and then, where nothing else is heard.
+
+NoOp is WebMUX's only idle message, and nobody answers one. A SYN must be answered, though, and one for a protocol that
+nobody serves is answered by RST: that is the question here, a session for `PING`. (A peer whose kernel lives and whose
+program hangs answers TCP's own probes, so those are not enough.)
+
+    beat ──heard nothing for a beat──► asked ──nothing within `patience`──► silent ──nothing for another beat──► dead
+      ▲                                  │                                   │
+      └───────────────any octet──────────┴───────────────any octet───────────┘
+
+So a dead peer is noticed within three heartbeats. A *silent* one gets no new visitors where there is another carrier,
+and its owner may dial a new one meanwhile: a connection that lost packets for a minute recovers only when TCP tries
+again, which by then is half a minute apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from tunneld.relay.timers import Timers
+from tunneld.session.limits import CarrierLimits
+
+PING = 0
+"""The protocol id of the question: port 0, which nobody serves."""
+
+
+class Heart(Protocol):
+    """What a heartbeat asks of its carrier."""
+
+    def ask(self) -> bool:
+        """Ask for a sign of life; whether that was possible."""
+
+    def fall_silent(self) -> None:
+        """The question was not answered in `CarrierLimits.patience` seconds."""
+
+    def die(self, reason: str) -> None:
+        """The peer is dead."""
+
+
+class Heartbeat:
+    """The clock of one carrier: one deadline at a time, of those that the pump's timers keep."""
+
+    __slots__ = ("_heart", "_limits", "_now", "_timers", "asking", "deadline", "heard", "silent")
+
+    def __init__(
+        self, heart: Heart, limits: CarrierLimits, timers: Timers, now: Callable[[], float] = trio.current_time
+    ) -> None:
+        """Begin."""
+        self.heard = True  # set by the carrier at every octet; cleared at every beat
+        self.asking = False  # a question is out
+        self.silent = False  # and has not been answered for `patience` seconds
+        self._heart = heart
+        self._limits = limits
+        self._timers = timers
+        self._now = now
+        self.deadline = 0.0
+        self._sleep(limits.heartbeat)
+
+    def stop(self) -> None:
+        """The carrier is gone."""
+        self._timers.forget(self)
+
+    def ask_now(self) -> None:
+        """Do not wait for the beat: there is reason to doubt. Harmless while a question is out."""
+        if not self.asking:
+            self._ask()
+
+    def on_deadline(self) -> None:
+        """The next step."""
+        if self.heard:
+            self.heard = self.asking = self.silent = False
+            self._sleep(self._limits.heartbeat)
+        elif self.silent:
+            self._heart.die(f"it did not answer for {self._limits.heartbeat:g} s (heartbeat)")
+        elif self.asking:
+            self.silent = True
+            self._sleep(max(self._limits.heartbeat - self._limits.patience, 0))
+            self._heart.fall_silent()
+        else:
+            self._ask()
+
+    def _ask(self) -> None:
+        """Where no session id is free there is much going on: look again at the next beat."""
+        self.asking = self._heart.ask()
+        self.heard = False
+        self._sleep(self._limits.patience if self.asking else self._limits.heartbeat)
+
+    def _sleep(self, seconds: float) -> None:
+        self.deadline = self._now() + seconds
+        self._timers.watch(self)
