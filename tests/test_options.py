@@ -42,11 +42,29 @@ def test_every_option_reads() -> None:
         "max_visitors": "100",
         "max_per_source": "10",
         "visitor_rate": "30/m",
+        "bandwidth": "500k",
+        "quota": "1000T",
     }
     allowed = ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("2001:db8::/32")
     denied = (ipaddress.ip_network("192.0.2.7/32"),)
     assert TunnelOptions.parse(words) == TunnelOptions(
-        True, allowed[0], 3600, 0.5, 10, 5, 7, "v2", 8011, "web-1", allowed, denied, 100, 10, Rate(30, 60)
+        True,
+        allowed[0],
+        3600,
+        0.5,
+        10,
+        5,
+        7,
+        "v2",
+        8011,
+        "web-1",
+        allowed,
+        denied,
+        100,
+        10,
+        Rate(30, 60),
+        500_000,
+        10**15,
     )
     assert TunnelOptions.parse({"server_from": "ANY"}).server_from == ANYWHERE
 
@@ -79,6 +97,12 @@ def test_every_option_reads() -> None:
         ("max_per_source", "-1"),
         ("max_per_source", "9" * 5000),
         ("visitor_rate", "10/d"),
+        ("bandwidth", "0"),
+        ("bandwidth", "1001T"),
+        ("bandwidth", "1.5M"),
+        ("quota", "10 M"),
+        ("quota", "-1"),
+        ("quota", "1m"),
         ("visitor_rate", "0"),
         ("colour", "red"),
     ],

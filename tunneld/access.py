@@ -13,10 +13,13 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
 
 from tunneld.endpoint import Network, contains, parse_network
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.options import ANYWHERE, TunnelOptions
+
+_Number = TypeVar("_Number", int, float)
 
 
 class Role(Enum):
@@ -39,6 +42,8 @@ class Grant:
     max_tunnels: int | None = None
     max_visitors: int | None = None  # of each tunnel
     max_ttl: float | None = None  # seconds, and what a tunnel gets that asks for none
+    bandwidth: int | None = None  # octets per second, of each tunnel, and what one gets that asks for none
+    quota: int | None = None  # octets, the same
 
     @property
     def is_admin(self) -> bool:
@@ -73,7 +78,7 @@ def check_role(grant: Grant | None, needed: Role | None, verb: str) -> None:
 
 
 def permit(grant: Grant, backend: str, options: TunnelOptions, asker: str, opened: int) -> TunnelOptions:
-    """What the tunnel that is asked for becomes under a grant: the options with its ttl bounded.
+    """What the tunnel that is asked for becomes under a grant: the options with its ttl, bandwidth and quota bounded.
 
     `asker` is the address that asks, `opened` how many tunnels of this credential are open.
     Raises `NotAllowedError` or `LimitReachedError`.
@@ -84,9 +89,17 @@ def permit(grant: Grant, backend: str, options: TunnelOptions, asker: str, opene
     _check_server_from(grant, options, asker)
     if grant.max_tunnels is not None and opened >= grant.max_tunnels:
         raise LimitReachedError(f"could not open a tunnel: {opened} of {_who(grant)} are open (its max_tunnels)")
-    if grant.max_ttl is None:
-        return options
-    return replace(options, ttl=min(options.ttl or grant.max_ttl, grant.max_ttl))
+    return replace(
+        options,
+        ttl=least(options.ttl, grant.max_ttl),
+        bandwidth=least(options.bandwidth, grant.bandwidth),
+        quota=least(options.quota, grant.quota),
+    )
+
+
+def least(wanted: _Number | None, ceiling: _Number | None) -> _Number | None:
+    """The smaller of two limits, of which either may be none."""
+    return min((each for each in (wanted, ceiling) if each is not None), default=None)
 
 
 def _check_port(grant: Grant, port: int | None) -> None:

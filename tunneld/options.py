@@ -23,6 +23,9 @@ Anywhere = Literal["any"]
 ANYWHERE: Anywhere = "any"
 MAX_COUNT = 1_000_000
 """Visitors: what [tunnels] takes for the same keys, and far beyond the descriptors of a process."""
+MAX_OCTETS = 10**15
+"""Octets: a hundred megabytes a second for four months."""
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 MAX_NAME = 64
 """Characters in a tunnel's name: fits a column of a table, and a DNS label (63) later."""
 
@@ -46,6 +49,8 @@ class TunnelOptions:
     max_visitors: int | None = None
     max_per_source: int | None = None
     visitor_rate: Rate | None = None
+    bandwidth: int | None = None
+    quota: int | None = None
 
     @classmethod
     def parse(cls, words: Mapping[str, str]) -> TunnelOptions:
@@ -110,6 +115,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _octets(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,15})([kMGT]?)", text)
+    octets = int(match[1]) * UNITS[match[2]] if match else 0
+    if not 1 <= octets <= MAX_OCTETS:
+        raise ValueError("not a number of octets from 1 to 1000T; k, M, G and T mean thousands, millions and so on")
+    return octets
+
+
 def _name(text: str) -> str:
     if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", text):
         raise ValueError(f"not a name of at most {MAX_NAME} letters, digits, dots, dashes and underscores")
@@ -132,4 +145,6 @@ OPTIONS: dict[str, Option] = {
     "max_visitors": Option(_count, "COUNT", "how many visitors are relayed at once"),
     "max_per_source": Option(_count, "COUNT", "how many of them from one IPv4 address or IPv6 /64"),
     "visitor_rate": Option(Rate.parse, "N[/s|/m|/h]", "how many new ones from there in a second, minute or hour"),
+    "bandwidth": Option(_octets, "OCTETS[k|M|G]", "octets per second, both directions together, shared by visitors"),
+    "quota": Option(_octets, "OCTETS[k|M|G|T]", "close the tunnel when so many octets were relayed"),
 }

@@ -30,6 +30,7 @@ import structlog
 import trio
 
 from tunneld import clocks
+from tunneld.access import least
 from tunneld.admission import Refusal, Refused
 from tunneld.backends import BACKENDS, Host, ServerConnection
 from tunneld.client_side import ClientSide
@@ -99,6 +100,8 @@ class Tunnel:
         self.served = 0  # visitors that got a server connection, ever
         self.refusals = Counter[Refused]()  # visitors turned away, ever
         self.max_visitors = opening.options.max_visitors or opening.settings.max_visitors
+        self.bandwidth = least(opening.options.bandwidth, opening.settings.bandwidth)  # octets per second
+        self.quota = least(opening.options.quota, opening.settings.quota)  # octets
         self.reason = ""  # why it closed
         self._engine = engine
         self._events = events
@@ -106,6 +109,9 @@ class Tunnel:
         self._thinning = Thinning(REFUSALS_LOGGED)
         self._relays: dict[Relay, Any] = {}  # each with its visitor's address
         self._ended_up = self._ended_down = 0  # octets of relays that ended
+        self._throttle = (
+            engine.limit(self.bandwidth, self.quota, self._use_up) if self.bandwidth or self.quota else None
+        )
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
         self._client_side = ClientSide(opening.settings, opening.options, opening.advertised_host)
@@ -284,11 +290,14 @@ class Tunnel:
                 return
         self.served += 1
         linger = options.linger or self.opening.settings.linger
-        self._relays[server.join(visitor, linger=linger, on_end=self._left)] = peer
+        self._relays[server.join(visitor, linger=linger, on_end=self._left, throttle=self._throttle)] = peer
         if self._events.watched:
             self._events.publish("visitor", id=self.id, **{"from": format_peer(peer)})
 
     # What its relays report
+
+    def _use_up(self) -> None:
+        self.close(f"its quota of {self.quota} octets is used up (quota)")
 
     def _left(self, relay: Relay, end: RelayEnd) -> None:
         """A relay ended."""

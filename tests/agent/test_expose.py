@@ -205,3 +205,31 @@ async def test_the_tunnel_is_closed_at_the_relay_when_the_agent_ends() -> None:
                 assert relay.tunnel.client_uri == address(told)
             assert list(relay.service.tunnels()) == []
             assert [event for event, _ in told.events] == ["opened", "closed"]
+
+
+async def test_a_tunnel_whose_quota_is_used_up_closes_and_says_so() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            exposed(target, relay.access, told, Wish({"quota": "10k", "bandwidth": "100M"})),
+        ):
+            tunnel = relay.tunnel
+            assert (tunnel.quota, tunnel.bandwidth) == (10_000, 100_000_000)
+            stream = await connect(address(told))
+            await stream.send_all(bytes(6_000))
+            assert await is_dropped_after(stream, 4_000)
+            await tunnel.wait_closed()
+            assert tunnel.reason == "its quota of 10000 octets is used up (quota)"
+
+
+async def is_dropped_after(stream: trio.SocketStream, octets: int) -> bool:
+    """At most so many come, and then the end."""
+    count = 0
+    try:
+        while chunk := await stream.receive_some():
+            count += len(chunk)
+    except trio.BrokenResourceError:
+        pass
+    return count <= octets

@@ -14,6 +14,7 @@ from typing import Any
 import trio
 
 from tunneld.relay import Cause, Engine, Limits, Relay, RelayEnd, new_engine
+from tunneld.relay.engine import Limiter
 from tunneld.relay.portable import PortableEngine
 
 ENGINES: dict[str, Callable[[], Engine]] = {
@@ -148,12 +149,12 @@ class Bench:
         self.sockets.append(connection)
         return connection
 
-    def join(self, *, linger: float = 30, **options: int) -> Joined:
+    def join(self, *, linger: float = 30, throttle: Limiter | None = None, **options: int) -> Joined:
         """A relay between two new connections."""
         visitor, near_visitor = self.tcp(**options)
         server, near_server = self.tcp(**options)
         ends = Ends()
-        relay = self.engine.join(near_visitor, near_server, linger=linger, on_end=ends.note)
+        relay = self.engine.join(near_visitor, near_server, linger=linger, on_end=ends.note, throttle=throttle)
         return Joined(relay, ends, visitor, server)
 
     async def check(self) -> None:

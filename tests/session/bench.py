@@ -14,6 +14,7 @@ from tests.relay.bench import Ends, stream, tcp_pair
 from tests.support.papers import Papers
 from tunneld.net import shake_hands
 from tunneld.relay import Limits, Relay, Side
+from tunneld.relay.engine import Limiter
 from tunneld.relay.pump import Pump
 from tunneld.session import Carrier, CarrierLimits, Channel, Link
 
@@ -85,13 +86,13 @@ class Two:
         near = self.relay.open(80)
         return near, await self.agents_owner.channel()
 
-    async def visit(self, *, linger: float = 10, **options: int) -> Visit:
+    async def visit(self, *, linger: float = 10, throttle: Limiter | None = None, **options: int) -> Visit:
         """A visitor joined to a local server by a channel; `options` are those of both sockets."""
         near, far = await self.channels()
         (visitor, near_visitor), (server, near_server) = tcp_pair(**options), tcp_pair(**options)
         ends = Ends(), Ends()
         relays = (
-            near.join(near_visitor, linger=linger, on_end=ends[0].note),
+            near.join(near_visitor, linger=linger, on_end=ends[0].note, throttle=throttle),
             far.join(near_server, linger=linger, on_end=ends[1].note, side=Side.SERVER),
         )
         visit = Visit(stream(visitor), stream(server), relays, ends)

@@ -374,3 +374,29 @@ def test_the_limits_of_the_default_are_within_each_other() -> None:
     assert limits.first_window <= limits.max_window <= limits.memory
     assert limits.share <= limits.pause_at
     assert limits.patience <= limits.heartbeat
+
+
+# With a throttle
+
+
+@pytest.mark.limits(heartbeat=1e6)
+async def test_a_throttle_holds_for_both_directions_together(autojump_clock: MockClock, two: Two) -> None:
+    throttle = two.pump.limit(100_000, None, lambda: None)
+    visit = await two.visit(throttle=throttle)
+    began = trio.current_time()
+    await both_ways(visit, NOISE[:250_000], NOISE[:250_000])
+    assert 4.5 <= trio.current_time() - began <= 7
+
+
+@pytest.mark.limits(heartbeat=1e6)
+async def test_a_quota_ends_where_it_says(autojump_clock: MockClock, two: Two) -> None:
+    told = trio.Event()
+    throttle = two.pump.limit(None, 100_000, told.set)
+    visit, idle = await two.visit(throttle=throttle), await two.visit(throttle=throttle)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(visit.server.send_all, NOISE[:100_001])
+        assert await read_exactly(visit.visitor, 100_000) == NOISE[:100_000]
+        await told.wait()
+        nursery.cancel_scope.cancel()
+    for each in (visit, idle):
+        each.relays[0].drop()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, Network
-from tunneld.relay.engine import Engine, Failure, Relay, RelayEnd
+from tunneld.relay.engine import Engine, Failure, Limiter, Relay, RelayEnd
 
 if TYPE_CHECKING:
     from tunneld.backends.webmux import Endpoints
@@ -45,7 +45,14 @@ class ServerConnection(Protocol):
     def send(self, data: bytes) -> None:
         """Say a few octets of ours (a PROXY header) before anything of the visitor's. Raises OSError where it broke."""
 
-    def join(self, visitor: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
+    def join(
+        self,
+        visitor: socket.socket,
+        *,
+        linger: float,
+        on_end: Callable[[Relay, RelayEnd], None],
+        throttle: Limiter | None = None,
+    ) -> Relay:
         """Relay between the visitor and the hidden server; see `Engine.join`. Both belong to the relay from now on."""
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ import trio
 from tunneld.backends.base import Host
 from tunneld.endpoint import Endpoint, contains
 from tunneld.net import bind_in_range
-from tunneld.relay.engine import Engine, Registration, Relay, RelayEnd
+from tunneld.relay.engine import Engine, Limiter, Registration, Relay, RelayEnd
 from tunneld.relay.look import has_left
 
 
@@ -132,9 +132,16 @@ class TcpConnection:
         """A header fits the empty buffer of a connection on which nothing was said."""
         self.socket.send(data)
 
-    def join(self, visitor: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
+    def join(
+        self,
+        visitor: socket.socket,
+        *,
+        linger: float,
+        on_end: Callable[[Relay, RelayEnd], None],
+        throttle: Limiter | None = None,
+    ) -> Relay:
         """Hand both sockets to the engine."""
-        return self._engine.join(visitor, self.socket, linger=linger, on_end=on_end)
+        return self._engine.join(visitor, self.socket, linger=linger, on_end=on_end, throttle=throttle)
 
     def close(self) -> None:
         """Close the connection."""

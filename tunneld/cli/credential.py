@@ -33,7 +33,10 @@ from tunneld.pin import first_fingerprint
 
 SECRET_OCTETS = 24
 """Of randomness, 32 characters."""
-LIMITS = ("backends", "ports", "networks", "server_from", "max_tunnels", "max_visitors", "max_ttl")
+LIMITS = (
+    *("backends", "ports", "networks", "server_from"),
+    *("max_tunnels", "max_visitors", "max_ttl", "bandwidth", "quota"),
+)
 """Keys of `[[credential]]` that `add` takes as options."""
 
 

@@ -53,6 +53,8 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
     add("--max-tunnels", metavar="COUNT", type=int, help="how many it may have open")
     add("--max-visitors", metavar="COUNT", type=int, help="how many each of its tunnels may relay at once")
     add("--max-ttl", metavar="SECONDS", type=positive_seconds, help="how long its tunnels may last")
+    add("--bandwidth", metavar="OCTETS", type=int, help="octets per second that each of its tunnels may relay")
+    add("--quota", metavar="OCTETS", type=int, help="octets that each of its tunnels may relay in all")
 
 
 def _command(name: str) -> Run:

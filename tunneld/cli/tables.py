@@ -11,7 +11,19 @@ Record = Mapping[str, str]
 
 PROCESS = frozenset({"descriptors", "max_descriptors", "pid", "penalised", "strangers", "strangers_refused", "uptime"})
 TRAFFIC = frozenset(
-    {"down", "max_per_source", "max_visitors", "parked", "refused", "served", "up", "visitors", "waiting"}
+    {
+        "bandwidth",
+        "down",
+        "max_per_source",
+        "max_visitors",
+        "parked",
+        "quota",
+        "refused",
+        "served",
+        "up",
+        "visitors",
+        "waiting",
+    }
 )
 NUMBERS = PROCESS | TRAFFIC | {"age", "count", "opened", "tunnels"}
 """Keys whose values are whole numbers."""

@@ -30,7 +30,7 @@ from tunneld.access import Grant, Role
 from tunneld.config.certificates import locate
 from tunneld.config.context import Loading
 from tunneld.config.literals import literal
-from tunneld.config.values import MILLISECOND, YEAR, File, Table, parse_port_range
+from tunneld.config.values import MILLISECOND, YEAR, File, Octets, Table, parse_port_range
 from tunneld.endpoint import parse_network
 from tunneld.errors import UsageError, reason_of
 from tunneld.wire.verifier import Verifier, check_secret, derive
@@ -139,6 +139,8 @@ class Credential(Table):
     max_tunnels: Most = None
     max_visitors: Most = None
     max_ttl: Ttl = None
+    bandwidth: Octets = None
+    quota: Octets = None
 
     _proof: Verifier | None = PrivateAttr(default=None)
     _locate = field_validator("secret_file")(locate)
@@ -182,6 +184,8 @@ class Credential(Table):
             max_tunnels=self.max_tunnels,
             max_visitors=self.max_visitors,
             max_ttl=self.max_ttl,
+            bandwidth=self.bandwidth,
+            quota=self.quota,
         )
 
 

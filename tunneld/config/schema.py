@@ -28,6 +28,7 @@ from tunneld.config.values import (
     Count,
     File,
     Guard,
+    Octets,
     Port,
     Seconds,
     Table,
@@ -173,6 +174,8 @@ class Tunnels(Table):
     deny_from: NetworkList = ()
     max_per_source: Annotated[int | None, Field(ge=1, le=1_000_000)] = None  # whole offices come from one address
     visitor_rate: VisitorRate | None = None
+    bandwidth: Octets = None  # per tunnel and second; None: what the machine can
+    quota: Octets = None  # per tunnel, in its whole life
     max_sources: Count = 16_384  # per tunnel: 150 octets each, a tenth of what max_visitors relays take
     trusted_proxies: NetworkList = ()
     proxy_header_timeout: Seconds = 5.0  # the specification asks for 3 s at least: a lost packet comes again by then

@@ -31,6 +31,7 @@ Port = Annotated[int, Field(ge=0, le=MAX_PORT)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Body = Annotated[int, Field(ge=KIB, le=1024 * KIB)]
 Window = Annotated[int, Field(ge=64 * KIB, le=1024 * MIB)]
+Octets = Annotated[int | None, Field(ge=1, le=10**15)]  # None: no limit
 File = Annotated[Path, Field(strict=False)]
 Guard = Annotated[bool, Field(validate_default=True)]
 

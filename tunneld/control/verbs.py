@@ -169,6 +169,8 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "max_visitors": tunnel.max_visitors,
         "max_per_source": rules.max_per_source,
         "visitor_rate": str(rules.rate) if rules.rate else None,
+        "bandwidth": tunnel.bandwidth,
+        "quota": tunnel.quota,
         "age": int(trio.current_time() - tunnel.opened_at),
         "visitors": len(tunnel.visitors),
         "waiting": tunnel.waiting,

@@ -19,6 +19,7 @@ from trio.abc import HalfCloseableStream
 
 from .engine import Cause, RelayEnd, Side
 from .failures import reset_on_close
+from .throttle import PatientThrottle
 
 CHUNK = 64 * 1024
 "Bytes read at a time, and so the most that a stopped direction holds."
@@ -35,9 +36,13 @@ class SideBrokenError(Exception):
 
 
 async def copy(
-    source: HalfCloseableStream, target: HalfCloseableStream, sides: tuple[Side, Side], on_moved: Callable[[int], None]
+    source: HalfCloseableStream,
+    target: HalfCloseableStream,
+    sides: tuple[Side, Side],
+    on_moved: Callable[[int], None],
+    throttle: PatientThrottle | None = None,
 ) -> None:
-    """Copy until the end of `source` and pass that on, too.
+    """Copy until the end of `source` and pass that on, too; as fast and as much as `throttle` allows.
 
     `on_moved` hears of the size of every delivered chunk, and of 0 when the end is read.
 
@@ -53,22 +58,33 @@ async def copy(
                 on_moved(0)
                 await target.send_eof()
                 return
-            await target.send_all(chunk)
+            while chunk:
+                count = len(chunk) if throttle is None else await throttle.pay(len(chunk))
+                await target.send_all(chunk[:count])
+                on_moved(count)
+                chunk = chunk[count:]
         except BROKEN as error:
             raise SideBrokenError(sides[1]) from error
-        on_moved(len(chunk))
 
 
 class StreamRelay:
     """Two streams joined by two tasks. See `Relay` for `up` and `down`."""
 
-    def __init__(self, visitor: HalfCloseableStream, server: HalfCloseableStream, *, linger: float) -> None:
+    def __init__(
+        self,
+        visitor: HalfCloseableStream,
+        server: HalfCloseableStream,
+        *,
+        linger: float,
+        throttle: PatientThrottle | None = None,
+    ) -> None:
         """`linger` is in seconds, see `Engine.join`."""
         self.up = 0
         self.down = 0
         self._visitor = visitor
         self._server = server
         self._linger = linger
+        self._throttle = throttle
         self._lingering = False
         self._scope = trio.CancelScope()
         self._end = RelayEnd(Cause.FINISHED)
@@ -109,7 +125,7 @@ class StreamRelay:
     ) -> None:
         """One direction; what stops it stops the other, except a good end."""
         try:
-            await copy(source, target, sides, count)
+            await copy(source, target, sides, count, self._throttle)
         except SideBrokenError as broke:
             self._finish(RelayEnd(Cause.RESET, broke.side, os_error(broke)))
         except Exception as error:

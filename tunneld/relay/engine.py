@@ -10,6 +10,7 @@ callbacks run inside the engine's task and must not block. An exception out of a
     watch(socket)   -> the owner looks at a parked connection when something happened on it
     listen(socket)  -> connections in batches
     join(a, b)      -> a relay: bytes flow both ways until both directions ended
+    limit(...)      -> what relays may have together
 
 The sockets are `socket.socket` objects in non-blocking mode. From `join` on the engine owns both and closes them.
 """
@@ -89,6 +90,14 @@ class Relay(Protocol):
         """
 
 
+class Limiter(Protocol):
+    """What the relays of one tunnel share: a rate and a quota. Made by an engine, for that engine."""
+
+    @property
+    def left(self) -> int | None:
+        """Octets of the quota that are left; None: there is none."""
+
+
 class Registration(Protocol):
     """A socket the engine looks after for somebody."""
 
@@ -126,12 +135,19 @@ class Engine(Protocol):
         *,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
+        throttle: Limiter | None = None,
     ) -> Relay:
         """Relay between the two until both directions ended, then close both and call `on_end` once, never from
         inside `join`.
 
-        `linger` is in seconds. Either socket may still be connecting (EINPROGRESS): bytes wait for it, and a refused
-        connect ends the relay with RESET on that side. An end of file from one side is forwarded as one
-        (`shutdown`), the other direction goes on; a reset from one side is a reset to the other; bytes accepted from
-        one side are delivered before its end is.
+        `linger` is in seconds; `throttle` is one of this engine's, see `limit`. Either socket may still be connecting
+        (EINPROGRESS): bytes wait for it, and a refused connect ends the relay with RESET on that side. An end of file
+        from one side is forwarded as one (`shutdown`), the other direction goes on; a reset from one side is a reset
+        to the other; bytes accepted from one side are delivered before its end is.
+        """
+
+    def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
+        """A rate in octets per second, and a quota in octets, that relays share: both directions together, fairly.
+
+        `on_used_up` is called when somebody wants more than the quota, perhaps more than once. Either may be None.
         """

@@ -39,6 +39,7 @@ import structlog
 
 from .engine import Cause, RelayEnd, Side
 from .failures import reset_on_close
+from .throttle import Allowance
 
 if TYPE_CHECKING:
     from .pair import Pair
@@ -56,8 +57,8 @@ class Flow:
     """One direction of a pair, and the pump's handler for its source."""
 
     __slots__ = (
-        "blocked", "bulk", "done", "ended", "exact", "fd", "held", "moved", "pair", "pipe", "pump", "reverse", "side",
-        "source", "target",
+        "allowance", "blocked", "bulk", "done", "ended", "exact", "fd", "held", "moved", "pair", "pipe", "pump",
+        "reverse", "side", "source", "target",
     )  # fmt: skip
 
     reverse: Flow
@@ -74,6 +75,7 @@ class Flow:
         self.held = b""  # read and not yet taken; or `pipe` holds such bytes; never both
         self.pipe: Pipe | None = None
         self.blocked = self.ended = self.done = self.exact = self.bulk = False
+        self.allowance = Allowance(pair.throttle, self._go_on) if pair.throttle is not None else None
 
     def on_event(self, events: int) -> None:
         """Something happened on this flow's source, which is also the target of the other flow."""
@@ -111,6 +113,8 @@ class Flow:
     def discard(self) -> None:
         """Forget what is held, after both sockets are closed."""
         self.held = b""
+        if self.allowance is not None:
+            self.allowance.end()
         if self.pipe is not None:
             self.pump.pipes.give_back(self.pipe)
             self.pipe = None
@@ -118,6 +122,9 @@ class Flow:
     def _serve(self) -> None:
         """Read and deliver until the source is drained, the target is full, or this turn's share is used up."""
         share = self.pump.share
+        if self.allowance is not None:
+            self._serve_slowly(self.allowance, share)
+            return
         while share > 0:
             count = self._splice() if self.bulk else self._copy()
             if not count:
@@ -125,11 +132,32 @@ class Flow:
             share -= count
         self.pump.arm_again(self.fd)
 
-    def _copy(self) -> int:
-        """Move one buffer; the number of bytes, 0 where there is nothing more to do now."""
+    def _serve_slowly(self, allowance: Allowance, share: int) -> None:
+        """The same where the tunnel's throttle has a say: never more than it allows, and never through a pipe."""
+        while share > 0 and not self.pair.over:
+            most = min(allowance.get(), self.pump.buffer_size)
+            if not most:
+                return
+            before = self.moved + len(self.held)
+            count = self._copy(most)
+            allowance.use(self.moved + len(self.held) - before)
+            if not count:
+                allowance.rest()
+                return
+            share -= count
+        if not self.pair.over:
+            self.pump.arm_again(self.fd)
+
+    def _go_on(self) -> None:
+        """The throttle allows more: let epoll tell what stands in the source."""
+        if not self.pair.over:
+            self.pump.arm_again(self.fd)
+
+    def _copy(self, most: int = 0) -> int:
+        """Move one buffer, or at most so many bytes; their number, 0 where there is nothing more to do now."""
         pump = self.pump
         try:
-            count = self.source.recv_into(pump.buffer)
+            count = self.source.recv_into(pump.buffer, most)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -154,7 +182,7 @@ class Flow:
             return 0
         if count == pump.buffer_size:
             self.bulk = True
-        elif not self.exact:
+        elif count != most and not self.exact:
             return 0
         return count
 

@@ -27,6 +27,7 @@ from .flow import Flow
 
 if TYPE_CHECKING:
     from .pump import Pump
+    from .throttle import Throttle
 
 log = structlog.get_logger("relay")
 
@@ -45,6 +46,7 @@ class Pair:
         "over",
         "pump",
         "seen",
+        "throttle",
     )
 
     def __init__(
@@ -54,9 +56,11 @@ class Pair:
         server: socket.socket,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
+        throttle: Throttle | None = None,
     ) -> None:
         """See `Engine.join`. The pump attaches the flows."""
         self.pump = pump
+        self.throttle = throttle
         self.linger = linger
         self.on_end = on_end
         self.over = self.broken = self.lingering = False

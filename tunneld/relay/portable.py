@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import trio
 
-from .engine import Failure, Registration, Relay, RelayEnd
+from .engine import Failure, Limiter, Registration, Relay, RelayEnd
 from .limits import Limits
 from .tasks import Joined, Listening, Watching
+from .throttle import PatientThrottle
 
 
 class PortableEngine:
@@ -57,11 +58,16 @@ class PortableEngine:
         *,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
+        throttle: Limiter | None = None,
     ) -> Relay:
         """See `Engine.join`."""
-        joined = Joined(visitor, server, linger, on_end)
+        joined = Joined(visitor, server, linger, on_end, cast("PatientThrottle | None", throttle))
         self._running().start_soon(joined.run)
         return joined
+
+    def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
+        """See `Engine.limit`."""
+        return PatientThrottle(rate, quota, on_used_up)
 
     def _running(self) -> trio.Nursery:
         """The nursery. Raises RuntimeError outside `run`."""

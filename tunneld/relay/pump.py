@@ -39,16 +39,17 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import structlog
 import trio
 
 from .acceptor import Acceptor, Watch
-from .engine import Failure, Registration, Relay, RelayEnd
+from .engine import Failure, Limiter, Registration, Relay, RelayEnd
 from .limits import Limits
 from .pair import Pair
 from .pipes import Pipes
+from .throttle import Throttle
 from .timers import Timers
 
 EVERYTHING = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
@@ -134,9 +135,10 @@ class Pump:
         *,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
+        throttle: Limiter | None = None,
     ) -> Relay:
         """See `Engine.join`."""
-        pair = Pair(self, visitor, server, linger, on_end)
+        pair = Pair(self, visitor, server, linger, on_end, cast("Throttle | None", throttle))
         for flow in (pair.from_visitor, pair.from_server):
             try:
                 self.attach(flow.fd, flow)
@@ -159,6 +161,10 @@ class Pump:
         else:
             epoll.register(fd, EVERYTHING)
         self.handlers[fd] = handler
+
+    def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
+        """See `Engine.limit`."""
+        return Throttle(rate, quota, self.timers, on_used_up)
 
     def detach(self, fd: int, handler: Handler) -> None:
         """The handler wants no more events of `fd`; the registration stands for whoever comes next."""

@@ -20,6 +20,7 @@ from .copy import StreamRelay
 from .engine import Cause, Failure, Relay, RelayEnd, Side
 from .failures import OUR_FAULTS, log_shortage, reset_on_close, tell_failure
 from .limits import Limits
+from .throttle import PatientThrottle
 
 log = structlog.get_logger("relay")
 
@@ -119,10 +120,16 @@ class Joined:
     """Two sockets joined by two tasks: the `Relay` its owner holds."""
 
     def __init__(
-        self, visitor: socket.socket, server: socket.socket, linger: float, on_end: Callable[[Relay, RelayEnd], None]
+        self,
+        visitor: socket.socket,
+        server: socket.socket,
+        linger: float,
+        on_end: Callable[[Relay, RelayEnd], None],
+        throttle: PatientThrottle | None = None,
     ) -> None:
         self._sockets = {Side.VISITOR: visitor, Side.SERVER: server}
         self._linger = linger
+        self._throttle = throttle
         self._on_end = on_end
         self._scope = trio.CancelScope()
         self._copying: StreamRelay | None = None
@@ -175,7 +182,7 @@ class Joined:
         visitor, server = (
             trio.SocketStream(trio.socket.from_stdlib_socket(connection)) for connection in self._sockets.values()
         )
-        self._copying = StreamRelay(visitor, server, linger=self._linger)
+        self._copying = StreamRelay(visitor, server, linger=self._linger, throttle=self._throttle)
         return await self._copying.run()
 
     def _tell(self, end: RelayEnd) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from tunneld.relay.engine import Relay, RelayEnd, Side
+from tunneld.relay.engine import Limiter, Relay, RelayEnd, Side
 from tunneld.session.joint import Joint
 from tunneld.session.window import Window
 
@@ -117,9 +117,10 @@ class Channel:
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         side: Side = Side.VISITOR,
+        throttle: Limiter | None = None,
     ) -> Relay:
         """Relay between the channel and a socket, which is this `side` of the relay; see `Engine.join`."""
-        return Joint(self, connection, side, linger, on_end).start()
+        return Joint(self, connection, side, linger, on_end, throttle).start()
 
     # What its carrier reports
 

@@ -14,15 +14,16 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import structlog
 import trio
 
 from tunneld.errors import reason_of
-from tunneld.relay.engine import Cause, Relay, RelayEnd, Side
+from tunneld.relay.engine import Cause, Limiter, Relay, RelayEnd, Side
 from tunneld.relay.failures import reset_on_close
 from tunneld.relay.flow import BROKEN, INEXACT, READABLE, WRITABLE
+from tunneld.relay.throttle import Allowance, Throttle
 
 if TYPE_CHECKING:
     from tunneld.session.channel import Channel
@@ -34,8 +35,8 @@ class Joint:
     """The `Relay` its owner holds, the pump's handler for the socket, and the channel's user."""
 
     __slots__ = (
-        "blocked", "channel", "connection", "deadline", "ended", "exact", "fd", "from_channel", "from_socket", "linger",
-        "lingering", "on_end", "over", "passed", "paused", "pump", "seen", "side",
+        "allowances", "blocked", "channel", "connection", "deadline", "ended", "exact", "fd", "from_channel",
+        "from_socket", "linger", "lingering", "on_end", "over", "passed", "paused", "pump", "seen", "side",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +46,7 @@ class Joint:
         side: Side,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
+        throttle: Limiter | None,
     ) -> None:
         """See `Channel.join`. `start` attaches it."""
         self.channel = channel
@@ -60,6 +62,10 @@ class Joint:
         self.passed = False  # the channel's end was passed to the socket
         self.paused = False  # no room on the channel: the socket is not read
         self.blocked = bool(channel.held or channel.ended)  # the socket has to take something first
+        self.allowances: tuple[Allowance, Allowance] | None = None  # for what the socket says, and what it is told
+        if throttle is not None:
+            limiter = cast(Throttle, throttle)
+            self.allowances = Allowance(limiter, self._arm), Allowance(limiter, self._arm)
         self.over = self.lingering = False
         self.deadline = 0.0
         self.seen = 0
@@ -101,6 +107,8 @@ class Joint:
             return
         self.over = True
         self.pump.timers.forget(self)
+        for allowance in self.allowances or ():
+            allowance.end()
         if self.channel.held or how.cause is Cause.RESET:
             reset_on_close(self.connection)
         if self.pump.handlers.get(self.fd) is self:
@@ -152,6 +160,11 @@ class Joint:
         """Octets of the channel: the socket takes what it can."""
         if self.blocked:
             return 0
+        if self.allowances is not None:
+            allowed = self.allowances[1].get()
+            if allowed < len(data):  # the rest is held, and comes when the throttle or the socket lets it
+                self.blocked = True
+                data = data[:allowed]
         try:
             sent = self.connection.send(data)
         except BlockingIOError:
@@ -159,9 +172,11 @@ class Joint:
         except OSError as error:
             self._break(error)
             return 0
-        self.from_channel += sent
+        self._told(sent)
         if sent < len(data):
             self.blocked = True
+        elif self.blocked:
+            self._arm()  # the socket could take more: let epoll say so again, for what is held from now on
         if self.lingering:
             self._touch()
         return sent
@@ -201,10 +216,12 @@ class Joint:
                 self.paused = True
                 return
             want = min(room, pump.buffer_size)
+            if self.allowances is not None and not (want := min(want, self.allowances[0].get())):
+                return
             try:
                 count = receive_into(pump.buffer, want)
             except BlockingIOError:
-                return
+                break
             except OSError as error:
                 self._break(error)
                 return
@@ -213,10 +230,16 @@ class Joint:
                 return
             channel.put(pump.view[:count])
             self.from_socket += count
+            if self.allowances is not None:
+                self.allowances[0].use(count)
             if count < want and not self.exact:
-                return
+                break
             share -= count
-        pump.arm_again(self.fd)
+        else:
+            pump.arm_again(self.fd)
+            return
+        if self.allowances is not None:
+            self.allowances[0].rest()
 
     def _end_socket(self) -> None:
         """The socket's end was read."""
@@ -228,20 +251,36 @@ class Joint:
         """The socket may take octets again."""
         held = self.channel.held
         if held:
+            most = len(held) if self.allowances is None else min(len(held), self.allowances[1].get())
             try:
-                sent = self.connection.send(held)
+                with memoryview(held) as view:
+                    sent = self.connection.send(view[:most]) if most else 0
             except BlockingIOError:
                 return
             except OSError as error:
                 self._break(error)
                 return
-            self.from_channel += sent
+            self._told(sent)
             self.blocked = sent < len(held)
+            if self.blocked and sent == most and most:
+                self._arm()
             self.channel.take(sent)  # which comes back to `finished` behind the last
         else:
             self.blocked = False
             if self.channel.ended:
                 self._pass_end()
+
+    def _told(self, octets: int) -> None:
+        """So many were delivered to the socket."""
+        self.from_channel += octets
+        if self.allowances is not None:
+            self.allowances[1].use(octets)
+            self.allowances[1].rest()
+
+    def _arm(self) -> None:
+        """Let epoll tell what stands in the socket, and whether it takes more."""
+        if not self.over:
+            self.pump.arm_again(self.fd)
 
     def _pass_end(self) -> None:
         if self.ended:  # both are over: closing says it
