@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from tests.support.papers import Papers
 from tunneld import net
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Field
@@ -40,7 +41,10 @@ Handler = Callable[[trio.SocketStream], Awaitable[None]]
 class RelayHere:
     """The daemon without its process: engine, service, control port."""
 
-    def __init__(self, settings: Settings, service: TunnelService, port: int, scope: trio.CancelScope) -> None:
+    def __init__(
+        self, settings: Settings, service: TunnelService, port: int, scope: trio.CancelScope, papers: Papers | None
+    ) -> None:
+        self.papers = papers
         self.settings = settings
         self.service = service
         self.port = port
@@ -53,7 +57,9 @@ class RelayHere:
 
     @property
     def access(self) -> RelayAccess:
-        return RelayAccess(self.where, timeout=PATIENCE)
+        if self.papers is None:
+            return RelayAccess(self.where, timeout=PATIENCE)
+        return RelayAccess(f"tls://localhost:{self.port}", self.papers.client, timeout=PATIENCE)
 
     @property
     def tunnel(self) -> Tunnel:
@@ -79,8 +85,9 @@ class RelayHere:
 
 
 @asynccontextmanager
-async def relay_here(port: int = 0, **tunnels: float | str) -> AsyncIterator[RelayHere]:
-    """A relay on loopback; `port` is that of its control socket."""
+async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: float | str) -> AsyncIterator[RelayHere]:
+    """A relay on loopback; `port` is that of its control socket, which speaks TLS where there are papers."""
+    tls = papers.server if papers is not None else None
     settings = Settings(control=Control(), tunnels=Tunnels.model_validate({"ports": "0", **tunnels}))
     listener = socket.create_server(("127.0.0.1", port))
     engine = new_engine()
@@ -93,8 +100,8 @@ async def relay_here(port: int = 0, **tunnels: float | str) -> AsyncIterator[Rel
             shared = net.bind_tcp("127.0.0.1", 0)
             gate = Gate(lambda: ())
             assert isinstance(engine, Pump)
-            await nursery.start(serve_carriers, shared, lambda: settings.webmux, lambda: None, endpoints, engine, gate)
-        here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope)
+            await nursery.start(serve_carriers, shared, lambda: settings.webmux, lambda: tls, endpoints, engine, gate)
+        here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
         await nursery.start(_serve_control, here, listener)
         yield here
         nursery.cancel_scope.cancel()
@@ -102,11 +109,12 @@ async def relay_here(port: int = 0, **tunnels: float | str) -> AsyncIterator[Rel
 
 async def _serve_control(here: RelayHere, listener: socket.socket, *, task_status: trio.TaskStatus[None]) -> None:
     """The control port, again after each `hang_up`."""
+    tls = here.papers.server if here.papers is not None else None
     while True:
         listener.setblocking(False)
         with trio.CancelScope() as here.control:
             task_status.started()
-            await serve_lines([listener], lambda: here.settings.control, lambda: None, executor(here))
+            await serve_lines([listener], lambda: here.settings.control, lambda: tls, executor(here))
         task_status = trio.TASK_STATUS_IGNORED
         listener = socket.create_server(("127.0.0.1", here.port))
 

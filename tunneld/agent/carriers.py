@@ -1,6 +1,6 @@
 """The carriers of one tunnel: connections to the relay's shared port, each of which brings up to 126 visitors.
 
-    run        dials while none stands that answers, or those that stand are nearly full; rests otherwise
+    task       dials while none stands that answers, or those that stand are nearly full; rests otherwise
     carrier    told the server URI, then asked for a sign of life: whoever answers has taken us
     visitor    a channel that the relay opened: its PROXY header is read, then it is handed over
 
@@ -43,7 +43,7 @@ in a second; the tunnel, and thereby the reason to try, ends when the keeper say
 
 
 class Carriers:
-    """See `Supply`. `run` has to be running."""
+    """See `Supply`."""
 
     what = "carriers"
     size = 0
@@ -54,11 +54,14 @@ class Carriers:
         relay: RelayAccess,
         uri: Endpoint,
         owner: Owner,
+        nursery: trio.Nursery,
         *,
         keep_header: bool,
         limits: CarrierLimits | None = None,
     ) -> None:
-        """`uri` is the server URI. `keep_header`: leave it in front of the visitor's bytes."""
+        """`uri` is the server URI; `nursery` owns the task that dials. `keep_header`: leave it in front of what the
+        visitor says.
+        """
         self._engine = cast(Pump, engine)
         self._relay = relay
         self._uri = uri
@@ -66,10 +69,10 @@ class Carriers:
         self._keep_header = keep_header
         self._limits = limits or CarrierLimits()
         self._lines: dict[_Line, None] = {}
+        self._nursery = nursery
         self._wake = trio.Event()
         self._resting = True
-        self._closed = False
-        self._scope = trio.CancelScope()
+        self._scope: trio.CancelScope | None = None  # of the task that dials, while there is one
 
     @property
     def parked(self) -> int:
@@ -80,6 +83,9 @@ class Carriers:
         """See `Supply.resume`."""
         self._resting = False
         self._wake.set()
+        if self._scope is None:
+            self._scope = trio.CancelScope()
+            self._nursery.start_soon(self._run, self._scope)
 
     def rest(self) -> None:
         """See `Supply.rest`: visitors still come on the carriers that stand."""
@@ -91,25 +97,12 @@ class Carriers:
 
     def close(self) -> None:
         """End the carriers on which no visitor is served, and the others with their last one."""
-        self._closed = True
-        self._scope.cancel()
+        self._resting = True
+        if self._scope is not None:
+            self._scope.cancel()
+            self._scope = None
         for line in list(self._lines):
             line.close_if_idle()
-
-    async def run(self) -> None:
-        """Dial whenever it is needed, until `close`."""
-        with self._scope:
-            waits = delays(random.random, first=FIRST, longest=LONGEST)
-            while True:
-                if self._resting or not self._lacks():
-                    self._wake = trio.Event()
-                    await self._wake.wait()
-                    continue
-                line = await self._dial()
-                if line is not None and await line.is_taken():
-                    waits = delays(random.random, first=FIRST, longest=LONGEST)
-                else:
-                    await trio.sleep(next(waits))
 
     # What its carriers report
 
@@ -127,7 +120,7 @@ class Carriers:
     def lost(self, line: _Line, reason: str) -> None:
         """A carrier ended."""
         self._lines.pop(line, None)
-        if not self._closed:
+        if not self.closed:
             if not line.taken or not self._lines:
                 self._owner.trouble(reason)
             self._wake.set()
@@ -139,9 +132,24 @@ class Carriers:
     @property
     def closed(self) -> bool:
         """Whether carriers end with their last visitor."""
-        return self._closed
+        return self._scope is None
 
     # Inside
+
+    async def _run(self, scope: trio.CancelScope) -> None:
+        """Dial whenever it is needed, until `close`."""
+        with scope:
+            waits = delays(random.random, first=FIRST, longest=LONGEST)
+            while True:
+                if self._resting or not self._lacks():
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+                    continue
+                line = await self._dial()
+                if line is not None and await line.is_taken():
+                    waits = delays(random.random, first=FIRST, longest=LONGEST)
+                else:
+                    await trio.sleep(next(waits))
 
     def _lacks(self) -> bool:
         answering = [line for line in self._lines if line.answering]

@@ -97,14 +97,27 @@ async def open_tunnel(client: Client, options: Mapping[str, Value], backend: str
 
 
 async def _open(client: Client, options: Mapping[str, Value], backend: str | None) -> str:
-    """The server URI. Where nobody chose a backend and the relay takes no webmux, it is tcp that may be wrong."""
-    if backend is None and HAS_CARRIERS:
+    """The server URI.
+
+    Where nobody chose a backend it is webmux, or else tcp; but who asked the relay for encryption does not lose it
+    without a word: where the control connection is in TLS, tcp must have been chosen. Raises `UsageError`.
+    """
+    if backend is not None:
+        return await client.open_tunnel(backend, **options)
+    reason = "this system has no epoll"
+    if HAS_CARRIERS:
         try:
             return await client.open_tunnel("webmux", **options)
         except RefusedError as error:
-            if error.reply_code not in NO_WEBMUX:
-                raise
-    return await client.open_tunnel(backend or "tcp", **options)
+            if error.reply_code not in NO_WEBMUX or "webmux" not in str(error):
+                raise  # something else is wrong with what was asked
+            reason = str(error)
+    if client.relay.scheme == "tls":
+        raise UsageError(
+            f"visitors' bytes would cross to relay {client.relay} unencrypted, since webmux cannot be used ({reason}); "
+            "say --backend tcp if that is meant"
+        )
+    return await client.open_tunnel("tcp", **options)
 
 
 class Keeper:
@@ -192,9 +205,7 @@ async def _supply(server: Endpoint, ground: Ground, wish: Wish, owner: Owner) ->
     if server.key:
         from tunneld.agent.carriers import Carriers  # noqa: PLC0415  # on systems that have carriers
 
-        carriers = Carriers(ground.engine, ground.relay, server, owner, keep_header=wish.keep_header)
-        ground.nursery.start_soon(carriers.run)
-        return carriers
+        return Carriers(ground.engine, ground.relay, server, owner, ground.nursery, keep_header=wish.keep_header)
     address = await resolve_relay(server.host, server.port)
     return Pool(ground.engine, address, wish.limits, owner, keep_header=wish.keep_header)
 

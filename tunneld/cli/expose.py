@@ -23,8 +23,10 @@ import trio
 
 from tunneld.agent.events import Teller
 from tunneld.agent.expose import open_exposure
+from tunneld.agent.health import Check, Conduct
 from tunneld.agent.keeper import Wish
 from tunneld.agent.sizing import Limits
+from tunneld.agent.wake import Wake
 from tunneld.cli.access import access
 from tunneld.cli.tellers import JsonLines, Lines, Live, Quiet
 from tunneld.cli.writer import Writer
@@ -35,6 +37,10 @@ from tunneld.wire.lines import Value
 
 STDOUT, STDERR = 1, 2
 WARNING = 30  # of `logging`: the engine says nothing lower that concerns a person
+
+
+VISITORS = ("allow_from", "deny_from", "max_visitors", "max_per_source", "visitor_rate", "bandwidth", "quota")
+"""Options of openTunnel that go to the relay as they were typed; it says what is wrong with them."""
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -53,7 +59,11 @@ async def run(options: argparse.Namespace) -> int:
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(_stop_on_signal, signals, scope)
-        async with open_exposure(target, relay, wish, teller, linger=options.linger) as exposure:
+        wake = Wake()
+        nursery.start_soon(wake.run)
+        async with open_exposure(
+            target, relay, wish, teller, linger=options.linger, check=check_of(options), wake=wake
+        ) as exposure:
             if isinstance(teller, Live):
                 nursery.start_soon(teller.run, lambda: exposure.figures)
             await exposure.run()
@@ -71,10 +81,24 @@ def wish_of(options: argparse.Namespace) -> Wish:
         "ttl": options.ttl,
         "idle_timeout": options.idle_timeout,
         "linger": options.linger,
+        **{key: getattr(options, key) for key in VISITORS},
     }
     asked = {key: value for key, value in words.items() if value is not None}
     limits = Limits(options.pool, options.max_pool)
     return Wish(asked, limits, keep_header=options.proxy_protocol, backend=options.backend)
+
+
+def check_of(options: argparse.Namespace) -> Check | None:
+    """How the local server is to be looked at, if at all."""
+    if options.health is None:
+        return None
+    return Check(
+        options.health,
+        options.health_path,
+        options.health_interval,
+        options.health_timeout,
+        conduct=Conduct(options.unhealthy),
+    )
 
 
 def teller_of(options: argparse.Namespace, out: Writer, err: Writer) -> Teller:

@@ -119,6 +119,10 @@ def sentence(event: str, fields: dict[str, Field]) -> str:
             return f"{fields['reason']}{more(fields)}"
         case "resumed":
             return f"reconnected: tunnel {fields['id']} is still open"
+        case "unhealthy":
+            return f"the local server is unhealthy: {fields['reason']}"
+        case "healthy":
+            return "the local server is healthy again"
         case "reconnecting":
             return f"reconnecting in {fields['delay']:g} s: {fields['reason']}"
         case _:

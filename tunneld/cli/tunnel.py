@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
+from tunneld.agent.health import INTERVAL, PATH, TIMEOUT, Conduct
 from tunneld.cli.access import add_relay_options, positive_seconds
 from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
@@ -67,6 +68,8 @@ def _add_expose(parser: Parser) -> None:
     add_relay_options(parser)
     _add_output_options(parser.add_argument_group("what is printed"))
     _add_tunnel_options(parser.add_argument_group("the tunnel"))
+    _add_visitor_options(parser.add_argument_group("its visitors, as openTunnel of tunneld-control(7) has them"))
+    _add_health_options(parser.add_argument_group("checks of the local server"))
     parser.set_defaults(command=_expose)
 
 
@@ -109,6 +112,41 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="tell the local server each visitor's address in a PROXY protocol header, version 2",
     )
+
+
+def _add_visitor_options(group: argparse._ArgumentGroup) -> None:
+    for option, metavar, what in (
+        ("allow-from", "NETWORKS", "the only places that visitors may come from"),
+        ("deny-from", "NETWORKS", "places that visitors may not come from"),
+        ("max-visitors", "COUNT", "how many are relayed at once"),
+        ("max-per-source", "COUNT", "how many of them from one address"),
+        ("visitor-rate", "N[/s|/m|/h]", "how many new ones from there"),
+        ("bandwidth", "OCTETS[k|M|G]", "octets per second, shared by all"),
+        ("quota", "OCTETS[k|M|G|T]", "octets in all, then the tunnel closes"),
+    ):
+        group.add_argument(f"--{option}", metavar=metavar, help=what)
+
+
+def _add_health_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--health", choices=("tcp", "http"), help="does it take a connection (tcp), does it answer GET (http)?")
+    add("--health-path", metavar="PATH", type=_path, default=PATH, help="what http asks for (%(default)s)")
+    for option, default, what in (("interval", INTERVAL, "between two checks"), ("timeout", TIMEOUT, "for an answer")):
+        name, help_text = f"--health-{option}", f"{what} (%(default)g)"
+        add(name, metavar="SECONDS", type=positive_seconds, default=default, help=help_text)
+    add(
+        "--unhealthy",
+        choices=[conduct.value for conduct in Conduct],
+        default=Conduct.ANSWER.value,
+        help="then visitors are told so where the check is http, and else closed (answer), are left to other agents of "
+        "the tunnel or to wait (withdraw), or are served as ever (tell); now %(default)s",
+    )
+
+
+def _path(text: str) -> str:
+    if not (text.startswith("/") and text.isascii() and text.isprintable() and " " not in text):
+        raise argparse.ArgumentTypeError(f"not a path that a request line can carry: {text!r}")
+    return text
 
 
 def _port(text: str) -> int:

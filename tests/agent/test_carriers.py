@@ -1,0 +1,223 @@
+"""Agents on carriers: in TLS, several at once, lost and found; and what the relay thinks of strange ones."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.agent.support import BACKEND, PATIENCE, RelayHere, Told, echo, exposed, local_server, relay_here
+from tests.agent.test_expose import address, ask
+from tests.relay.bench import stream
+from tests.support.papers import Papers
+from tests.support.people import connect, is_dropped, read_exactly
+from tunneld.agent.access import RelayAccess
+from tunneld.agent.keeper import Wish
+from tunneld.backends.webmux import WebMux
+from tunneld.endpoint import Endpoint
+from tunneld.errors import RefusedError, UsageError
+from tunneld.net import client_tls_context
+from tunneld.session import Carrier
+from tunneld.wire.webmux import Mux, Opened, Refused
+
+
+@pytest.fixture(autouse=True)
+def _webmux() -> Iterator[None]:
+    token = BACKEND.set("webmux")
+    yield
+    BACKEND.reset(token)
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    return Papers.issue(tmp_path_factory.mktemp("papers"))
+
+
+def carriers(relay: RelayHere) -> list[Carrier]:
+    """Those of the only tunnel."""
+    side = relay.tunnel._server_side
+    assert isinstance(side, WebMux)
+    return list(side._carriers)
+
+
+async def until(relay: RelayHere, count: int) -> list[Carrier]:
+    while len(carriers(relay)) != count:
+        await trio.lowlevel.checkpoint()
+    return carriers(relay)
+
+
+# In TLS
+
+
+@pytest.mark.parametrize("trust", ["authority", "pin"])
+async def test_everything_between_agent_and_relay_is_in_tls(papers: Papers, trust: str) -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here(papers=papers) as relay, local_server(echo) as target:
+            access = relay.access
+            if trust == "pin":
+                access = RelayAccess(access.where, client_tls_context(pin=papers.pin), timeout=PATIENCE)
+            async with exposed(target, access, told):
+                assert relay.tunnel.server_uri.scheme == "webmuxs"
+                assert await ask(address(told), b"x" * 300_000) == b"x" * 300_000
+
+
+async def test_encryption_is_not_lost_without_a_word(papers: Papers) -> None:
+    BACKEND.set("tcp")  # the relay has no webmux
+    with trio.fail_after(PATIENCE):
+        async with relay_here(papers=papers) as relay, local_server(echo) as target:
+            with pytest.RaisesGroup(pytest.RaisesExc(UsageError, match="--backend tcp"), flatten_subgroups=True):
+                async with exposed(target, relay.access, Told()):
+                    pass
+            told = Told()
+            async with exposed(target, relay.access, told, Wish(backend="tcp")):
+                assert await ask(address(told), b"meant") == b"meant"
+
+
+async def test_a_wrong_option_is_not_taken_for_a_missing_backend(papers: Papers) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here(papers=papers) as relay, local_server(echo) as target:
+            with pytest.RaisesGroup(pytest.RaisesExc(RefusedError, match="max_visitors"), flatten_subgroups=True):
+                async with exposed(target, relay.access, Told(), Wish({"max_visitors": "0"})):
+                    pass
+
+
+# Many
+
+
+async def test_hundreds_of_visitors_at_once_bring_further_carriers_and_all_are_served() -> None:
+    told = Told(visits=False)
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            local_server(echo, backlog=1000) as target,
+            exposed(target, relay.access, told),
+        ):
+            visitors = [await connect(address(told)) for _ in range(300)]
+            for number, visitor in enumerate(visitors):
+                await visitor.send_all(b"%05d" % number)
+            for number, visitor in enumerate(visitors):
+                assert await read_exactly(visitor, 5) == b"%05d" % number
+            assert len(carriers(relay)) >= 3
+            loads = [len(carrier.channels) for carrier in carriers(relay)]
+            assert sum(loads) == 300
+            assert not told.all("failed")
+
+
+# Lost and found
+
+
+async def test_a_lost_carrier_is_replaced_and_the_tunnel_stays() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
+            visitor = await connect(address(told))
+            await visitor.send_all(b"hello")
+            assert await read_exactly(visitor, 5) == b"hello"
+            (carrier,) = carriers(relay)
+            carrier.close("a test")
+            assert await is_dropped(visitor)
+            assert await ask(address(told), b"again") == b"again"
+            assert relay.tunnel.id == "t1"
+            assert [event for event, _ in told.events if event == "opened"] == ["opened"]
+
+
+class Stranger:
+    """Somebody who speaks WebMUX with the shared port by hand."""
+
+    def __init__(self, uri: Endpoint) -> None:
+        self.mux = Mux(initiator=True)
+        self.stream = stream(socket.create_connection((uri.host, uri.port)))
+        self.items: list[object] = []
+
+    async def define(self, uri: str) -> None:
+        self.mux.define_endpoint(self.mux.intern_atom(0, uri))
+        await self.flush()
+
+    async def flush(self) -> None:
+        data = bytes(self.mux.outgoing)
+        self.mux.outgoing.clear()
+        await self.stream.send_all(data)
+
+    async def hear(self) -> list[object]:
+        """What comes next; nothing at the end."""
+        try:
+            data = await self.stream.receive_some()
+        except trio.BrokenResourceError:
+            return []
+        return [item if not isinstance(item, tuple) else bytes(item[1]) for item in self.mux.receive(data)]
+
+
+async def test_who_comes_back_gets_the_visitors_although_its_old_carrier_seems_to_stand() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
+            (first,) = await until(relay, 1)
+            hung = Stranger(relay.tunnel.server_uri)  # what a lost network leaves: nobody answers there
+            await hung.define(str(relay.tunnel.server_uri))
+            await until(relay, 2)
+            first.heartbeat.ask_now()
+            while first.heartbeat.asking and not first.heartbeat.heard:
+                await trio.lowlevel.checkpoint()
+            carriers(relay)[1].heartbeat.ask_now()
+            for _ in range(5):
+                assert await ask(address(told), b"served") == b"served"
+            await hung.stream.aclose()
+
+
+async def test_the_relay_calls_back_with_the_port_of_the_client_side_and_serves_nothing_itself() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, Told()):
+            await until(relay, 1)
+            here = Stranger(relay.tunnel.server_uri)
+            await here.define(f"webmux://another.name:1/{relay.tunnel.server_uri.key}")  # only the key counts
+            session = here.mux.open(80)
+            await here.flush()
+            while not any(isinstance(item, Refused) and item.session == session for item in await here.hear()):
+                pass
+            while any(each.heartbeat.asking and not each.heartbeat.heard for each in carriers(relay)):
+                await trio.lowlevel.checkpoint()
+            visitor = await connect(relay.tunnel.client_uri)  # of two that are idle, the newest gets it
+            opened: list[Opened] = []
+            while not opened:
+                opened = [item for item in await here.hear() if isinstance(item, Opened) and item.protocol]
+            assert opened[0].protocol == relay.tunnel.client_uri.port
+            assert opened[0].session % 2 == 1
+            await here.stream.aclose()
+            await visitor.aclose()
+
+
+@pytest.mark.parametrize("uri", ["webmux://x:1/wrong", "webmux://x:1", "not a uri", "tcp://127.0.0.1:1"])
+async def test_who_names_no_open_tunnel_is_hung_up_on(uri: str) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, Told()):
+            stranger = Stranger(relay.tunnel.server_uri)
+            await stranger.define(uri)
+            while await stranger.hear():
+                pass
+            assert len(await until(relay, 1)) == 1
+            await stranger.stream.aclose()
+
+
+async def test_a_carrier_beyond_the_limit_is_refused_unless_another_does_not_answer(tmp_path: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, Told()):
+            (first,) = await until(relay, 1)
+            side = relay.tunnel._server_side
+            assert isinstance(side, WebMux)
+            side._endpoints.max_carriers = lambda: 1
+            second = Stranger(relay.tunnel.server_uri)
+            await second.define(str(relay.tunnel.server_uri))
+            while await second.hear():
+                pass
+            assert await until(relay, 1) == [first]
+            first.heartbeat.silent, first.heartbeat.heard = True, False
+            third = Stranger(relay.tunnel.server_uri)
+            await third.define(str(relay.tunnel.server_uri))
+            while await until(relay, 1) == [first]:
+                await trio.lowlevel.checkpoint()
+            for each in (second, third):
+                await each.stream.aclose()
