@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +18,7 @@ import trio
 
 from tunneld.access import EVERYBODY, Grant, permit
 from tunneld.admission import Refused
+from tunneld.backends import backend_of
 from tunneld.config.schema import Settings
 from tunneld.endpoint import Endpoint, is_wildcard
 from tunneld.errors import DrainingError, LimitReachedError, NoSuchTunnelError
@@ -73,7 +74,8 @@ class TunnelService:
     # The two calls
 
     async def open_tunnel(self, backend: str, options: TunnelOptions, asker: Asker) -> Tunnel:
-        """Open a tunnel; it listens on both sides when this returns.
+        """Open a tunnel; it listens on both sides when this returns. One of the same name and owner gives way to it,
+        and leaves it its address.
 
         Raises `DrainingError`, `LimitReachedError`, `ListenError`, `NotAllowedError`, `ShortageError` or `UsageError`;
         nothing is left behind then.
@@ -81,7 +83,14 @@ class TunnelService:
         settings, grant, backend = self._settings().tunnels, asker.grant, backend.lower()
         if self.draining:
             raise DrainingError("could not open a tunnel: the relay is being drained and takes nothing new")
-        options = permit(grant, backend, options, asker.host, self._opened_by(grant.name))
+        backend_of(backend).check(self._endpoints)
+        former = self._former(options.name, asker)
+        opened = self._opened_by(grant.name) - (former is not None)
+        options = permit(grant, backend, options, asker.host, opened)
+        if former is not None:
+            options = replace(options, client_port=options.client_port or former.client_uri.port)
+            former.close("replaced: its owner opened it anew")
+            await former.wait_closed()
         if len(self._owners) >= settings.max_tunnels:
             raise LimitReachedError(f"could not open a tunnel: {settings.max_tunnels} are open (tunnels.max_tunnels)")
         if grant.max_visitors is not None and grant.max_visitors < settings.max_visitors:
@@ -95,6 +104,7 @@ class TunnelService:
             asker=asker.host,
             advertised_host=settings.advertised_host or self._reachable(settings.host, asker),
             endpoints=self._endpoints,
+            former=former.server_uri if former is not None else None,
         )
         tunnel = Tunnel(opening, self._engine, self.events)
         self._last_id += 1
@@ -177,6 +187,20 @@ class TunnelService:
                 tunnel.drain()
 
     # Inside
+
+    def _former(self, name: str, asker: Asker) -> Tunnel | None:
+        """The tunnel of this name that the asker has open: an agent that starts again before the relay knows that it
+        was gone. Who has no credential is known by the address alone.
+        """
+        grant = asker.grant
+        if not name:
+            return None
+        for tunnel in self._tunnels.values():
+            opening = tunnel.opening
+            same = opening.options.name == name and self._owners.get(tunnel.id) == grant.name
+            if same and (grant.name or opening.asker == asker.host) and tunnel.phase is not Phase.DRAINING:
+                return tunnel
+        return None
 
     def _opened_by(self, name: str) -> int:
         return sum(owner == name for owner in self._owners.values())

@@ -32,11 +32,11 @@ import trio
 from tunneld import clocks
 from tunneld.access import least
 from tunneld.admission import Refusal, Refused
-from tunneld.backends import BACKENDS, Host, ServerConnection
+from tunneld.backends import Host, ServerConnection, backend_of
 from tunneld.client_side import ClientSide
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, Network, format_peer, parse_network
-from tunneld.errors import UsageError, reason_of
+from tunneld.errors import reason_of
 from tunneld.events import Events
 from tunneld.options import ANYWHERE, TunnelOptions
 from tunneld.rates import Rate, Thinning
@@ -73,6 +73,7 @@ class Opening:
     asker: str  # the address that asked: by default the only one that may connect as the hidden server
     advertised_host: str
     endpoints: Endpoints | None = None  # the shared port of carriers
+    former: Endpoint | None = None  # the server URI of the tunnel whose place it takes
 
     @property
     def admits(self) -> Network | None:
@@ -91,9 +92,7 @@ class Tunnel:
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and holds nothing then.
         """
-        factory = BACKENDS.get(opening.backend)
-        if factory is None:
-            raise UsageError(f"unrecognized backend {opening.backend!r}: this relay has {', '.join(BACKENDS)}")
+        backend = backend_of(opening.backend)
         self.opening = opening
         self.phase = Phase.OPENING
         self.opened_at = self.unused_since = trio.current_time()
@@ -117,7 +116,7 @@ class Tunnel:
         self._client_side = ClientSide(opening.settings, opening.options, opening.advertised_host)
         self.rules, self._admission = self._client_side.rules, self._client_side.admission
         try:
-            self._server_side = factory(self._host())
+            self._server_side = backend(self._host())
         except BaseException:
             self._client_side.close()
             raise
@@ -228,6 +227,7 @@ class Tunnel:
             advertised_host=self.opening.advertised_host,
             client_port=self.client_uri.port,
             endpoints=self.opening.endpoints,
+            former=self.opening.former,
             admits=self.opening.admits,
             room=self._room,
             attached=self._attached,

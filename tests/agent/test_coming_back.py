@@ -13,8 +13,10 @@ from tunneld.agent.access import RelayAccess
 from tunneld.agent.expose import open_exposure
 from tunneld.agent.keeper import Wish
 from tunneld.agent.sizing import Limits
+from tunneld.client import connect as connect_to
 from tunneld.endpoint import Target
 from tunneld.errors import RefusedError, RelayUnreachableError
+from tunneld.wire.lines import Value
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -192,3 +194,42 @@ async def test_the_end_of_the_idle_timeout_is_the_end_of_the_agent() -> None:
         ):
             await exposure.run()
     assert told.all("closed")[0]["reason"] == "no byte moved for 0.2 s (idle_timeout)"
+
+
+async def test_who_opens_a_tunnel_of_its_own_name_anew_takes_its_address_over(each_backend: str) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, connect_to(relay.where) as client:
+            options: dict[str, Value] = {"persist": True, "name": "web"}
+            first = await client.open_tunnel(each_backend, **options)
+            other = await client.open_tunnel(each_backend, persist=True, name="another")
+            former, _ = relay.service.tunnels()
+            address = await client.get_tunnel_address(first)
+            again = await client.open_tunnel(each_backend, **options)
+            assert former.reason == "replaced: its owner opened it anew"
+            assert again == first
+            assert await client.get_tunnel_address(again) == address
+            assert await client.get_tunnel_address(other) != address
+            assert [tunnel.id for tunnel in relay.service.tunnels()] == ["t2", "t3"]
+
+
+async def test_an_agent_that_was_killed_has_its_address_back_at_once() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, trio.open_nursery() as nursery:
+            nursery.start_soon(run_and_vanish, target, relay.access, told)
+            await told.wait_for("opened")
+            visitor = await connect(address(told))
+            await visitor.send_all(b"hello")
+            assert await read_exactly(visitor, 5) == b"hello"
+            again = Told()
+            async with exposed(target, relay.access, again, Wish({"name": "web"})):
+                assert address(again) == address(told)
+                assert await ask(address(again), b"again") == b"again"
+                nursery.cancel_scope.cancel()
+
+
+async def run_and_vanish(target: Target, access: RelayAccess, told: Told) -> None:
+    """An agent that closes nothing: for the relay its tunnel stands."""
+    async with open_exposure(target, access, Wish({"name": "web"}), told) as exposure:
+        exposure.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        await exposure.run()

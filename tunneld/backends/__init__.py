@@ -6,10 +6,11 @@ this floor asks which backend it is; a new one is a file here and a line in `BAC
 
 import sys
 
-from tunneld.backends.base import Host, ServerConnection, ServerSide, ServerSideFactory
+from tunneld.backends.base import Backend, Host, ServerConnection, ServerSide
 from tunneld.backends.tcp import Tcp
+from tunneld.errors import UsageError
 
-BACKENDS: dict[str, ServerSideFactory] = {"tcp": Tcp}
+BACKENDS: dict[str, Backend] = {"tcp": Tcp}
 """Backend names as openTunnel takes them."""
 
 if sys.platform == "linux":  # carriers live in the pump
@@ -17,4 +18,13 @@ if sys.platform == "linux":  # carriers live in the pump
 
     BACKENDS["webmux"] = WebMux
 
-__all__ = ["BACKENDS", "Host", "ServerConnection", "ServerSide", "ServerSideFactory"]
+
+def backend_of(name: str) -> Backend:
+    """Raises `UsageError` for one that this relay does not have."""
+    backend = BACKENDS.get(name)
+    if backend is None:
+        raise UsageError(f"unrecognized backend {name!r}: this relay has {', '.join(BACKENDS)}")
+    return backend
+
+
+__all__ = ["BACKENDS", "Backend", "Host", "ServerConnection", "ServerSide", "backend_of"]

@@ -31,6 +31,7 @@ class Host:
     advertised_host: str
     client_port: int  # of the client side
     endpoints: Endpoints | None  # the shared port of carriers; None: this relay has none
+    former: Endpoint | None  # the server URI that a hidden server may still know: to be had again if it can be
     admits: Network | None  # the only sources that may pose as the hidden server; None: any
     room: Callable[[], int]  # how many server connections may be parked now
     attached: Callable[[Any], None]  # with the peer's address
@@ -90,5 +91,11 @@ class ServerSide(Protocol):
         """Stop listening and close everything parked; connections already dialled are the caller's."""
 
 
-ServerSideFactory = Callable[[Host], ServerSide]
-"""Makes a server side that listens already. Raises `ListenError`, `LimitReachedError` or `ShortageError`."""
+class Backend(Protocol):
+    """A kind of server side: its class."""
+
+    def __call__(self, host: Host, /) -> ServerSide:
+        """One that listens already. Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`."""
+
+    def check(self, endpoints: Endpoints | None, /) -> None:
+        """Raise `UsageError` where this relay cannot have one at all, whatever is asked for."""

@@ -11,12 +11,15 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import trio
 
 from tunneld.backends.base import Host
+from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, contains
+from tunneld.errors import LimitReachedError
 from tunneld.net import bind_in_range
 from tunneld.relay.engine import Engine, Limiter, Registration, Relay, RelayEnd
 from tunneld.relay.look import has_left
@@ -28,11 +31,15 @@ class Tcp:
     def __init__(self, host: Host) -> None:
         settings = host.settings
         self._host = host
-        self._listener = bind_in_range(settings.host, settings.port_range, keepalive=settings.keepalive)
+        self._listener = _bind(settings, host.former)
         self._uri = Endpoint("tcp", host.advertised_host, self._listener.getsockname()[1])
         self._parked: dict[TcpConnection, Registration] = {}  # in the order in which they came
         self._waiters: deque[_Waiter] = deque()
         self._accepting = host.engine.listen(self._listener, self._arrived, host.failed)
+
+    @staticmethod
+    def check(endpoints: object) -> None:
+        """See `Backend`: every relay has it."""
 
     @property
     def uri(self) -> Endpoint:
@@ -116,6 +123,14 @@ class Tcp:
             self._parked.pop(connection).release()
             connection.close()
             self._host.detached(connection.peer)
+
+
+def _bind(settings: Tunnels, former: Endpoint | None) -> socket.socket:
+    """A listener, on the former port where that is free. Raises as `bind_in_range`."""
+    if former is not None and (former.port in settings.port_range or settings.port_range[0] == 0):
+        with suppress(LimitReachedError):
+            return bind_in_range(settings.host, range(former.port, former.port + 1), keepalive=settings.keepalive)
+    return bind_in_range(settings.host, settings.port_range, keepalive=settings.keepalive)
 
 
 class TcpConnection:

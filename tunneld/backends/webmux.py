@@ -44,9 +44,7 @@ class Endpoints:
         self.port, self.scheme = port, "webmuxs" if secure else "webmux"
 
     def enter(self, side: WebMux, host: str, key: str = "") -> Endpoint:
-        """A server URI for a new server side, with the `key` it had before if nobody has that. Raises `UsageError`."""
-        if not self.port:
-            raise UsageError("this relay has no port for the webmux backend: enable [webmux] there, or use tcp")
+        """A server URI for a new server side, with the `key` it had before if nobody has that."""
         if not key or key in self._sides:
             key = secrets.token_urlsafe(KEY_OCTETS)
         self._sides[key] = side
@@ -75,14 +73,23 @@ class WebMux:
     """The carriers of one tunnel. See `ServerSide`."""
 
     def __init__(self, host: Host) -> None:
-        if host.endpoints is None:
-            raise UsageError("this relay has no port for the webmux backend: use tcp")
         self._host = host
-        self._endpoints = host.endpoints
-        self._uri = self._endpoints.enter(self, host.advertised_host)
+        self._endpoints = self._port(host.endpoints)
+        self._uri = self._endpoints.enter(self, host.advertised_host, host.former.key if host.former else "")
         self._carriers: dict[Carrier, Any] = {}  # each with its peer's address
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
+
+    @classmethod
+    def check(cls, endpoints: Endpoints | None) -> None:
+        """See `Backend`."""
+        cls._port(endpoints)
+
+    @staticmethod
+    def _port(endpoints: Endpoints | None) -> Endpoints:
+        if endpoints is None or not endpoints.port:
+            raise UsageError("this relay has no port for the webmux backend: enable [webmux] there, or use tcp")
+        return endpoints
 
     @property
     def uri(self) -> Endpoint:
