@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import time
@@ -67,3 +68,24 @@ def test_without_a_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch, addr
     assert not notify.ready()
     with notify.reloading():
         pass
+
+
+def test_the_watchdog_is_fed_where_systemd_asks_this_process_for_it(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for usec, pid, interval in (
+        ("30000000", str(os.getpid()), 30.0),
+        ("500000", None, 0.5),
+        ("30000000", "1", None),
+        ("0", None, None),
+        ("soon", None, None),
+        (None, None, None),
+    ):
+        for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+        assert notify.watchdog_interval() == interval
+    assert notify.alive()
+    assert manager.recv(100) == b"WATCHDOG=1"

@@ -46,6 +46,9 @@ logger = structlog.get_logger("daemon")
 CUT = os.EX_TEMPFAIL
 """The exit status when a drain had to cut relays that did not finish in `daemon.drain_timeout`."""
 
+PROGRESS = 5.0
+"""Seconds between two words about a drain: a person sees that something happens, a log stays short."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -87,6 +90,8 @@ class Daemon:
                 await root.start(self._engine.run)
                 await root.start(self.service.run)
                 await self._open_faces(root)
+                if (interval := notify.watchdog_interval()) is not None:
+                    root.start_soon(_feed_watchdog, interval)
                 notify.ready()
                 logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
                 await self._drain_asked.wait()
@@ -196,19 +201,41 @@ class Daemon:
             logger.warning("reload failed, nothing changed", reason=str(error))
 
     async def _drain(self) -> None:
+        """Let relays finish, and say how many are left."""
         notify.stopping()
-        timeout = self.settings.daemon.drain_timeout
-        visitors = sum(len(tunnel.visitors) for tunnel in self.service.tunnels())
-        logger.info("draining", visitors=visitors, timeout=timeout)
-        with trio.move_on_after(timeout):
-            await self.service.drain()
+        with trio.move_on_after(self.settings.daemon.drain_timeout) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell_progress, scope.deadline)
+                await self.service.drain()
+                nursery.cancel_scope.cancel()
         self._cut()
+
+    async def _tell_progress(self, deadline: float) -> None:
+        """To the log, to systemd and to whoever watches, every `PROGRESS` seconds until cancelled."""
+        while True:
+            tunnels = self.service.tunnels()
+            facts = {
+                "tunnels": len(tunnels),
+                "visitors": sum(len(tunnel.visitors) for tunnel in tunnels),
+                "seconds": round(deadline - trio.current_time()),
+            }
+            logger.info("draining", **facts)
+            self.service.events.publish("progress", **facts)
+            notify.status("draining: {visitors} visitors left, cut in {seconds} s".format(**facts))
+            await trio.sleep(PROGRESS)
 
     def _cut(self) -> None:
         """Stop now; say so in the exit status where somebody was still being served after a drain was asked for."""
         if self.service.draining and any(tunnel.visitors for tunnel in self.service.tunnels()):
             self.exit_status = CUT
         self._stop.cancel()
+
+
+async def _feed_watchdog(interval: float) -> None:
+    """Say twice in an interval that the scheduler, which runs everything here, has come round."""
+    while True:
+        notify.alive()
+        await trio.sleep(interval / 2)
 
 
 def _endpoints_of(max_carriers: Callable[[], int]) -> Endpoints | None:

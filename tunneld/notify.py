@@ -41,6 +41,19 @@ def status(text: str) -> bool:
     return send(STATUS=text)
 
 
+def watchdog_interval() -> float | None:
+    """Seconds after which systemd restarts a daemon that did not say `alive` (WatchdogSec); None: it does not mind."""
+    usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    if not (usec.isascii() and usec.isdigit() and int(usec)) or pid != str(os.getpid()):
+        return None
+    return int(usec) / 1_000_000
+
+
+def alive() -> bool:
+    """The daemon is not stuck."""
+    return send(WATCHDOG="1")
+
+
 def send(**fields: str) -> bool:
     """Send the fields that are not empty. Returns whether somebody took them; a daemon runs as well without."""
     address = os.environ.get("NOTIFY_SOCKET", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,10 +22,11 @@ from tunneld.cli import common
 from tunneld.cli.tunneld import FORMATS, LEVELS, parser
 from tunneld.config import Settings, load
 from tunneld.config.keys import keys
+from tunneld.endpoint import Endpoint
 from tunneld.errors import ConfigError, ListenError, RefusedError, UsageError
 
 ROOT = Path(__file__).parents[2]
-ON_ANY_PORT = '[control]\nport = 0\n[http]\nport = 0\n[tunnels]\nports = "0"\n'
+ON_ANY_PORT = '[control]\nport = 0\n[http]\nport = 0\n[tunnels]\nports = "0"\n[webmux]\nport = 0\n'
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -251,10 +254,10 @@ def running(tmp_path: Path, environment: dict[str, str]) -> Any:
     (tmp_path / "tunnel.toml").write_text(ON_ANY_PORT)
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
+    def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             command("--config", "tunnel.toml", *arguments),
-            cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=tmp_path, env=environment | variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         started.append(process)
         return process
@@ -294,3 +297,44 @@ def test_a_port_that_is_taken_is_a_sentence(tunneld: Run, tmp_path: Path, runnin
     assert re.search(
         rf"^tunneld: could not listen on .*127\.0\.0\.1:{port}: address already in use$", done.stderr, re.MULTILINE
     )
+
+
+def test_a_drain_says_how_many_are_left_and_when_they_are_cut(running: Any, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        process = running("--log-format", "json", NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="60000000")
+        port = urlsplit(json.loads(wait_for(process.stderr, '"control listens"'))["uri"]).port
+        wait_for(process.stderr, '"ready"')
+        assert b"WATCHDOG=1" in manager.recv(1000) + manager.recv(1000)
+        with (
+            socket.create_connection(("127.0.0.1", port)) as control,
+            control.makefile("rw") as lines,
+            socket.create_connection(call(lines, "openTunnel tcp")) as hidden,
+            socket.create_connection(
+                call(lines, "getTunnelAddress tcp://{}:{}".format(*hidden.getpeername()))
+            ) as visitor,
+        ):
+            visitor.sendall(b"x")
+            assert hidden.recv(1) == b"x"
+            process.send_signal(signal.SIGTERM)
+            facts = json.loads(wait_for(process.stderr, '"event": "draining"'))
+            assert (facts["tunnels"], facts["visitors"], facts["seconds"]) == (1, 1, 30)
+            while b"STATUS=draining: 1 visitors left, cut in 30 s" not in manager.recv(1000):
+                pass
+        assert process.wait(timeout=60) == 0
+
+
+def client_address(lines: Any, server: tuple[str, int]) -> tuple[str, int]:
+    """Where visitors connect, for where the hidden server does."""
+    return call(lines, f"getTunnelAddress tcp://{server[0]}:{server[1]}")
+
+
+def call(lines: Any, request: str) -> tuple[str, int]:
+    """Say one line to the control port; the address in the URI that comes back."""
+    lines.write(f"{request}\n")
+    lines.flush()
+    while "://" not in (line := lines.readline()):
+        assert not line.startswith("ERR")
+    found = Endpoint.parse(line.split()[-1])
+    return found.host, found.port

@@ -19,7 +19,7 @@ from tunneld.client import connect
 from tunneld.daemon import Daemon
 from tunneld.errors import NotAllowedError, RefusedError
 
-HEAD = '[control]\nport = 0\n[http]\nport = 0\n[tunnels]\nports = "0"\n'
+HEAD = '[control]\nport = 0\n[http]\nport = 0\n[webmux]\nport = 0\n[tunnels]\nports = "0"\n'
 ALICE, ROOT = credential("alice"), credential("root", role="admin")
 
 

@@ -19,6 +19,8 @@ CONFIG = """
 port = 0
 [http]
 port = 0
+[webmux]
+port = 0
 [tunnels]
 ports = "0"
 linger = 5.0
