@@ -1,7 +1,9 @@
 """The multiplexed carrier: many byte streams over one connection, served inside the pump.
 
     link       the connection below: a plain socket or one in TLS, read and written without waiting
-    carrier    one link and its codec: channels by session id, heartbeat, the one place that writes
+    carrier    one link and its codec: channels by session id
+    outbox     what was said and not written yet: the one place that writes
+    heartbeat  is the peer alive?
     channel    one byte stream: what was received and not taken yet, and how much may be sent
     joint      a channel joined to a kernel socket: the relay of a visitor, without a task
     stream     a channel as a Trio stream, for everything else

@@ -3,10 +3,8 @@
     epoll ──► on_event ──► codec ──► channel.arrived ──► the visitor's socket, at once
     visitor's socket ──► joint ──► channel.put ──► codec ──► `outgoing` ──► one write after the batch
 
-One place writes, `_flush`, after everything that was ready has been served: so all frames of a wake-up leave in one
-write, and in TLS in full records. What the connection does not take stays in `outgoing`; while that holds `pause_at`
-octets or more, visitors are not read (they wait in `_paused`, and are read in that order). The kernel is kept from
-taking much more than it can send, since what it has queued nobody can overtake.
+One place writes, see `outbox`; while much waits there, visitors are not read. The kernel is kept from taking much more
+than it can send, since what it has queued nobody can overtake.
 
 Reading never waits for writing: what the peer makes us answer is bounded by the codec, everything else by credit, which
 is granted only for octets that a channel's user has taken.
@@ -14,7 +12,6 @@ is granted only for octets that a channel's user has taken.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Protocol
 
 import structlog
@@ -26,6 +23,7 @@ from tunneld.session.channel import Channel
 from tunneld.session.heartbeat import PING, Heartbeat
 from tunneld.session.limits import CarrierLimits
 from tunneld.session.link import Link
+from tunneld.session.outbox import Outbox
 from tunneld.session.window import Budget, Window
 from tunneld.wire.webmux import (
     Accepted,
@@ -43,8 +41,6 @@ from tunneld.wire.webmux import (
 
 MOST_CHANNELS = 126
 """Opened by one side at once: an id of the 127 is for the heartbeat."""
-LEAST_ROOM = 4096
-"""Octets: with less room than this a visitor waits, rather than being read in crumbs."""
 FRAGMENTS = 256
 """That one `Mux.send` makes at most; a peer's MSS of one octet must not stop the others."""
 
@@ -90,9 +86,7 @@ class Carrier:
         self._budget = Budget(limits.memory)
         self._ours = 0  # channels that we opened
         self._burst = 1 << 30  # octets that one `put` may cost, by the peer's MSS
-        self._paused: deque[Channel] = deque()
-        self._blocked = False  # the connection takes nothing now
-        self._touched = False  # a flush comes after the batch
+        self._outbox = Outbox(pump, link, self.mux.outgoing, limits, self._end)
         self._exact = False
         self._ping: int | None = None  # the session that asks for a sign of life
         link.keep_unsent_below(limits.unsent)
@@ -141,20 +135,11 @@ class Carrier:
 
     def touch(self) -> None:
         """Something was said: write it after the batch."""
-        if not self._touched and not self._blocked:
-            self._touched = True
-            self.pump.after_batch(self._flush)
+        self._outbox.touch()
 
     def room(self, channel: Channel) -> int:
         """Octets that may be put on the carrier now; 0: the channel hears of room, after those that waited longer."""
-        room = self.limits.pause_at - len(self.mux.outgoing)
-        if room < LEAST_ROOM and not self._blocked:
-            self._flush()
-            room = self.limits.pause_at - len(self.mux.outgoing)
-        if room < LEAST_ROOM and not self.over:
-            self._paused.append(channel)
-            return 0
-        return min(room, self._burst)
+        return min(self._outbox.room(channel), self._burst)
 
     def put(self, sid: int, data: memoryview) -> int:
         """Put octets on the carrier; returns how many were taken: all, if there was `room`."""
@@ -187,9 +172,8 @@ class Carrier:
         """Something happened on the connection."""
         if events & INEXACT:
             self._exact = True
-        if self._blocked and events & WRITABLE:
-            self._blocked = False
-            self._flush()
+        if events & WRITABLE:
+            self._outbox.unblock()
         if events & READABLE and not self.over:
             self._read()
 
@@ -322,27 +306,6 @@ class Carrier:
             self._ours -= 1
         self.owner.freed()
 
-    def _flush(self) -> None:
-        """Write what was said; where the connection takes no more, wait for it. The one place that writes."""
-        self._touched = False
-        if self.over or self._blocked:
-            return
-        outgoing, send, sent = self.mux.outgoing, self._link.send, 0
-        try:
-            with memoryview(outgoing) as view:
-                while sent < len(view):
-                    sent += send(view[sent:])
-        except BlockingIOError:
-            self._blocked = True
-        except OSError as error:
-            self._end(f"its connection broke: {reason_of(error)}")
-            return
-        del outgoing[:sent]
-        if self._paused and 2 * len(outgoing) <= self.limits.pause_at:
-            paused, self._paused = self._paused, deque()
-            for channel in paused:
-                channel.hear_room()
-
     def _end(self, reason: str) -> None:
         if self.over:
             return
@@ -350,8 +313,8 @@ class Carrier:
         self.heartbeat.stop()
         if self.pump.handlers.get(self._fd) is self:
             del self.pump.handlers[self._fd]
+        self._outbox.close()
         self._link.close()
-        self._paused.clear()
         channels, self.channels = self.channels, {}
         for channel in channels.values():
             channel.hear_reset(f"the carrier was lost: {reason}")

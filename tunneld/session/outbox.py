@@ -1,0 +1,92 @@
+"""What a carrier has said and not written yet: the one place that writes.
+
+It writes after everything that was ready has been served, so all frames of a wake-up leave in one write, and in TLS in
+full records. What the connection does not take stays in the codec's buffer; while that has less than `LEAST_ROOM` left
+of `CarrierLimits.pause_at`, channels wait, and are told of room in the order in which they asked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tunneld.errors import reason_of
+from tunneld.relay.pump import Pump
+from tunneld.session.limits import CarrierLimits
+from tunneld.session.link import Link
+
+if TYPE_CHECKING:
+    from tunneld.session.channel import Channel
+
+LEAST_ROOM = 4096
+"""Octets: with less room than this a visitor waits, rather than being read in crumbs."""
+
+
+class Outbox:
+    """The codec's outgoing octets on their way into the link."""
+
+    __slots__ = ("_closed", "_limits", "_link", "_on_lost", "_outgoing", "_paused", "_pump", "_touched", "blocked")
+
+    def __init__(
+        self, pump: Pump, link: Link, outgoing: bytearray, limits: CarrierLimits, on_lost: Callable[[str], None]
+    ) -> None:
+        """`on_lost` is told why the connection broke."""
+        self.blocked = False  # the connection takes nothing now
+        self._pump = pump
+        self._link = link
+        self._outgoing = outgoing
+        self._limits = limits
+        self._on_lost = on_lost
+        self._paused: deque[Channel] = deque()
+        self._touched = False  # a flush comes after the batch
+        self._closed = False
+
+    def touch(self) -> None:
+        """Something was said: write it after the batch."""
+        if not self._touched and not self.blocked:
+            self._touched = True
+            self._pump.after_batch(self.flush)
+
+    def room(self, channel: Channel) -> int:
+        """Octets that may be said now; 0: the channel hears of room, after those that waited longer."""
+        room = self._limits.pause_at - len(self._outgoing)
+        if room < LEAST_ROOM and not self.blocked:
+            self.flush()
+            room = self._limits.pause_at - len(self._outgoing)
+        if room >= LEAST_ROOM:
+            return room
+        self._paused.append(channel)
+        return 0
+
+    def flush(self) -> None:
+        """Write what was said; where the connection takes no more, wait for it."""
+        self._touched = False
+        if self._closed or self.blocked:
+            return
+        outgoing, send, sent = self._outgoing, self._link.send, 0
+        try:
+            with memoryview(outgoing) as view:
+                while sent < len(view):
+                    sent += send(view[sent:])
+        except BlockingIOError:
+            self.blocked = True
+        except OSError as error:
+            self._on_lost(f"its connection broke: {reason_of(error)}")
+            return
+        del outgoing[:sent]
+        if self._paused and 2 * len(outgoing) <= self._limits.pause_at:
+            paused, self._paused = self._paused, deque()
+            for channel in paused:
+                channel.hear_room()
+
+    def unblock(self) -> None:
+        """The connection may take octets again."""
+        if self.blocked:
+            self.blocked = False
+            self.flush()
+
+    def close(self) -> None:
+        """The carrier is gone: nothing is written, nobody waits."""
+        self._closed = True
+        self._paused.clear()
