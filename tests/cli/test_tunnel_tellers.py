@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 import trio
@@ -11,8 +12,9 @@ import trio
 from tests.agent.support import PATIENCE
 from tunneld.agent.events import Figures
 from tunneld.cli import writer
+from tunneld.cli.board import Board, Row, fitting, traffic
 from tunneld.cli.common import OutputGoneError
-from tunneld.cli.tellers import JsonLines, Lines, Live, Quiet, live_line, public_address
+from tunneld.cli.tellers import JsonLines, Lines, Live, Quiet, public_address
 from tunneld.cli.writer import Writer
 
 ADDRESS = "tcp://192.0.2.1:20000"
@@ -69,24 +71,111 @@ def test_quiet_tells_failures_and_not_the_end() -> None:
     assert (out.text, err.text.count("\n")) == (ADDRESS + "\n", 1)
 
 
+def test_of_several_exposures_every_line_begins_with_a_name() -> None:
+    out, err = Memory(), Memory()
+    lines = Lines(out, err, "http", "blog")
+    lines.tell("opened", **OPENED)
+    lines.tell("unhealthy", reason="no answer in 5 s")
+    lines.tell("ended", reason="the relay refused the credential 'bob'")
+    JsonLines(out, "tcp", "blog").tell("healthy")
+    address, healthy = out.text.splitlines()
+    assert address == "blog\thttp://192.0.2.1:20000/"
+    assert json.loads(healthy)["exposure"] == "blog"
+    assert err.text.splitlines() == [
+        "blog: the local server is unhealthy: no answer in 5 s",
+        "blog: failed for good: the relay refused the credential 'bob'",
+    ]
+
+
+# On a terminal
+
+
 async def test_the_live_line_is_redrawn_in_place_and_only_when_it_changed(autojump_clock: trio.abc.Clock) -> None:
     err = Memory()
-    figures = Figures()
-    live = Live(Memory(), err, "tcp")
+    board, figures = Board(err), Figures()
+    live = Live(Memory(), board, "tcp", figures=lambda: figures)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(live.run, lambda: figures)
+        nursery.start_soon(board.run)
+        live.tell("opened", **OPENED)
         await trio.sleep(3.2)
         figures = Figures(now=1, served=1, parked=8)
         await trio.sleep(3)
         nursery.cancel_scope.cancel()
     assert err.text.count("0 visitors now, 0 served") == 1
-    assert err.text.count("\r\x1b[K1 visitor now, 1 served") == 1
+    assert err.text.count("1 visitor now, 1 served") == 1
+    assert err.text.startswith("connected since ")
     assert err.text.endswith("\r\x1b[K")
 
 
-def test_the_live_line() -> None:
+async def test_two_exposures_have_a_line_each_and_notices_stay_above(autojump_clock: trio.abc.Clock) -> None:
+    err = Memory()
+    board = Board(err)
+    tellers = [Live(Memory(), board, "tcp", name) for name in ("blog", "shell")]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(board.run)
+        await trio.sleep(1)
+        tellers[0].tell("reconnecting", reason="lost", delay=4.0)
+        await trio.sleep(1)
+        tellers[1].tell("ended", reason="refused")
+        await trio.sleep(1)
+        assert screen(err.text) == [
+            "blog: reconnecting in 4 s: lost",
+            "shell: failed for good: refused",
+            "blog: reconnecting in 2 s: lost",
+        ]
+        nursery.cancel_scope.cancel()
+    assert screen(err.text)[2:] == [""]
+
+
+async def test_nothing_is_drawn_where_nothing_is_live(autojump_clock: trio.abc.Clock) -> None:
+    err = Memory()
+    with trio.move_on_after(5):
+        await Board(err).run()
+    assert err.text == ""
+
+
+async def test_a_row_says_in_plain_words_what_its_exposure_does(autojump_clock: trio.abc.Clock) -> None:
+    row, now = Row("", Figures), trio.current_time()
+    assert row.line(now) == "connecting"
+    row.heed("opened", OPENED)
+    assert re.match(r"connected since \d\d:\d\d   0 visitors now", row.line(now))
+    row.heed("unhealthy", {"reason": "no answer in 5 s"})
+    assert "   unhealthy: no answer in 5 s   0 visitors now" in row.line(now)
+    row.heed("healthy", {})
+    row.heed("reconnecting", {"reason": "lost", "delay": 3.7})
+    assert row.line(now) == "reconnecting in 4 s: lost"
+    assert row.line(now + 4) == "reconnecting now: lost"
+    row.heed("resumed", OPENED)
+    assert row.line(now).startswith("connected since ")
+
+
+def test_a_board_never_wraps_and_never_scrolls() -> None:
+    assert fitting(["abcdef", "b", "c"], (4, 25)) == ["abc", "b", "c"]
+    assert fitting(list("abcd"), (80, 5)) == list("abcd")
+    assert fitting(list("abcde"), (80, 5)) == ["a", "b", "c", "and 2 more"]
+    assert fitting(list("ab"), (80, 1)) == ["and 2 more"]
+
+
+def screen(text: str) -> list[str]:
+    """What a terminal shows after it was sent `text`."""
+    lines, row = [""], 0
+    for part in re.split(r"(\n|\r\x1b\[K|\x1b\[A)", text):
+        match part:
+            case "\n":
+                row += 1
+                lines += [""] * (row + 1 - len(lines))
+            case "\r\x1b[K":
+                lines[row] = ""
+            case "\x1b[A":
+                row -= 1
+            case _:
+                lines[row] += part
+    return lines
+
+
+def test_the_traffic() -> None:
     before, now = Figures(up=0, down=0), Figures(3, 40, 1, 8, up=2048, down=20 << 20)
-    assert live_line(now, before, 0.5) == (
+    assert traffic(now, before, 0.5) == (
         "3 visitors now, 40 served, 1 failed   up 2.0 KiB (4.0 KiB/s)   down 20 MiB (40 MiB/s)   8 parked"
     )
 

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
+from tunneld.agent.expose import CLOSE_WITHIN
+from tunneld.agent.planfile import Relay, load_plans
 from tunneld.config import Settings, Tunnels, load
 from tunneld.config.keys import keys
-from tunneld.errors import ConfigError, LimitReachedError, UsageError
+from tunneld.errors import ConfigError, LimitReachedError, NotAllowedError, UsageError
 
 CONFIG = Path(__file__).parents[2] / "config"
 ANNOTATED = CONFIG / "tunnel.toml"
-EXAMPLES = sorted((CONFIG / "examples").glob("*.toml"))
+OF_AGENTS = CONFIG / "examples/expose.toml"
+EXAMPLES = sorted(set((CONFIG / "examples").glob("*.toml")) - {OF_AGENTS})
 COMMENTED_OUT = re.compile(r"^#(?=\[|[a-z_]+ = )", re.MULTILINE)
 
 
@@ -78,6 +81,23 @@ def test_the_public_relay_asks_for_certificates(certificates: Path) -> None:
 def test_the_firewall_example_has_two_ports_for_each_tunnel() -> None:
     tunnels: Tunnels = load(CONFIG / "examples/behind-firewall.toml").tunnels
     assert len(tunnels.port_range) == 2 * tunnels.max_tunnels
+
+
+def test_the_example_of_several_exposures_loads() -> None:
+    file = load_plans(OF_AGENTS)
+    assert file.relay != Relay()
+    assert list(file.plans) == ["blog", "shell", "files"]
+
+
+def test_the_unit_of_the_agent_does_not_try_again_what_does_not_get_better() -> None:
+    unit = configparser.RawConfigParser(strict=False, comment_prefixes=("#",))
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(CONFIG / "tunnel.service")
+    service = unit["Service"]
+    assert float(service["TimeoutStopSec"]) > CLOSE_WITHIN
+    assert set(service["RestartPreventExitStatus"].split()) == {
+        str(kind.exit_status) for kind in (UsageError, NotAllowedError, ConfigError)
+    }
 
 
 def test_systemd_waits_longer_than_the_daemon_drains_and_knows_its_exit_statuses() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import tunneld
-from tunneld.agent import events
+from tunneld.agent import events, planfile
 from tunneld.cli import access, common, keyring, secret
 from tunneld.cli.tunnel import parser
 from tunneld.cli.verbs import VERBS
@@ -87,7 +87,7 @@ def test_every_variable_is_in_the_page_and_no_other() -> None:
     read = (
         set(re.findall(r"TUNNEL_[A-Z][A-Z_]*", source))
         | {f"TUNNEL_{name}" for name in ("CA", "CERT", "KEY")}
-        | {"TERM"}
+        | {"TERM", "XDG_CONFIG_HOME"}  # the latter by places.py, for expose.toml
     )
     assert set(re.findall(r"^\.It Ev (\w+)", TEXT, flags=re.MULTILINE)) == read
 
@@ -115,6 +115,25 @@ def test_every_default_is_in_the_page() -> None:
                 default = action.default if isinstance(action.default, str) else f"{action.default:g}"
                 assert f"default is {default}" in " ".join(said.split()), action.option_strings
     assert access.DEFAULT_RELAY in TEXT
+
+
+def test_every_key_of_the_file_is_in_the_page_and_no_other() -> None:
+    room = TEXT.split(".Ss Several local servers\n")[1].split("\n.Ss ")[0]
+    relay, exposed = room.split("Each table\n")
+    for text, table in ((relay, planfile.Relay), (exposed, planfile.Exposed)):
+        named = [word for line in re.findall(r"^\.It Ic (.+)$", text, re.MULTILINE) for word in line.split(" , ")]
+        assert sorted(named) == sorted(table.model_fields)
+
+
+def test_every_key_of_the_file_is_an_option_with_the_same_default() -> None:
+    """`name` and `target` are the table's own way to say things; `http` and `https` are options of their own."""
+    made = {action.dest: action for action in commands()["expose"]._actions}
+    for name, field in planfile.Exposed.model_fields.items():
+        default = made[name].default
+        if name not in {"target", "scheme", "proxy_protocol"}:
+            assert default == (field.default or None), name
+    spelled = {"where": "relay"}
+    assert {spelled.get(name, name) for name in planfile.Relay.model_fields} <= made.keys()
 
 
 def test_the_roles_are_in_the_page() -> None:

@@ -23,6 +23,8 @@ UNHEALTHY_AFTER = 3
 """Failures in a row: one is a restart."""
 HEALTHY_AFTER = 2
 """Successes in a row: one can be luck."""
+MOST_LOOKS = 100
+"""For either of the two; with the shortest useful interval that is minutes."""
 PATH = "/"
 """What is asked for over HTTP."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tunneld.cli.common import Parser, complain
-from tunneld.cli.secret import credential
+from tunneld.cli.secret import credential, from_terminal
 from tunneld.cli.tables import Form
 from tunneld.errors import UsageError
 
@@ -43,11 +44,23 @@ def add_relay_options(parser: Parser) -> None:
     )
 
 
-def access(options: argparse.Namespace) -> RelayAccess:
-    """How to reach the relay, and as whom. Raises `ConfigError` for unusable certificate files, `UsageError`."""
+def as_option(word: str) -> str:
+    """How a person spells `max_pool` on a command line."""
+    return f"--{word.replace('_', '-')}"
+
+
+def access(
+    options: argparse.Namespace,
+    spell: Callable[[str], str] = as_option,
+    ask: Callable[[str], str] = from_terminal,
+) -> RelayAccess:
+    """How to reach the relay, and as whom. Raises `ConfigError` for unusable certificate files, `UsageError`.
+
+    `spell` is how the words of `options` were written, `ask` gives the secret of a name where nothing else does.
+    """
     from tunneld.agent.access import RelayAccess  # noqa: PLC0415 - --help does without Trio
 
-    return RelayAccess(options.relay, _tls(options), options.timeout, credential(options))
+    return RelayAccess(options.relay, _tls(options, spell), options.timeout, credential(options, ask))
 
 
 def form(options: argparse.Namespace) -> Form:
@@ -107,7 +120,7 @@ def _pin(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
+def _tls(options: argparse.Namespace, spell: Callable[[str], str]) -> ssl.SSLContext | None:
     """A context where the relay is `tls://`, or where it is to be verified by TLS and is not `tcp://`.
 
     A certificate of ours may be set for all relays and is left out where there is no TLS; a pin is for one relay, and
@@ -116,7 +129,7 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
     scheme = options.relay.partition("://")[0].lower() if "://" in options.relay else ""
     verified_by = [name for name in ("pin", "insecure") if getattr(options, name)]
     if scheme == "tcp" and verified_by:
-        raise UsageError(f"relay {options.relay} is asked for no certificate, so --{verified_by[0]} needs tls://")
+        raise UsageError(f"relay {options.relay} is asked for no certificate, so {spell(verified_by[0])} needs tls://")
     if scheme != "tls" and (scheme or not (options.ca or options.cert or verified_by)):
         return None
     from tunneld.net import client_tls_context, unverified_tls_context  # noqa: PLC0415 - as above
@@ -124,6 +137,7 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
     if not options.insecure:
         return client_tls_context(options.ca, options.cert, options.key, pin=options.pin)
     if options.ca or options.pin:
-        raise UsageError(f"--insecure checks no certificate, so it cannot be with --{'ca' if options.ca else 'pin'}")
-    complain(f"tunnel: warning: --insecure: whoever answers as relay {options.relay} is believed to be it")
+        other = spell("ca" if options.ca else "pin")
+        raise UsageError(f"{spell('insecure')} checks no certificate, so it cannot be with {other}")
+    complain(f"tunnel: warning: {spell('insecure')}: whoever answers as relay {options.relay} is believed to be it")
     return unverified_tls_context(options.cert, options.key)

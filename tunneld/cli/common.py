@@ -139,8 +139,12 @@ def _end(program: str, error: BaseException) -> int:
         return INTERRUPTED
     for line in _lines(program, ours):
         complain(line)
-    first = ours[0]
-    return first.status if isinstance(first, RefusedError) else first.exit_status
+    return status_of(ours[0])
+
+
+def status_of(error: TunneldError) -> int:
+    """The exit status of a command that ended by this."""
+    return error.status if isinstance(error, RefusedError) else error.exit_status
 
 
 def _lines(program: str, errors: Sequence[TunneldError]) -> Iterator[str]:

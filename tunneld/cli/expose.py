@@ -15,101 +15,83 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 import structlog
 import trio
 
-from tunneld.agent.events import Teller
-from tunneld.agent.expose import open_exposure
-from tunneld.agent.health import Check, Conduct
-from tunneld.agent.keeper import Wish
-from tunneld.agent.sizing import Limits
+from tunneld.agent.events import Figures, Teller
+from tunneld.agent.expose import Exposure, open_exposure
+from tunneld.agent.plan import plan_of
 from tunneld.agent.wake import Wake
-from tunneld.cli.access import access
+from tunneld.cli.access import access, as_option
+from tunneld.cli.board import Board
 from tunneld.cli.tellers import JsonLines, Lines, Live, Quiet
 from tunneld.cli.writer import Writer
-from tunneld.endpoint import Target
-from tunneld.errors import UsageError
 from tunneld.net import raise_descriptor_limit
-from tunneld.wire.lines import Value
 
 STDOUT, STDERR = 1, 2
 WARNING = 30  # of `logging`: the engine says nothing lower that concerns a person
 
 
-VISITORS = ("allow_from", "deny_from", "max_visitors", "max_per_source", "visitor_rate", "bandwidth", "quota")
-"""Options of openTunnel that go to the relay as they were typed; it says what is wrong with them."""
-
-
 async def run(options: argparse.Namespace) -> int:
     """Expose until told to stop. Returns the exit status 0; anything else is an exception."""
-    target, relay, wish = Target.parse(options.target), access(options), wish_of(options)
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    raise_descriptor_limit()
+    plan, relay = plan_of(vars(options), as_option), access(options)
+    prepare()
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(*signals_to_obey()))
         out = await stack.enter_async_context(Writer(STDOUT, vital=True).open())
         err = await stack.enter_async_context(Writer(STDERR, vital=False).open())
-        teller = teller_of(options, out, err)
+        board = Board(err)
+        current: list[Exposure] = []  # one, once it is there
+
+        def figures() -> Figures:
+            return current[0].figures if current else Figures()
+
+        teller = teller_of(options, out, err, plan.scheme, board=board, figures=figures)
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(_stop_on_signal, signals, scope)
         wake = Wake()
         nursery.start_soon(wake.run)
         async with open_exposure(
-            target, relay, wish, teller, linger=options.linger, check=check_of(options), wake=wake
+            plan.target, relay, plan.wish, teller, linger=plan.linger, check=plan.check, wake=wake
         ) as exposure:
-            if isinstance(teller, Live):
-                nursery.start_soon(teller.run, lambda: exposure.figures)
+            current.append(exposure)
+            nursery.start_soon(board.run)
             await exposure.run()
         nursery.cancel_scope.cancel()
     return os.EX_OK
 
 
-def wish_of(options: argparse.Namespace) -> Wish:
-    """The kind of tunnel that the options ask for. Raises `UsageError`."""
-    if options.pool > options.max_pool:
-        raise UsageError(f"--pool {options.pool} is more than --max-pool {options.max_pool}")
-    words: dict[str, Value] = {
-        "name": options.name,
-        "client_port": options.port,
-        "ttl": options.ttl,
-        "idle_timeout": options.idle_timeout,
-        "linger": options.linger,
-        **{key: getattr(options, key) for key in VISITORS},
-    }
-    asked = {key: value for key, value in words.items() if value is not None}
-    limits = Limits(options.pool, options.max_pool)
-    return Wish(asked, limits, keep_header=options.proxy_protocol, backend=options.backend)
-
-
-def check_of(options: argparse.Namespace) -> Check | None:
-    """How the local server is to be looked at, if at all."""
-    if options.health is None:
-        return None
-    return Check(
-        options.health,
-        options.health_path,
-        options.health_interval,
-        options.health_timeout,
-        conduct=Conduct(options.unhealthy),
+def prepare() -> None:
+    """What a process that serves visitors needs before it begins."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    raise_descriptor_limit()
 
 
-def teller_of(options: argparse.Namespace, out: Writer, err: Writer) -> Teller:
+def teller_of(
+    options: argparse.Namespace,
+    out: Writer,
+    err: Writer,
+    scheme: str,
+    name: str = "",
+    *,
+    board: Board,
+    figures: Callable[[], Figures],
+) -> Teller:
     """Who talks: see tellers.py."""
-    scheme = options.scheme or "tcp"
     if options.json:
-        return JsonLines(out, scheme)
+        return JsonLines(out, scheme, name)
     if options.quiet:
-        return Quiet(out, err, scheme)
-    moves = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-    return (Live if moves else Lines)(out, err, scheme)
+        return Quiet(out, err, scheme, name)
+    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return Live(out, board, scheme, name, figures=figures)
+    return Lines(out, err, scheme, name)
 
 
 def signals_to_obey() -> list[signal.Signals]:

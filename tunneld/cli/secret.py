@@ -9,6 +9,7 @@ import getpass
 import os
 import stat
 import sys
+from collections.abc import Callable
 
 from tunneld.errors import UsageError, reason_of
 
@@ -16,10 +17,11 @@ LARGEST = 1024
 """Octets of a file with a secret; a larger one is the wrong file."""
 
 
-def credential(options: argparse.Namespace) -> tuple[str, str] | None:
+def credential(options: argparse.Namespace, ask: Callable[[str], str] | None = None) -> tuple[str, str] | None:
     """The name and the secret that the options and the environment lead to. Raises `UsageError`.
 
-    What is typed goes before what is set, so: `--secret-file`, $TUNNEL_SECRET, $TUNNEL_SECRET_FILE, a prompt.
+    What is typed goes before what is set, so: `--secret-file`, $TUNNEL_SECRET, $TUNNEL_SECRET_FILE, else what `ask`
+    answers for the name: by default `from_terminal`.
     """
     name = options.credential or os.environ.get("TUNNEL_CREDENTIAL")
     if not name:
@@ -32,7 +34,7 @@ def credential(options: argparse.Namespace) -> tuple[str, str] | None:
         return name, secret
     if path := os.environ.get("TUNNEL_SECRET_FILE"):
         return name, from_file(path)
-    return name, from_terminal(name)
+    return name, (ask or from_terminal)(name)
 
 
 def from_file(path: str) -> str:

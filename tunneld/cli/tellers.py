@@ -1,32 +1,25 @@
-"""The four ways in which `tunnel expose` talks.
+"""The four ways in which `tunnel expose` and `tunnel up` talk.
 
     standard output                      standard error
     the address                          events, a line each              Lines
-    the address                          failures above a live line       Live    where that is a terminal
+    the address                          failures above live lines        Live    where that is a terminal: see board.py
     the address                          failures                         Quiet
     everything, as JSON lines                                             JsonLines
 
-Standard output has the address alone, so that `read url` behind a pipe gets it and may leave.
+Standard output has the address alone, so that `read url` behind a pipe gets it and may leave. Where there are several
+exposures, each line begins with the name of one.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import trio
-
 from tunneld.agent.events import Field, Figures
-from tunneld.cli.tables import octets
+from tunneld.cli.board import Board
 from tunneld.cli.writer import Writer
 from tunneld.endpoint import Endpoint
-
-REDRAW = 0.5
-"""Seconds between two looks of the live line."""
-CLEAR = "\r\x1b[K"
-"""To the first column, and erase the line."""
 
 
 class Lines:
@@ -34,17 +27,20 @@ class Lines:
 
     visits = True
 
-    def __init__(self, out: Writer, err: Writer, scheme: str) -> None:
+    def __init__(self, out: Writer, err: Writer, scheme: str, name: str = "") -> None:
+        """`name`: of one of several exposures."""
         self._out = out
         self._err = err
         self._scheme = scheme
+        self._name = name
 
     def tell(self, event: str, /, **fields: Field) -> None:
         """Print the address, or the event."""
         if event == "opened":
-            self._out.put(public_address(str(fields["address"]), self._scheme) + "\n")
+            name = f"{self._name}\t" if self._name else ""
+            self._out.put(f"{name}{public_address(str(fields['address']), self._scheme)}\n")
         else:
-            self._notice(sentence(event, fields))
+            self._notice((f"{self._name}: " if self._name else "") + sentence(event, fields))
 
     def _notice(self, line: str) -> None:
         self._err.put(line + "\n")
@@ -66,22 +62,22 @@ class Live(Lines):
 
     visits = False
 
-    def _notice(self, line: str) -> None:
-        self._err.put(f"{CLEAR}{line}\n")
+    def __init__(
+        self, out: Writer, board: Board, scheme: str, name: str = "", *, figures: Callable[[], Figures] = Figures
+    ) -> None:
+        super().__init__(out, board.err, scheme, name)
+        self._board = board
+        self._row = board.add(name, figures)
 
-    async def run(self, figures: Callable[[], Figures]) -> None:
-        """Redraw until cancelled, then leave the cursor on a line of its own."""
-        drawn, before = "", figures()
-        try:
-            while True:
-                now = figures()
-                line = live_line(now, before, REDRAW)[: shutil.get_terminal_size().columns - 1]
-                if line != drawn:
-                    self._err.put(CLEAR + line)
-                drawn, before = line, now
-                await trio.sleep(REDRAW)
-        finally:
-            self._err.put(CLEAR)
+    def tell(self, event: str, /, **fields: Field) -> None:
+        """Print what `Lines` does, and keep the row true."""
+        if event in {"closed", "ended"}:
+            self._board.remove(self._name)
+        super().tell(event, **fields)
+        self._row.heed(event, fields)
+
+    def _notice(self, line: str) -> None:
+        self._board.notice(line)
 
 
 class JsonLines:
@@ -89,16 +85,18 @@ class JsonLines:
 
     visits = True
 
-    def __init__(self, out: Writer, scheme: str) -> None:
+    def __init__(self, out: Writer, scheme: str, name: str = "") -> None:
+        """`name`: of one of several exposures."""
         self._out = out
         self._scheme = scheme
+        self._whose = {"exposure": name} if name else {}
 
     def tell(self, event: str, /, **fields: Field) -> None:
-        """Print one object: `time`, `event`, and what belongs to it."""
+        """Print one object: `time`, `event`, of several exposures `exposure`, and what belongs to the event."""
         if event == "opened":
             fields["address"] = public_address(str(fields["address"]), self._scheme)
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._out.put(json.dumps({"time": time, "event": event, **fields}, ensure_ascii=False) + "\n")
+        self._out.put(json.dumps({"time": time, "event": event, **self._whose, **fields}, ensure_ascii=False) + "\n")
 
 
 def public_address(client_uri: str, scheme: str) -> str:
@@ -123,6 +121,8 @@ def sentence(event: str, fields: dict[str, Field]) -> str:
             return f"the local server is unhealthy: {fields['reason']}"
         case "healthy":
             return "the local server is healthy again"
+        case "ended":
+            return f"failed for good: {fields['reason']}"
         case "reconnecting":
             return f"reconnecting in {fields['delay']:g} s: {fields['reason']}"
         case _:
@@ -133,13 +133,3 @@ def sentence(event: str, fields: dict[str, Field]) -> str:
 def more(fields: dict[str, Field]) -> str:
     """How often the same was kept back."""
     return f" (and {fields['repeated']} more)" if fields["repeated"] else ""
-
-
-def live_line(now: Figures, before: Figures, interval: float) -> str:
-    """`3 visitors now, 40 served   up 1.2 MiB (3 KiB/s)   down 20 MiB (1.1 MiB/s)   8 parked`."""
-    failed = f", {now.failed} failed" if now.failed else ""
-    up, down = (int(max(0, new - old) / interval) for new, old in ((now.up, before.up), (now.down, before.down)))
-    return (
-        f"{now.now} visitor{'' if now.now == 1 else 's'} now, {now.served} served{failed}"
-        f"   up {octets(now.up)} ({octets(up)}/s)   down {octets(now.down)} ({octets(down)}/s)   {now.parked} parked"
-    )

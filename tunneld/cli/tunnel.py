@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
-from tunneld.agent.health import INTERVAL, PATH, TIMEOUT, Conduct
+from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MOST_LOOKS, PATH, TIMEOUT, UNHEALTHY_AFTER, Conduct
 from tunneld.cli.access import add_relay_options, positive_seconds
 from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
@@ -30,6 +31,7 @@ def parser() -> Parser:
     made.add_common_options()
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     _add_expose(commands.add_parser("expose", help=EXPOSE, description=EXPOSE + "."))
+    _add_up(commands.add_parser("up", help=UP, description=UP + "."))
     add_credential(commands.add_parser("credential", help=CREDENTIAL, description=CREDENTIAL + "."))
     for verb in VERBS:
         _add_verb(commands.add_parser(verb.name, help=verb.summary, description=verb.summary + "."), verb)
@@ -37,6 +39,8 @@ def parser() -> Parser:
 
 
 EXPOSE = "make a local server reachable: open a tunnel, serve its visitors, come back after a loss"
+
+UP = "make several local servers reachable, as a file says"
 
 
 def _tunnel(options: argparse.Namespace) -> int:
@@ -73,25 +77,50 @@ def _add_expose(parser: Parser) -> None:
     parser.set_defaults(command=_expose)
 
 
+async def _up(options: argparse.Namespace) -> int:
+    from tunneld.cli import up  # noqa: PLC0415 - as above
+
+    return await up.run(options)
+
+
+def _add_up(parser: Parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help="of the exposures in the file; else all of them")
+    parser.add_argument("--file", metavar="FILE", type=Path, help="the file, else ~/.config/tunneld/expose.toml")
+    parser.add_argument("--check", action="store_true", help="say what is wrong with the file, and exit")
+    _add_amount(parser.add_argument_group("what is printed"))
+    parser.set_defaults(command=_up)
+
+
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
     scheme = group.add_mutually_exclusive_group()
     scheme.add_argument("--http", dest="scheme", action="store_const", const="http", help="the address as http://.../")
     scheme.add_argument("--https", dest="scheme", action="store_const", const="https", help="the same as https://.../")
+    _add_amount(group)
+
+
+def _add_amount(group: argparse._ArgumentGroup) -> None:
     amount = group.add_mutually_exclusive_group()
     amount.add_argument("--json", action="store_true", help="every event as a JSON object, one a line")
-    amount.add_argument("--quiet", action="store_true", help="only the address, and what goes wrong")
+    amount.add_argument("--quiet", action="store_true", help="only addresses, and what goes wrong")
 
 
 def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--name", metavar="NAME", help="a word for people, shown in lists and logs of the relay")
-    add("--port", metavar="PORT", type=_port, help="the port that clients connect to, where the relay allows it")
+    port_help = "the port that clients connect to, where the relay allows it"
+    add("--port", dest="client_port", metavar="PORT", type=_port, help=port_help)
     add("--ttl", metavar="SECONDS", type=positive_seconds, help="close the tunnel after this time and exit")
     add(
         "--idle-timeout",
         metavar="SECONDS",
         type=positive_seconds,
         help="close the tunnel when no byte has moved for this time and exit",
+    )
+    add(
+        "--pairing-timeout",
+        metavar="SECONDS",
+        type=positive_seconds,
+        help="how long a visitor waits at the relay while the agent takes none",
     )
     add(
         "--linger",
@@ -134,6 +163,11 @@ def _add_health_options(group: argparse._ArgumentGroup) -> None:
     for option, default, what in (("interval", INTERVAL, "between two checks"), ("timeout", TIMEOUT, "for an answer")):
         name, help_text = f"--health-{option}", f"{what} (%(default)g)"
         add(name, metavar="SECONDS", type=positive_seconds, default=default, help=help_text)
+    for option, count, what in (
+        ("unhealthy", UNHEALTHY_AFTER, "failures in a row that make it unhealthy"),
+        ("healthy", HEALTHY_AFTER, "successes in a row that make it healthy again"),
+    ):
+        add(f"--{option}-after", metavar="COUNT", type=_looks, default=count, help=f"{what} (%(default)s)")
     add(
         "--unhealthy",
         choices=[conduct.value for conduct in Conduct],
@@ -154,6 +188,12 @@ def _port(text: str) -> int:
         return parse_port(text, text, lowest=1)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _looks(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 0 < int(text) <= MOST_LOOKS):
+        raise argparse.ArgumentTypeError(f"not a count between 1 and {MOST_LOOKS}: {text!r}")
+    return int(text)
 
 
 def _count(text: str) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import ValidationError
@@ -14,7 +15,10 @@ from pydantic import ValidationError
 from tunneld.config.context import Loading
 from tunneld.config.problems import sentences
 from tunneld.config.schema import Settings
+from tunneld.config.values import Table
 from tunneld.errors import ConfigError, reason_of
+
+AnyTable = TypeVar("AnyTable", bound=Table)
 
 LARGEST = 1024 * 1024  # octets; the annotated default has 6 KiB, so this is a wrong file or a device without end
 _PLACE = re.compile(r"(?P<what>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)", re.DOTALL)
@@ -28,10 +32,15 @@ def load(path: Path) -> Settings:
     Raises:
         ConfigError: with one sentence for each mistake: file, key path or line, reason.
     """
+    return load_as(Settings, path, parse)
+
+
+def load_as(root: type[AnyTable], path: Path, parse: Callable[[bytes, Path], AnyTable]) -> AnyTable:
+    """Read a file that is to be a `root`, as `parse` makes it of the content and the folder. Raises `ConfigError`."""
     try:
         return parse(_read(path), path.absolute().parent)
     except ValidationError as error:
-        problems = sentences(error)
+        problems = sentences(error, root)
     except ValueError as error:
         problems = [str(error)]
     raise ConfigError([f"{path}: {problem}" for problem in problems])
@@ -39,7 +48,7 @@ def load(path: Path) -> Settings:
 
 def parse(content: bytes, folder: Path) -> Settings:
     """The settings in a file's content. Raises `pydantic.ValidationError`, or `ValueError` when it is not TOML."""
-    tables = _toml(_text(content))
+    tables = toml(content)
     return Settings.model_validate(tables, context=Loading(folder, credentials=bool(tables.get("credential"))))
 
 
@@ -49,6 +58,11 @@ def dump(settings: Settings) -> str:
     Of secrets it has what the file has: verifiers, and where the others are.
     """
     return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+
+
+def toml(content: bytes) -> dict[str, Any]:
+    """The tables in a file's content. Raises `ValueError` that says where it is not TOML."""
+    return _toml(_text(content))
 
 
 def _read(path: Path) -> bytes:

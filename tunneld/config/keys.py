@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args, get_origin
 
@@ -43,6 +43,24 @@ def tables(table: type[Table] = Settings, prefix: str = "") -> Iterator[tuple[st
         inner = subtable(field) or element(field)
         if inner is not None:
             yield from tables(inner, f"{prefix}.{name}".removeprefix("."))
+
+
+def schema_path(path: Sequence[str | int], root: type[Table] = Settings) -> str:
+    """The key path in the schema behind one in a file, which also has indices and the names of named tables:
+    `expose.target` for `expose.blog.target`.
+    """
+    words: list[str] = []
+    table, named = root, False
+    for part in path:
+        if named or isinstance(part, int):
+            named = False
+            continue
+        words.append(part)
+        field = table.model_fields.get(part)
+        if field is not None:
+            named = get_origin(field.annotation) is dict
+            table = _table_in(field) or table
+    return ".".join(words)
 
 
 def subtable(field: FieldInfo) -> type[Table] | None:

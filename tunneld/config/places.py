@@ -31,13 +31,18 @@ def default_config() -> Path:
 
 
 def _user_config() -> Path | None:
+    return user_file("tunnel.toml")
+
+
+def user_file(name: str) -> Path | None:
+    """Where a file of ours belongs that is this user's alone: `${XDG_CONFIG_HOME:-~/.config}/tunneld/NAME`."""
     folder = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     if not folder.is_absolute():  # the specification: a relative path there is to be ignored
         try:
             folder = Path.home() / ".config"
         except RuntimeError:  # a user without a home, as daemons often are
             return None
-    return folder / "tunneld" / "tunnel.toml"
+    return folder / "tunneld" / name
 
 
 def _is_there(path: Path) -> bool:

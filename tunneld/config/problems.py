@@ -15,8 +15,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from tunneld.config.keys import keys, tables
+from tunneld.config.keys import keys, schema_path, tables
 from tunneld.config.literals import dotted, literal
+from tunneld.config.schema import Settings
+from tunneld.config.values import Table
 
 NOUNS = {
     "int_type": "an integer",
@@ -27,30 +29,33 @@ NOUNS = {
     "path_type": "a path in quotes",
     "tuple_type": "an array",
     "model_type": "a table",
+    "dict_type": "a table",
     "model_attributes_type": "a table",
 }
 BOUNDS = {"greater_than_equal", "less_than_equal", "finite_number"}
 
 
-def sentences(error: ValidationError) -> list[str]:
-    """One sentence for each mistake, in the order of the schema, without the file's name."""
+def sentences(error: ValidationError, root: type[Table] = Settings) -> list[str]:
+    """One sentence for each mistake in a file that is to be a `root`, in the order of the schema, without the file's
+    name.
+    """
     details = error.errors(include_url=False)
-    return [f"{dotted(detail['loc'])}: {_reason(detail)}" for detail in details]
+    return [f"{dotted(detail['loc'])}: {_reason(detail, root)}" for detail in details]
 
 
-def _reason(detail: ErrorDetails) -> str:
+def _reason(detail: ErrorDetails, root: type[Table]) -> str:
     kind, path, value = detail["type"], detail["loc"], detail["input"]
     match kind:
         case "extra_forbidden":
-            return _unrecognized(path, "table" if isinstance(value, dict) else "key")
+            return _unrecognized(path, "table" if isinstance(value, dict) else "key", root)
         case "missing":
             return "missing, and it has no default"
         case "literal_error":
-            return f"{literal(value)} is not one of {', '.join(get_args(_field(path).annotation))}"
+            return f"{literal(value)} is not one of {', '.join(choices(_field(path, root)))}"
         case "value_error":
             return str(detail["ctx"]["error"])
         case _ if kind in BOUNDS or (kind == "float_type" and type(value) is int):  # an integer beyond all floats
-            lowest, highest = bounds(_field(path))
+            lowest, highest = bounds(_field(path, root))
             return f"{literal(value)} is not between {lowest} and {highest}"
         case _ if kind in NOUNS:
             return f"{literal(value)} is not {NOUNS[kind]}"
@@ -65,18 +70,24 @@ def bounds(field: FieldInfo) -> tuple[str, str]:
     return f"{lowest:.12g}", f"{highest:.12g}"
 
 
-def _field(path: Sequence[str | int]) -> FieldInfo:
+def choices(field: FieldInfo) -> list[str]:
+    """The words that a key takes, which may also be left out."""
+    kinds = get_args(field.annotation)
+    return [word for kind in kinds for word in get_args(kind) or (kind,) if isinstance(word, str)]
+
+
+def _field(path: Sequence[str | int], root: type[Table]) -> FieldInfo:
     """The schema's field behind a key path; an index into an array belongs to the array's key or table."""
-    name = ".".join(part for part in path if isinstance(part, str))
-    return next(key.field for key in keys() if key.path == name)
+    name = schema_path(path, root)
+    return next(key.field for key in keys(root) if key.path == name)
 
 
-def _unrecognized(path: Sequence[str | int], kind: str) -> str:
+def _unrecognized(path: Sequence[str | int], kind: str, root: type[Table]) -> str:
     """Very near in its own table or in another; else somewhat near in its own; else what the table has."""
     *outer, name = [part for part in path if isinstance(part, str)]
     table = ".".join(outer)
-    siblings = list(dict(tables())[table].model_fields)
-    elsewhere = {key.path.rpartition(".")[2]: key.path for key in reversed(list(keys()))}  # of two, the first
+    siblings = list(dict(tables(root))[schema_path(outer, root)].model_fields)
+    elsewhere = {key.path.rpartition(".")[2]: key.path for key in reversed(list(keys(root)))}  # of two, the first
     if near := get_close_matches(name, siblings, n=1, cutoff=0.8):
         hint = f"did you mean {near[0]}?"
     elif far := get_close_matches(name, elsewhere, n=1, cutoff=0.8):

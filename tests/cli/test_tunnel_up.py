@@ -1,0 +1,166 @@
+"""`tunnel up` as a process: its file, its signals, its output and its exit status."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.agent.support import PATIENCE, RelayHere, echo, local_server, relay_here
+from tests.agent.test_expose import ask
+from tests.cli.test_tunnel import Reader, running, tunnel
+from tunneld.agent.access import RelayAccess
+from tunneld.agent.planfile import Relay
+from tunneld.cli import up
+from tunneld.endpoint import Endpoint
+from tunneld.errors import UsageError
+from tunneld.tunnel import Tunnel
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "expose.toml"
+
+
+def edit(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def tunnels(relay: RelayHere) -> dict[str, Tunnel]:
+    return {tunnel.opening.options.name: tunnel for tunnel in relay.service.tunnels()}
+
+
+async def test_each_address_is_a_line_with_its_name(file: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            edit(file, f"[expose.a]\ntarget = {target.port}\nscheme = 'http'\n[expose.b]\ntarget = {target.port}")
+            async with running(relay, "up", "--file", str(file)) as process:
+                lines = Reader(process.stdout)
+                told = dict([(await lines.line()).split("\t"), (await lines.line()).split("\t")])
+                opened = tunnels(relay)
+                assert told == {
+                    "a": f"http://{opened['a'].client_uri.authority}/",
+                    "b": str(opened["b"].client_uri),
+                }
+                process.terminate()
+                assert await process.wait() == 0
+                assert tunnels(relay) == {}
+
+
+async def test_a_hangup_reads_the_file_again_and_a_broken_one_changes_nothing(file: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            both = "[expose.a]\ntarget = {0}\n[expose.{1}]\ntarget = {0}\n"
+            edit(file, both.format(target.port, "b"))
+            async with running(relay, "up", "--file", str(file), "--json") as process:
+                lines, errors = Reader(process.stdout), Reader(process.stderr)
+                opened = [json.loads(await lines.line()), json.loads(await lines.line())]
+                assert {event["exposure"] for event in opened} == {"a", "b"}
+                before = tunnels(relay)["a"].id
+
+                edit(file, "[expose.a]\ntraget = 1")
+                process.send_signal(signal.SIGHUP)
+                assert await errors.line() == f"{file}: expose.a.target: missing, and it has no default"
+                assert await errors.line() == f"{file}: expose.a.traget: unrecognized key; did you mean target?"
+                assert await errors.line() == f"{file}: not reloaded, nothing was changed"
+                assert set(tunnels(relay)) == {"a", "b"}
+
+                edit(file, both.format(target.port, "c"))
+                process.send_signal(signal.SIGHUP)
+                assert await errors.line() == f"{file}: reloaded: opened c; closed b"
+                events = [json.loads(await lines.line()), json.loads(await lines.line())]
+                assert {(event["exposure"], event["event"]) for event in events} == {("b", "closed"), ("c", "opened")}
+                assert set(tunnels(relay)) == {"a", "c"}
+                assert tunnels(relay)["a"].id == before
+                (address,) = (event["address"] for event in opened if event["exposure"] == "a")
+                assert await ask(Endpoint.parse(address), b"hello") == b"hello"
+
+
+async def test_a_failure_for_good_is_the_exit_status_and_ends_nothing_else(file: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            edit(file, f"[expose.good]\ntarget = {target.port}\n[expose.bad]\ntarget = 1\nbackend = 'webmux'")
+            async with running(relay, "up", "--file", str(file)) as process:
+                said = await Reader(process.stderr).line()
+                assert said.startswith("bad: failed for good: ")
+                name, address = (await Reader(process.stdout).line()).split("\t")
+                assert name == "good"
+                assert await ask(Endpoint.parse(address), b"hello") == b"hello"
+                process.terminate()
+                assert await process.wait() not in (0, 1)
+
+
+async def test_only_what_is_named_is_exposed(file: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay:
+            edit(file, "[expose.a]\ntarget = 1\n[expose.b]\ntarget = 1")
+            async with running(relay, "up", "--file", str(file), "b") as process:
+                assert (await Reader(process.stdout).line()).startswith("b\t")
+                assert set(tunnels(relay)) == {"b"}
+            unknown = await tunnel("up", "--file", str(file), "c")
+            assert (unknown.returncode, unknown.stdout) == (64, b"")
+            assert unknown.stderr.decode() == f"tunnel: {file} has no [expose.c]; it has a, b\n"
+
+
+async def test_check_says_what_is_wrong_and_exposes_nothing(file: Path) -> None:
+    edit(file, "[expose.a]\ntarget = 1")
+    good = await tunnel("up", "--file", str(file), "--check")
+    assert (good.returncode, good.stdout.decode()) == (0, f"{file}: ok\n")
+    edit(file, "[relay]\nwhere = 'tcp://h:1'\ninsecure = true\n[expose.a]\ntarget = 1")
+    wrong = await tunnel("up", "--file", str(file), "--check")
+    assert (wrong.returncode, wrong.stderr.decode()) == (
+        64,
+        "tunnel: relay tcp://h:1 is asked for no certificate, so relay.insecure needs tls://\n",
+    )
+    missing = await tunnel("up", "--file", f"{file}.nowhere", "--check")
+    assert (missing.returncode, missing.stderr.count(b"\n")) == (78, 1)
+
+
+def test_the_file_is_looked_for_where_the_user_keeps_such_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert up.default_file() == tmp_path / "tunneld/expose.toml"
+
+
+# The way to the relay
+
+
+@pytest.fixture
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CREDENTIAL", "SECRET", "SECRET_FILE", "PIN", "RELAY", "CA", "CERT", "KEY"):
+        monkeypatch.delenv(f"TUNNEL_{name}", raising=False)
+
+
+@pytest.mark.usefixtures("_nothing_set")
+def test_the_way_stays_the_same_object_until_something_of_it_changes(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("one secret")
+    secret.chmod(0o600)
+    table = Relay(where="tls://h:1", credential="alice", secret_file=secret)
+    first = up.reach_of(table, None)
+    assert up.reach_of(table.model_copy(), first) is first
+    secret.write_text("another secret")
+    second = up.reach_of(table, first)
+    assert second.access.credential == ("alice", "another secret")
+    third = up.reach_of(Relay(where="tls://i:1", credential="alice", secret_file=secret), second)
+    assert third.access.where == "tls://i:1"
+
+
+@pytest.mark.usefixtures("_nothing_set")
+def test_nobody_is_asked_for_a_secret_twice() -> None:
+    table = Relay(where="127.0.0.1:1", credential="alice")
+    first = up.Reach(RelayAccess("127.0.0.1:1", credential=("alice", "typed")), table, ())
+    assert up.reach_of(table, first) is first
+    with pytest.raises(UsageError, match="no secret for the credential 'bob'"):
+        up.reach_of(Relay(credential="bob"), first)
+
+
+@pytest.mark.usefixtures("_nothing_set")
+def test_what_the_file_does_not_say_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNNEL_RELAY", "relay.example.org:7010")
+    assert up.reach_of(Relay(), None).access.where == "relay.example.org:7010"
+    assert up.reach_of(Relay(where="h:1"), None).access.where == "h:1"

@@ -1,0 +1,126 @@
+"""Several exposures in one process, whose number and plans may change while they run.
+
+    fleet
+    └─ NAME ×N        one exposure after another: a new one when its plan changed (see expose.py)
+
+An exposure that fails for good ends alone. The fleet ends when the last of them has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import trio
+
+from tunneld.agent.access import RelayAccess
+from tunneld.agent.events import Figures, Teller
+from tunneld.agent.expose import Exposure, open_exposure
+from tunneld.agent.plan import Changes, Plan, changes
+from tunneld.agent.wake import Wake
+from tunneld.errors import TunneldError
+
+
+@dataclass(frozen=True, slots=True)
+class Berth:
+    """What one exposure is to be, and at which relay."""
+
+    plan: Plan
+    relay: RelayAccess
+
+
+class Fleet:
+    """The exposures that are wanted, and those that run."""
+
+    def __init__(self, teller_of: Callable[[str, Plan], Teller], wake: Wake) -> None:
+        """`teller_of` makes the teller of a named exposure each time that it begins."""
+        self.failures: dict[str, TunneldError] = {}
+        """What those failed with that failed for good, by name."""
+        self._teller_of = teller_of
+        self._wake = wake
+        self._wanted: dict[str, Berth] = {}
+        self._tasks: set[str] = set()
+        self._exposures: dict[str, Exposure] = {}
+        self._nursery: trio.Nursery | None = None
+        self._ended = trio.Event()
+
+    def figures(self, name: str) -> Figures:
+        """How an exposure is doing."""
+        exposure = self._exposures.get(name)
+        return exposure.figures if exposure else Figures()
+
+    async def run(self, wanted: Mapping[str, Berth]) -> None:
+        """Expose until the last one has ended."""
+        async with trio.open_nursery() as self._nursery:
+            self.apply(wanted)
+            await self._ended.wait()
+
+    def apply(self, wanted: Mapping[str, Berth]) -> Changes:
+        """Open, close and replace, until exactly `wanted` runs; nothing, where the fleet has ended. Never waits.
+
+        An exposure that failed for good is tried again, one whose time was over is not.
+        """
+        if self._nursery is None or self._ended.is_set():
+            return Changes()
+        made = changes(self._wanted, wanted)
+        kept = self._wanted.keys() - made.replaced
+        self._wanted = {  # what is new is a new object, also where it is like one that is just being closed
+            name: self._wanted[name] if name in kept else replace(berth) for name, berth in wanted.items()
+        }
+        for name in (*made.removed, *made.replaced):
+            self.failures.pop(name, None)
+            if name in self._exposures:
+                self._exposures[name].stop("no longer wanted" if name in made.removed else "wanted in another way")
+        for name in (*made.added, *made.replaced):
+            self.failures.pop(name, None)
+            if name not in self._tasks:
+                self._tasks.add(name)
+                self._nursery.start_soon(self._serve, name)
+        self._end_if_empty()
+        return made
+
+    async def _serve(self, name: str) -> None:
+        """One exposure after another, as long as what is wanted changes."""
+        berth = None
+        while (wanted := self._wanted.get(name)) is not None and wanted is not berth:
+            berth = wanted
+            await self._expose(name, berth)
+        self._tasks.discard(name)
+        self._end_if_empty()
+
+    async def _expose(self, name: str, berth: Berth) -> None:
+        plan, teller = berth.plan, self._teller_of(name, berth.plan)
+        try:
+            async with open_exposure(
+                plan.target,
+                berth.relay,
+                plan.wish,
+                teller,
+                linger=plan.linger,
+                check=plan.check,
+                wake=self._wake,
+                patient=True,
+            ) as exposure:
+                self._exposures[name] = exposure
+                if self._wanted.get(name) is not berth:
+                    exposure.stop("no longer wanted")
+                await exposure.run()
+        except* TunneldError as group:
+            error = _first(group)
+            if self._wanted.get(name) is berth:
+                self.failures[name] = error
+                del self._wanted[name]
+            teller.tell("ended", reason=str(error))
+        finally:
+            self._exposures.pop(name, None)
+
+    def _end_if_empty(self) -> None:
+        if not self._tasks:
+            self._ended.set()
+
+
+def _first(error: TunneldError | BaseExceptionGroup[TunneldError]) -> TunneldError:
+    """The first exception inside the groups that nurseries make."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,125 @@
+"""Live lines at the bottom of a terminal: one for each exposure, each in plain words.
+
+    connected since 14:03   3 visitors now, 40 served   up 1.2 MiB (3.0 KiB/s)   down 20 MiB (1.1 MiB/s)   8 parked
+    reconnecting in 4 s: control connection to relay 192.0.2.1:7010 lost
+
+Where there are several, each begins with its name; where there are more than the terminal has lines, the last line says
+how many are not shown.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+import trio
+
+from tunneld.agent.events import Field, Figures
+from tunneld.cli.tables import octets, printable
+from tunneld.cli.writer import Writer
+
+REDRAW = 0.5
+"""Seconds between two looks at the figures."""
+CLEAR = "\r\x1b[K"
+"""To the first column, and erase the line."""
+UP = "\x1b[A"
+"""To the line above."""
+
+
+class Row:
+    """What an exposure is doing, as its events tell."""
+
+    def __init__(self, name: str, figures: Callable[[], Figures]) -> None:
+        self.name = name
+        self._figures = figures
+        self._before = figures()
+        self._since = ""  # when the relay was reached, as a clock shows it; "": it is not
+        self._retry_at = 0.0  # in `trio.current_time`
+        self._reason = ""  # why it is not
+        self._unhealthy = ""  # why the local server is
+
+    def heed(self, event: str, fields: Mapping[str, Field]) -> None:
+        """An event changes what is said."""
+        match event:
+            case "opened" | "resumed":
+                self._since = datetime.now().astimezone().strftime("%H:%M")
+            case "reconnecting":
+                self._since, self._reason = "", str(fields["reason"])
+                self._retry_at = trio.current_time() + float(fields["delay"])
+            case "unhealthy":
+                self._unhealthy = f"   unhealthy: {fields['reason']}"
+            case "healthy":
+                self._unhealthy = ""
+
+    def line(self, now: float) -> str:
+        """The line at `now`, in `trio.current_time`."""
+        figures, before = self._figures(), self._before
+        self._before = figures
+        if self._since:
+            return f"connected since {self._since}{self._unhealthy}   {traffic(figures, before, REDRAW)}"
+        if not self._reason:
+            return f"connecting{self._unhealthy}"
+        wait = round(self._retry_at - now)
+        return f"reconnecting {f'in {wait} s' if wait > 0 else 'now'}: {self._reason}{self._unhealthy}"
+
+
+class Board:
+    """The lines of all exposures, and what is printed above them."""
+
+    def __init__(self, err: Writer) -> None:
+        self.err = err
+        self._rows: dict[str, Row] = {}
+        self._drawn: list[str] = []
+
+    def add(self, name: str, figures: Callable[[], Figures]) -> Row:
+        """One more exposure, or a new one in place of its former."""
+        self._rows[name] = Row(name, figures)
+        return self._rows[name]
+
+    def remove(self, name: str) -> None:
+        """That one ended."""
+        self._rows.pop(name, None)
+
+    def notice(self, line: str) -> None:
+        """Print a line that stays, above the others."""
+        self._draw([], f"{line}\n")
+
+    async def run(self) -> None:
+        """Redraw until cancelled, then leave the cursor on a line of its own."""
+        try:
+            while True:
+                lines = fitting([self._line(row) for row in self._rows.values()], shutil.get_terminal_size())
+                if lines != self._drawn:
+                    self._draw(lines)
+                await trio.sleep(REDRAW)
+        finally:
+            self._draw([])
+
+    def _line(self, row: Row) -> str:
+        name = f"{row.name}: " if row.name else ""
+        return printable(name + row.line(trio.current_time()))
+
+    def _draw(self, lines: list[str], above: str = "") -> None:
+        erase = CLEAR + (UP + CLEAR) * (len(self._drawn) - 1) if self._drawn else ""
+        self.err.put(erase + above + "\n".join(lines))
+        self._drawn = lines
+
+
+def fitting(lines: list[str], size: tuple[int, int]) -> list[str]:
+    """As much of the lines as a terminal of (columns, lines) shows without wrapping and without scrolling."""
+    columns, height = size
+    most = max(1, height - 1)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"and {len(lines) - most + 1} more"]
+    return [line[: columns - 1] for line in lines]
+
+
+def traffic(now: Figures, before: Figures, interval: float) -> str:
+    """`3 visitors now, 40 served   up 1.2 MiB (3 KiB/s)   down 20 MiB (1.1 MiB/s)   8 parked`."""
+    failed = f", {now.failed} failed" if now.failed else ""
+    up, down = (int(max(0, new - old) / interval) for new, old in ((now.up, before.up), (now.down, before.down)))
+    return (
+        f"{now.now} visitor{'' if now.now == 1 else 's'} now, {now.served} served{failed}"
+        f"   up {octets(now.up)} ({octets(up)}/s)   down {octets(now.down)} ({octets(down)}/s)   {now.parked} parked"
+    )
