@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -50,12 +51,16 @@ async def service(nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnel
     return service
 
 
+PLACES = ["/usr/sbin", "/sbin", *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
+"""Where programs live beside PATH."""
+
+
 @pytest.fixture
 def program_path() -> Callable[[str], str]:
     """The path of a system program; skips the test where it is missing, unless the run requires all of them."""
 
     def find(name: str) -> str:
-        path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+        path = shutil.which(name, path=":".join([os.environ.get("PATH", ""), *PLACES]))
         if path is None and os.environ.get("TUNNELD_REQUIRE_PROGRAMS"):
             pytest.fail(f"{name} is not installed, and this run requires it")
         if path is None:

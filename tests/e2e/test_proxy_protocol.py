@@ -14,35 +14,13 @@ import pytest
 import trio
 
 from tests.support.people import PATIENCE, connect, is_dropped, read_exactly
-from tests.support.programs import Daemon, daemon, program
+from tests.support.programs import Daemon, daemon, free_port, listening, program
 from tunneld.endpoint import Endpoint
 
 Find = Callable[[str], str]
 VISITOR = "127.0.0.9"
 KEEP_OUT = "deny_from=127.0.0.1,127.0.0.8"
 """The first is where `listening` calls from: through HAProxy, it would take a server connection."""
-
-
-async def free_port() -> int:
-    """A port that was free a moment ago: these programs do not tell which one they got."""
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener:
-        return int(listener.socket.getsockname()[1])
-
-
-@asynccontextmanager
-async def listening(command: list[str], port: int) -> AsyncIterator[None]:
-    """A program, from when it listens on `port`."""
-    async with program(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        with trio.fail_after(PATIENCE):
-            while process.returncode is None:
-                try:
-                    await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
-                    break
-                except OSError:
-                    await trio.sleep(0.02)
-        assert process.poll() is None
-        yield
 
 
 @asynccontextmanager

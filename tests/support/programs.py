@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 
+from tests.support.papers import Papers
 from tests.support.people import PATIENCE
 
 CONFIG = """
@@ -26,6 +27,12 @@ ports = "0"
 linger = 5.0
 [daemon]
 drain_timeout = {drain_timeout}
+"""
+
+TLS = """
+[control.tls]
+certificate = "{folder}/relay.pem"
+key = "{folder}/relay.key"
 """
 
 
@@ -78,10 +85,15 @@ class Daemon:
 
 
 @asynccontextmanager
-async def daemon(folder: Path, drain_timeout: float = 20.0) -> AsyncIterator[Daemon]:
-    """A `tunneld` of its own on free ports, ready; killed at the end where it has not ended."""
+async def daemon(
+    folder: Path, drain_timeout: float = 20.0, papers: Papers | None = None, words: str = ""
+) -> AsyncIterator[Daemon]:
+    """A `tunneld` of its own on free ports, ready; killed at the end where it has not ended. With `papers` in TLS;
+    `words` is what its configuration says besides.
+    """
     config = folder / "tunnel.toml"
-    config.write_text(CONFIG.format(drain_timeout=drain_timeout))
+    tls = TLS.format(folder=papers.folder) if papers else ""
+    config.write_text(CONFIG.format(drain_timeout=drain_timeout) + tls + words)
     command = [sys.executable, "-m", "tunneld", "--config", str(config), "--log-format", "json"]
     async with program(command, stderr=subprocess.PIPE) as process, trio.open_nursery() as nursery:
         running = Daemon(process)
@@ -107,6 +119,37 @@ async def program(command: list[str], **options: Any) -> AsyncIterator[trio.Proc
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     await pipe.aclose()
+
+
+async def free_port() -> int:
+    """A port that was free a moment ago: for programs that do not tell which one they got."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        return int(listener.socket.getsockname()[1])
+
+
+@asynccontextmanager
+async def listening(command: list[str], port: int, **options: Any) -> AsyncIterator[trio.Process]:
+    """A program, from when it listens on `port` of loopback."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    async with program(command, **(quiet | options)) as process:
+        with trio.fail_after(PATIENCE):
+            while process.poll() is None:
+                try:
+                    await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+                    break
+                except OSError:
+                    await trio.sleep(0.02)
+        assert process.poll() is None, f"{command[0]} ended"
+        yield process
+
+
+async def run(command: list[str], **options: Any) -> str:
+    """What a program printed; it must succeed, within a minute."""
+    with trio.fail_after(60):
+        done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False, **options)
+    assert done.returncode == 0, f"{command[0]} ended with {done.returncode}: {done.stderr.decode()}"
+    return done.stdout.decode(errors="replace")
 
 
 def tunnel_command(*arguments: str) -> list[str]:

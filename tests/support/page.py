@@ -1,0 +1,59 @@
+"""A web application for hypercorn that shows what a tunnel does to a page: `hypercorn tests.support.page:app`.
+
+PUT  /sha256    the digest of what was uploaded, once all of it is here
+GET  /events    server-sent events; the Nth is made when `POST /tick` was called N times
+GET  /echo      a WebSocket that answers what it hears
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+
+import trio
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+ticks, made = trio.open_memory_channel[int](100)
+
+
+async def sha256(request: Request) -> Response:
+    digest = hashlib.sha256()
+    async for chunk in request.stream():
+        digest.update(chunk)
+    return PlainTextResponse(digest.hexdigest())
+
+
+async def tick(_: Request) -> Response:
+    ticks.send_nowait(1)
+    return Response()
+
+
+async def events(_: Request) -> Response:
+    async def stream() -> AsyncIterator[bytes]:
+        yield b"data: 0\n\n"
+        number = 0
+        async for one in made:
+            number += one
+            yield b"data: %d\n\n" % number
+
+    return StreamingResponse(stream(), media_type="text/event-stream")
+
+
+async def echo(socket: WebSocket) -> None:
+    await socket.accept()
+    async for text in socket.iter_text():
+        await socket.send_text(text)
+
+
+app = Starlette(
+    routes=[
+        Route("/sha256", sha256, methods=["PUT"]),
+        Route("/tick", tick, methods=["POST"]),
+        Route("/events", events),
+        WebSocketRoute("/echo", echo),
+    ]
+)
