@@ -1,7 +1,7 @@
 """The shared port to which hidden servers connect their carriers.
 
 serve_carriers
-├─ listener ×N             in the engine: connections come in batches
+├─ door                    see doors.py
 └─ newcomer ×N             a task until it has named its endpoint: TLS and the definition under one deadline
 
 A newcomer is a stranger, counted and penalised with those of the control port: its proof is the key in the server URI
@@ -24,6 +24,7 @@ from tunneld.backends.webmux import Endpoints, WebMux
 from tunneld.config import schema
 from tunneld.control.gate import Gate
 from tunneld.control.strangers import Refusal, Stranger
+from tunneld.doors import Door
 from tunneld.endpoint import format_peer, unmap
 from tunneld.errors import LimitReachedError, NotAllowedError, reason_of
 from tunneld.relay.pump import Pump
@@ -33,7 +34,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("webmux")
 
 
 async def serve_carriers(
-    listeners: list[socket.socket],
+    door: Door,
     settings: Callable[[], schema.WebMux],
     tls: Callable[[], ssl.SSLContext | None],
     endpoints: Endpoints,
@@ -42,20 +43,14 @@ async def serve_carriers(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve carriers on `listeners`, which it owns from here on, until cancelled. `settings` is asked anew for each
-    newcomer, `tls` for each handshake.
+    """Serve carriers to all who come through `door` until cancelled. `settings` is asked anew for each newcomer, `tls`
+    for each handshake. Whoever exchanges the door's listeners tells `endpoints`.
     """
     async with trio.open_nursery() as nursery:
         lobby = _Lobby(settings, tls, endpoints, engine, gate, nursery)
-        accepting = [engine.listen(listener, lobby.arrive, lobby.fail) for listener in listeners]
-        endpoints.listen(listeners[0].getsockname()[1], secure=tls() is not None)
+        endpoints.listen(door.port, secure=tls() is not None)
+        await nursery.start(door.serve, lobby.arrive)
         task_status.started()
-        try:
-            await trio.sleep_forever()
-        finally:
-            for listener, registration in zip(listeners, accepting, strict=True):
-                registration.release()
-                listener.close()
 
 
 class _Lobby:
@@ -86,10 +81,6 @@ class _Lobby:
             self._gate.tell_refusal(host, "webmux", stranger)
         else:
             self._nursery.start_soon(self._welcome, connection, peer, stranger)
-
-    def fail(self, error: Exception) -> None:
-        """A bug while accepting: it costs that connection."""
-        log.error("could not take a carrier: a bug", exc_info=error)
 
     async def _welcome(self, connection: socket.socket, peer: Any, stranger: Stranger) -> None:
         """One newcomer, until its tunnel has it or it is gone."""

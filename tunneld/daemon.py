@@ -4,9 +4,12 @@
     ├─ signals                 TERM, INT: drain; again: stop.  HUP: reload
     ├─ engine                  every byte of every relay between sockets
     ├─ tunnels                 see service.py
-    ├─ control (lines)         see control/server.py
-    ├─ HTTP face               see control/http.py
+    ├─ control (lines)         see control/server.py; below each of these three a door with its listeners, see doors.py
+    ├─ HTTP face               see control/http
     └─ carriers                the shared port of the webmux backend, see carriers.py
+
+Every face runs for as long as the daemon does, also while its door has no listener because it is not enabled: so a
+reload exchanges listeners and starts or ends nothing else.
 
 Shutting down goes through one door, `shutdown`: the first call drains, the second stops, and either way the root
 nursery is cancelled last, which drops whatever is left.
@@ -33,7 +36,8 @@ from tunneld.control.commands import executor
 from tunneld.control.gate import Gate
 from tunneld.control.server import serve_lines
 from tunneld.control.strangers import Strangers
-from tunneld.errors import ConfigError
+from tunneld.doors import Bound, Door, Place, bind_again
+from tunneld.errors import TunneldError
 from tunneld.relay import new_engine
 from tunneld.service import TunnelService
 from tunneld.wire.lines import Item
@@ -79,11 +83,14 @@ class Daemon:
         self._strangers = Strangers(lambda: self.settings.control)
         self._gate = Gate(lambda: self.settings.credential, self._strangers)
         self._tls: ssl.SSLContext | None = None  # for handshakes that begin from here on
+        self._doors = {face: Door(face) for face in places(settings)}
         self._drain_asked = trio.Event()
         self._stop = trio.CancelScope()
 
     async def run(self) -> None:
         """The root nursery. Everything listens before systemd and the log hear that the daemon is ready."""
+        self._tls = _tls_of(self.settings)
+        self._exchange(bind_again(self._doors, dict.fromkeys(self._doors), places(self.settings)))
         with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
             async with trio.open_nursery() as root:
                 root.start_soon(self._obey, signals)
@@ -128,16 +135,17 @@ class Daemon:
 
     def reload(self) -> Sequence[Item]:
         """Read the configuration file again, and the certificates it names; what can change without a restart applies
-        now. Raises `ConfigError`, and has changed nothing then.
+        now, listeners included. Raises `ConfigError`, `ListenError` or `ShortageError`, and has changed nothing then.
         """
         with notify.reloading():
             loaded = self._load()
-            changes = config.diff(self.settings, loaded)
-            if self._tls and loaded.control.tls == self.settings.control.tls:  # else both wait for a restart
-                self._tls = _tls_of(loaded)
-            self.settings = config.reloaded(self.settings, loaded)
-            log.configure(self.settings.log)
-            self.service.drain_revoked({credential.name for credential in self.settings.credential})
+            changes, settings = config.diff(self.settings, loaded), config.reloaded(self.settings, loaded)
+            tls = _tls_of(settings)
+            bound = bind_again(self._doors, places(self.settings), places(settings))
+            self.settings, self._tls = settings, tls  # from here on nothing can fail
+            self._exchange(bound)
+            log.configure(settings.log)
+            self.service.drain_revoked({credential.name for credential in settings.credential})
         for change in changes:
             logger.info("setting changed", change=str(change))
         return [
@@ -156,34 +164,33 @@ class Daemon:
     # Inside
 
     async def _open_faces(self, root: trio.Nursery) -> None:
-        settings = self.settings
-        execute = executor(self)
-        self._tls = _tls_of(settings)
-        listeners = net.bind_tcp(settings.control.host, settings.control.port)
-        await root.start(serve_lines, listeners, lambda: self.settings.control, lambda: self._tls, execute, self._gate)
-        logger.info("control listens", uri=net.describe(listeners, "tls" if self._tls else "tcp"))
-        if settings.http.enabled:
-            listeners = net.bind_tcp(settings.http.host, settings.http.port)
-            await root.start(http.serve, listeners, settings.http, self, self._gate)
-            logger.info("http listens", uri=net.describe(listeners, "http"))
-        if settings.webmux.enabled and self._endpoints is not None:
-            await self._open_webmux(root, self._endpoints)
+        doors, tls = self._doors, lambda: self._tls
+        await root.start(serve_lines, doors["control"], lambda: self.settings.control, tls, executor(self), self._gate)
+        await root.start(http.serve, doors["http"], self, self._gate)
+        if self._endpoints is not None:
+            from tunneld.carriers import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
 
-    async def _open_webmux(self, root: trio.Nursery, endpoints: Endpoints) -> None:
-        from tunneld.carriers import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
+            await root.start(
+                serve_carriers,
+                doors["webmux"],
+                lambda: self.settings.webmux,
+                tls,
+                self._endpoints,
+                self._engine,
+                self._gate,
+            )
 
-        host = self.settings.webmux.host
-        listeners = net.bind_tcp(self.settings.tunnels.host if host is None else host, self.settings.webmux.port)
-        await root.start(
-            serve_carriers,
-            listeners,
-            lambda: self.settings.webmux,
-            lambda: self._tls,
-            endpoints,
-            self._engine,
-            self._gate,
-        )
-        logger.info("webmux listens", uri=net.describe(listeners, endpoints.scheme))
+    def _exchange(self, bound: Bound) -> None:
+        """Let the faces listen there, and tell; sockets that are not listened on any more are closed."""
+        for face, listeners in bound.items():
+            self._doors[face].exchange(listeners)
+        if self._endpoints is not None:
+            self._endpoints.listen(self._doors["webmux"].port, secure=self._tls is not None)
+        shared = self._endpoints.scheme if self._endpoints is not None else ""
+        schemes = {"control": "tls" if self._tls else "tcp", "http": "http", "webmux": shared}
+        for face, listeners in bound.items():
+            event = f"{face} listens" if listeners else f"{face} does not listen"
+            logger.info(event, uri=net.describe(listeners, schemes[face]))
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -197,7 +204,7 @@ class Daemon:
         """Nobody waits for an answer to a signal: the log gets it."""
         try:
             self.reload()
-        except ConfigError as error:
+        except TunneldError as error:
             logger.warning("reload failed, nothing changed", reason=str(error))
 
     async def _drain(self) -> None:
@@ -236,6 +243,17 @@ async def _feed_watchdog(interval: float) -> None:
     while True:
         notify.alive()
         await trio.sleep(interval / 2)
+
+
+def places(settings: Settings) -> dict[str, Place | None]:
+    """Where each face listens; None: nowhere."""
+    control, web, shared = settings.control, settings.http, settings.webmux
+    host = settings.tunnels.host if shared.host is None else shared.host
+    return {
+        "control": Place(control.host, control.port),
+        "http": Place(web.host, web.port) if web.enabled else None,
+        "webmux": Place(host, shared.port) if shared.enabled and sys.platform == "linux" else None,
+    }
 
 
 def _endpoints_of(max_carriers: Callable[[], int]) -> Endpoints | None:

@@ -14,7 +14,8 @@ import random
 import resource
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,17 +45,21 @@ Address = tuple[socket.AddressFamily, str]
 """A family and a numeric host of it to bind; an empty IPv6 host means both families on one socket."""
 
 
-def bind_tcp(host: str, port: int, *, backlog: int = 1024, keepalive: float = 60.0) -> list[socket.socket]:
+def bind_tcp(
+    host: str, port: int, *, backlog: int = 1024, keepalive: float = 60.0, held: Sequence[socket.socket] = ()
+) -> list[socket.socket]:
     """Listen on every address of `host`, all on the same port; 0 means any free one.
 
     `""` and `::` mean every address of the machine, in one dual-stack socket where it has IPv6. `keepalive` is in
     seconds: TCP probes a connection that was silent for so long, and gives it up after about twice the time. `backlog`
-    is in connections; the kernel caps it (`net.core.somaxconn`).
+    is in connections; the kernel caps it (`net.core.somaxconn`). `held` are listeners of ours that are to give way:
+    one that has an address that is asked for is among the result, and none keeps the others from being bound.
 
-    Raises `ListenError`, or `ShortageError` when descriptors or socket memory ran out.
+    Raises `ListenError`, or `ShortageError` when descriptors or socket memory ran out; `held` are as they were then.
     """
     try:
-        return _bind_all(_addresses(host), port, backlog, keepalive)
+        with _lent(held):
+            return _bind_all(_addresses(host), port, backlog, keepalive, held)
     except OSError as error:
         raise _listen_error(host, str(port), error) from None
 
@@ -184,35 +189,73 @@ def _addresses(host: str) -> list[Address]:
     return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
 
 
-def _bind_all(addresses: list[Address], port: int, backlog: int, keepalive: float) -> list[socket.socket]:
+@contextmanager
+def _lent(held: Sequence[socket.socket]) -> Iterator[None]:
+    """While this lasts, sockets of this user can be bound over these: a wildcard over one address, or the other way
+    round, which the kernel refuses while either listens. So the new one is there before the old one goes.
+    """
+    _set_shared(held, True)
+    try:
+        yield
+    finally:
+        _set_shared(held, False)
+
+
+def _set_shared(listeners: Iterable[socket.socket], shared: bool) -> None:
+    if hasattr(socket, "SO_REUSEPORT"):
+        for listener in listeners:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+
+
+def _bind_all(
+    addresses: list[Address], port: int, backlog: int, keepalive: float, held: Sequence[socket.socket]
+) -> list[socket.socket]:
     """One listener an address. An address that the machine lacks is passed over while another one works."""
     listeners: list[socket.socket] = []
     failures: list[OSError] = []
     for address in addresses:
         try:
-            listeners.append(_bind(address, [port], backlog, keepalive))
+            listeners.append(
+                _holder(held, address, port) or _bind(address, [port], backlog, keepalive, shared=bool(held))
+            )
             port = listeners[0].getsockname()[1]
         except OSError as error:
             failures.append(error)
     fatal = [error for error in failures if not listeners or error.errno not in _LACKING]
     if fatal:
         for listener in listeners:
-            listener.close()
+            if listener not in held:
+                listener.close()
         raise fatal[0]
     return listeners
 
 
-def _bind(address: Address, ports: Iterable[int], backlog: int, keepalive: float) -> socket.socket:
+def _holder(held: Sequence[socket.socket], address: Address, port: int) -> socket.socket | None:
+    """The one of them that listens there already."""
+    family, host = address
+    for listener in held:
+        if listener.family == family and port and listener.getsockname()[:2] == (host or "::", port):
+            return listener
+    return None
+
+
+def _bind(
+    address: Address, ports: Iterable[int], backlog: int, keepalive: float, *, shared: bool = False
+) -> socket.socket:
     family, host = address
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # restart while old connections are in TIME_WAIT
+        if shared:
+            _set_shared([listener], True)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host else 0)
         _take_free_port(listener, host, ports)
         _set_inherited(listener, keepalive)
         listener.setblocking(False)
         listener.listen(backlog)
+        if shared:
+            _set_shared([listener], False)
     except BaseException:
         listener.close()
         raise

@@ -60,7 +60,6 @@ class TunnelService:
         self._engine = engine
         self._endpoints = endpoints
         self._tunnels: dict[str, Tunnel] = {}
-        self._by_server_uri: dict[Endpoint, Tunnel] = {}
         self._owners: dict[str, str] = {}  # the id of each tunnel, open or opening, and the credential that it is of
         self._last_id = 0
         self._nursery: trio.Nursery
@@ -117,7 +116,7 @@ class TunnelService:
         takes nobody new, or `UsageError` where `uri` is none.
         """
         endpoint = Endpoint.parse(uri.strip())
-        tunnel = self._by_server_uri.get(endpoint)
+        tunnel = next((one for one in self._tunnels.values() if one.server_uri == endpoint), None)
         if tunnel is None or not self.is_of(grant, tunnel.id):
             raise NoSuchTunnelError(f"no open tunnel has the server URI {endpoint.without_key}")
         if tunnel.phase is Phase.DRAINING:
@@ -208,7 +207,6 @@ class TunnelService:
     async def _run(self, tunnel: Tunnel, *, task_status: trio.TaskStatus[None]) -> None:
         """One tunnel's life: a bug costs this tunnel, never the daemon."""
         self._tunnels[tunnel.id] = tunnel
-        self._by_server_uri[tunnel.server_uri] = tunnel
         self.opened += 1
         self._announce(tunnel)
         try:
@@ -217,7 +215,6 @@ class TunnelService:
             tunnel.fail(error)
         finally:
             del self._tunnels[tunnel.id]
-            del self._by_server_uri[tunnel.server_uri]
             del self._owners[tunnel.id]
             up, down = tunnel.octets
             self._past_octets = (self._past_octets[0] + up, self._past_octets[1] + down)

@@ -22,6 +22,7 @@ from tunneld.config.schema import Control, Settings, Tunnels
 from tunneld.control.commands import executor
 from tunneld.control.gate import Gate
 from tunneld.control.server import serve_lines
+from tunneld.doors import Door
 from tunneld.endpoint import Target
 from tunneld.relay import new_engine
 from tunneld.relay.pump import Pump
@@ -97,10 +98,10 @@ async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: flo
         service = TunnelService(lambda: settings, engine, endpoints)
         await nursery.start(service.run)
         if BACKEND.get() == "webmux":
-            shared = net.bind_tcp("127.0.0.1", 0)
+            door = Door("webmux", net.bind_tcp("127.0.0.1", 0))
             gate = Gate(lambda: ())
             assert isinstance(engine, Pump)
-            await nursery.start(serve_carriers, shared, lambda: settings.webmux, lambda: tls, endpoints, engine, gate)
+            await nursery.start(serve_carriers, door, lambda: settings.webmux, lambda: tls, endpoints, engine, gate)
         here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
         await nursery.start(_serve_control, here, listener)
         yield here
@@ -114,7 +115,7 @@ async def _serve_control(here: RelayHere, listener: socket.socket, *, task_statu
         listener.setblocking(False)
         with trio.CancelScope() as here.control:
             task_status.started()
-            await serve_lines([listener], lambda: here.settings.control, lambda: tls, executor(here))
+            await serve_lines(Door("control", [listener]), lambda: here.settings.control, lambda: tls, executor(here))
         task_status = trio.TASK_STATUS_IGNORED
         listener = socket.create_server(("127.0.0.1", here.port))
 

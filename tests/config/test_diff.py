@@ -15,36 +15,20 @@ from tunneld.config.keys import keys
 
 relaxed = limits(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
-RESTART_KEYS = {
-    "control.host",
-    "control.port",
-    "control.open_to_anyone",
-    "control.tls.certificate",
-    "control.tls.key",
-    "control.tls.client_ca",
-    "http.enabled",
-    "http.host",
-    "http.port",
-    "http.open_to_anyone",
-    "http.read_timeout",
-    "http.keep_alive_timeout",
-    "tunnels.accept_backoff",
-    "webmux.enabled",
-    "webmux.host",
-    "webmux.port",
-}
+RESTART_KEYS = {"tunnels.accept_backoff"}
 
 
-def test_exactly_what_is_bound_at_the_start_needs_a_restart() -> None:
+def test_exactly_what_the_engine_is_made_with_needs_a_restart() -> None:
     assert {key.path for key in keys() if not key.live} == RESTART_KEYS
 
 
 def test_a_change_reads_as_a_sentence() -> None:
-    new = Settings(tunnels=Tunnels(linger=5, host="::1"), control=Control(port=0))
+    new = Settings(tunnels=Tunnels(linger=5, host="::1", accept_backoff=1), control=Control(port=0))
     assert [str(change) for change in diff(Settings(), new)] == [
-        "control.port: 7010 -> 0 (needs a restart)",
+        "control.port: 7010 -> 0",
         'tunnels.host: "127.0.0.1" -> "::1"',
         "tunnels.linger: 60.0 -> 5.0",
+        "tunnels.accept_backoff: 0.1 -> 1.0 (needs a restart)",
     ]
 
 
@@ -52,16 +36,16 @@ def test_a_table_that_comes_is_a_change_of_its_keys() -> None:
     new = Settings(control=Control(tls=Tls(certificate=Path("a"), key=Path("b"))))
     changes = diff(Settings(), new)
     assert [(change.key, change.old, change.new, change.live) for change in changes] == [
-        ("control.tls.certificate", None, Path("a"), False),
-        ("control.tls.key", None, Path("b"), False),
+        ("control.tls.certificate", None, Path("a"), True),
+        ("control.tls.key", None, Path("b"), True),
     ]
 
 
 def test_a_restart_key_stays_as_it_was_until_the_restart() -> None:
-    old = Settings(control=Control(port=1), daemon=Daemon(drain_timeout=1))
-    new = Settings(control=Control(port=2, idle_timeout=7), daemon=Daemon(drain_timeout=2))
+    old = Settings(tunnels=Tunnels(accept_backoff=1), daemon=Daemon(drain_timeout=1))
+    new = Settings(tunnels=Tunnels(accept_backoff=2, linger=7), daemon=Daemon(drain_timeout=2))
     now = reloaded(old, new)
-    assert (now.control.port, now.control.idle_timeout, now.daemon.drain_timeout) == (1, 7, 2)
+    assert (now.tunnels.accept_backoff, now.tunnels.linger, now.daemon.drain_timeout) == (1, 7, 2)
 
 
 @relaxed

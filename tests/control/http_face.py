@@ -17,6 +17,7 @@ from tests.support.people import PATIENCE
 from tunneld.config.schema import Http, Settings, Tunnels
 from tunneld.control import http
 from tunneld.control.gate import Gate
+from tunneld.doors import Door
 from tunneld.net import bind_tcp
 from tunneld.relay import new_engine
 from tunneld.service import TunnelService
@@ -80,7 +81,7 @@ class Face:
 
     async def serve(self, listeners: list[socket.socket], *, task_status: trio.TaskStatus[None]) -> None:
         with self.scope:
-            await http.serve(listeners, self.relay.settings.http, self.relay, self.gate, task_status=task_status)
+            await http.serve(Door("http", listeners), self.relay, self.gate, task_status=task_status)
         self.ended.set()
 
     async def end(self) -> None:

@@ -18,7 +18,7 @@ FLOORS = [  # from the street down to the cellar; a room may import from its own
     {"service"},
     {"tunnel", "client_side", "proxied", "clocks"},
     {"backends"},
-    {"session", "net", "pin", "access", "config", "options", "events", "log", "notify"},
+    {"session", "net", "pin", "access", "config", "options", "events", "log", "notify", "doors"},
     {"wire", "endpoint", "networks", "rates", "admission"},
     {"relay", "errors"},
 ]

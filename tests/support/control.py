@@ -15,6 +15,7 @@ from tunneld.config.schema import Control
 from tunneld.control.gate import Gate
 from tunneld.control.reply import Caller, Reply
 from tunneld.control.server import serve_lines
+from tunneld.doors import Door
 from tunneld.endpoint import Endpoint
 from tunneld.errors import NoSuchTunnelError
 from tunneld.wire.linebuffer import LineBuffer
@@ -165,15 +166,20 @@ async def running_server(
     gate: Gate | None = None,
 ) -> AsyncIterator[Server]:
     """A control server on a free port of loopback; the `async with` may take `patience` seconds of the test's clock."""
-    listeners = net.bind_tcp(host, 0)
-    endpoint = Endpoint("tls" if tls else "tcp", "127.0.0.1", listeners[0].getsockname()[1])
+    door = Door("control", net.bind_tcp(host, 0))
+    endpoint = Endpoint("tls" if tls else "tcp", "127.0.0.1", door.port)
     server = Server(endpoint, Script(), settings or Control(), trio.CancelScope())
     server.script.stop = server.scope.cancel
 
     async def serve(task_status: trio.TaskStatus[None]) -> None:
         with server.scope:
             await serve_lines(
-                listeners, lambda: server.settings, lambda: tls, server.script, gate, task_status=task_status
+                door,
+                lambda: server.settings,
+                lambda: tls,
+                server.script,
+                gate,
+                task_status=task_status,
             )
 
     with trio.fail_after(patience):

@@ -40,15 +40,15 @@ class Endpoints:
         self._sides: dict[str, WebMux] = {}  # by key
 
     def listen(self, port: int, *, secure: bool) -> None:
-        """The shared port is there; tunnels that open from now on tell it."""
+        """Where the shared port is from now on; the server URIs of all tunnels follow. 0: there is none any more."""
         self.port, self.scheme = port, "webmuxs" if secure else "webmux"
 
-    def enter(self, side: WebMux, host: str, key: str = "") -> Endpoint:
-        """A server URI for a new server side, with the `key` it had before if nobody has that."""
+    def enter(self, side: WebMux, key: str = "") -> str:
+        """The key of a new server side: the `key` it had before if nobody has that."""
         if not key or key in self._sides:
             key = secrets.token_urlsafe(KEY_OCTETS)
         self._sides[key] = side
-        return Endpoint(self.scheme, host, self.port, key)
+        return key
 
     def leave(self, key: str) -> None:
         """A server side has closed. Harmless when repeated."""
@@ -75,7 +75,7 @@ class WebMux:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._endpoints = self._port(host.endpoints)
-        self._uri = self._endpoints.enter(self, host.advertised_host, host.former.key if host.former else "")
+        self._key = self._endpoints.enter(self, host.former.key if host.former else "")
         self._carriers: dict[Carrier, Any] = {}  # each with its peer's address
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
@@ -94,7 +94,7 @@ class WebMux:
     @property
     def uri(self) -> Endpoint:
         """`webmux://HOST:PORT/KEY`, or `webmuxs://` where the shared port speaks TLS."""
-        return self._uri
+        return Endpoint(self._endpoints.scheme, self._host.advertised_host, self._endpoints.port, self._key)
 
     @property
     def parked(self) -> int:
@@ -137,7 +137,7 @@ class WebMux:
         repeated.
         """
         self._closed = True
-        self._endpoints.leave(self._uri.key)
+        self._endpoints.leave(self._key)
         self._close_idle()
         while self._waiters:
             self._waiters.popleft().served.set()

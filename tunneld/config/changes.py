@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tunneld.config.keys import keys, subtable
+from tunneld.config.keys import keys
 from tunneld.config.literals import literal
 from tunneld.config.schema import Settings
 from tunneld.config.values import RESTART, Table
@@ -62,7 +62,7 @@ def reloaded(old: AnyTable, new: AnyTable) -> AnyTable:
         before, after = getattr(old, name), getattr(new, name)
         if RESTART in field.metadata:
             held[name] = before
-        elif subtable(field) is not None:
+        elif isinstance(before, Table) and isinstance(after, Table):
             held[name] = reloaded(before, after)
     return new.model_copy(update=held)
 

@@ -84,10 +84,10 @@ class Tls(Table):
 class Control(Table):
     """`[control]`: the line protocol, tunneld-control(7)."""
 
-    host: Annotated[str, RESTART] = "127.0.0.1"  # without credentials nobody is asked, so only this machine may speak
-    port: Annotated[Port, RESTART] = 7010
-    tls: Annotated[Tls | None, RESTART] = None
-    open_to_anyone: Annotated[Guard, RESTART] = False
+    host: str = "127.0.0.1"  # without credentials nobody is asked, so only this machine may speak
+    port: Port = 7010
+    tls: Tls | None = None
+    open_to_anyone: Guard = False
     max_connections: Count = 256  # one agent keeps one; 256 x (two descriptors and about 60 KiB) is bearable
     max_startups: MaxStartups = "64:30:128"  # half of max_connections stays for those that are known
     max_startups_per_source: Count = 16  # an office's agents that all come back at once; an eighth of them all
@@ -130,15 +130,15 @@ class Control(Table):
 class Http(Table):
     """`[http]`: XML-RPC, JSON, health and metrics."""
 
-    enabled: Annotated[bool, RESTART] = True
-    host: Annotated[str, RESTART] = "127.0.0.1"
-    port: Annotated[Port, RESTART] = 7011
-    open_to_anyone: Annotated[Guard, RESTART] = False
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Port = 7011
+    open_to_anyone: Guard = False
     allowed_hosts: Names = ()  # beside loopback's names: a page on another site must not reach us
     max_connections: Count = 256  # each is a descriptor and one or two tasks, as with control.max_connections
     max_body: Body = 64 * KIB  # the largest honest request is below 1 KiB
-    read_timeout: Annotated[Seconds, RESTART] = 10.0  # it and the next are given to the HTTP server when it starts
-    keep_alive_timeout: Annotated[Seconds, RESTART] = 30.0
+    read_timeout: Seconds = 10.0  # a body of 64 KiB over a modem
+    keep_alive_timeout: Seconds = 30.0
     write_timeout: Seconds = 30.0  # a reader that takes nothing for so long is gone
 
     _check_host = field_validator("host")(_host)
@@ -204,9 +204,9 @@ class Tunnels(Table):
 class WebMux(Table):
     """`[webmux]`: the shared port to which hidden servers connect their carriers. TLS is that of `[control.tls]`."""
 
-    enabled: Annotated[bool, RESTART] = True
-    host: Annotated[str | None, RESTART] = None  # None: where tunnels listen
-    port: Annotated[Port, RESTART] = 7012
+    enabled: bool = True
+    host: str | None = None  # None: where tunnels listen
+    port: Port = 7012
     max_carriers: Count = 80  # per tunnel, as many as max_visitors need: 126 each; agents open them as they need them
     handshake_timeout: Seconds = 10.0  # TLS and the definition of an endpoint, as for the control port
     heartbeat: Seconds = 10.0  # a dead hidden server is given up within three; a question and its answer are 200 octets

@@ -1,7 +1,7 @@
 """The line face of the control protocol: it accepts, encrypts, counts. What is said then is in `conversation`.
 
 serve_lines
-├─ accept ×listener        never waits for a peer: whom it refuses it tells so where that is cheap, and hangs up
+├─ door                    see doors.py; whom we refuse we tell so where that is cheap, and hang up
 └─ connection ×N           TLS handshake and authentication under one deadline, then a conversation
 """
 
@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import structlog
 import trio
@@ -25,14 +26,11 @@ from tunneld.control.entry import Entry
 from tunneld.control.gate import Gate
 from tunneld.control.reply import Execute
 from tunneld.control.strangers import Refusal, Stranger
+from tunneld.doors import Door
 from tunneld.endpoint import format_peer, unmap
-from tunneld.errors import reason_of
 from tunneld.wire.lines import format_err
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("control")
-
-ACCEPT_BACKOFF = 0.1
-"""Seconds until the next try when descriptors ran out: long enough not to spin, short enough not to be noticed."""
 
 
 class StrangeError(PeerLeftError):
@@ -40,7 +38,7 @@ class StrangeError(PeerLeftError):
 
 
 async def serve_lines(
-    listeners: list[socket.socket],
+    door: Door,
     settings: Callable[[], Control],
     tls: Callable[[], ssl.SSLContext | None],
     execute: Execute,
@@ -48,16 +46,14 @@ async def serve_lines(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the control protocol on `listeners`, which it owns from here on, until cancelled; then every connection
-    is closed.
+    """Serve the control protocol to all who come through `door` until cancelled; then every connection is closed.
 
     `settings` is asked anew each time, so a reload applies to connections that are open; `tls` for each handshake.
     Without a `gate` everybody is admitted, and is an admin.
     """
     server = _Server(settings, tls, execute, gate or Gate(lambda: ()))
     async with trio.open_nursery() as nursery:
-        for listener in listeners:
-            nursery.start_soon(server.accept, listener, nursery)
+        await nursery.start(door.serve, lambda connection, peer: server.admit(connection, peer, nursery))
         task_status.started()
 
 
@@ -74,31 +70,11 @@ class _Server:
         self._execute = execute
         self._gate = gate
         self._connections = 0
-        self._full = False  # these two: said once, not once a connection
-        self._failing = False
+        self._full = False  # said once, not once a connection
 
-    async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
-        """Accept for ever. `nursery` owns the connections, as it owns this task."""
-        with listener:
-            while True:
-                try:
-                    await trio.lowlevel.wait_readable(listener)
-                    connection, address = listener.accept()
-                except BlockingIOError:
-                    continue
-                except OSError as error:  # out of descriptors, mostly; what stands in the queue goes on waiting there
-                    self._cannot_accept(error)
-                    await trio.sleep(ACCEPT_BACKOFF)
-                    continue
-                self._failing = False
-                self._admit(connection, unmap(address[0]), nursery)
-
-    def _cannot_accept(self, error: OSError) -> None:
-        if not self._failing:
-            log.error("control accepts no connections for now", reason=reason_of(error))
-        self._failing = True
-
-    def _admit(self, connection: socket.socket, host: str, nursery: trio.Nursery) -> None:
+    def admit(self, connection: socket.socket, peer: Any, nursery: trio.Nursery) -> None:
+        """Somebody connected. `nursery` owns the connections."""
+        host = unmap(peer[0])
         limit = self._settings().max_connections
         if self._connections >= limit:
             if not self._full:

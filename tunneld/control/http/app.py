@@ -48,7 +48,6 @@ class Faces:
     """The endpoints, and what they share."""
 
     daemon: Daemon
-    read_timeout: float
     execute: Execute
     registry: CollectorRegistry
 
@@ -56,7 +55,8 @@ class Faces:
         """An endpoint that reads the body first."""
 
         async def endpoint(request: Request) -> ASGIApp:
-            body = await read_body(request, self.daemon.settings.http.max_body, self.read_timeout)
+            settings = self.daemon.settings.http
+            body = await read_body(request, settings.max_body, settings.read_timeout)
             return await answer(request, body, self.execute)
 
         return endpoint
@@ -83,9 +83,9 @@ class Faces:
         return answer_metrics(self.registry)
 
 
-def new_app(daemon: Daemon, gate: Gate, read_timeout: float) -> ASGIApp:
-    """The ASGI application; `read_timeout` is in seconds, for a whole body."""
-    faces = Faces(daemon, read_timeout, executor(daemon), new_registry(daemon, gate.strangers))
+def new_app(daemon: Daemon, gate: Gate) -> ASGIApp:
+    """The ASGI application."""
+    faces = Faces(daemon, executor(daemon), new_registry(daemon, gate.strangers))
     api, looking_and_doing = faces.bodied(answer_api), ["GET", "POST"]
     app = Starlette(
         routes=[

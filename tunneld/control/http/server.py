@@ -1,7 +1,7 @@
-"""From listening sockets to connections.
+"""From a door to connections.
 
     serve
-    ├─ acceptor ×N             one a listener; backs off where descriptors run out
+    ├─ door                    see doors.py
     └─ connection ×M           see connection.py
 
 The accept loop is ours and not `hypercorn.trio.serve`, which takes connections without number and ends with the first
@@ -14,6 +14,7 @@ import logging
 import math
 import socket
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, cast
 
 import structlog
@@ -28,6 +29,7 @@ from tunneld.control.http.app import new_app
 from tunneld.control.http.connection import Connection
 from tunneld.control.http.words import plain
 from tunneld.control.verbs import Daemon
+from tunneld.doors import Door
 
 log = structlog.get_logger("http")
 
@@ -43,15 +45,20 @@ QUEUE = 2
 class Server:
     """The connections of one call of `serve`."""
 
-    def __init__(self, app: AppWrapper, config: Config, settings: Callable[[], Http], gate: Gate) -> None:
+    def __init__(self, app: AppWrapper, settings: Callable[[], Http], gate: Gate) -> None:
         self._gate = gate
         self._app = app
-        self._config = config
         self._settings = settings
         self._open = 0
 
     async def handle(self, stream: trio.SocketStream) -> None:
-        """Speak HTTP on one connection. Whatever goes wrong costs this connection."""
+        """Speak HTTP on one connection, and close it. Whatever goes wrong costs this connection."""
+        try:
+            await self._handle(stream)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _handle(self, stream: trio.SocketStream) -> None:
         settings = self._settings()
         if self._open >= settings.max_connections:
             log.warning("http connection refused", reason=f"{self._open} are open (http.max_connections)")
@@ -60,7 +67,7 @@ class Server:
         try:
             if not self._lets_in(stream):
                 return
-            await Connection(stream, self._app, self._config, settings.write_timeout).run()
+            await Connection(stream, self._app, _config(settings.keep_alive_timeout), settings.write_timeout).run()
         except* OSError:
             pass  # the peer was gone before we looked
         except* Exception as group:
@@ -78,24 +85,24 @@ class Server:
 
 
 async def serve(
-    listeners: list[socket.socket],
-    settings: Http,
+    door: Door,
     daemon: Daemon,
     gate: Gate | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve HTTP on listening sockets, ours from now on, until cancelled.
-
-    `settings` gives `read_timeout` and `keep_alive_timeout`, which hold for as long as this runs; every other key is
-    read from `daemon` at each request. Without a `gate` everybody is admitted, and is an admin.
+    """Serve HTTP to all who come through `door` until cancelled. Every key of `[http]` is read from `daemon` when it is
+    needed. Without a `gate` everybody is admitted, and is an admin.
     """
     gate = gate or Gate(lambda: ())
-    app = cast("Any", new_app(daemon, gate, settings.read_timeout))  # two libraries, two descriptions of ASGI
-    server = Server(wrap_app(app, 0, "asgi"), _config(settings), lambda: daemon.settings.http, gate)
-    accepting = [trio.SocketListener(trio.socket.from_stdlib_socket(listener)) for listener in listeners]
+    app = cast("Any", new_app(daemon, gate))  # two libraries, two descriptions of ASGI
+    server = Server(wrap_app(app, 0, "asgi"), lambda: daemon.settings.http, gate)
     async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, server.handle, accepting)
+
+        def arrive(connection: socket.socket, _peer: Any) -> None:
+            nursery.start_soon(server.handle, trio.SocketStream(trio.socket.from_stdlib_socket(connection)))
+
+        await nursery.start(door.serve, arrive)
         task_status.started()
 
 
@@ -106,12 +113,13 @@ def _log_failure(error: BaseExceptionGroup[Exception]) -> None:
     log.error("http connection failed", exc_info=error)
 
 
-def _config(settings: Http) -> Config:
+@lru_cache(maxsize=1)
+def _config(keep_alive_timeout: float) -> Config:
     config = Config()
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
-    config.keep_alive_timeout = settings.keep_alive_timeout
+    config.keep_alive_timeout = keep_alive_timeout
     config.h11_max_incomplete_size = MAX_HEAD
     config.max_app_queue_size = QUEUE
     return config

@@ -1,0 +1,128 @@
+"""A reload moves the listeners of a running daemon: whoever is connected does not notice."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.control.test_auth_daemon import HEAD, Running, running
+from tests.control.test_certificate_reload import TLS
+from tests.support.papers import Papers
+from tunneld import net
+from tunneld.client import connect
+from tunneld.endpoint import Endpoint
+from tunneld.errors import RefusedError, RelayUnreachableError
+
+
+@pytest.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[Running]:
+    path = tmp_path / "tunnel.toml"
+    path.write_text(HEAD)
+    async with running(path) as relay:
+        yield relay
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def move(relay: Running, **ports: int) -> None:
+    """Write other ports of tables into the file."""
+    text = relay.path.read_text()
+    for table, port in ports.items():
+        head, rest = text.split(f"[{table}]\n", 1)
+        _line, _, rest = rest.partition("\n")
+        text = f"{head}[{table}]\nport = {port}\n{rest}"
+    relay.path.write_text(text)
+
+
+@contextmanager
+def pair(server: Endpoint, client: Endpoint) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A hidden server and its visitor, on either side of a tunnel."""
+    with (
+        socket.create_connection((server.host, server.port)) as hidden,
+        socket.create_connection((client.host, client.port)) as visitor,
+    ):
+        yield hidden, visitor
+
+
+async def says(one: socket.socket, other: socket.socket) -> bool:
+    """Whether what one says arrives at the other."""
+    one.sendall(b"x")
+    return await trio.to_thread.run_sync(other.recv, 1) == b"x"
+
+
+async def test_control_connections_and_relays_outlive_their_listeners(relay: Running) -> None:
+    async with connect(relay.control) as admin:
+        uri = Endpoint.parse(await admin.open_tunnel())
+        with pair(uri, Endpoint.parse(await admin.get_tunnel_address(str(uri)))) as (hidden, visitor):
+            assert await says(visitor, hidden)
+            port = free_port()
+            move(relay, control=port)
+            items = (await admin.call("reload")).items
+            assert [(item["key"], item["needs_restart"]) for item in items] == [("control.port", "no")]
+            async with connect(f"tcp://127.0.0.1:{port}") as newcomer:
+                assert len(await newcomer.list()) == 1
+            with pytest.raises(RelayUnreachableError):
+                async with connect(relay.control):
+                    pass
+            assert (await admin.status())["phase"] == "ready"
+            assert await says(hidden, visitor)
+
+
+async def test_a_port_that_is_taken_changes_nothing_and_says_which(relay: Running) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        move(relay, control=free_port(), http=port)
+        async with connect(relay.control) as admin:
+            with pytest.raises(RefusedError, match=f"could not listen on tcp://127.0.0.1:{port}: address already in"):
+                await admin.call("reload")
+            async with connect(relay.control) as newcomer:
+                assert (await newcomer.status())["phase"] == "ready"
+
+
+async def test_a_face_goes_and_comes_back(relay: Running) -> None:
+    address = Endpoint.parse(relay.http.replace("http://", "tcp://"))
+    async with connect(relay.control) as admin:
+        text = relay.path.read_text()
+        relay.path.write_text(text.replace("[http]\n", "[http]\nenabled = false\n"))
+        await admin.call("reload")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address.host, address.port))
+        relay.path.write_text(text)
+        move(relay, http=address.port)
+        await admin.call("reload")
+        async with await trio.open_tcp_stream(address.host, address.port) as stream:
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
+
+
+async def test_tls_comes_with_a_reload_for_those_who_connect_from_then_on(relay: Running) -> None:
+    Papers.issue(relay.path.parent)
+    async with connect(relay.control) as before:
+        uri = await before.open_tunnel("webmux")
+        assert uri.startswith("webmux://")
+        relay.path.write_text(relay.path.read_text().replace("port = 0\n", f"port = 0\n{TLS}", 1))
+        await before.call("reload")
+        async with connect(relay.control.replace("tcp:", "tls:"), tls=net.unverified_tls_context()) as after:
+            (tunnel,) = await after.list()
+        assert tunnel["server"] == uri.replace("webmux:", "webmuxs:")
+        assert (await before.status())["phase"] == "ready"
+
+
+async def test_the_shared_port_moves_and_tells_server_uris_where_it_is(relay: Running) -> None:
+    async with connect(relay.control) as admin:
+        before = Endpoint.parse(await admin.open_tunnel("webmux"))
+        port = free_port()
+        move(relay, webmux=port)
+        await admin.call("reload")
+        (tunnel,) = await admin.list()
+        assert Endpoint.parse(tunnel["server"]) == Endpoint(before.scheme, before.host, port, before.key)
+        with pytest.raises(RefusedError, match="no open tunnel has the server URI"):
+            await admin.get_tunnel_address(str(before))
