@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import aims
 from benchmarks.loads import LOADS, Load
 from benchmarks.network import own_network
 from benchmarks.processes import BenchError, descriptor_limit, orphans_ended
@@ -18,8 +19,8 @@ from benchmarks.table import LEGEND, Table
 from benchmarks.topologies import TOPOLOGIES, Topology
 from benchmarks.versions import machine, versions
 
-THOROUGH = Plan(seconds=3, rounds=3, budget=340.0)  # six minutes with the start and the end
-QUICK = Plan(seconds=1, rounds=2, budget=86.0)  # for a look, in a minute and a half
+THOROUGH = Plan(seconds=3, rounds=3, budget=600.0)  # eleven minutes with the start and the end, all peers there
+QUICK = Plan(seconds=1, rounds=2, budget=170.0)  # for a look, in three minutes
 NEEDED = {"http": ("nginx", "wrk"), "visitors": ("nginx", "wrk")}
 """What the loads of these names need to run at all."""
 
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser."""
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
     names = [load.name for load in LOADS] + [topology.name for topology in TOPOLOGIES]
-    made.add_argument("--quick", action="store_true", help="fewer and shorter samples: at most a minute and a half")
+    made.add_argument("--quick", action="store_true", help="fewer and shorter samples: about three minutes")
     made.add_argument("--only", action="append", default=[], metavar="NAME", choices=names, help=_only_help())
     made.add_argument("--seconds", type=_positive, metavar="N", help="the length of a sample")
     made.add_argument("--rounds", type=_positive, metavar="N", help="the number of samples of each")
@@ -65,6 +66,8 @@ def _main(options: argparse.Namespace) -> int:
     table = Table(results, loads, topologies)
     print(table.markdown() if options.markdown else table.text())
     print(f"\n{LEGEND}\n")
+    if lines := list(aims.told(results)):
+        print("\n".join(["aims for webmux:", *(f"  {line}" for line in lines), ""]))
     print(f"{plan.rounds} × {plan.seconds} s, {time.monotonic() - start:.0f} s in all, on loopback: " + _listed(where))
     print("versions: " + _listed(found))
     for note in results.notes:

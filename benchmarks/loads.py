@@ -83,7 +83,7 @@ def _discard(client: socket.socket, buffer: bytearray, seconds: float) -> int:
 
 
 def requests(connections: int, *headers: str) -> Callable[[Reach, int], Figures]:
-    """`wrk` on so many connections; also its 99th percentile of latency, in milliseconds."""
+    """`wrk` on so many connections; also the median and the 99th percentile of its latency, in milliseconds."""
 
     def sample(reach: Reach, seconds: int) -> Figures:
         host, port = reach.address
@@ -108,17 +108,23 @@ def _wrk(command: list[str], seconds: int) -> Figures:
     except subprocess.TimeoutExpired:
         raise BenchError("wrk did not end") from None
     rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
-    late = re.search(r"99%\s+([\d.]+)(us|ms|s|m)\b", done.stdout)
-    if done.returncode or rate is None or late is None or float(rate[1]) == 0:
+    late = {percent: _latency(percent, done.stdout) for percent in (50, 99)}
+    if done.returncode or rate is None or None in late.values() or float(rate[1]) == 0:
         raise BenchError(f"wrk got no answers: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
     errors = re.search(r"connect (\d+), read (\d+), write (\d+), timeout (\d+)", done.stdout)
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
     failed = sum(int(number) for found in (errors, refused) if found for number in found.groups())
     return {
         "rate": float(rate[1]),
-        "p99": float(late[1]) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}[late[2]],
+        "p50": late[50] or 0.0,
+        "p99": late[99] or 0.0,
         "failed": failed,
     }
+
+
+def _latency(percent: int, said: str) -> float | None:
+    found = re.search(rf"\b{percent}%\s+([\d.]+)(us|ms|s|m)\b", said)
+    return float(found[1]) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}[found[2]] if found else None
 
 
 def idle(reach: Reach, _: int) -> Figures:
@@ -153,6 +159,12 @@ LOADS = (
         servers.bulk,
         bulk,
         warm_up=0,  # each stream has its ramp
+    ),
+    Load(
+        "http1",
+        (Measure("p50", "a lone small request, median", "ms", more_is_better=False),),
+        servers.page,
+        requests(1),
     ),
     *(
         Load(

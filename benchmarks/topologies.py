@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
-from benchmarks import ssh
+from benchmarks import peers, ssh
 from benchmarks.processes import LOOPBACK, Address, Child, Crew, descriptor_limit, find, free_port, need
 from benchmarks.servers import nginx_basics, nginx_command
 from benchmarks.versions import nginx_module
@@ -177,6 +177,16 @@ def openssh(crew: Crew, server: Address) -> Reach:
     return Reach(public, daemon)
 
 
+def peer(build: peers.Build) -> Callable[[Crew, Address], Reach]:
+    """A tunnel program of somebody else."""
+
+    def reach(crew: Crew, server: Address) -> Reach:
+        public, daemon = build(crew, server)
+        return Reach(public, daemon)
+
+    return reach
+
+
 TOPOLOGIES = (
     Topology("direct", "direct", (), direct, idle=False),
     Topology("tunneld", "tunneld tcp", (), ours("tcp")),
@@ -186,4 +196,11 @@ TOPOLOGIES = (
     Topology("nginx", "nginx stream ×2", ("nginx",), chain(nginx)),
     Topology("ssh", "ssh -R", ("ssh", "sshd", "ssh-keygen"), openssh),
     Topology("socat", "socat ×2", ("socat",), chain(socat), idle=False),
+    Topology("rathole", "rathole", ("rathole",), peer(peers.rathole("tcp"))),
+    Topology("rathole-tls", "rathole+TLS", ("rathole",), peer(peers.rathole("tls"))),
+    Topology("rathole-noise", "rathole+Noise", ("rathole",), peer(peers.rathole("noise"))),
+    Topology("frp", "frp", ("frps", "frpc"), peer(peers.frp(tls=False))),
+    Topology("frp-tls", "frp+TLS", ("frps", "frpc"), peer(peers.frp(tls=True))),
+    Topology("chisel", "chisel (SSH)", ("chisel",), peer(peers.chisel)),
+    Topology("bore", "bore", ("bore",), peer(peers.bore)),
 )

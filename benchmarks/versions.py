@@ -19,6 +19,10 @@ COMMANDS = {
     "nginx": ("nginx", "-v"),
     "ssh": ("ssh", "-V"),
     "socat": ("socat", "-V"),
+    "rathole": ("rathole", "--version"),
+    "frp": ("frps", "--version"),
+    "chisel": ("chisel", "--version"),
+    "bore": ("bore", "--version"),
     "wrk": ("wrk", "-v"),
 }
 
@@ -37,7 +41,7 @@ def versions() -> dict[str, str]:
     found = {"tunneld": __version__, "python": platform.python_version(), "trio": metadata.version("trio")}
     for name, (program, option) in COMMANDS.items():
         if find(program) is not None:
-            number = re.search(r"\d+\.\d+[\w.]*", asked(program, option))
+            number = re.search(r"(?<![\d:])\d+\.\d+[\w.]*", asked(program, option))
             found[name] = number[0] if number else "?"
     return found
 

@@ -13,17 +13,19 @@ import pytest
 import trio
 
 from tests.support.papers import Papers
-from tests.support.people import PATIENCE, read_exactly
+from tests.support.people import PATIENCE, read_all, read_exactly
 from tests.support.programs import free_port, listening, program, run
-from tests.support.ways import exposed
+from tests.support.ways import Exposed, exposed
 
 MIB = 1 << 20
 ASSETS = 60
+BROWSERS = 50
+CROWD = 500
 Find = Callable[[str], str]
 
 NGINX = """
 daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
-events {{}}
+events {{ worker_connections 4096; }}
 http {{
     access_log off;
     client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder}; uwsgi_temp_path {folder};
@@ -91,6 +93,43 @@ async def test_http_2_from_end_to_end(tmp_path: Path, program_path: Find, way: s
         said = await run(curl(program_path, *speak, *written, server.url(f"/asset[0-{ASSETS - 1}]", "https")))
         assert said.split() == ["2"] * ASSETS
         assert gathered(tmp_path) == contents
+
+
+async def test_fifty_browsers_load_a_page_with_sixty_assets(tmp_path: Path, program_path: Find, way: str) -> None:
+    """Six connections each, all at once: more than one carrier holds, so the others wait until the agent made more."""
+    contents = assets(tmp_path)
+
+    async def browse(number: int, url: str) -> None:
+        (tmp_path / f"{number}").mkdir()
+        written = ["--create-dirs", "-o", f"{tmp_path}/{number}/got#1", "-w", "%{http_code}\n"]
+        said = await run(curl(program_path, "--parallel", "--parallel-immediate", "--parallel-max", "6", *written, url))
+        assert said.split() == ["200"] * ASSETS
+        assert gathered(tmp_path / f"{number}") == contents
+
+    async with (
+        nginx(tmp_path, program_path) as web,
+        exposed(way, tmp_path, web) as server,
+        trio.open_nursery() as nursery,
+    ):
+        for number in range(BROWSERS):
+            nursery.start_soon(browse, number, server.url(f"/asset[0-{ASSETS - 1}]"))
+
+
+async def test_five_hundred_visitors_in_the_same_moment(tmp_path: Path, program_path: Find, way: str) -> None:
+    """Nobody is turned away, and all of them are here at once before the first has said anything."""
+    contents = assets(tmp_path)
+
+    async def visit(server: Exposed) -> None:
+        async with await trio.open_tcp_stream(server.address.host, server.address.port) as visitor:
+            await visitor.send_all(b"GET /asset0 HTTP/1.0\r\n\r\n")
+            answer = await read_all(visitor)
+            assert answer.endswith(contents[0])
+
+    async with nginx(tmp_path, program_path) as web, exposed(way, tmp_path, web) as server:
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                for _ in range(CROWD):
+                    nursery.start_soon(visit, server)
 
 
 async def test_http_2_without_tls(tmp_path: Path, program_path: Find, way: str) -> None:

@@ -164,7 +164,7 @@ class Tunnels(Table):
     max_tunnels: Count = 1000
     max_visitors: Count = 10_000  # per tunnel: two descriptors each
     max_parked: Count = 256  # per tunnel: server connections held for visitors to come
-    max_waiting: Count = 256  # per tunnel: visitors held for server connections to come
+    max_waiting: Count = 1024  # per tunnel: visitors held for server connections to come; a burst waits for carriers
     pairing_timeout: Seconds = 30.0  # a browser gives up about then
     open_timeout: Seconds = 5 * MINUTE  # time to copy a URI from one machine to another
     linger: Seconds = MINUTE  # a half-closed relay without a byte for so long is abandoned

@@ -1,0 +1,53 @@
+"""What was aimed at for webmux, each as a ratio of two columns of the table, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.run import Results
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """Ours ÷ the peer's is at least `bound`; where less is better, at most."""
+
+    load: str
+    measure: str
+    ours: str
+    peer: str
+    bound: float
+    more_is_better: bool = True
+
+    def told(self, results: Results) -> str | None:
+        """The aim, the figure and a `!` where it was missed; None where one of the two did not run."""
+        ours = results.median(self.load, self.ours, self.measure)
+        theirs = results.median(self.load, self.peer, self.measure)
+        if ours is None or not theirs:
+            return None
+        ratio, sign = ours / theirs, "≥" if self.more_is_better else "≤"
+        met = round(ratio, 2) >= self.bound if self.more_is_better else round(ratio, 2) <= self.bound
+        what = f"{self.load} {self.measure}: {self.ours} ÷ {self.peer}"
+        return f"{what:<44} {ratio:5.2f}× ({sign} {self.bound:g}){'' if met else ' !'}"
+
+
+ENCRYPTED_PEERS = ("rathole-tls", "rathole-noise", "frp-tls", "chisel")
+
+AIMS = (
+    Aim("http64", "rate", "webmuxs", "haproxy", 1.0),
+    Aim("http400", "rate", "webmuxs", "haproxy", 1.0),
+    Aim("http64", "rate", "webmuxs", "ssh", 3.0),
+    *(Aim(load, "rate", "webmuxs", peer, 1.0) for load in ("http64", "http400") for peer in ENCRYPTED_PEERS),
+    Aim("visitors", "rate", "webmuxs", "haproxy", 0.9),
+    Aim("visitors", "rate", "webmuxs", "ssh", 2.0),
+    Aim("bulk", "bulk", "webmux", "haproxy", 1.2),
+    Aim("bulk", "bulk", "webmuxs", "ssh", 0.8),
+    Aim("http1", "p50", "webmuxs", "ssh", 1.5, more_is_better=False),
+)
+
+
+def told(results: Results) -> Iterator[str]:
+    """A line for each aim of which both sides ran."""
+    for aim in AIMS:
+        if (line := aim.told(results)) is not None:
+            yield line
