@@ -38,6 +38,8 @@ host = "{RELAY}"
 ports = "{PUBLIC}-{PUBLIC + 9}"
 [webmux]
 port = {CARRIERS}
+[daemon]
+state = "state"
 """
 ASK = f"""
 import socket, time

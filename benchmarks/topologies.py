@@ -69,6 +69,8 @@ port = 0
 ports = "0"
 [webmux]
 port = 0
+[daemon]
+state = "state"
 """
 
 TLS_TOML = """

@@ -75,7 +75,7 @@ def relay() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
         ready.bind(f"{folder}/notify")
         ready.settimeout(LOOK)
-        environment = os.environ | {"NOTIFY_SOCKET": f"{folder}/notify"}
+        environment = os.environ | {"NOTIFY_SOCKET": f"{folder}/notify", "STATE_DIRECTORY": f"{folder}/state"}
         command = [str(BIN / "tunneld"), "--config", str(CONFIG), "--log-level", "warning"]
         with child(command, environment) as process:
             wait_until_ready(process, ready)

@@ -28,6 +28,15 @@ def _people_go_home() -> Iterator[None]:
     go_home()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No daemon of a test reads or writes what those of this machine have reserved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.delenv("STATE_DIRECTORY", raising=False)
+        yield
+
+
 @pytest.fixture
 async def engine(nursery: trio.Nursery) -> AsyncIterator[Engine]:
     """The data plane, running."""

@@ -112,12 +112,13 @@ class Client:
         """
         return (await self.call("getTunnelAddress", uri)).text
 
-    async def close(self, ref: str) -> str:
-        """Stop a tunnel, given by server URI or id, now; all its connections drop.
+    async def close(self, ref: str, *, keep: bool = False) -> str:
+        """Stop a tunnel, given by server URI or id, now; all its connections drop. Its address is anybody's then, or
+        with `keep` reserved for one of the same name.
 
         await client.close("t4")
         """
-        return (await self.call("close", ref)).text
+        return (await self.call("close", ref, *(("keep",) if keep else ()))).text
 
     async def drain(self, ref: str) -> str:
         """Let a tunnel's relays finish and take nobody new; returns before they have.

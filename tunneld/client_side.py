@@ -9,6 +9,7 @@ for that.
 from __future__ import annotations
 
 import socket
+from collections.abc import Container
 from typing import Any, Protocol
 
 import trio
@@ -52,8 +53,10 @@ class Pairing(Protocol):
 class ClientSide:
     """A listener for clients. Bound when made, listening from `listen`, gone after `close`."""
 
-    def __init__(self, settings: Tunnels, options: TunnelOptions, advertised_host: str) -> None:
-        """Bind the port asked for, or any of the range.
+    def __init__(
+        self, settings: Tunnels, options: TunnelOptions, advertised_host: str, reserved: Container[int] = ()
+    ) -> None:
+        """Bind the port asked for, or any of the range that is not `reserved`.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range or an
         option exceeds what is configured, `UsageError`.
@@ -64,7 +67,12 @@ class ClientSide:
         self._settings = settings
         self._hearing = 0  # visitors of whom a proxy has not told yet
         self._closed = False
-        self._listener = bind_in_range(settings.host, _ports(settings, options), keepalive=settings.keepalive)
+        self._listener = bind_in_range(
+            settings.host,
+            _ports(settings, options),
+            keepalive=settings.keepalive,
+            reserved=reserved if options.client_port is None else (),
+        )
         self.uri = Endpoint("tcp", advertised_host, self._listener.getsockname()[1])
         self.waiting = 0  # visitors that have no server connection yet
         self._pairing_timeout = options.pairing_timeout or settings.pairing_timeout

@@ -30,6 +30,7 @@ import structlog
 import trio
 
 from tunneld import __version__, config, log, net, notify
+from tunneld.config.places import state_folder
 from tunneld.config.schema import Settings
 from tunneld.control import http
 from tunneld.control.commands import executor
@@ -79,7 +80,8 @@ class Daemon:
         self._load = load
         self._engine = new_engine(accept_backoff=settings.tunnels.accept_backoff)
         self._endpoints = _endpoints_of(lambda: self.settings.webmux.max_carriers)
-        self.service = TunnelService(lambda: self.settings, self._engine, self._endpoints)
+        state = settings.daemon.state or state_folder()
+        self.service = TunnelService(lambda: self.settings, self._engine, self._endpoints, state)
         self._strangers = Strangers(lambda: self.settings.control)
         self._gate = Gate(lambda: self.settings.credential, self._strangers)
         self._tls: ssl.SSLContext | None = None  # for handshakes that begin from here on
@@ -130,7 +132,9 @@ class Daemon:
             "strangers": len(self._strangers),
             "strangers_refused": self._strangers.refusals.total(),
             "penalised": self._strangers.penalised(trio.current_time()),
+            "reservations": len(self.service.addresses.book),
             "config": str(self._config_path or "built-in defaults"),
+            "state": self.service.addresses.place,
         }
 
     def reload(self) -> Sequence[Item]:

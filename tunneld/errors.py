@@ -13,6 +13,7 @@ with (sysexits(3)).
     DrainingError          the operator          the request              draining          75 EX_TEMPFAIL
     ConfigError            who wrote the file    the start or the reload  config            78 EX_CONFIG
     ListenError            this machine          the listener             cannot-listen     71 EX_OSERR
+    StoreError             this machine          nothing                  (only logged)
     RemoteProtocolError    the peer              its connection           protocol          76 EX_PROTOCOL
     LocalProtocolError     us (a bug)            its connection           internal          70 EX_SOFTWARE
     RelayUnreachableError  the network           the command              unreachable       69 EX_UNAVAILABLE
@@ -103,6 +104,10 @@ class ListenError(TunneldError):
 
     code = "cannot-listen"
     exit_status = os.EX_OSERR
+
+
+class StoreError(TunneldError):
+    """What should survive the process cannot be kept or read."""
 
 
 class RemoteProtocolError(TunneldError):

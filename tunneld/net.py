@@ -14,7 +14,7 @@ import random
 import resource
 import socket
 import ssl
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -65,9 +65,16 @@ def bind_tcp(
 
 
 def bind_in_range(
-    host: str, ports: range, *, backlog: int = 1024, keepalive: float = 60.0, start: int | None = None
+    host: str,
+    ports: range,
+    *,
+    backlog: int = 1024,
+    keepalive: float = 60.0,
+    start: int | None = None,
+    reserved: Container[int] = (),
 ) -> socket.socket:
-    """Listen on a free port of `ports`, on the first address of `host`; `range(0, 1)` means any free port.
+    """Listen on a free port of `ports` that is not `reserved`, on the first address of `host`; `range(0, 1)` means any
+    free port.
 
     The search goes upwards and around from a random port, or from the `start`th. So a port that just became free, whose
     old clients may still call, is unlikely to be the next one given out, and strangers cannot count up to the newest
@@ -77,11 +84,16 @@ def bind_in_range(
     """
     first = random.randrange(len(ports)) if start is None else start % len(ports)
     span = f"{ports[0]}-{ports[-1]}" if len(ports) > 1 else f"{ports[0]}"
+    wanted = (port for port in chain(ports[first:], ports[:first]) if port not in reserved)
     try:
-        return _bind(_addresses(host)[0], chain(ports[first:], ports[:first]), backlog, keepalive)
+        if ports[0] == 0:
+            return _bind_any(_addresses(host)[0], backlog, keepalive, reserved)
+        return _bind(_addresses(host)[0], wanted, backlog, keepalive)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise LimitReachedError(f"no port is free in {span} on {host or '*'}") from None
+            kept = sum(port in reserved for port in ports)
+            but = f"; {kept} are reserved for tunnels that have names (tunnels.reservation)" if kept else ""
+            raise LimitReachedError(f"no port is free in {span} on {host or '*'}{but}") from None
         raise _listen_error(host, span, error) from None
 
 
@@ -260,6 +272,20 @@ def _bind(
         listener.close()
         raise
     return listener
+
+
+def _bind_any(address: Address, backlog: int, keepalive: float, reserved: Container[int]) -> socket.socket:
+    """Whatever port the system gives, but none that is reserved: those are held until it gives another one."""
+    refused: list[socket.socket] = []
+    try:
+        while True:
+            listener = _bind(address, [0], backlog, keepalive)
+            if listener.getsockname()[1] not in reserved:
+                return listener
+            refused.append(listener)
+    finally:
+        for listener in refused:
+            listener.close()
 
 
 def _take_free_port(listener: socket.socket, host: str, ports: Iterable[int]) -> None:

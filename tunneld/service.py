@@ -11,21 +11,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
 from tunneld.access import EVERYBODY, Grant, permit
+from tunneld.addresses import Addresses, holder_of
 from tunneld.admission import Refused
 from tunneld.backends import backend_of
 from tunneld.config.schema import Settings
 from tunneld.endpoint import Endpoint, is_wildcard
-from tunneld.errors import DrainingError, LimitReachedError, NoSuchTunnelError
+from tunneld.errors import DrainingError, LimitReachedError, ListenError, NoSuchTunnelError, UsageError
 from tunneld.events import Events
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
-from tunneld.tunnel import Opening, Phase, Tunnel
+from tunneld.reservations import Holder, Reservation
+from tunneld.tunnel import STOPPED, Opening, Phase, Tunnel
 
 if TYPE_CHECKING:
     from tunneld.backends.webmux import Endpoints
@@ -46,11 +49,18 @@ class Asker:
 class TunnelService:
     """All open tunnels of this process."""
 
-    def __init__(self, settings: Callable[[], Settings], engine: Engine, endpoints: Endpoints | None = None) -> None:
+    def __init__(
+        self,
+        settings: Callable[[], Settings],
+        engine: Engine,
+        endpoints: Endpoints | None = None,
+        state: Path | None = None,
+    ) -> None:
         """`settings` is asked at every call, so that a reload reaches the next tunnel; `endpoints` is the shared port
-        of carriers.
+        of carriers, `state` the folder where reservations are kept, None for in memory only.
         """
         self.events = Events()
+        self.addresses = Addresses(settings, state)
         self.draining = False
         self.opened = 0  # tunnels, ever
         self._past_octets = (0, 0)  # of tunnels that closed: up, down
@@ -61,12 +71,14 @@ class TunnelService:
         self._endpoints = endpoints
         self._tunnels: dict[str, Tunnel] = {}
         self._owners: dict[str, str] = {}  # the id of each tunnel, open or opening, and the credential that it is of
+        self._given_up: set[str] = set()  # the ids of tunnels whose address shall not be kept
         self._last_id = 0
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the tunnels until cancelled, which drops them all."""
         async with trio.open_nursery() as self._nursery:
+            await self._nursery.start(self.addresses.run)
             task_status.started()
             await trio.sleep_forever()
 
@@ -74,7 +86,7 @@ class TunnelService:
 
     async def open_tunnel(self, backend: str, options: TunnelOptions, asker: Asker) -> Tunnel:
         """Open a tunnel; it listens on both sides when this returns. One of the same name and owner gives way to it,
-        and leaves it its address.
+        and the address that was its own is its own again, unless another is asked for.
 
         Raises `DrainingError`, `LimitReachedError`, `ListenError`, `NotAllowedError`, `ShortageError` or `UsageError`;
         nothing is left behind then.
@@ -83,13 +95,12 @@ class TunnelService:
         if self.draining:
             raise DrainingError("could not open a tunnel: the relay is being drained and takes nothing new")
         backend_of(backend).check(self._endpoints)
-        former = self._former(options.name, asker)
-        opened = self._opened_by(grant.name) - (former is not None)
+        holder = holder_of(options.name, grant, asker.host)
+        opened = self._opened_by(grant.name) - (self._former(holder) is not None)
         options = permit(grant, backend, options, asker.host, opened)
-        if former is not None:
-            options = replace(options, client_port=options.client_port or former.client_uri.port)
-            former.close("replaced: its owner opened it anew")
-            await former.wait_closed()
+        before = self.addresses.recall(holder, options.client_port, grant)  # before anybody gives way for nothing
+        await self._evict(holder)
+        address = self.addresses.recall(holder, options.client_port, grant) or before
         if len(self._owners) >= settings.max_tunnels:
             raise LimitReachedError(f"could not open a tunnel: {settings.max_tunnels} are open (tunnels.max_tunnels)")
         if grant.max_visitors is not None and grant.max_visitors < settings.max_visitors:
@@ -103,13 +114,35 @@ class TunnelService:
             asker=asker.host,
             advertised_host=settings.advertised_host or self._reachable(settings.host, asker),
             endpoints=self._endpoints,
-            former=former.server_uri if former is not None else None,
+            former=address.server if address is not None else None,
+            reserved=self.addresses.book,
         )
-        tunnel = Tunnel(opening, self._engine, self.events)
+        tunnel = self._make(opening, address)
         self._last_id += 1
         self._owners[tunnel.id] = grant.name  # before we wait, or two could squeeze through a limit at once
+        self._tunnels[tunnel.id] = tunnel
+        self.addresses.hold(holder, tunnel)
         await self._nursery.start(self._run, tunnel)
+        await self.addresses.saved()
         return tunnel
+
+    def _make(self, opening: Opening, address: Reservation | None) -> Tunnel:
+        """The tunnel, at its own address if it has one. Another program may have taken the port meanwhile, or a reload
+        have moved the range: then the tunnel is elsewhere rather than nowhere.
+        """
+        options = opening.options
+        if address is not None and options.client_port is None:
+            there = replace(opening, options=replace(options, client_port=address.client_port))
+            try:
+                return Tunnel(there, self._engine, self.events)
+            except (LimitReachedError, ListenError, UsageError) as error:
+                tunnel = Tunnel(opening, self._engine, self.events)
+                log.warning(
+                    "tunnel has another address than before", tunnel=opening.id, was=address.client_port,
+                    now=tunnel.client_uri.port, reason=str(error),
+                )  # fmt: skip
+                return tunnel
+        return Tunnel(opening, self._engine, self.events)
 
     def get_tunnel_address(self, uri: str, grant: Grant = EVERYBODY) -> Endpoint:
         """The URI to advertise for a server URI. Raises `NoSuchTunnelError`, also for a tunnel that is drained and so
@@ -153,20 +186,31 @@ class TunnelService:
         return sum((tunnel.refusals for tunnel in self._tunnels.values()), self._past_refusals)
 
     def find(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
-        """The tunnel with this id, server URI or client URI. Raises `NoSuchTunnelError`, also for one of others."""
+        """The tunnel with this id, server URI, client URI or port of clients. Raises `NoSuchTunnelError`, also for one
+        of others.
+        """
         tunnel = self._tunnels.get(reference.lower())
+        if tunnel is None and reference.isdigit():
+            tunnel = next((t for t in self._tunnels.values() if str(t.client_uri.port) == reference), None)
         if tunnel is None and "://" in reference:
             endpoint = Endpoint.parse(reference.strip())
             tunnel = next((t for t in self._tunnels.values() if endpoint in {t.server_uri, t.client_uri}), None)
         if tunnel is None or not self.is_of(grant, tunnel.id):
-            raise NoSuchTunnelError(f"no open tunnel is called {reference!r}: give an id or a URI that list shows")
+            raise NoSuchTunnelError(
+                f"no open tunnel is called {reference!r}: give an id, a URI or a port that list shows"
+            )
         return tunnel
 
-    async def close(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
-        """Stop one tunnel now; it is gone when this returns. Raises `NoSuchTunnelError`."""
+    async def close(self, reference: str, grant: Grant = EVERYBODY, *, keep: bool = False) -> Tunnel:
+        """Stop one tunnel now; it is gone when this returns, and its address is anybody's unless it is to be kept.
+        Raises `NoSuchTunnelError`.
+        """
         tunnel = self.find(reference, grant)
+        if not keep:
+            self._given_up.add(tunnel.id)
         tunnel.close("closed by request")
         await tunnel.wait_closed()
+        await self.addresses.saved()
         return tunnel
 
     async def drain(self) -> None:
@@ -178,35 +222,34 @@ class TunnelService:
             await tunnel.wait_closed()
 
     def drain_revoked(self, credentials: Collection[str]) -> None:
-        """Drain the tunnels of credentials that are no more among these names."""
+        """Drain the tunnels of credentials that are no more among these names, and give their addresses up."""
         for tunnel in self.tunnels():
             owner = self._owners[tunnel.id]
             if owner and owner not in credentials:
                 log.info("tunnel's credential was removed", tunnel=tunnel.id, credential=owner)
                 tunnel.drain()
+        self.addresses.retain(credentials)
 
     # Inside
 
-    def _former(self, name: str, asker: Asker) -> Tunnel | None:
-        """The tunnel of this name that the asker has open: an agent that starts again before the relay knows that it
-        was gone. Who has no credential is known by the address alone.
-        """
-        grant = asker.grant
-        if not name:
-            return None
-        for tunnel in self._tunnels.values():
-            opening = tunnel.opening
-            same = opening.options.name == name and self._owners.get(tunnel.id) == grant.name
-            if same and (grant.name or opening.asker == asker.host) and tunnel.phase is not Phase.DRAINING:
+    def _former(self, holder: Holder | None) -> Tunnel | None:
+        """The tunnel that this holder has open, of an agent that starts again before the relay knows it was gone."""
+        for tunnel in self._tunnels.values() if holder is not None else ():
+            if self.addresses.has(tunnel.id, holder) and tunnel.phase is not Phase.DRAINING:
                 return tunnel
         return None
+
+    async def _evict(self, holder: Holder | None) -> None:
+        """Close whatever this holder has open. Several newcomers at once evict one another, the last one stays."""
+        while (former := self._former(holder)) is not None:
+            former.close("replaced: its owner opened it anew")
+            await former.wait_closed()
 
     def _opened_by(self, name: str) -> int:
         return sum(owner == name for owner in self._owners.values())
 
     async def _run(self, tunnel: Tunnel, *, task_status: trio.TaskStatus[None]) -> None:
         """One tunnel's life: a bug costs this tunnel, never the daemon."""
-        self._tunnels[tunnel.id] = tunnel
         self.opened += 1
         self._announce(tunnel)
         try:
@@ -216,10 +259,18 @@ class TunnelService:
         finally:
             del self._tunnels[tunnel.id]
             del self._owners[tunnel.id]
+            self._leave(tunnel)
             up, down = tunnel.octets
             self._past_octets = (self._past_octets[0] + up, self._past_octets[1] + down)
             self._past_served += tunnel.served
             self._past_refusals += tunnel.refusals
+
+    def _leave(self, tunnel: Tunnel) -> None:
+        """What becomes of its address. Those that end with the daemon stay in the book as they are."""
+        keep = tunnel.id not in self._given_up
+        self._given_up.discard(tunnel.id)
+        if not (keep and (self.draining or tunnel.reason == STOPPED)):
+            self.addresses.leave(tunnel, keep=keep)
 
     def _announce(self, tunnel: Tunnel) -> None:
         facts = {

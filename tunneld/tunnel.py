@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from tunneld.backends.webmux import Endpoints
 
 PROXY_HEADERS = {"v1": encode_v1, "v2": encode_v2}
+STOPPED = "the relay stopped"
+"""The reason where nobody gave one: its task was cancelled with all others."""
 REFUSALS_LOGGED = Rate.parse("60/m")
 """Lines about refused connections of one tunnel: as many at once show what goes on, one a second that it still does."""
 
@@ -74,6 +77,7 @@ class Opening:
     advertised_host: str
     endpoints: Endpoints | None = None  # the shared port of carriers
     former: Endpoint | None = None  # the server URI of the tunnel whose place it takes
+    reserved: Container[int] = ()  # ports that are somebody's, also where nobody listens
 
     @property
     def admits(self) -> Network | None:
@@ -113,7 +117,7 @@ class Tunnel:
         )
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
-        self._client_side = ClientSide(opening.settings, opening.options, opening.advertised_host)
+        self._client_side = ClientSide(opening.settings, opening.options, opening.advertised_host, opening.reserved)
         self.rules, self._admission = self._client_side.rules, self._client_side.admission
         try:
             self._server_side = backend(self._host())
@@ -228,6 +232,7 @@ class Tunnel:
             client_port=self.client_uri.port,
             endpoints=self.opening.endpoints,
             former=self.opening.former,
+            reserved=self.opening.reserved,
             admits=self.opening.admits,
             room=self._room,
             attached=self._attached,
@@ -340,7 +345,7 @@ class Tunnel:
     def _stop(self) -> None:
         """Both listeners gone, every connection dropped, everybody told."""
         self._enter(Phase.CLOSED)
-        self.reason = self.reason or "the relay stopped"
+        self.reason = self.reason or STOPPED
         self._client_side.close()
         self._server_side.close()
         for relay in list(self._relays):

@@ -97,10 +97,16 @@ def settings(draw: st.DrawFn, folder: Path) -> Settings:
             advertised_host=draw(st.one_of(st.just(""), NAMES.filter(lambda name: name not in WILDCARDS))),
             ports=draw(port_ranges()),
             **_all(draw, COUNTS, "max_tunnels", "max_visitors", "max_parked", "max_waiting"),
+            **_all(draw, COUNTS, "max_reservations", "max_reservations_per_owner"),
+            reservation=draw(st.one_of(st.just(0.0), SECONDS)),
             **_all(draw, SECONDS, "pairing_timeout", "open_timeout", "linger", "accept_backoff", "keepalive"),
             **_visitors(draw),
         ),
-        daemon=Daemon(drain_timeout=draw(SECONDS), watch_backlog=draw(COUNTS)),
+        daemon=Daemon(
+            drain_timeout=draw(SECONDS),
+            watch_backlog=draw(COUNTS),
+            state=draw(st.sampled_from([None, folder / "state"])),
+        ),
         credential=draw(credentials()),
         log=Log(
             format=draw(st.sampled_from(["auto", "human", "json"])),

@@ -15,10 +15,10 @@ from tunneld.config.keys import keys
 
 relaxed = limits(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
-RESTART_KEYS = {"tunnels.accept_backoff"}
+RESTART_KEYS = {"tunnels.accept_backoff", "daemon.state"}
 
 
-def test_exactly_what_the_engine_is_made_with_needs_a_restart() -> None:
+def test_exactly_what_is_opened_once_needs_a_restart() -> None:
     assert {key.path for key in keys() if not key.live} == RESTART_KEYS
 
 

@@ -104,7 +104,7 @@ async def test_a_client_can_look_around() -> None:
         expected = {f"tunnel.{row.verb}" for row in COMMANDS.values()} - {"tunnel.auth", "tunnel.quit", "tunnel.watch"}
         assert set(methods) == expected  # type: ignore[arg-type]
         told = await face.with_stock_client(lambda proxy: proxy.system.methodHelp("tunnel.close"))
-        assert told == "close URI|ID: stop a tunnel now"
+        assert told == "close URI|ID [keep]: stop a tunnel now; with keep, its address stays reserved"
         assert (await fault_of(face, "system.shutdown"))[0] == FAULTS["usage"]
 
 

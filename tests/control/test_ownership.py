@@ -67,6 +67,8 @@ ABOUT_A_TUNNEL = {
 ABOUT_ALL = {
     "openTunnel": ("ok", "ok", "not-allowed"),
     "list": ("ok", "ok", "not-allowed"),
+    "reservations": ("ok", "ok", "not-allowed"),
+    "release blog": ("no-such-tunnel", "no-such-tunnel", "not-allowed"),
     "watch": ("ok", "ok", "not-allowed"),
     "status": ("not-allowed", "ok", "not-allowed"),
     "reload": ("not-allowed", "ok", "not-allowed"),

@@ -15,14 +15,14 @@ FLOORS = [  # from the street down to the cellar; a room may import from its own
     {"cli", "__main__"},
     {"agent", "daemon", ""},  # "": the package itself, which only hands out names
     {"control", "carriers", "client", "login", "exchange"},
-    {"service"},
+    {"service", "addresses"},
     {"tunnel", "client_side", "proxied", "clocks"},
     {"backends"},
-    {"session", "net", "pin", "access", "config", "options", "events", "log", "notify", "doors"},
-    {"wire", "endpoint", "networks", "rates", "admission"},
+    {"session", "net", "pin", "access", "config", "options", "events", "log", "notify", "doors", "store"},
+    {"wire", "endpoint", "networks", "rates", "admission", "reservations"},
     {"relay", "errors"},
 ]
-PURE = {"wire", "endpoint", "options", "access", "networks", "rates", "admission"}
+PURE = {"wire", "endpoint", "options", "access", "networks", "rates", "admission", "reservations"}
 IMPURE = {"trio", "socket", "ssl", "time", "random", "secrets", "logging", "structlog", "select", "datetime"}
 
 

@@ -17,7 +17,7 @@ from tests.support.people import PATIENCE
 
 CONFIG = """
 [control]
-port = 0
+port = {control}
 [http]
 port = 0
 [webmux]
@@ -27,6 +27,7 @@ ports = "0"
 linger = 5.0
 [daemon]
 drain_timeout = {drain_timeout}
+state = "state"
 """
 
 TLS = """
@@ -86,14 +87,15 @@ class Daemon:
 
 @asynccontextmanager
 async def daemon(
-    folder: Path, drain_timeout: float = 20.0, papers: Papers | None = None, words: str = ""
+    folder: Path, drain_timeout: float = 20.0, papers: Papers | None = None, words: str = "", control: int = 0
 ) -> AsyncIterator[Daemon]:
     """A `tunneld` of its own on free ports, ready; killed at the end where it has not ended. With `papers` in TLS;
-    `words` is what its configuration says besides.
+    `words` is what its configuration says besides. What it has to keep
+    it keeps in `folder`.
     """
     config = folder / "tunnel.toml"
     tls = TLS.format(folder=papers.folder) if papers else ""
-    config.write_text(CONFIG.format(drain_timeout=drain_timeout) + tls + words)
+    config.write_text(CONFIG.format(drain_timeout=drain_timeout, control=control) + tls + words)
     command = [sys.executable, "-m", "tunneld", "--config", str(config), "--log-format", "json"]
     async with program(command, stderr=subprocess.PIPE) as process, trio.open_nursery() as nursery:
         running = Daemon(process)

@@ -177,7 +177,7 @@ class Exposure:
             keeper.supply.rest()
             with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
                 async with self._relay.connect() as client:
-                    await client.close(keeper.tunnel.id)
+                    await client.close(keeper.tunnel.id, keep=True)
             keeper.supply.close()
         if self._was_open:
             figures = self.figures

@@ -10,7 +10,7 @@ detached      │
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +32,7 @@ class Host:
     client_port: int  # of the client side
     endpoints: Endpoints | None  # the shared port of carriers; None: this relay has none
     former: Endpoint | None  # the server URI that a hidden server may still know: to be had again if it can be
+    reserved: Container[int]  # ports that are somebody's: none of them is for this one, but that of `former`
     admits: Network | None  # the only sources that may pose as the hidden server; None: any
     room: Callable[[], int]  # how many server connections may be parked now
     attached: Callable[[Any], None]  # with the peer's address

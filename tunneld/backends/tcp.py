@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from typing import Any
 
@@ -31,7 +31,7 @@ class Tcp:
     def __init__(self, host: Host) -> None:
         settings = host.settings
         self._host = host
-        self._listener = _bind(settings, host.former)
+        self._listener = _bind(settings, host.former, host.reserved)
         self._uri = Endpoint("tcp", host.advertised_host, self._listener.getsockname()[1])
         self._parked: dict[TcpConnection, Registration] = {}  # in the order in which they came
         self._waiters: deque[_Waiter] = deque()
@@ -125,12 +125,12 @@ class Tcp:
             self._host.detached(connection.peer)
 
 
-def _bind(settings: Tunnels, former: Endpoint | None) -> socket.socket:
+def _bind(settings: Tunnels, former: Endpoint | None, reserved: Container[int]) -> socket.socket:
     """A listener, on the former port where that is free. Raises as `bind_in_range`."""
     if former is not None and (former.port in settings.port_range or settings.port_range[0] == 0):
         with suppress(LimitReachedError):
             return bind_in_range(settings.host, range(former.port, former.port + 1), keepalive=settings.keepalive)
-    return bind_in_range(settings.host, settings.port_range, keepalive=settings.keepalive)
+    return bind_in_range(settings.host, settings.port_range, keepalive=settings.keepalive, reserved=reserved)
 
 
 class TcpConnection:

@@ -25,7 +25,8 @@ TRAFFIC = frozenset(
         "waiting",
     }
 )
-NUMBERS = PROCESS | TRAFFIC | {"age", "count", "opened", "tunnels"}
+PORTS = frozenset({"client_port", "server_port"})
+NUMBERS = PROCESS | TRAFFIC | PORTS | {"age", "count", "left", "opened", "reservations", "tunnels"}
 """Keys whose values are whole numbers."""
 ANSWERS = {"yes": True, "no": False}
 YES_OR_NO = frozenset({"persist", "needs_restart"})
@@ -67,7 +68,13 @@ def seconds(text: str | int) -> str:
     return f"{minutes}m{total % 60:02}s" if minutes else f"{total}s"
 
 
-SHAPES: Mapping[str, Callable[[str], str]] = {"up": octets, "down": octets, "age": seconds, "uptime": seconds}
+SHAPES: Mapping[str, Callable[[str], str]] = {
+    "up": octets,
+    "down": octets,
+    "age": seconds,
+    "uptime": seconds,
+    "left": seconds,
+}
 """How people read the values of some keys."""
 
 
@@ -84,6 +91,12 @@ TUNNELS = (
     *(Column(key, right=True) for key in ("visitors", "waiting", "parked", "served", "up", "down", "age")),
 )
 VISITORS = (Column("visitor"), Column("up", right=True), Column("down", right=True))
+RESERVATIONS = (
+    *(Column(key) for key in ("name", "owner", "backend")),
+    *(Column(key, right=True) for key in ("client_port", "server_port")),
+    Column("tunnel"),
+    Column("left", right=True),
+)
 CHANGES = tuple(Column(key) for key in ("key", "old", "new", "needs_restart"))
 
 

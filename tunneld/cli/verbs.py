@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING
 
 from tunneld.cli.access import access, form
 from tunneld.cli.common import say
-from tunneld.cli.tables import CHANGES, TUNNELS, VISITORS, Form, Record, facts, json_lines, printable, table
+from tunneld.cli.tables import (
+    CHANGES,
+    RESERVATIONS,
+    TUNNELS,
+    VISITORS,
+    Form,
+    Record,
+    facts,
+    json_lines,
+    printable,
+    table,
+)
 from tunneld.errors import UsageError
 
 if TYPE_CHECKING:
     from tunneld.client import Client
 
-REFERENCE = ("ref", "REF", "its id or its server URI, as list shows them")
+REFERENCE = ("ref", "REF", "its id, a URI of it or its port, as list shows them")
 Run = Callable[["Client", argparse.Namespace, Form], Awaitable[str]]
 
 
@@ -75,12 +86,23 @@ async def reload(client: Client, _options: argparse.Namespace, shape: Form) -> s
 
 async def close(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """A sentence."""
-    return text((await client.call("close", options.ref)).text, shape)
+    return text((await client.call("close", options.ref, *(("keep",) if options.keep else ()))).text, shape)
 
 
 async def drain(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """A sentence."""
     return text((await client.call("drain", options.ref)).text, shape)
+
+
+async def reservations(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """A table."""
+    records = (await client.call("reservations", *((options.which,) if options.which else ()))).items
+    return "nothing is reserved\n" if shape is Form.PEOPLE and not records else table(records, RESERVATIONS, shape)
+
+
+async def release(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """A sentence."""
+    return text((await client.call("release", options.which)).text, shape)
 
 
 async def trim(client: Client, options: argparse.Namespace, shape: Form) -> str:
@@ -127,6 +149,21 @@ VERBS = (
         "close parked server connections until COUNT are left",
         trim,
         [REFERENCE, ("count", "COUNT", "how many to keep")],
+    ),
+    Verb(
+        "reservations",
+        "reservations",
+        "which addresses are kept for whom",
+        reservations,
+        [("which", "PORT|NAME", "one of them, by its port or its name")],
+        nargs="?",
+    ),
+    Verb(
+        "release",
+        "release",
+        "give up the address of a tunnel that is away",
+        release,
+        [("which", "PORT|NAME", "by its port or its name")],
     ),
     Verb("watch", "watch", "say what happens to all tunnels, or to one", watch, [REFERENCE], nargs="?"),
     Verb("status", "status", "the daemon in a few facts", status),

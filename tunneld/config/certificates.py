@@ -6,6 +6,7 @@ tells: it has the folder that relative paths start from.
 
 from __future__ import annotations
 
+import os
 import ssl
 from pathlib import Path
 
@@ -33,6 +34,23 @@ def locate(value: Path | None, info: ValidationInfo) -> Path | None:
         raise ValueError(f"could not read {literal(path)}: {reason_of(error)}") from None
     except ValueError:
         raise ValueError(f"{literal(path)} is not a path: it holds a zero byte or is not UTF-8") from None
+    return path
+
+
+def place(value: Path | None, info: ValidationInfo) -> Path | None:
+    """The path of a folder made absolute in the same way. It need not be there. Raises `ValueError`."""
+    if value is None:
+        return value
+    if value == Path():
+        raise ValueError("an empty path is no folder; leave the key out for the usual place")
+    loading: Loading | None = info.context
+    path = value if loading is None else loading.folder / value
+    try:
+        os.fsencode(path).decode()
+    except ValueError:
+        raise ValueError(f"{literal(path)} is not a path: it is not UTF-8") from None
+    if "\0" in str(path):
+        raise ValueError(f"{literal(path)} is not a path: it holds a zero byte")
     return path
 
 

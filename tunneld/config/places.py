@@ -1,4 +1,4 @@
-"""The usual places of a configuration file."""
+"""The usual places of the files that nobody named."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 SYSTEM_CONFIG = Path("/etc/tunneld/tunnel.toml")
+SYSTEM_STATE = Path("/var/lib/tunneld")
 
 
 def find_config() -> Path | None:
@@ -43,6 +44,28 @@ def user_file(name: str) -> Path | None:
         except RuntimeError:  # a user without a home, as daemons often are
             return None
     return folder / "tunneld" / name
+
+
+def state_folder() -> Path | None:
+    """The folder for what must survive a restart, where none is configured; None where there is no place for one.
+
+    1. the first of `$STATE_DIRECTORY`, which systemd sets where the unit has `StateDirectory=`;
+    2. `$XDG_STATE_HOME/tunneld`;
+    3. `/var/lib/tunneld` for root, `~/.local/state/tunneld` for anybody else.
+    """
+    for folder in (os.environ.get("STATE_DIRECTORY", "").partition(":")[0], _below(os.environ.get("XDG_STATE_HOME"))):
+        if Path(folder).is_absolute():
+            return Path(folder)
+    if os.geteuid() == 0:
+        return SYSTEM_STATE
+    try:
+        return Path.home() / ".local" / "state" / "tunneld"
+    except RuntimeError:  # as above
+        return None
+
+
+def _below(folder: str | None) -> str:
+    return f"{folder}/tunneld" if folder else ""
 
 
 def _is_there(path: Path) -> bool:

@@ -14,12 +14,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from tunneld.config.certificates import check_authority, check_pair, locate
+from tunneld.config.certificates import check_authority, check_pair, locate, place
 from tunneld.config.context import Loading
 from tunneld.config.credentials import Credential, check_unique
 from tunneld.config.literals import literal
 from tunneld.config.startups import MaxStartups, Startups
 from tunneld.config.values import (
+    DAY,
     KIB,
     MIB,
     MINUTE,
@@ -27,10 +28,12 @@ from tunneld.config.values import (
     Body,
     Count,
     File,
+    Folder,
     Guard,
     Octets,
     Port,
     Seconds,
+    SecondsOrNone,
     Table,
     Window,
     parse_port_range,
@@ -167,6 +170,9 @@ class Tunnels(Table):
     max_waiting: Count = 1024  # per tunnel: visitors held for server connections to come; a burst waits for carriers
     pairing_timeout: Seconds = 30.0  # a browser gives up about then
     open_timeout: Seconds = 5 * MINUTE  # time to copy a URI from one machine to another
+    reservation: SecondsOrNone = 7 * DAY  # a laptop that is closed on Friday and opened after a long weekend
+    max_reservations: Count = 2500  # with two ports each, half of `ports` stays free for everybody else
+    max_reservations_per_owner: Count = 64  # a person's services several times over; forty owners may have that many
     linger: Seconds = MINUTE  # a half-closed relay without a byte for so long is abandoned
     accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no spinning, yet nobody notices the pause
     keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs forget idle connections after 2 minutes and more
@@ -221,7 +227,10 @@ class Daemon(Table):
     """`[daemon]`: the process itself."""
 
     drain_timeout: Seconds = 30.0  # how long relays may finish after SIGTERM; systemd stops waiting at 90 s
+    state: Annotated[Folder | None, RESTART] = None  # None: the usual place, see places.py
     watch_backlog: Count = 1000  # events held for one slow watcher before it loses some
+
+    _place = field_validator("state")(place)
 
 
 class Log(Table):

@@ -15,7 +15,8 @@ KIB = 1024
 MIB = 1024 * KIB
 MINUTE = 60.0
 HOUR = 60 * MINUTE
-YEAR = 365 * 24 * HOUR
+DAY = 24 * HOUR
+YEAR = 365 * DAY
 MILLISECOND = 0.001  # the shortest wait a scheduler keeps; nothing below it is meant
 
 
@@ -27,12 +28,14 @@ class Restart:
 RESTART = Restart()
 
 Seconds = Annotated[float, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False)]
+SecondsOrNone = Annotated[float, Field(ge=0, le=YEAR, allow_inf_nan=False)]  # 0: not at all
 Port = Annotated[int, Field(ge=0, le=MAX_PORT)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Body = Annotated[int, Field(ge=KIB, le=1024 * KIB)]
 Window = Annotated[int, Field(ge=64 * KIB, le=1024 * MIB)]
 Octets = Annotated[int | None, Field(ge=1, le=10**15)]  # None: no limit
 File = Annotated[Path, Field(strict=False)]
+Folder = Annotated[Path, Field(strict=False)]
 Guard = Annotated[bool, Field(validate_default=True)]
 
 

@@ -18,8 +18,10 @@ from tunneld.control.verbs import (
     close_tunnel,
     drain_tunnel,
     get_tunnel_address,
+    list_reservations,
     list_tunnels,
     open_tunnel,
+    release_reservation,
     reload,
     show_tunnel,
     shut_down,
@@ -92,7 +94,13 @@ COMMANDS: dict[str, Command] = {
         ),
         Command("list", "", "all open tunnels, a line each", list_tunnels, changes=False),
         Command("show", REFERENCE, "one tunnel and its visitors", show_tunnel, arguments=ONE, changes=False),
-        Command("close", REFERENCE, "stop a tunnel now", close_tunnel, arguments=ONE),
+        Command(
+            "close",
+            f"{REFERENCE} [keep]",
+            "stop a tunnel now; with keep, its address stays reserved",
+            close_tunnel,
+            arguments=(1, 2),
+        ),
         Command("drain", REFERENCE, "let a tunnel's relays finish, take nobody new", drain_tunnel, arguments=ONE),
         Command(
             "trim",
@@ -108,6 +116,17 @@ COMMANDS: dict[str, Command] = {
             watch_tunnels,
             arguments=(0, 1),
             changes=False,
+        ),
+        Command(
+            "reservations",
+            "[PORT|NAME]",
+            "which addresses are kept for whom, a line each",
+            list_reservations,
+            arguments=(0, 1),
+            changes=False,
+        ),
+        Command(
+            "release", "PORT|NAME", "give up the address of a tunnel that is away", release_reservation, arguments=ONE
         ),
         Command("status", "", "the daemon in a line of facts", status, changes=False, role=Role.ADMIN),
         Command("reload", "", "read the configuration file again", reload, role=Role.ADMIN),

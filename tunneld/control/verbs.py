@@ -12,6 +12,7 @@ from typing import Protocol
 import trio
 
 from tunneld.access import Grant
+from tunneld.addresses import Kept
 from tunneld.config.schema import Settings
 from tunneld.control.reply import Caller, Reply
 from tunneld.endpoint import format_peer
@@ -78,9 +79,25 @@ async def show_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply
 
 
 async def close_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
-    """Stop a tunnel now."""
-    tunnel = await daemon.service.close(request.args[0], known(caller))
+    """Stop a tunnel now, and give its address up unless told to keep it."""
+    reference, *how = request.args
+    if how not in ([], ["keep"]):
+        raise UsageError(f"close takes a tunnel and nothing or the word keep, not {how[0]!r}")
+    tunnel = await daemon.service.close(reference, known(caller), keep=bool(how))
     return Reply(text=f"closed {tunnel.id}")
+
+
+async def list_reservations(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+    """One item for each reservation that the caller may see, or for those of one port or name."""
+    addresses, grant = daemon.service.addresses, known(caller)
+    found = addresses.find(request.args[0], grant) if request.args else addresses.kept(grant)
+    return Reply(text=count(len(found), "reservation"), items=[describe_reservation(kept) for kept in found])
+
+
+async def release_reservation(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+    """Give an address up that no open tunnel has."""
+    record = await daemon.service.addresses.release(request.args[0], known(caller))
+    return Reply(text=f"released port {record.client_port} of {record.holder.name}")
 
 
 async def drain_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
@@ -148,6 +165,20 @@ def known(caller: Caller) -> Grant:
 def count(number: int, noun: str) -> str:
     """`1 tunnel`, `2 tunnels`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def describe_reservation(kept: Kept) -> Item:
+    """What `reservations` says of one. The server URI would tell its key, so only the port of that is told."""
+    record = kept.record
+    return {
+        "name": record.holder.name,
+        "owner": record.holder.credential or record.holder.host,
+        "backend": record.backend,
+        "client_port": record.client_port,
+        "server_port": record.server.port,
+        "tunnel": kept.tunnel,
+        "left": None if kept.left is None else int(kept.left),
+    }
 
 
 def describe_tunnel(tunnel: Tunnel) -> Item:

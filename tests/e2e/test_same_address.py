@@ -1,0 +1,131 @@
+"""The real daemon and the real agent end in every way there is, and the address is the same afterwards."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.agent.support import echo, local_server, unused_port
+from tests.support.people import PATIENCE, connect, read_exactly
+from tests.support.programs import Daemon, daemon, program, tunnel_command
+from tunneld.endpoint import Endpoint, Target
+
+LONG = 3 * PATIENCE
+"""Seconds of real time for a story with several processes, on a busy machine."""
+
+
+async def asked(address: Endpoint) -> bytes:
+    """What a visitor hears; tries until it is served."""
+    while True:
+        try:
+            stream = await connect(address)
+            await stream.send_all(b"hello")
+            if heard := await read_exactly(stream, 5):
+                return heard
+        except (OSError, trio.BrokenResourceError):
+            pass
+        await trio.sleep(0.05)
+
+
+class Agent:
+    """`tunnel expose`, which may be ended and started again."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self._pending = b""
+
+    async def address(self) -> Endpoint:
+        """The next address that it prints."""
+        assert self.process.stdout is not None
+        while b"\n" not in self._pending:
+            self._pending += await self.process.stdout.receive_some(4096)
+        line, _, self._pending = self._pending.partition(b"\n")
+        return Endpoint.parse(line.decode())
+
+
+@asynccontextmanager
+async def agent(relay: int, target: Target, backend: str, *more: str) -> AsyncIterator[Agent]:
+    words = ["expose", str(target), "--relay", f"127.0.0.1:{relay}", "--backend", backend, "--name", "web", "--quiet"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    async with program(tunnel_command(*words, *more), **options) as process:
+        yield Agent(process)
+
+
+async def end(process: trio.Process, number: signal.Signals) -> None:
+    process.send_signal(number)
+    await process.wait()
+
+
+pytestmark = pytest.mark.parametrize("backend", ["webmux", "tcp"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+async def test_an_agent_that_is_started_again_has_its_address_back(
+    tmp_path: Path, backend: str, number: signal.Signals
+) -> None:
+    with trio.fail_after(LONG):
+        async with daemon(tmp_path) as relay, local_server(echo) as target:
+            addresses = []
+            for _ in range(2):
+                async with agent(relay.control_port, target, backend) as running:
+                    addresses.append(await running.address())
+                    assert await asked(addresses[-1]) == b"hello"
+                    await end(running.process, number)
+            assert addresses[0] == addresses[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_daemon_that_is_started_again_gives_its_agent_the_same_address(
+    tmp_path: Path, backend: str, number: signal.Signals
+) -> None:
+    control = unused_port()
+    with trio.fail_after(LONG):
+        async with (
+            local_server(echo) as target,
+            daemon(tmp_path, drain_timeout=0.1, control=control) as relay,
+            agent(control, target, backend) as running,
+        ):
+            address = await running.address()
+            assert await asked(address) == b"hello"
+            await end(relay.process, number)
+            async with daemon(tmp_path, control=control):
+                assert await running.address() == address
+                assert await asked(address) == b"hello"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_both_are_started_again_and_somebody_else_comes_first(
+    tmp_path: Path, backend: str, number: signal.Signals
+) -> None:
+    """Only what was stored can tell the new daemon whose the address is."""
+    control = unused_port()
+    with trio.fail_after(LONG):
+        async with local_server(echo) as target:
+            async with (
+                daemon(tmp_path, drain_timeout=0.1, control=control) as relay,
+                agent(control, target, backend) as running,
+            ):
+                address = await running.address()
+                server = await server_side(relay)
+                await end(running.process, signal.SIGKILL)
+                await end(relay.process, number)
+            async with daemon(tmp_path, control=control) as relay:
+                said = await relay.ask(f"openTunnel client_port={address.port}")
+                assert f"ERR limit could not open a tunnel: port {address.port} is reserved for tunnel 'web'" in said
+                async with agent(control, target, backend) as running:
+                    assert await running.address() == address
+                    assert await server_side(relay) == server
+                    assert await asked(address) == b"hello"
+
+
+async def server_side(relay: Daemon) -> str:
+    """What its one tunnel's server URI has of its own: a port, or a key behind a shared port, which is any here."""
+    (line,) = [line for line in (await relay.ask("list")).splitlines() if line.startswith("* ")]
+    uri = Endpoint.parse(next(word for word in line.split() if word.startswith("server=")).removeprefix("server="))
+    return uri.key or str(uri.port)
