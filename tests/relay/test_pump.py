@@ -9,6 +9,7 @@ import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import structlog
@@ -28,6 +29,7 @@ from tests.relay.bench import (
     tcp_pair,
 )
 from tunneld.relay import Cause, Relay, RelayEnd, Side
+from tunneld.relay.pump import Pump
 
 IDLE_PAIRS = 4000
 
@@ -154,6 +156,49 @@ async def test_an_owner_that_fails_at_the_end_costs_nobody(bench: Bench) -> None
         await told.wait()
     assert [entry["event"] for entry in logs] == ["could not tell the end of a relay"]
     await bench.check()
+
+
+class Greedy:
+    """A handler that has more to do, three times; it notes in which turn of its neighbour it was served."""
+
+    def __init__(self, pump: Pump, fd: int) -> None:
+        self.pump, self.fd = pump, fd
+        self.turn = 0
+        self.served: list[int] = []
+        self.done = trio.Event()
+
+    def on_event(self, events: int) -> None:
+        self.served.append(self.turn)
+        if len(self.served) < 3:
+            self.pump.arm_again(self.fd)
+        else:
+            self.done.set()
+
+    def on_failure(self, error: Exception) -> None:
+        raise AssertionError from error
+
+    def on_stop(self) -> None:
+        """Nothing is left of it."""
+
+    async def count_turns(self) -> None:
+        """The neighbour: it has its turn whenever others than the pump have theirs."""
+        while not self.done.is_set():
+            await trio.lowlevel.checkpoint()
+            self.turn += 1
+
+
+@pytest.mark.parametrize(
+    ("pump", "at_once"), [({"turn_time": 60.0}, True), ({"turn_time": 0.0}, False)], indirect=["pump"]
+)
+async def test_whoever_has_more_to_do_goes_on_until_the_turn_is_over(pump: Bench, at_once: bool) -> None:
+    _, near = pump.tcp()
+    engine = cast(Pump, pump.engine)
+    greedy = Greedy(engine, near.fileno())
+    engine.attach(near.fileno(), greedy)
+    pump.nursery.start_soon(greedy.count_turns)
+    await greedy.done.wait()
+    engine.detach(near.fileno(), greedy)
+    assert (len(set(greedy.served)) == 1) is at_once
 
 
 async def test_a_closed_socket_is_a_broken_side_and_not_an_error(pump: Bench) -> None:

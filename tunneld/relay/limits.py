@@ -25,7 +25,10 @@ class Limits:
     "Pipes at one time, idle ones included: 64 of 1 MiB are all that fs.pipe-user-pages-soft grants without privilege."
 
     turn_size: int = 4 * MIB
-    "Bytes that one wake-up of the pump should move in all before other tasks have their turn: about two milliseconds."
+    "Bytes that one batch of events should move in all: about two milliseconds."
+
+    turn_time: float = 0.002
+    "Seconds after which other tasks have their turn, though somebody has more to do."
 
     accept_batch: int = 64
     "Connections accepted from one listener before others have their turn."
