@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.session.window import Budget, Window
+from tunneld.session.window import SLACK, TRIPS, Budget, Window
 
 FIRST, MOST = 64, 1024
+ROUND_TRIP = 0.1
 STEPS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 200), st.booleans()), max_size=200)
+
+
+@dataclass
+class Way:
+    """A way with a round trip of `ROUND_TRIP` seconds, and a clock."""
+
+    time: float = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    def round_trip(self) -> float:
+        return ROUND_TRIP
+
+
+def window(budget: Budget, way: Way | None = None) -> Window:
+    return Window(FIRST, MOST, budget, way or Way())
+
+
+def carry(window: Window, way: Way, seconds: float) -> None:
+    """Deliver what fits into the window, in quarters, so that all of it takes so many seconds."""
+    for _ in range(4):
+        way.time += seconds / 4
+        window.delivered(window.size // 4, 0)
 
 
 @given(st.integers(0, 4000), STEPS)
@@ -16,51 +43,73 @@ def test_no_more_is_ever_out_than_the_windows_and_these_are_within_the_budget(
     memory: int, steps: list[tuple[int, int, bool]]
 ) -> None:
     budget = Budget(memory)
-    windows = [Window(FIRST, MOST, budget) for _ in range(3)]
+    windows = [window(budget) for _ in range(3)]
     sent = [0, 0, 0]  # what stands unread at the receiver
     credit = [FIRST] * 3
     for which, octets, reads in steps:
-        window = windows[which]
+        one = windows[which]
         arriving = min(octets, credit[which])
         credit[which] -= arriving
         sent[which] += arriving
         taken = min(octets, sent[which]) if reads else 0
         sent[which] -= taken
         if taken:
-            credit[which] += window.delivered(taken, sent[which])
-        assert sent[which] + credit[which] + window.owed == window.size
-        assert FIRST <= window.size <= MOST
+            credit[which] += one.delivered(taken, sent[which])
+        assert sent[which] + credit[which] + one.owed == one.size
+        assert FIRST <= one.size <= MOST
         assert sum(each.size - FIRST for each in windows) + budget.left == memory
-    for window in windows:
-        window.close()
-        window.close()
+    for one in windows:
+        one.close()
+        one.close()
     assert budget.left == memory
 
 
 def test_a_sender_whose_reader_keeps_up_never_stands_still_and_gets_the_largest_window() -> None:
-    window, credit = Window(FIRST, MOST, Budget(10_000)), FIRST
+    one, credit = window(Budget(10_000)), FIRST
     for _ in range(1000):
         assert credit > 0
         chunk = min(credit, 16)
-        credit += window.delivered(chunk, 0) - chunk
-    assert window.size == MOST
+        credit += one.delivered(chunk, 0) - chunk
+    assert one.size == MOST
 
 
 def test_a_window_goes_back_to_the_first_size_while_its_reader_is_slow() -> None:
     budget = Budget(10_000)
-    window = Window(FIRST, MOST, budget)
-    while window.size < MOST:
-        window.delivered(FIRST, 0)
+    one = window(budget)
+    while one.size < MOST:
+        one.delivered(FIRST, 0)
     unread = MOST
-    while window.size > FIRST:
-        window.delivered(8, unread)
+    while one.size > FIRST:
+        one.delivered(8, unread)
         unread -= 8
         assert unread > 0, "it should shrink before the reader is through"
     assert budget.left == 10_000
 
 
 def test_without_budget_nothing_grows() -> None:
-    window = Window(FIRST, MOST, Budget(FIRST - 1))
+    one = window(Budget(FIRST - 1))
     for _ in range(100):
-        window.delivered(FIRST, 0)
-    assert window.size == FIRST
+        one.delivered(FIRST, 0)
+    assert one.size == FIRST
+
+
+def test_a_window_that_goes_round_as_fast_as_the_way_lets_it_grows_and_one_that_stands_in_a_queue_does_not() -> None:
+    way = Way()
+    one = window(Budget(10_000), way)
+    limit = TRIPS * ROUND_TRIP + SLACK
+    carry(one, way, limit - 0.001)
+    assert one.size == 2 * FIRST
+    for _ in range(10):
+        carry(one, way, limit + 0.001)
+    assert one.size == 2 * FIRST, "it took longer, so more would only stand in line"
+    carry(one, way, limit - 0.001)
+    assert one.size == 4 * FIRST, "what stood in line is gone"
+
+
+def test_a_pause_only_puts_the_growth_off_by_one_window() -> None:
+    way = Way()
+    one = window(Budget(10_000), way)
+    way.time += 3600
+    carry(one, way, ROUND_TRIP)
+    carry(one, way, ROUND_TRIP)
+    assert one.size == 2 * FIRST

@@ -294,7 +294,9 @@ class Carrier:
 
     def _add(self, sid: int) -> Channel:
         limits = self.limits
-        self.channels[sid] = channel = Channel(self, sid, Window(limits.first_window, limits.max_window, self._budget))
+        self.channels[sid] = channel = Channel(
+            self, sid, Window(limits.first_window, limits.max_window, self._budget, self._link)
+        )
         return channel
 
     def _remove(self, channel: Channel) -> None:

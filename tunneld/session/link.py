@@ -8,11 +8,17 @@ must be repeated with the same octets in front, which is why the carrier only ev
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
+import sys
+
+import trio
 
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 """Linux's number, which Python's `socket` does not name everywhere."""
+MIN_RTT = 148
+"""Where `struct tcp_info` of Linux has the shortest round trip lately, in microseconds."""
 
 
 class Link:
@@ -61,6 +67,18 @@ class Link:
                 break
             filled += count
         return filled
+
+    def now(self) -> float:
+        """See `Pace`."""
+        return trio.current_time()
+
+    def round_trip(self) -> float:
+        """See `Pace`: what the kernel has measured (tcpi_min_rtt of TCP_INFO, tcp(7))."""
+        try:
+            info = self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, MIN_RTT + 4)
+        except OSError:
+            return math.inf  # no TCP: a socket pair
+        return int.from_bytes(info[MIN_RTT:], sys.byteorder) / 1e6 if len(info) == MIN_RTT + 4 else math.inf
 
     def keep_unsent_below(self, octets: int) -> None:
         """Ask the kernel not to take more than so many octets ahead of what it can send."""
