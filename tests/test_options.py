@@ -28,6 +28,7 @@ def test_nothing_asked_is_the_reference_tunnel() -> None:
 def test_every_option_reads() -> None:
     words = {
         "persist": "yes",
+        "secure": "key",
         "server_from": "192.0.2.0/24",
         "ttl": "3600",
         "idle_timeout": "0.5",
@@ -49,6 +50,7 @@ def test_every_option_reads() -> None:
     denied = (ipaddress.ip_network("192.0.2.7/32"),)
     assert TunnelOptions.parse(words) == TunnelOptions(
         True,
+        "key",
         allowed[0],
         3600,
         0.5,

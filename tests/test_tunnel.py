@@ -1,4 +1,7 @@
-"""TCP tunnels: the reference semantics, over real sockets. Time is virtual and jumps only where a test says so."""
+"""TCP tunnels: the reference semantics, over real sockets. Time is virtual and jumps only where a test says so.
+
+All of it holds as well where the hidden server shows a key, in TLS or not.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,21 @@ import dataclasses
 import hashlib
 import random
 import socket
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_all, read_exactly, reset
+from tests.support import people
+from tests.support.keyed import connect_hidden, open_lobby
+from tests.support.papers import Papers
+from tests.support.people import PATIENCE, is_dropped, is_refused, read_all, read_exactly, reset
 from tunneld.config.schema import Settings, Tunnels
 from tunneld.endpoint import Endpoint
 from tunneld.errors import LimitReachedError, ListenError, NoSuchTunnelError, UsageError
+from tunneld.lobby import Lobby
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
 from tunneld.service import Asker, TunnelService
@@ -24,8 +33,46 @@ from tunneld.wire.lines import Item
 ME = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
 
 
+SECURE = ContextVar("SECURE", default="no")
+"""How the hidden servers of a test show who they are."""
+PAPERS: ContextVar[Papers] = ContextVar("PAPERS")
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    return Papers.issue(tmp_path_factory.mktemp("papers"))
+
+
+@pytest.fixture(params=["no", "key", "yes"], ids=["plain", "key", "tls"])
+def secure(request: pytest.FixtureRequest, papers: Papers) -> Iterator[Papers]:
+    tokens = SECURE.set(request.param), PAPERS.set(papers)
+    yield papers
+    SECURE.reset(tokens[0])
+    PAPERS.reset(tokens[1])
+
+
+@pytest.fixture
+async def lobby(nursery: trio.Nursery, papers: Papers) -> Lobby:
+    return await open_lobby(nursery, papers)
+
+
+@pytest.fixture
+async def service(
+    nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnels, lobby: Lobby, secure: Papers
+) -> TunnelService:
+    """A running service on loopback, once for each way to show who the hidden server is."""
+    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, lobby=lobby)
+    await nursery.start(service.run)
+    return service
+
+
 async def open_tunnel(service: TunnelService, **words: str) -> Tunnel:
-    return await service.open_tunnel("tcp", TunnelOptions.parse(words), ME)
+    return await service.open_tunnel("tcp", TunnelOptions.parse({"secure": SECURE.get(), **words}), ME)
+
+
+async def connect(endpoint: Endpoint) -> trio.SocketStream:
+    """Connect as a visitor, or as the hidden server does to this URI."""
+    return await connect_hidden(endpoint, PAPERS.get()) if endpoint.key else await people.connect(endpoint)
 
 
 async def until_parked(tunnel: Tunnel, count: int) -> None:

@@ -86,6 +86,8 @@ def permit(grant: Grant, backend: str, options: TunnelOptions, asker: str, opene
     if grant.backends is not None and backend not in grant.backends:
         raise NotAllowedError(f"{_who(grant)} may open tunnels of {', '.join(grant.backends)}, not of {backend!r}")
     _check_port(grant, options.client_port)
+    if grant.server_from is not None and options.server_from is None:
+        options = replace(options, server_from=_network(asker))  # also where a key would let it come from anywhere
     _check_server_from(grant, options, asker)
     if grant.max_tunnels is not None and opened >= grant.max_tunnels:
         raise LimitReachedError(f"could not open a tunnel: {opened} of {_who(grant)} are open (its max_tunnels)")
@@ -113,15 +115,17 @@ def _check_server_from(grant: Grant, options: TunnelOptions, asker: str) -> None
     if grant.server_from is None:
         return
     wanted = options.server_from
-    if wanted != ANYWHERE:
-        try:
-            network = parse_network(asker) if wanted is None else wanted
-        except UsageError:
-            network = None
-        if network is not None and any(_within(network, ceiling) for ceiling in grant.server_from):
-            return
+    if wanted is not None and wanted != ANYWHERE and any(_within(wanted, ceiling) for ceiling in grant.server_from):
+        return
     allowed = ", ".join(map(str, grant.server_from))
     raise NotAllowedError(f"hidden servers of {_who(grant)} may come from {allowed}, not from {wanted or asker}")
+
+
+def _network(asker: str) -> Network | None:
+    try:
+        return parse_network(asker)
+    except UsageError:
+        return None  # no address: a peer that left
 
 
 def _within(network: Network, ceiling: Network) -> bool:

@@ -59,7 +59,7 @@ async def connect(
         exchange = Exchange(str(endpoint), stream, timeout)
         version, method = await _hear_greeting(exchange, endpoint)
         await authenticate(exchange, endpoint, method, credential)
-        yield Client(endpoint, version, _ends(stream), exchange)
+        yield Client(endpoint, version, _ends(stream), exchange, tls)
     finally:
         with trio.move_on_after(GOODBYE):
             await stream.aclose()
@@ -68,15 +68,23 @@ async def connect(
 class Client:
     """A control connection, made by `connect`.
 
-    `relay` is whom it reaches, as a URI, `version` what runs there; `relay_host` and `local_host` are the addresses
-    of the connection's two ends.
+    `relay` is whom it reaches, as a URI, `tls` the context it was verified with, if one was given, `version` what runs
+    there; `relay_host` and `local_host` are the addresses of the connection's two ends.
 
     Every call raises `RefusedError`, with the relay's code, where it says no; `RelayUnreachableError` when the
     connection is lost or the answer does not come in time; `UsageError` for what a request cannot carry.
     """
 
-    def __init__(self, relay: Endpoint, version: str, ends: tuple[str, str], exchange: Exchange) -> None:
+    def __init__(
+        self,
+        relay: Endpoint,
+        version: str,
+        ends: tuple[str, str],
+        exchange: Exchange,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.relay = relay
+        self.tls = tls
         self.version = version
         self.local_host, self.relay_host = ends
         self._exchange = exchange
@@ -173,6 +181,8 @@ def _parse_relay(relay: str, tls: ssl.SSLContext | None) -> Endpoint:
     endpoint = Endpoint.parse(relay)
     if endpoint.scheme not in {"tcp", "tls"}:
         raise UsageError(f"not a relay: {relay!r} is neither HOST:PORT nor tcp:// nor tls://")
+    if endpoint.key:
+        raise UsageError(f"not a relay: {endpoint.without_key} is where a tunnel's hidden server connects")
     return Endpoint("tls", endpoint.host, endpoint.port) if tls else endpoint
 
 

@@ -3,6 +3,7 @@
     root
     ├─ signals                 TERM, INT: drain; again: stop.  HUP: reload
     ├─ engine                  every byte of every relay between sockets
+    ├─ lobby                   who has yet to show that it is a hidden server, see lobby.py
     ├─ tunnels                 see service.py
     ├─ control (lines)         see control/server.py; below each of these three a door with its listeners, see doors.py
     ├─ HTTP face               see control/http
@@ -39,6 +40,7 @@ from tunneld.control.server import serve_lines
 from tunneld.control.strangers import Strangers
 from tunneld.doors import Bound, Door, Place, bind_again
 from tunneld.errors import TunneldError
+from tunneld.lobby import Lobby
 from tunneld.relay import new_engine
 from tunneld.service import TunnelService
 from tunneld.wire.lines import Item
@@ -81,9 +83,11 @@ class Daemon:
         self._engine = new_engine(accept_backoff=settings.tunnels.accept_backoff)
         self._endpoints = _endpoints_of(lambda: self.settings.webmux.max_carriers)
         state = settings.daemon.state or state_folder()
-        self.service = TunnelService(lambda: self.settings, self._engine, self._endpoints, state)
         self._strangers = Strangers(lambda: self.settings.control)
         self._gate = Gate(lambda: self.settings.credential, self._strangers)
+        self._lobby = Lobby(self._gate, lambda: self._tls, lambda: self.settings.control.handshake_timeout)
+        lobby = self._lobby if sys.platform == "linux" else None  # what it lets in lives in the pump
+        self.service = TunnelService(lambda: self.settings, self._engine, self._endpoints, state, lobby)
         self._tls: ssl.SSLContext | None = None  # for handshakes that begin from here on
         self._doors = {face: Door(face) for face in places(settings)}
         self._drain_asked = trio.Event()
@@ -97,6 +101,7 @@ class Daemon:
             async with trio.open_nursery() as root:
                 root.start_soon(self._obey, signals)
                 await root.start(self._engine.run)
+                await root.start(self._lobby.run)
                 await root.start(self.service.run)
                 await self._open_faces(root)
                 if (interval := notify.watchdog_interval()) is not None:
@@ -178,10 +183,9 @@ class Daemon:
                 serve_carriers,
                 doors["webmux"],
                 lambda: self.settings.webmux,
-                tls,
+                self._lobby,
                 self._endpoints,
                 self._engine,
-                self._gate,
             )
 
     def _exchange(self, bound: Bound) -> None:

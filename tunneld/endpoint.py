@@ -2,7 +2,8 @@
 
     tcp://relay.example.org:8010      an endpoint: scheme, host, port
     tcp://[2001:db8::1]:8010          IPv6 hosts in brackets (RFC 3986 §3.2.2)
-    webmuxs://host:7012/KEY           one of several behind a shared port: who knows the key may connect
+    tls://host:8010/KEY               who knows the key may connect
+    webmuxs://host:7012/KEY           the same for one of several behind a shared port
     8000   host:8000   unix:/path     a target: where a local server listens
 
 Two endpoints are equal when they print the same: scheme and host are lower-cased on the way in.
@@ -19,8 +20,8 @@ from typing import Any
 from tunneld.errors import UsageError
 
 MAX_PORT = 65535
-KEYED = ("webmux", "webmuxs")
-"""Schemes whose URIs carry a key behind the port."""
+KEYED = ("tcp", "tls", "webmux", "webmuxs")
+"""Schemes whose URIs may carry a key behind the port."""
 _ENDPOINT = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#@]+)/?(?P<key>[\w-]*)", re.IGNORECASE | re.ASCII
 )

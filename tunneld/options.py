@@ -21,6 +21,7 @@ LONGEST = 365 * 24 * 3600.0
 
 Anywhere = Literal["any"]
 ANYWHERE: Anywhere = "any"
+Secure = Literal["yes", "key", "no"]
 MAX_COUNT = 1_000_000
 """Visitors: what [tunnels] takes for the same keys, and far beyond the descriptors of a process."""
 MAX_OCTETS = 10**15
@@ -35,7 +36,8 @@ class TunnelOptions:
     """What the caller of openTunnel asked for. None means: as the relay is configured."""
 
     persist: bool = False
-    server_from: Network | Anywhere | None = None  # None: the address that asked
+    secure: Secure = "no"  # "yes": TLS and a key; "key": a key alone
+    server_from: Network | Anywhere | None = None  # None: the address that asked, or any that shows a hidden key
     ttl: float | None = None
     idle_timeout: float | None = None
     open_timeout: float | None = None
@@ -97,6 +99,14 @@ def _server_from(text: str) -> Network | Anywhere:
     return ANYWHERE if text.lower() == ANYWHERE else parse_network(text)
 
 
+def _secure(text: str) -> Secure:
+    match text.lower():
+        case "key":
+            return "key"
+        case _:
+            return "yes" if _boolean(text) else "no"
+
+
 def _proxy_protocol(text: str) -> str:
     if text.lower() not in {"v1", "v2"}:
         raise ValueError("not v1 or v2")
@@ -131,6 +141,7 @@ def _name(text: str) -> str:
 
 OPTIONS: dict[str, Option] = {
     "persist": Option(_boolean, "yes|no", "stay open: each server connection serves one visitor, one after another"),
+    "secure": Option(_secure, "yes|key|no", "the hidden server shows a key: in TLS, or without"),
     "server_from": Option(_server_from, "ADDRESS|NETWORK|any", "who may connect as the hidden server"),
     "ttl": Option(_seconds, "SECONDS", "close the tunnel after this time, whatever it does"),
     "idle_timeout": Option(_seconds, "SECONDS", "close the tunnel when no byte has moved for this time"),

@@ -20,7 +20,7 @@ import trio
 from tunneld.access import EVERYBODY, Grant, permit
 from tunneld.addresses import Addresses, holder_of
 from tunneld.admission import Refused
-from tunneld.backends import backend_of
+from tunneld.backends import Lobby, Premises, backend_of
 from tunneld.config.schema import Settings
 from tunneld.endpoint import Endpoint, is_wildcard
 from tunneld.errors import DrainingError, LimitReachedError, ListenError, NoSuchTunnelError, UsageError
@@ -55,9 +55,11 @@ class TunnelService:
         engine: Engine,
         endpoints: Endpoints | None = None,
         state: Path | None = None,
+        lobby: Lobby | None = None,
     ) -> None:
         """`settings` is asked at every call, so that a reload reaches the next tunnel; `endpoints` is the shared port
-        of carriers, `state` the folder where reservations are kept, None for in memory only.
+        of carriers, `state` the folder where reservations are kept, None for in memory only; `lobby` is where hidden
+        servers show their keys.
         """
         self.events = Events()
         self.addresses = Addresses(settings, state)
@@ -68,7 +70,7 @@ class TunnelService:
         self._past_refusals = Counter[Refused]()
         self._settings = settings
         self._engine = engine
-        self._endpoints = endpoints
+        self._premises = Premises(endpoints, lobby)
         self._tunnels: dict[str, Tunnel] = {}
         self._owners: dict[str, str] = {}  # the id of each tunnel, open or opening, and the credential that it is of
         self._given_up: set[str] = set()  # the ids of tunnels whose address shall not be kept
@@ -94,7 +96,7 @@ class TunnelService:
         settings, grant, backend = self._settings().tunnels, asker.grant, backend.lower()
         if self.draining:
             raise DrainingError("could not open a tunnel: the relay is being drained and takes nothing new")
-        backend_of(backend).check(self._endpoints)
+        backend_of(backend).check(self._premises, options)
         holder = holder_of(options.name, grant, asker.host)
         opened = self._opened_by(grant.name) - (self._former(holder) is not None)
         options = permit(grant, backend, options, asker.host, opened)
@@ -113,7 +115,7 @@ class TunnelService:
             owner=asker.owner,
             asker=asker.host,
             advertised_host=settings.advertised_host or self._reachable(settings.host, asker),
-            endpoints=self._endpoints,
+            premises=self._premises,
             former=address.server if address is not None else None,
             reserved=self.addresses.book,
         )

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 import trio
@@ -33,7 +33,7 @@ import trio
 from tunneld import clocks
 from tunneld.access import least
 from tunneld.admission import Refusal, Refused
-from tunneld.backends import Host, ServerConnection, backend_of
+from tunneld.backends import NOTHING_MORE, Host, Premises, ServerConnection, backend_of
 from tunneld.client_side import ClientSide
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, Network, format_peer, parse_network
@@ -43,9 +43,6 @@ from tunneld.options import ANYWHERE, TunnelOptions
 from tunneld.rates import Rate, Thinning
 from tunneld.relay.engine import Engine, Relay, RelayEnd
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
-
-if TYPE_CHECKING:
-    from tunneld.backends.webmux import Endpoints
 
 PROXY_HEADERS = {"v1": encode_v1, "v2": encode_v2}
 STOPPED = "the relay stopped"
@@ -75,7 +72,7 @@ class Opening:
     owner: str  # who asked, as `list` shows it
     asker: str  # the address that asked: by default the only one that may connect as the hidden server
     advertised_host: str
-    endpoints: Endpoints | None = None  # the shared port of carriers
+    premises: Premises = NOTHING_MORE
     former: Endpoint | None = None  # the server URI of the tunnel whose place it takes
     reserved: Container[int] = ()  # ports that are somebody's, also where nobody listens
 
@@ -83,7 +80,8 @@ class Opening:
     def admits(self) -> Network | None:
         """The sources that may connect as the hidden server; None means any."""
         asked_for = self.options.server_from
-        if asked_for == ANYWHERE:
+        hidden = backend_of(self.backend).hides_key(self.premises, self.options)
+        if asked_for == ANYWHERE or (asked_for is None and hidden):
             return None
         return parse_network(self.asker) if asked_for is None else asked_for
 
@@ -230,7 +228,8 @@ class Tunnel:
             settings=self.opening.settings,
             advertised_host=self.opening.advertised_host,
             client_port=self.client_uri.port,
-            endpoints=self.opening.endpoints,
+            premises=self.opening.premises,
+            secure=self.opening.options.secure,
             former=self.opening.former,
             reserved=self.opening.reserved,
             admits=self.opening.admits,

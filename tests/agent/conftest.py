@@ -6,12 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.agent.support import BACKEND
+from tests.agent.support import BACKEND, SECURE
+from tests.support.papers import Papers
 
 
-@pytest.fixture(params=["tcp", "webmux"])
-def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(scope="session")
+def relay_papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    """A relay's certificate."""
+    return Papers.issue(tmp_path_factory.mktemp("papers"))
+
+
+@pytest.fixture(params=["tcp", "tcp in TLS", "webmux"])
+def each_backend(request: pytest.FixtureRequest, relay_papers: Papers) -> Iterator[str]:
     """The relays of the test have this backend, and the agent uses it."""
-    token = BACKEND.set(request.param)
-    yield request.param
-    BACKEND.reset(token)
+    name, _, secure = request.param.partition(" ")
+    tokens = BACKEND.set(name), SECURE.set(relay_papers if secure else None)
+    yield name
+    BACKEND.reset(tokens[0])
+    SECURE.reset(tokens[1])

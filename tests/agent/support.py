@@ -24,6 +24,7 @@ from tunneld.control.gate import Gate
 from tunneld.control.server import serve_lines
 from tunneld.doors import Door
 from tunneld.endpoint import Target
+from tunneld.lobby import Lobby
 from tunneld.relay import new_engine
 from tunneld.relay.pump import Pump
 from tunneld.service import TunnelService
@@ -35,6 +36,9 @@ PATIENCE = 20.0
 
 BACKEND: ContextVar[str] = ContextVar("BACKEND", default="tcp")
 """Which one the relays of a test have; the agent prefers webmux."""
+
+SECURE: ContextVar[Papers | None] = ContextVar("SECURE", default=None)
+"""What the relays of a test show that have no other papers: agents use TLS then."""
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -58,9 +62,7 @@ class RelayHere:
 
     @property
     def access(self) -> RelayAccess:
-        if self.papers is None:
-            return RelayAccess(self.where, timeout=PATIENCE)
-        return RelayAccess(f"tls://localhost:{self.port}", self.papers.client, timeout=PATIENCE)
+        return access_to(self.port, self.papers)
 
     @property
     def tunnel(self) -> Tunnel:
@@ -85,9 +87,18 @@ class RelayHere:
         self.stop()
 
 
+def access_to(port: int, papers: Papers | None = None) -> RelayAccess:
+    """How an agent reaches the relay with this control port, which has papers or those of `SECURE`."""
+    papers = papers or SECURE.get()
+    if papers is None:
+        return RelayAccess(f"127.0.0.1:{port}", timeout=PATIENCE)
+    return RelayAccess(f"tls://localhost:{port}", papers.client, timeout=PATIENCE)
+
+
 @asynccontextmanager
 async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: float | str) -> AsyncIterator[RelayHere]:
     """A relay on loopback; `port` is that of its control socket, which speaks TLS where there are papers."""
+    papers = papers or SECURE.get()
     tls = papers.server if papers is not None else None
     settings = Settings(control=Control(), tunnels=Tunnels.model_validate({"ports": "0", **tunnels}))
     listener = socket.create_server(("127.0.0.1", port))
@@ -95,13 +106,14 @@ async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: flo
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         endpoints = Endpoints(lambda: settings.webmux.max_carriers)
-        service = TunnelService(lambda: settings, engine, endpoints)
+        lobby = Lobby(Gate(lambda: ()), lambda: tls, lambda: PATIENCE)
+        await nursery.start(lobby.run)
+        service = TunnelService(lambda: settings, engine, endpoints, lobby=lobby)
         await nursery.start(service.run)
         if BACKEND.get() == "webmux":
             door = Door("webmux", net.bind_tcp("127.0.0.1", 0))
-            gate = Gate(lambda: ())
             assert isinstance(engine, Pump)
-            await nursery.start(serve_carriers, door, lambda: settings.webmux, lambda: tls, endpoints, engine, gate)
+            await nursery.start(serve_carriers, door, lambda: settings.webmux, lobby, endpoints, engine)
         here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
         await nursery.start(_serve_control, here, listener)
         yield here

@@ -14,6 +14,7 @@ from tests.agent.test_expose import address, ask
 from tests.relay.bench import stream
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_exactly
+from tunneld.agent import keeper
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.keeper import Wish
 from tunneld.backends.webmux import WebMux
@@ -69,12 +70,21 @@ async def test_encryption_is_not_lost_without_a_word(papers: Papers) -> None:
     BACKEND.set("tcp")  # the relay has no webmux
     with trio.fail_after(PATIENCE):
         async with relay_here(papers=papers) as relay, local_server(echo) as target:
-            with pytest.RaisesGroup(pytest.RaisesExc(UsageError, match="--backend tcp"), flatten_subgroups=True):
+            for options, scheme in (({}, "tls"), ({"secure": "key"}, "tcp"), ({"secure": "no"}, "tcp")):
+                told = Told()
+                async with exposed(target, relay.access, told, Wish(options)):
+                    server = relay.tunnel.server_uri
+                    assert (server.scheme, bool(server.key)) == (scheme, options != {"secure": "no"})
+                    assert await ask(address(told), b"meant") == b"meant"
+
+
+async def test_a_system_that_cannot_encrypt_says_so(papers: Papers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "HAS_CARRIERS", False)
+    with trio.fail_after(PATIENCE):
+        async with relay_here(papers=papers) as relay, local_server(echo) as target:
+            with pytest.RaisesGroup(pytest.RaisesExc(UsageError, match="--secure no"), flatten_subgroups=True):
                 async with exposed(target, relay.access, Told()):
                     pass
-            told = Told()
-            async with exposed(target, relay.access, told, Wish(backend="tcp")):
-                assert await ask(address(told), b"meant") == b"meant"
 
 
 async def test_a_wrong_option_is_not_taken_for_a_missing_backend(papers: Papers) -> None:

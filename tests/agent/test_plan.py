@@ -57,6 +57,7 @@ def test_every_key_reaches_the_plan(tmp_path: Path) -> None:
         name = "blog"
         client_port = 20080
         backend = "tcp"
+        secure = "key"
         ttl = 3600.0
         idle_timeout = 60.0
         pairing_timeout = 5.0
@@ -82,6 +83,7 @@ def test_every_key_reaches_the_plan(tmp_path: Path) -> None:
     ).values()
     options: dict[str, Value] = {
         "name": "blog",
+        "secure": "key",
         "client_port": 20080,
         "ttl": 3600.0,
         "idle_timeout": 60.0,

@@ -14,11 +14,11 @@ ROOT = Path(tunneld.__file__).parent
 FLOORS = [  # from the street down to the cellar; a room may import from its own floor and from those below
     {"cli", "__main__"},
     {"agent", "daemon", ""},  # "": the package itself, which only hands out names
-    {"control", "carriers", "client", "login", "exchange"},
+    {"control", "lobby", "carriers", "client", "login", "exchange"},
     {"service", "addresses"},
     {"tunnel", "client_side", "proxied", "clocks"},
     {"backends"},
-    {"session", "net", "pin", "access", "config", "options", "events", "log", "notify", "doors", "store"},
+    {"session", "net", "tls", "pin", "access", "config", "options", "events", "log", "notify", "doors", "store"},
     {"wire", "endpoint", "networks", "rates", "admission", "reservations"},
     {"relay", "errors"},
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import ssl
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -12,8 +13,12 @@ import trio
 from tunneld.agent.dial import dial, resolve_relay
 from tunneld.client import Client, connect
 from tunneld.endpoint import Endpoint, parse_host_port
-from tunneld.errors import RelayUnreachableError, reason_of
+from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
 from tunneld.net import client_tls_context, shake_hands
+from tunneld.tls import TlsSocket
+
+LONGEST_ANSWER = 1024
+"""Octets of the relay's answer to a key: OK, or a code and a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +40,40 @@ class RelayAccess:
         """A connection to the port of a server URI: in TLS, where its scheme says so, with whoever shows the
         certificate of the control port. Raises `RelayUnreachableError`, or `RemoteProtocolError` for a wrong pin.
         """
+        with self._reaching(uri):
+            connection = await dial(await resolve_relay(uri.host, uri.port))
+            if uri.scheme == "webmuxs":
+                return await shake_hands(connection, self._context(), server_hostname=self._host)
+            return connection
+
+    async def dial_keyed(self, uri: Endpoint) -> tuple[socket.socket | TlsSocket, bytes]:
+        """A connection to a tcp tunnel's server side to which the key was shown, and what the relay has said behind
+        its OK. Raises `RelayUnreachableError`, `RefusedError`, or `RemoteProtocolError`, also for a wrong pin.
+        """
+        with self._reaching(uri):
+            connection = await dial(await resolve_relay(uri.host, uri.port))
+            way: socket.socket | TlsSocket = connection
+            try:
+                if uri.scheme == "tls":
+                    way = TlsSocket(connection, self._context(), server_hostname=self._host)
+                    await way.shake_hands()
+                return way, await _show_key(way, uri)
+            except BaseException:
+                way.close()
+                raise
+
+    @contextmanager
+    def _reaching(self, uri: Endpoint) -> Iterator[None]:
+        """One attempt to connect, in bounded time and with one kind of error."""
         try:
             with trio.fail_after(self.timeout):
-                connection = await dial(await resolve_relay(uri.host, uri.port))
-                if uri.scheme == "webmuxs":
-                    return await shake_hands(connection, self._context(), server_hostname=self._host)
-                return connection
+                yield
         except trio.TooSlowError:
             reason = f"no answer in {self.timeout:g} s"
         except OSError as error:
             reason = reason_of(error)
+        else:
+            return
         raise RelayUnreachableError(f"could not connect to {uri.without_key}: {reason}")
 
     def _context(self) -> ssl.SSLContext:
@@ -53,3 +82,29 @@ class RelayAccess:
     @property
     def _host(self) -> str:
         return parse_host_port(self.where.rpartition("://")[2].rstrip("/"))[0]
+
+
+async def _show_key(way: socket.socket | TlsSocket, uri: Endpoint) -> bytes:
+    """Say the key and hear OK, tunneld-control(7); what came behind it. Raises as `dial_keyed`."""
+    line = f"{uri.key}\n".encode()
+    if isinstance(way, TlsSocket):
+        await way.send_all(line)
+    else:
+        way.send(line)
+    heard = b""
+    while (end := heard.find(b"\n")) < 0:
+        if len(heard) >= LONGEST_ANSWER:
+            raise RemoteProtocolError(f"the port of {uri.without_key} does not answer as a tunneld does")
+        if isinstance(way, TlsSocket):
+            more = await way.receive(LONGEST_ANSWER - len(heard))
+        else:
+            await trio.lowlevel.wait_readable(way)
+            more = way.recv(1)  # the line and not an octet more: the next may be a visitor's
+        if not more:
+            raise RelayUnreachableError(f"the relay hung up at {uri.without_key} without an answer to the key")
+        heard += more
+    verdict, _, reason = heard[:end].decode(errors="replace").partition(" ")
+    if verdict != "OK":
+        code, _, text = reason.partition(" ")
+        raise RefusedError(code, f"the relay does not take us at {uri.without_key}: {text}")
+    return heard[end + 1 :]

@@ -15,22 +15,20 @@ from __future__ import annotations
 import math
 import random
 import socket
-from collections.abc import Callable
 from typing import cast
 
 import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import delays
+from tunneld.agent.secured import Door, DuctWay
 from tunneld.agent.supply import Owner
 from tunneld.endpoint import Endpoint
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError
-from tunneld.relay.engine import Engine, Relay, RelayEnd, Side
+from tunneld.relay.engine import Engine
 from tunneld.relay.pump import Pump
-from tunneld.session import Carrier, CarrierLimits, Channel, ChannelStream, Link
+from tunneld.session import Carrier, CarrierLimits, Channel, Duct, Link
 from tunneld.session.carrier import MOST_CHANNELS
-from tunneld.session.channel import UNUSED
-from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
 
 MOST = 80
 """Carriers of one tunnel: ten thousand visitors, which is what a relay takes unless told otherwise."""
@@ -111,11 +109,11 @@ class Carriers:
         if not self._resting and self._lacks():
             self._wake.set()
 
-    def take(self, channel: Channel, header: bytes) -> None:
+    def take(self, channel: Duct, header: bytes) -> None:
         """A visitor is here."""
         if self._keep_header:
             channel.put_back(header)
-        self._owner.take(ChannelWay(channel), header)
+        self._owner.take(DuctWay(channel), header)
 
     def lost(self, line: _Line, reason: str) -> None:
         """A carrier ended."""
@@ -211,7 +209,7 @@ class _Line:
     def opened(self, channel: Channel, protocol: int) -> None:
         """A visitor; who it is comes first."""
         channel.accept()
-        channel.user = _Door(channel, self._carriers)
+        channel.user = Door(channel, self._carriers.take, lambda _reason: None, self._carriers.failed)
         self._carriers.stirred()
 
     def defined(self, uri: str | None) -> None:
@@ -233,64 +231,3 @@ class _Line:
     def ended(self, reason: str) -> None:
         self._decided.set()
         self._carriers.lost(self, reason)
-
-
-class _Door:
-    """The user of a channel until its PROXY header is whole."""
-
-    def __init__(self, channel: Channel, carriers: Carriers) -> None:
-        self._channel = channel
-        self._carriers = carriers
-        self._head = b""
-
-    def receive(self, data: memoryview) -> int:
-        """Take the header, and not an octet more."""
-        taken = 0
-        try:
-            while missing := missing_v2(self._head) if self._head else COMMON_V2:
-                part = bytes(data[taken : taken + missing])
-                if not part:
-                    return taken
-                self._head += part
-                taken += len(part)
-        except RemoteProtocolError:
-            self._channel.reset("no PROXY header")
-            return taken
-        self._channel.user = UNUSED
-        self._carriers.take(self._channel, self._head)
-        return taken
-
-    def finished(self) -> None:
-        """The end instead of a header."""
-        self._channel.reset("no PROXY header")
-
-    def resume(self) -> None:
-        """We say nothing."""
-
-    def broken(self, error: OSError) -> None:
-        """The visitor is gone."""
-
-    def failed(self, error: Exception) -> None:
-        """A bug."""
-        self._carriers.failed(error)
-
-
-class ChannelWay:
-    """See `Way`."""
-
-    __slots__ = ("_channel",)
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-
-    def join(self, server: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
-        """The local server's socket is the server's side."""
-        return self._channel.join(server, linger=linger, on_end=on_end, side=Side.SERVER)
-
-    def stream(self) -> trio.abc.HalfCloseableStream:
-        """The channel as a stream."""
-        return ChannelStream(self._channel)
-
-    def close(self, reason: str) -> None:
-        """The relay hears why."""
-        self._channel.reset(reason)

@@ -19,13 +19,14 @@ from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import delays
 from tunneld.agent.dial import resolve_relay
 from tunneld.agent.events import Teller
+from tunneld.agent.keyed import KeyedPool
 from tunneld.agent.pool import Pool
 from tunneld.agent.repeats import Repeats
 from tunneld.agent.sizing import REVIEW, Limits
 from tunneld.agent.supply import Owner, Supply
 from tunneld.agent.ways import Take
 from tunneld.client import Client
-from tunneld.endpoint import Endpoint
+from tunneld.endpoint import Endpoint, is_loopback
 from tunneld.errors import (
     NoSuchTunnelError,
     NotAllowedError,
@@ -40,6 +41,8 @@ from tunneld.wire.lines import Value
 OUR_OPTIONS: Mapping[str, Value] = {"persist": True, "proxy_protocol": "v2"}
 """The pool needs a tunnel that outlives its relays, and the header that tells it of each visitor."""
 HAS_CARRIERS = sys.platform == "linux"
+WEBMUX = frozenset({"webmux", "webmuxs"})
+"""Schemes of server URIs to which carriers go."""
 NO_WEBMUX = frozenset({UsageError.code, NotAllowedError.code})
 """How a relay refuses a backend that it does not have, or that the credential may not use."""
 SLACK = 5.0
@@ -99,25 +102,40 @@ async def open_tunnel(client: Client, options: Mapping[str, Value], backend: str
 async def _open(client: Client, options: Mapping[str, Value], backend: str | None) -> str:
     """The server URI.
 
-    Where nobody chose a backend it is webmux, or else tcp; but who asked the relay for encryption does not lose it
-    without a word: where the control connection is in TLS, tcp must have been chosen. Raises `UsageError`.
+    Where nobody chose a backend it is webmux, or else tcp. Who asked the relay for encryption does not lose it without
+    a word: where the control connection is in TLS, so are the others, unless `secure` says otherwise. Raises
+    `UsageError`.
     """
+    if backend == "tcp":
+        return await _open_tcp(client, options)
     if backend is not None:
         return await client.open_tunnel(backend, **options)
-    reason = "this system has no epoll"
     if HAS_CARRIERS:
         try:
             return await client.open_tunnel("webmux", **options)
         except RefusedError as error:
             if error.reply_code not in NO_WEBMUX or "webmux" not in str(error):
                 raise  # something else is wrong with what was asked
-            reason = str(error)
+    return await _open_tcp(client, options)
+
+
+async def _open_tcp(client: Client, options: Mapping[str, Value]) -> str:
+    """With the best proof that both sides can give."""
+    if "secure" in options or (client.relay.scheme == "tcp" and is_loopback(client.relay_host)):
+        return await client.open_tunnel("tcp", **options)
     if client.relay.scheme == "tls":
-        raise UsageError(
-            f"visitors' bytes would cross to relay {client.relay} unencrypted, since webmux cannot be used ({reason}); "
-            "say --backend tcp if that is meant"
-        )
-    return await client.open_tunnel("tcp", **options)
+        if not HAS_CARRIERS:
+            raise UsageError(
+                f"visitors' bytes would cross to relay {client.relay} unencrypted, since this system has no epoll; say "
+                "--backend tcp --secure no if that is meant"
+            )
+        return await client.open_tunnel("tcp", secure="yes", **options)
+    try:
+        return await client.open_tunnel("tcp", secure="key", **options)
+    except RefusedError as error:
+        if error.reply_code != UsageError.code or "secure" not in str(error):
+            raise
+    return await client.open_tunnel("tcp", **options)  # a relay that cannot ask for a key
 
 
 class Keeper:
@@ -202,10 +220,14 @@ class Keeper:
 
 async def _supply(server: Endpoint, ground: Ground, wish: Wish, owner: Owner) -> Supply:
     """Connections to a server URI of either kind. Raises `RelayUnreachableError`, `UsageError`."""
-    if server.key:
+    if server.scheme in WEBMUX:
         from tunneld.agent.carriers import Carriers  # noqa: PLC0415  # on systems that have carriers
 
         return Carriers(ground.engine, ground.relay, server, owner, ground.nursery, keep_header=wish.keep_header)
+    if server.key:
+        return KeyedPool(
+            ground.engine, ground.relay, server, wish.limits, owner, ground.nursery, keep_header=wish.keep_header
+        )
     address = await resolve_relay(server.host, server.port)
     return Pool(ground.engine, address, wish.limits, owner, keep_header=wish.keep_header)
 

@@ -53,7 +53,7 @@ async def open_listener(
         await nursery.start(engine.run)
         listener = TunnelListener(backlog)
         wish = Wish(options, Limits(pool, max_pool), backend="tcp")
-        ground = Ground(engine, nursery, RelayAccess(str(client.relay)), _Nobody())
+        ground = Ground(engine, nursery, RelayAccess(str(client.relay), client.tls), _Nobody())
         keeper = await Keeper.start(client, ground, wish, take=listener.take, failed=listener.fail)
         listener.attach(keeper)
         nursery.start_soon(listener.keep, client)

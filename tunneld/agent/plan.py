@@ -16,7 +16,7 @@ from tunneld.agent.sizing import Limits
 from tunneld.endpoint import Target
 from tunneld.errors import UsageError
 
-OPTIONS = ("name", "client_port", "ttl", "idle_timeout", "pairing_timeout", "linger")
+OPTIONS = ("name", "secure", "client_port", "ttl", "idle_timeout", "pairing_timeout", "linger")
 """Words that openTunnel has as well."""
 VISITORS = ("allow_from", "deny_from", "max_visitors", "max_per_source", "visitor_rate", "bandwidth", "quota")
 """The same for those about visitors; on a command line they go to the relay as typed, and it says what is wrong."""

@@ -81,6 +81,7 @@ class Exposed(Table):
     name: Annotated[str, _as(OPTIONS["name"].read)] | None = None
     client_port: FreePort = None
     backend: Literal["webmux", "tcp"] | None = None
+    secure: Literal["yes", "key", "no"] | None = None
     ttl: SomeSeconds = None
     idle_timeout: SomeSeconds = None
     pairing_timeout: SomeSeconds = None

@@ -17,16 +17,27 @@ since only the relay knows which connections no visitor got: so no visitor is lo
 from __future__ import annotations
 
 import socket
+from typing import Protocol
 
 import trio
 
 from tunneld.agent.dial import Address, dial_nowait
 from tunneld.agent.sizing import WINDOW, Limits, grown, shrunk
 from tunneld.agent.supply import Owner
-from tunneld.agent.ways import SocketWay
+from tunneld.agent.ways import SocketWay, Way
 from tunneld.errors import RemoteProtocolError, reason_of
 from tunneld.relay.engine import Engine, Registration
 from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
+
+
+class Parked(Protocol):
+    """A connection that waits for a visitor, or is on its way to do so. It tells its pool when either is over."""
+
+    def look(self) -> None:
+        """Has a visitor come, or the end?"""
+
+    def close(self) -> None:
+        """Let go of it, told nobody."""
 
 
 class Pool:
@@ -37,12 +48,12 @@ class Pool:
     def __init__(self, engine: Engine, address: Address, limits: Limits, owner: Owner, *, keep_header: bool) -> None:
         """`address` is the tunnel's server side. `keep_header`: leave it in front of the visitor's bytes."""
         self.size = limits.least
-        self._engine = engine
+        self.engine = engine
+        self.owner = owner
+        self.flags = socket.MSG_PEEK if keep_header else 0  # of reading a header
         self._address = address
         self._limits = limits
-        self._owner = owner
-        self._flags = socket.MSG_PEEK if keep_header else 0
-        self._parked: dict[_Parked, None] = {}  # in the order in which they were dialled
+        self._parked: dict[Parked, None] = {}  # in the order in which they were dialled
         self._resting = False
         self._window_began = -WINDOW
         self._arrivals = self._busiest = 0
@@ -72,37 +83,42 @@ class Pool:
         """Let go of everything parked. A visitor whose header has arrived already is still handed over."""
         self._resting = True
         for parked in list(self._parked):
-            self._look(parked)
+            parked.look()
             if parked in self._parked:
-                self._forget(parked)
-                parked.connection.close()
+                del self._parked[parked]
+                parked.close()
+
+    # What its connections report
+
+    def came(self, parked: Parked, way: Way, header: bytes) -> None:
+        """A visitor is here; the connection is its own from now on."""
+        if parked in self._parked:
+            del self._parked[parked]
+            self._count()
+            self.owner.take(way, header)
+            if not self._resting:
+                self.resume()
+
+    def lost(self, parked: Parked, reason: str) -> None:
+        """The connection has ended, or could not be made; it is closed already."""
+        if parked in self._parked:
+            del self._parked[parked]
+            if len(self._parked) < self.size:
+                self._in_trouble(reason)
+
+    # Inside
+
+    def _begin(self) -> Parked:
+        """Begin to dial. Raises OSError."""
+        return PlainParked(self, dial_nowait(self._address))
 
     def _dial(self) -> None:
         try:
-            connection = dial_nowait(self._address)
+            parked = self._begin()
         except OSError as error:
             self._in_trouble(reason_of(error))
-            return
-        parked = _Parked(self, connection)
-        self._parked[parked] = None
-        parked.watching = self._engine.watch(connection, parked.look, self._owner.failed)
-
-    def _look(self, parked: _Parked) -> None:
-        """Something happened on a parked connection: has a visitor come, or the end?"""
-        try:
-            whole = parked.receive(self._flags)
-        except BlockingIOError:
-            return
-        except (EOFError, RemoteProtocolError) as error:
-            self._lost(parked, str(error))
-        except OSError as error:
-            self._lost(parked, reason_of(error))
         else:
-            self._forget(parked)
-            self._count()
-            self._owner.take(SocketWay(self._engine, parked.connection), whole)
-            if not self._resting:
-                self.resume()
+            self._parked[parked] = None
 
     def _count(self) -> None:
         """One more visitor in this window; does the pool want to be larger?"""
@@ -113,44 +129,53 @@ class Pool:
         self._busiest = max(self._busiest, self._arrivals)
         self.size = grown(self.size, self._arrivals, self._limits)
 
-    def _lost(self, parked: _Parked, reason: str) -> None:
-        self._forget(parked)
-        parked.connection.close()
-        if len(self._parked) < self.size:
-            self._in_trouble(reason)
-
     def _in_trouble(self, reason: str) -> None:
         """Told once: whoever rests already knows."""
         if not self._resting:
             self._resting = True
-            self._owner.trouble(reason)
-
-    def _forget(self, parked: _Parked) -> None:
-        del self._parked[parked]
-        if parked.watching is not None:
-            parked.watching.release()
+            self.owner.trouble(reason)
 
 
-class _Parked:
-    """One connection, and what has come of its header."""
+class PlainParked:
+    """One connection that the engine watches, and what has come of its header."""
 
-    __slots__ = ("_pool", "connection", "head", "watching")
+    __slots__ = ("_pool", "connection", "handle", "head", "watching")
 
-    def __init__(self, pool: Pool, connection: socket.socket) -> None:
+    def __init__(self, pool: Pool, connection: socket.socket, handle: Parked | None = None) -> None:
+        """`handle` is what the pool knows it by, where that is not this."""
         self._pool = pool
         self.connection = connection
+        self.handle = handle or self
         self.head = b""
-        self.watching: Registration | None = None
+        self.watching: Registration | None = pool.engine.watch(connection, self.look, pool.owner.failed)
 
     def look(self) -> None:
-        if self in self._pool._parked:
-            self._pool._look(self)
+        """See `Parked`."""
+        if self.watching is None:
+            return
+        try:
+            whole = self.receive()
+        except BlockingIOError:
+            return
+        except (EOFError, RemoteProtocolError) as error:
+            self._lose(str(error))
+        except OSError as error:
+            self._lose(reason_of(error))
+        else:
+            self._release()
+            self._pool.came(self.handle, SocketWay(self._pool.engine, self.connection), whole)
 
-    def receive(self, flags: int) -> bytes:
-        """The header, once it is whole, and not an octet more; `flags` may be MSG_PEEK.
+    def close(self) -> None:
+        """See `Parked`."""
+        self._release()
+        self.connection.close()
+
+    def receive(self) -> bytes:
+        """The header, once it is whole, and not an octet more; it may stay where it is (`Pool.flags`).
 
         Raises `BlockingIOError` while it is not, `EOFError` when the relay closed, `RemoteProtocolError`, `OSError`.
         """
+        flags = self._pool.flags
         while missing := missing_v2(self.head) if self.head else COMMON_V2:
             held = len(self.head) if flags else 0  # peeking shows again what has been seen
             data = self.connection.recv(held + missing, flags)
@@ -160,3 +185,12 @@ class _Parked:
                 raise BlockingIOError
             self.head = data if flags else self.head + data
         return self.head
+
+    def _lose(self, reason: str) -> None:
+        self.close()
+        self._pool.lost(self.handle, reason)
+
+    def _release(self) -> None:
+        if self.watching is not None:
+            self.watching.release()
+            self.watching = None

@@ -6,7 +6,7 @@ this floor asks which backend it is; a new one is a file here and a line in `BAC
 
 import sys
 
-from tunneld.backends.base import Backend, Host, ServerConnection, ServerSide
+from tunneld.backends.base import NOTHING_MORE, Backend, Host, Lobby, Premises, ServerConnection, ServerSide
 from tunneld.backends.tcp import Tcp
 from tunneld.errors import UsageError
 
@@ -27,4 +27,14 @@ def backend_of(name: str) -> Backend:
     return backend
 
 
-__all__ = ["BACKENDS", "Backend", "Host", "ServerConnection", "ServerSide", "backend_of"]
+__all__ = [
+    "BACKENDS",
+    "NOTHING_MORE",
+    "Backend",
+    "Host",
+    "Lobby",
+    "Premises",
+    "ServerConnection",
+    "ServerSide",
+    "backend_of",
+]

@@ -10,16 +10,43 @@ detached      │
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Container
+import ssl
+from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, Network
+from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine, Failure, Limiter, Relay, RelayEnd
 
 if TYPE_CHECKING:
     from tunneld.backends.webmux import Endpoints
+
+
+class Lobby(Protocol):
+    """Where those wait who have connected as a hidden server, until it is known whether they are one."""
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """For a handshake that begins now; None where this relay has no certificate."""
+
+    def arrive(self, connection: socket.socket, peer: Any, face: str, hear: Callable[[], Awaitable[None]]) -> None:
+        """Call `hear` for a newcomer, in a task that is bounded in time, unless there are too many strangers.
+
+        `hear` takes the connection, or closes it and raises OSError or a `TunneldError` that says why.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Premises:
+    """What a relay has for all of its server sides."""
+
+    endpoints: Endpoints | None = None  # the shared port of carriers; None: this relay has none
+    lobby: Lobby | None = None  # None: nobody can show a key here
+
+
+NOTHING_MORE = Premises()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +57,8 @@ class Host:
     settings: Tunnels
     advertised_host: str
     client_port: int  # of the client side
-    endpoints: Endpoints | None  # the shared port of carriers; None: this relay has none
+    premises: Premises
+    secure: str  # as in `TunnelOptions`
     former: Endpoint | None  # the server URI that a hidden server may still know: to be had again if it can be
     reserved: Container[int]  # ports that are somebody's: none of them is for this one, but that of `former`
     admits: Network | None  # the only sources that may pose as the hidden server; None: any
@@ -98,5 +126,8 @@ class Backend(Protocol):
     def __call__(self, host: Host, /) -> ServerSide:
         """One that listens already. Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`."""
 
-    def check(self, endpoints: Endpoints | None, /) -> None:
-        """Raise `UsageError` where this relay cannot have one at all, whatever is asked for."""
+    def check(self, premises: Premises, options: TunnelOptions, /) -> None:
+        """Raise `UsageError` where this relay cannot have one such as these options ask for."""
+
+    def hides_key(self, premises: Premises, options: TunnelOptions, /) -> bool:
+        """Whether its server URI has a key that crosses in TLS: then the hidden server may come from anywhere."""

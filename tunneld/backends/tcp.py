@@ -4,25 +4,47 @@ The hidden server connects ahead of its visitors and its connection is *parked*:
 before a visitor comes stays in the kernel, in order, bounded by the socket's buffer. Parked connections are watched,
 though: one whose peer leaves without having said anything is gone at once. One that spoke and then ended is kept,
 since a visitor can still be told what it said.
+
+With `secure=` it shows a key first, in TLS where that was asked for, and is parked then: see keyed.py.
 """
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections import deque
 from collections.abc import Callable, Container
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import trio
 
-from tunneld.backends.base import Host
+from tunneld.backends.base import Host, Premises, ServerConnection
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, contains
-from tunneld.errors import LimitReachedError
+from tunneld.errors import LimitReachedError, UsageError
 from tunneld.net import bind_in_range
-from tunneld.relay.engine import Engine, Limiter, Registration, Relay, RelayEnd
+from tunneld.options import TunnelOptions
+from tunneld.relay.engine import Engine, Failure, Limiter, Registration, Relay, RelayEnd
 from tunneld.relay.look import has_left
+from tunneld.wire.lines import format_err
+
+KEY_OCTETS = 16
+"""Of randomness, 32 hexadecimal digits: nobody guesses one, a person can copy it, and none of them is among the letters
+that `openssl s_client` takes for a command.
+"""
+
+
+class Parkable(ServerConnection, Protocol):
+    """A connection of the hidden server that can wait for a visitor."""
+
+    @property
+    def peer(self) -> Any:
+        """The hidden server's address."""
+
+    def watch(self, left: Callable[[], None], failed: Failure, /) -> Registration:
+        """Call `left` when the hidden server leaves without having said anything; perhaps more than once."""
 
 
 class Tcp:
@@ -31,19 +53,35 @@ class Tcp:
     def __init__(self, host: Host) -> None:
         settings = host.settings
         self._host = host
+        self._key = _key(host)
         self._listener = _bind(settings, host.former, host.reserved)
-        self._uri = Endpoint("tcp", host.advertised_host, self._listener.getsockname()[1])
-        self._parked: dict[TcpConnection, Registration] = {}  # in the order in which they came
+        scheme = "tls" if host.secure == "yes" else "tcp"
+        self._uri = Endpoint(scheme, host.advertised_host, self._listener.getsockname()[1], self._key)
+        self._parked: dict[Parkable, Registration] = {}  # in the order in which they came
         self._waiters: deque[_Waiter] = deque()
+        self._newcomers: set[trio.CancelScope] = set()
         self._accepting = host.engine.listen(self._listener, self._arrived, host.failed)
 
     @staticmethod
-    def check(endpoints: object) -> None:
-        """See `Backend`: every relay has it."""
+    def check(premises: Premises, options: TunnelOptions) -> None:
+        """See `Backend`: every relay has it, but not every one has a lobby and a certificate."""
+        if options.secure == "no":
+            return
+        if premises.lobby is None:
+            raise UsageError(f"option secure={options.secure}: this relay's system has no epoll, which it needs")
+        if options.secure == "yes" and premises.lobby.tls is None:
+            raise UsageError(
+                "option secure=yes: this relay has no certificate ([control.tls]); secure=key asks for a key alone"
+            )
+
+    @staticmethod
+    def hides_key(_premises: Premises, options: TunnelOptions) -> bool:
+        """See `Backend`."""
+        return options.secure == "yes"
 
     @property
     def uri(self) -> Endpoint:
-        """`tcp://HOST:PORT`."""
+        """`tcp://HOST:PORT`, or with a key behind it `tls://HOST:PORT/KEY` or `tcp://HOST:PORT/KEY`."""
         return self._uri
 
     @property
@@ -51,13 +89,13 @@ class Tcp:
         """How many connections of the hidden server wait for a visitor."""
         return len(self._parked)
 
-    def dial_nowait(self) -> TcpConnection:
+    def dial_nowait(self) -> Parkable:
         """The connection parked longest. Raises `trio.WouldBlock`."""
         if not self._parked or self._waiters:
             raise trio.WouldBlock
         return self._take()
 
-    async def dial(self) -> TcpConnection:
+    async def dial(self) -> Parkable:
         """Wait in line for the next connection of the hidden server. Raises `trio.ClosedResourceError` once closed."""
         if self._parked and not self._waiters:  # one came since dial_nowait, and nobody stands in line before us
             return self._take()
@@ -86,43 +124,91 @@ class Tcp:
         """Stop listening, close what is parked, send those in line away. Harmless when repeated."""
         self._accepting.release()
         self._listener.close()
+        for scope in self._newcomers:
+            scope.cancel()
         self.trim(0)
         while self._waiters:
             self._waiters.popleft().served.set()
 
     def _arrived(self, connection: socket.socket, peer: Any) -> None:
         """Admit one connection that claims to be the hidden server."""
-        if self._host.admits is not None and not contains(self._host.admits, peer):
-            reason = f"only {self._host.admits} may connect as the hidden server"
-        elif len(self._parked) >= self._host.room():
-            reason = f"{len(self._parked)} server connections are parked already"
+        lobby = self._host.premises.lobby
+        if reason := self._refusal(peer):
+            connection.close()
+            self._host.refused(peer, reason)
+        elif self._key and lobby is not None:
+            lobby.arrive(connection, peer, "tcp", partial(self._hear_out, connection, peer))
         else:
-            self._offer(TcpConnection(self._host.engine, connection, peer))
-            self._host.attached(peer)
-            return
-        connection.close()
-        self._host.refused(peer, reason)
+            self._admit(TcpConnection(self._host.engine, connection, peer))
 
-    def _offer(self, connection: TcpConnection) -> None:
+    def _refusal(self, peer: Any) -> str:
+        """Why it is not taken, if so."""
+        if self._host.admits is not None and not contains(self._host.admits, peer):
+            return f"only {self._host.admits} may connect as the hidden server"
+        if len(self._parked) >= self._host.room():
+            return f"{len(self._parked)} server connections are parked already"
+        return ""
+
+    async def _hear_out(self, connection: socket.socket, peer: Any) -> None:
+        """Somebody who must show the key; see `Lobby.arrive`."""
+        from tunneld.backends import keyed  # noqa: PLC0415  # only where there is a pump, as its lobby
+
+        assert self._host.premises.lobby is not None
+        with trio.CancelScope() as scope:
+            self._newcomers.add(scope)
+            try:
+                encrypted = self._host.secure == "yes"
+                way, ahead = await keyed.hear_key(connection, self._key, self._host.premises.lobby, encrypted=encrypted)
+            finally:
+                self._newcomers.discard(scope)
+            try:
+                if reason := self._refusal(peer):
+                    await keyed.say(way, format_err(LimitReachedError.code, reason))
+                    raise LimitReachedError(reason)
+                await keyed.say(way, keyed.OK)
+                if isinstance(way, socket.socket):
+                    self._admit(TcpConnection(self._host.engine, way, peer))
+                else:
+                    self._admit(keyed.serve(way, ahead, self._host, peer))
+            except BaseException:
+                keyed.close(way)
+                raise
+
+    def _admit(self, connection: Parkable) -> None:
+        self._offer(connection)
+        self._host.attached(connection.peer)
+
+    def _offer(self, connection: Parkable) -> None:
         """Give a connection to whoever waits longest, or park it."""
         if self._waiters:
             self._waiters.popleft().serve(connection)
         else:
-            engine, look = self._host.engine, lambda: self._look(connection)
-            self._parked[connection] = engine.watch(connection.socket, look, self._host.failed)
+            self._parked[connection] = connection.watch(lambda: self._left(connection), self._host.failed)
 
-    def _take(self) -> TcpConnection:
+    def _take(self) -> Parkable:
         """Unpark the connection parked longest."""
         connection = next(iter(self._parked))
         self._parked.pop(connection).release()
         return connection
 
-    def _look(self, connection: TcpConnection) -> None:
-        """Something happened on a parked connection: has the hidden server left?"""
-        if connection in self._parked and has_left(connection.socket):
+    def _left(self, connection: Parkable) -> None:
+        """The hidden server has left, and has said nothing to a visitor to come."""
+        if connection in self._parked:
             self._parked.pop(connection).release()
             connection.close()
             self._host.detached(connection.peer)
+
+
+def _key(host: Host) -> str:
+    """The key to show: none, the one of the tunnel whose place this one takes, or a new one."""
+    if host.secure == "no":
+        return ""
+    former = host.former
+    return (
+        former.key
+        if former is not None and former.key and former.scheme in {"tcp", "tls"}
+        else secrets.token_hex(KEY_OCTETS)
+    )
 
 
 def _bind(settings: Tunnels, former: Endpoint | None, reserved: Container[int]) -> socket.socket:
@@ -142,6 +228,15 @@ class TcpConnection:
         self._engine = engine
         self.socket = connection
         self.peer = peer
+
+    def watch(self, left: Callable[[], None], failed: Failure) -> Registration:
+        """See `Parkable`."""
+
+        def look() -> None:
+            if has_left(self.socket):
+                left()
+
+        return self._engine.watch(self.socket, look, failed)
 
     def send(self, data: bytes) -> None:
         """A header fits the empty buffer of a connection on which nothing was said."""
@@ -170,8 +265,8 @@ class _Waiter:
 
     def __init__(self) -> None:
         self.served = trio.Event()
-        self.connection: TcpConnection | None = None
+        self.connection: Parkable | None = None
 
-    def serve(self, connection: TcpConnection) -> None:
+    def serve(self, connection: Parkable) -> None:
         self.connection = connection
         self.served.set()

@@ -21,11 +21,14 @@ from typing import Any
 
 import trio
 
-from tunneld.backends.base import Host
+from tunneld.backends.base import Host, Premises
 from tunneld.endpoint import Endpoint, contains
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
+from tunneld.options import TunnelOptions
 from tunneld.session import Carrier, Channel
 
+PLAIN, SECURE = "webmux", "webmuxs"
+"""The schemes of server URIs."""
 KEY_OCTETS = 18
 """Of randomness, 24 characters: nobody guesses one."""
 
@@ -34,14 +37,14 @@ class Endpoints:
     """Who is behind the shared port. `max_carriers` says how many a tunnel may have at once."""
 
     def __init__(self, max_carriers: Callable[[], int]) -> None:
-        self.scheme = "webmux"
+        self.scheme = PLAIN
         self.port = 0  # of the shared listener; 0: there is none
         self.max_carriers = max_carriers
         self._sides: dict[str, WebMux] = {}  # by key
 
     def listen(self, port: int, *, secure: bool) -> None:
         """Where the shared port is from now on; the server URIs of all tunnels follow. 0: there is none any more."""
-        self.port, self.scheme = port, "webmuxs" if secure else "webmux"
+        self.port, self.scheme = port, SECURE if secure else PLAIN
 
     def enter(self, side: WebMux, key: str = "") -> str:
         """The key of a new server side: the `key` it had before if nobody has that."""
@@ -74,16 +77,23 @@ class WebMux:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._endpoints = self._port(host.endpoints)
+        self._endpoints = self._port(host.premises.endpoints)
         self._key = self._endpoints.enter(self, host.former.key if host.former else "")
         self._carriers: dict[Carrier, Any] = {}  # each with its peer's address
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
 
     @classmethod
-    def check(cls, endpoints: Endpoints | None) -> None:
+    def check(cls, premises: Premises, options: TunnelOptions) -> None:
         """See `Backend`."""
-        cls._port(endpoints)
+        port = cls._port(premises.endpoints)
+        if options.secure == "yes" and port.scheme != SECURE:
+            raise UsageError("option secure=yes: this relay has no certificate ([control.tls])")
+
+    @classmethod
+    def hides_key(cls, premises: Premises, _options: TunnelOptions) -> bool:
+        """See `Backend`."""
+        return cls._port(premises.endpoints).scheme == SECURE
 
     @staticmethod
     def _port(endpoints: Endpoints | None) -> Endpoints:

@@ -136,6 +136,11 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
         choices=("webmux", "tcp"),
         help="one connection for all visitors (webmux), or one for each (tcp); else webmux where the relay has it",
     )
+    add(
+        "--secure",
+        choices=("yes", "key", "no"),
+        help="of tcp: in TLS and with a key, with a key alone, or neither; else as safe as the control connection",
+    )
     add("--pool", metavar="COUNT", type=_count, default=8, help="of tcp, parked when it is quiet (%(default)s)")
     add("--max-pool", metavar="COUNT", type=_count, default=200, help="of tcp, parked under load (%(default)s)")
     add(

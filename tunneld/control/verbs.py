@@ -193,6 +193,7 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
         "owner": opening.owner,
+        "secure": None if options.secure == "no" else options.secure,
         "server_from": str(opening.admits or ANYWHERE),
         "persist": opening.options.persist,
         "allow_from": ",".join(map(str, options.allow_from)) or None,

@@ -5,8 +5,9 @@
     outbox     what was said and not written yet: the one place that writes
     heartbeat  is the peer alive?
     channel    one byte stream: what was received and not taken yet, and how much may be sent
-    joint      a channel joined to a kernel socket: the relay of a visitor, without a task
-    stream     a channel as a Trio stream, for everything else
+    duct       what a channel has in common with a connection in TLS that carries one visitor (tls)
+    joint      a duct joined to a kernel socket: the relay of a visitor, without a task
+    stream     a duct as a Trio stream, for everything else
     window     how much a channel may receive before it must be heard from (pure)
 
 (WebMUX calls a channel a session; that word stays inside its codec.)
@@ -14,8 +15,10 @@
 
 from tunneld.session.carrier import Carrier, Owner
 from tunneld.session.channel import Channel
+from tunneld.session.duct import Duct
 from tunneld.session.limits import CarrierLimits
 from tunneld.session.link import Link
 from tunneld.session.stream import ChannelStream
+from tunneld.session.tls import TlsDuct
 
-__all__ = ["Carrier", "CarrierLimits", "Channel", "ChannelStream", "Link", "Owner"]
+__all__ = ["Carrier", "CarrierLimits", "Channel", "ChannelStream", "Duct", "Link", "Owner", "TlsDuct"]

@@ -1,4 +1,4 @@
-"""A channel joined to a kernel socket: a relay like `relay.pair`, one of whose ends is not a socket.
+"""A channel, or another duct, joined to a kernel socket: a relay like `relay.pair`, one of whose ends is not a socket.
 
 The socket is read only as far as there is room on the channel, so a slow peer stops its sender; what the socket does
 not take stays in the channel, bounded by its window, so a slow visitor stops the peer's sending on this channel and
@@ -26,7 +26,7 @@ from tunneld.relay.flow import BROKEN, INEXACT, READABLE, WRITABLE
 from tunneld.relay.throttle import Allowance, Throttle
 
 if TYPE_CHECKING:
-    from tunneld.session.channel import Channel
+    from tunneld.session.duct import Duct
 
 log = structlog.get_logger("session")
 
@@ -41,16 +41,16 @@ class Joint:
 
     def __init__(
         self,
-        channel: Channel,
+        channel: Duct,
         connection: socket.socket,
         side: Side,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None,
     ) -> None:
-        """See `Channel.join`. `start` attaches it."""
+        """See `Duct.join`. `start` attaches it."""
         self.channel = channel
-        self.pump = channel.carrier.pump
+        self.pump = channel.pump
         self.connection = connection
         self.fd = connection.fileno()
         self.side = side
@@ -209,7 +209,7 @@ class Joint:
     def _serve(self) -> None:
         """Read from the socket until it is drained, the channel is full, or this turn's share is used up."""
         pump, channel, receive_into = self.pump, self.channel, self.connection.recv_into
-        share = channel.carrier.limits.share
+        share = channel.share
         while share > 0:
             room = channel.room()
             if not room or self.over:

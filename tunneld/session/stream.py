@@ -6,7 +6,7 @@ import operator
 
 import trio
 
-from tunneld.session.channel import Channel
+from tunneld.session.duct import Duct
 
 CHUNK = 65536
 """Octets returned by one `receive_some`, unless the caller asks for fewer."""
@@ -15,7 +15,7 @@ CHUNK = 65536
 class ChannelStream(trio.abc.HalfCloseableStream):
     """One channel; it owns it from now on. Flow control, ends and resets are the channel's."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Duct) -> None:
         self._channel = channel
         self._arrived = trio.Event()
         self._room = trio.Event()

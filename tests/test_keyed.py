@@ -1,0 +1,251 @@
+"""Tunnels whose hidden server shows a key: who is let in, what strangers hear, what is left of them.
+
+That such a tunnel relays as every other is in test_tunnel.py, that agents use it in agent/.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.relay.bench import open_descriptors
+from tests.support.keyed import PATIENT, connect_hidden, open_lobby
+from tests.support.papers import Papers
+from tests.support.people import connect, is_dropped, read_all, read_exactly
+from tunneld.access import Grant
+from tunneld.config.schema import Control, Settings, Tunnels
+from tunneld.control.gate import Gate
+from tunneld.control.strangers import Strangers
+from tunneld.endpoint import Endpoint, parse_network
+from tunneld.errors import UsageError
+from tunneld.options import TunnelOptions
+from tunneld.relay.engine import Engine
+from tunneld.service import Asker, TunnelService
+from tunneld.tls import TlsSocket
+from tunneld.tunnel import Tunnel
+
+ME = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
+BOTH = pytest.mark.parametrize("secure", ["key", "yes"])
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    return Papers.issue(tmp_path_factory.mktemp("papers"))
+
+
+@pytest.fixture
+def gate() -> Gate:
+    """Also those on loopback are strangers like others."""
+    return Gate(lambda: (), Strangers(Control, exempt=lambda _host: False))
+
+
+@pytest.fixture
+async def service(nursery: trio.Nursery, engine: Engine, papers: Papers, gate: Gate) -> TunnelService:
+    lobby = await open_lobby(nursery, papers, gate)
+    service = TunnelService(lambda: Settings(tunnels=Tunnels(ports="0")), engine, lobby=lobby)
+    await nursery.start(service.run)
+    return service
+
+
+async def open_tunnel(service: TunnelService, asker: Asker = ME, **words: str) -> Tunnel:
+    return await service.open_tunnel("tcp", TunnelOptions.parse({"persist": "yes", **words}), asker)
+
+
+def raw(stream: trio.SocketStream) -> Any:
+    """The socket inside."""
+    return cast(Any, stream.socket)._sock
+
+
+async def until_strangers(gate: Gate, count: int) -> None:
+    while len(gate.strangers) != count:
+        await trio.lowlevel.checkpoint()
+
+
+async def say(tunnel: Tunnel, papers: Papers, said: bytes) -> bytes:
+    """What is heard by somebody who says this first, after a handshake where there is one."""
+    stream = await connect(tunnel.server_uri)
+    if tunnel.server_uri.scheme == "tcp":
+        await stream.send_all(said)
+        return await read_all(stream)
+    tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
+    await tls.shake_hands()
+    await tls.send_all(said)
+    heard = b""
+    while more := await tls.receive(1000):
+        heard += more
+    return heard
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "said", [b"wrong\n", b"\n", b"\xff\x00\n", b"x" * 128], ids=["wrong", "none", "odd", "endless"]
+)
+async def test_a_wrong_key_is_refused_and_counts(
+    service: TunnelService, papers: Papers, gate: Gate, secure: str, said: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tunnel = await open_tunnel(service, secure=secure)
+    for _ in range(3):
+        assert await say(tunnel, papers, said) == b"ERR not-allowed wrong key\n"
+    await until_strangers(gate, 0)
+    assert tunnel.parked == 0
+    assert gate.penalty("127.0.0.1") > 0
+    assert await is_dropped(await connect(tunnel.server_uri))
+    logged = capsys.readouterr().out
+    assert "authentication failed" in logged
+    assert tunnel.server_uri.key not in logged
+
+
+@BOTH
+async def test_who_has_shown_the_key_is_no_stranger(
+    service: TunnelService, papers: Papers, gate: Gate, secure: str
+) -> None:
+    tunnel = await open_tunnel(service, secure=secure)
+    server = await connect_hidden(tunnel.server_uri, papers)
+    while not tunnel.parked:
+        await trio.lowlevel.checkpoint()
+    assert len(gate.strangers) == 0
+    visitor = await connect(tunnel.client_uri)
+    await visitor.send_all(b"x")
+    assert await read_exactly(server, 1) == b"x"
+
+
+@BOTH
+async def test_a_carriage_return_and_blanks_around_the_key_are_ignored(
+    service: TunnelService, papers: Papers, secure: str
+) -> None:
+    tunnel = await open_tunnel(service, secure=secure)
+    spaced = replace(tunnel.server_uri, key=f" {tunnel.server_uri.key} \r")
+    await connect_hidden(spaced, papers)
+    while not tunnel.parked:
+        await trio.lowlevel.checkpoint()
+
+
+@BOTH
+async def test_who_says_nothing_has_a_deadline(
+    service: TunnelService, gate: Gate, secure: str, mock_clock: MockClock
+) -> None:
+    tunnel = await open_tunnel(service, secure=secure)
+    silent = await connect(tunnel.server_uri)
+    await until_strangers(gate, 1)
+    await wait_all_tasks_blocked()
+    mock_clock.jump(PATIENT)
+    assert await is_dropped(silent)
+    await until_strangers(gate, 0)
+
+
+@BOTH
+async def test_strangers_have_few_places_and_a_tunnel_that_closes_sends_them_away(
+    service: TunnelService, gate: Gate, secure: str
+) -> None:
+    before = open_descriptors()
+    tunnel = await open_tunnel(service, secure=secure)
+    crowd = [await connect(tunnel.server_uri) for _ in range(16)]
+    await until_strangers(gate, 16)
+    assert await is_dropped(await connect(tunnel.server_uri))
+    await service.close(tunnel.id)
+    for stream in crowd:
+        assert await is_dropped(stream)
+        await stream.aclose()
+    await until_strangers(gate, 0)
+    assert open_descriptors() <= before + 1
+
+
+async def test_plain_text_where_tls_is_spoken_is_told_so(service: TunnelService) -> None:
+    tunnel = await open_tunnel(service, secure="yes")
+    stream = await connect(tunnel.server_uri)
+    await stream.send_all(b"key\n")
+    assert await read_all(stream) == b"ERR protocol this port speaks TLS; use openssl s_client\n"
+
+
+async def test_tls_where_plain_text_is_spoken_ends(service: TunnelService, papers: Papers) -> None:
+    tunnel = await open_tunnel(service, secure="key")
+    stream = await connect(tunnel.server_uri)
+    tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
+    with pytest.raises(OSError):  # noqa: PT011  OpenSSL's errors, all of them
+        await tls.shake_hands()
+
+
+@pytest.mark.parametrize(
+    ("words", "admits"),
+    [
+        ({"secure": "yes"}, "any"),
+        ({"secure": "key"}, "192.0.2.1/32"),
+        ({"secure": "no"}, "192.0.2.1/32"),
+        ({"secure": "yes", "server_from": "192.0.2.0/24"}, "192.0.2.0/24"),
+    ],
+)
+async def test_who_shows_a_hidden_key_may_come_from_anywhere(
+    service: TunnelService, words: dict[str, str], admits: str
+) -> None:
+    tunnel = await open_tunnel(service, replace(ME, host="192.0.2.1"), **words)
+    assert str(tunnel.opening.admits or "any") == admits
+
+
+async def test_but_not_where_its_credential_bounds_that(service: TunnelService) -> None:
+    grant = Grant("alice", server_from=(parse_network("192.0.2.0/24"),))
+    tunnel = await open_tunnel(service, replace(ME, host="192.0.2.1", grant=grant), secure="yes")
+    assert str(tunnel.opening.admits) == "192.0.2.1/32"
+
+
+@BOTH
+async def test_a_tunnel_that_is_opened_anew_keeps_its_key(service: TunnelService, secure: str) -> None:
+    first = await open_tunnel(service, secure=secure, name="web")
+    again = await open_tunnel(service, secure=secure, name="web")
+    assert again.server_uri == first.server_uri
+    other = await open_tunnel(service, secure=secure, name="other")
+    assert other.server_uri.key != first.server_uri.key
+
+
+async def test_without_a_certificate_a_key_alone_can_be_had(nursery: trio.Nursery, engine: Engine) -> None:
+    lobby = await open_lobby(nursery, None)
+    service = TunnelService(lambda: Settings(tunnels=Tunnels(ports="0")), engine, lobby=lobby)
+    await nursery.start(service.run)
+    with pytest.raises(UsageError, match=r"control\.tls.*secure=key"):
+        await open_tunnel(service, secure="yes")
+    assert (await open_tunnel(service, secure="key")).server_uri.scheme == "tcp"
+
+
+async def test_a_system_without_a_pump_says_so(engine: Engine, nursery: trio.Nursery) -> None:
+    service = TunnelService(lambda: Settings(tunnels=Tunnels(ports="0")), engine)
+    await nursery.start(service.run)
+    with pytest.raises(UsageError, match="epoll"):
+        await open_tunnel(service, secure="key")
+
+
+@pytest.fixture
+async def parked(service: TunnelService, papers: Papers) -> tuple[Tunnel, TlsSocket]:
+    """A tunnel, and its hidden server in TLS, which has heard OK."""
+    tunnel = await open_tunnel(service, secure="yes")
+    stream = await connect(tunnel.server_uri)
+    tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
+    await tls.shake_hands()
+    await tls.send_all(f"{tunnel.server_uri.key}\n".encode())
+    assert await tls.receive(100) == b"OK\n"
+    return tunnel, tls
+
+
+async def test_a_hidden_server_that_says_goodbye_is_not_parked_any_more(parked: tuple[Tunnel, TlsSocket]) -> None:
+    """The goodbye is octets to the kernel; it must not pass for something said."""
+    tunnel, tls = parked
+    assert tunnel.parked == 1
+    tls.finish()
+    assert tls.flush()
+    while tunnel.parked:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_hidden_server_that_is_cut_off_is_not_parked_any_more(parked: tuple[Tunnel, TlsSocket]) -> None:
+    tunnel, tls = parked
+    tls.connection.shutdown(socket.SHUT_WR)
+    while tunnel.parked:
+        await trio.lowlevel.checkpoint()
+
+
+def test_keys_are_for_servers_of_tunnels() -> None:
+    assert Endpoint.parse("tls://h:1/abc") == Endpoint("tls", "h", 1, "abc")
+    assert Endpoint.parse("tls://h:1/abc").without_key == "tls://h:1/..."

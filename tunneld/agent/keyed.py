@@ -1,0 +1,92 @@
+"""The pool of a tunnel whose server side asks for a key: the same, but a connection is made in a task.
+
+    dialled ──► TLS, if the server URI says so ──► KEY ──► OK: parked ──► a visitor's header: taken
+
+Few are made at once, because until it has shown its key each is a stranger to the relay, and it takes only so many
+strangers from one address.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from tunneld.agent.access import RelayAccess
+from tunneld.agent.pool import Parked, PlainParked, Pool
+from tunneld.agent.sizing import Limits
+from tunneld.agent.supply import Owner
+from tunneld.endpoint import Endpoint
+from tunneld.errors import TunneldError
+from tunneld.relay.engine import Engine
+
+if TYPE_CHECKING:
+    from tunneld.agent.secured import TlsParked
+
+AT_ONCE = 8
+"""Connections being made: half of what a relay takes from one source unless told otherwise."""
+
+
+class KeyedPool(Pool):
+    """See `Supply`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        relay: RelayAccess,
+        uri: Endpoint,
+        limits: Limits,
+        owner: Owner,
+        nursery: trio.Nursery,
+        *,
+        keep_header: bool,
+    ) -> None:
+        """`uri` is the server URI, `nursery` owns the tasks that dial. See `Pool`."""
+        super().__init__(engine, (socket.AF_UNSPEC, None), limits, owner, keep_header=keep_header)
+        self.relay = relay
+        self.uri = uri
+        self.nursery = nursery
+        self.dialling = trio.CapacityLimiter(AT_ONCE)
+
+    def _begin(self) -> Parked:
+        return _Knocking(self)
+
+
+class _Knocking:
+    """One connection: a task until the relay has said OK."""
+
+    def __init__(self, pool: KeyedPool) -> None:
+        self._pool = pool
+        self._scope = trio.CancelScope()
+        self._parked: PlainParked | TlsParked | None = None
+        pool.nursery.start_soon(self._knock)
+
+    async def _knock(self) -> None:
+        pool = self._pool
+        try:
+            with self._scope:
+                async with pool.dialling:
+                    way, ahead = await pool.relay.dial_keyed(pool.uri)
+                if isinstance(way, socket.socket):
+                    self._parked = PlainParked(pool, way, self)
+                    self._parked.look()
+                else:
+                    from tunneld.agent.secured import TlsParked  # noqa: PLC0415  # on systems that have a pump
+
+                    self._parked = TlsParked(pool, way, ahead, self)
+        except TunneldError as error:
+            pool.lost(self, str(error))
+        except OSError as error:
+            pool.lost(self, str(error))
+
+    def look(self) -> None:
+        """See `Parked`."""
+        if self._parked is not None:
+            self._parked.look()
+
+    def close(self) -> None:
+        """See `Parked`."""
+        self._scope.cancel()
+        if self._parked is not None:
+            self._parked.close()

@@ -1,0 +1,194 @@
+"""TLS on a non-blocking socket, without a task and without losing a direction: one that ends leaves the other open.
+
+`ssl.SSLSocket` cannot do that. Its `unwrap` says goodbye and then looks for the peer's goodbye, and where data of the
+peer stands in the kernel by then, OpenSSL takes that for an error and the connection is lost. So OpenSSL gets two
+buffers instead of the descriptor, and while it says goodbye the incoming one is empty: nothing to stumble over.
+
+    kernel ── recv ──► incoming ── OpenSSL ──► octets          and what OpenSSL has to say meanwhile (key updates)
+    octets ── OpenSSL ──► outgoing ──► unsent ── send ──► kernel                  goes out by the same way
+
+An end of file without the peer's goodbye (close_notify) is no end: whoever is on the way can make one. It is told as a
+broken connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from contextlib import suppress
+
+import trio
+
+HANDSHAKE = b"\x16"
+"""The first octet of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
+CHUNK = 65536
+"""Octets read from the kernel at a time by those who wait; four records."""
+EMPTY = memoryview(b"")
+
+
+class TlsSocket:
+    """One end of a TLS connection; it owns the socket below."""
+
+    __slots__ = ("_ahead", "_incoming", "_outgoing", "_tls", "_unsent", "connection", "ended")
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+    ) -> None:
+        """`connection` is connected and does not block. Nothing is said before `shake_hands`."""
+        self.connection = connection
+        self.ended = False  # the peer has said goodbye, and everything before it was read
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._unsent = EMPTY
+        self._ahead = b""  # deciphered as we said goodbye, and not read yet
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+
+    # For whoever waits
+
+    async def shake_hands(self) -> None:
+        """The handshake. Raises OSError (`ssl.SSLError` among them), and what the context's own check raises."""
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._drain()
+                await self._fill()
+            except OSError:
+                self.flush_if_possible()  # OpenSSL has an alert for the peer
+                raise
+            else:
+                await self._drain()
+                return
+
+    async def receive(self, most: int) -> bytes:
+        """Some octets, at most so many; none at the end. Raises OSError."""
+        while not self.ended:
+            if data := self._take(most):
+                return data
+            if not self.ended:
+                await self._fill()
+        return b""
+
+    async def send_all(self, data: bytes) -> None:
+        """Say it, and wait until the kernel has it. Raises OSError."""
+        self._tls.write(data)
+        await self._drain()
+
+    async def _fill(self) -> None:
+        while True:
+            try:
+                self._feed(self.connection.recv(CHUNK))
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.connection)
+            else:
+                return
+
+    async def _drain(self) -> None:
+        while not self.flush():
+            await trio.lowlevel.wait_writable(self.connection)
+
+    def _take(self, most: int) -> bytes:
+        if self._ahead:
+            data, self._ahead = self._ahead[:most], self._ahead[most:]
+            return data
+        try:
+            data = self._tls.read(most)
+        except ssl.SSLWantReadError:
+            return b""
+        except ssl.SSLZeroReturnError:
+            data = b""
+        except ssl.SSLEOFError:
+            raise _cut() from None
+        self.ended = not data
+        return data
+
+    # For whoever does not
+
+    def receive_into(self, raw: memoryview, plain: memoryview) -> tuple[int, int]:
+        """Read once from the kernel, as much as `raw` takes, and decipher what is whole: how many octets were read, and
+        how many are in `plain`, which must have room for a record more than `raw`.
+
+        Raises `BlockingIOError`, or OSError where the connection is broken.
+        """
+        count = self.connection.recv_into(raw)
+        self._feed(raw[:count])
+        return count, self.decipher(plain)
+
+    def decipher(self, plain: memoryview) -> int:
+        """Decipher what was read and is whole; octets in `plain`. Raises OSError."""
+        filled = min(len(self._ahead), len(plain))
+        plain[:filled], self._ahead = self._ahead[:filled], self._ahead[filled:]
+        try:
+            while filled < len(plain):
+                octets = int(self._tls.read(len(plain) - filled, plain[filled:]))
+                if not octets:
+                    self.ended = True
+                    break
+                filled += octets
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.ended = True
+        except ssl.SSLEOFError:
+            raise _cut() from None
+        return filled
+
+    def write(self, data: memoryview) -> None:
+        """Encipher; `flush` sends it. Raises OSError where that cannot be any more."""
+        if data:
+            self._tls.write(data)
+
+    def finish(self) -> None:
+        """Say goodbye; `flush` sends it. The peer may go on."""
+        came = self._incoming.read()
+        while self._tls.pending():
+            self._ahead += self._tls.read(self._tls.pending())
+        with suppress(ssl.SSLError):  # WANT_READ, mostly: the peer has not said its own yet
+            self._tls.unwrap()
+        if came:
+            self._incoming.write(came)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether there is anything to flush."""
+        return bool(self._unsent) or self._outgoing.pending > 0
+
+    def flush(self) -> bool:
+        """Send what the kernel takes; whether that was all. Raises OSError where the connection is broken."""
+        try:
+            while self._unsent or self._outgoing.pending:
+                self._unsent = self._unsent or memoryview(self._outgoing.read())
+                self._unsent = self._unsent[self.connection.send(self._unsent) :]
+        except BlockingIOError:
+            return False
+        self._unsent = EMPTY
+        return True
+
+    def flush_if_possible(self) -> None:
+        """The same, for a connection that is given up."""
+        try:
+            self.flush()
+        except OSError:
+            return
+
+    def close(self) -> None:
+        """Close the socket, without a goodbye."""
+        self.connection.close()
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+
+def _cut() -> OSError:
+    return ConnectionResetError(errno.ECONNRESET, "connection ended without a TLS goodbye (close_notify)")
