@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.relay.bench import open_descriptors
@@ -86,18 +87,19 @@ async def say(tunnel: Tunnel, papers: Papers, said: bytes) -> bytes:
     "said", [b"wrong\n", b"\n", b"\xff\x00\n", b"x" * 128], ids=["wrong", "none", "odd", "endless"]
 )
 async def test_a_wrong_key_is_refused_and_counts(
-    service: TunnelService, papers: Papers, gate: Gate, secure: str, said: bytes, capsys: pytest.CaptureFixture[str]
+    service: TunnelService, papers: Papers, gate: Gate, secure: str, said: bytes
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
-    for _ in range(3):
-        assert await say(tunnel, papers, said) == b"ERR not-allowed wrong key\n"
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert await say(tunnel, papers, said) == b"ERR not-allowed wrong key\n"
     await until_strangers(gate, 0)
     assert tunnel.parked == 0
     assert gate.penalty("127.0.0.1") > 0
     assert await is_dropped(await connect(tunnel.server_uri))
-    logged = capsys.readouterr().out
-    assert "authentication failed" in logged
-    assert tunnel.server_uri.key not in logged
+    told = [log for log in logs if log["event"] == "authentication failed"]
+    assert [(log["peer"], log["face"]) for log in told] == [("127.0.0.1", "tcp")] * 3
+    assert tunnel.server_uri.key not in str(logs)
 
 
 @BOTH

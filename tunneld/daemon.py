@@ -89,13 +89,14 @@ class Daemon:
         lobby = self._lobby if sys.platform == "linux" else None  # what it lets in lives in the pump
         self.service = TunnelService(lambda: self.settings, self._engine, self._endpoints, state, lobby)
         self._tls: ssl.SSLContext | None = None  # for handshakes that begin from here on
+        self._web_tls: ssl.SSLContext | None = None  # the same for the HTTP face
         self._doors = {face: Door(face) for face in places(settings)}
         self._drain_asked = trio.Event()
         self._stop = trio.CancelScope()
 
     async def run(self) -> None:
         """The root nursery. Everything listens before systemd and the log hear that the daemon is ready."""
-        self._tls = _tls_of(self.settings)
+        self._tls, self._web_tls = _tls_of(self.settings)
         self._exchange(bind_again(self._doors, dict.fromkeys(self._doors), places(self.settings)))
         with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
             async with trio.open_nursery() as root:
@@ -151,7 +152,7 @@ class Daemon:
             changes, settings = config.diff(self.settings, loaded), config.reloaded(self.settings, loaded)
             tls = _tls_of(settings)
             bound = bind_again(self._doors, places(self.settings), places(settings))
-            self.settings, self._tls = settings, tls  # from here on nothing can fail
+            self.settings, (self._tls, self._web_tls) = settings, tls  # from here on nothing can fail
             self._exchange(bound)
             log.configure(settings.log)
             self.service.drain_revoked({credential.name for credential in settings.credential})
@@ -175,7 +176,7 @@ class Daemon:
     async def _open_faces(self, root: trio.Nursery) -> None:
         doors, tls = self._doors, lambda: self._tls
         await root.start(serve_lines, doors["control"], lambda: self.settings.control, tls, executor(self), self._gate)
-        await root.start(http.serve, doors["http"], self, self._gate)
+        await root.start(http.serve, doors["http"], self, self._gate, lambda: self._web_tls)
         if self._endpoints is not None:
             from tunneld.carriers import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
 
@@ -195,7 +196,11 @@ class Daemon:
         if self._endpoints is not None:
             self._endpoints.listen(self._doors["webmux"].port, secure=self._tls is not None)
         shared = self._endpoints.scheme if self._endpoints is not None else ""
-        schemes = {"control": "tls" if self._tls else "tcp", "http": "http", "webmux": shared}
+        schemes = {
+            "control": "tls" if self._tls else "tcp",
+            "http": "https" if self._web_tls else "http",
+            "webmux": shared,
+        }
         for face, listeners in bound.items():
             event = f"{face} listens" if listeners else f"{face} does not listen"
             logger.info(event, uri=net.describe(listeners, schemes[face]))
@@ -273,6 +278,12 @@ def _endpoints_of(max_carriers: Callable[[], int]) -> Endpoints | None:
     return Endpoints(max_carriers)
 
 
-def _tls_of(settings: Settings) -> ssl.SSLContext | None:
-    """A context made anew from the files, which may be others behind the same names. Raises `ConfigError`."""
-    return net.server_tls_context(settings.control.tls) if settings.control.tls else None
+def _tls_of(settings: Settings) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
+    """Contexts of the control port and of the HTTP face, made anew from the files, which may be others behind the same
+    names. Raises `ConfigError`.
+    """
+    control, web = settings.control.tls, settings.http.tls
+    return (
+        net.server_tls_context(control) if control else None,
+        net.server_tls_context(web, table="http.tls") if web else None,
+    )

@@ -109,6 +109,7 @@ def server_tls_context(settings: Tls, *, table: str = "control.tls") -> ssl.SSLC
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # a peer could have us do nothing else; OpenSSL 3 refuses by itself
     _load_certificate(context, settings.certificate, settings.key, table)
     if settings.client_ca is not None:
         _load_authorities(context, settings.client_ca, f"{table}.client_ca")

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from tunneld.errors import ConfigError, RemoteProtocolError, UsageError, reason_of
 
+SUBJECT = "subject:"
+"""How the name of a certificate's subject begins, where a fingerprint may stand, too."""
 _PIN = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -34,6 +36,31 @@ def parse_pin(text: str) -> str:
 def fingerprint(certificate: bytes) -> str:
     """The pin of a certificate in DER."""
     return f"sha256:{hashlib.sha256(certificate).hexdigest()}"
+
+
+def parse_subject(text: str) -> str:
+    """`subject:` and a distinguished name as RFC 4514 writes it (`CN=alice,O=Example`), in its one spelling. Raises
+    `UsageError`.
+    """
+    from cryptography import x509  # noqa: PLC0415  # slow to import, and few configurations need it
+
+    try:
+        name = x509.Name.from_rfc4514_string(text.removeprefix(SUBJECT))
+    except ValueError as error:
+        raise UsageError(f"not a distinguished name such as subject:CN=alice: {text!r} ({error})") from None
+    if not name.rdns:
+        raise UsageError("not a distinguished name such as subject:CN=alice: it is empty")
+    return SUBJECT + name.rfc4514_string()
+
+
+def subject(certificate: bytes) -> str:
+    """The subject of a certificate in DER, as `parse_subject` gives it; empty where it has none that can be read."""
+    from cryptography import x509  # noqa: PLC0415  # see above
+
+    try:
+        return SUBJECT + x509.load_der_x509_certificate(certificate).subject.rfc4514_string()
+    except ValueError:
+        return ""
 
 
 def first_fingerprint(pem: Path) -> str:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import trio
 
@@ -51,6 +52,11 @@ class TlsSocket:
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
 
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """In DER, where the context asked for one and has verified it."""
+        return self._tls.getpeercert(binary_form=True)
+
     # For whoever waits
 
     async def shake_hands(self) -> None:
@@ -80,6 +86,11 @@ class TlsSocket:
     async def send_all(self, data: bytes) -> None:
         """Say it, and wait until the kernel has it. Raises OSError."""
         self._tls.write(data)
+        await self._drain()
+
+    async def send_end(self) -> None:
+        """Say goodbye, and wait until the kernel has it. Raises OSError."""
+        self.finish()
         await self._drain()
 
     async def _fill(self) -> None:
@@ -192,3 +203,49 @@ class TlsSocket:
 
 def _cut() -> OSError:
     return ConnectionResetError(errno.ECONNRESET, "connection ended without a TLS goodbye (close_notify)")
+
+
+class TlsStream(trio.abc.HalfCloseableStream):
+    """A `TlsSocket` after its handshake as a Trio stream, for one reader and one writer at a time."""
+
+    def __init__(self, tls: TlsSocket) -> None:
+        self.socket = tls.connection
+        self._tls = tls
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """See `trio.abc.SendStream`."""
+        with _translated():
+            await self._tls.send_all(bytes(data))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See `trio.abc.SendStream`."""
+        await trio.lowlevel.checkpoint()
+
+    async def send_eof(self) -> None:
+        """See `trio.abc.HalfCloseableStream`."""
+        with _translated():
+            await self._tls.send_end()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """See `trio.abc.ReceiveStream`."""
+        await trio.lowlevel.checkpoint()
+        with _translated():
+            return await self._tls.receive(max_bytes or CHUNK)
+
+    async def aclose(self) -> None:
+        """Close it, with a goodbye as far as the kernel takes one now."""
+        if self.socket.fileno() != -1:
+            self._tls.finish()
+            self._tls.flush_if_possible()
+            trio.lowlevel.notify_closing(self.socket)
+            self._tls.close()
+        await trio.lowlevel.checkpoint()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Errors as Trio's streams have them."""
+    try:
+        yield
+    except OSError as error:
+        raise trio.BrokenResourceError(str(error)) from error

@@ -170,6 +170,19 @@ async def relay_of(config: Path) -> AsyncIterator[Daemon]:
         nursery.cancel_scope.cancel()
 
 
+def test_the_lines_that_are_ready_for_it_open_the_http_face(tmp_path: Path, capsys: Captured) -> None:
+    made(tmp_path, capsys, host="relay.example.org")
+    path = tmp_path / "tunnel.toml"
+    before, _, web = path.read_text().partition("[http]")
+    web, rest = web.split("[tunnels]")
+    for was, now in (("127.0.0.1", ""), ("#allowed", "allowed"), ("#tls", "tls")):
+        web = web.replace(was, now)
+    path.write_text(f"{before}[http]{web}[tunnels]{rest}")
+    http = load(path).http
+    assert (http.host, http.allowed_hosts) == ("", ("relay.example.org",))
+    assert http.tls is not None
+
+
 def on_any_port(config: Path) -> None:
     """What a test changes in the file: its ports may be taken."""
     text = config.read_text().replace(f"port = {CONTROL_PORT}", "port = 0").replace(PORTS, "0")

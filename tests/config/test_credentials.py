@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tests.support.credentials import SECRET, credential
 from tunneld.access import Grant, Role
@@ -107,11 +108,17 @@ def test_it_is_a_user_without_further_bounds_unless_it_says_so(tmp_path: Path) -
         ),
         (
             "[[credential]]\nname = 'a'\ncertificate = 'sha1:00'",
-            'credential[0].certificate: "sha1:00" is not of the form sha256: and 64 hexadecimal digits',
+            (
+                'credential[0].certificate: "sha1:00" is neither of the form sha256: and 64 hexadecimal digits '
+                "nor of the form subject:CN=alice"
+            ),
         ),
         (
             f"[[credential]]\nname = 'a'\ncertificate = '{FINGERPRINT}'",
-            'credential: "a" has a certificate, but without control.tls.client_ca nobody is asked for one',
+            (
+                'credential: "a" has a certificate, but without control.tls.client_ca or http.tls.client_ca nobody '
+                "is asked for one"
+            ),
         ),
     ],
 )
@@ -223,6 +230,17 @@ def test_a_fingerprint_is_taken_as_openssl_prints_it() -> None:
     assert Credential(name="a", certificate=printed).certificate == FINGERPRINT
 
 
+def test_a_subject_has_one_spelling() -> None:
+    for text in ("subject:CN=alice,O=Example", "subject:CN=al\\69ce,O=Example"):
+        assert Credential(name="a", certificate=text).certificate == "subject:CN=alice,O=Example"
+
+
+@pytest.mark.parametrize("text", ["subject:", "subject:alice", "subject:CN=alice,"])
+def test_what_is_no_subject_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="subject:CN=alice"):
+        Credential(name="a", certificate=text)
+
+
 # Reload
 
 
@@ -273,6 +291,23 @@ def test_credentials_and_tls_together_open_a_public_address(certificates: Path) 
 )
 def test_neither_alone_does(certificates: Path, content: str, advice: str) -> None:
     assert any(advice in problem for problem in problems(certificates, content))
+
+
+def test_credentials_and_tls_together_open_the_http_face(certificates: Path) -> None:
+    assert loaded(certificates, f'[http]\nhost = ""\n{TLS}{HEAD}').http.host == ""
+
+
+def test_an_authority_for_clients_opens_it_too(certificates: Path) -> None:
+    mutual = TLS.replace(" }", ', client_ca = "relay.pem" }')
+    assert loaded(certificates, f'[http]\nhost = ""\n{mutual}').http.tls is not None
+
+
+@pytest.mark.parametrize("tls", ["", TLS])
+def test_neither_alone_opens_it(certificates: Path, tls: str) -> None:
+    content = f'[http]\nhost = ""\n{tls}' + (HEAD if not tls else "")
+    (problem,) = problems(certificates, content)
+    assert problem.startswith("http.open_to_anyone: is false")
+    assert "add a [[credential]] and [http.tls]" in problem
 
 
 def test_credentials_do_not_open_the_http_face(certificates: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -78,10 +79,11 @@ class Face:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # around `http.serve`
     ended: trio.Event = field(default_factory=trio.Event)
     gate: Gate | None = None
+    tls: ssl.SSLContext | None = None
 
     async def serve(self, listeners: list[socket.socket], *, task_status: trio.TaskStatus[None]) -> None:
         with self.scope:
-            await http.serve(Door("http", listeners), self.relay, self.gate, task_status=task_status)
+            await http.serve(Door("http", listeners), self.relay, self.gate, lambda: self.tls, task_status=task_status)
         self.ended.set()
 
     async def end(self) -> None:
@@ -164,7 +166,10 @@ async def read_answer(stream: trio.abc.ReceiveStream, method: str = "GET") -> An
 
 @asynccontextmanager
 async def open_face(
-    listeners: list[socket.socket] | None = None, gate: Gate | None = None, **keys: Any
+    listeners: list[socket.socket] | None = None,
+    gate: Gate | None = None,
+    tls: ssl.SSLContext | None = None,
+    **keys: Any,
 ) -> AsyncIterator[Face]:
     """A running relay; `keys` are those of `[http]`. Everything in the block ends within `PATIENCE` seconds."""
     settings = Settings(http=Http(**keys), tunnels=Tunnels(ports="0"))
@@ -176,7 +181,7 @@ async def open_face(
             await nursery.start(engine.run)
             service = TunnelService(lambda: settings, engine)
             await nursery.start(service.run)
-            face = Face(host, port, Relay(settings, service), gate=gate)
+            face = Face(host, port, Relay(settings, service), gate=gate, tls=tls)
             await nursery.start(face.serve, listeners)
             yield face
             nursery.cancel_scope.cancel()

@@ -21,6 +21,7 @@ from tunneld.control.entry import MAX_FAILURES, Entry
 from tunneld.control.gate import Gate
 from tunneld.errors import NotAllowedError, RemoteProtocolError, UsageError
 from tunneld.log.lines import Human, Json
+from tunneld.pin import fingerprint
 from tunneld.wire import scram
 from tunneld.wire.lines import Request, parse_request
 from tunneld.wire.scram import Login
@@ -44,7 +45,7 @@ async def log_in(person: Person, name: str = "alice", secret: str = SECRET, nonc
     return verdict
 
 
-def entry(gate: Gate, host: str = "127.0.0.1", certificate: str | None = None) -> Entry:
+def entry(gate: Gate, host: str = "127.0.0.1", certificate: bytes | None = None) -> Entry:
     return Entry(gate, host, f"{host}:9", "127.0.0.1", certificate)
 
 
@@ -303,12 +304,12 @@ def test_taking_the_last_credential_away_admits_nobody() -> None:
 
 
 def test_a_certificate_lets_in_from_where_it_may() -> None:
-    shown = "sha256:" + "0f" * 32
-    gate = gate_of(Credential(name="bob", certificate=shown, networks=("192.0.2.0/24",)), ALICE)
+    shown = b"a certificate in DER"
+    gate = gate_of(Credential(name="bob", certificate=fingerprint(shown), networks=("192.0.2.0/24",)), ALICE)
     known, elsewhere = entry(gate, "192.0.2.1", shown), entry(gate, "127.0.0.1", shown)
     assert (known.method, known.caller.owner) == ("certificate", "bob@192.0.2.1:9")
     assert (elsewhere.method, elsewhere.grant) == ("scram-sha-256", None)
-    assert entry(gate, "192.0.2.1", "sha256:" + "00" * 32).grant is None
+    assert entry(gate, "192.0.2.1", b"another one").grant is None
 
 
 # The log

@@ -18,6 +18,7 @@ from tunneld.endpoint import Endpoint
 from tunneld.errors import RefusedError, RelayUnreachableError
 from tunneld.pin import fingerprint
 
+WEB = "[http]\nport = 0\n"
 TLS = 'tls = { certificate = "relay.pem", key = "relay.key" }\n'
 
 
@@ -37,7 +38,10 @@ def root(relay: Running) -> AbstractAsyncContextManager[Client]:
 
 async def pin_of(relay: Running) -> str:
     """The fingerprint of the certificate that a newcomer is shown."""
-    endpoint = Endpoint.parse(relay.control)
+    return await shown_at(Endpoint.parse(relay.control))
+
+
+async def shown_at(endpoint: Endpoint) -> str:
     async with await trio.open_tcp_stream(endpoint.host, endpoint.port) as transport:
         stream = trio.SSLStream(transport, net.unverified_tls_context())
         await stream.do_handshake()
@@ -57,6 +61,17 @@ async def test_a_reload_reads_the_files_again_although_no_key_has_changed(relay:
         assert (await before.status())["phase"] == "ready"
         async with root(relay) as after:
             assert (await after.status())["phase"] == "ready"
+
+
+async def test_the_http_face_sees_new_files_and_can_begin_to_speak_tls(relay: Running) -> None:
+    async with root(relay) as admin:
+        text = relay.path.read_text()
+        relay.path.write_text(text.replace(WEB, f"{WEB}{TLS}"))
+        assert {item["key"] for item in (await admin.call("reload")).items} == {"http.tls.certificate", "http.tls.key"}
+        old = await shown_at(Endpoint.parse(relay.http.rstrip("/")))
+        new = Papers.issue(relay.path.parent)
+        await admin.call("reload")
+        assert await shown_at(Endpoint.parse(relay.http.rstrip("/"))) == new.pin != old
 
 
 @pytest.mark.parametrize("name", ["relay.pem", "relay.key"])

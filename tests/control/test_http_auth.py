@@ -127,7 +127,12 @@ async def test_nobody_else_may(host: str) -> None:
     assert b"www-authenticate" not in headers  # never ask for a secret in clear
 
 
-async def asked_of(host: str) -> tuple[int, dict[bytes, bytes]]:
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+async def test_everybody_may_in_tls(host: str) -> None:
+    assert (await asked_of(host, "https"))[0] == 200
+
+
+async def asked_of(host: str, scheme: str = "http") -> tuple[int, dict[bytes, bytes]]:
     """The answer to a right header from this address, from the middleware alone."""
     sent: list[dict[str, object]] = []
 
@@ -146,6 +151,7 @@ async def asked_of(host: str) -> tuple[int, dict[bytes, bytes]]:
     scope = {
         "type": "http",
         "path": "/api/v1/list",
+        "scheme": scheme,
         "client": (host, 9),
         "headers": [(b"authorization", header("alice", SECRET).encode())],
     }

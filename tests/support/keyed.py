@@ -13,7 +13,7 @@ from tests.support.people import connect
 from tunneld.control.gate import Gate
 from tunneld.endpoint import Endpoint
 from tunneld.lobby import Lobby
-from tunneld.tls import TlsSocket
+from tunneld.tls import TlsSocket, TlsStream
 
 PATIENT = 10.0
 """Seconds that a newcomer has."""
@@ -44,49 +44,23 @@ async def connect_hidden(uri: Endpoint, papers: Papers) -> trio.SocketStream:
         await tls.send_all(f"{uri.key}\n".encode())
     except (OSError, ssl.SSLError):
         return stream  # turned away before it could say anything
-    return cast(trio.SocketStream, Told(Encrypted(stream, tls)))
+    return cast(trio.SocketStream, Told(Polite(tls)))
 
 
-class Encrypted(trio.abc.HalfCloseableStream):
-    """A `TlsSocket` as a stream."""
-
-    def __init__(self, below: trio.SocketStream, tls: TlsSocket) -> None:
-        self.socket = below.socket
-        self._tls = tls
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        try:
-            await self._tls.send_all(bytes(data))
-        except OSError as error:
-            raise trio.BrokenResourceError from error
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def send_eof(self) -> None:
-        self._tls.finish()
-        await self._tls._drain()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        await trio.lowlevel.checkpoint()
-        try:
-            return await self._tls.receive(max_bytes or 65536)
-        except OSError as error:
-            raise trio.BrokenResourceError from error
+class Polite(TlsStream):
+    """One that reads away what it has been told before it closes, for closing on unread octets is a reset."""
 
     async def aclose(self) -> None:
-        self._tls.finish()
-        self._tls.flush_if_possible()
-        with suppress(OSError):  # closing on unread octets is a reset
-            while self._tls.connection.recv(65536):
+        with suppress(OSError):
+            while self.socket.recv(65536):
                 pass
-        self.socket.close()
+        await super().aclose()
 
 
 class Told(trio.abc.HalfCloseableStream):
     """A stream in front of whose octets the relay says OK."""
 
-    def __init__(self, stream: trio.SocketStream | Encrypted) -> None:
+    def __init__(self, stream: trio.SocketStream | TlsStream) -> None:
         self.socket = stream.socket
         self._stream = stream
         self._welcomed = False

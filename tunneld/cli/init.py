@@ -26,6 +26,7 @@ import tomli_w
 from tunneld.cli.common import complain, say
 from tunneld.cli.papers import make_papers
 from tunneld.config import load, make_verifier
+from tunneld.config.literals import literal
 from tunneld.config.places import default_config
 from tunneld.config.values import parse_port_range
 from tunneld.endpoint import is_loopback, is_wildcard, join_host_port, parse_host
@@ -43,18 +44,20 @@ FILE = """\
 # tunnel.toml: the configuration of tunneld(8), for a relay that everybody may reach. Written by `tunneld init`.
 #
 # Every key that is not here has its default; `tunneld --print-config` shows them all, tunnel.toml(5) explains them.
-# After an edit: `tunneld --check`, then reload with SIGHUP. What is marked [restart] waits for a restart.
+# After an edit: `tunneld --check`, then reload with SIGHUP.
 
 [control]                       # where `tunnel` and hidden servers ask for tunnels: tunneld-control(7)
-host = ""                       # [restart] on every address of this machine; safe because of the two tables below
-{port:<31} # [restart]
+host = ""                       # on every address of this machine; safe because of the two tables below
+{port:<31} # its port
 
-[control.tls]                   # [restart] nobody on the way can listen or meddle
+[control.tls]                   # nobody on the way can listen or meddle
 {certificate:<31} # self-signed; clients know it by --pin {pin_start}...
 {key:<31} # whoever has it can pose as this relay
 
 [http]                          # XML-RPC, JSON, /healthz, /metrics: for programs on this machine, with a credential
-host = "127.0.0.1"              # [restart]
+host = "127.0.0.1"              # "" for others, too: they need the same credential, and the two lines below
+{web_host}
+{web_tls}
 
 [tunnels]                       # where visitors and hidden servers connect: open these ports in the firewall, too
 host = ""                       # on every address of this machine
@@ -115,12 +118,15 @@ def run(options: argparse.Namespace) -> int:
 
 def text(plan: Plan, pin: str, verifier: str) -> str:
     """The configuration file."""
+    certificate, key = _line("certificate", plan.certificate.name), _line("key", plan.key.name)
     return FILE.format(
         port=_line("port", CONTROL_PORT),
-        certificate=_line("certificate", plan.certificate.name),
-        key=_line("key", plan.key.name),
+        certificate=certificate,
+        key=key,
         pin_start=pin[: len("sha256:") + 8],
         host=_line("advertised_host", plan.host),
+        web_host=f"#allowed_hosts = [{literal(plan.host)}]",
+        web_tls=f"#tls = {{ {certificate}, {key} }}",
         ports=_line("ports", plan.ports),
         name=_line("name", CREDENTIAL),
         verifier=_line("verifier", verifier),

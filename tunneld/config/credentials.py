@@ -33,6 +33,7 @@ from tunneld.config.literals import literal
 from tunneld.config.values import MILLISECOND, YEAR, File, Octets, Table, parse_port_range
 from tunneld.endpoint import parse_network
 from tunneld.errors import UsageError, reason_of
+from tunneld.pin import SUBJECT, parse_pin, parse_subject
 from tunneld.wire.verifier import Verifier, check_secret, derive
 
 LONGEST_SECRET = 1024  # octets of a secret's file: a larger one is the wrong file
@@ -41,7 +42,6 @@ SALT = 16  # octets: no two of 2^64 salts are equal
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BACKEND = re.compile(r"[a-z][a-z0-9-]*")
-_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _PROCESS_KEY = secrets.token_bytes(32)
 
 
@@ -85,10 +85,13 @@ def _verifier(value: object) -> Verifier:
         raise ValueError(f"not a verifier: {error}") from None
 
 
-def _plain(value: str) -> str:
-    """A fingerprint as `openssl x509 -fingerprint -sha256` prints it has capitals and colons."""
-    kind, _, digest = value.partition(":")
-    return f"{kind.lower()}:{digest.replace(':', '').lower()}"
+def _certificate(value: str) -> str:
+    """A fingerprint, as OpenSSL prints it or in small letters, or a subject."""
+    try:
+        return parse_subject(value) if value.startswith(SUBJECT) else parse_pin(value)
+    except UsageError:
+        forms = "neither of the form sha256: and 64 hexadecimal digits nor of the form subject:CN=alice"
+        raise ValueError(f"{literal(value)} is {forms}") from None
 
 
 def _network(value: str) -> str:
@@ -129,9 +132,7 @@ class Credential(Table):
     verifier: Masked | None = None
     secret_file: File | None = None
     secret_env: Annotated[str, _a(_VARIABLE, "the name of an environment variable")] | None = None
-    certificate: (
-        Annotated[str, AfterValidator(_plain), _a(_FINGERPRINT, "of the form sha256: and 64 hexadecimal digits")] | None
-    ) = None
+    certificate: Annotated[str, AfterValidator(_certificate)] | None = None
     backends: Words = None
     ports: Ports = None
     networks: Networks = None

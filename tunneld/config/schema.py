@@ -66,7 +66,7 @@ Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], Field(stric
 
 
 class Tls(Table):
-    """`[control.tls]`: the control socket speaks TLS and nothing else."""
+    """`[control.tls]`, `[http.tls]`: the socket speaks TLS and nothing else."""
 
     certificate: File
     key: File
@@ -136,6 +136,7 @@ class Http(Table):
     enabled: bool = True
     host: str = "127.0.0.1"
     port: Port = 7011
+    tls: Tls | None = None
     open_to_anyone: Guard = False
     allowed_hosts: Names = ()  # beside loopback's names: a page on another site must not reach us
     max_connections: Count = 256  # each is a descriptor and one or two tasks, as with control.max_connections
@@ -149,13 +150,18 @@ class Http(Table):
     @field_validator("open_to_anyone")
     @classmethod
     def _not_open_by_accident(cls, value: bool, info: ValidationInfo) -> bool:
-        listens = info.data.get("enabled", False) and "host" in info.data
-        if listens and not value and not is_loopback(info.data["host"]):
-            raise ValueError(
-                f"is false, but host {literal(info.data['host'])} lets strangers open tunnels: keep it on loopback "
-                "behind a proxy that asks who they are, or set open_to_anyone = true where a firewall stands in front"
-            )
-        return value
+        listens = info.data.get("enabled", False) and {"host", "tls"} <= info.data.keys()
+        if not listens or value or is_loopback(info.data["host"]):
+            return value
+        tls: Tls | None = info.data["tls"]
+        credentials = isinstance(info.context, Loading) and info.context.credentials
+        if tls is not None and (credentials or tls.client_ca is not None):
+            return value
+        raise ValueError(
+            f"is false, but host {literal(info.data['host'])} lets strangers open tunnels, or listen to the secrets of "
+            "those who may: add a [[credential]] and [http.tls], keep it on loopback behind a proxy that asks who they "
+            "are, or set open_to_anyone = true where a firewall stands in front"
+        )
 
 
 class Tunnels(Table):
@@ -256,12 +262,12 @@ class Settings(Table):
     def _check_credentials(cls, value: tuple[Credential, ...], info: ValidationInfo) -> tuple[Credential, ...]:
         """Each on its own is right by now; are they together?"""
         check_unique(value)
-        control: Control | None = info.data.get("control")
-        if control is not None and (control.tls is None or control.tls.client_ca is None):
+        faces: list[Control | Http | None] = [info.data.get("control"), info.data.get("http")]
+        if None not in faces and not any(face and face.tls and face.tls.client_ca for face in faces):
             for credential in value:
                 if credential.certificate is not None:
                     raise ValueError(
-                        f"{literal(credential.name)} has a certificate, but without control.tls.client_ca nobody is "
-                        "asked for one"
+                        f"{literal(credential.name)} has a certificate, but without control.tls.client_ca or "
+                        "http.tls.client_ca nobody is asked for one"
                     )
         return value

@@ -32,7 +32,7 @@ NONCE_OCTETS = 18
 class Entry:
     """One peer: `host` and `peer` are its address without and with the port, `local_host` is ours.
 
-    `certificate` is the fingerprint of the one that TLS has verified (`sha256:...`), if any. `on_known` is called when
+    `certificate` is the one that TLS has verified, in DER, if any. `on_known` is called when
     the peer has authenticated.
     """
 
@@ -42,7 +42,7 @@ class Entry:
         host: str,
         peer: str,
         local_host: str,
-        certificate: str | None = None,
+        certificate: bytes | None = None,
         on_known: Callable[[], None] = lambda: None,
     ) -> None:
         self.failures = 0

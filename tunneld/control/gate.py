@@ -15,6 +15,7 @@ from tunneld.access import Grant
 from tunneld.config.credentials import Credential, own_digest, own_salt
 from tunneld.config.schema import Control
 from tunneld.control.strangers import Refusal, Strangers
+from tunneld.pin import SUBJECT, fingerprint, subject
 from tunneld.rates import Rate, Thinning
 from tunneld.wire.verifier import ITERATIONS, Verifier, matches
 
@@ -67,10 +68,15 @@ class Gate:
         known = credential is not None and credential.proof is not None and credential.grant.admits(host)
         return credential if known else None
 
-    def admit_certificate(self, fingerprint: str, host: str) -> Credential | None:
-        """The credential of a certificate that TLS has verified."""
-        found = (credential for credential in self._credentials() if credential.certificate == fingerprint)
-        return next((credential for credential in found if credential.grant.admits(host)), None)
+    def admit_certificate(self, certificate: bytes, host: str) -> Credential | None:
+        """The credential of a certificate in DER that TLS has verified: by its fingerprint, or else by its subject."""
+        known = [each for each in self._credentials() if each.certificate is not None and each.grant.admits(host)]
+        shown = fingerprint(certificate)
+        found = next((credential for credential in known if credential.certificate == shown), None)
+        if found is None and any(str(each.certificate).startswith(SUBJECT) for each in known):
+            shown = subject(certificate)
+            found = next((credential for credential in known if credential.certificate == shown), None)
+        return found
 
     async def admit_secret(self, name: str, secret: str, host: str) -> Credential | None:
         """The credential whose secret was said in clear. As slow for unknown names as for known ones."""

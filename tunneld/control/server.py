@@ -7,7 +7,6 @@ serve_lines
 
 from __future__ import annotations
 
-import hashlib
 import random
 import socket
 import ssl
@@ -162,8 +161,8 @@ def _enter(gate: Gate, connection: trio.socket.SocketType, stream: trio.abc.Stre
     """Who is at the other end, perhaps a stranger no more. Raises `OSError` where it left already."""
     peer = connection.getpeername()
     certificate = None
-    if isinstance(stream, trio.SSLStream) and (shown := stream.getpeercert(binary_form=True)) is not None:
-        certificate = f"sha256:{hashlib.sha256(shown).hexdigest()}"  # TLS keeps only those that it has verified
+    if isinstance(stream, trio.SSLStream):
+        certificate = stream.getpeercert(binary_form=True)  # TLS keeps only those that it has verified
     local = unmap(connection.getsockname()[0])
     entry = Entry(gate, unmap(peer[0]), format_peer(peer), local, certificate, on_known=stranger.end)
     if entry.grant is not None:

@@ -97,6 +97,10 @@ class Strangers:
         """Count and say why nobody at `host` is let in now, for a face that asks anew with each request."""
         return self._judge(Facts(0, 0, self.penalty(host, now)), 0.0)
 
+    def exempts(self, host: str) -> bool:
+        """Whether `host` is the source of nobody: has no cap of its own, and no penalty."""
+        return self._exempt(host)
+
     def fail(self, host: str, now: float) -> None:
         """Somebody at `host` did not prove who they are."""
         source, settings = self._source(host), self._settings()

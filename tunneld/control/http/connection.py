@@ -28,6 +28,9 @@ from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 
+from tunneld.control.http.guest import GUEST, Guest
+from tunneld.tls import TlsStream
+
 LAST_WORD = 0.5
 """Seconds for a write that begins after our end was decided: who asked for that end gets its answer, if it reads it."""
 
@@ -57,8 +60,11 @@ class Http1(H11Protocol):
 class Connection:
     """Speaks HTTP on one stream."""
 
-    def __init__(self, stream: trio.SocketStream, app: AppWrapper, config: Config, write_timeout: float) -> None:
+    def __init__(
+        self, stream: trio.SocketStream | TlsStream, app: AppWrapper, config: Config, write_timeout: float, guest: Guest
+    ) -> None:
         self._stream = stream
+        self._guest = guest
         self._write_timeout = write_timeout  # seconds: a reader that takes nothing for so long is gone
         self._app = app
         self._config = config
@@ -71,15 +77,15 @@ class Connection:
     async def run(self) -> None:
         """Serve requests until either side has enough; closing the stream is left to the caller."""
         client, server = self._stream.socket.getpeername()[:2], self._stream.socket.getsockname()[:2]
-        self._wait_for_head()
+        self._patience.deadline = min(trio.current_time() + self._config.keep_alive_timeout, self._guest.deadline)
         async with TaskGroup() as requests:
             self._protocol = Http1(
                 self._app,
                 self._config,
                 cast("Any", WorkerContext(None)),
                 cast("Any", requests),
-                ConnectionState({}),
-                ssl=False,
+                ConnectionState({GUEST: self._guest}),
+                ssl=isinstance(self._stream, TlsStream),
                 client=client,
                 server=server,
                 send=self._obey,

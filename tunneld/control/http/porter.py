@@ -3,9 +3,9 @@
     Authorization: Basic BASE64       of NAME:SECRET in UTF-8 (RFC 7617)
     Authorization: Bearer BASE64      the same (RFC 6750), for programs that know no other
 
-This says the secret to whoever listens, and the face speaks no TLS: it is taken over loopback alone, where a proxy may
-stand that does. The proxy must be on this machine; to everybody else the face says no, and never that it would like
-to hear a secret. Probes of the process are for everybody.
+This says the secret to whoever listens: it is taken in TLS, or over loopback, where a proxy may stand that speaks it.
+To everybody else the face says no, and never that it would like to hear a secret. Who has shown a certificate that
+names a credential needs no header. Probes of the process are for everybody.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunneld.access import EVERYBODY
 from tunneld.control.gate import Gate
+from tunneld.control.http.guest import guest_of
 from tunneld.control.http.problems import Problem, refuse, respond
 from tunneld.control.http.words import GRANT, client_of
 from tunneld.endpoint import is_loopback
@@ -47,21 +48,37 @@ class Porter:
 
     async def _ask(self, scope: Scope) -> Problem | None:
         """Find the grant, or say why there is none."""
-        host = client_of(scope)
-        if not is_loopback(host):
-            detail = "credentials are taken over loopback only: put a proxy that speaks TLS on the relay's machine"
+        host, guest = client_of(scope), guest_of(scope)
+        if scope["scheme"] != "https" and not is_loopback(host):
+            detail = "credentials are taken in TLS or over loopback only: add [http.tls], or a proxy on this machine"
             return refuse(HTTPStatus.FORBIDDEN, detail).problem
         headers = Headers(scope=scope).getlist("authorization")
-        if not headers:
+        credential = None
+        if not headers and guest.certificate is not None:
+            credential = self._gate.admit_certificate(guest.certificate, host)
+        if not headers and credential is None:
             detail = "this relay wants a credential: send its name and secret (Authorization: Basic or Bearer)"
             return refuse(HTTPStatus.UNAUTHORIZED, detail, WWW_Authenticate=CHALLENGE).problem
-        said = _name_and_secret(headers)
-        credential = await self._gate.admit_secret(*said, host) if said else None
-        if credential is None:
-            self._gate.tell_failure(host, "http", FAILED if said else "not a header of the form Basic or Bearer")
-            return refuse(HTTPStatus.UNAUTHORIZED, FAILED, WWW_Authenticate=CHALLENGE).problem
+        if headers:
+            said = _name_and_secret(headers)
+            if self._gate.penalty(host) > 0:
+                return self._penalised(host)
+            credential = await self._gate.admit_secret(*said, host) if said else None
+            if self._gate.penalty(host) > 0:  # many connections at once would be as many guesses
+                return self._penalised(host)
+            if credential is None:
+                self._gate.tell_failure(host, "http", FAILED if said else "not a header of the form Basic or Bearer")
+                return refuse(HTTPStatus.UNAUTHORIZED, FAILED, WWW_Authenticate=CHALLENGE).problem
+        assert credential is not None
+        guest.stranger.end()
         scope[GRANT] = credential.grant
         return None
+
+    def _penalised(self, host: str) -> Problem:
+        """Whoever is penalised hears the same whether what they said is right or wrong."""
+        seconds = f"{self._gate.penalty(host):.0f}"
+        detail = f"too many failures from your address; try again in {seconds} s"
+        return refuse(HTTPStatus.TOO_MANY_REQUESTS, detail, Retry_After=seconds, Connection="close").problem
 
 
 def _name_and_secret(headers: list[str]) -> tuple[str, str] | None:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import socket
+import ssl
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
@@ -23,13 +25,17 @@ from hypercorn.config import Config
 from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
-from tunneld.config.schema import Http
 from tunneld.control.gate import Gate
 from tunneld.control.http.app import new_app
 from tunneld.control.http.connection import Connection
+from tunneld.control.http.guest import Guest
 from tunneld.control.http.words import plain
+from tunneld.control.strangers import Refusal, Stranger
 from tunneld.control.verbs import Daemon
 from tunneld.doors import Door
+from tunneld.endpoint import format_peer
+from tunneld.errors import reason_of
+from tunneld.tls import HANDSHAKE, TlsSocket, TlsStream
 
 log = structlog.get_logger("http")
 
@@ -42,65 +48,114 @@ QUEUE = 2
 """Pieces of a body, of up to 64 KiB each, that wait for the application before Hypercorn stops reading."""
 
 
+PLAIN = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nthis port speaks https\n"
+"""To whom speaks without TLS where it is wanted."""
+
+
 class Server:
     """The connections of one call of `serve`."""
 
-    def __init__(self, app: AppWrapper, settings: Callable[[], Http], gate: Gate) -> None:
+    def __init__(self, app: AppWrapper, daemon: Daemon, gate: Gate, tls: Callable[[], ssl.SSLContext | None]) -> None:
         self._gate = gate
         self._app = app
-        self._settings = settings
+        self._daemon = daemon
+        self._tls = tls
         self._open = 0
 
-    async def handle(self, stream: trio.SocketStream) -> None:
+    async def handle(self, connection: socket.socket) -> None:
         """Speak HTTP on one connection, and close it. Whatever goes wrong costs this connection."""
-        try:
-            await self._handle(stream)
-        finally:
-            await trio.aclose_forcefully(stream)
-
-    async def _handle(self, stream: trio.SocketStream) -> None:
-        settings = self._settings()
+        settings = self._daemon.settings.http
         if self._open >= settings.max_connections:
             log.warning("http connection refused", reason=f"{self._open} are open (http.max_connections)")
+            connection.close()
             return
         self._open += 1
+        stream: trio.SocketStream | TlsStream | None = None
+        guest = None
         try:
-            if not self._lets_in(stream):
-                return
-            await Connection(stream, self._app, _config(settings.keep_alive_timeout), settings.write_timeout).run()
-        except* OSError:
+            guest = self._meet(connection)
+            stream = await self._encrypt(connection, guest) if guest is not None else None
+            if guest is not None and stream is not None:
+                config = _config(settings.keep_alive_timeout)
+                await Connection(stream, self._app, config, settings.write_timeout, guest).run()
+        except* (OSError, trio.BrokenResourceError):
             pass  # the peer was gone before we looked
         except* Exception as group:
             _log_failure(group)
         finally:
             self._open -= 1
+            if guest is not None:
+                guest.stranger.end()
+            if stream is not None:
+                await trio.aclose_forcefully(stream)
+            connection.close()
 
-    def _lets_in(self, stream: trio.SocketStream) -> bool:
-        """Whether its source has no penalty, from whichever face. Raises `OSError` where the peer left already."""
-        host = plain(stream.socket.getpeername()[0])
-        refusal = self._gate.strangers.refuse_penalised(host, trio.current_time())
-        if refusal is not None:
-            self._gate.tell_refusal(host, "http", refusal)
-        return refusal is None
+    def _meet(self, connection: socket.socket) -> Guest | None:
+        """Who comes is a stranger, unless nobody is asked who they are, or they are on this machine; None: there is no
+        place for one, or their source has a penalty, from whichever face. Raises `OSError` where the peer left already.
+        """
+        host, now = plain(connection.getpeername()[0]), trio.current_time()
+        strangers = self._gate.strangers
+        if self._gate.is_open or strangers.exempts(host):
+            refusal = strangers.refuse_penalised(host, now)
+            stranger = Stranger.known() if refusal is None else refusal
+        else:
+            stranger = strangers.come(host, now, random.random())
+        if isinstance(stranger, Refusal):
+            self._gate.tell_refusal(host, "http", stranger)
+            return None
+        return Guest(stranger, deadline=now + self._daemon.settings.control.handshake_timeout)
+
+    async def _encrypt(self, connection: socket.socket, guest: Guest) -> trio.SocketStream | TlsStream | None:
+        """The stream to talk on; None where TLS is wanted and the peer does not manage it in time."""
+        if (context := self._tls()) is None:
+            twin = socket.socket(fileno=connection.detach())
+            twin.setblocking(False)
+            return trio.SocketStream(trio.socket.from_stdlib_socket(twin))
+        peer, reason = format_peer(connection.getpeername()), "not done in time (control.handshake_timeout)"
+        with trio.move_on_at(guest.deadline):
+            try:
+                return await _shake_hands(connection, context, guest)
+            except OSError as error:
+                reason = reason_of(error)
+        guest.stranger.fail(trio.current_time())
+        log.info("TLS handshake on http connection failed", peer=peer, reason=reason)
+        return None
+
+
+async def _shake_hands(connection: socket.socket, context: ssl.SSLContext, guest: Guest) -> TlsStream:
+    await trio.lowlevel.wait_readable(connection)
+    first = connection.recv(1, socket.MSG_PEEK)
+    if not first:
+        raise OSError("left without a word")
+    if first != HANDSHAKE:
+        connection.send(PLAIN)
+        connection.recv(MAX_HEAD)  # closing on unread octets is a reset, and a reset destroys what we said
+        raise OSError("peer spoke plain text")
+    tls = TlsSocket(connection, context, server_side=True)
+    await tls.shake_hands()
+    guest.certificate = tls.peer_certificate
+    return TlsStream(tls)
 
 
 async def serve(
     door: Door,
     daemon: Daemon,
     gate: Gate | None = None,
+    tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve HTTP to all who come through `door` until cancelled. Every key of `[http]` is read from `daemon` when it is
-    needed. Without a `gate` everybody is admitted, and is an admin.
+    needed, `tls` is asked at each handshake. Without a `gate` everybody is admitted, and is an admin.
     """
     gate = gate or Gate(lambda: ())
     app = cast("Any", new_app(daemon, gate))  # two libraries, two descriptions of ASGI
-    server = Server(wrap_app(app, 0, "asgi"), lambda: daemon.settings.http, gate)
+    server = Server(wrap_app(app, 0, "asgi"), daemon, gate, tls)
     async with trio.open_nursery() as nursery:
 
         def arrive(connection: socket.socket, _peer: Any) -> None:
-            nursery.start_soon(server.handle, trio.SocketStream(trio.socket.from_stdlib_socket(connection)))
+            nursery.start_soon(server.handle, connection)
 
         await nursery.start(door.serve, arrive)
         task_status.started()
