@@ -18,7 +18,8 @@ import structlog
 import trio
 
 from tunneld import net
-from tunneld.backends.webmux import Endpoints, WebMux
+from tunneld.backends.shared import Endpoints
+from tunneld.backends.webmux import WebMux, find_side
 from tunneld.config import schema
 from tunneld.doors import Door
 from tunneld.endpoint import format_peer
@@ -43,7 +44,7 @@ async def serve_carriers(
     Whoever exchanges the door's listeners tells `endpoints`.
     """
     port = _Port(settings, lobby, endpoints, engine)
-    endpoints.listen(door.port, secure=lobby.tls is not None)
+    endpoints.listen("webmux", "webmuxs" if lobby.tls else "webmux", door.port)
     await door.serve(port.arrive, task_status=task_status)
 
 
@@ -67,8 +68,9 @@ class _Port:
         try:
             if context is not None:
                 connection = await net.shake_hands(connection, context, server_side=True)
-            newcomer = _Newcomer(self._endpoints, peer)
-            limits = limits_of(self._settings())
+            settings = self._settings()
+            newcomer = _Newcomer(self._endpoints, peer, settings.max_carriers)
+            limits = limits_of(settings)
             newcomer.carrier = carrier = Carrier(
                 self._engine, Link(connection), newcomer, initiator=False, limits=limits
             )
@@ -89,20 +91,21 @@ class _Newcomer:
 
     carrier: Carrier
 
-    def __init__(self, endpoints: Endpoints, peer: Any) -> None:
+    def __init__(self, endpoints: Endpoints, peer: Any, max_carriers: int) -> None:
         self.side: WebMux | None = None
         self.refusal: TunneldError | None = None  # None where it left by itself
         self.decided = trio.Event()
         self._endpoints = endpoints
         self._peer = peer
+        self._max_carriers = max_carriers
 
     def defined(self, uri: str | None) -> None:
         """Whose is it? Once that is known, nothing it defines matters."""
         if self.side is not None:
             return
         try:
-            side = self._endpoints.find(uri)
-            side.admit(self.carrier, self._peer)
+            side = find_side(self._endpoints, uri)
+            side.admit(self.carrier, self._peer, self._max_carriers)
         except (NotAllowedError, LimitReachedError) as error:
             self.refusal = error
         else:

@@ -7,7 +7,8 @@
     ├─ tunnels                 see service.py
     ├─ control (lines)         see control/server.py; below each of these three a door with its listeners, see doors.py
     ├─ HTTP face               see control/http
-    └─ carriers                the shared port of the webmux backend, see carriers.py
+    ├─ carriers                the shared port of the webmux backend, see carriers.py
+    └─ ssh                     the shared port of the ssh backend, see ssh/
 
 Every face runs for as long as the daemon does, also while its door has no listener because it is not enabled: so a
 reload exchanges listeners and starts or ends nothing else.
@@ -31,6 +32,7 @@ import structlog
 import trio
 
 from tunneld import __version__, config, log, net, notify
+from tunneld.backends.shared import Endpoints
 from tunneld.config.places import state_folder
 from tunneld.config.schema import Settings
 from tunneld.control import http
@@ -46,7 +48,7 @@ from tunneld.service import TunnelService
 from tunneld.wire.lines import Item
 
 if TYPE_CHECKING:
-    from tunneld.backends.webmux import Endpoints
+    import asyncssh
 
 logger = structlog.get_logger("daemon")
 
@@ -81,7 +83,7 @@ class Daemon:
         self._config_path = config_path
         self._load = load
         self._engine = new_engine(accept_backoff=settings.tunnels.accept_backoff)
-        self._endpoints = _endpoints_of(lambda: self.settings.webmux.max_carriers)
+        self._endpoints = Endpoints()
         state = settings.daemon.state or state_folder()
         self._strangers = Strangers(lambda: self.settings.control)
         self._gate = Gate(lambda: self.settings.credential, self._strangers)
@@ -90,16 +92,20 @@ class Daemon:
         self.service = TunnelService(lambda: self.settings, self._engine, self._endpoints, state, lobby)
         self._tls: ssl.SSLContext | None = None  # for handshakes that begin from here on
         self._web_tls: ssl.SSLContext | None = None  # the same for the HTTP face
+        self._host_key: asyncssh.SSHKey | None = None  # of the SSH port
         self._doors = {face: Door(face) for face in places(settings)}
+        self._serves_ssh = False
         self._drain_asked = trio.Event()
         self._stop = trio.CancelScope()
 
     async def run(self) -> None:
         """The root nursery. Everything listens before systemd and the log hear that the daemon is ready."""
         self._tls, self._web_tls = _tls_of(self.settings)
+        self._host_key = _host_key_of(self.settings)
         self._exchange(bind_again(self._doors, dict.fromkeys(self._doors), places(self.settings)))
         with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
-            async with trio.open_nursery() as root:
+            async with trio.open_nursery() as self._root:
+                root = self._root
                 root.start_soon(self._obey, signals)
                 await root.start(self._engine.run)
                 await root.start(self._lobby.run)
@@ -139,6 +145,7 @@ class Daemon:
             "strangers_refused": self._strangers.refusals.total(),
             "penalised": self._strangers.penalised(trio.current_time()),
             "reservations": len(self.service.addresses.book),
+            "ssh_host_key": self._host_key.get_fingerprint() if self._host_key is not None else None,
             "config": str(self._config_path or "built-in defaults"),
             "state": self.service.addresses.place,
         }
@@ -150,10 +157,16 @@ class Daemon:
         with notify.reloading():
             loaded = self._load()
             changes, settings = config.diff(self.settings, loaded), config.reloaded(self.settings, loaded)
-            tls = _tls_of(settings)
+            tls, host_key = _tls_of(settings), self._host_key or _host_key_of(settings)
             bound = bind_again(self._doors, places(self.settings), places(settings))
-            self.settings, (self._tls, self._web_tls) = settings, tls  # from here on nothing can fail
+            self.settings, self._host_key, (self._tls, self._web_tls) = (
+                settings,
+                host_key,
+                tls,
+            )  # from here on nothing fails
             self._exchange(bound)
+            if host_key is not None and not self._serves_ssh:
+                self._root.start_soon(self._serve_ssh, host_key)
             log.configure(settings.log)
             self.service.drain_revoked({credential.name for credential in settings.credential})
         for change in changes:
@@ -177,7 +190,7 @@ class Daemon:
         doors, tls = self._doors, lambda: self._tls
         await root.start(serve_lines, doors["control"], lambda: self.settings.control, tls, executor(self), self._gate)
         await root.start(http.serve, doors["http"], self, self._gate, lambda: self._web_tls)
-        if self._endpoints is not None:
+        if sys.platform == "linux":
             from tunneld.carriers import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
 
             await root.start(
@@ -188,19 +201,41 @@ class Daemon:
                 self._endpoints,
                 self._engine,
             )
+        if self._host_key is not None:
+            await root.start(self._serve_ssh, self._host_key)
+
+    async def _serve_ssh(
+        self, key: asyncssh.SSHKey, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """From the first time that it is enabled on; its import takes half a second, which others need not wait."""
+        from tunneld.relay.pump import Pump  # noqa: PLC0415  # Linux only
+        from tunneld.ssh.port import serve_ssh  # noqa: PLC0415
+
+        assert isinstance(self._engine, Pump)
+        self._serves_ssh = True
+        await serve_ssh(
+            self._doors["ssh"],
+            lambda: self.settings.ssh,
+            key,
+            self.service,
+            self._lobby,
+            self._engine,
+            self._gate,
+            task_status=task_status,
+        )
 
     def _exchange(self, bound: Bound) -> None:
         """Let the faces listen there, and tell; sockets that are not listened on any more are closed."""
         for face, listeners in bound.items():
             self._doors[face].exchange(listeners)
-        if self._endpoints is not None:
-            self._endpoints.listen(self._doors["webmux"].port, secure=self._tls is not None)
-        shared = self._endpoints.scheme if self._endpoints is not None else ""
         schemes = {
             "control": "tls" if self._tls else "tcp",
             "http": "https" if self._web_tls else "http",
-            "webmux": shared,
+            "webmux": "webmuxs" if self._tls else "webmux",
+            "ssh": "ssh",
         }
+        for backend in ("webmux", "ssh"):
+            self._endpoints.listen(backend, schemes[backend], self._doors[backend].port)
         for face, listeners in bound.items():
             event = f"{face} listens" if listeners else f"{face} does not listen"
             logger.info(event, uri=net.describe(listeners, schemes[face]))
@@ -260,22 +295,27 @@ async def _feed_watchdog(interval: float) -> None:
 
 def places(settings: Settings) -> dict[str, Place | None]:
     """Where each face listens; None: nowhere."""
-    control, web, shared = settings.control, settings.http, settings.webmux
-    host = settings.tunnels.host if shared.host is None else shared.host
+    control, web, webmux, ssh = settings.control, settings.http, settings.webmux, settings.ssh
     return {
         "control": Place(control.host, control.port),
         "http": Place(web.host, web.port) if web.enabled else None,
-        "webmux": Place(host, shared.port) if shared.enabled and sys.platform == "linux" else None,
+        "webmux": _shared(settings, webmux.host, webmux.port) if webmux.enabled else None,
+        "ssh": _shared(settings, ssh.host, ssh.port) if ssh.enabled else None,
     }
 
 
-def _endpoints_of(max_carriers: Callable[[], int]) -> Endpoints | None:
-    """The book of the shared port, on systems that have carriers."""
-    if sys.platform != "linux":
-        return None
-    from tunneld.backends.webmux import Endpoints  # noqa: PLC0415
+def _shared(settings: Settings, host: str | None, port: int) -> Place | None:
+    """Where a shared port is, on systems that have carriers."""
+    return Place(settings.tunnels.host if host is None else host, port) if sys.platform == "linux" else None
 
-    return Endpoints(max_carriers)
+
+def _host_key_of(settings: Settings) -> asyncssh.SSHKey | None:
+    """The key of the SSH port, made where there is none. Raises `ConfigError`."""
+    if places(settings)["ssh"] is None:
+        return None
+    from tunneld.ssh.hostkey import load_or_make, place  # noqa: PLC0415
+
+    return load_or_make(place(settings))
 
 
 def _tls_of(settings: Settings) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:

@@ -4,6 +4,7 @@
     tcp://[2001:db8::1]:8010          IPv6 hosts in brackets (RFC 3986 §3.2.2)
     tls://host:8010/KEY               who knows the key may connect
     webmuxs://host:7012/KEY           the same for one of several behind a shared port
+    ssh://KEY@host:7022               the same, where the key takes the place of a user's name
     8000   host:8000   unix:/path     a target: where a local server listens
 
 Two endpoints are equal when they print the same: scheme and host are lower-cased on the way in.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,8 +23,11 @@ from tunneld.errors import UsageError
 MAX_PORT = 65535
 KEYED = ("tcp", "tls", "webmux", "webmuxs")
 """Schemes whose URIs may carry a key behind the port."""
+KEYED_BY_USER = ("ssh",)
+"""Schemes that carry it in front of the host."""
 _ENDPOINT = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#@]+)/?(?P<key>[\w-]*)", re.IGNORECASE | re.ASCII
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://((?P<user>[\w-]+)@)?(?P<authority>[^/?#@]+)/?(?P<key>[\w-]*)",
+    re.IGNORECASE | re.ASCII,
 )
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.IGNORECASE)
 _HOST_PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]+)")
@@ -42,16 +46,19 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Read `scheme://host:port` or `scheme://host:port/KEY`. Raises `UsageError` naming the text and what is wrong
-        with it.
+        """Read `scheme://host:port`, `scheme://host:port/KEY` or `scheme://KEY@host:port`. Raises `UsageError` naming
+        the text and what is wrong with it.
         """
         match = _ENDPOINT.fullmatch(text)
         if match is None:
             raise UsageError(f"not a URI of the form scheme://host:port: {text!r}")
-        if match["key"] and match["scheme"].lower() not in KEYED:
+        scheme = match["scheme"].lower()
+        if match["key"] and scheme not in KEYED:
             raise UsageError(f"not a URI of the form scheme://host:port: {text!r}; only {', '.join(KEYED)} have a key")
+        if match["user"] and scheme not in KEYED_BY_USER:
+            raise UsageError(f"not a URI of the form scheme://host:port: {text!r}; only ssh has a key before the host")
         host, port = parse_host_port(match["authority"])
-        return cls(match["scheme"].lower(), host, port, match["key"])
+        return cls(scheme, host, port, match["key"] or match["user"] or "")
 
     @property
     def authority(self) -> str:
@@ -61,10 +68,14 @@ class Endpoint:
     @property
     def without_key(self) -> str:
         """The URI for a log: who knows the key may pose as the hidden server."""
-        return f"{self.scheme}://{self.authority}" + ("/..." if self.key else "")
+        return str(replace(self, key="...")) if self.key else str(self)
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.authority}" + (f"/{self.key}" if self.key else "")
+        if not self.key:
+            return f"{self.scheme}://{self.authority}"
+        if self.scheme in KEYED_BY_USER:
+            return f"{self.scheme}://{self.key}@{self.authority}"
+        return f"{self.scheme}://{self.authority}/{self.key}"
 
 
 @dataclass(frozen=True, slots=True)

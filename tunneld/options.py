@@ -53,6 +53,7 @@ class TunnelOptions:
     visitor_rate: Rate | None = None
     bandwidth: int | None = None
     quota: int | None = None
+    hide_visitor: bool = False
 
     @classmethod
     def parse(cls, words: Mapping[str, str]) -> TunnelOptions:
@@ -158,4 +159,5 @@ OPTIONS: dict[str, Option] = {
     "visitor_rate": Option(Rate.parse, "N[/s|/m|/h]", "how many new ones from there in a second, minute or hour"),
     "bandwidth": Option(_octets, "OCTETS[k|M|G]", "octets per second, both directions together, shared by visitors"),
     "quota": Option(_octets, "OCTETS[k|M|G|T]", "close the tunnel when so many octets were relayed"),
+    "hide_visitor": Option(_boolean, "yes|no", "do not tell the hidden server's ssh where visitors come from"),
 }

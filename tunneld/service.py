@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -21,6 +20,7 @@ from tunneld.access import EVERYBODY, Grant, permit
 from tunneld.addresses import Addresses, holder_of
 from tunneld.admission import Refused
 from tunneld.backends import Lobby, Premises, backend_of
+from tunneld.backends.shared import Endpoints
 from tunneld.config.schema import Settings
 from tunneld.endpoint import Endpoint, is_wildcard
 from tunneld.errors import DrainingError, LimitReachedError, ListenError, NoSuchTunnelError, UsageError
@@ -29,9 +29,6 @@ from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
 from tunneld.reservations import Holder, Reservation
 from tunneld.tunnel import STOPPED, Opening, Phase, Tunnel
-
-if TYPE_CHECKING:
-    from tunneld.backends.webmux import Endpoints
 
 log = structlog.get_logger("service")
 
@@ -57,9 +54,9 @@ class TunnelService:
         state: Path | None = None,
         lobby: Lobby | None = None,
     ) -> None:
-        """`settings` is asked at every call, so that a reload reaches the next tunnel; `endpoints` is the shared port
-        of carriers, `state` the folder where reservations are kept, None for in memory only; `lobby` is where hidden
-        servers show their keys.
+        """`settings` is asked at every call, so that a reload reaches the next tunnel; `endpoints` are the shared
+        ports of carriers, `state` the folder where reservations are kept, None for in memory only; `lobby` is where
+        hidden servers show their keys.
         """
         self.events = Events()
         self.addresses = Addresses(settings, state)
@@ -70,7 +67,8 @@ class TunnelService:
         self._past_refusals = Counter[Refused]()
         self._settings = settings
         self._engine = engine
-        self._premises = Premises(endpoints, lobby)
+        self.endpoints = endpoints if endpoints is not None else Endpoints()
+        self._premises = Premises(self.endpoints, lobby)
         self._tunnels: dict[str, Tunnel] = {}
         self._owners: dict[str, str] = {}  # the id of each tunnel, open or opening, and the credential that it is of
         self._given_up: set[str] = set()  # the ids of tunnels whose address shall not be kept

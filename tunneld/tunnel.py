@@ -284,6 +284,7 @@ class Tunnel:
     def pair(self, visitor: socket.socket, server: ServerConnection, peer: Any, reached: Any = None) -> None:
         """Relay between a visitor and a server connection, both ours from now on; see `Pairing.pair`."""
         options = self.opening.options
+        server.introduce(None if options.hide_visitor else peer)
         if options.proxy_protocol:
             try:
                 server.send(PROXY_HEADERS[options.proxy_protocol](peer, reached or visitor.getsockname()))

@@ -16,7 +16,7 @@ from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Field
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.keeper import Wish
-from tunneld.backends.webmux import Endpoints
+from tunneld.backends.shared import Endpoints
 from tunneld.carriers import serve_carriers
 from tunneld.config.schema import Control, Settings, Tunnels
 from tunneld.control.commands import executor
@@ -105,16 +105,16 @@ async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: flo
     engine = new_engine()
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
-        endpoints = Endpoints(lambda: settings.webmux.max_carriers)
+        endpoints = Endpoints()
         lobby = Lobby(Gate(lambda: ()), lambda: tls, lambda: PATIENCE)
         await nursery.start(lobby.run)
         service = TunnelService(lambda: settings, engine, endpoints, lobby=lobby)
         await nursery.start(service.run)
+        here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
         if BACKEND.get() == "webmux":
             door = Door("webmux", net.bind_tcp("127.0.0.1", 0))
             assert isinstance(engine, Pump)
-            await nursery.start(serve_carriers, door, lambda: settings.webmux, lobby, endpoints, engine)
-        here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
+            await nursery.start(serve_carriers, door, lambda: here.settings.webmux, lobby, endpoints, engine)
         await nursery.start(_serve_control, here, listener)
         yield here
         nursery.cancel_scope.cancel()

@@ -41,7 +41,7 @@ def carriers(relay: RelayHere) -> list[Carrier]:
     """Those of the only tunnel."""
     side = relay.tunnel._server_side
     assert isinstance(side, WebMux)
-    return list(side._carriers)
+    return [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
 
 
 async def until(relay: RelayHere, count: int) -> list[Carrier]:
@@ -216,9 +216,8 @@ async def test_a_carrier_beyond_the_limit_is_refused_unless_another_does_not_ans
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, Told()):
             (first,) = await until(relay, 1)
-            side = relay.tunnel._server_side
-            assert isinstance(side, WebMux)
-            side._endpoints.max_carriers = lambda: 1
+            webmux = relay.settings.webmux.model_copy(update={"max_carriers": 1})
+            relay.settings = relay.settings.model_copy(update={"webmux": webmux})
             second = Stranger(relay.tunnel.server_uri)
             await second.define(str(relay.tunnel.server_uri))
             while await second.hear():

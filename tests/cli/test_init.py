@@ -28,7 +28,7 @@ from tunneld.pin import fingerprint
 from tunneld.wire.verifier import matches
 
 KEPT = {key: value for key, value in os.environ.items() if not key.startswith("TUNNEL")}
-FILES = {"tunnel.toml", "relay.pem", "relay.key"}
+FILES = {"tunnel.toml", "relay.pem", "relay.key", "ssh_host_key"}
 Captured = pytest.CaptureFixture[str]
 
 
@@ -186,7 +186,8 @@ def test_the_lines_that_are_ready_for_it_open_the_http_face(tmp_path: Path, caps
 def on_any_port(config: Path) -> None:
     """What a test changes in the file: its ports may be taken."""
     text = config.read_text().replace(f"port = {CONTROL_PORT}", "port = 0").replace(PORTS, "0")
-    config.write_text(text.replace("[http]", "[http]\nport = 0"))
+    text = text.replace("[http]", "[http]\nport = 0").replace("[ssh]", "[ssh]\nport = 0")
+    config.write_text(text.replace("[control.tls]", "[webmux]\nport = 0\n[control.tls]"))
 
 
 async def refused(words: list[str], secret: str) -> tuple[int, str]:

@@ -76,7 +76,7 @@ def test_it_is_a_user_without_further_bounds_unless_it_says_so(tmp_path: Path) -
         ("[[credential]]", "credential[0].name: missing, and it has no default"),
         (
             "[[credential]]\nname = 'a'",
-            'credential[0]: "a" has no verifier, secret_file, secret_env or certificate',
+            'credential[0]: "a" has no verifier, secret_file, secret_env, certificate or authorized_keys',
         ),
         (
             f"{HEAD}secret_env = 'HOME'",

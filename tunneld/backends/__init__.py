@@ -14,9 +14,11 @@ BACKENDS: dict[str, Backend] = {"tcp": Tcp}
 """Backend names as openTunnel takes them."""
 
 if sys.platform == "linux":  # carriers live in the pump
+    from tunneld.backends.ssh import Ssh
     from tunneld.backends.webmux import WebMux
 
     BACKENDS["webmux"] = WebMux
+    BACKENDS["ssh"] = Ssh
 
 
 def backend_of(name: str) -> Backend:

@@ -21,7 +21,7 @@ from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine, Failure, Limiter, Relay, RelayEnd
 
 if TYPE_CHECKING:
-    from tunneld.backends.webmux import Endpoints
+    from tunneld.backends.shared import Endpoints
 
 
 class Lobby(Protocol):
@@ -42,7 +42,7 @@ class Lobby(Protocol):
 class Premises:
     """What a relay has for all of its server sides."""
 
-    endpoints: Endpoints | None = None  # the shared port of carriers; None: this relay has none
+    endpoints: Endpoints | None = None  # the shared ports of carriers; None: this relay has none
     lobby: Lobby | None = None  # None: nobody can show a key here
 
 
@@ -71,6 +71,11 @@ class Host:
 
 class ServerConnection(Protocol):
     """A way to the hidden server for one visitor: a connection of its own, or a channel of a carrier."""
+
+    def introduce(self, visitor: Any | None) -> None:
+        """It is for this visitor (an address; None: nobody is to know), said once and before anything else. A backend
+        that has a word for it tells the hidden server.
+        """
 
     def send(self, data: bytes) -> None:
         """Say a few octets of ours (a PROXY header) before anything of the visitor's. Raises OSError where it broke."""

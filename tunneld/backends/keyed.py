@@ -128,6 +128,9 @@ class TlsConnection:
         """Call `left` when the hidden server leaves without having said anything."""
         return _Watch(self._duct, left, failed)
 
+    def introduce(self, visitor: Any | None) -> None:
+        """TLS has no word for it."""
+
     def send(self, data: bytes) -> None:
         """See `ServerConnection.send`."""
         self._duct.send(data)

@@ -238,6 +238,9 @@ class TcpConnection:
 
         return self._engine.watch(self.socket, look, failed)
 
+    def introduce(self, visitor: Any | None) -> None:
+        """TCP has no word for it."""
+
     def send(self, data: bytes) -> None:
         """A header fits the empty buffer of a connection on which nothing was said."""
         self.socket.send(data)

@@ -40,7 +40,7 @@ LIMITS = (
 """Keys of `[[credential]]` that `add` takes as options."""
 
 
-PROOFS = ("verifier", "secret_file", "secret_env", "certificate")
+PROOFS = ("verifier", "secret_file", "secret_env", "certificate", "authorized_keys")
 COLUMNS = tuple(Column(key) for key in ("name", "role", "proof", "limits"))
 
 
@@ -49,6 +49,10 @@ async def add(options: argparse.Namespace) -> int:
     secret = secrets.token_urlsafe(SECRET_OCTETS)
     limits = {key: value for key in LIMITS if (value := getattr(options, key)) is not None}
     new = {"name": options.name, "role": options.role, "verifier": make_verifier(secret), **limits}
+    if options.ssh_key:
+        from tunneld.cli.publickey import read_public_key  # noqa: PLC0415  # asyncssh takes half a second to import
+
+        new["authorized_keys"] = [read_public_key(file) for file in options.ssh_key]
     status = await _edit(options, lambda text: splice.added(text, new))
     say(secret)
     return status
@@ -80,7 +84,7 @@ async def list_credentials(options: argparse.Namespace) -> int:
 
 
 def _facts(one: Credential) -> dict[str, Any]:
-    proof = [key for key in PROOFS if getattr(one, key) is not None]
+    proof = [key for key in PROOFS if getattr(one, key)]
     return {**one.model_dump(mode="json", exclude_none=True, exclude={"verifier"}), "proof": proof}
 
 

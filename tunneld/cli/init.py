@@ -3,6 +3,7 @@
     tunnel.toml    what is not a default, each key with its reason; a verifier, from which the secret cannot be computed
     relay.pem      a self-signed certificate, which the other machine knows by its pin
     relay.key      its key
+    ssh_host_key   the key by which ssh knows it
 
 The credential is called `agent` and is a user: it opens tunnels, and sees and ends its own. Its secret will lie on
 machines behind NAT, in homes and in devices; who takes one of those should not get to stop the relay or to see what
@@ -16,7 +17,7 @@ import os
 import secrets
 import shlex
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,18 @@ import tomli_w
 
 from tunneld.cli.common import complain, say
 from tunneld.cli.papers import make_papers
+from tunneld.cli.publickey import read_public_key
 from tunneld.config import load, make_verifier
 from tunneld.config.literals import literal
 from tunneld.config.places import default_config
 from tunneld.config.values import parse_port_range
 from tunneld.endpoint import is_loopback, is_wildcard, join_host_port, parse_host
 from tunneld.errors import ConfigError, UsageError, reason_of
+from tunneld.ssh import hostkey
 
 CONTROL_PORT = 7010
 CARRIER_PORT = 7012
+SSH_PORT = 7022
 CREDENTIAL = "agent"
 SECRET_OCTETS = 24
 """Of randomness, 32 characters: nobody guesses them, with whatever they overheard."""
@@ -64,10 +68,15 @@ host = ""                       # on every address of this machine
 {host:<31} # the name in the addresses that are given out
 {ports:<31} # the ports of both sides of all tunnels
 
+[ssh]                           # for hidden servers that have nothing but ssh
+enabled = true                  # port {ssh_port}, for the authorized_keys of a credential
+{host_key:<31} # [restart] ssh shows it as {fingerprint}
+
 [[credential]]                  # who may open tunnels; repeat the table for each
 {name:<31} # shown in lists and logs
 role = "user"                   # its own tunnels only; "admin" sees and ends all, reloads and stops the daemon
 {verifier}
+{authorized_keys:<31} # who may come with ssh: lines as in id_ed25519.pub
 """
 
 
@@ -78,6 +87,7 @@ class Plan:
     config: Path
     host: str
     ports: str
+    ssh_keys: Sequence[str]
 
     @property
     def certificate(self) -> Path:
@@ -89,34 +99,45 @@ class Plan:
         """Beside the configuration."""
         return self.config.with_name("relay.key")
 
+    @property
+    def host_key(self) -> Path:
+        """Beside the configuration."""
+        return self.config.with_name(hostkey.NAME)
+
 
 def run(options: argparse.Namespace) -> int:
     """Write the files and print the line. Raises `UsageError`, and `ConfigError` where a file cannot be written."""
     if options.config or options.check or options.print_config or options.log_format or options.log_level:
         raise UsageError("the options in front of init are for running the daemon; where to write is said by --output")
-    plan = Plan(_place(options.output), _public_host(options.host), _ports(options.ports))
-    secret, papers = secrets.token_urlsafe(SECRET_OCTETS), make_papers(plan.host)
+    plan = Plan(_place(options.output), _public_host(options.host), _ports(options.ports), _keys(options.ssh_key))
+    secret, papers, host_key = secrets.token_urlsafe(SECRET_OCTETS), make_papers(plan.host), hostkey.make()
+    fingerprint = hostkey.fingerprint(host_key)
     _write(
         {
             plan.key: papers.key,
             plan.certificate: papers.certificate,
-            plan.config: text(plan, papers.pin, make_verifier(secret)).encode(),
+            plan.host_key: host_key,
+            plan.config: text(plan, papers.pin, fingerprint, make_verifier(secret)).encode(),
         },
         force=options.force,
     )
     load(plan.config)  # as the daemon will; were it wrong, better now
     relay = join_host_port(plan.host, CONTROL_PORT)
     complain(
-        f"wrote {plan.config}, {plan.certificate}, {plan.key}\n\n"
-        f"Here, start the relay; ports {CONTROL_PORT}, {CARRIER_PORT} and {plan.ports} must be open to the world:\n\n"
+        f"wrote {plan.config}, {plan.certificate}, {plan.key}, {plan.host_key}\n\n"
+        f"Here, start the relay; ports {CONTROL_PORT}, {CARRIER_PORT}, {SSH_PORT} and {plan.ports} must be open to the "
+        "world:\n\n"
         f"    tunneld --config {shlex.quote(str(plan.config.absolute()))}\n\n"
+        "On another machine that has nothing but ssh, with a server on port 8000"
+        f"{_where_keys_go(plan)}; the relay's key is\n{fingerprint}:\n\n"
+        f"    ssh -p {SSH_PORT} -R 0:localhost:8000 {plan.host}\n\n"
         "On the other machine, with a server on port 8000 (the secret is shown only now):\n"
     )
     say(f"TUNNEL_SECRET={secret} tunnel expose 8000 --relay tls://{relay} --credential {CREDENTIAL} --pin {papers.pin}")
     return os.EX_OK
 
 
-def text(plan: Plan, pin: str, verifier: str) -> str:
+def text(plan: Plan, pin: str, fingerprint: str, verifier: str) -> str:
     """The configuration file."""
     certificate, key = _line("certificate", plan.certificate.name), _line("key", plan.key.name)
     return FILE.format(
@@ -129,8 +150,27 @@ def text(plan: Plan, pin: str, verifier: str) -> str:
         web_tls=f"#tls = {{ {certificate}, {key} }}",
         ports=_line("ports", plan.ports),
         name=_line("name", CREDENTIAL),
+        ssh_port=SSH_PORT,
+        host_key=_line("host_key", plan.host_key.name),
+        fingerprint=fingerprint,
         verifier=_line("verifier", verifier),
+        authorized_keys=_line_of_keys(plan.ssh_keys),
     )
+
+
+def _keys(files: Sequence[Path]) -> Sequence[str]:
+    """Public keys, as lines of authorized_keys. Raises `UsageError`."""
+    return [read_public_key(file) for file in files]
+
+
+def _where_keys_go(plan: Plan) -> str:
+    return "" if plan.ssh_keys else f" (first put its public key into authorized_keys in\n{plan.config})"
+
+
+def _line_of_keys(keys: Sequence[str]) -> str:
+    if not keys:
+        return '#authorized_keys = ["ssh-..."]'
+    return f"authorized_keys = [{', '.join(_line('key', key).partition('= ')[2] for key in keys)}]"
 
 
 def _line(key: str, value: object) -> str:

@@ -10,6 +10,7 @@ from tunneld.cli.access import add_credential_options, positive_seconds
 from tunneld.cli.common import Parser
 
 CREDENTIAL = "who may use the relay on this machine: edit its tunnel.toml, and reload it"
+SSH_KEY = "a public key (.pub) that lets in by ssh; may be given several times"
 ROLES = ("user", "admin")
 
 Run = Callable[[argparse.Namespace], Awaitable[int]]
@@ -42,6 +43,7 @@ def add_credential(parser: Parser) -> None:
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add("--ssh-key", metavar="FILE", type=Path, action="append", default=[], help=SSH_KEY)
     add("--role", choices=ROLES, default="user", help="its own tunnels (user), or all of them and the daemon (admin)")
     for option, metavar, what in (
         ("backends", "NAME", "what it may open"),

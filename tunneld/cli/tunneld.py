@@ -58,6 +58,9 @@ def parser() -> Parser:
 INIT = "write a configuration, a certificate and a secret for a public relay, and print what to run elsewhere"
 
 
+SSH_KEY = "a public key (.pub) that may open tunnels by ssh; may be given several times"
+
+
 def _add_init(parser: Parser) -> None:
     parser.add_argument("--host", metavar="NAME", help="by what name or address clients reach this machine")
     parser.add_argument("--ports", metavar="RANGE", default=PORTS, help="the ports of all tunnels (%(default)s)")
@@ -67,6 +70,7 @@ def _add_init(parser: Parser) -> None:
         metavar="FILE",
         help="the file to write, or the folder to write tunnel.toml in; else where tunneld looks for one",
     )
+    parser.add_argument("--ssh-key", action="append", default=[], type=Path, metavar="FILE", help=SSH_KEY)
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.set_defaults(command=_init)
 

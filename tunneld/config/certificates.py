@@ -38,11 +38,11 @@ def locate(value: Path | None, info: ValidationInfo) -> Path | None:
 
 
 def place(value: Path | None, info: ValidationInfo) -> Path | None:
-    """The path of a folder made absolute in the same way. It need not be there. Raises `ValueError`."""
+    """The path of a folder or a file made absolute in the same way. It need not be there. Raises `ValueError`."""
     if value is None:
         return value
     if value == Path():
-        raise ValueError("an empty path is no folder; leave the key out for the usual place")
+        raise ValueError("an empty path is no place; leave the key out for the usual one")
     loading: Loading | None = info.context
     path = value if loading is None else loading.folder / value
     try:

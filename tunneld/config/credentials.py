@@ -122,6 +122,14 @@ Most = Annotated[int | None, Field(ge=1, le=1_000_000)]  # as a count
 Ttl = Annotated[float | None, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False)]  # as seconds
 
 
+def _authorized_key(value: str) -> str:
+    """A line of authorized_keys: one that ssh would pass over in silence is a mistake here."""
+    from tunneld.config.sshkeys import check_line  # noqa: PLC0415  # asyncssh takes half a second to import
+
+    check_line(value)
+    return value
+
+
 class Credential(Table):
     """Who may speak and open tunnels. What is not set is bounded by `[tunnels]` alone."""
 
@@ -133,6 +141,7 @@ class Credential(Table):
     secret_file: File | None = None
     secret_env: Annotated[str, _a(_VARIABLE, "the name of an environment variable")] | None = None
     certificate: Annotated[str, AfterValidator(_certificate)] | None = None
+    authorized_keys: Annotated[tuple[Annotated[str, AfterValidator(_authorized_key)], ...] | None, Many] = None
     backends: Words = None
     ports: Ports = None
     networks: Networks = None
@@ -148,12 +157,16 @@ class Credential(Table):
 
     @model_validator(mode="after")
     def _has_one_proof(self, info: ValidationInfo) -> Credential:
-        """One form of the secret, or a certificate, or both; what is elsewhere is fetched while a file is loaded."""
+        """One form of the secret, or a certificate, or keys of SSH, or all three; what is elsewhere is fetched while a
+        file is loaded.
+        """
         forms = [form for form in ("verifier", "secret_file", "secret_env") if getattr(self, form) is not None]
         if len(forms) > 1:
             raise ValueError(f"{literal(self.name)} has {' and '.join(forms)}; it takes one of them")
-        if not forms and self.certificate is None:
-            raise ValueError(f"{literal(self.name)} has no verifier, secret_file, secret_env or certificate")
+        if not forms and self.certificate is None and self.authorized_keys is None:
+            raise ValueError(
+                f"{literal(self.name)} has no verifier, secret_file, secret_env, certificate or authorized_keys"
+            )
         self._proof = self.verifier
         if isinstance(info.context, Loading) and self.verifier is None and forms:
             self._proof = self._fetch()

@@ -21,6 +21,7 @@ from tunneld.config.literals import literal
 from tunneld.config.startups import MaxStartups, Startups
 from tunneld.config.values import (
     DAY,
+    HOUR,
     KIB,
     MIB,
     MINUTE,
@@ -229,6 +230,31 @@ class WebMux(Table):
     _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
 
 
+class Ssh(Table):
+    """`[ssh]`: the shared port to which hidden servers connect with nothing but an ssh client."""
+
+    enabled: bool = False  # a port and a key that stays are to be wanted; `tunneld init` wants them
+    host: str | None = None  # None: where tunnels listen
+    port: Port = 7022
+    host_key: Annotated[File | None, RESTART] = None  # None: in the state folder, see hostkey.py
+    max_connections: Count = 256  # of known ones and strangers: a descriptor, a task and about 100 KiB each
+    max_forwards: Count = 32  # -R per connection: what a person writes on a line, and some
+    max_channels: Count = 1000  # visitors at once per connection: ssh needs a descriptor each, and mostly has 1024
+    max_carriers: Count = 16  # connections with the same key, per tunnel
+    login_timeout: Seconds = 30.0  # a person types a passphrase; OpenSSH waits for 120 s
+    heartbeat: Seconds = 10.0  # as for webmux: a dead hidden server is given up within three
+    patience: Seconds = 2.0  # for a sign of life, before a newcomer takes the place of a silent one
+    max_window: Window = 8 * MIB  # as for webmux
+    connection_memory: Window = 32 * MIB
+    rekey_octets: Annotated[int, Field(ge=MIB, le=64 * 1024 * MIB)] = (
+        32 * 1024 * MIB
+    )  # half of what GCM takes (RFC 4344)
+    rekey_interval: Seconds = HOUR  # RFC 4253, section 9
+
+    _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
+    _locate = field_validator("host_key")(place)
+
+
 class Daemon(Table):
     """`[daemon]`: the process itself."""
 
@@ -253,6 +279,7 @@ class Settings(Table):
     http: Http = Http()
     tunnels: Tunnels = Tunnels()
     webmux: WebMux = WebMux()
+    ssh: Ssh = Ssh()
     daemon: Daemon = Daemon()
     log: Log = Log()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()

@@ -56,6 +56,11 @@ class Gate:
         self._asks = self._asks or bool(self._credentials())
         return not self._asks
 
+    @property
+    def credentials(self) -> Sequence[Credential]:
+        """Those in force."""
+        return self._credentials()
+
     def verifier_of(self, name: str) -> Verifier:
         """What to challenge this name with, whether there is such a credential or not."""
         pretended = self._pretend(name)
@@ -91,7 +96,11 @@ class Gate:
     def renew(self, credential: Credential) -> Grant | None:
         """What a credential that was admitted earlier may do now; None where it is gone or has another secret."""
         now = self._find(credential.name)
-        if now is None or (now.proof, now.certificate) != (credential.proof, credential.certificate):
+        if now is None or (now.proof, now.certificate, now.authorized_keys) != (
+            credential.proof,
+            credential.certificate,
+            credential.authorized_keys,
+        ):
             return None
         return now.grant
 

@@ -12,7 +12,7 @@ is granted only for octets that a channel's user has taken.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -131,7 +131,19 @@ class Carrier:
         self._end(reason)
         self.pump.timers.ring()
 
-    # What its channels do
+    # What its channels do, see `Carries`
+
+    def accept(self, channel: Channel) -> None:
+        """SYN."""
+        self.mux.accept(channel.sid)
+        self.touch()
+
+    def introduce(self, channel: Channel, visitor: Any | None) -> None:
+        """WebMUX has no word for it."""
+
+    def credit(self, sid: int) -> int:
+        """What AddCredit has granted."""
+        return self.mux.credit(sid)
 
     def touch(self) -> None:
         """Something was said: write it after the batch."""

@@ -6,16 +6,50 @@ is no room while the peer gives no credit or the carrier is full.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from tunneld.relay.pump import Pump
 from tunneld.session.duct import UNUSED, Duct, User
+from tunneld.session.limits import CarrierLimits
 from tunneld.session.window import Window
 
-if TYPE_CHECKING:
-    from tunneld.session.carrier import Carrier
+__all__ = ["UNUSED", "Carries", "Channel", "User"]
 
-__all__ = ["UNUSED", "Channel", "User"]
+
+class Carries(Protocol):
+    """What a channel asks of the connection that carries it, whatever is spoken there. `sid` is its name for one."""
+
+    @property
+    def pump(self) -> Pump:
+        """Where it is served."""
+
+    @property
+    def limits(self) -> CarrierLimits:
+        """What it may use."""
+
+    def accept(self, channel: Channel) -> None:
+        """Answer the peer, who opened it."""
+
+    def introduce(self, channel: Channel, visitor: Any | None) -> None:
+        """The channel is for this visitor (an address; None: the peer is not to know)."""
+
+    def credit(self, sid: int) -> int:
+        """Octets that the peer takes now on this channel."""
+
+    def room(self, channel: Channel) -> int:
+        """Octets that may be put on the carrier now; 0: the channel hears of room, after those that waited longer."""
+
+    def put(self, sid: int, data: memoryview) -> int:
+        """Put octets on the carrier; returns how many were taken: all, if there was `room` and `credit`."""
+
+    def grant(self, sid: int, octets: int) -> None:
+        """Let the peer send so many octets more."""
+
+    def finish(self, channel: Channel) -> None:
+        """We send no more."""
+
+    def reset(self, channel: Channel, reason: str) -> None:
+        """Both directions end now."""
 
 
 class Channel(Duct):
@@ -23,7 +57,7 @@ class Channel(Duct):
 
     __slots__ = ("_first", "carrier", "sid", "window")
 
-    def __init__(self, carrier: Carrier, sid: int, window: Window) -> None:
+    def __init__(self, carrier: Carries, sid: int, window: Window) -> None:
         """`sid` is the codec's name for it."""
         super().__init__()
         self.carrier = carrier
@@ -45,8 +79,11 @@ class Channel(Duct):
 
     def accept(self) -> None:
         """Answer the peer who opened it. Otherwise `reset` it."""
-        self.carrier.mux.accept(self.sid)
-        self.carrier.touch()
+        self.carrier.accept(self)
+
+    def introduce(self, visitor: Any | None) -> None:
+        """Say whom the channel is for, before anything else is said on it."""
+        self.carrier.introduce(self, visitor)
 
     def send(self, data: bytes) -> None:
         """See `Duct.send`."""
@@ -58,7 +95,7 @@ class Channel(Duct):
         if self._first and not self._send_first():
             return 0
         room = self.carrier.room(self)
-        return min(room, self.carrier.mux.credit(self.sid)) if room and not self.over else 0
+        return min(room, self.carrier.credit(self.sid)) if room and not self.over else 0
 
     def put(self, data: memoryview) -> None:
         """See `Duct.put`."""
@@ -89,6 +126,6 @@ class Channel(Duct):
 
     def _send_first(self) -> bool:
         with memoryview(self._first) as view:
-            taken = self.carrier.put(self.sid, view[: self.carrier.mux.credit(self.sid)])
+            taken = self.carrier.put(self.sid, view[: self.carrier.credit(self.sid)])
         self._first = self._first[taken:]
         return not self._first

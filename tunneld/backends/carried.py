@@ -1,0 +1,235 @@
+"""What all backends on carriers have in common: connections of the hidden server, each of which takes many visitors.
+
+The least loaded carrier takes a visitor. A hidden server that lost its network comes back before its old carrier is
+known to be dead. So a newcomer casts doubt on the others: they are asked for a sign of life, and until they give one,
+visitors go to those that have.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import Any, Protocol
+
+import trio
+
+from tunneld.backends.base import Host, Premises
+from tunneld.backends.shared import Endpoints
+from tunneld.endpoint import Endpoint, contains
+from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
+from tunneld.options import TunnelOptions
+from tunneld.session import Channel
+from tunneld.session.heartbeat import Heartbeat
+
+SECURE = frozenset({"webmuxs", "ssh"})
+"""Schemes of ports to which the key crosses enciphered."""
+
+
+class Carrying(Protocol):
+    """A connection that carries channels: `session.Carrier`, or another that does the same."""
+
+    @property
+    def can_open(self) -> bool:
+        """Whether `open` would succeed."""
+
+    @property
+    def answering(self) -> bool:
+        """Whether the peer has not fallen silent, as far as we know."""
+
+    @property
+    def room_left(self) -> int:
+        """How many channels could be opened, at least about."""
+
+    @property
+    def channels(self) -> Collection[int]:
+        """Those there are."""
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """Is the peer alive?"""
+
+    def open(self, protocol: int) -> Channel:
+        """Open a channel for a visitor of this port."""
+
+    def close(self, reason: str) -> None:
+        """End it and every channel on it. Harmless when repeated."""
+
+
+class Carried:
+    """The carriers of one tunnel. See `ServerSide`."""
+
+    backend: str
+
+    def __init__(self, host: Host) -> None:
+        """Raises `UsageError` where the relay has no port for such carriers."""
+        self._host = host
+        self._endpoints = self._port(host.premises)
+        self._key = self._endpoints.enter(self, host.former)
+        self._carriers: dict[Carrying, Any] = {}  # each with its peer's address
+        self._waiters: deque[_Waiter] = deque()
+        self._closed = False
+
+    @classmethod
+    def check(cls, premises: Premises, options: TunnelOptions) -> None:
+        """See `Backend`."""
+        if options.secure == "yes" and not cls.hides_key(premises, options):
+            raise UsageError("option secure=yes: this relay has no certificate ([control.tls])")
+
+    @classmethod
+    def hides_key(cls, premises: Premises, _options: TunnelOptions) -> bool:
+        """See `Backend`."""
+        return cls._port(premises).scheme(cls.backend) in SECURE
+
+    @classmethod
+    def _port(cls, premises: Premises) -> Endpoints:
+        if premises.endpoints is None:
+            raise UsageError(f"this relay has no {cls.backend} backend")
+        premises.endpoints.check(cls.backend)
+        return premises.endpoints
+
+    @property
+    def uri(self) -> Endpoint:
+        """With the key by which the hidden server says that it is this one's."""
+        return self._endpoints.uri(self.backend, self._host.advertised_host, self._key)
+
+    @property
+    def parked(self) -> int:
+        """How many more visitors the carriers could take."""
+        return sum(carrier.room_left for carrier in self._carriers)
+
+    @property
+    def key(self) -> str:
+        """The key alone."""
+        return self._key
+
+    @property
+    def carriers(self) -> Collection[Carrying]:
+        """Those there are."""
+        return self._carriers.keys()
+
+    @property
+    def client_port(self) -> int:
+        """The port that visitors reach."""
+        return self._host.client_port
+
+    def dial_nowait(self) -> Channel:
+        """A channel on the least loaded carrier. Raises `trio.WouldBlock`."""
+        if self._waiters:
+            raise trio.WouldBlock
+        return self._open()
+
+    async def dial(self) -> Channel:
+        """Wait in line for a carrier that has room. Raises `trio.ClosedResourceError` once closed."""
+        if not self._waiters:
+            try:
+                return self._open()
+            except trio.WouldBlock:
+                pass
+        waiter = _Waiter()
+        self._waiters.append(waiter)
+        try:
+            await waiter.served.wait()
+        except trio.Cancelled:
+            if waiter.channel is None:
+                self._waiters.remove(waiter)
+            else:
+                waiter.channel.close()
+            raise
+        if waiter.channel is None:
+            raise trio.ClosedResourceError
+        return waiter.channel
+
+    def trim(self, keep: int) -> int:
+        """Nothing is parked ahead, so there is nothing to trim."""
+        return 0
+
+    def close(self) -> None:
+        """Take no carriers; end those that carry nobody, and each other one with its last visitor. Harmless when
+        repeated.
+        """
+        self._closed = True
+        self._endpoints.leave(self._key)
+        self._close_idle()
+        while self._waiters:
+            self._waiters.popleft().served.set()
+
+    def admit(self, carrier: Carrying, peer: Any, most: int) -> None:
+        """Take a carrier whose peer has said our key, if that makes no more than `most`, or raise `NotAllowedError` or
+        `LimitReachedError`.
+        """
+        if self._host.admits is not None and not contains(self._host.admits, peer):
+            raise NotAllowedError(f"only {self._host.admits} may connect as the hidden server")
+        if len(self._carriers) >= min(self._host.room(), most) and not self._replace_silent():
+            raise LimitReachedError(f"the tunnel has {len(self._carriers)} carriers already (max_carriers)")
+        for other in self._carriers:
+            other.heartbeat.ask_now()
+        self._carriers[carrier] = peer
+        self._host.attached(peer)
+        self.freed()
+
+    # What its carriers report
+
+    def freed(self) -> None:
+        """There may be room: serve whoever waits longest."""
+        if self._closed:
+            self._close_idle()
+        while self._waiters:
+            try:
+                channel = self._open()
+            except trio.WouldBlock:
+                return
+            self._waiters.popleft().serve(channel)
+
+    def lost(self, carrier: Carrying) -> None:
+        """A carrier ended."""
+        peer = self._carriers.pop(carrier, None)
+        if peer is not None:
+            self._host.detached(peer)
+
+    # Inside
+
+    def _close_idle(self) -> None:
+        for carrier in list(self._carriers):
+            if not carrier.channels:
+                carrier.close("the tunnel closed")
+
+    def _open(self) -> Channel:
+        carrier = _least_loaded(self._carriers)
+        if carrier is None:
+            raise trio.WouldBlock
+        return carrier.open(self._host.client_port)
+
+    def _replace_silent(self) -> bool:
+        """Make room by giving up a carrier whose peer does not answer; whether there was one."""
+        for carrier in self._carriers:
+            if not carrier.answering:
+                carrier.close("another one came while it did not answer")
+                return True
+        return False
+
+
+class _Waiter:
+    """Somebody in line for a channel."""
+
+    __slots__ = ("channel", "served")
+
+    def __init__(self) -> None:
+        self.served = trio.Event()
+        self.channel: Channel | None = None
+
+    def serve(self, channel: Channel) -> None:
+        self.channel = channel
+        self.served.set()
+
+
+def _least_loaded(carriers: Iterable[Carrying]) -> Carrying | None:
+    """The carrier that a new visitor goes to: one that answers, then one with fewer channels, then the newest."""
+    best: Carrying | None = None
+    for carrier in carriers:
+        if carrier.can_open and (best is None or _rank(carrier) <= _rank(best)):
+            best = carrier
+    return best
+
+
+def _rank(carrier: Carrying) -> tuple[bool, bool, int]:
+    return not carrier.answering, carrier.heartbeat.asking and not carrier.heartbeat.heard, len(carrier.channels)

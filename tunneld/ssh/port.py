@@ -1,0 +1,161 @@
+"""The shared port to which hidden servers come with their own ssh.
+
+serve_ssh
+├─ asyncio loop            trio-asyncio's: asyncssh's timers and tasks, for all connections
+├─ door                    see doors.py
+└─ guest ×N                a task each, until it is gone; cancelling it drops its forwards
+   └─ session ×N           what is shown there
+
+A newcomer waits in the lobby until its login.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import asyncssh
+import structlog
+import trio
+import trio_asyncio
+
+from tunneld import __version__
+from tunneld.config import schema
+from tunneld.control.gate import Gate
+from tunneld.doors import Door
+from tunneld.endpoint import format_peer
+from tunneld.errors import NotAllowedError
+from tunneld.lobby import Lobby
+from tunneld.relay.pump import Pump
+from tunneld.service import TunnelService
+from tunneld.ssh import gcm
+from tunneld.ssh.connection import EXCHANGES
+from tunneld.ssh.forwards import Leases
+from tunneld.ssh.guest import Guest, House
+from tunneld.ssh.login import Doorkeeper
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
+
+
+async def serve_ssh(
+    door: Door,
+    settings: Callable[[], schema.Ssh],
+    key: asyncssh.SSHKey,
+    service: TunnelService,
+    lobby: Lobby,
+    engine: Pump,
+    gate: Gate,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve ssh clients who come through `door` until cancelled. `settings` is asked anew for each newcomer; the relay
+    is known by `key`. Whoever exchanges the door's listeners tells the service's endpoints.
+    """
+    gcm.register()
+    async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
+        loop.set_exception_handler(_tell_bug)
+        house = House(
+            settings=settings,
+            service=service,
+            gate=gate,
+            doorkeeper=Doorkeeper(gate, service.endpoints),
+            leases=Leases(service, lambda: settings().max_carriers),
+            pump=engine,
+            loop=loop,
+            options=_Options(settings, key).get,
+        )
+        port = _Port(house, lobby, nursery)
+        service.endpoints.listen("ssh", "ssh", door.port)
+        await nursery.start(door.serve, port.arrive)
+        task_status.started()
+
+
+class _Port:
+    """Who comes, and how many."""
+
+    def __init__(self, house: House, lobby: Lobby, nursery: trio.Nursery) -> None:
+        self._house = house
+        self._lobby = lobby
+        self._nursery = nursery
+        self._guests = 0
+
+    def arrive(self, connection: socket.socket, peer: Any) -> None:
+        """Somebody connected: is there a place?"""
+        settings = self._house.settings()
+        if self._guests >= settings.max_connections:
+            connection.close()
+            log.info("ssh refused", peer=format_peer(peer), reason=f"{self._guests} are here (ssh.max_connections)")
+            return
+        self._lobby.arrive(connection, peer, "ssh", partial(self._hear_out, connection, peer), settings.login_timeout)
+
+    async def _hear_out(self, connection: socket.socket, peer: Any) -> None:
+        """See `lobby.Hear`: a newcomer, until it is known or gone."""
+        guest = Guest(self._house, connection, peer)
+        await self._nursery.start(self._host, guest)
+        try:
+            guest.come()
+            await guest.decided.wait()
+        finally:
+            if guest.login is None:
+                guest.transport.end("it has not logged in")
+        if guest.login is not None:
+            return
+        if guest.failures:
+            raise NotAllowedError(f"no proof was right: {guest.reason}")
+        if guest.strange:
+            raise ConnectionError(guest.reason)
+
+    async def _host(self, guest: Guest, *, task_status: trio.TaskStatus[None]) -> None:
+        """One guest, until it is gone; cancelling it drops its forwards."""
+        self._guests += 1
+        try:
+            await guest.stay(task_status=task_status)
+        except Exception:
+            log.exception("ssh connection failed: a bug")
+        finally:
+            self._guests -= 1
+
+
+class _Options:
+    """asyncssh's options, made anew where the settings changed."""
+
+    def __init__(self, settings: Callable[[], schema.Ssh], key: asyncssh.SSHKey) -> None:
+        self._settings = settings
+        self._key = key
+        self._made_of: schema.Ssh | None = None
+        self._options: asyncssh.SSHServerConnectionOptions
+
+    def get(self) -> asyncssh.SSHServerConnectionOptions:
+        """For the next connection."""
+        settings = self._settings()
+        if settings is not self._made_of:
+            self._made_of = settings
+            self._options = asyncssh.SSHServerConnectionOptions(
+                config=None,
+                server_host_keys=[self._key],
+                server_version=f"tunneld_{__version__}",
+                kex_algs=[name for name in EXCHANGES if name.encode() in asyncssh.kex.get_kex_algs()],
+                compression_algs=["none"],
+                host_based_auth=False,
+                kbdint_auth=False,
+                password_auth=False,
+                gss_host=None,
+                login_timeout=0,  # the port's deadline
+                keepalive_interval=0,  # the carrier's heartbeat
+                rekey_bytes=settings.rekey_octets,
+                rekey_seconds=settings.rekey_interval,
+                line_editor=False,
+                agent_forwarding=False,
+                x11_forwarding=False,
+                allow_scp=False,
+                errors="replace",
+            )
+        return self._options
+
+
+def _tell_bug(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody waited for: it costs its connection, at most."""
+    log.error("ssh: a task failed", reason=str(context.get("message")), exc_info=context.get("exception"))

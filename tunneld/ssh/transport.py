@@ -1,0 +1,177 @@
+"""The socket below an SSH connection, in the pump: what asyncio would call a transport, without asyncio's selector.
+
+    epoll ──► on_event ──► connection.hear ──► channel.arrived ──► the visitor's socket, at once
+    connection.write ──► `outgoing` ──► one write after the batch, see session/outbox.py
+
+A peer that asks and does not read the answers, or that goes on talking while a key exchange is computed, is not read
+further: both are bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import structlog
+
+from tunneld.errors import reason_of
+from tunneld.relay.flow import INEXACT, READABLE, WRITABLE
+from tunneld.relay.pump import Pump
+from tunneld.session.heartbeat import Heartbeat
+from tunneld.session.limits import CarrierLimits
+from tunneld.session.link import Link
+from tunneld.session.outbox import Outbox
+
+log = structlog.get_logger("ssh")
+
+ANSWERS = 4
+"""Times `CarrierLimits.pause_at` that answers may wait in: what channels may say is within one."""
+
+
+class Hearer(Protocol):
+    """Who hears what arrives."""
+
+    def take_rest(self) -> bytes:
+        """Octets of a packet that had not arrived as a whole, to be heard again in front of what comes."""
+
+    def hear(self, data: memoryview) -> None:
+        """Octets of the peer; `data` is gone when this returns."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Nothing more is to be read until `Transport.resume_reading`."""
+
+
+class Unheard:
+    """Nobody's pulse."""
+
+    heard = False
+
+
+class Transport(asyncio.Transport):
+    """A connected socket; the pump's handler for it."""
+
+    def __init__(
+        self,
+        pump: Pump,
+        link: Link,
+        hearer: Hearer,
+        limits: CarrierLimits,
+        on_lost: Callable[[str], None],
+    ) -> None:
+        """`on_lost` is told once, also after `abort`; then the socket is closed. `start` begins to serve."""
+        super().__init__()
+        self.pump = pump
+        self.outgoing = bytearray()
+        self.pulse: Unheard | Heartbeat = Unheard()  # is told of every arrival
+        self.outbox = Outbox(pump, link, self.outgoing, limits, self.end)
+        self._most_answers = ANSWERS * limits.pause_at
+        self.link = link
+        self._fd = link.connection.fileno()
+        self._hearer = hearer
+        self._on_lost = on_lost
+        self._names = {"peername": link.connection.getpeername(), "sockname": link.connection.getsockname()}
+        self._paused = self._over = self._exact = False
+        link.keep_unsent_below(limits.unsent)
+
+    def start(self) -> None:
+        """Serve. Raises OSError where it is closed already."""
+        self.pump.attach(self._fd, self)
+
+    # What asyncssh asks of it
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Say it after the batch."""
+        if not self._over:
+            self.outgoing += data
+            self.outbox.touch()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """`peername` and `sockname`."""
+        return self._names.get(name, default)
+
+    def is_closing(self) -> bool:
+        """Whether nothing can be said any more."""
+        return self._over
+
+    def abort(self) -> None:
+        """Say what was said, as far as the kernel takes it, and close."""
+        if not self._over:
+            self.outbox.flush()
+            self.end("closed")
+
+    close = abort
+
+    def resume_reading(self) -> None:
+        """The hearer is not busy any more."""
+        if self._paused and not self._over and not self._hearer.is_busy:
+            self._paused = False
+            self.pump.arm_again(self._fd)
+
+    # The pump's handler
+
+    def on_event(self, events: int) -> None:
+        """Something happened on the socket."""
+        if events & INEXACT:
+            self._exact = True
+        if events & WRITABLE and self.outbox.blocked:
+            self.outbox.unblock()
+            if self._paused and len(self.outgoing) < self._most_answers:
+                self.resume_reading()
+        if events & READABLE and not self._over and not self._paused:
+            self._read()
+
+    def on_failure(self, error: Exception) -> None:
+        """A bug of ours: it costs the connection, nothing else."""
+        log.error("ssh connection failed", exc_info=error)
+        self.end("internal error")
+
+    def on_stop(self) -> None:
+        """The pump stops."""
+        self.end("the relay stopped")
+
+    def end(self, reason: str) -> None:
+        """Close the socket now. Harmless when repeated."""
+        if self._over:
+            return
+        self._over = True
+        if self.pump.handlers.get(self._fd) is self:
+            del self.pump.handlers[self._fd]
+        self.outbox.close()
+        self.link.close()
+        self._on_lost(reason)
+        self.pump.timers.ring()
+
+    # Inside
+
+    def _read(self) -> None:
+        """Read until the socket is drained, or this turn's share is used up."""
+        pump, hearer, share = self.pump, self._hearer, self.pump.share
+        with memoryview(pump.wide_buffer) as view:
+            while not self._over:
+                if hearer.is_busy or len(self.outgoing) > self._most_answers:
+                    self._paused = True
+                    return
+                rest = hearer.take_rest()
+                start = len(rest)
+                view[:start] = rest
+                try:
+                    count = self.link.receive_into(view[start:])
+                except BlockingIOError:
+                    hearer.hear(view[:start])
+                    return
+                except OSError as error:
+                    self.end(f"its connection broke: {reason_of(error)}")
+                    return
+                if not count:
+                    self.end("the peer closed it")
+                    return
+                self.pulse.heard = True
+                hearer.hear(view[: start + count])
+                if start + count < len(view) and not self._exact:
+                    return
+                share -= count
+                if share <= 0:
+                    pump.arm_again(self._fd)
+                    return

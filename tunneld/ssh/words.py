@@ -1,0 +1,301 @@
+"""What a person at the other end sees, and the few words that are answered.
+
+    ssh -R 0:localhost:8000 relay -p 7022           the addresses, then a line of counts, until Ctrl-C
+    ssh -R 0:localhost:8000 relay -p 7022 qr        the same, with a picture for a telephone
+    ssh relay -p 7022 list | close ID | help        about the tunnels of this credential
+
+Everything else that a shell could do is not here.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from typing import Protocol
+
+import asyncssh
+import segno
+import trio
+
+from tunneld import __version__
+from tunneld.errors import TunneldError, UsageError
+from tunneld.service import Asker, TunnelService
+from tunneld.tunnel import Tunnel
+
+INTERVAL = 1.0
+"""Seconds between two looks at the counts: as often as a person reads."""
+ENDS = frozenset("\x03\x04q")
+"""Ctrl-C, Ctrl-D and q: a terminal in raw mode sends them as characters."""
+HELP = """\
+list              the tunnels of your credential
+close ID          end one of them
+help              this
+qr [SCHEME]       with -R: the address as a QR code, too; http://HOST:PORT/ unless SCHEME is another
+
+ssh -R 0:localhost:8000 ...      opens a tunnel to port 8000 at your end and prints its address; -N does so silently
+"""
+
+
+class Person(Protocol):
+    """What a conversation needs of its connection."""
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        """For what it shows."""
+
+    @property
+    def service(self) -> TunnelService:
+        """The tunnels."""
+
+    @property
+    def asker(self) -> Asker:
+        """As whom it speaks. Raises `NotAllowedError` where its credential is gone."""
+
+    @property
+    def tunnels(self) -> list[Tunnel]:
+        """Those that are served by this connection."""
+
+    def see_off(self) -> None:
+        """The person wants no more: its tunnels close, and the client may go by itself."""
+
+
+class Conversation:
+    """All that is said to one connection's sessions; what comes before there is one is kept, a few lines."""
+
+    MOST_KEPT = 64
+
+    def __init__(self, person: Person) -> None:
+        self.person = person
+        self._screens: list[Screen] = []
+        self._kept: list[tuple[bool, str]] = []
+
+    def attach(self, screen: Screen) -> None:
+        """A session wants to see what there is."""
+        self._screens.append(screen)
+        for tunnel in self.person.tunnels:
+            screen.tell(describe(tunnel, screen.scheme))
+        for is_complaint, text in self.take_kept():
+            screen.tell(text, is_complaint=is_complaint)
+
+    def take_kept(self) -> list[tuple[bool, str]]:
+        """What was said before anybody was there to see it: whether it is a complaint, and the lines."""
+        kept, self._kept = self._kept, []
+        return kept
+
+    def detach(self, screen: Screen) -> None:
+        """A session has ended. Harmless when repeated."""
+        with suppress(ValueError):
+            self._screens.remove(screen)
+
+    def opened(self, tunnel: Tunnel) -> None:
+        """A tunnel is there."""
+        for screen in self._screens:
+            screen.tell(describe(tunnel, screen.scheme))
+
+    def closed(self, tunnel: Tunnel | None, reason: str) -> None:
+        """One is no more."""
+        self._say(f"tunnel {tunnel.id} closed: {reason}" if tunnel is not None else f"closed: {reason}")
+
+    def complain(self, reason: str) -> None:
+        """Something was refused."""
+        self._say(f"tunneld: {reason}", is_complaint=True)
+
+    def _say(self, text: str, *, is_complaint: bool = False) -> None:
+        for screen in self._screens:
+            screen.tell(text + "\n", is_complaint=is_complaint)
+        if not self._screens and len(self._kept) < self.MOST_KEPT:
+            self._kept.append((is_complaint, text + "\n"))
+
+
+class Session(asyncssh.SSHServerSession[str]):
+    """A shell or a word, on a terminal or not."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._words: list[str] = []
+        self._is_terminal = False
+        self._screen: Screen | None = None
+        self._channel: asyncssh.SSHServerChannel[str]
+
+    def connection_made(self, chan: asyncssh.SSHServerChannel[str]) -> None:
+        """See asyncssh."""
+        self._channel = chan
+
+    def pty_requested(self, term_type: str, term_size: tuple[int, int, int, int], term_modes: object) -> bool:
+        """Lines are told over, and Ctrl-C comes as a character."""
+        self._is_terminal = True
+        return True
+
+    def shell_requested(self) -> bool:
+        """What there is to see."""
+        return True
+
+    def exec_requested(self, command: str) -> bool:
+        """A word."""
+        self._words = command.split()
+        return True
+
+    def subsystem_requested(self, subsystem: str) -> bool:
+        """None: no sftp."""
+        return False
+
+    def session_started(self) -> None:
+        """Answer."""
+        match self._words:
+            case []:
+                self._show("")
+            case ["qr"]:
+                self._show("http")
+            case ["qr", scheme] if scheme.isalnum():
+                self._show(scheme)
+            case _:
+                self._conversation.person.nursery.start_soon(self._answer)
+
+    def data_received(self, data: str, datatype: int | None = None) -> None:
+        """A key was pressed."""
+        if self._is_terminal and self._screen is not None and ENDS & set(data):
+            self._end()
+
+    def break_received(self, msec: int) -> bool:
+        """As Ctrl-C."""
+        self._end()
+        return True
+
+    def signal_received(self, signal: str) -> None:
+        """As Ctrl-C."""
+        self._end()
+
+    def eof_received(self) -> bool:
+        """Standard input has ended, as with `< /dev/null`: that ends nothing."""
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncssh."""
+        if self._screen is not None:
+            self._conversation.detach(self._screen)
+            self._screen.end()
+
+    # Inside
+
+    def _show(self, scheme: str) -> None:
+        self._screen = Screen(self._channel, is_terminal=self._is_terminal, scheme=scheme)
+        self._conversation.attach(self._screen)
+        if self._is_terminal:
+            self._conversation.person.nursery.start_soon(self._screen.run, self._conversation.person)
+
+    def _end(self) -> None:
+        """The person wants no more of it."""
+        if self._screen is not None:
+            self._screen.end()
+            self._conversation.detach(self._screen)
+        self._channel.exit(0)
+        self._conversation.person.see_off()
+
+    async def _answer(self) -> None:
+        """The words that are answered once."""
+        for is_complaint, kept in self._conversation.take_kept():
+            if is_complaint:
+                self._channel.write_stderr(self._lines(kept))
+        try:
+            text, status = await self._run(), 0
+        except TunneldError as error:
+            text, status = "", error.exit_status
+            self._channel.write_stderr(self._lines(f"tunneld: {error}\n"))
+        with suppress(OSError):
+            self._channel.write(self._lines(text))
+            self._channel.exit(status)
+
+    async def _run(self) -> str:
+        service, asker = self._conversation.person.service, self._conversation.person.asker
+        match self._words:
+            case ["help" | "--help" | "?"]:
+                return f"tunneld {__version__}\n\n{HELP}"
+            case ["list"]:
+                return "".join(map(_line, service.tunnels(asker.grant))) or "no tunnel is open\n"
+            case ["close", reference]:
+                return f"closed {(await service.close(reference, asker.grant)).id}\n"
+        raise UsageError(
+            f"{self._words[0][:40]!r} is not answered here, there is no shell: say list, close ID, qr or help"
+        )
+
+    def _lines(self, text: str) -> str:
+        return text.replace("\n", "\r\n") if self._is_terminal else text
+
+
+class Screen:
+    """What one session shows: lines, and below them, on a terminal, the counts."""
+
+    def __init__(self, channel: asyncssh.SSHServerChannel[str], *, is_terminal: bool, scheme: str = "") -> None:
+        self.scheme = scheme  # of the address in a picture; empty: no picture
+        self._channel = channel
+        self._is_terminal = is_terminal
+        self._shown = ""
+        self._scope = trio.CancelScope()
+
+    def tell(self, text: str, *, is_complaint: bool = False) -> None:
+        """Lines that stay."""
+        if self._is_terminal:
+            text = ("\r\x1b[K" if self._shown else "") + text.replace("\n", "\r\n")
+            self._shown = ""
+        with suppress(OSError):
+            (self._channel.write_stderr if is_complaint else self._channel.write)(text)
+
+    async def run(self, person: Person) -> None:
+        """Keep the counts right, until ended."""
+        with self._scope:
+            while True:
+                line = counts(person.tunnels)
+                if line != self._shown and not self._channel.get_write_buffer_size():
+                    self._shown = line
+                    with suppress(OSError):
+                        self._channel.write(f"\r\x1b[K{line}")
+                await trio.sleep(INTERVAL)
+
+    def end(self) -> None:
+        """Show nothing more. Harmless when repeated."""
+        if self._shown:
+            self._shown = ""  # the counts stay
+            self.tell("\n")
+        self._scope.cancel()
+
+
+def describe(tunnel: Tunnel, scheme: str = "") -> str:
+    """Both addresses of a tunnel, and a picture of the one for visitors where a scheme is given."""
+    client = tunnel.client_uri
+    text = f"\ntunnel {tunnel.id} is open\n  visitors      {client}\n  hidden server {tunnel.server_uri}\n"
+    return text + (f"\n{picture(f'{scheme}://{client.authority}/')}" if scheme else "")
+
+
+def picture(address: str) -> str:
+    """An address as a QR code of half blocks, with the address below."""
+    out = io.StringIO()
+    segno.make(address, error="l").terminal(out, compact=True)
+    return f"{out.getvalue()}{address}\n"
+
+
+def counts(tunnels: list[Tunnel]) -> str:
+    """One line of what goes on."""
+    if not tunnels:
+        return "no tunnel: say -R 0:localhost:PORT, or Ctrl-C"
+    up, down = (sum(way) for way in zip(*(tunnel.octets for tunnel in tunnels), strict=True))
+    visitors, served = sum(len(tunnel.visitors) for tunnel in tunnels), sum(tunnel.served for tunnel in tunnels)
+    return f"visitors {visitors}, served {served}, up {size(up)}, down {size(down)}   (Ctrl-C ends it)"
+
+
+def size(octets: int) -> str:
+    """`0 B`, `1.5 kB`, `20 MB`."""
+    value = float(octets)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def _line(tunnel: Tunnel) -> str:
+    up, down = tunnel.octets
+    name = tunnel.opening.options.name or "-"
+    return (
+        f"{tunnel.id}  {tunnel.phase.value:8}  {tunnel.client_uri}  {name}  "
+        f"visitors {len(tunnel.visitors)}  served {tunnel.served}  up {size(up)}  down {size(down)}\n"
+    )
