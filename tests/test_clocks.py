@@ -14,7 +14,8 @@ class Subject:
     """A tunnel as the clocks see it, closed by them."""
 
     def __init__(self) -> None:
-        self.unused_since = trio.current_time()
+        self.opened_at = self.unused_since = trio.current_time()
+        self.quiet = 0
         self.in_use = False
         self.activity: object = 0
         self.closed_at = 0.0

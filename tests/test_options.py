@@ -129,3 +129,15 @@ def test_limits_hold_at_their_edge() -> None:
 def test_any_words_are_options_or_a_usage_error(words: dict[str, str]) -> None:
     with contextlib.suppress(UsageError):
         TunnelOptions.parse(words)
+
+
+def test_options_are_said_in_words_that_are_read_as_the_same() -> None:
+    words = {
+        "persist": "yes", "server_from": "any", "ttl": "0.1", "linger": "7.5", "proxy_protocol": "v2",
+        "client_port": "8011", "name": "a.b", "allow_from": "192.0.2.0/24,2001:db8::/32", "visitor_rate": "30/m",
+        "quota": "1000T",
+    }  # fmt: skip
+    options = TunnelOptions.parse(words)
+    assert TunnelOptions.parse(options.words()) == options
+    assert TunnelOptions().words() == {}
+    assert set(options.words()) == set(words)

@@ -148,9 +148,11 @@ class Addresses:
         return kept.record
 
 
-def holder_of(name: str, grant: Grant, host: str) -> Holder | None:
-    """Whose the address of a tunnel of this `name` is, asked for by `grant` from `host`; None where it has no name."""
-    return Holder(grant.name, name, "" if grant.name else host) if name else None
+def holder_of(name: str, credential: str, host: str) -> Holder | None:
+    """Whose the address of a tunnel of this `name` is, asked for by `credential`, or where nobody has one from `host`;
+    None where it has no name.
+    """
+    return Holder(credential, name, "" if credential else host) if name else None
 
 
 def _moved(old: Holder, new: Holder) -> bool:

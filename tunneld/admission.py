@@ -94,6 +94,12 @@ class Admission:
             self._here[source] = here + 1
         return None
 
+    def count_in(self, host: str) -> None:
+        """Somebody who was admitted earlier, by another process, is still here."""
+        if self._most is not None:
+            source = read_address(host).source
+            self._here[source] = self._here.get(source, 0) + 1
+
     def left(self, host: str) -> None:
         """An admitted visitor is gone."""
         if self._most is None:

@@ -9,7 +9,8 @@ for that.
 from __future__ import annotations
 
 import socket
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import trio
@@ -19,7 +20,7 @@ from tunneld.backends import ServerConnection, ServerSide
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, Network, parse_network
 from tunneld.errors import RemoteProtocolError, UsageError, reason_of
-from tunneld.net import bind_in_range
+from tunneld.net import bind_in_range, taken_out
 from tunneld.networks import NetworkSet, read_address
 from tunneld.options import TunnelOptions
 from tunneld.proxied import receive_header
@@ -50,13 +51,38 @@ class Pairing(Protocol):
         """A callback raised: a bug."""
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A visitor without a server connection, and how many seconds it has left to get one."""
+
+    visitor: socket.socket
+    peer: Any
+    reached: Any  # the address that it connected to, where a proxy took the connection for us
+    patience: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLegacy:
+    """What a client side leaves to its successor in the next process."""
+
+    port: int
+    listener: socket.socket | None  # None: it had been closed, for the tunnel is drained
+    waiting: Sequence[Waiting] = ()
+
+
 class ClientSide:
     """A listener for clients. Bound when made, listening from `listen`, gone after `close`."""
 
     def __init__(
-        self, settings: Tunnels, options: TunnelOptions, advertised_host: str, reserved: Container[int] = ()
+        self,
+        settings: Tunnels,
+        options: TunnelOptions,
+        advertised_host: str,
+        reserved: Container[int] = (),
+        legacy: ClientLegacy | None = None,
     ) -> None:
-        """Bind the port asked for, or any of the range that is not `reserved`.
+        """Bind the port asked for, or any of the range that is not `reserved`; or take over the `legacy` of another
+        process.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range or an
         option exceeds what is configured, `UsageError`.
@@ -66,15 +92,12 @@ class ClientSide:
         self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
         self._settings = settings
         self._hearing = 0  # visitors of whom a proxy has not told yet
-        self._closed = False
-        self._listener = bind_in_range(
-            settings.host,
-            _ports(settings, options),
-            keepalive=settings.keepalive,
-            reserved=reserved if options.client_port is None else (),
-        )
-        self.uri = Endpoint("tcp", advertised_host, self._listener.getsockname()[1])
-        self.waiting = 0  # visitors that have no server connection yet
+        self._listener = _bind(settings, options, reserved) if legacy is None else legacy.listener
+        self._closed = self._listener is None
+        port = self._listener.getsockname()[1] if self._listener is not None else legacy.port if legacy else 0
+        self.uri = Endpoint("tcp", advertised_host, port)
+        self._legacy = legacy
+        self._line: dict[socket.socket, tuple[Any, Any, float]] = {}  # who waits; until when, in Trio's time
         self._pairing_timeout = options.pairing_timeout or settings.pairing_timeout
         self._accepting: Registration | None = None
         self._engine: Engine
@@ -86,14 +109,41 @@ class ClientSide:
         """Take visitors from now on; the tunnel's `nursery` owns those that wait."""
         self._engine, self._server_side, self._tunnel, self._nursery = engine, server_side, tunnel, nursery
         arrive = self._arrive if self._proxies else self._visit
-        self._accepting = engine.listen(self._listener, arrive, tunnel.fail)
+        if self._listener is not None:
+            self._accepting = engine.listen(self._listener, arrive, tunnel.fail)
+        for one in self._legacy.waiting if self._legacy is not None else ():
+            self._wait(one.visitor, one.peer, one.reached, one.patience)
+        self._legacy = None
+
+    @property
+    def waiting(self) -> int:
+        """Visitors that have no server connection yet."""
+        return len(self._line)
+
+    def pause(self) -> None:
+        """Accept nobody for now; whoever comes stands in the listener's queue."""
+        if self._accepting is not None:
+            self._accepting.release()
+
+    def leave(self) -> ClientLegacy:
+        """Let go of the listener and of everybody who waits, closing nothing. Then `close`, as ever."""
+        self.pause()
+        now = trio.current_time()
+        line, self._line = self._line, {}
+        waiting = [
+            Waiting(taken_out(visitor), peer, reached, max(0.0, deadline - now))
+            for visitor, (peer, reached, deadline) in line.items()
+        ]
+        listener = taken_out(self._listener) if self._listener is not None and not self._closed else None
+        return ClientLegacy(self.uri.port, listener, waiting)
 
     def close(self) -> None:
         """Take nobody new. Harmless when repeated."""
         self._closed = True
         if self._accepting is not None:
             self._accepting.release()
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
 
     def _arrive(self, visitor: socket.socket, peer: Any) -> None:
         """A client connected, or a proxy for one: hear who it is first."""
@@ -147,12 +197,16 @@ class ClientSide:
         try:
             server = self._server_side.dial_nowait()
         except trio.WouldBlock:
-            self.waiting += 1
-            self._nursery.start_soon(self._wait_for_server, visitor, peer, reached)
+            self._wait(visitor, peer, reached, self._pairing_timeout)
         else:
             self._tunnel.pair(visitor, server, peer, reached)
 
-    async def _wait_for_server(self, visitor: socket.socket, peer: Any, reached: Any) -> None:
+    def _wait(self, visitor: socket.socket, peer: Any, reached: Any, patience: float) -> None:
+        deadline = trio.current_time() + patience
+        self._line[visitor] = (peer, reached, deadline)
+        self._nursery.start_soon(self._wait_for_server, visitor, peer, reached, deadline)
+
+    async def _wait_for_server(self, visitor: socket.socket, peer: Any, reached: Any, deadline: float) -> None:
         """Hold one visitor until a server connection comes, the visitor leaves, or `pairing_timeout` is over."""
         reason = f"no server connection came in {self._pairing_timeout:g} s (pairing_timeout)"
         server: ServerConnection | None = None
@@ -165,12 +219,12 @@ class ClientSide:
 
         watching = self._engine.watch(visitor, look, self._tunnel.fail)
         try:
-            with trio.move_on_after(self._pairing_timeout) as scope:
+            with trio.move_on_at(deadline) as scope:
                 server = await self._server_side.dial()
         except trio.ClosedResourceError:
             reason = "the tunnel takes nobody new"
         finally:
-            self.waiting -= 1
+            self._line.pop(visitor, None)
             watching.release()
             if server is None:
                 visitor.close()
@@ -209,6 +263,11 @@ def _networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
 def _check_most(option: str, wanted: int | None, ceiling: int | None) -> None:
     if wanted is not None and ceiling is not None and wanted > ceiling:
         raise UsageError(f"option {option}={wanted}: this relay allows at most {ceiling}")
+
+
+def _bind(settings: Tunnels, options: TunnelOptions, reserved: Container[int]) -> socket.socket:
+    unless = reserved if options.client_port is None else ()
+    return bind_in_range(settings.host, _ports(settings, options), keepalive=settings.keepalive, reserved=unless)
 
 
 def _ports(settings: Tunnels, options: TunnelOptions) -> range:

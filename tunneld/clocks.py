@@ -15,8 +15,12 @@ cost next to nothing.
 class Ticking(Protocol):
     """What the clocks read of a tunnel, and the one thing they do to it."""
 
+    opened_at: float
+    """When it was opened, in `trio.current_time`."""
     unused_since: float
     """When the last connection of either side went, in `trio.current_time`."""
+    quiet: int
+    """How many looks in a row found that nothing had happened; kept there, for whoever goes on with the tunnel."""
 
     @property
     def in_use(self) -> bool:
@@ -41,16 +45,17 @@ async def close_when_unused(tunnel: Ticking, open_timeout: float) -> None:
 
 
 async def close_after(tunnel: Ticking, ttl: float) -> None:
-    """Close `ttl` seconds from now, whatever the tunnel does."""
-    await trio.sleep(ttl)
+    """Close `ttl` seconds after it was opened, whatever the tunnel does."""
+    await trio.sleep_until(tunnel.opened_at + ttl)
     tunnel.close(f"its {ttl:g} s are over (ttl)")
 
 
 async def close_when_idle(tunnel: Ticking, idle_timeout: float) -> None:
     """Close once no byte has moved and no visitor has come for `idle_timeout` seconds."""
-    seen, quiet = tunnel.activity, 0
-    while quiet < LOOKS:
+    seen = tunnel.activity
+    while tunnel.quiet < LOOKS:
         await trio.sleep(idle_timeout / LOOKS)
         now = tunnel.activity
-        seen, quiet = (seen, quiet + 1) if now == seen else (now, 0)
+        tunnel.quiet = tunnel.quiet + 1 if now == seen else 0
+        seen = now
     tunnel.close(f"no byte moved for {idle_timeout:g} s (idle_timeout)")

@@ -1,7 +1,7 @@
 """The process: the root nursery, and the one place where everything is put together.
 
     root
-    ├─ signals                 TERM, INT: drain; again: stop.  HUP: reload
+    ├─ signals                 TERM, INT: drain; again: stop.  HUP: reload.  USR1, USR2: hand over, see handover/
     ├─ engine                  every byte of every relay between sockets
     ├─ lobby                   who has yet to show that it is a hidden server, see lobby.py
     ├─ tunnels                 see service.py
@@ -13,8 +13,8 @@
 Every face runs for as long as the daemon does, also while its door has no listener because it is not enabled: so a
 reload exchanges listeners and starts or ends nothing else.
 
-Shutting down goes through one door, `shutdown`: the first call drains, the second stops, and either way the root
-nursery is cancelled last, which drops whatever is left.
+Ending goes through one door, `_end`: a drain, or a handover to the next process; a second `shutdown` stops at once. In
+either way the root nursery is cancelled last, which drops whatever is left.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,14 +43,20 @@ from tunneld.control.gate import Gate
 from tunneld.control.server import serve_lines
 from tunneld.control.strangers import Strangers
 from tunneld.doors import Bound, Door, Place, bind_again
-from tunneld.errors import TunneldError
+from tunneld.errors import ConfigError, DrainingError, TunneldError, UsageError
+from tunneld.legacy import ServiceLegacy
 from tunneld.lobby import Lobby
 from tunneld.relay import new_engine
 from tunneld.service import TunnelService
 from tunneld.wire.lines import Item
 
+if sys.platform == "linux":
+    from tunneld import handover
+
 if TYPE_CHECKING:
     import asyncssh
+
+    from tunneld.handover import Estate
 
 logger = structlog.get_logger("daemon")
 
@@ -58,17 +66,43 @@ CUT = os.EX_TEMPFAIL
 PROGRESS = 5.0
 """Seconds between two words about a drain: a person sees that something happens, a log stays short."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+CHECKING = 30.0
+"""Seconds for the program that is to follow to say that it would start: it reads the configuration and no more."""
+
+GOODBYE = 1.0
+"""Seconds for control and HTTP connections to end in order before a handover; relays go on meanwhile."""
+
+GIVEN = Place("", 0)
+"""Where a face listens that systemd gave its listener, whatever the configuration says."""
+
+KEPT = Place("", -1)
+"""Where a face listened in the process before this one; no place of a configuration is the same."""
 
 
-async def run(settings: Settings, config_path: Path | None, load: Callable[[], Settings]) -> int:
+class Ending(Enum):
+    """What comes after this daemon."""
+
+    DRAIN = "drain"
+    "Nothing: relays may finish."
+    BECOME = "become"
+    "This process turns into the next daemon."
+    STORE = "store"
+    "systemd keeps what goes along, and starts the next daemon."
+
+
+async def run(
+    settings: Settings, config_path: Path | None, load: Callable[[], Settings], command: Sequence[str] = ()
+) -> int:
     """Run the daemon until it is told to end; returns the exit status: 0, or `CUT`.
 
-    `load` reads the settings again for a reload; `config_path` is for people.
+    `load` reads the settings again for a reload; `config_path` is for people; `command` is how this program was
+    started, and is started again.
     Raises `ListenError`, `ShortageError` or `ConfigError` where it cannot start.
     """
     net.raise_descriptor_limit()
-    daemon = Daemon(settings, config_path, load)
+    daemon = Daemon(settings, config_path, load, command)
     await daemon.run()
     return daemon.exit_status
 
@@ -76,7 +110,9 @@ async def run(settings: Settings, config_path: Path | None, load: Callable[[], S
 class Daemon:
     """The running process, as the control commands see it."""
 
-    def __init__(self, settings: Settings, config_path: Path | None, load: Callable[[], Settings]) -> None:
+    def __init__(
+        self, settings: Settings, config_path: Path | None, load: Callable[[], Settings], command: Sequence[str] = ()
+    ) -> None:
         self.settings = settings
         self.exit_status = os.EX_OK
         self.started_at = trio.current_time()
@@ -93,30 +129,38 @@ class Daemon:
         self._tls: ssl.SSLContext | None = None  # for handshakes that begin from here on
         self._web_tls: ssl.SSLContext | None = None  # the same for the HTTP face
         self._host_key: asyncssh.SSHKey | None = None  # of the SSH port
+        self._command = command
         self._doors = {face: Door(face) for face in places(settings)}
+        self._given: frozenset[str] = frozenset()  # faces whose listeners are systemd's
+        self._faces = trio.CancelScope()
+        self._faces_gone = trio.Event()
+        self._face_nursery: trio.Nursery
         self._serves_ssh = False
-        self._drain_asked = trio.Event()
+        self._ending = Ending.DRAIN
+        self._end_asked = trio.Event()
         self._stop = trio.CancelScope()
 
     async def run(self) -> None:
         """The root nursery. Everything listens before systemd and the log hear that the daemon is ready."""
         self._tls, self._web_tls = _tls_of(self.settings)
         self._host_key = _host_key_of(self.settings)
-        self._exchange(bind_again(self._doors, dict.fromkeys(self._doors), places(self.settings)))
+        legacy = self._listen(*_received())
         with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
-            async with trio.open_nursery() as self._root:
-                root = self._root
-                root.start_soon(self._obey, signals)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the process before this one held them back for us
+            async with trio.open_nursery() as root:
+                root.start_soon(self._obey, signals, root)
                 await root.start(self._engine.run)
                 await root.start(self._lobby.run)
                 await root.start(self.service.run)
-                await self._open_faces(root)
+                await self.service.take_over(legacy)
+                self._drain_revoked()
+                await root.start(self._run_faces)
                 if (interval := notify.watchdog_interval()) is not None:
                     root.start_soon(_feed_watchdog, interval)
                 notify.ready()
                 logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
-                await self._drain_asked.wait()
-                await self._drain()
+                await self._end_asked.wait()
+                await (self._drain() if self._ending is Ending.DRAIN else self._hand_over())
                 root.cancel_scope.cancel()
         notify.stopping()
         logger.info("stopped", exit_status=self.exit_status)
@@ -158,17 +202,14 @@ class Daemon:
             loaded = self._load()
             changes, settings = config.diff(self.settings, loaded), config.reloaded(self.settings, loaded)
             tls, host_key = _tls_of(settings), self._host_key or _host_key_of(settings)
-            bound = bind_again(self._doors, places(self.settings), places(settings))
-            self.settings, self._host_key, (self._tls, self._web_tls) = (
-                settings,
-                host_key,
-                tls,
-            )  # from here on nothing fails
+            bound = bind_again(self._doors, self._plan(self.settings), self._plan(settings))
+            self.settings, self._host_key = settings, host_key  # from here on nothing can fail
+            self._tls, self._web_tls = tls
             self._exchange(bound)
             if host_key is not None and not self._serves_ssh:
-                self._root.start_soon(self._serve_ssh, host_key)
+                self._face_nursery.start_soon(self._serve_ssh, host_key)
             log.configure(settings.log)
-            self.service.drain_revoked({credential.name for credential in settings.credential})
+            self._drain_revoked()
         for change in changes:
             logger.info("setting changed", change=str(change))
         return [
@@ -180,11 +221,65 @@ class Daemon:
         """End: the first time with `drain` lets relays finish, everything else stops now."""
         if drain and not self.service.draining:
             self.service.draining = True
-            self._drain_asked.set()
+            self._end(Ending.DRAIN)
         else:
             self._cut()
 
+    async def restart(self) -> None:
+        """Begin to turn into the program as it is now on the disk, with its configuration as it is now: everything
+        that can go along does. First the new program is asked whether it would start.
+
+        Raises `ConfigError` where it would not, `DrainingError`, and `UsageError` where this cannot be done; nothing
+        has changed then.
+        """
+        if self.service.draining or self.service.leaving:
+            raise DrainingError("could not restart: the relay is ending already")
+        if sys.platform != "linux" or not self._command:
+            raise UsageError("could not restart: this system cannot hand connections over, so stop and start instead")
+        await _check(self._command)
+        self._end(Ending.BECOME)
+
     # Inside
+
+    def _end(self, ending: Ending) -> None:
+        """The first ending that is asked for is it, but a drain comes before everything that has not begun."""
+        if not self._end_asked.is_set() or ending is Ending.DRAIN:
+            self._ending = ending
+        self._end_asked.set()
+
+    def _listen(self, given: Mapping[str, list[socket.socket]], estate: Estate | None) -> ServiceLegacy:
+        """Let each face have its listeners: systemd's, or those of the process before this one where they are where
+        the configuration wants them, or new ones. Returns the tunnels of that process.
+        """
+        kept = estate.faces if estate is not None else {}
+        self._given = frozenset(given) | (estate.given if estate is not None else frozenset())
+        now: dict[str, Place | None] = dict.fromkeys(self._doors)
+        for face in self._doors:
+            if face in given or kept.get(face):
+                self._doors[face] = Door(face, given.get(face) or kept[face])
+                now[face] = GIVEN if face in self._given else KEPT
+        for face in set(given) & set(kept):
+            for listener in kept[face]:
+                listener.close()
+        bound = bind_again(self._doors, now, self._plan(self.settings))
+        self._exchange({face: self._doors[face].listeners for face in self._given} | bound)
+        return estate.service if estate is not None else ServiceLegacy()
+
+    def _plan(self, settings: Settings) -> dict[str, Place | None]:
+        return {face: GIVEN if face in self._given else place for face, place in places(settings).items()}
+
+    def _drain_revoked(self) -> None:
+        self.service.drain_revoked({credential.name for credential in self.settings.credential})
+
+    async def _run_faces(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """The branch that a handover ends before the tunnels."""
+        try:
+            with self._faces:
+                async with trio.open_nursery() as self._face_nursery:
+                    await self._open_faces(self._face_nursery)
+                    task_status.started()
+        finally:
+            self._faces_gone.set()
 
     async def _open_faces(self, root: trio.Nursery) -> None:
         doors, tls = self._doors, lambda: self._tls
@@ -240,13 +335,32 @@ class Daemon:
             event = f"{face} listens" if listeners else f"{face} does not listen"
             logger.info(event, uri=net.describe(listeners, schemes[face]))
 
-    async def _obey(self, signals: AsyncIterator[int]) -> None:
+    async def _obey(self, signals: AsyncIterator[int], root: trio.Nursery) -> None:
         async for number in signals:
             logger.info("signal", name=signal.Signals(number).name)
-            if number == signal.SIGHUP:
-                self._reload_by_signal()
-            else:
-                self.shutdown(drain=True)
+            match number:
+                case signal.SIGHUP:
+                    self._reload_by_signal()
+                case signal.SIGUSR1:
+                    self._store_by_signal()
+                case signal.SIGUSR2:
+                    root.start_soon(self._restart_by_signal)
+                case _:
+                    self.shutdown(drain=True)
+
+    async def _restart_by_signal(self) -> None:
+        try:
+            await self.restart()
+        except TunneldError as error:
+            logger.warning("restart failed, nothing changed", reason=str(error))
+
+    def _store_by_signal(self) -> None:
+        """Systemd ends this process in order to start another one: it keeps for that what goes along."""
+        if sys.platform == "linux" and handover.most_stored() > 0 and notify.barrier():
+            self._end(Ending.STORE)
+        else:
+            logger.warning("nobody keeps connections for the next process (FDSTORE), so they are drained")
+            self.shutdown(drain=True)
 
     def _reload_by_signal(self) -> None:
         """Nobody waits for an answer to a signal: the log gets it."""
@@ -254,6 +368,28 @@ class Daemon:
             self.reload()
         except TunneldError as error:
             logger.warning("reload failed, nothing changed", reason=str(error))
+
+    async def _hand_over(self) -> None:
+        """Leave everything that can go along to the next process, by way of systemd or by turning into it."""
+        most = handover.most_stored() if self._ending is Ending.STORE else sys.maxsize
+        faces = {face: door.leave() for face, door in self._doors.items()}
+        self._faces.cancel()
+        with trio.move_on_after(GOODBYE):
+            await self._faces_gone.wait()
+        legacy = await self.service.leave()
+        for _ in range(3):  # carriers say goodbye
+            await trio.lowlevel.checkpoint()
+        given = self._given if self._ending is Ending.BECOME else frozenset()  # else systemd gives them again
+        estate, baggage = handover.Estate(faces, given, legacy), handover.Baggage(most)
+        letter, closed = handover.pack(estate, baggage)
+        cut = sum(one.cut for _owner, one in legacy.tunnels)
+        facts = {"tunnels": len(legacy.tunnels), "relays": estate.relays, "cut": cut, "no_room": closed}
+        logger.info("handing over", to=self._ending.value, **facts)
+        if self._ending is Ending.STORE:
+            if not handover.store(letter, baggage):
+                logger.error("systemd did not take what was to be kept; connections are lost")
+            return
+        handover.become(self._command, letter, baggage, SIGNALS)
 
     async def _drain(self) -> None:
         """Let relays finish, and say how many are left."""
@@ -293,8 +429,31 @@ async def _feed_watchdog(interval: float) -> None:
         await trio.sleep(interval / 2)
 
 
+def _received() -> tuple[Mapping[str, list[socket.socket]], Estate | None]:
+    """Listeners that systemd gave, by face, and what a process before this one left. Raises `ConfigError`."""
+    if sys.platform != "linux":
+        return {}, None
+    inherited, estate = handover.received(os.environ)
+    return handover.check_given(inherited.given, FACES), estate
+
+
+async def _check(command: Sequence[str]) -> None:
+    """Ask a program whether it would start. Raises `ConfigError`."""
+    said = "it did not answer"
+    with trio.move_on_after(CHECKING):
+        done = await trio.run_process([*command, "--check"], capture_stdout=True, capture_stderr=True, check=False)
+        if not done.returncode:
+            return
+        said = " ".join(done.stderr.decode(errors="replace").split("\n")[-3:]).strip() or f"status {done.returncode}"
+    raise ConfigError([f"could not restart: the program as it is now would not start: {said}"])
+
+
+FACES = ("control", "http", "webmux", "ssh")
+"""What listens for itself: the names of tables of the configuration, and of systemd's sockets."""
+
+
 def places(settings: Settings) -> dict[str, Place | None]:
-    """Where each face listens; None: nowhere."""
+    """Where each of `FACES` listens; None: nowhere."""
     control, web, webmux, ssh = settings.control, settings.http, settings.webmux, settings.ssh
     return {
         "control": Place(control.host, control.port),

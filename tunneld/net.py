@@ -178,6 +178,13 @@ async def shake_hands(
         raise
 
 
+def taken_out(holder: socket.socket) -> socket.socket:
+    """The same socket, for another owner: the object that had it is as if it were closed."""
+    taken = socket.socket(holder.family, holder.type, holder.proto, fileno=holder.detach())
+    taken.setblocking(False)
+    return taken
+
+
 def raise_descriptor_limit() -> int:
     """Allow this process as many descriptors as it may have (RLIMIT_NOFILE, soft to hard) and return how many those
     are.
@@ -247,7 +254,8 @@ def _holder(held: Sequence[socket.socket], address: Address, port: int) -> socke
     """The one of them that listens there already."""
     family, host = address
     for listener in held:
-        if listener.family == family and port and listener.getsockname()[:2] == (host or "::", port):
+        at = listener.getsockname()
+        if listener.family == family and at[0] == (host or "::") and port in {0, at[1]}:
             return listener
     return None
 

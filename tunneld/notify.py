@@ -8,12 +8,14 @@ line. The messages of a reload are the same for both.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 PATIENCE = 1.0  # seconds; the manager reads at once or is in trouble that a daemon must not share
+BARRIER = 5.0  # seconds; sd_notify(3) waits as long for the same
 
 
 def ready(status: str = "") -> bool:
@@ -54,8 +56,27 @@ def alive() -> bool:
     return send(WATCHDOG="1")
 
 
-def send(**fields: str) -> bool:
-    """Send the fields that are not empty. Returns whether somebody took them; a daemon runs as well without."""
+def barrier() -> bool:
+    """Wait until the manager has read everything that was sent (sd_notify_barrier(3)); False where it does not, within
+    `BARRIER` seconds.
+    """
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    try:
+        sent = send([theirs], BARRIER="1")
+        os.close(theirs)
+        if not sent:
+            return False
+        poll = select.poll()
+        poll.register(ours, 0)  # the manager closes its copy, and nobody writes
+        return bool(poll.poll(BARRIER * 1000))
+    finally:
+        os.close(ours)
+
+
+def send(fds: Sequence[int] = (), **fields: str) -> bool:
+    """Send the fields that are not empty, and descriptors. Returns whether somebody took them; a daemon runs as well
+    without.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
@@ -65,7 +86,7 @@ def send(**fields: str) -> bool:
             manager.settimeout(PATIENCE)
             name = os.fsencode(address)
             manager.connect(b"\0" + name[1:] if address.startswith("@") else name)
-            manager.sendall(message.encode("utf-8", "replace"))
+            socket.send_fds(manager, [message.encode("utf-8", "replace")], fds)
     except OSError:
         return False
     return True

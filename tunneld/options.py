@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from tunneld.endpoint import MAX_PORT, Network, parse_network
@@ -69,6 +69,17 @@ class TunnelOptions:
                 raise UsageError(f"option {key}={text!r}: {error}") from None
         return cls(**values)
 
+    def words(self) -> dict[str, str]:
+        """The options as a request says them, but for those that are as by default: what `parse` reads."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {key: _written(value) for key, (value, default) in values.items() if value != default}
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -127,7 +138,7 @@ def _count(text: str) -> int:
 
 
 def _octets(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15})([kMGT]?)", text)
+    match = re.fullmatch(r"([0-9]{1,16})([kMGT]?)", text)
     octets = int(match[1]) * UNITS[match[2]] if match else 0
     if not 1 <= octets <= MAX_OCTETS:
         raise ValueError("not a number of octets from 1 to 1000T; k, M, G and T mean thousands, millions and so on")

@@ -23,8 +23,9 @@ from tunneld.backends import Lobby, Premises, backend_of
 from tunneld.backends.shared import Endpoints
 from tunneld.config.schema import Settings
 from tunneld.endpoint import Endpoint, is_wildcard
-from tunneld.errors import DrainingError, LimitReachedError, ListenError, NoSuchTunnelError, UsageError
+from tunneld.errors import DrainingError, LimitReachedError, ListenError, NoSuchTunnelError, TunneldError, UsageError
 from tunneld.events import Events
+from tunneld.legacy import Past, ServiceLegacy
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
 from tunneld.reservations import Holder, Reservation
@@ -61,6 +62,7 @@ class TunnelService:
         self.events = Events()
         self.addresses = Addresses(settings, state)
         self.draining = False
+        self.leaving = False
         self.opened = 0  # tunnels, ever
         self._past_octets = (0, 0)  # of tunnels that closed: up, down
         self._past_served = 0
@@ -94,8 +96,10 @@ class TunnelService:
         settings, grant, backend = self._settings().tunnels, asker.grant, backend.lower()
         if self.draining:
             raise DrainingError("could not open a tunnel: the relay is being drained and takes nothing new")
+        if self.leaving:
+            raise DrainingError("could not open a tunnel: the relay starts again; try again in a moment")
         backend_of(backend).check(self._premises, options)
-        holder = holder_of(options.name, grant, asker.host)
+        holder = holder_of(options.name, grant.name, asker.host)
         opened = self._opened_by(grant.name) - (self._former(holder) is not None)
         options = permit(grant, backend, options, asker.host, opened)
         before = self.addresses.recall(holder, options.client_port, grant)  # before anybody gives way for nothing
@@ -122,6 +126,8 @@ class TunnelService:
         self._owners[tunnel.id] = grant.name  # before we wait, or two could squeeze through a limit at once
         self._tunnels[tunnel.id] = tunnel
         self.addresses.hold(holder, tunnel)
+        self.opened += 1
+        self._announce(tunnel)
         await self._nursery.start(self._run, tunnel)
         await self.addresses.saved()
         return tunnel
@@ -230,6 +236,51 @@ class TunnelService:
                 tunnel.drain()
         self.addresses.retain(credentials)
 
+    # From one process to the next
+
+    async def leave(self) -> ServiceLegacy:
+        """Let go of all tunnels, for a successor: nothing of what goes along is closed, the rest is ended in order.
+        No tunnel can be opened any more.
+        """
+        self.leaving = True
+        await self.addresses.saved()
+        for tunnel in self.tunnels():
+            tunnel.pause()
+        for _ in range(2):  # whoever was just given a server connection is paired with it
+            await trio.lowlevel.checkpoint()
+        legacies = []
+        for tunnel in self.tunnels():
+            try:
+                legacies.append((self._owners[tunnel.id], tunnel.leave()))
+            except Exception as error:
+                tunnel.fail(error)
+        names = {kind.value: count for kind, count in self._past_refusals.items()}
+        past = Past(self._last_id, self.opened, self._past_octets, self._past_served, names)
+        return ServiceLegacy(past, legacies)
+
+    async def take_over(self, legacy: ServiceLegacy) -> None:
+        """Go on with what another process left. A tunnel that cannot be is closed, and said."""
+        past = legacy.past
+        self._last_id, self.opened, self._past_octets = past.last_id, past.opened, past.octets
+        self._past_served, self._past_refusals = (
+            past.served,
+            Counter({Refused(kind): count for kind, count in past.refusals.items()}),
+        )
+        for owner, one in legacy.tunnels:
+            opening = replace(one.opening, premises=self._premises, reserved=self.addresses.book)
+            try:
+                backend_of(opening.backend).check(self._premises, opening.options)
+                tunnel = Tunnel(opening, self._engine, self.events, one)
+            except TunneldError as error:
+                one.close()
+                log.warning("tunnel could not be taken over", tunnel=opening.id, reason=str(error))
+                continue
+            self._owners[tunnel.id] = owner
+            self._tunnels[tunnel.id] = tunnel
+            self.addresses.hold(holder_of(opening.options.name, owner, opening.asker), tunnel)
+            await self._nursery.start(self._run, tunnel)
+        await self.addresses.saved()
+
     # Inside
 
     def _former(self, holder: Holder | None) -> Tunnel | None:
@@ -250,8 +301,6 @@ class TunnelService:
 
     async def _run(self, tunnel: Tunnel, *, task_status: trio.TaskStatus[None]) -> None:
         """One tunnel's life: a bug costs this tunnel, never the daemon."""
-        self.opened += 1
-        self._announce(tunnel)
         try:
             await tunnel.run(task_status=task_status)
         except Exception as error:

@@ -39,6 +39,7 @@ from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, Network, format_peer, parse_network
 from tunneld.errors import reason_of
 from tunneld.events import Events
+from tunneld.legacy import Account, TunnelLegacy
 from tunneld.options import ANYWHERE, TunnelOptions
 from tunneld.rates import Rate, Thinning
 from tunneld.relay.engine import Engine, Relay, RelayEnd
@@ -89,17 +90,19 @@ class Opening:
 class Tunnel:
     """A client side, a server side and the relays between them."""
 
-    def __init__(self, opening: Opening, engine: Engine, events: Events) -> None:
-        """Bind both sides.
+    def __init__(self, opening: Opening, engine: Engine, events: Events, legacy: TunnelLegacy | None = None) -> None:
+        """Bind both sides; or take over the `legacy` of another process, and go on as if nothing had happened.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and holds nothing then.
         """
         backend = backend_of(opening.backend)
+        account, now = legacy.account if legacy is not None else Account(), trio.current_time()
         self.opening = opening
         self.phase = Phase.OPENING
-        self.opened_at = self.unused_since = trio.current_time()
-        self.served = 0  # visitors that got a server connection, ever
-        self.refusals = Counter[Refused]()  # visitors turned away, ever
+        self.opened_at, self.unused_since = now - account.age, now - account.unused
+        self.quiet = account.quiet
+        self.served = account.served  # visitors that got a server connection, ever
+        self.refusals = Counter({Refused(kind): count for kind, count in account.refused.items()})
         self.max_visitors = opening.options.max_visitors or opening.settings.max_visitors
         self.bandwidth = least(opening.options.bandwidth, opening.settings.bandwidth)  # octets per second
         self.quota = least(opening.options.quota, opening.settings.quota)  # octets
@@ -109,13 +112,17 @@ class Tunnel:
         self._log = structlog.get_logger("tunnel").bind(tunnel=opening.id)
         self._thinning = Thinning(REFUSALS_LOGGED)
         self._relays: dict[Relay, Any] = {}  # each with its visitor's address
-        self._ended_up = self._ended_down = 0  # octets of relays that ended
-        self._throttle = (
-            engine.limit(self.bandwidth, self.quota, self._use_up) if self.bandwidth or self.quota else None
-        )
+        self._ended_up, self._ended_down = account.up, account.down  # octets of relays that ended
+        quota = self.quota if account.quota_left is None else account.quota_left
+        self._throttle = engine.limit(self.bandwidth, quota, self._use_up) if self.bandwidth or self.quota else None
+        self._legacy = legacy
+        self._left_to_another = False
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
-        self._client_side = ClientSide(opening.settings, opening.options, opening.advertised_host, opening.reserved)
+        client = legacy.client if legacy is not None else None
+        self._client_side = ClientSide(
+            opening.settings, opening.options, opening.advertised_host, opening.reserved, client
+        )
         self.rules, self._admission = self._client_side.rules, self._client_side.admission
         try:
             self._server_side = backend(self._host())
@@ -181,6 +188,8 @@ class Tunnel:
                 async with trio.open_nursery() as nursery:
                     self._client_side.listen(self._engine, self._server_side, self, nursery)
                     self._enter(Phase.READY if self.parked else Phase.WAITING)
+                    if self._legacy is not None:
+                        self._take_over(self._legacy)
                     nursery.start_soon(clocks.close_when_unused, self, options.open_timeout or settings.open_timeout)
                     if options.ttl is not None:
                         nursery.start_soon(clocks.close_after, self, options.ttl)
@@ -206,6 +215,41 @@ class Tunnel:
         self._log.info("tunnel draining", visitors=len(self._relays))
         if not self._relays:
             self.close("drained")
+
+    def pause(self) -> None:
+        """Accept nobody on either side for now; connections stand in the listeners' queues. For `leave`."""
+        self._client_side.pause()
+        self._server_side.pause()
+
+    def leave(self) -> TunnelLegacy:
+        """Let go of everything that a successor can go on with, and end the rest: webmux, whose state is in this
+        process. The tunnel is over then, here, and tells nobody.
+        """
+        self._left_to_another = True
+        self.reason = STOPPED  # here; its address stays its own
+        now = trio.current_time()
+        relays, self._relays = self._relays, {}
+        lifted = []
+        for relay, peer in relays.items():
+            if (taken := self._engine.lift(relay)) is not None:
+                lifted.append((taken, peer))
+            else:
+                self._ended_up, self._ended_down = self._ended_up + relay.up, self._ended_down + relay.down
+        account = Account(
+            age=now - self.opened_at,
+            unused=now - self.unused_since,
+            quiet=self.quiet,
+            served=self.served,
+            refused={kind.value: count for kind, count in self.refusals.items()},
+            up=self._ended_up,
+            down=self._ended_down,
+            quota_left=self._throttle.left if self._throttle is not None else None,
+        )
+        client, server = self._client_side.leave(), self._server_side.leave()
+        draining, cut = self.phase is Phase.DRAINING, len(relays) - len(lifted)
+        legacy = TunnelLegacy(self.opening, draining, account, client, server, lifted, cut)
+        self._scope.cancel()
+        return legacy
 
     def trim(self, keep: int) -> int:
         """Close surplus parked server connections; see `ServerSide.trim`."""
@@ -238,6 +282,7 @@ class Tunnel:
             detached=self._detached,
             refused=lambda peer, reason: self._turned_away("server", peer, reason),
             failed=self.fail,
+            legacy=self._legacy.server if self._legacy is not None else None,
         )
 
     def _room(self) -> int:
@@ -306,6 +351,8 @@ class Tunnel:
 
     def _left(self, relay: Relay, end: RelayEnd) -> None:
         """A relay ended."""
+        if self._left_to_another:
+            return
         peer = self._relays.pop(relay)
         if self._admission is not None:
             self._admission.left(peer[0])
@@ -336,7 +383,24 @@ class Tunnel:
         if (left_out := self._thinning.passes(trio.current_time())) is not None:
             self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason, left_out=left_out)
 
-    # The end
+    # The beginning, where another process had one before, and the end
+
+    def _take_over(self, legacy: TunnelLegacy) -> None:
+        """Go on with the relays, and with a drain."""
+        self._legacy = None
+        for lifted, peer in legacy.relays:
+            if self._admission is not None:
+                self._admission.count_in(peer[0])
+            self._relays[self._engine.put_down(lifted, on_end=self._left, throttle=self._throttle)] = peer
+        for waiting in legacy.client.waiting:
+            if self._admission is not None:
+                self._admission.count_in(waiting.peer[0])
+        if self._relays and self.phase is Phase.WAITING:
+            self._enter(Phase.READY)
+        if legacy.draining:
+            self.drain()
+        elif self.served and not self.opening.options.persist and not self._relays:
+            self.close("its relay could not go along when the daemon started again")
 
     def _enter(self, phase: Phase) -> None:
         self._log.debug("phase", was=self.phase.value, now=phase.value)
@@ -350,6 +414,9 @@ class Tunnel:
         self._server_side.close()
         for relay in list(self._relays):
             relay.drop()
+        if self._left_to_another:
+            self._closed.set()
+            return
         up, down = self.octets
         self._events.publish("closed", id=self.id, reason=self.reason, visitors=self.served, up=up, down=down)
         refused = self.refusals.total()

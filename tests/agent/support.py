@@ -83,6 +83,9 @@ class RelayHere:
     def reload(self) -> Sequence[Item]:
         return []
 
+    async def restart(self) -> None:
+        self.stop()
+
     def shutdown(self, *, drain: bool) -> None:
         self.stop()
 

@@ -34,6 +34,7 @@ class Relay:
         self.settings = settings
         self.service = service
         self.shutdowns: list[bool] = []
+        self.restarts = 0
         self.on_shutdown: Callable[[], None] = lambda: None
         self.facts: dict[str, Any] = {}  # what `status` shall say instead
 
@@ -46,6 +47,9 @@ class Relay:
 
     def reload(self) -> Sequence[Item]:
         return []
+
+    async def restart(self) -> None:
+        self.restarts += 1
 
     def shutdown(self, *, drain: bool) -> None:
         self.shutdowns.append(drain)

@@ -14,9 +14,9 @@ ROOT = Path(tunneld.__file__).parent
 FLOORS = [  # from the street down to the cellar; a room may import from its own floor and from those below
     {"cli", "__main__"},
     {"agent", "daemon", ""},  # "": the package itself, which only hands out names
-    {"control", "lobby", "carriers", "ssh", "client", "login", "exchange"},
+    {"control", "lobby", "carriers", "ssh", "handover", "client", "login", "exchange"},
     {"service", "addresses"},
-    {"tunnel", "client_side", "proxied", "clocks"},
+    {"tunnel", "client_side", "proxied", "clocks", "legacy"},
     {"backends"},
     {"session", "net", "tls", "pin", "access", "config", "options", "events", "log", "notify", "doors", "store"},
     {"wire", "endpoint", "networks", "rates", "admission", "reservations"},

@@ -53,7 +53,7 @@ class Daemon:
         pending = b""
         async for chunk in self.process.stderr:
             *lines, pending = (pending + chunk).split(b"\n")
-            self.log += [json.loads(line) for line in lines]
+            self.log += [json.loads(line) if line.startswith(b"{") else {"event": line.decode()} for line in lines]
             async with self._heard:
                 self._heard.notify_all()
 

@@ -6,7 +6,16 @@ this floor asks which backend it is; a new one is a file here and a line in `BAC
 
 import sys
 
-from tunneld.backends.base import NOTHING_MORE, Backend, Host, Lobby, Premises, ServerConnection, ServerSide
+from tunneld.backends.base import (
+    NOTHING_MORE,
+    Backend,
+    Host,
+    Lobby,
+    Premises,
+    ServerConnection,
+    ServerSide,
+    SideLegacy,
+)
 from tunneld.backends.tcp import Tcp
 from tunneld.errors import UsageError
 
@@ -38,5 +47,6 @@ __all__ = [
     "Premises",
     "ServerConnection",
     "ServerSide",
+    "SideLegacy",
     "backend_of",
 ]

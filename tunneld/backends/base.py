@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +48,19 @@ class Premises:
 
 NOTHING_MORE = Premises()
 
+Peer = Any
+"""The address of whoever is at the other end of a socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class SideLegacy:
+    """What a server side leaves to its successor in the next process, which takes it over instead of beginning anew."""
+
+    port: int = 0  # of its own listener
+    listener: socket.socket | None = None  # None: it had none, or had closed it
+    parked: Sequence[tuple[socket.socket, Peer]] = ()  # in the order in which they came
+    key: str = ""  # in its server URI
+
 
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -67,6 +80,7 @@ class Host:
     detached: Callable[[Any], None]
     refused: Callable[[Any, str], None]  # with the peer's address and the reason
     failed: Failure  # a bug in a callback
+    legacy: SideLegacy | None = None  # of the one whose place it takes in this process
 
 
 class ServerConnection(Protocol):
@@ -119,6 +133,14 @@ class ServerSide(Protocol):
     def trim(self, keep: int) -> int:
         """Close parked connections until `keep` are left; returns how many were closed. None that a visitor got is
         among them.
+        """
+
+    def pause(self) -> None:
+        """Accept no connection for now; whoever comes stands in the listener's queue. For `leave`."""
+
+    def leave(self) -> SideLegacy:
+        """Let go of everything that a successor can go on with, closing nothing of it, and end the rest in order.
+        Nobody waits in `dial` any more. Then `close`, as ever.
         """
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import trio
 
-from tunneld.backends.base import Host, Premises
+from tunneld.backends.base import Host, Premises, SideLegacy
 from tunneld.backends.shared import Endpoints
 from tunneld.endpoint import Endpoint, contains
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
@@ -64,7 +64,7 @@ class Carried:
         """Raises `UsageError` where the relay has no port for such carriers."""
         self._host = host
         self._endpoints = self._port(host.premises)
-        self._key = self._endpoints.enter(self, host.former)
+        self._key = self._endpoints.enter(self, _known_key(host))
         self._carriers: dict[Carrying, Any] = {}  # each with its peer's address
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
@@ -143,6 +143,18 @@ class Carried:
         """Nothing is parked ahead, so there is nothing to trim."""
         return 0
 
+    def pause(self) -> None:
+        """See `ServerSide`: the shared port's door does that."""
+
+    def leave(self) -> SideLegacy:
+        """See `ServerSide`. What a carrier is about to say, and how it is enciphered, is in this process and cannot go
+        along: the hidden server dials again, to the same address.
+        """
+        self._closed = True
+        for carrier in list(self._carriers):
+            carrier.close("the relay starts again")
+        return SideLegacy(key=self._key)
+
     def close(self) -> None:
         """Take no carriers; end those that carry nobody, and each other one with its last visitor. Harmless when
         repeated.
@@ -206,6 +218,13 @@ class Carried:
                 carrier.close("another one came while it did not answer")
                 return True
         return False
+
+
+def _known_key(host: Host) -> str:
+    """The key that a hidden server may know already."""
+    if host.legacy is not None:
+        return host.legacy.key
+    return host.former.key if host.former is not None else ""
 
 
 class _Waiter:

@@ -49,10 +49,9 @@ class Endpoints:
         scheme, port = self._ports.get(backend, (backend, 0))
         return Endpoint(scheme, host, port, key)
 
-    def enter(self, side: Keyed, former: Endpoint | None = None) -> str:
+    def enter(self, side: Keyed, key: str = "") -> str:
         """The key of a new server side: the one it had before if nobody has that. Raises `UsageError` as `check`."""
         self.check(side.backend)
-        key = former.key if former is not None else ""
         if not key or key.startswith("-") or key in self._sides:
             key = _new_key()
         self._sides[key] = side

@@ -20,11 +20,11 @@ from typing import Any, Protocol
 
 import trio
 
-from tunneld.backends.base import Host, Premises, ServerConnection
+from tunneld.backends.base import Host, Premises, ServerConnection, SideLegacy
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, contains
 from tunneld.errors import LimitReachedError, UsageError
-from tunneld.net import bind_in_range
+from tunneld.net import bind_in_range, taken_out
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine, Failure, Limiter, Registration, Relay, RelayEnd
 from tunneld.relay.look import has_left
@@ -53,14 +53,19 @@ class Tcp:
     def __init__(self, host: Host) -> None:
         settings = host.settings
         self._host = host
+        legacy = host.legacy
         self._key = _key(host)
-        self._listener = _bind(settings, host.former, host.reserved)
-        scheme = "tls" if host.secure == "yes" else "tcp"
-        self._uri = Endpoint(scheme, host.advertised_host, self._listener.getsockname()[1], self._key)
+        self._listener = _bind(settings, host.former, host.reserved) if legacy is None else legacy.listener
+        port = self._listener.getsockname()[1] if self._listener is not None else legacy.port if legacy else 0
+        self._uri = Endpoint("tls" if host.secure == "yes" else "tcp", host.advertised_host, port, self._key)
         self._parked: dict[Parkable, Registration] = {}  # in the order in which they came
         self._waiters: deque[_Waiter] = deque()
         self._newcomers: set[trio.CancelScope] = set()
-        self._accepting = host.engine.listen(self._listener, self._arrived, host.failed)
+        self._accepting = (
+            host.engine.listen(self._listener, self._arrived, host.failed) if self._listener is not None else None
+        )
+        for connection, peer in legacy.parked if legacy is not None else ():
+            self._offer(TcpConnection(host.engine, connection, peer))
 
     @staticmethod
     def check(premises: Premises, options: TunnelOptions) -> None:
@@ -120,10 +125,30 @@ class Tcp:
             self._take().close()
         return surplus
 
+    def pause(self) -> None:
+        """See `ServerSide`."""
+        if self._accepting is not None:
+            self._accepting.release()
+
+    def leave(self) -> SideLegacy:
+        """See `ServerSide`."""
+        self.pause()
+        parked = []
+        while self._parked:
+            connection = self._take()
+            if isinstance(connection, TcpConnection):
+                parked.append((taken_out(connection.socket), connection.peer))
+            else:
+                connection.close()  # what is in TLS is in this process; the hidden server dials again
+        listening = self._listener is not None and self._listener.fileno() != -1
+        listener = taken_out(self._listener) if self._listener is not None and listening else None
+        return SideLegacy(self._uri.port, listener, parked, self._key)
+
     def close(self) -> None:
         """Stop listening, close what is parked, send those in line away. Harmless when repeated."""
-        self._accepting.release()
-        self._listener.close()
+        self.pause()
+        if self._listener is not None:
+            self._listener.close()
         for scope in self._newcomers:
             scope.cancel()
         self.trim(0)
@@ -203,6 +228,8 @@ def _key(host: Host) -> str:
     """The key to show: none, the one of the tunnel whose place this one takes, or a new one."""
     if host.secure == "no":
         return ""
+    if host.legacy is not None:
+        return host.legacy.key
     former = host.former
     return (
         former.key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,8 @@ def parser() -> Parser:
         prog="tunneld",
         description="A tunnel service: servers behind NAT or a firewall dial out to it, their clients dial in, and it "
         "relays the bytes.",
-        epilog="Signals: TERM and INT drain, a second one stops now, HUP reloads. See tunneld(8) and tunnel.toml(5).",
+        epilog="Signals: TERM and INT drain, a second one stops now, HUP reloads, USR2 starts again and keeps "
+        "connections. See tunneld(8) and tunnel.toml(5).",
     )
     made.add_argument(
         "--config",
@@ -111,4 +113,4 @@ def _serve(settings: Settings, path: Path | None, load: Callable[[], Settings]) 
     from tunneld import daemon, log  # noqa: PLC0415
 
     log.configure(settings.log)
-    return trio.run(daemon.run, settings, path, load)
+    return trio.run(daemon.run, settings, path, load, [sys.executable, *sys.orig_argv[1:]])

@@ -23,6 +23,7 @@ from tunneld.control.verbs import (
     open_tunnel,
     release_reservation,
     reload,
+    restart,
     show_tunnel,
     shut_down,
     status,
@@ -130,6 +131,7 @@ COMMANDS: dict[str, Command] = {
         ),
         Command("status", "", "the daemon in a line of facts", status, changes=False, role=Role.ADMIN),
         Command("reload", "", "read the configuration file again", reload, role=Role.ADMIN),
+        Command("restart", "", "start the daemon again, tunnels and relays go along", restart, role=Role.ADMIN),
         Command(
             "shutdown",
             "[drain]",

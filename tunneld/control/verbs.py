@@ -48,6 +48,9 @@ class Daemon(Protocol):
     def shutdown(self, *, drain: bool) -> None:
         """End the process, with or without letting the relays finish."""
 
+    async def restart(self) -> None:
+        """Begin to become the program as it is on the disk now. Raises `ConfigError`, `DrainingError`, `UsageError`."""
+
 
 async def open_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
     """Open a tunnel; the text is its server URI."""
@@ -153,6 +156,12 @@ async def shut_down(daemon: Daemon, request: Request, _caller: Caller) -> Reply:
     drain = bool(request.args)
     daemon.shutdown(drain=drain)
     return Reply(text="draining, then stopping" if drain else "stopping")
+
+
+async def restart(daemon: Daemon, _request: Request, _caller: Caller) -> Reply:
+    """Become the program as it is on the disk now, and keep what can be kept."""
+    await daemon.restart()
+    return Reply(text=f"starting again, with {count(len(daemon.service.tunnels()), 'tunnel')}")
 
 
 def known(caller: Caller) -> Grant:

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import trio
 
 from tunneld.errors import reason_of
+from tunneld.relay.lift import Lifted
 
 Failure = Callable[[Exception], None]
 """Called when a callback of this owner raised: a bug. The owner is expected to die of it, alone."""
@@ -145,6 +146,17 @@ class Engine(Protocol):
         from one side is forwarded as one (`shutdown`), the other direction goes on; a reset from one side is a reset
         to the other; bytes accepted from one side are delivered before its end is.
         """
+
+    def lift(self, relay: Relay) -> Lifted | None:
+        """Take a relay out of this engine as it is, without closing anything, for `put_down`; `on_end` is not told.
+
+        None where that cannot be, or where it has ended: then nothing has changed.
+        """
+
+    def put_down(
+        self, lifted: Lifted, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
+    ) -> Relay:
+        """Go on with a relay that was lifted, perhaps out of another process' engine; for the rest see `join`."""
 
     def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
         """A rate in octets per second, and a quota in octets, that relays share: both directions together, fairly.

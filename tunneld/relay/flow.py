@@ -39,6 +39,7 @@ import structlog
 
 from .engine import Cause, RelayEnd, Side
 from .failures import reset_on_close
+from .lift import Course
 from .throttle import Allowance
 
 if TYPE_CHECKING:
@@ -109,6 +110,23 @@ class Flow:
         if self.pump.handlers.get(self.fd) is self:
             del self.pump.handlers[self.fd]
         self.source.close()  # which takes it out of the epoll set, too
+
+    def lift(self) -> Course:
+        """Let go of the source without closing it, and tell how far this direction has come."""
+        self.pump.detach(self.fd, self)
+        held = self.held
+        while self.pipe is not None and self.pipe.count:
+            part = os.read(self.pipe.read_fd, self.pipe.count)
+            self.pipe.count -= len(part)
+            held += part
+        self.discard()
+        return Course(self.moved, self.done, held)
+
+    def follow(self, course: Course) -> None:
+        """Go on from there, before the pump attaches the source. An end that was read is read once more."""
+        self.moved, self.held = course.moved, course.held
+        self.done = self.ended = course.done
+        self.blocked = bool(course.held)
 
     def discard(self) -> None:
         """Forget what is held, after both sockets are closed."""

@@ -24,6 +24,7 @@ import trio
 
 from .engine import Cause, Relay, RelayEnd, Side
 from .flow import Flow
+from .lift import Lifted
 
 if TYPE_CHECKING:
     from .pump import Pump
@@ -85,6 +86,26 @@ class Pair:
         """See `Relay.drop`."""
         self.end(RelayEnd(Cause.DROPPED))
         self.pump.timers.ring()
+
+    def lift(self) -> Lifted:
+        """Let go of both sockets without closing them; the owner is told nothing."""
+        self.over = True
+        rest = max(0.0, self.deadline - trio.current_time()) if self.lingering else None
+        self.pump.timers.forget(self)
+        up, down = self.from_visitor.lift(), self.from_server.lift()
+        lifted = Lifted(self.from_visitor.source, self.from_server.source, up, down, self.linger, rest)
+        for flow in (self.from_visitor, self.from_server):
+            del flow.reverse, flow.pair
+        return lifted
+
+    def follow(self, lifted: Lifted) -> None:
+        """Go on from there, before the pump attaches the flows."""
+        self.from_visitor.follow(lifted.up)
+        self.from_server.follow(lifted.down)
+        if lifted.rest is not None:
+            self.start_lingering()
+            self.deadline = trio.current_time() + lifted.rest
+            self.pump.timers.watch(self)
 
     def breaks(self, side: Side, error: OSError) -> None:
         """One side is broken: the other is told in kind."""

@@ -15,6 +15,7 @@ from typing import Any, cast
 import trio
 
 from .engine import Failure, Limiter, Registration, Relay, RelayEnd
+from .lift import Lifted
 from .limits import Limits
 from .tasks import Joined, Listening, Watching
 from .throttle import PatientThrottle
@@ -64,6 +65,16 @@ class PortableEngine:
         joined = Joined(visitor, server, linger, on_end, cast("PatientThrottle | None", throttle))
         self._running().start_soon(joined.run)
         return joined
+
+    def lift(self, relay: Relay) -> Lifted | None:
+        """See `Engine.lift`: what is on its way is in the tasks."""
+        return None
+
+    def put_down(
+        self, lifted: Lifted, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
+    ) -> Relay:
+        """See `Engine.put_down`: nothing was lifted, so nothing comes."""
+        raise NotImplementedError
 
     def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
         """See `Engine.limit`."""

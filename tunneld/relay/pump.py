@@ -48,6 +48,7 @@ import trio
 
 from .acceptor import Acceptor, Watch
 from .engine import Failure, Limiter, Registration, Relay, RelayEnd
+from .lift import Lifted
 from .limits import Limits
 from .pair import Pair
 from .pipes import Pipes
@@ -141,7 +142,23 @@ class Pump:
         throttle: Limiter | None = None,
     ) -> Relay:
         """See `Engine.join`."""
-        pair = Pair(self, visitor, server, linger, on_end, cast("Throttle | None", throttle))
+        return self._attach(Pair(self, visitor, server, linger, on_end, cast("Throttle | None", throttle)))
+
+    def lift(self, relay: Relay) -> Lifted | None:
+        """See `Engine.lift`."""
+        if not isinstance(relay, Pair) or relay.over:
+            return None
+        return relay.lift()
+
+    def put_down(
+        self, lifted: Lifted, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
+    ) -> Relay:
+        """See `Engine.put_down`."""
+        pair = Pair(self, lifted.visitor, lifted.server, lifted.linger, on_end, cast("Throttle | None", throttle))
+        pair.follow(lifted)
+        return self._attach(pair)
+
+    def _attach(self, pair: Pair) -> Pair:
         for flow in (pair.from_visitor, pair.from_server):
             try:
                 self.attach(flow.fd, flow)

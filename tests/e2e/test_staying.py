@@ -1,0 +1,311 @@
+"""The real daemon starts again, and nobody loses a connection by it."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.support.manager import manager
+from tests.support.people import PATIENCE, connect, is_refused, read_all, read_exactly
+from tests.support.programs import Daemon, daemon, program, tunnel_command
+from tunneld.endpoint import Endpoint
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="connections are handed over on Linux only"),
+    pytest.mark.timeout(120),
+]
+
+BLOCK = random.Random(5).randbytes(1 << 20)
+BLOCKS = 256
+"""A download of 256 MiB, a second or two of loopback."""
+
+
+async def times_logged(relay: Daemon, event: str, count: int) -> None:
+    """Wait until the log tells of an event for the so-manieth time."""
+    with trio.fail_after(PATIENCE):
+        while sum(line["event"] == event for line in relay.log) < count:
+            async with relay._heard:
+                await relay._heard.wait()
+
+
+async def opened(relay: Daemon, *words: str) -> tuple[Endpoint, Endpoint]:
+    """A new tunnel: its server and client URI."""
+    said = await relay.ask(f"openTunnel {' '.join(words)}")
+    server = re.findall(r"OK (\w+://\S+)", said)[-1]
+    client = re.findall(r"OK (\w+://\S+)", await relay.ask(f"getTunnelAddress {server}"))[-1]
+    return Endpoint.parse(server), Endpoint.parse(client)
+
+
+class Download:
+    """A long one, from the hidden server to a visitor, whose progress can be waited for."""
+
+    def __init__(self, hidden: trio.SocketStream, visitor: trio.SocketStream) -> None:
+        self.sent, self.received = hashlib.sha256(), hashlib.sha256()
+        self.octets = 0
+        self._hidden, self._visitor = hidden, visitor
+        self._may_pass = 0  # octets: the visitor reads no further
+        self._goes_on = self._stopped = trio.Event()
+
+    async def send(self) -> None:
+        for number in range(BLOCKS):
+            block = number.to_bytes(4, "big") + BLOCK
+            self.sent.update(block)
+            await self._hidden.send_all(block)
+        await self._hidden.send_eof()
+
+    async def receive(self) -> None:
+        while True:
+            if self.octets >= self._may_pass:
+                self._stopped.set()
+                await self._goes_on.wait()
+            if not (chunk := await self._visitor.receive_some(1 << 20)):
+                return
+            self.received.update(chunk)
+            self.octets += len(chunk)
+
+    def let_pass(self, octets: int) -> None:
+        """Let the visitor read until so many have come."""
+        self._may_pass, before = octets, self._goes_on
+        self._goes_on, self._stopped = trio.Event(), trio.Event()
+        before.set()
+
+    async def reach(self, octets: int) -> None:
+        self.let_pass(octets)
+        await self._stopped.wait()
+
+
+async def test_a_long_download_survives_two_restarts_and_newcomers_are_not_refused(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as relay:
+        server, client = await opened(relay, "tcp", "persist=yes", "ttl=3600")
+        download = Download(await connect(server), await connect(client))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(download.send)
+            nursery.start_soon(download.receive)
+            for number in (1, 2):
+                await download.reach(number * BLOCKS // 3 << 20)
+                pid = relay.process.pid
+                relay.process.send_signal(signal.SIGUSR2)
+                await times_logged(relay, "handing over", number)
+                newcomer, its_server = await connect(client), await connect(server)  # nobody accepts now
+                await newcomer.send_all(b"hello")
+                await times_logged(relay, "ready", number + 1)
+                assert await read_exactly(its_server, 5) == b"hello"
+                assert relay.process.pid == pid
+            download.let_pass(BLOCKS << 21)
+        assert download.octets == BLOCKS * ((1 << 20) + 4)
+        assert download.received.digest() == download.sent.digest()
+        assert "served=3" in await relay.ask("list")
+
+
+async def test_one_shot_and_persistent_tunnels_wait_on(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as relay:
+        once, many = await opened(relay, "tcp"), await opened(relay, "tcp", "persist=yes")
+        early, parked = await connect(once[1]), await connect(many[0])
+        await early.send_all(b"early")
+        assert "starting again, with 2 tunnels" in await relay.ask("restart")
+        await times_logged(relay, "ready", 2)
+        assert await read_exactly(await connect(once[0]), 5) == b"early"
+        visitor = await connect(many[1])
+        await visitor.send_all(b"late")
+        assert await read_exactly(parked, 4) == b"late"
+
+
+async def test_a_program_that_would_not_start_is_not_become(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as relay:
+        server, client = await opened(relay, "tcp", "persist=yes")
+        config = tmp_path / "tunnel.toml"
+        config.write_text(config.read_text() + "\n[contrl]\n")
+        said = await relay.ask("restart")
+        assert "ERR config could not restart: the program as it is now would not start: " in said
+        assert "contrl" in said
+        relay.process.send_signal(signal.SIGUSR2)
+        assert "contrl" in (await relay.wait_logged("restart failed, nothing changed"))["reason"]
+        hidden, visitor = await connect(server), await connect(client)
+        await visitor.send_all(b"x")
+        assert await read_exactly(hidden, 1) == b"x"
+
+
+async def test_descriptors_do_not_pile_up(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as relay:
+        server, client = await opened(relay, "tcp", "persist=yes")
+        pair = await connect(server), await connect(client)
+        await pair[1].send_all(b"x")
+        await read_exactly(pair[0], 1)
+        counts = []
+        for number in range(2, 5):
+            await relay.ask("restart")
+            await times_logged(relay, "ready", number)
+            await relay.ask("list")
+            counts.append(relay.descriptors)
+        assert len(set(counts)) == 1, counts
+
+
+async def test_the_agent_of_a_webmux_tunnel_is_back_at_the_same_address(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as relay, page() as port:
+        command = tunnel_command("expose", str(port), "--relay", relay.control, "--json")
+        async with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as agent:
+            assert agent.stdout is not None
+            said = b""
+            with trio.fail_after(PATIENCE):
+                while b'"opened"' not in said:
+                    said += await some(agent.stdout)
+            (tunnel,) = re.findall(r"client=(\S+)", await relay.ask("list"))
+            await relay.ask("restart")
+            await times_logged(relay, "ready", 2)
+            visitor = await connect(Endpoint.parse(tunnel))  # waits until the agent is back
+            assert await read_exactly(visitor, 5) == b"hello"
+            with trio.fail_after(PATIENCE):
+                while b'"resumed"' not in said:
+                    said += await some(agent.stdout)
+
+
+async def some(stream: trio.abc.ReceiveStream) -> bytes:
+    chunk = bytes(await stream.receive_some())
+    assert chunk, "it ended"
+    return chunk
+
+
+@asynccontextmanager
+async def page() -> AsyncIterator[int]:
+    """A local server that greets and hangs up."""
+
+    async def greet(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"hello")
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(serve_tcp(greet))
+        yield int(listener.socket.getsockname()[1])
+        nursery.cancel_scope.cancel()
+
+
+def serve_tcp(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> Callable[..., Awaitable[Any]]:
+    async def serve(task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
+        await trio.serve_tcp(handler, 0, host="127.0.0.1", task_status=task_status)
+
+    return serve
+
+
+# A service manager in between
+
+
+async def test_a_manager_keeps_relays_and_listeners_while_another_process_starts(tmp_path: Path) -> None:
+    async with manager(tmp_path) as systemd:
+        async with systemd.service() as relay:
+            before = relay.process.pid
+            server, client = await opened(relay, "tcp", "persist=yes")
+            hidden, visitor = await connect(server), await connect(client)
+            await visitor.send_all(b"one")
+            assert await read_exactly(hidden, 3) == b"one"
+            assert await systemd.stop_for_restart(relay) == 0
+        assert len(systemd.kept) == 1 + 3 + 2 + 2  # the letter, faces, a tunnel's two sides, a relay's
+        await visitor.send_all(b"two")
+        newcomer = await connect(client)
+        async with systemd.service() as relay:
+            assert relay.process.pid != before
+            assert await read_exactly(hidden, 3) == b"two"
+            its_server = await connect(server)
+            await newcomer.send_all(b"x")
+            assert await read_exactly(its_server, 1) == b"x"
+            assert systemd.kept == []  # or what the daemon closes would stay open there
+            await visitor.aclose()
+            assert await read_all(hidden) == b""
+            assert "id=t1 " in await relay.ask("list")
+
+
+async def test_a_process_that_crashed_left_nothing_and_the_next_one_starts(tmp_path: Path) -> None:
+    async with manager(tmp_path) as systemd:
+        async with systemd.service() as relay:
+            server, _client = await opened(relay, "tcp", "persist=yes")
+            relay.process.kill()
+        async with systemd.service() as relay:
+            assert "OK 0 tunnels" in await relay.ask("list")
+            assert await is_refused(server)
+
+
+async def test_what_another_version_left_costs_no_more_than_that(tmp_path: Path) -> None:
+    async with manager(tmp_path) as systemd:
+        async with systemd.service() as relay:
+            server, client = await opened(relay, "tcp", "persist=yes")
+            hidden, visitor = await connect(server), await connect(client)
+            await visitor.send_all(b"one")
+            assert await read_exactly(hidden, 3) == b"one"
+            await systemd.stop_for_restart(relay)
+        name, _letter = systemd.kept.pop(0)
+        assert name == "kept"
+        async with systemd.service() as relay:
+            told = await relay.wait_logged("what the process before this one left cannot be used")
+            assert told["reason"] == "it is not a letter of tunneld"
+            assert (await relay.wait_logged("sockets came along that nothing is known of, and were closed"))[
+                "sockets"
+            ] == 7
+            assert await read_all(visitor) == b""
+            assert await is_refused(server)
+
+
+async def test_without_anybody_who_keeps_them_connections_are_drained(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as relay:
+        server, client = await opened(relay, "tcp", "persist=yes")
+        hidden, visitor = await connect(server), await connect(client)
+        await visitor.send_all(b"x")
+        assert await read_exactly(hidden, 1) == b"x"
+        relay.process.send_signal(signal.SIGUSR1)
+        await relay.wait_logged("nobody keeps connections for the next process (FDSTORE), so they are drained")
+        await relay.wait_logged("draining")
+        await visitor.aclose()
+        await hidden.aclose()
+        with trio.fail_after(PATIENCE):
+            assert await relay.process.wait() == 0
+
+
+# Socket activation
+
+
+async def test_faces_listen_on_the_sockets_that_they_are_given(tmp_path: Path) -> None:
+    given = socket.create_server(("127.0.0.1", 0))
+    port = given.getsockname()[1]
+    async with manager(tmp_path, [("control", given)]) as systemd:
+        early = await trio.open_tcp_stream("127.0.0.1", port)
+        async with systemd.service() as relay, early:
+            assert relay.control == f"tcp://127.0.0.1:{port}"
+            assert (await read_exactly(early, 11)) == b"OK tunneld "
+            said = await relay.ask("reload")
+            assert "OK 0 keys changed" in said
+            await systemd.stop_for_restart(relay)
+        async with systemd.service() as relay:
+            assert relay.control == f"tcp://127.0.0.1:{port}"
+
+
+async def test_given_sockets_stay_given_when_the_daemon_becomes_another_program(tmp_path: Path) -> None:
+    given = socket.create_server(("127.0.0.1", 0))
+    port = given.getsockname()[1]
+    async with manager(tmp_path, [("control", given)]) as systemd, systemd.service() as relay:
+        await relay.ask("restart")
+        await times_logged(relay, "ready", 2)
+        systemd.write((tmp_path / "tunnel.toml").read_text().replace("port = 0", "port = 1", 1))
+        await relay.ask("reload")
+        assert "OK 0 tunnels" in await relay.ask("list")
+        assert relay.control == f"tcp://127.0.0.1:{port}"
+
+
+async def test_a_socket_with_the_wrong_name_is_a_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        async with manager(tmp_path, [("tunneld.socket", given.dup())]) as systemd:
+            command, variables, fds = systemd.command()
+            done = await trio.run_process(command, capture_stderr=True, check=False, pass_fds=fds, env=variables)
+    assert done.returncode == 78
+    assert done.stderr.decode() == (
+        "systemd's socket 3, named 'tunneld.socket', is for no face that is enabled: FileDescriptorName= of "
+        "its unit must be control or http or webmux or ssh\n"
+    )

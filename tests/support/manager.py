@@ -1,0 +1,126 @@
+"""A service manager that fits into a test: it gives sockets, keeps descriptors and starts the daemon again.
+
+Of systemd it has what sd_notify(3) and sd_listen_fds(3) describe: NOTIFY_SOCKET with FDSTORE, FDSTOREREMOVE and
+BARRIER, and LISTEN_FDS with names.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from tests.support.people import PATIENCE
+from tests.support.programs import CONFIG, Daemon, program
+
+LAUNCHER = """
+import fcntl, os, sys
+count = int(sys.argv[1])
+given = [int(number) for number in sys.argv[2 : 2 + count]]
+high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 3 + count) for fd in given]  # out of the way of their places
+for place, fd in enumerate(high, 3):
+    os.dup2(fd, place)
+os.closerange(3 + count, max([*high, *given, 3 + count]) + 1)
+if count:
+    os.environ["LISTEN_PID"], os.environ["LISTEN_FDS"] = str(os.getpid()), str(count)
+os.execv(sys.argv[2 + count], sys.argv[2 + count :])
+"""
+
+
+class Manager:
+    """One service and the descriptors that are kept for it."""
+
+    def __init__(self, folder: Path, nursery: trio.Nursery) -> None:
+        self.told: list[str] = []
+        self.kept: list[tuple[str, int]] = []
+        self.sockets: list[tuple[str, socket.socket]] = []  # as of socket units
+        self.deaf = False  # descriptors are not kept, nor is anything answered
+        self._config = folder / "tunnel.toml"
+        self._path = str(folder / "notify")
+        self._nursery = nursery
+        self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    async def listen(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Hear what the service has to say."""
+        with self._socket:
+            await self._socket.bind(self._path)
+            task_status.started()
+            while True:
+                data, ancillary, _flags, _address = await self._socket.recvmsg(8192, socket.CMSG_SPACE(4 * 253))
+                fds = [
+                    int.from_bytes(payload[start : start + 4], sys.byteorder)
+                    for _level, _kind, payload in ancillary
+                    for start in range(0, len(payload), 4)
+                ]
+                self._hear(data.decode(), fds)
+
+    def _hear(self, message: str, fds: list[int]) -> None:
+        fields = dict(line.split("=", 1) for line in message.split("\n"))
+        self.told.append(message)
+        if fields.get("FDSTORE") == "1" and not self.deaf:
+            self.kept += [(fields["FDNAME"], fd) for fd in fds]
+            return
+        if fields.get("FDSTOREREMOVE") == "1":
+            for name, fd in self.kept:
+                if name == fields["FDNAME"]:
+                    os.close(fd)
+            self.kept = [(name, fd) for name, fd in self.kept if name != fields["FDNAME"]]
+        for fd in fds:  # also those of a barrier: that is its answer
+            os.close(fd)
+
+    def command(self) -> tuple[list[str], dict[str, str], list[int]]:
+        """How the service is started: the words, the environment, the descriptors to pass on."""
+        given = [*((name, one.fileno()) for name, one in self.sockets), *self.kept]
+        words = [sys.executable, "-m", "tunneld", "--config", str(self._config), "--log-format", "json"]
+        launcher = [sys.executable, "-c", LAUNCHER, str(len(given)), *(str(fd) for _name, fd in given), *words]
+        names = ":".join(name for name, _fd in given)
+        return launcher, {**os.environ, "NOTIFY_SOCKET": self._path, "LISTEN_FDNAMES": names}, [fd for _, fd in given]
+
+    @asynccontextmanager
+    async def service(self) -> AsyncIterator[Daemon]:
+        """The daemon, ready, with the sockets that it was given and the descriptors that were kept."""
+        words, variables, fds = self.command()
+        async with program(words, stderr=subprocess.PIPE, env=variables, pass_fds=fds) as process:
+            daemon = Daemon(process)
+            self._nursery.start_soon(daemon.listen)
+            await daemon.wait_logged("ready")
+            daemon.control = (await daemon.wait_logged("control listens"))["uri"]
+            yield daemon
+
+    async def stop_for_restart(self, daemon: Daemon) -> int:
+        """What `systemctl restart` does first, with the unit's RestartKillSignal; the exit status."""
+        daemon.process.send_signal(signal.SIGUSR1)
+        with trio.fail_after(PATIENCE):
+            return await daemon.process.wait()
+
+    def write(self, text: str = CONFIG, drain_timeout: float = 20.0) -> None:
+        """Configure the service."""
+        self._config.write_text(text.format(drain_timeout=drain_timeout))
+
+    def forget(self) -> None:
+        """Close everything."""
+        for fd in [*(fd for _name, fd in self.kept), *(one.detach() for _name, one in self.sockets)]:
+            os.close(fd)
+        self.kept, self.sockets = [], []
+
+
+@asynccontextmanager
+async def manager(folder: Path, sockets: Sequence[tuple[str, socket.socket]] = ()) -> AsyncIterator[Manager]:
+    """A manager for the length of the block."""
+    async with trio.open_nursery() as nursery:
+        made = Manager(folder, nursery)
+        made.sockets = list(sockets)
+        made.write()
+        await nursery.start(made.listen)
+        try:
+            yield made
+        finally:
+            made.forget()
+        nursery.cancel_scope.cancel()

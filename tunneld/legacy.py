@@ -1,0 +1,69 @@
+"""What a tunnel leaves to its successor in the next process: see handover/."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tunneld.backends import SideLegacy
+from tunneld.client_side import ClientLegacy
+from tunneld.relay.lift import Lifted
+
+if TYPE_CHECKING:
+    from tunneld.tunnel import Opening
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a tunnel has counted and how old it is: seconds are before the moment at which it was left."""
+
+    age: float = 0.0
+    unused: float = 0.0  # since the last connection of either side went
+    quiet: int = 0  # see clocks.py
+    served: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)  # by the names of `Refused`
+    up: int = 0  # octets of relays that have ended
+    down: int = 0
+    quota_left: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelLegacy:
+    """A tunnel between two processes. Whoever has it owns all sockets in it."""
+
+    opening: Opening
+    draining: bool
+    account: Account
+    client: ClientLegacy
+    server: SideLegacy
+    relays: Sequence[tuple[Lifted, Any]]  # each with its visitor's address
+    cut: int = 0  # relays that could not go along
+
+    def close(self) -> None:
+        """Nobody goes on with it."""
+        listeners = [one for one in (self.client.listener, self.server.listener) if one is not None]
+        parked = [connection for connection, _peer in self.server.parked]
+        for one in [*listeners, *parked, *(waiting.visitor for waiting in self.client.waiting)]:
+            one.close()
+        for lifted, _peer in self.relays:
+            lifted.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the service has counted of tunnels that are no more."""
+
+    last_id: int = 0
+    opened: int = 0
+    octets: tuple[int, int] = (0, 0)  # up, down
+    served: int = 0
+    refusals: Mapping[str, int] = field(default_factory=dict)  # by the names of `Refused`
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLegacy:
+    """All tunnels between two processes, each with the name of its credential."""
+
+    past: Past = Past()
+    tunnels: Sequence[tuple[str, TunnelLegacy]] = ()
