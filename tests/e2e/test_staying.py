@@ -309,3 +309,31 @@ async def test_a_socket_with_the_wrong_name_is_a_sentence(tmp_path: Path) -> Non
         "systemd's socket 3, named 'tunneld.socket', is for no face that is enabled: FileDescriptorName= of "
         "its unit must be control or http or webmux or ssh\n"
     )
+
+
+async def test_a_person_restarts_it_and_is_told_when_it_is_back(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as relay:
+        await opened(relay, "tcp", "persist=yes")
+        done = await trio.run_process(tunnel_command("restart", "--relay", relay.control), capture_stdout=True)
+        assert re.fullmatch(r"started again as version \S+, with 1 tunnels and 0 visitors\n", done.stdout.decode())
+        assert sum(line["event"] == "ready" for line in relay.log) == 2
+
+
+async def test_an_agent_with_the_tcp_backend_goes_on_with_its_visitor(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as relay, page() as port:
+        command = tunnel_command("expose", str(port), "--relay", relay.control, "--backend", "tcp", "--json")
+        async with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as agent:
+            assert agent.stdout is not None
+            said = b""
+            with trio.fail_after(PATIENCE):
+                while b'"opened"' not in said:
+                    said += await some(agent.stdout)
+                (client,) = re.findall(r"client=(\S+)", await relay.ask("list"))
+                visitor = await connect(Endpoint.parse(client))
+                assert await read_exactly(visitor, 5) == b"hello"
+                await relay.ask("restart")
+                while b'"resumed"' not in said:
+                    said += await some(agent.stdout)
+                newcomer = await connect(Endpoint.parse(client))
+                assert await read_exactly(newcomer, 5) == b"hello"
+            assert "served=2" in await relay.ask("list")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from tunneld.cli.tables import (
     printable,
     table,
 )
-from tunneld.errors import UsageError
+from tunneld.errors import RelayUnreachableError, UsageError
 
 if TYPE_CHECKING:
     from tunneld.client import Client
@@ -82,6 +83,19 @@ async def reload(client: Client, _options: argparse.Namespace, shape: Form) -> s
     answer = await client.call("reload")
     changes = table(answer.items, CHANGES, shape) if answer.items else ""
     return changes or text(answer.text, shape)
+
+
+async def restart(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """A sentence, once the relay is there again."""
+    await client.call("restart")
+    with suppress(RelayUnreachableError):
+        async with client.watch() as events:  # which end with the old program
+            async for _ in events:
+                pass
+    async with access(options).connect() as again:
+        status = await again.status()
+    count = f"{status['tunnels']} tunnels and {status['visitors']} visitors"
+    return text(f"started again as version {status['version']}, with {count}", shape)
 
 
 async def close(client: Client, options: argparse.Namespace, shape: Form) -> str:
@@ -168,6 +182,7 @@ VERBS = (
     Verb("watch", "watch", "say what happens to all tunnels, or to one", watch, [REFERENCE], nargs="?"),
     Verb("status", "status", "the daemon in a few facts", status),
     Verb("reload", "reload", "have the daemon read its configuration file again", reload),
+    Verb("restart", "restart", "start the daemon again; tunnels and relays go along", restart),
     Verb("shutdown", "shutdown", "end the daemon; with --drain, let relays finish first", shut_down),
 )
 
