@@ -72,6 +72,7 @@ ABOUT_ALL = {
     "watch": ("ok", "ok", "not-allowed"),
     "status": ("not-allowed", "ok", "not-allowed"),
     "reload": ("not-allowed", "ok", "not-allowed"),
+    "restart": ("not-allowed", "ok", "not-allowed"),
     "shutdown": ("not-allowed", "ok", "not-allowed"),
     "help": ("ok", "ok", "ok"),
     "quit": ("ok", "ok", "ok"),

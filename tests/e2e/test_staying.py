@@ -293,7 +293,7 @@ async def test_given_sockets_stay_given_when_the_daemon_becomes_another_program(
     async with manager(tmp_path, [("control", given)]) as systemd, systemd.service() as relay:
         await relay.ask("restart")
         await times_logged(relay, "ready", 2)
-        systemd.write((tmp_path / "tunnel.toml").read_text().replace("port = 0", "port = 1", 1))
+        systemd.write(control=1)
         await relay.ask("reload")
         assert "OK 0 tunnels" in await relay.ask("list")
         assert relay.control == f"tcp://127.0.0.1:{port}"

@@ -37,14 +37,13 @@ os.execv(sys.argv[2 + count], sys.argv[2 + count :])
 class Manager:
     """One service and the descriptors that are kept for it."""
 
-    def __init__(self, folder: Path, nursery: trio.Nursery) -> None:
+    def __init__(self, folder: Path) -> None:
         self.told: list[str] = []
         self.kept: list[tuple[str, int]] = []
         self.sockets: list[tuple[str, socket.socket]] = []  # as of socket units
         self.deaf = False  # descriptors are not kept, nor is anything answered
         self._config = folder / "tunnel.toml"
         self._path = str(folder / "notify")
-        self._nursery = nursery
         self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     async def listen(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -87,12 +86,16 @@ class Manager:
     async def service(self) -> AsyncIterator[Daemon]:
         """The daemon, ready, with the sockets that it was given and the descriptors that were kept."""
         words, variables, fds = self.command()
-        async with program(words, stderr=subprocess.PIPE, env=variables, pass_fds=fds) as process:
+        async with (
+            program(words, stderr=subprocess.PIPE, env=variables, pass_fds=fds) as process,
+            trio.open_nursery() as nursery,
+        ):
             daemon = Daemon(process)
-            self._nursery.start_soon(daemon.listen)
+            nursery.start_soon(daemon.listen)
             await daemon.wait_logged("ready")
             daemon.control = (await daemon.wait_logged("control listens"))["uri"]
             yield daemon
+            nursery.cancel_scope.cancel()
 
     async def stop_for_restart(self, daemon: Daemon) -> int:
         """What `systemctl restart` does first, with the unit's RestartKillSignal; the exit status."""
@@ -100,9 +103,9 @@ class Manager:
         with trio.fail_after(PATIENCE):
             return await daemon.process.wait()
 
-    def write(self, text: str = CONFIG, drain_timeout: float = 20.0) -> None:
-        """Configure the service."""
-        self._config.write_text(text.format(drain_timeout=drain_timeout))
+    def write(self, control: int = 0) -> None:
+        """Configure the service; `control` is the port of its control socket, as it would be without a socket unit."""
+        self._config.write_text(CONFIG.format(drain_timeout=20.0, control=control))
 
     def forget(self) -> None:
         """Close everything."""
@@ -115,7 +118,7 @@ class Manager:
 async def manager(folder: Path, sockets: Sequence[tuple[str, socket.socket]] = ()) -> AsyncIterator[Manager]:
     """A manager for the length of the block."""
     async with trio.open_nursery() as nursery:
-        made = Manager(folder, nursery)
+        made = Manager(folder)
         made.sockets = list(sockets)
         made.write()
         await nursery.start(made.listen)
