@@ -26,7 +26,7 @@ from tunneld.endpoint import format_peer
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError
 from tunneld.lobby import Lobby
 from tunneld.relay.pump import Pump
-from tunneld.session import Carrier, CarrierLimits, Channel, Link
+from tunneld.session import Carrier, CarrierLimits, Channel, link_over
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("webmux")
 
@@ -66,14 +66,11 @@ class _Port:
         """See `lobby.Hear`: one newcomer, until its tunnel has it or it is gone."""
         context = self._lobby.tls
         try:
-            if context is not None:
-                connection = await net.shake_hands(connection, context, server_side=True)
+            way = await net.shake_hands(connection, context, server_side=True) if context else connection
             settings = self._settings()
             newcomer = _Newcomer(self._endpoints, peer, settings.max_carriers)
             limits = limits_of(settings)
-            newcomer.carrier = carrier = Carrier(
-                self._engine, Link(connection), newcomer, initiator=False, limits=limits
-            )
+            newcomer.carrier = carrier = Carrier(self._engine, link_over(way), newcomer, initiator=False, limits=limits)
         except BaseException:
             connection.close()
             raise

@@ -20,8 +20,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trio
-
 from tunneld.endpoint import format_peer
 from tunneld.errors import (
     SHORTAGES,
@@ -33,6 +31,7 @@ from tunneld.errors import (
     reason_of,
 )
 from tunneld.pin import PinnedContext
+from tunneld.tls import TlsSocket
 
 if TYPE_CHECKING:
     from tunneld.config.schema import Tls
@@ -151,31 +150,18 @@ def unverified_tls_context(certificate: Path | str | None = None, key: Path | st
 
 async def shake_hands(
     connection: socket.socket, context: ssl.SSLContext, *, server_hostname: str | None = None, server_side: bool = False
-) -> ssl.SSLSocket:
+) -> TlsSocket:
     """TLS on a connected non-blocking socket, for an engine that serves it without a task.
 
     Raises OSError (`ssl.SSLError` among them); the connection is closed then, and where this is cancelled.
     """
     try:
-        stream = context.wrap_socket(
-            connection, server_side=server_side, server_hostname=server_hostname, do_handshake_on_connect=False
-        )
+        tls = TlsSocket(connection, context, server_side=server_side, server_hostname=server_hostname)
+        await tls.shake_hands()
     except BaseException:
         connection.close()
         raise
-    try:
-        while True:
-            try:
-                stream.do_handshake()
-            except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(stream)
-            except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(stream)
-            else:
-                return stream
-    except BaseException:
-        stream.close()
-        raise
+    return tls
 
 
 def taken_out(holder: socket.socket) -> socket.socket:

@@ -96,7 +96,7 @@ class TlsSocket:
     async def _fill(self) -> None:
         while True:
             try:
-                self._feed(self.connection.recv(CHUNK))
+                self.feed(self.connection.recv(CHUNK))
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.connection)
             else:
@@ -130,15 +130,27 @@ class TlsSocket:
         Raises `BlockingIOError`, or OSError where the connection is broken.
         """
         count = self.connection.recv_into(raw)
-        self._feed(raw[:count])
+        self.feed(raw[:count])
         return count, self.decipher(plain)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether more was read than given out: epoll will not tell of that. So it may be right after the handshake."""
+        return bool(self._ahead) or self._incoming.pending > 0
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """What was read from the kernel, to be deciphered; nothing is the end of it."""
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
 
     def decipher(self, plain: memoryview) -> int:
         """Decipher what was read and is whole; octets in `plain`. Raises OSError."""
-        filled = min(len(self._ahead), len(plain))
+        incoming, filled = self._incoming, min(len(self._ahead), len(plain))
         plain[:filled], self._ahead = self._ahead[:filled], self._ahead[filled:]
         try:
-            while filled < len(plain):
+            while filled < len(plain) and (incoming.pending or incoming.eof):
                 octets = int(self._tls.read(len(plain) - filled, plain[filled:]))
                 if not octets:
                     self.ended = True
@@ -168,9 +180,9 @@ class TlsSocket:
             self._incoming.write(came)
 
     @property
-    def unsent(self) -> bool:
-        """Whether there is anything to flush."""
-        return bool(self._unsent) or self._outgoing.pending > 0
+    def unsent(self) -> int:
+        """Octets to flush."""
+        return len(self._unsent) + self._outgoing.pending
 
     def flush(self) -> bool:
         """Send what the kernel takes; whether that was all. Raises OSError where the connection is broken."""
@@ -193,12 +205,6 @@ class TlsSocket:
     def close(self) -> None:
         """Close the socket, without a goodbye."""
         self.connection.close()
-
-    def _feed(self, data: bytes | memoryview) -> None:
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
 
 
 def _cut() -> OSError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from tunneld.net import shake_hands
 from tunneld.relay import Limits, Relay, Side
 from tunneld.relay.engine import Limiter
 from tunneld.relay.pump import Pump
-from tunneld.session import Carrier, CarrierLimits, Channel, Link
+from tunneld.session import Carrier, CarrierLimits, Channel, link_over
+from tunneld.tls import TlsSocket
 
 LIMIT = 30
 """Seconds, virtual ones included, after which a test has failed."""
@@ -107,14 +107,13 @@ async def two_carriers(papers: Papers | None, limits: CarrierLimits | None = Non
         with trio.fail_after(LIMIT):
             pump = Pump(Limits())
             await nursery.start(pump.run)
-            here, there = tcp_pair()
-            if papers is not None:
-                here, there = await _encrypt(here, there, papers)
+            one, other = tcp_pair()
+            here, there = (one, other) if papers is None else await _encrypt(one, other, papers)
             people, limits = (Person(), Person()), limits or CarrierLimits()
             two = Two(
                 pump,
-                Carrier(pump, Link(there), people[0], initiator=False, limits=limits),
-                Carrier(pump, Link(here), people[1], initiator=True, limits=limits),
+                Carrier(pump, link_over(there), people[0], initiator=False, limits=limits),
+                Carrier(pump, link_over(here), people[1], initiator=True, limits=limits),
                 *people,
             )
             yield two
@@ -125,13 +124,13 @@ async def two_carriers(papers: Papers | None, limits: CarrierLimits | None = Non
         nursery.cancel_scope.cancel()
 
 
-async def _encrypt(here: socket.socket, there: socket.socket, papers: Papers) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
-    done: list[ssl.SSLSocket] = []
+async def _encrypt(near: socket.socket, far: socket.socket, papers: Papers) -> tuple[TlsSocket, TlsSocket]:
+    done: list[TlsSocket] = []
 
     async def answer() -> None:
-        done.append(await shake_hands(there, papers.server, server_side=True))
+        done.append(await shake_hands(far, papers.server, server_side=True))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer)
-        mine = await shake_hands(here, papers.client, server_hostname="localhost")
+        mine = await shake_hands(near, papers.client, server_hostname="localhost")
     return mine, done[0]

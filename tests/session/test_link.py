@@ -1,26 +1,120 @@
-"""The connection below a carrier tells how long its way is."""
+"""The link of a carrier in TLS: many records in one system call, and nothing lost where they are cut."""
 
 from __future__ import annotations
 
-import math
+import random
 import socket
+from collections.abc import AsyncIterator
 
-from tunneld.session.link import Link
+import pytest
+import trio
 
+from tests.relay.bench import NOISE
+from tests.support.papers import Papers
+from tunneld.session import Link, link_over
+from tunneld.session.link import RECORD
+from tunneld.tls import TlsSocket
 
-def test_the_kernel_knows_the_round_trip_of_a_connection_that_has_carried_something() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname())
-        far, _ = listener.accept()
-    with near, far:
-        near.sendall(b"?")
-        assert far.recv(1) == b"?"
-        far.sendall(b"!")
-        assert near.recv(1) == b"!"
-        assert 0 <= Link(near).round_trip() < 60
+WIDE = 256 * 1024
 
 
-def test_where_nothing_is_known_of_it_no_round_trip_is_too_long() -> None:
-    near, far = socket.socketpair()
-    with near, far:
-        assert Link(near).round_trip() == math.inf
+@pytest.fixture
+async def ends(carrier_papers: Papers) -> AsyncIterator[tuple[TlsSocket, TlsSocket]]:
+    """A relay's end and an agent's, of which the agent says hello in the same breath as the end of its handshake."""
+    near, far = socket.socketpair()  # which delivers at once what is sent, unlike TCP
+    for end in near, far:
+        end.setblocking(False)
+    relay = TlsSocket(near, carrier_papers.server, server_side=True)
+    agent = TlsSocket(far, carrier_papers.client, server_hostname="localhost")
+
+    async def call() -> None:
+        await agent.shake_hands()
+        agent.write(memoryview(b"hello"))
+        assert agent.flush()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay.shake_hands)
+        nursery.start_soon(call)
+    yield relay, agent
+    relay.close()
+    agent.close()
+
+
+async def hear(link: Link, buffer: memoryview) -> bytes:
+    """The next octets of a link, none at its end."""
+    while True:
+        try:
+            return bytes(buffer[: link.receive_into(buffer)])
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(link.connection)
+
+
+async def hear_all(link: Link, size: int, buffer: memoryview) -> bytes:
+    """So many octets."""
+    heard = bytearray()
+    while len(heard) < size:
+        heard += await hear(link, buffer)
+    return bytes(heard)
+
+
+async def write_all(link: Link, outgoing: bytearray) -> None:
+    """Write until the kernel has everything."""
+    while not link.write(outgoing):
+        await trio.lowlevel.wait_writable(link.connection)
+
+
+async def test_what_came_with_the_handshake_is_told_of_before_epoll_could(ends: tuple[TlsSocket, TlsSocket]) -> None:
+    link, buffer = link_over(ends[0]), memoryview(bytearray(WIDE))
+    before = link.ahead
+    with pytest.raises(BlockingIOError):
+        ends[0].connection.recv(1)
+    count = link.receive_into(buffer)
+    assert (before, bytes(buffer[:count]), link.ahead) == (True, b"hello", False)
+
+
+@pytest.mark.parametrize("size", [2 * RECORD, 4 * RECORD, WIDE])
+async def test_everything_arrives_whatever_a_write_or_a_read_holds(
+    ends: tuple[TlsSocket, TlsSocket], size: int
+) -> None:
+    relay, agent = ends
+    there, here, buffer = link_over(relay), link_over(agent), memoryview(bytearray(size))
+    assert await hear(there, buffer) == b"hello"
+    dice = random.Random(size)
+    with trio.fail_after(30):
+        for _ in range(40):
+            part = NOISE[: dice.choice([1, RECORD - 1, RECORD, RECORD + 1, WIDE, len(NOISE)])]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write_all, here, bytearray(part))
+                assert await hear_all(there, len(part), buffer) == part
+
+
+async def test_nothing_more_is_enciphered_before_the_kernel_has_what_is(ends: tuple[TlsSocket, TlsSocket]) -> None:
+    relay, agent = ends
+    link, outgoing = link_over(agent), bytearray(NOISE)
+    assert not link.write(outgoing)
+    assert not outgoing
+    assert 0 < link.unsent < 1.01 * len(NOISE)
+    outgoing += b"more"
+    assert not link.write(outgoing)
+    assert outgoing == b"more"
+    there, buffer = link_over(relay), memoryview(bytearray(WIDE))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_all, link, outgoing)
+        assert await hear_all(there, 5 + len(NOISE) + 4, buffer) == b"hello" + NOISE + b"more"
+    assert not link.unsent
+
+
+async def test_a_peer_that_is_gone_in_the_middle_of_a_record_is_an_end_behind_what_was_whole(
+    ends: tuple[TlsSocket, TlsSocket],
+) -> None:
+    relay, agent = ends
+    link, buffer = link_over(relay), memoryview(bytearray(WIDE))
+    assert await hear(link, buffer) == b"hello"
+    agent.write(memoryview(NOISE))
+    assert not agent.flush()
+    agent.connection.shutdown(socket.SHUT_WR)
+    heard = bytearray()
+    while part := await hear(link, buffer):
+        heard += part
+    assert RECORD <= len(heard) < len(NOISE)
+    assert NOISE.startswith(heard)

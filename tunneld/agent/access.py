@@ -36,7 +36,7 @@ class RelayAccess:
         """A control connection."""
         return connect(self.where, tls=self.tls, timeout=self.timeout, credential=self.credential)
 
-    async def dial_carrier(self, uri: Endpoint) -> socket.socket:
+    async def dial_carrier(self, uri: Endpoint) -> socket.socket | TlsSocket:
         """A connection to the port of a server URI: in TLS, where its scheme says so, with whoever shows the
         certificate of the control port. Raises `RelayUnreachableError`, or `RemoteProtocolError` for a wrong pin.
         """

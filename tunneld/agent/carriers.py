@@ -27,8 +27,9 @@ from tunneld.endpoint import Endpoint
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError
 from tunneld.relay.engine import Engine
 from tunneld.relay.pump import Pump
-from tunneld.session import Carrier, CarrierLimits, Channel, Duct, Link
+from tunneld.session import Carrier, CarrierLimits, Channel, Duct, link_over
 from tunneld.session.carrier import MOST_CHANNELS
+from tunneld.tls import TlsSocket
 
 MOST = 80
 """Carriers of one tunnel: ten thousand visitors, which is what a relay takes unless told otherwise."""
@@ -176,11 +177,13 @@ class Carriers:
 class _Line:
     """One carrier, and its owner. See `session.Owner`."""
 
-    def __init__(self, carriers: Carriers, engine: Pump, connection: socket.socket, limits: CarrierLimits) -> None:
+    def __init__(
+        self, carriers: Carriers, engine: Pump, connection: socket.socket | TlsSocket, limits: CarrierLimits
+    ) -> None:
         self.taken = False
         self._decided = trio.Event()
         self._carriers = carriers
-        self._carrier = Carrier(engine, Link(connection), self, initiator=True, limits=limits)
+        self._carrier = Carrier(engine, link_over(connection), self, initiator=True, limits=limits)
 
     @property
     def answering(self) -> bool:

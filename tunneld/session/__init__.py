@@ -17,8 +17,8 @@ from tunneld.session.carrier import Carrier, Owner
 from tunneld.session.channel import Channel
 from tunneld.session.duct import Duct
 from tunneld.session.limits import CarrierLimits
-from tunneld.session.link import Link
+from tunneld.session.link import Link, link_over
 from tunneld.session.stream import ChannelStream
 from tunneld.session.tls import TlsDuct
 
-__all__ = ["Carrier", "CarrierLimits", "Channel", "ChannelStream", "Duct", "Link", "Owner", "TlsDuct"]
+__all__ = ["Carrier", "CarrierLimits", "Channel", "ChannelStream", "Duct", "Link", "Owner", "TlsDuct", "link_over"]

@@ -186,7 +186,7 @@ class Carrier:
             self._exact = True
         if events & WRITABLE:
             self._outbox.unblock()
-        if events & READABLE and not self.over:
+        if (events & READABLE or self._link.ahead) and not self.over:
             self._read()
 
     def on_failure(self, error: Exception) -> None:
@@ -236,10 +236,10 @@ class Carrier:
                     return
                 self.heartbeat.heard = True
                 self._hear(view[:count])
-                if count < len(buffer) and not self._exact:
+                if link.drained and not self._exact:
                     return
                 share -= count
-                if share <= 0 and not link.holds_more:
+                if share <= 0:
                     self.pump.arm_again(self._fd)
                     return
 
@@ -261,7 +261,7 @@ class Carrier:
         except RemoteProtocolError as error:
             self._end(f"the peer broke the protocol: {error}")
             return
-        if self.mux.outgoing:
+        if self.mux.outgoing or self._link.unsent:
             self.touch()
 
     def _obey(self, event: Event) -> None:

@@ -1,72 +1,68 @@
 """The connection under a carrier: a plain socket or one in TLS, read and written without waiting.
 
-TLS is `ssl.SSLSocket` on the non-blocking descriptor, after its handshake. Three things differ from a plain socket,
-and all of them stay in this file: OpenSSL takes a record from the kernel and may hold the rest of it (`holds_more`:
-epoll will not tell of that); it says WANT_READ and WANT_WRITE where a socket says EAGAIN; and a write that was refused
-must be repeated with the same octets in front, which is why the carrier only ever appends behind them.
+In TLS, OpenSSL works on buffers (`tls`) and the kernel is asked once for many records: `ssl.SSLSocket` makes two system
+calls to read a record of 16 KiB and one to write it, and each of those wakes the peer for that little. Bulk and small
+requests both cost about an eighth less processor time this way.
 """
 
 from __future__ import annotations
 
 import math
 import socket
-import ssl
 import sys
 
 import trio
+
+from tunneld.tls import TlsSocket
 
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 """Linux's number, which Python's `socket` does not name everywhere."""
 MIN_RTT = 148
 """Where `struct tcp_info` of Linux has the shortest round trip lately, in microseconds."""
+RECORD = 16 * 1024
+"""Octets in a TLS record at most (RFC 8446 §5.1): the rest of one may complete it beside what is read now."""
 
 
 class Link:
-    """A connected stream socket, non-blocking."""
+    """A connected stream socket, non-blocking; the link owns it."""
 
-    __slots__ = ("_tls", "connection")
+    __slots__ = ("connection", "drained")
 
     def __init__(self, connection: socket.socket) -> None:
-        """A `socket.socket`, or an `ssl.SSLSocket` whose handshake is done. The link owns it."""
         self.connection = connection
-        self._tls = connection if isinstance(connection, ssl.SSLSocket) else None
+        self.drained = False  # the last read found less than it asked for
 
     @property
-    def holds_more(self) -> bool:
-        """Octets have been taken from the kernel and not been read yet."""
-        return self._tls is not None and self._tls.pending() > 0
+    def ahead(self) -> bool:
+        """Whether something was taken from the kernel and not given out: epoll will not tell of that."""
+        return False
+
+    @property
+    def unsent(self) -> int:
+        """Octets that `write` took and the kernel did not."""
+        return 0
 
     def receive_into(self, buffer: memoryview) -> int:
-        """Octets read, 0 at the end; fewer than fit: there are no more now. Raises `BlockingIOError`, or OSError where
-        the connection broke.
+        """Octets read, 0 at the end. Raises `BlockingIOError`, or OSError where the connection broke."""
+        count = self.connection.recv_into(buffer)
+        self.drained = count < len(buffer)
+        return count
+
+    def write(self, outgoing: bytearray) -> bool:
+        """Take octets from the front of `outgoing`; whether the kernel took all there were, and would take more.
+
+        Raises OSError where the connection broke.
         """
-        return self.connection.recv_into(buffer) if self._tls is None else self._receive_records(buffer)
-
-    def send(self, data: memoryview) -> int:
-        """Octets taken. Raises `BlockingIOError`, or OSError where the connection broke."""
+        sent = 0
         try:
-            return self.connection.send(data)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise BlockingIOError from None
-
-    def _receive_records(self, buffer: memoryview) -> int:
-        """TLS is read by the record, of 16 KiB at most: as many as fit, so that what they hold leaves in one write."""
-        filled = 0
-        while filled < len(buffer):
-            try:
-                count = self.connection.recv_into(buffer[filled:])
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                if not filled:
-                    raise BlockingIOError from None
-                break
-            except OSError:
-                if not filled:
-                    raise
-                break  # first what came before it; the next read says it again
-            if not count:
-                break
-            filled += count
-        return filled
+            with memoryview(outgoing) as view:
+                while sent < len(view):
+                    sent += self.connection.send(view[sent:])
+        except BlockingIOError:
+            return False
+        finally:
+            del outgoing[:sent]
+        return True
 
     def now(self) -> float:
         """See `Pace`."""
@@ -89,5 +85,57 @@ class Link:
             return  # no TCP: a socket pair
 
     def close(self) -> None:
-        """Close it, without a goodbye: the peer knows an end when it sees one."""
+        """Close it, without a goodbye: the peer knows an end when it sees one, and every channel has an end of its
+        own.
+        """
         self.connection.close()
+
+
+class TlsLink(Link):
+    """The same in TLS, after the handshake."""
+
+    __slots__ = ("_tls",)
+
+    def __init__(self, tls: TlsSocket) -> None:
+        super().__init__(tls.connection)
+        self._tls = tls
+
+    @property
+    def ahead(self) -> bool:
+        """See `Link.ahead`."""
+        return self._tls.ahead
+
+    @property
+    def unsent(self) -> int:
+        """See `Link.unsent`: no more than was in `outgoing` once, and what OpenSSL has to say for itself."""
+        return self._tls.unsent
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """See `Link.receive_into`. OpenSSL copies what it is fed, so the same buffer takes what it makes of that."""
+        tls = self._tls
+        while not tls.ended:
+            if not tls.ahead:
+                space = len(buffer) - RECORD
+                count = self.connection.recv_into(buffer, space)
+                self.drained = count < space
+                if not count:
+                    return 0
+                tls.feed(buffer[:count])
+            if count := tls.decipher(buffer):
+                return count
+        return 0
+
+    def write(self, outgoing: bytearray) -> bool:
+        """See `Link.write`: all of it is enciphered, and the next is when the kernel has it."""
+        tls = self._tls
+        if not tls.flush():
+            return False
+        with memoryview(outgoing) as view:
+            tls.write(view)
+        outgoing.clear()
+        return tls.flush()
+
+
+def link_over(connection: socket.socket | TlsSocket) -> Link:
+    """A link over whichever of the two it is."""
+    return TlsLink(connection) if isinstance(connection, TlsSocket) else Link(connection)

@@ -1,8 +1,9 @@
 """What a carrier has said and not written yet: the one place that writes.
 
-It writes after everything that was ready has been served, so all frames of a wake-up leave in one write, and in TLS in
-full records. What the connection does not take stays in the codec's buffer; while that has less than `LEAST_ROOM` left
-of `CarrierLimits.pause_at`, channels wait, and are told of room in the order in which they asked.
+It writes after everything that was ready has been served, so all frames of a wake-up leave in one write; or as soon as
+there is enough for a write of its own, while the processor has it at hand. What the connection does not take stays in
+the codec's buffer, or enciphered in the link; while that leaves less than `LEAST_ROOM` of `CarrierLimits.pause_at`,
+channels wait, and are told of room in the order in which they asked.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from tunneld.session.link import Link
 if TYPE_CHECKING:
     from tunneld.session.channel import Channel
 
+ENOUGH = 64 * 1024
+"""Octets that are written at once: four TLS records, and as much as leaves the kernel in one piece. Larger buffers than
+this come from malloc as fresh pages every time, which costs as much as enciphering them.
+"""
+HEADER = 4
+"""Octets in front of a fragment of that size."""
 LEAST_ROOM = 4096
 """Octets: with less room than this a visitor waits, rather than being read in crumbs."""
 
@@ -43,19 +50,23 @@ class Outbox:
         self._closed = False
 
     def touch(self) -> None:
-        """Something was said: write it after the batch."""
-        if not self._touched and not self.blocked:
+        """Something was said: write it after the batch, or now."""
+        if self.blocked:
+            return
+        if len(self._outgoing) >= ENOUGH:
+            self.flush()
+        elif not self._touched:
             self._touched = True
             self._pump.after_batch(self.flush)
 
     def room(self, channel: Channel) -> int:
         """Octets that may be said now; 0: the channel hears of room, after those that waited longer."""
-        room = self._limits.pause_at - len(self._outgoing)
+        room = self._limits.pause_at - self._waiting
         if room < LEAST_ROOM and not self.blocked:
             self.flush()
-            room = self._limits.pause_at - len(self._outgoing)
+            room = self._limits.pause_at - self._waiting
         if room >= LEAST_ROOM:
-            return room
+            return min(room, ENOUGH - HEADER)
         self._paused.append(channel)
         return 0
 
@@ -64,21 +75,19 @@ class Outbox:
         self._touched = False
         if self._closed or self.blocked:
             return
-        outgoing, send, sent = self._outgoing, self._link.send, 0
         try:
-            with memoryview(outgoing) as view:
-                while sent < len(view):
-                    sent += send(view[sent:])
-        except BlockingIOError:
-            self.blocked = True
+            self.blocked = not self._link.write(self._outgoing)
         except OSError as error:
             self._on_lost(f"its connection broke: {reason_of(error)}")
             return
-        del outgoing[:sent]
-        if self._paused and 2 * len(outgoing) <= self._limits.pause_at:
+        if self._paused and 2 * self._waiting <= self._limits.pause_at:
             paused, self._paused = self._paused, deque()
             for channel in paused:
                 channel.hear_room()
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._outgoing) + self._link.unsent
 
     def unblock(self) -> None:
         """The connection may take octets again."""
