@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from tunneld import __version__, config, log, net, notify
+from tunneld import __version__, config, log, net, notify, privileges
 from tunneld.backends.shared import Endpoints
 from tunneld.config.places import state_folder
 from tunneld.config.schema import Settings
@@ -43,7 +43,7 @@ from tunneld.control.gate import Gate
 from tunneld.control.server import serve_lines
 from tunneld.control.strangers import Strangers
 from tunneld.doors import Bound, Door, Place, bind_again
-from tunneld.errors import ConfigError, DrainingError, TunneldError, UsageError
+from tunneld.errors import ConfigError, DrainingError, TunneldError, UsageError, reason_of
 from tunneld.legacy import ServiceLegacy
 from tunneld.lobby import Lobby
 from tunneld.relay import new_engine
@@ -120,12 +120,12 @@ class Daemon:
         self._load = load
         self._engine = new_engine(accept_backoff=settings.tunnels.accept_backoff)
         self._endpoints = Endpoints()
-        state = settings.daemon.state or state_folder()
+        self._state = settings.daemon.state or state_folder()
         self._strangers = Strangers(lambda: self.settings.control)
         self._gate = Gate(lambda: self.settings.credential, self._strangers)
         self._lobby = Lobby(self._gate, lambda: self._tls, lambda: self.settings.control.handshake_timeout)
         lobby = self._lobby if sys.platform == "linux" else None  # what it lets in lives in the pump
-        self.service = TunnelService(lambda: self.settings, self._engine, self._endpoints, state, lobby)
+        self.service = TunnelService(lambda: self.settings, self._engine, self._endpoints, self._state, lobby)
         self._tls: ssl.SSLContext | None = None  # for handshakes that begin from here on
         self._web_tls: ssl.SSLContext | None = None  # the same for the HTTP face
         self._host_key: asyncssh.SSHKey | None = None  # of the SSH port
@@ -143,8 +143,9 @@ class Daemon:
     async def run(self) -> None:
         """The root nursery. Everything listens before systemd and the log hear that the daemon is ready."""
         self._tls, self._web_tls = _tls_of(self.settings)
-        self._host_key = _host_key_of(self.settings)
         legacy = self._listen(*_received())
+        self._become_user()
+        self._host_key = _host_key_of(self.settings)
         with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the process before this one held them back for us
             async with trio.open_nursery() as root:
@@ -157,6 +158,8 @@ class Daemon:
                 await root.start(self._run_faces)
                 if (interval := notify.watchdog_interval()) is not None:
                     root.start_soon(_feed_watchdog, interval)
+                if sys.platform == "linux":
+                    handover.settle()
                 notify.ready()
                 logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
                 await self._end_asked.wait()
@@ -227,16 +230,18 @@ class Daemon:
 
     async def restart(self) -> None:
         """Begin to turn into the program as it is now on the disk, with its configuration as it is now: everything
-        that can go along does. First the new program is asked whether it would start.
+        that can go along does. First the new program is asked whether it would start, then its configuration is
+        applied here, listeners included: whatever could fail fails before anybody is let go of.
 
-        Raises `ConfigError` where it would not, `DrainingError`, and `UsageError` where this cannot be done; nothing
-        has changed then.
+        Raises `DrainingError`, `UsageError` where this cannot be done, and what `reload` raises.
         """
         if self.service.draining or self.service.leaving:
             raise DrainingError("could not restart: the relay is ending already")
         if sys.platform != "linux" or not self._command:
             raise UsageError("could not restart: this system cannot hand connections over, so stop and start instead")
         await _check(self._command)
+        privileges.identity(self._load())
+        self.reload()
         self._end(Ending.BECOME)
 
     # Inside
@@ -264,6 +269,21 @@ class Daemon:
         bound = bind_again(self._doors, now, self._plan(self.settings))
         self._exchange({face: self._doors[face].listeners for face in self._given} | bound)
         return estate.service if estate is not None else ServiceLegacy()
+
+    def _become_user(self) -> None:
+        """Give root's rights up, now that everything listens."""
+        who = privileges.identity(self.settings)
+        if who is None:
+            if os.geteuid() == 0:
+                logger.warning("this daemon runs as root and need not: name somebody without rights as daemon.user")
+            return
+        was_root = os.geteuid() == 0
+        privileges.become(who, self._state, low_ports=privileges.wants_low_ports(self.settings))
+        if was_root:
+            privileges.tell_environment(self._config_path, self._state)
+            logger.info("became another user", user=who.name, group=who.gid)
+        for key, path, reason in privileges.unreadable(self.settings, self._config_path):
+            logger.warning("a reload could not read a file", key=key, path=str(path), user=who.name, reason=reason)
 
     def _plan(self, settings: Settings) -> dict[str, Place | None]:
         return {face: GIVEN if face in self._given else place for face, place in places(settings).items()}
@@ -440,11 +460,14 @@ def _received() -> tuple[Mapping[str, list[socket.socket]], Estate | None]:
 async def _check(command: Sequence[str]) -> None:
     """Ask a program whether it would start. Raises `ConfigError`."""
     said = "it did not answer"
-    with trio.move_on_after(CHECKING):
-        done = await trio.run_process([*command, "--check"], capture_stdout=True, capture_stderr=True, check=False)
-        if not done.returncode:
-            return
-        said = " ".join(done.stderr.decode(errors="replace").split("\n")[-3:]).strip() or f"status {done.returncode}"
+    try:
+        with trio.move_on_after(CHECKING):
+            done = await trio.run_process([*command, "--check"], capture_stdout=True, capture_stderr=True, check=False)
+            if not done.returncode:
+                return
+            said = " ".join(done.stderr.decode(errors="replace").split("\n")[-3:]).strip()
+    except OSError as error:
+        said = f"{command[0]}: {reason_of(error)}"
     raise ConfigError([f"could not restart: the program as it is now would not start: {said}"])
 
 

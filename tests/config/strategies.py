@@ -103,6 +103,8 @@ def settings(draw: st.DrawFn, folder: Path) -> Settings:
             **_visitors(draw),
         ),
         daemon=Daemon(
+            user=draw(st.sampled_from(["", "nobody"])),
+            group=draw(st.sampled_from(["", "nogroup"])),
             drain_timeout=draw(SECONDS),
             watch_backlog=draw(COUNTS),
             state=draw(st.sampled_from([None, folder / "state"])),

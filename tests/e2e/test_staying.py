@@ -32,14 +32,6 @@ BLOCKS = 256
 """A download of 256 MiB, a second or two of loopback."""
 
 
-async def times_logged(relay: Daemon, event: str, count: int) -> None:
-    """Wait until the log tells of an event for the so-manieth time."""
-    with trio.fail_after(PATIENCE):
-        while sum(line["event"] == event for line in relay.log) < count:
-            async with relay._heard:
-                await relay._heard.wait()
-
-
 async def opened(relay: Daemon, *words: str) -> tuple[Endpoint, Endpoint]:
     """A new tunnel: its server and client URI."""
     said = await relay.ask(f"openTunnel {' '.join(words)}")
@@ -97,10 +89,10 @@ async def test_a_long_download_survives_two_restarts_and_newcomers_are_not_refus
                 await download.reach(number * BLOCKS // 3 << 20)
                 pid = relay.process.pid
                 relay.process.send_signal(signal.SIGUSR2)
-                await times_logged(relay, "handing over", number)
+                await relay.wait_logged("handing over", number)
                 newcomer, its_server = await connect(client), await connect(server)  # nobody accepts now
                 await newcomer.send_all(b"hello")
-                await times_logged(relay, "ready", number + 1)
+                await relay.wait_logged("ready", number + 1)
                 assert await read_exactly(its_server, 5) == b"hello"
                 assert relay.process.pid == pid
             download.let_pass(BLOCKS << 21)
@@ -115,7 +107,7 @@ async def test_one_shot_and_persistent_tunnels_wait_on(tmp_path: Path) -> None:
         early, parked = await connect(once[1]), await connect(many[0])
         await early.send_all(b"early")
         assert "starting again, with 2 tunnels" in await relay.ask("restart")
-        await times_logged(relay, "ready", 2)
+        await relay.wait_logged("ready", 2)
         assert await read_exactly(await connect(once[0]), 5) == b"early"
         visitor = await connect(many[1])
         await visitor.send_all(b"late")
@@ -146,7 +138,7 @@ async def test_descriptors_do_not_pile_up(tmp_path: Path) -> None:
         counts = []
         for number in range(2, 5):
             await relay.ask("restart")
-            await times_logged(relay, "ready", number)
+            await relay.wait_logged("ready", number)
             await relay.ask("list")
             counts.append(relay.descriptors)
         assert len(set(counts)) == 1, counts
@@ -163,7 +155,7 @@ async def test_the_agent_of_a_webmux_tunnel_is_back_at_the_same_address(tmp_path
                     said += await some(agent.stdout)
             (tunnel,) = re.findall(r"client=(\S+)", await relay.ask("list"))
             await relay.ask("restart")
-            await times_logged(relay, "ready", 2)
+            await relay.wait_logged("ready", 2)
             visitor = await connect(Endpoint.parse(tunnel))  # waits until the agent is back
             assert await read_exactly(visitor, 5) == b"hello"
             with trio.fail_after(PATIENCE):
@@ -292,7 +284,7 @@ async def test_given_sockets_stay_given_when_the_daemon_becomes_another_program(
     port = given.getsockname()[1]
     async with manager(tmp_path, [("control", given)]) as systemd, systemd.service() as relay:
         await relay.ask("restart")
-        await times_logged(relay, "ready", 2)
+        await relay.wait_logged("ready", 2)
         systemd.write(control=1)
         await relay.ask("reload")
         assert "OK 0 tunnels" in await relay.ask("list")

@@ -49,6 +49,8 @@ WORDS = {  # what strings are there, of which the schema knows a pattern only
     "tunnels.visitor_rate": "rate",
     "control.max_startups": "startups",
     "webmux.host": "host",
+    "daemon.user": "user",
+    "daemon.group": "group",
     "ssh.host": "host",
     "credential.authorized_keys": "array of lines",
     "tunnels.reservation": "seconds, or 0",

@@ -105,7 +105,7 @@ class Manager:
 
     def write(self, control: int = 0) -> None:
         """Configure the service; `control` is the port of its control socket, as it would be without a socket unit."""
-        self._config.write_text(CONFIG.format(drain_timeout=20.0, control=control))
+        self._config.write_text(CONFIG.format(drain_timeout=20.0, control=control, ports="0", of_daemon=""))
 
     def forget(self) -> None:
         """Close everything."""

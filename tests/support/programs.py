@@ -23,11 +23,12 @@ port = 0
 [webmux]
 port = 0
 [tunnels]
-ports = "0"
+ports = "{ports}"
 linger = 5.0
 [daemon]
 drain_timeout = {drain_timeout}
 state = "state"
+{of_daemon}
 """
 
 TLS = """
@@ -57,12 +58,12 @@ class Daemon:
             async with self._heard:
                 self._heard.notify_all()
 
-    async def wait_logged(self, event: str) -> dict[str, Any]:
-        """Wait for an event of the log, also an earlier one."""
+    async def wait_logged(self, event: str, times: int = 1) -> dict[str, Any]:
+        """Wait until the log has told of an event so many times, also earlier; the last one."""
         with trio.fail_after(PATIENCE):
             while True:
                 found = [line for line in self.log if line["event"] == event]
-                if found:
+                if len(found) >= times:
                     return found[-1]
                 async with self._heard:
                     await self._heard.wait()
@@ -87,15 +88,23 @@ class Daemon:
 
 @asynccontextmanager
 async def daemon(
-    folder: Path, drain_timeout: float = 20.0, papers: Papers | None = None, words: str = "", control: int = 0
+    folder: Path,
+    drain_timeout: float = 20.0,
+    papers: Papers | None = None,
+    words: str = "",
+    control: int = 0,
+    ports: str = "0",
+    of_daemon: str = "",
 ) -> AsyncIterator[Daemon]:
     """A `tunneld` of its own on free ports, ready; killed at the end where it has not ended. With `papers` in TLS;
-    `words` is what its configuration says besides. What it has to keep
-    it keeps in `folder`.
+    `words` is what its configuration says besides, `of_daemon` what it says in `[daemon]`. What it has to keep it keeps
+    in `folder`.
     """
     config = folder / "tunnel.toml"
     tls = TLS.format(folder=papers.folder) if papers else ""
-    config.write_text(CONFIG.format(drain_timeout=drain_timeout, control=control) + tls + words)
+    config.write_text(
+        CONFIG.format(drain_timeout=drain_timeout, control=control, ports=ports, of_daemon=of_daemon) + tls + words
+    )
     command = [sys.executable, "-m", "tunneld", "--config", str(config), "--log-format", "json"]
     async with program(command, stderr=subprocess.PIPE) as process, trio.open_nursery() as nursery:
         running = Daemon(process)

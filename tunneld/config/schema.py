@@ -258,6 +258,8 @@ class Ssh(Table):
 class Daemon(Table):
     """`[daemon]`: the process itself."""
 
+    user: Annotated[str, RESTART] = ""  # whom root becomes; the systemd unit says who it is instead
+    group: Annotated[str, RESTART] = ""
     drain_timeout: Seconds = 30.0  # how long relays may finish after SIGTERM; systemd stops waiting at 90 s
     state: Annotated[Folder | None, RESTART] = None  # None: the usual place, see places.py
     watch_backlog: Count = 1000  # events held for one slow watcher before it loses some

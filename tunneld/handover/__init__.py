@@ -19,7 +19,7 @@ from tunneld.handover.baggage import Baggage
 from tunneld.handover.given import check_given
 from tunneld.handover.inherited import Inherited
 from tunneld.handover.letter import Estate, pack, unpack
-from tunneld.handover.successor import become, most_stored, received, store
+from tunneld.handover.successor import become, most_stored, received, settle, store
 
 __all__ = [
     "Baggage",
@@ -30,6 +30,7 @@ __all__ = [
     "most_stored",
     "pack",
     "received",
+    "settle",
     "store",
     "unpack",
 ]

@@ -82,10 +82,14 @@ def received(environ: MutableMapping[str, str]) -> tuple[Inherited, Estate]:
         environ.pop(name, None)
     if inherited.letter is None and not inherited.stored:
         return inherited, Estate()
-    try:
-        return inherited, _estate(inherited)
-    finally:
-        notify.send(FDSTOREREMOVE="1", FDNAME=STORED)  # or systemd's copies would keep connections open that we close
+    return inherited, _estate(inherited)
+
+
+def settle() -> None:
+    """From now on all of it is ours alone: systemd's copies would keep connections open that we close. Until then
+    another try finds them, should this one not get as far.
+    """
+    notify.send(FDSTOREREMOVE="1", FDNAME=STORED)
 
 
 def _estate(inherited: Inherited) -> Estate:
