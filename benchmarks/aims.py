@@ -1,4 +1,4 @@
-"""What was aimed at for webmux, each as a ratio of two columns of the table, in one run."""
+"""What was aimed at for webmux and ssh, each as a ratio of two columns of the table, in one run."""
 
 from __future__ import annotations
 
@@ -42,6 +42,9 @@ AIMS = (
     Aim("visitors", "rate", "webmuxs", "ssh", 2.0),
     Aim("bulk", "bulk", "webmux", "haproxy", 1.2),
     Aim("bulk", "bulk", "webmuxs", "ssh", 0.8),
+    Aim("bulk", "bulk", "tunneld-ssh", "ssh", 0.6),
+    Aim("http64", "rate", "tunneld-ssh", "ssh", 0.6),
+    Aim("http400", "rate", "tunneld-ssh", "ssh", 0.4),
     Aim("http1", "p50", "webmuxs", "ssh", 1.5, more_is_better=False),
 )
 

@@ -45,10 +45,10 @@ def forward(crew: Crew, server: Address) -> tuple[Child, Address]:
     daemon = crew.start("sshd", [need("sshd"), "-D", "-e", "-f", config])
     daemon.listening(listen[1])
     client = crew.start("ssh", command(crew.folder / "visitor", listen, server))
-    return daemon, (LOOPBACK, client.line(_allocated))
+    return daemon, (LOOPBACK, client.line(allocated))
 
 
-def command(key: Path, sshd: Address, server: Address) -> list[str | Path]:
+def command(key: Path | None, sshd: Address, server: Address) -> list[str | Path]:
     """The client's command line: nothing from this person's configuration, agent or known hosts."""
     options = {
         "BatchMode": "yes",
@@ -63,7 +63,8 @@ def command(key: Path, sshd: Address, server: Address) -> list[str | Path]:
     remote = f"{LOOPBACK}:0:{server[0]}:{server[1]}"
     settings = [f"-o{name}={value}" for name, value in options.items()]
     where = ["-p", str(sshd[1]), "-l", getpass.getuser(), sshd[0]]
-    return [need("ssh"), "-F", "none", "-N", "-T", *settings, "-i", key, "-R", remote, *where]
+    identity: list[str | Path] = [] if key is None else ["-i", key]
+    return [need("ssh"), "-F", "none", "-N", "-T", *settings, *identity, "-R", remote, *where]
 
 
 def make_key(path: Path) -> None:
@@ -93,6 +94,7 @@ def separation_folder() -> Iterator[None]:
                 SEPARATION.rmdir()
 
 
-def _allocated(line: str) -> int | None:
+def allocated(line: str) -> int | None:
+    """The port that the client says it got."""
     found = re.search(r"Allocated port (\d+) for remote forward", line)
     return int(found[1]) if found else None

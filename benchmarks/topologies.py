@@ -107,6 +107,28 @@ def ours(backend: str, *, tls: bool = False) -> Callable[[Crew, Address], Reach]
     return build
 
 
+SSH_TOML = """
+[ssh]
+enabled = true
+port = 0
+max_channels = 4000
+"""
+
+
+def ours_by_ssh(crew: Crew, server: Address) -> Reach:
+    """`tunneld`, and a stock `ssh -R` in place of the agent."""
+    config = crew.file("tunnel.toml", TUNNEL_TOML + SSH_TOML)
+    daemon = crew.start("tunneld", [sys.executable, "-c", TUNNELD, "--config", config, "--log-format", "json"])
+    port = daemon.line(_ssh_uri).port or 0
+    client = crew.start("ssh", ssh.command(None, (LOOPBACK, port), server))
+    return Reach((LOOPBACK, client.line(ssh.allocated)), daemon)
+
+
+def _ssh_uri(line: str) -> SplitResult | None:
+    fields = json.loads(line)
+    return urlsplit(fields["uri"]) if fields["event"] == "ssh listens" else None
+
+
 def _control_uri(line: str) -> SplitResult | None:
     fields = json.loads(line)
     return urlsplit(fields["uri"]) if fields["event"] == "control listens" else None
@@ -197,6 +219,7 @@ TOPOLOGIES = (
     Topology("haproxy", "haproxy ×2", ("haproxy",), chain(haproxy)),
     Topology("nginx", "nginx stream ×2", ("nginx",), chain(nginx)),
     Topology("ssh", "ssh -R", ("ssh", "sshd", "ssh-keygen"), openssh),
+    Topology("tunneld-ssh", "tunneld ssh", ("ssh",), ours_by_ssh),
     Topology("socat", "socat ×2", ("socat",), chain(socat), idle=False),
     Topology("rathole", "rathole", ("rathole",), peer(peers.rathole("tcp"))),
     Topology("rathole-tls", "rathole+TLS", ("rathole",), peer(peers.rathole("tls"))),
