@@ -167,8 +167,10 @@ async def client(command: Sequence[str | Path], **options: Any) -> AsyncIterator
         nursery.cancel_scope.cancel()
 
 
-def openssh(relay: Relay, *words: str | Path, key: Path | None = None, user: str = "somebody") -> list[str | Path]:
-    """The command line of OpenSSH's client: nothing from this person's configuration, agent or known hosts."""
+def openssh(
+    relay: Relay | int, *words: str | Path, key: Path | None = None, user: str = "somebody"
+) -> list[str | Path]:
+    """OpenSSH's client, to a relay or a port, with nothing from this person's configuration, agent or known hosts."""
     settings = {
         "BatchMode": "yes",
         "GlobalKnownHostsFile": os.devnull,
@@ -180,7 +182,8 @@ def openssh(relay: Relay, *words: str | Path, key: Path | None = None, user: str
     }
     options = [f"-o{name}={value}" for name, value in settings.items()]
     identity: list[str | Path] = ["-i", key] if key is not None else []
-    return ["ssh", "-F", "none", *options, *identity, "-p", str(relay.port), "-l", user, *words[:-1], words[-1]]
+    port = str(relay if isinstance(relay, int) else relay.port)
+    return ["ssh", "-F", "none", *options, *identity, "-p", port, "-l", user, *words[:-1], words[-1]]
 
 
 def make_key(folder: Path, name: str = "id") -> tuple[Path, str]:

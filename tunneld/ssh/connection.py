@@ -90,6 +90,11 @@ def choose(theirs: Sequence[bytes], *, strict: bool) -> tuple[bytes, ...]:
     return next((family for family in families if any(name in theirs for name in family)), NAMES + COUNTERS)
 
 
+def packet_follows(kexinit: SSHPacket) -> bool:
+    """Whether the client sends a packet on a guess: the octet in front of the last four."""
+    return kexinit.get_full_payload()[-5:-4] == b"\1"
+
+
 class Connection(asyncssh.SSHServerConnection):
     """One client's connection."""
 
@@ -282,12 +287,20 @@ class Connection(asyncssh.SSHServerConnection):
         super()._send_kexinit()
 
     async def _process_kexinit(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        """A client may guess what will be chosen, and go on at once. It guessed right where both have the same at the
+        head of their lists (RFC 4253, section 7), which asyncssh does not ask; so ours are in the client's order.
+        """
+        look = SSHPacket(packet.get_full_payload())
+        look.get_bytes(17)  # the kind, the cookie
+        exchanges, host_keys, ciphers = look.get_namelist(), look.get_namelist(), look.get_namelist()
         if not self._offered:
-            look = SSHPacket(packet.get_full_payload())
-            look.get_bytes(17)  # the kind, the cookie
-            exchanges, _host_keys, ciphers = look.get_namelist(), look.get_namelist(), look.get_namelist()
+            common = (name for name in exchanges if name in self._kex_algs)
+            self._kex_algs = list(dict.fromkeys((*common, *self._kex_algs)))
             self._offer(ciphers, strict=STRICT in exchanges)
+        is_right = exchanges[:1] == self._kex_algs[:1] and host_keys[:1] == list(self._server_host_keys)[:1]
         await super()._process_kexinit(pkttype, pktid, packet)
+        if not is_right and packet_follows(packet):
+            self._ignore_first_kex = True
 
     def send_newkeys(self, k: bytes, h: bytes) -> None:
         """The exchange is done."""
