@@ -67,6 +67,9 @@ SUSPENDED = 64 * 1024
 NOISE = os.urandom(2 * BLOCK)
 """Padding; under an authenticated cipher nothing depends on it."""
 
+MEANINGLESS = (PacketDecodeError, ValueError, asyncssh.Error)
+"""What asyncssh raises of octets that it cannot read."""
+
 STRICT = b"kex-strict-c-v00@openssh.com"
 CHACHA = b"chacha20-poly1305@openssh.com"
 COUNTERS = (b"aes256-ctr", b"aes192-ctr", b"aes128-ctr")
@@ -138,8 +141,8 @@ class Connection(asyncssh.SSHServerConnection):
     def hear(self, data: memoryview) -> None:
         """See `Hearer`."""
         try:
-            if self.is_quick:
-                data = data[self._hear_packets(data) :]
+            while data and self.is_quick and (taken := self._hear_packets(data)):
+                data = data[taken:]
             if data:
                 self._inpbuf += bytes(data)
                 if not self.is_quick:
@@ -214,7 +217,7 @@ class Connection(asyncssh.SSHServerConnection):
         data, self._inpbuf = self._inpbuf, b""
         taken = self._hear_packets(memoryview(data))
         self._inpbuf = data[taken:] + self._inpbuf
-        return taken > 0 and not self.is_quick
+        return taken > 0
 
     def _finish_recv_packet(
         self, pkttype: int, seq: int, _task: asyncio.Task[None] | None = None, is_async: bool = False
@@ -355,10 +358,20 @@ class Connection(asyncssh.SSHServerConnection):
         super()._force_close(exc)
 
     def internal_error(self, exc_info: OptExcInfo | None = None, error_logger: object = None) -> None:
-        """A bug, of ours or asyncssh's: it costs the connection, and is not kept from anybody."""
+        """What nobody expected. Octets that mean nothing are the peer's fault; all else is a bug, ours or asyncssh's:
+        it costs the connection, and is not kept from anybody.
+        """
         error = sys.exc_info()[1] if exc_info is None else exc_info[1]
-        log.error("ssh connection failed: a bug", exc_info=error)
+        if isinstance(error, MEANINGLESS):
+            error = asyncssh.ProtocolError(f"what it said means nothing: {error}")
+            self._send_disconnect(error.code, error.reason, error.lang)
+        else:
+            log.error("ssh connection failed: a bug", exc_info=error)
         self._force_close(error if isinstance(error, Exception) else None)
+
+    async def _finish_port_forward(self, listen_host: str, listen_port: int) -> None:
+        if self._owner is not None:  # it may have gone since
+            await super()._finish_port_forward(listen_host, listen_port)
 
     # What is not answered, and how often one may try
 

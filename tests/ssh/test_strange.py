@@ -1,0 +1,302 @@
+"""Strange openings and strange guests: each costs its own connection, and the log has no bug in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import asyncssh
+import pytest
+import structlog
+import trio
+import trio.lowlevel
+import trio_asyncio
+from asyncssh.packet import Boolean, Byte, NameList, String, UInt32
+
+from tests.agent.support import echo, local_server
+from tests.agent.test_expose import ask
+from tests.ssh.support import Relay, client, openssh, relay
+from tests.support.people import PATIENCE, is_dropped
+from tunneld.config.credentials import Credential
+from tunneld.control.strangers import Reason
+from tunneld.ssh.connection import EXCHANGES, MAX_PACKET, STRICT, choose
+from tunneld.ssh.gcm import NAMES
+
+LOCAL = "127.0.0.1"
+VERSION = b"SSH-2.0-strange\r\n"
+SEEDS = range(60)
+
+
+@asynccontextmanager
+async def unharmed(credentials: Sequence[Credential] = (), **keys: Any) -> AsyncIterator[Relay]:
+    """A relay that serves a bystander before and after, keeps nobody, and logs no bug."""
+    with trio.fail_after(2 * PATIENCE), structlog.testing.capture_logs() as logged:
+        async with relay(credentials, **keys) as here, local_server(echo) as target:
+            tunnel = await here.open()
+            bystander = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL, user=tunnel.server_uri.key)
+            async with client(bystander):
+                await here.until_served()
+                assert await ask(tunnel.client_uri, b"before") == b"before"
+                yield here
+                await here.until(lambda: len(here.strangers) == 0)
+                assert await ask(tunnel.client_uri, b"after") == b"after"
+    assert [line for line in logged if line["log_level"] == "error"] == []
+
+
+async def say(here: Relay, *said: bytes) -> None:
+    """Connect, say it, end, and wait until the relay has closed it, too."""
+    stream = await trio.open_tcp_stream(LOCAL, here.port)
+    async with stream:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            for part in said:
+                await stream.send_all(part)
+            await stream.send_eof()
+            async for _ in stream:
+                pass
+
+
+def plain(payload: bytes, padding: int = 0) -> bytes:
+    """A packet before there are keys (RFC 4253, section 6)."""
+    padding = padding or 4 + (3 - len(payload) - 4) % 8
+    return UInt32(1 + len(payload) + padding) + Byte(padding) + payload + bytes(padding)
+
+
+def kexinit(dice: random.Random, exchanges: Sequence[bytes] = (b"curve25519-sha256", STRICT)) -> bytes:
+    lists = [exchanges, [b"ssh-ed25519"], *[list(NAMES)] * 2, *[[b"hmac-sha2-256"]] * 2, *[[b"none"]] * 2, [], []]
+    return b"\x14" + dice.randbytes(16) + b"".join(map(NameList, lists)) + Boolean(False) + UInt32(0)
+
+
+async def test_nonsense_from_the_first_octet() -> None:
+    async with unharmed() as here:
+        for seed in SEEDS:
+            await say(here, random.Random(seed).randbytes(random.Random(seed).randrange(1, 5000)))
+
+
+async def test_nonsense_behind_a_version() -> None:
+    async with unharmed() as here:
+        for seed in SEEDS:
+            dice = random.Random(seed)
+            await say(here, VERSION, dice.randbytes(dice.randrange(1, 3000)))
+
+
+async def test_well_formed_packets_of_any_kind_before_there_are_keys() -> None:
+    async with unharmed() as here:
+        for seed in SEEDS:
+            dice = random.Random(seed)
+            opening = [VERSION] + ([plain(kexinit(dice))] if dice.random() < 0.7 else [])
+            strange = [
+                plain(bytes([dice.randrange(256)]) + dice.randbytes(dice.randrange(80)))
+                for _ in range(dice.randrange(1, 6))
+            ]
+            await say(here, *opening, *strange)
+
+
+async def test_an_opening_that_is_broken_off_or_damaged_at_any_octet() -> None:
+    opening = VERSION + plain(kexinit(random.Random(0))) + plain(b"\x1e" + String(bytes(range(32))))
+    async with unharmed() as here:
+        for at in [*range(0, len(VERSION) + 60, 7), *range(60, len(opening), 31)]:
+            await say(here, opening[:at])
+            damaged = bytearray(opening)
+            damaged[at] ^= 0x55
+            await say(here, bytes(damaged))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n",
+        b"SSH-1.5-old\r\n",
+        b"x" * 100_000,
+        VERSION + b"\xff\xff\xff\xff" + b"x" * 100_000,
+        VERSION + UInt32(12) + b"\xff" * 12,
+        VERSION + plain(b""),
+        VERSION + plain(kexinit(random.Random(1), [b"diffie-hellman-group1-sha1"])),
+        VERSION + plain(b"\x02" + String(b"")) + plain(kexinit(random.Random(1))),  # strict: KEXINIT is not the first
+        VERSION + plain(kexinit(random.Random(1))) * 5,
+        VERSION + plain(kexinit(random.Random(1))) + plain(b"\x1e" + String(bytes(32))),  # a point of order 1
+    ],
+)
+async def test_an_opening_that_cannot_be_is_closed(said: bytes) -> None:
+    async with unharmed() as here:
+        await say(here, said)
+
+
+async def test_who_says_nothing_is_closed_after_the_login_timeout() -> None:
+    async with unharmed(login_timeout=0.3) as here:
+        for said in (b"", VERSION, VERSION + plain(kexinit(random.Random(1)))):
+            stream = await trio.open_tcp_stream(LOCAL, here.port)
+            await stream.send_all(said)
+            async for _ in stream:
+                pass
+            await stream.aclose()
+
+
+async def test_strangers_are_capped_and_penalised_as_on_the_control_port() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay(exempt=False) as here:
+            here.control = here.control.model_copy(update={"max_startups_per_source": 2})
+            two = [await trio.open_tcp_stream(LOCAL, here.port) for _ in range(2)]
+            await here.until(lambda: len(here.strangers) == 2)
+            third = await trio.open_tcp_stream(LOCAL, here.port)
+            assert await is_dropped(third)
+            assert here.strangers.refusals[Reason.PER_SOURCE] == 1
+            for stream in (*two, third):
+                await stream.aclose()
+            await here.until(lambda: len(here.strangers) == 0)
+            for _ in range(3):
+                await say(here, b"GET / HTTP/1.1\r\n\r\n")
+            assert here.strangers.penalty(LOCAL, trio.current_time()) > 0
+
+
+async def test_there_are_no_more_connections_than_are_allowed() -> None:
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay(max_connections=2) as here,
+            client(openssh(here, "-N", "-R", f"0:{LOCAL}:9", LOCAL)) as first,
+        ):
+            await first.port()
+            second = await trio.open_tcp_stream(LOCAL, here.port)
+            await second.receive_some()  # our version
+            async with client(openssh(here, LOCAL, "list")) as third:
+                assert await third.ended() == 255
+            await second.aclose()
+
+
+# Which algorithms
+
+
+def test_the_offer_is_one_kind_and_what_needs_strict_key_exchange_is_not_offered_without_it() -> None:
+    chacha, counter, aead = b"chacha20-poly1305@openssh.com", b"aes128-ctr", b"aes256-gcm@openssh.com"
+    assert choose([chacha, counter, aead], strict=True) == NAMES
+    assert choose([chacha, counter], strict=True) == (chacha,)
+    assert counter in choose([chacha, counter], strict=False)
+    assert chacha not in choose([chacha], strict=False)
+    assert not any(b"cbc" in name or b"arcfour" in name for name in choose([], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("option", "works"),
+    [
+        ("Ciphers=aes256-gcm@openssh.com", True),
+        ("Ciphers=chacha20-poly1305@openssh.com", True),
+        ("Ciphers=aes256-ctr", True),
+        ("Ciphers=aes128-cbc", False),
+        ("KexAlgorithms=diffie-hellman-group14-sha1", False),
+        ("KexAlgorithms=diffie-hellman-group-exchange-sha256", False),
+        ("KexAlgorithms=ecdh-sha2-nistp256", True),
+        ("HostKeyAlgorithms=ssh-rsa", False),
+    ],
+)
+async def test_modern_algorithms_only(option: str, works: bool) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay() as here, local_server(echo) as target:
+            forward = ["-o", option, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL]
+            async with client(openssh(here, *forward)) as ssh:
+                if works:
+                    await here.until_served()
+                    assert await ask(here.tunnel.client_uri, b"x" * 200_000) == b"x" * 200_000
+                else:
+                    assert await ssh.ended() == 255
+                    await ssh.wait_said("no matching")
+
+
+@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"])
+@pytest.mark.parametrize("who", ["client", "relay", "both"])
+async def test_keys_are_exchanged_anew_while_octets_cross(who: str, cipher: str) -> None:
+    data = random.Random(3).randbytes(8 << 20)
+    octets = 1 << 35 if who == "client" else 1 << 20
+    with trio.fail_after(2 * PATIENCE):
+        async with relay(rekey_octets=octets) as here, local_server(echo) as target:
+            limit = ["-oRekeyLimit=1M"] if who != "relay" else []
+            forward = ["-v", *limit, "-oCiphers=" + cipher, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL]
+            async with client(openssh(here, *forward)) as ssh:
+                await here.until_served()
+                assert await ask(here.tunnel.client_uri, data) == data
+                assert ssh.err.count("SSH2_MSG_NEWKEYS received") > 4
+
+
+# Somebody who is known, and strange
+
+
+@asynccontextmanager
+async def guest(here: Relay, **options: Any) -> AsyncIterator[asyncssh.SSHClientConnection]:
+    """An asyncssh client that has logged in."""
+    async with trio_asyncio.open_loop() as loop:
+        loop.set_exception_handler(lambda _loop, _context: None)  # our client breaks off, which is meant
+        connection = await trio_asyncio.aio_as_trio(asyncssh.connect)(
+            LOCAL, here.port, username="me", known_hosts=None, client_keys=None, config=None, **options
+        )
+        try:
+            yield connection
+        finally:
+            connection.abort()
+            await trio_asyncio.aio_as_trio(connection.wait_closed)()
+
+
+@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"])
+async def test_packets_of_any_kind_from_a_guest_cost_the_guest_alone(cipher: str) -> None:
+    async with unharmed() as here:
+        for seed in range(40):
+            dice = random.Random(seed)
+            async with guest(here, encryption_algs=[cipher]) as connection:
+                for _ in range(dice.randrange(1, 5)):
+                    kind = dice.choice([*range(1, 8), 20, 21, 30, 31, 50, 60, 61, *range(80, 83), *range(90, 101), 192])
+                    body = dice.choice(
+                        [b"", dice.randbytes(30), UInt32(dice.randrange(3)) * 3, String("tcpip-forward") + b"\1" * 20]
+                    )
+                    connection.send_packet(kind, body)
+                await trio.lowlevel.checkpoint()
+
+
+async def test_a_guest_cannot_have_more_forwards_than_are_allowed() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay(max_forwards=2) as here:
+            forwards = [word for port in (7, 8, 9) for word in ("-R", f"0:{LOCAL}:{port}")]
+            async with client(openssh(here, "-v", "-N", *forwards, LOCAL)) as ssh:
+                await ssh.wait_said(r"2 are forwarded already \(ssh.max_forwards\)")
+                assert len(list(here.service.tunnels())) == 2
+
+
+async def test_visitors_beyond_the_channels_of_a_connection_wait_for_one_to_leave() -> None:
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay(max_channels=2) as here,
+            local_server(echo) as target,
+            client(openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)),
+        ):
+            (tunnel,) = await here.until_served()
+            visitors = [await trio.open_tcp_stream(LOCAL, tunnel.client_uri.port) for _ in range(3)]
+            await here.until(lambda: tunnel.waiting == 1 and len(tunnel.visitors) == 2)
+            await visitors[0].aclose()
+            await here.until(lambda: tunnel.waiting == 0)
+            await visitors[2].send_all(b"hello")
+            assert await visitors[2].receive_some(5) == b"hello"
+            for visitor in visitors[1:]:
+                await visitor.aclose()
+
+
+async def test_a_flood_of_requests_is_ended() -> None:
+    async with unharmed() as here, guest(here) as connection:
+        for _ in range(1000):
+            connection.send_packet(80, String("tcpip-forward"), Boolean(True), String(""), UInt32(0))
+        await here.until(lambda: len(list(here.service.tunnels())) <= 33)
+        with trio.move_on_after(5):
+            await trio_asyncio.aio_as_trio(connection.wait_closed)()
+        assert connection.is_closed()
+
+
+async def test_a_packet_that_was_meddled_with_ends_the_connection() -> None:
+    async with unharmed() as here, guest(here) as connection:
+        transport = connection._transport
+        assert transport is not None
+        transport.write(b"\0\0\0\x20" + b"x" * 48)
+        with trio.move_on_after(5):
+            await trio_asyncio.aio_as_trio(connection.wait_closed)()
+        assert connection.is_closed()
+
+
+def test_our_largest_packet_is_within_what_everybody_must_take() -> None:
+    assert MAX_PACKET >= 32768  # RFC 4253, section 6.1
+    assert len(EXCHANGES) == len(set(EXCHANGES))
