@@ -23,7 +23,7 @@ from tunneld.backends.webmux import WebMux, find_side
 from tunneld.config import schema
 from tunneld.doors import Door
 from tunneld.endpoint import format_peer
-from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError
+from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError
 from tunneld.lobby import Lobby
 from tunneld.relay.pump import Pump
 from tunneld.session import Carrier, CarrierLimits, Channel, link_over
@@ -103,8 +103,9 @@ class _Newcomer:
         try:
             side = find_side(self._endpoints, uri)
             side.admit(self.carrier, self._peer, self._max_carriers)
-        except (NotAllowedError, LimitReachedError) as error:
+        except (NoSuchTunnelError, NotAllowedError, LimitReachedError) as error:
             self.refusal = error
+            self.carrier.close("refused")  # before it answers the question behind this, which says that it was taken
         else:
             self.side = side
             log.debug("carrier came", peer=format_peer(self._peer))

@@ -14,10 +14,13 @@ from tests.agent.test_expose import address, ask
 from tests.relay.bench import stream
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_exactly
+from tunneld import carriers as relay_carriers
+from tunneld.agent import carriers as agent_carriers
 from tunneld.agent import keeper
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.keeper import Wish
-from tunneld.backends.webmux import WebMux
+from tunneld.backends.shared import Endpoints
+from tunneld.backends.webmux import WebMux, find_side
 from tunneld.endpoint import Endpoint
 from tunneld.errors import RefusedError, UsageError
 from tunneld.net import client_tls_context
@@ -133,6 +136,41 @@ async def test_a_lost_carrier_is_replaced_and_the_tunnel_stays() -> None:
             assert await ask(address(told), b"again") == b"again"
             assert relay.tunnel.id == "t1"
             assert [event for event, _ in told.events if event == "opened"] == ["opened"]
+
+
+async def test_a_carrier_whose_address_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network changed: another carrier is dialled beside it at once, not when the heartbeat is missed."""
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told) as exposure:
+            (first,) = await until(relay, 1)
+            exposure.hurry()
+            assert await ask(address(told), b"it is still there") == b"it is still there"
+            assert carriers(relay) == [first], "and it answered, so nothing was dialled"
+            monkeypatch.setattr(agent_carriers, "is_ours", lambda _: False)
+            exposure.hurry()
+            assert (await until(relay, 2))[0] is first
+            assert await ask(address(told), b"from elsewhere") == b"from elsewhere"
+
+
+async def test_an_agent_that_the_relay_does_not_know_knocks_once_and_then_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Knocking again and again with a key from before the relay's restart looks like guessing."""
+    knocks: list[str | None] = []
+
+    def counting(endpoints: Endpoints, uri: str | None) -> WebMux:
+        knocks.append(uri)
+        return find_side(endpoints, uri)
+
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
+            await until(relay, 1)
+            monkeypatch.setattr(relay_carriers, "find_side", counting)
+            relay.tunnel.close("a test")
+            await told.wait_for("opened", 2)
+            await until(relay, 1)
+            assert await ask(address(told), b"again") == b"again"
+            assert len(knocks) == 2, "one with the key of old, one with the new one"
 
 
 class Stranger:

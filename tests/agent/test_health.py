@@ -186,3 +186,9 @@ async def test_a_change_of_the_network_wakes(autojump_clock: MockClock) -> None:
             far.send(b"change")
             assert await woken.sleep(1000) is True
             nursery.cancel_scope.cancel()
+
+
+def test_an_address_is_ours_until_it_is_not() -> None:
+    assert wake.is_ours(("127.0.0.1", 1))
+    assert not wake.is_ours(("192.0.2.1", 1)), "which is nobody's (RFC 5737)"
+    assert not wake.is_ours(("2001:db8::1", 1, 0, 0))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,15 @@ async def free_port() -> int:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         return int(listener.socket.getsockname()[1])
+
+
+def lasting_port() -> int:
+    """A free port below those that kernels give to outgoing connections: nobody takes it while its program is away."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import delays
 from tunneld.agent.secured import Door, DuctWay
 from tunneld.agent.supply import Owner
+from tunneld.agent.wake import is_ours
 from tunneld.endpoint import Endpoint
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError
 from tunneld.relay.engine import Engine
@@ -72,6 +73,7 @@ class Carriers:
         self._wake = trio.Event()
         self._resting = True
         self._scope: trio.CancelScope | None = None  # of the task that dials, while there is one
+        self._attempt = trio.CancelScope()  # of what that task does now: one attempt, or the wait until the next
 
     @property
     def parked(self) -> int:
@@ -93,6 +95,13 @@ class Carriers:
     def review(self) -> bool:
         """Nothing is parked."""
         return False
+
+    def doubt(self) -> None:
+        """See `Supply.doubt`: every carrier is asked, and an attempt from before that begins anew."""
+        for line in self._lines:
+            line.doubt()
+        self._attempt.cancel()
+        self.stirred()
 
     def close(self) -> None:
         """End the carriers on which no visitor is served, and the others with their last one."""
@@ -120,6 +129,9 @@ class Carriers:
         """A carrier ended."""
         self._lines.pop(line, None)
         if not self.closed:
+            if not line.taken:
+                self._resting = True  # the relay does not know us: the keeper asks, and says when to go on
+                self._owner.disowned()
             if not line.taken or not self._lines:
                 self._owner.trouble(reason)
             self._wake.set()
@@ -144,11 +156,12 @@ class Carriers:
                     self._wake = trio.Event()
                     await self._wake.wait()
                     continue
-                line = await self._dial()
-                if line is not None and await line.is_taken():
-                    waits = delays(random.random, first=FIRST, longest=LONGEST)
-                else:
-                    await trio.sleep(next(waits))
+                with trio.CancelScope() as self._attempt:
+                    line = await self._dial()
+                    if line is not None and await line.is_taken():
+                        waits = delays(random.random, first=FIRST, longest=LONGEST)
+                    else:
+                        await trio.sleep(next(waits))
 
     def _lacks(self) -> bool:
         answering = [line for line in self._lines if line.answering]
@@ -183,11 +196,14 @@ class _Line:
         self.taken = False
         self._decided = trio.Event()
         self._carriers = carriers
-        self._carrier = Carrier(engine, link_over(connection), self, initiator=True, limits=limits)
+        link = link_over(connection)
+        self._address = link.connection.getsockname()
+        self._cut_off = False  # its own address is none of this machine's
+        self._carrier = Carrier(engine, link, self, initiator=True, limits=limits)
 
     @property
     def answering(self) -> bool:
-        return self._carrier.answering
+        return self._carrier.answering and not self._cut_off
 
     @property
     def channels(self) -> int:
@@ -202,6 +218,11 @@ class _Line:
         """Wait until the relay has taken this carrier, or it is gone."""
         await self._decided.wait()
         return self.taken
+
+    def doubt(self) -> None:
+        """Is anybody there? The answer takes back what is assumed here."""
+        self._cut_off = not is_ours(self._address)
+        self._carrier.heartbeat.ask_now()
 
     def close_if_idle(self) -> None:
         if not self._carrier.channels:
@@ -226,6 +247,7 @@ class _Line:
     def answered(self) -> None:
         """The relay has read who we are, and has not hung up."""
         self.taken = True
+        self._cut_off = False
         self._decided.set()
 
     def silent(self) -> None:

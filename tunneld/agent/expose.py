@@ -82,7 +82,7 @@ async def open_exposure(
         visitors = Visitors(LocalServer(target), nursery, teller, linger=linger)
 
         async def start(client: Client, wish: Wish) -> Keeper:
-            ground = Ground(engine, nursery, relay, teller)
+            ground = Ground(engine, nursery, relay, teller, exposure.hurry)
             return await Keeper.start(client, ground, wish, take=visitors.take, failed=exposure.fail)
 
         exposure = Exposure(relay, wish, teller, visitors, start, wake=wake or Wake(), patient=patient)
@@ -139,7 +139,7 @@ class Exposure:
         Raises what the first attempt failed with, and afterwards only `RefusedError` where it is for good: whatever
         else goes wrong is told, waited out and tried again.
         """
-        with self._scope:
+        with self._scope, self._wake.telling(self._doubt):
             await self._come_back_for_ever()
         if self._bug:
             raise self._bug
@@ -183,6 +183,14 @@ class Exposure:
             figures = self.figures
             counts = {"served": figures.served, "failed": figures.failed, "up": figures.up, "down": figures.down}
             self._teller.tell("closed", reason=self._reason, **counts)
+
+    def hurry(self) -> None:
+        """The relay answers again: the wait for it is over."""
+        self._wake.wake()
+
+    def _doubt(self) -> None:
+        if self._keeper is not None:
+            self._keeper.supply.doubt()
 
     async def _come_back_for_ever(self) -> None:
         backoff = Backoff(random.random)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -67,6 +67,7 @@ class Ground:
     nursery: trio.Nursery
     relay: RelayAccess
     teller: Teller
+    hurry: Callable[[], None] = lambda: None  # what ends a wait for the relay early
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class Keeper:
         """Open a tunnel and a supply for it. Raises `RefusedError`, `RelayUnreachableError`, ... as any call."""
         tunnel = await open_tunnel(client, wish.options, wish.backend)
         trouble = Trouble()
-        owner = Owner(take, trouble.report, failed)
+        owner = Owner(take, trouble.report, failed, ground.hurry)
         try:
             supply = await _supply(tunnel.server, ground, wish, owner)
         except TunneldError:

@@ -79,6 +79,9 @@ class Pool:
         self._busiest = 0
         return len(self._parked) > self.size
 
+    def doubt(self) -> None:
+        """Parked connections cannot be asked; what the kernel does not end, the relay's visitors find out."""
+
     def close(self) -> None:
         """Let go of everything parked. A visitor whose header has arrived already is still handed over."""
         self._resting = True

@@ -19,6 +19,8 @@ class Owner:
     """A connection ended that was wanted, or could not be made, and why."""
     failed: Failure
     """A bug in a callback."""
+    disowned: Callable[[], None] = lambda: None
+    """The relay answered, and does not know the tunnel: whoever waits for the relay need not wait any more."""
 
 
 class Supply(Protocol):
@@ -44,6 +46,9 @@ class Supply(Protocol):
 
     def review(self) -> bool:
         """Shrink where there is more than needed; tells whether the relay has parked connections to trim."""
+
+    def doubt(self) -> None:
+        """The network changed, or the machine was asleep: what stands may have been cut off without a word."""
 
     def close(self) -> None:
         """Let go of everything that serves no visitor."""

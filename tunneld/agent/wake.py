@@ -9,10 +9,13 @@ Elsewhere than on Linux nobody says that the network changed; the next try finds
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import trio
 
@@ -64,6 +67,7 @@ class Wake:
         self._unseen = unseen
         self._changes = changes
         self._woken = trio.Event()
+        self._listeners: list[Callable[[], None]] = []
 
     async def run(self) -> None:
         """Look out until cancelled."""
@@ -83,6 +87,17 @@ class Wake:
         """There is a reason: whoever waits, wait no longer."""
         self._woken.set()
         self._woken = trio.Event()
+        for listener in list(self._listeners):
+            listener()
+
+    @contextmanager
+    def telling(self, listener: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, `listener` is told, too: what stands may have been cut off."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
 
     async def _watch_clock(self) -> None:
         before = self._unseen()
@@ -100,6 +115,17 @@ class Wake:
                 await trio.sleep(SETTLE)
                 drain(changes)
                 self.wake()
+
+
+def is_ours(address: Any) -> bool:
+    """Whether a socket's own address is still one of this machine's: without it, its connection is cut off."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address[0], 0, *address[2:]))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def drain(changes: socket.socket) -> None:

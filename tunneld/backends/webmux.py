@@ -14,7 +14,7 @@ from __future__ import annotations
 from tunneld.backends.carried import Carried
 from tunneld.backends.shared import Endpoints
 from tunneld.endpoint import Endpoint
-from tunneld.errors import NotAllowedError, UsageError
+from tunneld.errors import NoSuchTunnelError, UsageError
 
 
 class WebMux(Carried):
@@ -26,7 +26,8 @@ class WebMux(Carried):
 def find_side(endpoints: Endpoints, uri: str | None) -> WebMux:
     """Who is called back as this URI. Only the key counts: the relay's name may differ from where it is seen.
 
-    Raises `NotAllowedError`, which does not tell a wrong key from one that is no more.
+    Raises `NoSuchTunnelError`, which does not tell a wrong key from one that is no more. Nobody guesses a key, and the
+    agents of a relay that was started again have them from before: that is no failure to prove something.
     """
     try:
         key = Endpoint.parse(uri or "").key
@@ -34,5 +35,5 @@ def find_side(endpoints: Endpoints, uri: str | None) -> WebMux:
         key = ""
     side = endpoints.find(key)
     if not isinstance(side, WebMux):
-        raise NotAllowedError("no open tunnel has the server URI that it defines")
+        raise NoSuchTunnelError("no open tunnel has the server URI that it defines")
     return side
