@@ -48,6 +48,7 @@ from tunneld.legacy import ServiceLegacy
 from tunneld.lobby import Lobby
 from tunneld.relay import new_engine
 from tunneld.service import TunnelService
+from tunneld.tunnel import STOPPED
 from tunneld.wire.lines import Item
 
 if sys.platform == "linux":
@@ -439,6 +440,8 @@ class Daemon:
         """Stop now; say so in the exit status where somebody was still being served after a drain was asked for."""
         if self.service.draining and any(tunnel.visitors for tunnel in self.service.tunnels()):
             self.exit_status = CUT
+        for tunnel in self.service.tunnels():
+            tunnel.close(STOPPED)  # before its relays are dropped, which would pass for a drain that is done
         self._stop.cancel()
 
 

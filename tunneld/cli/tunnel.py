@@ -56,6 +56,8 @@ def _add_verb(parser: Parser, verb: Verb) -> None:
         parser.add_argument(name, metavar=metavar, nargs=nargs, help=what)
     if verb.name == "shutdown":
         parser.add_argument("--drain", action="store_true", help="let relays finish first")
+    if verb.name == "drain":
+        parser.add_argument("--wait", action="store_true", help="say how many visitors are left until none is")
     if verb.name == "close":
         parser.add_argument("--keep", action="store_true", help="keep its address for one of the same name")
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")

@@ -23,12 +23,14 @@ from tunneld.cli.tables import (
     printable,
     table,
 )
-from tunneld.errors import RelayUnreachableError, UsageError
+from tunneld.errors import LimitReachedError, RelayUnreachableError, UsageError
 
 if TYPE_CHECKING:
     from tunneld.client import Client
 
 REFERENCE = ("ref", "REF", "its id, a URI of it or its port, as list shows them")
+DRAINED = "drained"
+"""The reason that a tunnel closes for when its last visitor has left."""
 Run = Callable[["Client", argparse.Namespace, Form], Awaitable[str]]
 
 
@@ -104,8 +106,26 @@ async def close(client: Client, options: argparse.Namespace, shape: Form) -> str
 
 
 async def drain(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """A sentence."""
-    return text((await client.call("drain", options.ref)).text, shape)
+    """A sentence; or one for each visitor that leaves, until the last one has. Raises `LimitReachedError` where the
+    tunnel ended before that.
+    """
+    if not options.wait:
+        return text((await client.call("drain", options.ref)).text, shape)
+    async with access(options).connect() as eyes, eyes.watch(options.ref) as events:
+        say(text((await client.call("drain", options.ref)).text, shape), end="")
+        left = len((await client.call("show", options.ref)).items) - 1
+        async for event in events:
+            match event["event"]:
+                case "draining":
+                    left = int(event["visitors"])
+                case "left":
+                    left -= 1
+                    say(text(f"{left} left", shape), end="")
+                case "closed" if event["reason"] == DRAINED:
+                    return text(DRAINED, shape)
+                case "closed":
+                    raise LimitReachedError(f"tunnel {event['id']} ended before its visitors left: {event['reason']}")
+    raise RelayUnreachableError("the relay ended before the tunnel's visitors had left")
 
 
 async def reservations(client: Client, options: argparse.Namespace, shape: Form) -> str:

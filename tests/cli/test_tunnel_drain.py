@@ -1,0 +1,74 @@
+"""`tunnel drain --wait`: a person sees how many are left, and a script whether all left by themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from tests.agent.support import PATIENCE, RelayHere, relay_here
+from tests.support.people import connect
+from tests.support.programs import program, tunnel_command
+from tunneld.client import connect as control
+from tunneld.endpoint import Endpoint
+
+
+async def served(relay: RelayHere, count: int) -> tuple[str, list[trio.SocketStream]]:
+    """A tunnel with so many visitors, who stay until their streams are closed: its id and those."""
+    async with control(relay.where) as client:
+        server = Endpoint.parse(await client.open_tunnel("tcp", persist=True))
+        address = Endpoint.parse(await client.get_tunnel_address(str(server)))
+        (tunnel,) = await client.list()
+    streams = []
+    for _ in range(count):
+        hidden, visitor = await connect(server), await connect(address)
+        await hidden.send_all(b"x")
+        assert await visitor.receive_some(1) == b"x"
+        streams += [hidden, visitor]
+    return tunnel["id"], streams
+
+
+@asynccontextmanager
+async def draining(relay: RelayHere, tunnel: str) -> AsyncIterator[trio.Process]:
+    with trio.fail_after(PATIENCE):
+        command = tunnel_command("drain", "--wait", tunnel, "--relay", relay.where)
+        async with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            yield process
+
+
+async def line(process: trio.Process) -> str:
+    """The next line that it prints."""
+    assert process.stdout is not None
+    said = b""
+    while not said.endswith(b"\n"):
+        said += await process.stdout.receive_some(1)
+    return said.decode()
+
+
+async def test_each_one_that_leaves_is_told_until_none_is_left() -> None:
+    async with relay_here() as relay:
+        tunnel, streams = await served(relay, 2)
+        async with draining(relay, tunnel) as process:
+            assert await line(process) == f"draining {tunnel}, 2 visitors left\n"
+            for left in (1, 0):
+                await streams.pop().aclose()
+                await streams.pop().aclose()
+                assert await line(process) == f"{left} left\n"
+            assert await line(process) == "drained\n"
+            assert await process.wait() == os.EX_OK
+
+
+async def test_a_tunnel_that_is_closed_meanwhile_is_another_status() -> None:
+    async with relay_here() as relay:
+        tunnel, _streams = await served(relay, 1)
+        async with draining(relay, tunnel) as process:
+            await line(process)
+            async with control(relay.where) as client:
+                await client.close(tunnel)
+            assert await process.wait() == os.EX_TEMPFAIL
+            assert process.stderr is not None
+            said = (await process.stderr.receive_some()).decode()
+            assert said == f"tunnel: tunnel {tunnel} ended before its visitors left: closed by request\n"
