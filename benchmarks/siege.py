@@ -1,25 +1,36 @@
-"""What attacks cost a relay: `python -m benchmarks.siege` from the checkout, about a minute, one table.
+"""What attacks cost a relay: `python -m benchmarks.siege` from the checkout, some minutes, one table.
 
 Everything runs on loopback: the relay with its default limits, a bystander whose tunnel is busy all the time, and the
-attackers in this process, whose own work takes from the bystander's speed.
+attackers in this process, whose own work takes from the bystander's speed. Where the attack is on TLS, every face of
+the relay speaks it, and the operator who asks for the list was there before: among so many strangers a new one is
+refused by dice, which is what the dice are for.
+
+Below the table: how long the relay takes to refuse a name that does not exist, and a wrong secret of one that does. The
+two must not be told apart; see `tell_apart`.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import random
 import resource
+import statistics
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from tests.support.attackers import crowd, flood, pour
+from tests.support.attackers import crowd, flood, pour, whisper
 from tests.support.besieged import KIB, MIB, Siege, besieged
+from tests.support.keyed import connect_hidden
+from tests.support.papers import Papers
 from tests.support.people import go_home
+from tunneld.wire.scram import decode, encode
 
 LIMIT = 60.0
 """Seconds for one attack, beside the start of the relay."""
@@ -75,19 +86,78 @@ async def slow_loris(siege: Siege, _scale: int) -> None:
         await trio.sleep(WATCHING)
 
 
+async def silent_handshakes(siege: Siege, _scale: int) -> None:
+    """They connect to every port that speaks TLS, and say nothing or half a hello: far more than there may be."""
+    async with siege.ports() as ports, AsyncExitStack() as stack:
+        for face in ("control", "http", "webmux", "server"):
+            await stack.enter_async_context(crowd(ports[face], 250))
+            await stack.enter_async_context(crowd(ports[face], 250, HELLO))
+        await trio.sleep(WATCHING)
+
+
+async def broken_handshakes(siege: Siege, scale: int) -> None:
+    """They say half a hello and leave: each costs the relay a context and a task."""
+    await flood(siege.control, 10_000 // scale, HELLO)
+
+
+async def wrong_keys(siege: Siege, scale: int) -> None:
+    """A whole handshake each, and then a key that is none."""
+    async with siege.ports() as ports:
+        for _ in range(1000 // scale):
+            await whisper(ports["server"], PAPERS[0], b"0" * 32 + b"\n")
+
+
+async def never_readers_in_tls(siege: Siege, scale: int) -> None:
+    """Hidden servers that send in TLS to visitors who never read."""
+    async with siege.ports() as ports, AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        for _ in range(1000 // scale // AT_ONCE):
+            await stack.enter_async_context(crowd(ports["client"], AT_ONCE))
+            for _ in range(AT_ONCE):
+                server = await connect_hidden(ports["server"], PAPERS[0])
+                stack.push_async_callback(server.aclose)
+                nursery.start_soon(insist, server)
+        await trio.sleep(WATCHING)
+        nursery.cancel_scope.cancel()
+
+
+async def insist(stream: trio.SocketStream) -> None:
+    """Send, whether it is taken or not."""
+    with suppress(trio.BrokenResourceError):
+        await stream.send_all(bytes(MIB))
+
+
+async def wrong_secrets(siege: Siege, scale: int) -> None:
+    """Three on each connection; loopback earns no penalty."""
+    await siege.ask_for_secrets()
+    wrong = f"auth SCRAM-SHA-256 {encode(b'n,,n=root,r=x')}\nauth {encode(b'c=biws,r=x,p=AAAA')}\n" * 3
+    await flood(siege.control, 3000 // scale, wrong.encode())
+
+
 async def endless_line(siege: Siege, _scale: int) -> None:
     """A request that never ends."""
     await pour(siege.control, b"", b"a" * 64 * KIB, 1024 * MIB)
 
 
-ATTACKS = [nobody, never_readers, short_connections, slow_loris, endless_line]
+async def endless_body(siege: Siege, _scale: int) -> None:
+    """XML in chunks without an end."""
+    head = b"POST /RPC2 HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/xml\r\nTransfer-Encoding: chunked\r\n\r\n"
+    await pour(siege.http, head, b"10000\r\n" + b"<" * 0x10000 + b"\r\n", 1024 * MIB)
 
 
-async def measure(attack: Callable[[Siege, int], Awaitable[None]], scale: int) -> str:
+ATTACKS = [
+    nobody, never_readers, short_connections, slow_loris, wrong_secrets, endless_line, endless_body
+]  # fmt: skip
+IN_TLS = [nobody, silent_handshakes, broken_handshakes, wrong_keys, never_readers_in_tls]
+PAPERS: list[Papers] = []
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+"""How a TLS handshake begins."""
+
+
+async def measure(attack: Callable[[Siege, int], Awaitable[None]], scale: int, papers: Papers | None = None) -> str:
     """One attack on a relay of its own: its row."""
     cost = Cost()
     with tempfile.TemporaryDirectory() as folder:
-        async with besieged(Path(folder)) as siege:
+        async with besieged(Path(folder), papers) as siege:
             before, resident, began = siege.progress, siege.resident, trio.current_time()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(keep_looking, siege, cost)
@@ -99,8 +169,8 @@ async def measure(attack: Callable[[Siege, int], Awaitable[None]], scale: int) -
     go_home()
     late = " (cut)" if limit.cancelled_caught else ""
     grown = (cost.resident - resident) / MIB
-    name = attack.__name__.replace("_", " ")
-    return f"{name:18}{took:8.1f}{grown:10.1f}{cost.descriptors:12}{cost.latency * 1000:10.0f}{speed:12.0f}{late}"
+    name = attack.__name__.replace("_", " ") + (" (all in TLS)" if papers and attack is nobody else "")
+    return f"{name:22}{took:8.1f}{grown:10.1f}{cost.descriptors:12}{cost.latency * 1000:10.0f}{speed:12.0f}{late}"
 
 
 async def keep_looking(siege: Siege, cost: Cost) -> None:
@@ -115,11 +185,66 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.siege", description="what attacks cost a relay")
     parser.add_argument("--quick", action="store_true", help="a tenth of the attackers")
     scale = 10 if parser.parse_args().quick else 1
-    print(f"{'':18}{'s':>8}{'RSS +MiB':>10}{'descriptors':>12}{'list, ms':>10}{'by, MiB/s':>12}")
+    print(f"{'':22}{'s':>8}{'RSS +MiB':>10}{'descriptors':>12}{'list, ms':>10}{'by, MiB/s':>12}")
     for attack in ATTACKS:
         print(f"... {attack.__name__}", file=sys.stderr)
         print(trio.run(measure, attack, scale), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        PAPERS.append(Papers.issue(Path(folder)))
+        for attack in IN_TLS:
+            print(f"... {attack.__name__} (TLS)", file=sys.stderr)
+            print(trio.run(measure, attack, scale, PAPERS[0]), flush=True)
+    print(trio.run(tell_apart, 2000 // scale))
     return 0
+
+
+async def tell_apart(count: int) -> str:
+    """So many refusals of either kind, in turn, on one relay without strangers' limits; medians and the difference with
+    its 95 % interval by bootstrap. A difference whose interval is around 0 tells nobody anything.
+    """
+    times: dict[str, list[float]] = {"root": [], "nobody": []}
+    with tempfile.TemporaryDirectory() as folder:
+        async with besieged(Path(folder)) as siege:
+            await siege.ask_for_secrets()
+            for _ in range(count // 2):
+                for name, taken in times.items():
+                    taken.append(await refusal(siege, name))
+    go_home()
+    dice = random.Random(1)
+    differences = sorted(
+        statistics.median(dice.choices(times["root"], k=count // 2))
+        - statistics.median(dice.choices(times["nobody"], k=count // 2))
+        for _ in range(1000)
+    )
+    medians = {name: statistics.median(taken) * 1e6 for name, taken in times.items()}
+    return (
+        f"refused after: a wrong secret {medians['root']:.0f} us, an unknown name {medians['nobody']:.0f} us; "
+        f"difference {medians['root'] - medians['nobody']:+.1f} us, 95 % between {differences[25] * 1e6:+.1f} and "
+        f"{differences[974] * 1e6:+.1f} us, {count // 2} of each"
+    )
+
+
+async def refusal(siege: Siege, name: str) -> float:
+    """The seconds from a login's first message to its refusal, on a connection of its own."""
+    first = f"auth SCRAM-SHA-256 {encode(f'n,,n={name},r=abc'.encode(), padded=False)}\n".encode()
+    async with await trio.open_tcp_stream(siege.control.host, siege.control.port) as stream:
+        await line_of(stream)
+        began = trio.current_time()
+        await stream.send_all(first)
+        nonce = decode((await line_of(stream)).removeprefix(b"OK ").decode()).split(b",")[0]
+        final = b"c=biws," + nonce + b",p=" + base64.b64encode(bytes(32))
+        await stream.send_all(f"auth {encode(final, padded=False)}\n".encode())
+        answer = await line_of(stream)
+        assert answer == b"ERR not-allowed authentication failed", answer
+        return trio.current_time() - began
+
+
+async def line_of(stream: trio.SocketStream) -> bytes:
+    """The next line: whatever comes is one."""
+    line = b""
+    while not line.endswith(b"\n"):
+        line += await stream.receive_some()
+    return line.strip()
 
 
 if __name__ == "__main__":

@@ -192,6 +192,7 @@ class Daemon:
             "strangers": len(self._strangers),
             "strangers_refused": self._strangers.refusals.total(),
             "penalised": self._strangers.penalised(trio.current_time()),
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             "reservations": len(self.service.addresses.book),
             "ssh_host_key": self._host_key.get_fingerprint() if self._host_key is not None else None,
             "config": str(self._config_path or "built-in defaults"),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
-from tests.support.attackers import babble, crowd, flood, pour
-from tests.support.besieged import KIB, MIB, besieged, under_attack
-from tests.support.people import read_all
+from tests.support.attackers import babble, crowd, flood, pour, whisper
+from tests.support.besieged import KIB, MIB, Siege, besieged, under_attack
+from tests.support.papers import Papers
+from tests.support.people import PATIENCE, read_all
 from tunneld.wire import scram
 from tunneld.wire.scram import Login
 
@@ -23,21 +28,95 @@ BEGINNINGS = {
     "http": ("http", b""),
     "http header": ("http", b"GET / HTTP/1.1\r\n"),
     "xml": ("http", b"POST /RPC2 HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/xml\r\nContent-Length: 512\r\n\r\n"),
+    "webmux": ("webmux", b""),
+    "webmux, a fragment": ("webmux", b"\x08\x00\x00\x00"),
     "server side": ("server", b""),
     "proxy header 1": ("client", b"PROXY "),
     "proxy header 2": ("client", b"\r\n\r\n\x00\r\nQUIT\n\x21\x11"),
 }
 
 
-@pytest.mark.parametrize("face", BEGINNINGS)
-async def test_seeded_nonsense(tmp_path: Path, face: str) -> None:
+async def test_seeded_nonsense(tmp_path: Path) -> None:
     print("TUNNELD_FUZZ_SEED =", SEED)
-    port, beginning = BEGINNINGS[face]
     async with besieged(tmp_path) as siege:
         await siege.set("tunnels", 'trusted_proxies = ["127.0.0.1"]')
+        for face, (port, beginning) in BEGINNINGS.items():
+            print(face)
+            async with under_attack(siege, 200), siege.ports() as ports:
+                await babble(ports[port], beginning, SEED, 200)
+        assert not bugs(siege)
+
+
+def bugs(siege: Siege) -> list[dict[str, Any]]:
+    """What was logged with a traceback."""
+    return [line for line in siege.relay.log if "exc_info" in line or "exception" in line]
+
+
+TLS = {
+    "a record": b"",
+    "a hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "an alert": b"\x15\x03\x03\x00\x02",
+    "application data": b"\x17\x03\x03\x40\x00",
+}
+
+
+async def test_seeded_nonsense_for_tls(tmp_path: Path, papers: Papers) -> None:
+    print("TUNNELD_FUZZ_SEED =", SEED)
+    async with besieged(tmp_path, papers) as siege:
         async with under_attack(siege, 200), siege.ports() as ports:
-            await babble(ports[port], beginning, SEED, 200)
-        assert not [line for line in siege.relay.log if "exc_info" in line or "exception" in line]
+            for port, beginning in product(("control", "http", "webmux", "server"), TLS.values()):
+                await babble(ports[port], beginning, SEED, 25)
+        assert not bugs(siege)
+
+
+async def test_seeded_nonsense_inside_tls(tmp_path: Path, papers: Papers) -> None:
+    """After a handshake that is right: as a key, as carriers, as requests."""
+    print("TUNNELD_FUZZ_SEED =", SEED)
+    dice = random.Random(SEED)
+    async with besieged(tmp_path, papers) as siege:
+        async with under_attack(siege, 20), siege.ports() as ports:
+            for port, size in product(("control", "http", "webmux", "server"), (1, 100, 4000)):
+                for _ in range(4):
+                    await whisper(ports[port], papers, dice.randbytes(size))
+        assert not bugs(siege)
+
+
+async def test_wrong_keys_at_speed(tmp_path: Path, papers: Papers) -> None:
+    async with besieged(tmp_path, papers) as siege, under_attack(siege, 20), siege.ports() as ports:
+        for _ in range(100):
+            await whisper(ports["server"], papers, b"0123456789abcdef0123456789abcdef\n")
+        with trio.fail_after(PATIENCE):
+            while sum(line["event"] == "authentication failed" for line in siege.relay.log) < 100:
+                await trio.lowlevel.checkpoint()
+
+
+XML, JSON = ("/RPC2", "text/xml"), ("/api/v1/list", "application/json")
+NUMBER = b"9" * 60_000
+LAUGHS = b"".join(b'<!ENTITY e%d "%s">' % (n, b"&e%d;" % (n - 1) * 10) for n in range(1, 40))
+CALL = b"<methodCall><methodName>list</methodName><params><param><value>"
+
+BOMBS = {
+    "entities": (*XML, b"<!DOCTYPE a [" + LAUGHS + b"]>&e39;"),
+    "an entity from elsewhere": (*XML, b'<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><a>&e;</a>'),
+    "depth in XML": (*XML, CALL + b"<array><data><value>" * 3000),
+    "attributes": (*XML, b"<methodCall " + b"".join(b'a%d="" ' % n for n in range(6000)) + b"/>"),
+    "a number in XML": (*XML, CALL + b"<int>" + NUMBER + b"</int></value></param></params></methodCall>"),
+    "depth in JSON": (*JSON, b"[" * 60_000),
+    "a number in JSON": (*JSON, b'{"args":[' + NUMBER + b"]}"),
+}
+
+
+async def test_bombs(tmp_path: Path) -> None:
+    """Small things that grow, all of them no larger than a body may be."""
+    async with besieged(tmp_path) as siege:
+        for name, (path, kind, body) in BOMBS.items():
+            print(name)
+            assert len(body) <= 64 * KIB
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+            head += f"Content-Length: {len(body)}\r\n\r\n"
+            async with under_attack(siege, 64):
+                await flood(siege.http, 100, head.encode() + body)
+        assert not bugs(siege)
 
 
 async def test_an_endless_line(tmp_path: Path) -> None:

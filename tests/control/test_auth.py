@@ -316,19 +316,19 @@ def test_a_certificate_lets_in_from_where_it_may() -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "2001:db8::7"])
-def test_the_filter_in_the_manual_finds_the_line(host: str, man_filter: list[str]) -> None:
+def test_the_filter_in_the_manual_finds_the_line(host: str, shipped_filter: list[str]) -> None:
     context = {"peer": host, "face": "control", "reason": "authentication failed"}
     for render in (Human(time=lambda: "12:00"), Json()):
         line = render("warning", "authentication failed", context)
-        (found,) = [match["host"] for pattern in man_filter if (match := re.search(pattern, line))]
+        (found,) = [match["host"] for pattern in shipped_filter if (match := re.search(pattern, line))]
         assert found == host
 
 
 @pytest.fixture
-def man_filter() -> list[str]:
-    """The regular expressions in tunneld(8), as fail2ban reads them."""
-    page = (Path(__file__).parents[2] / "man/tunneld.8").read_text().replace(r"\e", "\\")
-    lines = page.partition("failregex = ")[2].partition("\n.Ed")[0].splitlines()
+def shipped_filter() -> list[str]:
+    """The regular expressions that come with the daemon, as fail2ban reads them."""
+    text = (Path(__file__).parents[2] / "config/examples/fail2ban-filter.conf").read_text()
+    lines = text.partition("failregex = ")[2].partition("\nignoreregex")[0].splitlines()
     return [line.strip().replace("<HOST>", r"(?P<host>[0-9a-f.:]+)") for line in lines]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import trio
 
+from tests.support.papers import Papers
 from tests.support.people import PATIENCE
 from tunneld.endpoint import Endpoint
+from tunneld.tls import TlsSocket
 
 AT_ONCE = 64
 """Attackers that connect at the same time: fewer than a listening socket's queue holds."""
@@ -56,6 +59,20 @@ async def pour(endpoint: Endpoint, beginning: bytes, chunk: bytes, most: int) ->
                 await stream.send_all(chunk)
                 sent += len(chunk)
     return sent
+
+
+async def whisper(endpoint: Endpoint, papers: Papers, says: bytes) -> None:
+    """Say it in TLS, and hear the relay out."""
+    with socket.create_connection((endpoint.host, endpoint.port)) as below:
+        below.setblocking(False)
+        tls = TlsSocket(below, papers.client, server_hostname="localhost")
+        with suppress(OSError):
+            await tls.shake_hands()
+            await tls.send_all(says)
+            await tls.send_end()
+            with trio.move_on_after(PATIENCE):
+                while await tls.receive(65536):
+                    pass
 
 
 async def babble(endpoint: Endpoint, beginning: bytes, seed: int, count: int) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
 
 from tests.support.credentials import SECRET
+from tests.support.papers import Papers
 from tests.support.people import PATIENCE, connect
-from tests.support.programs import Daemon, daemon
+from tests.support.programs import TLS, Daemon, daemon
 from tunneld import client
 from tunneld.endpoint import Endpoint
 from tunneld.wire.verifier import MIN_ITERATIONS, derive
@@ -37,6 +38,9 @@ PER_PROCESS = 32 * MIB
 SPARE_DESCRIPTORS = 16
 """Pipes that the bystander's bulk has borrowed now and had not before; every attack opens far more."""
 
+SPARE_TASKS = 8
+"""An operator's connection that comes or goes just now; every attack that leaves tasks leaves far more."""
+
 BLOCK = 64 * KIB
 ADMIN = ("root", SECRET)
 
@@ -44,21 +48,51 @@ ADMIN = ("root", SECRET)
 class Siege:
     """A relay and its bystander."""
 
-    def __init__(self, relay: Daemon, folder: Path) -> None:
+    def __init__(self, relay: Daemon, folder: Path, papers: Papers | None) -> None:
         self.relay = relay
-        self.control = Endpoint("tcp", "127.0.0.1", relay.control_port)
+        self.control = Endpoint("tcp" if papers is None else "tls", "127.0.0.1", relay.control_port)
+        self._tls = None if papers is None else papers.client
         self.http = Endpoint("tcp", "127.0.0.1", int(relay.http.rstrip("/").rpartition(":")[2]))
         self.progress = 0
         """Octets that the bystander has received."""
         self._config = folder / "tunnel.toml"
         self._credential: tuple[str, str] | None = None
+        self._there: client.Client | None = None  # an operator who was there before the attack
         self._stopping = False
+
+    @asynccontextmanager
+    async def operator(self) -> AsyncIterator[client.Client]:
+        """Whoever looks after the relay: in TLS one who stays, since a newcomer is one among many strangers."""
+        if self._there is not None:
+            yield self._there
+        else:
+            async with self._connect() as operator:
+                yield operator
+
+    def _connect(self) -> AbstractAsyncContextManager[client.Client]:
+        return client.connect(str(self.control), tls=self._tls, credential=self._credential)
+
+    @asynccontextmanager
+    async def stay(self) -> AsyncIterator[None]:
+        """While the block runs the operator stays connected, where newcomers are strangers."""
+        if self._tls is None:
+            yield
+            return
+        async with self._connect() as operator:
+            self._there = operator
+            yield
+            self._there = None
+
+    async def tasks(self) -> int:
+        """How many tasks the relay has."""
+        async with self.operator() as operator:
+            return int((await operator.status())["tasks"])
 
     async def set(self, table: str, line: str) -> None:
         """Add a line to a table of the configuration, and reload."""
         text = self._config.read_text()
         self._config.write_text(text.replace(f"[{table}]", f"[{table}]\n{line}"))
-        async with client.connect(str(self.control), credential=self._credential) as operator:
+        async with self.operator() as operator:
             await operator.call("reload")
 
     async def ask_for_secrets(self) -> None:
@@ -67,27 +101,30 @@ class Siege:
         self._config.write_text(
             f'{self._config.read_text()}\n[[credential]]\nname = "{ADMIN[0]}"\nrole = "admin"\nverifier = "{proof}"\n'
         )
-        async with client.connect(str(self.control)) as operator:
+        async with self.operator() as operator:
             await operator.call("reload")
         self._credential = ADMIN
 
     async def opened(self, **options: str) -> tuple[Endpoint, Endpoint]:
         """Open a tunnel that persists: its server URI and its client URI."""
-        async with client.connect(str(self.control), credential=self._credential) as operator:
+        async with self.operator() as operator:
             server = await operator.open_tunnel("tcp", persist="yes", **options)
             return Endpoint.parse(server), Endpoint.parse(await operator.get_tunnel_address(server))
 
     @asynccontextmanager
     async def ports(self) -> AsyncIterator[dict[str, Endpoint]]:
         """Every kind of port, for an attack; its tunnel is closed at the end, for what was said to it stays parked."""
-        server, visitors = await self.opened()
-        yield {"control": self.control, "http": self.http, "server": server, "client": visitors}
-        async with client.connect(str(self.control), credential=self._credential) as operator:
+        secure = {"secure": "yes"} if self._tls is not None else {}
+        server, visitors = await self.opened(**secure)
+        shared = Endpoint.parse((await self.relay.wait_logged("webmux listens"))["uri"])
+        faces = {"control": self.control, "http": self.http, "webmux": shared}
+        yield {**faces, "server": server, "client": visitors}
+        async with self.operator() as operator:
             await operator.close(str(server))
 
     async def check_answers(self) -> float:
         """An operator who is there asks for the list; the seconds it took, below `LIST_DEADLINE`."""
-        async with client.connect(str(self.control), credential=self._credential) as operator:
+        async with self.operator() as operator:
             began = trio.current_time()
             with trio.fail_after(LIST_DEADLINE):
                 await operator.list()
@@ -100,10 +137,10 @@ class Siege:
             while self.progress < goal:
                 await trio.lowlevel.checkpoint()
 
-    async def check_calm(self, descriptors: int) -> None:
-        """The relay comes back to as many descriptors as before; each question gives it time to."""
+    async def check_calm(self, descriptors: int, tasks: int) -> None:
+        """The relay comes back to as many descriptors and tasks as before; each question gives it time to."""
         with trio.fail_after(PATIENCE):
-            while self.relay.descriptors > descriptors + SPARE_DESCRIPTORS:
+            while self.relay.descriptors > descriptors + SPARE_DESCRIPTORS or await self.tasks() > tasks + SPARE_TASKS:
                 await self.check_answers()
 
     @property
@@ -136,10 +173,15 @@ class Siege:
 
 
 @asynccontextmanager
-async def besieged(folder: Path) -> AsyncIterator[Siege]:
-    """A relay whose bystander is at work. When the block ends, everything sent must have arrived."""
-    async with daemon(folder) as relay:
-        siege = Siege(relay, folder)
+async def besieged(folder: Path, papers: Papers | None = None, words: str = "") -> AsyncIterator[Siege]:
+    """A relay whose bystander is at work, every face in TLS where there are papers. When the block ends, everything
+    sent must have arrived. `words` is what its configuration says besides.
+    """
+    if papers is not None:
+        words += TLS.format(folder=papers.folder).replace("control", "http")
+    async with daemon(folder, papers=papers, words=words) as relay, AsyncExitStack() as stack:
+        siege = Siege(relay, folder, papers)
+        await stack.enter_async_context(siege.stay())
         server_uri, client_uri = await siege.opened()
         server, visitor = await connect(server_uri), await connect(client_uri)
         sent, received = hashlib.sha256(), hashlib.sha256()
@@ -160,9 +202,9 @@ async def under_attack(siege: Siege, connections: int) -> AsyncIterator[None]:
 
     `connections` is how many the attack holds at once, at most. The block must leave with nothing open.
     """
-    descriptors, resident = siege.relay.descriptors, siege.resident
+    descriptors, resident, tasks = siege.relay.descriptors, siege.resident, await siege.tasks()
     yield
     await siege.check_progress()
     await siege.check_answers()
-    await siege.check_calm(descriptors)
+    await siege.check_calm(descriptors, tasks)
     assert siege.resident - resident < PER_PROCESS + connections * PER_CONNECTION
