@@ -45,7 +45,9 @@ def sink(kind: str) -> Iterator[int]:
 async def test_a_log_that_cannot_be_written_costs_lines_and_nothing_else(tmp_path: Path, kind: str) -> None:
     port = await free_port()
     config = tmp_path / "tunnel.toml"
-    config.write_text(CONFIG.format(drain_timeout=5, control=port) + '[log]\nlevel = "debug"\n')
+    config.write_text(
+        CONFIG.format(drain_timeout=5.0, control=port, ports="0", of_daemon="") + '[log]\nlevel = "debug"\n'
+    )
     command = [sys.executable, "-m", "tunneld", "--config", str(config)]
     with sink(kind) as stderr, trio.fail_after(2 * PATIENCE):
         async with program(command, stderr=stderr) as daemon:
@@ -85,7 +87,9 @@ async def test_a_clock_that_jumps_ends_nothing(tmp_path: Path, papers: Papers, p
     port, offset = await free_port(), tmp_path / "offset"
     offset.write_text("+0")
     config = tmp_path / "tunnel.toml"
-    config.write_text(CONFIG.format(drain_timeout=5, control=port) + TLS.format(folder=papers.folder))
+    config.write_text(
+        CONFIG.format(drain_timeout=5.0, control=port, ports="0", of_daemon="") + TLS.format(folder=papers.folder)
+    )
     faked = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1"}
     environment = os.environ | faked | {"DONT_FAKE_MONOTONIC": "1"}
     command = [sys.executable, "-m", "tunneld", "--config", str(config), "--log-format", "json"]

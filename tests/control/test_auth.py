@@ -316,12 +316,22 @@ def test_a_certificate_lets_in_from_where_it_may() -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "2001:db8::7"])
-def test_the_filter_in_the_manual_finds_the_line(host: str, shipped_filter: list[str]) -> None:
+def test_the_filter_that_comes_with_it_finds_the_line(host: str, shipped_filter: list[str]) -> None:
     context = {"peer": host, "face": "control", "reason": "authentication failed"}
     for render in (Human(time=lambda: "12:00"), Json()):
         line = render("warning", "authentication failed", context)
-        (found,) = [match["host"] for pattern in shipped_filter if (match := re.search(pattern, line))]
-        assert found == host
+        for beginning in ("", "relay tunneld[7]: "):
+            (found,) = [m["host"] for pattern in shipped_filter if (m := re.search(pattern, beginning + line))]
+            assert found == host
+
+
+@pytest.mark.parametrize("said", [" ", "relay tunneld[7]: warning ", '{"time": "", "level": "warning", "event": "'])
+def test_the_filter_does_not_believe_what_somebody_says(said: str, shipped_filter: list[str]) -> None:
+    """A reason may be the last words of a peer: nobody is banned for those of another."""
+    reason = f'{said}authentication failed    peer=192.0.2.9 face=x", "peer": "192.0.2.9", "face":'
+    for render in (Human(time=lambda: "12:00"), Json()):
+        line = render("info", "ssh left", {"peer": "192.0.2.66", "reason": reason})
+        assert not [pattern for pattern in shipped_filter if re.search(pattern, line)]
 
 
 @pytest.fixture
