@@ -368,13 +368,14 @@ class Tunnel:
 
     def _one_less(self, reason: str) -> None:
         """Somebody went: what does that mean for the tunnel? `reason` is told where a one-shot one closes of it."""
-        self.unused_since = trio.current_time()
         if not self.opening.options.persist:
             self.close(reason)
-        elif self.phase is Phase.DRAINING and not self._relays:
-            self.close("drained")
-        elif self.phase is Phase.READY and not self.parked and not self._relays:
-            self._enter(Phase.WAITING)
+        elif not self._relays:
+            self.unused_since = trio.current_time()
+            if self.phase is Phase.DRAINING:
+                self.close("drained")
+            elif self.phase is Phase.READY and not self.parked:
+                self._enter(Phase.WAITING)
 
     def _turned_away(self, side: str, peer: Any, reason: str) -> None:
         """Say why; the log hears of a flood, and is not flooded."""

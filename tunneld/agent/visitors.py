@@ -39,7 +39,7 @@ class Visitors:
         """`nursery` owns the few visitors for whom the local server is dialled the long way. `linger` in seconds."""
         self.served = 0
         self.failed = 0
-        self.stirred_at = trio.current_time()  # when somebody last came or left
+        self.stirred_at = trio.current_time()  # when somebody last came, or the last one left
         self._local = local
         self._nursery = nursery
         self._teller = teller
@@ -118,7 +118,8 @@ class Visitors:
 
     def _left(self, relay: Relay, end: RelayEnd) -> None:
         header = self._relays.pop(relay)
-        self.stirred_at = trio.current_time()
+        if not self._relays:
+            self.stirred_at = trio.current_time()
         self._ended_up += relay.up
         self._ended_down += relay.down
         if end.side is Side.SERVER and end.error is not None and _never_connected(relay, end.error):

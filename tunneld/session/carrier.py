@@ -87,6 +87,7 @@ class Carrier:
         self._ours = 0  # channels that we opened
         self._burst = 1 << 30  # octets that one `put` may cost, by the peer's MSS
         self._outbox = Outbox(pump, link, self.mux.outgoing, limits, self._end)
+        self.touch = self._outbox.touch
         self._exact = False
         self._ping: int | None = None  # the session that asks for a sign of life
         link.keep_unsent_below(limits.unsent)
@@ -144,10 +145,6 @@ class Carrier:
     def credit(self, sid: int) -> int:
         """What AddCredit has granted."""
         return self.mux.credit(sid)
-
-    def touch(self) -> None:
-        """Something was said: write it after the batch."""
-        self._outbox.touch()
 
     def room(self, channel: Channel) -> int:
         """Octets that may be put on the carrier now; 0: the channel hears of room, after those that waited longer."""

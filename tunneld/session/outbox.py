@@ -61,10 +61,10 @@ class Outbox:
 
     def room(self, channel: Channel) -> int:
         """Octets that may be said now; 0: the channel hears of room, after those that waited longer."""
-        room = self._limits.pause_at - self._waiting
+        room = self._limits.pause_at - self._waiting()
         if room < LEAST_ROOM and not self.blocked:
             self.flush()
-            room = self._limits.pause_at - self._waiting
+            room = self._limits.pause_at - self._waiting()
         if room >= LEAST_ROOM:
             return min(room, ENOUGH - HEADER)
         self._paused.append(channel)
@@ -80,14 +80,13 @@ class Outbox:
         except OSError as error:
             self._on_lost(f"its connection broke: {reason_of(error)}")
             return
-        if self._paused and 2 * self._waiting <= self._limits.pause_at:
+        if self._paused and 2 * self._waiting() <= self._limits.pause_at:
             paused, self._paused = self._paused, deque()
             for channel in paused:
                 channel.hear_room()
 
-    @property
     def _waiting(self) -> int:
-        return len(self._outgoing) + self._link.unsent
+        return len(self._outgoing) + (self._link.unsent if self.blocked else 0)
 
     def unblock(self) -> None:
         """The connection may take octets again."""

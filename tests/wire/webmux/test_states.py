@@ -10,7 +10,7 @@ import pytest
 from tests.wire.webmux.helpers import frame, hear, reach, take
 from tunneld.errors import LocalProtocolError
 from tunneld.wire.webmux import Broken, Mux
-from tunneld.wire.webmux.header import FIN, RST, SYN
+from tunneld.wire.webmux.header import FIN, PUSH, RST, SYN
 from tunneld.wire.webmux.states import OVER, RECEIVING, SENDING, TABLE, UNANSWERED, Said, State, Who
 
 STATES = list(State)
@@ -72,6 +72,19 @@ def test_the_peer_says_what_the_table_has_and_pays_for_the_rest(state: State, sa
         assert mux.state(session) is State.RESET
         assert take(mux) == frame(session, RST)
         assert [type(item) for item in heard] == [Broken]
+
+
+@pytest.mark.parametrize("flags", [FIN, FIN | PUSH])
+@pytest.mark.parametrize(("state", "ours"), LIVES)
+def test_an_end_with_nothing_says_the_same_on_its_straight_path(state: State, ours: bool, flags: int) -> None:
+    """Whole, it goes down that path; cut, it does not."""
+    straight, session = reach(state, ours=ours)
+    careful, _ = reach(state, ours=ours)
+    end = frame(session, flags)
+    careful_items = [item for octet in end for item in hear(careful, bytes([octet]))]
+    assert hear(straight, end) == careful_items
+    assert straight.outgoing == careful.outgoing
+    assert straight.state(session) is careful.state(session)
 
 
 @pytest.mark.parametrize(("state", "ours"), LIVES)

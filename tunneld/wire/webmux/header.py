@@ -39,6 +39,9 @@ sense.
 RARE = CONTROL | SYN | FIN | RST | LONG
 """A header without any of these is plain data, perhaps with PUSH."""
 
+BARE = RARE | PUSH | FIELD
+"""Of these a FIN that ends no data has nothing but itself."""
+
 PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 """What follows a payload, by its length modulo 4."""
 

@@ -5,8 +5,8 @@ session, send, open another) is done before the next fragment is read, and never
 
 A fragment is handed out as it arrives, in parts where reads cut it. Kept from one `receive` to the next are at most 7
 octets of a header, how much is left of a fragment, and a text of at most `MAX_TEXT` octets; so cutting the input
-finely costs no more than its octets. Plain data that is whole takes the straight path in `_read`; everything else is
-a `_Fragment` and goes through the state table.
+finely costs no more than its octets. What every session has many or one of takes the straight path in `_read`: plain
+data that is whole, and a FIN with nothing; everything else is a `_Fragment`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from enum import Enum, auto
 from tunneld.errors import LocalProtocolError, RemoteProtocolError
 from tunneld.wire.webmux.events import Item
 from tunneld.wire.webmux.header import (
+    BARE,
     CONTROL,
     FIELD,
     FIN,
@@ -114,6 +115,10 @@ class Mux(Hearer):
                     yield word >> 24, data[start:end], word & PUSH != 0
                     at = end + (-length & 3)
                     continue
+            elif word & BARE == FIN and word >> 24 >= FIRST_INITIATOR_ID:
+                yield from self._hear_fin(sessions[word >> 24])
+                at += 4
+                continue
             at = yield from self._read_fragment(word, data, at)
         if at < size:
             self._head += data[at:]
