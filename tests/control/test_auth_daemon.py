@@ -12,11 +12,14 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from tests.support import people
 from tests.support.credentials import SECRET, credential
-from tests.support.people import PATIENCE
+from tests.support.people import PATIENCE, read_exactly
 from tunneld import config
 from tunneld.client import connect
+from tunneld.config.keys import keys
 from tunneld.daemon import Daemon
+from tunneld.endpoint import Endpoint
 from tunneld.errors import NotAllowedError, RefusedError
 
 HEAD = '[control]\nport = 0\n[http]\nport = 0\n[webmux]\nport = 0\n[tunnels]\nports = "0"\n'
@@ -68,6 +71,56 @@ async def test_the_line_face_asks(relay: Running) -> None:
         assert [tunnel["owner"].partition("@")[0] for tunnel in await client.list()] == ["alice"]
         with pytest.raises(RefusedError, match="status is for admins"):
             await client.status()
+
+
+async def test_every_key_in_force_can_be_seen_and_a_reload_shows(relay: Running) -> None:
+    async with connect(relay.control, credential=("root", SECRET)) as admin:
+        told = {item["key"]: item.get("value") for item in (await admin.call("settings")).items}
+        assert set(told) == {key.path for key in keys() if not key.repeated}
+        assert (told["control.penalty"], told["tunnels.bandwidth"]) == ("5.0", None)
+        assert SECRET not in str(told)
+        relay.path.write_text(relay.path.read_text().replace("[http]", "penalty = 7.5\n[http]"))
+        await admin.call("reload")
+        assert (await admin.call("settings", "control.pen")).items == [{"key": "control.penalty", "value": "7.5"}]
+        with pytest.raises(RefusedError, match="no key begins with"):
+            await admin.call("settings", "nothing.such")
+
+
+async def test_every_limit_can_be_changed_at_once_and_nobody_is_dropped(relay: Running) -> None:
+    """Each number of the configuration, all in one reload, while somebody is being served."""
+    async with connect(relay.control, credential=("root", SECRET)) as admin:
+        server_uri = Endpoint.parse(await admin.open_tunnel())
+        client_uri = Endpoint.parse(await admin.get_tunnel_address(str(server_uri)))
+        server, visitor = await people.connect(server_uri), await people.connect(client_uri)
+        await visitor.send_all(b"before")
+        assert await read_exactly(server, 6) == b"before"
+        now = {item["key"]: item.get("value", "") for item in (await admin.call("settings")).items}
+        wanted = {key: doubled(number) for key, number in now.items() if is_limit(key, number)}
+        tables: dict[str, list[str]] = {}
+        for path, number in wanted.items():
+            table_name, _, key = path.rpartition(".")
+            tables.setdefault(table_name, []).append(f"{key} = {number}")
+        text = relay.path.read_text()
+        for name, lines in tables.items():
+            heading, body = f"[{name}]\n", "\n".join(lines) + "\n"
+            text = text.replace(heading, heading + body) if heading in text else f"{heading}{body}{text}"
+        relay.path.write_text(text)
+        items = (await admin.call("reload")).items
+        assert {item["key"] for item in items} == set(wanted)
+        assert {item["needs_restart"] for item in items} == {"no"}
+        then = {item["key"]: item.get("value", "") for item in (await admin.call("settings")).items}
+        assert {key: then[key] for key in wanted} == wanted
+        await visitor.send_all(b"after")
+        assert await read_exactly(server, 5) == b"after"
+
+
+def is_limit(key: str, number: str) -> bool:
+    """Whether it is a number, and no port; one of them is read when the daemon starts."""
+    return number.replace(".", "").isdigit() and not key.endswith("port") and key != "tunnels.accept_backoff"
+
+
+def doubled(number: str) -> str:
+    return str(2 * float(number)) if "." in number else str(2 * int(number))
 
 
 async def test_the_http_face_asks(relay: Running) -> None:

@@ -71,6 +71,7 @@ ABOUT_ALL = {
     "release blog": ("no-such-tunnel", "no-such-tunnel", "not-allowed"),
     "watch": ("ok", "ok", "not-allowed"),
     "status": ("not-allowed", "ok", "not-allowed"),
+    "settings": ("not-allowed", "ok", "not-allowed"),
     "reload": ("not-allowed", "ok", "not-allowed"),
     "restart": ("not-allowed", "ok", "not-allowed"),
     "shutdown": ("not-allowed", "ok", "not-allowed"),

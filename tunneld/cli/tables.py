@@ -97,6 +97,7 @@ RESERVATIONS = (
     Column("tunnel"),
     Column("left", right=True),
 )
+SETTINGS = tuple(Column(key) for key in ("key", "value"))
 CHANGES = tuple(Column(key) for key in ("key", "old", "new", "needs_restart"))
 
 

@@ -14,6 +14,7 @@ from tunneld.cli.common import say
 from tunneld.cli.tables import (
     CHANGES,
     RESERVATIONS,
+    SETTINGS,
     TUNNELS,
     VISITORS,
     Form,
@@ -78,6 +79,11 @@ async def show(client: Client, options: argparse.Namespace, shape: Form) -> str:
 async def status(client: Client, _options: argparse.Namespace, shape: Form) -> str:
     """The facts of the daemon."""
     return "".join(facts(record, shape) for record in (await client.call("status")).items)
+
+
+async def settings(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Keys and their values."""
+    return table((await client.call("settings", *filter(None, [options.key_path]))).items, SETTINGS, shape)
 
 
 async def reload(client: Client, _options: argparse.Namespace, shape: Form) -> str:
@@ -201,6 +207,14 @@ VERBS = (
     ),
     Verb("watch", "watch", "say what happens to all tunnels, or to one", watch, [REFERENCE], nargs="?"),
     Verb("status", "status", "the daemon in a few facts", status),
+    Verb(
+        "settings",
+        "settings",
+        "the configuration in force",
+        settings,
+        [("key_path", "KEY", "only keys that begin so: control.max")],
+        nargs="?",
+    ),
     Verb("reload", "reload", "have the daemon read its configuration file again", reload),
     Verb("restart", "restart", "start the daemon again; tunnels and relays go along", restart),
     Verb("shutdown", "shutdown", "end the daemon; with --drain, let relays finish first", shut_down),

@@ -24,6 +24,7 @@ from tunneld.control.verbs import (
     release_reservation,
     reload,
     restart,
+    settings,
     show_tunnel,
     shut_down,
     status,
@@ -130,6 +131,15 @@ COMMANDS: dict[str, Command] = {
             "release", "PORT|NAME", "give up the address of a tunnel that is away", release_reservation, arguments=ONE
         ),
         Command("status", "", "the daemon in a line of facts", status, changes=False, role=Role.ADMIN),
+        Command(
+            "settings",
+            "[KEY]",
+            "the configuration in force, or what of it begins so",
+            settings,
+            arguments=(0, 1),
+            changes=False,
+            role=Role.ADMIN,
+        ),
         Command("reload", "", "read the configuration file again", reload, role=Role.ADMIN),
         Command("restart", "", "start the daemon again, tunnels and relays go along", restart, role=Role.ADMIN),
         Command(

@@ -13,6 +13,9 @@ import trio
 
 from tunneld.access import Grant
 from tunneld.addresses import Kept
+from tunneld.config.changes import value
+from tunneld.config.keys import keys
+from tunneld.config.literals import literal
 from tunneld.config.schema import Settings
 from tunneld.control.reply import Caller, Reply
 from tunneld.endpoint import format_peer
@@ -141,6 +144,17 @@ async def _stream(daemon: Daemon, tunnel: str | None, grant: Grant) -> AsyncGene
 async def status(daemon: Daemon, _request: Request, _caller: Caller) -> Reply:
     """The process in one item."""
     return Reply(items=[daemon.status()])
+
+
+async def settings(daemon: Daemon, request: Request, _caller: Caller) -> Reply:
+    """One item for each key in force whose path begins with what was asked for. Credentials are not among them."""
+    prefix = request.args[0].lower() if request.args else ""
+    paths = [key.path for key in keys() if not key.repeated and f"{key.path}.".startswith(prefix)]
+    if not paths:
+        raise UsageError(f"no key begins with {prefix!r}: see tunnel.toml(5)")
+    shown = ((path, value(daemon.settings, path)) for path in paths)
+    items: list[Item] = [{"key": path, "value": None if found is None else literal(found)} for path, found in shown]
+    return Reply(text=count(len(items), "key"), items=items)
 
 
 async def reload(daemon: Daemon, _request: Request, _caller: Caller) -> Reply:
