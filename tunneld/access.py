@@ -86,9 +86,7 @@ def permit(grant: Grant, backend: str, options: TunnelOptions, asker: str, opene
     if grant.backends is not None and backend not in grant.backends:
         raise NotAllowedError(f"{_who(grant)} may open tunnels of {', '.join(grant.backends)}, not of {backend!r}")
     _check_port(grant, options.client_port)
-    if grant.server_from is not None and options.server_from is None:
-        options = replace(options, server_from=_network(asker))  # also where a key would let it come from anywhere
-    _check_server_from(grant, options, asker)
+    options = bound_hidden(grant, options, asker)
     if grant.max_tunnels is not None and opened >= grant.max_tunnels:
         raise LimitReachedError(f"could not open a tunnel: {opened} of {_who(grant)} are open (its max_tunnels)")
     return replace(
@@ -97,6 +95,14 @@ def permit(grant: Grant, backend: str, options: TunnelOptions, asker: str, opene
         bandwidth=least(options.bandwidth, grant.bandwidth),
         quota=least(options.quota, grant.quota),
     )
+
+
+def bound_hidden(grant: Grant, options: TunnelOptions, asker: str) -> TunnelOptions:
+    """The options with what a grant says of where hidden servers may come from. Raises `NotAllowedError`."""
+    if grant.server_from is not None and options.server_from is None:
+        options = replace(options, server_from=_network(asker))  # also where a key would let it come from anywhere
+    _check_server_from(grant, options, asker)
+    return options
 
 
 def least(wanted: _Number | None, ceiling: _Number | None) -> _Number | None:

@@ -22,8 +22,8 @@ from tunneld.backends.shared import Endpoints
 from tunneld.backends.webmux import WebMux, find_side
 from tunneld.config import schema
 from tunneld.doors import Door
-from tunneld.endpoint import format_peer
-from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError
+from tunneld.endpoint import Endpoint, format_peer
+from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError
 from tunneld.lobby import Lobby
 from tunneld.relay.pump import Pump
 from tunneld.session import Carrier, CarrierLimits, Channel, link_over
@@ -97,8 +97,12 @@ class _Newcomer:
         self._max_carriers = max_carriers
 
     def defined(self, uri: str | None) -> None:
-        """Whose is it? Once that is known, nothing it defines matters."""
+        """Whose is it? Once that is known, an endpoint without a key means that it is to be called no more; nothing
+        else that it defines matters.
+        """
         if self.side is not None:
+            if is_farewell(uri):
+                self.side.retire(self.carrier)
             return
         try:
             side = find_side(self._endpoints, uri)
@@ -133,6 +137,14 @@ class _Newcomer:
         if self.side is not None:
             self.side.lost(self.carrier)
             log.info("carrier ended", peer=format_peer(self._peer), reason=reason)
+
+
+def is_farewell(uri: str | None) -> bool:
+    """Whether an endpoint names no tunnel."""
+    try:
+        return uri is not None and not Endpoint.parse(uri).key
+    except UsageError:
+        return False
 
 
 def limits_of(settings: schema.WebMux) -> CarrierLimits:

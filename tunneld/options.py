@@ -54,6 +54,7 @@ class TunnelOptions:
     bandwidth: int | None = None
     quota: int | None = None
     hide_visitor: bool = False
+    share: bool = False
 
     @classmethod
     def parse(cls, words: Mapping[str, str]) -> TunnelOptions:
@@ -162,7 +163,7 @@ OPTIONS: dict[str, Option] = {
     "linger": Option(_seconds, "SECONDS", "how long a half-closed relay may be silent"),
     "proxy_protocol": Option(_proxy_protocol, "v1|v2", "tell the hidden server each visitor's address first"),
     "client_port": Option(_port, "PORT", "the port that clients connect to"),
-    "name": Option(_name, "NAME", "a word for people, shown in lists and logs"),
+    "name": Option(_name, "NAME", "a word for people, and for whose the address is"),
     "allow_from": Option(parse_networks, "NETWORK[,NETWORK...]", "the only places that visitors may come from"),
     "deny_from": Option(parse_networks, "NETWORK[,NETWORK...]", "places that visitors may not come from, ever"),
     "max_visitors": Option(_count, "COUNT", "how many visitors are relayed at once"),
@@ -171,4 +172,7 @@ OPTIONS: dict[str, Option] = {
     "bandwidth": Option(_octets, "OCTETS[k|M|G]", "octets per second, both directions together, shared by visitors"),
     "quota": Option(_octets, "OCTETS[k|M|G|T]", "close the tunnel when so many octets were relayed"),
     "hide_visitor": Option(_boolean, "yes|no", "do not tell the hidden server's ssh where visitors come from"),
+    "share": Option(
+        _boolean, "yes|no", "join the open tunnel of this name, whose visitors are shared, or open the first"
+    ),
 }

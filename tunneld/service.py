@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld.access import EVERYBODY, Grant, permit
+from tunneld.access import EVERYBODY, Grant, bound_hidden, permit
 from tunneld.addresses import Addresses, holder_of
 from tunneld.admission import Refused
 from tunneld.backends import Lobby, Premises, backend_of
@@ -29,9 +29,19 @@ from tunneld.legacy import Past, ServiceLegacy
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
 from tunneld.reservations import Holder, Reservation
+from tunneld.sharing import check_agrees
 from tunneld.tunnel import STOPPED, Opening, Phase, Tunnel
 
 log = structlog.get_logger("service")
+
+
+AtEnd = Callable[[str, Callable[[], None]], None]
+"""Takes what to call at the end of something, and a word for it: of two with the same word only the later is called."""
+
+
+def at_once(_word: str, call: Callable[[], None]) -> None:
+    """Of what has no end that could be told: a request over HTTP."""
+    call()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ class Asker:
     owner: str  # the same for people, as `list` shows it
     local_host: str  # the address of ours that it reached: advertised where nothing better is configured
     grant: Grant = EVERYBODY  # what it may do, and to whom the tunnel will belong
+    at_end: AtEnd = at_once  # who is told when its control connection ends
 
 
 class TunnelService:
@@ -101,7 +112,11 @@ class TunnelService:
         backend_of(backend).check(self._premises, options)
         holder = holder_of(options.name, grant.name, asker.host)
         opened = self._opened_by(grant.name) - (self._former(holder) is not None)
-        options = permit(grant, backend, options, asker.host, opened)
+        options, asked = permit(grant, backend, options, asker.host, opened), options
+        if (shared := self._shared(holder, options)) is not None:
+            check_agrees(shared, backend, options, asked)
+            self._join(shared, options, asker)
+            return shared
         before = self.addresses.recall(holder, options.client_port, grant)  # before anybody gives way for nothing
         await self._evict(holder)
         address = self.addresses.recall(holder, options.client_port, grant) or before
@@ -120,6 +135,7 @@ class TunnelService:
             premises=self._premises,
             former=address.server if address is not None else None,
             reserved=self.addresses.book,
+            asked_from=asked.server_from,
         )
         tunnel = self._make(opening, address)
         self._last_id += 1
@@ -128,9 +144,29 @@ class TunnelService:
         self.addresses.hold(holder, tunnel)
         self.opened += 1
         self._announce(tunnel)
+        if options.share:
+            self._join(tunnel, options, asker)
         await self._nursery.start(self._run, tunnel)
         await self.addresses.saved()
         return tunnel
+
+    def join(self, reference: str, asker: Asker) -> Tunnel:
+        """An agent whose control connection was lost is back, perhaps at another address: its hidden servers may come
+        from there. Raises `NoSuchTunnelError`, `NotAllowedError`.
+        """
+        tunnel = self.find(reference, asker.grant)
+        opening = tunnel.opening
+        options = bound_hidden(asker.grant, replace(opening.options, server_from=opening.asked_from), asker.host)
+        if options.share:
+            self._join(tunnel, options, asker)
+        else:
+            tunnel.move(opening.admitted(options.server_from, asker.host))
+        return tunnel
+
+    def _join(self, tunnel: Tunnel, options: TunnelOptions, asker: Asker) -> None:
+        """Whoever asks serves this tunnel, too, until its control connection ends or it leaves."""
+        tunnel.join(asker.owner, tunnel.opening.admitted(options.server_from, asker.host))
+        asker.at_end(tunnel.id, lambda: tunnel.part(asker.owner))
 
     def _make(self, opening: Opening, address: Reservation | None) -> Tunnel:
         """The tunnel, at its own address if it has one. Another program may have taken the port meanwhile, or a reload
@@ -289,6 +325,15 @@ class TunnelService:
             if self.addresses.has(tunnel.id, holder) and tunnel.phase is not Phase.DRAINING:
                 return tunnel
         return None
+
+    def _shared(self, holder: Holder | None, options: TunnelOptions) -> Tunnel | None:
+        """The tunnel that is open and to be joined. Raises `UsageError` where there can be none."""
+        if not options.share:
+            return None
+        if holder is None or not options.persist:
+            raise UsageError("option share=yes goes with a name and with persist=yes")
+        former = self._former(holder)
+        return former if former is not None and former.opening.options.share else None
 
     async def _evict(self, holder: Holder | None) -> None:
         """Close whatever this holder has open. Several newcomers at once evict one another, the last one stays."""

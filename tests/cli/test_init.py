@@ -227,7 +227,8 @@ async def test_the_printed_line_works_and_nothing_less_does(tmp_path: Path, caps
                     printed += await agent.stdout.receive_some(1)
                 address = Endpoint.parse(printed.decode().strip())
                 assert address.host == "127.0.0.1"
-                assert await read_exactly(await connect(address), 5) == b"hello"
+                async with await connect(address) as visitor:
+                    assert await read_exactly(visitor, 5) == b"hello"
                 agent.send_signal(signal.SIGTERM)
                 assert await agent.wait() == 0
             await relay.wait_logged("tunnel closed")  # asked for over another connection, as one after a loss is

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tunneld.agent.expose import CLOSE_WITHIN
+from tunneld.agent.ending import CLOSE_WITHIN, DRAIN_WITHIN, FINISH_WITHIN
 from tunneld.agent.planfile import Relay, load_plans
 from tunneld.config import Settings, Tunnels, load
 from tunneld.config.keys import keys
@@ -104,7 +104,7 @@ def test_the_example_of_several_exposures_loads() -> None:
 
 def test_the_unit_of_the_agent_does_not_try_again_what_does_not_get_better() -> None:
     service = unit_of("tunnel.service")["Service"]
-    assert float(service["TimeoutStopSec"]) > CLOSE_WITHIN
+    assert float(service["TimeoutStopSec"]) > 2 * CLOSE_WITHIN + DRAIN_WITHIN + FINISH_WITHIN
     assert set(service["RestartPreventExitStatus"].split()) == {
         str(kind.exit_status) for kind in (UsageError, NotAllowedError, ConfigError)
     }

@@ -61,6 +61,8 @@ ABOUT_A_TUNNEL = {
     "watch {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "trim {} 0": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "drain {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
+    "join {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
+    "leave {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "close {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
 }
 #              user   admin   stranger

@@ -24,10 +24,10 @@ async def asked(address: Endpoint) -> bytes:
     """What a visitor hears; tries until it is served."""
     while True:
         try:
-            stream = await connect(address)
-            await stream.send_all(b"hello")
-            if heard := await read_exactly(stream, 5):
-                return heard
+            async with await connect(address) as stream:
+                await stream.send_all(b"hello")
+                if heard := await read_exactly(stream, 5):
+                    return heard
         except (OSError, trio.BrokenResourceError):
             pass
         await trio.sleep(0.05)

@@ -15,7 +15,7 @@ FLOORS = [  # from the street down to the cellar; a room may import from its own
     {"cli", "__main__"},
     {"agent", "daemon", ""},  # "": the package itself, which only hands out names
     {"control", "lobby", "carriers", "ssh", "handover", "client", "login", "exchange"},
-    {"service", "addresses"},
+    {"service", "addresses", "sharing"},
     {"tunnel", "client_side", "proxied", "clocks", "legacy"},
     {"backends"},
     {

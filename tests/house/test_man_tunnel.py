@@ -23,8 +23,8 @@ from tunneld.errors import EXIT_STATUSES, RelayUnreachableError
 PAGE = Path(tunneld.__file__).parents[1] / "man" / "tunnel.1"
 TEXT = PAGE.read_text()
 SubParsers = argparse._SubParsersAction
-WITHOUT_A_COMMAND = {"auth", "help", "quit"}
-"""Verbs of the control protocol that mean something to a conversation only."""
+WITHOUT_A_COMMAND = {"auth", "help", "quit", "join", "leave"}
+"""Verbs of the control protocol that mean something to a conversation only: the last two are an agent's own."""
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -130,7 +130,7 @@ def test_every_key_of_the_file_is_an_option_with_the_same_default() -> None:
     made = {action.dest: action for action in commands()["expose"]._actions}
     for name, field in planfile.Exposed.model_fields.items():
         default = made[name].default
-        if name not in {"target", "scheme", "proxy_protocol"}:
+        if name not in {"target", "scheme", "proxy_protocol", "share"}:
             assert default == (field.default or None), name
     spelled = {"where": "relay"}
     assert {spelled.get(name, name) for name in planfile.Relay.model_fields} <= made.keys()

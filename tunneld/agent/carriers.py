@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import random
 import socket
+from dataclasses import replace
 from typing import cast
 
 import trio
@@ -71,6 +72,7 @@ class Carriers:
         self._lines: dict[_Line, None] = {}
         self._nursery = nursery
         self._wake = trio.Event()
+        self._changed = trio.Event()
         self._resting = True
         self._scope: trio.CancelScope | None = None  # of the task that dials, while there is one
         self._attempt = trio.CancelScope()  # of what that task does now: one attempt, or the wait until the next
@@ -78,7 +80,7 @@ class Carriers:
     @property
     def parked(self) -> int:
         """Carriers that the relay has taken."""
-        return sum(line.taken for line in self._lines)
+        return sum(line.taken and not line.retired for line in self._lines)
 
     def resume(self) -> None:
         """See `Supply.resume`."""
@@ -104,13 +106,24 @@ class Carriers:
         self.stirred()
 
     def close(self) -> None:
-        """End the carriers on which no visitor is served, and the others with their last one."""
+        """Be called by nobody new: carriers end with the last visitor that they serve."""
         self._resting = True
         if self._scope is not None:
             self._scope.cancel()
             self._scope = None
         for line in list(self._lines):
-            line.close_if_idle()
+            line.retire()
+
+    async def withdraw(self) -> None:
+        """See `Supply.withdraw`."""
+        self.close()
+        while not all(line.confirmed for line in self._lines):
+            await self._changed.wait()
+
+    async def wait_gone(self) -> None:
+        """See `Supply.wait_gone`."""
+        while self._lines:
+            await self._changed.wait()
 
     # What its carriers report
 
@@ -128,13 +141,19 @@ class Carriers:
     def lost(self, line: _Line, reason: str) -> None:
         """A carrier ended."""
         self._lines.pop(line, None)
-        if not self.closed:
+        self.tell_changed()
+        if not self.closed and not line.retired:
             if not line.taken:
                 self._resting = True  # the relay does not know us: the keeper asks, and says when to go on
                 self._owner.disowned()
             if not line.taken or not self._lines:
                 self._owner.trouble(reason)
             self._wake.set()
+
+    def tell_changed(self) -> None:
+        """A carrier ended, or the relay knows that it is to end."""
+        self._changed.set()
+        self._changed = trio.Event()
 
     def failed(self, error: Exception) -> None:
         """A bug in a callback."""
@@ -164,7 +183,7 @@ class Carriers:
                         await trio.sleep(next(waits))
 
     def _lacks(self) -> bool:
-        answering = [line for line in self._lines if line.answering]
+        answering = [line for line in self._lines if line.answering and not line.retired]
         if len(answering) >= MOST:
             return False
         channels = sum(line.channels for line in answering)
@@ -194,6 +213,9 @@ class _Line:
         self, carriers: Carriers, engine: Pump, connection: socket.socket | TlsSocket, limits: CarrierLimits
     ) -> None:
         self.taken = False
+        self.retired = False  # it ends with the last visitor that it serves
+        self.confirmed = False  # and the relay knows
+        self._farewell = ""
         self._decided = trio.Event()
         self._carriers = carriers
         link = link_over(connection)
@@ -211,6 +233,7 @@ class _Line:
 
     def introduce(self, uri: Endpoint) -> None:
         """Say who we are, then ask for an answer: it comes behind whatever the relay thinks of that."""
+        self._farewell = str(replace(uri, key=""))
         self._carrier.define(str(uri))
         self._carrier.heartbeat.ask_now()
 
@@ -224,9 +247,12 @@ class _Line:
         self._cut_off = not is_ours(self._address)
         self._carrier.heartbeat.ask_now()
 
-    def close_if_idle(self) -> None:
-        if not self._carrier.channels:
-            self._carrier.close()
+    def retire(self) -> None:
+        """Say that we are to be called no more. Visitors that were on their way are here before the answer is."""
+        if not self.retired:
+            self.retired = True
+            self._carrier.define(self._farewell)
+            self._carrier.confirm()
 
     # What the carrier reports
 
@@ -240,15 +266,20 @@ class _Line:
         """We call nobody back."""
 
     def freed(self) -> None:
-        """A visitor left."""
-        if self._carriers.closed:
-            self.close_if_idle()
+        """A visitor left. Of the last one the relay shall have read everything before the carrier ends."""
+        if self.retired and not self._carrier.channels:
+            self._carrier.confirm()
 
     def answered(self) -> None:
-        """The relay has read who we are, and has not hung up."""
+        """The relay has read what we said, who we are or that we go, and has not hung up."""
         self.taken = True
         self._cut_off = False
         self._decided.set()
+        if self.retired:
+            self.confirmed = True
+            self._carriers.tell_changed()
+            if not self._carrier.channels:
+                self._carrier.close()
 
     def silent(self) -> None:
         self._carriers.stirred()

@@ -9,6 +9,7 @@
     resumed      the control connection is back, the tunnel stands   address id
     unhealthy    the local server fails its checks                   reason
     healthy      it passes them again
+    draining     told to end: nobody new, visitors have delay        visitors delay
     ended        this exposure failed for good, the others go on     reason
     closed       the end                                             reason served failed up down
 

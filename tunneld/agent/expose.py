@@ -22,6 +22,7 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import Backoff
+from tunneld.agent.ending import CLOSE_WITHIN, FINISH_WITHIN
 from tunneld.agent.events import Figures, Teller
 from tunneld.agent.health import Check, Conduct
 from tunneld.agent.keeper import Ground, Keeper, Wish
@@ -42,8 +43,6 @@ from tunneld.errors import (
 )
 from tunneld.relay import new_engine
 
-CLOSE_WITHIN = 3.0
-"""Seconds for the relay to hear that the tunnel is no longer wanted; a person has pressed Ctrl-C and waits."""
 DEFAULT_LINGER = 60.0
 """Seconds; the relay's default for the same."""
 
@@ -124,6 +123,9 @@ class Exposure:
         self._was_open = False
         self._bug: Exception | None = None
         self._scope = trio.CancelScope()
+        self._at_work = trio.CancelScope()  # until told to drain
+        self._drains_for: float | None = None  # seconds, once told so
+        self._has_left = False  # the relay sends nobody any more
         self._reason = "told to stop"
 
     @property
@@ -139,8 +141,11 @@ class Exposure:
         Raises what the first attempt failed with, and afterwards only `RefusedError` where it is for good: whatever
         else goes wrong is told, waited out and tried again.
         """
-        with self._scope, self._wake.telling(self._doubt):
-            await self._come_back_for_ever()
+        with self._scope:
+            with self._at_work, self._wake.telling(self._doubt):
+                await self._come_back_for_ever()
+            if self._drains_for is not None:
+                await self._let_finish(self._drains_for)
         if self._bug:
             raise self._bug
 
@@ -165,6 +170,14 @@ class Exposure:
         self._reason = reason
         self._scope.cancel()
 
+    def drain(self, reason: str, seconds: float) -> None:
+        """End `run` when those who are being served have finished, after so many `seconds` at the latest; nobody new is
+        served. Harmless when repeated.
+        """
+        if self._drains_for is None:
+            self._reason, self._drains_for = reason, seconds
+            self._at_work.cancel()
+
     def fail(self, error: Exception) -> None:
         """A bug in a callback: the exposure dies of it."""
         self._bug = self._bug or error
@@ -175,9 +188,10 @@ class Exposure:
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.supply.rest()
-            with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
-                async with self._relay.connect() as client:
-                    await client.close(keeper.tunnel.id, keep=True)
+            if not self._has_left:
+                with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
+                    async with self._relay.connect() as client:
+                        await self._end(client, keeper)
             keeper.supply.close()
         if self._was_open:
             figures = self.figures
@@ -200,7 +214,11 @@ class Exposure:
                 async with self._relay.connect() as client:
                     keeper = await self._find_or_open(client)
                     self._connected_at = trio.current_time()
-                    await keeper.keep(client)
+                    try:
+                        await keeper.keep(client)
+                    except trio.Cancelled:
+                        await self._take_leave(client, keeper)
+                        raise
             except TunneldError as error:
                 if self._is_over(error):
                     return
@@ -212,6 +230,45 @@ class Exposure:
                 self._teller.tell("reconnecting", reason=str(error), delay=round(delay, 1))
                 if await self._wake.sleep(delay):
                     backoff.forget()
+
+    async def _take_leave(self, client: Client, keeper: Keeper) -> None:
+        """We are told to end while this connection stands, by which the relay knows us: use it for that, in bounded
+        time.
+        """
+        if self._drains_for is not None or self._is_shared:
+            with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
+                await keeper.withdraw(client)
+                self._has_left = True
+
+    async def _let_finish(self, seconds: float) -> None:
+        """Nobody new comes; wait for those who are here."""
+        keeper = self._keeper
+        if keeper is None:
+            return
+        if not self._has_left:  # there was no connection
+            keeper.supply.rest()
+            with trio.move_on_after(CLOSE_WITHIN), suppress(TunneldError):
+                async with self._relay.connect() as client:
+                    await keeper.withdraw(client)
+                    self._has_left = True
+        if self._visitors.now:
+            self._teller.tell("draining", visitors=self._visitors.now, delay=seconds)
+        with trio.move_on_after(seconds) as scope:
+            await self._visitors.wait_none()
+        if not scope.cancelled_caught:
+            with trio.move_on_after(FINISH_WITHIN):
+                await keeper.supply.wait_gone()
+
+    async def _end(self, client: Client, keeper: Keeper) -> None:
+        """Visitors are cut. The address stays ours, and a tunnel that others serve open."""
+        if self._is_shared:
+            await client.call("leave", keeper.tunnel.id)
+        else:
+            await client.close(keeper.tunnel.id, keep=True)
+
+    @property
+    def _is_shared(self) -> bool:
+        return bool(self._wish.options.get("share"))
 
     def _is_over(self, error: TunneldError) -> bool:
         """Whether the tunnel is gone because its time was over, which the person asked for, and not by a mishap."""
@@ -235,6 +292,7 @@ class Exposure:
         if keeper is not None:
             try:
                 await keeper.check(client)
+                await keeper.join(client)
             except NoSuchTunnelError:
                 keeper.supply.close()
             else:

@@ -40,14 +40,15 @@ class Fleet:
         self._wake = wake
         self._wanted: dict[str, Berth] = {}
         self._tasks: set[str] = set()
-        self._exposures: dict[str, Exposure] = {}
+        self._exposures: dict[str, tuple[Exposure, Plan]] = {}
+        self._draining = ""  # why
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
 
     def figures(self, name: str) -> Figures:
         """How an exposure is doing."""
-        exposure = self._exposures.get(name)
-        return exposure.figures if exposure else Figures()
+        running = self._exposures.get(name)
+        return running[0].figures if running else Figures()
 
     async def run(self, wanted: Mapping[str, Berth]) -> None:
         """Expose until the last one has ended."""
@@ -55,12 +56,20 @@ class Fleet:
             self.apply(wanted)
             await self._ended.wait()
 
+    def drain(self, reason: str) -> None:
+        """End when those who are being served have finished, each exposure after its `drain_timeout` at the latest."""
+        self._draining = reason
+        self._wanted = {}
+        for exposure, plan in self._exposures.values():
+            exposure.drain(reason, plan.drain_timeout)
+        self._end_if_empty()
+
     def apply(self, wanted: Mapping[str, Berth]) -> Changes:
         """Open, close and replace, until exactly `wanted` runs; nothing, where the fleet has ended. Never waits.
 
         An exposure that failed for good is tried again, one whose time was over is not.
         """
-        if self._nursery is None or self._ended.is_set():
+        if self._nursery is None or self._ended.is_set() or self._draining:
             return Changes()
         made = changes(self._wanted, wanted)
         kept = self._wanted.keys() - made.replaced
@@ -70,7 +79,7 @@ class Fleet:
         for name in (*made.removed, *made.replaced):
             self.failures.pop(name, None)
             if name in self._exposures:
-                self._exposures[name].stop("no longer wanted" if name in made.removed else "wanted in another way")
+                self._exposures[name][0].stop("no longer wanted" if name in made.removed else "wanted in another way")
         for name in (*made.added, *made.replaced):
             self.failures.pop(name, None)
             if name not in self._tasks:
@@ -101,9 +110,9 @@ class Fleet:
                 wake=self._wake,
                 patient=True,
             ) as exposure:
-                self._exposures[name] = exposure
+                self._exposures[name] = exposure, plan
                 if self._wanted.get(name) is not berth:
-                    exposure.stop("no longer wanted")
+                    exposure.stop(self._draining or "no longer wanted")
                 await exposure.run()
         except* TunneldError as group:
             error = _first(group)

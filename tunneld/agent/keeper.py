@@ -45,6 +45,8 @@ WEBMUX = frozenset({"webmux", "webmuxs"})
 """Schemes of server URIs to which carriers go."""
 NO_WEBMUX = frozenset({UsageError.code, NotAllowedError.code})
 """How a relay refuses a backend that it does not have, or that the credential may not use."""
+SETTLE = 0.1
+"""Seconds for connections that were being dialled to arrive at the relay, before it is asked to trim again."""
 SLACK = 5.0
 """Seconds by which a tunnel's age, told in whole seconds over a slow line, may differ from ours."""
 
@@ -179,6 +181,26 @@ class Keeper:
             raise NoSuchTunnelError(f"tunnel {self.tunnel.id} was closed at the relay")
         if record.get("phase") == "draining":
             raise NoSuchTunnelError(f"tunnel {self.tunnel.id} is being drained at the relay")
+
+    async def join(self, client: Client) -> None:
+        """The tunnel stands, and we are back, perhaps at another address. Raises as `check`."""
+        try:
+            await client.call("join", self.tunnel.id)
+        except RefusedError as error:
+            if error.reply_code != NoSuchTunnelError.code:
+                raise
+            raise NoSuchTunnelError(f"tunnel {self.tunnel.id} was closed at the relay") from None
+
+    async def withdraw(self, client: Client) -> None:
+        """Take no more visitors; those that are here, or were on their way, go on. The tunnel is drained, unless other
+        agents serve it. Raises as any call.
+        """
+        await self.supply.withdraw()
+        await client.call("leave", self.tunnel.id)
+        while self.supply.size and self.supply.parked:  # only the relay knows which of these no visitor got
+            await client.call("trim", self.tunnel.id, "0")
+            with trio.move_on_after(SETTLE):
+                await self.supply.wait_gone()
 
     async def keep(self, client: Client) -> None:
         """Look after the tunnel until it is gone, which an exception says: see `check`."""

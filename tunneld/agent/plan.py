@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tunneld.agent.ending import DRAIN_WITHIN
 from tunneld.agent.health import Check, Conduct
 from tunneld.agent.keeper import Wish
 from tunneld.agent.sizing import Limits
 from tunneld.endpoint import Target
 from tunneld.errors import UsageError
 
-OPTIONS = ("name", "secure", "client_port", "ttl", "idle_timeout", "pairing_timeout", "linger")
+OPTIONS = ("name", "share", "secure", "client_port", "ttl", "idle_timeout", "pairing_timeout", "linger")
 """Words that openTunnel has as well."""
 VISITORS = ("allow_from", "deny_from", "max_visitors", "max_per_source", "visitor_rate", "bandwidth", "quota")
 """The same for those about visitors; on a command line they go to the relay as typed, and it says what is wrong."""
@@ -24,23 +25,33 @@ VISITORS = ("allow_from", "deny_from", "max_visitors", "max_per_source", "visito
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One exposure. `linger` in seconds."""
+    """One exposure. `linger` and `drain_timeout` in seconds."""
 
     target: Target
     wish: Wish = field(default_factory=Wish)
     check: Check | None = None
     scheme: str = "tcp"  # of the address that is told
     linger: float = 60.0
+    drain_timeout: float = DRAIN_WITHIN
 
 
 def plan_of(words: Mapping[str, Any], spell: Callable[[str], str]) -> Plan:
     """Make a plan of what was written; None stands for what was not. Raises `UsageError`."""
     if words["pool"] > words["max_pool"]:
         raise UsageError(f"{spell('pool')} {words['pool']} is more than {spell('max_pool')} {words['max_pool']}")
-    options = {key: words[key] for key in (*OPTIONS, *VISITORS) if words[key] is not None}
+    options = {key: words[key] for key in (*OPTIONS, *VISITORS) if words[key] not in {None, False}}
+    if words["share"] and not words["name"]:
+        raise UsageError(f"{spell('share')} goes with {spell('name')}: others join by it")
     limits = Limits(words["pool"], words["max_pool"])
     wish = Wish(options, limits, keep_header=words["proxy_protocol"], backend=words["backend"])
-    return Plan(Target.parse(words["target"]), wish, check_of(words), words["scheme"] or "tcp", words["linger"])
+    return Plan(
+        Target.parse(words["target"]),
+        wish,
+        check_of(words),
+        words["scheme"] or "tcp",
+        words["linger"],
+        words["drain_timeout"],
+    )
 
 
 def check_of(words: Mapping[str, Any]) -> Check | None:

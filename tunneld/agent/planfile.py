@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from tunneld.agent.ending import DRAIN_WITHIN
 from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MOST_LOOKS, PATH, TIMEOUT, UNHEALTHY_AFTER
 from tunneld.agent.plan import Plan, plan_of
 from tunneld.config.certificates import locate
 from tunneld.config.context import Loading
 from tunneld.config.file import load_as, toml
 from tunneld.config.literals import literal
-from tunneld.config.values import MILLISECOND, YEAR, File, Seconds, Table
+from tunneld.config.values import MILLISECOND, YEAR, File, Seconds, SecondsOrNone, Table
 from tunneld.config.visitors import NetworkList, VisitorRate
 from tunneld.endpoint import MAX_PORT, Target
 from tunneld.errors import UsageError
@@ -79,6 +80,7 @@ class Exposed(Table):
     target: Annotated[str, _as(Target.parse), BeforeValidator(_port_as_text)]
     scheme: Literal["tcp", "http", "https"] = "tcp"
     name: Annotated[str, _as(OPTIONS["name"].read)] | None = None
+    share: bool = False
     client_port: FreePort = None
     backend: Literal["webmux", "tcp"] | None = None
     secure: Literal["yes", "key", "no"] | None = None
@@ -86,6 +88,7 @@ class Exposed(Table):
     idle_timeout: SomeSeconds = None
     pairing_timeout: SomeSeconds = None
     linger: Seconds = 60.0
+    drain_timeout: SecondsOrNone = DRAIN_WITHIN
     pool: Pool = 8
     max_pool: Pool = 200
     proxy_protocol: bool = False

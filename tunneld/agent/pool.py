@@ -55,6 +55,7 @@ class Pool:
         self._limits = limits
         self._parked: dict[Parked, None] = {}  # in the order in which they were dialled
         self._resting = False
+        self._emptied = trio.Event()
         self._window_began = -WINDOW
         self._arrivals = self._busiest = 0
 
@@ -88,7 +89,7 @@ class Pool:
         for parked in list(self._parked):
             parked.look()
             if parked in self._parked:
-                del self._parked[parked]
+                self._forget(parked)
                 parked.close()
 
     # What its connections report
@@ -96,7 +97,7 @@ class Pool:
     def came(self, parked: Parked, way: Way, header: bytes) -> None:
         """A visitor is here; the connection is its own from now on."""
         if parked in self._parked:
-            del self._parked[parked]
+            self._forget(parked)
             self._count()
             self.owner.take(way, header)
             if not self._resting:
@@ -105,15 +106,30 @@ class Pool:
     def lost(self, parked: Parked, reason: str) -> None:
         """The connection has ended, or could not be made; it is closed already."""
         if parked in self._parked:
-            del self._parked[parked]
+            self._forget(parked)
             if len(self._parked) < self.size:
                 self._in_trouble(reason)
 
     # Inside
 
+    def _forget(self, parked: Parked) -> None:
+        del self._parked[parked]
+        if not self._parked:
+            self._emptied.set()
+            self._emptied = trio.Event()
+
     def _begin(self) -> Parked:
         """Begin to dial. Raises OSError."""
         return PlainParked(self, dial_nowait(self._address))
+
+    async def withdraw(self) -> None:
+        """See `Supply.withdraw`: nothing can be said on a parked connection; the relay is asked to trim them."""
+        self.rest()
+
+    async def wait_gone(self) -> None:
+        """See `Supply.wait_gone`."""
+        while self._parked:
+            await self._emptied.wait()
 
     def _dial(self) -> None:
         try:

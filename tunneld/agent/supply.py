@@ -52,3 +52,11 @@ class Supply(Protocol):
 
     def close(self) -> None:
         """Let go of everything that serves no visitor."""
+
+    async def withdraw(self) -> None:
+        """Have the relay send no more visitors, where that can be said on the connections themselves; those that were
+        on their way are here when this returns.
+        """
+
+    async def wait_gone(self) -> None:
+        """Wait, after `withdraw`, until no connection is left."""

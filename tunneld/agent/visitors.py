@@ -50,6 +50,8 @@ class Visitors:
         self._away: str | None = None  # why nobody is served at present
         self._answering = False  # over HTTP
         self._being_answered = 0
+        self._being_dialled = 0  # for so many visitors the local server is
+        self._fewer = trio.Event()
 
     @property
     def now(self) -> int:
@@ -61,6 +63,15 @@ class Visitors:
         """Octets delivered so far: up (to the local server), down (to visitors)."""
         up = self._ended_up + sum(relay.up for relay in self._relays)
         return up, self._ended_down + sum(relay.down for relay in self._relays)
+
+    async def wait_none(self) -> None:
+        """Wait until nobody is being served."""
+        while self._relays or self._being_answered or self._being_dialled:
+            await self._fewer.wait()
+
+    def _one_less(self) -> None:
+        self._fewer.set()
+        self._fewer = trio.Event()
 
     def serve(self) -> None:
         """Serve whoever comes from now on. Harmless when repeated."""
@@ -98,8 +109,10 @@ class Visitors:
             await refusal.answer(way.stream())
         finally:
             self._being_answered -= 1
+            self._one_less()
 
     async def _take_patiently(self, way: Way, header: bytes) -> None:
+        self._being_dialled += 1
         try:
             server = await self._local.dial()
         except OSError as error:
@@ -109,6 +122,9 @@ class Visitors:
             raise
         else:
             self._join(way, server, header)
+        finally:
+            self._being_dialled -= 1
+            self._one_less()
 
     def _join(self, way: Way, server: socket.socket, header: bytes) -> None:
         self.served += 1
@@ -120,6 +136,7 @@ class Visitors:
         header = self._relays.pop(relay)
         if not self._relays:
             self.stirred_at = trio.current_time()
+            self._one_less()
         self._ended_up += relay.up
         self._ended_down += relay.down
         if end.side is Side.SERVER and end.error is not None and _never_connected(relay, end.error):

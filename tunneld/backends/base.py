@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tunneld.config.schema import Tunnels
-from tunneld.endpoint import Endpoint, Network
+from tunneld.endpoint import Endpoint
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine, Failure, Limiter, Relay, RelayEnd
 
@@ -74,7 +74,7 @@ class Host:
     secure: str  # as in `TunnelOptions`
     former: Endpoint | None  # the server URI that a hidden server may still know: to be had again if it can be
     reserved: Container[int]  # ports that are somebody's: none of them is for this one, but that of `former`
-    admits: Network | None  # the only sources that may pose as the hidden server; None: any
+    stranger: Callable[[Any], str]  # why this peer's address may not pose as the hidden server; empty: it may
     room: Callable[[], int]  # how many server connections may be parked now
     attached: Callable[[Any], None]  # with the peer's address
     detached: Callable[[Any], None]
@@ -118,6 +118,10 @@ class ServerSide(Protocol):
     @property
     def parked(self) -> int:
         """How many visitors could be served at once, now."""
+
+    @property
+    def standing(self) -> int:
+        """How many connections of hidden servers take visitors, one after another, and have not said that they end."""
 
     def dial_nowait(self) -> ServerConnection:
         """A connection to the hidden server, owned by the caller from now on. Raises `trio.WouldBlock` where none is

@@ -15,7 +15,7 @@ import trio
 
 from tunneld.backends.base import Host, Premises, SideLegacy
 from tunneld.backends.shared import Endpoints
-from tunneld.endpoint import Endpoint, contains
+from tunneld.endpoint import Endpoint
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.options import TunnelOptions
 from tunneld.session import Channel
@@ -66,12 +66,14 @@ class Carried:
         self._endpoints = self._port(host.premises)
         self._key = self._endpoints.enter(self, _known_key(host))
         self._carriers: dict[Carrying, Any] = {}  # each with its peer's address
+        self._ending: set[Carrying] = set()  # those of them that take nobody new
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
 
     @classmethod
     def check(cls, premises: Premises, options: TunnelOptions) -> None:
         """See `Backend`."""
+        cls._port(premises)
         if options.secure == "yes" and not cls.hides_key(premises, options):
             raise UsageError("option secure=yes: this relay has no certificate ([control.tls])")
 
@@ -95,7 +97,12 @@ class Carried:
     @property
     def parked(self) -> int:
         """How many more visitors the carriers could take."""
-        return sum(carrier.room_left for carrier in self._carriers)
+        return sum(carrier.room_left for carrier in self._carriers if carrier not in self._ending)
+
+    @property
+    def standing(self) -> int:
+        """How many carriers answer and take visitors."""
+        return sum(carrier.answering and carrier not in self._ending for carrier in self._carriers)
 
     @property
     def key(self) -> str:
@@ -169,8 +176,8 @@ class Carried:
         """Take a carrier whose peer has said our key, if that makes no more than `most`, or raise `NotAllowedError` or
         `LimitReachedError`.
         """
-        if self._host.admits is not None and not contains(self._host.admits, peer):
-            raise NotAllowedError(f"only {self._host.admits} may connect as the hidden server")
+        if reason := self._host.stranger(peer):
+            raise NotAllowedError(reason)
         if len(self._carriers) >= min(self._host.room(), most) and not self._replace_silent():
             raise LimitReachedError(f"the tunnel has {len(self._carriers)} carriers already (max_carriers)")
         for other in self._carriers:
@@ -178,6 +185,11 @@ class Carried:
         self._carriers[carrier] = peer
         self._host.attached(peer)
         self.freed()
+
+    def retire(self, carrier: Carrying) -> None:
+        """Its peer wants to be called no more: those that it serves may finish, others go elsewhere or wait."""
+        if carrier in self._carriers:
+            self._ending.add(carrier)
 
     # What its carriers report
 
@@ -194,6 +206,7 @@ class Carried:
 
     def lost(self, carrier: Carrying) -> None:
         """A carrier ended."""
+        self._ending.discard(carrier)
         peer = self._carriers.pop(carrier, None)
         if peer is not None:
             self._host.detached(peer)
@@ -206,7 +219,7 @@ class Carried:
                 carrier.close("the tunnel closed")
 
     def _open(self) -> Channel:
-        carrier = _least_loaded(self._carriers)
+        carrier = _least_loaded(carrier for carrier in self._carriers if carrier not in self._ending)
         if carrier is None:
             raise trio.WouldBlock
         return carrier.open(self._host.client_port)

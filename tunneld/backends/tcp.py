@@ -22,7 +22,7 @@ import trio
 
 from tunneld.backends.base import Host, Premises, ServerConnection, SideLegacy
 from tunneld.config.schema import Tunnels
-from tunneld.endpoint import Endpoint, contains
+from tunneld.endpoint import Endpoint
 from tunneld.errors import LimitReachedError, UsageError
 from tunneld.net import bind_in_range, taken_out
 from tunneld.options import TunnelOptions
@@ -93,6 +93,11 @@ class Tcp:
     def parked(self) -> int:
         """How many connections of the hidden server wait for a visitor."""
         return len(self._parked)
+
+    @property
+    def standing(self) -> int:
+        """None: each of them serves one visitor."""
+        return 0
 
     def dial_nowait(self) -> Parkable:
         """The connection parked longest. Raises `trio.WouldBlock`."""
@@ -168,8 +173,8 @@ class Tcp:
 
     def _refusal(self, peer: Any) -> str:
         """Why it is not taken, if so."""
-        if self._host.admits is not None and not contains(self._host.admits, peer):
-            return f"only {self._host.admits} may connect as the hidden server"
+        if reason := self._host.stranger(peer):
+            return reason
         if len(self._parked) >= self._host.room():
             return f"{len(self._parked)} server connections are parked already"
         return ""

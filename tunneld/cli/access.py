@@ -81,6 +81,11 @@ def positive_seconds(text: str) -> float:
     return value
 
 
+def some_seconds(text: str) -> float:
+    """Read a time that may be none. Raises `argparse.ArgumentTypeError`."""
+    return 0.0 if text in {"0", "0.0"} else positive_seconds(text)
+
+
 def _add_verification(group: argparse._ArgumentGroup) -> None:
     for name, what in (
         ("ca", "trust relays whose certificate comes from this authority, instead of the system's"),

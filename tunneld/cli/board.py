@@ -38,6 +38,7 @@ class Row:
         self._retry_at = 0.0  # in `trio.current_time`
         self._reason = ""  # why it is not
         self._unhealthy = ""  # why the local server is
+        self._cut_at: float | None = None  # in `trio.current_time`, once it is told to end
 
     def heed(self, event: str, fields: Mapping[str, Field]) -> None:
         """An event changes what is said."""
@@ -47,6 +48,8 @@ class Row:
             case "reconnecting":
                 self._since, self._reason = "", str(fields["reason"])
                 self._retry_at = trio.current_time() + float(fields["delay"])
+            case "draining":
+                self._cut_at = trio.current_time() + float(fields["delay"])
             case "unhealthy":
                 self._unhealthy = f"   unhealthy: {fields['reason']}"
             case "healthy":
@@ -56,6 +59,9 @@ class Row:
         """The line at `now`, in `trio.current_time`."""
         figures, before = self._figures(), self._before
         self._before = figures
+        if self._cut_at is not None:
+            left = max(0, round(self._cut_at - now))
+            return f"ending, visitors are cut in {left} s   {traffic(figures, before, REDRAW)}"
         if self._since:
             return f"connected since {self._since}{self._unhealthy}   {traffic(figures, before, REDRAW)}"
         if not self._reason:

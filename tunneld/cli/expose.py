@@ -35,6 +35,9 @@ STDOUT, STDERR = 1, 2
 WARNING = 30  # of `logging`: the engine says nothing lower that concerns a person
 
 
+TOLD = "told to stop"
+
+
 async def run(options: argparse.Namespace) -> int:
     """Expose until told to stop. Returns the exit status 0; anything else is an exception."""
     plan, relay = plan_of(vars(options), as_option), access(options)
@@ -52,13 +55,13 @@ async def run(options: argparse.Namespace) -> int:
         teller = teller_of(options, out, err, plan.scheme, board=board, figures=figures)
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
-        nursery.start_soon(_stop_on_signal, signals, scope)
         wake = Wake()
         nursery.start_soon(wake.run)
         async with open_exposure(
             plan.target, relay, plan.wish, teller, linger=plan.linger, check=plan.check, wake=wake
         ) as exposure:
             current.append(exposure)
+            nursery.start_soon(_end_on_signals, signals, exposure, plan.drain_timeout, scope)
             nursery.start_soon(board.run)
             await exposure.run()
         nursery.cancel_scope.cancel()
@@ -100,6 +103,13 @@ def signals_to_obey() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM] + ([] if ignored else [signal.SIGHUP])
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+async def _end_on_signals(
+    signals: AsyncIterator[int], exposure: Exposure, drain_timeout: float, scope: trio.CancelScope
+) -> None:
+    """The first lets visitors finish, the second cuts them."""
+    told = False
     async for _ in signals:
-        scope.cancel()
+        if told:
+            scope.cancel()
+        exposure.drain(TOLD, drain_timeout)
+        told = True

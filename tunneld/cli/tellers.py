@@ -121,6 +121,9 @@ def sentence(event: str, fields: dict[str, Field]) -> str:
             return f"the local server is unhealthy: {fields['reason']}"
         case "healthy":
             return "the local server is healthy again"
+        case "draining":
+            visitors = f"{fields['visitors']} visitor{'' if fields['visitors'] == 1 else 's'}"
+            return f"ending: {visitors} left, cut in {fields['delay']:g} s or when told again"
         case "ended":
             return f"failed for good: {fields['reason']}"
         case "reconnecting":

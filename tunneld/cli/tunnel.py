@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from tunneld.agent.ending import DRAIN_WITHIN
 from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MOST_LOOKS, PATH, TIMEOUT, UNHEALTHY_AFTER, Conduct
-from tunneld.cli.access import add_relay_options, positive_seconds
+from tunneld.cli.access import add_relay_options, positive_seconds, some_seconds
 from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
 from tunneld.cli.verbs import VERBS, Verb, carry_out
@@ -110,7 +111,8 @@ def _add_amount(group: argparse._ArgumentGroup) -> None:
 
 def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--name", metavar="NAME", help="a word for people, shown in lists and logs of the relay")
+    add("--name", metavar="NAME", help="a word for people, and by which an agent has its address back")
+    add("--share", action="store_true", help="serve the tunnel of this name together with other agents")
     port_help = "the port that clients connect to, where the relay allows it"
     add("--port", dest="client_port", metavar="PORT", type=_port, help=port_help)
     add("--ttl", metavar="SECONDS", type=positive_seconds, help="close the tunnel after this time and exit")
@@ -132,6 +134,13 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
         type=positive_seconds,
         default=60.0,
         help="how long a half-closed relay may be silent (%(default)g)",
+    )
+    add(
+        "--drain-timeout",
+        metavar="SECONDS",
+        type=some_seconds,
+        default=DRAIN_WITHIN,
+        help="how long visitors may finish when the agent is told to end (%(default)g)",
     )
     add(
         "--backend",

@@ -33,7 +33,7 @@ from tunneld.agent.wake import Wake
 from tunneld.cli.access import access, add_relay_options
 from tunneld.cli.board import Board
 from tunneld.cli.common import Parser, say, status_of
-from tunneld.cli.expose import STDERR, STDOUT, prepare, teller_of
+from tunneld.cli.expose import STDERR, STDOUT, TOLD, prepare, teller_of
 from tunneld.cli.secret import from_terminal
 from tunneld.cli.writer import Writer
 from tunneld.config.places import user_file
@@ -87,7 +87,7 @@ async def run(options: argparse.Namespace) -> int:
         fleet = Fleet(lambda name, plan: _teller(options, out, err, board, fleet, name, plan), wake)
         nursery.start_soon(wake.run)
         nursery.start_soon(board.run)
-        nursery.start_soon(_obey, signals, scope, partial(_reload, wanted, fleet, board))
+        nursery.start_soon(_obey, signals, fleet, scope, partial(_reload, wanted, fleet, board))
         await fleet.run(berths)
         nursery.cancel_scope.cancel()
     return next(map(status_of, fleet.failures.values()), os.EX_OK)
@@ -166,11 +166,16 @@ def summary(made: Changes) -> str:
     return "; ".join(f"{what} {', '.join(names)}" for what, names in parts if names) or "nothing changed"
 
 
-async def _obey(signals: AsyncIterator[int], scope: trio.CancelScope, reload: partial[None]) -> None:
-    """HUP also comes when the terminal that we were started on is gone, and then it means the end."""
-    on_terminal = os.isatty(STDERR)
+async def _obey(signals: AsyncIterator[int], fleet: Fleet, scope: trio.CancelScope, reload: partial[None]) -> None:
+    """HUP also comes when the terminal that we were started on is gone, and then it means the end. The first word of
+    that lets visitors finish, the second cuts them.
+    """
+    on_terminal, told = os.isatty(STDERR), False
     async for number in signals:
         if number == signal.SIGHUP and not (on_terminal and not os.isatty(STDERR)):
             reload()
-        else:
+        elif told:
             scope.cancel()
+        else:
+            told = True
+            fleet.drain(TOLD)

@@ -46,6 +46,7 @@ class Entry:
         on_known: Callable[[], None] = lambda: None,
     ) -> None:
         self.failures = 0
+        self._at_end: dict[str, Callable[[], None]] = {}
         self._on_known = on_known
         self._gate = gate
         self._host, self._peer, self._local_host = host, peer, local_host
@@ -65,7 +66,12 @@ class Entry:
         """The peer as the verbs see it."""
         grant = self.grant
         owner = f"{grant.name}@{self._peer}" if grant and grant.name else self._peer
-        return Caller(self._host, owner, self._local_host, grant)
+        return Caller(self._host, owner, self._local_host, grant, self._at_end.__setitem__)
+
+    def end(self) -> None:
+        """The connection is over: whoever wanted to know is told."""
+        while self._at_end:
+            self._at_end.popitem()[1]()
 
     @property
     def method(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from tunneld.access import Grant
+from tunneld.service import AtEnd, at_once
 from tunneld.wire.lines import Item, Request
 
 
@@ -22,6 +23,7 @@ class Caller:
     owner: str
     local_host: str
     grant: Grant | None
+    at_end: AtEnd = at_once  # of its connection
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,10 @@ class _Server:
                     async with Connection(stream, self._settings) as connection:
                         entry = _enter(self._gate, transport.socket, stream, stranger)
                         conversation = Conversation(connection, entry, self._settings, self._execute, bound)
-                        await conversation.run(f"tunneld {__version__} protocol=1 auth={entry.method}", deadline)
+                        try:
+                            await conversation.run(f"tunneld {__version__} protocol=1 auth={entry.method}", deadline)
+                        finally:
+                            entry.end()
                 bound.debug("control connection ended")
         except (PeerLeftError, trio.BrokenResourceError, OSError) as error:
             bound.debug("control connection lost", reason=str(error))

@@ -59,8 +59,7 @@ async def open_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply
     """Open a tunnel; the text is its server URI."""
     backend = request.args[0] if request.args else "tcp"
     options = TunnelOptions.parse(request.options)
-    asker = Asker(caller.host, caller.owner, caller.local_host, known(caller))
-    tunnel = await daemon.service.open_tunnel(backend, options, asker)
+    tunnel = await daemon.service.open_tunnel(backend, options, asker_of(caller))
     return Reply(text=str(tunnel.server_uri))
 
 
@@ -111,6 +110,20 @@ async def drain_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Repl
     tunnel = daemon.service.find(request.args[0], known(caller))
     tunnel.drain()
     return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
+
+
+async def join_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+    """The agent that asks serves this tunnel, from the address that it asks from."""
+    tunnel = daemon.service.join(request.args[0], asker_of(caller))
+    return Reply(text=f"joined {tunnel.id}")
+
+
+async def leave_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+    """The agent that asks serves this tunnel no more; the last one drains it."""
+    tunnel = daemon.service.find(request.args[0], known(caller))
+    if tunnel.dismiss(caller.owner):
+        return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
+    return Reply(text=f"left {tunnel.id} to {count(len(tunnel.members), 'other agent')}")
 
 
 async def trim_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
@@ -178,6 +191,11 @@ async def restart(daemon: Daemon, _request: Request, _caller: Caller) -> Reply:
     return Reply(text=f"starting again, with {count(len(daemon.service.tunnels()), 'tunnel')}")
 
 
+def asker_of(caller: Caller) -> Asker:
+    """A caller as the service sees it."""
+    return Asker(caller.host, caller.owner, caller.local_host, known(caller), caller.at_end)
+
+
 def known(caller: Caller) -> Grant:
     """The grant of a caller whose role was checked."""
     if caller.grant is None:
@@ -216,8 +234,9 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
         "owner": opening.owner,
+        "agents": len(tunnel.members) if options.share else None,
         "secure": None if options.secure == "no" else options.secure,
-        "server_from": str(opening.admits or ANYWHERE),
+        "server_from": ANYWHERE if tunnel.admits is None else ",".join(map(str, tunnel.admits)),
         "persist": opening.options.persist,
         "allow_from": ",".join(map(str, options.allow_from)) or None,
         "deny_from": ",".join(map(str, options.deny_from)) or None,

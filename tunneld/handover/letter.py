@@ -99,6 +99,7 @@ class _Tunnel(_Line):
     owner: str
     asker: str
     advertised_host: str
+    asked_from: str = ""  # `server_from` as it was asked for
     draining: bool
     account: Account
     client: _Client
@@ -210,6 +211,7 @@ class _Packing:
             owner=opening.owner,
             asker=opening.asker,
             advertised_host=opening.advertised_host,
+            asked_from=str(opening.asked_from or ""),
             draining=legacy.draining,
             account=legacy.account,
             client=_Client(port=client.port, listener=self._listener(client.listener), waiting=self._line(client)),
@@ -276,6 +278,9 @@ class _Unpacking:
             owner=described.owner,
             asker=described.asker,
             advertised_host=described.advertised_host,
+            asked_from=TunnelOptions.parse({"server_from": described.asked_from}).server_from
+            if described.asked_from
+            else None,
         )
         return TunnelLegacy(
             opening=opening,

@@ -90,6 +90,7 @@ class Carrier:
         self.touch = self._outbox.touch
         self._exact = False
         self._ping: int | None = None  # the session that asks for a sign of life
+        self._ask_again = False  # what was said since then is to be confirmed as well
         link.keep_unsent_below(limits.unsent)
         self.mux.set_default_credit(limits.first_window)
         pump.attach(self._fd, self)
@@ -126,6 +127,11 @@ class Carrier:
         """Say that we can be called back as `uri` (InternAtom, DefineEndpoint)."""
         self.mux.define_endpoint(self.mux.intern_atom(0, uri))
         self.touch()
+
+    def confirm(self) -> None:
+        """Have the owner told (`answered`) once the peer has read all that was said until now."""
+        self._ask_again = self._ping is not None
+        self.ask()
 
     def close(self, reason: str = "closed") -> None:
         """End the carrier and every channel on it. Harmless when repeated."""
@@ -299,7 +305,11 @@ class Carrier:
         self._ping = None
         if isinstance(event, Accepted):
             self.mux.reset(event.session)
-        self.owner.answered()
+        if self._ask_again:
+            self._ask_again = False
+            self.ask()
+        else:
+            self.owner.answered()
 
     def _add(self, sid: int) -> Channel:
         limits = self.limits

@@ -1,0 +1,266 @@
+"""Several agents serve one name: they share its visitors, come and go, and the last one takes the tunnel with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from tests.agent.support import PATIENCE, Handler, RelayHere, Told, echo, local_server, relay_here
+from tests.agent.test_expose import address
+from tests.support.people import connect, is_dropped, is_refused, read_all, read_exactly
+from tunneld.agent import backoff, keeper
+from tunneld.agent.expose import Exposure, open_exposure
+from tunneld.agent.keeper import Wish
+from tunneld.endpoint import Target
+from tunneld.errors import RefusedError
+from tunneld.wire.lines import Value
+
+pytestmark = pytest.mark.usefixtures("each_backend")
+SHARED: Mapping[str, Value] = {"name": "web", "share": True}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff.delays, "__kwdefaults__", {"first": 0.01, "longest": 0.02})
+
+
+def saying(word: bytes) -> Handler:
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.send_all(word)
+
+    return serve
+
+
+@asynccontextmanager
+async def living(target: Target, relay: RelayHere, told: Told, wish: Wish) -> AsyncIterator[Exposure]:
+    """An agent that may end before the block does."""
+    async with trio.open_nursery() as nursery:
+        exposure = await nursery.start(live, target, relay, told, wish)
+        await told.wait_for("opened")
+        yield exposure
+        nursery.cancel_scope.cancel()
+
+
+async def live(
+    target: Target, relay: RelayHere, told: Told, wish: Wish, *, task_status: trio.TaskStatus[Exposure]
+) -> None:
+    async with open_exposure(target, relay.access, wish, told, linger=PATIENCE) as exposure:
+        task_status.started(exposure)
+        await exposure.run()
+
+
+@asynccontextmanager
+async def member(relay: RelayHere, handler: Handler, told: Told, **more: Value) -> AsyncIterator[Exposure]:
+    async with (
+        local_server(handler) as target,
+        living(target, relay, told, Wish({**SHARED, **more})) as exposure,
+    ):
+        yield exposure
+
+
+async def until_members(relay: RelayHere, count: int) -> None:
+    while len(relay.tunnel.members) != count:
+        await trio.lowlevel.checkpoint()
+
+
+async def until_ready(relay: RelayHere, *exposures: Exposure) -> None:
+    """Until each of them stands with its connections at the relay."""
+    while not all(exposure.figures.parked for exposure in exposures):
+        await trio.lowlevel.checkpoint()
+    while relay.tunnel.parked < len(exposures):
+        await trio.lowlevel.checkpoint()
+
+
+async def words_of(told: Told, count: int) -> Counter[bytes]:
+    """What so many visitors hear who are all there at once."""
+    streams = [await connect(address(told)) for _ in range(count)]
+    heard = Counter([await read_all(stream) for stream in streams])
+    for stream in streams:
+        await stream.aclose()
+    return heard
+
+
+async def test_two_agents_have_one_address_and_share_its_visitors() -> None:
+    one, two = Told(), Told()
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            member(relay, saying(b"one"), one) as first,
+            member(relay, saying(b"two"), two) as second,
+        ):
+            assert address(one) == address(two)
+            assert one.all("opened")[0]["uri"] == two.all("opened")[0]["uri"]
+            await until_ready(relay, first, second)
+            async with relay.access.connect() as client:
+                assert (await client.show(relay.tunnel.id))[0]["agents"] == "2"
+            heard = await words_of(one, 40)
+            assert set(heard) == {b"one", b"two"}
+
+
+async def test_one_that_ends_leaves_the_tunnel_to_the_other_and_the_last_one_takes_it_along() -> None:
+    one, two = Told(), Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay:
+            async with (
+                member(relay, saying(b"one"), one) as first,
+                member(relay, saying(b"two"), two) as second,
+            ):
+                await until_ready(relay, first, second)
+                first.drain("told to stop", PATIENCE)
+                await one.wait_for("closed")
+                assert len(relay.tunnel.members) == 1
+                assert set(await words_of(two, 20)) == {b"two"}
+                tunnel = relay.tunnel
+                second.drain("told to stop", PATIENCE)
+                await two.wait_for("closed")
+                await tunnel.wait_closed()
+            assert await is_refused(address(two))
+            (kept,) = relay.service.addresses.book
+            assert kept.client_port == address(one).port
+            assert kept.expires is not None
+
+
+async def test_an_agent_that_was_cut_down_leaves_the_tunnel_to_the_other_too() -> None:
+    one, two = Told(), Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, member(relay, saying(b"two"), two) as second:
+            async with member(relay, saying(b"one"), one) as first:
+                await until_ready(relay, first, second)
+            await until_members(relay, 1)
+            assert set(await words_of(two, 10)) == {b"two"}
+
+
+async def test_a_visitor_of_an_agent_that_ends_finishes_and_nobody_new_goes_there() -> None:
+    one, two = Told(), Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, member(relay, echo, one) as first:
+            await until_ready(relay, first)
+            stream = await connect(address(one))
+            await stream.send_all(b"before")
+            assert await read_exactly(stream, 6) == b"before"
+            async with member(relay, saying(b"two"), two) as second:
+                await until_ready(relay, first, second)
+                first.drain("told to stop", PATIENCE)
+                assert (await one.wait_for("draining"))["visitors"] == 1
+                assert set(await words_of(two, 20)) == {b"two"}
+                await stream.send_all(b"after")
+                assert await read_exactly(stream, 5) == b"after"
+                await stream.send_eof()
+                assert await read_all(stream) == b""
+                await one.wait_for("closed")
+
+
+async def test_of_a_tunnel_that_is_not_shared_a_visitor_finishes_too_and_others_are_refused() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, living(target, relay, told, Wish()) as exposure:
+            stream = await connect(address(told))
+            await stream.send_all(b"before")
+            assert await read_exactly(stream, 6) == b"before"
+            exposure.drain("told to stop", PATIENCE)
+            await told.wait_for("draining")
+            assert await is_refused(address(told))
+            await stream.send_all(b"after")
+            assert await read_exactly(stream, 5) == b"after"
+            await stream.aclose()
+            await told.wait_for("closed")
+            while relay.service.tunnels():
+                await trio.lowlevel.checkpoint()
+
+
+async def test_who_does_not_finish_in_time_is_cut() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, living(target, relay, told, Wish()) as exposure:
+            stream = await connect(address(told))
+            await stream.send_all(b"before")
+            assert await read_exactly(stream, 6) == b"before"
+            exposure.drain("told to stop", 0.05)
+            assert await is_dropped(stream)
+            await told.wait_for("closed")
+
+
+async def test_an_agent_that_lost_its_control_connection_is_a_member_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "REVIEW", 0.01)
+    one, two = Told(), Told()
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            member(relay, saying(b"one"), one) as first,
+            member(relay, saying(b"two"), two) as second,
+        ):
+            await until_ready(relay, first, second)
+            relay.hang_up()
+            await one.wait_for("resumed")
+            await two.wait_for("resumed")
+            await until_members(relay, 2)
+            assert len(one.all("opened")) == len(two.all("opened")) == 1
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "told"),
+    [
+        ({"max_visitors": 5}, {"max_visitors": 7}, "open with max_visitors=5, which max_visitors=7 contradicts"),
+        ({}, {"bandwidth": "1M"}, "open with no bandwidth, which bandwidth=1000000 contradicts"),
+        (
+            {"allow_from": "10.0.0.0/8"},
+            {"allow_from": "127.0.0.1"},
+            "allow_from=10.0.0.0/8, which allow_from=127.0.0.1",
+        ),
+    ],
+)
+async def test_members_that_contradict_each_other_are_refused(
+    each_backend: str, mine: dict[str, Value], theirs: dict[str, Value], told: str
+) -> None:
+    options = {**SHARED, "persist": True}
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, relay.access.connect() as client:
+            uri = await client.open_tunnel(each_backend, **options, **mine)
+            with pytest.raises(RefusedError, match=f"tunnel 'web' is shared and .*{told}") as caught:
+                await client.open_tunnel(each_backend, **options, **theirs)
+            assert caught.value.reply_code == "usage"
+            assert await client.open_tunnel(each_backend, **options) == uri
+            assert await client.open_tunnel(each_backend, **options, **mine) == uri
+            port = relay.tunnel.client_uri.port
+            assert await client.open_tunnel(each_backend, **options, client_port=port) == uri
+            with pytest.raises(RefusedError, match=f"open with client_port={port}, which client_port=9 contradicts"):
+                await client.open_tunnel(each_backend, **options, client_port=9)
+
+
+async def test_sharing_goes_with_a_name_and_with_persistence(each_backend: str) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, relay.access.connect() as client:
+            for options in ({"share": True, "persist": True}, {"share": True, "name": "web"}):
+                with pytest.raises(RefusedError, match="share=yes goes with a name and with persist=yes"):
+                    await client.open_tunnel(each_backend, **options)
+
+
+async def test_who_does_not_share_replaces_those_who_do(each_backend: str) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, relay.access.connect() as client:
+            await client.open_tunnel(each_backend, **SHARED, persist=True)
+            shared = relay.tunnel
+            await client.open_tunnel(each_backend, name="web", persist=True)
+            assert shared.reason == "replaced: its owner opened it anew"
+            await client.open_tunnel(each_backend, **SHARED, persist=True)
+            assert relay.tunnel.opening.options.share
+            assert len(relay.service.tunnels()) == 1
+
+
+async def test_of_many_connections_that_joined_only_those_that_stand_count(each_backend: str) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, relay.access.connect() as client:
+            for _ in range(3):
+                await client.open_tunnel(each_backend, **SHARED, persist=True)
+            async with relay.access.connect() as other:
+                await other.open_tunnel(each_backend, **SHARED, persist=True)
+                assert len(relay.tunnel.members) == 2
+            await until_members(relay, 1)
+            await client.call("leave", relay.tunnel.id)
+            while relay.service.tunnels():
+                await trio.lowlevel.checkpoint()
