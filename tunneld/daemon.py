@@ -10,8 +10,9 @@
     ├─ carriers                the shared port of the webmux backend, see carriers.py
     └─ ssh                     the shared port of the ssh backend, see ssh/
 
-Every face runs for as long as the daemon does, also while its door has no listener because it is not enabled: so a
-reload exchanges listeners and starts or ends nothing else.
+What each face listens on is in faces.py, how it all ends in endings.py. Every face runs for as long as the daemon does,
+also while its door has no listener because it is not enabled: so a reload exchanges listeners and starts or ends
+nothing else.
 
 Ending goes through one door, `_end`: a drain, or a handover to the next process; a second `shutdown` stops at once. In
 either way the root nursery is cancelled last, which drops whatever is left.
@@ -22,18 +23,17 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from enum import Enum
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
-from tunneld import __version__, config, log, net, notify, privileges
+from tunneld import __version__, config, endings, log, net, notify, privileges
 from tunneld.backends.shared import Endpoints
 from tunneld.config.places import state_folder
 from tunneld.config.schema import Settings
@@ -42,8 +42,10 @@ from tunneld.control.commands import executor
 from tunneld.control.gate import Gate
 from tunneld.control.server import serve_lines
 from tunneld.control.strangers import Strangers
-from tunneld.doors import Bound, Door, Place, bind_again
-from tunneld.errors import ConfigError, DrainingError, TunneldError, UsageError, reason_of
+from tunneld.doors import Bound
+from tunneld.endings import Ending
+from tunneld.errors import DrainingError, TunneldError, UsageError
+from tunneld.faces import Faces, places
 from tunneld.legacy import ServiceLegacy
 from tunneld.lobby import Lobby
 from tunneld.relay import new_engine
@@ -57,40 +59,15 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     import asyncssh
 
-    from tunneld.handover import Estate
-
 logger = structlog.get_logger("daemon")
 
 CUT = os.EX_TEMPFAIL
 """The exit status when a drain had to cut relays that did not finish in `daemon.drain_timeout`."""
 
-PROGRESS = 5.0
-"""Seconds between two words about a drain: a person sees that something happens, a log stays short."""
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
-CHECKING = 30.0
-"""Seconds for the program that is to follow to say that it would start: it reads the configuration and no more."""
 
 GOODBYE = 1.0
 """Seconds for control and HTTP connections to end in order before a handover; relays go on meanwhile."""
-
-GIVEN = Place("", 0)
-"""Where a face listens that systemd gave its listener, whatever the configuration says."""
-
-KEPT = Place("", -1)
-"""Where a face listened in the process before this one; no place of a configuration is the same."""
-
-
-class Ending(Enum):
-    """What comes after this daemon."""
-
-    DRAIN = "drain"
-    "Nothing: relays may finish."
-    BECOME = "become"
-    "This process turns into the next daemon."
-    STORE = "store"
-    "systemd keeps what goes along, and starts the next daemon."
 
 
 async def run(
@@ -131,9 +108,8 @@ class Daemon:
         self._web_tls: ssl.SSLContext | None = None  # the same for the HTTP face
         self._host_key: asyncssh.SSHKey | None = None  # of the SSH port
         self._command = command
-        self._doors = {face: Door(face) for face in places(settings)}
-        self._given: frozenset[str] = frozenset()  # faces whose listeners are systemd's
-        self._faces = trio.CancelScope()
+        self._faces = Faces()
+        self._faces_scope = trio.CancelScope()
         self._faces_gone = trio.Event()
         self._face_nursery: trio.Nursery
         self._serves_ssh = False
@@ -144,7 +120,7 @@ class Daemon:
     async def run(self) -> None:
         """The root nursery. Everything listens before systemd and the log hear that the daemon is ready."""
         self._tls, self._web_tls = _tls_of(self.settings)
-        legacy = self._listen(*_received())
+        legacy = self._listen()
         self._become_user()
         self._host_key = _host_key_of(self.settings)
         with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
@@ -164,7 +140,7 @@ class Daemon:
                 notify.ready()
                 logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
                 await self._end_asked.wait()
-                await (self._drain() if self._ending is Ending.DRAIN else self._hand_over())
+                await (self._drain() if self._ending is Ending.DRAIN else self._hand_over(self._ending))
                 root.cancel_scope.cancel()
         notify.stopping()
         logger.info("stopped", exit_status=self.exit_status)
@@ -207,7 +183,7 @@ class Daemon:
             loaded = self._load()
             changes, settings = config.diff(self.settings, loaded), config.reloaded(self.settings, loaded)
             tls, host_key = _tls_of(settings), self._host_key or _host_key_of(settings)
-            bound = bind_again(self._doors, self._plan(self.settings), self._plan(settings))
+            bound = self._faces.bind(self.settings, settings)
             self.settings, self._host_key = settings, host_key  # from here on nothing can fail
             self._tls, self._web_tls = tls
             self._exchange(bound)
@@ -241,7 +217,7 @@ class Daemon:
             raise DrainingError("could not restart: the relay is ending already")
         if sys.platform != "linux" or not self._command:
             raise UsageError("could not restart: this system cannot hand connections over, so stop and start instead")
-        await _check(self._command)
+        await endings.check_program(self._command)
         privileges.identity(self._load())
         self.reload()
         self._end(Ending.BECOME)
@@ -254,22 +230,14 @@ class Daemon:
             self._ending = ending
         self._end_asked.set()
 
-    def _listen(self, given: Mapping[str, list[socket.socket]], estate: Estate | None) -> ServiceLegacy:
-        """Let each face have its listeners: systemd's, or those of the process before this one where they are where
-        the configuration wants them, or new ones. Returns the tunnels of that process.
+    def _listen(self) -> ServiceLegacy:
+        """Let each face have its listeners: systemd's, those of the process before this one, or new ones. Returns the
+        tunnels of that process.
         """
-        kept = estate.faces if estate is not None else {}
-        self._given = frozenset(given) | (estate.given if estate is not None else frozenset())
-        now: dict[str, Place | None] = dict.fromkeys(self._doors)
-        for face in self._doors:
-            if face in given or kept.get(face):
-                self._doors[face] = Door(face, given.get(face) or kept[face])
-                now[face] = GIVEN if face in self._given else KEPT
-        for face in set(given) & set(kept):
-            for listener in kept[face]:
-                listener.close()
-        bound = bind_again(self._doors, now, self._plan(self.settings))
-        self._exchange({face: self._doors[face].listeners for face in self._given} | bound)
+        enabled = [face for face, place in places(self.settings).items() if place is not None]
+        given, estate = endings.received(enabled)
+        kept, still_given = (estate.faces, estate.given) if estate is not None else ({}, frozenset[str]())
+        self._exchange(self._faces.begin(self.settings, given, kept, still_given))
         return estate.service if estate is not None else ServiceLegacy()
 
     def _become_user(self) -> None:
@@ -287,16 +255,13 @@ class Daemon:
         for key, path, reason in privileges.unreadable(self.settings, self._config_path):
             logger.warning("a reload could not read a file", key=key, path=str(path), user=who.name, reason=reason)
 
-    def _plan(self, settings: Settings) -> dict[str, Place | None]:
-        return {face: GIVEN if face in self._given else place for face, place in places(settings).items()}
-
     def _drain_revoked(self) -> None:
         self.service.drain_revoked({credential.name for credential in self.settings.credential})
 
     async def _run_faces(self, *, task_status: trio.TaskStatus[None]) -> None:
         """The branch that a handover ends before the tunnels."""
         try:
-            with self._faces:
+            with self._faces_scope:
                 async with trio.open_nursery() as self._face_nursery:
                     await self._open_faces(self._face_nursery)
                     task_status.started()
@@ -304,7 +269,7 @@ class Daemon:
             self._faces_gone.set()
 
     async def _open_faces(self, root: trio.Nursery) -> None:
-        doors, tls = self._doors, lambda: self._tls
+        doors, tls = self._faces.doors, lambda: self._tls
         await root.start(serve_lines, doors["control"], lambda: self.settings.control, tls, executor(self), self._gate)
         await root.start(http.serve, doors["http"], self, self._gate, lambda: self._web_tls)
         if sys.platform == "linux":
@@ -331,7 +296,7 @@ class Daemon:
         assert isinstance(self._engine, Pump)
         self._serves_ssh = True
         await serve_ssh(
-            self._doors["ssh"],
+            self._faces.doors["ssh"],
             lambda: self.settings.ssh,
             key,
             self.service,
@@ -342,20 +307,16 @@ class Daemon:
         )
 
     def _exchange(self, bound: Bound) -> None:
-        """Let the faces listen there, and tell; sockets that are not listened on any more are closed."""
-        for face, listeners in bound.items():
-            self._doors[face].exchange(listeners)
+        """Let the faces listen there, and tell the tunnels where their shared ports are."""
         schemes = {
             "control": "tls" if self._tls else "tcp",
             "http": "https" if self._web_tls else "http",
             "webmux": "webmuxs" if self._tls else "webmux",
             "ssh": "ssh",
         }
+        self._faces.exchange(bound, schemes.__getitem__)
         for backend in ("webmux", "ssh"):
-            self._endpoints.listen(backend, schemes[backend], self._doors[backend].port)
-        for face, listeners in bound.items():
-            event = f"{face} listens" if listeners else f"{face} does not listen"
-            logger.info(event, uri=net.describe(listeners, schemes[face]))
+            self._endpoints.listen(backend, schemes[backend], self._faces.doors[backend].port)
 
     async def _obey(self, signals: AsyncIterator[int], root: trio.Nursery) -> None:
         async for number in signals:
@@ -378,7 +339,7 @@ class Daemon:
 
     def _store_by_signal(self) -> None:
         """Systemd ends this process in order to start another one: it keeps for that what goes along."""
-        if sys.platform == "linux" and handover.most_stored() > 0 and notify.barrier():
+        if endings.is_kept():
             self._end(Ending.STORE)
         else:
             logger.warning("nobody keeps connections for the next process (FDSTORE), so they are drained")
@@ -391,51 +352,22 @@ class Daemon:
         except TunneldError as error:
             logger.warning("reload failed, nothing changed", reason=str(error))
 
-    async def _hand_over(self) -> None:
-        """Leave everything that can go along to the next process, by way of systemd or by turning into it."""
-        most = handover.most_stored() if self._ending is Ending.STORE else sys.maxsize
-        faces = {face: door.leave() for face, door in self._doors.items()}
-        self._faces.cancel()
+    async def _hand_over(self, ending: Ending) -> None:
+        """Control and HTTP connections end in order first, while relays go on; then everything goes along at once."""
+        given, faces = self._faces.given, self._faces.leave()
+        self._faces_scope.cancel()
         with trio.move_on_after(GOODBYE):
             await self._faces_gone.wait()
-        legacy = await self.service.leave()
-        for _ in range(3):  # carriers say goodbye
-            await trio.lowlevel.checkpoint()
-        given = self._given if self._ending is Ending.BECOME else frozenset()  # else systemd gives them again
-        estate, baggage = handover.Estate(faces, given, legacy), handover.Baggage(most)
-        letter, closed = handover.pack(estate, baggage)
-        cut = sum(one.cut for _owner, one in legacy.tunnels)
-        facts = {"tunnels": len(legacy.tunnels), "relays": estate.relays, "cut": cut, "no_room": closed}
-        logger.info("handing over", to=self._ending.value, **facts)
-        if self._ending is Ending.STORE:
-            if not handover.store(letter, baggage):
-                logger.error("systemd did not take what was to be kept; connections are lost")
-            return
-        handover.become(self._command, letter, baggage, SIGNALS)
+        if self.service.draining:  # somebody was told to stop it meanwhile
+            for listener in chain.from_iterable(faces.values()):
+                listener.close()
+            await self._drain()
+        else:
+            await endings.hand_over(ending, self._command, SIGNALS, faces, given, self.service)
 
     async def _drain(self) -> None:
-        """Let relays finish, and say how many are left."""
-        notify.stopping()
-        with trio.move_on_after(self.settings.daemon.drain_timeout) as scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tell_progress, scope.deadline)
-                await self.service.drain()
-                nursery.cancel_scope.cancel()
+        await endings.drain(self.service, self.settings.daemon.drain_timeout)
         self._cut()
-
-    async def _tell_progress(self, deadline: float) -> None:
-        """To the log, to systemd and to whoever watches, every `PROGRESS` seconds until cancelled."""
-        while True:
-            tunnels = self.service.tunnels()
-            facts = {
-                "tunnels": len(tunnels),
-                "visitors": sum(len(tunnel.visitors) for tunnel in tunnels),
-                "seconds": round(deadline - trio.current_time()),
-            }
-            logger.info("draining", **facts)
-            self.service.events.publish("progress", **facts)
-            notify.status("draining: {visitors} visitors left, cut in {seconds} s".format(**facts))
-            await trio.sleep(PROGRESS)
 
     def _cut(self) -> None:
         """Stop now; say so in the exit status where somebody was still being served after a drain was asked for."""
@@ -451,48 +383,6 @@ async def _feed_watchdog(interval: float) -> None:
     while True:
         notify.alive()
         await trio.sleep(interval / 2)
-
-
-def _received() -> tuple[Mapping[str, list[socket.socket]], Estate | None]:
-    """Listeners that systemd gave, by face, and what a process before this one left. Raises `ConfigError`."""
-    if sys.platform != "linux":
-        return {}, None
-    inherited, estate = handover.received(os.environ)
-    return handover.check_given(inherited.given, FACES), estate
-
-
-async def _check(command: Sequence[str]) -> None:
-    """Ask a program whether it would start. Raises `ConfigError`."""
-    said = "it did not answer"
-    try:
-        with trio.move_on_after(CHECKING):
-            done = await trio.run_process([*command, "--check"], capture_stdout=True, capture_stderr=True, check=False)
-            if not done.returncode:
-                return
-            said = " ".join(done.stderr.decode(errors="replace").split("\n")[-3:]).strip()
-    except OSError as error:
-        said = f"{command[0]}: {reason_of(error)}"
-    raise ConfigError([f"could not restart: the program as it is now would not start: {said}"])
-
-
-FACES = ("control", "http", "webmux", "ssh")
-"""What listens for itself: the names of tables of the configuration, and of systemd's sockets."""
-
-
-def places(settings: Settings) -> dict[str, Place | None]:
-    """Where each of `FACES` listens; None: nowhere."""
-    control, web, webmux, ssh = settings.control, settings.http, settings.webmux, settings.ssh
-    return {
-        "control": Place(control.host, control.port),
-        "http": Place(web.host, web.port) if web.enabled else None,
-        "webmux": _shared(settings, webmux.host, webmux.port) if webmux.enabled else None,
-        "ssh": _shared(settings, ssh.host, ssh.port) if ssh.enabled else None,
-    }
-
-
-def _shared(settings: Settings, host: str | None, port: int) -> Place | None:
-    """Where a shared port is, on systems that have carriers."""
-    return Place(settings.tunnels.host if host is None else host, port) if sys.platform == "linux" else None
 
 
 def _host_key_of(settings: Settings) -> asyncssh.SSHKey | None:

@@ -299,8 +299,16 @@ async def test_a_socket_with_the_wrong_name_is_a_sentence(tmp_path: Path) -> Non
     assert done.returncode == 78
     assert done.stderr.decode() == (
         "systemd's socket 3, named 'tunneld.socket', is for no face that is enabled: FileDescriptorName= of "
-        "its unit must be control or http or webmux or ssh\n"
+        "its unit must be control or http or webmux\n"
     )
+
+
+async def test_a_socket_that_strangers_reach_needs_what_such_a_host_would_need(tmp_path: Path) -> None:
+    async with manager(tmp_path, [("control", socket.create_server(("0.0.0.0", 0)))]) as systemd:
+        command, variables, fds = systemd.command()
+        done = await trio.run_process(command, capture_stderr=True, check=False, pass_fds=fds, env=variables)
+    assert done.returncode == 78
+    assert b'control.open_to_anyone: is false, but host "0.0.0.0" lets strangers open tunnels: set ' in done.stderr
 
 
 async def test_a_person_restarts_it_and_is_told_when_it_is_back(tmp_path: Path) -> None:

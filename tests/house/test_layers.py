@@ -13,7 +13,7 @@ ROOT = Path(tunneld.__file__).parent
 
 FLOORS = [  # from the street down to the cellar; a room may import from its own floor and from those below
     {"cli", "__main__"},
-    {"agent", "daemon", ""},  # "": the package itself, which only hands out names
+    {"agent", "daemon", "endings", ""},  # "": the package itself, which only hands out names
     {"control", "lobby", "carriers", "ssh", "handover", "client", "login", "exchange"},
     {"service", "addresses", "sharing"},
     {"tunnel", "client_side", "proxied", "clocks", "legacy"},
@@ -32,6 +32,7 @@ FLOORS = [  # from the street down to the cellar; a room may import from its own
         "doors",
         "store",
         "privileges",
+        "faces",
     },
     {"wire", "endpoint", "networks", "rates", "admission", "reservations"},
     {"relay", "errors"},
