@@ -49,6 +49,7 @@ from tunneld.faces import Faces, places
 from tunneld.legacy import ServiceLegacy
 from tunneld.lobby import Lobby
 from tunneld.relay import new_engine
+from tunneld.relay.limits import DOZE
 from tunneld.service import TunnelService
 from tunneld.tunnel import STOPPED
 from tunneld.wire.lines import Item
@@ -96,7 +97,7 @@ class Daemon:
         self.started_at = trio.current_time()
         self._config_path = config_path
         self._load = load
-        self._engine = new_engine(accept_backoff=settings.tunnels.accept_backoff)
+        self._engine = new_engine(accept_backoff=settings.tunnels.accept_backoff, doze=DOZE)
         self._endpoints = Endpoints()
         self._state = settings.daemon.state or state_folder()
         self._strangers = Strangers(lambda: self.settings.control)

@@ -8,7 +8,10 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from select import EPOLLIN
+from threading import Thread
 from typing import cast
 
 import pytest
@@ -199,6 +202,31 @@ async def test_whoever_has_more_to_do_goes_on_until_the_turn_is_over(pump: Bench
     await greedy.done.wait()
     engine.detach(near.fileno(), greedy)
     assert (len(set(greedy.served)) == 1) is at_once
+
+
+@pytest.mark.parametrize("pump", [{"turn_time": 60.0, "doze": 60.0}], indirect=True)
+async def test_whoever_comes_while_the_pump_dozes_is_served_in_the_same_turn(pump: Bench) -> None:
+    far, near = tcp_pair()
+    pump.sockets += [far, near]
+    engine = cast(Pump, pump.engine)
+
+    class Answered(Greedy):
+        """The answer comes from elsewhere, since nobody else in this thread has a turn now."""
+
+        def on_event(self, events: int) -> None:
+            self.served.append(self.turn)
+            if events & EPOLLIN:
+                engine.limits = replace(engine.limits, doze=0.0)
+                self.done.set()
+            else:
+                Thread(target=far.send, args=(b"x",)).start()
+
+    answered = Answered(engine, near.fileno())
+    engine.attach(near.fileno(), answered)
+    pump.nursery.start_soon(answered.count_turns)
+    await answered.done.wait()
+    engine.detach(near.fileno(), answered)
+    assert len(set(answered.served)) == 1
 
 
 async def test_a_closed_socket_is_a_broken_side_and_not_an_error(pump: Bench) -> None:

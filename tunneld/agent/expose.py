@@ -69,14 +69,15 @@ async def open_exposure(
     check: Check | None = None,
     wake: Wake | None = None,
     patient: bool = False,
+    doze: float = 0.0,
 ) -> AsyncIterator[Exposure]:
     """Everything that `Exposure.run` needs, for the length of the block. At its end the tunnel is closed.
 
     `check`: how to look at the local server. `wake`: what ends a wait early; somebody else runs it. `patient`: a first
-    attempt that fails is tried again like any other.
+    attempt that fails is tried again like any other. `doze`: see `relay.limits`, for a process with nothing else to do.
     """
     async with trio.open_nursery() as nursery:
-        engine = new_engine()
+        engine = new_engine(doze=doze)
         await nursery.start(engine.run)
         visitors = Visitors(LocalServer(target), nursery, teller, linger=linger)
 

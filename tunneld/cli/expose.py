@@ -30,6 +30,7 @@ from tunneld.cli.board import Board
 from tunneld.cli.tellers import JsonLines, Lines, Live, Quiet
 from tunneld.cli.writer import Writer
 from tunneld.net import raise_descriptor_limit
+from tunneld.relay.limits import DOZE
 
 STDOUT, STDERR = 1, 2
 WARNING = 30  # of `logging`: the engine says nothing lower that concerns a person
@@ -58,7 +59,7 @@ async def run(options: argparse.Namespace) -> int:
         wake = Wake()
         nursery.start_soon(wake.run)
         async with open_exposure(
-            plan.target, relay, plan.wish, teller, linger=plan.linger, check=plan.check, wake=wake
+            plan.target, relay, plan.wish, teller, linger=plan.linger, check=plan.check, wake=wake, doze=DOZE
         ) as exposure:
             current.append(exposure)
             nursery.start_soon(_end_on_signals, signals, exposure, plan.drain_timeout, scope)

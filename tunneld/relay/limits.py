@@ -30,8 +30,17 @@ class Limits:
     turn_time: float = 0.002
     "Seconds after which other tasks have their turn, though somebody has more to do."
 
+    doze: float = 0.0
+    "Seconds (a millisecond is the least) that a turn waits for more, in which other tasks have to wait, too."
+
     accept_batch: int = 64
     "Connections accepted from one listener before others have their turn."
 
     accept_backoff: float = 0.1
     "Seconds an acceptor rests when the machine is out of descriptors or socket memory."
+
+
+DOZE = 0.001
+"""For a process that moves bytes and does little else: shorter than the way to the next machine and back, longer than
+to the next process.
+"""
