@@ -71,13 +71,20 @@ class Lobby:
         except NotAllowedError as error:
             self._gate.tell_failure(unmap(peer[0]), face, str(error))
         except TunneldError as error:
-            log.info("hidden server refused", peer=format_peer(peer), face=face, reason=str(error))
+            self._tell(peer, face, error)
         except OSError as error:
-            self._reject(peer, face, stranger, reason_of(error))
+            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                self._reject(peer, face, stranger, reason_of(error))
+            else:  # who leaves has not failed to prove anything: it may be an agent that we kept waiting
+                self._tell(peer, face, error)
         except Exception:
             log.exception("could not hear a hidden server out: a bug", peer=format_peer(peer), face=face)
         finally:
             stranger.end()
+
+    def _tell(self, peer: Any, face: str, error: Exception) -> None:
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        log.info("hidden server refused", peer=format_peer(peer), face=face, reason=reason)
 
     def _reject(self, peer: Any, face: str, stranger: Stranger, reason: str) -> None:
         stranger.fail(trio.current_time())

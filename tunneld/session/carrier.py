@@ -41,6 +41,8 @@ from tunneld.wire.webmux import (
 
 MOST_CHANNELS = 126
 """Opened by one side at once: an id of the 127 is for the heartbeat."""
+GIVE_UP = 6
+"""Heartbeats after which the kernel may give a connection up: the heartbeat does it after two or three."""
 FRAGMENTS = 256
 """That one `Mux.send` makes at most; a peer's MSS of one octet must not stop the others."""
 
@@ -92,6 +94,7 @@ class Carrier:
         self._ping: int | None = None  # the session that asks for a sign of life
         self._ask_again = False  # what was said since then is to be confirmed as well
         link.keep_unsent_below(limits.unsent)
+        link.resend_within(limits.resend, GIVE_UP * limits.heartbeat)
         self.mux.set_default_credit(limits.first_window)
         pump.attach(self._fd, self)
         self.heartbeat = Heartbeat(self, limits, pump.timers)

@@ -35,3 +35,7 @@ class CarrierLimits:
 
     patience: float = 2.0
     "Seconds for the answer, after which others are preferred: two lost packets on a way around the world."
+
+    resend: float = 1.0
+    """Seconds after which what was lost is sent again, at the latest. TCP waits twice as long each time, until the next
+    try is half a minute away; whose network comes back does not want to wait for that."""

@@ -17,6 +17,10 @@ from tunneld.tls import TlsSocket
 
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 """Linux's number, which Python's `socket` does not name everywhere."""
+TCP_RTO_MAX_MS = 44
+TCP_USER_TIMEOUT = 18
+LONGEST = (1 << 31) - 1
+"""Milliseconds that the kernel can be told: 24 days."""
 MIN_RTT = 148
 """Where `struct tcp_info` of Linux has the shortest round trip lately, in microseconds."""
 RECORD = 16 * 1024
@@ -83,6 +87,16 @@ class Link:
             self.connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, octets)
         except OSError:
             return  # no TCP: a socket pair
+
+    def resend_within(self, seconds: float, give_up: float) -> None:
+        """Ask the kernel to send again at least so often, where it can be told (Linux 6.15), and not to `give_up`
+        before so many seconds, since it counts tries.
+        """
+        try:
+            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, round(1000 * seconds))
+            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, min(round(1000 * give_up), LONGEST))
+        except OSError:
+            return
 
     def close(self) -> None:
         """Close it, without a goodbye: the peer knows an end when it sees one, and every channel has an end of its
