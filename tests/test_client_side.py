@@ -88,6 +88,9 @@ class TestHowMany:
         self, service: TunnelService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Broken(socket.socket):
+            def introduce(self, _visitor: Any) -> None:
+                pass
+
             def send(self, *_: Any) -> int:
                 raise OSError(errno.EPIPE, "broken pipe")
 
