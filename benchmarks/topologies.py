@@ -214,6 +214,7 @@ def peer(build: peers.Build) -> Callable[[Crew, Address], Reach]:
 TOPOLOGIES = (
     Topology("direct", "direct", (), direct, idle=False),
     Topology("tunneld", "tunneld tcp", (), ours("tcp")),
+    Topology("tunneld-tls", "tunneld tcp+TLS", (), ours("tcp", tls=True)),
     Topology("webmux", "tunneld webmux", (), ours("webmux")),
     Topology("webmuxs", "tunneld webmux+TLS", (), ours("webmux", tls=True)),
     Topology("haproxy", "haproxy ×2", ("haproxy",), chain(haproxy)),

@@ -128,6 +128,25 @@ async def test_a_carriage_return_and_blanks_around_the_key_are_ignored(
 
 
 @BOTH
+@pytest.mark.parametrize("size", [1, 200, 5000, 40_000])
+async def test_what_is_said_in_one_breath_with_the_key_is_for_the_visitor(
+    service: TunnelService, papers: Papers, secure: str, size: int
+) -> None:
+    """In TLS all of it may be in the record of the key, of which no more than a line was wanted at first."""
+    tunnel = await open_tunnel(service, secure=secure)
+    stream = await connect(tunnel.server_uri)
+    said = f"{tunnel.server_uri.key}\n".encode() + bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    if secure == "yes":
+        tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
+        await tls.shake_hands()
+        await tls.send_all(said)
+    else:
+        await stream.send_all(said)
+    visitor = await connect(tunnel.client_uri)
+    assert await read_exactly(visitor, size) == said.partition(b"\n")[2]
+
+
+@BOTH
 async def test_who_says_nothing_has_a_deadline(
     service: TunnelService, gate: Gate, secure: str, mock_clock: MockClock
 ) -> None:

@@ -136,7 +136,7 @@ class TlsSocket:
     @property
     def ahead(self) -> bool:
         """Whether more was read than given out: epoll will not tell of that. So it may be right after the handshake."""
-        return bool(self._ahead) or self._incoming.pending > 0
+        return bool(self._ahead) or self._incoming.pending > 0 or self._tls.pending() > 0
 
     def feed(self, data: bytes | memoryview) -> None:
         """What was read from the kernel, to be deciphered; nothing is the end of it."""
@@ -147,11 +147,13 @@ class TlsSocket:
 
     def decipher(self, plain: memoryview) -> int:
         """Decipher what was read and is whole; octets in `plain`. Raises OSError."""
-        incoming, filled = self._incoming, min(len(self._ahead), len(plain))
-        plain[:filled], self._ahead = self._ahead[:filled], self._ahead[filled:]
+        incoming, tls, filled, size = self._incoming, self._tls, 0, len(plain)
+        if self._ahead:
+            filled = min(len(self._ahead), size)
+            plain[:filled], self._ahead = self._ahead[:filled], self._ahead[filled:]
         try:
-            while filled < len(plain) and (incoming.pending or incoming.eof):
-                octets = int(self._tls.read(len(plain) - filled, plain[filled:]))
+            while filled < size and (incoming.pending or incoming.eof or tls.pending()):
+                octets = int(tls.read(size - filled, plain[filled:] if filled else plain))
                 if not octets:
                     self.ended = True
                     break
@@ -188,12 +190,20 @@ class TlsSocket:
         """Send what the kernel takes; whether that was all. Raises OSError where the connection is broken."""
         try:
             while self._unsent or self._outgoing.pending:
-                self._unsent = self._unsent or memoryview(self._outgoing.read())
-                self._unsent = self._unsent[self.connection.send(self._unsent) :]
-        except BlockingIOError:
-            return False
-        self._unsent = EMPTY
+                data = self._unsent or self._outgoing.read()
+                self._unsent = EMPTY if len(data) == (sent := self._send(data)) else memoryview(data)[sent:]
+                if self._unsent and not sent:
+                    return False
+        except OSError:
+            self._unsent = EMPTY
+            raise
         return True
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self.connection.send(data)
+        except BlockingIOError:
+            return 0
 
     def flush_if_possible(self) -> None:
         """The same, for a connection that is given up."""

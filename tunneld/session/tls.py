@@ -32,7 +32,19 @@ LINGER = 60.0
 class TlsDuct(Duct):
     """A `TlsSocket` after its handshake, which it owns. It is the pump's handler from `start` on."""
 
-    __slots__ = ("_blocked", "_exact", "_fd", "_parted", "_paused", "_pump", "_tls", "_touched", "deadline", "linger")
+    __slots__ = (
+        "_blocked",
+        "_exact",
+        "_fd",
+        "_parted",
+        "_paused",
+        "_pump",
+        "_stopped",
+        "_tls",
+        "_touched",
+        "deadline",
+        "linger",
+    )
 
     def __init__(self, pump: Pump, tls: TlsSocket) -> None:
         super().__init__()
@@ -44,6 +56,7 @@ class TlsDuct(Duct):
         self._exact = False  # the end may stand behind the last octets: read until EAGAIN
         self._blocked = False  # the kernel takes nothing now
         self._paused = False  # the user waits for room
+        self._stopped = False  # it is not read while something is held
         self._parted = False  # our end is sent
         self._touched = False  # a flush comes after the batch
 
@@ -52,6 +65,7 @@ class TlsDuct(Duct):
         with memoryview(self._pump.wide_buffer) as plain:
             self.held += plain[: self._tls.decipher(plain)]
         self.ended = self._tls.ended
+        self._stopped = bool(self.held)
         self._pump.attach(self._fd, self)
         self._touch()
 
@@ -71,7 +85,7 @@ class TlsDuct(Duct):
         """See `Duct.room`: a buffer, once the kernel has taken the one before."""
         if self.over or self.finishing:
             return 0
-        if self._tls.unsent and not self._blocked:
+        if self._touched:
             self._flush()
         if self._blocked or self.over:
             self._paused = True
@@ -88,9 +102,17 @@ class TlsDuct(Duct):
         self.put(memoryview(data))
 
     def take(self, octets: int) -> None:
-        """See `Duct.take`."""
+        """See `Duct.take`. Where all is taken, epoll tells what stands in the connection."""
         super().take(octets)
+        if self._stopped and not self.held and not self.over:
+            self._stopped = False
+            self._pump.arm_again(self._fd)
         self._end_if_done()
+
+    def offer(self) -> None:
+        """See `Duct.offer`."""
+        super().offer()
+        self.take(0)
 
     def finish(self) -> None:
         """See `Duct.finish`."""
@@ -138,8 +160,11 @@ class TlsDuct(Duct):
             self._flush()
         if events & INEXACT:
             self._exact = True
-        if events & READABLE and not self.held and not self.ended and not self.over:
-            self._read()
+        if events & READABLE and not self.ended and not self.over:
+            if self.held:
+                self._stopped = True
+            else:
+                self._read()
         if events & BROKEN and (self.held or self.ended) and not self.over:
             self._look_for_error()
 
@@ -159,9 +184,7 @@ class TlsDuct(Duct):
     # Inside
 
     def _taken(self, octets: int) -> None:
-        """Everything held was taken: let epoll tell what stands in the connection."""
-        if not self.held and not self.ended and not self.over:
-            self._pump.arm_again(self._fd)
+        """Nobody is given credit."""
 
     def _read(self) -> None:
         """Read until the connection is drained, the user takes no more, or this turn's share is used up."""
@@ -173,9 +196,9 @@ class TlsDuct(Duct):
                     read, count = tls.receive_into(pump.view, plain)
                     if count:
                         self.arrived(plain[:count])
-                    if tls.ended:
-                        break
-                    if self.over or self.held or (read < pump.buffer_size and not self._exact):
+                    if self.held:
+                        self._stopped = True
+                    if self.held or tls.ended or self.over or (read < pump.buffer_size and not self._exact):
                         break
                     share -= read
                 else:
@@ -210,7 +233,8 @@ class TlsDuct(Duct):
         except OSError as error:
             self._break(error)
             return
-        self._end_if_done()
+        if self.finishing:
+            self._end_if_done()
         if self._paused and not self._blocked and not self.over:
             self._paused = False
             self.hear_room()
