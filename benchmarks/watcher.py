@@ -19,7 +19,7 @@ import trio
 from benchmarks.processes import BenchError
 from tunneld.client import connect
 from tunneld.errors import TunneldError
-from tunneld.pin import PinnedContext
+from tunneld.net import client_tls_context
 
 EVERY, WITHIN = 0.1, 0.5
 LOOK = 0.2
@@ -43,7 +43,7 @@ async def look(relay: str, pin: str, seen: list[tuple[float, str]]) -> None:
     credential = ("agent", os.environ["TUNNEL_SECRET"])
     while True:
         with suppress(TunneldError):
-            async with connect(relay, tls=PinnedContext.make(pin), credential=credential, timeout=1) as client:
+            async with connect(relay, tls=client_tls_context(pin=pin), credential=credential, timeout=1) as client:
                 while True:
                     phases = [record["phase"] for record in await client.list() if record.get("name") == NAME]
                     seen.append((time.monotonic(), ",".join(phases)))
@@ -89,7 +89,12 @@ class Seen:
 
     @property
     def ready_though_away(self) -> float:
-        """Seconds for which the relay said ready, while neither the visit before nor the one after was served."""
+        """Seconds for which the relay said ready, while neither the visit before nor the one after was served.
+
+        Raises `BenchError` where it never said so: then nobody has looked.
+        """
+        if not any(phase == "ready" for _, phase in self.phases):
+            raise BenchError("the relay never said that the tunnel is ready")
         seconds = 0.0
         for (then, phase), (later, _) in zip(self.phases, self.phases[1:], strict=False):
             before = [served for _, ended, served in self.visits if ended <= then]

@@ -9,7 +9,7 @@
 
 Phases move one way, by `_enter` alone:
 
-    OPENING ──► WAITING ◄──► READY        both sides listen; READY while a hidden server is connected
+    OPENING ──► WAITING ◄──► READY        both sides listen; READY while a hidden server is connected, and answers
                    └────┬──────┘
                         ▼
                     DRAINING ──► CLOSED   DRAINING: nobody new, the relays finish
@@ -104,7 +104,7 @@ class Tunnel:
         backend = backend_of(opening.backend)
         account, now = legacy.account if legacy is not None else Account(), trio.current_time()
         self.opening = opening
-        self.phase = Phase.OPENING
+        self._phase = Phase.OPENING
         self.opened_at, self.unused_since = now - account.age, now - account.unused
         self.quiet = account.quiet
         self.served = account.served  # visitors that got a server connection, ever
@@ -145,6 +145,11 @@ class Tunnel:
     def id(self) -> str:
         """A short name, unique in this process."""
         return self.opening.id
+
+    @property
+    def phase(self) -> Phase:
+        """What it is doing. A hidden server that is connected and does not answer makes nothing ready."""
+        return Phase.WAITING if self._phase is Phase.READY and self._server_side.silent else self._phase
 
     @property
     def server_uri(self) -> Endpoint:
@@ -215,7 +220,7 @@ class Tunnel:
 
     def drain(self) -> None:
         """Take nobody new, close when the last relay has ended. Visitors that still wait are given up."""
-        if self.phase in {Phase.DRAINING, Phase.CLOSED}:
+        if self._phase in {Phase.DRAINING, Phase.CLOSED}:
             return
         self._enter(Phase.DRAINING)
         self._client_side.close()
@@ -255,7 +260,7 @@ class Tunnel:
             quota_left=self._throttle.left if self._throttle is not None else None,
         )
         client, server = self._client_side.leave(), self._server_side.leave()
-        draining, cut = self.phase is Phase.DRAINING, len(relays) - len(lifted)
+        draining, cut = self._phase is Phase.DRAINING, len(relays) - len(lifted)
         legacy = TunnelLegacy(self.opening, draining, account, client, server, lifted, cut)
         self._scope.cancel()
         return legacy
@@ -280,7 +285,7 @@ class Tunnel:
         alone = not self.members and not self._server_side.standing
         if alone or not self.opening.options.share:
             self.drain()
-        return self.phase in {Phase.DRAINING, Phase.CLOSED}
+        return self._phase in {Phase.DRAINING, Phase.CLOSED}
 
     def trim(self, keep: int) -> int:
         """Close surplus parked server connections; see `ServerSide.trim`."""
@@ -336,7 +341,7 @@ class Tunnel:
         return 0 if self.served else 1
 
     def _attached(self, peer: Any) -> None:
-        if self.phase is Phase.WAITING:
+        if self._phase is Phase.WAITING:
             self._enter(Phase.READY)
         if self._events.watched:
             self._events.publish("attached", id=self.id, **{"from": format_peer(peer)})
@@ -403,7 +408,7 @@ class Tunnel:
             self._admission.left(peer[0])
         self._ended_up += relay.up
         self._ended_down += relay.down
-        if self.phase is Phase.CLOSED:
+        if self._phase is Phase.CLOSED:
             return  # dropped with the tunnel, which has told its end already
         if self._events.watched:
             self._events.publish(
@@ -417,9 +422,9 @@ class Tunnel:
             self.close(reason)
         elif not self._relays:
             self.unused_since = trio.current_time()
-            if self.phase is Phase.DRAINING:
+            if self._phase is Phase.DRAINING:
                 self.close("drained")
-            elif self.phase is Phase.READY and not self.parked:
+            elif self._phase is Phase.READY and not self.parked:
                 self._enter(Phase.WAITING)
 
     def _turned_away(self, side: str, peer: Any, reason: str) -> None:
@@ -441,7 +446,7 @@ class Tunnel:
         for waiting in legacy.client.waiting:
             if self._admission is not None:
                 self._admission.count_in(waiting.peer[0])
-        if self._relays and self.phase is Phase.WAITING:
+        if self._relays and self._phase is Phase.WAITING:
             self._enter(Phase.READY)
         if legacy.draining:
             self.drain()
@@ -449,8 +454,8 @@ class Tunnel:
             self.close("its relay could not go along when the daemon started again")
 
     def _enter(self, phase: Phase) -> None:
-        self._log.debug("phase", was=self.phase.value, now=phase.value)
-        self.phase = phase
+        self._log.debug("phase", was=self._phase.value, now=phase.value)
+        self._phase = phase
 
     def _stop(self) -> None:
         """Both listeners gone, every connection dropped, everybody told."""

@@ -25,6 +25,7 @@ from tunneld.endpoint import Endpoint
 from tunneld.errors import RefusedError, UsageError
 from tunneld.net import client_tls_context
 from tunneld.session import Carrier
+from tunneld.tunnel import Phase
 from tunneld.wire.webmux import Mux, Opened, Refused
 
 
@@ -236,6 +237,18 @@ async def test_the_relay_calls_back_with_the_port_of_the_client_side_and_serves_
             assert opened[0].session % 2 == 1
             await here.stream.aclose()
             await visitor.aclose()
+
+
+async def test_a_tunnel_whose_hidden_server_does_not_answer_is_not_ready() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, Told()):
+            (carrier,) = await until(relay, 1)
+            phases = [relay.tunnel.phase]
+            carrier.heartbeat.silent, carrier.heartbeat.heard = True, False
+            phases.append(relay.tunnel.phase)
+            carrier.heartbeat.heard = True
+            phases.append(relay.tunnel.phase)
+            assert phases == [Phase.READY, Phase.WAITING, Phase.READY]
 
 
 @pytest.mark.parametrize("uri", ["webmux://x:1/wrong", "webmux://x:1", "not a uri", "tcp://127.0.0.1:1"])

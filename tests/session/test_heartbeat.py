@@ -101,6 +101,36 @@ def test_doubt_falls_silent_after_patience_alone_and_an_answer_ends_it() -> None
     assert not peer.heartbeat.silent
 
 
+@given(st.floats(0, 30), st.lists(st.floats(0, 15), max_size=6))
+def test_who_expects_an_answer_notices_silence_soon_and_gives_up_no_sooner(
+    last_word: float, waits: list[float]
+) -> None:
+    peer = Peer()
+    peer.run(last_word)
+    peer.heartbeat.heard, peer.alive = True, False
+    dead_since = peer.clock.now
+    for wait in waits:
+        peer.run(wait)
+        wanted = peer.clock.now
+        peer.heartbeat.expect()
+        before = peer.silences
+        peer.run(2 * PATIENCE + 1)
+        assert peer.silences > before or peer.heartbeat.silent or peer.died_at is not None, wanted
+    peer.run(100)
+    assert peer.died_at is not None
+    assert 2 * BEAT - 1 <= peer.died_at - dead_since <= 3 * BEAT
+    assert peer.silences == 1
+
+
+def test_a_peer_that_answers_may_be_expected_to_as_often_as_you_like() -> None:
+    peer = Peer()
+    for _ in range(100):
+        peer.heartbeat.expect()
+        peer.heartbeat.heard = True
+        peer.run(0.7)
+    assert (peer.silences, peer.asked, peer.died_at) == (0, 0, None)
+
+
 def test_a_busy_peer_is_not_asked() -> None:
     peer = Peer()
     for _ in range(100):

@@ -123,6 +123,10 @@ class ServerSide(Protocol):
     def standing(self) -> int:
         """How many connections of hidden servers take visitors, one after another, and have not said that they end."""
 
+    @property
+    def silent(self) -> bool:
+        """Whether the hidden server is connected and does not answer, as far as can be known."""
+
     def dial_nowait(self) -> ServerConnection:
         """A connection to the hidden server, owned by the caller from now on. Raises `trio.WouldBlock` where none is
         at hand.

@@ -105,6 +105,11 @@ class Carried:
         return sum(carrier.answering and carrier not in self._ending for carrier in self._carriers)
 
     @property
+    def silent(self) -> bool:
+        """Whether there are carriers and none of them answers."""
+        return bool(self._carriers) and not any(carrier.answering for carrier in self._carriers)
+
+    @property
     def key(self) -> str:
         """The key alone."""
         return self._key

@@ -99,6 +99,11 @@ class Tcp:
         """None: each of them serves one visitor."""
         return 0
 
+    @property
+    def silent(self) -> bool:
+        """Never: a parked connection cannot be asked."""
+        return False
+
     def dial_nowait(self) -> Parkable:
         """The connection parked longest. Raises `trio.WouldBlock`."""
         if not self._parked or self._waiters:

@@ -124,6 +124,7 @@ class Carrier:
         channel = self._add(self.mux.open(protocol))
         self._ours += 1
         self.touch()
+        self.heartbeat.expect()
         return channel
 
     def define(self, uri: str) -> None:
