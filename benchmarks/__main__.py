@@ -67,7 +67,7 @@ def _main(options: argparse.Namespace) -> int:
     print(table.markdown() if options.markdown else table.text())
     print(f"\n{LEGEND}\n")
     if lines := list(aims.told(results)):
-        print("\n".join(["aims for webmux:", *(f"  {line}" for line in lines), ""]))
+        print("\n".join(["aims for webmux and ssh:", *(f"  {line}" for line in lines), ""]))
     print(f"{plan.rounds} × {plan.seconds} s, {time.monotonic() - start:.0f} s in all, on loopback: " + _listed(where))
     print("versions: " + _listed(found))
     for note in results.notes:

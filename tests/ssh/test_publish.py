@@ -117,7 +117,7 @@ async def test_a_port_can_be_asked_for_and_a_forward_be_cancelled(tmp_path: Path
 
 REFUSED = [
     ("name:80:127.0.0.1:9", r"'name' cannot be had: names are kept for HTTP"),
-    ("/tmp/socket:127.0.0.1:9", r"/tmp/socket is not listened on"),
+    ("/tmp/socket:127.0.0.1:9", r"'/tmp/socket' is not listened on"),
 ]
 
 

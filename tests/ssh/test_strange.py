@@ -23,6 +23,8 @@ from tunneld.config.credentials import Credential
 from tunneld.control.strangers import Reason
 from tunneld.ssh.connection import EXCHANGES, MAX_PACKET, STRICT, choose
 from tunneld.ssh.gcm import NAMES
+from tunneld.ssh.guest import MOST_REFUSALS
+from tunneld.ssh.words import MOST_SESSIONS
 
 LOCAL = "127.0.0.1"
 VERSION = b"SSH-2.0-strange\r\n"
@@ -300,3 +302,37 @@ async def test_a_packet_that_was_meddled_with_ends_the_connection() -> None:
 def test_our_largest_packet_is_within_what_everybody_must_take() -> None:
     assert MAX_PACKET >= 32768  # RFC 4253, section 6.1
     assert len(EXCHANGES) == len(set(EXCHANGES))
+
+
+async def test_there_are_no_more_sessions_than_a_person_needs() -> None:
+    async with unharmed() as here, guest(here) as connection:
+
+        async def open_one() -> None:
+            await trio_asyncio.aio_as_trio(connection.create_session)(asyncssh.SSHClientSession)
+
+        for _ in range(MOST_SESSIONS):
+            await open_one()
+        with pytest.raises(asyncssh.ChannelOpenError, match="sessions are open"):
+            await open_one()
+
+
+async def test_who_is_refused_too_often_is_sent_away() -> None:
+    async with unharmed() as here, guest(here) as connection:
+        for number in range(MOST_REFUSALS):
+            connection.send_packet(80, String("tcpip-forward"), Boolean(True), String(f"name{number}"), UInt32(80))
+            await trio.lowlevel.checkpoint()
+        with trio.move_on_after(10):
+            await trio_asyncio.aio_as_trio(connection.wait_closed)()
+        assert connection.is_closed()
+
+
+async def test_keys_are_exchanged_anew_by_the_clock() -> None:
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay(rekey_interval=0.2) as here,
+            local_server(echo) as target,
+            client(openssh(here, "-v", "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)) as ssh,
+        ):
+            await here.until_served()
+            while ssh.err.count("SSH2_MSG_NEWKEYS received") < 3:
+                assert await ask(here.tunnel.client_uri, b"hello") == b"hello"

@@ -259,11 +259,16 @@ class Flow(SSHPacketHandler):
             self.say(MSG_CHANNEL_CLOSE)
             self.closed = True
         if self.closed_by_peer or not self.asked:
-            self.carrier.connection._channels.pop(self.number, None)
+            self._drop()
 
     def forget(self) -> None:
         """It is over for its user."""
         self.carrier.forget(self)
+
+    def _drop(self) -> None:
+        """It is over for both: its place is another's."""
+        if self.carrier.connection._channels.pop(self.number, None) is not None:
+            self.owner.freed(self.channel)
 
     def is_over(self) -> bool:
         """For its user."""
@@ -313,14 +318,14 @@ class Flow(SSHPacketHandler):
         """The client could not connect to the hidden server, or does not want to."""
         if self.head or not self.asked:
             raise asyncssh.ProtocolError("Channel not being opened")
-        self.carrier.connection._channels.pop(self.number, None)
+        self._drop()
         if not self.is_over():
             self.forget()
             self.channel.hear_reset(f"refused at the other end: {reason}")
 
     def process_connection_close(self, _error: Exception | None) -> None:
         """Asyncssh cleans up; `Carrier.lose` has told the user."""
-        self.carrier.connection._channels.pop(self.number, None)
+        self._drop()
 
     # Inside
 
@@ -353,7 +358,7 @@ class Flow(SSHPacketHandler):
     def _process_close(self, _packet: SSHPacket) -> None:
         self.closed_by_peer = True
         if self.is_over():
-            self.carrier.connection._channels.pop(self.number, None)
+            self._drop()
             return
         if not self.ended:
             self.forget()
@@ -361,7 +366,7 @@ class Flow(SSHPacketHandler):
         self.say(MSG_CHANNEL_CLOSE)
         self.closed = True
         if self.is_over():
-            self.carrier.connection._channels.pop(self.number, None)
+            self._drop()
         else:
             self.credit = 1 << 31  # what the visitor says now breaks the channel, see `Carrier.put`
 

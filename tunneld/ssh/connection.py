@@ -19,6 +19,7 @@ import asyncio
 import inspect
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -131,6 +132,11 @@ class Connection(asyncssh.SSHServerConnection):
         """See `Hearer`."""
         return len(self._inpbuf) > SUSPENDED and self._recv_handler != self._recv_pkthdr
 
+    @property
+    def channel_count(self) -> int:
+        """Of all kinds, also those of which the peer has not said that they are closed."""
+        return len(self._channels)
+
     def take_rest(self) -> bytes:
         """See `Hearer`."""
         if not self.is_quick:
@@ -140,6 +146,7 @@ class Connection(asyncssh.SSHServerConnection):
 
     def hear(self, data: memoryview) -> None:
         """See `Hearer`."""
+        octets = len(data)
         try:
             while data and self.is_quick and (taken := self._hear_packets(data)):
                 data = data[taken:]
@@ -147,6 +154,9 @@ class Connection(asyncssh.SSHServerConnection):
                 self._inpbuf += bytes(data)
                 if not self.is_quick:
                     self._recv_data()
+            self._rekey_bytes_sent += octets  # both ways: who only sends to us may not think of it
+            if self._rekey_bytes_sent >= self._rekey_bytes:
+                self.exchange_keys()
         except asyncssh.DisconnectError as error:
             self._send_disconnect(error.code, error.reason, error.lang)
             self._force_close(error if isinstance(error, Exception) else None)
@@ -231,7 +241,7 @@ class Connection(asyncssh.SSHServerConnection):
     @property
     def may_say(self) -> bool:
         """Whether channels may speak: not while keys are exchanged, which begins here when it is time."""
-        if self._kex_complete and self._rekey_bytes_sent >= self._rekey_bytes:
+        if self._kex_complete and (self._rekey_bytes_sent >= self._rekey_bytes or time.monotonic() >= self._rekey_time):
             self.exchange_keys()
         return self._kex_complete
 

@@ -50,12 +50,16 @@ class Forward:
     def __init__(
         self,
         carrier: Carrier,
-        place: tuple[str, int],
+        wish: tuple[str, int],
+        ordinal: int,
         most: Callable[[], int],
         on_closed: Callable[[Forward, str], None],
     ) -> None:
-        """`place` is what the client calls it by; `most` says how many channels its connection may have."""
-        self.place = place
+        """`wish` is what was asked for, and `ordinal` tells those of one connection apart that ask for the same; `most`
+        says how many channels the connection may have.
+        """
+        self.wish = self.place = wish  # `place` is what the client calls it by
+        self.ordinal = ordinal
         self.carrier = carrier
         self.channels: dict[int, Channel] = {}
         self.over = self.cancelled = False
@@ -68,7 +72,7 @@ class Forward:
     @property
     def room_left(self) -> int:
         """See `Carrying`."""
-        return 0 if self.over or not self._begun else max(0, self._most() - len(self.carrier.flows))
+        return 0 if self.over or not self._begun else max(0, self._most() - self.carrier.connection.channel_count)
 
     @property
     def can_open(self) -> bool:
@@ -151,18 +155,14 @@ class Leases:
         self._leases: dict[tuple[str, str], Lease] = {}  # by owner and name
         self._locks: dict[str, trio.Lock] = {}  # by owner: two that look alike must not both find nobody
 
-    async def take(self, login: Login, grant: Grant, asker: Asker, peer: Any, forward: Forward, ordinal: int) -> Tunnel:
-        """A tunnel for one `-R`, and the forward on it; `ordinal` tells several of one connection from each other that
-        ask for the same.
-
-        Raises as `TunnelService.open_tunnel`.
-        """
-        host, port = forward.place
+    async def take(self, login: Login, grant: Grant, asker: Asker, peer: Any, forward: Forward) -> Tunnel:
+        """A tunnel for one `-R`, and the forward on it. Raises as `TunnelService.open_tunnel`."""
+        host, port = forward.wish
         if host.lower() not in HERE:
             raise NotAllowedError(
-                f"{host!r} cannot be had: names are kept for HTTP to come; say -R 0:... or -R PORT:..."
+                f"{host[:80]!r} cannot be had: names are kept for HTTP to come; say -R 0:... or -R PORT:..."
             )
-        base = name_of(login, f"{host}:{port}:{ordinal}")
+        base = name_of(login, f"{host}:{port}:{forward.ordinal}")
         async with self._locks.setdefault(login.owner, trio.Lock()):
             self._forget_closed()
             if port:

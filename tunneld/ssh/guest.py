@@ -8,9 +8,9 @@ leave    its forwards are over: their tunnels close, if it said good-bye, or wai
 from __future__ import annotations
 
 import socket
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import asyncssh
@@ -31,10 +31,15 @@ from tunneld.ssh.forwards import Forward, Leases
 from tunneld.ssh.login import Doorkeeper, Login
 from tunneld.ssh.server import Server
 from tunneld.ssh.transport import Transport
-from tunneld.ssh.words import Conversation, Session
+from tunneld.ssh.words import MOST_SESSIONS, Conversation, Session
 from tunneld.tunnel import Tunnel
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
+
+MOST_REFUSALS = 100
+"""Of one connection: more than a person's mistakes, and each is a line in the log."""
+LONGEST_REASON = 200
+"""Characters of a reason in the log that the peer may have had a part in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ class Guest:
         self._settings = house.settings()
         self._limits = limits_of(self._settings)
         self._conversation = Conversation(self)
-        self._asked_for: Counter[tuple[str, int]] = Counter()
+        self._refusals = 0
         self._carrier: Carrier | None = None
         self._seen_off = False
         self._good_bye = ""  # that we said
@@ -122,12 +127,9 @@ class Guest:
 
     async def listen(self, host: str, port: int) -> asyncssh.SSHListener | bool:
         """`-R host:port:...`."""
-        place = host, port
-        self._asked_for[place] += 1
         try:
-            forward = await self._house.loop.trio_as_future(self._open, place, self._asked_for[place])
+            forward = await self._house.loop.trio_as_future(self._open, (host, port))
         except TunneldError as error:
-            self._log.info("-R refused", place=f"{host}:{port}", reason=str(error))
             self.refuse(str(error))
             return False
         self.connection.follow = forward.begin
@@ -135,12 +137,18 @@ class Guest:
 
     def refuse(self, reason: str) -> None:
         """Say it where it can be seen: in its session, or, with `ssh -v`, where there is none."""
+        self._refusals += 1
+        self._log.info("-R refused", reason=reason)
         self._conversation.complain(reason)
         if not self.gone.is_set():
             self.connection.send_debug(reason, always_display=True)
+        if self._refusals >= MOST_REFUSALS:
+            self.hang_up(f"{MOST_REFUSALS} forwards were refused")
 
     def session(self) -> asyncssh.SSHServerSession[str]:
         """A shell, or a word."""
+        if self._conversation.sessions >= MOST_SESSIONS:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, f"{MOST_SESSIONS} sessions are open")
         return Session(self._conversation)
 
     # What its conversation asks
@@ -171,21 +179,23 @@ class Guest:
 
     # Inside
 
-    async def _open(self, place: tuple[str, int], ordinal: int) -> Forward:
+    async def _open(self, place: tuple[str, int]) -> Forward:
         """A forward for one `-R`. Raises `TunneldError`."""
         login, grant = self._known()
         if self._carrier is None or self.gone.is_set():
             raise NotAllowedError("the connection is gone")
         if len(self.forwards) >= self._settings.max_forwards:
             raise LimitReachedError(f"{len(self.forwards)} are forwarded already (ssh.max_forwards)")
-        forward = Forward(self._carrier, place, lambda: self._settings.max_channels, self._closed)
+        taken = {each.ordinal for each in self.forwards if each.wish == place}
+        ordinal = next(number for number in count(1) if number not in taken)
+        forward = Forward(self._carrier, place, ordinal, lambda: self._settings.max_channels, self._closed)
         self.forwards.append(forward)
         try:
             if login.side is not None:
                 self._join(login.side, forward)
             else:
                 asker = self.asker
-                tunnel = await self._house.leases.take(login, grant, asker, self._peer, forward, ordinal)
+                tunnel = await self._house.leases.take(login, grant, asker, self._peer, forward)
                 self._conversation.opened(tunnel)
         except BaseException:
             self.forwards.remove(forward)
@@ -234,7 +244,7 @@ class Guest:
         else:
             connection.connection_lost(asyncssh.ConnectionLost(reason))
         is_polite = connection.is_ending and connection.farewell is None
-        self.reason = reason
+        self.reason = reason = "".join(each if each.isprintable() else "?" for each in reason[:LONGEST_REASON])
         self.gone.set()
         self.decided.set()
         if self._carrier is not None:

@@ -104,7 +104,7 @@ class _Port:
         if guest.login is not None:
             return
         if guest.failures:
-            raise NotAllowedError(f"no proof was right: {guest.reason}")
+            raise NotAllowedError("it had no key of a credential or of an open tunnel")
         if guest.strange:
             raise ConnectionError(guest.reason)
 

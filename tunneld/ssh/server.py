@@ -82,7 +82,7 @@ class Server(asyncssh.SSHServer):
     def unix_server_requested(self, listen_path: str) -> bool:
         """`-R /socket:...`."""
         self._guest.refuse(
-            f"{listen_path} is not listened on: this relay forwards ports, so say -R 0:... or -R PORT:..."
+            f"{listen_path[:80]!r} is not listened on: this relay forwards ports, so say -R 0:... or -R PORT:..."
         )
         return False
 

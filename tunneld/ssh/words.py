@@ -22,6 +22,8 @@ from tunneld.errors import TunneldError, UsageError
 from tunneld.service import Asker, TunnelService
 from tunneld.tunnel import Tunnel
 
+MOST_SESSIONS = 10
+"""On one connection, as OpenSSH's MaxSessions."""
 INTERVAL = 1.0
 """Seconds between two looks at the counts: as often as a person reads."""
 ENDS = frozenset("\x03\x04q")
@@ -66,6 +68,7 @@ class Conversation:
 
     def __init__(self, person: Person) -> None:
         self.person = person
+        self.sessions = 0
         self._screens: list[Screen] = []
         self._kept: list[tuple[bool, str]] = []
 
@@ -120,6 +123,7 @@ class Session(asyncssh.SSHServerSession[str]):
     def connection_made(self, chan: asyncssh.SSHServerChannel[str]) -> None:
         """See asyncssh."""
         self._channel = chan
+        self._conversation.sessions += 1
 
     def pty_requested(self, term_type: str, term_size: tuple[int, int, int, int], term_modes: object) -> bool:
         """Lines are told over, and Ctrl-C comes as a character."""
@@ -171,6 +175,7 @@ class Session(asyncssh.SSHServerSession[str]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncssh."""
+        self._conversation.sessions -= 1
         if self._screen is not None:
             self._conversation.detach(self._screen)
             self._screen.end()
