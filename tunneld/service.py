@@ -204,6 +204,10 @@ class TunnelService:
         """All open tunnels that are there for this grant, oldest first."""
         return [tunnel for tunnel in self._tunnels.values() if self.is_of(grant, tunnel.id)]
 
+    def named(self, name: str, asker: Asker) -> Tunnel | None:
+        """The open tunnel of this name that is the asker's own."""
+        return self._former(holder_of(name, asker.grant.name, asker.host))
+
     def is_of(self, grant: Grant, tunnel: str) -> bool:
         """Whether a tunnel, by its id, is there for this grant: its own, or any for an admin."""
         return grant.is_admin or grant.name == self._owners.get(tunnel)

@@ -21,8 +21,8 @@ from tests.agent.test_expose import ask
 from tests.relay.bench import NOISE
 from tests.ssh.support import HOST_KEY, Relay, client, make_key, openssh, relay
 from tests.support.credentials import credential
-from tests.support.people import PATIENCE, connect, read_all
-from tests.support.programs import program
+from tests.support.people import PATIENCE, connect, read_all, read_exactly
+from tests.support.programs import program, tunnel_command
 from tunneld.config.credentials import Credential
 from tunneld.endpoint import Endpoint, Target
 
@@ -202,3 +202,28 @@ async def test_under_autossh_a_restart_of_the_relay_changes_no_address(
                     assert await ask(address, b"after") == b"after"
                     ssh.process.send_signal(signal.SIGTERM)
                     await ssh.ended()
+
+
+async def test_a_relay_that_starts_again_by_itself_keeps_the_tunnel_open_for_its_ssh(
+    program_path: Find, tmp_path: Path
+) -> None:
+    autossh, port, control = program_path("autossh"), unused_port(), unused_port()
+    config = tmp_path / "tunnel.toml"
+    config.write_text(CONFIG.format(port=port).replace("[control]\nport = 0", f"[control]\nport = {control}"))
+    patient = os.environ | {"AUTOSSH_GATETIME": "0", "AUTOSSH_POLL": "5"}
+    with trio.fail_after(3 * PATIENCE):
+        async with local_server(echo) as target, program(daemon(config), stderr=subprocess.DEVNULL):
+            words = openssh(port, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
+            async with client([autossh, "-M", "0", *words[1:]], env=patient) as ssh:
+                address = Endpoint("tcp", LOCAL, await ssh.port())
+                restart = tunnel_command("restart", "--relay", f"{LOCAL}:{control}")
+                await trio.run_process(restart, capture_stdout=True)
+                visitor = await connect(address)  # the port is listened on all the time, and who comes waits
+                await visitor.send_all(b"hello")
+                assert await read_exactly(visitor, 5) == b"hello"
+                listed = await trio.run_process(
+                    tunnel_command("list", "--relay", f"{LOCAL}:{control}"), capture_stdout=True
+                )
+                assert b"t1" in listed.stdout
+                ssh.process.send_signal(signal.SIGTERM)
+                await ssh.ended()

@@ -172,8 +172,10 @@ class Leases:
                 lease = self._leases.get((login.owner, name))
                 if lease is None or not await self._is_taken(lease):
                     break
-            if lease is not None and self._join(lease, forward, peer):
-                return lease.tunnel
+            former = self._service.named(name, asker)  # also one that a daemon before this one had opened
+            if former is not None and self._join(former, forward, peer):
+                self._leases[login.owner, name] = Lease(former, forward)
+                return former
             options = TunnelOptions(
                 persist=True,
                 server_from=ANYWHERE if grant.server_from is None else None,
@@ -196,14 +198,13 @@ class Leases:
         forward.side, forward.tunnel = side, tunnel
         side.admit(forward, peer, self._max_carriers())
 
-    def _join(self, lease: Lease, forward: Forward, peer: Any) -> bool:
+    def _join(self, tunnel: Tunnel, forward: Forward, peer: Any) -> bool:
         """Take the former place on an open tunnel; whether that was possible."""
         try:
-            self._attach(lease.tunnel, forward, peer)
+            self._attach(tunnel, forward, peer)
         except TunneldError as error:
-            log.info("could not have its former tunnel", tunnel=lease.tunnel.id, reason=str(error))
+            log.info("could not have its former tunnel", tunnel=tunnel.id, reason=str(error))
             return False
-        lease.forward = forward
         return True
 
     async def _is_taken(self, lease: Lease) -> bool:
