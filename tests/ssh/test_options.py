@@ -48,7 +48,7 @@ async def test_a_quota_that_is_used_up_closes_the_tunnel_and_the_session_is_told
                 await visitor.send_all(bytes(5000))
                 while await visitor.receive_some():
                     pass
-            await ssh.wait_said(r"its quota of 1000 octets is used up", "out")
+            await ssh.wait_said(r"Received disconnect .* its quota of 1000 octets is used up")
             assert await ssh.ended() == 255
             assert sum(tunnel.octets) <= 1000
 
@@ -84,4 +84,4 @@ async def test_a_tunnel_that_is_closed_takes_its_forward_along_and_the_others_st
                 assert await read_exactly(visitor, 5) == b"hello"
                 await here.service.close(second.id)
                 await ssh.ended()
-                await ssh.wait_said("closed by request", "out")
+                await ssh.wait_said("Received disconnect .* closed by request")

@@ -26,8 +26,8 @@ from tunneld import __version__
 from tunneld.config import schema
 from tunneld.control.gate import Gate
 from tunneld.doors import Door
-from tunneld.endpoint import format_peer
-from tunneld.errors import NotAllowedError
+from tunneld.endpoint import format_peer, unmap
+from tunneld.errors import NotAllowedError, RemoteProtocolError
 from tunneld.lobby import Lobby
 from tunneld.relay.pump import Pump
 from tunneld.service import TunnelService
@@ -106,7 +106,8 @@ class _Port:
         if guest.failures:
             raise NotAllowedError("it had no key of a credential or of an open tunnel")
         if guest.strange:
-            raise ConnectionError(guest.reason)
+            self._house.gate.strangers.fail(unmap(peer[0]), trio.current_time())
+            raise RemoteProtocolError(guest.reason)
 
     async def _host(self, guest: Guest, *, task_status: trio.TaskStatus[None]) -> None:
         """One guest, until it is gone; cancelling it drops its forwards."""
