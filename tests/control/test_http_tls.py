@@ -196,6 +196,18 @@ async def test_without_a_certificate_nobody_comes_in(papers: Papers, named: Sequ
             await ask(face, stream)
 
 
+async def test_where_a_certificate_is_all_that_is_asked_for_who_has_none_is_a_stranger(papers: Papers) -> None:
+    context = net.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
+    async with open_face(gate=strict(), tls=papers.mutual) as face:
+        assert face.gate is not None
+        silent = await connect(Endpoint("tcp", face.host, face.port))
+        while not len(face.gate.strangers):
+            await trio.lowlevel.checkpoint()
+        assert (await ask(face, await encrypted(face, context))).status == 200
+        assert len(face.gate.strangers) == 1
+        await silent.aclose()
+
+
 async def test_a_fingerprint_comes_before_a_subject(papers: Papers, named: Sequence[Credential]) -> None:
     certificate = der_of(papers.folder)
     exact = Credential(name="exact", certificate=fingerprint(certificate))

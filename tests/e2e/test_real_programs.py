@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import subprocess
 import xmlrpc.client
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.papers import Papers
 from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_all, read_exactly
-from tests.support.programs import Daemon, daemon, program, tunnel_command
+from tests.support.programs import Daemon, daemon, free_port, listening, program, tunnel_command
+from tunneld import client
 from tunneld.endpoint import Endpoint
 
 MIB = 1 << 20
@@ -85,6 +88,45 @@ async def test_nc_asks_and_socat_is_the_hidden_server(tmp_path: Path, program_pa
             visitor = [nc, "-N", "127.0.0.1", str(Endpoint.parse(client).port)]
             echoed = await trio.run_process(visitor, stdin=b"there and back", capture_stdout=True)
             assert echoed.stdout == b"there and back"
+
+
+async def test_openssl_is_the_hidden_server_and_shows_the_key(tmp_path: Path, program_path: Find) -> None:
+    """As THE KEY in tunneld-control(7) has it, with the key, the port and a web server's port filled in."""
+    papers = Papers.issue(tmp_path / "papers")
+    context = papers.client
+    async with daemon(tmp_path, papers=papers) as relay, nginx(tmp_path, program_path) as page:
+        port = await free_port()
+        bridge = [
+            program_path("socat"),
+            f"TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr",
+            f"UNIX:{tmp_path}/web.sock",
+        ]
+        async with (
+            client.connect(f"tls://127.0.0.1:{relay.control_port}", tls=context) as operator,
+            listening(bridge, port),
+        ):
+            uri = Endpoint.parse(await operator.open_tunnel(persist=True, secure="yes"))
+            visitors = await operator.get_tunnel_address(str(uri))
+            page_of_manual = (Path(__file__).parents[2] / "man/tunneld-control.7").read_text()
+            recipe = page_of_manual.partition("\nmkfifo back\n")[2].partition("\n.Ed")[0].replace("\\e", "\\")
+            for word, meant in (
+                ("KEY", uri.key),
+                ("relay.pem", str(papers.folder / "ca.pem")),
+                ("relay.example.org:PORT", uri.authority),
+                ("nc 127.0.0.1 8000", f"{program_path('nc')} -N 127.0.0.1 {port}"),
+            ):
+                assert word in recipe
+                recipe = recipe.replace(word, meant)
+            script = f"cd {tmp_path}; mkfifo back; {recipe}"
+            program_path("openssl")
+            quiet = {"stderr": subprocess.DEVNULL, "start_new_session": True}
+            async with program(["sh", "-c", script], **quiet) as shell:
+                try:
+                    url = visitors.replace("tcp://", "http://") + "/file"
+                    for _ in range(2):
+                        assert await curl(program_path, url) == page
+                finally:
+                    os.killpg(shell.pid, signal.SIGKILL)
 
 
 async def test_curl_reaches_nginx_through_the_agent(tmp_path: Path, program_path: Find) -> None:

@@ -148,3 +148,26 @@ def test_the_longest_line_of_version_1_fits() -> None:
 def test_a_name_is_no_address() -> None:
     with pytest.raises(LocalProtocolError, match="not a numeric address: 'localhost'"):
         encode_v2(("localhost", 1), PUBLIC)
+
+
+ALL_F = ":".join(["ffff"] * 8)
+WIDEST_4, WIDEST_6 = ("255.255.255.255", 65535), (ALL_F, 65535)
+
+
+@pytest.mark.parametrize(
+    ("line", "length", "header"),
+    [
+        (b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n", 56, ProxyHeader(WIDEST_4, WIDEST_4)),
+        (f"PROXY TCP6 {ALL_F} {ALL_F} 65535 65535\r\n".encode(), 104, ProxyHeader(WIDEST_6, WIDEST_6)),
+        (b"PROXY UNKNOWN\r\n", 15, ProxyHeader()),
+        (f"PROXY UNKNOWN {ALL_F} {ALL_F} 65535 65535\r\n".encode(), 107, ProxyHeader()),
+        (
+            b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\nGET / HTTP/1.1\r\nHost: 192.168.0.11\r\n\r\n",
+            47,
+            ProxyHeader(("192.168.0.1", 56324), ("192.168.0.11", 443)),
+        ),
+    ],
+)
+def test_the_examples_of_the_specification_are_read(line: bytes, length: int, header: ProxyHeader) -> None:
+    """Section 2.1: the longest line of each kind, with its length, and one in front of a request."""
+    assert decode_v1(line) == (header, length)

@@ -8,7 +8,7 @@ source, which is an IPv4 address or the /64 of an IPv6 one, has a cap of its own
 
 Loopback is a source like others for the first cap alone. Everything behind a proxy on this machine has its address: a
 stranger out there could shut all the others out, and the operator too. Whoever is on this machine has better ways to
-harm it, and guesses over HTTP, which takes credentials from loopback only, share one core.
+harm it, and guesses over HTTP share one core.
 """
 
 from __future__ import annotations

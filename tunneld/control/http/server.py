@@ -96,7 +96,9 @@ class Server:
         """
         host, now = plain(connection.getpeername()[0]), trio.current_time()
         strangers = self._gate.strangers
-        if self._gate.is_open or strangers.exempts(host):
+        context = self._tls()
+        asked = not self._gate.is_open or (context is not None and context.verify_mode != ssl.CERT_NONE)
+        if not asked or strangers.exempts(host):
             refusal = strangers.refuse_penalised(host, now)
             stranger = Stranger.known() if refusal is None else refusal
         else:
@@ -115,9 +117,13 @@ class Server:
         peer, reason = format_peer(connection.getpeername()), "not done in time (control.handshake_timeout)"
         with trio.move_on_at(guest.deadline):
             try:
-                return await _shake_hands(connection, context, guest)
+                stream = await _shake_hands(connection, context, guest)
             except OSError as error:
                 reason = reason_of(error)
+            else:
+                if self._gate.is_open:  # its certificate is all that is asked for
+                    guest.stranger.end()
+                return stream
         guest.stranger.fail(trio.current_time())
         log.info("TLS handshake on http connection failed", peer=peer, reason=reason)
         return None
