@@ -263,6 +263,27 @@ async def test_who_names_no_open_tunnel_is_hung_up_on(uri: str) -> None:
             await stranger.stream.aclose()
 
 
+async def test_a_tunnel_whose_only_agent_withdrew_is_not_called_ready_and_its_visitor_goes_on() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told) as exposure:
+            await until(relay, 1)
+            stream = await connect(address(told))
+            await stream.send_all(b"before")
+            assert await read_exactly(stream, 6) == b"before"
+            keeper = exposure._keeper
+            assert keeper is not None
+            await keeper.supply.withdraw()
+            assert (relay.tunnel.phase.value, relay.tunnel.parked) == ("waiting", 0)
+            await stream.send_all(b"after")
+            assert await read_exactly(stream, 5) == b"after"
+            await stream.aclose()
+            await until(relay, 0)
+            keeper.supply.resume()
+            await until(relay, 1)
+            assert relay.tunnel.phase.value == "ready"
+
+
 async def test_a_carrier_beyond_the_limit_is_refused_unless_another_does_not_answer(tmp_path: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, Told()):

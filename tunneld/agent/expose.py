@@ -28,7 +28,7 @@ from tunneld.agent.health import Check, Conduct
 from tunneld.agent.keeper import Ground, Keeper, Wish
 from tunneld.agent.local import LocalServer
 from tunneld.agent.visitors import Visitors
-from tunneld.agent.wake import Wake
+from tunneld.agent.wake import Wake, is_ours
 from tunneld.agent.watch import watch
 from tunneld.client import Client
 from tunneld.endpoint import Target
@@ -38,6 +38,7 @@ from tunneld.errors import (
     NoSuchTunnelError,
     NotAllowedError,
     RefusedError,
+    RelayUnreachableError,
     TunneldError,
     UsageError,
 )
@@ -125,6 +126,8 @@ class Exposure:
         self._bug: Exception | None = None
         self._scope = trio.CancelScope()
         self._at_work = trio.CancelScope()  # until told to drain
+        self._line = trio.CancelScope()  # of what is asked over the control connection
+        self._local_host = ""  # our address of it
         self._drains_for: float | None = None  # seconds, once told so
         self._has_left = False  # the relay sends nobody any more
         self._reason = "told to stop"
@@ -204,6 +207,9 @@ class Exposure:
         self._wake.wake()
 
     def _doubt(self) -> None:
+        """The network changed: a connection from an address that is ours no more says so by silence only."""
+        if self._local_host and not is_ours((self._local_host, 0)):
+            self._line.cancel()
         if self._keeper is not None:
             self._keeper.supply.doubt()
 
@@ -215,11 +221,7 @@ class Exposure:
                 async with self._relay.connect() as client:
                     keeper = await self._find_or_open(client)
                     self._connected_at = trio.current_time()
-                    try:
-                        await keeper.keep(client)
-                    except trio.Cancelled:
-                        await self._take_leave(client, keeper)
-                        raise
+                    await self._keep(client, keeper)
             except TunneldError as error:
                 if self._is_over(error):
                     return
@@ -231,6 +233,19 @@ class Exposure:
                 self._teller.tell("reconnecting", reason=str(error), delay=round(delay, 1))
                 if await self._wake.sleep(delay):
                     backoff.forget()
+
+    async def _keep(self, client: Client, keeper: Keeper) -> None:
+        """Look after the tunnel until it or the connection is lost, which an exception says."""
+        self._local_host = client.local_host
+        try:
+            with trio.CancelScope() as self._line:
+                await keeper.keep(client)
+        except trio.Cancelled:
+            await self._take_leave(client, keeper)
+            raise
+        finally:
+            self._local_host = ""
+        raise RelayUnreachableError(f"control connection to relay {client.relay} is from an address that is gone")
 
     async def _take_leave(self, client: Client, keeper: Keeper) -> None:
         """We are told to end while this connection stands, by which the relay knows us: use it for that, in bounded
@@ -293,7 +308,7 @@ class Exposure:
         if keeper is not None:
             try:
                 await keeper.check(client)
-                await keeper.join(client)
+                await keeper.come_back(client)
             except NoSuchTunnelError:
                 keeper.supply.close()
             else:

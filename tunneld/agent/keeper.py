@@ -47,6 +47,8 @@ NO_WEBMUX = frozenset({UsageError.code, NotAllowedError.code})
 """How a relay refuses a backend that it does not have, or that the credential may not use."""
 SETTLE = 0.1
 """Seconds for connections that were being dialled to arrive at the relay, before it is asked to trim again."""
+STALE = 1.0
+"""Seconds for the end of parked connections, and the headers of visitors that got some, to come: a slow round trip."""
 SLACK = 5.0
 """Seconds by which a tunnel's age, told in whole seconds over a slow line, may differ from ours."""
 
@@ -182,10 +184,19 @@ class Keeper:
         if record.get("phase") == "draining":
             raise NoSuchTunnelError(f"tunnel {self.tunnel.id} is being drained at the relay")
 
-    async def join(self, client: Client) -> None:
-        """The tunnel stands, and we are back, perhaps at another address. Raises as `check`."""
+    async def come_back(self, client: Client) -> None:
+        """The tunnel stands, and we are back, perhaps at another address. What was parked from the old one leads
+        nowhere, and neither end can tell: the relay lets go of all that no visitor got, and we of what is left then.
+        Raises as `check`.
+        """
         try:
             await client.call("join", self.tunnel.id)
+            if self.supply.size:
+                self.supply.rest()
+                await client.call("trim", self.tunnel.id, "0")
+                with trio.move_on_after(STALE):
+                    await self.supply.wait_gone()
+                self.supply.close()
         except RefusedError as error:
             if error.reply_code != NoSuchTunnelError.code:
                 raise

@@ -125,7 +125,7 @@ class ServerSide(Protocol):
 
     @property
     def silent(self) -> bool:
-        """Whether the hidden server is connected and does not answer, as far as can be known."""
+        """Whether the hidden server is connected and does not answer, as far as can be known, or wants nobody new."""
 
     def dial_nowait(self) -> ServerConnection:
         """A connection to the hidden server, owned by the caller from now on. Raises `trio.WouldBlock` where none is

@@ -106,8 +106,8 @@ class Carried:
 
     @property
     def silent(self) -> bool:
-        """Whether there are carriers and none of them answers."""
-        return bool(self._carriers) and not any(carrier.answering for carrier in self._carriers)
+        """Whether there are carriers and none of them answers and takes visitors."""
+        return bool(self._carriers) and not self.standing
 
     @property
     def key(self) -> str:

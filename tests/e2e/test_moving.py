@@ -1,0 +1,81 @@
+"""The agent's machine has another address all of a sudden, and the tunnel is where it was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.e2e.test_three_machines import line_of, wait_ready
+from tests.support.netns import Find, Namespace, internet
+from tests.support.people import PATIENCE
+from tests.support.programs import program, tunnel_command
+from tunneld.config import make_verifier
+from tunneld.endpoint import Endpoint
+
+RELAY, OLD, NEW = "10.79.0.1", "10.79.0.2", "10.79.0.3"
+SECRET = "correct horse battery"
+CONFIG = f"""
+[control]
+host = "{RELAY}"
+open_to_anyone = true
+[http]
+enabled = false
+[tunnels]
+host = "{RELAY}"
+[daemon]
+state = "state"
+"""
+CREDENTIAL = """
+[[credential]]
+name = "agent"
+verifier = "{verifier}"
+"""
+PORT = "8000"
+
+
+async def served(visitor: Namespace, find: Find, address: Endpoint) -> None:
+    """Visit until the page comes."""
+    curl = [find("curl"), "-sS", "--fail", "--max-time", "2", f"http://{address.authority}/index.html"]
+    while True:
+        got = await trio.run_process(visitor.command(*curl), capture_stdout=True, capture_stderr=True, check=False)
+        if got.stdout == b"here I am":
+            return
+        await trio.sleep(0.1)
+
+
+@pytest.mark.parametrize("backend", ["webmux", "tcp"])
+@pytest.mark.parametrize("credential", ["agent", ""])
+async def test_after_a_move_the_same_address_leads_to_the_server(
+    tmp_path: Path, program_path: Find, backend: str, credential: str
+) -> None:
+    (tmp_path / "index.html").write_text("here I am")
+    words = CREDENTIAL.format(verifier=make_verifier(SECRET)) if credential else ""
+    (tmp_path / "tunnel.toml").write_text(CONFIG + words)
+    with internet(program_path) as net, trio.fail_after(3 * PATIENCE):
+        relay, home = net.machine("relay"), net.machine("home")
+        _, device = net.wire(relay, RELAY, home, OLD)
+        serve = [sys.executable, "-m", "tunneld", "--config", str(tmp_path / "tunnel.toml"), "--log-format", "json"]
+        web = [sys.executable, "-u", "-m", "http.server", PORT, "--directory", str(tmp_path)]
+        known = ["--credential", credential] if credential else []
+        expose = tunnel_command(
+            "expose", PORT, "--relay", f"{RELAY}:7010", "--backend", backend, "--name", "web", "--quiet", *known
+        )
+        environment = os.environ | ({"TUNNEL_SECRET": SECRET} if credential else {})
+        async with (
+            program(relay.command(*serve), stderr=subprocess.PIPE) as daemon,
+            program(home.command(*web), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server,
+        ):
+            await wait_ready(daemon)
+            await line_of(server.stdout)
+            quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "env": environment}
+            async with program(home.command(*expose), **quiet) as agent:
+                address = Endpoint.parse((await line_of(agent.stdout)).decode().strip())
+                await served(relay, program_path, address)
+                home.must("ip", "address", "delete", f"{OLD}/24", "dev", device)
+                home.must("ip", "address", "add", f"{NEW}/24", "dev", device)
+                await served(relay, program_path, address)
