@@ -21,9 +21,10 @@ from tests.ssh.support import Relay, client, openssh, relay
 from tests.support.people import PATIENCE, is_dropped
 from tunneld.config.credentials import Credential
 from tunneld.control.strangers import Reason
-from tunneld.ssh.connection import EXCHANGES, MAX_PACKET, STRICT, choose
+from tunneld.ssh.connection import MAX_PACKET
 from tunneld.ssh.gcm import NAMES
 from tunneld.ssh.guest import MOST_REFUSALS
+from tunneld.ssh.negotiation import EXCHANGES, STRICT, choose
 from tunneld.ssh.words import MOST_SESSIONS
 
 LOCAL = "127.0.0.1"

@@ -3,10 +3,14 @@
     port        the shared port: newcomers, their logins, their deadlines; a task for each connection
     login       who connects: by the key of an open tunnel, or by a public key of a credential
     forwards    what `-R` asks for becomes a tunnel, or joins one; who comes back gets the former address
-    words       what a person at the other end sees, and the few words that are answered
-    connection  asyncssh's connection, on the short path: packets between octets of ours, and what is not answered
+    words       the few words that a person at the other end may say, and their answers
+    board       what is shown there
+    negotiation which algorithms, and by whose order
+    narrow      what of asyncssh's connection is not answered
+    connection  asyncssh's connection, on the short path: packets between octets of ours
     transport   the socket below, read and written in the pump
-    carrier     the channels of a connection: the `Carries` of session/channel.py, in the words of RFC 4254
+    carrier     the channels of a connection: the `Carries` of session/channel.py
+    flow        one of them, in the words of RFC 4254
     gcm         the cipher of the short path
     hostkey     the key by which the relay is known
 

@@ -32,10 +32,10 @@ from tunneld.lobby import Lobby
 from tunneld.relay.pump import Pump
 from tunneld.service import TunnelService
 from tunneld.ssh import gcm
-from tunneld.ssh.connection import EXCHANGES
 from tunneld.ssh.forwards import Leases
 from tunneld.ssh.guest import Guest, House
 from tunneld.ssh.login import Doorkeeper
+from tunneld.ssh.negotiation import EXCHANGES
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
 

@@ -9,23 +9,20 @@ Everything else that a shell could do is not here.
 
 from __future__ import annotations
 
-import io
 from contextlib import suppress
 from typing import Protocol
 
 import asyncssh
-import segno
 import trio
 
 from tunneld import __version__
 from tunneld.errors import TunneldError, UsageError
 from tunneld.service import Asker, TunnelService
+from tunneld.ssh.board import Screen, describe, row
 from tunneld.tunnel import Tunnel
 
 MOST_SESSIONS = 10
 """On one connection, as OpenSSH's MaxSessions."""
-INTERVAL = 1.0
-"""Seconds between two looks at the counts: as often as a person reads."""
 ENDS = frozenset("\x03\x04q")
 """Ctrl-C, Ctrl-D and q: a terminal in raw mode sends them as characters."""
 HELP = """\
@@ -186,7 +183,8 @@ class Session(asyncssh.SSHServerSession[str]):
         self._screen = Screen(self._channel, is_terminal=self._is_terminal, scheme=scheme)
         self._conversation.attach(self._screen)
         if self._is_terminal:
-            self._conversation.person.nursery.start_soon(self._screen.run, self._conversation.person)
+            person = self._conversation.person
+            person.nursery.start_soon(self._screen.run, lambda: person.tunnels)
 
     def _end(self) -> None:
         """The person wants no more of it."""
@@ -216,7 +214,7 @@ class Session(asyncssh.SSHServerSession[str]):
             case ["help" | "--help" | "?"]:
                 return f"tunneld {__version__}\n\n{HELP}"
             case ["list"]:
-                return "".join(map(_line, service.tunnels(asker.grant))) or "no tunnel is open\n"
+                return "".join(map(row, service.tunnels(asker.grant))) or "no tunnel is open\n"
             case ["close", reference]:
                 return f"closed {(await service.close(reference, asker.grant)).id}\n"
         raise UsageError(
@@ -225,82 +223,3 @@ class Session(asyncssh.SSHServerSession[str]):
 
     def _lines(self, text: str) -> str:
         return text.replace("\n", "\r\n") if self._is_terminal else text
-
-
-class Screen:
-    """What one session shows: lines, and below them, on a terminal, the counts."""
-
-    def __init__(self, channel: asyncssh.SSHServerChannel[str], *, is_terminal: bool, scheme: str = "") -> None:
-        self.scheme = scheme  # of the address in a picture; empty: no picture
-        self._channel = channel
-        self._is_terminal = is_terminal
-        self._shown = ""
-        self._scope = trio.CancelScope()
-
-    def tell(self, text: str, *, is_complaint: bool = False) -> None:
-        """Lines that stay."""
-        if self._is_terminal:
-            text = ("\r\x1b[K" if self._shown else "") + text.replace("\n", "\r\n")
-            self._shown = ""
-        with suppress(OSError):
-            (self._channel.write_stderr if is_complaint else self._channel.write)(text)
-
-    async def run(self, person: Person) -> None:
-        """Keep the counts right, until ended."""
-        with self._scope:
-            while True:
-                line = counts(person.tunnels)
-                if line != self._shown and not self._channel.get_write_buffer_size():
-                    self._shown = line
-                    with suppress(OSError):
-                        self._channel.write(f"\r\x1b[K{line}")
-                await trio.sleep(INTERVAL)
-
-    def end(self) -> None:
-        """Show nothing more. Harmless when repeated."""
-        if self._shown:
-            self._shown = ""  # the counts stay
-            self.tell("\n")
-        self._scope.cancel()
-
-
-def describe(tunnel: Tunnel, scheme: str = "") -> str:
-    """Both addresses of a tunnel, and a picture of the one for visitors where a scheme is given."""
-    client = tunnel.client_uri
-    text = f"\ntunnel {tunnel.id} is open\n  visitors      {client}\n  hidden server {tunnel.server_uri}\n"
-    return text + (f"\n{picture(f'{scheme}://{client.authority}/')}" if scheme else "")
-
-
-def picture(address: str) -> str:
-    """An address as a QR code of half blocks, with the address below."""
-    out = io.StringIO()
-    segno.make(address, error="l").terminal(out, compact=True)
-    return f"{out.getvalue()}{address}\n"
-
-
-def counts(tunnels: list[Tunnel]) -> str:
-    """One line of what goes on."""
-    if not tunnels:
-        return "no tunnel: say -R 0:localhost:PORT, or Ctrl-C"
-    up, down = (sum(way) for way in zip(*(tunnel.octets for tunnel in tunnels), strict=True))
-    visitors, served = sum(len(tunnel.visitors) for tunnel in tunnels), sum(tunnel.served for tunnel in tunnels)
-    return f"visitors {visitors}, served {served}, up {size(up)}, down {size(down)}   (Ctrl-C ends it)"
-
-
-def size(octets: int) -> str:
-    """`0 B`, `1.5 kB`, `20 MB`."""
-    value = float(octets)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
-def _line(tunnel: Tunnel) -> str:
-    up, down = tunnel.octets
-    name = tunnel.opening.options.name or "-"
-    return (
-        f"{tunnel.id}  {tunnel.phase.value:8}  {tunnel.client_uri}  {name}  "
-        f"visitors {len(tunnel.visitors)}  served {tunnel.served}  up {size(up)}  down {size(down)}\n"
-    )
