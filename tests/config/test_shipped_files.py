@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,14 @@ def test_the_socket_unit_is_named_after_a_face() -> None:
     assert socket["ListenStream"] == str(Settings().control.port)
 
 
-def test_systemd_finds_little_exposed() -> None:
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        pytest.skip("systemd-analyze is not installed")
-    words = [analyze, "security", "--offline=true", "--no-pager", f"--threshold={round(EXPOSURE * 10)}"]
+def test_systemd_finds_little_exposed(program_path: Callable[[str], str]) -> None:
+    words = [
+        program_path("systemd-analyze"),
+        "security",
+        "--offline=true",
+        "--no-pager",
+        f"--threshold={round(EXPOSURE * 10)}",
+    ]
     done = subprocess.run([*words, CONFIG / "tunneld.service"], capture_output=True, text=True, check=False, timeout=60)
     if "unrecognized option" in done.stderr:
         pytest.skip("this systemd-analyze cannot look at a file")
