@@ -63,6 +63,35 @@ async def test_two_servers_are_reachable_from_one_process() -> None:
         assert list(relay.service.tunnels()) == []
 
 
+async def test_a_fleet_that_drains_ends_when_the_last_visitor_has_left_and_begins_nothing_new() -> None:
+    async with relay_here() as relay, local_server(echo) as one, local_server(echo) as two:
+        wanted = {"a": berth(one, relay.access), "b": berth(two, relay.access)}
+        here, ended = Harbour(), trio.Event()
+
+        async def run() -> None:
+            await here.fleet.run(wanted)
+            ended.set()
+
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                for name in "ab":
+                    await here.of(name).wait_for("opened")
+                visitor = await connect(address(here.of("a")))
+                await visitor.send_all(b"before")
+                assert await read_exactly(visitor, 6) == b"before"
+                here.fleet.drain("told to stop")
+                await here.of("b").wait_for("closed")
+                await here.of("a").wait_for("draining")
+                assert here.fleet.apply({**wanted, "c": berth(one, relay.access)}) == Changes()
+                assert not ended.is_set()
+                await visitor.send_all(b"after")
+                assert await read_exactly(visitor, 5) == b"after"
+                await visitor.aclose()
+                await ended.wait()
+        assert list(relay.service.tunnels()) == []
+
+
 async def test_one_that_fails_for_good_ends_alone_and_is_remembered() -> None:
     async with relay_here() as relay, local_server(echo) as target:
         good, bad = berth(target, relay.access), berth(target, relay.access, name="a b")

@@ -97,7 +97,10 @@ async def until_somewhere_else(server: Server, crowd: Crowd) -> None:
 
 
 async def download(address: Endpoint, downloads: list[str]) -> None:
-    downloads.append(hashlib.sha256(await visit(address, b"l")).hexdigest())
+    try:
+        downloads.append(hashlib.sha256(await visit(address, b"l")).hexdigest())
+    except trio.BrokenResourceError:
+        downloads.append("cut")
 
 
 @pytest.mark.parametrize("backend", ["webmux", "tcp"])
@@ -144,6 +147,26 @@ async def test_a_rolling_restart_of_two_agents_loses_nobody(tmp_path: Path, back
     assert len(downloads) >= 2
     assert set(downloads) == {hashlib.sha256(DOWNLOAD).hexdigest()}
     assert set(crowd.heard) == {b"one", b"two"}
+
+
+async def test_a_second_signal_cuts_those_who_have_not_finished(tmp_path: Path) -> None:
+    server, downloads = Server(b"one"), list[str]()
+    with trio.fail_after(LONG):
+        async with daemon(tmp_path) as relay, local_server(server.serve) as target, trio.open_nursery() as nursery:
+            running: Agent = await nursery.start(keep, relay, target, "webmux")
+            address = await running.address()
+            nursery.start_soon(download, address, downloads)
+            await server.downloading.wait()
+            running.process.send_signal(signal.SIGTERM)
+            await relay.wait_logged("tunnel draining")
+            assert running.process.returncode is None
+            running.process.send_signal(signal.SIGTERM)
+            assert await running.process.wait() == 0
+            await relay.wait_logged("tunnel closed")
+            while not downloads:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    assert downloads != [hashlib.sha256(DOWNLOAD).hexdigest()]
 
 
 async def keep(relay: Daemon, target: Target, backend: str, *, task_status: trio.TaskStatus[Agent]) -> None:
