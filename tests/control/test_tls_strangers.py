@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -59,6 +61,24 @@ async def test_what_is_no_handshake_is_a_failure(papers: Papers, said: bytes) ->
         assert gate.strangers.penalised(trio.current_time()) == 1
         assert await is_dropped(await connect(server.endpoint, FOE))
         await encrypted_person(server, papers, FRIEND)
+
+
+async def test_who_gives_up_in_the_middle_of_a_handshake_has_failed_nothing(papers: Papers) -> None:
+    """An agent does, when the relay hangs for longer than it waits."""
+    settings = Control()
+    gate = gate_with(settings)
+    hello = ssl.MemoryBIO()
+    client = papers.client.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="127.0.0.1")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    said = hello.read()
+    async with running_server(settings, papers.server, gate=gate) as server:
+        for _ in range(5):
+            person = await person_from(server, FOE)
+            await person.stream.send_all(said)
+            await person.stream.aclose()
+            await wait_all_tasks_blocked(0.005)
+        assert gate.penalty(FOE) == 0.0
 
 
 async def test_a_slow_handshake_is_a_failure_and_a_probe_is_none(papers: Papers, mock_clock: MockClock) -> None:

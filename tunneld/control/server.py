@@ -156,7 +156,9 @@ async def _shake_hands(
     try:
         await stream.do_handshake()
     except trio.BrokenResourceError as error:
-        raise (StrangeError if first else PeerLeftError)(why(error)) from None
+        cause = error.__cause__  # who leaves has not failed to prove anything: it may be an agent that we kept waiting
+        strange = isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError)
+        raise (StrangeError if strange else PeerLeftError)(why(error)) from None
     return stream
 
 
