@@ -123,3 +123,12 @@ async def test_status_tells_of_strangers(relay: Running) -> None:
         await trio.testing.wait_all_tasks_blocked(0.005)
         status = await admin.status()
         assert [status[key] for key in ("strangers", "strangers_refused", "penalised")] == ["1", "0", "0"]
+
+
+@pytest.mark.parametrize(("words", "answer"), [((), "stopping"), (("drain",), "draining, then stopping")])
+async def test_who_ends_the_daemon_over_tls_still_gets_the_answer(
+    relay: Running, words: tuple[str, ...], answer: str
+) -> None:
+    """Also where the end begins while the answer is on its way through TLS, which takes several steps."""
+    async with root(relay) as admin:
+        assert (await admin.call("shutdown", *words)).text == answer

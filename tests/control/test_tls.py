@@ -20,6 +20,7 @@ from tests.support.control import Person, Server, running_server
 from tests.support.people import connect, is_dropped, read_all
 from tunneld import net
 from tunneld.config.schema import Control, Tls
+from tunneld.control.connection import LAST_WORD, Connection
 
 LONG = 1e6
 """Seconds of a clock that the test moves by hand."""
@@ -220,3 +221,55 @@ async def test_openssl_without_the_right_certificate_does_not(
         assert done.stdout == b""
         assert done.returncode != 0
         assert server.script.asked == []
+
+
+class Steps(trio.abc.Stream):
+    """Sends in several steps, as TLS does, or never."""
+
+    def __init__(self, count: float) -> None:
+        self.count = count
+        self.sent: list[bytes] = []
+        self.begun = trio.Event()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.begun.set()
+        if self.count == float("inf"):
+            await trio.sleep_forever()
+        for _ in range(int(self.count)):
+            await trio.lowlevel.checkpoint()
+        self.sent.append(bytes(data))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return b""
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def send_while_the_end_begins(stream: Steps) -> None:
+    async def end() -> None:
+        await stream.begun.wait()
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end)
+        with trio.CancelScope() as scope:
+            await Connection(stream, Control).send(b"OK stopping\n")
+
+
+async def test_an_answer_that_is_on_its_way_as_the_end_begins_gets_out() -> None:
+    """`tunnel restart` asks over TLS, and its own request is what cancels the conversation."""
+    stream = Steps(5)
+    await send_while_the_end_begins(stream)
+    assert stream.sent == [b"OK stopping\n"]
+
+
+async def test_but_nobody_is_waited_for_who_does_not_take_it(mock_clock: MockClock) -> None:
+    mock_clock.autojump_threshold = 0.01
+    began = trio.current_time()
+    await send_while_the_end_begins(Steps(float("inf")))
+    assert trio.current_time() - began == pytest.approx(LAST_WORD, abs=0.1)

@@ -63,16 +63,37 @@ class Connection:
         seconds.
 
         When the daemon is being stopped, perhaps by the very request that is answered here, the answer still gets
-        out if it can at once.
+        out if it can at once, also where that begins while it is on its way.
         """
         stopping = trio.current_effective_deadline() == -math.inf
         patience = LAST_WORD if stopping else self._settings().write_timeout
         view = memoryview(data)
         for start in range(0, len(view), SLICE):
-            with trio.move_on_after(patience, shield=stopping) as waiting:
-                await self._send_slice(view[start : start + SLICE])
+            waiting = trio.CancelScope(deadline=trio.current_time() + patience, shield=stopping)
+            if stopping or isinstance(self._stream, trio.SocketStream):
+                with waiting:
+                    await self._send_slice(view[start : start + SLICE])
+            else:
+                await self._send_steps(view[start : start + SLICE], waiting)
             if waiting.cancelled_caught:
                 raise PeerLeftError(f"took nothing for {patience:g} s")
+
+    async def _send_steps(self, data: memoryview, waiting: trio.CancelScope) -> None:
+        """The same in TLS, where a send has several steps: one that has begun when we are stopped may be half done, and
+        has `LAST_WORD` seconds to be done.
+        """
+        waiting.shield = True
+        failure: PeerLeftError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_hurry, waiting)
+            try:
+                with waiting:
+                    await self._send_slice(data)
+            except PeerLeftError as error:  # carried out by hand: a nursery would wrap it in a group
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _send_slice(self, data: memoryview) -> None:
         try:
@@ -123,6 +144,14 @@ class Connection:
                     octets += len(data)
             except trio.BrokenResourceError:
                 pass
+
+
+async def _hurry(waiting: trio.CancelScope) -> None:
+    """Sleep until we are stopped; then there is little time left."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        waiting.deadline = min(waiting.deadline, trio.current_time() + LAST_WORD)
 
 
 def why(error: Exception) -> str:
