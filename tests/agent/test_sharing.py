@@ -14,12 +14,15 @@ from tests.agent.test_expose import address
 from tests.support.people import connect, is_dropped, is_refused, read_all, read_exactly
 from tunneld.agent import backoff, keeper
 from tunneld.agent.expose import Exposure, open_exposure
+from tunneld.agent.health import Check, Conduct
 from tunneld.agent.keeper import Wish
 from tunneld.endpoint import Target
 from tunneld.errors import RefusedError
 from tunneld.wire.lines import Value
 
 pytestmark = pytest.mark.usefixtures("each_backend")
+ONE_SHARE = {"tcp": 8, "webmux": 126}
+"""What one agent brings to a tunnel: parked connections, or room on its carrier."""
 SHARED: Mapping[str, Value] = {"name": "web", "share": True}
 
 
@@ -171,6 +174,26 @@ async def test_of_a_tunnel_that_is_not_shared_a_visitor_finishes_too_and_others_
             await told.wait_for("closed")
             while relay.service.tunnels():
                 await trio.lowlevel.checkpoint()
+
+
+async def test_one_whose_local_server_is_unhealthy_leaves_its_visitors_to_the_others() -> None:
+    one, two, check = Told(), Told(), Check("tcp", conduct=Conduct.WITHDRAW)
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            member(relay, saying(b"one"), one) as first,
+            member(relay, saying(b"two"), two) as second,
+        ):
+            await until_ready(relay, first, second)
+            first.heed(check, healthy=False)
+            while first.figures.parked or relay.tunnel.parked > ONE_SHARE[relay.tunnel.opening.backend]:
+                await trio.lowlevel.checkpoint()
+            assert set(await words_of(two, 20)) == {b"two"}
+            first.heed(check, healthy=True)
+            await until_ready(relay, first, second)
+            heard = set[bytes]()
+            while heard != {b"one", b"two"}:
+                heard |= set(await words_of(two, 10))
 
 
 async def test_who_does_not_finish_in_time_is_cut() -> None:
