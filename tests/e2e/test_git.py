@@ -13,6 +13,9 @@ Find = Callable[[str], str]
 ME = ["-c", "user.name=me", "-c", "user.email=me@example.org", "-c", "init.defaultBranch=main"]
 
 
+# `git daemon` would run the daemon as a child of its own, which outlives it
+
+
 async def test_a_clone_and_a_push(tmp_path: Path, program_path: Find, way: str) -> None:
     git = [program_path("git"), *ME]
     await run([*git, "init", "-q", f"{tmp_path}/first"])
@@ -23,7 +26,8 @@ async def test_a_clone_and_a_push(tmp_path: Path, program_path: Find, way: str) 
     await run([*git, "clone", "-q", "--bare", f"{tmp_path}/first", f"{tmp_path}/served/it.git"])
     port = await free_port()
     words = ["--export-all", "--enable=receive-pack", f"--base-path={tmp_path}/served", "--listen=127.0.0.1"]
-    daemon = [*git, "daemon", "--reuseaddr", *words, f"--port={port}"]
+    programs = (await run([*git, "--exec-path"])).strip()
+    daemon = [f"{programs}/git-daemon", "--reuseaddr", *words, f"--port={port}"]
     async with listening(daemon, port), exposed(way, tmp_path, str(port)) as server:
         await run([*git, "clone", "-q", server.url("/it.git", "git"), f"{tmp_path}/second"])
         assert await head(git, tmp_path / "second") == await head(git, tmp_path / "first")
