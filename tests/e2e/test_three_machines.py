@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.support.netns import Find, Namespace, internet
@@ -37,7 +38,10 @@ async def wait_ready(relay: trio.Process) -> None:
         pass
 
 
-async def test_a_server_behind_a_nat_is_reached_from_elsewhere(tmp_path: Path, program_path: Find) -> None:
+@pytest.mark.parametrize("backend", ["webmux", "tcp"])
+async def test_a_server_behind_a_nat_is_reached_from_elsewhere(
+    tmp_path: Path, program_path: Find, backend: str
+) -> None:
     with internet(program_path) as net:
         relay, nat, hidden, visitor = (net.machine(word) for word in ("relay", "nat", "hidden", "visitor"))
         net.wire(relay, RELAY, nat, "10.77.0.2")
@@ -46,10 +50,10 @@ async def test_a_server_behind_a_nat_is_reached_from_elsewhere(tmp_path: Path, p
         for machine, gateway in ((hidden, "10.77.1.1"), (visitor, "10.77.2.1")):
             machine.must("ip", "route", "add", "default", "via", gateway)
         nat.masquerade()
-        await meet(tmp_path, program_path, relay, hidden, visitor)
+        await meet(tmp_path, program_path, relay, hidden, visitor, backend)
 
 
-async def meet(folder: Path, find: Find, relay: Namespace, hidden: Namespace, visitor: Namespace) -> None:
+async def meet(folder: Path, find: Find, relay: Namespace, hidden: Namespace, visitor: Namespace, backend: str) -> None:
     """`tunneld init`, the relay, the line it printed, and curl: within a minute."""
     (folder / "index.html").write_text("from behind the NAT")
     init = [*DAEMON, "init", "--host", RELAY, "--output", str(folder / "relay")]
@@ -60,7 +64,7 @@ async def meet(folder: Path, find: Find, relay: Namespace, hidden: Namespace, vi
         config = str(folder / "relay" / "tunnel.toml")
         serve = [*DAEMON, "--config", config, "--log-format", "json"]
         web = [sys.executable, "-u", "-m", "http.server", PORT, "--directory", str(folder)]
-        expose = tunnel_command(*words[1:])
+        expose = tunnel_command(*words[1:], "--backend", backend)
         async with (
             program(relay.command(*serve), stderr=subprocess.PIPE) as daemon,
             program(hidden.command(*web), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server,
