@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 
 from tests.agent.support import echo, local_server, unused_port
@@ -160,3 +161,21 @@ def test_the_name_is_the_users_and_tells_keys_and_wishes_apart() -> None:
     assert len(names) == 12
     assert {name.rpartition("-")[0] for name in names} == {"alice", "b", "ssh"}
     assert name_of(Login("-" * 3 + "x" * 200), "").startswith("x" * 50)
+
+
+async def test_a_newcomer_that_is_lost_while_the_former_is_asked_changes_nothing() -> None:
+    with trio.fail_after(PATIENCE), structlog.testing.capture_logs() as logged:
+        async with relay(patience=0.5) as here, local_server(echo) as target:
+            command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
+            async with client(command) as first:
+                (tunnel,) = await here.until_served()
+                first.process.send_signal(signal.SIGSTOP)
+                async with client(command) as second:
+                    await here.until(lambda: [line["event"] for line in logged].count("ssh came") == 2)
+                    second.process.send_signal(signal.SIGKILL)
+                    await here.until(lambda: [line["event"] for line in logged].count("ssh left") >= 1)
+                first.process.send_signal(signal.SIGKILL)
+            async with client(command) as third:
+                assert await third.port() == tunnel.client_uri.port
+                assert await ask(tunnel.client_uri, b"hello") == b"hello"
+    assert [line for line in logged if line["log_level"] == "error"] == []

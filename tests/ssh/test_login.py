@@ -162,6 +162,19 @@ async def test_the_tunnel_of_a_key_stays_when_its_ssh_leaves_and_takes_the_next(
                 await here.until(lambda: not tunnel.parked)
 
 
+async def test_a_session_with_the_key_of_a_tunnel_shows_that_tunnel_and_leaves_it_open() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay() as here:
+            tunnel = await here.open()
+            command = openssh(here, "-tt", "-R", f"0:{LOCAL}:9", LOCAL, user=tunnel.server_uri.key)
+            async with client(command) as ssh:
+                await ssh.wait_said("visitors 0, served 0", "out")
+                assert str(tunnel.client_uri) in ssh.out
+                await ssh.process.stdin.send_all(b"\x03")  # type: ignore[union-attr]
+                assert await ssh.ended() == 0
+            assert here.tunnel is tunnel
+
+
 async def test_a_wrong_key_is_nobodys_and_costs_a_penalty(tmp_path: Path) -> None:
     _, line = make_key(tmp_path)
     with trio.fail_after(PATIENCE):

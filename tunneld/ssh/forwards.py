@@ -63,7 +63,7 @@ class Forward:
         self.carrier = carrier
         self.channels: dict[int, Channel] = {}
         self.over = self.cancelled = False
-        self.side: Ssh
+        self.side: Ssh | None = None  # of the tunnel that it is a carrier of, once that is known
         self.tunnel: Tunnel | None = None  # that it opened; None: it joined one
         self._begun = False
         self._most = most
@@ -89,10 +89,22 @@ class Forward:
         """See `Carrying`."""
         return self.heartbeat.heard or not self.heartbeat.silent
 
+    def join(self, side: Ssh, peer: Any, most: int) -> None:
+        """Become a carrier of a tunnel that has at most so many. Raises as `Carried.admit`, and `NotAllowedError`."""
+        if self.over:
+            raise NotAllowedError("the connection is gone")
+        side.admit(self, peer, most)
+        self.side = side
+
+    @property
+    def port(self) -> int:
+        """That visitors reach."""
+        return self.side.client_port if self.side is not None else 0
+
     def begin(self) -> None:
         """The client knows of it: visitors may come."""
         self._begun = True
-        if not self.over:
+        if self.side is not None and not self.over:
             self.side.freed()
 
     def open(self, _port: int) -> Channel:
@@ -104,7 +116,8 @@ class Forward:
     def freed(self, channel: Channel) -> None:
         """See `carrier.Owner`."""
         self.channels.pop(channel.sid, None)
-        self.side.freed()
+        if self.side is not None:
+            self.side.freed()
 
     def close(self, reason: str) -> None:
         """The tunnel wants no more of it, or the client does not. Harmless when repeated."""
@@ -114,7 +127,8 @@ class Forward:
         for channel in list(self.channels.values()):
             channel.reset(reason)
             channel.hear_reset(reason)
-        self.side.lost(self)
+        if self.side is not None:
+            self.side.lost(self)
         self._on_closed(self, reason)
 
     def cancel(self) -> None:
@@ -195,8 +209,8 @@ class Leases:
         side = find_side(self._service.endpoints, tunnel.server_uri.key)
         if side is None:
             raise NotAllowedError("the tunnel closed")
-        forward.side, forward.tunnel = side, tunnel
-        side.admit(forward, peer, self._max_carriers())
+        forward.tunnel = tunnel
+        forward.join(side, peer, self._max_carriers())
 
     def _join(self, tunnel: Tunnel, forward: Forward, peer: Any) -> bool:
         """Take the former place on an open tunnel; whether that was possible."""

@@ -156,12 +156,12 @@ class Guest:
     @property
     def tunnels(self) -> list[Tunnel]:
         """Those that are served by this connection."""
-        return [forward.tunnel for forward in self.forwards if forward.tunnel is not None]
+        return self._tunnels_of({forward.side.key for forward in self.forwards if forward.side is not None})
 
     def see_off(self) -> None:
         """The person wants no more: its tunnels close, and the client may go by itself, which is no failure to it."""
         self._seen_off = True
-        for tunnel in self.tunnels:
+        for tunnel in [forward.tunnel for forward in self.forwards if forward.tunnel is not None]:
             tunnel.close("its owner has ended it")
         self.nursery.start_soon(self._wait_and_hang_up)
 
@@ -201,10 +201,13 @@ class Guest:
             self.forwards.remove(forward)
             raise
         if not place[1]:
-            forward.place = place[0], forward.side.client_port
+            forward.place = place[0], forward.port
         if self.gone.is_set():
             forward.close("the connection is gone")
         return forward
+
+    def _tunnels_of(self, keys: set[str]) -> list[Tunnel]:
+        return [tunnel for tunnel in self.service.tunnels() if tunnel.server_uri.key in keys]
 
     def _join(self, side: Ssh, forward: Forward) -> None:
         """A place on the tunnel whose key was said."""
@@ -213,8 +216,9 @@ class Guest:
             raise UsageError(f"the tunnel of this key has port {side.client_port}, not {port}: say -R 0:...")
         if len(self.forwards) > 1:
             raise UsageError("one -R for the key of a tunnel, and it is forwarded already")
-        forward.side = side
-        side.admit(forward, self._peer, self._settings.max_carriers)
+        forward.join(side, self._peer, self._settings.max_carriers)
+        for tunnel in self._tunnels_of({side.key}):
+            self._conversation.opened(tunnel)
 
     def _known(self) -> tuple[Login, Any]:
         grant = self.login.grant(self._house.gate) if self.login is not None else None
@@ -271,7 +275,7 @@ class Listening(asyncssh.SSHListener):
 
     def get_port(self) -> int:
         """The port that visitors reach."""
-        return self._forward.side.client_port
+        return self._forward.port
 
     def close(self) -> None:
         """The client wants it no more."""
