@@ -5,6 +5,7 @@ The hidden server's end is the real one: the agent, or OpenSSH's client.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -44,10 +45,11 @@ def backend(request: pytest.FixtureRequest, relay_papers: Papers) -> Iterator[st
 
 @pytest.fixture
 async def nothing_is_left() -> AsyncIterator[None]:
-    """As many descriptors after the test as before."""
+    """No more descriptors after the test than before."""
+    gc.collect()  # of the test before
     before = open_descriptors()
     yield
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from tests.agent.test_expose import ask
 from tests.ssh.support import client, make_key, openssh, relay, side_of
 from tests.support.credentials import credential
 from tests.support.people import PATIENCE, connect, read_exactly
-from tunneld.ssh.forwards import name_of
+from tunneld.ssh.forwards import Forward, name_of
 from tunneld.ssh.login import Login
 
 LOCAL = "127.0.0.1"
@@ -165,13 +165,15 @@ def test_the_name_is_the_users_and_tells_keys_and_wishes_apart() -> None:
 
 async def test_a_newcomer_that_is_lost_while_the_former_is_asked_changes_nothing() -> None:
     with trio.fail_after(PATIENCE), structlog.testing.capture_logs() as logged:
-        async with relay(patience=0.5) as here, local_server(echo) as target:
+        async with relay(patience=2.0) as here, local_server(echo) as target:
             command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
             async with client(command) as first:
                 (tunnel,) = await here.until_served()
+                (forward,) = side_of(tunnel).carriers
+                assert isinstance(forward, Forward)
                 first.process.send_signal(signal.SIGSTOP)
                 async with client(command) as second:
-                    await here.until(lambda: [line["event"] for line in logged].count("ssh came") == 2)
+                    await here.until(lambda: forward.carrier.connection.asked > 0)
                     second.process.send_signal(signal.SIGKILL)
                     await here.until(lambda: [line["event"] for line in logged].count("ssh left") >= 1)
                 first.process.send_signal(signal.SIGKILL)
