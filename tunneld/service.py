@@ -160,13 +160,13 @@ class TunnelService:
         if options.share:
             self._join(tunnel, options, asker)
         else:
-            tunnel.move(opening.admitted(options.server_from, asker.host))
+            tunnel.members.move(opening.admitted(options.server_from, asker.host))
         return tunnel
 
     def _join(self, tunnel: Tunnel, options: TunnelOptions, asker: Asker) -> None:
         """Whoever asks serves this tunnel, too, until its control connection ends or it leaves."""
-        tunnel.join(asker.owner, tunnel.opening.admitted(options.server_from, asker.host))
-        asker.at_end(tunnel.id, lambda: tunnel.part(asker.owner))
+        tunnel.members.join(asker.owner, tunnel.opening.admitted(options.server_from, asker.host))
+        asker.at_end(tunnel.id, lambda: tunnel.members.part(asker.owner))
 
     def _make(self, opening: Opening, address: Reservation | None) -> Tunnel:
         """The tunnel, at its own address if it has one. Another program may have taken the port meanwhile, or a reload

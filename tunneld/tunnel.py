@@ -36,10 +36,11 @@ from tunneld.admission import Refusal, Refused
 from tunneld.backends import NOTHING_MORE, Host, Premises, ServerConnection, backend_of
 from tunneld.client_side import ClientSide
 from tunneld.config.schema import Tunnels
-from tunneld.endpoint import Endpoint, Network, contains, format_peer, parse_network
+from tunneld.endpoint import Endpoint, Network, format_peer, parse_network
 from tunneld.errors import reason_of
 from tunneld.events import Events
 from tunneld.legacy import Account, TunnelLegacy
+from tunneld.members import Members
 from tunneld.options import ANYWHERE, Anywhere, TunnelOptions
 from tunneld.rates import Rate, Thinning
 from tunneld.relay.engine import Engine, Relay, RelayEnd
@@ -48,8 +49,6 @@ from tunneld.wire.proxy_protocol import encode_v1, encode_v2
 PROXY_HEADERS = {"v1": encode_v1, "v2": encode_v2}
 STOPPED = "the relay stopped"
 """The reason where nobody gave one: its task was cancelled with all others."""
-MOST_NETWORKS = 64
-"""Of agents that share a tunnel: those that came last. Some of them moved, and are not where they were."""
 REFUSALS_LOGGED = Rate.parse("60/m")
 """Lines about refused connections of one tunnel: as many at once show what goes on, one a second that it still does."""
 
@@ -113,9 +112,7 @@ class Tunnel:
         self.bandwidth = least(opening.options.bandwidth, opening.settings.bandwidth)  # octets per second
         self.quota = least(opening.options.quota, opening.settings.quota)  # octets
         self.reason = ""  # why it closed
-        self.members = set[str]()  # of a shared one: the agents that serve it, by their control connections
-        self.admits: dict[Network, None] | None = {}  # from where hidden servers may connect; None: anywhere
-        self._admit(opening.admits)
+        self.members = Members(opening.admits)
         self._engine = engine
         self._events = events
         self._log = structlog.get_logger("tunnel").bind(tunnel=opening.id)
@@ -265,23 +262,9 @@ class Tunnel:
         self._scope.cancel()
         return legacy
 
-    def join(self, member: str, network: Network | None) -> None:
-        """One more agent serves it, over the control connection `member`, from that network."""
-        self.members.add(member)
-        self._admit(network)
-
-    def move(self, network: Network | None) -> None:
-        """Its only agent is at this network now."""
-        self.admits = {}
-        self._admit(network)
-
-    def part(self, member: str) -> None:
-        """The control connection of an agent ended; it may be back, and what it has with its server side stands."""
-        self.members.discard(member)
-
     def dismiss(self, member: str) -> bool:
         """An agent wants no more visitors. Drain unless others serve it; tells whether that is so."""
-        self.members.discard(member)
+        self.members.part(member)
         alone = not self.members and not self._server_side.standing
         if alone or not self.opening.options.share:
             self.drain()
@@ -312,7 +295,7 @@ class Tunnel:
             secure=self.opening.options.secure,
             former=self.opening.former,
             reserved=self.opening.reserved,
-            stranger=self._stranger,
+            stranger=self.members.stranger,
             room=self._room,
             attached=self._attached,
             detached=self._detached,
@@ -320,20 +303,6 @@ class Tunnel:
             failed=self.fail,
             legacy=self._legacy.server if self._legacy is not None else None,
         )
-
-    def _admit(self, network: Network | None) -> None:
-        if network is None:
-            self.admits = None
-        elif self.admits is not None:
-            self.admits.pop(network, None)
-            self.admits[network] = None
-            if len(self.admits) > MOST_NETWORKS:
-                del self.admits[next(iter(self.admits))]
-
-    def _stranger(self, peer: Any) -> str:
-        if self.admits is None or any(contains(network, peer) for network in self.admits):
-            return ""
-        return f"only {' and '.join(map(str, self.admits))} may connect as the hidden server"
 
     def _room(self) -> int:
         if self.opening.options.persist:

@@ -16,7 +16,7 @@ FLOORS = [  # from the street down to the cellar; a room may import from its own
     {"agent", "daemon", "endings", ""},  # "": the package itself, which only hands out names
     {"control", "lobby", "carriers", "ssh", "handover", "client", "login", "exchange"},
     {"service", "addresses", "sharing"},
-    {"tunnel", "client_side", "proxied", "clocks", "legacy"},
+    {"tunnel", "client_side", "proxied", "clocks", "legacy", "members"},
     {"backends"},
     {
         "session",

@@ -236,7 +236,7 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "owner": opening.owner,
         "agents": len(tunnel.members) if options.share else None,
         "secure": None if options.secure == "no" else options.secure,
-        "server_from": ANYWHERE if tunnel.admits is None else ",".join(map(str, tunnel.admits)),
+        "server_from": ANYWHERE if tunnel.members.networks is None else ",".join(map(str, tunnel.members.networks)),
         "persist": opening.options.persist,
         "allow_from": ",".join(map(str, options.allow_from)) or None,
         "deny_from": ",".join(map(str, options.deny_from)) or None,

@@ -1,0 +1,54 @@
+"""The agents that serve one tunnel, and from where their hidden servers may connect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunneld.endpoint import Network, contains
+
+MOST_NETWORKS = 64
+"""Of agents that share a tunnel: those that came last. Some of them moved, and are not where they were."""
+
+
+class Members:
+    """Agents by their control connections, while those stand: an agent that lost its own may be back, and what it has
+    with the server side stands meanwhile. `len` counts those of a shared tunnel.
+    """
+
+    def __init__(self, network: Network | None) -> None:
+        """`network` is that of whoever opened the tunnel; None: anywhere."""
+        self.networks: dict[Network, None] | None = {}  # from where hidden servers may connect; None: anywhere
+        self._agents = set[str]()
+        self._admit(network)
+
+    def __len__(self) -> int:
+        return len(self._agents)
+
+    def join(self, agent: str, network: Network | None) -> None:
+        """One more agent serves it, over the control connection `agent`, from that network."""
+        self._agents.add(agent)
+        self._admit(network)
+
+    def part(self, agent: str) -> None:
+        """It left, or its control connection ended. Harmless when repeated."""
+        self._agents.discard(agent)
+
+    def move(self, network: Network | None) -> None:
+        """The only agent is at this network now."""
+        self.networks = {}
+        self._admit(network)
+
+    def stranger(self, peer: Any) -> str:
+        """Why this peer's address may not pose as the hidden server; empty: it may."""
+        if self.networks is None or any(contains(network, peer) for network in self.networks):
+            return ""
+        return f"only {' and '.join(map(str, self.networks))} may connect as the hidden server"
+
+    def _admit(self, network: Network | None) -> None:
+        if network is None:
+            self.networks = None
+        elif self.networks is not None:
+            self.networks.pop(network, None)
+            self.networks[network] = None
+            if len(self.networks) > MOST_NETWORKS:
+                del self.networks[next(iter(self.networks))]
