@@ -4,7 +4,7 @@
     ├─ signals                 TERM, INT: drain; again: stop.  HUP: reload.  USR1, USR2: hand over, see handover/
     ├─ engine                  every byte of every relay between sockets
     ├─ lobby                   who has yet to show that it is a hidden server, see lobby.py
-    ├─ tunnels                 see service.py
+    ├─ tunnels                 see service/service.py
     ├─ control (lines)         see control/server.py; below each of these three a door with its listeners, see doors.py
     ├─ HTTP face               see control/http
     ├─ carriers                the shared port of the webmux backend, see carriers.py
@@ -46,12 +46,12 @@ from tunneld.doors import Bound
 from tunneld.endings import Ending
 from tunneld.errors import DrainingError, TunneldError, UsageError
 from tunneld.faces import Faces, places
-from tunneld.legacy import ServiceLegacy
 from tunneld.lobby import Lobby
 from tunneld.relay import new_engine
 from tunneld.relay.limits import DOZE
 from tunneld.service import TunnelService
 from tunneld.tunnel import STOPPED
+from tunneld.tunnel.legacy import ServiceLegacy
 from tunneld.wire.lines import Item
 
 if sys.platform == "linux":

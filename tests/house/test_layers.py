@@ -14,9 +14,9 @@ ROOT = Path(tunneld.__file__).parent
 FLOORS = [  # from the street down to the cellar; a room may import from its own floor and from those below
     {"cli", "__main__"},
     {"agent", "daemon", "endings", ""},  # "": the package itself, which only hands out names
-    {"control", "lobby", "carriers", "ssh", "handover", "client", "login", "exchange"},
-    {"service", "addresses", "sharing"},
-    {"tunnel", "client_side", "proxied", "clocks", "legacy", "members"},
+    {"control", "lobby", "carriers", "ssh", "handover", "client"},
+    {"service"},
+    {"tunnel"},
     {"backends"},
     {
         "session",
@@ -82,7 +82,7 @@ def test_imports_point_down(path: Path) -> None:
 
 def test_the_two_ends_of_the_control_protocol_know_only_the_wire() -> None:
     for path in files():
-        if module_room(path) in {"agent", "client", "login", "exchange"}:
+        if module_room(path) in {"agent", "client"}:
             assert not {
                 name for name in imports(path) if room_of(name) in {"control", "service", "tunnel", "daemon"}
             }, path

@@ -20,6 +20,12 @@ async def call_from(host: str, tunnel: Tunnel) -> trio.SocketStream:
     return await trio.open_tcp_stream("127.0.0.1", tunnel.client_uri.port, local_address=host)
 
 
+async def until_parked(tunnel: Tunnel, count: int) -> None:
+    """Wait until the relay has parked so many server connections; each wakes us by an event of the engine."""
+    while tunnel.parked != count:
+        await trio.lowlevel.checkpoint()
+
+
 async def until_waiting(tunnel: Tunnel, count: int) -> None:
     while tunnel.waiting != count:
         await trio.lowlevel.checkpoint()

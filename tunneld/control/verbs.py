@@ -12,7 +12,6 @@ from typing import Protocol
 import trio
 
 from tunneld.access import Grant
-from tunneld.addresses import Kept
 from tunneld.config.changes import value
 from tunneld.config.keys import keys
 from tunneld.config.literals import literal
@@ -22,6 +21,7 @@ from tunneld.endpoint import format_peer
 from tunneld.errors import LocalProtocolError, UsageError
 from tunneld.options import ANYWHERE, TunnelOptions
 from tunneld.service import Asker, TunnelService
+from tunneld.service.addresses import Kept
 from tunneld.tunnel import Tunnel
 from tunneld.wire.lines import Item, Request
 

@@ -22,14 +22,14 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tunneld.backends import SideLegacy
-from tunneld.client_side import ClientLegacy, Waiting
 from tunneld.config.schema import Tunnels
 from tunneld.errors import UsageError
 from tunneld.handover.baggage import Baggage, MissingError
-from tunneld.legacy import Account, Past, ServiceLegacy, TunnelLegacy
 from tunneld.options import TunnelOptions
 from tunneld.relay.lift import Course, Lifted
 from tunneld.tunnel import Opening
+from tunneld.tunnel.client_side import ClientLegacy, Waiting
+from tunneld.tunnel.legacy import Account, Past, ServiceLegacy, TunnelLegacy
 
 log = structlog.get_logger("handover")
 

@@ -1,7 +1,7 @@
 """The two calls, and what an operator does to the tunnels they made.
 
     tunnels                    isolation boundary: an exception closes its tunnel and is logged once
-    └─ tunnel ×N               see tunnel.py
+    └─ tunnel ×N               see tunnel/tunnel.py
 
 The registry below is all the service knows; it is the seam at which several machines would share one.
 """
@@ -17,7 +17,6 @@ import structlog
 import trio
 
 from tunneld.access import EVERYBODY, Grant, bound_hidden, permit
-from tunneld.addresses import Addresses, holder_of
 from tunneld.admission import Refused
 from tunneld.backends import Lobby, Premises, backend_of
 from tunneld.backends.shared import Endpoints
@@ -25,12 +24,13 @@ from tunneld.config.schema import Settings
 from tunneld.endpoint import Endpoint, is_wildcard
 from tunneld.errors import DrainingError, LimitReachedError, ListenError, NoSuchTunnelError, TunneldError, UsageError
 from tunneld.events import Events
-from tunneld.legacy import Past, ServiceLegacy
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
 from tunneld.reservations import Holder, Reservation
-from tunneld.sharing import check_agrees
+from tunneld.service.addresses import Addresses, holder_of
+from tunneld.service.sharing import check_agrees
 from tunneld.tunnel import STOPPED, Opening, Phase, Tunnel
+from tunneld.tunnel.legacy import Past, ServiceLegacy
 
 log = structlog.get_logger("service")
 

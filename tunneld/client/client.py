@@ -17,10 +17,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
+from tunneld.client.exchange import Answer, Exchange, Record, why
+from tunneld.client.login import authenticate
 from tunneld.endpoint import Endpoint, parse_host_port, unmap
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, UsageError, reason_of
-from tunneld.exchange import Answer, Exchange, Record, why
-from tunneld.login import authenticate
 from tunneld.wire.lines import Request, Value
 
 PROTOCOL = "1"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunneld.backends import SideLegacy
-from tunneld.client_side import ClientLegacy
 from tunneld.relay.lift import Lifted
-
-if TYPE_CHECKING:
-    from tunneld.tunnel import Opening
+from tunneld.tunnel.client_side import ClientLegacy
+from tunneld.tunnel.opening import Opening
 
 
 @dataclass(frozen=True, slots=True)

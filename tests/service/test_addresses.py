@@ -11,14 +11,14 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from tests.support.people import connect, is_refused
-from tests.test_tunnel import until_parked
+from tests.support.visitors import until_parked
 from tunneld.access import EVERYBODY, Grant, Role
-from tunneld.addresses import Kept
 from tunneld.config.schema import Settings, Tunnels
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
 from tunneld.service import Asker, TunnelService
+from tunneld.service.addresses import Kept
 from tunneld.tunnel import Tunnel
 
 ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)

@@ -20,6 +20,7 @@ from tests.support import people
 from tests.support.keyed import connect_hidden, open_lobby
 from tests.support.papers import Papers
 from tests.support.people import PATIENCE, is_dropped, is_refused, read_all, read_exactly, reset
+from tests.support.visitors import until_parked, until_waiting
 from tunneld.config.schema import Settings, Tunnels
 from tunneld.endpoint import Endpoint
 from tunneld.errors import LimitReachedError, ListenError, NoSuchTunnelError, UsageError
@@ -73,17 +74,6 @@ async def open_tunnel(service: TunnelService, **words: str) -> Tunnel:
 async def connect(endpoint: Endpoint) -> trio.SocketStream:
     """Connect as a visitor, or as the hidden server does to this URI."""
     return await connect_hidden(endpoint, PAPERS.get()) if endpoint.key else await people.connect(endpoint)
-
-
-async def until_parked(tunnel: Tunnel, count: int) -> None:
-    """Wait until the relay has parked so many server connections; each wakes us by an event of the engine."""
-    while tunnel.parked != count:
-        await trio.lowlevel.checkpoint()
-
-
-async def until_waiting(tunnel: Tunnel, count: int) -> None:
-    while tunnel.waiting != count:
-        await trio.lowlevel.checkpoint()
 
 
 async def until_served(tunnel: Tunnel, count: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import trio
 from trio.testing import MockClock
 
-from tunneld import clocks
+from tunneld.tunnel import clocks
 
 
 class Subject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunneld.endpoint import parse_network
-from tunneld.members import MOST_NETWORKS, Members
+from tunneld.tunnel.members import MOST_NETWORKS, Members
 
 
 def network(number: int) -> str:

@@ -10,9 +10,9 @@ import secrets
 
 import trio
 
+from tunneld.client.exchange import Exchange
 from tunneld.endpoint import Endpoint
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, UsageError
-from tunneld.exchange import Exchange
 from tunneld.wire import scram
 from tunneld.wire.lines import Request
 from tunneld.wire.scram import Login

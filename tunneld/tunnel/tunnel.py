@@ -22,28 +22,25 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Container
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import structlog
 import trio
 
-from tunneld import clocks
 from tunneld.access import least
 from tunneld.admission import Refusal, Refused
-from tunneld.backends import NOTHING_MORE, Host, Premises, ServerConnection, backend_of
-from tunneld.client_side import ClientSide
-from tunneld.config.schema import Tunnels
-from tunneld.endpoint import Endpoint, Network, format_peer, parse_network
+from tunneld.backends import Host, ServerConnection, backend_of
+from tunneld.endpoint import Endpoint, format_peer
 from tunneld.errors import reason_of
 from tunneld.events import Events
-from tunneld.legacy import Account, TunnelLegacy
-from tunneld.members import Members
-from tunneld.options import ANYWHERE, Anywhere, TunnelOptions
 from tunneld.rates import Rate, Thinning
 from tunneld.relay.engine import Engine, Relay, RelayEnd
+from tunneld.tunnel import clocks
+from tunneld.tunnel.client_side import ClientSide
+from tunneld.tunnel.legacy import Account, TunnelLegacy
+from tunneld.tunnel.members import Members
+from tunneld.tunnel.opening import Opening
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
 
 PROXY_HEADERS = {"v1": encode_v1, "v2": encode_v2}
@@ -61,35 +58,6 @@ class Phase(Enum):
     READY = "ready"
     DRAINING = "draining"
     CLOSED = "closed"
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """Everything that is known of a tunnel before it is open."""
-
-    id: str
-    backend: str
-    options: TunnelOptions
-    settings: Tunnels
-    owner: str  # who asked, as `list` shows it
-    asker: str  # the address that asked: by default the only one that may connect as the hidden server
-    advertised_host: str
-    premises: Premises = NOTHING_MORE
-    former: Endpoint | None = None  # the server URI of the tunnel whose place it takes
-    reserved: Container[int] = ()  # ports that are somebody's, also where nobody listens
-    asked_from: Network | Anywhere | None = None  # `server_from`, before a grant bounded it
-
-    @property
-    def admits(self) -> Network | None:
-        """The sources that may connect as the hidden server; None means any."""
-        return self.admitted(self.options.server_from, self.asker)
-
-    def admitted(self, asked_for: Network | Anywhere | None, asker: str) -> Network | None:
-        """The same for an agent at `asker` that may say where they come from."""
-        hidden = backend_of(self.backend).hides_key(self.premises, self.options)
-        if asked_for == ANYWHERE or (asked_for is None and hidden):
-            return None
-        return parse_network(asker) if asked_for is None else asked_for
 
 
 class Tunnel:

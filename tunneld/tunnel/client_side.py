@@ -23,10 +23,10 @@ from tunneld.errors import RemoteProtocolError, UsageError, reason_of
 from tunneld.net import bind_in_range, taken_out
 from tunneld.networks import NetworkSet, read_address
 from tunneld.options import TunnelOptions
-from tunneld.proxied import receive_header
 from tunneld.rates import Rate
 from tunneld.relay.engine import Engine, Registration
 from tunneld.relay.look import has_left
+from tunneld.tunnel.proxied import receive_header
 
 
 class Pairing(Protocol):

@@ -1,0 +1,40 @@
+"""What is known of a tunnel before it is open: by whom and how it was asked for, and where from."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+from tunneld.backends import NOTHING_MORE, Premises, backend_of
+from tunneld.config.schema import Tunnels
+from tunneld.endpoint import Endpoint, Network, parse_network
+from tunneld.options import ANYWHERE, Anywhere, TunnelOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Everything that is known of a tunnel before it is open."""
+
+    id: str
+    backend: str
+    options: TunnelOptions
+    settings: Tunnels
+    owner: str  # who asked, as `list` shows it
+    asker: str  # the address that asked: by default the only one that may connect as the hidden server
+    advertised_host: str
+    premises: Premises = NOTHING_MORE
+    former: Endpoint | None = None  # the server URI of the tunnel whose place it takes
+    reserved: Container[int] = ()  # ports that are somebody's, also where nobody listens
+    asked_from: Network | Anywhere | None = None  # `server_from`, before a grant bounded it
+
+    @property
+    def admits(self) -> Network | None:
+        """The sources that may connect as the hidden server; None means any."""
+        return self.admitted(self.options.server_from, self.asker)
+
+    def admitted(self, asked_for: Network | Anywhere | None, asker: str) -> Network | None:
+        """The same for an agent at `asker` that may say where they come from."""
+        hidden = backend_of(self.backend).hides_key(self.premises, self.options)
+        if asked_for == ANYWHERE or (asked_for is None and hidden):
+            return None
+        return parse_network(asker) if asked_for is None else asked_for
