@@ -296,6 +296,24 @@ async def test_whoever_spoke_before_it_was_joined_is_heard_first(room: Room) -> 
     assert await read_all(room.far[0]) == b"220 hidden.example ESMTP\r\n"
 
 
+async def test_an_end_that_is_told_twice_is_passed_on_once(room: Room) -> None:
+    """Somebody who only said good-bye is handed over while what stood ahead of the visitor is offered."""
+    relay, agent = await room.ducts()
+    agent.finish()
+    while not relay.ended:
+        await trio.lowlevel.checkpoint()
+    visitor, near_visitor = tcp_pair()
+    room.far.append(stream(visitor))
+    ends = Ends()
+    relay.join(near_visitor, linger=10, on_end=ends.note)
+    relay.offer()
+    assert await read_all(room.far[0]) == b""
+    await say(room.far[0], b"answer")
+    while agent.held != b"answer":
+        await trio.lowlevel.checkpoint()
+    assert (await ends.one()).cause is Cause.FINISHED
+
+
 async def test_it_is_a_stream_like_any_other(room: Room) -> None:
     async def make() -> tuple[ChannelStream, ChannelStream]:
         near, far = await room.ducts()

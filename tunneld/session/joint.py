@@ -189,8 +189,7 @@ class Joint:
 
     def finished(self) -> None:
         """The channel's end, behind all of its octets: pass it on."""
-        if not self.passed:
-            self._pass_end()
+        self._pass_end()
 
     def broken(self, error: OSError) -> None:
         """The channel is gone."""
@@ -283,6 +282,8 @@ class Joint:
             self.pump.arm_again(self.fd)
 
     def _pass_end(self) -> None:
+        if self.passed:  # told already: who joins a channel that has ended hears of it, and finds it when it can write
+            return
         if self.ended:  # both are over: closing says it
             self.end(RelayEnd(Cause.FINISHED))
             return
