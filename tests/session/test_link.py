@@ -72,6 +72,15 @@ async def test_what_came_with_the_handshake_is_told_of_before_epoll_could(ends: 
     assert (before, bytes(buffer[:count]), link.ahead) == (True, b"hello", False)
 
 
+async def test_a_goodbye_behind_the_last_octets_is_not_left_for_epoll(ends: tuple[TlsSocket, TlsSocket]) -> None:
+    """Nobody would tell of it: the connection below stays as it is."""
+    link, buffer = link_over(ends[0]), memoryview(bytearray(WIDE))
+    await ends[1].send_end()
+    count = link.receive_into(buffer)
+    assert (bytes(buffer[:count]), link.drained) == (b"hello", False)
+    assert link.receive_into(buffer) == 0
+
+
 @pytest.mark.parametrize("size", [2 * RECORD, 4 * RECORD, WIDE])
 async def test_everything_arrives_whatever_a_write_or_a_read_holds(
     ends: tuple[TlsSocket, TlsSocket], size: int

@@ -136,6 +136,8 @@ class TlsLink(Link):
                     return 0
                 tls.feed(buffer[:count])
             if count := tls.decipher(buffer):
+                if tls.ended:  # read on, and hear of it: a goodbye without the connection's end wakes nobody again
+                    self.drained = False
                 return count
         return 0
 
