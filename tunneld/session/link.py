@@ -136,8 +136,7 @@ class TlsLink(Link):
                     return 0
                 tls.feed(buffer[:count])
             if count := tls.decipher(buffer):
-                if tls.ended:  # read on, and hear of it: a goodbye without the connection's end wakes nobody again
-                    self.drained = False
+                self.drained &= not tls.ended  # a goodbye wakes nobody again: read on, and hear of it
                 return count
         return 0
 
