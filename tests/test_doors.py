@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from tunneld import net
-from tunneld.doors import Door, Place, bind_again
+from tunneld.doors import BATCH, Door, Place, bind_again
 from tunneld.errors import ListenError
 
 HERE = "127.0.0.1"
@@ -72,6 +72,29 @@ async def test_a_door_listens_where_it_is_told_and_nowhere_else() -> None:
         assert door.port == 0
         with pytest.raises(ConnectionRefusedError):
             call(port)
+
+
+async def test_a_crowd_is_taken_in_batches() -> None:
+    """So many in a turn, and then others have theirs."""
+    took: list[int] = []
+
+    class Watched(Guests):
+        def arrive(self, connection: socket.socket, _peer: Any) -> None:
+            super().arrive(connection, _peer)
+            took[-1] += 1
+
+    guests = Watched()
+    async with trio.open_nursery() as nursery:
+        door = Door("test", net.bind_tcp(HERE, 0))
+        callers = [call(door.port) for _ in range(BATCH + 1)]
+        await nursery.start(door.serve, guests.arrive)
+        while len(guests.came) <= BATCH:
+            took.append(0)
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert [count for count in took if count] == [BATCH, 1]
+    for connection in callers + guests.came:
+        connection.close()
 
 
 async def test_a_listener_that_stays_is_not_disturbed() -> None:

@@ -25,6 +25,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("doors")
 ACCEPT_BACKOFF = 0.1
 """Seconds until the next try when descriptors ran out: long enough not to spin, short enough not to be noticed."""
 
+BATCH = 16
+"""Connections taken before others have their turn: a turn may come only every few milliseconds while relays are busy,
+and what each of them costs at once is little.
+"""
+
 Arrive = Callable[[socket.socket, Any], None]
 """Takes a connection (non-blocking, close-on-exec) and its peer's address; it neither waits nor raises."""
 
@@ -105,7 +110,7 @@ class Door:
                     await trio.lowlevel.wait_readable(listener)
                 except trio.ClosedResourceError:
                     return
-                if not self._accept_one(listener) and self._failing:
+                if not all(self._accept_one(listener) for _ in range(BATCH)) and self._failing:
                     await trio.sleep(ACCEPT_BACKOFF)
 
     def _accept_one(self, listener: socket.socket) -> bool:
