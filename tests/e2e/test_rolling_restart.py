@@ -36,7 +36,10 @@ class Server:
 
     async def serve(self, stream: trio.SocketStream) -> None:
         async with stream:
-            if await stream.receive_some(1) == b"s":
+            what = await stream.receive_some(1)
+            if not what:  # the story is over, and its visitors left; those it is about tell what they got
+                return
+            if what == b"s":
                 self.asked += 1
                 await stream.send_all(self.word)
                 return
