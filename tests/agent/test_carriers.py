@@ -15,8 +15,8 @@ from tests.relay.bench import stream
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_exactly
 from tunneld import carriers as relay_carriers
+from tunneld.agent import backoff, keeper
 from tunneld.agent import carriers as agent_carriers
-from tunneld.agent import keeper
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.keeper import Wish
 from tunneld.backends.shared import Endpoints
@@ -25,6 +25,8 @@ from tunneld.endpoint import Endpoint
 from tunneld.errors import RefusedError, UsageError
 from tunneld.net import client_tls_context
 from tunneld.session import Carrier
+from tunneld.session import carrier as session_carrier
+from tunneld.tls import TlsSocket
 from tunneld.tunnel import Phase
 from tunneld.wire.webmux import Mux, Opened, Refused
 
@@ -119,6 +121,93 @@ async def test_hundreds_of_visitors_at_once_bring_further_carriers_and_all_are_s
             loads = [len(carrier.channels) for carrier in carriers(relay)]
             assert sum(loads) == 300
             assert not told.all("failed")
+
+
+class Rounds:
+    """Carriers of few places, dialled only once a crowd waits; `sizes` has how many were dialled at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, places: int) -> None:
+        self.sizes: list[int] = []
+        self.begin = trio.Event()
+        self._together = 0
+        self._really_dial = RelayAccess.dial_carrier
+        monkeypatch.setattr(session_carrier, "MOST_CHANNELS", places)
+        monkeypatch.setattr(agent_carriers, "NEARLY_FULL", places - 1)
+
+        async def dial(access: RelayAccess, uri: Endpoint) -> socket.socket | TlsSocket:
+            return await self._dial(access, uri)
+
+        monkeypatch.setattr(RelayAccess, "dial_carrier", dial)
+
+    async def _dial(self, access: RelayAccess, uri: Endpoint) -> socket.socket | TlsSocket:
+        """Who dials in the same round begins in the same turn of the scheduler."""
+        self._together += 1
+        await self.begin.wait()
+        await trio.lowlevel.checkpoint()
+        if self._together:
+            self.sizes.append(self._together)
+            self._together = 0
+        return await self._really_dial(access, uri)
+
+    async def crowd(self, relay: RelayHere, told: Told, count: int) -> list[trio.SocketStream]:
+        """So many visitors, all of whom wait by now."""
+        visitors = [await connect(address(told)) for _ in range(count)]
+        while relay.tunnel.waiting != count:
+            await trio.lowlevel.checkpoint()
+        return visitors
+
+
+async def served(visitors: list[trio.SocketStream]) -> None:
+    for visitor in visitors:
+        await visitor.send_all(b"hello")
+    for visitor in visitors:
+        assert await read_exactly(visitor, 5) == b"hello"
+
+
+async def test_a_crowd_that_waits_brings_ever_more_carriers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, two, four: not a round trip for each of them. And when it is served, one at a time again."""
+    told, rounds = Told(visits=False), Rounds(monkeypatch, places=4)
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
+            visitors = await rounds.crowd(relay, told, 55)
+            rounds.begin.set()
+            await served(visitors)
+            assert rounds.sizes == [1, 2, 4, 8], "4 on each carrier"
+            await served([await connect(address(told)) for _ in range(3)])
+            await until(relay, 16)
+            assert rounds.sizes == [1, 2, 4, 8, 1]
+
+
+async def test_a_crowd_does_not_make_more_carriers_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_carriers, "MOST", 5)
+    told, rounds = Told(visits=False), Rounds(monkeypatch, places=2)
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
+            visitors = await rounds.crowd(relay, told, 12)
+            rounds.begin.set()
+            await served(visitors[:10])
+            assert rounds.sizes == [1, 2, 2]
+            assert (len(carriers(relay)), relay.tunnel.waiting) == (5, 2)
+            for visitor in visitors[:2]:
+                await visitor.aclose()
+            await served(visitors[10:])
+
+
+async def test_who_is_refused_a_carrier_of_several_begins_with_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay that allows fewer than we would like is not asked for eight at a time for ever."""
+    monkeypatch.setattr(backoff.delays, "__kwdefaults__", {"first": 0.01, "longest": 0.02})
+    told, rounds = Told(visits=False), Rounds(monkeypatch, places=2)
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
+            webmux = relay.settings.webmux.model_copy(update={"max_carriers": 5})
+            relay.settings = relay.settings.model_copy(update={"webmux": webmux})
+            visitors = await rounds.crowd(relay, told, 12)
+            rounds.begin.set()
+            await served(visitors[:10])
+            await told.wait_for("trouble")
+            while len(rounds.sizes) < 6:
+                await trio.lowlevel.checkpoint()
+            assert rounds.sizes[:6] == [1, 2, 4, 1, 1, 1]
 
 
 # Lost and found

@@ -4,6 +4,7 @@
     keeper.py     what is asked of the relay: open, look after, trim, close
     pool.py       connections parked at the relay, ahead of demand
     sizing.py     how many: pure
+    carriers.py   or, with webmux, connections that each bring many visitors; secured.py: the way to one of those
     visitors.py   each visitor's way from the pool to the local server, and the counts
     local.py      the local server: its addresses, and how it is dialled
     health.py     whether the local server is well: pure; probe.py looks, watch.py has it acted upon

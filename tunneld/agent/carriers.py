@@ -1,8 +1,12 @@
 """The carriers of one tunnel: connections to the relay's shared port, each of which brings up to 126 visitors.
 
-    task       dials while none stands that answers, or those that stand are nearly full; rests otherwise
+    task       dials while none stands that answers and has places left; rests otherwise
     carrier    told the server URI, then asked for a sign of life: whoever answers has taken us
     visitor    a channel that the relay opened: its PROXY header is read, then it is handed over
+
+The relay gives a visitor to the carrier that has the fewest. Another one is dialled when that has few places left. A
+crowd fills the new one before we hear that it is taken; then two more are dialled, then four, and so on: thousands who
+wait must not wait for a round trip per hundred of them.
 
 A carrier that falls silent is not given up: another one is dialled beside it. The relay prefers the one that answers,
 and if the silence was a short one, nobody has lost anything. The tunnel at the relay outlives all of its carriers for a
@@ -12,7 +16,6 @@ which is *trouble*, and the keeper asks.
 
 from __future__ import annotations
 
-import math
 import random
 import socket
 from dataclasses import replace
@@ -22,21 +25,21 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import delays
-from tunneld.agent.secured import Door, DuctWay
-from tunneld.agent.supply import Owner
+from tunneld.agent.secured import DuctWay, WayOwner
+from tunneld.agent.supply import AT_ONCE, Owner
 from tunneld.agent.wake import is_ours
 from tunneld.endpoint import Endpoint
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError
 from tunneld.relay.engine import Engine
 from tunneld.relay.pump import Pump
-from tunneld.session import Carrier, CarrierLimits, Channel, Duct, link_over
+from tunneld.session import Carrier, CarrierLimits, Channel, link_over
 from tunneld.session.carrier import MOST_CHANNELS
 from tunneld.tls import TlsSocket
 
 MOST = 80
 """Carriers of one tunnel: ten thousand visitors, which is what a relay takes unless told otherwise."""
-NEARLY_FULL = 0.75
-"""Of the channels that the carriers have together: then another one is dialled, before a visitor has to wait."""
+NEARLY_FULL = MOST_CHANNELS * 3 // 4
+"""Channels of a carrier. When each has so many, another one is dialled, before a visitor has to wait."""
 FIRST, LONGEST = 0.25, 2.0
 """Seconds between attempts to dial: short, since a silent network answers no attempt and a relay's own restart is over
 in a second; the tunnel, and thereby the reason to try, ends when the keeper says so.
@@ -63,11 +66,11 @@ class Carriers:
         """`uri` is the server URI; `nursery` owns the task that dials. `keep_header`: leave it in front of what the
         visitor says.
         """
+        self.visitors = WayOwner(owner.take, owner.failed, keep_header)  # who takes them
         self._engine = cast(Pump, engine)
         self._relay = relay
         self._uri = uri
         self._owner = owner
-        self._keep_header = keep_header
         self._limits = limits or CarrierLimits()
         self._lines: dict[_Line, None] = {}
         self._nursery = nursery
@@ -128,15 +131,9 @@ class Carriers:
     # What its carriers report
 
     def stirred(self) -> None:
-        """A visitor came or a carrier fell silent: is another one needed?"""
+        """A carrier is nearly full or fell silent: is another one needed?"""
         if not self._resting and self._lacks():
             self._wake.set()
-
-    def take(self, channel: Duct, header: bytes) -> None:
-        """A visitor is here."""
-        if self._keep_header:
-            channel.put_back(header)
-        self._owner.take(DuctWay(channel), header)
 
     def lost(self, line: _Line, reason: str) -> None:
         """A carrier ended."""
@@ -155,10 +152,6 @@ class Carriers:
         self._changed.set()
         self._changed = trio.Event()
 
-    def failed(self, error: Exception) -> None:
-        """A bug in a callback."""
-        self._owner.failed(error)
-
     @property
     def closed(self) -> bool:
         """Whether carriers end with their last visitor."""
@@ -170,24 +163,42 @@ class Carriers:
         """Dial whenever it is needed, until `close`."""
         with scope:
             waits = delays(random.random, first=FIRST, longest=LONGEST)
+            count = 1  # to dial at once
             while True:
                 if self._resting or not self._lacks():
+                    count = 1
                     self._wake = trio.Event()
                     await self._wake.wait()
                     continue
                 with trio.CancelScope() as self._attempt:
-                    line = await self._dial()
-                    if line is not None and await line.is_taken():
+                    if await self._dial_several(count):
+                        count = min(2 * count, AT_ONCE) if self._answering else 1
                         waits = delays(random.random, first=FIRST, longest=LONGEST)
                     else:
+                        count = 1
                         await trio.sleep(next(waits))
 
     def _lacks(self) -> bool:
-        answering = [line for line in self._lines if line.answering and not line.retired]
-        if len(answering) >= MOST:
-            return False
-        channels = sum(line.channels for line in answering)
-        return channels >= math.floor(NEARLY_FULL * MOST_CHANNELS * len(answering))
+        """Whether no carrier answers and has places left, and there may be one more."""
+        answering = self._answering
+        return len(answering) < MOST and all(line.channels >= NEARLY_FULL for line in answering)
+
+    @property
+    def _answering(self) -> list[_Line]:
+        return [line for line in self._lines if line.answering and not line.retired]
+
+    async def _dial_several(self, count: int) -> bool:
+        """So many more carriers at once, as far as there may be; whether the relay has taken each of them."""
+        taken: list[bool] = []
+
+        async def dial() -> None:
+            line = await self._dial()
+            taken.append(line is not None and await line.is_taken())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(count, MOST - len(self._answering))):
+                nursery.start_soon(dial)
+        return all(taken)
 
     async def _dial(self) -> _Line | None:
         """One more carrier; None where that failed, which is told."""
@@ -259,8 +270,9 @@ class _Line:
     def opened(self, channel: Channel, protocol: int) -> None:
         """A visitor; who it is comes first."""
         channel.accept()
-        channel.user = Door(channel, self._carriers.take, lambda _reason: None, self._carriers.failed)
-        self._carriers.stirred()
+        channel.user = DuctWay(channel, self._carriers.visitors)
+        if len(self._carrier.channels) >= NEARLY_FULL:
+            self._carriers.stirred()
 
     def defined(self, uri: str | None) -> None:
         """We call nobody back."""

@@ -42,7 +42,9 @@ def dial_nowait(address: Address) -> socket.socket:
         if not _AT_ONCE:
             connection.setblocking(False)
         if family != socket.AF_UNIX:
-            _set_options(connection, where[0])
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if where[0] not in _THIS_MACHINE:  # its kernel knows when the other end is gone
+                _keep_alive(connection)
         outcome = connection.connect_ex(where)
         if outcome not in _ON_ITS_WAY:
             raise OSError(outcome, os.strerror(outcome))
@@ -52,10 +54,7 @@ def dial_nowait(address: Address) -> socket.socket:
     return connection
 
 
-def _set_options(connection: socket.socket, host: str) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if host in _THIS_MACHINE:
-        return  # its kernel knows when the other end is gone; two system calls less for each visitor
+def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE)

@@ -16,16 +16,13 @@ import trio
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.pool import Parked, PlainParked, Pool
 from tunneld.agent.sizing import Limits
-from tunneld.agent.supply import Owner
+from tunneld.agent.supply import AT_ONCE, Owner
 from tunneld.endpoint import Endpoint
 from tunneld.errors import TunneldError
 from tunneld.relay.engine import Engine
 
 if TYPE_CHECKING:
     from tunneld.agent.secured import TlsParked
-
-AT_ONCE = 8
-"""Connections being made: half of what a relay takes from one source unless told otherwise."""
 
 
 class KeyedPool(Pool):

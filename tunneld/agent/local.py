@@ -39,7 +39,7 @@ class LocalServer:
 
     def dial_nowait(self) -> socket.socket:
         """The short way. Raises `trio.WouldBlock` where only the long one will do, and `OSError`."""
-        if self._works is None or self._is_stale():
+        if self._works is None or (self._is_name and self._is_stale()):
             raise trio.WouldBlock
         try:
             return dial_nowait(self._works)
@@ -66,14 +66,18 @@ class LocalServer:
             self._works = None
 
     def _is_stale(self) -> bool:
-        return self._is_name and trio.current_time() - self._asked_at > REFRESH
+        return trio.current_time() - self._asked_at > REFRESH
 
     async def _look_up(self) -> Sequence[Address]:
-        if self._is_stale():
+        if self._is_name and self._is_stale():
             self._asked_at = trio.current_time()  # now, so that those who come meanwhile need not ask as well
-            self._addresses = await resolve(self.target.host, self.target.port)
-            self._is_name = not self._addresses
-        self._works = self._addresses[0] if len(self._addresses) == 1 else None
+            try:
+                self._addresses = await resolve(self.target.host, self.target.port)
+            except OSError:
+                if not self._addresses:
+                    raise  # otherwise the former ones are the best that is known
+        if self._works not in self._addresses:
+            self._works = self._addresses[0] if len(self._addresses) == 1 else None
         return self._addresses or await resolve(self.target.host, self.target.port)
 
 

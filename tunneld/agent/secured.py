@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -21,59 +22,32 @@ if TYPE_CHECKING:
     from tunneld.agent.keyed import KeyedPool
 
 
-class Door:
-    """The user of a duct until its PROXY header is whole."""
+@dataclass(frozen=True, slots=True)
+class WayOwner:
+    """Whom a `DuctWay` tells; one for all of a supply, where that can be."""
 
-    def __init__(
-        self, duct: Duct, take: Callable[[Duct, bytes], None], lost: Callable[[str], None], failed: Failure
-    ) -> None:
-        """`take` gets the duct and the header; `lost` hears why there is none."""
-        self.failed = failed
-        self._duct = duct
-        self._take = take
-        self._lost = lost
-        self._head = b""
-
-    def receive(self, data: memoryview) -> int:
-        """Take the header, and not an octet more."""
-        taken = 0
-        try:
-            while missing := missing_v2(self._head) if self._head else COMMON_V2:
-                part = bytes(data[taken : taken + missing])
-                if not part:
-                    return taken
-                self._head += part
-                taken += len(part)
-        except RemoteProtocolError as error:
-            self._give_up(str(error))
-            return taken
-        self._duct.user = UNUSED
-        self._take(self._duct, self._head)
-        return taken
-
-    def finished(self) -> None:
-        """The end instead of a header."""
-        self._give_up("connection closed by the relay")
-
-    def resume(self) -> None:
-        """We say nothing."""
-
-    def broken(self, error: OSError) -> None:
-        """The visitor, or the relay, is gone."""
-        self._lost(reason_of(error))
-
-    def _give_up(self, reason: str) -> None:
-        self._duct.reset("no PROXY header")
-        self._lost(reason)
+    take: Callable[[DuctWay, bytes], None]
+    """A visitor came: the way to it, from now on the callee's, and its PROXY header."""
+    failed: Failure
+    keep_header: bool
+    """Whether the header is left in front of what the visitor says."""
+    lost: Callable[[str], None] = lambda _reason: None
+    """There was no header, and why."""
 
 
 class DuctWay:
-    """See `Way`."""
+    """A duct by which a visitor comes. First this is its user, and hears who the visitor is; then it is handed over as
+    the way to that visitor, see `Way`.
+    """
 
-    __slots__ = ("_duct",)
+    __slots__ = ("_duct", "_head", "_owner")
 
-    def __init__(self, duct: Duct) -> None:
+    def __init__(self, duct: Duct, owner: WayOwner) -> None:
         self._duct = duct
+        self._owner = owner
+        self._head = b""
+
+    # The way to the visitor
 
     def join(self, server: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
         """The local server's socket is the server's side."""
@@ -86,6 +60,47 @@ class DuctWay:
     def close(self, reason: str) -> None:
         """The relay hears why, where there is a way to say it."""
         self._duct.reset(reason)
+
+    # Until then, the duct's user
+
+    def receive(self, data: memoryview) -> int:
+        """Take the header, and not an octet more."""
+        head, taken = self._head, 0
+        try:
+            while missing := missing_v2(head) if head else COMMON_V2:
+                part = bytes(data[taken : taken + missing])
+                if not part:
+                    self._head = head
+                    return taken
+                head += part
+                taken += len(part)
+        except RemoteProtocolError as error:
+            self._give_up(str(error))
+            return taken
+        self._duct.user = UNUSED
+        if self._owner.keep_header:
+            self._duct.put_back(head)
+        self._owner.take(self, head)
+        return taken
+
+    def finished(self) -> None:
+        """The end instead of a header."""
+        self._give_up("connection closed by the relay")
+
+    def resume(self) -> None:
+        """We say nothing."""
+
+    def broken(self, error: OSError) -> None:
+        """The visitor, or the relay, is gone."""
+        self._owner.lost(reason_of(error))
+
+    def failed(self, error: Exception) -> None:
+        """A bug."""
+        self._owner.failed(error)
+
+    def _give_up(self, reason: str) -> None:
+        self._duct.reset("no PROXY header")
+        self._owner.lost(reason)
 
 
 class TlsParked:
@@ -102,7 +117,7 @@ class TlsParked:
         except OSError:
             tls.close()
             raise
-        self._duct.user = Door(self._duct, self._came, lambda reason: pool.lost(handle, reason), pool.owner.failed)
+        self._duct.user = DuctWay(self._duct, WayOwner(self._came, pool.owner.failed, bool(pool.flags), self._lost))
         self._duct.offer()
 
     def look(self) -> None:
@@ -112,7 +127,8 @@ class TlsParked:
         """See `Parked`."""
         self._duct.close()
 
-    def _came(self, duct: Duct, header: bytes) -> None:
-        if self._pool.flags:
-            duct.put_back(header)
-        self._pool.came(self._handle, DuctWay(duct), header)
+    def _came(self, way: DuctWay, header: bytes) -> None:
+        self._pool.came(self._handle, way, header)
+
+    def _lost(self, reason: str) -> None:
+        self._pool.lost(self._handle, reason)

@@ -9,6 +9,11 @@ from typing import Protocol
 from tunneld.agent.ways import Take
 from tunneld.relay.engine import Failure
 
+AT_ONCE = 8
+"""Connections being made: half of what a relay takes from one source unless told otherwise. Until it has shown its key,
+each is a stranger there.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:

@@ -39,7 +39,7 @@ class Visitors:
         """`nursery` owns the few visitors for whom the local server is dialled the long way. `linger` in seconds."""
         self.served = 0
         self.failed = 0
-        self.stirred_at = trio.current_time()  # when somebody last came, or the last one left
+        self._stirred_at = trio.current_time()  # when the last one left, or could not be served
         self._local = local
         self._nursery = nursery
         self._teller = teller
@@ -57,6 +57,11 @@ class Visitors:
     def now(self) -> int:
         """Visitors that are being served."""
         return len(self._relays)
+
+    @property
+    def stirred_at(self) -> float:
+        """When somebody was last here, in `trio.current_time`."""
+        return trio.current_time() if self._relays else self._stirred_at
 
     @property
     def octets(self) -> tuple[int, int]:
@@ -83,7 +88,6 @@ class Visitors:
 
     def take(self, way: Way, header: bytes) -> None:
         """Serve one visitor: dial the local server and relay. Never waits; `way` is ours from now on."""
-        self.stirred_at = trio.current_time()
         if self._away is not None:
             self._refuse(way, header, self._away)
             return
@@ -133,19 +137,19 @@ class Visitors:
             self._teller.tell("visitor", visitor=visitor_of(header))
 
     def _left(self, relay: Relay, end: RelayEnd) -> None:
-        header = self._relays.pop(relay)
+        header, up, down = self._relays.pop(relay), relay.up, relay.down
+        self._ended_up += up
+        self._ended_down += down
         if not self._relays:
-            self.stirred_at = trio.current_time()
+            self._stirred_at = trio.current_time()
             self._one_less()
-        self._ended_up += relay.up
-        self._ended_down += relay.down
-        if end.side is Side.SERVER and end.error is not None and _never_connected(relay, end.error):
+        if end.error is not None and end.side is Side.SERVER and _never_connected(end.error, up + down):
             self.served -= 1
             self._local.failed()
             self._fail(header, self._no_connection(end.error))
         elif self._teller.visits:
             who, why = visitor_of(header), describe(end)
-            self._teller.tell("left", visitor=who, up=relay.up, down=relay.down, reason=why)
+            self._teller.tell("left", visitor=who, up=up, down=down, reason=why)
 
     def _lose(self, way: Way, header: bytes, error: OSError) -> None:
         """The local server cannot be dialled for this visitor."""
@@ -158,7 +162,8 @@ class Visitors:
 
     def _fail(self, header: bytes, reason: str) -> None:
         self.failed += 1
-        repeated = self._repeats.admit(reason, trio.current_time())
+        self._stirred_at = now = trio.current_time()
+        repeated = self._repeats.admit(reason, now)
         if repeated is not None:
             self._teller.tell("failed", visitor=visitor_of(header), reason=reason, repeated=repeated)
 
@@ -181,5 +186,5 @@ def describe(end: RelayEnd) -> str:
     return f"{side} broke off: {reason_of(end.error)}" if end.error else f"{side} broke off"
 
 
-def _never_connected(relay: Relay, error: OSError) -> bool:
-    return error.errno in _NEVER_CONNECTED and not relay.up and not relay.down
+def _never_connected(error: OSError, octets: int) -> bool:
+    return error.errno in _NEVER_CONNECTED and not octets
