@@ -34,11 +34,10 @@ class Life:
 class End:
     """A `Mux`, the lives that it knows, and the pipe to the other end."""
 
-    def __init__(self, number: int, lowest: int | None) -> None:
+    def __init__(self, number: int, lowest: int) -> None:
         self.number = number
         self.mux = Mux(initiator=number == 0)
-        if lowest is not None:
-            self.mux._lives.ids = SessionIds(lowest + number)  # few ids, so that they are soon used again
+        self.mux._lives.ids = SessionIds(lowest + number)  # where these are few, they are soon used again
         self.lives: dict[int, Life] = {}
         self.pipe = bytearray()
         self.calls: dict[int, deque[Life]] = {}  # lives that the other end has not heard of

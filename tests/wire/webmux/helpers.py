@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 
 from tunneld.wire.webmux import Broken, Event, Item, Mux
 from tunneld.wire.webmux.header import FIELD, LONG, PADDING, SYN, TWO_WORDS, WORD
-from tunneld.wire.webmux.states import UNANSWERED, State
+from tunneld.wire.webmux.states import OVER, UNANSWERED, State
 
 quick = settings(
     derandomize=True, database=None, deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
@@ -51,6 +51,14 @@ def take(mux: Mux) -> bytes:
     octets = bytes(mux.outgoing)
     mux.outgoing.clear()
     return octets
+
+
+def check_books(mux: Mux, mine: range) -> None:
+    """Each id that the end may open is in a life or in one row of those to come; what it calls is not answered yet."""
+    ids = mux._lives.ids
+    waiting = [*ids._settled, *(sid for sid, _ in (*ids._finished, *ids._reset))]
+    assert sorted([*waiting, *(sid for sid in mine if mux.state(sid) not in OVER)]) == list(mine)
+    assert sorted(ids.calling) == [sid for sid in mine if mux.state(sid) in UNANSWERED]
 
 
 class Pair:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.wire.webmux.helpers import Pair, frame, hear, reach, take
 from tunneld.errors import LocalProtocolError
 from tunneld.wire.webmux import DEFAULT_CREDIT, UNLIMITED, Broken, CreditAdded, DefaultCreditSet, Mux
-from tunneld.wire.webmux.header import CONTROL, FIN, RST, Code
+from tunneld.wire.webmux.header import CONTROL, FIN, RST, SYN, Code
 from tunneld.wire.webmux.states import State
 
 
@@ -130,6 +132,13 @@ def test_credit_before_the_first_syn_is_added_to_the_default() -> None:
     assert agreed(pair, session) == DEFAULT_CREDIT + 1000
 
 
+@pytest.mark.parametrize("flag", [FIN, RST])
+def test_credit_before_the_first_syn_outlasts_an_end_of_nothing(flag: int) -> None:
+    mux = Mux(initiator=True)
+    hear(mux, frame(2, CONTROL | Code.ADD_CREDIT << 19, value=1000) + frame(2, flag))
+    assert mux.credit(mux.open(80)) == DEFAULT_CREDIT + 1000
+
+
 def test_late_credit_does_not_count_for_the_next_life() -> None:
     pair = Pair()
     session = pair.opened()
@@ -145,14 +154,24 @@ def test_late_credit_does_not_count_for_the_next_life() -> None:
     assert agreed(pair, session) == DEFAULT_CREDIT
 
 
-def test_credit_granted_before_our_answer_follows_it() -> None:
+@pytest.mark.parametrize("answer", [Mux.accept, Mux.finish])
+def test_credit_granted_before_our_answer_follows_it(answer: Callable[[Mux, int], None]) -> None:
     mux, session = reach(State.SYN_RCVD)
     mux.grant(session, 1000)
     mux.grant(session, 2000)
     assert (mux.allowance(session), bytes(mux.outgoing)) == (DEFAULT_CREDIT, b"")
-    mux.accept(session)
+    answer(mux, session)
     assert mux.allowance(session) == DEFAULT_CREDIT + 3000
     assert take(mux)[4:] == frame(session, CONTROL | Code.ADD_CREDIT << 19, value=3000)
+
+
+def test_credit_held_for_an_answer_that_was_never_given_is_not_of_the_next_life() -> None:
+    mux, session = reach(State.SYN_RCVD)
+    mux.grant(session, 1000)
+    mux.reset(session)
+    hear(mux, frame(session, SYN, value=80))
+    mux.accept(session)
+    assert mux.allowance(session) == DEFAULT_CREDIT
 
 
 def test_granting_after_the_peer_has_finished_is_pointless_and_silent() -> None:

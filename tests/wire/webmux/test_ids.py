@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.wire.webmux.helpers import Pair, frame, hear, take
-from tunneld.wire.webmux import Mux, NoFreeSessionError, Opened
+from tunneld.wire.webmux import AtomInterned, Broken, CreditAdded, Mux, NoFreeSessionError, Opened
 from tunneld.wire.webmux.header import CONTROL, FIN, RST, SYN, Code
 from tunneld.wire.webmux.states import State
 
@@ -41,6 +41,15 @@ def test_an_id_is_free_only_when_both_directions_are_closed() -> None:
     assert not mux.can_open
     hear(mux, frame(6, FIN))
     assert mux.open(80) == 6
+
+
+def test_credit_that_is_late_after_both_ends_is_of_the_life_before() -> None:
+    mux = full()
+    mux.finish(6)
+    hear(mux, frame(6, FIN))
+    assert mux.open(80) == 6
+    assert hear(mux, frame(6, CONTROL | Code.ADD_CREDIT << 19, value=9)) == []
+    assert mux.credit(6) == 16384
 
 
 def test_the_least_recently_used_id_is_opened_first() -> None:
@@ -110,6 +119,7 @@ def test_what_comes_before_the_answer_on_an_unsettled_id_is_of_the_life_before()
     hear(mux, frame(8, SYN, value=80))
     assert (mux.state(8), mux.credit(8)) == (State.OPEN, 16384)
     assert not mux.outgoing
+    assert hear(mux, frame(8, CONTROL | Code.ADD_CREDIT << 19, value=9)) == [CreditAdded(8, 16393)]
 
 
 def test_an_id_that_was_withdrawn_is_not_opened_before_the_answer() -> None:
@@ -129,6 +139,22 @@ def test_a_fragment_that_the_next_life_cuts_in_two_belongs_to_the_life_before() 
     assert mux.open(80) == 8
     assert hear(mux, last_words[8:]) == []
     assert mux.state(8) is State.SYN_SENT
+
+
+def test_a_fragment_whose_session_broke_and_was_opened_again_means_nothing() -> None:
+    mux = full()
+    for item in mux.receive(frame(8, FIN, bytes(16385))):
+        assert isinstance(item, Broken)
+        assert mux.open(80) == 8
+    assert mux.state(8) is State.SYN_SENT
+
+
+def test_an_atom_that_is_being_read_is_not_of_the_session_that_has_its_number() -> None:
+    mux = Mux(initiator=True)
+    atom = frame(2, CONTROL | Code.INTERN_ATOM << 19, b"urn:x:tunnel")
+    assert hear(mux, atom[:9]) == []
+    assert mux.open(80) == 2
+    assert hear(mux, atom[9:]) == [AtomInterned(0x20002, "urn:x:tunnel")]
 
 
 def test_ids_of_the_peer_may_be_reopened_at_once() -> None:

@@ -134,6 +134,18 @@ def test_an_answer_by_fin_is_not_finished_when_the_session_was_reset_in_between(
     assert (mux.live, mux.state(session)) == (0, State.RESET)
 
 
+def test_an_answer_by_syn_and_fin_ends_no_session_opened_and_withdrawn_in_between() -> None:
+    mux = Mux(initiator=True)
+    for session in [mux.open(80) for _ in range(127)][:-1]:
+        hear(mux, frame(session, SYN, value=80))
+    for item in mux.receive(frame(254, FIN)):
+        assert item == Accepted(254)
+        mux.reset(254)
+        assert mux.open(80) == 254
+        mux.reset(254)
+    assert mux.state(254) is State.WITHDRAWN
+
+
 def test_after_our_reset_late_words_are_swallowed_until_the_next_syn() -> None:
     mux = Mux(initiator=False)
     hear(mux, frame(2, SYN, value=80))

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from tests.wire.webmux.helpers import frame, hear, reach, take
+from tests.wire.webmux.helpers import check_books, frame, hear, reach, take
 from tunneld.errors import LocalProtocolError
 from tunneld.wire.webmux import Broken, Mux
 from tunneld.wire.webmux.header import FIN, PUSH, RST, SYN
@@ -74,17 +74,42 @@ def test_the_peer_says_what_the_table_has_and_pays_for_the_rest(state: State, sa
         assert [type(item) for item in heard] == [Broken]
 
 
-@pytest.mark.parametrize("flags", [FIN, FIN | PUSH])
+@pytest.mark.parametrize(("first", "second"), list(product(Said, Said)))
 @pytest.mark.parametrize(("state", "ours"), LIVES)
-def test_an_end_with_nothing_says_the_same_on_its_straight_path(state: State, ours: bool, flags: int) -> None:
+def test_every_id_stays_in_one_place_whatever_the_peer_says(
+    state: State, ours: bool, first: Said, second: Said
+) -> None:
+    """Late words too: two in a row, since the first may end the life."""
+    mux, session = reach(state, ours=ours)
+    for said in (first, second):
+        hear(mux, FRAMES[said](session))
+        check_books(mux, range(2, 256, 2))
+
+
+@pytest.mark.parametrize(("state", "ours"), LIVES)
+def test_every_id_stays_in_one_place_whatever_we_say(state: State, ours: bool) -> None:
+    for said in Said:
+        mux, session = reach(state, ours=ours)
+        if (state, Who.US, said) in TABLE and not (state in OVER and said is Said.SYN):
+            SAYS[said](mux, session)
+        check_books(mux, range(2, 256, 2))
+
+
+@pytest.mark.parametrize("flags", [SYN, SYN | PUSH, SYN | FIN, FIN, FIN | PUSH])
+@pytest.mark.parametrize(("state", "ours"), LIVES)
+def test_a_header_with_nothing_behind_it_says_the_same_on_its_straight_path(
+    state: State, ours: bool, flags: int
+) -> None:
     """Whole, it goes down that path; cut, it does not."""
     straight, session = reach(state, ours=ours)
     careful, _ = reach(state, ours=ours)
-    end = frame(session, flags)
-    careful_items = [item for octet in end for item in hear(careful, bytes([octet]))]
-    assert hear(straight, end) == careful_items
+    header = frame(session, flags, value=80 if flags & SYN else 0)
+    careful_items = [item for octet in header for item in hear(careful, bytes([octet]))]
+    assert hear(straight, header) == careful_items
     assert straight.outgoing == careful.outgoing
     assert straight.state(session) is careful.state(session)
+    assert straight.credit(session) == careful.credit(session)
+    assert straight.allowance(session) == careful.allowance(session)
 
 
 @pytest.mark.parametrize(("state", "ours"), LIVES)

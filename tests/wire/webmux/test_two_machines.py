@@ -10,10 +10,10 @@ from collections import deque
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.wire.webmux.ends import End, Life
-from tests.wire.webmux.helpers import quick, seen
+from tests.wire.webmux.helpers import check_books, quick, seen
 from tunneld.wire.webmux import (
     UNLIMITED,
     Accepted,
@@ -25,6 +25,7 @@ from tunneld.wire.webmux import (
     Refused,
     Reset,
 )
+from tunneld.wire.webmux.limits import FIRST_INITIATOR_ID
 from tunneld.wire.webmux.states import CALLED, OVER, SENDING, TABLE, Said, State, Who
 
 FINISHED = {State.LOCAL_CLOSED}
@@ -39,7 +40,8 @@ class TwoMachines(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.ends = (End(0, self.lowest), End(1, self.lowest))
+        self.first = FIRST_INITIATOR_ID if self.lowest is None else self.lowest
+        self.ends = (End(0, self.first), End(1, self.first))
 
     def pick(self, end: End, data: st.DataObject, *states: State) -> int | None:
         found = end.where(*states)
@@ -119,7 +121,7 @@ class TwoMachines(RuleBasedStateMachine):
     @rule(number=NUMBERS, session=st.sampled_from([2, 3, 4, 250, 251]))
     def grant_before(self, number: int, session: int) -> None:
         mux = self.ends[number].mux
-        if mux.state(session) is State.IDLE and not mux._sessions[session].used:
+        if mux.state(session) is State.IDLE and not mux._sessions[session].life:
             mux.grant(session, 77)
 
     @rule(number=NUMBERS, more=st.integers(0, 20_000))
@@ -176,6 +178,11 @@ class TwoMachines(RuleBasedStateMachine):
                 assert session in end.lives
             case Broken():
                 raise AssertionError(entry)
+
+    @invariant()
+    def every_id_is_in_one_place(self) -> None:
+        for end in self.ends:
+            check_books(end.mux, range(self.first + end.number, 256, 2))
 
     def teardown(self) -> None:
         """Deliver everything; then both ends must agree on all that still lives."""

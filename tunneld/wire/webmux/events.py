@@ -1,12 +1,16 @@
 """What `Mux.receive` tells besides data. Pure values; all of them are rare.
 
 Data has no class: it is the tuple (session, payload, push), because thousands of them arrive a second and building an
-object for each would cost as much as all the rest (a test shows that the tuple means what the state table says).
+object for each would cost as much as all the rest (a test shows that the tuple means what the state table says). What
+every session has one of is made once and told again: events are values, and nobody can change them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+
+from tunneld.wire.webmux.limits import SESSION_IDS
 
 Data = tuple[int, memoryview, bool]
 """(session, payload, push): octets of a session in order. `payload` is a slice of what was given to `receive`: use or
@@ -118,3 +122,10 @@ Event = (
     | EndpointDefined
 )
 Item = Data | Event
+
+ACCEPTED = tuple(map(Accepted, range(SESSION_IDS)))
+FINISHED = tuple(map(Finished, range(SESSION_IDS)))
+"""One for each session."""
+
+opened = lru_cache(maxsize=4 * SESSION_IDS)(Opened)
+"""Those made lately: what is called is nearly always the same."""

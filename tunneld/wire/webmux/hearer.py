@@ -1,5 +1,5 @@
-"""What the messages of the peer mean: each method takes one message, moves states and credit, answers, and yields what
-the caller must know. Pure.
+"""What the messages of the peer mean: each method takes one message, moves states and credit, answers, and returns what
+the caller must know; those that may have more to tell yield it. Pure.
 
 Blame: whatever the peer does wrong to one session resets that session (`Broken`). `RemoteProtocolError` ends the
 connection and is kept for a peer that cannot be understood at all or that would make us hold without bound.
@@ -7,28 +7,28 @@ connection and is kept for a peer that cannot be understood at all or that would
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 from tunneld.errors import RemoteProtocolError
 from tunneld.wire.webmux.events import (
-    Accepted,
+    ACCEPTED,
+    FINISHED,
     AtomInterned,
     Broken,
     CreditAdded,
     DefaultCreditSet,
     EndpointDefined,
     Event,
-    Finished,
     MssSet,
-    Opened,
     Refused,
     Reset,
+    opened,
 )
-from tunneld.wire.webmux.header import FIN, RST, WORD, Code
-from tunneld.wire.webmux.limits import FIRST_ATOM, FIRST_INITIATOR_ID, MAX_FRAGMENT, MAX_OFFENCES, MAX_TEXT
+from tunneld.wire.webmux.header import RST, WORD, Code
+from tunneld.wire.webmux.limits import FIRST_ATOM, MAX_FRAGMENT, MAX_OFFENCES, MAX_TEXT
 from tunneld.wire.webmux.sender import Sender
 from tunneld.wire.webmux.session import Session
-from tunneld.wire.webmux.states import CALLING, OVER, TABLE, UNANSWERED, Said, State, Who
+from tunneld.wire.webmux.states import PEER_DATA, PEER_FIN, PEER_RST, PEER_SYN, State, Who
 from tunneld.wire.webmux.values import credit_from_wire, reason_from_wire
 
 
@@ -44,82 +44,85 @@ class Hearer(Sender):
         """What the peer means by the atom `protocol`; None when it has not said."""
         return self._peer_atoms.get(protocol)
 
-    def _hear_syn(self, session: Session, protocol: int, flags: int) -> Iterator[Event]:
-        """SYN, alone or with FIN (opened and closed at once; the draft leaves combinations open)."""
-        if session.sid < FIRST_INITIATOR_ID or (session.state in OVER and self._lives.ours(session)):
-            yield from self._hear_stray_syn(session)
-            return
-        if session.state in OVER:
-            self._lives.opened(session, protocol)
-            yield Opened(session.sid, protocol)
-        elif session.state is State.WITHDRAWN:
-            self._lives.move(session, Who.PEER, Said.SYN)
+    def _hear_syn(self, session: Session, protocol: int) -> Event | None:
+        """SYN: the answer to ours, or a session of the peer's."""
+        before = session.state
+        if before.calling:
+            self._lives.move(session, PEER_SYN)
+            return ACCEPTED[session.sid]
+        if before.over and session.opener is Who.PEER:
+            self._lives.begin(session, PEER_SYN, protocol)
+            return opened(session.sid, protocol)
+        if before.over:
+            return self._hear_stray_syn(session)
+        if before is State.WITHDRAWN:
+            self._lives.move(session, PEER_SYN)
             self.outgoing += WORD.pack(session.sid << 24 | RST)
-        elif session.state in CALLING:
-            self._lives.move(session, Who.PEER, Said.SYN)
-            yield Accepted(session.sid)
-        else:
-            yield self._break(session, "SYN although it is open")
-        if flags & FIN and session.state not in OVER and session.state not in CALLING:  # else it was ended meanwhile
-            yield from self._hear_fin(session)
+            return None
+        return self._break(session, "SYN although it is open")
 
-    def _hear_stray_syn(self, session: Session) -> Iterator[Event]:
+    def _hear_stray_syn(self, session: Session) -> Event:
         """SYN on an id that only we may open, or nobody. On one that was in use it may be an answer that comes too
         late (`ids`), so it is no offence.
         """
-        if not session.used:
+        if not session.life:
             self._offences += 1
             if self._offences > MAX_OFFENCES:
                 raise RemoteProtocolError(f"SYN for session {session.sid}, which is not the peer's to open, once more")
-        yield self._break(session, "SYN although it is not the peer's to open")
+        return self._break(session, "SYN although it is not the peer's to open")
 
-    def _hear_fin(self, session: Session) -> Iterator[Event]:
-        """FIN. As the answer to our SYN it is taken in two steps, as if SYN came with it."""
-        if (session.state, Who.PEER, Said.FIN) not in TABLE:
-            yield self._break(session, f"FIN while {session.state.name}")
-            return
-        if session.state in CALLING:
-            self._lives.move(session, Who.PEER, Said.SYN)
-            yield Accepted(session.sid)
+    def _hear_fin(self, session: Session) -> Event | None:
+        """FIN, of a session that does not wait for an answer."""
         before = session.state
-        if before in CALLING:  # ended meanwhile, and opened again
-            return
-        self._lives.move(session, Who.PEER, Said.FIN)
-        if before not in OVER and before is not State.WITHDRAWN:
-            yield Finished(session.sid)
+        if before not in PEER_FIN:
+            return self._break(session, f"FIN while {before.name}")
+        self._lives.move(session, PEER_FIN)
+        return None if before.over or before is State.WITHDRAWN else FINISHED[session.sid]
 
-    def _hear_rst(self, session: Session, payload: bytes) -> Iterator[Event]:
+    def _hear_syn_and_fin(self, session: Session, protocol: int) -> Iterator[Event]:
+        """Both at once: opened and closed (the draft leaves combinations open). FIN as the answer to our SYN is taken
+        as if SYN came with it.
+        """
+        event = self._hear_syn(session, protocol)
+        life = session.life
+        if event:
+            yield event
+        if session.life == life and (event := self._hear_fin(session)):  # else it was opened again meanwhile
+            yield event
+
+    def _hear_rst(self, session: Session, payload: bytes) -> Event | None:
         """RST with anything is RST, and is never answered."""
         before = session.state
-        self._lives.move(session, Who.PEER, Said.RST)
-        if before in CALLING:
-            yield Refused(session.sid, *reason_from_wire(payload))
-        elif before not in OVER and before is not State.WITHDRAWN:
-            yield Reset(session.sid, *reason_from_wire(payload))
+        self._lives.move(session, PEER_RST)
+        if before.calling:
+            return Refused(session.sid, *reason_from_wire(payload))
+        if before.over or before is State.WITHDRAWN:
+            return None
+        return Reset(session.sid, *reason_from_wire(payload))
 
-    def _hear_data(self, session: Session, size: int) -> Generator[Event, None, bool]:
-        """The header of data with `size` octets of payload; returns whether these are delivered."""
-        if session.unsettled and session.state in UNANSWERED:
-            return False  # of the life before, see `ids`
-        if (session.state, Who.PEER, Said.DATA) not in TABLE:
-            yield self._break(session, f"data while {session.state.name}")
-        elif session.receiving and size > session.allowance:
-            yield self._break(session, f"data of {size} octets exceeds its credit of {session.allowance}")
-        elif session.receiving:
+    def _hear_data(self, session: Session, size: int) -> Broken | None:
+        """The header of data with `size` octets of payload, which are delivered if the session is receiving then."""
+        state = session.state
+        if state.receiving:
+            if size > session.allowance:
+                return self._break(session, f"data of {size} octets exceeds its credit of {session.allowance}")
             session.allowance -= size
-            return True
-        return False
+        elif session.unsettled and state.unanswered:
+            return None  # of the life before, see `ids`
+        elif session.opener and state not in PEER_DATA:  # reserved sessions are for proxies
+            return self._break(session, f"data while {state.name}")
+        return None
 
-    def _hear_control(self, code: int, sid: int, value: int) -> Iterator[Event]:
+    def _hear_control(self, code: int, session: Session, value: int) -> Iterator[Event]:
         """A control message without payload."""
         match code:
             case Code.ADD_CREDIT:
-                yield from self._hear_credit(self._sessions[sid], credit_from_wire(value))
+                yield from self._hear_credit(session, credit_from_wire(value))
             case Code.SET_DEFAULT_CREDIT:
                 yield DefaultCreditSet(credit_from_wire(value))
-                for session in self._lives.raise_credit(credit_from_wire(value)):
-                    if session.sending:
-                        yield CreditAdded(session.sid, self.credit(session.sid))
+                for calling in self._lives.raise_credit(credit_from_wire(value)):
+                    if calling.state.sending:
+                        yield CreditAdded(calling.sid, self.credit(calling.sid))
             case Code.SET_MSS:
                 self._fragment = min(value or MAX_FRAGMENT, MAX_FRAGMENT)
                 yield MssSet(value)
@@ -127,19 +130,19 @@ class Hearer(Sender):
                 yield EndpointDefined(value, self.peer_atom(value))
 
     def _hear_credit(self, session: Session, octets: int) -> Iterator[Event]:
-        if session.sid < FIRST_INITIATOR_ID or (session.state in OVER and session.used) or session.unsettled:
+        if not session.opener or (session.state.over and session.life) or session.unsettled:
             return  # reserved, or late: see `session`
-        session.add_credit(octets)
-        if session.sending:
+        session.credit += octets
+        if session.state.sending:
             yield CreditAdded(session.sid, session.credit)
 
-    def _hear_atom(self, index: int, payload: bytes) -> Iterator[Event]:
+    def _hear_atom(self, index: int, payload: bytes) -> AtomInterned:
         try:
             text = payload.decode()
         except UnicodeDecodeError as error:
             raise RemoteProtocolError(f"atom {index} is not UTF-8: octet {error.start} is wrong") from None
         self._peer_atoms[FIRST_ATOM + index] = text
-        yield AtomInterned(FIRST_ATOM + index, text)
+        return AtomInterned(FIRST_ATOM + index, text)
 
     def _check_atom(self, index: int, size: int) -> None:
         if size > MAX_TEXT:

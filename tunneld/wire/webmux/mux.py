@@ -5,14 +5,13 @@ session, send, open another) is done before the next fragment is read, and never
 
 A fragment is handed out as it arrives, in parts where reads cut it. Kept from one `receive` to the next are at most 7
 octets of a header, how much is left of a fragment, and a text of at most `MAX_TEXT` octets; so cutting the input
-finely costs no more than its octets. What every session has many or one of takes the straight path in `_read`: plain
-data that is whole, and a FIN with nothing; everything else is a `_Fragment`.
+finely costs no more than its octets. What every session has many or one of takes a straight path in `_read`: plain data
+that is whole, SYN, and a FIN with nothing that is no answer; everything else is a `_Fragment`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from enum import Enum, auto
 
 from tunneld.errors import LocalProtocolError, RemoteProtocolError
 from tunneld.wire.webmux.events import Item
@@ -33,7 +32,8 @@ from tunneld.wire.webmux.header import (
     code_of,
 )
 from tunneld.wire.webmux.hearer import Hearer
-from tunneld.wire.webmux.limits import FIRST_INITIATOR_ID, MAX_TEXT, MAX_UNSENT
+from tunneld.wire.webmux.limits import MAX_TEXT, MAX_UNSENT
+from tunneld.wire.webmux.session import Session
 
 _Reading = Generator[Item, None, int]
 """Reads some input; returns where the next header starts, which may be behind the end of the input."""
@@ -41,30 +41,19 @@ _Reading = Generator[Item, None, int]
 _word_at = WORD.unpack_from
 
 
-class _Fate(Enum):
-    """What becomes of a payload."""
-
-    DELIVER = auto()
-    KEEP = auto()
-    DROP = auto()
-
-
 class _Fragment:
     """A fragment whose payload is being read."""
 
-    __slots__ = ("fate", "kept", "left", "pad", "word")
+    __slots__ = ("kept", "left", "life", "pad", "session", "text", "word")
 
-    def __init__(self, word: int, size: int, fate: _Fate) -> None:
+    def __init__(self, word: int, size: int, session: Session) -> None:
         self.word = word
         self.left = size
         self.pad = -size & 3
-        self.fate = fate
+        self.session = session
+        self.life = session.life
+        self.text = False  # to be heard as a whole, and so kept
         self.kept = bytearray()
-
-    def forget(self) -> None:
-        """The id has been opened again: this is of the life before, read the rest without meaning."""
-        self.word = 0
-        self.fate = _Fate.DROP
 
 
 class Mux(Hearer):
@@ -92,31 +81,33 @@ class Mux(Hearer):
         self._reading = True
         return self._read(memoryview(data))
 
-    def open(self, protocol: int) -> int:
-        """As `Sender.open`; what is left of a fragment of the id's life before loses its meaning."""
-        session = super().open(protocol)
-        if self._fragment_in and self._fragment_in.word >> 24 == session:
-            self._fragment_in.forget()
-        return session
-
     def _read(self, data: memoryview) -> Iterator[Item]:
         size = len(data)
-        at = yield from self._resume(data)
+        at, self._skip = self._skip, 0
+        if self._fragment_in or self._head:
+            at = yield from self._resume(data)
         sessions = self._sessions
         while size - at >= 4:
             word = _word_at(data, at)[0]
-            if not word & RARE:
-                session = sessions[word >> 24]
+            session = sessions[word >> 24]
+            said = word & RARE
+            if not said:
                 length = word & FIELD
                 start = at + 4
                 end = start + length
-                if 0 < length <= session.allowance and end <= size and session.receiving:
+                if 0 < length <= session.allowance and end <= size and session.state.receiving:
                     session.allowance -= length
-                    yield word >> 24, data[start:end], word & PUSH != 0
+                    yield session.sid, data[start:end], word & PUSH != 0
                     at = end + (-length & 3)
                     continue
-            elif word & BARE == FIN and word >> 24 >= FIRST_INITIATOR_ID:
-                yield from self._hear_fin(sessions[word >> 24])
+            elif said == SYN:
+                if event := self._hear_syn(session, word & FIELD):
+                    yield event
+                at += 4
+                continue
+            elif word & BARE == FIN and not session.state.calling:
+                if event := self._hear_fin(session):
+                    yield event
                 at += 4
                 continue
             at = yield from self._read_fragment(word, data, at)
@@ -129,13 +120,10 @@ class Mux(Hearer):
         self._reading = False
 
     def _resume(self, data: memoryview) -> _Reading:
-        """Go on where the last input ended."""
+        """Go on in the fragment that the last input cut."""
         if self._fragment_in:
             return (yield from self._read_payload(self._fragment_in, data, 0))
-        if self._head:
-            return (yield from self._read_head(data))
-        at, self._skip = self._skip, 0
-        return at
+        return (yield from self._read_head(data))
 
     def _read_head(self, data: memoryview) -> _Reading:
         """Complete a header that the last input cut."""
@@ -166,40 +154,46 @@ class Mux(Hearer):
 
     def _begin(self, word: int, value: int, data: memoryview, at: int) -> _Reading:
         """A header is complete; `at` is behind it."""
-        sid = word >> 24
+        session = self._sessions[word >> 24]
+        fragment = _Fragment(word, value, session)
         if word & CONTROL:
             code = code_of(word)
             if code in WITHOUT_PAYLOAD:
-                yield from self._hear_control(code, sid, value)
+                yield from self._hear_control(code, session, value)
                 return at
             if code == Code.INTERN_ATOM:
-                self._check_atom(sid, value)
-            fate = _Fate.KEEP if code == Code.INTERN_ATOM else _Fate.DROP
+                self._check_atom(session.sid, value)
+                fragment.text = True
         elif word & SYN:
-            session = self._sessions[sid]
-            yield from self._hear_rst(session, b"") if word & RST else self._hear_syn(session, value, word)
+            yield from self._begin_session(word, value)
             return at
-        else:
-            fate = yield from self._begin_data(word, value)
-        self._fragment_in = fragment = _Fragment(word, value, fate)
+        elif word & RST:
+            fragment.text = True
+        elif (value or word & PUSH) and (
+            broken := self._hear_data(session, value)
+        ):  # a FIN or nothing at all is no data
+            yield broken
+        self._fragment_in = fragment
         return (yield from self._read_payload(fragment, data, at))
 
-    def _begin_data(self, word: int, size: int) -> Generator[Item, None, _Fate]:
-        if word & RST:
-            return _Fate.KEEP
-        if word >> 24 < FIRST_INITIATOR_ID or not (size or word & PUSH):
-            return _Fate.DROP  # reserved sessions are for proxies, and a FIN or nothing at all is no data
-        delivered = yield from self._hear_data(self._sessions[word >> 24], size)
-        return _Fate.DELIVER if delivered else _Fate.DROP
+    def _begin_session(self, word: int, protocol: int) -> Iterator[Item]:
+        """SYN with whatever stands beside it."""
+        session = self._sessions[word >> 24]
+        if word & FIN and not word & RST:
+            yield from self._hear_syn_and_fin(session, protocol)
+            return
+        event = self._hear_rst(session, b"") if word & RST else self._hear_syn(session, protocol)
+        if event:
+            yield event
 
     def _read_payload(self, fragment: _Fragment, data: memoryview, at: int) -> _Reading:
-        sid, end = fragment.word >> 24, min(at + fragment.left, len(data))
+        session, end = fragment.session, min(at + fragment.left, len(data))
         fragment.left -= end - at
         marked = fragment.word & PUSH != 0 and not fragment.left
-        if fragment.fate is _Fate.KEEP:
+        if fragment.text:
             fragment.kept += data[at : min(end, at + MAX_TEXT - len(fragment.kept))]
-        elif fragment.fate is _Fate.DELIVER and self._sessions[sid].receiving and (end > at or marked):
-            yield sid, data[at:end], marked
+        elif session.state.receiving and not fragment.word & CONTROL and (end > at or marked):
+            yield session.sid, data[at:end], marked
         if fragment.left:
             return end
         self._fragment_in = None
@@ -208,12 +202,15 @@ class Mux(Hearer):
 
     def _end(self, fragment: _Fragment) -> Iterator[Item]:
         """The payload is complete."""
-        sid = fragment.word >> 24
-        if fragment.word & CONTROL:
-            if code_of(fragment.word) == Code.INTERN_ATOM:
-                yield from self._hear_atom(sid, bytes(fragment.kept))
-        elif sid >= FIRST_INITIATOR_ID:
-            if fragment.word & RST:
-                yield from self._hear_rst(self._sessions[sid], bytes(fragment.kept))
-            elif fragment.word & FIN:
-                yield from self._hear_fin(self._sessions[sid])
+        session, word = fragment.session, fragment.word
+        if word & CONTROL:
+            if code_of(word) == Code.INTERN_ATOM:
+                yield self._hear_atom(session.sid, bytes(fragment.kept))
+        elif session.life != fragment.life:
+            return  # the id has been opened again since this began, so it means nothing any more
+        elif word & FIN and session.state.calling and not word & RST:
+            yield from self._hear_syn_and_fin(session, session.protocol)
+        elif word & (FIN | RST):
+            event = self._hear_rst(session, bytes(fragment.kept)) if word & RST else self._hear_fin(session)
+            if event:
+                yield event

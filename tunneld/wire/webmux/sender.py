@@ -19,10 +19,10 @@ from tunneld.wire.webmux.header import (
     Code,
     pack_control,
 )
-from tunneld.wire.webmux.limits import ATOMS, FIRST_ATOM, FIRST_INITIATOR_ID, MAX_FRAGMENT, MAX_FRAGMENTS, UNLIMITED
+from tunneld.wire.webmux.limits import ATOMS, FIRST_ATOM, MAX_FRAGMENT, MAX_FRAGMENTS, UNLIMITED
 from tunneld.wire.webmux.lives import Lives
 from tunneld.wire.webmux.session import Session
-from tunneld.wire.webmux.states import CALLED, CALLING, OVER, Said, State, Who
+from tunneld.wire.webmux.states import OUR_FIN, OUR_RST, OUR_SYN, State
 from tunneld.wire.webmux.values import atom_to_wire, check_protocol, credit_to_wire, reason_to_wire
 
 _pack = WORD.pack
@@ -55,7 +55,7 @@ class Sender:
     def credit(self, session: int) -> int:
         """Octets that `send` would take on this session, were there no other limit. 0 when it cannot send."""
         record = self._sessions[session]
-        return max(0, record.credit) if record.sending else 0
+        return record.credit if record.credit > 0 and record.state.sending else 0
 
     def allowance(self, session: int) -> int:
         """Octets that the peer may still send on this session: what must be held if nobody reads."""
@@ -66,7 +66,8 @@ class Sender:
 
         Raises `NoFreeSessionError` when `can_open` is False.
         """
-        self._check_protocol(protocol)
+        if not 0 <= protocol < FIRST_ATOM:  # else it is a port
+            self._check_protocol(protocol)
         session = self._lives.open(protocol)
         self.outgoing += _pack(session.sid << 24 | SYN | protocol)
         return session.sid
@@ -76,11 +77,12 @@ class Sender:
         it; we repeat the peer's.
         """
         record = self._sessions[session]
-        if record.state not in CALLED:
+        if not record.state.called:
             raise LocalProtocolError(f"session {session} cannot be accepted: it is {record.state.name}")
-        self._lives.move(record, Who.US, Said.SYN)
+        record.state = OUR_SYN[record.state]
         self.outgoing += _pack(session << 24 | SYN | record.protocol & FIELD)
-        self._say_held(record)
+        if record.held:
+            self._say_held(record)
 
     def send(
         self, session: int, data: bytes | bytearray | memoryview, *, push: bool = False, finish: bool = False
@@ -93,20 +95,22 @@ class Sender:
         """
         record = self._sessions[session]
         size = len(data)
-        if 0 < size <= record.credit and size <= self._fragment and record.sending and not finish:
+        if 0 < size <= record.credit and size <= self._fragment and record.state.sending and not finish:
             record.credit -= size
-            self.outgoing += _pack(session << 24 | size | (PUSH if push else 0))
-            self.outgoing += data
-            self.outgoing += PADDING[size & 3]
+            outgoing = self.outgoing
+            outgoing += _pack(session << 24 | size | (PUSH if push else 0))
+            outgoing += data
+            outgoing += PADDING[size & 3]
             return size
         return self._send_fragments(record, memoryview(data), push, finish)
 
     def finish(self, session: int) -> None:
         """FIN: our direction ends, the other goes on. As answer to a SYN: accepted, and we will not send."""
         record = self._sessions[session]
-        self._lives.move(record, Who.US, Said.FIN)
+        self._lives.move(record, OUR_FIN)
         self.outgoing += _pack(session << 24 | FIN)
-        self._say_held(record)
+        if record.held:
+            self._say_held(record)
 
     def reset(self, session: int, uri: str = "", text: str = "") -> None:
         """RST: both directions end, what is on its way is lost. As answer to a SYN: refused, and the draft's one error
@@ -118,8 +122,8 @@ class Sender:
         """
         record = self._sessions[session]
         before = record.state
-        self._lives.move(record, Who.US, Said.RST)
-        if before in CALLING:
+        self._lives.move(record, OUR_RST)
+        if before.calling:
             self.outgoing += _pack(session << 24 | FIN) if before is State.SYN_SENT else b""
             return
         payload = reason_to_wire(uri, text)
@@ -133,14 +137,14 @@ class Sender:
         """
         record = self._sessions[session]
         value = credit_to_wire(octets)
-        if session < FIRST_INITIATOR_ID or (record.state in OVER and record.used):
+        if not record.opener or (record.state.over and record.life):
             raise LocalProtocolError(f"session {session} gets no credit: it is {record.state.name}")
         if record.state is State.SYN_RCVD:
             held = min(UNLIMITED, record.held + octets)
             credit_to_wire(held)
             record.held = held
-        elif record.receiving or record.state in CALLING or record.state in OVER:
-            record.add_allowance(octets)
+        elif record.state.receiving or record.state.calling or record.state.over:
+            record.allowance += octets
             self.outgoing += pack_control(Code.ADD_CREDIT, session, value)
 
     def set_default_credit(self, octets: int) -> None:
@@ -181,7 +185,7 @@ class Sender:
 
     def _send_fragments(self, session: Session, data: memoryview, push: bool, finish: bool) -> int:
         """What `send` does when its straight path does not fit: several fragments, none, FIN on the last."""
-        if not session.sending:
+        if not session.state.sending:
             raise LocalProtocolError(f"session {session.sid} cannot send: it is {session.state.name}")
         size = len(data)
         taken = min(size, max(0, session.credit), self._fragment * MAX_FRAGMENTS)
@@ -195,7 +199,7 @@ class Sender:
             self._say(session.sid << 24 | last, data)
         session.credit -= taken
         if last & FIN:
-            self._lives.move(session, Who.US, Said.FIN)
+            self._lives.move(session, OUR_FIN)
         return taken
 
     def _say(self, word: int, payload: memoryview) -> None:
@@ -207,7 +211,7 @@ class Sender:
     def _say_held(self, session: Session) -> None:
         """After our answer: the credit that waited for it, unless the answer ended the session."""
         octets, session.held = session.held, 0
-        if octets and session.receiving:
+        if session.state.receiving:
             self.grant(session.sid, octets)
 
     def _check_protocol(self, protocol: int) -> None:

@@ -14,48 +14,22 @@ raises it, data uses it up. Both ends must count alike, although their messages 
 
 from __future__ import annotations
 
-from tunneld.wire.webmux.states import RECEIVING, SENDING, State
+from tunneld.wire.webmux.states import State, Who
 
 
 class Session:
     """One of 256. Lives many times; between lives the credit is what AddCredit said before the first."""
 
-    __slots__ = ("allowance", "credit", "held", "protocol", "receiving", "sending", "sid", "state", "unsettled", "used")
+    __slots__ = ("allowance", "credit", "held", "life", "opener", "protocol", "sid", "state", "unsettled")
 
-    def __init__(self, sid: int) -> None:
+    def __init__(self, sid: int, opener: Who | None) -> None:
+        """`opener` is who may open it, None for one that is reserved."""
         self.sid = sid
+        self.opener = opener
         self.state = State.IDLE
-        self.sending = False  # state in SENDING and state in RECEIVING, for the straight path
-        self.receiving = False
+        self.life = 0  # which it is, or was last; 0: none yet
         self.credit = 0  # octets we may send
         self.allowance = 0  # octets the peer may send
         self.held = 0  # octets of allowance to be said right after our answer
         self.protocol = 0
-        self.used = False  # a SYN has been said at least once
         self.unsettled = False  # opened by us although the peer may still talk about the life before
-
-    def enter(self, state: State) -> None:
-        """Take a state."""
-        self.state = state
-        self.sending = state in SENDING
-        self.receiving = state in RECEIVING
-
-    def start(self, credit: int, allowance: int, protocol: int) -> None:
-        """Begin a life with the defaults of both directions, in octets."""
-        self.used = True
-        self.protocol = protocol
-        self.add_credit(credit)
-        self.add_allowance(allowance)
-
-    def end(self) -> None:
-        """End a life; nothing of its credit is left."""
-        self.credit = self.allowance = self.held = 0
-        self.unsettled = False
-
-    def add_credit(self, octets: int) -> None:
-        """The peer lets us send more (or, when it lowered its default, fewer)."""
-        self.credit += octets
-
-    def add_allowance(self, octets: int) -> None:
-        """We let the peer send more."""
-        self.allowance += octets

@@ -42,7 +42,7 @@ from enum import Enum, auto
 
 
 class _Quick(Enum):
-    """An enum that hashes as fast as any object; Python's own goes through the name, 45 times for each session."""
+    """An enum that hashes as fast as any object; Python's own goes through the name, at every move."""
 
     __hash__ = object.__hash__
 
@@ -60,6 +60,14 @@ class State(_Quick):
     LOCAL_CLOSED = auto()  # (nothing / data)
     REMOTE_CLOSED = auto()  # (data / nothing)
     RESET = auto()  # (SYN / whatever was on its way)
+
+    # Which of the sets below it is in: asked for each fragment, and an attribute is the quickest answer.
+    over: bool
+    calling: bool
+    unanswered: bool
+    called: bool
+    sending: bool
+    receiving: bool
 
 
 class Who(_Quick):
@@ -142,12 +150,6 @@ TABLE: dict[tuple[State, Who, Said], State] = {
 OVER = frozenset({State.IDLE, State.RESET})
 """The session does not live (yet or any more): its id may be opened."""
 
-SENDING = frozenset(state for state, who, said in TABLE if (who, said) == (Who.US, Said.DATA))
-"""We may send data."""
-
-RECEIVING = frozenset(state for state, who, said in TABLE if (who, said) == (Who.PEER, Said.DATA)) - OVER
-"""Data of the peer is delivered. (In RESET it is swallowed.)"""
-
 CALLING = frozenset({State.SYN_SENT, State.SYN_SENT_FIN})
 """We wait for the peer's answer."""
 
@@ -156,3 +158,30 @@ UNANSWERED = CALLING | {State.WITHDRAWN}
 
 CALLED = frozenset({State.SYN_RCVD, State.SYN_RCVD_FIN})
 """The peer waits for ours."""
+
+
+class Column(dict[State, State]):
+    """What one end says, as a column of the table: from each state in which it may, the state that follows."""
+
+    def __init__(self, who: Who, said: Said) -> None:
+        super().__init__({before: after for (before, *saying), after in TABLE.items() if saying == [who, said]})
+        self.who = who
+        self.said = said
+
+
+OUR_SYN, OUR_DATA, OUR_FIN, OUR_RST = (Column(Who.US, said) for said in Said)
+PEER_SYN, PEER_DATA, PEER_FIN, PEER_RST = (Column(Who.PEER, said) for said in Said)
+
+SENDING = frozenset(OUR_DATA)
+"""We may send data."""
+
+RECEIVING = frozenset(PEER_DATA) - OVER
+"""Data of the peer is delivered. (In RESET it is swallowed.)"""
+
+for _state in State:
+    _state.over = _state in OVER
+    _state.calling = _state in CALLING
+    _state.unanswered = _state in UNANSWERED
+    _state.called = _state in CALLED
+    _state.sending = _state in SENDING
+    _state.receiving = _state in RECEIVING
