@@ -39,7 +39,9 @@ this.
 MAX_V1 = 107
 """Octets of the longest line of version 1, CRLF included (§2.1)."""
 
-_V2 = {4: (0x11, struct.Struct("!12sBBH4s4sHH")), 16: (0x21, struct.Struct("!12sBBH16s16sHH"))}
+_STREAM = {4: 0x11, 16: 0x21}
+"""Family and transport, by the octets of an address."""
+_PORTS = struct.Struct("!HH")
 _USUAL = SIGNATURE + b"\x21\x11\x00\x0c"
 _LOCAL = SIGNATURE + b"\x20\x00\x00\x0c" + b"\x04\x00\x09" + bytes(9)
 _PORT = re.compile("0|[1-9][0-9]{0,4}")
@@ -58,17 +60,13 @@ class ProxyHeader:
 def encode_v2(source: Address | None, destination: Address | None) -> bytes:
     """The binary header for a visitor from `source` to `destination`; LOCAL where one is None or their families differ.
 
-    Called for every visitor: one pack of two remembered addresses. Raises `LocalProtocolError` for what is no numeric
-    address.
+    Called for every visitor: the ports behind what is remembered of the hosts. Raises `LocalProtocolError` for what is
+    no numeric address.
     """
     if source is None or destination is None:
         return _LOCAL
-    packed_source, packed_destination = _packed(source[0]), _packed(destination[0])
-    if len(packed_source) != len(packed_destination):
-        return _LOCAL
-    kind, layout = _V2[len(packed_source)]
-    length = layout.size - MIN_V2
-    return layout.pack(SIGNATURE, 0x21, kind, length, packed_source, packed_destination, source[1], destination[1])
+    front = _front_v2(source[0], destination[0])
+    return front + _PORTS.pack(source[1], destination[1]) if front else _LOCAL
 
 
 def encode_v1(source: Address | None, destination: Address | None) -> bytes:
@@ -143,11 +141,8 @@ def decode_v1(data: bytes) -> tuple[ProxyHeader, int] | None:
 
 def _addresses(block: bytes, width: int) -> ProxyHeader:
     source, destination = block[:width], block[width : 2 * width]
-    ports = struct.unpack_from("!HH", block, 2 * width)
-    return ProxyHeader(
-        (str(ipaddress.ip_address(source)), ports[0]),
-        (str(ipaddress.ip_address(destination)), ports[1]),
-    )
+    source_port, destination_port = _PORTS.unpack_from(block, 2 * width)
+    return ProxyHeader((_host(source), source_port), (_host(destination), destination_port))
 
 
 def _parse_v1(words: list[str]) -> ProxyHeader:
@@ -168,7 +163,24 @@ def _port(text: str) -> int:
     return int(text)
 
 
-@lru_cache(maxsize=4096)  # visitors come back, and the destination is always the same; a miss costs 2 µs
+@lru_cache(maxsize=4096)  # visitors come back; a miss costs 3 µs
+def _front_v2(source: str, destination: str) -> bytes:
+    """What stands before the ports; nothing where the two have no common family."""
+    packed_source, packed_destination = _packed(source), _packed(destination)
+    if len(packed_source) != len(packed_destination):
+        return b""
+    addresses = packed_source + packed_destination
+    kind = _STREAM[len(packed_source)]
+    return SIGNATURE + bytes((0x21, kind, 0, len(addresses) + _PORTS.size)) + addresses
+
+
+@lru_cache(maxsize=4096)
+def _host(packed: bytes) -> str:
+    """The text of an address: the other way round."""
+    return str(ipaddress.ip_address(packed))
+
+
+@lru_cache(maxsize=256)  # the destination is nearly always the same
 def _packed(host: str) -> bytes:
     """The octets of an address. Dual-stack listeners report IPv4 visitors as mapped IPv6 ones: they count as IPv4."""
     try:
