@@ -229,6 +229,40 @@ async def test_whoever_comes_while_the_pump_dozes_is_served_in_the_same_turn(pum
     assert len(set(answered.served)) == 1
 
 
+@pytest.mark.parametrize(
+    ("pump", "looks"),
+    [({"turn_time": 60.0, "doze": 60.0, "spin": 60.0}, True), ({"turn_time": 60.0, "doze": 60.0, "spin": 0.0}, False)],
+    indirect=["pump"],
+)
+async def test_after_a_short_wait_the_pump_looks_again_before_it_sleeps(
+    pump: Bench, looks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three answers, each awaited: the first asleep, then looking, if at all. While looking it gives way to others."""
+    far, near = tcp_pair()
+    pump.sockets += [far, near]
+    engine = cast(Pump, pump.engine)
+    gave_way: list[int] = []
+
+    class Answered(Greedy):
+        def on_event(self, events: int) -> None:
+            self.served.append(len(gave_way))
+            if len(self.served) == 4:
+                engine.limits = replace(engine.limits, doze=0.0)
+                self.done.set()
+            elif not looks or len(self.served) == 1:
+                Thread(target=far.send, args=(b"x",)).start()
+
+    def give_way() -> None:
+        gave_way.append(far.send(b"x"))
+
+    monkeypatch.setattr(os, "sched_yield", give_way)
+    answered = Answered(engine, near.fileno())
+    engine.attach(near.fileno(), answered)
+    await answered.done.wait()
+    engine.detach(near.fileno(), answered)
+    assert answered.served == ([0, 0, 1, 2] if looks else [0, 0, 0, 0])
+
+
 async def test_a_closed_socket_is_a_broken_side_and_not_an_error(pump: Bench) -> None:
     """Its owner may have closed it a moment ago."""
     visitor, near_visitor = pump.tcp()

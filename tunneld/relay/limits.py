@@ -33,6 +33,11 @@ class Limits:
     doze: float = 0.0
     "Seconds (a millisecond is the least) that a turn waits for more, in which other tasks have to wait, too."
 
+    spin: float = 0.0001
+    """Seconds at the beginning of a doze in which the pump looks again and again, where the last wait was no longer:
+    about what it takes a processor to fall asleep and be woken. 0: it sleeps at once.
+    """
+
     accept_batch: int = 64
     "Connections accepted from one listener before others have their turn."
 

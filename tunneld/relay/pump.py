@@ -20,6 +20,11 @@ to stop, the next batch follows at once, since a trip through Trio's scheduler c
 relay's process dozes a moment in `epoll_wait` before it makes that trip: the answer is often there by then. After
 `turn_time` Trio has its turn all the same: the control protocol waits a few milliseconds at worst.
 
+**Waiting costs, too.** A processor that fell asleep takes as long to wake up as some visitors take to serve, and between
+processes that hand work to each other this adds up: a quarter of two processors did nothing at all. So the beginning of
+a doze is spent looking (`spin`), giving way to whoever wants the processor, as long as this pays: only if the last wait
+was over as soon.
+
 **Released is not closed.** A parked connection is watched, released and joined within microseconds. `release` therefore
 leaves the registration in the epoll set, only without a handler. The next owner of the descriptor re-arms it; if none
 comes and it still stirs, it is taken out then. Closing a socket removes it by itself.
@@ -101,6 +106,7 @@ class Pump:
         self._later: list[Callable[[], None]] = []
         self._in_batch = False
         self._armed = False  # somebody has more to do
+        self._brisk = False  # the last wait was a short one
         self._epoll: select.epoll | None = None
 
     @functools.cached_property
@@ -222,11 +228,26 @@ class Pump:
         """Serve who is ready, whoever has more and who comes while we doze, until the turn is over."""
         end = perf_counter() + self.limits.turn_time
         self._armed = True
-        while batch := epoll.poll(0 if self._armed else self.limits.doze, BATCH):
+        while batch := epoll.poll(0, BATCH) if self._armed else self._wait(epoll):
             self._armed = False
             self._serve(batch)
             if perf_counter() >= end:
                 return
+
+    def _wait(self, epoll: select.epoll) -> list[tuple[int, int]]:
+        """Who is ready now or comes while we doze: looking first, if that paid the last time, and then asleep."""
+        limits = self.limits
+        batch = epoll.poll(0, BATCH)
+        if not limits.doze:
+            return batch
+        began = perf_counter()
+        while not batch and self._brisk and perf_counter() - began < limits.spin:
+            os.sched_yield()
+            batch = epoll.poll(0, BATCH)
+        if not batch:
+            batch = epoll.poll(limits.doze, BATCH)
+        self._brisk = perf_counter() - began < limits.spin
+        return batch
 
     def _serve(self, batch: list[tuple[int, int]]) -> None:
         """One wake-up: every handler that epoll told of, then the owners whose relays ended."""
