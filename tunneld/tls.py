@@ -42,6 +42,7 @@ class TlsSocket:
         server_hostname: str | None = None,
     ) -> None:
         """`connection` is connected and does not block. Nothing is said before `shake_hands`."""
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # Python's default before 3.11.4: a cut passes for an end
         self.connection = connection
         self.ended = False  # the peer has said goodbye, and everything before it was read
         self._incoming = ssl.MemoryBIO()
