@@ -92,6 +92,7 @@ class _Newcomer:
         self.side: WebMux | None = None
         self.refusal: TunneldError | None = None  # None where it left by itself
         self.decided = trio.Event()
+        self.freed: Callable[[], None] = _not_yet  # told after each channel: nothing stands in between
         self._endpoints = endpoints
         self._peer = peer
         self._max_carriers = max_carriers
@@ -111,18 +112,13 @@ class _Newcomer:
             self.refusal = error
             self.carrier.close("refused")  # before it answers the question behind this, which says that it was taken
         else:
-            self.side = side
+            self.side, self.freed = side, side.freed
             log.debug("carrier came", peer=format_peer(self._peer))
         self.decided.set()
 
     def opened(self, channel: Channel, protocol: int) -> None:
         """The hidden server calls us: there is nothing to reach here."""
         channel.reset("this relay opens sessions and serves none")
-
-    def freed(self) -> None:
-        """A channel ended."""
-        if self.side is not None:
-            self.side.freed()
 
     def answered(self) -> None:
         """It is alive."""
@@ -137,6 +133,10 @@ class _Newcomer:
         if self.side is not None:
             self.side.lost(self.carrier)
             log.info("carrier ended", peer=format_peer(self._peer), reason=reason)
+
+
+def _not_yet() -> None:
+    """Nobody waits for a channel of a carrier that is nobody's."""
 
 
 def is_farewell(uri: str | None) -> bool:

@@ -216,7 +216,7 @@ async def test_a_tunnel_whose_quota_is_used_up_closes_and_says_so() -> None:
             exposed(target, relay.access, told, Wish({"quota": "10k", "bandwidth": "100M"})),
         ):
             tunnel = relay.tunnel
-            assert (tunnel.quota, tunnel.bandwidth) == (10_000, 100_000_000)
+            assert (tunnel.terms.quota, tunnel.terms.bandwidth) == (10_000, 100_000_000)
             stream = await connect(address(told))
             await stream.send_all(bytes(6_000))
             assert await is_dropped_after(stream, 4_000)

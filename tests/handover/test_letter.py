@@ -208,7 +208,7 @@ async def test_a_quota_is_not_begun_anew(house: House) -> None:
     assert await read_exactly(server, 6) == b"123456"
     await house.move()
     tunnel = house.tunnel
-    assert tunnel.quota == 10
+    assert tunnel.terms.quota == 10
     await visitor.send_all(b"7890xyz")
     await tunnel.wait_closed()
     assert tunnel.reason == "its quota of 10 octets is used up (quota)"

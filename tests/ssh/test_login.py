@@ -55,7 +55,7 @@ async def test_what_a_credential_may_do_holds_for_ssh(tmp_path: Path) -> None:
             assert "may not ask for client_port=30000, only for 20000-20009" in ssh.err
             async with client(openssh(here, *FORWARD, LOCAL, key=key)):
                 (tunnel,) = await here.until_served()
-                assert tunnel.max_visitors == 3
+                assert tunnel.terms.max_visitors == 3
                 _, ssh = await outcome(here, "-R", f"0:{LOCAL}:9", key=key, user="another")
                 assert "(its max_tunnels)" in ssh.err
 

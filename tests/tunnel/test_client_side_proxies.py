@@ -29,7 +29,7 @@ class TestTrustedProxies:
         await proxy.send_all(header + b"hello")
         expected = b"PROXY TCP6 2001:db8::1 2001:db8::7 4 443\r\nhello"
         assert await read_exactly(server, len(expected)) == expected
-        assert list(tunnel.visitors.values()) == [("2001:db8::1", 4)]
+        assert list(tunnel.visitors.relays.values()) == [("2001:db8::1", 4)]
 
     @pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", encode_v2(None, None)])
     async def test_a_proxy_that_names_nobody_is_the_visitor_itself(self, service: TunnelService, header: bytes) -> None:
@@ -60,7 +60,7 @@ class TestTrustedProxies:
             line = encode_v1(("192.0.2.1", 4), ("203.0.113.1", 80))
             await visitor.send_all(line)
             assert await read_exactly(server, len(line)) == line
-            assert list(tunnel.visitors.values()) == [visitor.socket.getsockname()]
+            assert list(tunnel.visitors.relays.values()) == [visitor.socket.getsockname()]
 
     async def test_a_slow_proxy_holds_nobody_up_and_is_given_up(
         self, service: TunnelService, mock_clock: MockClock

@@ -446,10 +446,10 @@ async def test_a_bug_in_one_tunnel_closes_that_tunnel_alone(
     bystander = await open_tunnel(service, persist="yes")
     server, visitor = await joined(bystander)
 
-    def boom(peer: object) -> None:
+    def boom(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(broken, "full", lambda: boom(None))
+    monkeypatch.setattr(broken.visitors, "admit", boom)
     assert await is_dropped(await connect(broken.client_uri))
     await broken.wait_closed()
     assert broken.reason == "internal error"

@@ -1,19 +1,20 @@
 """What all backends on carriers have in common: connections of the hidden server, each of which takes many visitors.
 
-The least loaded carrier takes a visitor. A hidden server that lost its network comes back before its old carrier is
-known to be dead. So a newcomer casts doubt on the others: they are asked for a sign of life, and until they give one,
-visitors go to those that have.
+A visitor goes to the least loaded carrier that has room. A hidden server that lost its network comes back before its
+old carrier is known to be dead. So a newcomer casts doubt on the others: they are asked for a sign of life, and until
+they give one, visitors go to those that have.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from contextlib import suppress
 from typing import Any, Protocol
 
 import trio
 
 from tunneld.backends.base import Host, Premises, SideLegacy
+from tunneld.backends.line import Line
 from tunneld.backends.shared import Endpoints
 from tunneld.endpoint import Endpoint
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
@@ -27,10 +28,6 @@ SECURE = frozenset({"webmuxs", "ssh"})
 
 class Carrying(Protocol):
     """A connection that carries channels: `session.Carrier`, or another that does the same."""
-
-    @property
-    def can_open(self) -> bool:
-        """Whether `open` would succeed."""
 
     @property
     def answering(self) -> bool:
@@ -49,7 +46,7 @@ class Carrying(Protocol):
         """Is the peer alive?"""
 
     def open(self, protocol: int) -> Channel:
-        """Open a channel for a visitor of this port."""
+        """Open a channel for a visitor of this port. Raises `LimitReachedError` where there is no room for one."""
 
     def close(self, reason: str) -> None:
         """End it and every channel on it. Harmless when repeated."""
@@ -66,8 +63,10 @@ class Carried:
         self._endpoints = self._port(host.premises)
         self._key = self._endpoints.enter(self, _known_key(host))
         self._carriers: dict[Carrying, Any] = {}  # each with its peer's address
-        self._ending: set[Carrying] = set()  # those of them that take nobody new
-        self._waiters: deque[_Waiter] = deque()
+        self._taking: list[
+            Carrying
+        ] = []  # those of them that take visitors; the newest before its equals
+        self._line = Line[Channel]()
         self._closed = False
 
     @classmethod
@@ -97,12 +96,12 @@ class Carried:
     @property
     def parked(self) -> int:
         """How many more visitors the carriers could take."""
-        return sum(carrier.room_left for carrier in self._carriers if carrier not in self._ending)
+        return sum(carrier.room_left for carrier in self._taking)
 
     @property
     def standing(self) -> int:
         """How many carriers answer and take visitors."""
-        return sum(carrier.answering and carrier not in self._ending for carrier in self._carriers)
+        return sum(carrier.answering for carrier in self._taking)
 
     @property
     def silent(self) -> bool:
@@ -126,30 +125,15 @@ class Carried:
 
     def dial_nowait(self) -> Channel:
         """A channel on the least loaded carrier. Raises `trio.WouldBlock`."""
-        if self._waiters:
+        if self._line.waiters:
             raise trio.WouldBlock
         return self._open()
 
     async def dial(self) -> Channel:
         """Wait in line for a carrier that has room. Raises `trio.ClosedResourceError` once closed."""
-        if not self._waiters:
-            try:
-                return self._open()
-            except trio.WouldBlock:
-                pass
-        waiter = _Waiter()
-        self._waiters.append(waiter)
-        try:
-            await waiter.served.wait()
-        except trio.Cancelled:
-            if waiter.channel is None:
-                self._waiters.remove(waiter)
-            else:
-                waiter.channel.close()
-            raise
-        if waiter.channel is None:
-            raise trio.ClosedResourceError
-        return waiter.channel
+        with suppress(trio.WouldBlock):
+            return self.dial_nowait()
+        return await self._line.wait()
 
     def trim(self, keep: int) -> int:
         """Nothing is parked ahead, so there is nothing to trim."""
@@ -174,8 +158,7 @@ class Carried:
         self._closed = True
         self._endpoints.leave(self._key)
         self._close_idle()
-        while self._waiters:
-            self._waiters.popleft().served.set()
+        self._line.close()
 
     def admit(self, carrier: Carrying, peer: Any, most: int) -> None:
         """Take a carrier whose peer has said our key, if that makes no more than `most`, or raise `NotAllowedError` or
@@ -188,13 +171,14 @@ class Carried:
         for other in self._carriers:
             other.heartbeat.ask_now()
         self._carriers[carrier] = peer
+        self._taking.insert(0, carrier)
         self._host.attached(peer)
         self.freed()
 
     def retire(self, carrier: Carrying) -> None:
         """Its peer wants to be called no more: those that it serves may finish, others go elsewhere or wait."""
-        if carrier in self._carriers:
-            self._ending.add(carrier)
+        if carrier in self._taking:
+            self._taking.remove(carrier)
 
     # What its carriers report
 
@@ -202,16 +186,16 @@ class Carried:
         """There may be room: serve whoever waits longest."""
         if self._closed:
             self._close_idle()
-        while self._waiters:
+        while self._line.waiters:
             try:
                 channel = self._open()
             except trio.WouldBlock:
                 return
-            self._waiters.popleft().serve(channel)
+            self._line.serve(channel)
 
     def lost(self, carrier: Carrying) -> None:
         """A carrier ended."""
-        self._ending.discard(carrier)
+        self.retire(carrier)
         peer = self._carriers.pop(carrier, None)
         if peer is not None:
             self._host.detached(peer)
@@ -224,10 +208,13 @@ class Carried:
                 carrier.close("the tunnel closed")
 
     def _open(self) -> Channel:
-        carrier = _least_loaded(carrier for carrier in self._carriers if carrier not in self._ending)
-        if carrier is None:
-            raise trio.WouldBlock
-        return carrier.open(self._host.client_port)
+        carriers = self._taking
+        for carrier in carriers if len(carriers) < 2 else sorted(carriers, key=_rank):
+            try:
+                return carrier.open(self._host.client_port)
+            except LimitReachedError:
+                pass
+        raise trio.WouldBlock
 
     def _replace_silent(self) -> bool:
         """Make room by giving up a carrier whose peer does not answer; whether there was one."""
@@ -245,28 +232,6 @@ def _known_key(host: Host) -> str:
     return host.former.key if host.former is not None else ""
 
 
-class _Waiter:
-    """Somebody in line for a channel."""
-
-    __slots__ = ("channel", "served")
-
-    def __init__(self) -> None:
-        self.served = trio.Event()
-        self.channel: Channel | None = None
-
-    def serve(self, channel: Channel) -> None:
-        self.channel = channel
-        self.served.set()
-
-
-def _least_loaded(carriers: Iterable[Carrying]) -> Carrying | None:
-    """The carrier that a new visitor goes to: one that answers, then one with fewer channels, then the newest."""
-    best: Carrying | None = None
-    for carrier in carriers:
-        if carrier.can_open and (best is None or _rank(carrier) <= _rank(best)):
-            best = carrier
-    return best
-
-
 def _rank(carrier: Carrying) -> tuple[bool, bool, int]:
+    """A new visitor goes to one that answers, then to one that nobody doubts, then to one with fewer channels."""
     return not carrier.answering, carrier.heartbeat.asking and not carrier.heartbeat.heard, len(carrier.channels)

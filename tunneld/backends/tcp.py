@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Container
 from contextlib import suppress
 from functools import partial
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import trio
 
 from tunneld.backends.base import Host, Premises, ServerConnection, SideLegacy
+from tunneld.backends.line import Line
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint
 from tunneld.errors import LimitReachedError, UsageError
@@ -58,8 +59,8 @@ class Tcp:
         self._listener = _bind(settings, host.former, host.reserved) if legacy is None else legacy.listener
         port = self._listener.getsockname()[1] if self._listener is not None else legacy.port if legacy else 0
         self._uri = Endpoint("tls" if host.secure == "yes" else "tcp", host.advertised_host, port, self._key)
-        self._parked: dict[Parkable, Registration] = {}  # in the order in which they came
-        self._waiters: deque[_Waiter] = deque()
+        self._parked = OrderedDict[Parkable, Registration]()  # in the order in which they came
+        self._line = Line[Parkable]()
         self._newcomers: set[trio.CancelScope] = set()
         self._accepting = (
             host.engine.listen(self._listener, self._arrived, host.failed) if self._listener is not None else None
@@ -106,27 +107,15 @@ class Tcp:
 
     def dial_nowait(self) -> Parkable:
         """The connection parked longest. Raises `trio.WouldBlock`."""
-        if not self._parked or self._waiters:
+        if not self._parked or self._line.waiters:
             raise trio.WouldBlock
         return self._take()
 
     async def dial(self) -> Parkable:
         """Wait in line for the next connection of the hidden server. Raises `trio.ClosedResourceError` once closed."""
-        if self._parked and not self._waiters:  # one came since dial_nowait, and nobody stands in line before us
+        if self._parked and not self._line.waiters:  # one came since dial_nowait, and nobody stands in line before us
             return self._take()
-        waiter = _Waiter()
-        self._waiters.append(waiter)
-        try:
-            await waiter.served.wait()
-        except trio.Cancelled:
-            if waiter.connection is None:
-                self._waiters.remove(waiter)
-            else:
-                self._offer(waiter.connection)
-            raise
-        if waiter.connection is None:
-            raise trio.ClosedResourceError
-        return waiter.connection
+        return await self._line.wait()
 
     def trim(self, keep: int) -> int:
         """Close the connections parked longest until `keep` are left."""
@@ -162,8 +151,7 @@ class Tcp:
         for scope in self._newcomers:
             scope.cancel()
         self.trim(0)
-        while self._waiters:
-            self._waiters.popleft().served.set()
+        self._line.close()
 
     def _arrived(self, connection: socket.socket, peer: Any) -> None:
         """Admit one connection that claims to be the hidden server."""
@@ -215,15 +203,15 @@ class Tcp:
 
     def _offer(self, connection: Parkable) -> None:
         """Give a connection to whoever waits longest, or park it."""
-        if self._waiters:
-            self._waiters.popleft().serve(connection)
+        if self._line.waiters:
+            self._line.serve(connection)
         else:
             self._parked[connection] = connection.watch(lambda: self._left(connection), self._host.failed)
 
     def _take(self) -> Parkable:
         """Unpark the connection parked longest."""
-        connection = next(iter(self._parked))
-        self._parked.pop(connection).release()
+        connection, watching = self._parked.popitem(last=False)
+        watching.release()
         return connection
 
     def _left(self, connection: Parkable) -> None:
@@ -296,17 +284,3 @@ class TcpConnection:
     def close(self) -> None:
         """Close the connection."""
         self.socket.close()
-
-
-class _Waiter:
-    """Somebody in line for a connection."""
-
-    __slots__ = ("connection", "served")
-
-    def __init__(self) -> None:
-        self.served = trio.Event()
-        self.connection: Parkable | None = None
-
-    def serve(self, connection: Parkable) -> None:
-        self.connection = connection
-        self.served.set()

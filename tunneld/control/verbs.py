@@ -78,7 +78,8 @@ async def show_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply
     """One item for the tunnel, then one for each visitor."""
     tunnel = daemon.service.find(request.args[0], known(caller))
     visitors: list[Item] = [
-        {"visitor": format_peer(peer), "up": relay.up, "down": relay.down} for relay, peer in tunnel.visitors.items()
+        {"visitor": format_peer(peer), "up": relay.up, "down": relay.down}
+        for relay, peer in tunnel.visitors.relays.items()
     ]
     return Reply(text=count(len(visitors), "visitor"), items=[describe_tunnel(tunnel), *visitors])
 
@@ -224,7 +225,7 @@ def describe_reservation(kept: Kept) -> Item:
 
 def describe_tunnel(tunnel: Tunnel) -> Item:
     """What `list` and `show` say of a tunnel; times in seconds, sizes in octets."""
-    opening, options, rules = tunnel.opening, tunnel.opening.options, tunnel.rules
+    opening, options, terms = tunnel.opening, tunnel.opening.options, tunnel.terms
     up, down = tunnel.octets
     return {
         "id": tunnel.id,
@@ -240,11 +241,11 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "persist": opening.options.persist,
         "allow_from": ",".join(map(str, options.allow_from)) or None,
         "deny_from": ",".join(map(str, options.deny_from)) or None,
-        "max_visitors": tunnel.max_visitors,
-        "max_per_source": rules.max_per_source,
-        "visitor_rate": str(rules.rate) if rules.rate else None,
-        "bandwidth": tunnel.bandwidth,
-        "quota": tunnel.quota,
+        "max_visitors": terms.max_visitors,
+        "max_per_source": terms.rules.max_per_source,
+        "visitor_rate": str(terms.rules.rate) if terms.rules.rate else None,
+        "bandwidth": terms.bandwidth,
+        "quota": terms.quota,
         "age": int(trio.current_time() - tunnel.opened_at),
         "visitors": len(tunnel.visitors),
         "waiting": tunnel.waiting,

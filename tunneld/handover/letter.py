@@ -28,8 +28,7 @@ from tunneld.handover.baggage import Baggage, MissingError
 from tunneld.options import TunnelOptions
 from tunneld.relay.lift import Course, Lifted
 from tunneld.tunnel import Opening
-from tunneld.tunnel.client_side import ClientLegacy, Waiting
-from tunneld.tunnel.legacy import Account, Past, ServiceLegacy, TunnelLegacy
+from tunneld.tunnel.legacy import Account, ClientLegacy, Past, ServiceLegacy, TunnelLegacy, Waiting
 
 log = structlog.get_logger("handover")
 

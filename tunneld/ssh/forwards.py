@@ -27,7 +27,7 @@ import trio
 
 from tunneld.access import Grant
 from tunneld.backends.ssh import Ssh, find_side
-from tunneld.errors import NotAllowedError, TunneldError
+from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError
 from tunneld.options import ANYWHERE, MAX_NAME, TunnelOptions
 from tunneld.service import Asker, TunnelService
 from tunneld.session import Channel
@@ -75,11 +75,6 @@ class Forward:
         return 0 if self.over or not self._begun else max(0, self._most() - self.carrier.connection.channel_count)
 
     @property
-    def can_open(self) -> bool:
-        """See `Carrying`."""
-        return self.room_left > 0
-
-    @property
     def heartbeat(self) -> Heartbeat:
         """See `Carrying`."""
         return self.carrier.heartbeat
@@ -109,6 +104,8 @@ class Forward:
 
     def open(self, _port: int) -> Channel:
         """See `Carrying`."""
+        if not self.room_left:
+            raise LimitReachedError("could not open a channel: its ssh has as many as it may have")
         channel = self.carrier.open(self)
         self.channels[channel.sid] = channel
         return channel

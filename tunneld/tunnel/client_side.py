@@ -9,111 +9,69 @@ for that.
 from __future__ import annotations
 
 import socket
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Container
+from typing import Any
 
 import trio
 
-from tunneld.admission import Admission, Refusal, Refused, Rules
+from tunneld.admission import Refusal, Refused
 from tunneld.backends import ServerConnection, ServerSide
 from tunneld.config.schema import Tunnels
-from tunneld.endpoint import Endpoint, Network, parse_network
+from tunneld.endpoint import Endpoint, is_wildcard, parse_network
 from tunneld.errors import RemoteProtocolError, UsageError, reason_of
 from tunneld.net import bind_in_range, taken_out
 from tunneld.networks import NetworkSet, read_address
 from tunneld.options import TunnelOptions
-from tunneld.rates import Rate
-from tunneld.relay.engine import Engine, Registration
+from tunneld.relay.engine import Engine, Failure, Registration
 from tunneld.relay.look import has_left
+from tunneld.tunnel.legacy import ClientLegacy, Waiting
+from tunneld.tunnel.opening import Opening
 from tunneld.tunnel.proxied import receive_header
-
-
-class Pairing(Protocol):
-    """What a client side asks of its tunnel."""
-
-    def full(self) -> Refusal | None:
-        """Why no further visitor is taken, if so."""
-
-    def pair(self, visitor: socket.socket, server: ServerConnection, peer: Any, reached: Any = None) -> None:
-        """Relay between a visitor and a server connection; both belong to the tunnel from now on.
-
-        `reached` is the address that the visitor connected to, where it is not that of the socket.
-        """
-
-    def gave_up(self, peer: Any, reason: str) -> None:
-        """A visitor that had been admitted waited in vain and was closed."""
-
-    def refused(self, peer: Any, refusal: Refusal) -> None:
-        """A visitor was turned away and closed."""
-
-    def fail(self, error: Exception) -> None:
-        """A callback raised: a bug."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A visitor without a server connection, and how many seconds it has left to get one."""
-
-    visitor: socket.socket
-    peer: Any
-    reached: Any  # the address that it connected to, where a proxy took the connection for us
-    patience: float
-
-
-@dataclass(frozen=True, slots=True)
-class ClientLegacy:
-    """What a client side leaves to its successor in the next process."""
-
-    port: int
-    listener: socket.socket | None  # None: it had been closed, for the tunnel is drained
-    waiting: Sequence[Waiting] = ()
+from tunneld.tunnel.terms import Terms
+from tunneld.tunnel.visitors import Visitors
 
 
 class ClientSide:
     """A listener for clients. Bound when made, listening from `listen`, gone after `close`."""
 
-    def __init__(
-        self,
-        settings: Tunnels,
-        options: TunnelOptions,
-        advertised_host: str,
-        reserved: Container[int] = (),
-        legacy: ClientLegacy | None = None,
-    ) -> None:
-        """Bind the port asked for, or any of the range that is not `reserved`; or take over the `legacy` of another
+    def __init__(self, opening: Opening, terms: Terms, legacy: ClientLegacy | None = None) -> None:
+        """Bind the port asked for, or any of the range that is not reserved; or take over the `legacy` of another
         process.
 
-        Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range or an
-        option exceeds what is configured, `UsageError`.
+        Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range,
+        `UsageError`.
         """
-        self.rules = rules_of(settings, options)
-        self.admission = None if self.rules.ask_nothing else Admission(self.rules)  # its owner tells it who left
+        self._settings = settings = opening.settings
+        self._terms = terms
         self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
-        self._settings = settings
         self._hearing = 0  # visitors of whom a proxy has not told yet
-        self._listener = _bind(settings, options, reserved) if legacy is None else legacy.listener
+        legacy = legacy or ClientLegacy(0, _bind(settings, opening.options, opening.reserved))
+        self._listener = legacy.listener
         self._closed = self._listener is None
-        port = self._listener.getsockname()[1] if self._listener is not None else legacy.port if legacy else 0
-        self.uri = Endpoint("tcp", advertised_host, port)
-        self._legacy = legacy
+        place = ("", legacy.port) if self._listener is None else self._listener.getsockname()
+        self._place = None if is_wildcard(place[0]) else place  # the one address that visitors reach, if it is one
+        self.uri = Endpoint("tcp", opening.advertised_host, place[1])
+        self._left_waiting = legacy.waiting
         self._line: dict[socket.socket, tuple[Any, Any, float]] = {}  # who waits; until when, in Trio's time
-        self._pairing_timeout = options.pairing_timeout or settings.pairing_timeout
         self._accepting: Registration | None = None
         self._engine: Engine
         self._server_side: ServerSide
-        self._tunnel: Pairing
+        self._visitors: Visitors
         self._nursery: trio.Nursery
+        self._failed: Failure
 
-    def listen(self, engine: Engine, server_side: ServerSide, tunnel: Pairing, nursery: trio.Nursery) -> None:
-        """Take visitors from now on; the tunnel's `nursery` owns those that wait."""
-        self._engine, self._server_side, self._tunnel, self._nursery = engine, server_side, tunnel, nursery
+    def listen(
+        self, engine: Engine, server_side: ServerSide, visitors: Visitors, nursery: trio.Nursery, failed: Failure
+    ) -> None:
+        """Take visitors from now on. `nursery` owns those that wait; `failed` hears of bugs."""
+        self._engine, self._server_side, self._visitors = engine, server_side, visitors
+        self._nursery, self._failed = nursery, failed
         arrive = self._arrive if self._proxies else self._visit
         if self._listener is not None:
-            self._accepting = engine.listen(self._listener, arrive, tunnel.fail)
-        for one in self._legacy.waiting if self._legacy is not None else ():
+            self._accepting = engine.listen(self._listener, arrive, failed)
+        for one in self._left_waiting:
             self._wait(one.visitor, one.peer, one.reached, one.patience)
-        self._legacy = None
+        self._left_waiting = ()
 
     @property
     def waiting(self) -> int:
@@ -147,10 +105,10 @@ class ClientSide:
 
     def _arrive(self, visitor: socket.socket, peer: Any) -> None:
         """A client connected, or a proxy for one: hear who it is first."""
+        most = self._terms.max_waiting
         if read_address(peer[0]) not in self._proxies:
             self._visit(visitor, peer)
-        elif self.waiting + self._hearing >= self._settings.max_waiting:
-            most = self._settings.max_waiting
+        elif self.waiting + self._hearing >= most:
             self._refuse(visitor, peer, Refusal(Refused.FULL, f"{most} visitors wait already (tunnels.max_waiting)"))
         else:
             self._hearing += 1
@@ -173,7 +131,7 @@ class ClientSide:
             if header is None:
                 visitor.close()
         if header is None:
-            self._tunnel.refused(proxy, Refusal(Refused.HEADER, reason))
+            self._visitors.refused(proxy, Refusal(Refused.HEADER, reason))
         elif self._closed:
             self._refuse(visitor, header.source or proxy, Refusal(Refused.UNSERVED, "the tunnel takes nobody new"))
         else:
@@ -181,25 +139,22 @@ class ClientSide:
 
     def _refuse(self, visitor: socket.socket, peer: Any, refusal: Refusal) -> None:
         visitor.close()
-        self._tunnel.refused(peer, refusal)
+        self._visitors.refused(peer, refusal)
 
     def _visit(self, visitor: socket.socket, peer: Any, reached: Any = None) -> None:
-        """A client is here: pair it at once where a server connection is parked, otherwise let it wait.
+        """A client is here: pair it at once where a server connection is at hand, otherwise let it wait.
 
         `reached` is the address that it connected to, where a proxy took the connection for us.
         """
-        refusal = self._tunnel.full()
-        if refusal is None and self.admission is not None:
-            refusal = self.admission.admit(peer[0], trio.current_time())
-        if refusal is not None:
+        if (refusal := self._visitors.admit(peer, len(self._line))) is not None:
             self._refuse(visitor, peer, refusal)
             return
         try:
             server = self._server_side.dial_nowait()
         except trio.WouldBlock:
-            self._wait(visitor, peer, reached, self._pairing_timeout)
+            self._wait(visitor, peer, reached, self._terms.pairing_timeout)
         else:
-            self._tunnel.pair(visitor, server, peer, reached)
+            self._visitors.pair(visitor, server, peer, reached or self._place)
 
     def _wait(self, visitor: socket.socket, peer: Any, reached: Any, patience: float) -> None:
         deadline = trio.current_time() + patience
@@ -208,7 +163,7 @@ class ClientSide:
 
     async def _wait_for_server(self, visitor: socket.socket, peer: Any, reached: Any, deadline: float) -> None:
         """Hold one visitor until a server connection comes, the visitor leaves, or `pairing_timeout` is over."""
-        reason = f"no server connection came in {self._pairing_timeout:g} s (pairing_timeout)"
+        reason = f"no server connection came in {self._terms.pairing_timeout:g} s (pairing_timeout)"
         server: ServerConnection | None = None
 
         def look() -> None:
@@ -217,7 +172,7 @@ class ClientSide:
                 reason = "it left before a server connection came"
                 scope.cancel()
 
-        watching = self._engine.watch(visitor, look, self._tunnel.fail)
+        watching = self._engine.watch(visitor, look, self._failed)
         try:
             with trio.move_on_at(deadline) as scope:
                 server = await self._server_side.dial()
@@ -229,40 +184,9 @@ class ClientSide:
             if server is None:
                 visitor.close()
         if server is None:
-            self._tunnel.gave_up(peer, reason)
+            self._visitors.gave_up(peer, reason)
         else:
-            self._tunnel.pair(visitor, server, peer, reached)
-
-
-def rules_of(settings: Tunnels, options: TunnelOptions) -> Rules:
-    """What the configuration and the options together ask of visitors.
-
-    Raises `UsageError` where an option exceeds what is configured.
-    """
-    _check_most("max_visitors", options.max_visitors, settings.max_visitors)
-    _check_most("max_per_source", options.max_per_source, settings.max_per_source)
-    ceiling = Rate.parse(settings.visitor_rate) if settings.visitor_rate is not None else None
-    if options.visitor_rate and ceiling and not options.visitor_rate.within(ceiling):
-        raise UsageError(
-            f"option visitor_rate={options.visitor_rate}: this relay takes no more than {ceiling}, neither at once nor "
-            "in the long run"
-        )
-    return Rules(
-        allow=(_networks(settings.allow_from), options.allow_from),
-        deny=(*_networks(settings.deny_from), *options.deny_from),
-        max_per_source=options.max_per_source or settings.max_per_source,
-        rate=options.visitor_rate or ceiling,
-        max_sources=settings.max_sources,
-    )
-
-
-def _networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
-    return tuple(map(parse_network, texts))
-
-
-def _check_most(option: str, wanted: int | None, ceiling: int | None) -> None:
-    if wanted is not None and ceiling is not None and wanted > ceiling:
-        raise UsageError(f"option {option}={wanted}: this relay allows at most {ceiling}")
+            self._visitors.pair(visitor, server, peer, reached or self._place)
 
 
 def _bind(settings: Tunnels, options: TunnelOptions, reserved: Container[int]) -> socket.socket:

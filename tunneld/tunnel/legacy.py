@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tunneld.backends import SideLegacy
 from tunneld.relay.lift import Lifted
-from tunneld.tunnel.client_side import ClientLegacy
 from tunneld.tunnel.opening import Opening
 
 
@@ -24,6 +24,25 @@ class Account:
     up: int = 0  # octets of relays that have ended
     down: int = 0
     quota_left: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A visitor without a server connection, and how many seconds it has left to get one."""
+
+    visitor: socket.socket
+    peer: Any
+    reached: Any  # the address that it connected to, where a proxy took the connection for us
+    patience: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLegacy:
+    """What a client side leaves to its successor in the next process."""
+
+    port: int
+    listener: socket.socket | None  # None: it had been closed, for the tunnel is drained
+    waiting: Sequence[Waiting] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,11 @@ class Members:
 
     def stranger(self, peer: Any) -> str:
         """Why this peer's address may not pose as the hidden server; empty: it may."""
-        if self.networks is None or any(contains(network, peer) for network in self.networks):
+        if self.networks is None:
             return ""
+        for network in self.networks:  # every server connection is asked for, and there is mostly one network
+            if contains(network, peer):
+                return ""
         return f"only {' and '.join(map(str, self.networks))} may connect as the hidden server"
 
     def _admit(self, network: Network | None) -> None:

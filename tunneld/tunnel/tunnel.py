@@ -4,7 +4,7 @@
     ├─ server side             the backend: its listener and what is parked, or its carriers
     ├─ client side             a listener; its visitors arrive in batches, in the engine
     │  └─ waiting visitor ×N   a task each, but only for those that find no server connection parked
-    ├─ relay ×M                without a task: the engine moves their bytes, the tunnel drops them when it ends
+    ├─ visitors                those that are relayed, without a task: the engine moves their bytes
     └─ clock ×3                open_timeout, ttl, idle_timeout
 
 Phases move one way, by `_enter` alone:
@@ -20,7 +20,6 @@ does. A persistent one outlives its relays.
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from enum import Enum
 from typing import Any
@@ -28,26 +27,22 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.access import least
-from tunneld.admission import Refusal, Refused
-from tunneld.backends import Host, ServerConnection, backend_of
+from tunneld.admission import Refused
+from tunneld.backends import Host, backend_of
 from tunneld.endpoint import Endpoint, format_peer
-from tunneld.errors import reason_of
 from tunneld.events import Events
-from tunneld.rates import Rate, Thinning
-from tunneld.relay.engine import Engine, Relay, RelayEnd
+from tunneld.relay.engine import Engine
 from tunneld.tunnel import clocks
 from tunneld.tunnel.client_side import ClientSide
 from tunneld.tunnel.legacy import Account, TunnelLegacy
 from tunneld.tunnel.members import Members
 from tunneld.tunnel.opening import Opening
-from tunneld.wire.proxy_protocol import encode_v1, encode_v2
+from tunneld.tunnel.refusals import Refusals
+from tunneld.tunnel.terms import Terms
+from tunneld.tunnel.visitors import Visitors
 
-PROXY_HEADERS = {"v1": encode_v1, "v2": encode_v2}
 STOPPED = "the relay stopped"
 """The reason where nobody gave one: its task was cancelled with all others."""
-REFUSALS_LOGGED = Rate.parse("60/m")
-"""Lines about refused connections of one tunnel: as many at once show what goes on, one a second that it still does."""
 
 
 class Phase(Enum):
@@ -68,36 +63,25 @@ class Tunnel:
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and holds nothing then.
         """
-        backend = backend_of(opening.backend)
+        backend, terms = backend_of(opening.backend), Terms.of(opening.settings, opening.options)
         account, now = legacy.account if legacy is not None else Account(), trio.current_time()
         self.opening = opening
-        self._phase = Phase.OPENING
+        self.terms = terms
         self.opened_at, self.unused_since = now - account.age, now - account.unused
         self.quiet = account.quiet
-        self.served = account.served  # visitors that got a server connection, ever
-        self.refusals = Counter({Refused(kind): count for kind, count in account.refused.items()})
-        self.max_visitors = opening.options.max_visitors or opening.settings.max_visitors
-        self.bandwidth = least(opening.options.bandwidth, opening.settings.bandwidth)  # octets per second
-        self.quota = least(opening.options.quota, opening.settings.quota)  # octets
         self.reason = ""  # why it closed
         self.members = Members(opening.admits)
+        self._phase = Phase.OPENING
         self._engine = engine
         self._events = events
         self._log = structlog.get_logger("tunnel").bind(tunnel=opening.id)
-        self._thinning = Thinning(REFUSALS_LOGGED)
-        self._relays: dict[Relay, Any] = {}  # each with its visitor's address
-        self._ended_up, self._ended_down = account.up, account.down  # octets of relays that ended
-        quota = self.quota if account.quota_left is None else account.quota_left
-        self._throttle = engine.limit(self.bandwidth, quota, self._use_up) if self.bandwidth or self.quota else None
         self._legacy = legacy
         self._left_to_another = False
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
-        client = legacy.client if legacy is not None else None
-        self._client_side = ClientSide(
-            opening.settings, opening.options, opening.advertised_host, opening.reserved, client
-        )
-        self.rules, self._admission = self._client_side.rules, self._client_side.admission
+        self._refusals = Refusals(opening.id, events, account.refused)
+        self.visitors = Visitors(opening.id, terms, engine, events, self._refusals, self, account)
+        self._client_side = ClientSide(opening, terms, legacy.client if legacy is not None else None)
         try:
             self._server_side = backend(self._host())
         except BaseException:
@@ -127,11 +111,6 @@ class Tunnel:
         return self._client_side.uri
 
     @property
-    def visitors(self) -> dict[Relay, Any]:
-        """The relays there are now, each with its visitor's address."""
-        return self._relays
-
-    @property
     def waiting(self) -> int:
         """Visitors that wait for a server connection."""
         return self._client_side.waiting
@@ -142,15 +121,24 @@ class Tunnel:
         return self._server_side.parked
 
     @property
+    def served(self) -> int:
+        """Visitors that got a server connection, ever."""
+        return self.visitors.served
+
+    @property
+    def refusals(self) -> Counter[Refused]:
+        """Visitors that were turned away, ever, by the class of the reason."""
+        return self._refusals.visitors
+
+    @property
     def octets(self) -> tuple[int, int]:
         """Octets delivered so far: up (to the hidden server), down (to clients)."""
-        up = self._ended_up + sum(relay.up for relay in self._relays)
-        return up, self._ended_down + sum(relay.down for relay in self._relays)
+        return self.visitors.octets
 
     @property
     def in_use(self) -> bool:
         """Whether anybody is connected on either side."""
-        return bool(self._relays or self.waiting or self.parked)
+        return bool(self.visitors or self.waiting or self.parked)
 
     @property
     def activity(self) -> object:
@@ -165,7 +153,7 @@ class Tunnel:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    self._client_side.listen(self._engine, self._server_side, self, nursery)
+                    self._client_side.listen(self._engine, self._server_side, self.visitors, nursery, self.fail)
                     self._enter(Phase.READY if self.parked else Phase.WAITING)
                     if self._legacy is not None:
                         self._take_over(self._legacy)
@@ -190,9 +178,9 @@ class Tunnel:
         self._enter(Phase.DRAINING)
         self._client_side.close()
         self._server_side.close()
-        self._events.publish("draining", id=self.id, visitors=len(self._relays))
-        self._log.info("tunnel draining", visitors=len(self._relays))
-        if not self._relays:
+        self._events.publish("draining", id=self.id, visitors=len(self.visitors))
+        self._log.info("tunnel draining", visitors=len(self.visitors))
+        if not self.visitors:
             self.close("drained")
 
     def pause(self) -> None:
@@ -207,26 +195,20 @@ class Tunnel:
         self._left_to_another = True
         self.reason = STOPPED  # here; its address stays its own
         now = trio.current_time()
-        relays, self._relays = self._relays, {}
-        lifted = []
-        for relay, peer in relays.items():
-            if (taken := self._engine.lift(relay)) is not None:
-                lifted.append((taken, peer))
-            else:
-                self._ended_up, self._ended_down = self._ended_up + relay.up, self._ended_down + relay.down
+        relays, cut = self.visitors.leave()
+        up, down = self.octets
         account = Account(
             age=now - self.opened_at,
             unused=now - self.unused_since,
             quiet=self.quiet,
             served=self.served,
             refused={kind.value: count for kind, count in self.refusals.items()},
-            up=self._ended_up,
-            down=self._ended_down,
-            quota_left=self._throttle.left if self._throttle is not None else None,
+            up=up,
+            down=down,
+            quota_left=self.visitors.quota_left,
         )
         client, server = self._client_side.leave(), self._server_side.leave()
-        draining, cut = self._phase is Phase.DRAINING, len(relays) - len(lifted)
-        legacy = TunnelLegacy(self.opening, draining, account, client, server, lifted, cut)
+        legacy = TunnelLegacy(self.opening, self._phase is Phase.DRAINING, account, client, server, relays, cut)
         self._scope.cancel()
         return legacy
 
@@ -267,13 +249,13 @@ class Tunnel:
             room=self._room,
             attached=self._attached,
             detached=self._detached,
-            refused=lambda peer, reason: self._turned_away("server", peer, reason),
+            refused=self._refusals.server,
             failed=self.fail,
             legacy=self._legacy.server if self._legacy is not None else None,
         )
 
     def _room(self) -> int:
-        if self.opening.options.persist:
+        if self.terms.persist:
             return self.opening.settings.max_parked
         return 0 if self.served else 1
 
@@ -286,108 +268,32 @@ class Tunnel:
     def _detached(self, peer: Any) -> None:
         if self._events.watched:
             self._events.publish("detached", id=self.id, **{"from": format_peer(peer)})
-        self._one_less("the hidden server left before a visitor came")
+        self.one_less("the hidden server left before a visitor came")
 
-    # What its client side reports
+    # What its visitors report
 
-    def full(self) -> Refusal | None:
-        """Why no further visitor is taken, if so."""
-        settings = self.opening.settings
-        if not self.opening.options.persist and (self.served or self.waiting):
-            return Refusal(Refused.FULL, "a one-shot tunnel serves one visitor")
-        if len(self._relays) >= self.max_visitors:
-            return Refusal(Refused.FULL, f"{self.max_visitors} visitors are relayed already (max_visitors)")
-        if self.waiting >= settings.max_waiting:
-            return Refusal(Refused.FULL, f"{settings.max_waiting} visitors wait already (tunnels.max_waiting)")
-        return None
-
-    def refused(self, peer: Any, refusal: Refusal) -> None:
-        """A visitor was turned away and closed: count it."""
-        self.refusals[refusal.kind] += 1
-        self._turned_away("client", peer, refusal.reason)
-
-    def gave_up(self, peer: Any, reason: str) -> None:
-        """A visitor found no server connection and was closed."""
-        if self._admission is not None:
-            self._admission.left(peer[0])
-        self.refused(peer, Refusal(Refused.UNSERVED, reason))
-        self._one_less(f"its visitor was given up: {reason}")
-
-    def pair(self, visitor: socket.socket, server: ServerConnection, peer: Any, reached: Any = None) -> None:
-        """Relay between a visitor and a server connection, both ours from now on; see `Pairing.pair`."""
-        options = self.opening.options
-        server.introduce(None if options.hide_visitor else peer)
-        if options.proxy_protocol:
-            try:
-                server.send(PROXY_HEADERS[options.proxy_protocol](peer, reached or visitor.getsockname()))
-            except OSError as error:
-                visitor.close()
-                server.close()
-                self.gave_up(peer, f"its server connection broke: {reason_of(error)}")
-                return
-        self.served += 1
-        linger = options.linger or self.opening.settings.linger
-        self._relays[server.join(visitor, linger=linger, on_end=self._left, throttle=self._throttle)] = peer
-        if self._events.watched:
-            self._events.publish("visitor", id=self.id, **{"from": format_peer(peer)})
-
-    # What its relays report
-
-    def _use_up(self) -> None:
-        self.close(f"its quota of {self.quota} octets is used up (quota)")
-
-    def _left(self, relay: Relay, end: RelayEnd) -> None:
-        """A relay ended."""
-        if self._left_to_another:
-            return
-        peer = self._relays.pop(relay)
-        if self._admission is not None:
-            self._admission.left(peer[0])
-        self._ended_up += relay.up
-        self._ended_down += relay.down
-        if self._phase is Phase.CLOSED:
-            return  # dropped with the tunnel, which has told its end already
-        if self._events.watched:
-            self._events.publish(
-                "left", id=self.id, up=relay.up, down=relay.down, reason=str(end), **{"from": format_peer(peer)}
-            )
-        self._one_less("" if self.opening.options.persist else str(end))
-
-    def _one_less(self, reason: str) -> None:
+    def one_less(self, reason: str) -> None:
         """Somebody went: what does that mean for the tunnel? `reason` is told where a one-shot one closes of it."""
-        if not self.opening.options.persist:
+        if not self.terms.persist:
             self.close(reason)
-        elif not self._relays:
+        elif not self.visitors.relays:
             self.unused_since = trio.current_time()
             if self._phase is Phase.DRAINING:
                 self.close("drained")
             elif self._phase is Phase.READY and not self.parked:
                 self._enter(Phase.WAITING)
 
-    def _turned_away(self, side: str, peer: Any, reason: str) -> None:
-        """Say why; the log hears of a flood, and is not flooded."""
-        if self._events.watched:
-            self._events.publish("refused", id=self.id, side=side, reason=reason, **{"from": format_peer(peer)})
-        if (left_out := self._thinning.passes(trio.current_time())) is not None:
-            self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason, left_out=left_out)
-
     # The beginning, where another process had one before, and the end
 
     def _take_over(self, legacy: TunnelLegacy) -> None:
         """Go on with the relays, and with a drain."""
         self._legacy = None
-        for lifted, peer in legacy.relays:
-            if self._admission is not None:
-                self._admission.count_in(peer[0])
-            self._relays[self._engine.put_down(lifted, on_end=self._left, throttle=self._throttle)] = peer
-        for waiting in legacy.client.waiting:
-            if self._admission is not None:
-                self._admission.count_in(waiting.peer[0])
-        if self._relays and self._phase is Phase.WAITING:
+        self.visitors.take_over(legacy.relays, [waiting.peer for waiting in legacy.client.waiting])
+        if self.visitors and self._phase is Phase.WAITING:
             self._enter(Phase.READY)
         if legacy.draining:
             self.drain()
-        elif self.served and not self.opening.options.persist and not self._relays:
+        elif self.served and not self.terms.persist and not self.visitors:
             self.close("its relay could not go along when the daemon started again")
 
     def _enter(self, phase: Phase) -> None:
@@ -400,8 +306,7 @@ class Tunnel:
         self.reason = self.reason or STOPPED
         self._client_side.close()
         self._server_side.close()
-        for relay in list(self._relays):
-            relay.drop()
+        self.visitors.drop()
         if self._left_to_another:
             self._closed.set()
             return
