@@ -201,6 +201,22 @@ async def test_a_drain_goes_on(house: House) -> None:
     assert tunnel.reason == "drained"
 
 
+async def test_who_is_relayed_or_waits_is_counted_at_the_door_of_the_other_side(house: House) -> None:
+    tunnel = await house.open(persist="yes", max_per_source="2")
+    server, relayed = await connect(tunnel.server_uri), await connect(tunnel.client_uri)
+    await until(lambda: tunnel.served == 1)
+    await connect(tunnel.client_uri)
+    await until(lambda: tunnel.waiting == 1)
+    await house.move()
+    tunnel = house.tunnel
+    assert await is_dropped(await connect(tunnel.client_uri))
+    await relayed.aclose()
+    await server.aclose()
+    await until(lambda: not tunnel.visitors)
+    await connect(tunnel.client_uri)
+    await until(lambda: tunnel.waiting == 2)
+
+
 async def test_a_quota_is_not_begun_anew(house: House) -> None:
     tunnel = await house.open(persist="yes", quota="10")
     server, visitor = await connect(tunnel.server_uri), await connect(tunnel.client_uri)

@@ -112,6 +112,31 @@ async def test_a_socket_that_does_not_listen_is_its_owners_failure(bench: Bench)
     await bench.check()
 
 
+class HastyListener(socket.socket):
+    """A listener whose first caller has hung up before it was answered."""
+
+    asked = 0
+
+    def _accept(self) -> tuple[int, Any]:
+        self.asked += 1
+        accepted: tuple[int, Any] = super()._accept()  # type: ignore[misc]  # typeshed does not know it
+        if self.asked == 1:
+            socket.close(accepted[0])
+            raise OSError(errno.ECONNABORTED, "connection aborted")
+        return accepted
+
+
+async def test_who_hung_up_at_once_keeps_nobody_else_waiting(bench: Bench) -> None:
+    plain, arrivals = bench.listener(), Arrivals(bench)
+    listener = HastyListener(fileno=plain.detach())
+    listener.setblocking(False)
+    bench.sockets.append(listener)
+    clients = [dial(bench, listener).getsockname() for _ in range(3)]
+    bench.engine.listen(listener, arrivals.note, no_failure)
+    await arrivals.wait_for(2)
+    assert [address for _, address in arrivals.connections] == clients[1:]
+
+
 class CountingListener(socket.socket):
     """A listener that counts how often it says no for want of descriptors."""
 

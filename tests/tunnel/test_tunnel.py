@@ -304,6 +304,20 @@ class TestPersistent:
         expected = f"PROXY TCP4 {host} 127.0.0.1 {port} {tunnel.client_uri.port}\r\nhello".encode()
         assert await read_exactly(server, len(expected)) == expected
 
+    @pytest.mark.parametrize("host", ["0.0.0.0", ""])
+    async def test_the_proxy_header_says_which_of_several_addresses_was_called(
+        self, service: TunnelService, host: str
+    ) -> None:
+        service._settings = lambda: Settings(tunnels=Tunnels(ports="0", host=host))
+        tunnel = await open_tunnel(service, persist="yes", proxy_protocol="v1")
+        for called in ("127.0.0.1", "127.0.0.2"):
+            server = await connect(tunnel.server_uri)
+            await until_parked(tunnel, 1)
+            visitor = await connect(Endpoint("tcp", called, tunnel.client_uri.port))
+            source, port = visitor.socket.getsockname()
+            expected = f"PROXY TCP4 {source} {called} {port} {tunnel.client_uri.port}\r\n".encode()
+            assert await read_exactly(server, len(expected)) == expected
+
 
 class TestTime:
     async def test_a_waiting_visitor_is_given_up_after_pairing_timeout(
@@ -437,6 +451,22 @@ async def test_watchers_hear_the_whole_story(service: TunnelService) -> None:
     assert [event["event"] for event in story] == ["opened", "attached", "visitor", "left", "closed"]
     assert story[-1]["up"] == 5
     assert story[-1]["reason"] == "both sides finished"
+
+
+async def test_nothing_is_told_of_a_tunnel_after_its_end(service: TunnelService) -> None:
+    async with service.events.watch(100) as watcher:
+        tunnel = await open_tunnel(service, persist="yes")
+        await joined(tunnel)
+        await service.close(tunnel.id)
+        while tunnel.visitors:  # their ends are told after the batch
+            await trio.lowlevel.checkpoint()
+        service.events.publish("nothing more")
+        story = []
+        async for event in watcher:
+            story.append(event["event"])
+            if story[-1] == "nothing more":
+                break
+    assert story == ["opened", "attached", "visitor", "closed", "nothing more"]
 
 
 async def test_a_bug_in_one_tunnel_closes_that_tunnel_alone(

@@ -63,9 +63,7 @@ class Carried:
         self._endpoints = self._port(host.premises)
         self._key = self._endpoints.enter(self, _known_key(host))
         self._carriers: dict[Carrying, Any] = {}  # each with its peer's address
-        self._taking: list[
-            Carrying
-        ] = []  # those of them that take visitors; the newest before its equals
+        self._taking: list[Carrying] = []  # those of them that take visitors; the newest before its equals
         self._line = Line[Channel]()
         self._closed = False
 
