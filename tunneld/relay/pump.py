@@ -20,10 +20,10 @@ to stop, the next batch follows at once, since a trip through Trio's scheduler c
 relay's process dozes a moment in `epoll_wait` before it makes that trip: the answer is often there by then. After
 `turn_time` Trio has its turn all the same: the control protocol waits a few milliseconds at worst.
 
-**Waiting costs, too.** A processor that fell asleep takes as long to wake up as some visitors take to serve, and between
-processes that hand work to each other this adds up: a quarter of two processors did nothing at all. So the beginning of
-a doze is spent looking (`spin`), giving way to whoever wants the processor, as long as this pays: only if the last wait
-was over as soon.
+**Waiting costs, too.** A processor that fell asleep takes as long to wake up as some visitors take to serve, and
+between processes that hand work to each other this adds up: a quarter of two processors did nothing at all. So the
+beginning of a doze is spent looking (`spin`), giving way to whoever wants the processor, as long as this pays: only if
+the last wait was over as soon.
 
 **Released is not closed.** A parked connection is watched, released and joined within microseconds. `release` therefore
 leaves the registration in the epoll set, only without a handler. The next owner of the descriptor re-arms it; if none
