@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from tunneld import net
 from tunneld.config.schema import Tls
 from tunneld.errors import ConfigError
+from tunneld.tls import hung_up
 
 Pem = Callable[[str], Path]
 
@@ -36,6 +37,26 @@ def test_a_server_speaks_modern_tls_and_asks_for_certificates_only_where_told(pe
     assert context.verify_mode == ssl.CERT_NONE
     context = net.server_tls_context(Tls(certificate=pem("one.pem"), key=pem("one.key"), client_ca=pem("ca")))
     assert context.verify_mode == ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("side", ["server", "client", "pinned"])
+def test_an_end_without_a_goodbye_is_none_and_known_as_such(pem: Pem, side: str) -> None:
+    """Anybody on the way can end a connection; Python 3.11.2 takes that for a goodbye."""
+    context = {
+        "server": lambda: net.server_tls_context(Tls(certificate=pem("one.pem"), key=pem("one.key"))),
+        "client": lambda: net.client_tls_context(pem("ca")),
+        "pinned": lambda: net.client_tls_context(pin="sha256:" + 64 * "0"),
+    }[side]()
+    incoming = ssl.MemoryBIO()
+    connection = context.wrap_bio(
+        incoming, ssl.MemoryBIO(), side == "server", None if side == "server" else "localhost"
+    )
+    with pytest.raises(ssl.SSLWantReadError):
+        connection.do_handshake()
+    incoming.write_eof()
+    with pytest.raises(ssl.SSLError) as caught:
+        connection.do_handshake()
+    assert hung_up(caught.value)
 
 
 @pytest.mark.parametrize(

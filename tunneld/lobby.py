@@ -21,6 +21,7 @@ from tunneld.control.gate import Gate
 from tunneld.control.strangers import Refusal, Stranger
 from tunneld.endpoint import format_peer, unmap
 from tunneld.errors import NotAllowedError, TunneldError, reason_of
+from tunneld.tls import hung_up
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("lobby")
 
@@ -73,7 +74,7 @@ class Lobby:
         except TunneldError as error:
             self._tell(peer, face, error)
         except OSError as error:
-            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            if isinstance(error, ssl.SSLError) and not hung_up(error):
                 self._reject(peer, face, stranger, reason_of(error))
             else:  # who leaves has not failed to prove anything: it may be an agent that we kept waiting
                 self._tell(peer, face, error)

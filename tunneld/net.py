@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 _LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 _MAX_KEEPALIVE = 32767  # seconds: Linux's MAX_TCP_KEEPIDLE
+_IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+"""Before 3.11.3 Python has OpenSSL 3 take the end of the connection, which anybody on the way can make, for the
+peer's goodbye.
+"""
 _PROBES = 4  # a quarter of the idle time apart, so that a peer that vanished is noticed after twice that time
 
 Address = tuple[socket.AddressFamily, str]
@@ -109,6 +113,7 @@ def server_tls_context(settings: Tls, *, table: str = "control.tls") -> ssl.SSLC
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # a peer could have us do nothing else; OpenSSL 3 refuses by itself
+    context.options &= ~_IGNORE_UNEXPECTED_EOF
     _load_certificate(context, settings.certificate, settings.key, table)
     if settings.client_ca is not None:
         _load_authorities(context, settings.client_ca, f"{table}.client_ca")
@@ -130,6 +135,7 @@ def client_tls_context(
     """
     context = PinnedContext.make(pin) if pin is not None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options &= ~_IGNORE_UNEXPECTED_EOF
     if ca is not None:
         _load_authorities(context, Path(ca), "ca")
     elif pin is not None:

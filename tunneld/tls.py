@@ -117,8 +117,8 @@ class TlsSocket:
             return b""
         except ssl.SSLZeroReturnError:
             data = b""
-        except ssl.SSLEOFError:
-            raise _cut() from None
+        except ssl.SSLError as error:
+            raise _told(error) from None
         self.ended = not data
         return data
 
@@ -163,8 +163,8 @@ class TlsSocket:
             pass
         except ssl.SSLZeroReturnError:
             self.ended = True
-        except ssl.SSLEOFError:
-            raise _cut() from None
+        except ssl.SSLError as error:
+            raise _told(error) from None
         return filled
 
     def write(self, data: memoryview) -> None:
@@ -218,8 +218,15 @@ class TlsSocket:
         self.connection.close()
 
 
-def _cut() -> OSError:
-    return ConnectionResetError(errno.ECONNRESET, "connection ended without a TLS goodbye (close_notify)")
+def hung_up(error: BaseException | None) -> bool:
+    """Whether this says that the connection ended without a goodbye. (Before 3.11.3 Python has no class for it.)"""
+    return isinstance(error, ssl.SSLEOFError) or getattr(error, "reason", None) == "UNEXPECTED_EOF_WHILE_READING"
+
+
+def _told(error: ssl.SSLError) -> OSError:
+    if hung_up(error):
+        return ConnectionResetError(errno.ECONNRESET, "connection ended without a TLS goodbye (close_notify)")
+    return error
 
 
 class TlsStream(trio.abc.HalfCloseableStream):

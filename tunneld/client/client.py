@@ -21,6 +21,7 @@ from tunneld.client.exchange import Answer, Exchange, Record, why
 from tunneld.client.login import authenticate
 from tunneld.endpoint import Endpoint, parse_host_port, unmap
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, UsageError, reason_of
+from tunneld.net import client_tls_context
 from tunneld.wire.lines import Request, Value
 
 PROTOCOL = "1"
@@ -195,7 +196,7 @@ async def _dial(endpoint: Endpoint, tls: ssl.SSLContext | None, timeout: float) 
             return transport
         step = "shake hands with"
         with trio.fail_after(timeout):
-            return await _encrypt(transport, tls or ssl.create_default_context(), endpoint.host)
+            return await _encrypt(transport, tls or client_tls_context(), endpoint.host)
     except trio.TooSlowError:
         reason = f"no answer for {timeout:g} s"
     except OSError as error:

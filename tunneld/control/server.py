@@ -27,6 +27,7 @@ from tunneld.control.reply import Execute
 from tunneld.control.strangers import Refusal, Stranger
 from tunneld.doors import Door
 from tunneld.endpoint import format_peer, unmap
+from tunneld.tls import hung_up
 from tunneld.wire.lines import format_err
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("control")
@@ -157,7 +158,7 @@ async def _shake_hands(
         await stream.do_handshake()
     except trio.BrokenResourceError as error:
         cause = error.__cause__  # who leaves has not failed to prove anything: it may be an agent that we kept waiting
-        strange = isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError)
+        strange = isinstance(cause, ssl.SSLError) and not hung_up(cause)
         raise (StrangeError if strange else PeerLeftError)(why(error)) from None
     return stream
 
