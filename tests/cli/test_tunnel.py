@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -157,7 +157,37 @@ async def test_watch_prints_events_as_they_come() -> None:
             await tunnel("open", relay=relay.where)
             assert json.loads(await lines.line())["event"] == "opened"
             process.send_signal(signal.SIGINT)
-            assert await process.wait() == 130
+            assert await process.wait() == -signal.SIGINT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc who takes a signal")
+async def test_ctrl_c_cannot_be_lost_by_a_verb_since_the_kernel_obeys_it() -> None:
+    """Python's exception is lost where it comes out of a callback that nobody called."""
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, running(relay, "watch", "--json") as process:
+            await Reader(process.stdout).line()
+            assert signal.SIGINT not in caught(process.pid)
+
+
+def caught(pid: int) -> set[signal.Signals]:
+    """The signals that a process has a handler for, or ignores."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    mask = int(status["SigCgt"], 16) | int(status["SigIgn"], 16)
+    return {number for number in signal.Signals if mask & 1 << number - 1}
+
+
+async def test_a_signal_that_is_ignored_stays_so() -> None:
+    """A shell script's background jobs are started so."""
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, AsyncExitStack() as stack:
+            former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            stack.callback(signal.signal, signal.SIGINT, former)
+            process = await stack.enter_async_context(running(relay, "watch", "--json"))
+            lines = Reader(process.stdout)
+            await lines.line()
+            process.send_signal(signal.SIGINT)
+            await tunnel("open", relay=relay.where)
+            assert json.loads(await lines.line())["event"] == "opened"
 
 
 @pytest.mark.parametrize(

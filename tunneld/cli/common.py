@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from signal import SIGINT, SIGPIPE
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -96,6 +98,25 @@ def run(program: str, command: Callable[[], int]) -> int:
         raise
     except BaseException as error:
         return _end(program, error)
+
+
+@contextmanager
+def on_interrupt(action: Callable[..., object] | signal.Handlers) -> Iterator[None]:
+    """While the block runs SIGINT does this, unless whoever started us had it ignored.
+
+    As Python has it, an exception comes out of whatever runs at that moment, and where that was called by nobody (to
+    forget an object, say) it is lost, and so is Ctrl-C. With SIG_DFL the kernel ends the process: for those who have
+    nothing to put in order.
+    """
+    former = signal.getsignal(SIGINT)
+    if former is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(SIGINT, action)
+    try:
+        yield
+    finally:
+        signal.signal(SIGINT, former)
 
 
 def say(text: str, end: str = "\n") -> None:

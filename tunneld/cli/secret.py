@@ -7,10 +7,12 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import signal
 import stat
 import sys
 from collections.abc import Callable
 
+from tunneld.cli.common import on_interrupt
 from tunneld.errors import UsageError, reason_of
 
 LARGEST = 1024
@@ -60,6 +62,7 @@ def from_terminal(name: str) -> str:
             f"no secret for the credential {name!r}: give --secret-file, $TUNNEL_SECRET or a terminal to ask on"
         )
     try:
-        return getpass.getpass(f"secret of {name}: ")
+        with on_interrupt(signal.default_int_handler):  # the terminal shows again what is typed
+            return getpass.getpass(f"secret of {name}: ")
     except EOFError:
         raise UsageError(f"no secret for the credential {name!r} was typed") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tunneld.cli.access import access, form
-from tunneld.cli.common import say
+from tunneld.cli.common import on_interrupt, say
 from tunneld.cli.tables import (
     CHANGES,
     RESERVATIONS,
@@ -223,9 +224,11 @@ VERBS = (
 
 async def carry_out(verb: Verb, options: argparse.Namespace) -> int:
     """Ask the relay, print its answer. Returns the exit status 0; anything else is an exception."""
-    async with access(options).connect() as client:
-        shown = await verb.run(client, options, form(options))
-    say(shown, end="")
+    relay = access(options)
+    with on_interrupt(signal.SIG_DFL):
+        async with relay.connect() as client:
+            shown = await verb.run(client, options, form(options))
+        say(shown, end="")
     return 0
 
 
