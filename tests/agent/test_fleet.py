@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
 import trio
 import trio.testing
 
-from tests.agent.support import PATIENCE, Told, echo, local_server, relay_here, unused_port
+from tests.agent.support import BACKEND, PATIENCE, Handler, Told, echo, local_server, relay_here, unused_port
 from tests.agent.test_expose import address, ask
-from tests.support.people import connect, read_exactly
+from tests.support.people import connect, is_dropped, is_refused, read_exactly
 from tunneld.agent import backoff
 from tunneld.agent.access import RelayAccess
+from tunneld.agent.events import Figures
 from tunneld.agent.fleet import Berth, Fleet
 from tunneld.agent.keeper import Wish
 from tunneld.agent.plan import Changes, Plan
 from tunneld.agent.wake import Wake
-from tunneld.endpoint import Target
+from tunneld.backends.webmux import WebMux
+from tunneld.endpoint import Endpoint, Target
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +35,15 @@ class Harbour:
 
     def __init__(self) -> None:
         self.told: dict[str, Told] = {}
-        self.fleet = Fleet(lambda name, _: self.of(name), Wake())
+        self.figures: dict[str, Callable[[], Figures]] = {}
+        self.fleet = Fleet(self._teller_of, Wake())
 
     def of(self, name: str) -> Told:
         return self.told.setdefault(name, Told())
+
+    def _teller_of(self, name: str, _plan: Plan, figures: Callable[[], Figures]) -> Told:
+        self.figures[name] = figures
+        return self.of(name)
 
 
 @asynccontextmanager
@@ -59,7 +66,7 @@ async def test_two_servers_are_reachable_from_one_process() -> None:
             for name in "ab":
                 await here.of(name).wait_for("opened")
                 assert await ask(address(here.of(name)), name.encode()) == name.encode()
-            assert here.fleet.figures("a").served == 1
+            assert here.figures["a"]().served == 1
         assert list(relay.service.tunnels()) == []
 
 
@@ -158,6 +165,153 @@ async def test_what_changes_is_opened_closed_or_replaced_and_nothing_else_is_tou
             assert [event for event, _ in here.of("stays").events] == ["opened", "visitor"]
             assert {tunnel.opening.options.name for tunnel in relay.service.tunnels()} == {"", "new"}
             assert len(list(relay.service.tunnels())) == 3
+
+
+def saying(word: bytes) -> Handler:
+    """A server that says this word to whoever comes, and whatever it is told, until they leave."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.send_all(word)
+        with suppress(trio.BrokenResourceError):
+            while await stream.receive_some():
+                await stream.send_all(word)
+
+    return serve
+
+
+async def hears(visitor: trio.SocketStream, word: bytes) -> bool:
+    """Whether the server answers with this word."""
+    await visitor.send_all(b"?")
+    return await read_exactly(visitor, len(word)) == word
+
+
+@pytest.mark.usefixtures("each_backend")
+async def test_visitors_of_one_that_is_replaced_finish_while_its_successor_serves_at_the_same_address() -> None:
+    async with (
+        relay_here() as relay,
+        local_server(saying(b"old")) as old,
+        local_server(saying(b"new")) as new,
+        harbour(web=berth(old, relay.access, name="web")) as here,
+    ):
+        web = here.of("web")
+        await web.wait_for("opened")
+        guest = await connect(address(web))
+        assert await read_exactly(guest, 3) == b"old"
+        here.fleet.apply({"web": berth(new, relay.access, name="web")})
+        await web.wait_for("opened", 2)
+        assert address(web, 1) == address(web)
+        newcomer = await connect(address(web))
+        assert await read_exactly(newcomer, 3) == b"new"
+        assert await hears(guest, b"old")
+        assert (here.figures["web"]().now, len(web.all("closed"))) == (1, 0)
+        await guest.aclose()
+        closed = await web.wait_for("closed")
+        assert (closed["id"], closed["reason"]) == (web.all("opened")[0]["id"], "wanted in another way")
+        while len(relay.service.tunnels()) != 1:
+            await trio.lowlevel.checkpoint()
+        assert await hears(newcomer, b"new")
+        assert [await ask_once(address(web)) for _ in range(3)] == [b"new"] * 3
+
+
+async def ask_once(uri: Endpoint) -> bytes:
+    stream = await connect(uri)
+    async with stream:
+        return await read_exactly(stream, 3)
+
+
+@pytest.fixture
+def _webmux() -> Iterator[None]:
+    token = BACKEND.set("webmux")
+    yield
+    BACKEND.reset(token)
+
+
+@pytest.mark.usefixtures("_webmux")
+async def test_a_successor_can_bring_further_carriers_after_its_former_is_gone() -> None:
+    """The key by which the relay knows it was the former's as well."""
+    async with (
+        relay_here() as relay,
+        local_server(saying(b"old")) as old,
+        local_server(saying(b"new")) as new,
+        harbour(web=berth(old, relay.access, name="web")) as here,
+    ):
+        web = here.of("web")
+        await web.wait_for("opened")
+        guest = await connect(address(web))
+        assert await read_exactly(guest, 3) == b"old"
+        here.fleet.apply({"web": berth(new, relay.access, name="web")})
+        await web.wait_for("opened", 2)
+        assert await ask_once(address(web)) == b"new"
+        await guest.aclose()
+        await web.wait_for("closed")
+        while len(relay.service.tunnels()) != 1:
+            await trio.lowlevel.checkpoint()
+        side = relay.tunnel._server_side
+        assert isinstance(side, WebMux)
+        for carrier in list(side.carriers):
+            carrier.close("a test")
+        assert await ask_once(address(web)) == b"new"
+        assert len(web.all("opened")) == 2
+
+
+async def test_visitors_of_one_that_is_removed_finish_and_its_name_may_come_back_meanwhile() -> None:
+    async with relay_here() as relay, local_server(saying(b"old")) as old, local_server(saying(b"new")) as new:
+        stays, web = berth(old, relay.access), berth(old, relay.access, name="web")
+        async with harbour(stays=stays, web=web) as here:
+            told = here.of("web")
+            await told.wait_for("opened")
+            guest = await connect(address(told))
+            assert await read_exactly(guest, 3) == b"old"
+            here.fleet.apply({"stays": stays})
+            assert (await told.wait_for("draining"))["visitors"] == 1
+            assert await is_refused(address(told))
+            assert await hears(guest, b"old")
+            here.fleet.apply({"stays": stays, "web": berth(new, relay.access, name="web")})
+            await told.wait_for("opened", 2)
+            assert await ask_once(address(told)) == b"new"
+            assert await hears(guest, b"old")
+            await guest.aclose()
+            assert (await told.wait_for("closed"))["reason"] == "no longer wanted"
+
+
+async def test_those_who_do_not_finish_are_cut_after_the_drain_timeout() -> None:
+    async with relay_here() as relay, local_server(saying(b"old")) as old, local_server(saying(b"new")) as new:
+        hasty = Berth(Plan(old, Wish({"name": "web"}), drain_timeout=0), relay.access)
+        async with harbour(web=hasty) as here:
+            told = here.of("web")
+            await told.wait_for("opened")
+            guest = await connect(address(told))
+            assert await read_exactly(guest, 3) == b"old"
+            here.fleet.apply({"web": berth(new, relay.access, name="web")})
+            assert await is_dropped(guest)
+            await told.wait_for("opened", 2)
+            assert await ask_once(address(told)) == b"new"
+
+
+async def test_a_fleet_ends_only_after_those_that_were_replaced_before() -> None:
+    async with relay_here() as relay, local_server(saying(b"old")) as old, local_server(saying(b"new")) as new:
+        here, ended = Harbour(), trio.Event()
+
+        async def run() -> None:
+            await here.fleet.run({"web": berth(old, relay.access, name="web")})
+            ended.set()
+
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                told = here.of("web")
+                await told.wait_for("opened")
+                guest = await connect(address(told))
+                assert await read_exactly(guest, 3) == b"old"
+                here.fleet.apply({"web": berth(new, relay.access, name="web")})
+                await told.wait_for("opened", 2)
+                here.fleet.drain("told to stop")
+                await told.wait_for("closed")
+                assert not ended.is_set()
+                assert await hears(guest, b"old")
+                await guest.aclose()
+                await ended.wait()
+        assert [closed["reason"] for closed in told.all("closed")] == ["told to stop", "wanted in another way"]
 
 
 async def test_one_that_was_removed_and_is_wanted_again_at_once_is_opened_again() -> None:

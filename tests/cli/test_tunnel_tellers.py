@@ -127,6 +127,25 @@ async def test_two_exposures_have_a_line_each_and_notices_stay_above(autojump_cl
     assert screen(err.text)[2:] == [""]
 
 
+async def test_one_that_is_replaced_has_its_line_until_its_last_visitor_has_left(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    err = Memory()
+    board = Board(err)
+    former = Live(Memory(), board, "tcp", "blog", figures=lambda: Figures(now=1, served=1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(board.run)
+        former.tell("draining", id="t1", visitors=1, delay=30.0)
+        successor = Live(Memory(), board, "tcp", "blog")
+        await trio.sleep(1)
+        assert [line[:13] for line in screen(err.text)[1:]] == ["blog: ending,", "blog: connect"]
+        former.tell("closed", id="t1", reason="wanted in another way", served=1, failed=0, up=0, down=0)
+        successor.tell("reconnecting", reason="lost", delay=4.0)
+        await trio.sleep(1)
+        assert list(filter(None, screen(err.text)))[3:] == ["blog: reconnecting in 3 s: lost"]
+        nursery.cancel_scope.cancel()
+
+
 async def test_nothing_is_drawn_where_nothing_is_live(autojump_clock: trio.abc.Clock) -> None:
     err = Memory()
     with trio.move_on_after(5):

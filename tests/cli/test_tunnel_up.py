@@ -12,6 +12,7 @@ import trio
 from tests.agent.support import PATIENCE, RelayHere, echo, local_server, relay_here
 from tests.agent.test_expose import ask
 from tests.cli.test_tunnel import Reader, running, tunnel
+from tests.support.people import connect, read_exactly
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.planfile import Relay
 from tunneld.cli import up
@@ -77,6 +78,33 @@ async def test_a_hangup_reads_the_file_again_and_a_broken_one_changes_nothing(fi
                 assert tunnels(relay)["a"].id == before
                 (address,) = (event["address"] for event in opened if event["exposure"] == "a")
                 assert await ask(Endpoint.parse(address), b"hello") == b"hello"
+
+
+async def test_a_hangup_cuts_nobody_and_the_new_server_serves_at_the_old_address(file: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as old, local_server(echo) as new:
+            edit(file, f"[expose.a]\ntarget = {old.port}\n")
+            async with running(relay, "up", "--file", str(file), "--json") as process:
+                lines = Reader(process.stdout)
+                opened = json.loads(await lines.line())
+                address = Endpoint.parse(opened["address"])
+                visitor = await connect(address)
+                await visitor.send_all(b"before")
+                assert await read_exactly(visitor, 6) == b"before"
+                assert json.loads(await lines.line())["event"] == "visitor"
+
+                edit(file, f"[expose.a]\ntarget = {new.port}\n")
+                process.send_signal(signal.SIGHUP)
+                events = {event["event"]: event for event in [json.loads(await lines.line()) for _ in range(2)]}
+                assert (events["draining"]["id"], events["draining"]["visitors"]) == (opened["id"], 1)
+                assert (events["opened"]["address"], events["opened"]["id"]) == (opened["address"], "t2")
+                assert await ask(address, b"hello") == b"hello"
+                await visitor.send_all(b"after")
+                assert await read_exactly(visitor, 5) == b"after"
+                await visitor.aclose()
+                while (event := json.loads(await lines.line()))["event"] != "closed":
+                    pass
+                assert (event["id"], event["reason"], event["served"]) == (opened["id"], "wanted in another way", 1)
 
 
 async def test_a_failure_for_good_is_the_exit_status_and_ends_nothing_else(file: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
 from tunneld.service import Asker, TunnelService
 from tunneld.service.addresses import Kept
-from tunneld.tunnel import Tunnel
+from tunneld.tunnel import Phase, Tunnel
 
 ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)
 HOUR = 3600.0
@@ -91,6 +93,47 @@ async def test_after_its_time_they_are_anybodys(service: TunnelService, mock_clo
     mock_clock.jump(HOUR)
     other = await open_as(service, BOB, client_port=str(first.client_uri.port))
     assert other.client_uri == first.client_uri
+
+
+@asynccontextmanager
+async def visited(tunnel: Tunnel) -> AsyncIterator[trio.SocketStream]:
+    """A visitor of the tunnel who is served, by nobody who says anything."""
+    server = await connect(tunnel.server_uri)
+    await until_parked(tunnel, 1)
+    async with server, await connect(tunnel.client_uri) as visitor:
+        while not tunnel.visitors:
+            await trio.lowlevel.checkpoint()
+        yield visitor
+
+
+async def test_an_address_means_the_tunnel_that_took_it_over_from_one_that_is_drained(service: TunnelService) -> None:
+    first = await open_as(service, ALICE, name="blog", persist="yes")
+    async with visited(first):
+        first.drain()
+        second = await open_as(service, ALICE, name="blog", persist="yes")
+        assert address(second) == address(first)
+        for reference in (*address(first), str(first.client_uri.port)):
+            assert service.find(reference, ALICE) is second
+        assert service.find(first.id, ALICE) is first
+        assert service.get_tunnel_address(str(first.server_uri), ALICE) == second.client_uri
+        assert first.visitors, "and nobody was cut"
+
+
+async def test_one_that_is_drained_does_not_use_up_what_a_credential_may_open(service: TunnelService) -> None:
+    """Otherwise its successor could not come before the last visitor has left. More than one does."""
+    only_one = Grant("alice", max_tunnels=1)
+    first = await open_as(service, only_one, name="blog", persist="yes")
+    async with visited(first):
+        first.drain()
+        second = await open_as(service, only_one, name="blog", persist="yes")
+        third = await open_as(service, only_one, name="blog", persist="yes")
+        assert second.phase is Phase.CLOSED
+        with pytest.raises(LimitReachedError, match="its max_tunnels"):
+            await open_as(service, only_one, name="other")
+        async with visited(third):
+            third.drain()
+            with pytest.raises(LimitReachedError, match="its max_tunnels"):
+                await open_as(service, only_one, name="blog")
 
 
 async def test_what_is_closed_on_purpose_is_given_up(service: TunnelService) -> None:

@@ -9,9 +9,9 @@
     resumed      the control connection is back, the tunnel stands   address id
     unhealthy    the local server fails its checks                   reason
     healthy      it passes them again
-    draining     told to end: nobody new, visitors have delay        visitors delay
+    draining     told to end: nobody new, visitors have delay        id visitors delay
     ended        this exposure failed for good, the others go on     reason
-    closed       the end                                             reason served failed up down
+    closed       the end                                             id reason served failed up down
 
 `repeated` is the number of like events that were kept back since the last one that was told. `delay` is in seconds,
 `up` (to the local server) and `down` in octets.

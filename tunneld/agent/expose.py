@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +22,7 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import Backoff
-from tunneld.agent.ending import CLOSE_WITHIN, FINISH_WITHIN
+from tunneld.agent.ending import Ending
 from tunneld.agent.events import Figures, Teller
 from tunneld.agent.health import Check, Conduct
 from tunneld.agent.keeper import Ground, Keeper, Wish
@@ -70,12 +70,14 @@ async def open_exposure(
     check: Check | None = None,
     wake: Wake | None = None,
     patient: bool = False,
+    on_left: Callable[[], None] = lambda: None,
     doze: float = 0.0,
 ) -> AsyncIterator[Exposure]:
     """Everything that `Exposure.run` needs, for the length of the block. At its end the tunnel is closed.
 
     `check`: how to look at the local server. `wake`: what ends a wait early; somebody else runs it. `patient`: a first
-    attempt that fails is tried again like any other. `doze`: see `relay.limits`, for a process with nothing else to do.
+    attempt that fails is tried again like any other. `on_left` is called once the relay sends us nobody any more, while
+    those who are here finish. `doze`: see `relay.limits`, for a process with nothing else to do.
     """
     async with trio.open_nursery() as nursery:
         engine = new_engine(doze=doze)
@@ -86,7 +88,8 @@ async def open_exposure(
             ground = Ground(engine, nursery, relay, teller, exposure.hurry)
             return await Keeper.start(client, ground, wish, take=visitors.take, failed=exposure.fail)
 
-        exposure = Exposure(relay, wish, teller, visitors, start, wake=wake or Wake(), patient=patient)
+        ending = Ending(relay, visitors, teller, on_left, shared=bool(wish.options.get("share")))
+        exposure = Exposure(relay, wish, teller, visitors, start, ending, wake=wake or Wake(), patient=patient)
         if check is not None:
             nursery.start_soon(watch, LocalServer(target), check, teller, partial(exposure.heed, check))
         try:
@@ -106,6 +109,7 @@ class Exposure:
         teller: Teller,
         visitors: Visitors,
         start: Start,
+        ending: Ending,
         *,
         wake: Wake,
         patient: bool,
@@ -118,6 +122,7 @@ class Exposure:
         self._start = start
         self._wake = wake
         self._patient = patient
+        self._ending = ending
         self._withdrawn = False  # nothing is to be parked at the relay
         self._connected_at: float | None = None  # in `trio.current_time`
         self._keeper: Keeper | None = None  # of the tunnel that is open, or was when we last knew
@@ -128,9 +133,6 @@ class Exposure:
         self._at_work = trio.CancelScope()  # until told to drain
         self._line = trio.CancelScope()  # of what is asked over the control connection
         self._local_host = ""  # our address of it
-        self._drains_for: float | None = None  # seconds, once told so
-        self._has_left = False  # the relay sends nobody any more
-        self._reason = "told to stop"
 
     @property
     def figures(self) -> Figures:
@@ -148,14 +150,14 @@ class Exposure:
         with self._scope:
             with self._at_work, self._wake.telling(self._doubt):
                 await self._come_back_for_ever()
-            if self._drains_for is not None:
-                await self._let_finish(self._drains_for)
+            if self._ending.patience is not None:
+                await self._ending.let_finish(self._keeper)
         if self._bug:
             raise self._bug
 
     def heed(self, check: Check, healthy: bool) -> None:
         """Act on what the local server counts as. May be told the same again."""
-        if check.conduct is Conduct.TELL:
+        if check.conduct is Conduct.TELL or self._ending.patience is not None:
             return
         if healthy:
             self._visitors.serve()
@@ -171,15 +173,15 @@ class Exposure:
 
     def stop(self, reason: str) -> None:
         """End `run`, for a reason that is told."""
-        self._reason = reason
+        self._ending.reason = reason
         self._scope.cancel()
 
     def drain(self, reason: str, seconds: float) -> None:
         """End `run` when those who are being served have finished, after so many `seconds` at the latest; nobody new is
         served. Harmless when repeated.
         """
-        if self._drains_for is None:
-            self._reason, self._drains_for = reason, seconds
+        if self._ending.patience is None:
+            self._ending.reason, self._ending.patience = reason, seconds
             self._at_work.cancel()
 
     def fail(self, error: Exception) -> None:
@@ -191,16 +193,7 @@ class Exposure:
         """Close the tunnel at the relay, in bounded time, and tell. Not stopped by being cancelled."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            keeper.supply.rest()
-            if not self._has_left:
-                with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
-                    async with self._relay.connect() as client:
-                        await self._end(client, keeper)
-            keeper.supply.close()
-        if self._was_open:
-            figures = self.figures
-            counts = {"served": figures.served, "failed": figures.failed, "up": figures.up, "down": figures.down}
-            self._teller.tell("closed", reason=self._reason, **counts)
+            await self._ending.close(keeper)
 
     def hurry(self) -> None:
         """The relay answers again: the wait for it is over."""
@@ -226,7 +219,7 @@ class Exposure:
                 if self._is_over(error):
                     return
                 if self._is_for_good(error):
-                    self._reason = str(error)
+                    self._ending.reason = str(error)
                     raise
                 connected_at = self._connected_at
                 delay = backoff.after(0.0 if connected_at is None else trio.current_time() - connected_at)
@@ -241,61 +234,22 @@ class Exposure:
             with trio.CancelScope() as self._line:
                 await keeper.keep(client)
         except trio.Cancelled:
-            await self._take_leave(client, keeper)
+            await self._ending.take_leave(client, keeper)
             raise
         finally:
             self._local_host = ""
         raise RelayUnreachableError(f"control connection to relay {client.relay} is from an address that is gone")
 
-    async def _take_leave(self, client: Client, keeper: Keeper) -> None:
-        """We are told to end while this connection stands, by which the relay knows us: use it for that, in bounded
-        time.
-        """
-        if self._drains_for is not None or self._is_shared:
-            with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
-                await keeper.withdraw(client)
-                self._has_left = True
-
-    async def _let_finish(self, seconds: float) -> None:
-        """Nobody new comes; wait for those who are here."""
-        keeper = self._keeper
-        if keeper is None:
-            return
-        if not self._has_left:  # there was no connection
-            keeper.supply.rest()
-            with trio.move_on_after(CLOSE_WITHIN), suppress(TunneldError):
-                async with self._relay.connect() as client:
-                    await keeper.withdraw(client)
-                    self._has_left = True
-        if self._visitors.now:
-            self._teller.tell("draining", visitors=self._visitors.now, delay=seconds)
-        with trio.move_on_after(seconds) as scope:
-            await self._visitors.wait_none()
-        if not scope.cancelled_caught:
-            with trio.move_on_after(FINISH_WITHIN):
-                await keeper.supply.wait_gone()
-
-    async def _end(self, client: Client, keeper: Keeper) -> None:
-        """Visitors are cut. The address stays ours, and a tunnel that others serve open."""
-        if self._is_shared:
-            await client.call("leave", keeper.tunnel.id)
-        else:
-            await client.close(keeper.tunnel.id, keep=True)
-
-    @property
-    def _is_shared(self) -> bool:
-        return bool(self._wish.options.get("share"))
-
     def _is_over(self, error: TunneldError) -> bool:
         """Whether the tunnel is gone because its time was over, which the person asked for, and not by a mishap."""
         soon, options = trio.current_time() + CLOCKS_DIFFER, self._wish.options
         if self._ends_at is not None and soon >= self._ends_at:
-            self._reason = f"its {options['ttl']} s are over (ttl)"
+            self._ending.reason = f"its {options['ttl']} s are over (ttl)"
             return True
         idle = options.get("idle_timeout")
         if idle is None or not isinstance(error, NoSuchTunnelError) or soon < self._visitors.stirred_at + float(idle):
             return False
-        self._reason = f"no byte moved for {idle} s (idle_timeout)"
+        self._ending.reason = f"no byte moved for {idle} s (idle_timeout)"
         return True
 
     def _is_for_good(self, error: TunneldError) -> bool:

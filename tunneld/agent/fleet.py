@@ -1,7 +1,8 @@
 """Several exposures in one process, whose number and plans may change while they run.
 
     fleet
-    └─ NAME ×N        one exposure after another: a new one when its plan changed (see expose.py)
+    ├─ NAME ×N        one exposure after another: the next one when its plan changed, and the former has left the relay
+    └─ exposure ×N    those of NAME now, and former ones whose visitors finish (see expose.py)
 
 An exposure that fails for good ends alone. The fleet ends when the last of them has.
 """
@@ -32,23 +33,18 @@ class Berth:
 class Fleet:
     """The exposures that are wanted, and those that run."""
 
-    def __init__(self, teller_of: Callable[[str, Plan], Teller], wake: Wake) -> None:
-        """`teller_of` makes the teller of a named exposure each time that it begins."""
+    def __init__(self, teller_of: Callable[[str, Plan, Callable[[], Figures]], Teller], wake: Wake) -> None:
+        """`teller_of` makes the teller of a named exposure each time that it begins, and gets how that one is doing."""
         self.failures: dict[str, TunneldError] = {}
         """What those failed with that failed for good, by name."""
         self._teller_of = teller_of
         self._wake = wake
         self._wanted: dict[str, Berth] = {}
-        self._tasks: set[str] = set()
-        self._exposures: dict[str, tuple[Exposure, Plan]] = {}
+        self._tasks: set[str] = set()  # names that are served
+        self._exposures: dict[Exposure, tuple[str, Plan]] = {}  # also those that let their visitors finish
         self._draining = ""  # why
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
-
-    def figures(self, name: str) -> Figures:
-        """How an exposure is doing."""
-        running = self._exposures.get(name)
-        return running[0].figures if running else Figures()
 
     async def run(self, wanted: Mapping[str, Berth]) -> None:
         """Expose until the last one has ended."""
@@ -60,12 +56,13 @@ class Fleet:
         """End when those who are being served have finished, each exposure after its `drain_timeout` at the latest."""
         self._draining = reason
         self._wanted = {}
-        for exposure, plan in self._exposures.values():
+        for exposure, (_, plan) in self._exposures.items():
             exposure.drain(reason, plan.drain_timeout)
         self._end_if_empty()
 
     def apply(self, wanted: Mapping[str, Berth]) -> Changes:
-        """Open, close and replace, until exactly `wanted` runs; nothing, where the fleet has ended. Never waits.
+        """Open, close and replace, until exactly `wanted` runs; nothing, where the fleet has ended. Never waits: the
+        visitors of those that go may finish.
 
         An exposure that failed for good is tried again, one whose time was over is not.
         """
@@ -76,29 +73,34 @@ class Fleet:
         self._wanted = {  # what is new is a new object, also where it is like one that is just being closed
             name: self._wanted[name] if name in kept else replace(berth) for name, berth in wanted.items()
         }
-        for name in (*made.removed, *made.replaced):
+        gone = dict.fromkeys(made.removed, "no longer wanted") | dict.fromkeys(made.replaced, "wanted in another way")
+        for exposure, (name, plan) in self._exposures.items():
+            if name in gone:
+                exposure.drain(gone[name], plan.drain_timeout)
+        for name in (*gone, *made.added):
             self.failures.pop(name, None)
-            if name in self._exposures:
-                self._exposures[name][0].stop("no longer wanted" if name in made.removed else "wanted in another way")
-        for name in (*made.added, *made.replaced):
-            self.failures.pop(name, None)
-            if name not in self._tasks:
+            if name in wanted and name not in self._tasks:
                 self._tasks.add(name)
-                self._nursery.start_soon(self._serve, name)
+                self._nursery.start_soon(self._serve, name, self._nursery)
         self._end_if_empty()
         return made
 
-    async def _serve(self, name: str) -> None:
-        """One exposure after another, as long as what is wanted changes."""
+    async def _serve(self, name: str, nursery: trio.Nursery) -> None:
+        """One exposure after another, as long as what is wanted changes. A tunnel of the same name would cut those whom
+        the former serves, so it comes when the relay has closed that to new visitors; its address is free then.
+        """
         berth = None
         while (wanted := self._wanted.get(name)) is not None and wanted is not berth:
-            berth = wanted
-            await self._expose(name, berth)
+            berth, left = wanted, trio.Event()
+            nursery.start_soon(self._expose, name, berth, left)
+            await left.wait()
         self._tasks.discard(name)
         self._end_if_empty()
 
-    async def _expose(self, name: str, berth: Berth) -> None:
-        plan, teller = berth.plan, self._teller_of(name, berth.plan)
+    async def _expose(self, name: str, berth: Berth, left: trio.Event) -> None:
+        """One exposure; `left` is set once the relay sends it nobody any more."""
+        plan, running = berth.plan, list[Exposure]()
+        teller = self._teller_of(name, plan, lambda: running[0].figures if running else Figures())
         try:
             async with open_exposure(
                 plan.target,
@@ -109,8 +111,10 @@ class Fleet:
                 check=plan.check,
                 wake=self._wake,
                 patient=True,
+                on_left=left.set,
             ) as exposure:
-                self._exposures[name] = exposure, plan
+                running.append(exposure)
+                self._exposures[exposure] = name, plan
                 if self._wanted.get(name) is not berth:
                     exposure.stop(self._draining or "no longer wanted")
                 await exposure.run()
@@ -121,10 +125,13 @@ class Fleet:
                 del self._wanted[name]
             teller.tell("ended", reason=str(error))
         finally:
-            self._exposures.pop(name, None)
+            for exposure in running:
+                del self._exposures[exposure]
+            left.set()
+            self._end_if_empty()
 
     def _end_if_empty(self) -> None:
-        if not self._tasks:
+        if not (self._tasks or self._exposures):
             self._ended.set()
 
 

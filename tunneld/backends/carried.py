@@ -154,7 +154,7 @@ class Carried:
         repeated.
         """
         self._closed = True
-        self._endpoints.leave(self._key)
+        self._endpoints.leave(self, self._key)
         self._close_idle()
         self._line.close()
 

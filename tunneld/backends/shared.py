@@ -57,9 +57,10 @@ class Endpoints:
         self._sides[key] = side
         return key
 
-    def leave(self, key: str) -> None:
-        """A server side has closed. Harmless when repeated."""
-        self._sides.pop(key, None)
+    def leave(self, side: Keyed, key: str) -> None:
+        """A server side has closed. Harmless when repeated, also when its successor has the key by then."""
+        if self._sides.get(key) is side:
+            del self._sides[key]
 
     def find(self, key: str) -> Keyed | None:
         """Who has the key."""

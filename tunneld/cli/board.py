@@ -75,17 +75,18 @@ class Board:
 
     def __init__(self, err: Writer) -> None:
         self.err = err
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[Row, None] = {}
         self._drawn: list[str] = []
 
     def add(self, name: str, figures: Callable[[], Figures]) -> Row:
-        """One more exposure, or a new one in place of its former."""
-        self._rows[name] = Row(name, figures)
-        return self._rows[name]
+        """One more exposure. A former one of that name has a row until it ends."""
+        row = Row(name, figures)
+        self._rows[row] = None
+        return row
 
-    def remove(self, name: str) -> None:
-        """That one ended."""
-        self._rows.pop(name, None)
+    def remove(self, row: Row) -> None:
+        """That one ended. Harmless when repeated."""
+        self._rows.pop(row, None)
 
     def notice(self, line: str) -> None:
         """Print a line that stays, above the others."""
@@ -95,7 +96,7 @@ class Board:
         """Redraw until cancelled, then leave the cursor on a line of its own."""
         try:
             while True:
-                lines = fitting([self._line(row) for row in self._rows.values()], shutil.get_terminal_size())
+                lines = fitting([self._line(row) for row in self._rows], shutil.get_terminal_size())
                 if lines != self._drawn:
                     self._draw(lines)
                 await trio.sleep(REDRAW)

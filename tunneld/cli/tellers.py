@@ -72,7 +72,7 @@ class Live(Lines):
     def tell(self, event: str, /, **fields: Field) -> None:
         """Print what `Lines` does, and keep the row true."""
         if event in {"closed", "ended"}:
-            self._board.remove(self._name)
+            self._board.remove(self._row)
         super().tell(event, **fields)
         self._row.heed(event, fields)
 

@@ -25,7 +25,6 @@ from pathlib import Path
 import trio
 
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.events import Teller
 from tunneld.agent.fleet import Berth, Fleet
 from tunneld.agent.plan import Changes, Plan
 from tunneld.agent.planfile import PlanFile, Relay, load_plans
@@ -84,19 +83,16 @@ async def run(options: argparse.Namespace) -> int:
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
         board, wake = Board(err), Wake()
-        fleet = Fleet(lambda name, plan: _teller(options, out, err, board, fleet, name, plan), wake)
+        fleet = Fleet(
+            lambda name, plan, figures: teller_of(options, out, err, plan.scheme, name, board=board, figures=figures),
+            wake,
+        )
         nursery.start_soon(wake.run)
         nursery.start_soon(board.run)
         nursery.start_soon(_obey, signals, fleet, scope, partial(_reload, wanted, fleet, board))
         await fleet.run(berths)
         nursery.cancel_scope.cancel()
     return next(map(status_of, fleet.failures.values()), os.EX_OK)
-
-
-def _teller(
-    options: argparse.Namespace, out: Writer, err: Writer, board: Board, fleet: Fleet, name: str, plan: Plan
-) -> Teller:
-    return teller_of(options, out, err, plan.scheme, name, board=board, figures=lambda: fleet.figures(name))
 
 
 def default_file() -> Path:

@@ -111,7 +111,7 @@ class TunnelService:
             raise DrainingError("could not open a tunnel: the relay starts again; try again in a moment")
         backend_of(backend).check(self._premises, options)
         holder = holder_of(options.name, grant.name, asker.host)
-        opened = self._opened_by(grant.name) - (self._former(holder) is not None)
+        opened = self._opened_by(grant.name) - self._giving_way(holder)
         options, asked = permit(grant, backend, options, asker.host, opened), options
         if (shared := self._shared(holder, options)) is not None:
             check_agrees(shared, backend, options, asked)
@@ -191,7 +191,7 @@ class TunnelService:
         takes nobody new, or `UsageError` where `uri` is none.
         """
         endpoint = Endpoint.parse(uri.strip())
-        tunnel = next((one for one in self._tunnels.values() if one.server_uri == endpoint), None)
+        tunnel = self._newest(lambda one: one.server_uri == endpoint)
         if tunnel is None or not self.is_of(grant, tunnel.id):
             raise NoSuchTunnelError(f"no open tunnel has the server URI {endpoint.without_key}")
         if tunnel.phase is Phase.DRAINING:
@@ -237,10 +237,10 @@ class TunnelService:
         """
         tunnel = self._tunnels.get(reference.lower())
         if tunnel is None and reference.isdigit():
-            tunnel = next((t for t in self._tunnels.values() if str(t.client_uri.port) == reference), None)
+            tunnel = self._newest(lambda one: str(one.client_uri.port) == reference)
         if tunnel is None and "://" in reference:
             endpoint = Endpoint.parse(reference.strip())
-            tunnel = next((t for t in self._tunnels.values() if endpoint in {t.server_uri, t.client_uri}), None)
+            tunnel = self._newest(lambda one: endpoint in {one.server_uri, one.client_uri})
         if tunnel is None or not self.is_of(grant, tunnel.id):
             raise NoSuchTunnelError(
                 f"no open tunnel is called {reference!r}: give an id, a URI or a port that list shows"
@@ -323,6 +323,10 @@ class TunnelService:
 
     # Inside
 
+    def _newest(self, is_meant: Callable[[Tunnel], bool]) -> Tunnel | None:
+        """Of those that are meant by an address the one that has it: an older one is being drained, and gave it up."""
+        return next(filter(is_meant, reversed(self._tunnels.values())), None)
+
     def _former(self, holder: Holder | None) -> Tunnel | None:
         """The tunnel that this holder has open, of an agent that starts again before the relay knows it was gone."""
         for tunnel in self._tunnels.values() if holder is not None else ():
@@ -344,6 +348,14 @@ class TunnelService:
         while (former := self._former(holder)) is not None:
             former.close("replaced: its owner opened it anew")
             await former.wait_closed()
+
+    def _giving_way(self, holder: Holder | None) -> int:
+        """Tunnels that do not stand in the way of one for this holder: that which is replaced by it, and of those that
+        are being drained one, or a credential could have only its last tunnel's visitors finish by serving nobody new.
+        """
+        theirs = [one for one in self._tunnels.values() if holder is not None and self.addresses.has(one.id, holder)]
+        drained = sum(tunnel.phase is Phase.DRAINING for tunnel in theirs)
+        return min(drained, 1) + (len(theirs) > drained)
 
     def _opened_by(self, name: str) -> int:
         return sum(owner == name for owner in self._owners.values())
