@@ -6,18 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.relay.timers import Timed, Timers
+from tunneld.relay.timers import Timed
 from tunneld.session.heartbeat import Heartbeat
 from tunneld.session.limits import CarrierLimits
 
 BEAT, PATIENCE = 10.0, 2.0
 
 
-class Clock(Timers):
-    """Timers whose time is turned by hand."""
+class Clock:
+    """Deadlines whose time is turned by hand."""
 
     def __init__(self) -> None:
-        super().__init__(lambda: None)
         self.now = 0.0
         self.timed: Timed | None = None
 

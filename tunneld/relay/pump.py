@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import select
 import socket
@@ -105,14 +104,22 @@ class Pump:
         self.timers = Timers(self._finish_batch)
         self._later: list[Callable[[], None]] = []
         self._in_batch = False
+        self._began = 0.0  # the batch, in Trio's time
+        self._wide: bytearray | None = None
         self._armed = False  # somebody has more to do
         self._brisk = False  # the last wait was a short one
         self._epoll: select.epoll | None = None
 
-    @functools.cached_property
+    @property
     def wide_buffer(self) -> bytearray:
         """For handlers that read more at once than a flow: carriers. Overwritten by whoever reads next."""
-        return bytearray(self.limits.wide_size)
+        if self._wide is None:  # where no carriers are, nobody needs it
+            self._wide = bytearray(self.limits.wide_size)
+        return self._wide
+
+    def now(self) -> float:
+        """Trio's time, in seconds; within a batch that of its beginning, which costs nothing to ask for."""
+        return self._began if self._in_batch else trio.current_time()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See `Engine.run`."""
@@ -252,6 +259,7 @@ class Pump:
     def _serve(self, batch: list[tuple[int, int]]) -> None:
         """One wake-up: every handler that epoll told of, then the owners whose relays ended."""
         handlers = self.handlers
+        self._began = trio.current_time()
         self._in_batch = True
         self.share = max(self.buffer_size, self.limits.turn_size // (len(batch) or 1))
         for fd, events in batch:

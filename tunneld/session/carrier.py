@@ -152,13 +152,9 @@ class Carrier:
     def introduce(self, channel: Channel, visitor: Any | None) -> None:
         """WebMUX has no word for it."""
 
-    def credit(self, sid: int) -> int:
-        """What AddCredit has granted."""
-        return self.mux.credit(sid)
-
     def room(self, channel: Channel) -> int:
-        """Octets that may be put on the carrier now; 0: the channel hears of room, after those that waited longer."""
-        return min(self._outbox.room(channel), self._burst)
+        """See `Carries`: by the carrier's own room, what AddCredit has granted, and the peer's MSS."""
+        return min(self._outbox.room(channel), self.mux.credit(channel.sid), self._burst)
 
     def put(self, sid: int, data: memoryview) -> int:
         """Put octets on the carrier; returns how many were taken: all, if there was `room`."""
@@ -184,6 +180,16 @@ class Carrier:
             self.mux.reset(channel.sid, text=reason)
             self.touch()
             self._remove(channel)
+
+    # The pace of its windows
+
+    def now(self) -> float:
+        """See `Pace`."""
+        return self.pump.now()
+
+    def round_trip(self) -> float:
+        """See `Pace`."""
+        return self._link.round_trip()
 
     # The pump's handler
 
@@ -318,7 +324,7 @@ class Carrier:
     def _add(self, sid: int) -> Channel:
         limits = self.limits
         self.channels[sid] = channel = Channel(
-            self, sid, Window(limits.first_window, limits.max_window, self._budget, self._link)
+            self, sid, Window(limits.first_window, limits.max_window, self._budget, self)
         )
         return channel
 

@@ -33,14 +33,13 @@ class Carries(Protocol):
     def introduce(self, channel: Channel, visitor: Any | None) -> None:
         """The channel is for this visitor (an address; None: the peer is not to know)."""
 
-    def credit(self, sid: int) -> int:
-        """Octets that the peer takes now on this channel."""
-
     def room(self, channel: Channel) -> int:
-        """Octets that may be put on the carrier now; 0: the channel hears of room, after those that waited longer."""
+        """Octets that may be put on the carrier for this channel now. 0: the channel hears of room when its peer gives
+        credit, or, where the carrier itself is full, after those that waited longer.
+        """
 
     def put(self, sid: int, data: memoryview) -> int:
-        """Put octets on the carrier; returns how many were taken: all, if there was `room` and `credit`."""
+        """Put octets on the carrier; returns how many were taken: all, where there was `room`, else by credit."""
 
     def grant(self, sid: int, octets: int) -> None:
         """Let the peer send so many octets more."""
@@ -94,8 +93,7 @@ class Channel(Duct):
         """See `Duct.room`."""
         if self._first and not self._send_first():
             return 0
-        room = self.carrier.room(self)
-        return min(room, self.carrier.credit(self.sid)) if room and not self.over else 0
+        return 0 if self.over else self.carrier.room(self)
 
     def put(self, data: memoryview) -> None:
         """See `Duct.put`."""
@@ -126,6 +124,6 @@ class Channel(Duct):
 
     def _send_first(self) -> bool:
         with memoryview(self._first) as view:
-            taken = self.carrier.put(self.sid, view[: self.carrier.credit(self.sid)])
+            taken = self.carrier.put(self.sid, view)
         self._first = self._first[taken:]
         return not self._first

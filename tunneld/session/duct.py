@@ -128,10 +128,11 @@ class Duct:
 
     def arrived(self, data: memoryview) -> None:
         """Octets of the peer."""
-        taken = 0 if self.held else self._offer(data)
+        size = len(data)
+        taken = self._offer(data, size) if size and not self.held else 0
         if self.over:
             return
-        if taken < len(data):
+        if taken < size:
             self.held += data[taken:]
         if taken:
             self._taken(taken)
@@ -160,15 +161,14 @@ class Duct:
         except Exception as bug:
             user.failed(bug)
 
-    def _offer(self, data: memoryview) -> int:
+    def _offer(self, data: memoryview, size: int) -> int:
         """Let the user take what it can; one that hands the duct on takes its part, and the next one the rest."""
-        taken = 0
+        taken, user = 0, self.user
         try:
-            while taken < len(data) and not self.over and not self.held:
+            taken = user.receive(data)
+            while user is not self.user and taken < size and not self.over and not self.held:
                 user = self.user
                 taken += user.receive(data[taken:])
-                if user is self.user:
-                    break
         except Exception as error:
             self._fail(error)
         return taken

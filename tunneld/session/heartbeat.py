@@ -24,11 +24,21 @@ from typing import Protocol
 
 import trio
 
-from tunneld.relay.timers import Timers
+from tunneld.relay.timers import Timed
 from tunneld.session.limits import CarrierLimits
 
 PING = 0
 """The protocol id of the question: port 0, which nobody serves."""
+
+
+class Deadlines(Protocol):
+    """Who keeps them; `relay.timers.Timers` does."""
+
+    def watch(self, timed: Timed) -> None:
+        """Call `on_deadline` when its deadline has passed."""
+
+    def forget(self, timed: Timed) -> None:
+        """Call no more. Harmless when repeated."""
 
 
 class Heart(Protocol):
@@ -61,7 +71,7 @@ class Heartbeat:
     )
 
     def __init__(
-        self, heart: Heart, limits: CarrierLimits, timers: Timers, now: Callable[[], float] = trio.current_time
+        self, heart: Heart, limits: CarrierLimits, timers: Deadlines, now: Callable[[], float] = trio.current_time
     ) -> None:
         """Begin."""
         self.heard = True  # set by the carrier at every octet; cleared at every beat

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import structlog
-import trio
 
 from tunneld.errors import reason_of
 from tunneld.relay.engine import Cause, Limiter, Relay, RelayEnd, Side
@@ -314,7 +313,7 @@ class Joint:
         moved = self.from_socket + self.from_channel
         if moved != self.seen:
             self.seen = moved
-            self.deadline = trio.current_time() + self.linger
+            self.deadline = self.pump.now() + self.linger
 
     def _break(self, error: OSError) -> None:
         """The socket is broken: the channel is reset."""

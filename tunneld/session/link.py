@@ -11,8 +11,6 @@ import math
 import socket
 import sys
 
-import trio
-
 from tunneld.tls import TlsSocket
 
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
@@ -68,12 +66,10 @@ class Link:
             del outgoing[:sent]
         return True
 
-    def now(self) -> float:
-        """See `Pace`."""
-        return trio.current_time()
-
     def round_trip(self) -> float:
-        """See `Pace`: what the kernel has measured (tcpi_min_rtt of TCP_INFO, tcp(7))."""
+        """Seconds of the shortest round trip lately, infinite where that is not known: what the kernel has measured
+        (tcpi_min_rtt of TCP_INFO, tcp(7)).
+        """
         try:
             info = self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, MIN_RTT + 4)
         except OSError:

@@ -33,7 +33,7 @@ LEAST_ROOM = 4096
 class Outbox:
     """The codec's outgoing octets on their way into the link."""
 
-    __slots__ = ("_closed", "_limits", "_link", "_on_lost", "_outgoing", "_paused", "_pump", "_touched", "blocked")
+    __slots__ = ("_closed", "_link", "_on_lost", "_outgoing", "_pause_at", "_paused", "_pump", "_touched", "blocked")
 
     def __init__(
         self, pump: Pump, link: Link, outgoing: bytearray, limits: CarrierLimits, on_lost: Callable[[str], None]
@@ -43,7 +43,7 @@ class Outbox:
         self._pump = pump
         self._link = link
         self._outgoing = outgoing
-        self._limits = limits
+        self._pause_at = limits.pause_at
         self._on_lost = on_lost
         self._paused: deque[Channel] = deque()
         self._touched = False  # a flush comes after the batch
@@ -61,10 +61,10 @@ class Outbox:
 
     def room(self, channel: Channel) -> int:
         """Octets that may be said now; 0: the channel hears of room, after those that waited longer."""
-        room = self._limits.pause_at - self._waiting()
+        room = self._pause_at - self._waiting()
         if room < LEAST_ROOM and not self.blocked:
             self.flush()
-            room = self._limits.pause_at - self._waiting()
+            room = self._pause_at - self._waiting()
         if room >= LEAST_ROOM:
             return min(room, ENOUGH - HEADER)
         self._paused.append(channel)
@@ -80,13 +80,13 @@ class Outbox:
         except OSError as error:
             self._on_lost(f"its connection broke: {reason_of(error)}")
             return
-        if self._paused and 2 * self._waiting() <= self._limits.pause_at:
+        if self._paused and 2 * self._waiting() <= self._pause_at:
             paused, self._paused = self._paused, deque()
             for channel in paused:
                 channel.hear_room()
 
     def _waiting(self) -> int:
-        return len(self._outgoing) + (self._link.unsent if self.blocked else 0)
+        return len(self._outgoing) + self._link.unsent if self.blocked else len(self._outgoing)
 
     def unblock(self) -> None:
         """The connection may take octets again."""

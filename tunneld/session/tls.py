@@ -16,8 +16,6 @@ import os
 import socket
 from collections.abc import Callable
 
-import trio
-
 from tunneld.relay.engine import Limiter, Relay, RelayEnd, Side
 from tunneld.relay.failures import reset_on_close
 from tunneld.relay.flow import BROKEN, INEXACT, READABLE, WRITABLE
@@ -63,7 +61,8 @@ class TlsDuct(Duct):
     def start(self) -> None:
         """Begin to serve; what OpenSSL has already is held. Raises OSError where the connection is broken."""
         with memoryview(self._pump.wide_buffer) as plain:
-            self.held += plain[: self._tls.decipher(plain)]
+            octets = self._tls.decipher(plain)
+            self.held += plain[:octets]
         self.ended = self._tls.ended
         self._stopped = bool(self.held)
         self._pump.attach(self._fd, self)
@@ -244,7 +243,7 @@ class TlsDuct(Duct):
         if not (self.finishing and self.ended) or self.over:
             return
         if self._tls.unsent:
-            self.deadline = trio.current_time() + self.linger
+            self.deadline = self._pump.now() + self.linger
             self._pump.timers.watch(self)
         elif not self.held:
             self._forget()

@@ -58,7 +58,7 @@ class Carrier:
         """A channel for a visitor, of whom nothing is said before `Channel.introduce`."""
         flow = Flow(self, owner)
         number = self.connection.add_channel(flow)  # type: ignore[arg-type]  # it asks for what Flow has
-        window = Window(self.limits.first_window, self.limits.max_window, self._budget, self.transport.link)
+        window = Window(self.limits.first_window, self.limits.max_window, self._budget, self)
         flow.number, flow.channel = number, Channel(self, number, window)
         self.flows[number] = flow
         return flow.channel
@@ -82,15 +82,11 @@ class Carrier:
         if flow := self.flows.get(channel.sid):
             flow.ask(NOBODY if visitor is None else (unmap(str(visitor[0])), int(visitor[1])))
 
-    def credit(self, sid: int) -> int:
-        """The peer's window."""
-        flow = self.flows.get(sid)
-        return 0 if flow is None else flow.credit
-
     def room(self, channel: Channel) -> int:
-        """See `Carries`."""
+        """See `Carries`: by the carrier's own room and the peer's window."""
         if self.connection.may_say:
-            return self._outbox.room(channel)
+            flow = self.flows.get(channel.sid)
+            return 0 if flow is None else min(self._outbox.room(channel), flow.credit)
         self._mute.append(channel)
         return 0
 
@@ -127,6 +123,16 @@ class Carrier:
         """SSH_MSG_CHANNEL_CLOSE without an end before it."""
         if (flow := self.flows.get(channel.sid)) and flow.channel is channel:
             flow.close()
+
+    # The pace of its windows
+
+    def now(self) -> float:
+        """See `Pace`."""
+        return self.pump.now()
+
+    def round_trip(self) -> float:
+        """See `Pace`."""
+        return self.transport.link.round_trip()
 
     # Its heartbeat
 
