@@ -13,7 +13,7 @@ ROOT = Path(tunneld.__file__).parent
 
 FLOORS = [  # from the street down to the cellar; a room may import from its own floor and from those below
     {"cli", "__main__"},
-    {"agent", "daemon", "endings", ""},  # "": the package itself, which only hands out names
+    {"agent", "daemon", "front", "signals", "endings", ""},  # "": the package itself, which only hands out names
     {"control", "lobby", "carriers", "ssh", "handover", "client"},
     {"service"},
     {"tunnel"},

@@ -22,6 +22,7 @@ from tunneld.config.keys import Key, keys
 from tunneld.config.literals import literal
 from tunneld.config.problems import bounds
 from tunneld.errors import ConfigError, ListenError, LocalProtocolError, UsageError
+from tunneld.signals import SIGNALS
 
 MAN = Path(__file__).parents[2] / "man"
 SOURCE = Path(tunneld.__file__).parent
@@ -162,7 +163,7 @@ def test_options_and_signals_take_what_the_program_takes() -> None:
         for choice in action.choices or ():
             assert re.search(rf"^\.Cm .*\b{choice}\b", described, re.MULTILINE), choice
     named = set(re.findall(r"SIG[A-Z0-9]+", "".join(re.findall(r"^\.It Dv .*$", section("SIGNALS"), re.MULTILINE))))
-    assert named == {number.name for number in daemon.SIGNALS}
+    assert named == {number.name for number in SIGNALS}
 
 
 def test_the_exit_statuses_are_those_of_the_program() -> None:
