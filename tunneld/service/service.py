@@ -3,13 +3,12 @@
     tunnels                    isolation boundary: an exception closes its tunnel and is logged once
     └─ tunnel ×N               see tunnel/tunnel.py
 
-The registry below is all the service knows; it is the seam at which several machines would share one.
+Which tunnels there are, and what is asked of them, is in registry.py.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,20 +16,20 @@ import structlog
 import trio
 
 from tunneld.access import EVERYBODY, Grant, bound_hidden, permit
-from tunneld.admission import Refused
 from tunneld.backends import Lobby, Premises, backend_of
 from tunneld.backends.shared import Endpoints
 from tunneld.config.schema import Settings
-from tunneld.endpoint import Endpoint, is_wildcard
-from tunneld.errors import DrainingError, LimitReachedError, ListenError, NoSuchTunnelError, TunneldError, UsageError
+from tunneld.endpoint import is_wildcard
+from tunneld.errors import DrainingError, LimitReachedError, ListenError, TunneldError, UsageError
 from tunneld.events import Events
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
 from tunneld.reservations import Holder, Reservation
 from tunneld.service.addresses import Addresses, holder_of
+from tunneld.service.registry import Registry
 from tunneld.service.sharing import check_agrees
 from tunneld.tunnel import STOPPED, Opening, Phase, Tunnel
-from tunneld.tunnel.legacy import Past, ServiceLegacy
+from tunneld.tunnel.legacy import ServiceLegacy
 
 log = structlog.get_logger("service")
 
@@ -55,7 +54,7 @@ class Asker:
     at_end: AtEnd = at_once  # who is told when its control connection ends
 
 
-class TunnelService:
+class TunnelService(Registry):
     """All open tunnels of this process."""
 
     def __init__(
@@ -70,22 +69,16 @@ class TunnelService:
         ports of carriers, `state` the folder where reservations are kept, None for in memory only; `lobby` is where
         hidden servers show their keys.
         """
+        super().__init__()
         self.events = Events()
         self.addresses = Addresses(settings, state)
         self.draining = False
         self.leaving = False
-        self.opened = 0  # tunnels, ever
-        self._past_octets = (0, 0)  # of tunnels that closed: up, down
-        self._past_served = 0
-        self._past_refusals = Counter[Refused]()
         self._settings = settings
         self._engine = engine
         self.endpoints = endpoints if endpoints is not None else Endpoints()
         self._premises = Premises(self.endpoints, lobby)
-        self._tunnels: dict[str, Tunnel] = {}
-        self._owners: dict[str, str] = {}  # the id of each tunnel, open or opening, and the credential that it is of
         self._given_up: set[str] = set()  # the ids of tunnels whose address shall not be kept
-        self._last_id = 0
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -120,7 +113,7 @@ class TunnelService:
         before = self.addresses.recall(holder, options.client_port, grant)  # before anybody gives way for nothing
         await self._evict(holder)
         address = self.addresses.recall(holder, options.client_port, grant) or before
-        if len(self._owners) >= settings.max_tunnels:
+        if len(self._tunnels) >= settings.max_tunnels:
             raise LimitReachedError(f"could not open a tunnel: {settings.max_tunnels} are open (tunnels.max_tunnels)")
         if grant.max_visitors is not None and grant.max_visitors < settings.max_visitors:
             settings = settings.model_copy(update={"max_visitors": grant.max_visitors})
@@ -139,8 +132,7 @@ class TunnelService:
         )
         tunnel = self._make(opening, address)
         self._last_id += 1
-        self._owners[tunnel.id] = grant.name  # before we wait, or two could squeeze through a limit at once
-        self._tunnels[tunnel.id] = tunnel
+        self._enter(tunnel, grant.name)  # before we wait, or two could squeeze through a limit at once
         self.addresses.hold(holder, tunnel)
         self.opened += 1
         self._announce(tunnel)
@@ -186,66 +178,11 @@ class TunnelService:
                 return tunnel
         return Tunnel(opening, self._engine, self.events)
 
-    def get_tunnel_address(self, uri: str, grant: Grant = EVERYBODY) -> Endpoint:
-        """The URI to advertise for a server URI. Raises `NoSuchTunnelError`, also for a tunnel that is drained and so
-        takes nobody new, or `UsageError` where `uri` is none.
-        """
-        endpoint = Endpoint.parse(uri.strip())
-        tunnel = self._newest(lambda one: one.server_uri == endpoint)
-        if tunnel is None or not self.is_of(grant, tunnel.id):
-            raise NoSuchTunnelError(f"no open tunnel has the server URI {endpoint.without_key}")
-        if tunnel.phase is Phase.DRAINING:
-            raise NoSuchTunnelError(f"tunnel {tunnel.id} is being drained and takes nobody new")
-        return tunnel.client_uri
-
     # What an operator asks
-
-    def tunnels(self, grant: Grant = EVERYBODY) -> Sequence[Tunnel]:
-        """All open tunnels that are there for this grant, oldest first."""
-        return [tunnel for tunnel in self._tunnels.values() if self.is_of(grant, tunnel.id)]
 
     def named(self, name: str, asker: Asker) -> Tunnel | None:
         """The open tunnel of this name that is the asker's own."""
         return self._former(holder_of(name, asker.grant.name, asker.host))
-
-    def is_of(self, grant: Grant, tunnel: str) -> bool:
-        """Whether a tunnel, by its id, is there for this grant: its own, or any for an admin."""
-        return grant.is_admin or grant.name == self._owners.get(tunnel)
-
-    @property
-    def octets(self) -> tuple[int, int]:
-        """Octets delivered since the start, by all tunnels: up, down."""
-        up, down = self._past_octets
-        for tunnel in self._tunnels.values():
-            more_up, more_down = tunnel.octets
-            up, down = up + more_up, down + more_down
-        return up, down
-
-    @property
-    def served(self) -> int:
-        """Visitors relayed since the start."""
-        return self._past_served + sum(tunnel.served for tunnel in self._tunnels.values())
-
-    @property
-    def refusals(self) -> Counter[Refused]:
-        """Visitors turned away since the start, by the class of the reason."""
-        return sum((tunnel.refusals for tunnel in self._tunnels.values()), self._past_refusals)
-
-    def find(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
-        """The tunnel with this id, server URI, client URI or port of clients. Raises `NoSuchTunnelError`, also for one
-        of others.
-        """
-        tunnel = self._tunnels.get(reference.lower())
-        if tunnel is None and reference.isdigit():
-            tunnel = self._newest(lambda one: str(one.client_uri.port) == reference)
-        if tunnel is None and "://" in reference:
-            endpoint = Endpoint.parse(reference.strip())
-            tunnel = self._newest(lambda one: endpoint in {one.server_uri, one.client_uri})
-        if tunnel is None or not self.is_of(grant, tunnel.id):
-            raise NoSuchTunnelError(
-                f"no open tunnel is called {reference!r}: give an id, a URI or a port that list shows"
-            )
-        return tunnel
 
     async def close(self, reference: str, grant: Grant = EVERYBODY, *, keep: bool = False) -> Tunnel:
         """Stop one tunnel now; it is gone when this returns, and its address is anybody's unless it is to be kept.
@@ -294,18 +231,11 @@ class TunnelService:
                 legacies.append((self._owners[tunnel.id], tunnel.leave()))
             except Exception as error:
                 tunnel.fail(error)
-        names = {kind.value: count for kind, count in self._past_refusals.items()}
-        past = Past(self._last_id, self.opened, self._past_octets, self._past_served, names)
-        return ServiceLegacy(past, legacies)
+        return ServiceLegacy(self._past, legacies)
 
     async def take_over(self, legacy: ServiceLegacy) -> None:
         """Go on with what another process left. A tunnel that cannot be is closed, and said."""
-        past = legacy.past
-        self._last_id, self.opened, self._past_octets = past.last_id, past.opened, past.octets
-        self._past_served, self._past_refusals = (
-            past.served,
-            Counter({Refused(kind): count for kind, count in past.refusals.items()}),
-        )
+        self._resume(legacy.past)
         for owner, one in legacy.tunnels:
             opening = replace(one.opening, premises=self._premises, reserved=self.addresses.book)
             try:
@@ -315,17 +245,12 @@ class TunnelService:
                 one.close()
                 log.warning("tunnel could not be taken over", tunnel=opening.id, reason=str(error))
                 continue
-            self._owners[tunnel.id] = owner
-            self._tunnels[tunnel.id] = tunnel
+            self._enter(tunnel, owner)
             self.addresses.hold(holder_of(opening.options.name, owner, opening.asker), tunnel)
             await self._nursery.start(self._run, tunnel)
         await self.addresses.saved()
 
     # Inside
-
-    def _newest(self, is_meant: Callable[[Tunnel], bool]) -> Tunnel | None:
-        """Of those that are meant by an address the one that has it: an older one is being drained, and gave it up."""
-        return next(filter(is_meant, reversed(self._tunnels.values())), None)
 
     def _former(self, holder: Holder | None) -> Tunnel | None:
         """The tunnel that this holder has open, of an agent that starts again before the relay knows it was gone."""
@@ -357,9 +282,6 @@ class TunnelService:
         drained = sum(tunnel.phase is Phase.DRAINING for tunnel in theirs)
         return min(drained, 1) + (len(theirs) > drained)
 
-    def _opened_by(self, name: str) -> int:
-        return sum(owner == name for owner in self._owners.values())
-
     async def _run(self, tunnel: Tunnel, *, task_status: trio.TaskStatus[None]) -> None:
         """One tunnel's life: a bug costs this tunnel, never the daemon."""
         try:
@@ -367,13 +289,8 @@ class TunnelService:
         except Exception as error:
             tunnel.fail(error)
         finally:
-            del self._tunnels[tunnel.id]
-            del self._owners[tunnel.id]
+            self._remove(tunnel)
             self._leave(tunnel)
-            up, down = tunnel.octets
-            self._past_octets = (self._past_octets[0] + up, self._past_octets[1] + down)
-            self._past_served += tunnel.served
-            self._past_refusals += tunnel.refusals
 
     def _leave(self, tunnel: Tunnel) -> None:
         """What becomes of its address. Those that end with the daemon stay in the book as they are."""

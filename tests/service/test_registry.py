@@ -1,0 +1,60 @@
+"""Which tunnels there are, by what they are found, and what is still counted when they are gone."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from tests.support.people import connect, is_dropped
+from tests.support.visitors import open_tunnel, until_gone, until_served
+from tunneld.access import Grant
+from tunneld.errors import NoSuchTunnelError
+from tunneld.service import TunnelService
+from tunneld.service.registry import Registry
+
+
+async def test_a_tunnel_is_found_by_its_id_its_uris_and_the_port_of_its_visitors(service: TunnelService) -> None:
+    other, tunnel = await open_tunnel(service), await open_tunnel(service)
+    for reference in (tunnel.id.upper(), str(tunnel.server_uri), str(tunnel.client_uri), str(tunnel.client_uri.port)):
+        assert service.find(reference) is tunnel
+    assert list(service.tunnels()) == [other, tunnel]
+
+
+@pytest.mark.parametrize("reference", ["t99", "1", "tcp://127.0.0.1:1", ""])
+async def test_what_is_no_tunnel_is_said_to_be_none(service: TunnelService, reference: str) -> None:
+    await open_tunnel(service)
+    with pytest.raises(NoSuchTunnelError, match="no open tunnel"):
+        service.find(reference)
+
+
+async def test_the_tunnel_of_somebody_else_is_none(service: TunnelService) -> None:
+    tunnel, stranger = await open_tunnel(service), Grant(name="somebody-else")
+    for ask in (service.find, service.get_tunnel_address):
+        with pytest.raises(NoSuchTunnelError):
+            ask(str(tunnel.server_uri), stranger)
+    assert (list(service.tunnels(stranger)), service.is_of(stranger, tunnel.id)) == ([], False)
+
+
+async def test_what_tunnels_have_counted_outlives_them_and_the_process(service: TunnelService) -> None:
+    tunnel = await open_tunnel(service, max_visitors="1")
+    server = await connect(tunnel.server_uri)
+    visitor = await connect(tunnel.client_uri)
+    await until_served(tunnel, 1)
+    assert await is_dropped(await connect(tunnel.client_uri))
+    await visitor.send_all(b"12345")
+    await visitor.aclose()
+    await server.aclose()
+    await until_gone(tunnel)
+
+    def counts(registry: Registry) -> tuple[int, int, tuple[int, int], int]:
+        return registry.opened, registry.served, registry.octets, registry.refusals.total()
+
+    counted = counts(service)
+    assert counted == (1, 1, (5, 0), 1)
+    await service.close(tunnel.id)
+    while service.tunnels():
+        await trio.lowlevel.checkpoint()
+    assert counts(service) == counted
+    successor = Registry()
+    successor._resume(service._past)
+    assert counts(successor) == counted
