@@ -65,6 +65,8 @@ def test_an_id_that_we_reset_waits_until_the_peer_has_seen_it() -> None:
     mux.reset(4)
     assert mux.open(80) == 2
     assert not mux.can_open
+    with pytest.raises(NoFreeSessionError):
+        mux.open(80)
     hear(mux, frame(4, 0, b"late") + frame(4, FIN) + frame(4, CONTROL | Code.ADD_CREDIT << 19, value=9))
     assert not mux.can_open
     hear(mux, frame(2, SYN, value=80))
@@ -83,6 +85,24 @@ def test_an_answer_to_an_older_syn_proves_nothing() -> None:
     assert not mux.can_open
     hear(mux, frame(last[0], SYN, value=80))
     assert mux.can_open
+
+
+def test_a_fault_before_the_answer_proves_nothing() -> None:
+    mux = full()
+    hear(mux, frame(2, RST))
+    mux.reset(4)
+    assert mux.open(80) == 2
+    (broken,) = hear(mux, frame(2, 0, b"not answered yet"))
+    assert isinstance(broken, Broken)
+    assert mux.open(80) == 4
+    assert hear(mux, frame(4, 0, b"late")) == []
+
+
+def test_a_reset_was_the_last_word_of_the_peer() -> None:
+    mux = full()
+    hear(mux, frame(6, RST))
+    assert mux.open(80) == 6
+    assert hear(mux, frame(6, CONTROL | Code.ADD_CREDIT << 19, value=9)) == [CreditAdded(6, 16393)]
 
 
 def test_a_reset_of_the_peer_settles_an_id_that_we_reset() -> None:

@@ -28,7 +28,7 @@ from tunneld.wire.webmux.header import RST, WORD, Code
 from tunneld.wire.webmux.limits import FIRST_ATOM, MAX_FRAGMENT, MAX_OFFENCES, MAX_TEXT
 from tunneld.wire.webmux.sender import Sender
 from tunneld.wire.webmux.session import Session
-from tunneld.wire.webmux.states import PEER_DATA, PEER_FIN, PEER_RST, PEER_SYN, State, Who
+from tunneld.wire.webmux.states import FAULT, PEER, PEER_DATA, PEER_FIN, PEER_RST, PEER_SYN, WITHDRAWN
 from tunneld.wire.webmux.values import credit_from_wire, reason_from_wire
 
 
@@ -50,12 +50,12 @@ class Hearer(Sender):
         if before.calling:
             self._lives.move(session, PEER_SYN)
             return ACCEPTED[session.sid]
-        if before.over and session.opener is Who.PEER:
+        if before.over and session.opener is PEER:
             self._lives.begin(session, PEER_SYN, protocol)
             return opened(session.sid, protocol)
         if before.over:
             return self._hear_stray_syn(session)
-        if before is State.WITHDRAWN:
+        if before is WITHDRAWN:
             self._lives.move(session, PEER_SYN)
             self.outgoing += WORD.pack(session.sid << 24 | RST)
             return None
@@ -77,7 +77,7 @@ class Hearer(Sender):
         if before not in PEER_FIN:
             return self._break(session, f"FIN while {before.name}")
         self._lives.move(session, PEER_FIN)
-        return None if before.over or before is State.WITHDRAWN else FINISHED[session.sid]
+        return None if before.silent else FINISHED[session.sid]
 
     def _hear_syn_and_fin(self, session: Session, protocol: int) -> Iterator[Event]:
         """Both at once: opened and closed (the draft leaves combinations open). FIN as the answer to our SYN is taken
@@ -96,7 +96,7 @@ class Hearer(Sender):
         self._lives.move(session, PEER_RST)
         if before.calling:
             return Refused(session.sid, *reason_from_wire(payload))
-        if before.over or before is State.WITHDRAWN:
+        if before.silent:
             return None
         return Reset(session.sid, *reason_from_wire(payload))
 
@@ -150,6 +150,6 @@ class Hearer(Sender):
 
     def _break(self, session: Session, reason: str) -> Broken:
         """Reset a session for a fault of the peer."""
-        self._lives.abandon(session)
+        self._lives.move(session, FAULT)
         self.outgoing += WORD.pack(session.sid << 24 | RST)
         return Broken(session.sid, reason)

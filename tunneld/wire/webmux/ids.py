@@ -50,10 +50,13 @@ class SessionIds:
 
     def take(self) -> tuple[int, bool]:
         """The next id to open, and whether it is settled. Raises `NoFreeSessionError`."""
-        if not self.free:
-            raise NoFreeSessionError("could not open a session: all of the connection are in use")
         settled = bool(self._settled)
-        sid = self._settled.popleft() if settled else (self._finished or self._reset).popleft()[0]
+        if settled:
+            sid = self._settled.popleft()
+        elif self.free:
+            sid = (self._finished or self._reset).popleft()[0]
+        else:
+            raise NoFreeSessionError("could not open a session: all of the connection are in use")
         self._syns += 1
         self._calling[sid] = self._syns
         return sid, settled

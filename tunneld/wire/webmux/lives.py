@@ -9,7 +9,7 @@ from tunneld.errors import LocalProtocolError
 from tunneld.wire.webmux.ids import SessionIds
 from tunneld.wire.webmux.limits import DEFAULT_CREDIT, FIRST_ACCEPTOR_ID, FIRST_INITIATOR_ID, SESSION_IDS
 from tunneld.wire.webmux.session import Session
-from tunneld.wire.webmux.states import OUR_RST, OUR_SYN, PEER_RST, Column, Said, State, Who
+from tunneld.wire.webmux.states import FAULT, OUR_SYN, PEER, PEER_RST, RESET, US, Column, State, Who
 
 
 class Lives:
@@ -18,7 +18,7 @@ class Lives:
     def __init__(self, *, initiator: bool) -> None:
         first = FIRST_INITIATOR_ID if initiator else FIRST_ACCEPTOR_ID
         reserved: list[Who | None] = [None] * FIRST_INITIATOR_ID
-        by_parity = [Who.US, Who.PEER] if initiator else [Who.PEER, Who.US]
+        by_parity = [US, PEER] if initiator else [PEER, US]
         openers = reserved + by_parity * ((SESSION_IDS - FIRST_INITIATOR_ID) // 2)
         self.sessions = [Session(sid, opener) for sid, opener in enumerate(openers)]
         self.ids = SessionIds(first)
@@ -57,19 +57,15 @@ class Lives:
             who, said = saying.who.name, saying.said.name
             raise LocalProtocolError(f"session {session.sid} is {before.name}: no {said} from {who}")
         session.state = after
-        if before.unanswered and not after.unanswered:
+        if before.unanswered and not after.unanswered and saying is not FAULT:
             session.unsettled = False
             self.ids.answered(session.sid)
         if after.over and not before.over:
-            self._end(session, saying)
-        elif saying is PEER_RST and session.opener is Who.US:  # late
+            session.credit = session.allowance = session.held = 0
+            if session.opener is US:
+                self._free(session.sid, saying, after)
+        elif saying is PEER_RST and session.opener is US:  # late
             self.ids.settled(session.sid)
-
-    def abandon(self, session: Session) -> None:
-        """Our RST in answer to a fault of the peer, in whatever state it finds the session."""
-        before, session.state = session.state, State.RESET
-        if not before.over:
-            self._end(session, OUR_RST)
 
     def raise_credit(self, octets: int) -> list[Session]:
         """The peer's SetDefaultCredit; returns the sessions it reaches although they are open (see `session`)."""
@@ -89,14 +85,11 @@ class Lives:
             if session.state.called:
                 session.allowance += more
 
-    def _end(self, session: Session, saying: Column) -> None:
-        """A life is over, nothing of its credit is left, and its id waits for the next."""
-        session.credit = session.allowance = session.held = 0
-        if session.opener is not Who.US:
-            return
-        if session.state is State.RESET:
-            self.ids.reset(session.sid)
-        elif saying.said is Said.FIN:
-            self.ids.finished(session.sid)
+    def _free(self, sid: int, saying: Column, after: State) -> None:
+        """An id of ours waits for its next life."""
+        if saying is PEER_RST:
+            self.ids.settled(sid)
+        elif after is RESET:
+            self.ids.reset(sid)
         else:
-            self.ids.settled(session.sid)
+            self.ids.finished(sid)

@@ -63,6 +63,7 @@ class State(_Quick):
 
     # Which of the sets below it is in: asked for each fragment, and an attribute is the quickest answer.
     over: bool
+    silent: bool
     calling: bool
     unanswered: bool
     called: bool
@@ -86,69 +87,75 @@ class Said(_Quick):
     RST = auto()
 
 
-_US, _PEER = Who.US, Who.PEER
+WITHDRAWN, RESET = State.WITHDRAWN, State.RESET
+US, PEER = Who.US, Who.PEER
+"""Those that are asked for at every move, by names of their own: a member of an enum costs nearly as much as a call."""
+
 _SYN, _DATA, _FIN, _RST = Said.SYN, Said.DATA, Said.FIN, Said.RST
 
 TABLE: dict[tuple[State, Who, Said], State] = {
-    (State.IDLE, _US, _SYN): State.SYN_SENT,
-    (State.IDLE, _PEER, _SYN): State.SYN_RCVD,
-    (State.IDLE, _PEER, _FIN): State.IDLE,
-    (State.IDLE, _PEER, _RST): State.IDLE,
+    (State.IDLE, US, _SYN): State.SYN_SENT,
+    (State.IDLE, PEER, _SYN): State.SYN_RCVD,
+    (State.IDLE, PEER, _FIN): State.IDLE,
+    (State.IDLE, PEER, _RST): State.IDLE,
     #
-    (State.SYN_SENT, _US, _DATA): State.SYN_SENT,
-    (State.SYN_SENT, _US, _FIN): State.SYN_SENT_FIN,
-    (State.SYN_SENT, _US, _RST): State.WITHDRAWN,
-    (State.SYN_SENT, _PEER, _SYN): State.OPEN,
-    (State.SYN_SENT, _PEER, _FIN): State.REMOTE_CLOSED,
-    (State.SYN_SENT, _PEER, _RST): State.IDLE,
+    (State.SYN_SENT, US, _DATA): State.SYN_SENT,
+    (State.SYN_SENT, US, _FIN): State.SYN_SENT_FIN,
+    (State.SYN_SENT, US, _RST): State.WITHDRAWN,
+    (State.SYN_SENT, PEER, _SYN): State.OPEN,
+    (State.SYN_SENT, PEER, _FIN): State.REMOTE_CLOSED,
+    (State.SYN_SENT, PEER, _RST): State.IDLE,
     #
-    (State.SYN_SENT_FIN, _US, _RST): State.WITHDRAWN,
-    (State.SYN_SENT_FIN, _PEER, _SYN): State.LOCAL_CLOSED,
-    (State.SYN_SENT_FIN, _PEER, _FIN): State.IDLE,
-    (State.SYN_SENT_FIN, _PEER, _RST): State.IDLE,
+    (State.SYN_SENT_FIN, US, _RST): State.WITHDRAWN,
+    (State.SYN_SENT_FIN, PEER, _SYN): State.LOCAL_CLOSED,
+    (State.SYN_SENT_FIN, PEER, _FIN): State.IDLE,
+    (State.SYN_SENT_FIN, PEER, _RST): State.IDLE,
     #
-    (State.WITHDRAWN, _PEER, _SYN): State.RESET,
-    (State.WITHDRAWN, _PEER, _FIN): State.IDLE,
-    (State.WITHDRAWN, _PEER, _RST): State.IDLE,
+    (State.WITHDRAWN, PEER, _SYN): State.RESET,
+    (State.WITHDRAWN, PEER, _FIN): State.IDLE,
+    (State.WITHDRAWN, PEER, _RST): State.IDLE,
     #
-    (State.SYN_RCVD, _US, _SYN): State.OPEN,
-    (State.SYN_RCVD, _US, _FIN): State.LOCAL_CLOSED,
-    (State.SYN_RCVD, _US, _RST): State.RESET,
-    (State.SYN_RCVD, _PEER, _DATA): State.SYN_RCVD,
-    (State.SYN_RCVD, _PEER, _FIN): State.SYN_RCVD_FIN,
-    (State.SYN_RCVD, _PEER, _RST): State.IDLE,
+    (State.SYN_RCVD, US, _SYN): State.OPEN,
+    (State.SYN_RCVD, US, _FIN): State.LOCAL_CLOSED,
+    (State.SYN_RCVD, US, _RST): State.RESET,
+    (State.SYN_RCVD, PEER, _DATA): State.SYN_RCVD,
+    (State.SYN_RCVD, PEER, _FIN): State.SYN_RCVD_FIN,
+    (State.SYN_RCVD, PEER, _RST): State.IDLE,
     #
-    (State.SYN_RCVD_FIN, _US, _SYN): State.REMOTE_CLOSED,
-    (State.SYN_RCVD_FIN, _US, _FIN): State.IDLE,
-    (State.SYN_RCVD_FIN, _US, _RST): State.RESET,
-    (State.SYN_RCVD_FIN, _PEER, _RST): State.IDLE,
+    (State.SYN_RCVD_FIN, US, _SYN): State.REMOTE_CLOSED,
+    (State.SYN_RCVD_FIN, US, _FIN): State.IDLE,
+    (State.SYN_RCVD_FIN, US, _RST): State.RESET,
+    (State.SYN_RCVD_FIN, PEER, _RST): State.IDLE,
     #
-    (State.OPEN, _US, _DATA): State.OPEN,
-    (State.OPEN, _US, _FIN): State.LOCAL_CLOSED,
-    (State.OPEN, _US, _RST): State.RESET,
-    (State.OPEN, _PEER, _DATA): State.OPEN,
-    (State.OPEN, _PEER, _FIN): State.REMOTE_CLOSED,
-    (State.OPEN, _PEER, _RST): State.IDLE,
+    (State.OPEN, US, _DATA): State.OPEN,
+    (State.OPEN, US, _FIN): State.LOCAL_CLOSED,
+    (State.OPEN, US, _RST): State.RESET,
+    (State.OPEN, PEER, _DATA): State.OPEN,
+    (State.OPEN, PEER, _FIN): State.REMOTE_CLOSED,
+    (State.OPEN, PEER, _RST): State.IDLE,
     #
-    (State.LOCAL_CLOSED, _US, _RST): State.RESET,
-    (State.LOCAL_CLOSED, _PEER, _DATA): State.LOCAL_CLOSED,
-    (State.LOCAL_CLOSED, _PEER, _FIN): State.IDLE,
-    (State.LOCAL_CLOSED, _PEER, _RST): State.IDLE,
+    (State.LOCAL_CLOSED, US, _RST): State.RESET,
+    (State.LOCAL_CLOSED, PEER, _DATA): State.LOCAL_CLOSED,
+    (State.LOCAL_CLOSED, PEER, _FIN): State.IDLE,
+    (State.LOCAL_CLOSED, PEER, _RST): State.IDLE,
     #
-    (State.REMOTE_CLOSED, _US, _DATA): State.REMOTE_CLOSED,
-    (State.REMOTE_CLOSED, _US, _FIN): State.IDLE,
-    (State.REMOTE_CLOSED, _US, _RST): State.RESET,
-    (State.REMOTE_CLOSED, _PEER, _RST): State.IDLE,
+    (State.REMOTE_CLOSED, US, _DATA): State.REMOTE_CLOSED,
+    (State.REMOTE_CLOSED, US, _FIN): State.IDLE,
+    (State.REMOTE_CLOSED, US, _RST): State.RESET,
+    (State.REMOTE_CLOSED, PEER, _RST): State.IDLE,
     #
-    (State.RESET, _US, _SYN): State.SYN_SENT,
-    (State.RESET, _PEER, _SYN): State.SYN_RCVD,
-    (State.RESET, _PEER, _DATA): State.RESET,
-    (State.RESET, _PEER, _FIN): State.RESET,
-    (State.RESET, _PEER, _RST): State.IDLE,
+    (State.RESET, US, _SYN): State.SYN_SENT,
+    (State.RESET, PEER, _SYN): State.SYN_RCVD,
+    (State.RESET, PEER, _DATA): State.RESET,
+    (State.RESET, PEER, _FIN): State.RESET,
+    (State.RESET, PEER, _RST): State.IDLE,
 }
 
 OVER = frozenset({State.IDLE, State.RESET})
 """The session does not live (yet or any more): its id may be opened."""
+
+SILENT = OVER | {State.WITHDRAWN}
+"""Nothing that the peer says of it is told."""
 
 CALLING = frozenset({State.SYN_SENT, State.SYN_SENT_FIN})
 """We wait for the peer's answer."""
@@ -172,6 +179,10 @@ class Column(dict[State, State]):
 OUR_SYN, OUR_DATA, OUR_FIN, OUR_RST = (Column(Who.US, said) for said in Said)
 PEER_SYN, PEER_DATA, PEER_FIN, PEER_RST = (Column(Who.PEER, said) for said in Said)
 
+FAULT = Column(Who.US, Said.RST)
+FAULT.update(dict.fromkeys(State, State.RESET))
+"""Our RST in answer to a fault of the peer: from every state, also where the table has none."""
+
 SENDING = frozenset(OUR_DATA)
 """We may send data."""
 
@@ -180,6 +191,7 @@ RECEIVING = frozenset(PEER_DATA) - OVER
 
 for _state in State:
     _state.over = _state in OVER
+    _state.silent = _state in SILENT
     _state.calling = _state in CALLING
     _state.unanswered = _state in UNANSWERED
     _state.called = _state in CALLED
