@@ -15,6 +15,7 @@ either way the root nursery is cancelled last, which drops whatever is left.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
 import signal
@@ -107,6 +108,7 @@ class Daemon:
                 self._drain_revoked()
                 await root.start(self._front.run)
                 if (interval := notify.watchdog_interval()) is not None:
+                    faulthandler.enable()  # systemd ends who hangs with SIGABRT: then the log says where it hung
                     root.start_soon(_feed_watchdog, interval)
                 if sys.platform == "linux":
                     handover.settle()

@@ -326,6 +326,15 @@ def test_a_drain_says_how_many_are_left_and_when_they_are_cut(running: Any, tmp_
         assert process.wait(timeout=60) == 0
 
 
+def test_where_it_hung_is_in_the_log_when_the_watchdog_ends_it(running: Any, tmp_path: Path) -> None:
+    process = running(NOTIFY_SOCKET=str(tmp_path / "nobody"), WATCHDOG_USEC="60000000")
+    wait_for(process.stderr, " ready ")
+    process.send_signal(signal.SIGABRT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGABRT
+    assert "most recent call first" in said
+
+
 def client_address(lines: Any, server: tuple[str, int]) -> tuple[str, int]:
     """Where visitors connect, for where the hidden server does."""
     return call(lines, f"getTunnelAddress tcp://{server[0]}:{server[1]}")

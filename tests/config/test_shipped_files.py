@@ -111,6 +111,14 @@ def test_the_unit_of_the_agent_does_not_try_again_what_does_not_get_better() -> 
     }
 
 
+@pytest.mark.parametrize("name", ["tunneld.service", "tunnel.service"])
+def test_a_reload_by_systemd_fails_where_the_file_is_refused(name: str) -> None:
+    """The signal first: while the check runs, the program has begun, so that systemctl waits for it."""
+    lines = re.findall(r"^ExecReload=(.*)$", (CONFIG / name).read_text(), re.MULTILINE)
+    start = unit_of(name)["Service"]["ExecStart"]
+    assert lines == ["/bin/kill -HUP $MAINPID", f"{start} --check"]
+
+
 def test_systemd_waits_longer_than_the_daemon_drains_and_knows_its_exit_statuses() -> None:
     service = unit_of("tunneld.service")["Service"]
     assert float(service["TimeoutStopSec"]) > Settings().daemon.drain_timeout

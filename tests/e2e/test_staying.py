@@ -129,6 +129,25 @@ async def test_a_program_that_would_not_start_is_not_become(tmp_path: Path) -> N
         assert await read_exactly(hidden, 1) == b"x"
 
 
+async def test_it_becomes_what_its_name_stands_for_by_then_with_the_python_of_that(tmp_path: Path) -> None:
+    script = "import sys\nfrom tunneld.cli.tunneld import main\nsys.exit(main())\n"
+    for name, first in (("old", f"#!{sys.executable}\n"), ("new", f"#!{sys.executable} -Xnew\n")):
+        (tmp_path / name).write_text(first + script)
+        (tmp_path / name).chmod(0o755)
+    link = tmp_path / "tunneld"
+    link.symlink_to("old")
+    async with daemon(tmp_path, how=[str(link)]) as relay:
+        process = Path(f"/proc/{relay.process.pid}")
+        await relay.ask("restart")
+        await relay.wait_logged("ready", 2)
+        assert (process / "comm").read_text() == "tunneld\n"  # what ps shows, still
+        link.unlink()
+        link.symlink_to("new")
+        await relay.ask("restart")
+        await relay.wait_logged("ready", 3)
+        assert b"-Xnew" in (process / "cmdline").read_bytes().split(b"\0")
+
+
 async def test_descriptors_do_not_pile_up(tmp_path: Path) -> None:
     async with daemon(tmp_path) as relay:
         server, client = await opened(relay, "tcp", "persist=yes")

@@ -7,7 +7,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -97,17 +97,18 @@ async def daemon(
     control: int = 0,
     ports: str = "0",
     of_daemon: str = "",
+    how: Sequence[str] = (sys.executable, "-m", "tunneld"),
 ) -> AsyncIterator[Daemon]:
     """A `tunneld` of its own on free ports, ready; killed at the end where it has not ended. With `papers` in TLS;
-    `words` is what its configuration says besides, `of_daemon` what it says in `[daemon]`. What it has to keep it keeps
-    in `folder`.
+    `words` is what its configuration says besides, `of_daemon` what it says in `[daemon]`, `how` the program. What it
+    has to keep it keeps in `folder`.
     """
     config = folder / "tunnel.toml"
     tls = TLS.format(folder=papers.folder) if papers else ""
     config.write_text(
         CONFIG.format(drain_timeout=drain_timeout, control=control, ports=ports, of_daemon=of_daemon) + tls + words
     )
-    command = [sys.executable, "-m", "tunneld", "--config", str(config), "--log-format", "json"]
+    command = [*how, "--config", str(config), "--log-format", "json"]
     async with program(command, stderr=subprocess.PIPE) as process, trio.open_nursery() as nursery:
         running = Daemon(process)
         nursery.start_soon(running.listen)

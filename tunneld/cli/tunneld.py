@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,4 +115,15 @@ def _serve(settings: Settings, path: Path | None, load: Callable[[], Settings]) 
     from tunneld import daemon, log  # noqa: PLC0415
 
     log.configure(settings.log)
-    return trio.run(daemon.run, settings, path, load, [sys.executable, *sys.orig_argv[1:]])
+    return trio.run(daemon.run, settings, path, load, _how_started(sys.orig_argv))
+
+
+def _how_started(words: Sequence[str]) -> list[str]:
+    """The command that starts this program again. A script that was started by its own name is again: it keeps that
+    name (ps(1) shows it), and when it, or the link to it, is another one by then, its first line says which Python goes
+    with it.
+    """
+    with suppress(IndexError, OSError), Path(words[1]).open("rb") as script:
+        if script.readline(1024).split()[:1] == [b"#!" + os.fsencode(words[0])]:
+            return list(words[1:])
+    return [sys.executable, *words[1:]]

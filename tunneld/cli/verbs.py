@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 REFERENCE = ("ref", "REF", "its id, a URI of it or its port, as list shows them")
 DRAINED = "drained"
 """The reason that a tunnel closes for when its last visitor has left."""
+STARTED_WITHIN = 40.0
+"""Seconds that a restart may take for each of its two steps, whatever `--timeout` says: first the relay gives its new
+program half a minute to say that it would start (`CHECKING` in endings.py), then that starts, which takes as long.
+"""
 Run = Callable[["Client", argparse.Namespace, Form], Awaitable[str]]
 
 
@@ -96,6 +100,7 @@ async def reload(client: Client, _options: argparse.Namespace, shape: Form) -> s
 
 async def restart(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """A sentence, once the relay is there again."""
+    options.timeout = client.timeout = max(client.timeout, STARTED_WITHIN)
     await client.call("restart")
     with suppress(RelayUnreachableError):
         async with client.watch() as events:  # which end with the old program
