@@ -40,8 +40,11 @@ class TlsSocket:
         *,
         server_side: bool = False,
         server_hostname: str | None = None,
+        session: ssl.SSLSession | None = None,
     ) -> None:
-        """`connection` is connected and does not block. Nothing is said before `shake_hands`."""
+        """`connection` is connected and does not block. Nothing is said before `shake_hands`. `session` is from the
+        method of that name, of an earlier connection to the same peer with the same context.
+        """
         context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # Python's default before 3.11.4: a cut passes for an end
         self.connection = connection
         self.ended = False  # the peer has said goodbye, and everything before it was read
@@ -50,13 +53,25 @@ class TlsSocket:
         self._unsent = EMPTY
         self._ahead = b""  # deciphered as we said goodbye, and not read yet
         self._tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+            self._incoming,
+            self._outgoing,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            session=session,
         )
 
     @property
     def peer_certificate(self) -> bytes | None:
         """In DER, where the context asked for one and has verified it."""
         return self._tls.getpeercert(binary_form=True)
+
+    def session(self, former: ssl.SSLSession | None) -> ssl.SSLSession | None:
+        """What a client's next connection may begin with: `former`, if this one could, or else what the peer has given
+        us behind the handshake (RFC 8446 §2.2), so ask once something was heard. Then nobody signs and nobody verifies,
+        which is a tenth of what such a connection costs either end. Taking a new one each time would cost more than it
+        saves, since Python copies it. A peer that was started again does not know it, and shakes hands as ever.
+        """
+        return former if self._tls.session_reused else self._tls.session
 
     # For whoever waits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import ssl
 from collections.abc import Iterator
@@ -46,16 +47,19 @@ class RelayAccess:
                 return await shake_hands(connection, self._context(), server_hostname=self._host)
             return connection
 
-    async def dial_keyed(self, uri: Endpoint) -> tuple[socket.socket | TlsSocket, bytes]:
+    async def dial_keyed(
+        self, uri: Endpoint, session: ssl.SSLSession | None = None
+    ) -> tuple[socket.socket | TlsSocket, bytes]:
         """A connection to a tcp tunnel's server side to which the key was shown, and what the relay has said behind
-        its OK. Raises `RelayUnreachableError`, `RefusedError`, or `RemoteProtocolError`, also for a wrong pin.
+        its OK. `session` is that of an earlier one, see `TlsSocket.session`. Raises `RelayUnreachableError`,
+        `RefusedError`, or `RemoteProtocolError`, also for a wrong pin.
         """
         with self._reaching(uri):
             connection = await dial(await resolve_relay(uri.host, uri.port))
             way: socket.socket | TlsSocket = connection
             try:
                 if uri.scheme == "tls":
-                    way = TlsSocket(connection, self._context(), server_hostname=self._host)
+                    way = TlsSocket(connection, self._context(), server_hostname=self._host, session=session)
                     await way.shake_hands()
                 return way, await _show_key(way, uri)
             except BaseException:
@@ -77,11 +81,17 @@ class RelayAccess:
         raise RelayUnreachableError(f"could not connect to {uri.without_key}: {reason}")
 
     def _context(self) -> ssl.SSLContext:
-        return self.tls or client_tls_context()
+        return self.tls or _usual_context()
 
     @property
     def _host(self) -> str:
         return parse_host_port(self.where.rpartition("://")[2].rstrip("/"))[0]
+
+
+@functools.cache
+def _usual_context() -> ssl.SSLContext:
+    """One for all connections: a session (`TlsSocket.session`) belongs to its context."""
+    return client_tls_context()
 
 
 async def _show_key(way: socket.socket | TlsSocket, uri: Endpoint) -> bytes:

@@ -9,6 +9,7 @@ strangers from one address.
 from __future__ import annotations
 
 import socket
+import ssl
 from typing import TYPE_CHECKING
 
 import trio
@@ -44,6 +45,7 @@ class KeyedPool(Pool):
         self.relay = relay
         self.uri = uri
         self.nursery = nursery
+        self.session: ssl.SSLSession | None = None  # for the next connection
         self.dialling = trio.CapacityLimiter(AT_ONCE)
 
     def _begin(self) -> Parked:
@@ -64,13 +66,14 @@ class _Knocking:
         try:
             with self._scope:
                 async with pool.dialling:
-                    way, ahead = await pool.relay.dial_keyed(pool.uri)
+                    way, ahead = await pool.relay.dial_keyed(pool.uri, pool.session)
                 if isinstance(way, socket.socket):
                     self._parked = PlainParked(pool, way, self)
                     self._parked.look()
                 else:
                     from tunneld.agent.secured import TlsParked  # noqa: PLC0415  # on systems that have a pump
 
+                    pool.session = way.session(pool.session)
                     self._parked = TlsParked(pool, way, ahead, self)
         except TunneldError as error:
             pool.lost(self, str(error))
