@@ -166,7 +166,7 @@ async def test_a_pool_that_the_relay_emptied_is_filled_again() -> None:
         ):
             while relay.tunnel.parked < 4:
                 await trio.lowlevel.checkpoint()
-            relay.tunnel.trim(0)
+            relay.tunnel.trim(0, "127.0.0.1")
             await told.wait_for("trouble")
             while relay.tunnel.parked < 4:
                 await trio.lowlevel.checkpoint()

@@ -263,10 +263,26 @@ class TestPersistent:
         await until_parked(tunnel, 1)
         await connect(tunnel.server_uri)
         await until_parked(tunnel, 2)
-        assert tunnel.trim(1) == 1
+        assert tunnel.trim(1, "127.0.0.1") == 1
         assert await is_dropped(first)
         await visitor.send_all(b"x")
         assert await read_exactly(server, 1) == b"x"
+
+    async def test_who_trims_a_shared_tunnel_leaves_what_other_agents_have_parked(self, service: TunnelService) -> None:
+        options = {"persist": "yes", "share": "yes", "name": "web", "secure": SECURE.get()}
+        near, far = (Asker(host, f"{host}:9", host, at_end=lambda *_: None) for host in ("127.0.0.1", "127.0.0.2"))
+        tunnel = await service.open_tunnel("tcp", TunnelOptions.parse(options), near)
+        service.join(tunnel.id, far)
+        parked = []
+        for number in range(3):
+            parked.append(await connect(tunnel.server_uri))
+            await until_parked(tunnel, number + 1)
+        assert tunnel.trim(0, "127.0.0.2") == 0
+        assert tunnel.trim(2, "127.0.0.1") == 1
+        assert await is_dropped(parked[0])
+        assert (tunnel.dismiss(far.owner), tunnel.trim(0, "127.0.0.2")) == (False, 0)
+        assert tunnel.parked == 2
+        assert tunnel.trim(0, "127.0.0.1") == 2
 
     async def test_drain_lets_relays_finish_and_gives_up_who_waits(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")

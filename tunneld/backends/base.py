@@ -138,9 +138,9 @@ class ServerSide(Protocol):
         Raises `trio.ClosedResourceError` once the server side is closed.
         """
 
-    def trim(self, keep: int) -> int:
-        """Close parked connections until `keep` are left; returns how many were closed. None that a visitor got is
-        among them.
+    def trim(self, keep: int, spared: Container[str] = ()) -> int:
+        """Close parked connections until `keep` are left, not counting those from addresses that are `spared`; returns
+        how many were closed. None that a visitor got is among them.
         """
 
     def pause(self) -> None:

@@ -7,7 +7,7 @@ they give one, visitors go to those that have.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -133,7 +133,7 @@ class Carried:
             return self.dial_nowait()
         return await self._line.wait()
 
-    def trim(self, keep: int) -> int:
+    def trim(self, keep: int, spared: Container[str] = ()) -> int:
         """Nothing is parked ahead, so there is nothing to trim."""
         return 0
 

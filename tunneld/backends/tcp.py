@@ -23,7 +23,7 @@ import trio
 from tunneld.backends.base import Host, Premises, ServerConnection, SideLegacy
 from tunneld.backends.line import Line
 from tunneld.config.schema import Tunnels
-from tunneld.endpoint import Endpoint
+from tunneld.endpoint import Endpoint, unmap
 from tunneld.errors import LimitReachedError, UsageError
 from tunneld.net import bind_in_range, taken_out
 from tunneld.options import TunnelOptions
@@ -117,12 +117,14 @@ class Tcp:
             return self._take()
         return await self._line.wait()
 
-    def trim(self, keep: int) -> int:
-        """Close the connections parked longest until `keep` are left."""
-        surplus = max(0, self.parked - keep)
-        for _ in range(surplus):
-            self._take().close()
-        return surplus
+    def trim(self, keep: int, spared: Container[str] = ()) -> int:
+        """See `ServerSide`: those parked longest go first."""
+        parked = [connection for connection in self._parked if unmap(str(connection.peer[0])) not in spared]
+        surplus = parked[: max(0, len(parked) - keep)]
+        for connection in surplus:
+            self._parked.pop(connection).release()
+            connection.close()
+        return len(surplus)
 
     def pause(self) -> None:
         """See `ServerSide`."""

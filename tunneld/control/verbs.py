@@ -133,7 +133,7 @@ async def trim_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply
     keep = request.args[1]
     if not (keep.isascii() and keep.isdigit() and len(keep) <= len(str(MAX_TRIM))):
         raise UsageError(f"not a number of server connections to keep: {keep!r}")
-    return Reply(text=f"closed {count(tunnel.trim(int(keep)), 'parked server connection')} of {tunnel.id}")
+    return Reply(text=f"closed {count(tunnel.trim(int(keep), caller.host), 'parked server connection')} of {tunnel.id}")
 
 
 async def watch_tunnels(daemon: Daemon, request: Request, caller: Caller) -> Reply:

@@ -157,7 +157,7 @@ class TunnelService(Registry):
 
     def _join(self, tunnel: Tunnel, options: TunnelOptions, asker: Asker) -> None:
         """Whoever asks serves this tunnel, too, until its control connection ends or it leaves."""
-        tunnel.members.join(asker.owner, tunnel.opening.admitted(options.server_from, asker.host))
+        tunnel.members.join(asker.owner, asker.host, tunnel.opening.admitted(options.server_from, asker.host))
         asker.at_end(tunnel.id, lambda: tunnel.members.part(asker.owner))
 
     def _make(self, opening: Opening, address: Reservation | None) -> Tunnel:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from typing import Any
 
-from tunneld.endpoint import Network, contains
+from tunneld.endpoint import Network, contains, unmap
 
 MOST_NETWORKS = 64
 """Of agents that share a tunnel: those that came last. Some of them moved, and are not where they were."""
@@ -18,20 +19,26 @@ class Members:
     def __init__(self, network: Network | None) -> None:
         """`network` is that of whoever opened the tunnel; None: anywhere."""
         self.networks: dict[Network, None] | None = {}  # from where hidden servers may connect; None: anywhere
-        self._agents = set[str]()
+        self._agents: dict[str, str] = {}  # by their control connections, the addresses that they ask from
         self._admit(network)
 
     def __len__(self) -> int:
         return len(self._agents)
 
-    def join(self, agent: str, network: Network | None) -> None:
-        """One more agent serves it, over the control connection `agent`, from that network."""
-        self._agents.add(agent)
+    def join(self, agent: str, host: str, network: Network | None) -> None:
+        """One more agent serves it, over the control connection `agent` from the address `host`; its hidden servers are
+        in that network.
+        """
+        self._agents[agent] = unmap(host)
         self._admit(network)
 
     def part(self, agent: str) -> None:
         """It left, or its control connection ended. Harmless when repeated."""
-        self._agents.discard(agent)
+        self._agents.pop(agent, None)
+
+    def elsewhere(self, host: str) -> AbstractSet[str]:
+        """The addresses of the agents that are not at this one."""
+        return set(self._agents.values()) - {unmap(host)}
 
     def move(self, network: Network | None) -> None:
         """The only agent is at this network now."""

@@ -220,9 +220,11 @@ class Tunnel:
             self.drain()
         return self._phase in {Phase.DRAINING, Phase.CLOSED}
 
-    def trim(self, keep: int) -> int:
-        """Close surplus parked server connections; see `ServerSide.trim`."""
-        return self._server_side.trim(keep)
+    def trim(self, keep: int, host: str) -> int:
+        """Close surplus parked server connections, see `ServerSide.trim`; none that another agent has made, as far as
+        that can be told: whoever asks, from the address `host`, knows only what it needs itself.
+        """
+        return self._server_side.trim(keep, self.members.elsewhere(host))
 
     def fail(self, error: Exception) -> None:
         """A bug in one of this tunnel's callbacks: log it once, close this tunnel, leave the others alone."""
