@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -135,6 +136,34 @@ async def test_what_cannot_be_had_is_refused_with_a_sentence(forward: str, why: 
                 assert await ssh.ended() == 255
                 assert "remote port forwarding failed" in ssh.err
                 await ssh.wait_said(why)  # with -v also where there is no session
+
+
+async def test_a_visitor_of_a_server_that_cannot_be_reached_is_told_in_time_and_the_next_one_is_served() -> None:
+    with trio.fail_after(PATIENCE), socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        port = server.getsockname()[1]
+        full = socket.create_connection(("127.0.0.1", port))  # nobody accepts, and nobody else gets through
+        async with (
+            relay(dial_timeout=0.3) as here,
+            client(openssh(here, "-N", "-R", f"0:127.0.0.1:{port}", "127.0.0.1")),
+        ):
+            (tunnel,) = await here.until_served()
+            room = tunnel.parked
+            assert await is_dropped(await connect(tunnel.client_uri))
+            assert tunnel.parked == room - 1  # the ssh still tries
+            full.close()
+            for _ in range(2):  # the one that was full, and the one that came too late
+                await trio.lowlevel.wait_readable(server)
+                server.accept()[0].close()
+            await here.until(lambda: tunnel.parked == room)
+            visitor = await connect(tunnel.client_uri)
+            await trio.lowlevel.wait_readable(server)
+            with server.accept()[0] as served:
+                served.sendall(b"hello")
+                assert await read_exactly(visitor, 5) == b"hello"
+                with socket.create_connection(("127.0.0.1", port)):
+                    assert await is_dropped(await connect(tunnel.client_uri))  # after as long as this one is here
+                served.sendall(b"still here")
+                assert await read_exactly(visitor, 10) == b"still here"
 
 
 async def test_what_the_hidden_server_refuses_resets_the_visitor_and_nothing_else() -> None:

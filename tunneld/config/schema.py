@@ -242,6 +242,7 @@ class Ssh(Table):
     max_channels: Count = 1000  # visitors at once per connection: ssh needs a descriptor each, and mostly has 1024
     max_carriers: Count = 16  # connections with the same key, per tunnel
     login_timeout: Seconds = 30.0  # a person types a passphrase; OpenSSH waits for 120 s
+    dial_timeout: Seconds = 30.0  # for the ssh to reach its server; a browser gives up about then, TCP after 127 s
     heartbeat: Seconds = 10.0  # as for webmux: a dead hidden server is given up within three
     patience: Seconds = 2.0  # for a sign of life, before a newcomer takes the place of a silent one
     max_window: Window = 8 * MIB  # as for webmux

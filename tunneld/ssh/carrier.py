@@ -34,11 +34,13 @@ class Carrier:
         connection: Connection,
         transport: Transport,
         limits: CarrierLimits,
+        dial_timeout: float,
         silent: Callable[[], None],
     ) -> None:
-        """`silent` is told of a sign of life that did not come in time."""
+        """`dial_timeout` is in seconds, see `Flow`; `silent` is told of a sign of life that did not come in time."""
         self.pump = transport.pump
         self.limits = limits
+        self.dial_timeout = dial_timeout
         self.over = False
         self.connection = connection
         self.transport = transport

@@ -1,10 +1,11 @@
 """One channel as an SSH connection knows it (RFC 4254, section 5): numbers, credit, and who has said what of its end.
 
     open ──introduce──► asked ──confirmed──► open both ways ──EOF each──► CLOSE each ──► gone
-                          │ refused: the visitor is reset
+                          │ refused, or no answer in time: the visitor is reset
 
-A channel is opened towards the client, which answers; until then it has no credit, so its visitor is not read. What
-the two protocols call the ends differs in one thing: a client that closes its socket whole says EOF and CLOSE at once,
+A channel is opened towards the client, which connects to its server and answers; until then it has no credit, so its
+visitor is not read. A visitor does not wait for ever for that; whatever answer comes later, ends the channel. What the
+two protocols call the ends differs in one thing: a client that closes its socket whole says EOF and CLOSE at once,
 while our visitor may still be speaking. Then what it said is delivered and ended as EOF asks; only where the visitor
 says more is the channel broken, as a kernel would have it.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import asyncssh
+import trio
 from asyncssh.constants import (
     MSG_CHANNEL_CLOSE,
     MSG_CHANNEL_DATA,
@@ -58,6 +60,7 @@ class Flow(SSHPacketHandler):
         self.most = 0  # octets of data in one packet
         self.allowed = carrier.limits.first_window
         self.asked = self.closed = self.closed_by_peer = self.ended = self.finishing = False
+        self.deadline = 0.0  # for the answer, in Trio's time
 
     def ask(self, originator: tuple[str, int]) -> None:
         """Open it."""
@@ -74,6 +77,13 @@ class Flow(SSHPacketHandler):
             String(source),
             UInt32(source_port),
         )
+        self.deadline = trio.current_time() + self.carrier.dial_timeout
+        self.carrier.pump.timers.watch(self)
+
+    def on_deadline(self) -> None:
+        """It was not answered in time; see `relay.timers.Timed`."""
+        self.close()
+        self.channel.hear_reset(f"its ssh did not connect in {self.carrier.dial_timeout:g} s (ssh.dial_timeout)")
 
     def say(self, kind: int, *args: bytes) -> None:
         """A packet on this channel, if the peer has it and we have not closed it."""
@@ -100,10 +110,12 @@ class Flow(SSHPacketHandler):
 
     def forget(self) -> None:
         """It is over for its user."""
+        self.carrier.pump.timers.forget(self)
         self.carrier.forget(self)
 
     def _drop(self) -> None:
         """It is over for both: its place is another's."""
+        self.carrier.pump.timers.forget(self)
         if self.carrier.connection._channels.pop(self.number, None) is not None:
             self.owner.freed(self.channel)
 
@@ -141,6 +153,7 @@ class Flow(SSHPacketHandler):
         """The client has connected to the hidden server."""
         if self.head or not self.asked:
             raise asyncssh.ProtocolError("Channel not being opened")
+        self.carrier.pump.timers.forget(self)
         self.head = b"%c%b" % (MSG_CHANNEL_DATA, number.to_bytes(4, "big"))
         self.credit, self.most = window, min(most, MAX_PACKET)
         if self.is_over():  # the visitor did not wait

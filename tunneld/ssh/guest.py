@@ -120,7 +120,8 @@ class Guest:
     def enter(self, login: Login) -> None:
         """It is known."""
         self.login = login
-        self._carrier = Carrier(self.connection, self.transport, self._limits, self._fell_silent)
+        dial_timeout = self._settings.dial_timeout
+        self._carrier = Carrier(self.connection, self.transport, self._limits, dial_timeout, self._fell_silent)
         self._log = self._log.bind(credential=login.owner) if login.owner else self._log
         self._log.info("ssh came", user=login.user if login.side is None else "(a tunnel's key)")
         self.decided.set()
