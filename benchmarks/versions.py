@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.network import congestion_control
 from benchmarks.processes import BenchError, find, need
-from tunneld import __version__
+from tunneld.build import BUILD
 
 COMMANDS = {
     "haproxy": ("haproxy", "-v"),
@@ -38,7 +38,7 @@ def asked(program: str, option: str) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of ours, of the Python below it, and of the programs that are there."""
-    found = {"tunneld": __version__, "python": platform.python_version(), "trio": metadata.version("trio")}
+    found = {"tunneld": BUILD, "python": platform.python_version(), "trio": metadata.version("trio")}
     for name, (program, option) in COMMANDS.items():
         if find(program) is not None:
             number = re.search(r"(?<![\d:])\d+\.\d+[\w.]*", asked(program, option))

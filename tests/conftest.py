@@ -12,6 +12,7 @@ import trio
 from hypothesis import settings
 
 from tests.support.people import go_home
+from tunneld.build import COMPILED
 from tunneld.config.schema import Settings, Tunnels
 from tunneld.relay import new_engine
 from tunneld.relay.engine import Engine
@@ -19,6 +20,14 @@ from tunneld.service import TunnelService
 
 settings.register_profile("house", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("house")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where our own code is compiled, nothing can be put in its place."""
+    if COMPILED:
+        for item in items:
+            if item.get_closest_marker("interpreted"):
+                item.add_marker(pytest.mark.skip(reason="the data plane is compiled"))
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ FLOORS = [  # from the street down to the cellar; a room may import from its own
         "faces",
     },
     {"wire", "endpoint", "networks", "rates", "admission", "reservations"},
-    {"relay", "errors"},
+    {"relay", "errors", "build"},
 ]
 PURE = {"wire", "endpoint", "options", "access", "networks", "rates", "admission", "reservations"}
 IMPURE = {"trio", "socket", "ssl", "time", "random", "secrets", "logging", "structlog", "select", "datetime"}

@@ -84,6 +84,7 @@ class TestHowMany:
             await until_waiting(tunnel, 0)
             assert refused(tunnel) == {"unserved": number + 1}
 
+    @pytest.mark.interpreted
     async def test_a_server_connection_that_breaks_while_paired_leaves_no_trace(
         self, service: TunnelService, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -224,6 +224,7 @@ class TestPersistent:
             server = await connect(tunnel.server_uri)
             assert await read_exactly(server, 1) == b"%d" % number
 
+    @pytest.mark.interpreted
     async def test_a_server_connection_that_comes_before_the_visitor_is_in_line_serves_it(
         self, service: TunnelService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -485,6 +486,7 @@ async def test_nothing_is_told_of_a_tunnel_after_its_end(service: TunnelService)
     assert story == ["opened", "attached", "visitor", "closed", "nothing more"]
 
 
+@pytest.mark.interpreted
 async def test_a_bug_in_one_tunnel_closes_that_tunnel_alone(
     service: TunnelService, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import trio
 
@@ -55,7 +55,7 @@ class Carrying(Protocol):
 class Carried:
     """The carriers of one tunnel. See `ServerSide`."""
 
-    backend: str
+    backend: ClassVar[str]
 
     def __init__(self, host: Host) -> None:
         """Raises `UsageError` where the relay has no port for such carriers."""

@@ -10,6 +10,8 @@ tunnel. Nothing here knows more of SSH than that.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from tunneld.backends.carried import Carried
 from tunneld.backends.shared import Endpoints
 
@@ -17,7 +19,7 @@ from tunneld.backends.shared import Endpoints
 class Ssh(Carried):
     """The forwards of one tunnel, at `ssh://KEY@HOST:PORT`."""
 
-    backend = "ssh"
+    backend: ClassVar[str] = "ssh"
 
 
 def find_side(endpoints: Endpoints, key: str) -> Ssh | None:

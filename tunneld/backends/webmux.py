@@ -11,6 +11,8 @@ session for each visitor, with the client side's port as the protocol id.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from tunneld.backends.carried import Carried
 from tunneld.backends.shared import Endpoints
 from tunneld.endpoint import Endpoint
@@ -20,7 +22,7 @@ from tunneld.errors import NoSuchTunnelError, UsageError
 class WebMux(Carried):
     """The carriers of one tunnel, at `webmux://HOST:PORT/KEY`, or `webmuxs://` where the shared port speaks TLS."""
 
-    backend = "webmux"
+    backend: ClassVar[str] = "webmux"
 
 
 def find_side(endpoints: Endpoints, uri: str | None) -> WebMux:

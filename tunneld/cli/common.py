@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from signal import SIGINT, SIGPIPE
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tunneld import __version__
+from tunneld.build import BUILD
 from tunneld.errors import ConfigError, RefusedError, TunneldError, reason_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_common_options(self) -> None:
         """The options of a whole command; a verb's own parser has no use for them."""
-        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+        self.add_argument("--version", action="version", version=f"%(prog)s {BUILD}")
         self.add_argument(
             "--print-completion",
             action=_PrintCompletion,

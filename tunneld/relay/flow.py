@@ -62,6 +62,8 @@ class Flow:
         "reverse", "side", "source", "target",
     )  # fmt: skip
 
+    __deletable__ = ("pair", "reverse")  # so that they may be parted when compiled, too (mypyc)
+
     reverse: Flow
 
     def __init__(self, pair: Pair, side: Side, source: socket.socket, target: socket.socket) -> None:

@@ -12,9 +12,15 @@ from tunneld.endpoint import Network, parse_network
 from tunneld.errors import UsageError
 from tunneld.options import TunnelOptions
 from tunneld.rates import Rate
-from tunneld.wire.proxy_protocol import Address, encode_v1, encode_v2
+from tunneld.wire.proxy_protocol import SocketAddress, encode_v1, encode_v2
 
-PROXY_HEADERS: dict[str, Callable[[Address | None, Address | None], bytes]] = {"v1": encode_v1, "v2": encode_v2}
+ProxyHeader = Callable[[SocketAddress | None, SocketAddress | None], bytes]
+"""Of a visitor's address and ours."""
+
+PROXY_HEADERS: dict[str, ProxyHeader] = {
+    "v1": encode_v1,
+    "v2": encode_v2,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,9 @@ class Terms:
     linger: float  # seconds
     bandwidth: int | None  # octets per second
     quota: int | None  # octets
-    proxy_header: Callable[[Address | None, Address | None], bytes] | None  # of a visitor's address and ours
+    proxy_header: (
+        Callable[[SocketAddress | None, SocketAddress | None], bytes] | None
+    )  # of a visitor's address and ours
     hide_visitor: bool
 
     @classmethod

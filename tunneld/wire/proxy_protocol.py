@@ -26,6 +26,8 @@ from tunneld.errors import LocalProtocolError, RemoteProtocolError
 
 Address = tuple[str, int]
 """A numeric IPv4 or IPv6 host, and a port."""
+SocketAddress = Address | tuple[str, int, int, int]
+"""The same as the `socket` module has it: with flow and scope behind, where it is IPv6."""
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 MIN_V2 = 16
@@ -57,7 +59,7 @@ class ProxyHeader:
     destination: Address | None = None
 
 
-def encode_v2(source: Address | None, destination: Address | None) -> bytes:
+def encode_v2(source: SocketAddress | None, destination: SocketAddress | None) -> bytes:
     """The binary header for a visitor from `source` to `destination`; LOCAL where one is None or their families differ.
 
     Called for every visitor: the ports behind what is remembered of the hosts. Raises `LocalProtocolError` for what is
@@ -69,7 +71,7 @@ def encode_v2(source: Address | None, destination: Address | None) -> bytes:
     return front + _PORTS.pack(source[1], destination[1]) if front else _LOCAL
 
 
-def encode_v1(source: Address | None, destination: Address | None) -> bytes:
+def encode_v1(source: SocketAddress | None, destination: SocketAddress | None) -> bytes:
     """The same as a line: `PROXY TCP4 192.0.2.1 198.51.100.7 41234 80`, or `PROXY UNKNOWN`."""
     if source is None or destination is None:
         return b"PROXY UNKNOWN\r\n"

@@ -1,0 +1,40 @@
+"""What mypyc 2.4 makes something else of than Python does stands nowhere in the files that are compiled (setup.py)."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def compiled_files() -> list[Path]:
+    """As setup.py has them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr("setuptools.setup", lambda **_: None)
+        found: list[str] = runpy.run_path("setup.py")["hot_files"]()
+    return [ROOT / path for path in found]
+
+
+def test_every_module_that_setup_names_is_there() -> None:
+    names = {path.relative_to(ROOT / "tunneld").as_posix() for path in compiled_files()}
+    assert {"relay/pump.py", "session/joint.py", "wire/webmux/mux.py", "agent/visitors.py"} <= names
+    assert len(names) > 40
+
+
+@pytest.mark.parametrize("path", compiled_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_that_is_compiled_otherwise_than_it_is_read(path: Path) -> None:
+    """A call in the bound of a slice is made twice, a cause is not kept, and a cached property is made each time."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Subscript(slice=ast.Slice() as bounds):
+                calls = [ast.unparse(part.func) for part in ast.walk(bounds) if isinstance(part, ast.Call)]
+                assert set(calls) <= {"len", "min", "max"}, ast.unparse(node)
+            case ast.Raise(cause=ast.expr() as cause):
+                assert ast.unparse(cause) == "None", ast.unparse(node)
+            case ast.Attribute(attr="cached_property"):
+                pytest.fail(f"line {node.lineno}: cached_property")
