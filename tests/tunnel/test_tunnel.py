@@ -6,88 +6,27 @@ All of it holds as well where the hidden server shows a key, in TLS or not.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import random
 import socket
-from collections.abc import Iterator
-from contextvars import ContextVar
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support import people
-from tests.support.keyed import connect_hidden, open_lobby
-from tests.support.papers import Papers
 from tests.support.people import PATIENCE, is_dropped, is_refused, read_all, read_exactly, reset
 from tests.support.visitors import until_parked, until_waiting
+from tests.tunnel.support import ME, SECURE, connect, joined, open_tunnel, until_served
 from tunneld.config.schema import Settings, Tunnels
 from tunneld.endpoint import Endpoint
 from tunneld.errors import LimitReachedError, ListenError, NoSuchTunnelError, UsageError
-from tunneld.lobby import Lobby
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
 from tunneld.service import Asker, TunnelService
-from tunneld.tunnel import Phase, Tunnel
-from tunneld.wire.lines import Item
-
-ME = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
-
-
-SECURE = ContextVar("SECURE", default="no")
-"""How the hidden servers of a test show who they are."""
-PAPERS: ContextVar[Papers] = ContextVar("PAPERS")
-
-
-@pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
-
-
-@pytest.fixture(params=["no", "key", "yes"], ids=["plain", "key", "tls"])
-def secure(request: pytest.FixtureRequest, papers: Papers) -> Iterator[Papers]:
-    tokens = SECURE.set(request.param), PAPERS.set(papers)
-    yield papers
-    SECURE.reset(tokens[0])
-    PAPERS.reset(tokens[1])
+from tunneld.tunnel import Phase
 
 
 @pytest.fixture
-async def lobby(nursery: trio.Nursery, papers: Papers) -> Lobby:
-    return await open_lobby(nursery, papers)
-
-
-@pytest.fixture
-async def service(
-    nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnels, lobby: Lobby, secure: Papers
-) -> TunnelService:
-    """A running service on loopback, once for each way to show who the hidden server is."""
-    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, lobby=lobby)
-    await nursery.start(service.run)
-    return service
-
-
-async def open_tunnel(service: TunnelService, **words: str) -> Tunnel:
-    return await service.open_tunnel("tcp", TunnelOptions.parse({"secure": SECURE.get(), **words}), ME)
-
-
-async def connect(endpoint: Endpoint) -> trio.SocketStream:
-    """Connect as a visitor, or as the hidden server does to this URI."""
-    return await connect_hidden(endpoint, PAPERS.get()) if endpoint.key else await people.connect(endpoint)
-
-
-async def until_served(tunnel: Tunnel, count: int) -> None:
-    while tunnel.served != count:
-        await trio.lowlevel.checkpoint()
-
-
-async def joined(tunnel: Tunnel) -> tuple[trio.SocketStream, trio.SocketStream]:
-    """A server connection and a visitor, relayed."""
-    before = tunnel.served
-    server = await connect(tunnel.server_uri)
-    visitor = await connect(tunnel.client_uri)
-    await until_served(tunnel, before + 1)
-    return server, visitor
+def service(each_way: TunnelService) -> TunnelService:
+    return each_way
 
 
 class TestOneShot:
@@ -311,30 +250,6 @@ class TestPersistent:
             assert await is_dropped(stream)
         assert not service.tunnels()
 
-    async def test_the_proxy_header_comes_first(self, service: TunnelService) -> None:
-        tunnel = await open_tunnel(service, persist="yes", proxy_protocol="v1")
-        server = await connect(tunnel.server_uri)
-        await until_parked(tunnel, 1)
-        visitor = await connect(tunnel.client_uri)
-        await visitor.send_all(b"hello")
-        host, port = visitor.socket.getsockname()
-        expected = f"PROXY TCP4 {host} 127.0.0.1 {port} {tunnel.client_uri.port}\r\nhello".encode()
-        assert await read_exactly(server, len(expected)) == expected
-
-    @pytest.mark.parametrize("host", ["0.0.0.0", ""])
-    async def test_the_proxy_header_says_which_of_several_addresses_was_called(
-        self, service: TunnelService, host: str
-    ) -> None:
-        service._settings = lambda: Settings(tunnels=Tunnels(ports="0", host=host))
-        tunnel = await open_tunnel(service, persist="yes", proxy_protocol="v1")
-        for called in ("127.0.0.1", "127.0.0.2"):
-            server = await connect(tunnel.server_uri)
-            await until_parked(tunnel, 1)
-            visitor = await connect(Endpoint("tcp", called, tunnel.client_uri.port))
-            source, port = visitor.socket.getsockname()
-            expected = f"PROXY TCP4 {source} {called} {port} {tunnel.client_uri.port}\r\n".encode()
-            assert await read_exactly(server, len(expected)) == expected
-
 
 class TestTime:
     async def test_a_waiting_visitor_is_given_up_after_pairing_timeout(
@@ -395,7 +310,7 @@ class TestWhoMayConnect:
 class TestLimits:
     @pytest.fixture
     def tunnel_settings(self) -> Tunnels:
-        return Tunnels(ports="0", max_tunnels=2, max_visitors=1, max_waiting=1, max_parked=2)
+        return Tunnels(ports="0", max_tunnels=2)
 
     async def test_the_limit_of_tunnels(self, service: TunnelService) -> None:
         first = await open_tunnel(service)
@@ -404,27 +319,6 @@ class TestLimits:
             await open_tunnel(service)
         await service.close(first.id)
         await open_tunnel(service)
-
-    async def test_the_limit_of_visitors(self, service: TunnelService) -> None:
-        tunnel = await open_tunnel(service, persist="yes")
-        _server, visitor = await joined(tunnel)
-        assert await is_dropped(await connect(tunnel.client_uri))
-        await visitor.send_all(b"x")
-
-    async def test_the_limit_of_waiting_visitors(self, service: TunnelService) -> None:
-        tunnel = await open_tunnel(service, persist="yes")
-        await connect(tunnel.client_uri)
-        await until_waiting(tunnel, 1)
-        assert await is_dropped(await connect(tunnel.client_uri))
-        assert tunnel.waiting == 1
-
-    async def test_the_limit_of_parked_connections(self, service: TunnelService) -> None:
-        tunnel = await open_tunnel(service, persist="yes")
-        for count in (1, 2):
-            await connect(tunnel.server_uri)
-            await until_parked(tunnel, count)
-        assert await is_dropped(await connect(tunnel.server_uri))
-        assert tunnel.parked == 2
 
 
 class TestPorts:
@@ -452,41 +346,6 @@ async def test_a_service_that_stops_says_so_of_its_tunnels(engine: Engine) -> No
     assert await is_refused(tunnel.client_uri)
 
 
-async def test_watchers_hear_the_whole_story(service: TunnelService) -> None:
-    story: list[Item] = []
-    async with service.events.watch(100) as watcher:
-        tunnel = await open_tunnel(service)
-        server, visitor = await joined(tunnel)
-        await visitor.send_all(b"12345")
-        await read_exactly(server, 5)
-        await visitor.aclose()
-        await server.aclose()
-        async for event in watcher:
-            story.append(event)
-            if event["event"] == "closed":
-                break
-    assert [event["event"] for event in story] == ["opened", "attached", "visitor", "left", "closed"]
-    assert story[-1]["up"] == 5
-    assert story[-1]["reason"] == "both sides finished"
-
-
-async def test_nothing_is_told_of_a_tunnel_after_its_end(service: TunnelService) -> None:
-    async with service.events.watch(100) as watcher:
-        tunnel = await open_tunnel(service, persist="yes")
-        await joined(tunnel)
-        await service.close(tunnel.id)
-        while tunnel.visitors:  # their ends are told after the batch
-            await trio.lowlevel.checkpoint()
-        service.events.publish("nothing more")
-        story = []
-        async for event in watcher:
-            story.append(event["event"])
-            if story[-1] == "nothing more":
-                break
-    assert story == ["opened", "attached", "visitor", "closed", "nothing more"]
-
-
-@pytest.mark.interpreted
 async def test_a_bug_in_one_tunnel_closes_that_tunnel_alone(
     service: TunnelService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -503,26 +362,6 @@ async def test_a_bug_in_one_tunnel_closes_that_tunnel_alone(
     assert broken.reason == "internal error"
     await visitor.send_all(b"alive")
     assert await read_exactly(server, 5) == b"alive"
-
-
-async def test_a_mebibyte_each_way_arrives_as_sent(service: TunnelService) -> None:
-    tunnel = await open_tunnel(service)
-    server, visitor = await joined(tunnel)
-    payload = random.Random(7).randbytes(8 << 20)
-    digests: list[str] = []
-
-    async def send(stream: trio.SocketStream) -> None:
-        await stream.send_all(payload)
-        await stream.send_eof()
-
-    async def receive(stream: trio.SocketStream) -> None:
-        digests.append(hashlib.sha256(await read_all(stream)).hexdigest())
-
-    async with trio.open_nursery() as nursery:
-        for stream in (server, visitor):
-            nursery.start_soon(send, stream)
-            nursery.start_soon(receive, stream)
-    assert digests == [hashlib.sha256(payload).hexdigest()] * 2
 
 
 def test_uris_of_a_tunnel_are_endpoints() -> None:

@@ -1,0 +1,44 @@
+"""A service to which hidden servers show who they are, in each of the ways that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import trio
+
+from tests.support.keyed import open_lobby
+from tests.support.papers import Papers
+from tests.tunnel.support import PAPERS, SECURE
+from tunneld.config.schema import Settings, Tunnels
+from tunneld.lobby import Lobby
+from tunneld.relay.engine import Engine
+from tunneld.service import TunnelService
+
+
+@pytest.fixture(scope="session")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    return Papers.issue(tmp_path_factory.mktemp("papers"))
+
+
+@pytest.fixture(params=["no", "key", "yes"], ids=["plain", "key", "tls"])
+def secure(request: pytest.FixtureRequest, papers: Papers) -> Iterator[Papers]:
+    tokens = SECURE.set(request.param), PAPERS.set(papers)
+    yield papers
+    SECURE.reset(tokens[0])
+    PAPERS.reset(tokens[1])
+
+
+@pytest.fixture
+async def lobby(nursery: trio.Nursery, papers: Papers) -> Lobby:
+    return await open_lobby(nursery, papers)
+
+
+@pytest.fixture
+async def each_way(
+    nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnels, lobby: Lobby, secure: Papers
+) -> TunnelService:
+    """A running service on loopback, once for each way to show who the hidden server is."""
+    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, lobby=lobby)
+    await nursery.start(service.run)
+    return service

@@ -1,0 +1,132 @@
+"""What becomes of visitors: limits, what the hidden server and those who watch are told, octets. Over real sockets, for
+each way in which a hidden server shows who it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import pytest
+import trio
+
+from tests.support.people import is_dropped, read_all, read_exactly
+from tests.support.visitors import until_parked, until_waiting
+from tests.tunnel.support import connect, joined, open_tunnel
+from tunneld.config.schema import Settings, Tunnels
+from tunneld.endpoint import Endpoint
+from tunneld.service import TunnelService
+from tunneld.wire.lines import Item
+
+
+@pytest.fixture
+def service(each_way: TunnelService) -> TunnelService:
+    return each_way
+
+
+class TestTheProxyHeader:
+    async def test_the_proxy_header_comes_first(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes", proxy_protocol="v1")
+        server = await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+        visitor = await connect(tunnel.client_uri)
+        await visitor.send_all(b"hello")
+        host, port = visitor.socket.getsockname()
+        expected = f"PROXY TCP4 {host} 127.0.0.1 {port} {tunnel.client_uri.port}\r\nhello".encode()
+        assert await read_exactly(server, len(expected)) == expected
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", ""])
+    async def test_the_proxy_header_says_which_of_several_addresses_was_called(
+        self, service: TunnelService, host: str
+    ) -> None:
+        service._settings = lambda: Settings(tunnels=Tunnels(ports="0", host=host))
+        tunnel = await open_tunnel(service, persist="yes", proxy_protocol="v1")
+        for called in ("127.0.0.1", "127.0.0.2"):
+            server = await connect(tunnel.server_uri)
+            await until_parked(tunnel, 1)
+            visitor = await connect(Endpoint("tcp", called, tunnel.client_uri.port))
+            source, port = visitor.socket.getsockname()
+            expected = f"PROXY TCP4 {source} {called} {port} {tunnel.client_uri.port}\r\n".encode()
+            assert await read_exactly(server, len(expected)) == expected
+
+
+class TestLimits:
+    @pytest.fixture
+    def tunnel_settings(self) -> Tunnels:
+        return Tunnels(ports="0", max_tunnels=2, max_visitors=1, max_waiting=1, max_parked=2)
+
+    async def test_the_limit_of_visitors(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        _server, visitor = await joined(tunnel)
+        assert await is_dropped(await connect(tunnel.client_uri))
+        await visitor.send_all(b"x")
+
+    async def test_the_limit_of_waiting_visitors(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        await connect(tunnel.client_uri)
+        await until_waiting(tunnel, 1)
+        assert await is_dropped(await connect(tunnel.client_uri))
+        assert tunnel.waiting == 1
+
+    async def test_the_limit_of_parked_connections(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, persist="yes")
+        for count in (1, 2):
+            await connect(tunnel.server_uri)
+            await until_parked(tunnel, count)
+        assert await is_dropped(await connect(tunnel.server_uri))
+        assert tunnel.parked == 2
+
+
+async def test_watchers_hear_the_whole_story(service: TunnelService) -> None:
+    story: list[Item] = []
+    async with service.events.watch(100) as watcher:
+        tunnel = await open_tunnel(service)
+        server, visitor = await joined(tunnel)
+        await visitor.send_all(b"12345")
+        await read_exactly(server, 5)
+        await visitor.aclose()
+        await server.aclose()
+        async for event in watcher:
+            story.append(event)
+            if event["event"] == "closed":
+                break
+    assert [event["event"] for event in story] == ["opened", "attached", "visitor", "left", "closed"]
+    assert story[-1]["up"] == 5
+    assert story[-1]["reason"] == "both sides finished"
+
+
+async def test_nothing_is_told_of_a_tunnel_after_its_end(service: TunnelService) -> None:
+    async with service.events.watch(100) as watcher:
+        tunnel = await open_tunnel(service, persist="yes")
+        await joined(tunnel)
+        await service.close(tunnel.id)
+        while tunnel.visitors:  # their ends are told after the batch
+            await trio.lowlevel.checkpoint()
+        service.events.publish("nothing more")
+        story = []
+        async for event in watcher:
+            story.append(event["event"])
+            if story[-1] == "nothing more":
+                break
+    assert story == ["opened", "attached", "visitor", "closed", "nothing more"]
+
+
+@pytest.mark.interpreted
+async def test_a_mebibyte_each_way_arrives_as_sent(service: TunnelService) -> None:
+    tunnel = await open_tunnel(service)
+    server, visitor = await joined(tunnel)
+    payload = random.Random(7).randbytes(8 << 20)
+    digests: list[str] = []
+
+    async def send(stream: trio.SocketStream) -> None:
+        await stream.send_all(payload)
+        await stream.send_eof()
+
+    async def receive(stream: trio.SocketStream) -> None:
+        digests.append(hashlib.sha256(await read_all(stream)).hexdigest())
+
+    async with trio.open_nursery() as nursery:
+        for stream in (server, visitor):
+            nursery.start_soon(send, stream)
+            nursery.start_soon(receive, stream)
+    assert digests == [hashlib.sha256(payload).hexdigest()] * 2
