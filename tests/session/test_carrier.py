@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import random
 import socket
+import termios
 
 import pytest
 import trio
@@ -374,6 +377,31 @@ def test_the_limits_of_the_default_are_within_each_other() -> None:
     assert limits.first_window <= limits.max_window <= limits.memory
     assert limits.share <= limits.pause_at
     assert limits.patience <= limits.heartbeat
+
+
+# What is said is written
+
+
+def unread(carrier: Carrier) -> int:
+    """Octets that wait in the kernel to be read."""
+    count = array.array("i", [0])
+    fcntl.ioctl(carrier._fd, termios.FIONREAD, count)
+    return count[0]
+
+
+@pytest.mark.parametrize(
+    "at_once",
+    [
+        pytest.param(True, marks=pytest.mark.limits(gather=0.0)),
+        pytest.param(False, marks=pytest.mark.limits(gather=60.0)),
+    ],
+)
+async def test_what_is_said_waits_for_more_and_no_longer_than_gather(two: Two, at_once: bool) -> None:
+    """Nobody else has a turn between the two looks, as if many others were served."""
+    before = unread(two.agent)
+    two.relay.open(80)
+    assert (unread(two.agent) > before) is at_once
+    await two.agents_owner.channel()
 
 
 # With a throttle

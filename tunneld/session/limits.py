@@ -27,6 +27,9 @@ class CarrierLimits:
     unsent: int = 128 * KIB
     "Octets that the kernel holds unsent (TCP_NOTSENT_LOWAT): queued there they could not be overtaken, either."
 
+    gather: float = 0.0002
+    "Seconds that what is said may wait for more that goes into the same write: some visitors' worth of a busy pump."
+
     share: int = 128 * KIB
     "Octets that one channel puts on the carrier before the others have their turn."
 

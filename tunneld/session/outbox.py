@@ -1,7 +1,8 @@
 """What a carrier has said and not written yet: the one place that writes.
 
 It writes after everything that was ready has been served, so all frames of a wake-up leave in one write; or as soon as
-there is enough for a write of its own, while the processor has it at hand. What the connection does not take stays in
+there is enough for a write of its own, while the processor has it at hand; or when serving the others takes longer than
+`gather`, since the peer could be at work on the first of it meanwhile. What the connection does not take stays in
 the codec's buffer, or enciphered in the link; while that leaves less than `LEAST_ROOM` of `CarrierLimits.pause_at`,
 channels wait, and are told of room in the order in which they asked.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from tunneld.errors import reason_of
@@ -33,7 +35,10 @@ LEAST_ROOM = 4096
 class Outbox:
     """The codec's outgoing octets on their way into the link."""
 
-    __slots__ = ("_closed", "_link", "_on_lost", "_outgoing", "_pause_at", "_paused", "_pump", "_touched", "blocked")
+    __slots__ = (
+        "_closed", "_due", "_gather", "_link", "_on_lost", "_outgoing", "_pause_at", "_paused", "_pump", "_touched",
+        "blocked",
+    )  # fmt: skip
 
     def __init__(
         self, pump: Pump, link: Link, outgoing: bytearray, limits: CarrierLimits, on_lost: Callable[[str], None]
@@ -44,20 +49,23 @@ class Outbox:
         self._link = link
         self._outgoing = outgoing
         self._pause_at = limits.pause_at
+        self._gather = limits.gather
         self._on_lost = on_lost
         self._paused: deque[Channel] = deque()
         self._touched = False  # a flush comes after the batch
+        self._due = 0.0  # when it comes at the latest
         self._closed = False
 
     def touch(self) -> None:
         """Something was said: write it after the batch, or now."""
         if self.blocked:
             return
-        if len(self._outgoing) >= ENOUGH:
-            self.flush()
-        elif not self._touched:
+        if not self._touched:
             self._touched = True
+            self._due = perf_counter() + self._gather
             self._pump.after_batch(self.flush)
+        if len(self._outgoing) >= ENOUGH or perf_counter() >= self._due:
+            self.flush()
 
     def room(self, channel: Channel) -> int:
         """Octets that may be said now; 0: the channel hears of room, after those that waited longer."""
