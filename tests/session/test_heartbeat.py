@@ -41,6 +41,8 @@ class Peer:
         self.clock = Clock()
         self.alive = self.can_ask = True
         self.asked = self.silences = 0
+        self.spoke_at: float | None = 0.0  # None: the kernel does not tell
+        self.silent_at: float | None = None
         self.died_at: float | None = None
         limits = CarrierLimits(heartbeat=BEAT, patience=PATIENCE)
         self.heartbeat = Heartbeat(self, limits, self.clock, lambda: self.clock.now)
@@ -49,8 +51,17 @@ class Peer:
         self.asked += 1
         return self.can_ask
 
+    def quiet(self) -> float:
+        return 0.0 if self.spoke_at is None else self.clock.now - self.spoke_at
+
     def fall_silent(self) -> None:
         self.silences += 1
+        self.silent_at = self.clock.now
+
+    def speak(self) -> None:
+        self.heartbeat.heard = True
+        if self.spoke_at is not None:
+            self.spoke_at = self.clock.now
 
     def die(self, reason: str) -> None:
         assert "heartbeat" in reason
@@ -62,7 +73,8 @@ class Peer:
         while self.clock.now < end and self.died_at is None:
             self.clock.turn(self.clock.now + 0.5)
             if self.alive and self.asked > asked:
-                self.heartbeat.heard, asked = True, self.asked
+                self.speak()
+                asked = self.asked
 
 
 def test_an_idle_live_peer_is_asked_and_never_given_up() -> None:
@@ -73,16 +85,31 @@ def test_an_idle_live_peer_is_asked_and_never_given_up() -> None:
     assert 1000 / BEAT / 3 <= peer.asked <= 1000 / BEAT
 
 
-@given(st.floats(0, 50))
-def test_a_dead_peer_is_noticed_within_three_heartbeats_of_its_last_word(last_word: float) -> None:
+@given(st.floats(0, 50), st.booleans())
+def test_a_dead_peer_is_noticed_within_three_heartbeats_of_its_last_word(last_word: float, told: bool) -> None:
     peer = Peer()
+    if not told:
+        peer.spoke_at = None
     peer.run(last_word)
-    peer.heartbeat.heard, peer.alive = True, False
+    peer.speak()
+    peer.alive = False
     dead_since = peer.clock.now
     peer.run(100)
     assert peer.died_at is not None
     assert peer.died_at - dead_since <= 3 * BEAT
     assert peer.silences == 1
+
+
+@given(st.floats(0, 50))
+def test_who_vanished_is_silent_within_a_heartbeat_and_the_patience_although_nobody_wants_it(last_word: float) -> None:
+    peer = Peer()
+    peer.run(last_word)
+    peer.speak()
+    peer.alive = False
+    dead_since = peer.clock.now
+    peer.run(100)
+    assert peer.silent_at is not None
+    assert BEAT + PATIENCE - 1e-6 <= peer.silent_at - dead_since <= BEAT + PATIENCE + 1e-6
 
 
 def test_doubt_falls_silent_after_patience_alone_and_an_answer_ends_it() -> None:
@@ -93,7 +120,7 @@ def test_doubt_falls_silent_after_patience_alone_and_an_answer_ends_it() -> None
     assert peer.asked == 1
     peer.run(PATIENCE)
     assert (peer.silences, peer.heartbeat.silent) == (1, True)
-    peer.heartbeat.heard = True
+    peer.speak()
     peer.alive = True
     peer.run(100)
     assert peer.died_at is None
@@ -106,7 +133,8 @@ def test_who_expects_an_answer_notices_silence_soon_and_gives_up_no_sooner(
 ) -> None:
     peer = Peer()
     peer.run(last_word)
-    peer.heartbeat.heard, peer.alive = True, False
+    peer.speak()
+    peer.alive = False
     dead_since = peer.clock.now
     for wait in waits:
         peer.run(wait)
@@ -121,11 +149,22 @@ def test_who_expects_an_answer_notices_silence_soon_and_gives_up_no_sooner(
     assert peer.silences == 1
 
 
+def test_who_vanishes_right_after_an_answer_is_noticed_by_whoever_wants_it() -> None:
+    """The time for that answer is not over, and nobody waits for it any more."""
+    peer = Peer()
+    peer.run(BEAT + 0.5)
+    assert peer.asked == 1
+    peer.alive = False
+    peer.heartbeat.expect()
+    peer.run(2 * PATIENCE + 1)
+    assert peer.heartbeat.silent
+
+
 def test_a_peer_that_answers_may_be_expected_to_as_often_as_you_like() -> None:
     peer = Peer()
     for _ in range(100):
         peer.heartbeat.expect()
-        peer.heartbeat.heard = True
+        peer.speak()
         peer.run(0.7)
     assert (peer.silences, peer.asked, peer.died_at) == (0, 0, None)
 
@@ -134,7 +173,7 @@ def test_a_busy_peer_is_not_asked() -> None:
     peer = Peer()
     for _ in range(100):
         peer.run(BEAT / 2)
-        peer.heartbeat.heard = True
+        peer.speak()
     assert peer.asked == 0
 
 

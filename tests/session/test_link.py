@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import select
 import socket
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 import trio
 
-from tests.relay.bench import NOISE
+from tests.relay.bench import NOISE, tcp_pair
 from tests.support.papers import Papers
 from tunneld.session import Link, link_over
 from tunneld.session.link import RECORD
@@ -127,3 +129,24 @@ async def test_a_peer_that_is_gone_in_the_middle_of_a_record_is_an_end_behind_wh
         heard += part
     assert RECORD <= len(heard) < len(NOISE)
     assert NOISE.startswith(heard)
+
+
+def test_the_kernel_knows_how_long_a_peer_has_been_quiet() -> None:
+    near, far = tcp_pair()
+    with near, far:
+        link = Link(near)
+        far.send(b"hello")
+        select.select([near], [], [])
+        heard = time.monotonic()
+        while not link.quiet():
+            assert time.monotonic() - heard < 5, "it does not tell"
+        assert link.quiet() <= time.monotonic() - heard + 0.05
+        far.send(b"again")
+        while link.quiet() > 0.01:
+            assert time.monotonic() - heard < 5, "it has not heard"
+
+
+def test_of_a_socket_pair_it_knows_nothing() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        assert Link(near).quiet() == 0

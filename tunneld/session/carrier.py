@@ -221,6 +221,10 @@ class Carrier:
             self.pump.timers.ring()
         return self._ping is not None
 
+    def quiet(self) -> float:
+        """See `Heart`."""
+        return self._link.quiet()
+
     def fall_silent(self) -> None:
         """See `Heart`."""
         self.owner.silent()

@@ -11,10 +11,13 @@ program hangs answers TCP's own probes, so those are not enough.)
 Whoever says something that must be answered, as a visitor's SYN must, need not wait for the beat: if nothing is heard
 within `patience`, the question is asked then (`expect`). It makes a peer silent sooner, and not dead.
 
-So a dead peer is noticed within three heartbeats, and a silent one that somebody wants within twice the patience. A
-*silent* one gets no new visitors where there is another carrier, its tunnel is not ready where there is none, and its
-owner may dial a new one meanwhile: where the kernel cannot be told to hurry, a connection that lost packets for a
-minute recovers only when TCP tries again, which by then is half a minute apart.
+While the peer speaks, nobody reads a clock: an octet sets a flag. Once a beat the kernel is asked how long ago the last
+one came, and the next beat is counted from there.
+
+So a dead peer is noticed within three heartbeats, a silent one within a heartbeat and the patience, or, where somebody
+wants it, within twice the patience. A *silent* one gets no new visitors where there is another carrier, its tunnel is
+not ready where there is none, and its owner may dial a new one meanwhile: where the kernel cannot be told to hurry, a
+connection that lost packets for a minute recovers only when TCP tries again, which by then is half a minute apart.
 """
 
 from __future__ import annotations
@@ -47,6 +50,9 @@ class Heart(Protocol):
     def ask(self) -> bool:
         """Ask for a sign of life; whether that was possible."""
 
+    def quiet(self) -> float:
+        """Seconds since the peer's last octet; 0 where that is not known."""
+
     def fall_silent(self) -> None:
         """The question was not answered in `CarrierLimits.patience` seconds."""
 
@@ -78,7 +84,7 @@ class Heartbeat:
         self.asking = False  # a question is out
         self.silent = False  # and has not been answered for `patience` seconds
         self._expecting = False  # something of ours must be answered
-        self._known = now()  # when we last looked and something had been heard
+        self._known = now()  # when something was heard, as far as we know
         self._heart = heart
         self._limits = limits
         self._timers = timers
@@ -97,10 +103,10 @@ class Heartbeat:
 
     def expect(self) -> None:
         """Something was said that must be answered. Cheap to repeat."""
-        if not self._expecting and not self.asking:
+        if not self._expecting and (self.heard or not self.asking):
             self._expecting = True
             if self.heard:
-                self.heard = False
+                self.heard = self.asking = self.silent = False
                 self._known = self._now()
             self._sleep(min(self._limits.patience, self.deadline - self._now()))
 
@@ -108,8 +114,9 @@ class Heartbeat:
         """The next step."""
         if self.heard:
             self.heard = self.asking = self.silent = self._expecting = False
-            self._known = self._now()
-            self._sleep(self._limits.heartbeat)
+            quiet = min(self._heart.quiet(), self._limits.heartbeat)
+            self._known = self._now() - quiet
+            self._sleep(self._limits.heartbeat - quiet)
         elif self.silent:
             self._heart.die(f"it did not answer for {self._limits.heartbeat:g} s (heartbeat)")
         elif self.asking:

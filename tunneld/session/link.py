@@ -21,6 +21,8 @@ LONGEST = (1 << 31) - 1
 """Milliseconds that the kernel can be told: 24 days."""
 MIN_RTT = 148
 """Where `struct tcp_info` of Linux has the shortest round trip lately, in microseconds."""
+LAST_DATA_RECEIVED = 52
+"""Where it has the time since octets arrived, in milliseconds."""
 RECORD = 16 * 1024
 """Octets in a TLS record at most (RFC 8446 §5.1): the rest of one may complete it beside what is read now."""
 
@@ -70,11 +72,21 @@ class Link:
         """Seconds of the shortest round trip lately, infinite where that is not known: what the kernel has measured
         (tcpi_min_rtt of TCP_INFO, tcp(7)).
         """
+        known = self._ask_kernel(MIN_RTT)
+        return math.inf if known is None else known / 1e6
+
+    def quiet(self) -> float:
+        """Seconds since octets arrived, 0 where that is not known (tcpi_last_data_recv)."""
+        known = self._ask_kernel(LAST_DATA_RECEIVED)
+        return 0.0 if known is None else known / 1e3
+
+    def _ask_kernel(self, place: int) -> int | None:
+        """A number of 32 bits in `struct tcp_info`; None where there is none."""
         try:
-            info = self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, MIN_RTT + 4)
+            info = self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, place + 4)
         except OSError:
-            return math.inf  # no TCP: a socket pair
-        return int.from_bytes(info[MIN_RTT:], sys.byteorder) / 1e6 if len(info) == MIN_RTT + 4 else math.inf
+            return None  # no TCP: a socket pair
+        return int.from_bytes(info[place:], sys.byteorder) if len(info) == place + 4 else None
 
     def keep_unsent_below(self, octets: int) -> None:
         """Ask the kernel not to take more than so many octets ahead of what it can send."""

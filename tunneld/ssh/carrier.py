@@ -154,6 +154,10 @@ class Carrier:
         self.connection.ask()
         return True
 
+    def quiet(self) -> float:
+        """See `Heart`."""
+        return self.transport.link.quiet()
+
     def fall_silent(self) -> None:
         """See `Heart`."""
         self._silent()
