@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import array
 import fcntl
+import gc
 import random
 import socket
 import termios
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -16,9 +19,10 @@ from trio.testing import MockClock, check_half_closeable_stream
 from tests.relay.bench import NOISE, read_all, read_exactly, reset, stream, tcp_pair
 from tests.session.bench import Person, Two, Visit
 from tunneld.errors import LimitReachedError
-from tunneld.relay import Cause, Side
-from tunneld.session import Carrier, CarrierLimits, ChannelStream, Link
+from tunneld.relay import Cause, Relay, RelayEnd, Side
+from tunneld.session import Carrier, CarrierLimits, Channel, ChannelStream, Link
 from tunneld.session.carrier import MOST_CHANNELS
+from tunneld.session.joint import Joint
 from tunneld.wire.webmux import Mux, Opened
 
 
@@ -56,6 +60,32 @@ async def both_ways(visit: Visit, up: bytes, down: bytes) -> None:
 
 
 # One visitor
+
+
+async def test_a_visit_that_is_over_leaves_nothing_to_the_garbage_collector(two: Two) -> None:
+    """Thousands a second would have it look through everything again and again, while everybody waits."""
+    over = [trio.Event(), trio.Event()]
+
+    def tell(event: trio.Event) -> Callable[[Relay, RelayEnd], None]:
+        return lambda _relay, _how: event.set()
+
+    async def visit() -> None:
+        channels, pairs = await two.channels(), (tcp_pair(), tcp_pair())
+        for channel, (far, near), side, event in zip(channels, pairs, (Side.VISITOR, Side.SERVER), over, strict=True):
+            channel.join(near, linger=10, side=side, on_end=tell(event))
+            two.far.append(stream(far))
+            await two.far[-1].send_eof()
+
+    gc.collect()
+    gc.disable()
+    try:
+        await visit()
+        for event in over:
+            await event.wait()
+        left = Counter(type(thing) for thing in gc.get_objects())
+        assert (left[Joint], left[Channel]) == (0, 0)
+    finally:
+        gc.enable()
 
 
 async def test_every_octet_arrives_both_ways_and_the_ends_after_them(two: Two) -> None:

@@ -108,6 +108,10 @@ class Duct:
         """Hold octets that were taken; few, since they are held beyond what is allowed."""
         self.held[:0] = data
 
+    def part(self) -> None:
+        """The user goes; nothing is left to tell it. Parted from each other, both die without the garbage collector."""
+        self.user = UNUSED
+
     def close(self) -> None:
         """Let go of it, unused."""
         self.reset("not wanted")
