@@ -92,7 +92,7 @@ class Front:
         self._faces = Faces()
         self._scope = trio.CancelScope()
         self._gone = trio.Event()
-        self._nursery: trio.Nursery
+        self._nursery: trio.Nursery | None = None
         self._serves_ssh = False
 
     def listen(self, settings: Settings) -> ServiceLegacy:
@@ -116,8 +116,9 @@ class Front:
         """Serve until cancelled, or until all is left to another process."""
         try:
             with self._scope:
-                async with trio.open_nursery() as self._nursery:
-                    await self._open()
+                async with trio.open_nursery() as nursery:
+                    await self._open(nursery)
+                    self._nursery = nursery
                     task_status.started()
         finally:
             self._gone.set()
@@ -133,7 +134,7 @@ class Front:
         """Do the rest of it."""
         self.papers = prepared.papers
         self._exchange(prepared.bound)
-        if self.papers.host_key is not None and not self._serves_ssh:
+        if self._nursery is not None and self.papers.host_key is not None and not self._serves_ssh:
             self._nursery.start_soon(self._serve_ssh, self.papers.host_key)
 
     async def leave(self) -> tuple[Mapping[str, list[socket.socket]], frozenset[str]]:
@@ -156,20 +157,30 @@ class Front:
         for backend in ("webmux", "ssh"):
             self._endpoints.listen(backend, schemes[backend], self._faces.doors[backend].port)
 
-    async def _open(self) -> None:
-        doors, daemon, start = self._faces.doors, self._daemon, self._nursery.start
-        control, web = (lambda: self.papers.control), (lambda: self.papers.http)
-        await start(
-            serve_lines, doors["control"], lambda: daemon.settings.control, control, executor(daemon), self._gate
+    async def _open(self, nursery: trio.Nursery) -> None:
+        doors, daemon, gate = self._faces.doors, self._daemon, self._gate
+        await nursery.start(
+            serve_lines,
+            doors["control"],
+            lambda: daemon.settings.control,
+            lambda: self.papers.control,
+            executor(daemon),
+            gate,
         )
-        await start(http.serve, doors["http"], daemon, self._gate, web)
+        await nursery.start(http.serve, doors["http"], daemon, gate, lambda: self.papers.http)
         if sys.platform == "linux":
             from tunneld.carriers import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
 
-            webmux = lambda: daemon.settings.webmux  # noqa: E731
-            await start(serve_carriers, doors["webmux"], webmux, self._lobby, self._endpoints, self._engine)
+            await nursery.start(
+                serve_carriers,
+                doors["webmux"],
+                lambda: daemon.settings.webmux,
+                self._lobby,
+                self._endpoints,
+                self._engine,
+            )
         if self.papers.host_key is not None:
-            await start(self._serve_ssh, self.papers.host_key)
+            await nursery.start(self._serve_ssh, self.papers.host_key)
 
     async def _serve_ssh(
         self, key: asyncssh.SSHKey, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
