@@ -346,6 +346,7 @@ async def test_a_service_that_stops_says_so_of_its_tunnels(engine: Engine) -> No
     assert await is_refused(tunnel.client_uri)
 
 
+@pytest.mark.interpreted
 async def test_a_bug_in_one_tunnel_closes_that_tunnel_alone(
     service: TunnelService, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,7 +111,6 @@ async def test_nothing_is_told_of_a_tunnel_after_its_end(service: TunnelService)
     assert story == ["opened", "attached", "visitor", "closed", "nothing more"]
 
 
-@pytest.mark.interpreted
 async def test_a_mebibyte_each_way_arrives_as_sent(service: TunnelService) -> None:
     tunnel = await open_tunnel(service)
     server, visitor = await joined(tunnel)
