@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PAGES := $(wildcard man/*.[1-8])
 
-.PHONY: help demo test lint types man bench wheel test-compiled bench-compiled clean
+.PHONY: help demo test machine lint types man bench wheel test-compiled bench-compiled clean
 
 help:
 	@echo 'make demo          a web server that only dials out, reachable through a tunnel; Ctrl-C ends it'
 	@echo 'make demo ONCE=1   the same, fetches the page once and exits'
 	@echo 'make test          the test suite'
 	@echo 'make lint types man   what CI checks besides'
+	@echo 'make machine       the units under a real systemd, in an emulated machine; needs root and the better part of an hour'
 	@echo 'make bench         our speed beside the peers found on PATH'
 	@echo 'make wheel         dist/tunneld-...whl with a compiled data plane: the same, for half the processor time'
 	@echo 'make test-compiled bench-compiled   the tests and the benchmark of that'
@@ -23,6 +24,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+machine: $(STAMP)
+	tests/machine/boot $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
