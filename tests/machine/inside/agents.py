@@ -134,5 +134,4 @@ def plain_ssh_is_a_service_too() -> Iterator[str]:
         wait_until("both pages are there", lambda: all(map(serves, both)))
         expect(addresses(), both, f"addresses after a restart of {service.name}")
     unit.do("stop")
-    yield f"{unit.ActiveState} {unit.Result} {unit.ExecMainStatus}"
-    yield "\n".join(str(line["MESSAGE"]) for line in unit.journal())
+    expect((unit.ActiveState, unit.Result), ("inactive", "success"), "the unit")
