@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 
 import pytest
 import trio
@@ -88,3 +89,55 @@ async def test_what_is_no_header_is_trouble(engine: Engine) -> None:
         assert "PROXY protocol header" in hearer.troubles[0]
         assert pool.parked == 0
         pool.close()
+
+
+async def test_what_is_trimmed_as_we_asked_is_no_trouble_though_visitors_have_come_meanwhile(engine: Engine) -> None:
+    """The relay closes those that were too many when it was asked; by then they may be too few."""
+    hearer = Hearer()
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=64) as listener,
+        trio.fail_after(PATIENCE),
+        ExitStack() as stack,
+    ):
+        listener.setblocking(False)
+        pool = Pool(engine, (socket.AF_INET, listener.getsockname()), Limits(1, 64), hearer.owner, keep_header=False)
+        pool.resume()
+        relay: list[socket.socket] = []
+
+        async def settle() -> None:
+            """Until the relay has what the pool has."""
+            while len(relay) != pool.parked:
+                await trio.lowlevel.wait_readable(listener)
+                relay.append(stack.enter_context(listener.accept()[0]))
+
+        async def visit(count: int) -> None:
+            taken = len(hearer.taken) + count
+            for _ in range(count):
+                relay.pop().send(HEADER)
+            while len(hearer.taken) != taken:
+                await trio.lowlevel.checkpoint()
+            await settle()
+
+        await settle()
+        for count in (1, 2, 4):
+            await visit(count)
+        parked = pool.parked
+        pool.review()
+        assert pool.review(), "nobody came since the last one"
+        surplus = parked - pool.size
+        await visit(pool.size)
+        assert pool.size > parked - surplus
+        size = pool.size
+        for _ in range(surplus):
+            relay.pop(0).close()
+        while len(relay) < size:
+            await trio.lowlevel.wait_readable(listener)
+            relay.append(stack.enter_context(listener.accept()[0]))
+        assert (pool.parked, hearer.troubles) == (size, [])
+        relay.pop(0).close()
+        while not hearer.troubles:
+            await trio.lowlevel.checkpoint()
+        assert pool.parked == size - 1
+        pool.close()
+        for way, _ in hearer.taken:
+            way.close("a test")

@@ -54,6 +54,7 @@ class Pool:
         self._address = address
         self._limits = limits
         self._parked: dict[Parked, None] = {}  # in the order in which they were dialled
+        self._surplus = 0  # of those parked, as many as the relay has been asked to trim
         self._resting = False
         self._emptied = trio.Event()
         self._window_began = -WINDOW
@@ -78,7 +79,8 @@ class Pool:
         """Shrink the pool if it is larger than it needs to be; tells whether there is a surplus to trim."""
         self.size = shrunk(self.size, self._busiest, self._limits)
         self._busiest = 0
-        return len(self._parked) > self.size
+        self._surplus = max(0, len(self._parked) - self.size)
+        return self._surplus > 0
 
     def doubt(self) -> None:
         """Parked connections cannot be asked; what the kernel does not end, the relay's visitors find out."""
@@ -86,6 +88,7 @@ class Pool:
     def close(self) -> None:
         """Let go of everything parked. A visitor whose header has arrived already is still handed over."""
         self._resting = True
+        self._surplus = 0
         for parked in list(self._parked):
             parked.look()
             if parked in self._parked:
@@ -107,7 +110,11 @@ class Pool:
         """The connection has ended, or could not be made; it is closed already."""
         if parked in self._parked:
             self._forget(parked)
-            if len(self._parked) < self.size:
+            if self._surplus:  # trimmed, as we asked; since then visitors may have made it too few
+                self._surplus -= 1
+                if not self._resting:
+                    self.resume()
+            elif len(self._parked) < self.size:
                 self._in_trouble(reason)
 
     # Inside
