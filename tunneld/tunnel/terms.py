@@ -17,10 +17,7 @@ from tunneld.wire.proxy_protocol import SocketAddress, encode_v1, encode_v2
 ProxyHeader = Callable[[SocketAddress | None, SocketAddress | None], bytes]
 """Of a visitor's address and ours."""
 
-PROXY_HEADERS: dict[str, ProxyHeader] = {
-    "v1": encode_v1,
-    "v2": encode_v2,
-}
+PROXY_HEADERS: dict[str, ProxyHeader] = {"v1": encode_v1, "v2": encode_v2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +32,7 @@ class Terms:
     linger: float  # seconds
     bandwidth: int | None  # octets per second
     quota: int | None  # octets
-    proxy_header: (
-        Callable[[SocketAddress | None, SocketAddress | None], bytes] | None
-    )  # of a visitor's address and ours
+    proxy_header: ProxyHeader | None
     hide_visitor: bool
 
     @classmethod
