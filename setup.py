@@ -17,7 +17,7 @@ HOT = {
     "wire/webmux": "*",
     "wire": "proxy_protocol",
     "relay": "acceptor engine failures flow lift limits look pair pipes pump throttle timers",
-    "session": "__init__ carrier channel duct heartbeat joint limits link outbox tls window",
+    "session": "__init__ carrier channel duct heartbeat joint limits link outbox owner tls window",
     "backends": "*",
     "tunnel": "client_side tunnel visitors",
     "agent": "carriers dial local secured visitors ways",

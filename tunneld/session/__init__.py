@@ -1,7 +1,7 @@
 """The multiplexed carrier: many byte streams over one connection, served inside the pump.
 
     link       the connection below: a plain socket or one in TLS, read and written without waiting
-    carrier    one link and its codec: channels by session id
+    carrier    one link and its codec: channels by session id; what it tells whom is in owner
     outbox     what was said and not written yet: the one place that writes
     heartbeat  is the peer alive?
     channel    one byte stream: what was received and not taken yet, and how much may be sent
@@ -13,11 +13,12 @@
 (WebMUX calls a channel a session; that word stays inside its codec.)
 """
 
-from tunneld.session.carrier import Carrier, Owner
+from tunneld.session.carrier import Carrier
 from tunneld.session.channel import Channel
 from tunneld.session.duct import Duct
 from tunneld.session.limits import CarrierLimits
 from tunneld.session.link import Link, link_over
+from tunneld.session.owner import Owner
 from tunneld.session.stream import ChannelStream
 from tunneld.session.tls import TlsDuct
 

@@ -12,7 +12,7 @@ is granted only for octets that a channel's user has taken.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -24,6 +24,7 @@ from tunneld.session.heartbeat import PING, Heartbeat
 from tunneld.session.limits import CarrierLimits
 from tunneld.session.link import Link
 from tunneld.session.outbox import Outbox
+from tunneld.session.owner import Owner
 from tunneld.session.window import Budget, Window
 from tunneld.wire.webmux import (
     Accepted,
@@ -47,28 +48,6 @@ FRAGMENTS = 256
 """That one `Mux.send` makes at most; a peer's MSS of one octet must not stop the others."""
 
 log = structlog.get_logger("session")
-
-
-class Owner(Protocol):
-    """Whom a carrier tells. Called in the pump's task; an exception costs the carrier."""
-
-    def opened(self, channel: Channel, protocol: int) -> None:
-        """The peer opened a channel: `accept` or `reset` it before this returns."""
-
-    def defined(self, uri: str | None) -> None:
-        """The peer can be called back as this URI; None: it named something that is none."""
-
-    def freed(self) -> None:
-        """A channel ended, so `can_open` may be true again."""
-
-    def answered(self) -> None:
-        """The peer gave a sign of life, and so has read everything that we said before we asked for it."""
-
-    def silent(self) -> None:
-        """The peer does not answer: perhaps it is about to be lost."""
-
-    def ended(self, reason: str) -> None:
-        """The carrier is gone, and so are its channels."""
 
 
 class Carrier:
