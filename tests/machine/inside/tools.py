@@ -202,7 +202,6 @@ def visitors(client: str) -> Iterator[list[str]]:
         while not enough.is_set():
             try:
                 with dial(client) as connection:
-                    connection.shutdown(socket.SHUT_WR)
                     answers.append(read_all(connection).decode() or "nothing")
             except OSError as error:
                 answers.append(str(error))
