@@ -16,7 +16,7 @@ help:
 	@echo 'make machine       the units under a real systemd, in an emulated machine; needs root and the better part of an hour'
 	@echo 'make bench         our speed beside the peers found on PATH'
 	@echo 'make wheel         dist/tunneld-...whl with a compiled data plane: the same, for half the processor time'
-	@echo 'make test-compiled bench-compiled   the tests and the benchmark of that'
+	@echo 'make test-compiled bench-compiled   the tests of that, and the benchmark with both'
 	@echo 'make clean         remove what the others made'
 
 demo: $(STAMP)
@@ -61,14 +61,14 @@ $(COMPILED)/.installed: pyproject.toml setup.py $(shell find tunneld -name '*.py
 	@rm -rf $(COMPILED) && $(BIN)/python -m venv $(COMPILED)
 	@$(COMPILED)/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)[dev]"
 	@mkdir $(COMPILED)/beside
-	@for part in tests benchmarks demo; do ln -s ../../$$part $(COMPILED)/beside/$$part; done
+	@for part in tests benchmarks; do ln -s ../../$$part $(COMPILED)/beside/$$part; done
 	@touch $@
 
 test-compiled: $(COMPILED)/.installed
 	$(COMPILED_PYTHON) -m pytest -o pythonpath= -p no:cacheprovider $(or $(ARGS),$(COMPILED_TESTS))
 
 bench-compiled: $(COMPILED)/.installed
-	$(COMPILED_PYTHON) -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(COMPILED) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -80,10 +80,15 @@ key = "{key}"
 """
 
 
-def ours(backend: str, *, tls: bool = False) -> Callable[[Crew, Address], Reach]:
+COMPILED = ".compiled/bin/python"
+"""The Python that has the compiled build, once the Makefile has made it."""
+
+
+def ours(backend: str, *, tls: bool = False, python: str = sys.executable) -> Callable[[Crew, Address], Reach]:
     """`tunneld` and `tunnel expose`, as they come; only the ports are any that are free.
 
-    `--quiet`, since no peer here writes a line for each visitor either.
+    `--quiet`, since no peer here writes a line for each visitor either. `-P`: what this `python` has installed, not
+    what lies where the benchmark runs.
     """
 
     def build(crew: Crew, server: Address) -> Reach:
@@ -96,11 +101,11 @@ def ours(backend: str, *, tls: bool = False) -> Callable[[Crew, Address], Reach]
             )
             trust = ["--pin", papers.pin]
         config = crew.file("tunnel.toml", text)
-        daemon = crew.start("tunneld", [sys.executable, "-c", TUNNELD, "--config", config, "--log-format", "json"])
+        daemon = crew.start("tunneld", [python, "-P", "-c", TUNNELD, "--config", config, "--log-format", "json"])
         control = daemon.line(_control_uri)
         relay = ["--relay", f"{control.scheme}://{control.hostname}:{control.port}", *trust, "--backend", backend]
         command = ["expose", f"{server[0]}:{server[1]}", *relay, "--quiet"]
-        agent = crew.start("tunnel", [sys.executable, "-c", TUNNEL, *command])
+        agent = crew.start("tunnel", [python, "-P", "-c", TUNNEL, *command])
         public = agent.line(lambda line: urlsplit(line.strip()) if line.startswith("tcp://") else None)
         return Reach((public.hostname or "", public.port or 0), daemon)
 
@@ -217,6 +222,9 @@ TOPOLOGIES = (
     Topology("tunneld-tls", "tunneld tcp+TLS", (), ours("tcp", tls=True)),
     Topology("webmux", "tunneld webmux", (), ours("webmux")),
     Topology("webmuxs", "tunneld webmux+TLS", (), ours("webmux", tls=True)),
+    Topology("tunneld-compiled", "compiled tcp", (COMPILED,), ours("tcp", python=COMPILED)),
+    Topology("webmux-compiled", "compiled webmux", (COMPILED,), ours("webmux", python=COMPILED)),
+    Topology("webmuxs-compiled", "compiled webmux+TLS", (COMPILED,), ours("webmux", tls=True, python=COMPILED)),
     Topology("haproxy", "haproxy ×2", ("haproxy",), chain(haproxy)),
     Topology("nginx", "nginx stream ×2", ("nginx",), chain(nginx)),
     Topology("ssh", "ssh -R", ("ssh", "sshd", "ssh-keygen"), openssh),
