@@ -107,6 +107,7 @@ def settings(draw: st.DrawFn, folder: Path) -> Settings:
             group=draw(st.sampled_from(["", "nogroup"])),
             drain_timeout=draw(SECONDS),
             watch_backlog=draw(COUNTS),
+            spin=draw(st.floats(0, 0.01)),
             state=draw(st.sampled_from([None, folder / "state"])),
         ),
         credential=draw(credentials()),

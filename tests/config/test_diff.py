@@ -15,7 +15,7 @@ from tunneld.config.keys import keys
 
 relaxed = limits(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
-RESTART_KEYS = {"tunnels.accept_backoff", "daemon.state", "daemon.user", "daemon.group", "ssh.host_key"}
+RESTART_KEYS = {"tunnels.accept_backoff", "daemon.state", "daemon.user", "daemon.group", "daemon.spin", "ssh.host_key"}
 
 
 def test_exactly_what_is_opened_once_needs_a_restart() -> None:

@@ -115,8 +115,9 @@ async def test_every_limit_can_be_changed_at_once_and_nobody_is_dropped(relay: R
 
 
 def is_limit(key: str, number: str) -> bool:
-    """Whether it is a number, and no port; one of them is read when the daemon starts."""
-    return number.replace(".", "").isdigit() and not key.endswith("port") and key != "tunnels.accept_backoff"
+    """Whether it is a number, and no port; two of them are read when the daemon starts."""
+    at_start = {"tunnels.accept_backoff", "daemon.spin"}
+    return number.replace(".", "").isdigit() and not key.endswith("port") and key not in at_start
 
 
 def doubled(number: str) -> str:

@@ -31,6 +31,7 @@ from tunneld.config.values import (
     File,
     Folder,
     Guard,
+    Moment,
     Octets,
     Port,
     Seconds,
@@ -263,6 +264,7 @@ class Daemon(Table):
     group: Annotated[str, RESTART] = ""
     drain_timeout: Seconds = 30.0  # how long relays may finish after SIGTERM; systemd stops waiting at 90 s
     state: Annotated[Folder | None, RESTART] = None  # None: the usual place, see places.py
+    spin: Annotated[Moment, RESTART] = 0.0001  # what it takes a processor to fall asleep and be woken
     watch_backlog: Count = 1000  # events held for one slow watcher before it loses some
 
     _place = field_validator("state")(place)

@@ -29,6 +29,7 @@ RESTART = Restart()
 
 Seconds = Annotated[float, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False)]
 SecondsOrNone = Annotated[float, Field(ge=0, le=YEAR, allow_inf_nan=False)]  # 0: not at all
+Moment = Annotated[float, Field(ge=0, le=0.01, allow_inf_nan=False)]  # everybody waits so long; 0: not at all
 Port = Annotated[int, Field(ge=0, le=MAX_PORT)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Body = Annotated[int, Field(ge=KIB, le=1024 * KIB)]
