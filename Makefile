@@ -74,9 +74,9 @@ clean:
 	rm -rf $(VENV) $(COMPILED) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo '$(PYTHON) is too old or missing: Python 3.11 or newer is needed (make PYTHON=python3.12 ...)' >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) >/dev/null \
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) >/dev/null \
 	    || { rm -rf $(VENV); echo 'could not make $(VENV): on Debian and Ubuntu run: apt install python3-venv' >&2; exit 1; }
 	@echo 'installing tunneld and its dependencies into $(VENV) ...'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'

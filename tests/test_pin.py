@@ -13,7 +13,7 @@ import trustme
 
 from tests.support.control import running_server
 from tests.support.people import PATIENCE
-from tunneld import net
+from tunneld import trust
 from tunneld.client import connect
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, UsageError
 from tunneld.pin import PinnedContext, fingerprint, parse_pin
@@ -54,7 +54,7 @@ def pin_of(papers: Path) -> str:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_the_right_pin_needs_no_authority_and_no_name(papers: Path, version: ssl.TLSVersion) -> None:
-    tls = net.client_tls_context(pin=pin_of(papers))
+    tls = trust.client_tls_context(pin=pin_of(papers))
     async with running_server(tls=server_context(papers, version)) as server:
         for host in ("127.0.0.1", "localhost"):  # the certificate has the first name only
             async with connect(f"tls://{host}:{server.endpoint.port}", tls=tls) as client:
@@ -63,7 +63,7 @@ async def test_the_right_pin_needs_no_authority_and_no_name(papers: Path, versio
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_a_wrong_pin_ends_every_connection_and_names_both(papers: Path, version: ssl.TLSVersion) -> None:
-    tls = net.client_tls_context(pin=OTHER)
+    tls = trust.client_tls_context(pin=OTHER)
     async with running_server(tls=server_context(papers, version)) as server:
         for _ in range(2):
             with pytest.raises(RemoteProtocolError) as caught:
@@ -78,8 +78,8 @@ async def test_a_wrong_pin_ends_every_connection_and_names_both(papers: Path, ve
 async def test_nothing_is_said_to_the_holder_of_another_certificate(papers: Path) -> None:
     """With TLS 1.3 not even the handshake is finished, so our own certificate stays here."""
     with trio.fail_after(PATIENCE):
-        assert await outcome(papers, net.client_tls_context(pin=OTHER)) == "the handshake failed"
-        assert await outcome(papers, net.client_tls_context(pin=pin_of(papers))) == "shaken hands"
+        assert await outcome(papers, trust.client_tls_context(pin=OTHER)) == "the handshake failed"
+        assert await outcome(papers, trust.client_tls_context(pin=pin_of(papers))) == "shaken hands"
 
 
 async def outcome(papers: Path, tls: ssl.SSLContext) -> str:
@@ -105,7 +105,7 @@ async def outcome(papers: Path, tls: ssl.SSLContext) -> str:
 
 async def test_beside_an_authority_both_must_hold(papers: Path) -> None:
     def tls(ca: str, pin: str) -> ssl.SSLContext:
-        return net.client_tls_context(papers / ca, pin=pin)
+        return trust.client_tls_context(papers / ca, pin=pin)
 
     async with running_server(tls=server_context(papers)) as server:
         async with connect(str(server.endpoint), tls=tls("ca.pem", pin_of(papers))) as client:
@@ -121,9 +121,9 @@ async def test_beside_an_authority_both_must_hold(papers: Path) -> None:
 async def test_without_both_a_relay_is_refused_unless_nothing_is_to_be_checked(papers: Path) -> None:
     async with running_server(tls=server_context(papers)) as server:
         with pytest.raises(RelayUnreachableError, match=r"does not hold.*--ca.*--pin"):
-            async with connect(str(server.endpoint), tls=net.client_tls_context()):
+            async with connect(str(server.endpoint), tls=trust.client_tls_context()):
                 pass
-        async with connect(str(server.endpoint), tls=net.unverified_tls_context()) as client:
+        async with connect(str(server.endpoint), tls=trust.unverified_tls_context()) as client:
             await client.call("echo")
 
 
@@ -137,7 +137,7 @@ Make = Callable[[str], object]
 
 
 @pytest.mark.parametrize("text", ["", HEX, f"sha1:{HEX}", "sha256:", f"sha256:{HEX}0", f"sha256:{HEX[1:]}g"])
-@pytest.mark.parametrize("make", [parse_pin, PinnedContext.make, lambda text: net.client_tls_context(pin=text)])
+@pytest.mark.parametrize("make", [parse_pin, PinnedContext.make, lambda text: trust.client_tls_context(pin=text)])
 def test_what_is_no_fingerprint_is_refused(make: Make, text: str) -> None:
     with pytest.raises(UsageError, match="not a fingerprint of the form"):
         make(text)

@@ -14,8 +14,8 @@ from tests.relay.bench import tcp_pair
 from tests.support.papers import Papers
 from tunneld.agent.keyed import KeyedPool
 from tunneld.errors import RemoteProtocolError
-from tunneld.net import client_tls_context
 from tunneld.tls import TlsSocket
+from tunneld.trust import client_tls_context
 
 
 @pytest.fixture(scope="module")

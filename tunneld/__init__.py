@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tunneld.agent.listener import TunnelListener, VisitorStream, open_listener
     from tunneld.client import Client, connect
     from tunneld.errors import RefusedError, RelayUnreachableError, TunneldError, UsageError
-    from tunneld.net import client_tls_context
+    from tunneld.trust import client_tls_context
 
 __all__ = [
     "Client",
@@ -46,7 +46,7 @@ _ROOMS = {
     "TunnelListener": "agent.listener",
     "UsageError": "errors",
     "VisitorStream": "agent.listener",
-    "client_tls_context": "net",
+    "client_tls_context": "trust",
     "connect": "client",
     "open_listener": "agent.listener",
 }

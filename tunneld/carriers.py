@@ -17,7 +17,6 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld import net
 from tunneld.backends.shared import Endpoints
 from tunneld.backends.webmux import WebMux, find_side
 from tunneld.config import schema
@@ -27,6 +26,7 @@ from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError
 from tunneld.lobby import Lobby
 from tunneld.relay.pump import Pump
 from tunneld.session import Carrier, CarrierLimits, Channel, link_over
+from tunneld.tls import shake_hands
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("webmux")
 
@@ -66,7 +66,7 @@ class _Port:
         """See `lobby.Hear`: one newcomer, until its tunnel has it or it is gone."""
         context = self._lobby.tls
         try:
-            way = await net.shake_hands(connection, context, server_side=True) if context else connection
+            way = await shake_hands(connection, context, server_side=True) if context else connection
             settings = self._settings()
             newcomer = _Newcomer(self._endpoints, peer, settings.max_carriers)
             limits = limits_of(settings)

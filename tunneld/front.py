@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tunneld import endings, net
+from tunneld import endings, trust
 from tunneld.backends.shared import Endpoints
 from tunneld.config.schema import Settings
 from tunneld.control import http
@@ -57,8 +57,8 @@ class Papers:
         """The certificates. Raises `ConfigError`."""
         control, web = settings.control.tls, settings.http.tls
         return cls(
-            net.server_tls_context(control) if control else None,
-            net.server_tls_context(web, table="http.tls") if web else None,
+            trust.server_tls_context(control) if control else None,
+            trust.server_tls_context(web, table="http.tls") if web else None,
         )
 
     def with_host_key(self, settings: Settings, known: asyncssh.SSHKey | None) -> Papers:

@@ -1,4 +1,4 @@
-"""Listening sockets, free ports, TLS contexts and the limit of descriptors.
+"""Listening sockets, free ports and the limit of descriptors.
 
 Sockets are the standard library's, non-blocking, listening, ready for the pump and for Trio alike. Options are set on
 the listener: on Linux what it accepts inherits them (no-delay, keep-alive), which saves each visitor five system
@@ -13,35 +13,23 @@ import errno
 import random
 import resource
 import socket
-import ssl
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tunneld.endpoint import format_peer
 from tunneld.errors import (
     SHORTAGES,
-    ConfigError,
     LimitReachedError,
     ListenError,
     ShortageError,
     TunneldError,
     reason_of,
 )
-from tunneld.pin import PinnedContext
-from tunneld.tls import TlsSocket
-
-if TYPE_CHECKING:
-    from tunneld.config.schema import Tls
 
 _LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 _MAX_KEEPALIVE = 32767  # seconds: Linux's MAX_TCP_KEEPIDLE
-_IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
-"""Before 3.11.3 Python has OpenSSL 3 take the end of the connection, which anybody on the way can make, for the
-peer's goodbye.
-"""
 _PROBES = 4  # a quarter of the idle time apart, so that a peer that vanished is noticed after twice that time
 
 Address = tuple[socket.AddressFamily, str]
@@ -103,71 +91,6 @@ def bind_in_range(
 def describe(listeners: list[socket.socket], scheme: str = "tcp") -> str:
     """Where sockets listen, as URIs with the ports they got: `tcp://127.0.0.1:7010`."""
     return " ".join(f"{scheme}://{format_peer(listener.getsockname())}" for listener in listeners)
-
-
-def server_tls_context(settings: Tls, *, table: str = "control.tls") -> ssl.SSLContext:
-    """TLS 1.2 or later with our certificate; where `client_ca` is set, only for peers with a certificate of it.
-
-    Raises `ConfigError` naming the key in `table`, the file and what is wrong with it.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION  # a peer could have us do nothing else; OpenSSL 3 refuses by itself
-    context.options &= ~_IGNORE_UNEXPECTED_EOF
-    _load_certificate(context, settings.certificate, settings.key, table)
-    if settings.client_ca is not None:
-        _load_authorities(context, settings.client_ca, f"{table}.client_ca")
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def client_tls_context(
-    ca: Path | str | None = None,
-    certificate: Path | str | None = None,
-    key: Path | str | None = None,
-    *,
-    pin: str | None = None,
-) -> ssl.SSLContext:
-    """TLS 1.2 or later that believes the system's authorities, or those in the file `ca`, or the one certificate with
-    the fingerprint `pin`; or where both are given, only that one from those.
-
-    `certificate` and `key` (by default in the same file) are for relays that ask. Raises `ConfigError`, `UsageError`.
-    """
-    context = PinnedContext.make(pin) if pin is not None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options &= ~_IGNORE_UNEXPECTED_EOF
-    if ca is not None:
-        _load_authorities(context, Path(ca), "ca")
-    elif pin is not None:
-        _believe_anybody(context)  # the pin does not
-    else:
-        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-    if certificate is not None:
-        _load_certificate(context, Path(certificate), Path(key or certificate))
-    return context
-
-
-def unverified_tls_context(certificate: Path | str | None = None, key: Path | str | None = None) -> ssl.SSLContext:
-    """TLS with whoever answers: safe from nobody who can change what is on the way. As `client_tls_context`."""
-    context = client_tls_context(None, certificate, key)
-    _believe_anybody(context)
-    return context
-
-
-async def shake_hands(
-    connection: socket.socket, context: ssl.SSLContext, *, server_hostname: str | None = None, server_side: bool = False
-) -> TlsSocket:
-    """TLS on a connected non-blocking socket, for an engine that serves it without a task.
-
-    Raises OSError (`ssl.SSLError` among them); the connection is closed then, and where this is cancelled.
-    """
-    try:
-        tls = TlsSocket(connection, context, server_side=server_side, server_hostname=server_hostname)
-        await tls.shake_hands()
-    except BaseException:
-        connection.close()
-        raise
-    return tls
 
 
 def taken_out(holder: socket.socket) -> socket.socket:
@@ -315,42 +238,3 @@ def _listen_error(host: str, ports: str, error: OSError) -> TunneldError:
     place = f"tcp://[{host}]:{ports}" if ":" in host else f"tcp://{host or '*'}:{ports}"
     kind = ShortageError if error.errno in SHORTAGES else ListenError
     return kind(f"could not listen on {place}: {reason_of(error)}")
-
-
-def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path, table: str = "") -> None:
-    prefix = f"{table}." if table else ""
-    _check_readable(certificate, f"{prefix}certificate")
-    _check_readable(key, f"{prefix}key")
-    try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise ConfigError([f"{prefix}key: {key} does not belong to the certificate in {certificate}"]) from None
-        raise ConfigError(
-            [f"{prefix}certificate: {certificate} and {key} are not a PEM certificate and its key"]
-        ) from None
-
-
-def _believe_anybody(context: ssl.SSLContext) -> None:
-    context.check_hostname = False  # first, or the next line is refused
-    context.verify_mode = ssl.CERT_NONE
-
-
-def _no_password() -> str:
-    raise ConfigError(["a key that asks for a password cannot be used by a daemon; write it without one"])
-
-
-def _load_authorities(context: ssl.SSLContext, path: Path, key: str) -> None:
-    _check_readable(path, key)
-    try:
-        context.load_verify_locations(path)
-    except ssl.SSLError:
-        raise ConfigError([f"{key}: {path} has no PEM certificates"]) from None
-
-
-def _check_readable(path: Path, key: str) -> None:
-    """OpenSSL says `No such file` without saying which; so look first."""
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise ConfigError([f"{key}: cannot read {path}: {reason_of(error)}"]) from None

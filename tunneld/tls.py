@@ -233,6 +233,22 @@ class TlsSocket:
         self.connection.close()
 
 
+async def shake_hands(
+    connection: socket.socket, context: ssl.SSLContext, *, server_hostname: str | None = None, server_side: bool = False
+) -> TlsSocket:
+    """TLS on a connected non-blocking socket, for an engine that serves it without a task.
+
+    Raises OSError (`ssl.SSLError` among them); the connection is closed then, and where this is cancelled.
+    """
+    try:
+        tls = TlsSocket(connection, context, server_side=server_side, server_hostname=server_hostname)
+        await tls.shake_hands()
+    except BaseException:
+        connection.close()
+        raise
+    return tls
+
+
 def hung_up(error: BaseException | None) -> bool:
     """Whether this says that the connection ended without a goodbye. (Before 3.11.3 Python has no class for it.)"""
     return isinstance(error, ssl.SSLEOFError) or getattr(error, "reason", None) == "UNEXPECTED_EOF_WHILE_READING"

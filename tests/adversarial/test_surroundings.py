@@ -19,7 +19,7 @@ from tests.support.people import PATIENCE, connect, go_home, read_exactly
 from tests.support.programs import CONFIG, TLS, free_port, program
 from tunneld import client
 from tunneld.endpoint import Endpoint
-from tunneld.net import client_tls_context
+from tunneld.trust import client_tls_context
 
 LINES = 1500
 """Refused requests: their lines are several times what a pipe holds."""

@@ -23,10 +23,10 @@ from tunneld.backends.shared import Endpoints
 from tunneld.backends.webmux import WebMux, find_side
 from tunneld.endpoint import Endpoint
 from tunneld.errors import RefusedError, UsageError
-from tunneld.net import client_tls_context
 from tunneld.session import Carrier
 from tunneld.session import carrier as session_carrier
 from tunneld.tls import TlsSocket
+from tunneld.trust import client_tls_context
 from tunneld.tunnel import Phase
 from tunneld.wire.webmux import Mux, Opened, Refused
 

@@ -23,8 +23,8 @@ from tunneld.cli.papers import make_papers
 from tunneld.cli.tunneld import PORTS, main
 from tunneld.config import Settings, load
 from tunneld.endpoint import Endpoint
-from tunneld.net import client_tls_context
 from tunneld.pin import fingerprint
+from tunneld.trust import client_tls_context
 from tunneld.wire.verifier import matches
 
 KEPT = {key: value for key, value in os.environ.items() if not key.startswith("TUNNEL")}

@@ -16,7 +16,7 @@ from tests.cli.test_tunnel import tunnel
 from tests.support.control import running_server
 from tests.support.credentials import SECRET, credential, gate_of
 from tests.support.people import PATIENCE
-from tunneld import net
+from tunneld import trust
 from tunneld.cli import secret
 from tunneld.cli.access import access
 from tunneld.cli.tunnel import parser
@@ -151,7 +151,7 @@ def test_no_option_takes_the_secret_itself_and_access_does_not_print_it(monkeypa
 async def test_a_relay_is_known_by_its_pin_or_refused(papers: tuple[Tls, str]) -> None:
     settings, pin = papers
     with trio.fail_after(PATIENCE):
-        async with running_server(tls=net.server_tls_context(settings)) as server:
+        async with running_server(tls=trust.server_tls_context(settings)) as server:
             plain, tls = server.endpoint.authority, str(server.endpoint)
             for relay in (plain, tls):
                 assert (await tunnel("list", "--pin", pin, relay=relay)).returncode == 0

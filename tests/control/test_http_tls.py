@@ -20,7 +20,7 @@ from tests.control.http_face import Answer, Face, open_face, read_answer
 from tests.support.credentials import SECRET, credential
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_all
-from tunneld import net
+from tunneld import trust
 from tunneld.config.credentials import Credential
 from tunneld.config.schema import Control
 from tunneld.control.gate import Gate
@@ -175,7 +175,7 @@ def named(papers: Papers) -> Sequence[Credential]:
 
 
 async def test_a_subject_lets_in_without_a_header(papers: Papers, named: Sequence[Credential]) -> None:
-    context = net.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
+    context = trust.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
     async with open_face(gate=strict(*named), tls=papers.mutual) as face:
         stream = await encrypted(face, context)
         assert (await ask(face, stream)).status == 200
@@ -184,7 +184,7 @@ async def test_a_subject_lets_in_without_a_header(papers: Papers, named: Sequenc
 
 
 async def test_another_subject_of_the_same_authority_does_not(papers: Papers) -> None:
-    context = net.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
+    context = trust.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
     async with open_face(gate=strict(Credential(name="c", certificate="subject:CN=other")), tls=papers.mutual) as face:
         assert (await ask(face, await encrypted(face, context))).status == 401
 
@@ -197,7 +197,7 @@ async def test_without_a_certificate_nobody_comes_in(papers: Papers, named: Sequ
 
 
 async def test_where_a_certificate_is_all_that_is_asked_for_who_has_none_is_a_stranger(papers: Papers) -> None:
-    context = net.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
+    context = trust.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
     async with open_face(gate=strict(), tls=papers.mutual) as face:
         assert face.gate is not None
         silent = await connect(Endpoint("tcp", face.host, face.port))

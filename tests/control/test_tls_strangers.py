@@ -13,7 +13,7 @@ from tests.control.test_strangers import FOE, FRIEND, HOME, LONG, gate_with, per
 from tests.support.control import Person, Server, running_server
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_all
-from tunneld import net
+from tunneld import trust
 from tunneld.config.schema import Control
 from tunneld.control.gate import Gate
 from tunneld.control.strangers import Reason, Strangers
@@ -112,7 +112,7 @@ async def test_a_certificate_that_is_asked_for_makes_strangers_and_ends_being_on
     settings = Control(max_startups="1:100:1")
     gate = Gate(lambda: (), Strangers(lambda: settings))
     async with running_server(settings, papers.mutual, gate=gate) as server:
-        context = net.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
+        context = trust.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
         known = Person(trio.SSLStream(await connect(server.endpoint), context, server_hostname="127.0.0.1"))
         assert (await known.hears()).startswith("OK tunneld")
         assert len(gate.strangers) == 0

@@ -21,6 +21,7 @@ FLOORS = [  # from the street down to the cellar; a room may import from its own
     {
         "session",
         "net",
+        "trust",
         "tls",
         "pin",
         "access",

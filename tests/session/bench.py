@@ -11,12 +11,11 @@ import trio
 
 from tests.relay.bench import Ends, stream, tcp_pair
 from tests.support.papers import Papers
-from tunneld.net import shake_hands
 from tunneld.relay import Limits, Relay, Side
 from tunneld.relay.engine import Limiter
 from tunneld.relay.pump import Pump
 from tunneld.session import Carrier, CarrierLimits, Channel, link_over
-from tunneld.tls import TlsSocket
+from tunneld.tls import TlsSocket, shake_hands
 
 LIMIT = 30
 """Seconds, virtual ones included, after which a test has failed."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trustme
 
-from tunneld import net
+from tunneld import trust
 from tunneld.config.schema import Tls
 from tunneld.pin import first_fingerprint
 
@@ -32,17 +32,17 @@ class Papers:
 
     @property
     def server(self) -> ssl.SSLContext:
-        return net.server_tls_context(Tls(certificate=self.folder / "relay.pem", key=self.folder / "relay.key"))
+        return trust.server_tls_context(Tls(certificate=self.folder / "relay.pem", key=self.folder / "relay.key"))
 
     @property
     def mutual(self) -> ssl.SSLContext:
         folder = self.folder
         tls = Tls(certificate=folder / "relay.pem", key=folder / "relay.key", client_ca=folder / "ca.pem")
-        return net.server_tls_context(tls)
+        return trust.server_tls_context(tls)
 
     @property
     def client(self) -> ssl.SSLContext:
-        return net.client_tls_context(self.folder / "ca.pem")
+        return trust.client_tls_context(self.folder / "ca.pem")
 
     @property
     def pin(self) -> str:

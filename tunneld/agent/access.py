@@ -15,8 +15,8 @@ from tunneld.agent.dial import dial, resolve_relay
 from tunneld.client import Client, connect
 from tunneld.endpoint import Endpoint, parse_host_port
 from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.net import client_tls_context, shake_hands
-from tunneld.tls import TlsSocket
+from tunneld.tls import TlsSocket, shake_hands
+from tunneld.trust import client_tls_context
 
 LONGEST_ANSWER = 1024
 """Octets of the relay's answer to a key: OK, or a code and a sentence."""

@@ -137,7 +137,7 @@ def _tls(options: argparse.Namespace, spell: Callable[[str], str]) -> ssl.SSLCon
         raise UsageError(f"relay {options.relay} is asked for no certificate, so {spell(verified_by[0])} needs tls://")
     if scheme != "tls" and (scheme or not (options.ca or options.cert or verified_by)):
         return None
-    from tunneld.net import client_tls_context, unverified_tls_context  # noqa: PLC0415 - as above
+    from tunneld.trust import client_tls_context, unverified_tls_context  # noqa: PLC0415 - as above
 
     if not options.insecure:
         return client_tls_context(options.ca, options.cert, options.key, pin=options.pin)

@@ -28,8 +28,8 @@ from tunneld.config.file import parse
 from tunneld.config.problems import sentences
 from tunneld.endpoint import is_wildcard, join_host_port
 from tunneld.errors import ConfigError, RelayUnreachableError, TunneldError, UsageError, reason_of
-from tunneld.net import client_tls_context
 from tunneld.pin import first_fingerprint
+from tunneld.trust import client_tls_context
 
 SECRET_OCTETS = 24
 """Of randomness, 32 characters."""

@@ -25,7 +25,7 @@ from tunneld.cli.tables import (
     printable,
     table,
 )
-from tunneld.errors import LimitReachedError, RelayUnreachableError, UsageError
+from tunneld.errors import LimitReachedError, NoSuchTunnelError, RelayUnreachableError, UsageError
 
 if TYPE_CHECKING:
     from tunneld.client import Client
@@ -125,7 +125,9 @@ async def drain(client: Client, options: argparse.Namespace, shape: Form) -> str
         return text((await client.call("drain", options.ref)).text, shape)
     async with access(options).connect() as eyes, eyes.watch(options.ref) as events:
         say(text((await client.call("drain", options.ref)).text, shape), end="")
-        left = len((await client.call("show", options.ref)).items) - 1
+        left = 0
+        with suppress(NoSuchTunnelError):  # it may be over by now: that is told, too
+            left = len((await client.call("show", options.ref)).items) - 1
         async for event in events:
             match event["event"]:
                 case "draining":

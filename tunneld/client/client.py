@@ -21,7 +21,7 @@ from tunneld.client.exchange import Answer, Exchange, Record, why
 from tunneld.client.login import authenticate
 from tunneld.endpoint import Endpoint, parse_host_port, unmap
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, UsageError, reason_of
-from tunneld.net import client_tls_context
+from tunneld.trust import client_tls_context
 from tunneld.wire.lines import Request, Value
 
 PROTOCOL = "1"
