@@ -138,7 +138,7 @@ async def test_wrong_secrets_at_speed(tmp_path: Path) -> None:
     wrong = f"auth SCRAM-SHA-256 {scram.encode(b'n,,n=root,r=x')}\nauth {scram.encode(b'c=biws,r=x,p=AAAA')}\n" * 3
     async with besieged(tmp_path) as siege:
         await siege.ask_for_secrets()
-        async with under_attack(siege, 64):
+        async with siege.stay(), under_attack(siege, 64):
             await flood(siege.control, 300, wrong.encode())
 
 

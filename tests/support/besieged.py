@@ -74,8 +74,10 @@ class Siege:
 
     @asynccontextmanager
     async def stay(self) -> AsyncIterator[None]:
-        """While the block runs the operator stays connected, where newcomers are strangers."""
-        if self._tls is None:
+        """While the block runs the operator stays connected, where newcomers are strangers: they must authenticate, in
+        TLS or with a secret.
+        """
+        if self._tls is None and self._credential is None:
             yield
             return
         async with self._connect() as operator:
