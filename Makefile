@@ -15,7 +15,7 @@ help:
 	@echo 'make lint types man   what CI checks besides'
 	@echo 'make machine       the units under a real systemd, in an emulated machine; needs root and the better part of an hour'
 	@echo 'make bench         our speed beside the peers found on PATH'
-	@echo 'make wheel         dist/tunneld-...whl with a compiled data plane: the same, for half the processor time'
+	@echo 'make wheel         dist/tunneld-...whl with a compiled data plane: the same files, faster'
 	@echo 'make test-compiled bench-compiled   the tests of that, and the benchmark with both'
 	@echo 'make clean         remove what the others made'
 
