@@ -45,7 +45,7 @@ class TlsSocket:
         """`connection` is connected and does not block. Nothing is said before `shake_hands`. `session` is from the
         method of that name, of an earlier connection to the same peer with the same context.
         """
-        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # Python's default before 3.11.4: a cut passes for an end
+        heed_cuts(context)
         self.connection = connection
         self.ended = False  # the peer has said goodbye, and everything before it was read
         self._incoming = ssl.MemoryBIO()
@@ -247,6 +247,13 @@ async def shake_hands(
         connection.close()
         raise
     return tls
+
+
+def heed_cuts(context: ssl.SSLContext) -> None:
+    """Have `context` take no end of the connection, which anybody on the way can make, for the peer's goodbye: with
+    OpenSSL 3 that is Python's default before 3.11.4. Harmless when repeated.
+    """
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # older OpenSSL has no such word
 
 
 def hung_up(error: BaseException | None) -> bool:

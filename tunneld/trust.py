@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING
 
 from tunneld.errors import ConfigError, reason_of
 from tunneld.pin import PinnedContext
+from tunneld.tls import heed_cuts
 
 if TYPE_CHECKING:
     from tunneld.config.schema import Tls
-
-_IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
-"""Before 3.11.3 Python has OpenSSL 3 take the end of the connection, which anybody on the way can make, for the
-peer's goodbye.
-"""
 
 
 def server_tls_context(settings: Tls, *, table: str = "control.tls") -> ssl.SSLContext:
@@ -26,7 +22,7 @@ def server_tls_context(settings: Tls, *, table: str = "control.tls") -> ssl.SSLC
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # a peer could have us do nothing else; OpenSSL 3 refuses by itself
-    context.options &= ~_IGNORE_UNEXPECTED_EOF
+    heed_cuts(context)
     _load_certificate(context, settings.certificate, settings.key, table)
     if settings.client_ca is not None:
         _load_authorities(context, settings.client_ca, f"{table}.client_ca")
@@ -48,7 +44,7 @@ def client_tls_context(
     """
     context = PinnedContext.make(pin) if pin is not None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options &= ~_IGNORE_UNEXPECTED_EOF
+    heed_cuts(context)
     if ca is not None:
         _load_authorities(context, Path(ca), "ca")
     elif pin is not None:

@@ -104,7 +104,7 @@ class Pump:
         self.timers = Timers(self._finish_batch)
         self._later: list[Callable[[], None]] = []
         self._in_batch = False
-        self._began = 0.0  # the batch, in Trio's time
+        self._time: float | None = None  # Trio's, as somebody in this batch has asked for it
         self._wide: bytearray | None = None
         self._armed = False  # somebody has more to do
         self._brisk = False  # the last wait was a short one
@@ -118,8 +118,12 @@ class Pump:
         return self._wide
 
     def now(self) -> float:
-        """Trio's time, in seconds; within a batch that of its beginning, which costs nothing to ask for."""
-        return self._began if self._in_batch else trio.current_time()
+        """Trio's time, in seconds; within a batch it is asked for once, by the first who wants it."""
+        if not self._in_batch:
+            return trio.current_time()
+        if self._time is None:
+            self._time = trio.current_time()
+        return self._time
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See `Engine.run`."""
@@ -259,7 +263,7 @@ class Pump:
     def _serve(self, batch: list[tuple[int, int]]) -> None:
         """One wake-up: every handler that epoll told of, then the owners whose relays ended."""
         handlers = self.handlers
-        self._began = trio.current_time()
+        self._time = None
         self._in_batch = True
         self.share = max(self.buffer_size, self.limits.turn_size // (len(batch) or 1))
         for fd, events in batch:

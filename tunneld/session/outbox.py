@@ -60,11 +60,12 @@ class Outbox:
         """Something was said: write it after the batch, or now."""
         if self.blocked:
             return
+        now = perf_counter()
         if not self._touched:
             self._touched = True
-            self._due = perf_counter() + self._gather
+            self._due = now + self._gather
             self._pump.after_batch(self.flush)
-        if len(self._outgoing) >= ENOUGH or perf_counter() >= self._due:
+        if len(self._outgoing) >= ENOUGH or now >= self._due:
             self.flush()
 
     def room(self, channel: Channel) -> int:
