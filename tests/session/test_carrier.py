@@ -20,6 +20,7 @@ from tests.relay.bench import NOISE, read_all, read_exactly, reset, stream, tcp_
 from tests.session.bench import Person, Two, Visit
 from tunneld.errors import LimitReachedError
 from tunneld.relay import Cause, Relay, RelayEnd, Side
+from tunneld.relay.failures import RESET_ON_CLOSE
 from tunneld.session import Carrier, CarrierLimits, Channel, ChannelStream, Link
 from tunneld.session.carrier import MOST_CHANNELS
 from tunneld.session.joint import Joint
@@ -432,6 +433,18 @@ async def test_what_is_said_waits_for_more_and_no_longer_than_gather(two: Two, a
     two.relay.open(80)
     assert (unread(two.agent) > before) is at_once
     await two.agents_owner.channel()
+
+
+@pytest.mark.limits(gather=60.0, pause_at=4096)
+async def test_there_is_no_room_where_asking_for_it_finds_the_connection_broken(two: Two) -> None:
+    near, _ = await two.channels()
+    await trio.testing.wait_all_tasks_blocked()
+    near.put(memoryview(b"x"))
+    connection = two.agent._link.connection
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    two.agent.close()
+    assert near.room() == 0
+    assert near.over
 
 
 # With a throttle

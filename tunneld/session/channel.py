@@ -93,7 +93,8 @@ class Channel(Duct):
         """See `Duct.room`."""
         if self._first and not self._send_first():
             return 0
-        return 0 if self.over else self.carrier.room(self)
+        room = self.carrier.room(self)  # it may write, and find the connection broken
+        return 0 if self.over else room
 
     def put(self, data: memoryview) -> None:
         """See `Duct.put`."""
