@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -74,27 +74,33 @@ async def test_a_door_listens_where_it_is_told_and_nowhere_else() -> None:
             call(port)
 
 
+class Turns(trio.abc.Instrument):
+    """How many guests came in each turn that a task had, whichever order the tasks had theirs in."""
+
+    def __init__(self, guests: Guests) -> None:
+        self._guests, self._before = guests, 0
+        self.took: list[int] = []
+
+    def before_task_step(self, _task: trio.lowlevel.Task) -> None:
+        self._before = len(self._guests.came)
+
+    def after_task_step(self, _task: trio.lowlevel.Task) -> None:
+        if took := len(self._guests.came) - self._before:
+            self.took.append(took)
+
+
 async def test_a_crowd_is_taken_in_batches() -> None:
     """So many in a turn, and then others have theirs."""
-    took: list[int] = []
-
-    class Watched(Guests):
-        def arrive(self, connection: socket.socket, _peer: Any) -> None:
-            super().arrive(connection, _peer)
-            took[-1] += 1
-
-    guests = Watched()
-    async with trio.open_nursery() as nursery:
-        door = Door("test", net.bind_tcp(HERE, 0))
-        callers = [call(door.port) for _ in range(BATCH + 1)]
-        await nursery.start(door.serve, guests.arrive)
-        while len(guests.came) <= BATCH:
-            took.append(0)
-            await trio.lowlevel.checkpoint()
-        nursery.cancel_scope.cancel()
-    assert [count for count in took if count] == [BATCH, 1]
-    for connection in callers + guests.came:
-        connection.close()
+    listeners = net.bind_tcp(HERE, 0)
+    with ExitStack() as people:
+        for _ in range(BATCH + 1):
+            people.enter_context(call(listeners[0].getsockname()[1]))
+        async with open_door(*listeners) as (_door, guests):
+            turns = Turns(guests)
+            trio.lowlevel.add_instrument(turns)
+            await wait_all_tasks_blocked()
+            trio.lowlevel.remove_instrument(turns)
+    assert turns.took == [BATCH, 1]
 
 
 async def test_a_listener_that_stays_is_not_disturbed() -> None:
