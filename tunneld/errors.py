@@ -7,6 +7,7 @@ with (sysexits(3)).
     class                  whose fault           what dies                wire code         exit status
     UsageError             who typed it          nothing                  usage             64 EX_USAGE
     NoSuchTunnelError      who asked             nothing                  no-such-tunnel    69 EX_UNAVAILABLE
+    EndedError             who closed it         the tunnel               ended             77 EX_NOPERM
     NotAllowedError        who asked             nothing                  not-allowed       77 EX_NOPERM
     LimitReachedError      load                  the request              limit             75 EX_TEMPFAIL
     ShortageError          this machine          the request              shortage          71 EX_OSERR
@@ -49,6 +50,13 @@ class NoSuchTunnelError(TunneldError):
 
     code = "no-such-tunnel"
     exit_status = os.EX_UNAVAILABLE
+
+
+class EndedError(TunneldError):
+    """The URI names a tunnel that somebody closed or drained on purpose: it is not to be opened again unasked."""
+
+    code = "ended"
+    exit_status = os.EX_NOPERM
 
 
 class NotAllowedError(TunneldError):
@@ -153,6 +161,7 @@ EXIT_STATUSES: dict[str, int] = {
     for kind in (
         UsageError,
         NoSuchTunnelError,
+        EndedError,
         NotAllowedError,
         LimitReachedError,
         ShortageError,

@@ -55,6 +55,7 @@ class TunnelOptions:
     quota: int | None = None
     hide_visitor: bool = False
     share: bool = False
+    replace: bool = True
 
     @classmethod
     def parse(cls, words: Mapping[str, str]) -> TunnelOptions:
@@ -175,4 +176,5 @@ OPTIONS: dict[str, Option] = {
     "share": Option(
         _boolean, "yes|no", "join the open tunnel of this name, whose visitors are shared, or open the first"
     ),
+    "replace": Option(_boolean, "yes|no", "close the open tunnel of this name, or be refused while that is served"),
 }

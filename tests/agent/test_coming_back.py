@@ -8,6 +8,7 @@ import trio
 from tests.agent.support import PATIENCE, Told, access_to, echo, exposed, local_server, relay_here, unused_port
 from tests.agent.test_expose import address, ask
 from tests.support.people import connect, read_exactly
+from tunneld.access import Grant, Role
 from tunneld.agent import backoff, keeper
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.expose import open_exposure
@@ -16,6 +17,8 @@ from tunneld.agent.sizing import Limits
 from tunneld.endpoint import Target
 from tunneld.errors import RefusedError, RelayUnreachableError
 from tunneld.wire.lines import Value
+
+ROOT = Grant("root", Role.ADMIN)
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -53,11 +56,11 @@ async def test_after_a_restart_of_the_relay_the_agent_is_back_at_the_same_addres
     nursery.cancel_scope.cancel()
 
 
-async def test_a_tunnel_closed_at_the_relay_is_opened_again_at_the_same_address() -> None:
+async def test_a_tunnel_that_the_relay_lost_is_opened_again_at_the_same_address() -> None:
     told = Told()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
-            await relay.service.close(relay.tunnel.id)
+            relay.tunnel.close("a mishap")
             await told.wait_for("opened", 2)
             assert told.all("reconnecting")[0]["reason"] == "tunnel t1 was closed at the relay"
             assert address(told, 1) == address(told, 0)
@@ -100,6 +103,53 @@ async def test_visitors_of_a_draining_tunnel_finish() -> None:
             assert told.all("reconnecting")[0]["reason"] == "tunnel t1 is being drained at the relay"
             await stream.send_all(b"after")
             assert await read_exactly(stream, 5) == b"after"
+
+
+async def test_a_tunnel_that_somebody_closed_is_not_opened_again() -> None:
+    told, why = Told(), "tunnel t1 was closed by request of root"
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            with pytest.RaisesGroup(pytest.RaisesExc(RefusedError, match=f"^{why}$"), flatten_subgroups=True):
+                async with exposed(target, relay.access, told):
+                    await relay.service.close("t1", ROOT)
+                    await trio.sleep_forever()
+            assert told.all("closed")[0]["reason"] == why
+            assert list(relay.service.tunnels()) == []
+
+
+async def test_of_a_tunnel_that_somebody_drains_the_visitors_finish_and_it_is_not_opened_again() -> None:
+    told = Told()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            with pytest.RaisesGroup(pytest.RaisesExc(RefusedError, match="drained by request"), flatten_subgroups=True):
+                async with exposed(target, relay.access, told):
+                    stream = await connect(address(told))
+                    await stream.send_all(b"before")
+                    assert await read_exactly(stream, 6) == b"before"
+                    relay.service.drain_one("t1", ROOT)
+                    assert await told.wait_for("draining") == {"id": "t1", "visitors": 1}
+                    await stream.send_all(b"after")
+                    assert await read_exactly(stream, 5) == b"after"
+                    await stream.aclose()
+                    await trio.sleep_forever()
+            assert told.all("left")[0]["reason"] == "finished"
+            assert list(relay.service.tunnels()) == []
+
+
+async def test_an_agent_whose_name_another_one_took_over_waits_until_that_ends() -> None:
+    """Two devices of one name, cloned say, must not take it from each other for ever."""
+    old, new, wish = Told(), Told(), Wish({"name": "device"})
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, old, wish):
+            async with exposed(target, relay.access, new, wish):
+                for _ in range(3):
+                    lost = await old.wait_for("reconnecting", len(old.all("reconnecting")) + 1)
+                assert "another agent serves 'device' now, 127.0.0.1" in str(lost["reason"])
+                assert "with t2; this one may when that has ended" in str(lost["reason"])
+                assert await ask(address(new), b"new") == b"new"
+                assert not new.all("reconnecting")
+            await old.wait_for("opened", 2)
+            assert address(old, 1) == address(old, 0) == address(new, 0)
 
 
 async def test_the_first_attempt_fails_at_once() -> None:

@@ -66,6 +66,30 @@ async def test_from_another_address_too_if_it_is_the_same_credential(service: Tu
     assert address(await open_as(service, ALICE, "192.0.2.2", name="blog")) == address(first)
 
 
+async def test_one_that_is_served_is_not_replaced_by_who_asks_for_that(
+    service: TunnelService, mock_clock: MockClock
+) -> None:
+    first = await open_as(service, ALICE, name="blog", persist="yes")
+    with pytest.raises(LimitReachedError, match=r"another agent serves 'blog' now, .* with t1"):
+        await open_as(service, ALICE, name="blog", replace="no")  # its hidden server is about to connect
+    mock_clock.jump(10)
+    await connect(first.server_uri)
+    await until_parked(first, 1)
+    with pytest.raises(LimitReachedError, match=r"another agent serves 'blog' now"):
+        await open_as(service, ALICE, name="blog", replace="no")
+    await open_as(service, BOB, name="blog", replace="no")
+    assert address(await open_as(service, ALICE, name="blog")) == address(first)
+
+
+async def test_one_that_nobody_serves_is_replaced_by_who_would_not_otherwise(
+    service: TunnelService, mock_clock: MockClock
+) -> None:
+    first = await open_as(service, ALICE, name="blog")
+    mock_clock.jump(10)
+    assert address(await open_as(service, ALICE, name="blog", replace="no")) == address(first)
+    assert first.phase is Phase.CLOSED
+
+
 async def test_nobody_else_gets_its_ports_by_chance(service: TunnelService) -> None:
     first = await open_as(service, ALICE, name="blog")
     await service.close(first.id, keep=True)

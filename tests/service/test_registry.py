@@ -7,9 +7,9 @@ import trio
 
 from tests.support.people import connect, is_dropped
 from tests.support.visitors import open_tunnel, until_gone, until_served
-from tunneld.access import Grant
-from tunneld.errors import NoSuchTunnelError
-from tunneld.service import TunnelService
+from tunneld.access import Grant, Role
+from tunneld.errors import EndedError, NoSuchTunnelError
+from tunneld.service import TunnelService, registry
 from tunneld.service.registry import Registry
 
 
@@ -58,3 +58,45 @@ async def test_what_tunnels_have_counted_outlives_them_and_the_process(service: 
     successor = Registry()
     successor._resume(service._past)
     assert counts(successor) == counted
+
+
+async def test_who_served_a_tunnel_that_somebody_ended_on_purpose_hears_that(service: TunnelService) -> None:
+    root = Grant("root", Role.ADMIN)
+    closed, drained = await open_tunnel(service), await open_tunnel(service)
+    await service.close(closed.id, root)
+    service.drain_one(drained.id, root)
+    while service.tunnels():
+        await trio.lowlevel.checkpoint()
+    for tunnel, how in ((closed, "closed"), (drained, "drained")):
+        for ask in (service.find, service.get_tunnel_address):
+            with pytest.raises(EndedError, match=f"^tunnel {tunnel.id} was {how} by request of root$"):
+                ask(str(tunnel.server_uri))
+            with pytest.raises(NoSuchTunnelError):
+                ask(str(tunnel.server_uri), Grant("somebody-else"))
+
+
+async def test_one_whose_agent_may_open_it_again_or_did_was_not_ended_on_purpose(service: TunnelService) -> None:
+    kept, given_up = await open_tunnel(service, name="kept"), await open_tunnel(service)
+    await service.close(kept.id, keep=True)
+    with pytest.raises(NoSuchTunnelError):
+        service.find(str(kept.server_uri))
+    await service.close(given_up.id)
+    service._enter(given_up, "")  # a plain tcp tunnel may get the server URI of one before
+    assert service.find(str(given_up.server_uri)) is given_up
+    service._remove(given_up)
+    with pytest.raises(NoSuchTunnelError):
+        service.find(str(given_up.server_uri))
+
+
+async def test_of_those_ended_on_purpose_only_the_last_are_remembered(
+    service: TunnelService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "MAX_ENDED", 2)
+    tunnels = [await open_tunnel(service) for _ in range(3)]
+    for tunnel in tunnels:
+        await service.close(tunnel.id)
+    with pytest.raises(NoSuchTunnelError):
+        service.find(str(tunnels[0].server_uri))
+    for tunnel in tunnels[1:]:
+        with pytest.raises(EndedError):
+            service.find(str(tunnel.server_uri))

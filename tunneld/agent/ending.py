@@ -75,6 +75,13 @@ class Ending:
             with trio.move_on_after(FINISH_WITHIN):
                 await keeper.supply.wait_gone()
 
+    async def outlast(self, keeper: Keeper | None) -> None:
+        """The relay wants no more of us. Those whose connections it lets finish may, for as long as it does."""
+        if keeper is not None and self._visitors.now:
+            keeper.supply.rest()
+            self._tell("draining", keeper, visitors=self._visitors.now)
+            await self._visitors.wait_none()
+
     async def close(self, keeper: Keeper) -> None:
         """Cut whoever is left, close the tunnel at the relay, and tell. Its address stays ours; where others serve it,
         too, it stays open. Not stopped by being cancelled.

@@ -33,6 +33,7 @@ from tunneld.agent.watch import watch
 from tunneld.client import Client
 from tunneld.endpoint import Target
 from tunneld.errors import (
+    EndedError,
     LimitReachedError,
     ListenError,
     NoSuchTunnelError,
@@ -47,7 +48,7 @@ from tunneld.relay import new_engine
 DEFAULT_LINGER = 60.0
 """Seconds; the relay's default for the same."""
 
-FOR_GOOD = frozenset({UsageError.code, NotAllowedError.code})
+FOR_GOOD = frozenset({UsageError.code, NotAllowedError.code, EndedError.code})
 """Refusals that trying again does not mend."""
 PORT_TAKEN = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
 """How a relay refuses a port that somebody else has, or that a reload took out of its range."""
@@ -220,6 +221,7 @@ class Exposure:
                     return
                 if self._is_for_good(error):
                     self._ending.reason = str(error)
+                    await self._ending.outlast(self._keeper)
                     raise
                 connected_at = self._connected_at
                 delay = backoff.after(0.0 if connected_at is None else trio.current_time() - connected_at)
@@ -286,6 +288,8 @@ class Exposure:
             ttl = wish.options.get("ttl")
             self._ends_at = None if ttl is None else trio.current_time() + float(ttl)
             return keeper
+        if wish.options.get("name"):  # that another agent may have taken over since: it would be taken back, and so on
+            wish = replace(wish, options={**wish.options, "replace": False})
         if self._ends_at is not None:
             wish = replace(wish, options={**wish.options, "ttl": round(self._ends_at - trio.current_time(), 3)})
         try:

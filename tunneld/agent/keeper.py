@@ -172,7 +172,9 @@ class Keeper:
         return cls(tunnel, supply, ground.teller, trouble)
 
     async def check(self, client: Client) -> None:
-        """Raise `NoSuchTunnelError` unless the tunnel is open and takes visitors; and what else a call raises."""
+        """Raise `NoSuchTunnelError` unless the tunnel is open and takes visitors; `RefusedError` with the code `ended`
+        where somebody at the relay closed or drains it on purpose; and what else a call raises.
+        """
         record: Mapping[str, str] = {}
         try:
             record = (await client.show(str(self.tunnel.server)))[0]
@@ -182,7 +184,16 @@ class Keeper:
         if not self.tunnel.is_described_by(record):
             raise NoSuchTunnelError(f"tunnel {self.tunnel.id} was closed at the relay")
         if record.get("phase") == "draining":
+            await self._why_drained(client)
             raise NoSuchTunnelError(f"tunnel {self.tunnel.id} is being drained at the relay")
+
+    async def _why_drained(self, client: Client) -> None:
+        """Raise what the relay says to that, unless it is that there is no such tunnel."""
+        try:
+            await client.get_tunnel_address(str(self.tunnel.server))
+        except RefusedError as error:
+            if error.reply_code != NoSuchTunnelError.code:
+                raise
 
     async def come_back(self, client: Client) -> None:
         """The tunnel stands, and we are back, perhaps at another address. What was parked from the old one leads

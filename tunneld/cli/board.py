@@ -9,6 +9,7 @@ how many are not shown.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -49,7 +50,7 @@ class Row:
                 self._since, self._reason = "", str(fields["reason"])
                 self._retry_at = trio.current_time() + float(fields["delay"])
             case "draining":
-                self._cut_at = trio.current_time() + float(fields["delay"])
+                self._cut_at = trio.current_time() + float(fields.get("delay", math.inf))
             case "unhealthy":
                 self._unhealthy = f"   unhealthy: {fields['reason']}"
             case "healthy":
@@ -60,8 +61,8 @@ class Row:
         figures, before = self._figures(), self._before
         self._before = figures
         if self._cut_at is not None:
-            left = max(0, round(self._cut_at - now))
-            return f"ending, visitors are cut in {left} s   {traffic(figures, before, REDRAW)}"
+            cut = "" if math.isinf(self._cut_at) else f", visitors are cut in {max(0, round(self._cut_at - now))} s"
+            return f"ending{cut}   {traffic(figures, before, REDRAW)}"
         if self._since:
             return f"connected since {self._since}{self._unhealthy}   {traffic(figures, before, REDRAW)}"
         if not self._reason:

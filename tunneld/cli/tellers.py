@@ -123,7 +123,8 @@ def sentence(event: str, fields: dict[str, Field]) -> str:
             return "the local server is healthy again"
         case "draining":
             visitors = f"{fields['visitors']} visitor{'' if fields['visitors'] == 1 else 's'}"
-            return f"ending: {visitors} left, cut in {fields['delay']:g} s or when told again"
+            cut = f", cut in {fields['delay']:g} s or when told again" if "delay" in fields else ""
+            return f"ending: {visitors} left{cut}"
         case "ended":
             return f"failed for good: {fields['reason']}"
         case "reconnecting":

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-import trio
-
 from tunneld.access import Grant
 from tunneld.config.changes import value
 from tunneld.config.keys import keys
@@ -108,8 +106,7 @@ async def release_reservation(daemon: Daemon, request: Request, caller: Caller) 
 
 async def drain_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
     """Take nobody new; the tunnel closes when its last relay ends."""
-    tunnel = daemon.service.find(request.args[0], known(caller))
-    tunnel.drain()
+    tunnel = daemon.service.drain_one(request.args[0], known(caller))
     return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
 
 
@@ -246,7 +243,7 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "visitor_rate": str(terms.rules.rate) if terms.rules.rate else None,
         "bandwidth": terms.bandwidth,
         "quota": terms.quota,
-        "age": int(trio.current_time() - tunnel.opened_at),
+        "age": int(tunnel.age),
         "visitors": len(tunnel.visitors),
         "waiting": tunnel.waiting,
         "parked": tunnel.parked,

@@ -11,9 +11,14 @@ from collections.abc import Callable, Sequence
 from tunneld.access import EVERYBODY, Grant
 from tunneld.admission import Refused
 from tunneld.endpoint import Endpoint
-from tunneld.errors import NoSuchTunnelError
+from tunneld.errors import EndedError, NoSuchTunnelError
 from tunneld.tunnel import Phase, Tunnel
 from tunneld.tunnel.legacy import Past
+
+MAX_ENDED = 1024
+"""Tunnels that were ended on purpose of which we remember why, at about 300 octets each. An agent asks within seconds,
+one that is away when it is back; to one that was forgotten its tunnel is gone, and it opens another.
+"""
 
 
 class Registry:
@@ -24,6 +29,7 @@ class Registry:
         self._tunnels: dict[str, Tunnel] = {}
         self._owners: dict[str, str] = {}  # by the ids of the same tunnels, the credentials that they are of
         self._last_id = 0
+        self._ended: dict[Endpoint, tuple[str, str]] = {}  # by server URI, of whom it was and why it ended on purpose
         self._past_octets = (0, 0)  # of tunnels that closed: up, down
         self._past_served = 0
         self._past_refusals = Counter[Refused]()
@@ -40,7 +46,7 @@ class Registry:
 
     def find(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
         """The tunnel with this id, server URI, client URI or port of clients. Raises `NoSuchTunnelError`, also for one
-        of others.
+        of others, or `EndedError` where the server URI is that of one that was closed on purpose.
         """
         tunnel = self._tunnels.get(reference.lower())
         if tunnel is None and reference.isdigit():
@@ -48,6 +54,8 @@ class Registry:
         if tunnel is None and "://" in reference:
             endpoint = Endpoint.parse(reference.strip())
             tunnel = self._newest(lambda one: endpoint in {one.server_uri, one.client_uri})
+            if tunnel is None:
+                self._check_not_ended(endpoint, grant)
         if tunnel is None or not self.is_of(grant, tunnel.id):
             raise NoSuchTunnelError(
                 f"no open tunnel is called {reference!r}: give an id, a URI or a port that list shows"
@@ -56,10 +64,13 @@ class Registry:
 
     def get_tunnel_address(self, uri: str, grant: Grant = EVERYBODY) -> Endpoint:
         """The URI to advertise for a server URI. Raises `NoSuchTunnelError`, also for a tunnel that is drained and so
-        takes nobody new, or `UsageError` where `uri` is none.
+        takes nobody new, `EndedError` for one that was closed or is drained on purpose, or `UsageError` where `uri` is
+        none.
         """
         endpoint = Endpoint.parse(uri.strip())
         tunnel = self._newest(lambda one: one.server_uri == endpoint)
+        if tunnel is None or tunnel.phase is Phase.DRAINING:
+            self._check_not_ended(endpoint, grant)
         if tunnel is None or not self.is_of(grant, tunnel.id):
             raise NoSuchTunnelError(f"no open tunnel has the server URI {endpoint.without_key}")
         if tunnel.phase is Phase.DRAINING:
@@ -89,6 +100,11 @@ class Registry:
         """Visitors turned away since the start, by the class of the reason."""
         return sum((tunnel.refusals for tunnel in self._tunnels.values()), self._past_refusals)
 
+    def _check_not_ended(self, server: Endpoint, grant: Grant) -> None:
+        owner, why = self._ended.get(server, ("", ""))
+        if why and (grant.is_admin or grant.name == owner):
+            raise EndedError(why)
+
     # As they come and go
 
     def _opened_by(self, owner: str) -> int:
@@ -98,6 +114,18 @@ class Registry:
     def _enter(self, tunnel: Tunnel, owner: str) -> None:
         self._tunnels[tunnel.id] = tunnel
         self._owners[tunnel.id] = owner
+        self._ended.pop(tunnel.server_uri, None)  # that of a plain tcp tunnel may be one's before
+
+    def _end_on_purpose(self, tunnel: Tunnel, done: str, grant: Grant, *, again: bool = False) -> str:
+        """Somebody with this grant ends it, which its agent is not to undo unless it may be opened `again`. Returns
+        why, for people.
+        """
+        why = f"{done} by request" + (f" of {grant.name}" if grant.name else "")
+        if not again:
+            self._ended[tunnel.server_uri] = self._owners[tunnel.id], f"tunnel {tunnel.id} was {why}"
+            if len(self._ended) > MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
+        return why
 
     def _remove(self, tunnel: Tunnel) -> None:
         """Only what it has counted stays."""

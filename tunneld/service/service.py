@@ -43,6 +43,12 @@ def at_once(_word: str, call: Callable[[], None]) -> None:
     call()
 
 
+SOON = 10.0
+"""Seconds that the hidden servers of a new tunnel have to connect before it counts as one that nobody serves: who has
+just taken a name over keeps it, however slow its way.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Asker:
     """Who asks for a tunnel."""
@@ -104,6 +110,8 @@ class TunnelService(Registry):
             raise DrainingError("could not open a tunnel: the relay starts again; try again in a moment")
         backend_of(backend).check(self._premises, options)
         holder = holder_of(options.name, grant.name, asker.host)
+        if not options.replace:
+            self._check_unserved(holder)
         opened = self._opened_by(grant.name) - self._giving_way(holder)
         options, asked = permit(grant, backend, options, asker.host, opened), options
         if (shared := self._shared(holder, options)) is not None:
@@ -191,9 +199,15 @@ class TunnelService(Registry):
         tunnel = self.find(reference, grant)
         if not keep:
             self._given_up.add(tunnel.id)
-        tunnel.close("closed by request")
+        tunnel.close(self._end_on_purpose(tunnel, "closed", grant, again=keep))
         await tunnel.wait_closed()
         await self.addresses.saved()
+        return tunnel
+
+    def drain_one(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
+        """One tunnel takes nobody new, and closes when its last visitor has left. Raises `NoSuchTunnelError`."""
+        tunnel = self.find(reference, grant)
+        tunnel.drain(self._end_on_purpose(tunnel, "drained", grant))
         return tunnel
 
     async def drain(self) -> None:
@@ -267,6 +281,15 @@ class TunnelService(Registry):
             raise UsageError("option share=yes goes with a name and with persist=yes")
         former = self._former(holder)
         return former if former is not None and former.opening.options.share else None
+
+    def _check_unserved(self, holder: Holder | None) -> None:
+        """Raise `LimitReachedError` where hidden servers serve what this holder has open."""
+        former = self._former(holder)
+        if former is not None and (former.phase is Phase.READY or former.age < SOON):
+            raise LimitReachedError(
+                f"could not open a tunnel: another agent serves {former.opening.options.name!r} now, "
+                f"{former.opening.owner} with {former.id}; this one may when that has ended (replace=no)"
+            )
 
     async def _evict(self, holder: Holder | None) -> None:
         """Close whatever this holder has open. Several newcomers at once evict one another, the last one stays."""

@@ -9,7 +9,7 @@ from tunneld.errors import UsageError
 from tunneld.options import TunnelOptions
 from tunneld.tunnel import Tunnel
 
-FREE = frozenset({"name", "client_port", "ttl"})
+FREE = frozenset({"name", "client_port", "replace", "ttl"})
 """Options that are looked at otherwise, or not at all: agents count their ttl down, and the first one's holds."""
 
 

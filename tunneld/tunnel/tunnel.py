@@ -111,6 +111,11 @@ class Tunnel:
         return self._client_side.uri
 
     @property
+    def age(self) -> float:
+        """Seconds since it was opened."""
+        return trio.current_time() - self.opened_at
+
+    @property
     def waiting(self) -> int:
         """Visitors that wait for a server connection."""
         return self._client_side.waiting
@@ -171,15 +176,18 @@ class Tunnel:
         self.reason = self.reason or reason
         self._scope.cancel()
 
-    def drain(self) -> None:
-        """Take nobody new, close when the last relay has ended. Visitors that still wait are given up."""
+    def drain(self, why: str = "") -> None:
+        """Take nobody new, close when the last relay has ended. Visitors that still wait are given up.
+
+        `why` is for the log.
+        """
         if self._phase in {Phase.DRAINING, Phase.CLOSED}:
             return
         self._enter(Phase.DRAINING)
         self._client_side.close()
         self._server_side.close()
         self._events.publish("draining", id=self.id, visitors=len(self.visitors))
-        self._log.info("tunnel draining", visitors=len(self.visitors))
+        self._log.info("tunnel draining", visitors=len(self.visitors), **({"reason": why} if why else {}))
         if not self.visitors:
             self.close("drained")
 

@@ -11,6 +11,7 @@
     cannot-listen     503       8
     protocol          400       9     the body is not XML-RPC
     internal          500       10    a bug of ours, or a code that is not in this table
+    ended             410       11
 
 Under `/api` a problem is JSON (RFC 9457), elsewhere plain text: the phrase in the first line, the sentence in the
 second.
@@ -40,6 +41,7 @@ STATUSES: dict[str, HTTPStatus] = {
     "cannot-listen": HTTPStatus.SERVICE_UNAVAILABLE,
     "protocol": HTTPStatus.BAD_REQUEST,
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "ended": HTTPStatus.GONE,
 }
 
 FAULTS: dict[str, int] = {code: number for number, code in enumerate(STATUSES, start=1)}
