@@ -5,7 +5,8 @@
     ├─ engine                  every byte of every relay between sockets
     ├─ lobby                   who has yet to show that it is a hidden server, see lobby.py
     ├─ tunnels                 see service/service.py
-    └─ front                   control, HTTP and shared ports, see front.py
+    ├─ front                   control, HTTP and shared ports, see front.py
+    └─ standing                what systemd is told, see standing.py
 
 How it all ends is in endings.py, what signals mean in signals.py.
 
@@ -41,6 +42,7 @@ from tunneld.relay import new_engine
 from tunneld.relay.limits import DOZE
 from tunneld.service import TunnelService
 from tunneld.signals import SIGNALS, obey
+from tunneld.standing import Standing
 from tunneld.tunnel import STOPPED
 from tunneld.wire.lines import Item
 
@@ -87,6 +89,7 @@ class Daemon:
         lobby = self._lobby if sys.platform == "linux" else None  # what it lets in lives in the pump
         self.service = TunnelService(lambda: self.settings, self._engine, endpoints, self._state, lobby)
         self._front = Front(self, self._engine, endpoints, gate, self._lobby)
+        self._standing = Standing(self.service, lambda: self._front.papers.shown(self.settings))
         self._command = command
         self._ending = Ending.DRAIN
         self._end_asked = trio.Event()
@@ -107,12 +110,12 @@ class Daemon:
                 await self.service.take_over(legacy)
                 self._drain_revoked()
                 await root.start(self._front.run)
-                if (interval := notify.watchdog_interval()) is not None:
+                if notify.watchdog_interval() is not None:
                     faulthandler.enable()  # systemd ends who hangs with SIGABRT: then the log says where it hung
-                    root.start_soon(_feed_watchdog, interval)
                 if sys.platform == "linux":
                     handover.settle()
                 notify.ready()
+                root.start_soon(self._standing.tell)
                 logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
                 await self._end_asked.wait()
                 await (self._drain() if self._ending is Ending.DRAIN else self._hand_over(self._ending))
@@ -155,7 +158,7 @@ class Daemon:
         """Read the configuration file again, and the certificates it names; what can change without a restart applies
         now, listeners included. Raises `ConfigError`, `ListenError` or `ShortageError`, and has changed nothing then.
         """
-        with notify.reloading():
+        with self._standing.attempt("reload"), notify.reloading():
             loaded = self._load()
             changes, settings = config.diff(self.settings, loaded), config.reloaded(self.settings, loaded)
             prepared = self._front.prepare(self.settings, settings)
@@ -189,9 +192,10 @@ class Daemon:
             raise DrainingError("could not restart: the relay is ending already")
         if sys.platform != "linux" or not self._command:
             raise UsageError("could not restart: this system cannot hand connections over, so stop and start instead")
-        await endings.check_program(self._command)
-        privileges.identity(self._load())
-        self.reload()
+        with self._standing.attempt("restart"):
+            await endings.check_program(self._command)
+            privileges.identity(self._load())
+            self.reload()
         self._end(Ending.BECOME)
 
     def store(self) -> None:
@@ -245,10 +249,3 @@ class Daemon:
         for tunnel in self.service.tunnels():
             tunnel.close(STOPPED)  # before its relays are dropped, which would pass for a drain that is done
         self._stop.cancel()
-
-
-async def _feed_watchdog(interval: float) -> None:
-    """Say twice in an interval that the scheduler, which runs everything here, has come round."""
-    while True:
-        notify.alive()
-        await trio.sleep(interval / 2)

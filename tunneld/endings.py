@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from tunneld import notify
+from tunneld.control.verbs import count
 from tunneld.errors import ConfigError, reason_of
 from tunneld.service import TunnelService
 
@@ -63,7 +64,7 @@ async def _tell_progress(service: TunnelService, deadline: float) -> None:
         }
         log.info("draining", **facts)
         service.events.publish("progress", **facts)
-        notify.status("draining: {visitors} visitors left, cut in {seconds} s".format(**facts))
+        notify.status(f"draining: {count(facts['visitors'], 'visitor')} left, cut in {facts['seconds']} s")
         await trio.sleep(PROGRESS)
 
 

@@ -34,6 +34,7 @@ from tunneld.faces import Faces, places
 from tunneld.lobby import Lobby
 from tunneld.relay.engine import Engine
 from tunneld.tunnel.legacy import ServiceLegacy
+from tunneld.validity import Shown
 
 if TYPE_CHECKING:
     import asyncssh
@@ -60,6 +61,11 @@ class Papers:
             trust.server_tls_context(control) if control else None,
             trust.server_tls_context(web, table="http.tls") if web else None,
         )
+
+    def shown(self, settings: Settings) -> list[Shown]:
+        """What of them has an end, and the files that it came from."""
+        ends = (self.control, settings.control.tls), (self.http, settings.http.tls)
+        return [(context, tls.certificate) for context, tls in ends if context is not None and tls is not None]
 
     def with_host_key(self, settings: Settings, known: asyncssh.SSHKey | None) -> Papers:
         """The key of the SSH port beside them, made where there is none. Raises `ConfigError`."""

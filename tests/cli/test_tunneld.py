@@ -321,7 +321,7 @@ def test_a_drain_says_how_many_are_left_and_when_they_are_cut(running: Any, tmp_
             process.send_signal(signal.SIGTERM)
             facts = json.loads(wait_for(process.stderr, '"event": "draining"'))
             assert (facts["tunnels"], facts["visitors"], facts["seconds"]) == (1, 1, 30)
-            while b"STATUS=draining: 1 visitors left, cut in 30 s" not in manager.recv(1000):
+            while b"STATUS=draining: 1 visitor left, cut in 30 s" not in manager.recv(1000):
                 pass
         assert process.wait(timeout=60) == 0
 

@@ -13,7 +13,7 @@ ROOT = Path(tunneld.__file__).parent
 
 FLOORS = [  # from the street down to the cellar; a room may import from its own floor and from those below
     {"cli", "__main__"},
-    {"agent", "daemon", "front", "signals", "endings", ""},  # "": the package itself, which only hands out names
+    {"agent", "daemon", "front", "signals", "endings", "standing", ""},  # "": the package, which hands out names
     {"control", "lobby", "carriers", "ssh", "handover", "client"},
     {"service"},
     {"tunnel"},
@@ -34,6 +34,7 @@ FLOORS = [  # from the street down to the cellar; a room may import from its own
         "store",
         "privileges",
         "faces",
+        "validity",
     },
     {"wire", "endpoint", "networks", "rates", "admission", "reservations"},
     {"relay", "errors", "build"},

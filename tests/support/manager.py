@@ -7,6 +7,7 @@ BARRIER, and LISTEN_FDS with names.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -42,6 +43,7 @@ class Manager:
         self.kept: list[tuple[str, int]] = []
         self.sockets: list[tuple[str, socket.socket]] = []  # as of socket units
         self.deaf = False  # descriptors are not kept, nor is anything answered
+        self._heard = trio.Condition()
         self._config = folder / "tunnel.toml"
         self._path = str(folder / "notify")
         self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -59,6 +61,22 @@ class Manager:
                     for start in range(0, len(payload), 4)
                 ]
                 self._hear(data.decode(), fds)
+                async with self._heard:
+                    self._heard.notify_all()
+
+    async def wait_status(self, pattern: str) -> str:
+        """The status, from when the whole of it is like this."""
+        with trio.fail_after(PATIENCE):
+            while not re.fullmatch(pattern, self.status):
+                async with self._heard:
+                    await self._heard.wait()
+        return self.status
+
+    @property
+    def status(self) -> str:
+        """What `systemctl status` would show now."""
+        said = [line for message in self.told for line in message.split("\n") if line.startswith("STATUS=")]
+        return said[-1].removeprefix("STATUS=") if said else ""
 
     def _hear(self, message: str, fds: list[int]) -> None:
         fields = dict(line.split("=", 1) for line in message.split("\n"))

@@ -1,0 +1,1 @@
+"""Situations of an operator at three in the morning."""
