@@ -39,8 +39,10 @@ from tunneld.validity import Shown
 if TYPE_CHECKING:
     import asyncssh
 
-GOODBYE = 1.0
-"""Seconds for control and HTTP connections to end in order before a handover; relays go on meanwhile."""
+GOODBYE = 2.0
+"""Seconds for control and HTTP connections to end in order before a handover, of which last words may take one; relays
+go on meanwhile.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,6 +208,19 @@ def test_a_bug_shows_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ZeroDivisionError: a bug" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("words", "lines"), [(["--config", "tunnel.toml"], 2), (["--cofnig"], 1)])
+def test_why_it_does_not_start_is_an_error_in_the_journal(
+    tunneld: Run, environment: dict[str, str], tmp_path: Path, words: list[str], lines: int
+) -> None:
+    (tmp_path / "tunnel.toml").write_text("[contrl]\n[htp]\n")
+    with (tmp_path / "journal").open("w") as journal:
+        status = os.fstat(journal.fileno())
+        environment["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
+        tunneld(*words, stderr=journal)
+    said = (tmp_path / "journal").read_text().splitlines()
+    assert [line[:3] for line in said[-lines:]] == ["<3>"] * lines
+
+
 # Completion
 
 

@@ -130,6 +130,13 @@ def test_systemd_waits_longer_than_the_daemon_drains_and_knows_its_exit_statuses
     }
 
 
+@pytest.mark.parametrize("name", ["tunneld.service", "tunnel.service", "ssh-tunnel.service"])
+def test_systemd_never_gives_up_what_may_get_better(name: str) -> None:
+    """By default five failures are enough, within ten seconds: a port that was taken at night would need a person."""
+    assert unit_of(name)["Unit"]["StartLimitIntervalSec"] == "0"
+    assert unit_of(name)["Service"]["Restart"] in {"on-failure", "always"}
+
+
 def test_a_restart_by_systemd_hands_over_and_a_stop_drains() -> None:
     service = unit_of("tunneld.service")["Service"]
     assert service["RestartKillSignal"] == signal.SIGUSR1.name

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.control.http_face import Face, begin, open_face, read_answer
 from tests.support.people import is_dropped
@@ -200,3 +200,29 @@ class TestTheEnd:
                 await face.ended.wait()
             assert answer.json["text"] == ("draining, then stopping" if words else "stopping")
             assert logs == []
+
+    @pytest.mark.parametrize("turns", range(12))
+    async def test_who_is_being_answered_when_the_end_comes_is_answered(
+        self, turns: int, nursery: trio.Nursery
+    ) -> None:
+        """Whichever step of an answer it meets: of an answer to `restart` every fourth was lost."""
+
+        async def end() -> None:
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            face.scope.cancel()
+
+        async with open_face() as face:
+            face.relay.on_shutdown = lambda: nursery.start_soon(end)
+            answer = await face.post_json("shutdown", {})
+            await face.ended.wait()
+            assert answer.json["text"] == "stopping"
+
+    async def test_a_stream_does_not_hold_up_the_end(self, autojump_clock: MockClock) -> None:
+        async with open_face() as face, await face.connect() as stream:
+            await stream.send_all(f"GET /api/v1/watch HTTP/1.1\r\nHost: {face.authority}\r\n\r\n".encode())
+            assert b"200" in await stream.receive_some()
+            await until_watched(face, True)
+            before = trio.current_time()
+            await face.end()
+            assert trio.current_time() == before

@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say how it is written, and what is wrong with what was."""
         self.print_usage(sys.stderr)
-        complain(f"{self.prog}: {message}")
+        complain(_grave(f"{self.prog}: {message}"))
         raise SystemExit(os.EX_USAGE)
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
@@ -154,13 +154,22 @@ def _end(program: str, error: BaseException) -> int:
     leaves = list(_leaves(error))
     ours = [leaf for leaf in leaves if isinstance(leaf, TunneldError)]
     if any(not isinstance(leaf, TunneldError | KeyboardInterrupt) for leaf in leaves):
-        complain(f"{program}: internal error, please report it:\n{_traceback(error)}", end="")
+        complain(_grave(f"{program}: internal error, please report it:\n{_traceback(error)}"), end="")
         return os.EX_SOFTWARE
     if not ours:
         return INTERRUPTED
     for line in _lines(program, ours):
-        complain(line)
+        complain(_grave(line))
     return status_of(ours[0])
+
+
+def _grave(text: str) -> str:
+    """As the journal wants errors, where standard error leads there: `journalctl -p err` finds why nothing runs."""
+    from tunneld.log.lines import PRIORITIES, is_journal  # noqa: PLC0415 - 30 ms, and who is well has no need of it
+
+    if not is_journal(sys.stderr):
+        return text
+    return "".join(f"<{PRIORITIES['error']}>{line}" for line in text.splitlines(keepends=True))
 
 
 def status_of(error: TunneldError) -> int:

@@ -50,7 +50,7 @@ class Human:
     @classmethod
     def fitting(cls, stream: TextIO | None, *, journal: bool) -> Human:
         """Local time and colours on a terminal, `<N>` priorities but no time in the journal, UTC elsewhere."""
-        if journal and _is_journal(stream):
+        if journal and is_journal(stream):
             return cls(time=None, priorities=True)
         if stream is not None and not stream.closed and stream.isatty():
             plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
@@ -142,8 +142,10 @@ def _exception(context: Mapping[str, Any]) -> BaseException | None:
             return None
 
 
-def _is_journal(stream: TextIO | None) -> bool:
-    """systemd.exec(5): the variable names device and inode, for it outlives a redirection of standard error."""
+def is_journal(stream: TextIO | None) -> bool:
+    """Whether it leads there. systemd.exec(5): the variable names device and inode, for it outlives a redirection of
+    standard error.
+    """
     descriptor = descriptor_of(stream)
     try:
         status = os.fstat(descriptor) if descriptor is not None else None

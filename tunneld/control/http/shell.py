@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import structlog
 import trio
 from starlette.datastructures import MutableHeaders
@@ -18,8 +21,19 @@ HEADERS = {
 }
 
 
+LAST_WORDS = 1.0
+"""Seconds for a request that is being carried out when we are ended, perhaps by this very request: its answer is made
+and written in several steps, and the end may come between any two of them.
+"""
+
+
 class Shell:
-    """ASGI middleware, the outermost: adds `HEADERS`, and turns an exception that nobody meant into a 500."""
+    """ASGI middleware, the outermost: adds `HEADERS`, turns an exception that nobody meant into a 500, and has what has
+    begun be answered also while the daemon ends.
+
+        request
+        └─ hurry
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -30,12 +44,13 @@ class Shell:
             await send({"type": "websocket.close"})
             return
         exchange = Exchange(receive, send)
-        try:
-            await self._app(scope, exchange.receive, exchange.send)
-        except Exception as error:
-            log_bug(scope, error)
-            if not exchange.begun:
-                await respond(scope["path"], of_bug())(scope, exchange.receive, exchange.send)
+        async with _last_words(exchange):
+            try:
+                await self._app(scope, exchange.receive, exchange.send)
+            except Exception as error:
+                log_bug(scope, error)
+                if not exchange.begun:
+                    await respond(scope["path"], of_bug())(scope, exchange.receive, exchange.send)
 
 
 class Exchange:
@@ -51,6 +66,7 @@ class Exchange:
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self.begun = False
+        self.streams = False  # more is to come, whenever it comes
         self._receive = receive
         self._send = send
         self._body_ended = False
@@ -66,6 +82,7 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.begun = True
             MutableHeaders(scope=message).update(HEADERS)
+        self.streams = message.get("more_body", False)
         if self._body_ended:
             await self._send(message)
             return
@@ -77,6 +94,23 @@ class Exchange:
     async def _discard(self) -> None:
         while not self._body_ended:
             await self.receive()
+
+
+@asynccontextmanager
+async def _last_words(exchange: Exchange) -> AsyncIterator[None]:
+    """Who is cancelled has `LAST_WORDS` seconds for what is in this block, but not for a stream, which has no end."""
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope(shield=True) as shielded:
+            nursery.start_soon(_hurry, shielded, exchange)
+            yield
+        nursery.cancel_scope.cancel()
+
+
+async def _hurry(shielded: trio.CancelScope, exchange: Exchange) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        shielded.deadline = trio.current_time() + (0 if exchange.streams else LAST_WORDS)
 
 
 def log_bug(scope: Scope, error: Exception) -> None:
