@@ -16,7 +16,7 @@ from setuptools import setup
 HOT = {
     "wire/webmux": "*",
     "wire": "proxy_protocol",
-    "relay": "acceptor engine failures flow lift limits look pair pipes pump throttle timers",
+    "relay": "acceptor engine failures flow lift limits look pair pipes pump room throttle timers",
     "session": "__init__ carrier channel duct heartbeat joint limits link outbox owner tls window",
     "backends": "*",
     "tunnel": "client_side tunnel visitors",

@@ -214,6 +214,19 @@ def test_the_descriptor_limit_goes_as_far_as_it_may() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.parametrize(("limit", "for_tunnels"), [(8, 6), (256, 192), (1024, 960), (262_144, 262_080)])
+def test_tunnels_leave_some_descriptors_to_whoever_looks_after_them(
+    limit: int, for_tunnels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert net.descriptors_for_tunnels() == for_tunnels
+
+
+def test_where_there_is_no_limit_tunnels_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert net.descriptors_for_tunnels() > 1 << 20
+
+
 def test_a_system_that_refuses_keeps_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise ValueError(errno.EINVAL)

@@ -81,7 +81,12 @@ class Daemon:
         self.started_at = trio.current_time()
         self._config_path = config_path
         self._load = load
-        self._engine = new_engine(accept_backoff=settings.tunnels.accept_backoff, doze=DOZE, spin=settings.daemon.spin)
+        self._engine = new_engine(
+            accept_backoff=settings.tunnels.accept_backoff,
+            doze=DOZE,
+            spin=settings.daemon.spin,
+            descriptors=net.descriptors_for_tunnels(),
+        )
         self._state = settings.daemon.state or state_folder()
         self._strangers = Strangers(lambda: self.settings.control)
         gate, endpoints = Gate(lambda: self.settings.credential, self._strangers), Endpoints()

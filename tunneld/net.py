@@ -32,6 +32,11 @@ _LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUP
 _MAX_KEEPALIVE = 32767  # seconds: Linux's MAX_TCP_KEEPIDLE
 _PROBES = 4  # a quarter of the idle time apart, so that a peer that vanished is noticed after twice that time
 
+KEPT_FREE = 64
+"""Descriptors: two dozen for those who ask, as many for a child process and the files of a reload, and some to spare.
+At most a quarter of what there is.
+"""
+
 Address = tuple[socket.AddressFamily, str]
 """A family and a numeric host of it to bind; an empty IPv6 host means both families on one socket."""
 
@@ -110,6 +115,14 @@ def raise_descriptor_limit() -> int:
     except (OSError, ValueError):  # macOS calls its hard limit infinite and refuses to go there
         return soft
     return hard
+
+
+def descriptors_for_tunnels() -> int:
+    """The first number of a descriptor that connections to tunnels leave to others: the control port and the HTTP face,
+    over which somebody may find out who has all the others, and what a restart or a reload opens.
+    """
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (1 << 30) if soft == resource.RLIM_INFINITY else soft - min(KEPT_FREE, soft // 4)
 
 
 def open_descriptors() -> int:

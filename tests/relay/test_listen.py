@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import structlog
 import trio
 
 from tests.relay.bench import ENGINES, Bench, no_failure, tcp_pair
+from tunneld.relay import Limits
 
 
 class Arrivals:
@@ -192,6 +195,84 @@ async def test_out_of_descriptors_it_rests_says_so_once_and_recovers(bench: Benc
     await arrivals.wait_for(3)
     assert [(entry["log_level"], entry["event"]) for entry in logs] == [("warning", "could not accept connections")]
     assert elapsed > 0.25  # three rests of 0.1 s lie between four attempts
+
+
+class Told:
+    """A processor of structlog's: wakes whoever waits for the first line."""
+
+    def __init__(self) -> None:
+        self.lines: list[Any] = []
+        self.first = trio.Event()
+
+    def __call__(self, _logger: Any, _method: str, line: Any) -> Any:
+        self.lines.append(line)
+        self.first.set()
+        raise structlog.DropEvent
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the pump is Linux's")
+async def test_the_last_descriptors_are_left_to_others_and_nobody_who_comes_is_lost(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunneld.relay.pump import Pump  # noqa: PLC0415  # Linux only
+    from tunneld.relay.room import Room  # noqa: PLC0415
+
+    told, pump = Told(), Pump(Limits(accept_backoff=0.01))
+    monkeypatch.setattr("tunneld.relay.failures.log", structlog.wrap_logger(None, processors=[told]))
+    await nursery.start(pump.run)
+    with socket.create_server(("127.0.0.1", 0)) as listener, no_gaps() as first_free:
+        listener.setblocking(False)
+        clients = [socket.socket() for _ in range(6)]
+        pump.room = Room(most=first_free + len(clients) + 2)
+        for client in clients:
+            client.connect(listener.getsockname())
+        arrived, more = list[socket.socket](), trio.Event()
+
+        def arrive(connection: socket.socket, _address: Any) -> None:
+            nonlocal more
+            arrived.append(connection)
+            more.set()
+            more = trio.Event()
+
+        registration = pump.listen(listener, arrive, no_failure)
+        await told.first.wait()
+        assert [one.fileno() for one in arrived] == [first_free + len(clients) + number for number in range(2)]
+        with socket.socket():  # others have more
+            for number in range(2, len(clients)):  # who waits comes as soon as there is room, and not before
+                coming = more
+                arrived[number - 2].close()
+                await coming.wait()
+                assert len(arrived) == number + 1
+        registration.release()
+        for one in [*arrived, *clients]:
+            one.close()
+    assert [line["reason"][:19] for line in told.lines] == ["too many open files"]
+    nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def no_gaps() -> Iterator[int]:
+    """Descriptors that are opened in this block have numbers from this one on, in order."""
+    highest = max(int(entry.name) for entry in Path("/dev/fd").iterdir())
+    fillers: list[int] = []
+    while not fillers or fillers[-1] <= highest:
+        fillers.append(os.dup(0))
+    yield fillers[-1] + 1
+    for filler in fillers:
+        os.close(filler)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes are Linux's")
+def test_a_pipe_of_the_last_descriptors_is_not_borrowed() -> None:
+    from tunneld.relay.pipes import Pipes  # noqa: PLC0415  # Linux only
+
+    with no_gaps() as first_free:
+        assert Pipes(4096, 8, least=1, below=first_free + 1).borrow() is None
+        os.close(probe := os.dup(0))
+        assert probe == first_free
+        pipe = Pipes(4096, 8, least=1, below=first_free + 2).borrow()
+        assert pipe is not None
+        pipe.close()
 
 
 @pytest.mark.parametrize("make_engine", ENGINES.values(), ids=ENGINES)

@@ -13,6 +13,7 @@ from tunneld.errors import SHORTAGES
 
 from .engine import Failure
 from .failures import OUR_FAULTS, log_shortage, tell_failure
+from .room import FULL
 
 if TYPE_CHECKING:
     from .pump import Pump
@@ -40,7 +41,7 @@ class Acceptor:
         self._on_connection = on_connection
         self._failure = on_failure
         self._released = False
-        self._short = False  # the last accept met a shortage: it was logged, and is not logged again
+        self._short = False  # a shortage was logged, and is not logged again before everybody has come who waits
 
     def release(self) -> None:
         """See `Registration.release`."""
@@ -49,13 +50,18 @@ class Acceptor:
         self._pump.detach(self._fd, self)
 
     def on_event(self, events: int) -> None:
-        """Accept until nobody waits or the batch is full."""
+        """Accept until nobody waits, the batch is full or there is no room."""
+        room = self._pump.room
         for _ in range(self._pump.limits.accept_batch):
             if self._released:
+                return
+            if not room.is_there(self._fd):
+                self._rest(FULL)
                 return
             try:
                 connection, address = self._accept()
             except BlockingIOError:
+                self._short = False
                 return
             except OSError as error:
                 if error.errno in SHORTAGES:
@@ -64,7 +70,7 @@ class Acceptor:
                 if error.errno in OUR_FAULTS:
                     raise
                 continue  # it concerns the one who would have come
-            self._short = False
+            room.note(connection.fileno())
             try:
                 self._on_connection(connection, address)
             except Exception as error:

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import structlog
 
+from tunneld.errors import reason_of
+
 from .engine import Failure
 
 OUR_FAULTS = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
@@ -30,7 +32,7 @@ def tell_failure(on_failure: Failure, error: Exception) -> None:
 
 def log_shortage(error: OSError) -> None:
     """Say once that an acceptor has to rest."""
-    log.warning("could not accept connections", reason=str(error.strerror).lower())
+    log.warning("could not accept connections", reason=reason_of(error))
 
 
 class HasOptions(Protocol):

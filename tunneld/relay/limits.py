@@ -44,6 +44,9 @@ class Limits:
     accept_backoff: float = 0.1
     "Seconds an acceptor rests when the machine is out of descriptors or socket memory."
 
+    descriptors: int = 1 << 30
+    "The first of the numbers that connections to tunnels, and pipes, leave to others; see room.py."
+
 
 DOZE = 0.001
 """For a process that moves bytes and does little else: shorter than the way to the next machine and back, longer than

@@ -51,11 +51,14 @@ class Pipe:
 class Pipes:
     """The pool of one pump."""
 
-    def __init__(self, size: int, most: int, least: int) -> None:
-        """Pipes of `size` bytes, `most` at one time; one that comes out below `least` is not worth its system calls."""
+    def __init__(self, size: int, most: int, least: int, below: int) -> None:
+        """Pipes of `size` bytes, `most` at one time, of descriptors `below` a number; one that comes out below `least`
+        is not worth its system calls.
+        """
         self._size = size
         self._most = most
         self._least = least
+        self._below = below
         self._idle: list[Pipe] = []
         self.open = 0
 
@@ -69,7 +72,7 @@ class Pipes:
             pipe = Pipe(self._size)
         except OSError:
             return None
-        if pipe.size < self._least:
+        if pipe.size < self._least or max(pipe.read_fd, pipe.write_fd) >= self._below:
             pipe.close()
             return None
         self.open += 1

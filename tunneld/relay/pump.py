@@ -57,6 +57,7 @@ from .lift import Lifted
 from .limits import MIB, Limits
 from .pair import Pair
 from .pipes import Pipes
+from .room import Room
 from .throttle import Throttle
 from .timers import Timers
 
@@ -99,7 +100,8 @@ class Pump:
         self.buffer = bytearray(limits.buffer_size)
         self.view = memoryview(self.buffer)
         self.share = limits.turn_size
-        self.pipes = Pipes(limits.pipe_size, limits.max_pipes, least=limits.buffer_size)
+        self.room = Room(limits.descriptors)
+        self.pipes = Pipes(limits.pipe_size, limits.max_pipes, least=limits.buffer_size, below=limits.descriptors)
         self.ended: list[tuple[Ended, RelayEnd]] = []
         self.timers = Timers(self._finish_batch)
         self._later: list[Callable[[], None]] = []
