@@ -143,6 +143,11 @@ def test_running_out_of_descriptors_is_a_shortage_for_real() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_port_that_is_for_others_says_what_it_takes() -> None:
+    error = net._listen_error("", "443", OSError(errno.EACCES, "Permission denied"))
+    assert re.fullmatch(r"could not listen on tcp://\*:443: permission denied: ports below .*_SERVICE .*", str(error))
+
+
 @contextmanager
 def neighbours(count: int) -> Iterator[tuple[range, list[socket.socket]]]:
     """So many listeners on successive ports, wherever there is room below the ports that the system gives to

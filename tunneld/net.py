@@ -32,6 +32,7 @@ _LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUP
 _MAX_KEEPALIVE = 32767  # seconds: Linux's MAX_TCP_KEEPIDLE
 _PROBES = 4  # a quarter of the idle time apart, so that a peer that vanished is noticed after twice that time
 
+LOW_PORTS = ": ports below 1024 want CAP_NET_BIND_SERVICE (AmbientCapabilities= of the unit)"
 KEPT_FREE = 64
 """Descriptors: two dozen for those who ask, as many for a child process and the files of a reload, and some to spare.
 At most a quarter of what there is.
@@ -250,4 +251,5 @@ def _set_inherited(listener: socket.socket, keepalive: float) -> None:
 def _listen_error(host: str, ports: str, error: OSError) -> TunneldError:
     place = f"tcp://[{host}]:{ports}" if ":" in host else f"tcp://{host or '*'}:{ports}"
     kind = ShortageError if error.errno in SHORTAGES else ListenError
-    return kind(f"could not listen on {place}: {reason_of(error)}")
+    hint = LOW_PORTS if error.errno == errno.EACCES else ""
+    return kind(f"could not listen on {place}: {reason_of(error)}{hint}")
