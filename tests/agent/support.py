@@ -15,7 +15,10 @@ from tunneld import net
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Field
 from tunneld.agent.expose import Exposure, open_exposure
+from tunneld.agent.health import Check
 from tunneld.agent.keeper import Wish
+from tunneld.agent.plan import Plan
+from tunneld.agent.wake import Wake
 from tunneld.backends.shared import Endpoints
 from tunneld.carriers import serve_carriers
 from tunneld.config.schema import Control, Settings, Tunnels
@@ -183,12 +186,23 @@ def unused_port() -> int:
 
 
 @asynccontextmanager
+async def agent(
+    target: Target, relay: RelayAccess, told: Told, wish: Wish | None = None, check: Check | None = None
+) -> AsyncIterator[Exposure]:
+    """An exposure with an engine of its own; the block runs it."""
+    async with trio.open_nursery() as nursery:
+        engine = new_engine()
+        await nursery.start(engine.run)
+        plan = Plan(target, wish or Wish(), check, linger=PATIENCE)
+        async with open_exposure(plan, relay, told, engine, Wake()) as exposure:
+            yield exposure
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
 async def exposed(target: Target, relay: RelayAccess, told: Told, wish: Wish | None = None) -> AsyncIterator[Exposure]:
     """An agent that runs for the length of the block."""
-    async with (
-        open_exposure(target, relay, wish or Wish(), told, linger=PATIENCE) as exposure,
-        trio.open_nursery() as nursery,
-    ):
+    async with agent(target, relay, told, wish) as exposure, trio.open_nursery() as nursery:
         nursery.start_soon(exposure.run)
         await told.wait_for("opened")
         yield exposure

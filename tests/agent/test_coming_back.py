@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.agent.support import PATIENCE, Told, access_to, echo, exposed, local_server, relay_here, unused_port
+from tests.agent.support import PATIENCE, Told, access_to, agent, echo, exposed, local_server, relay_here, unused_port
 from tests.agent.test_expose import address, ask
 from tests.support.people import connect, read_exactly
 from tunneld.access import Grant, Role
 from tunneld.agent import backoff, keeper
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.expose import open_exposure
 from tunneld.agent.keeper import Wish
 from tunneld.agent.sizing import Limits
 from tunneld.endpoint import Target
@@ -156,7 +155,7 @@ async def test_the_first_attempt_fails_at_once() -> None:
     told = Told()
     access = RelayAccess(f"127.0.0.1:{unused_port()}")
     with trio.fail_after(PATIENCE), pytest.RaisesGroup(RelayUnreachableError, flatten_subgroups=True):
-        async with open_exposure(Target.parse("1"), access, Wish(), told) as exposure:
+        async with agent(Target.parse("1"), access, told) as exposure:
             await exposure.run()
     assert told.events == []
 
@@ -167,7 +166,7 @@ async def test_a_refusal_for_good_carries_the_relays_code() -> None:
             with pytest.RaisesGroup(
                 pytest.RaisesExc(RefusedError, check=lambda error: error.status == 64), flatten_subgroups=True
             ):
-                async with open_exposure(Target.parse("1"), relay.access, Wish({"name": "a b"}), Told()) as exposure:
+                async with agent(Target.parse("1"), relay.access, Told(), Wish({"name": "a b"})) as exposure:
                     await exposure.run()
 
 
@@ -176,7 +175,7 @@ async def test_the_end_of_the_ttl_is_the_end_of_the_agent() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
-            open_exposure(Target.parse("1"), relay.access, Wish({"ttl": 0.2}), told) as exposure,
+            agent(Target.parse("1"), relay.access, told, Wish({"ttl": 0.2})) as exposure,
         ):
             await exposure.run()
     assert told.all("closed")[0]["reason"] == "its 0.2 s are over (ttl)"
@@ -241,7 +240,7 @@ async def test_the_end_of_the_idle_timeout_is_the_end_of_the_agent() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
-            open_exposure(Target.parse("1"), relay.access, Wish({"idle_timeout": 0.2}), told) as exposure,
+            agent(Target.parse("1"), relay.access, told, Wish({"idle_timeout": 0.2})) as exposure,
         ):
             await exposure.run()
     assert told.all("closed")[0]["reason"] == "no byte moved for 0.2 s (idle_timeout)"
@@ -281,7 +280,7 @@ async def test_an_agent_that_was_killed_has_its_address_back_at_once() -> None:
 
 async def run_and_vanish(target: Target, access: RelayAccess, told: Told) -> None:
     """An agent that closes nothing: for the relay its tunnel stands."""
-    async with open_exposure(target, access, Wish({"name": "web"}), told) as exposure:
+    async with agent(target, access, told, Wish({"name": "web"})) as exposure:
         exposure.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         try:
             await exposure.run()

@@ -10,13 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.agent.support import PATIENCE, Handler, Told, local_server, relay_here, unused_port
+from tests.agent.support import PATIENCE, Handler, Told, agent, local_server, relay_here, unused_port
 from tests.agent.test_expose import address
 from tests.support.people import connect, read_all
 from tunneld.agent import wake
-from tunneld.agent.expose import open_exposure
 from tunneld.agent.health import Check, Conduct, How, Judgement
-from tunneld.agent.keeper import Wish
 from tunneld.agent.local import LocalServer
 from tunneld.agent.probe import judge, probe
 from tunneld.endpoint import Target
@@ -97,7 +95,7 @@ async def unhealthy_visit(check: Check, each_backend: str) -> tuple[bytes, Told]
         async with (
             relay_here(pairing_timeout=0.3) as relay,
             local_server(saying(b"HTTP/1.1 500 Oh\r\n\r\n")) as target,
-            open_exposure(target, relay.access, Wish(), told, check=check) as exposure,
+            agent(target, relay.access, told, check=check) as exposure,
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(exposure.run)
@@ -147,7 +145,7 @@ async def test_a_withdrawn_server_is_back_when_it_is_well_again(each_backend: st
         async with (
             relay_here() as relay,
             local_server(handler) as target,
-            open_exposure(target, relay.access, Wish(), told, check=check) as exposure,
+            agent(target, relay.access, told, check=check) as exposure,
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(exposure.run)

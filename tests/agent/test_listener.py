@@ -64,7 +64,7 @@ async def test_accept_says_that_the_relay_went_after_handing_out_whoever_had_com
             assert await stream.receive_some(1) == b"x"
             await stream.aclose()
             await relay.service.close(relay.tunnel.id)
-            with pytest.raises(tunneld.TunneldError, match=r"tunnel t\d+ was closed at the relay"):
+            with pytest.raises(tunneld.TunneldError, match=r"tunnel t\d+ was closed by request"):
                 await listener.accept()
 
 

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.agent.support import PATIENCE, Handler, RelayHere, Told, echo, local_server, relay_here
+from tests.agent.support import PATIENCE, Handler, RelayHere, Told, agent, echo, local_server, relay_here
 from tests.agent.test_expose import address
 from tests.support.people import connect, is_dropped, is_refused, read_all, read_exactly
 from tunneld.agent import backoff, keeper
-from tunneld.agent.expose import Exposure, open_exposure
+from tunneld.agent.expose import Exposure
 from tunneld.agent.health import Check, Conduct
 from tunneld.agent.keeper import Wish
 from tunneld.endpoint import Target
@@ -52,7 +52,7 @@ async def living(target: Target, relay: RelayHere, told: Told, wish: Wish) -> As
 async def live(
     target: Target, relay: RelayHere, told: Told, wish: Wish, *, task_status: trio.TaskStatus[Exposure]
 ) -> None:
-    async with open_exposure(target, relay.access, wish, told, linger=PATIENCE) as exposure:
+    async with agent(target, relay.access, told, wish) as exposure:
         task_status.started(exposure)
         await exposure.run()
 

@@ -1,6 +1,7 @@
 """The carriers of one tunnel: connections to the relay's shared port, each of which brings up to 126 visitors.
 
-    task       dials while none stands that answers and has places left; rests otherwise
+    task       dials while none stands that answers and has places left; rests otherwise. It ends with the last carrier;
+               cancelled, it takes them all along
     carrier    told the server URI, then asked for a sign of life: whoever answers has taken us
     visitor    a channel that the relay opened: its PROXY header is read, then it is handed over
 
@@ -67,6 +68,7 @@ class Carriers:
         visitor says.
         """
         self.visitors = WayOwner(owner.take, owner.failed, keep_header)  # who takes them
+        self.closed = False  # carriers end with their last visitor
         self._engine = cast(Pump, engine)
         self._relay = relay
         self._uri = uri
@@ -77,7 +79,7 @@ class Carriers:
         self._wake = trio.Event()
         self._changed = trio.Event()
         self._resting = True
-        self._scope: trio.CancelScope | None = None  # of the task that dials, while there is one
+        self._running = False  # there is a task
         self._attempt = trio.CancelScope()  # of what that task does now: one attempt, or the wait until the next
 
     @property
@@ -87,11 +89,11 @@ class Carriers:
 
     def resume(self) -> None:
         """See `Supply.resume`."""
-        self._resting = False
+        self.closed = self._resting = False
         self._wake.set()
-        if self._scope is None:
-            self._scope = trio.CancelScope()
-            self._nursery.start_soon(self._run, self._scope)
+        if not self._running:
+            self._running = True
+            self._nursery.start_soon(self._run)
 
     def rest(self) -> None:
         """See `Supply.rest`: visitors still come on the carriers that stand."""
@@ -110,10 +112,9 @@ class Carriers:
 
     def close(self) -> None:
         """Be called by nobody new: carriers end with the last visitor that they serve."""
-        self._resting = True
-        if self._scope is not None:
-            self._scope.cancel()
-            self._scope = None
+        self.closed = self._resting = True
+        self._attempt.cancel()
+        self._wake.set()
         for line in list(self._lines):
             line.retire()
 
@@ -145,26 +146,21 @@ class Carriers:
                 self._owner.disowned()
             if not line.taken or not self._lines:
                 self._owner.trouble(reason)
-            self._wake.set()
+        self._wake.set()
 
     def tell_changed(self) -> None:
         """A carrier ended, or the relay knows that it is to end."""
         self._changed.set()
         self._changed = trio.Event()
 
-    @property
-    def closed(self) -> bool:
-        """Whether carriers end with their last visitor."""
-        return self._scope is None
-
     # Inside
 
-    async def _run(self, scope: trio.CancelScope) -> None:
-        """Dial whenever it is needed, until `close`."""
-        with scope:
-            waits = delays(random.random, first=FIRST, longest=LONGEST)
-            count = 1  # to dial at once
-            while True:
+    async def _run(self) -> None:
+        """Dial whenever it is needed, until `close` and the end of the last carrier."""
+        waits = delays(random.random, first=FIRST, longest=LONGEST)
+        count = 1  # to dial at once
+        try:
+            while self._lines or not self.closed:
                 if self._resting or not self._lacks():
                     count = 1
                     self._wake = trio.Event()
@@ -177,6 +173,11 @@ class Carriers:
                     else:
                         count = 1
                         await trio.sleep(next(waits))
+        finally:
+            self._running = False
+            self.closed = True
+            for line in list(self._lines):
+                line.cut()
 
     def _lacks(self) -> bool:
         """Whether no carrier answers and has places left, and there may be one more."""
@@ -264,6 +265,10 @@ class _Line:
             self.retired = True
             self._carrier.define(self._farewell)
             self._carrier.confirm()
+
+    def cut(self) -> None:
+        """End, and so does every visitor on it."""
+        self._carrier.close("the agent stopped")
 
     # What the carrier reports
 

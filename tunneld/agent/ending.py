@@ -95,6 +95,7 @@ class Ending:
                         await client.call("leave", keeper.tunnel.id)
                     else:
                         await client.close(keeper.tunnel.id, keep=True)
+        self._visitors.drop()
         keeper.supply.close()
         visitors, (up, down) = self._visitors, self._visitors.octets
         counts = {"served": visitors.served, "failed": visitors.failed, "up": up, "down": down}

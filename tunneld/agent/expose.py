@@ -1,13 +1,15 @@
 """Make a local server reachable: open a tunnel, serve its visitors, and after a loss come back.
 
     expose
-    ├─ engine                    outlives tunnels: whoever is being served when the relay's daemon drains may finish
+    ├─ visitors                  without a task, see visitors.py; they outlive tunnels: whoever is being served when
+    │                            the relay's daemon drains may finish
     ├─ patient visitor ×N        only those for whom the local server cannot be dialled the short way
+    ├─ carriers ×N               of the tunnel that is open, and of former ones whose visitors finish: see carriers.py
     ├─ watch                     where the local server is to be checked: see health.py
     └─ (this task)               connect ──► open, or find the tunnel still there ──► keep ──► lost ──► wait ─┐
                                     └────────────────────────────────────────────────────────────────────────┘
 
-Visitors have no task: see visitors.py.
+The engine is not part of it and may serve other exposures, too: what this one has there, it takes along when it ends.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from tunneld.agent.events import Figures, Teller
 from tunneld.agent.health import Check, Conduct
 from tunneld.agent.keeper import Ground, Keeper, Wish
 from tunneld.agent.local import LocalServer
+from tunneld.agent.plan import Plan
 from tunneld.agent.visitors import Visitors
 from tunneld.agent.wake import Wake, is_ours
 from tunneld.agent.watch import watch
 from tunneld.client import Client
-from tunneld.endpoint import Target
 from tunneld.errors import (
     EndedError,
     LimitReachedError,
@@ -43,10 +45,7 @@ from tunneld.errors import (
     TunneldError,
     UsageError,
 )
-from tunneld.relay import new_engine
-
-DEFAULT_LINGER = 60.0
-"""Seconds; the relay's default for the same."""
+from tunneld.relay.engine import Engine
 
 FOR_GOOD = frozenset({UsageError.code, NotAllowedError.code, EndedError.code})
 """Refusals that trying again does not mend."""
@@ -62,37 +61,33 @@ Start = Callable[[Client, Wish], Awaitable[Keeper]]
 
 @asynccontextmanager
 async def open_exposure(
-    target: Target,
+    plan: Plan,
     relay: RelayAccess,
-    wish: Wish,
     teller: Teller,
+    engine: Engine,
+    wake: Wake,
     *,
-    linger: float = DEFAULT_LINGER,
-    check: Check | None = None,
-    wake: Wake | None = None,
     patient: bool = False,
     on_left: Callable[[], None] = lambda: None,
-    doze: float = 0.0,
 ) -> AsyncIterator[Exposure]:
-    """Everything that `Exposure.run` needs, for the length of the block. At its end the tunnel is closed.
+    """Everything that `Exposure.run` needs, for the length of the block. At its end the tunnel is closed and whoever is
+    still here is cut.
 
-    `check`: how to look at the local server. `wake`: what ends a wait early; somebody else runs it. `patient`: a first
-    attempt that fails is tried again like any other. `on_left` is called once the relay sends us nobody any more, while
-    those who are here finish. `doze`: see `relay.limits`, for a process with nothing else to do.
+    `engine` moves the bytes, `wake` ends waits early; somebody else runs both. `patient`: a first attempt that fails is
+    tried again like any other. `on_left` is called once the relay sends us nobody any more, while those who are here
+    finish.
     """
     async with trio.open_nursery() as nursery:
-        engine = new_engine(doze=doze)
-        await nursery.start(engine.run)
-        visitors = Visitors(LocalServer(target), nursery, teller, linger=linger)
+        visitors = Visitors(LocalServer(plan.target), nursery, teller, linger=plan.linger)
 
         async def start(client: Client, wish: Wish) -> Keeper:
             ground = Ground(engine, nursery, relay, teller, exposure.hurry)
             return await Keeper.start(client, ground, wish, take=visitors.take, failed=exposure.fail)
 
-        ending = Ending(relay, visitors, teller, on_left, shared=bool(wish.options.get("share")))
-        exposure = Exposure(relay, wish, teller, visitors, start, ending, wake=wake or Wake(), patient=patient)
-        if check is not None:
-            nursery.start_soon(watch, LocalServer(target), check, teller, partial(exposure.heed, check))
+        ending = Ending(relay, visitors, teller, on_left, shared=bool(plan.wish.options.get("share")))
+        exposure = Exposure(relay, plan.wish, teller, visitors, start, ending, wake=wake, patient=patient)
+        if (check := plan.check) is not None:
+            nursery.start_soon(watch, LocalServer(plan.target), check, teller, partial(exposure.heed, check))
         try:
             yield exposure
         finally:

@@ -1,10 +1,12 @@
 """Several exposures in one process, whose number and plans may change while they run.
 
     fleet
+    ├─ engine         every byte of all exposures: one epoll set, one set of buffers and pipes for the process
     ├─ NAME ×N        one exposure after another: the next one when its plan changed, and the former has left the relay
     └─ exposure ×N    those of NAME now, and former ones whose visitors finish (see expose.py)
 
-An exposure that fails for good ends alone. The fleet ends when the last of them has.
+An exposure that fails for good ends alone, and takes what it has in the engine along. The fleet ends when the last of
+them has.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.plan import Changes, Plan, changes
 from tunneld.agent.wake import Wake
 from tunneld.errors import TunneldError
+from tunneld.relay import new_engine
+from tunneld.relay.limits import DOZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Fleet:
         """What those failed with that failed for good, by name."""
         self._teller_of = teller_of
         self._wake = wake
+        self._engine = new_engine(doze=DOZE)
         self._wanted: dict[str, Berth] = {}
         self._tasks: set[str] = set()  # names that are served
         self._exposures: dict[Exposure, tuple[str, Plan]] = {}  # also those that let their visitors finish
@@ -48,9 +53,12 @@ class Fleet:
 
     async def run(self, wanted: Mapping[str, Berth]) -> None:
         """Expose until the last one has ended."""
-        async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._engine.run)
+            self._nursery = nursery
             self.apply(wanted)
             await self._ended.wait()
+            nursery.cancel_scope.cancel()
 
     def drain(self, reason: str) -> None:
         """End when those who are being served have finished, each exposure after its `drain_timeout` at the latest."""
@@ -103,15 +111,7 @@ class Fleet:
         teller = self._teller_of(name, plan, lambda: running[0].figures if running else Figures())
         try:
             async with open_exposure(
-                plan.target,
-                berth.relay,
-                plan.wish,
-                teller,
-                linger=plan.linger,
-                check=plan.check,
-                wake=self._wake,
-                patient=True,
-                on_left=left.set,
+                plan, berth.relay, teller, self._engine, self._wake, patient=True, on_left=left.set
             ) as exposure:
                 running.append(exposure)
                 self._exposures[exposure] = name, plan

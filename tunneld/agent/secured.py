@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import trio
 
-from tunneld.agent.pool import Parked
+from tunneld.agent.pool import Parked, Pool
 from tunneld.errors import RemoteProtocolError, reason_of
 from tunneld.relay.engine import Failure, Relay, RelayEnd, Side
 from tunneld.relay.pump import Pump
@@ -17,9 +17,6 @@ from tunneld.session import ChannelStream, Duct, TlsDuct
 from tunneld.session.duct import UNUSED
 from tunneld.tls import TlsSocket
 from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
-
-if TYPE_CHECKING:
-    from tunneld.agent.keyed import KeyedPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +103,7 @@ class DuctWay:
 class TlsParked:
     """A connection in TLS that the relay has parked. See `Parked`."""
 
-    def __init__(self, pool: KeyedPool, tls: TlsSocket, ahead: bytes, handle: Parked) -> None:
+    def __init__(self, pool: Pool, tls: TlsSocket, ahead: bytes, handle: Parked) -> None:
         """`ahead` was read already; `handle` is what the pool knows it by. Raises OSError."""
         self._pool = pool
         self._handle = handle

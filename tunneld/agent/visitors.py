@@ -78,6 +78,13 @@ class Visitors:
         self._fewer.set()
         self._fewer = trio.Event()
 
+    def drop(self) -> None:
+        """The exposure is over, and so are those who are being served."""
+        self.turn_away("the agent stopped", answering=False)
+        for relay in list(self._relays):
+            relay.drop()
+            self._left(relay, RelayEnd(Cause.DROPPED))
+
     def serve(self) -> None:
         """Serve whoever comes from now on. Harmless when repeated."""
         self._away = None
@@ -111,6 +118,9 @@ class Visitors:
         self._being_answered += 1
         try:
             await refusal.answer(way.stream())
+        except BaseException:
+            way.close("the agent stopped")
+            raise
         finally:
             self._being_answered -= 1
             self._one_less()
@@ -137,7 +147,9 @@ class Visitors:
             self._teller.tell("visitor", visitor=visitor_of(header))
 
     def _left(self, relay: Relay, end: RelayEnd) -> None:
-        header, up, down = self._relays.pop(relay), relay.up, relay.down
+        header, up, down = self._relays.pop(relay, None), relay.up, relay.down
+        if header is None:  # dropped, and told already
+            return
         self._ended_up += up
         self._ended_down += down
         if not self._relays:

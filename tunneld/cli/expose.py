@@ -3,7 +3,9 @@
     run
     ├─ writers               standard output, standard error
     ├─ signals               INT, TERM, HUP: close the tunnel and end
+    ├─ wake                  see agent/wake.py
     ├─ live line             on a terminal
+    ├─ engine                every byte of all visitors, see relay/
     └─ exposure              see agent/expose.py
 
 Ending because somebody said so is success: the exit status is 0 after a signal and after the end of `--ttl`.
@@ -31,6 +33,7 @@ from tunneld.cli.board import Board
 from tunneld.cli.tellers import JsonLines, Lines, Live, Quiet
 from tunneld.cli.writer import Writer
 from tunneld.net import raise_descriptor_limit
+from tunneld.relay import new_engine
 from tunneld.relay.limits import DOZE
 
 STDOUT, STDERR = 1, 2
@@ -57,11 +60,10 @@ async def run(options: argparse.Namespace) -> int:
         teller = teller_of(options, out, err, plan.scheme, board=board, figures=figures)
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
-        wake = Wake()
+        wake, engine = Wake(), new_engine(doze=DOZE)
         nursery.start_soon(wake.run)
-        async with open_exposure(
-            plan.target, relay, plan.wish, teller, linger=plan.linger, check=plan.check, wake=wake, doze=DOZE
-        ) as exposure:
+        await nursery.start(engine.run)
+        async with open_exposure(plan, relay, teller, engine, wake) as exposure:
             current.append(exposure)
             nursery.start_soon(_end_on_signals, signals, exposure, plan.drain_timeout, scope)
             nursery.start_soon(board.run)
