@@ -66,10 +66,7 @@ async def test_a_tunnel_that_the_relay_lost_is_opened_again_at_the_same_address(
             assert await ask(address(told, 1), b"again") == b"again"
 
 
-async def test_a_lost_control_connection_alone_costs_no_visitor_and_keeps_the_tunnel(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(keeper, "REVIEW", 0.01)
+async def test_a_lost_control_connection_alone_is_noticed_costs_no_visitor_and_keeps_the_tunnel() -> None:
     told = Told()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target:
@@ -90,7 +87,8 @@ async def test_a_lost_control_connection_alone_costs_no_visitor_and_keeps_the_tu
             assert list(relay.service.tunnels()) == []
 
 
-async def test_visitors_of_a_draining_tunnel_finish() -> None:
+async def test_visitors_of_a_draining_tunnel_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "REVIEW", 0.05)
     told = Told()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
@@ -116,7 +114,10 @@ async def test_a_tunnel_that_somebody_closed_is_not_opened_again() -> None:
             assert list(relay.service.tunnels()) == []
 
 
-async def test_of_a_tunnel_that_somebody_drains_the_visitors_finish_and_it_is_not_opened_again() -> None:
+async def test_of_a_tunnel_that_somebody_drains_the_visitors_finish_and_it_is_not_opened_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keeper, "REVIEW", 0.05)
     told = Told()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target:

@@ -12,7 +12,7 @@ import trio
 from tests.agent.support import PATIENCE, Handler, RelayHere, Told, agent, echo, local_server, relay_here
 from tests.agent.test_expose import address
 from tests.support.people import connect, is_dropped, is_refused, read_all, read_exactly
-from tunneld.agent import backoff, keeper
+from tunneld.agent import backoff
 from tunneld.agent.expose import Exposure
 from tunneld.agent.health import Check, Conduct
 from tunneld.agent.keeper import Wish
@@ -208,8 +208,7 @@ async def test_who_does_not_finish_in_time_is_cut() -> None:
             await told.wait_for("closed")
 
 
-async def test_an_agent_that_lost_its_control_connection_is_a_member_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "REVIEW", 0.01)
+async def test_an_agent_that_lost_its_control_connection_is_a_member_again() -> None:
     one, two = Told(), Told()
     with trio.fail_after(PATIENCE):
         async with (

@@ -120,6 +120,51 @@ async def test_a_watch_does_not_take_the_answer_to_an_abandoned_call_for_an_even
             assert await anext(events) == {"event": "watching"}
 
 
+async def test_whoever_waits_for_the_end_is_in_nobodys_way() -> None:
+    async with running_server() as server, client_of(server) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(client.wait_lost)
+        heard: list[str] = []
+
+        async def ask(word: str) -> None:
+            heard.extend([(await client.call("echo", word)).text for _ in range(3)])
+
+        async with trio.open_nursery() as askers:
+            for word in ("one", "two", "three"):
+                askers.start_soon(ask, word)
+        await wait_all_tasks_blocked()
+        assert sorted(heard) == ["one"] * 3 + ["three"] * 3 + ["two"] * 3
+        async with client.watch():
+            await wait_all_tasks_blocked()
+        assert (await client.call("echo", "after")).text == "after"
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_abandoned_answer_is_no_end() -> None:
+    answers, answered = trio.Event(), trio.Event()
+
+    async def answer_late(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1000)
+        await answers.wait()
+        await stream.send_all(b"* id=t1\nOK nobody\n")
+        answered.set()
+        await stream.receive_some(1000)
+        await stream.send_all(b"OK mine\n")
+        await stay(stream)
+
+    async with fake_relay(saying(GREETING, then=answer_late)) as relay, connect(str(relay)) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.list)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.wait_lost)
+            answers.set()
+            await answered.wait()
+            await wait_all_tasks_blocked()
+            assert (await client.call("echo")).text == "mine"
+            nursery.cancel_scope.cancel()
+
+
 class Dripping(trio.abc.SendStream):
     """Sends octet by octet, each after a checkpoint."""
 

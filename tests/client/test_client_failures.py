@@ -91,6 +91,23 @@ async def test_a_relay_that_hangs_up_is_lost_for_good() -> None:
                 await client.list()
 
 
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (b"", "it hung up"),
+        (b"ERR limit no request came for 300 s; connect again\n", "no request came for 300 s; connect again"),
+        (b"OK by the way\n", "it answered what nobody asked"),
+        (b"* what?\n", "not an item of key=value pairs"),
+    ],
+)
+async def test_the_end_is_heard_of_without_a_call(last: bytes, reason: str) -> None:
+    async with fake_relay(saying(GREETING, last)) as relay, connect(str(relay)) as client:
+        await client.wait_lost()
+        await client.wait_lost()
+        with pytest.raises(RelayUnreachableError, match=f"^control connection to relay {relay} closed: {reason}"):
+            await client.list()
+
+
 async def test_a_relay_that_breaks_off_during_a_watch_is_lost() -> None:
     async def break_off(stream: trio.SocketStream) -> None:
         await stream.receive_some(1000)

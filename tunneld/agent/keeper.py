@@ -228,12 +228,20 @@ class Keeper:
         """Look after the tunnel until it is gone, which an exception says: see `check`."""
         while True:
             with trio.move_on_after(REVIEW):
-                await self._trouble.happened.wait()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._end_with, client, nursery.cancel_scope)
+                    await self._trouble.happened.wait()
+                    nursery.cancel_scope.cancel()
             if self._trouble.happened.is_set():
                 await self._mend(client)
             else:
                 self._waits = delays(random.random)
                 await self._review(client)
+
+    async def _end_with(self, client: Client, waiting: trio.CancelScope) -> None:
+        """The relay hung up: no need to wait until we ask it something."""
+        await client.wait_lost()
+        waiting.cancel()
 
     async def _review(self, client: Client) -> None:
         """Nothing happened for a while: is the relay there, and is the pool larger than it needs to be?"""

@@ -107,6 +107,13 @@ class Client:
         texts = {key: _text(value) for key, value in options.items() if value is not None}
         return await self._exchange.request(Request(verb, args, texts))
 
+    async def wait_lost(self) -> None:
+        """Wait until the connection is lost; the next call says why. Calls may be made meanwhile.
+
+        await client.wait_lost()
+        """
+        await self._exchange.wait_lost()
+
     async def open_tunnel(self, backend: str = "tcp", **options: Value) -> str:
         """Open a tunnel and return its server URI: where the hidden server connects.
 

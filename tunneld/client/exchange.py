@@ -42,6 +42,7 @@ class Exchange:
         self._stream = stream
         self._lines = LineBuffer(MAX_REPLY_LINE)
         self._turn = trio.Lock()
+        self._pause = trio.CancelScope()  # between two turns, while somebody waits for the end
         self._due = 0
         self._watching = False
         self._lost = ""
@@ -59,8 +60,7 @@ class Exchange:
 
         Raises `RefusedError`, `RelayUnreachableError`, `RemoteProtocolError`, and `LocalProtocolError` during a watch.
         """
-        self._check_free()
-        async with self._turn:
+        async with self._take_turn():
             await self._ask(request)
             with self._patience(f"did not answer {request.verb}"):
                 return await self._answer()
@@ -68,8 +68,7 @@ class Exchange:
     @asynccontextmanager
     async def watch(self, request: Request) -> AsyncIterator[AsyncIterator[Record]]:
         """Ask for a stream of items, which ends with the `async with`."""
-        self._check_free()
-        async with self._turn:
+        async with self._take_turn():
             await self._ask(request)
             self._watching = True
             try:
@@ -92,9 +91,29 @@ class Exchange:
                 return line.item
         return None
 
-    def _check_free(self) -> None:
+    async def wait_lost(self) -> None:
+        """Wait until the connection is of no use any more; the next call says why. Calls come first meanwhile."""
+        while not self._lost:
+            async with self._turn:
+                if not self._turn.statistics().tasks_waiting:
+                    with trio.CancelScope() as self._pause, suppress(RelayUnreachableError, RemoteProtocolError):
+                        await self._hear_nobody()
+
+    async def _hear_nobody(self) -> None:
+        """Nothing is to come but answers that nobody waits for any more, and a last word."""
+        while True:
+            line = await self._read()
+            if not self._due:
+                raise self._lose(line.text if isinstance(line, Err) else "it answered what nobody asked")
+            if not isinstance(line, ItemLine):
+                self._due -= 1
+
+    def _take_turn(self) -> trio.Lock:
+        """To be entered. Raises `LocalProtocolError` during a watch."""
         if self._watching:
             raise LocalProtocolError(f"client of relay {self._relay} is watching; connect another one for calls")
+        self._pause.cancel()
+        return self._turn
 
     async def _ask(self, request: Request) -> None:
         await self._send(format_request(request))
