@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunneld import endpoint
-from tunneld.endpoint import Endpoint, Target
+from tunneld.endpoint import Endpoint, Target, parse_relay
 from tunneld.errors import UsageError
 
 HOSTS = st.one_of(
@@ -99,3 +101,38 @@ def test_peers_print_as_people_write_them() -> None:
 )
 def test_loopback_is_only_this_machine(host: str, loopback: bool) -> None:
     assert endpoint.is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("relay.example.org", Endpoint("tcp", "relay.example.org", 7010)),
+        ("Relay.example.org:7", Endpoint("tcp", "relay.example.org", 7)),
+        ("tls://relay.example.org", Endpoint("tls", "relay.example.org", 7010)),
+        ("TLS://192.0.2.1:7/", Endpoint("tls", "192.0.2.1", 7)),
+        ("[2001:db8::1]", Endpoint("tcp", "2001:db8::1", 7010)),
+        ("tcp://[2001:db8::1]:7", Endpoint("tcp", "2001:db8::1", 7)),
+    ],
+)
+def test_a_relay_has_a_port_also_where_nobody_says_one(text: str, endpoint: Endpoint) -> None:
+    assert parse_relay(text) == endpoint
+    assert parse_relay(text, tls=True) == replace(endpoint, scheme="tls")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("https://relay.example.org", "not a relay: 'https://relay.example.org' is neither HOST nor HOST:PORT"),
+        ("2001:db8::1", "not a relay: '2001:db8::1'"),
+        ("", "not a relay: ''"),
+        ("relay:", "not a relay: 'relay:'"),
+        ("relay:0", "port out of range in 'relay:0'"),
+        ("re lay", "not a host name or address in 're lay'"),
+        ("webmux://relay:7012/SECRET", "not a relay: a server URI is where"),
+        ("ssh://SECRET@relay:7022", "not a relay: a server URI is where"),
+    ],
+)
+def test_what_is_no_relay_is_said_to_be_none_and_no_key_is_shown(text: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(complaint)}") as caught:
+        parse_relay(text)
+    assert "SECRET" not in str(caught.value)

@@ -29,8 +29,14 @@ _ENDPOINT = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://((?P<user>[\w-]+)@)?(?P<authority>[^/?#@]+)/?(?P<key>[\w-]*)",
     re.IGNORECASE | re.ASCII,
 )
+_RELAY = re.compile(
+    r"((?P<scheme>tcp|tls)://)?(?P<host>\[[^\]]*\]|[^:/?#@]+)(:(?P<port>[0-9]+))?/?", re.IGNORECASE | re.ASCII
+)
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.IGNORECASE)
 _HOST_PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]+)")
+
+CONTROL_PORT = 7010
+"""Where a relay's control port is unless somebody says otherwise."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -96,11 +102,30 @@ class Target:
             return cls(path=path)
         if text.isascii() and text.isdigit():
             return cls("127.0.0.1", parse_port(text, text, lowest=1))
+        if not _HOST_PORT.fullmatch(text):
+            raise UsageError(f"not a local server: {text!r} is neither PORT nor HOST:PORT nor unix:PATH")
         host, port = parse_host_port(text, lowest=1)
         return cls(host, port)
 
     def __str__(self) -> str:
         return f"unix:{self.path}" if self.path else join_host_port(self.host, self.port)
+
+
+def parse_relay(text: str, *, tls: bool = False) -> Endpoint:
+    """Read where a control port is: `HOST`, `HOST:PORT`, or one of them behind `tcp://` or `tls://`, and with `tls` the
+    latter in any case. Raises `UsageError`.
+    """
+    match = _RELAY.fullmatch(text)
+    if match is None:
+        uri = _ENDPOINT.fullmatch(text)
+        if uri is not None and (uri["key"] or uri["user"]):
+            raise UsageError("not a relay: a server URI is where a tunnel's hidden server connects")
+        raise UsageError(
+            f"not a relay: {text!r} is neither HOST nor HOST:PORT, nor one of them behind tcp:// or tls://"
+        )
+    scheme = "tls" if tls else (match["scheme"] or "tcp").lower()
+    port = match["port"] or str(CONTROL_PORT)
+    return Endpoint(scheme, parse_host(match["host"], text), parse_port(port, text, lowest=1))
 
 
 def parse_host_port(text: str, *, lowest: int = 0) -> tuple[str, int]:

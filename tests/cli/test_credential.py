@@ -12,9 +12,9 @@ import trio
 from tests.cli.test_init import KEPT, made, relay_of
 from tests.support.people import PATIENCE
 from tests.support.programs import tunnel_command
-from tunneld.cli.init import CONTROL_PORT
 from tunneld.cli.tunneld import PORTS
 from tunneld.config import load
+from tunneld.endpoint import CONTROL_PORT
 from tunneld.wire.verifier import matches
 
 Captured = pytest.CaptureFixture[str]

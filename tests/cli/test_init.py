@@ -18,11 +18,10 @@ import trio
 
 from tests.support.people import PATIENCE, connect, read_exactly
 from tests.support.programs import Daemon, program, tunnel_command
-from tunneld.cli.init import CONTROL_PORT
 from tunneld.cli.papers import make_papers
 from tunneld.cli.tunneld import PORTS, main
 from tunneld.config import Settings, load
-from tunneld.endpoint import Endpoint
+from tunneld.endpoint import CONTROL_PORT, Endpoint
 from tunneld.pin import fingerprint
 from tunneld.trust import client_tls_context
 from tunneld.wire.verifier import matches

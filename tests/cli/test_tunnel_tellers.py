@@ -33,6 +33,12 @@ class Memory(Writer):
         return "".join(self._lines)
 
 
+class Terminal(Memory):
+    """One that a person reads."""
+
+    is_terminal = True
+
+
 def test_standard_output_has_the_address_alone() -> None:
     out, err = Memory(), Memory()
     lines = Lines(out, err, "http")
@@ -88,6 +94,16 @@ def test_of_several_exposures_every_line_begins_with_a_name() -> None:
 
 
 # On a terminal
+
+
+async def test_the_address_stands_on_a_line_of_its_own_where_all_goes_to_one_terminal() -> None:
+    out, err = Terminal(), Terminal()
+    board = Board(err)
+    live = Live(out, board, "http")
+    with trio.move_on_after(0.01):
+        await board.run()
+    live.tell("opened", **OPENED)
+    assert (out.text, screen(err.text)) == ("", ["http://192.0.2.1:20000/", ""])
 
 
 async def test_the_live_line_is_redrawn_in_place_and_only_when_it_changed(autojump_clock: trio.abc.Clock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from datetime import UTC, datetime
 
 import pytest
 import trio
@@ -23,7 +24,7 @@ from tunneld.errors import (
 from tunneld.wire.lines import MAX_REPLY_LINE
 
 
-@pytest.mark.parametrize("relay", ["", "nohost", "h:0", "http://h:1", "tcp://h", "h:99999"])
+@pytest.mark.parametrize("relay", ["", "no host", "h:0", "http://h:1", "tcp://", "h:99999"])
 async def test_what_is_no_relay_is_refused(relay: str) -> None:
     with pytest.raises(UsageError):
         async with connect(relay):
@@ -170,6 +171,28 @@ async def test_an_unknown_authority_is_told() -> None:
             RelayUnreachableError, match=r"could not shake hands with relay tls://.*certificate.*unable to get"
         ):
             async with connect(str(server.endpoint)):
+                pass
+
+
+async def test_one_whose_certificate_does_not_hold_now_is_told_with_the_time(authority: trustme.CA) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", not_after=datetime(2020, 1, 1, tzinfo=UTC)).configure_cert(context)
+    now = datetime.now(UTC).strftime("%Y-%m-%d")
+    async with running_server(tls=context) as server:
+        with pytest.raises(RelayUnreachableError, match=f"certificate has expired; it is {now} .* by the clock here"):
+            async with connect(str(server.endpoint), tls=client_context(authority)):
+                pass
+
+
+async def test_a_relay_that_hangs_up_before_it_has_said_anything_has_a_reason(authority: trustme.CA) -> None:
+    async def hang_up(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+
+    async with fake_relay(hang_up) as relay:
+        with pytest.raises(
+            RelayUnreachableError, match=r"it hung up; after a wrong secret, it does that for some time"
+        ):
+            async with connect(f"tls://{relay.authority}", tls=client_context(authority)):
                 pass
 
 

@@ -97,6 +97,17 @@ async def test_who_is_known_stays_who_it_is() -> None:
 # What a failure tells
 
 
+async def test_the_log_says_which_credential_failed_and_repeats_nothing_else() -> None:
+    """A name that nobody has may be a secret in the wrong place."""
+    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
+        with capture_logs() as logs:
+            await log_in(person, "alice", "wrong")
+            await log_in(person, "hunter2", "wrong")
+    told = [log for log in logs if log["event"] == "authentication failed"]
+    assert [log.get("credential") for log in told] == ["alice", None]
+    assert "hunter2" not in str(logs)
+
+
 @pytest.mark.parametrize(
     ("name", "secret", "credentials"),
     [
@@ -123,7 +134,7 @@ async def test_every_failure_looks_the_same(name: str, secret: str, credentials:
             "peer": "127.0.0.1",
             "face": "control",
             "reason": "authentication failed",
-        }
+        } | ({} if name not in {one.name for one in credentials} else {"credential": name})
 
 
 def test_an_unknown_name_has_the_same_challenge_each_time_and_one_like_the_others() -> None:

@@ -13,7 +13,7 @@ import trio
 
 from tunneld.agent.dial import dial, resolve_relay
 from tunneld.client import Client, connect
-from tunneld.endpoint import Endpoint, parse_host_port
+from tunneld.endpoint import Endpoint, parse_relay
 from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
 from tunneld.tls import TlsSocket, shake_hands
 from tunneld.trust import client_tls_context
@@ -85,7 +85,7 @@ class RelayAccess:
 
     @property
     def _host(self) -> str:
-        return parse_host_port(self.where.rpartition("://")[2].rstrip("/"))[0]
+        return parse_relay(self.where).host
 
 
 @functools.cache

@@ -251,6 +251,8 @@ class Exposure:
 
     def _is_for_good(self, error: TunneldError) -> bool:
         code = error.reply_code if isinstance(error, RefusedError) else error.code
+        if code == NotAllowedError.code and self._connected_at is not None:
+            return False  # our credential changed under us: the next login hears what that means
         return code in FOR_GOOD or not (self._was_open or self._patient)
 
     async def _find_or_open(self, client: Client) -> Keeper:

@@ -18,7 +18,7 @@ from tunneld.config.file import load_as, toml
 from tunneld.config.literals import literal
 from tunneld.config.values import MILLISECOND, YEAR, File, Seconds, SecondsOrNone, Table
 from tunneld.config.visitors import NetworkList, VisitorRate
-from tunneld.endpoint import MAX_PORT, Target
+from tunneld.endpoint import MAX_PORT, Target, parse_relay
 from tunneld.errors import UsageError
 from tunneld.options import OPTIONS
 from tunneld.pin import parse_pin
@@ -61,7 +61,7 @@ def path_of_request(text: str) -> str:
 class Relay(Table):
     """`[relay]`: how to reach it, and as whom. What is left out comes from the environment, as for the options."""
 
-    where: str | None = None
+    where: Annotated[str, _as(parse_relay)] | None = None
     ca: File | None = None
     pin: Annotated[str, _as(parse_pin)] | None = None
     insecure: bool = False

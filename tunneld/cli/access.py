@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tunneld.cli.common import Parser, complain
 from tunneld.cli.secret import credential, from_terminal
 from tunneld.cli.tables import Form
+from tunneld.endpoint import CONTROL_PORT
 from tunneld.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from tunneld.agent.access import RelayAccess
 
-DEFAULT_RELAY = "127.0.0.1:7010"
+DEFAULT_RELAY = f"127.0.0.1:{CONTROL_PORT}"
 """Where a daemon with the built-in configuration listens."""
 DEFAULT_TIMEOUT = 10.0
 """Seconds for each step; a slow satellite link needs two."""
@@ -29,9 +30,9 @@ def add_relay_options(parser: Parser) -> None:
     group = parser.add_argument_group("the relay")
     group.add_argument(
         "--relay",
-        metavar="HOST:PORT",
+        metavar="HOST[:PORT]",
         default=os.environ.get("TUNNEL_RELAY") or DEFAULT_RELAY,
-        help="its control port, as tls://HOST:PORT if that speaks TLS ($TUNNEL_RELAY; now %(default)s)",
+        help="its control port, as tls://HOST[:PORT] if that speaks TLS ($TUNNEL_RELAY; now %(default)s)",
     )
     _add_verification(group)
     add_credential_options(group)

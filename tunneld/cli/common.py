@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 SHELLS = ("bash", "zsh", "tcsh")
+LONGEST_USAGE = 6
+"""Lines of what is said about a mistake before the mistake."""
 INTERRUPTED = 128 + SIGINT  # as a shell reports it
 
 
@@ -57,9 +59,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say how it is written, and what is wrong with what was."""
-        self.print_usage(sys.stderr)
+        complain(self._brief_usage(), end="")
         complain(_grave(f"{self.prog}: {message}"))
         raise SystemExit(os.EX_USAGE)
+
+    def _brief_usage(self) -> str:
+        """How it is written; where there are too many options to see a mistake for them, without those."""
+        usage = self.format_usage()
+        if usage.count("\n") <= LONGEST_USAGE:
+            return usage
+        arguments = " ".join(str(action.metavar) for action in self._actions if not action.option_strings)
+        return f"usage: {self.prog} [OPTION ...] {arguments}\nwhich options there are: {self.prog} --help\n"
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         if file is None or file is sys.stdout:

@@ -31,11 +31,10 @@ from tunneld.config import load, make_verifier
 from tunneld.config.literals import literal
 from tunneld.config.places import default_config
 from tunneld.config.values import parse_port_range
-from tunneld.endpoint import is_loopback, is_wildcard, join_host_port, parse_host
+from tunneld.endpoint import CONTROL_PORT, is_loopback, is_wildcard, join_host_port, parse_host
 from tunneld.errors import ConfigError, UsageError, reason_of
 from tunneld.ssh import hostkey
 
-CONTROL_PORT = 7010
 CARRIER_PORT = 7012
 SSH_PORT = 7022
 CREDENTIAL = "agent"

@@ -38,9 +38,12 @@ class Lines:
         """Print the address, or the event."""
         if event == "opened":
             name = f"{self._name}\t" if self._name else ""
-            self._out.put(f"{name}{public_address(str(fields['address']), self._scheme)}\n")
+            self._announce(f"{name}{public_address(str(fields['address']), self._scheme)}")
         else:
             self._notice((f"{self._name}: " if self._name else "") + sentence(event, fields))
+
+    def _announce(self, line: str) -> None:
+        self._out.put(line + "\n")
 
     def _notice(self, line: str) -> None:
         self._err.put(line + "\n")
@@ -68,6 +71,7 @@ class Live(Lines):
         super().__init__(out, board.err, scheme, name)
         self._board = board
         self._row = board.add(name, figures)
+        self._one_terminal = out.is_terminal  # the live lines must make room for what goes to standard output
 
     def tell(self, event: str, /, **fields: Field) -> None:
         """Print what `Lines` does, and keep the row true."""
@@ -75,6 +79,12 @@ class Live(Lines):
             self._board.remove(self._row)
         super().tell(event, **fields)
         self._row.heed(event, fields)
+
+    def _announce(self, line: str) -> None:
+        if self._one_terminal:
+            self._board.notice(line)
+        else:
+            super()._announce(line)
 
     def _notice(self, line: str) -> None:
         self._board.notice(line)

@@ -49,6 +49,11 @@ class Writer:
                 nursery.cancel_scope.deadline = trio.current_time() + FAREWELL
                 nursery.cancel_scope.shield = True
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person reads it as it comes."""
+        return os.isatty(self._descriptor)
+
     def put(self, text: str) -> None:
         """Write `text`, soon. Never waits, never raises."""
         self._lines.append(text)

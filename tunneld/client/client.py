@@ -17,10 +17,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
-from tunneld.client.exchange import Answer, Exchange, Record, why
+from tunneld.client.exchange import HUNG_UP, Answer, Exchange, Record, why
 from tunneld.client.login import authenticate
-from tunneld.endpoint import Endpoint, parse_host_port, unmap
-from tunneld.errors import RelayUnreachableError, RemoteProtocolError, UsageError, reason_of
+from tunneld.endpoint import Endpoint, parse_relay, unmap
+from tunneld.errors import RelayUnreachableError, RemoteProtocolError, reason_of
 from tunneld.trust import client_tls_context
 from tunneld.wire.lines import Request, Value
 
@@ -43,10 +43,11 @@ async def connect(
 ) -> AsyncIterator[Client]:
     """Connect to a relay's control port; the connection ends with the `async with`, its tunnels stay.
 
-    `relay` is `HOST:PORT`, `tcp://HOST:PORT` or `tls://HOST:PORT`. A context in `tls` means TLS in any case;
-    `tls://` without one checks the relay's certificate as the system does. `timeout` is in seconds and bounds each
-    step: to reach the relay, to shake hands, to be greeted, and later each answer. `credential` is a name and its
-    secret, which is proved and never sent; the relay must prove that it knows it, too.
+    `relay` is `HOST:PORT`, `tcp://HOST:PORT` or `tls://HOST:PORT`, each of them also without the port, which is 7010
+    then. A context in `tls` means TLS in any case; `tls://` without one checks the relay's certificate as the system
+    does. `timeout` is in seconds and bounds each step: to reach the relay, to shake hands, to be greeted, and later
+    each answer. `credential` is a name and its secret, which is proved and never sent; the relay must prove that it
+    knows it, too.
 
     Raises `UsageError`, `RelayUnreachableError`, `RemoteProtocolError` (not a tunneld, or not the one that knows the
     secret), `RefusedError` (it is full, or the secret is wrong), `NotAllowedError` (it wants a credential).
@@ -54,7 +55,7 @@ async def connect(
         async with connect("tls://relay.example.org:7010", tls=client_tls_context("ca.pem")) as client:
             print(await client.status())
     """
-    endpoint = _parse_relay(relay, tls)
+    endpoint = parse_relay(relay, tls=tls is not None)
     stream = await _dial(endpoint, tls, timeout)
     try:
         exchange = Exchange(str(endpoint), stream, timeout)
@@ -183,17 +184,6 @@ def _text(value: Value) -> str:
     return str(value)
 
 
-def _parse_relay(relay: str, tls: ssl.SSLContext | None) -> Endpoint:
-    if "://" not in relay:
-        return Endpoint("tls" if tls else "tcp", *parse_host_port(relay, lowest=1))
-    endpoint = Endpoint.parse(relay)
-    if endpoint.scheme not in {"tcp", "tls"}:
-        raise UsageError(f"not a relay: {relay!r} is neither HOST:PORT nor tcp:// nor tls://")
-    if endpoint.key:
-        raise UsageError(f"not a relay: {endpoint.without_key} is where a tunnel's hidden server connects")
-    return Endpoint("tls", endpoint.host, endpoint.port) if tls else endpoint
-
-
 async def _dial(endpoint: Endpoint, tls: ssl.SSLContext | None, timeout: float) -> Stream:
     step = "reach"
     try:
@@ -210,6 +200,8 @@ async def _dial(endpoint: Endpoint, tls: ssl.SSLContext | None, timeout: float) 
         reason = _innermost(error)
     except trio.BrokenResourceError as error:
         reason = why(error)
+        if reason == HUNG_UP or isinstance(error.__cause__, ConnectionResetError):
+            reason += "; after a wrong secret, it does that for some time to everybody at the same address"
     raise RelayUnreachableError(f"could not {step} relay {endpoint}: {reason}")
 
 

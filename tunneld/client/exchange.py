@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import trio
 
@@ -20,6 +21,12 @@ from tunneld.wire.lines import MAX_REPLY_LINE, Err, ItemLine, Ok, ReplyLine, Req
 
 READ_SIZE = 64 * 1024
 """Octets read at once: a list of 250 tunnels."""
+
+HUNG_UP = "it hung up"
+"""How a connection ended of which the other end said nothing more."""
+
+NOT_NOW = frozenset({9, 10})
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
 
 Record = Mapping[str, str]
 """One `*` line of an answer: its keys and values, all strings, as tunneld-control(7) lists them."""
@@ -152,7 +159,7 @@ class Exchange:
             while (line := self._lines.next_line()) is None:
                 data = await self._stream.receive_some(READ_SIZE)
                 if not data:
-                    raise self._lose("it hung up")
+                    raise self._lose(HUNG_UP)
                 self._lines.feed(data)
             return parse_reply(line)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -200,11 +207,15 @@ def why(error: BaseException) -> str:
     """The reason behind a stream that broke, from the system or from TLS, for a person."""
     cause = error.__cause__ or error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate does not hold: {cause.verify_message}; give its authority (--ca) or its --pin"
+        advice = "give its authority (--ca) or its --pin"
+        if cause.verify_code in NOT_NOW:
+            now = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
+            advice = f"it is {now} UTC by the clock here; if that is right, its operator must renew it"
+        return f"its certificate does not hold: {cause.verify_message}; {advice}"
+    if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return HUNG_UP
     if isinstance(cause, ssl.SSLError):
-        known = {
-            "WRONG_VERSION_NUMBER": "it does not speak TLS there; use tcp://",
-            "UNEXPECTED_EOF_WHILE_READING": "it hung up",
-        }
-        return known.get(cause.reason or "", f"TLS failed: {(cause.reason or str(cause)).replace('_', ' ').lower()}")
+        if cause.reason == "WRONG_VERSION_NUMBER":
+            return "it does not speak TLS there; use tcp://"
+        return f"TLS failed: {(cause.reason or str(cause)).replace('_', ' ').lower()}"
     return reason_of(cause) if isinstance(cause, OSError) else str(cause) or "it broke"

@@ -41,7 +41,7 @@ from tunneld.config.values import (
     parse_port_range,
 )
 from tunneld.config.visitors import NetworkList, VisitorRate
-from tunneld.endpoint import is_loopback, is_wildcard, parse_host
+from tunneld.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
 from tunneld.errors import UsageError
 
 
@@ -90,7 +90,7 @@ class Control(Table):
     """`[control]`: the line protocol, tunneld-control(7)."""
 
     host: str = "127.0.0.1"  # without credentials nobody is asked, so only this machine may speak
-    port: Port = 7010
+    port: Port = CONTROL_PORT
     tls: Tls | None = None
     open_to_anyone: Guard = False
     max_connections: Count = 256  # one agent keeps one; 256 x (two descriptors and about 60 KiB) is bearable

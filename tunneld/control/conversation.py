@@ -21,7 +21,7 @@ from tunneld.config.schema import Control
 from tunneld.control.connection import Connection, PeerLeftError
 from tunneld.control.entry import AUTH, MAX_FAILURES, Entry
 from tunneld.control.reply import Execute, Reply
-from tunneld.errors import LimitReachedError, RemoteProtocolError, TunneldError, UsageError
+from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.wire.lines import Item, Request, format_err, format_item, format_ok, parse_request
 
 MAX_MISTAKES = 10
@@ -129,7 +129,11 @@ class Conversation:
 
     async def _carry_out(self, request: Request) -> Reply:
         if request.verb != AUTH:
-            return await self.execute(request, self.entry.caller)
+            try:
+                return await self.execute(request, self.entry.caller)
+            except NotAllowedError:
+                self.entry.check_standing()
+                raise
         reply = self.entry.answer(request)
         if self.entry.grant is not None:
             self.opening.deadline = math.inf

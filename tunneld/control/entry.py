@@ -53,6 +53,7 @@ class Entry:
         self._has_certificate = certificate is not None
         self._credential: Credential | None = gate.admit_certificate(certificate, host) if certificate else None
         self._challenge: Challenge | None = None
+        self._said = ""  # who it said last that it is
 
     @property
     def grant(self) -> Grant | None:
@@ -60,6 +61,13 @@ class Entry:
         if self._gate.is_open:
             return EVERYBODY
         return None if self._credential is None else self._gate.renew(self._credential)
+
+    def check_standing(self) -> None:
+        """Raise `NotAllowedError` where whoever authenticated here is somebody no more."""
+        if self._credential is not None and self.grant is None:
+            raise NotAllowedError(
+                f"credential {self._credential.name!r} was removed, or has another secret, since you authenticated"
+            )
 
     @property
     def caller(self) -> Caller:
@@ -96,7 +104,7 @@ class Entry:
         except (NotAllowedError, UsageError) as error:
             self._challenge = None
             self.failures += 1
-            self._gate.tell_failure(self._host, "control", str(error))
+            self._gate.tell_failure(self._host, "control", str(error), self._said)
             raise
 
     def _step(self, request: Request) -> Reply:
@@ -111,6 +119,7 @@ class Entry:
         if mechanism.upper() != MECHANISM:
             raise UsageError(f"unrecognized mechanism: this relay has {MECHANISM}")
         hello = Hello.parse(first)
+        self._said = hello.name
         verifier = self._gate.verifier_of(hello.name)
         self._challenge = Challenge(hello, verifier, secrets.token_urlsafe(NONCE_OCTETS))
         return self._challenge.message

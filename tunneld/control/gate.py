@@ -104,9 +104,12 @@ class Gate:
             return None
         return now.grant
 
-    def tell_failure(self, host: str, face: str, reason: str) -> None:
-        """The line that fail2ban reads, see tunneld(8): nothing in it is chosen by the stranger but the address."""
-        log.warning("authentication failed", peer=host, face=face, reason=reason)
+    def tell_failure(self, host: str, face: str, reason: str, name: str = "") -> None:
+        """The line that fail2ban reads, see tunneld(8): nothing in it is chosen by the stranger but the address. `name`
+        is who it said it is; one that is no credential's stays out, for it may be a secret in the wrong place.
+        """
+        whose = {} if self._find(name) is None else {"credential": name}
+        log.warning("authentication failed", peer=host, face=face, reason=reason, **whose)
         self.strangers.fail(host, self._clock())
 
     def tell_refusal(self, host: str, face: str, refusal: Refusal) -> None:

@@ -67,7 +67,8 @@ class Porter:
             if self._gate.penalty(host) > 0:  # many connections at once would be as many guesses
                 return self._penalised(host)
             if credential is None:
-                self._gate.tell_failure(host, "http", FAILED if said else "not a header of the form Basic or Bearer")
+                reason = FAILED if said else "not a header of the form Basic or Bearer"
+                self._gate.tell_failure(host, "http", reason, said[0] if said else "")
                 return refuse(HTTPStatus.UNAUTHORIZED, FAILED, WWW_Authenticate=CHALLENGE).problem
         assert credential is not None
         guest.stranger.end()
