@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -14,7 +14,7 @@ import trio
 from tunneld.agent.dial import dial, resolve_relay
 from tunneld.client import Client, connect
 from tunneld.endpoint import Endpoint, parse_relay
-from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
+from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, UsageError, reason_of
 from tunneld.tls import TlsSocket, shake_hands
 from tunneld.trust import client_tls_context
 
@@ -22,16 +22,31 @@ LONGEST_ANSWER = 1024
 """Octets of the relay's answer to a key: OK, or a code and a sentence."""
 
 
-@dataclass(frozen=True, slots=True)
+LOOK = 5.0
+"""Seconds between two looks at the file of a secret that is worth nothing any more. Only this machine is asked."""
+
+
+@dataclass(slots=True)
 class RelayAccess:
-    """How to reach a relay's control port, and as whom: a credential is a name and its secret. `timeout` in seconds
-    bounds each step.
+    """How to reach a relay's control port, and as whom: a credential is a name and its secret, which `reread` reads
+    again where it is in a file. `timeout` in seconds bounds each step. Shared by all that reach this relay.
     """
 
     where: str
     tls: ssl.SSLContext | None = None
     timeout: float = 10.0
     credential: tuple[str, str] | None = field(default=None, repr=False)
+    reread: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+
+    async def wait_for_another_secret(self, refused: tuple[str, str]) -> None:
+        """Return once the credential is another one than that which was refused. The relay hears nothing of it before:
+        each failure costs everybody at our address.
+        """
+        while self.credential == refused:
+            await trio.sleep(LOOK)
+            if self.reread is not None and self.credential == refused:
+                with suppress(UsageError):  # it is just being written, say
+                    self.credential = refused[0], self.reread()
 
     def connect(self) -> AbstractAsyncContextManager[Client]:
         """A control connection."""

@@ -22,7 +22,7 @@ from functools import partial
 
 import trio
 
-from tunneld.agent.access import RelayAccess
+from tunneld.agent.access import LOOK, RelayAccess
 from tunneld.agent.backoff import Backoff
 from tunneld.agent.ending import Ending
 from tunneld.agent.events import Figures, Teller
@@ -205,15 +205,22 @@ class Exposure:
     async def _come_back_for_ever(self) -> None:
         backoff = Backoff(random.random)
         while True:
-            self._connected_at = None
+            self._connected_at, credential = None, self._relay.credential
             try:
                 async with self._relay.connect() as client:
+                    credential = None  # that was right
                     keeper = await self._find_or_open(client)
                     self._connected_at = trio.current_time()
                     await self._keep(client, keeper)
             except TunneldError as error:
                 if self._is_over(error):
                     return
+                if credential and self._may_have_another_secret(error):
+                    self._teller.tell(
+                        "reconnecting", reason=f"{error}; waiting for another one in its file", delay=LOOK
+                    )
+                    await self._relay.wait_for_another_secret(credential)
+                    continue
                 if self._is_for_good(error):
                     self._ending.reason = str(error)
                     await self._ending.outlast(self._keeper)
@@ -254,6 +261,11 @@ class Exposure:
         if code == NotAllowedError.code and self._connected_at is not None:
             return False  # our credential changed under us: the next login hears what that means
         return code in FOR_GOOD or not (self._was_open or self._patient)
+
+    def _may_have_another_secret(self, error: TunneldError) -> bool:
+        """Whether the relay refused a secret that comes from a file: it was rotated, and the file follows."""
+        refused = isinstance(error, RefusedError) and error.reply_code == NotAllowedError.code
+        return refused and self._relay.reread is not None and (self._was_open or self._patient)
 
     async def _find_or_open(self, client: Client) -> Keeper:
         """The tunnel that only our control connection lost, or a new one."""

@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunneld.cli.common import Parser, complain
-from tunneld.cli.secret import credential, from_terminal
+from tunneld.cli.secret import credential, file_of, from_file, from_terminal
 from tunneld.cli.tables import Form
 from tunneld.endpoint import CONTROL_PORT
 from tunneld.errors import UsageError
@@ -61,7 +63,9 @@ def access(
     """
     from tunneld.agent.access import RelayAccess  # noqa: PLC0415 - --help does without Trio
 
-    return RelayAccess(options.relay, _tls(options, spell), options.timeout, credential(options, ask))
+    path = file_of(options)
+    reread = partial(from_file, path) if path and Path(path).is_file() else None  # and not a pipe of the shell
+    return RelayAccess(options.relay, _tls(options, spell), options.timeout, credential(options, ask), reread)
 
 
 def form(options: argparse.Namespace) -> Form:

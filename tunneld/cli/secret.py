@@ -30,13 +30,16 @@ def credential(options: argparse.Namespace, ask: Callable[[str], str] | None = N
         if options.secret_file:
             raise UsageError(f"--secret-file {options.secret_file} without --credential: whose secret is it?")
         return None
-    if options.secret_file:
-        return name, from_file(options.secret_file)
-    if secret := os.environ.get("TUNNEL_SECRET"):
-        return name, secret
-    if path := os.environ.get("TUNNEL_SECRET_FILE"):
+    if path := file_of(options):
         return name, from_file(path)
-    return name, (ask or from_terminal)(name)
+    return name, os.environ.get("TUNNEL_SECRET") or (ask or from_terminal)(name)
+
+
+def file_of(options: argparse.Namespace) -> str | None:
+    """The file that the secret comes from, if it comes from one."""
+    if options.secret_file or os.environ.get("TUNNEL_SECRET"):
+        return options.secret_file or None
+    return os.environ.get("TUNNEL_SECRET_FILE")
 
 
 def from_file(path: str) -> str:

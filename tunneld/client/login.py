@@ -49,7 +49,7 @@ async def _log_in(exchange: Exchange, relay: Endpoint, login: Login) -> None:
         proof = await trio.to_thread.run_sync(login.prove, challenge)
         proof.check(await _say(exchange, scram.encode(proof.message, padded=False)))
     except RefusedError as error:
-        advice = "; does it have that name, and is this its secret?" if error.reply_code == NotAllowedError.code else ""
+        advice = "; check its name and its secret" if error.reply_code == NotAllowedError.code else ""
         raise RefusedError(
             error.reply_code, f"relay {relay} refused the credential {login.name!r}: {error}{advice}"
         ) from None
