@@ -165,13 +165,13 @@ class Pool:
 class PlainParked:
     """One connection that the engine watches, and what has come of its header."""
 
-    __slots__ = ("_pool", "connection", "handle", "head", "watching")
+    __slots__ = ("_handle", "_pool", "connection", "head", "watching")
 
     def __init__(self, pool: Pool, connection: socket.socket, handle: Parked | None = None) -> None:
-        """`handle` is what the pool knows it by, where that is not this."""
+        """`handle` is what the pool knows it by, where that is not this; named once, and then let go of."""
         self._pool = pool
         self.connection = connection
-        self.handle = handle or self
+        self._handle = handle
         self.head = b""
         self.watching: Registration | None = pool.engine.watch(connection, self.look, pool.owner.failed)
 
@@ -188,8 +188,7 @@ class PlainParked:
         except OSError as error:
             self._lose(reason_of(error))
         else:
-            self._release()
-            self._pool.came(self.handle, SocketWay(self._pool.engine, self.connection), whole)
+            self._pool.came(self._release(), SocketWay(self._pool.engine, self.connection), whole)
 
     def close(self) -> None:
         """See `Parked`."""
@@ -213,10 +212,14 @@ class PlainParked:
         return self.head
 
     def _lose(self, reason: str) -> None:
-        self.close()
-        self._pool.lost(self.handle, reason)
+        handle = self._release()
+        self.connection.close()
+        self._pool.lost(handle, reason)
 
-    def _release(self) -> None:
+    def _release(self) -> Parked:
+        """Watch no more; what the pool knows it by. Parted from that, both die without the garbage collector."""
         if self.watching is not None:
             self.watching.release()
             self.watching = None
+        handle, self._handle = self._handle, None
+        return handle or self

@@ -104,9 +104,11 @@ class TlsParked:
     """A connection in TLS that the relay has parked. See `Parked`."""
 
     def __init__(self, pool: Pool, tls: TlsSocket, ahead: bytes, handle: Parked) -> None:
-        """`ahead` was read already; `handle` is what the pool knows it by. Raises OSError."""
+        """`ahead` was read already; `handle` is what the pool knows it by: named once, and then let go of, or both
+        would wait for the garbage collector, which does not know how much OpenSSL holds. Raises OSError.
+        """
         self._pool = pool
-        self._handle = handle
+        self._handle: Parked | None = handle
         self._duct = TlsDuct(cast(Pump, pool.engine), tls)
         self._duct.put_back(ahead)
         try:
@@ -122,10 +124,15 @@ class TlsParked:
 
     def close(self) -> None:
         """See `Parked`."""
+        self._handle = None
         self._duct.close()
 
     def _came(self, way: DuctWay, header: bytes) -> None:
-        self._pool.came(self._handle, way, header)
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._pool.came(handle, way, header)
 
     def _lost(self, reason: str) -> None:
-        self._pool.lost(self._handle, reason)
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._pool.lost(handle, reason)
