@@ -13,6 +13,7 @@ with (sysexits(3)).
     ShortageError          this machine          the request              shortage          71 EX_OSERR
     DrainingError          the operator          the request              draining          75 EX_TEMPFAIL
     ConfigError            who wrote the file    the start or the reload  config            78 EX_CONFIG
+    AwaitedConfigError     who wrote the file    this try to start        (only logged)     69 EX_UNAVAILABLE
     ListenError            this machine          the listener             cannot-listen     71 EX_OSERR
     StoreError             this machine          nothing                  (only logged)
     RemoteProtocolError    the peer              its connection           protocol          76 EX_PROTOCOL
@@ -105,6 +106,19 @@ class ConfigError(TunneldError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+
+
+class AwaitedConfigError(ConfigError):
+    """The same, while systemd keeps connections for whoever starts next: it tries again, and a file that was mended
+    by then loses nobody.
+    """
+
+    exit_status = os.EX_UNAVAILABLE
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(
+            [*problems, "connections of the process before are kept until this is mended, or until a stop"]
+        )
 
 
 class ListenError(TunneldError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
 import signal
@@ -233,6 +234,28 @@ async def test_a_manager_keeps_relays_and_listeners_while_another_process_starts
             await visitor.aclose()
             assert await read_all(hidden) == b""
             assert "id=t1 " in await relay.ask("list")
+
+
+async def test_a_mistake_in_the_file_loses_nobody_where_it_is_mended_before_the_next_try(tmp_path: Path) -> None:
+    async with manager(tmp_path) as systemd:
+        async with systemd.service() as relay:
+            server, client = await opened(relay, "tcp", "persist=yes")
+            hidden, visitor = await connect(server), await connect(client)
+            await visitor.send_all(b"one")
+            assert await read_exactly(hidden, 3) == b"one"
+            await systemd.stop_for_restart(relay)
+        config, kept = tmp_path / "tunnel.toml", list(systemd.kept)
+        right = config.read_text()
+        for wrong in ("[contrl]\n", '[ssh]\nenabled = true\nport = 0\nhost_key = "tunnel.toml"\n'):
+            config.write_text(right + wrong)
+            status, said = await systemd.failed_start()
+            assert status == os.EX_UNAVAILABLE
+            assert said.splitlines()[-1].startswith("connections of the process before are kept until this is mended")
+            assert systemd.kept == kept
+        config.write_text(right)
+        async with systemd.service():
+            await visitor.send_all(b"two")
+            assert await read_exactly(hidden, 3) == b"two"
 
 
 async def test_a_process_that_crashed_left_nothing_and_the_next_one_starts(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tunneld.cli.tunneld import parser
 from tunneld.config.keys import Key, keys
 from tunneld.config.literals import literal
 from tunneld.config.problems import bounds
-from tunneld.errors import ConfigError, ListenError, LocalProtocolError, UsageError
+from tunneld.errors import AwaitedConfigError, ConfigError, ListenError, LocalProtocolError, UsageError
 from tunneld.signals import SIGNALS
 
 MAN = Path(__file__).parents[2] / "man"
@@ -168,8 +168,9 @@ def test_options_and_signals_take_what_the_program_takes() -> None:
 
 def test_the_exit_statuses_are_those_of_the_program() -> None:
     told = {int(status) for status in re.findall(r"^\.It (\d+)$", section("EXIT STATUS"), re.MULTILINE)}
-    kinds = (UsageError, LocalProtocolError, ListenError, common.OutputError, common.OutputGoneError, ConfigError)
-    assert told == {os.EX_OK, daemon.CUT, common.INTERRUPTED} | {kind.exit_status for kind in kinds}
+    kinds = (UsageError, LocalProtocolError, ListenError, ConfigError, AwaitedConfigError)
+    ends = (common.OutputError, common.OutputGoneError)
+    assert told == {os.EX_OK, daemon.CUT, common.INTERRUPTED} | {kind.exit_status for kind in (*kinds, *ends)}
 
 
 def test_the_environment_is_what_the_program_reads() -> None:

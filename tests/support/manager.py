@@ -115,6 +115,15 @@ class Manager:
             yield daemon
             nursery.cancel_scope.cancel()
 
+    async def failed_start(self) -> tuple[int, str]:
+        """A service that does not get as far: its exit status, and what it said."""
+        words, variables, fds = self.command()
+        with trio.fail_after(PATIENCE):
+            done = await trio.run_process(
+                words, capture_stdout=True, capture_stderr=True, env=variables, pass_fds=fds, check=False
+            )
+        return done.returncode, done.stderr.decode()
+
     async def stop_for_restart(self, daemon: Daemon) -> int:
         """What `systemctl restart` does first, with the unit's RestartKillSignal; the exit status."""
         daemon.process.send_signal(signal.SIGUSR1)

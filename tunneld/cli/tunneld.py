@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunneld.cli.common import Parser, run, say
+from tunneld.errors import AwaitedConfigError, ConfigError
 
 if TYPE_CHECKING:
     from tunneld.config import Settings
@@ -94,14 +95,29 @@ def _tunneld(options: argparse.Namespace) -> int:
     def load() -> Settings:
         return _overridden(config.load(path) if path is not None else config.Settings(), options)
 
-    settings = load()
     if options.check:
+        load()
         say(f"{path or 'built-in defaults'}: ok")
         return 0
     if options.print_config:
-        say(config.dump(settings), end="")
+        say(config.dump(load()), end="")
         return 0
-    return _serve(settings, path, load)
+    is_awaited = _is_awaited()
+    try:
+        return _serve(load(), path, load)
+    except ConfigError as error:
+        if is_awaited:
+            raise AwaitedConfigError(error.problems) from None
+        raise
+
+
+def _is_awaited() -> bool:
+    """Whether systemd keeps connections for us, of a process before."""
+    if sys.platform != "linux":
+        return False
+    from tunneld.handover import Inherited  # noqa: PLC0415 - as above
+
+    return bool(Inherited.parse(os.environ, os.getpid()).stored)
 
 
 def _overridden(settings: Settings, options: argparse.Namespace) -> Settings:

@@ -120,18 +120,35 @@ def a_drain_that_cuts_is_no_failure() -> Iterator[str]:
 
 
 @step
-def a_restart_with_a_bad_file_is_tried_once() -> Iterator[str]:
-    """`restart` of the control protocol is refused and the daemon goes on; systemctl restart fails, once, with the
-    reason in the journal.
+def a_restart_with_a_bad_file_loses_nobody() -> Iterator[str]:
+    """`restart` of the control protocol is refused and the daemon goes on; systemctl restart fails, with the reason in
+    the journal, and a transfer stands still until the file is mended.
     """
+    with Transfer(*tcp_tunnel()) as transfer:
+        with changed(CONFIG, BASELINE[0] + "[contrl]\n"):
+            try:
+                ask("restart")
+            except WrongError as error:
+                yield str(error)
+                expect("unrecognized table" in str(error), True, "the reason is there")
+            expect(RELAY.state, RUNNING, "the unit")
+            RELAY.do("restart", status=1)
+            yield RELAY.must_say("contrl")
+            yield RELAY.must_say("are kept until")
+            wait_until("systemd tries again", lambda: int(RELAY.NRestarts) > 1)
+            yield f"{RELAY.state} after {RELAY.NRestarts} tries, {RELAY.NFileDescriptorStore} descriptors are kept"
+        RELAY.must_be(RUNNING)
+        transfer.must_move()
+        yield RELAY.must_say("taken over")
+    no_tracebacks([RELAY])
+
+
+@step
+def a_start_with_a_bad_file_is_tried_once() -> Iterator[str]:
+    """Nobody waits for it, so the unit has failed, with the reason in the journal."""
+    RELAY.do("stop")
     with changed(CONFIG, BASELINE[0] + "[contrl]\n"):
-        try:
-            ask("restart")
-        except WrongError as error:
-            yield str(error)
-            expect("unrecognized table" in str(error), True, "the reason is there")
-        expect(RELAY.state, RUNNING, "the unit")
-        RELAY.do("restart", status=1)
+        RELAY.do("start", status=1)
         expect((RELAY.ActiveState, RELAY.ExecMainStatus, RELAY.NRestarts), ("failed", "78", "0"), "the unit")
         yield RELAY.must_say("contrl")
         no_tracebacks([RELAY])
