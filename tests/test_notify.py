@@ -65,6 +65,7 @@ def test_without_a_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch, addr
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if address is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
+    assert notify.is_heard() == bool(address)
     assert not notify.ready()
     with notify.reloading():
         pass
@@ -88,4 +89,5 @@ def test_the_watchdog_is_fed_where_systemd_asks_this_process_for_it(
                 monkeypatch.setenv(name, value)
         assert notify.watchdog_interval() == interval
     assert notify.alive()
-    assert manager.recv(100) == b"WATCHDOG=1"
+    assert notify.alive("2 tunnels")
+    assert [manager.recv(100), manager.recv(100)] == [b"WATCHDOG=1", b"WATCHDOG=1\nSTATUS=2 tunnels"]

@@ -51,9 +51,14 @@ def watchdog_interval() -> float | None:
     return int(usec) / 1_000_000
 
 
-def alive() -> bool:
-    """The daemon is not stuck."""
-    return send(WATCHDOG="1")
+def alive(status: str = "") -> bool:
+    """The daemon is not stuck; and the line for `systemctl status`, where there is one."""
+    return send(WATCHDOG="1", STATUS=status)
+
+
+def is_heard() -> bool:
+    """Whether there is a manager to tell."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
 def barrier() -> bool:

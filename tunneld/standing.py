@@ -68,15 +68,16 @@ class Standing:
             if trio.current_time() - looked >= CERTIFICATES:
                 self.look()
                 looked = trio.current_time()
-            pulse = PULSE if self._tell_now() else CERTIFICATES
-            if interval is not None:
-                notify.alive()
-                pulse = min(PULSE, interval / 2)
-            await trio.sleep(pulse)
+            self._tell_now(alive=interval is not None)
+            await trio.sleep(min(PULSE if notify.is_heard() else CERTIFICATES, (interval or math.inf) / 2))
 
-    def _tell_now(self) -> bool:
-        """Whether somebody listens. A drain has words of its own."""
-        return not self._service.draining and notify.status(str(self))
+    def _tell_now(self, *, alive: bool = False) -> None:
+        """In one message: a manager that hangs costs a second, and not two. A drain has words of its own."""
+        status = "" if self._service.draining else str(self)
+        if alive:
+            notify.alive(status)
+        elif status:
+            notify.status(status)
 
 
 def _first_of(error: TunneldError) -> str:

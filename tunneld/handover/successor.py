@@ -55,7 +55,7 @@ def most_stored() -> int:
     """How many sockets systemd keeps for us, beside the letter; 0 where there is no systemd that does."""
     told = os.environ.get("FDSTORE", "")  # since systemd 254; without it we know no better than the unit that we ship
     most = int(told) if told.isascii() and told.isdigit() else MOST_STORED
-    return min(most, MOST_STORED) - 1 if os.environ.get("NOTIFY_SOCKET") else 0
+    return min(most, MOST_STORED) - 1 if notify.is_heard() else 0
 
 
 def store(letter: bytes, baggage: Baggage) -> bool:
