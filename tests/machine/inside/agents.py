@@ -12,7 +12,7 @@ from .journal import JOURNAL
 from .relay import BASELINE, CONFIG, RELAY, addresses, serves
 from .steps import first, step
 from .tools import changed, expect, sh, wait_until
-from .units import Unit
+from .units import Unit, no_tracebacks
 
 AGENT = Unit("tunnel.service", "alice")
 HOME = Path("/home/alice")
@@ -95,15 +95,30 @@ def the_agent_stops_as_its_unit_says() -> Iterator[str]:
 
 
 @step
-def an_agent_with_a_wrong_secret_is_tried_once() -> Iterator[str]:
-    """It ends with 77, and systemd leaves it; the right one helps."""
+def an_agent_with_a_wrong_secret_waits_for_the_right_one() -> Iterator[str]:
+    """It says so and goes on as soon as its file has the right one; systemd starts nothing again."""
     AGENT.do("stop")
     with changed(SECRET, "wrong\n"):
         AGENT.do("start")
+        yield AGENT.must_say("waiting for another one")
+        expect((AGENT.state, AGENT.NRestarts), ("active/running", "0"), "the unit")
+    took = wait_until("the agent is there", is_there)
+    yield f"it is there {took:.0f} s after that"
+    expect(AGENT.NRestarts, "0", "restarts")
+    no_tracebacks([AGENT])
+
+
+@step
+def an_agent_with_a_bad_file_is_tried_once() -> Iterator[str]:
+    """It ends with 78, with the reason in the journal, and systemd leaves it; a right one helps."""
+    AGENT.do("stop")
+    with changed(FILE, FILE.read_text() + "\n[expse.third]\n"):
+        AGENT.do("start")
         wait_until("it has ended", lambda: AGENT.ActiveState == "failed")
-        expect((AGENT.ExecMainStatus, AGENT.NRestarts), ("77", "0"), "the unit")
-        yield from (line["MESSAGE"] for line in AGENT.journal())
-        AGENT.must_not_say("Traceback", "internal error")
+        expect((AGENT.ExecMainStatus, AGENT.NRestarts), ("78", "0"), "the unit")
+        yield AGENT.must_say("expse")
+        expect({line["PRIORITY"] for line in AGENT.journal()}, {"3"}, "priorities")
+        no_tracebacks([AGENT])
     AGENT.do("start")
     wait_until("the agent is there", is_there)
 
