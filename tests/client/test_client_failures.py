@@ -14,6 +14,7 @@ from tests.support.control import running_server
 from tests.support.people import reset
 from tests.support.relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
 from tunneld.client import connect
+from tunneld.client.exchange import HUNG_UP, why
 from tunneld.config.schema import Control
 from tunneld.errors import (
     RefusedError,
@@ -194,6 +195,14 @@ async def test_a_relay_that_hangs_up_before_it_has_said_anything_has_a_reason(au
         ):
             async with connect(f"tls://{relay.authority}", tls=client_context(authority)):
                 pass
+
+
+@pytest.mark.parametrize("reason", ["UNEXPECTED_EOF_WHILE_READING", None])
+def test_a_relay_that_hung_up_did_so_whatever_python_calls_it(reason: str | None) -> None:
+    error, cause = trio.BrokenResourceError(), ssl.SSLError() if reason else ssl.SSLEOFError()
+    cause.reason = reason or ""
+    error.__cause__ = cause
+    assert why(error) == HUNG_UP
 
 
 async def test_a_wrong_name_is_told(authority: trustme.CA) -> None:

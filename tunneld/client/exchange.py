@@ -25,6 +25,9 @@ READ_SIZE = 64 * 1024
 HUNG_UP = "it hung up"
 """How a connection ended of which the other end said nothing more."""
 
+UNEXPECTED_EOF = "UNEXPECTED_EOF_WHILE_READING"
+"""How OpenSSL 3 calls it, in Pythons that have no class of their own for that."""
+
 NOT_NOW = frozenset({9, 10})
 """X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
 
@@ -212,9 +215,12 @@ def why(error: BaseException) -> str:
             now = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
             advice = f"it is {now} UTC by the clock here; if that is right, its operator must renew it"
         return f"its certificate does not hold: {cause.verify_message}; {advice}"
-    if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return HUNG_UP
     if isinstance(cause, ssl.SSLError):
+        if (
+            isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+            or cause.reason == "UNEXPECTED_EOF_WHILE_READING"
+        ):
+            return HUNG_UP
         if cause.reason == "WRONG_VERSION_NUMBER":
             return "it does not speak TLS there; use tcp://"
         return f"TLS failed: {(cause.reason or str(cause)).replace('_', ' ').lower()}"
