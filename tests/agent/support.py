@@ -187,22 +187,29 @@ def unused_port() -> int:
 
 @asynccontextmanager
 async def agent(
-    target: Target, relay: RelayAccess, told: Told, wish: Wish | None = None, check: Check | None = None
+    target: Target,
+    relay: RelayAccess,
+    told: Told,
+    wish: Wish | None = None,
+    check: Check | None = None,
+    scheme: str = "tcp",
 ) -> AsyncIterator[Exposure]:
     """An exposure with an engine of its own; the block runs it."""
     async with trio.open_nursery() as nursery:
         engine = new_engine()
         await nursery.start(engine.run)
-        plan = Plan(target, wish or Wish(), check, linger=PATIENCE)
+        plan = Plan(target, wish or Wish(), check, scheme, linger=PATIENCE)
         async with open_exposure(plan, relay, told, engine, Wake()) as exposure:
             yield exposure
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def exposed(target: Target, relay: RelayAccess, told: Told, wish: Wish | None = None) -> AsyncIterator[Exposure]:
+async def exposed(
+    target: Target, relay: RelayAccess, told: Told, wish: Wish | None = None, scheme: str = "tcp"
+) -> AsyncIterator[Exposure]:
     """An agent that runs for the length of the block."""
-    async with agent(target, relay, told, wish) as exposure, trio.open_nursery() as nursery:
+    async with agent(target, relay, told, wish, scheme=scheme) as exposure, trio.open_nursery() as nursery:
         nursery.start_soon(exposure.run)
         await told.wait_for("opened")
         yield exposure

@@ -54,6 +54,15 @@ def dial_nowait(address: Address) -> socket.socket:
     return connection
 
 
+def check_not_refused(connection: socket.socket) -> None:
+    """Raise `OSError`, and close, where a connection that was begun has been refused by now: this machine does so
+    before `dial_nowait` returns, and some kernels of Linux do not say so then.
+    """
+    if outcome := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        connection.close()
+        raise OSError(outcome, os.strerror(outcome))
+
+
 def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):

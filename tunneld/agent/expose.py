@@ -28,6 +28,7 @@ from tunneld.agent.ending import Ending
 from tunneld.agent.events import Figures, Teller
 from tunneld.agent.health import Check, Conduct
 from tunneld.agent.keeper import Ground, Keeper, Wish
+from tunneld.agent.listening import complaint
 from tunneld.agent.local import LocalServer
 from tunneld.agent.plan import Plan
 from tunneld.agent.visitors import Visitors
@@ -78,7 +79,8 @@ async def open_exposure(
     finish.
     """
     async with trio.open_nursery() as nursery:
-        visitors = Visitors(LocalServer(plan.target), nursery, teller, linger=plan.linger)
+        http = plan.scheme == "http"
+        visitors = Visitors(LocalServer(plan.target), nursery, teller, linger=plan.linger, http=http)
 
         async def start(client: Client, wish: Wish) -> Keeper:
             ground = Ground(engine, nursery, relay, teller, exposure.hurry)
@@ -88,6 +90,8 @@ async def open_exposure(
         exposure = Exposure(relay, plan.wish, teller, visitors, start, ending, wake=wake, patient=patient)
         if (check := plan.check) is not None:
             nursery.start_soon(watch, LocalServer(plan.target), check, teller, partial(exposure.heed, check))
+        if (nothing_there := complaint(plan.target)) is not None:
+            teller.tell("trouble", reason=nothing_there, repeated=0)
         try:
             yield exposure
         finally:

@@ -1,4 +1,4 @@
-"""How visitors are turned away while the local server is unhealthy."""
+"""How visitors are turned away while the local server is unhealthy, or does not answer where it speaks HTTP."""
 
 from __future__ import annotations
 

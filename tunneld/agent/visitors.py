@@ -18,6 +18,7 @@ import socket
 import trio
 
 from tunneld.agent import refusal
+from tunneld.agent.dial import check_not_refused
 from tunneld.agent.events import Teller
 from tunneld.agent.local import LocalServer
 from tunneld.agent.repeats import Repeats
@@ -35,8 +36,12 @@ _NEVER_CONNECTED = frozenset(
 class Visitors:
     """The visitors that are being served, and the counts of those that were."""
 
-    def __init__(self, local: LocalServer, nursery: trio.Nursery, teller: Teller, *, linger: float) -> None:
-        """`nursery` owns the few visitors for whom the local server is dialled the long way. `linger` in seconds."""
+    def __init__(
+        self, local: LocalServer, nursery: trio.Nursery, teller: Teller, *, linger: float, http: bool = False
+    ) -> None:
+        """`nursery` owns the few visitors for whom the local server is dialled the long way. `linger` in seconds.
+        `http`: who comes while that does not answer is told so over HTTP.
+        """
         self.served = 0
         self.failed = 0
         self._stirred_at = trio.current_time()  # when the last one left, or could not be served
@@ -44,6 +49,7 @@ class Visitors:
         self._nursery = nursery
         self._teller = teller
         self._linger = linger
+        self._http = http
         self._relays: dict[Relay, bytes] = {}  # each with its visitor's PROXY header
         self._ended_up = self._ended_down = 0
         self._repeats = Repeats()
@@ -100,6 +106,8 @@ class Visitors:
             return
         try:
             server = self._local.dial_nowait()
+            if self._http:
+                check_not_refused(server)
         except trio.WouldBlock:
             self._nursery.start_soon(self._take_patiently, way, header)
         except OSError as error:
@@ -108,11 +116,14 @@ class Visitors:
             self._join(way, server, header)
 
     def _refuse(self, way: Way, header: bytes, reason: str) -> None:
-        if self._answering and self._being_answered < refusal.MOST:
+        self._end(way, reason, answering=self._answering)
+        self._fail(header, reason)
+
+    def _end(self, way: Way, reason: str, *, answering: bool) -> None:
+        if answering and self._being_answered < refusal.MOST:
             self._nursery.start_soon(self._answer, way)
         else:
             way.close(reason)
-        self._fail(header, reason)
 
     async def _answer(self, way: Way) -> None:
         self._being_answered += 1
@@ -166,7 +177,7 @@ class Visitors:
     def _lose(self, way: Way, header: bytes, error: OSError) -> None:
         """The local server cannot be dialled for this visitor."""
         reason = self._no_connection(error)
-        way.close(reason)
+        self._end(way, reason, answering=self._http)
         self._fail(header, reason)
 
     def _no_connection(self, error: OSError) -> str:
