@@ -53,6 +53,7 @@ import trio
 
 from .acceptor import Acceptor, Watch
 from .engine import Failure, Limiter, Registration, Relay, RelayEnd
+from .failures import tell_failure
 from .lift import Lifted
 from .limits import MIB, Limits
 from .pair import Pair
@@ -218,7 +219,9 @@ class Pump:
             self._running().modify(fd, EVERYTHING)
 
     def after_batch(self, callback: Callable[[], None]) -> None:
-        """Call it, once, when everything that is ready now has been served. It raises nothing."""
+        """Call it, once, when everything that is ready now has been served. It raises nothing; what it raises all the
+        same is logged, and nobody else notices.
+        """
         self._later.append(callback)
         if not self._in_batch:
             self.timers.ring()
@@ -276,7 +279,7 @@ class Pump:
             try:
                 handler.on_event(events)
             except Exception as error:
-                handler.on_failure(error)
+                tell_failure(handler.on_failure, error)
         if self.ended or self._later:
             self._finish_batch()
         self._in_batch = False
@@ -292,7 +295,10 @@ class Pump:
         while self.ended or self._later:
             later, self._later = self._later, []
             for callback in later:
-                callback()
+                try:
+                    callback()
+                except Exception as error:
+                    log.error("could not write what was gathered: a bug", exc_info=error)
             ended, self.ended = self.ended, []
             for relay, how in ended:
                 relay.tell(how)

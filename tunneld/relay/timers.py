@@ -11,10 +11,13 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
+import structlog
 import trio
 
 SWEEP_SPACING = 0.05
 "Seconds between two sweeps at least, and so the most by which something can overstay."
+
+log = structlog.get_logger("relay")
 
 
 class Timed(Protocol):
@@ -24,7 +27,9 @@ class Timed(Protocol):
     "Trio time, seconds."
 
     def on_deadline(self) -> None:
-        """The deadline has passed, and `Timers` has forgotten the object."""
+        """The deadline has passed, and `Timers` has forgotten the object. An exception is a bug: it is logged, and
+        nobody else notices.
+        """
 
 
 class Timers:
@@ -63,6 +68,9 @@ class Timers:
         """Serve whose deadline has passed, then set the clock for the next."""
         for timed in [timed for timed in self._timed if timed.deadline <= now]:
             self._timed.discard(timed)
-            timed.on_deadline()
+            try:
+                timed.on_deadline()
+            except Exception as error:
+                log.error("could not do what was due: a bug", exc_info=error)
         earliest = min((timed.deadline for timed in self._timed), default=math.inf)
         self._sleep = trio.CancelScope(deadline=max(earliest, now + SWEEP_SPACING))

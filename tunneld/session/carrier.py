@@ -267,6 +267,8 @@ class Carrier:
                 self._hear_opened(session, protocol)
             case Accepted(session) | Refused(session) if session == self._ping:
                 self._hear_pong(event)
+            case Broken(session) if session == self._ping:
+                self._lose_ping()
             case Accepted():
                 self.owner.freed()
             case EndpointDefined(_, uri):
@@ -299,10 +301,21 @@ class Carrier:
         if isinstance(event, Accepted):
             self.mux.reset(event.session)
         if self._ask_again:
-            self._ask_again = False
-            self.ask()
+            self._ask_anew()
         else:
             self.owner.answered()
+
+    def _lose_ping(self) -> None:
+        """It said on that session what cannot be said there, and so nothing of its life: the session is another's
+        from here on.
+        """
+        self._ping = None
+        if self._ask_again:
+            self._ask_anew()
+
+    def _ask_anew(self) -> None:
+        self._ask_again = False
+        self.ask()
 
     def _add(self, sid: int) -> Channel:
         limits = self.limits

@@ -113,11 +113,11 @@ class Joint:
         if self.pump.handlers.get(self.fd) is self:
             del self.pump.handlers[self.fd]
         self.connection.close()
+        self.pump.ended.append((self, how))
         if how.cause is Cause.FINISHED:
             self.channel.part()
         else:
             self.channel.reset(reason_of(how.error) if how.error else how.cause.value)
-        self.pump.ended.append((self, how))
 
     def tell(self, how: RelayEnd) -> None:
         """Tell the owner."""
