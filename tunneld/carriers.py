@@ -26,6 +26,7 @@ from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError
 from tunneld.lobby import Lobby
 from tunneld.relay.pump import Pump
 from tunneld.session import Carrier, CarrierLimits, Channel, link_over
+from tunneld.session.carrier import TALKATIVE
 from tunneld.tls import shake_hands
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("webmux")
@@ -70,7 +71,9 @@ class _Port:
             settings = self._settings()
             newcomer = _Newcomer(self._endpoints, peer, settings.max_carriers)
             limits = limits_of(settings)
-            newcomer.carrier = carrier = Carrier(self._engine, link_over(way), newcomer, initiator=False, limits=limits)
+            newcomer.carrier = carrier = Carrier(
+                self._engine, link_over(way), newcomer, initiator=False, limits=limits, is_strange=True
+            )
         except BaseException:
             connection.close()
             raise
@@ -113,6 +116,7 @@ class _Newcomer:
             self.carrier.close("refused")  # before it answers the question behind this, which says that it was taken
         else:
             self.side, self.freed = side, side.freed
+            self.carrier.welcome()
             log.debug("carrier came", peer=format_peer(self._peer))
         self.decided.set()
 
@@ -129,6 +133,8 @@ class _Newcomer:
 
     def ended(self, reason: str) -> None:
         """It is gone."""
+        if self.side is None and reason == TALKATIVE:
+            self.refusal = NotAllowedError(reason)
         self.decided.set()
         if self.side is not None:
             self.side.lost(self.carrier)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from tests.agent.support import BACKEND, PATIENCE, RelayHere, Told, echo, exposed, local_server, relay_here
 from tests.agent.test_expose import address, ask
@@ -25,6 +27,7 @@ from tunneld.endpoint import Endpoint
 from tunneld.errors import RefusedError, UsageError
 from tunneld.session import Carrier
 from tunneld.session import carrier as session_carrier
+from tunneld.session.carrier import TALKATIVE
 from tunneld.tls import TlsSocket
 from tunneld.trust import client_tls_context
 from tunneld.tunnel import Phase
@@ -304,6 +307,24 @@ async def test_who_comes_back_gets_the_visitors_although_its_old_carrier_seems_t
             for _ in range(5):
                 assert await ask(address(told), b"served") == b"served"
             await hung.stream.aclose()
+
+
+async def test_who_talks_and_does_not_say_whose_it_is_is_cut_off_and_has_failed() -> None:
+    """A stranger who sends nothing but small fragments would have the relay do nothing else."""
+    with trio.fail_after(PATIENCE), capture_logs() as lines:
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, Told()):
+            await until(relay, 1)
+            here = Stranger(relay.tunnel.server_uri)
+            with suppress(trio.BrokenResourceError):
+                for _ in range(100):
+                    here.mux.noop(bytes(1000))
+                    await here.flush()
+            while await here.hear():
+                pass
+            await here.stream.aclose()
+            assert len(carriers(relay)) == 1
+    failures = [line for line in lines if line["event"] == "authentication failed"]
+    assert [(line["face"], line["reason"]) for line in failures] == [("webmux", TALKATIVE)]
 
 
 async def test_the_relay_calls_back_with_the_port_of_the_client_side_and_serves_nothing_itself() -> None:

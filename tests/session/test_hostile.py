@@ -4,30 +4,60 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.relay.bench import Ends, read_exactly, stream, tcp_pair
+from tests.relay.bench import NOISE, Ends, read_all, read_exactly, stream, tcp_pair
 from tests.session.bench import Person, Two
 from tunneld.relay import Cause
 from tunneld.session import Carrier, Channel, Link
-from tunneld.wire.webmux.header import FIN, SYN, WORD
+from tunneld.session.carrier import AT_ONCE, STRANGERS_SAY, TALKATIVE
+from tunneld.wire.webmux.header import CONTROL, FIN, RST, SYN, WORD, Code
+from tunneld.wire.webmux.limits import FIRST_ATOM
 
 pytestmark = pytest.mark.parametrize("two", ["plain"], indirect=True)
+
+
+class Host(Person):
+    """The owner, as the shared port is one: it serves nobody who calls, and welcomes whoever says a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+        self.at_call: Callable[[], None] = lambda: None
+        self.welcomes: Carrier | None = None
+
+    def opened(self, channel: Channel, protocol: int) -> None:
+        channel.reset("nothing is served here")
+        self.calls.append(protocol)
+        self.at_call()
+        self.stirred.set()
+
+    def defined(self, uri: str | None) -> None:
+        super().defined(uri)
+        if self.welcomes is not None:
+            self.welcomes.welcome()
+
+    async def wait_called(self, protocol: int) -> None:
+        while protocol not in self.calls[-1:]:
+            self.stirred = trio.Event()
+            await self.stirred.wait()
 
 
 class Raw:
     """The far end of a carrier of the relay's, which says whatever it likes."""
 
-    def __init__(self, two: Two) -> None:
+    def __init__(self, two: Two, *, is_strange: bool = False) -> None:
         self.two = two
         self.socket, near = tcp_pair()
-        self.person = Person()
+        self.person = Host()
         self.stream = stream(self.socket)
-        self.carrier = Carrier(two.pump, Link(near), self.person, initiator=False, limits=two.relay.limits)
+        self.carrier = Carrier(
+            two.pump, Link(near), self.person, initiator=False, limits=two.relay.limits, is_strange=is_strange
+        )
 
     async def say(self, *octets: bytes) -> None:
         """Say it, and wait until the carrier has read it."""
@@ -55,6 +85,9 @@ async def raw(two: Two) -> AsyncIterator[Raw]:
 
 def head(sid: int, flags: int = 0, value: int = 0) -> bytes:
     return WORD.pack(sid << 24 | flags | value)
+
+
+NOOP = head(0, CONTROL | Code.NO_OP << 19)
 
 
 def join(channel: Channel, linger: float = 5) -> tuple[socket.socket, Ends]:
@@ -117,3 +150,104 @@ async def test_who_waits_for_a_confirmation_asks_again_where_the_question_was_br
     await raw.say(head(3, 0, 4), b"what")
     await raw.say(head(5, SYN))
     assert raw.person.answers == 1
+
+
+# A storm
+
+
+class Neighbour:
+    """Somebody else in the same pump, who counts their turns."""
+
+    def __init__(self, two: Two) -> None:
+        self.turns = 0
+        self.far, self.near = tcp_pair()
+        self._pump, self._fd = two.pump, self.near.fileno()
+        two.pump.attach(self._fd, self)
+        two.far.append(stream(self.far))
+
+    def on_event(self, events: int) -> None:
+        self.turns += 1
+        self._pump.arm_again(self._fd)
+
+    def on_failure(self, error: Exception) -> None:
+        raise AssertionError from error
+
+    def on_stop(self) -> None:
+        """It is closed below."""
+
+    def leave(self) -> None:
+        del self._pump.handlers[self._fd]
+        self.near.close()
+
+
+SMALLEST = {
+    "noop": head(0, CONTROL | Code.NO_OP << 19),
+    "end of nothing": head(2, FIN),
+    "reset of nothing": head(2, RST),
+    "data of no octets": head(2),
+    "call": head(2, SYN) + head(2, RST),
+    "a question": head(4, SYN),
+    "an octet of credit": head(3, CONTROL | Code.ADD_CREDIT << 19, 1),
+    "an octet of data": head(3, 0, 1) + b"....",
+}
+
+
+@pytest.mark.parametrize("what", SMALLEST)
+async def test_a_storm_of_the_smallest_fragments_leaves_others_their_turns(two: Two, raw: Raw, what: str) -> None:
+    visitor, _ends = join(raw.carrier.open(80))
+    await raw.say(head(3, SYN, 80))
+    neighbour = Neighbour(two)
+    with visitor:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raw.read_away)
+            raw.person.at_call = lambda: turns.append(neighbour.turns)
+            turns: list[int] = []
+            await raw.stream.send_all(head(6, SYN, 80) + SMALLEST[what] * (40 * AT_ONCE) + head(8, SYN, 4711))
+            await raw.person.wait_called(4711)
+            nursery.cancel_scope.cancel()
+    assert turns[-1] - turns[0] >= 40
+    neighbour.leave()
+
+
+async def test_of_a_storm_nothing_is_lost(two: Two, raw: Raw) -> None:
+    visitor, ends = join(raw.carrier.open(80))
+    text = NOISE[: 20 * AT_ONCE]
+    octets = [head(3, 0, 1) + text[at : at + 1] + b"..." for at in range(len(text))]
+    await raw.stream.send_all(head(3, SYN, 80) + b"".join(octets) + head(3, FIN))
+    far = stream(visitor)
+    assert await read_all(far) == text
+    await far.aclose()
+    assert (await ends.one()).cause is Cause.FINISHED
+
+
+# Somebody who has not said whose the carrier is
+
+
+@pytest.fixture
+async def stranger(two: Two) -> AsyncIterator[Raw]:
+    raw = Raw(two, is_strange=True)
+    yield raw
+    raw.carrier.close()
+    await trio.aclose_forcefully(raw.stream)
+
+
+async def test_somebody_strange_may_say_so_much_and_no_octet_more(stranger: Raw) -> None:
+    await stranger.say(NOOP * (STRANGERS_SAY // 4 - 1))
+    await stranger.say(NOOP)
+    assert stranger.person.reason is None
+    await stranger.say(b"\0")
+    assert stranger.person.reason == TALKATIVE
+
+
+async def test_who_is_welcome_may_go_on_in_the_same_breath(two: Two) -> None:
+    raw = Raw(two, is_strange=True)
+    raw.person.welcomes = raw.carrier
+    name = b"webmux://localhost:1/key"
+    named = head(0, CONTROL | Code.INTERN_ATOM << 19, len(name)) + name
+    named += head(0, CONTROL | Code.DEFINE_ENDPOINT << 19, FIRST_ATOM)
+    await raw.say(NOOP * 500 + named + NOOP * STRANGERS_SAY + head(6, SYN, 4711))
+    assert raw.person.uris == [name.decode()]
+    assert raw.person.calls[-1] == 4711
+    assert not raw.carrier.over
+    raw.carrier.close()
+    await trio.aclose_forcefully(raw.stream)

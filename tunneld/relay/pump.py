@@ -298,7 +298,7 @@ class Pump:
                 try:
                     callback()
                 except Exception as error:
-                    log.error("could not write what was gathered: a bug", exc_info=error)
+                    log.exception("could not write what was gathered: a bug", exc_info=error)
             ended, self.ended = self.ended, []
             for relay, how in ended:
                 relay.tell(how)

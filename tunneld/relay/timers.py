@@ -71,6 +71,6 @@ class Timers:
             try:
                 timed.on_deadline()
             except Exception as error:
-                log.error("could not do what was due: a bug", exc_info=error)
+                log.exception("could not do what was due: a bug", exc_info=error)
         earliest = min((timed.deadline for timed in self._timed), default=math.inf)
         self._sleep = trio.CancelScope(deadline=max(earliest, now + SWEEP_SPACING))

@@ -42,6 +42,17 @@ from tunneld.wire.webmux import (
 
 MOST_CHANNELS = 126
 """Opened by one side at once: an id of the 127 is for the heartbeat."""
+AT_ONCE = 256
+"""Fragments heard before others have their turn. Nobody is kept waiting for long by few octets, be they the dearest of
+fragments; and the honest, whose fragments carry something, fill their turn by octets first or have a millisecond's work
+done.
+"""
+STRANGERS_SAY = 4096
+"""Octets until the owner knows whose the carrier is: what it is called after, with room for what an agent of another
+make says first.
+"""
+TALKATIVE = f"it said more than {STRANGERS_SAY} octets and not whose it is"
+NOTHING = memoryview(b"")
 GIVE_UP = 6
 """Heartbeats after which the kernel may give a connection up: the heartbeat does it after two or three."""
 FRAGMENTS = 256
@@ -53,8 +64,19 @@ log = structlog.get_logger("session")
 class Carrier:
     """One connection that carries channels; the pump's handler for it."""
 
-    def __init__(self, pump: Pump, link: Link, owner: Owner, *, initiator: bool, limits: CarrierLimits) -> None:
-        """Begin to serve; `initiator` says who made the connection. Raises OSError where it is closed already."""
+    def __init__(
+        self,
+        pump: Pump,
+        link: Link,
+        owner: Owner,
+        *,
+        initiator: bool,
+        limits: CarrierLimits,
+        is_strange: bool = False,
+    ) -> None:
+        """Begin to serve; `initiator` says who made the connection. Somebody strange may say `STRANGERS_SAY` octets
+        until `welcome`. Raises OSError where it is closed already.
+        """
         self.pump = pump
         self.limits = limits
         self.mux = Mux(initiator=initiator)
@@ -70,6 +92,8 @@ class Carrier:
         self._outbox = Outbox(pump, link, self.mux.outgoing, limits, self._end)
         self.touch = self._outbox.touch
         self._exact = False
+        self._is_strange = is_strange
+        self._said = 0  # octets, while it was strange
         self._ping: int | None = None  # the session that asks for a sign of life
         self._ask_again = False  # what was said since then is to be confirmed as well
         link.keep_unsent_below(limits.unsent)
@@ -105,6 +129,10 @@ class Carrier:
         self.touch()
         self.heartbeat.expect()
         return channel
+
+    def welcome(self) -> None:
+        """It is known whose it is."""
+        self._is_strange = False
 
     def define(self, uri: str) -> None:
         """Say that we can be called back as `uri` (InternAtom, DefineEndpoint)."""
@@ -178,7 +206,7 @@ class Carrier:
             self._exact = True
         if events & WRITABLE:
             self._outbox.unblock()
-        if (events & READABLE or self._link.ahead) and not self.over:
+        if (events & READABLE or self._link.ahead or self.mux.behind) and not self.over:
             self._read()
 
     def on_failure(self, error: Exception) -> None:
@@ -219,7 +247,12 @@ class Carrier:
         buffer, link = self.pump.wide_buffer, self._link
         share = self.pump.share
         with memoryview(buffer) as view:
+            if self.mux.behind:
+                self._hear(NOTHING)
             while not self.over:
+                if self.mux.behind:
+                    self.pump.arm_again(self._fd)
+                    return
                 try:
                     count = link.receive_into(view)
                 except BlockingIOError:
@@ -231,19 +264,36 @@ class Carrier:
                     self._end("the peer closed it")
                     return
                 self.heartbeat.heard = True
-                self._hear(view[:count])
-                if link.drained and not self._exact:
+                if self._is_strange:
+                    self._hear_out(view[:count])
+                else:
+                    self._hear(view[:count])
+                if link.drained and not self._exact and not self.mux.behind:
                     return
                 share -= count
                 if share <= 0:
                     self.pump.arm_again(self._fd)
                     return
 
+    def _hear_out(self, data: memoryview) -> None:
+        """Somebody strange: whoever says a lot does not say whose it is."""
+        room = STRANGERS_SAY - self._said
+        self._said += len(data)
+        self._hear(data[:room])
+        while self.mux.behind and not self.over:
+            self._hear(NOTHING)
+        if len(data) <= room or self.over:
+            return
+        if self._is_strange:
+            self._end(TALKATIVE)
+        else:
+            self._hear(data[room:])
+
     def _hear(self, data: memoryview) -> None:
         """Let the codec read what arrived, and do what it says."""
         channels = self.channels
         try:
-            for item in self.mux.receive(data):
+            for item in self.mux.receive(data, AT_ONCE):
                 if isinstance(item, tuple):
                     channel = channels.get(item[0])
                     if channel is not None:

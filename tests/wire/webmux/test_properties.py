@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.wire.webmux.helpers import Seen, frame, hear, merged, quick, take
+from tests.wire.webmux.helpers import Seen, frame, hear, merged, quick, seen, take
 from tunneld.errors import RemoteProtocolError
 from tunneld.wire.webmux import Mux
 from tunneld.wire.webmux.header import CONTROL, FIN, PUSH, RST, SYN, WITHOUT_PAYLOAD, Code
@@ -87,6 +87,29 @@ def test_any_cut_yields_the_same_items_answers_and_books(wire: list[bytes], size
     if whole[1]:  # what was told before the end of the connection is lost by `outcome`
         whole, cut = ([], *whole[1:]), ([], *cut[1:])
     assert cut == whole
+
+
+@quick
+@given(frames, steps, st.integers(1, 3))
+def test_any_number_of_fragments_at_once_yields_the_same_too(wire: list[bytes], sizes: list[int], most: int) -> None:
+    def feed_a_few_at_once(mux: Mux) -> list[Seen]:
+        items, at, turn = [], 0, 0
+        while at < len(octets):
+            step = sizes[turn % len(sizes)]
+            scratch = bytearray(octets[at : at + step])
+            items += [seen(item) for item in mux.receive(memoryview(scratch), most)]
+            scratch[:] = bytes(len(scratch))  # as the next read into the same buffer does
+            while mux.behind:
+                items += [seen(item) for item in mux.receive(b"", most)]
+            at, turn = at + step, turn + 1
+        return items
+
+    octets = b"".join(wire)
+    whole = outcome(busy(), lambda mux: hear(mux, octets))
+    slowly = outcome(busy(), feed_a_few_at_once)
+    if whole[1]:
+        whole, slowly = ([], *whole[1:]), ([], *slowly[1:])
+    assert slowly == whole
 
 
 @quick

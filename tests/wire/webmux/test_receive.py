@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.wire.webmux.helpers import Pair, frame, hear, merged, reach, take
+from tests.wire.webmux.helpers import Pair, frame, hear, merged, reach, seen, take
 from tunneld.errors import LocalProtocolError, RemoteProtocolError
 from tunneld.wire.webmux import (
     UNLIMITED,
@@ -222,6 +222,18 @@ def test_input_must_be_read_to_its_end() -> None:
     next(mux.receive(frame(2, SYN, value=80)))
     with pytest.raises(LocalProtocolError, match="before the last input was read"):
         mux.receive(b"")
+
+
+def test_no_more_fragments_are_read_at_once_than_the_caller_wants() -> None:
+    mux = Mux(initiator=False)
+    octets = frame(2, SYN, value=80) + frame(2, 0, b"hello") * 3 + b"\x02"
+    turns = [([seen(item) for item in mux.receive(octets, 2)], mux.behind)]
+    with pytest.raises(LocalProtocolError, match="before what is behind"):
+        mux.receive(b"more", 2)
+    turns.append(([seen(item) for item in mux.receive(b"", 2)], mux.behind))
+    data = (2, b"hello", False)
+    assert turns == [([Opened(2, 80), data], True), ([data, data], False)]
+    assert hear(mux, frame(2, FIN)[1:]) == [Finished(2)]
 
 
 def test_half_close_leaves_the_other_direction_alone() -> None:

@@ -48,7 +48,8 @@ MAX_OFFENCES = 16
 peer that has the roles mixed up makes every SYN wrong, and this is enough of them to be seen in a trace.
 """
 
-MAX_UNSENT = 16 << 20
+MAX_UNSENT = 1 << 20
 """Octets in `outgoing` beyond which nothing more is received: the peer sends, makes us answer, and does not read. A
-carrier pauses its sources at a small part of this, so that only answers can reach it.
+carrier pauses its sources at a quarter of this, so that only answers can reach it, of which an honest peer makes a few
+thousandths of what it sends.
 """

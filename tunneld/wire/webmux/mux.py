@@ -5,12 +5,16 @@ session, send, open another) is done before the next fragment is read, and never
 
 A fragment is handed out as it arrives, in parts where reads cut it. Kept from one `receive` to the next are at most 7
 octets of a header, how much is left of a fragment, and a text of at most `MAX_TEXT` octets; so cutting the input
-finely costs no more than its octets. What every session has many or one of takes a straight path in `_read`: plain data
-that is whole, SYN, and a FIN with nothing that is no answer; everything else is a `_Fragment`.
+finely costs no more than its octets. A buffer of the smallest fragments would keep everybody else waiting for as long
+as a second, though; who wants to be fair says how many are read at once, and the rest of that input is kept, too.
+
+What every session has many or one of takes a straight path in `_read`: plain data that is whole, SYN, and a FIN with
+nothing that is no answer; everything else is a `_Fragment`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator
 
 from tunneld.errors import LocalProtocolError, RemoteProtocolError
@@ -39,6 +43,7 @@ _Reading = Generator[Item, None, int]
 """Reads some input; returns where the next header starts, which may be behind the end of the input."""
 
 _word_at = WORD.unpack_from
+_NOTHING = memoryview(b"")
 
 
 class _Fragment:
@@ -69,25 +74,37 @@ class Mux(Hearer):
         self._head = bytearray()  # of a header that the last input cut
         self._fragment_in: _Fragment | None = None  # that it cut behind the header
         self._skip = 0  # octets of padding that it lacked
+        self._behind = _NOTHING  # of the last input: more fragments than were to be read at once
 
-    def receive(self, data: bytes | bytearray | memoryview) -> Iterator[Item]:
+    @property
+    def behind(self) -> bool:
+        """Whether the last input was not read to its end: go on with `receive(b"")`."""
+        return len(self._behind) > 0
+
+    def receive(self, data: bytes | bytearray | memoryview, most: int = sys.maxsize) -> Iterator[Item]:
         """Read what arrived: iterate to the end, and only then overwrite `data` or call this again.
 
         Items are `Data` tuples and `Event` objects, in order. Raises `RemoteProtocolError` in between, after which
-        the connection is to be closed and nothing received any more. A memoryview must be one of octets.
+        the connection is to be closed and nothing received any more. A memoryview must be one of octets. Of more
+        fragments than `most` the rest is kept: see `behind`.
         """
         if self._reading:
             raise LocalProtocolError("receive before the last input was read to its end, or after an error")
+        if self._behind and data:
+            raise LocalProtocolError("receive before what is behind of the last input was read")
+        behind, self._behind = self._behind, _NOTHING
         self._reading = True
-        return self._read(memoryview(data))
+        return self._read(behind or memoryview(data), most, is_ours=len(behind) > 0)
 
-    def _read(self, data: memoryview) -> Iterator[Item]:
+    def _read(self, data: memoryview, most: int, *, is_ours: bool) -> Iterator[Item]:
         size = len(data)
         at, self._skip = self._skip, 0
         if self._fragment_in or self._head:
             at = yield from self._resume(data)
         sessions = self._sessions
-        while size - at >= 4:
+        for _ in range(most):
+            if size - at < 4:
+                break
             word = _word_at(data, at)[0]
             session = sessions[word >> 24]
             said = word & RARE
@@ -111,13 +128,20 @@ class Mux(Hearer):
                 at += 4
                 continue
             at = yield from self._read_fragment(word, data, at)
-        if at < size:
-            self._head += data[at:]
-        elif at > size:
-            self._skip = at - size
+        self._keep(data, at, is_ours=is_ours)
         if len(self.outgoing) > MAX_UNSENT:
             raise RemoteProtocolError(f"peer sends and does not read: {len(self.outgoing)} octets wait for it")
         self._reading = False
+
+    def _keep(self, data: memoryview, at: int, *, is_ours: bool) -> None:
+        """What was not read of this input, for the next `receive`."""
+        left = len(data) - at
+        if left >= 4:
+            self._behind = data[at:] if is_ours else memoryview(bytes(data[at:]))
+        elif left > 0:
+            self._head += data[at:]
+        else:
+            self._skip = -left
 
     def _resume(self, data: memoryview) -> _Reading:
         """Go on in the fragment that the last input cut."""
