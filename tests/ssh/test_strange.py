@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import asyncssh
 import pytest
@@ -13,19 +14,23 @@ import structlog
 import trio
 import trio.lowlevel
 import trio_asyncio
-from asyncssh.packet import Boolean, Byte, NameList, String, UInt32
+from asyncssh.packet import Boolean, Byte, NameList, SSHPacket, String, UInt32
 
 from tests.agent.support import echo, local_server
 from tests.agent.test_expose import ask
 from tests.ssh.support import Relay, client, openssh, relay
 from tests.support.people import PATIENCE, is_dropped
 from tunneld.config.credentials import Credential
+from tunneld.control.penalties import FREE
 from tunneld.control.strangers import Reason
-from tunneld.ssh.connection import MAX_PACKET
+from tunneld.ssh.board import MOST_UNREAD, Screen
+from tunneld.ssh.connection import AT_ONCE, MAX_PACKET, Connection
+from tunneld.ssh.flow import LEAST_PACKET
 from tunneld.ssh.gcm import NAMES
 from tunneld.ssh.guest import MOST_REFUSALS
 from tunneld.ssh.negotiation import EXCHANGES, STRICT, choose
-from tunneld.ssh.words import MOST_SESSIONS
+from tunneld.ssh.transport import STRANGERS_SAY
+from tunneld.ssh.words import LONGEST_SCHEME, MOST_SESSIONS
 
 LOCAL = "127.0.0.1"
 VERSION = b"SSH-2.0-strange\r\n"
@@ -337,3 +342,146 @@ async def test_keys_are_exchanged_anew_by_the_clock() -> None:
             await here.until_served()
             while ssh.err.count("SSH2_MSG_NEWKEYS received") < 3:
                 assert await ask(here.tunnel.client_uri, b"hello") == b"hello"
+
+
+# What few octets may cost
+
+
+class Ear:
+    """Hears what the relay says from now on, in the place of asyncssh's client and all of its channels."""
+
+    def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
+        self.said: list[tuple[int, bytes]] = []  # kinds and bodies of packets
+        there: Any = connection
+        there.process_packet = self.process_packet
+        there._channels = defaultdict(lambda: self, connection._channels)
+
+    def process_packet(self, kind: int, _number: int, packet: SSHPacket) -> bool:
+        self.said.append((kind, packet.get_remaining_payload()))
+        return True
+
+    def log_received_packet(self, *_packet: object) -> None:
+        pass
+
+    def process_connection_close(self, _error: object) -> None:
+        pass
+
+
+def heard(connection: asyncssh.SSHClientConnection) -> list[tuple[int, bytes]]:
+    return Ear(connection).said
+
+
+@pytest.mark.parametrize("kind", [b"\x02" + String(b""), b"\x04\0" + String(b"") * 2, b"\x03" + UInt32(0)])
+async def test_who_talks_and_does_not_log_in_is_cut_off_and_penalised(kind: bytes) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay(exempt=False) as here:
+            for _ in range(FREE + 1):
+                await say(here, VERSION, plain(kind) * (STRANGERS_SAY // 16 + 100))
+            await here.until(lambda: len(here.strangers) == 0)
+            assert here.strangers.penalty(LOCAL, trio.current_time()) > 0
+
+
+async def test_of_sessions_that_are_asked_for_at_once_no_more_begin_either() -> None:
+    async with unharmed() as here, guest(here) as connection:
+        said = heard(connection)
+        for number in range(50):
+            connection.send_packet(90, String("session"), UInt32(number), UInt32(1 << 20), UInt32(1 << 15))
+        await here.until(lambda: sum(kind in {91, 92} for kind, _ in said) == 50)
+        assert [kind for kind, _ in said].count(91) == MOST_SESSIONS
+
+
+@pytest.mark.parametrize(("most", "is_enough"), [(0, False), (LEAST_PACKET - 1, False), (LEAST_PACKET, True)])
+async def test_a_packet_for_each_octet_is_too_much_to_ask_for(most: int, is_enough: bool) -> None:
+    async with unharmed() as here, guest(here) as connection:
+        said = heard(connection)
+        connection.send_packet(80, String("tcpip-forward"), Boolean(True), String(""), UInt32(0))
+        await here.until(lambda: any(kind == 81 for kind, _ in said))
+        tunnel = list(here.service.tunnels())[-1]
+        visitor = await trio.open_tcp_stream(LOCAL, tunnel.client_uri.port)
+        await here.until(lambda: any(kind == 90 for kind, _ in said))
+        body = SSHPacket(next(body for kind, body in said if kind == 90))
+        body.get_string()
+        connection.send_packet(91, UInt32(body.get_uint32()), UInt32(7), UInt32(1 << 20), UInt32(most))
+        with suppress(trio.BrokenResourceError):
+            await visitor.send_all(b"x" * (2 * LEAST_PACKET))
+        await here.until(
+            lambda: (
+                connection.is_closed() or sum(len(body) - 4 for kind, body in said if kind == 94) == 2 * LEAST_PACKET
+            )
+        )
+        assert connection.is_closed() is not is_enough
+        assert all(len(body) - 4 <= most for kind, body in said if kind == 94)
+        await trio.aclose_forcefully(visitor)
+
+
+async def test_answers_do_not_pile_up_behind_a_key_exchange_without_an_end() -> None:
+    async with unharmed() as here, guest(here) as connection:
+        heard(connection)
+        connection._send_kexinit()
+        connection._kex_complete = True  # as far as our client is concerned
+        with suppress(OSError):
+            while not connection.is_closed():
+                for number in range(100):
+                    connection.send_packet(90, String("what"), UInt32(number), UInt32(1), UInt32(1 << 15))
+                await trio.sleep(0.001)
+        assert connection.is_closed()
+
+
+async def test_a_screen_that_nobody_reads_is_not_written_on() -> None:
+    """Not one word of it leaves, for the session has no credit; and what would wait for that is bounded."""
+    screen = Silent()
+    board = Screen(cast("Any", screen), is_terminal=False)
+    for _ in range(100):
+        board.tell("x" * 2000)
+    assert MOST_UNREAD < screen.unread <= MOST_UNREAD + 2000
+    screen.unread = 0
+    board.tell("read again")
+    assert screen.unread == len("read again")
+
+
+class Silent:
+    """A session's channel whose other end reads nothing."""
+
+    unread = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+    def write(self, text: str) -> None:
+        self.unread += len(text)
+
+
+@pytest.mark.parametrize(("length", "is_shown"), [(LONGEST_SCHEME, True), (LONGEST_SCHEME + 1, False)])
+async def test_a_picture_is_no_larger_than_an_address_needs(length: int, is_shown: bool) -> None:
+    scheme = "s" * length
+    with trio.fail_after(PATIENCE):
+        async with relay() as here, client(openssh(here, "-R", f"0:{LOCAL}:9", LOCAL, f"qr {scheme}")) as ssh:
+            if is_shown:
+                await ssh.wait_said(f"{scheme}://", "out")
+            else:
+                assert await ssh.ended() != 0
+                assert "is not answered here" in ssh.err
+
+
+async def test_of_a_storm_of_small_packets_nothing_is_lost_and_it_comes_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with unharmed() as here, guest(here, encryption_algs=["aes128-gcm@openssh.com"]) as connection:
+        said = heard(connection)
+        parts, hear, obey = [0], Connection.hear, Connection._obey
+
+        def begin(self: Connection, data: memoryview) -> None:
+            parts.append(0)
+            hear(self, data)
+
+        def count(self: Connection, payload: bytes) -> None:
+            parts[-1] += 1
+            obey(self, payload)
+
+        monkeypatch.setattr(Connection, "hear", begin)
+        monkeypatch.setattr(Connection, "_obey", count)
+        for number in range(20 * AT_ONCE):
+            connection.send_packet(90, String("none"), UInt32(number), UInt32(1), UInt32(1 << 15))
+        await here.until(lambda: sum(kind == 92 for kind, _ in said) == 20 * AT_ONCE)
+        assert [int.from_bytes(body[:4], "big") for kind, body in said if kind == 92] == list(range(20 * AT_ONCE))
+        assert max(parts) == AT_ONCE

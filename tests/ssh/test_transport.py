@@ -18,7 +18,8 @@ class Chatterbox:
 
     def __init__(self) -> None:
         self.heard = 0
-        self.is_busy = False
+        self.is_busy = self.is_behind = False
+        self.sip = 0
         self.transport: Transport
 
     def take_rest(self) -> bytes:

@@ -12,6 +12,8 @@ import trio
 
 from tunneld.tunnel import Tunnel
 
+MOST_UNREAD = 64 * 1024
+"""Octets that wait for somebody who does not read; what comes beyond that is not shown."""
 INTERVAL = 1.0
 """Seconds between two looks at the counts: as often as a person reads."""
 
@@ -27,7 +29,9 @@ class Screen:
         self._scope = trio.CancelScope()
 
     def tell(self, text: str, *, is_complaint: bool = False) -> None:
-        """Lines that stay."""
+        """Lines that stay, for somebody who reads."""
+        if self._channel.get_write_buffer_size() > MOST_UNREAD:
+            return
         if self._is_terminal:
             text = ("\r\x1b[K" if self._shown else "") + text.replace("\n", "\r\n")
             self._shown = ""

@@ -43,6 +43,14 @@ MAX_PACKET = 64 * 1024
 """Octets of a channel's data in one packet that we take: half the packets of OpenSSH's usual 32 KiB, where it obeys."""
 OVERHEAD = 1024
 """Octets that a packet may have beyond its data."""
+AT_ONCE = 256
+"""Packets heard before others have their turn: with the dearest, that are answered, it takes some milliseconds."""
+SIP = 8 * 1024
+"""Octets read before others have their turn where packets go asyncssh's way, which takes ten times as long: 512 of the
+smallest.
+"""
+DEFERRED = 8192
+"""Packets of ours that wait for the end of a key exchange: the openings and ends of all visitors that there may be."""
 SUSPENDED = 64 * 1024
 """Octets that arrive while a key exchange or a proof is computed; then no more is read."""
 BLOCK = 16
@@ -61,6 +69,7 @@ class Connection(Narrow):
     def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions) -> None:
         super().__init__(loop, options)
         self.asked = 0  # keepalives that wait for an answer
+        self.is_behind = False  # see `Hearer`
         self._max_packet = MAX_PACKET + OVERHEAD
         self._update_recv_pktlen(MAX_PACKET)
 
@@ -75,6 +84,11 @@ class Connection(Narrow):
     def is_busy(self) -> bool:
         """See `Hearer`."""
         return len(self._inpbuf) > SUSPENDED and self._recv_handler != self._recv_pkthdr
+
+    @property
+    def sip(self) -> int:
+        """See `Hearer`."""
+        return 0 if self.is_quick else SIP
 
     @property
     def channel_count(self) -> int:
@@ -92,7 +106,8 @@ class Connection(Narrow):
         """See `Hearer`."""
         octets = len(data)
         try:
-            while data and self.is_quick and (taken := self._hear_packets(data)):
+            self.is_behind = False
+            while data and self.is_quick and not self.is_behind and (taken := self._hear_packets(data)):
                 data = data[taken:]
             if data:
                 self._inpbuf += bytes(data)
@@ -106,17 +121,21 @@ class Connection(Narrow):
             self._force_close(error if isinstance(error, Exception) else None)
 
     def _hear_packets(self, data: memoryview) -> int:
-        """Open and obey packets, as many as are whole; returns the octets that they took."""
+        """Open and obey packets, as many as are whole, and no more than are to be at once; returns the octets that they
+        took.
+        """
         cipher = self._recv_encryption
         assert isinstance(cipher, Gcm)
         at, end, most, hear_data = 0, len(data), self._max_packet, self.hear_data
-        while end - at >= BLOCK:
+        for _ in range(AT_ONCE):
+            if end - at < BLOCK:
+                return at
             size = int.from_bytes(data[at : at + 4], "big")
             if size > most:
                 raise asyncssh.ProtocolError(f"a packet of {size} octets is too large")
             after = at + 4 + size + TAG
             if after > end:
-                break
+                return at
             try:
                 packet = cipher.open(data[at : at + 4], data[at + 4 : after])
             except InvalidTag:
@@ -134,6 +153,7 @@ class Connection(Narrow):
                 self._obey(packet[1:stop])
                 if not self.is_quick or self._recv_encryption is not cipher or self._transport is None:
                     return at
+        self.is_behind = True
         return at
 
     def _obey(self, payload: bytes) -> None:
@@ -171,6 +191,9 @@ class Connection(Narrow):
         data, self._inpbuf = self._inpbuf, b""
         taken = self._hear_packets(memoryview(data))
         self._inpbuf = data[taken:] + self._inpbuf
+        if self.is_behind:
+            self.transport.come_back()
+            return False
         return taken > 0
 
     def _finish_recv_packet(
@@ -206,6 +229,8 @@ class Connection(Narrow):
             return
         if self._auth_complete and self._kex_complete and type(self._send_encryption) is Gcm:
             self._say(b"%c%b" % (pkttype, b"".join(args)))
+        elif len(self._deferred_packets) >= DEFERRED:
+            self._force_close(asyncssh.ProtocolError("a key exchange without an end"))
         else:
             super().send_packet(pkttype, *args, handler=handler)  # type: ignore[arg-type]
 

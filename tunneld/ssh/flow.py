@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from tunneld.ssh.carrier import Carrier
 
 
+LEAST_PACKET = 256
+"""Octets that a packet of data must be able to have: everybody takes 32 KiB (RFC 4253, section 6.1), and a packet for
+each octet would keep everybody else waiting.
+"""
+
+
 class Owner(Protocol):
     """Whose visitors a channel carries: one `-R`."""
 
@@ -155,6 +161,8 @@ class Flow(SSHPacketHandler):
             raise asyncssh.ProtocolError("Channel not being opened")
         self.carrier.pump.timers.forget(self)
         self.head = b"%c%b" % (MSG_CHANNEL_DATA, number.to_bytes(4, "big"))
+        if most < LEAST_PACKET:
+            raise asyncssh.ProtocolError(f"Packets of {most} octets are too small")
         self.credit, self.most = window, min(most, MAX_PACKET)
         if self.is_over():  # the visitor did not wait
             self.say(MSG_CHANNEL_CLOSE)

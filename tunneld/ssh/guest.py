@@ -30,7 +30,7 @@ from tunneld.ssh.connection import Connection
 from tunneld.ssh.forwards import Forward, Leases
 from tunneld.ssh.login import Doorkeeper, Login
 from tunneld.ssh.server import Server
-from tunneld.ssh.transport import Transport
+from tunneld.ssh.transport import TALKATIVE, Transport
 from tunneld.ssh.words import MOST_SESSIONS, Conversation, Session
 from tunneld.tunnel import Tunnel
 
@@ -120,6 +120,7 @@ class Guest:
     def enter(self, login: Login) -> None:
         """It is known."""
         self.login = login
+        self.transport.welcome()
         dial_timeout = self._settings.dial_timeout
         self._carrier = Carrier(self.connection, self.transport, self._limits, dial_timeout, self._fell_silent)
         self._log = self._log.bind(credential=login.owner) if login.owner else self._log
@@ -247,6 +248,7 @@ class Guest:
             reason = self._good_bye or ("it said good-bye" if error is None else str(error))
             self.strange = isinstance(error, asyncssh.DisconnectError)
         else:
+            self.strange = reason == TALKATIVE
             connection.connection_lost(asyncssh.ConnectionLost(reason))
         is_polite = connection.is_ending and connection.farewell is None
         self.reason = reason = "".join(each if each.isprintable() else "?" for each in reason[:LONGEST_REASON])

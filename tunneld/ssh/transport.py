@@ -25,6 +25,11 @@ from tunneld.session.outbox import Outbox
 
 log = structlog.get_logger("ssh")
 
+STRANGERS_SIP = 1024
+"""Octets read of somebody who has not logged in before others have their turn: 64 of the smallest packets."""
+STRANGERS_SAY = 128 * 1024
+"""Octets that they say at most: a key exchange has about 3 KiB, and each of a few dozen keys and certificates less."""
+TALKATIVE = f"it said more than {STRANGERS_SAY} octets and had not logged in"
 ANSWERS = 4
 """Times `CarrierLimits.pause_at` that answers may wait in: what channels may say is within one."""
 
@@ -41,6 +46,14 @@ class Hearer(Protocol):
     @property
     def is_busy(self) -> bool:
         """Nothing more is to be read until `Transport.resume_reading`."""
+
+    @property
+    def is_behind(self) -> bool:
+        """It was told more than it hears at once: nothing more is to be read, and the rest is to be heard."""
+
+    @property
+    def sip(self) -> int:
+        """Octets that are to be read at most, before others have their turn; 0: what there is."""
 
 
 class Unheard:
@@ -73,7 +86,17 @@ class Transport(asyncio.Transport):
         self._on_lost = on_lost
         self._names = {"peername": link.connection.getpeername(), "sockname": link.connection.getsockname()}
         self._paused = self._over = self._exact = False
+        self._is_strange = True
+        self._said = 0  # octets, while it was strange
         link.keep_unsent_below(limits.unsent)
+
+    def welcome(self) -> None:
+        """It has logged in."""
+        self._is_strange = False
+
+    def come_back(self) -> None:
+        """The hearer is behind: have it hear the rest, after others had their turn."""
+        self.pump.arm_again(self._fd)
 
     def start(self) -> None:
         """Serve. Raises OSError where it is closed already."""
@@ -119,7 +142,7 @@ class Transport(asyncio.Transport):
             self.outbox.unblock()
             if self._paused and len(self.outgoing) < self._most_answers:
                 self.resume_reading()
-        if events & READABLE and not self._over and not self._paused:
+        if (events & READABLE or self._hearer.is_behind) and not self._over and not self._paused:
             self._read()
 
     def on_failure(self, error: Exception) -> None:
@@ -153,11 +176,17 @@ class Transport(asyncio.Transport):
                 if hearer.is_busy or len(self.outgoing) > self._most_answers:
                     self._paused = True
                     return
+                is_behind = hearer.is_behind
                 rest = hearer.take_rest()
                 start = len(rest)
                 view[:start] = rest
+                if is_behind:
+                    hearer.hear(view[:start])
+                    self.come_back()
+                    return
+                most = self._most()
                 try:
-                    count = self.link.receive_into(view[start:])
+                    count = self.link.receive_into(view[start : start + most] if most else view[start:])
                 except BlockingIOError:
                     hearer.hear(view[:start])
                     return
@@ -169,9 +198,25 @@ class Transport(asyncio.Transport):
                     return
                 self.pulse.heard = True
                 hearer.hear(view[: start + count])
+                if self._is_strange and self._is_talkative(count):
+                    return
+                if hearer.is_behind or (most and (count == most or self._exact)):
+                    self.come_back()
+                    return
                 if start + count < len(view) and not self._exact:
                     return
                 share -= count
                 if share <= 0:
                     pump.arm_again(self._fd)
                     return
+
+    def _is_talkative(self, octets: int) -> bool:
+        """Whether somebody strange has said too much, and so is gone."""
+        self._said += octets
+        if self._said > STRANGERS_SAY:
+            self.end(TALKATIVE)
+        return self._over
+
+    def _most(self) -> int:
+        """Octets to read before others have their turn; 0: what there is."""
+        return STRANGERS_SIP if self._is_strange else self._hearer.sip

@@ -23,6 +23,8 @@ from tunneld.tunnel import Tunnel
 
 MOST_SESSIONS = 10
 """On one connection, as OpenSSH's MaxSessions."""
+LONGEST_SCHEME = 32
+"""Characters: the longest that IANA lists has 29 and is nothing that a tunnel carries. Large pictures take long."""
 ENDS = frozenset("\x03\x04q")
 """Ctrl-C, Ctrl-D and q: a terminal in raw mode sends them as characters."""
 HELP = """\
@@ -111,6 +113,7 @@ class Session(asyncssh.SSHServerSession[str]):
     """A shell or a word, on a terminal or not."""
 
     def __init__(self, conversation: Conversation) -> None:
+        conversation.sessions += 1  # from here on: what is asked for at once must not pass for the first
         self._conversation = conversation
         self._words: list[str] = []
         self._is_terminal = False
@@ -120,7 +123,6 @@ class Session(asyncssh.SSHServerSession[str]):
     def connection_made(self, chan: asyncssh.SSHServerChannel[str]) -> None:
         """See asyncssh."""
         self._channel = chan
-        self._conversation.sessions += 1
 
     def pty_requested(self, term_type: str, term_size: tuple[int, int, int, int], term_modes: object) -> bool:
         """Lines are told over, and Ctrl-C comes as a character."""
@@ -147,7 +149,7 @@ class Session(asyncssh.SSHServerSession[str]):
                 self._show("")
             case ["qr"]:
                 self._show("http")
-            case ["qr", scheme] if scheme.isalnum():
+            case ["qr", scheme] if scheme.isalnum() and len(scheme) <= LONGEST_SCHEME:
                 self._show(scheme)
             case _:
                 self._conversation.person.nursery.start_soon(self._answer)
