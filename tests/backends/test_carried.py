@@ -152,3 +152,19 @@ async def test_one_that_is_lost_is_forgotten(here: Side) -> None:
     assert list(here.side.carriers) == [old]
     here.side.lost(old)
     assert (here.side.silent, here.side.parked) == (False, 0)
+
+
+async def test_a_newcomer_is_admitted_although_asking_after_another_finds_that_lost(here: Side) -> None:
+    old, other = here.carrier(), here.carrier()
+    old.heartbeat.asking = False
+    old._ping = None
+    old.touch = lambda: here.side.lost(old)
+    new = here.carrier()
+    assert list(here.side.carriers) == [other, new]
+
+
+async def test_a_visitor_goes_to_another_carrier_where_opening_finds_one_lost(here: Side) -> None:
+    old, new = here.carrier(), here.carrier()
+    new.touch = lambda: new.close("its connection broke")
+    assert here.visit() is old
+    assert new.over

@@ -10,12 +10,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.relay.bench import NOISE, Ends, read_all, read_exactly, stream, tcp_pair
+from tests.relay.bench import NOISE, Ends, flood, read_all, read_exactly, stream, tcp_pair
 from tests.session.bench import Person, Two
 from tunneld.relay import Cause
 from tunneld.session import Carrier, Channel, Link
-from tunneld.session.carrier import AT_ONCE, STRANGERS_SAY, TALKATIVE
-from tunneld.wire.webmux.header import CONTROL, FIN, RST, SYN, WORD, Code
+from tunneld.session.carrier import AT_ONCE, FRAGMENTS, STRANGERS_SAY, TALKATIVE
+from tunneld.session.joint import LEAST, Joint
+from tunneld.wire.webmux.header import CONTROL, FIN, LONG, RST, SYN, TWO_WORDS, WORD, Code
 from tunneld.wire.webmux.limits import FIRST_ATOM
 
 pytestmark = pytest.mark.parametrize("two", ["plain"], indirect=True)
@@ -87,6 +88,8 @@ def head(sid: int, flags: int = 0, value: int = 0) -> bytes:
     return WORD.pack(sid << 24 | flags | value)
 
 
+CREDIT = CONTROL | Code.ADD_CREDIT << 19
+MSS = CONTROL | Code.SET_MSS << 19
 NOOP = head(0, CONTROL | Code.NO_OP << 19)
 
 
@@ -251,3 +254,92 @@ async def test_who_is_welcome_may_go_on_in_the_same_breath(two: Two) -> None:
     assert not raw.carrier.over
     raw.carrier.close()
     await trio.aclose_forcefully(raw.stream)
+
+
+# What is held and what waits
+
+
+async def test_what_a_window_has_grown_by_is_not_anothers_while_it_is_held(two: Two, raw: Raw) -> None:
+    """Else each channel that ends with a visitor who does not read holds as much as all of a carrier may."""
+    channel = raw.carrier.open(80)
+    assert channel.window._budget.take(1 << 20)
+    channel.window.size += 1 << 20
+    budget = channel.window._budget
+    left = budget.left
+    await raw.say(head(3, SYN, 80), head(3, 0, 1000), bytes(1000))
+    channel.finish()
+    await raw.say(head(3, FIN))
+    assert not raw.carrier.channels
+    assert (len(channel.held), budget.left) == (1000, left)
+    channel.take(999)
+    assert budget.left == left
+    channel.take(1)
+    assert budget.left == left + (1 << 20) == raw.carrier.limits.memory
+
+
+async def test_what_is_taken_after_the_end_gives_nobody_a_larger_window(two: Two, raw: Raw) -> None:
+    """Nobody would ever give back what that had grown by."""
+    channel = raw.carrier.open(80)
+    await raw.say(head(3, SYN, 80), head(3, 0, 65536), bytes(65536))
+    channel.finish()
+    await raw.say(head(3, FIN))
+    channel.take(len(channel.held))
+    assert channel.window._budget.left == raw.carrier.limits.memory
+
+
+async def test_a_channel_that_was_lost_says_nothing_with_a_number_that_is_anothers(raw: Raw) -> None:
+    """A visitor who had to wait gets its channel in one moment, and is paired in another."""
+    lost = raw.carrier.open(80)
+    await raw.say(head(3, RST))
+    raw.carrier.mux._lives.ids._settled.rotate(1)
+    assert raw.carrier.open(80).sid == lost.sid
+    with pytest.raises(ConnectionResetError):
+        lost.send(b"PROXY ...")
+
+
+async def test_who_waits_for_a_full_carrier_waits_once(two: Two, raw: Raw) -> None:
+    """However often its peer grants an octet more, and reads none."""
+    visitors = [join(raw.carrier.open(80))[0] for _ in range(3)]
+    await raw.say(*(head(sid, SYN, 80) + TWO_WORDS.pack(sid << 24 | CREDIT | LONG, 1 << 30) for sid in (3, 5, 7)))
+    async with trio.open_nursery() as nursery:
+        for visitor in visitors:
+            two.far.append(stream(visitor))
+            nursery.start_soon(flood, two.far[-1])
+        outbox = raw.carrier._outbox
+        while len(outbox._paused) < 3:
+            await trio.lowlevel.checkpoint()
+        for _ in range(20):
+            await raw.say(*(head(sid, CREDIT, 1) for sid in (3, 5, 7)))
+        assert len(outbox._paused) == 3
+        nursery.cancel_scope.cancel()
+
+
+class Recorder:
+    """In the place of a joint in the pump: how many octets each of its turns moves."""
+
+    def __init__(self, joint: Joint) -> None:
+        self.joint = joint
+        self.steps: list[int] = []
+        self.on_failure, self.on_stop = joint.on_failure, joint.on_stop
+
+    def on_event(self, events: int) -> None:
+        before = self.joint.from_socket
+        self.joint.on_event(events)
+        self.steps.append(self.joint.from_socket - before)
+
+
+async def test_who_wants_single_octets_of_a_visitor_who_says_much_has_a_turn_and_no_more(two: Two, raw: Raw) -> None:
+    """Each read makes 256 fragments then, and costs as much as one of 64 KiB."""
+    channel = raw.carrier.open(80)
+    visitor, _ends = join(channel)
+    await raw.say(head(3, SYN, 80), TWO_WORDS.pack(3 << 24 | CREDIT | LONG, 1 << 30), head(0, MSS, 1))
+    assert isinstance(channel.user, Joint)
+    recorder = two.pump.handlers[channel.user.fd] = Recorder(channel.user)
+    with visitor:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raw.read_away)
+            said = visitor.send(NOISE)
+            while channel.user.from_socket < said:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    assert 0 < max(recorder.steps) <= channel.share // LEAST * FRAGMENTS

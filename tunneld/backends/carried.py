@@ -166,7 +166,7 @@ class Carried:
             raise NotAllowedError(reason)
         if len(self._carriers) >= min(self._host.room(), most) and not self._replace_silent():
             raise LimitReachedError(f"the tunnel has {len(self._carriers)} carriers already (max_carriers)")
-        for other in self._carriers:
+        for other in list(self._carriers):  # asking may find that it is lost
             other.heartbeat.ask_now()
         self._carriers[carrier] = peer
         self._taking.insert(0, carrier)
@@ -207,7 +207,7 @@ class Carried:
 
     def _open(self) -> Channel:
         carriers = self._taking
-        for carrier in carriers if len(carriers) < 2 else sorted(carriers, key=_rank):
+        for carrier in carriers[:] if len(carriers) < 2 else sorted(carriers, key=_rank):
             try:
                 return carrier.open(self._host.client_port)
             except LimitReachedError:

@@ -127,6 +127,8 @@ class Carrier:
         channel = self._add(self.mux.open(protocol))
         self._ours += 1
         self.touch()
+        if self.over:
+            raise LimitReachedError("could not open a channel: the carrier was lost")
         self.heartbeat.expect()
         return channel
 
@@ -378,7 +380,7 @@ class Carrier:
         """Both directions are over for the codec; what is held can still be taken."""
         if self.channels.pop(channel.sid, None) is not channel:
             return
-        channel.window.close()
+        channel.settle()
         if channel.sid & 1 == self._parity:
             self._ours -= 1
         self.owner.freed()

@@ -6,6 +6,7 @@ is no room while the peer gives no credit or the carrier is full.
 
 from __future__ import annotations
 
+import errno
 from typing import Any, Protocol
 
 from tunneld.relay.pump import Pump
@@ -86,6 +87,8 @@ class Channel(Duct):
 
     def send(self, data: bytes) -> None:
         """See `Duct.send`."""
+        if self.over:  # its number may be another's by now
+            raise ConnectionResetError(errno.ECONNRESET, "the channel was lost")
         self._first += data
         self._send_first()
 
@@ -112,6 +115,11 @@ class Channel(Duct):
             self._forget()
             self.carrier.reset(self, reason)
 
+    def settle(self) -> None:
+        """The peer sends no more: what the window has grown by is another's as soon as nothing of it is held."""
+        if not self.held:
+            self.window.close()
+
     # Inside
 
     def _forget(self) -> None:
@@ -120,7 +128,9 @@ class Channel(Duct):
 
     def _taken(self, octets: int) -> None:
         grant = self.window.delivered(octets, len(self.held))
-        if grant and not self.ended and not self.over:
+        if self.ended:
+            self.settle()
+        elif grant and not self.over:
             self.carrier.grant(self.sid, grant)
 
     def _send_first(self) -> bool:

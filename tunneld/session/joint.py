@@ -27,6 +27,10 @@ from tunneld.relay.throttle import Allowance, Throttle
 if TYPE_CHECKING:
     from tunneld.session.duct import Duct
 
+LEAST = 2048
+"""Octets of its share that a read takes at least: where the peer wants fragments of one octet, each read costs as much.
+"""
+
 log = structlog.get_logger("session")
 
 
@@ -234,7 +238,7 @@ class Joint:
                 self.allowances[0].use(count)
             if count < want and not self.exact:
                 break
-            share -= count
+            share -= max(LEAST, count)
         else:
             pump.arm_again(self.fd)
             return

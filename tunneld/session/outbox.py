@@ -9,7 +9,6 @@ channels wait, and are told of room in the order in which they asked.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -51,7 +50,7 @@ class Outbox:
         self._pause_at = limits.pause_at
         self._gather = limits.gather
         self._on_lost = on_lost
-        self._paused: deque[Channel] = deque()
+        self._paused: dict[Channel, None] = {}  # in the order in which they asked; who asks again keeps their place
         self._touched = False  # a flush comes after the batch
         self._due = 0.0  # when it comes at the latest
         self._closed = False
@@ -76,7 +75,7 @@ class Outbox:
             room = self._pause_at - self._waiting()
         if room >= LEAST_ROOM:
             return min(room, ENOUGH - HEADER)
-        self._paused.append(channel)
+        self._paused[channel] = None
         return 0
 
     def flush(self) -> None:
@@ -90,7 +89,7 @@ class Outbox:
             self._on_lost(f"its connection broke: {reason_of(error)}")
             return
         if self._paused and 2 * self._waiting() <= self._pause_at:
-            paused, self._paused = self._paused, deque()
+            paused, self._paused = self._paused, {}
             for channel in paused:
                 channel.hear_room()
 

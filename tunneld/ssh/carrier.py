@@ -50,7 +50,7 @@ class Carrier:
         self._outbox = transport.outbox
         self._budget = Budget(limits.memory)
         self.flows: dict[int, Flow] = {}
-        self._mute: list[Channel] = []  # channels that wait for a key exchange to end
+        self._mute: dict[Channel, None] = {}  # channels that wait for a key exchange to end, in that order
         transport.pulse = self.heartbeat
         connection.hear_data = self._hear_data
         connection.hear_keys = self._hear_keys
@@ -89,7 +89,7 @@ class Carrier:
         if self.connection.may_say:
             flow = self.flows.get(channel.sid)
             return 0 if flow is None else min(self._outbox.room(channel), flow.credit)
-        self._mute.append(channel)
+        self._mute[channel] = None
         return 0
 
     def put(self, sid: int, data: memoryview) -> int:
@@ -171,7 +171,7 @@ class Carrier:
     def forget(self, flow: Flow) -> None:
         """We say nothing more on it."""
         if self.flows.pop(flow.number, None) is not None:
-            flow.channel.window.close()
+            flow.channel.settle()
             flow.owner.freed(flow.channel)
 
     def _hear_data(self, number: int, packet: bytes, start: int, stop: int) -> None:
@@ -184,7 +184,7 @@ class Carrier:
             raise asyncssh.ProtocolError(f"Invalid channel number {number} received")
 
     def _hear_keys(self) -> None:
-        mute, self._mute = self._mute, []
+        mute, self._mute = self._mute, {}
         for channel in mute:
             channel.hear_room()
 
