@@ -148,3 +148,29 @@ async def test_a_reload_takes_a_credential_and_its_tunnels_away(relay: Running) 
             await alice.list()
         await trio.testing.wait_all_tasks_blocked()
         assert [tunnel["owner"].partition("@")[0] for tunnel in await root.list()] == ["root"]
+
+
+async def test_a_reload_ends_what_an_admin_of_before_watches(relay: Running) -> None:
+    """On both faces: with the keys of tunnels to come, they would tell how to pose as the hidden server."""
+    host, _, port = relay.http.removeprefix("http://").rstrip("/").rpartition(":")
+    token = b64encode(f"root:{SECRET}".encode()).decode()
+    async with (
+        connect(relay.control, credential=("root", SECRET)) as root,
+        connect(relay.control, credential=("root", SECRET)) as reloading,
+        connect(relay.control, credential=("alice", SECRET)) as alice,
+        await trio.open_tcp_stream(host, int(port)) as over_http,
+        root.watch() as events,
+    ):
+        await over_http.send_all(
+            f"GET /api/v1/watch HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n\r\n".encode()
+        )
+        heard = b""
+        while b"watching" not in heard:
+            heard += await over_http.receive_some()
+        relay.path.write_text(HEAD + table("alice", "user"))
+        await reloading.call("reload")
+        uri = await alice.open_tunnel()
+        assert [event["event"] async for event in events] == ["watching"]
+        while b"0\r\n\r\n" not in heard:
+            heard += await over_http.receive_some()
+        assert uri.encode() not in heard

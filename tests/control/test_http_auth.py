@@ -196,6 +196,17 @@ async def test_a_right_secret_is_derived_once_until_it_changes(monkeypatch: pyte
     assert await gate.admit_secret("alice", SECRET, "127.0.0.1") is None
 
 
+async def test_who_is_right_at_a_wrong_place_is_not_told_so_by_how_soon_they_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = gate_of(credential("alice", networks=["192.0.2.0/24"]))
+    with counted(monkeypatch, "derive") as derivations:
+        assert await gate.admit_secret("alice", SECRET, "192.0.2.1") is not None
+        for _ in range(3):
+            assert await gate.admit_secret("alice", SECRET, "127.0.0.1") is None
+    assert len(derivations) == 4
+
+
 async def test_a_flood_of_guesses_has_one_thread_and_delays_nobody_who_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -154,6 +154,22 @@ async def test_a_watch_tells_of_what_one_may_see(house: House, nursery: trio.Nur
     assert await events_of(root, 3) == [("closed", "t2"), ("opened", "t3"), ("closed", "t1")]
 
 
+@pytest.mark.parametrize("about", ["", " {}"])
+async def test_a_watch_tells_nothing_more_once_its_credential_is_gone_or_may_do_less(house: House, about: str) -> None:
+    now: list[Grant | None] = [ROOT]
+    caller = Caller("127.0.0.1", "root@127.0.0.1:9", "127.0.0.1", ROOT, lambda: now[0])
+    request = parse_request(f"watch{about.format(house.bobs)}".encode())
+    stream = (await executor(house.relay)(request, caller)).stream
+    assert stream is not None
+    assert (await anext(stream))["event"] == "watching"
+    now[0] = Grant("root")  # no admin any more
+    await house.ask(BOB, f"drain {house.bobs}")
+    now[0] = None
+    await house.ask(ALICE, f"close {house.alices}")
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
 # Limits of a grant, in the service
 
 

@@ -74,7 +74,7 @@ class Entry:
         """The peer as the verbs see it."""
         grant = self.grant
         owner = f"{grant.name}@{self._peer}" if grant and grant.name else self._peer
-        return Caller(self._host, owner, self._local_host, grant, self._at_end.__setitem__)
+        return Caller(self._host, owner, self._local_host, grant, lambda: self.grant, self._at_end.__setitem__)
 
     def end(self) -> None:
         """The connection is over: whoever wanted to know is told."""

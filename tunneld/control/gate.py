@@ -84,13 +84,17 @@ class Gate:
         return found
 
     async def admit_secret(self, name: str, secret: str, host: str) -> Credential | None:
-        """The credential whose secret was said in clear. As slow for unknown names as for known ones."""
+        """The credential whose secret was said in clear. As slow for unknown names as for known ones, and for who is
+        right at a wrong place, or that would be told by how soon it is refused.
+        """
         verifier = self.verifier_of(name)
         digest = own_digest("right", name, secret, verifier.reveal())
-        if digest not in self._right:  # a keyed digest: nobody outside learns anything from how this compares
-            if not await trio.to_thread.run_sync(matches, verifier, secret, limiter=self._deriving):
-                return None
-            self._remember(digest)
+        credential = self.admit(name, host)
+        if credential is not None and digest in self._right:  # a keyed digest: how this compares tells nobody anything
+            return credential
+        if not await trio.to_thread.run_sync(matches, verifier, secret, limiter=self._deriving):
+            return None
+        self._remember(digest)
         return self.admit(name, host)
 
     def renew(self, credential: Credential) -> Grant | None:

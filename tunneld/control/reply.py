@@ -23,7 +23,13 @@ class Caller:
     owner: str
     local_host: str
     grant: Grant | None
+    renew: Callable[[], Grant | None] | None = None  # what it may do at another time; None: always the same
     at_end: AtEnd = at_once  # of its connection
+
+    @property
+    def grant_now(self) -> Grant | None:
+        """What it may do by now, for what takes long: its credential may be gone, or be another's that may do less."""
+        return self.grant if self.renew is None else self.renew()
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,18 +137,22 @@ async def watch_tunnels(daemon: Daemon, request: Request, caller: Caller) -> Rep
     """A stream of events, of all tunnels that the caller may see or of one. The first says that watching has begun."""
     grant = known(caller)
     tunnel = daemon.service.find(request.args[0], grant).id if request.args else None
-    return Reply(stream=_stream(daemon, tunnel, grant))
+    return Reply(stream=_stream(daemon, tunnel, caller))
 
 
-async def _stream(daemon: Daemon, tunnel: str | None, grant: Grant) -> AsyncGenerator[Item, None]:
+async def _stream(daemon: Daemon, tunnel: str | None, caller: Caller) -> AsyncGenerator[Item, None]:
+    """It ends with the first event after the caller's credential is gone, and does not tell it."""
     service = daemon.service
 
     def wanted(other: str) -> bool:
-        return other == tunnel if tunnel is not None else service.is_of(grant, other)
+        grant = caller.grant_now
+        return grant is None or (tunnel in {None, other} and service.is_of(grant, other))
 
     async with service.events.watch(daemon.settings.daemon.watch_backlog, wanted) as watcher:
         yield {"event": "watching", "id": tunnel or "all"}
         async for event in watcher:
+            if caller.grant_now is None:
+                return
             yield event
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
+from functools import partial
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -21,7 +22,7 @@ from tunneld.access import EVERYBODY
 from tunneld.control.gate import Gate
 from tunneld.control.http.guest import guest_of
 from tunneld.control.http.problems import Problem, refuse, respond
-from tunneld.control.http.words import GRANT, client_of
+from tunneld.control.http.words import GRANT, RENEW, client_of
 from tunneld.endpoint import is_loopback
 from tunneld.wire.scram import FAILED
 
@@ -72,7 +73,7 @@ class Porter:
                 return refuse(HTTPStatus.UNAUTHORIZED, FAILED, WWW_Authenticate=CHALLENGE).problem
         assert credential is not None
         guest.stranger.end()
-        scope[GRANT] = credential.grant
+        scope[GRANT], scope[RENEW] = credential.grant, partial(self._gate.renew, credential)
         return None
 
     def _penalised(self, host: str) -> Problem:

@@ -22,7 +22,9 @@ from tunneld.wire.lines import MAX_LINE, Item, Request, Value
 QUIT = "quit"
 WATCH = "watch"
 GRANT = "tunneld.grant"
-"""Where an ASGI scope keeps what its request may do."""
+"""Where an ASGI scope keeps what its request may do,"""
+RENEW = "tunneld.renew"
+"""and where, how to ask that again."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, halves of surrogate pairs
 
 
@@ -49,7 +51,7 @@ def caller_of(scope: Scope) -> Caller:
     _, port = scope["client"] or ("", 0)
     host, grant = client_of(scope), grant_of(scope)
     name = f"{grant.name}@" if grant and grant.name else ""
-    return Caller(host, f"http {name}{join_host_port(host, port)}", server_of(scope), grant)
+    return Caller(host, f"http {name}{join_host_port(host, port)}", server_of(scope), grant, scope.get(RENEW))
 
 
 def grant_of(scope: Scope) -> Grant | None:
