@@ -6,6 +6,7 @@ That such a tunnel relays as every other is in test_tunnel.py, that agents use i
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -270,3 +271,39 @@ async def test_a_hidden_server_that_is_cut_off_is_not_parked_any_more(parked: tu
 def test_keys_are_for_servers_of_tunnels() -> None:
     assert Endpoint.parse("tls://h:1/abc") == Endpoint("tls", "h", 1, "abc")
     assert Endpoint.parse("tls://h:1/abc").without_key == "tls://h:1/..."
+
+
+class AfterWaiting(trio.abc.Instrument):
+    """Does something once what was waited for is there, and before anybody has had a look at it."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+
+    def after_io_wait(self, timeout: float) -> None:
+        trio.lowlevel.remove_instrument(self)
+        self._do()
+
+
+@BOTH
+async def test_who_shows_the_key_in_the_moment_in_which_the_tunnel_closes_is_not_parked_for_ever(
+    service: TunnelService, papers: Papers, gate: Gate, secure: str
+) -> None:
+    tunnel = await open_tunnel(service, secure=secure)
+    side = tunnel._server_side
+    with trio.fail_after(PATIENT):
+        stream = await connect(tunnel.server_uri)
+        await until_strangers(gate, 1)
+        key = f"{tunnel.server_uri.key}\n".encode()
+        if secure == "yes":
+            tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
+            await tls.shake_hands()
+            await wait_all_tasks_blocked()
+            tls.write(memoryview(key))
+            tls.flush()
+        else:
+            await wait_all_tasks_blocked()
+            raw(stream).send(key)
+        trio.lowlevel.add_instrument(AfterWaiting(side.close))
+        await until_strangers(gate, 0)
+        assert side.parked == 0
+        assert b"OK" not in await read_all(stream)

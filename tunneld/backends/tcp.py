@@ -24,7 +24,7 @@ from tunneld.backends.base import Host, Premises, ServerConnection, SideLegacy
 from tunneld.backends.line import Line
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, unmap
-from tunneld.errors import LimitReachedError, UsageError
+from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.net import bind_in_range, taken_out
 from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine, Failure, Limiter, Registration, Relay, RelayEnd
@@ -62,6 +62,7 @@ class Tcp:
         self._parked = OrderedDict[Parkable, Registration]()  # in the order in which they came
         self._line = Line[Parkable]()
         self._newcomers: set[trio.CancelScope] = set()
+        self._closed = False
         self._accepting = (
             host.engine.listen(self._listener, self._arrived, host.failed) if self._listener is not None else None
         )
@@ -147,6 +148,7 @@ class Tcp:
 
     def close(self) -> None:
         """Stop listening, close what is parked, send those in line away. Harmless when repeated."""
+        self._closed = True
         self.pause()
         if self._listener is not None:
             self._listener.close()
@@ -187,10 +189,12 @@ class Tcp:
             finally:
                 self._newcomers.discard(scope)
             try:
+                self._check_open()
                 if reason := self._refusal(peer):
                     await keyed.say(way, format_err(LimitReachedError.code, reason))
                     raise LimitReachedError(reason)
                 await keyed.say(way, keyed.OK)
+                self._check_open()
                 if isinstance(way, socket.socket):
                     self._admit(TcpConnection(self._host.engine, way, peer))
                 else:
@@ -198,6 +202,11 @@ class Tcp:
             except BaseException:
                 keyed.close(way)
                 raise
+
+    def _check_open(self) -> None:
+        """Nobody is parked any more once it is closed, also who showed the key in that moment."""
+        if self._closed:
+            raise NoSuchTunnelError("the tunnel closed")
 
     def _admit(self, connection: Parkable) -> None:
         self._offer(connection)
