@@ -16,7 +16,7 @@ from tests.support.people import PATIENCE
 from tunneld import trust
 from tunneld.client import connect
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, UsageError
-from tunneld.pin import PinnedContext, fingerprint, parse_pin
+from tunneld.pin import PinnedContext, fingerprint, parse_pin, parse_pins
 
 HEX = "0123456789abcdef" * 4
 OTHER = f"sha256:{HEX}"
@@ -82,6 +82,13 @@ async def test_nothing_is_said_to_the_holder_of_another_certificate(papers: Path
         assert await outcome(papers, trust.client_tls_context(pin=pin_of(papers))) == "shaken hands"
 
 
+async def test_of_several_pins_any_will_do_so_that_a_certificate_can_be_changed(papers: Path) -> None:
+    both = trust.client_tls_context(pin=f"{OTHER},{pin_of(papers).upper()}")
+    assert await outcome(papers, both) == "shaken hands"
+    neither = trust.client_tls_context(pin=f"{OTHER},sha256:{64 * '0'}")
+    assert await outcome(papers, neither) == "the handshake failed"
+
+
 async def outcome(papers: Path, tls: ssl.SSLContext) -> str:
     """What a relay sees of one connection that is made with this context."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -141,3 +148,9 @@ Make = Callable[[str], object]
 def test_what_is_no_fingerprint_is_refused(make: Make, text: str) -> None:
     with pytest.raises(UsageError, match="not a fingerprint of the form"):
         make(text)
+
+
+@pytest.mark.parametrize("text", ["", ",", f"{OTHER},", f",{OTHER}", f"{OTHER} {OTHER}", f"{OTHER},sha256:00"])
+def test_one_bad_pin_spoils_them_all(text: str) -> None:
+    with pytest.raises(UsageError, match="not a fingerprint of the form"):
+        parse_pins(text)

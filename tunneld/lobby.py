@@ -85,6 +85,8 @@ class Lobby:
 
     def _tell(self, peer: Any, face: str, error: Exception) -> None:
         reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        if isinstance(error, ssl.SSLError) and hung_up(error):
+            reason = "it hung up"
         log.info("hidden server refused", peer=format_peer(peer), face=face, reason=reason)
 
     def _reject(self, peer: Any, face: str, stranger: Stranger, reason: str) -> None:

@@ -33,6 +33,13 @@ def parse_pin(text: str) -> str:
     return pin
 
 
+def parse_pins(text: str) -> str:
+    """One pin or more, separated by commas: of the certificate that a relay has, and of that which it will have. Raises
+    `UsageError`.
+    """
+    return ",".join(map(parse_pin, text.split(",")))
+
+
 def fingerprint(certificate: bytes) -> str:
     """The pin of a certificate in DER."""
     return f"sha256:{hashlib.sha256(certificate).hexdigest()}"
@@ -76,8 +83,8 @@ def first_fingerprint(pem: Path) -> str:
 
 
 class PinnedContext(ssl.SSLContext):
-    """A context that shakes hands with the holder of one certificate only, through `wrap_bio` (which is what Trio uses)
-    and through `wrap_socket`.
+    """A context that shakes hands with the holder of a pinned certificate only, through `wrap_bio` (which is what Trio
+    uses) and through `wrap_socket`.
     """
 
     pin: str = ""
@@ -86,7 +93,7 @@ class PinnedContext(ssl.SSLContext):
     def make(cls, pin: str) -> PinnedContext:
         """A client's context that trusts no authority until it is told of one. Raises `UsageError`."""
         context = cls(ssl.PROTOCOL_TLS_CLIENT)
-        context.pin = parse_pin(pin)
+        context.pin = parse_pins(pin)
         context.sslobject_class = _PinnedObject
         context.sslsocket_class = _PinnedSocket
         return context
@@ -111,7 +118,7 @@ class _PinnedSocket(ssl.SSLSocket):
 def _check(connection: ssl.SSLObject | ssl.SSLSocket) -> None:
     pin = connection.context.pin if isinstance(connection.context, PinnedContext) else ""
     shown = fingerprint(connection.getpeercert(binary_form=True) or b"")
-    if shown != pin:
+    if shown not in pin.split(","):
         raise RemoteProtocolError(
             f"relay {connection.server_hostname} shows the certificate {shown}, not the pinned {pin}: it has a new "
             "one, or somebody stands in its place; ask its operator before you change the pin"

@@ -96,6 +96,16 @@ def test_of_several_exposures_every_line_begins_with_a_name() -> None:
 # On a terminal
 
 
+async def test_lines_are_in_the_order_of_their_names_whoever_comes_first() -> None:
+    err = Memory()
+    board = Board(err)
+    for name in ("web", "shell", "blog"):
+        board.add(name, Figures)
+    with trio.move_on_after(0.01):
+        await board.run()
+    assert [line.partition(":")[0] for line in err.text.splitlines()[:3]] == ["blog", "shell", "web"]
+
+
 async def test_the_address_stands_on_a_line_of_its_own_where_all_goes_to_one_terminal() -> None:
     out, err = Terminal(), Terminal()
     board = Board(err)

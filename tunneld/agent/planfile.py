@@ -21,7 +21,7 @@ from tunneld.config.visitors import NetworkList, VisitorRate
 from tunneld.endpoint import MAX_PORT, Target, parse_relay
 from tunneld.errors import UsageError
 from tunneld.options import OPTIONS
-from tunneld.pin import parse_pin
+from tunneld.pin import parse_pins
 
 Looks = Annotated[int, Field(ge=1, le=MOST_LOOKS)]
 Pool = Annotated[int, Field(ge=1, le=100_000)]
@@ -63,7 +63,7 @@ class Relay(Table):
 
     where: Annotated[str, _as(parse_relay)] | None = None
     ca: File | None = None
-    pin: Annotated[str, _as(parse_pin)] | None = None
+    pin: Annotated[str, _as(parse_pins)] | None = None
     insecure: bool = False
     cert: File | None = None
     key: File | None = None

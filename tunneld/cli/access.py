@@ -122,10 +122,10 @@ def add_credential_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _pin(text: str) -> str:
-    from tunneld.pin import parse_pin  # noqa: PLC0415 - --help does without ssl
+    from tunneld.pin import parse_pins  # noqa: PLC0415 - --help does without ssl
 
     try:
-        return parse_pin(text)
+        return parse_pins(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -97,7 +97,8 @@ class Board:
         """Redraw until cancelled, then leave the cursor on a line of its own."""
         try:
             while True:
-                lines = fitting([self._line(row) for row in self._rows], shutil.get_terminal_size())
+                rows = sorted(self._rows, key=lambda row: row.name)  # a former one stays before its successor
+                lines = fitting([self._line(row) for row in rows], shutil.get_terminal_size())
                 if lines != self._drawn:
                     self._draw(lines)
                 await trio.sleep(REDRAW)

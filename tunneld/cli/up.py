@@ -37,7 +37,7 @@ from tunneld.cli.secret import from_terminal
 from tunneld.cli.writer import Writer
 from tunneld.config.places import user_file
 from tunneld.errors import ConfigError, TunneldError, UsageError
-from tunneld.pin import parse_pin
+from tunneld.pin import parse_pins
 
 FILE = "expose.toml"
 
@@ -125,7 +125,7 @@ def reach_of(table: Relay, former: Reach | None) -> Reach:
     given = table.model_dump(exclude_none=True)
     given["relay"] = given.pop("where", options.relay)
     if table.pin is not None:
-        given["pin"] = parse_pin(table.pin)
+        given["pin"] = parse_pins(table.pin)
     vars(options).update({key: str(value) if isinstance(value, Path) else value for key, value in given.items()})
     made = access(options, "relay.{}".format, from_terminal if former is None else partial(_remembered, former.access))
     papers = tuple(Path(name).read_bytes() for name in (options.ca, options.cert, options.key) if name)
