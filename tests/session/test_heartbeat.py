@@ -45,7 +45,7 @@ class Peer:
         self.silent_at: float | None = None
         self.died_at: float | None = None
         limits = CarrierLimits(heartbeat=BEAT, patience=PATIENCE)
-        self.heartbeat = Heartbeat(self, limits, self.clock, lambda: self.clock.now)
+        self.heartbeat = Heartbeat(self, limits, self.clock, self.quiet, lambda: self.clock.now)
 
     def ask(self) -> bool:
         self.asked += 1
@@ -192,7 +192,7 @@ def test_patience_may_be_nothing_and_a_whole_beat(patience: float) -> None:
     peer = Peer()
     peer.heartbeat.stop()
     limits = CarrierLimits(heartbeat=BEAT, patience=patience)
-    peer.heartbeat = Heartbeat(peer, limits, peer.clock, lambda: peer.clock.now)
+    peer.heartbeat = Heartbeat(peer, limits, peer.clock, peer.quiet, lambda: peer.clock.now)
     peer.alive = False
     peer.run(100)
     assert peer.died_at is not None

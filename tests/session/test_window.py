@@ -27,8 +27,13 @@ class Way:
         return ROUND_TRIP
 
 
-def window(budget: Budget, way: Way | None = None) -> Window:
-    return Window(FIRST, MOST, budget, way or Way())
+def budget_of(octets: int, way: Way | None = None) -> Budget:
+    way = way or Way()
+    return Budget(octets, way.now, way.round_trip)
+
+
+def window(budget: Budget) -> Window:
+    return Window(FIRST, MOST, budget)
 
 
 def carry(window: Window, way: Way, seconds: float) -> None:
@@ -42,7 +47,7 @@ def carry(window: Window, way: Way, seconds: float) -> None:
 def test_no_more_is_ever_out_than_the_windows_and_these_are_within_the_budget(
     memory: int, steps: list[tuple[int, int, bool]]
 ) -> None:
-    budget = Budget(memory)
+    budget = budget_of(memory)
     windows = [window(budget) for _ in range(3)]
     sent = [0, 0, 0]  # what stands unread at the receiver
     credit = [FIRST] * 3
@@ -65,7 +70,7 @@ def test_no_more_is_ever_out_than_the_windows_and_these_are_within_the_budget(
 
 
 def test_a_sender_whose_reader_keeps_up_never_stands_still_and_gets_the_largest_window() -> None:
-    one, credit = window(Budget(10_000)), FIRST
+    one, credit = window(budget_of(10_000)), FIRST
     for _ in range(1000):
         assert credit > 0
         chunk = min(credit, 16)
@@ -74,7 +79,7 @@ def test_a_sender_whose_reader_keeps_up_never_stands_still_and_gets_the_largest_
 
 
 def test_a_window_goes_back_to_the_first_size_while_its_reader_is_slow() -> None:
-    budget = Budget(10_000)
+    budget = budget_of(10_000)
     one = window(budget)
     while one.size < MOST:
         one.delivered(FIRST, 0)
@@ -87,7 +92,7 @@ def test_a_window_goes_back_to_the_first_size_while_its_reader_is_slow() -> None
 
 
 def test_without_budget_nothing_grows() -> None:
-    one = window(Budget(FIRST - 1))
+    one = window(budget_of(FIRST - 1))
     for _ in range(100):
         one.delivered(FIRST, 0)
     assert one.size == FIRST
@@ -95,7 +100,7 @@ def test_without_budget_nothing_grows() -> None:
 
 def test_a_window_that_goes_round_as_fast_as_the_way_lets_it_grows_and_one_that_stands_in_a_queue_does_not() -> None:
     way = Way()
-    one = window(Budget(10_000), way)
+    one = window(budget_of(10_000, way))
     limit = TRIPS * ROUND_TRIP + SLACK
     carry(one, way, limit - 0.001)
     assert one.size == 2 * FIRST
@@ -108,7 +113,7 @@ def test_a_window_that_goes_round_as_fast_as_the_way_lets_it_grows_and_one_that_
 
 def test_a_pause_only_puts_the_growth_off_by_one_window() -> None:
     way = Way()
-    one = window(Budget(10_000), way)
+    one = window(budget_of(10_000, way))
     way.time += 3600
     carry(one, way, ROUND_TRIP)
     carry(one, way, ROUND_TRIP)

@@ -86,7 +86,7 @@ class Carrier:
         self._parity = 0 if initiator else 1  # of the ids that we open
         self._link = link
         self._fd = link.connection.fileno()
-        self._budget = Budget(limits.memory)
+        self._budget = Budget(limits.memory, pump.now, link.round_trip)
         self._ours = 0  # channels that we opened
         self._burst = 1 << 30  # octets that one `put` may cost, by the peer's MSS
         self._outbox = Outbox(pump, link, self.mux.outgoing, limits, self._end)
@@ -100,7 +100,7 @@ class Carrier:
         link.resend_within(limits.resend, GIVE_UP * limits.heartbeat)
         self.mux.set_default_credit(limits.first_window)
         pump.attach(self._fd, self)
-        self.heartbeat = Heartbeat(self, limits, pump.timers)
+        self.heartbeat = Heartbeat(self, limits, pump.timers, link.quiet)
         self.touch()
 
     # What its owner does
@@ -190,16 +190,6 @@ class Carrier:
             self.touch()
             self._remove(channel)
 
-    # The pace of its windows
-
-    def now(self) -> float:
-        """See `Pace`."""
-        return self.pump.now()
-
-    def round_trip(self) -> float:
-        """See `Pace`."""
-        return self._link.round_trip()
-
     # The pump's handler
 
     def on_event(self, events: int) -> None:
@@ -229,10 +219,6 @@ class Carrier:
             self.touch()
             self.pump.timers.ring()
         return self._ping is not None
-
-    def quiet(self) -> float:
-        """See `Heart`."""
-        return self._link.quiet()
 
     def fall_silent(self) -> None:
         """See `Heart`."""
@@ -371,9 +357,8 @@ class Carrier:
 
     def _add(self, sid: int) -> Channel:
         limits = self.limits
-        self.channels[sid] = channel = Channel(
-            self, sid, Window(limits.first_window, limits.max_window, self._budget, self)
-        )
+        window = Window(limits.first_window, limits.max_window, self._budget)
+        self.channels[sid] = channel = Channel(self, sid, window)
         return channel
 
     def _remove(self, channel: Channel) -> None:

@@ -50,9 +50,6 @@ class Heart(Protocol):
     def ask(self) -> bool:
         """Ask for a sign of life; whether that was possible."""
 
-    def quiet(self) -> float:
-        """Seconds since the peer's last octet; 0 where that is not known."""
-
     def fall_silent(self) -> None:
         """The question was not answered in `CarrierLimits.patience` seconds."""
 
@@ -69,6 +66,7 @@ class Heartbeat:
         "_known",
         "_limits",
         "_now",
+        "_quiet",
         "_timers",
         "asking",
         "deadline",
@@ -77,9 +75,14 @@ class Heartbeat:
     )
 
     def __init__(
-        self, heart: Heart, limits: CarrierLimits, timers: Deadlines, now: Callable[[], float] = trio.current_time
+        self,
+        heart: Heart,
+        limits: CarrierLimits,
+        timers: Deadlines,
+        quiet: Callable[[], float],
+        now: Callable[[], float] = trio.current_time,
     ) -> None:
-        """Begin."""
+        """Begin. `quiet` is the seconds since the peer's last octet, 0 where that is not known."""
         self.heard = True  # set by the carrier at every octet; cleared at every beat
         self.asking = False  # a question is out
         self.silent = False  # and has not been answered for `patience` seconds
@@ -88,6 +91,7 @@ class Heartbeat:
         self._heart = heart
         self._limits = limits
         self._timers = timers
+        self._quiet = quiet
         self._now = now
         self.deadline = 0.0
         self._sleep(limits.heartbeat)
@@ -114,7 +118,7 @@ class Heartbeat:
         """The next step."""
         if self.heard:
             self.heard = self.asking = self.silent = self._expecting = False
-            quiet = min(self._heart.quiet(), self._limits.heartbeat)
+            quiet = min(self._quiet(), self._limits.heartbeat)
             self._known = self._now() - quiet
             self._sleep(self._limits.heartbeat - quiet)
         elif self.silent:

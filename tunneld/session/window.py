@@ -18,7 +18,7 @@ stands still.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 TRIPS = 2.0
 """Round trips within which a window goes round while the way is not full: one, and what the reading takes."""
@@ -27,23 +27,20 @@ SLACK = 0.002
 for a stream of 6 Gbit/s."""
 
 
-class Pace(Protocol):
-    """How fast things go round."""
-
-    def now(self) -> float:
-        """Seconds of a clock."""
-
-    def round_trip(self) -> float:
-        """Seconds of the shortest round trip that the way has shown lately; infinite where that is not known."""
-
-
 class Budget:
-    """Octets by which the windows of one carrier may exceed their first size, together."""
+    """What the windows of one carrier have in common: the octets by which they may exceed their first size, together,
+    and how fast things go round.
+    """
 
-    __slots__ = ("left",)
+    __slots__ = ("left", "now", "round_trip")
 
-    def __init__(self, octets: int) -> None:
+    def __init__(self, octets: int, now: Callable[[], float], round_trip: Callable[[], float]) -> None:
+        """In seconds, `now` is a clock and `round_trip` the shortest that the way has shown lately, infinite where that
+        is not known.
+        """
         self.left = octets
+        self.now = now
+        self.round_trip = round_trip
 
     def take(self, octets: int) -> bool:
         """Take all of it or nothing; whether it was there."""
@@ -60,16 +57,15 @@ class Budget:
 class Window:
     """The receiving window of one channel, in octets."""
 
-    __slots__ = ("_budget", "_first", "_marked", "_most", "_pace", "_since_mark", "owed", "size")
+    __slots__ = ("_budget", "_first", "_marked", "_most", "_since_mark", "owed", "size")
 
-    def __init__(self, first: int, most: int, budget: Budget, pace: Pace) -> None:
+    def __init__(self, first: int, most: int, budget: Budget) -> None:
         """`first` is what the sender may send from the start, `most` the size it never exceeds."""
         self.size = self._first = first
         self.owed = 0  # delivered, and not granted anew
         self._most = most
         self._budget = budget
-        self._pace = pace
-        self._marked = pace.now()
+        self._marked = budget.now()
         self._since_mark = 0  # octets
 
     def delivered(self, octets: int, unread: int) -> int:
@@ -96,15 +92,15 @@ class Window:
         surplus = min(self.owed, self.size - self._first)
         self.owed -= surplus
         self.size -= surplus
-        self._mark(self._pace.now())
+        self._mark(self._budget.now())
         self._budget.give(surplus)
 
     def _went_round_fast(self) -> bool:
         """A window was delivered since the mark: did it take so little time that a larger one would be of use?"""
-        now = self._pace.now()
+        now = self._budget.now()
         took = now - self._marked
         self._mark(now)
-        return took <= TRIPS * self._pace.round_trip() + SLACK
+        return took <= TRIPS * self._budget.round_trip() + SLACK
 
     def _mark(self, now: float) -> None:
         self._marked = now

@@ -44,11 +44,11 @@ class Carrier:
         self.over = False
         self.connection = connection
         self.transport = transport
-        self.heartbeat = Heartbeat(self, limits, transport.pump.timers)
+        self.heartbeat = Heartbeat(self, limits, transport.pump.timers, transport.link.quiet)
         self._sign = trio.Event()  # of life
         self._silent = silent
         self._outbox = transport.outbox
-        self._budget = Budget(limits.memory)
+        self._budget = Budget(limits.memory, transport.pump.now, transport.link.round_trip)
         self.flows: dict[int, Flow] = {}
         self._mute: dict[Channel, None] = {}  # channels that wait for a key exchange to end, in that order
         transport.pulse = self.heartbeat
@@ -60,7 +60,7 @@ class Carrier:
         """A channel for a visitor, of whom nothing is said before `Channel.introduce`."""
         flow = Flow(self, owner)
         number = self.connection.add_channel(flow)  # type: ignore[arg-type]  # it asks for what Flow has
-        window = Window(self.limits.first_window, self.limits.max_window, self._budget, self)
+        window = Window(self.limits.first_window, self.limits.max_window, self._budget)
         flow.number, flow.channel = number, Channel(self, number, window)
         self.flows[number] = flow
         return flow.channel
@@ -126,16 +126,6 @@ class Carrier:
         if (flow := self.flows.get(channel.sid)) and flow.channel is channel:
             flow.close()
 
-    # The pace of its windows
-
-    def now(self) -> float:
-        """See `Pace`."""
-        return self.pump.now()
-
-    def round_trip(self) -> float:
-        """See `Pace`."""
-        return self.transport.link.round_trip()
-
     # Its heartbeat
 
     async def is_alive(self) -> bool:
@@ -153,10 +143,6 @@ class Carrier:
         """See `Heart`."""
         self.connection.ask()
         return True
-
-    def quiet(self) -> float:
-        """See `Heart`."""
-        return self.transport.link.quiet()
 
     def fall_silent(self) -> None:
         """See `Heart`."""
