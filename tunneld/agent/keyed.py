@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -21,9 +20,6 @@ from tunneld.agent.supply import AT_ONCE, Owner
 from tunneld.endpoint import Endpoint
 from tunneld.errors import TunneldError
 from tunneld.relay.engine import Engine
-
-if TYPE_CHECKING:
-    from tunneld.agent.secured import TlsParked
 
 
 class KeyedPool(Pool):
@@ -58,7 +54,7 @@ class _Knocking:
     def __init__(self, pool: KeyedPool) -> None:
         self._pool = pool
         self._scope = trio.CancelScope()
-        self._parked: PlainParked | TlsParked | None = None
+        self._parked: Parked | None = None
         pool.nursery.start_soon(self._knock)
 
     async def _knock(self) -> None:
@@ -67,7 +63,9 @@ class _Knocking:
             with self._scope:
                 async with pool.dialling:
                     way, ahead = await pool.relay.dial_keyed(pool.uri, pool.session)
-                if isinstance(way, socket.socket):
+                if self._scope.cancel_called:  # when all was done, which cancels nothing any more
+                    way.close()
+                elif isinstance(way, socket.socket):
                     self._parked = PlainParked(pool, way, self)
                     self._parked.look()
                 else:
