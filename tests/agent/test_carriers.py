@@ -383,7 +383,8 @@ async def test_a_tunnel_whose_only_agent_withdrew_is_not_called_ready_and_its_vi
             assert await read_exactly(stream, 6) == b"before"
             keeper = exposure._keeper
             assert keeper is not None
-            await keeper.supply.withdraw()
+            keeper.supply.withdraw()
+            await keeper.supply.wait_withdrawn()
             assert (relay.tunnel.phase.value, relay.tunnel.parked) == ("waiting", 0)
             await stream.send_all(b"after")
             assert await read_exactly(stream, 5) == b"after"

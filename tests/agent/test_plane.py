@@ -12,9 +12,10 @@ import trio
 from tests.agent.support import PATIENCE, RelayHere, Told, echo, local_server, relay_here
 from tests.agent.test_expose import address
 from tests.agent.test_fleet import Harbour, harbour, hears, saying
+from tests.agent.test_withdrawing import asleep
 from tests.support.people import connect, is_dropped, read_exactly
 from tunneld import net
-from tunneld.agent import backoff, keeper
+from tunneld.agent import backoff, ending, keeper
 from tunneld.agent.fleet import Berth
 from tunneld.agent.health import Check
 from tunneld.agent.keeper import Wish
@@ -197,6 +198,24 @@ async def test_one_that_loses_everything_on_its_way_to_the_relay_has_it_again_an
             assert await ask_once(here) == b"word"
             here.fleet.apply({"stays": stays})
             await here.of("goes").wait_for("closed")
+
+
+@pytest.mark.parametrize("each_backend", ["webmux"], indirect=True)
+async def test_carriers_that_lead_nowhere_are_cut(each_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody at their other end says that they have gone."""
+    monkeypatch.setattr(ending, "CLOSE_WITHIN", 0.5)
+    async with relay_here() as relay, local_server(saying(b"word")) as target, local_server(echo) as other:
+        stays = named("stays", other, relay)
+        async with two(named("goes", target, relay, drain_timeout=0), stays, relay) as (here, bystander):
+            guest = await guest_of(here, b"word")
+            with asleep(tunnel_of(relay, "goes")):
+                here.fleet.apply({"stays": stays})
+                await here.of("goes").wait_for("closed")
+                while held(here)["owners"] != expected(tunnel_of(relay, "stays")):
+                    await trio.lowlevel.checkpoint()
+                await bystander.goes_on()
+            assert await is_dropped(guest)
+            await guest.aclose()
 
 
 def break_off(tunnel: Tunnel) -> None:

@@ -7,12 +7,17 @@ from contextlib import ExitStack
 
 import pytest
 import trio
+import trio.testing
 
 from tests.agent.support import PATIENCE
+from tunneld.agent.access import RelayAccess
+from tunneld.agent.carriers import Carriers
+from tunneld.agent.keyed import KeyedPool
 from tunneld.agent.pool import Pool
 from tunneld.agent.sizing import Limits
-from tunneld.agent.supply import Owner
+from tunneld.agent.supply import Owner, Supply
 from tunneld.agent.ways import Way
+from tunneld.endpoint import Endpoint
 from tunneld.relay.engine import Engine
 from tunneld.wire.proxy_protocol import encode_v2
 
@@ -141,3 +146,33 @@ async def test_what_is_trimmed_as_we_asked_is_no_trouble_though_visitors_have_co
         pool.close()
         for way, _ in hearer.taken:
             way.close("a test")
+
+
+@pytest.mark.parametrize("kind", ["keyed", "carriers"])
+async def test_what_is_made_in_the_moment_in_which_all_is_closed_is_closed_too(
+    engine: Engine, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A task that has what it waited for is not cancelled any more."""
+    near, far = socket.socketpair()
+    made = trio.Event()
+
+    async def dial(*_: object) -> socket.socket:
+        await made.wait()
+        return near
+
+    async def dial_keyed(*_: object) -> tuple[socket.socket, bytes]:
+        return await dial(), b""
+
+    monkeypatch.setattr(RelayAccess, "dial_keyed", dial_keyed)
+    monkeypatch.setattr(RelayAccess, "dial_carrier", dial)
+    relay, uri, owner = RelayAccess("127.0.0.1:1"), Endpoint.parse("tcp://127.0.0.1:1/key"), Hearer().owner
+    supply: Supply = Carriers(engine, relay, uri, owner, nursery, keep_header=False)
+    if kind == "keyed":
+        supply = KeyedPool(engine, relay, uri, Limits(1, 1), owner, nursery, keep_header=False)
+    with far:
+        supply.resume()
+        await trio.testing.wait_all_tasks_blocked()
+        made.set()
+        supply.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert near.fileno() == -1

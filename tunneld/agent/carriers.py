@@ -118,9 +118,12 @@ class Carriers:
         for line in list(self._lines):
             line.retire()
 
-    async def withdraw(self) -> None:
+    def withdraw(self) -> None:
         """See `Supply.withdraw`."""
         self.close()
+
+    async def wait_withdrawn(self) -> None:
+        """See `Supply.wait_withdrawn`."""
         while not all(line.confirmed for line in self._lines):
             await self._changed.wait()
 
@@ -207,6 +210,9 @@ class Carriers:
             connection = await self._relay.dial_carrier(self._uri)
         except (RelayUnreachableError, RemoteProtocolError) as error:
             self._owner.trouble(str(error))
+            return None
+        if self.closed:  # when all was done, which cancels nothing any more
+            connection.close()
             return None
         try:
             line = _Line(self, self._engine, connection, self._limits)

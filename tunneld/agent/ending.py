@@ -50,9 +50,8 @@ class Ending:
         """We are to end while this connection stands, by which the relay knows us: use it. Not stopped by being
         cancelled.
         """
-        if self.patience is not None or self._shared:
-            with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
-                await self._say_farewell(client, keeper)
+        with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
+            await self._say_farewell(client, keeper, cut=self.patience is None)
 
     async def let_finish(self, keeper: Keeper | None) -> None:
         """Nobody new is wanted, which the relay may have to hear over a connection of its own; wait for those who are
@@ -65,7 +64,7 @@ class Ending:
             with trio.move_on_after(CLOSE_WITHIN), suppress(TunneldError):
                 async with self._relay.connect() as client:
                     await keeper.check(client)
-                    await self._say_farewell(client, keeper)
+                    await self._say_farewell(client, keeper, cut=False)
         self._on_left()
         if self._visitors.now:
             self._tell("draining", keeper, visitors=self._visitors.now, delay=self.patience or 0.0)
@@ -91,19 +90,22 @@ class Ending:
             with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
                 async with self._relay.connect() as client:
                     await keeper.check(client)
-                    if self._shared:
-                        await client.call("leave", keeper.tunnel.id)
-                    else:
-                        await client.close(keeper.tunnel.id, keep=True)
+                    await self._say_farewell(client, keeper, cut=True)
         self._visitors.drop()
         keeper.supply.close()
         visitors, (up, down) = self._visitors, self._visitors.octets
         counts = {"served": visitors.served, "failed": visitors.failed, "up": up, "down": down}
         self._tell("closed", keeper, reason=self.reason, **counts)
 
-    async def _say_farewell(self, client: Client, keeper: Keeper) -> None:
-        await keeper.withdraw(client)
+    async def _say_farewell(self, client: Client, keeper: Keeper, *, cut: bool) -> None:
+        """The relay shall send us nobody any more; and those who are here finish, or are cut."""
+        if cut and not self._shared:
+            await client.close(keeper.tunnel.id, keep=True)
+        else:
+            await keeper.leave(client, shared=self._shared)
         self._told = True
+        if not cut:
+            await keeper.settle(client)
 
     def _tell(self, event: str, keeper: Keeper, **fields: Field) -> None:
         self._teller.tell(event, id=keeper.tunnel.id, **fields)

@@ -159,17 +159,14 @@ class Exposure:
         """Act on what the local server counts as. May be told the same again."""
         if check.conduct is Conduct.TELL or self._ending.patience is not None:
             return
-        if healthy:
+        if check.conduct is Conduct.WITHDRAW:  # whoever is on the way to us has no other, and is served all the same
+            if self._keeper is not None and healthy is self._withdrawn:
+                (self._keeper.resume if healthy else self._keeper.withdraw)()
+            self._withdrawn = not healthy
+        elif healthy:
             self._visitors.serve()
         else:
-            answering = check.conduct is Conduct.ANSWER and check.how == "http"
-            self._visitors.turn_away("the local server is unhealthy", answering=answering)
-        withdraw, withdrawn = check.conduct is Conduct.WITHDRAW and not healthy, self._withdrawn
-        self._withdrawn = withdraw
-        if self._keeper is not None and withdraw:
-            self._keeper.supply.close()
-        elif self._keeper is not None and withdrawn:
-            self._keeper.supply.resume()
+            self._visitors.turn_away("the local server is unhealthy", answering=check.how == "http")
 
     def stop(self, reason: str) -> None:
         """End `run`, for a reason that is told."""
@@ -214,6 +211,8 @@ class Exposure:
                 async with self._relay.connect() as client:
                     credential = None  # that was right
                     keeper = await self._find_or_open(client)
+                    if not self._withdrawn:
+                        keeper.resume()
                     self._connected_at = trio.current_time()
                     await self._keep(client, keeper)
             except TunneldError as error:
@@ -281,14 +280,10 @@ class Exposure:
             except NoSuchTunnelError:
                 keeper.supply.close()
             else:
-                if not self._withdrawn:
-                    keeper.supply.resume()
                 self._teller.tell("resumed", address=str(keeper.tunnel.client), id=keeper.tunnel.id)
                 return keeper
         self._keeper = keeper = await self._open(client, keeper)
         self._was_open = True
-        if self._withdrawn:
-            keeper.supply.close()
         tunnel = keeper.tunnel
         self._teller.tell("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
         return keeper

@@ -46,9 +46,11 @@ WEBMUX = frozenset({"webmux", "webmuxs"})
 NO_WEBMUX = frozenset({UsageError.code, NotAllowedError.code})
 """How a relay refuses a backend that it does not have, or that the credential may not use."""
 SETTLE = 0.1
-"""Seconds for connections that were being dialled to arrive at the relay, before it is asked to trim again."""
-STALE = 1.0
-"""Seconds for the end of parked connections, and the headers of visitors that got some, to come: a slow round trip."""
+"""Seconds for the end of parked connections and the headers of visitors that got some to come, and for connections that
+were being dialled to arrive at the relay, before it is asked to trim again.
+"""
+ROUNDS = 10
+"""How often it is asked: with a second and ten round trips, what is left of the parked connections leads nowhere."""
 SLACK = 5.0
 """Seconds by which a tunnel's age, told in whole seconds over a slow line, may differ from ours."""
 
@@ -148,28 +150,41 @@ class Keeper:
     next one).
     """
 
-    def __init__(self, tunnel: OpenTunnel, supply: Supply, teller: Teller, trouble: Trouble) -> None:
+    def __init__(self, tunnel: OpenTunnel, supply: Supply, teller: Teller, news: News) -> None:
         """Made by `start`."""
         self.tunnel = tunnel
         self.supply = supply
         self._teller = teller
-        self._trouble = trouble
+        self._news = news
+        self._wanted = False  # visitors are
         self._waits: Iterator[float] = delays(random.random)
         self._repeats = Repeats()
 
     @classmethod
     async def start(cls, client: Client, ground: Ground, wish: Wish, *, take: Take, failed: Failure) -> Keeper:
-        """Open a tunnel and a supply for it. Raises `RefusedError`, `RelayUnreachableError`, ... as any call."""
+        """Open a tunnel and a supply for it; nobody comes before `resume`. Raises `RefusedError`,
+        `RelayUnreachableError`, ... as any call.
+        """
         tunnel = await open_tunnel(client, wish.options, wish.backend)
-        trouble = Trouble()
-        owner = Owner(take, trouble.report, failed, ground.hurry)
+        news = News()
+        owner = Owner(take, news.report, failed, ground.hurry)
         try:
             supply = await _supply(tunnel.server, ground, wish, owner)
         except TunneldError:
             await client.close(tunnel.id)
             raise
-        supply.resume()
-        return cls(tunnel, supply, ground.teller, trouble)
+        return cls(tunnel, supply, ground.teller, news)
+
+    def resume(self) -> None:
+        """Have visitors come, from now on or again."""
+        self._wanted = True
+        self.supply.resume()
+
+    def withdraw(self) -> None:
+        """Have no more visitors come for now, once the relay knows; those who are here, or on their way, go on."""
+        self._wanted = False
+        self.supply.withdraw()
+        self._news.stir()
 
     async def check(self, client: Client) -> None:
         """Raise `NoSuchTunnelError` unless the tunnel is open and takes visitors; `RefusedError` with the code `ended`
@@ -196,33 +211,32 @@ class Keeper:
                 raise
 
     async def come_back(self, client: Client) -> None:
-        """The tunnel stands, and we are back, perhaps at another address. What was parked from the old one leads
-        nowhere, and neither end can tell: the relay lets go of all that no visitor got, and we of what is left then.
-        Raises as `check`.
+        """The tunnel stands, and we are back, perhaps at another address: what was parked from the old one leads
+        nowhere, and neither end can tell. Nobody comes before `resume`. Raises as `check`.
         """
         try:
             await client.call("join", self.tunnel.id)
-            if self.supply.size:
-                self.supply.rest()
-                await client.call("trim", self.tunnel.id, "0")
-                with trio.move_on_after(STALE):
-                    await self.supply.wait_gone()
-                self.supply.close()
         except RefusedError as error:
             if error.reply_code != NoSuchTunnelError.code:
                 raise
             raise NoSuchTunnelError(f"tunnel {self.tunnel.id} was closed at the relay") from None
+        if self.supply.size:
+            self.withdraw()
+            await self._recall(client)
 
-    async def withdraw(self, client: Client) -> None:
-        """Take no more visitors; those that are here, or were on their way, go on. The tunnel is drained, unless other
-        agents serve it. Raises as any call.
+    async def leave(self, client: Client, *, shared: bool) -> None:
+        """Serve this tunnel no more. It is drained at the relay, or, if it is `shared` and others serve it, left to
+        them; for that they have to be told apart from our carriers. Raises as any call.
         """
-        await self.supply.withdraw()
+        self.withdraw()
+        if shared:
+            await self.supply.wait_withdrawn()
         await client.call("leave", self.tunnel.id)
-        while self.supply.size and self.supply.parked:  # only the relay knows which of these no visitor got
-            await client.call("trim", self.tunnel.id, "0")
-            with trio.move_on_after(SETTLE):
-                await self.supply.wait_gone()
+
+    async def settle(self, client: Client) -> None:
+        """Wait, after `leave`, until those who were on their way are here. Raises as any call."""
+        await self.supply.wait_withdrawn()
+        await self._recall(client)
 
     async def keep(self, client: Client) -> None:
         """Look after the tunnel until it is gone, which an exception says: see `check`."""
@@ -230,10 +244,12 @@ class Keeper:
             with trio.move_on_after(REVIEW):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_with, client, nursery.cancel_scope)
-                    await self._trouble.happened.wait()
+                    await self._news.wait()
                     nursery.cancel_scope.cancel()
-            if self._trouble.happened.is_set():
-                await self._mend(client)
+            if not self._wanted and self.supply.parked:
+                await self._recall(client)
+            elif (reason := self._news.take()) is not None:
+                await self._mend(client, reason)
             else:
                 self._waits = delays(random.random)
                 await self._review(client)
@@ -259,16 +275,33 @@ class Keeper:
                 raise
             await self.check(client)
 
-    async def _mend(self, client: Client) -> None:
+    async def _recall(self, client: Client) -> None:
+        """Have the relay let go of what is parked until nothing is, or visitors are wanted again. Only the relay knows
+        which of these connections no visitor got: one that is closed from here may have one already.
+        """
+        for _ in range(ROUNDS):
+            if self._wanted or not self.supply.parked:
+                return
+            try:
+                await client.call("trim", self.tunnel.id, "0")
+            except RefusedError as error:
+                if error.reply_code != NoSuchTunnelError.code:
+                    raise  # and if it is closed, all this is about to end
+            with trio.move_on_after(SETTLE):
+                await self.supply.wait_gone()
+        if not self._wanted:
+            self.supply.close()
+
+    async def _mend(self, client: Client, reason: str) -> None:
         """Parked connections ended: if the tunnel stands, dial again, ever more slowly while they do not last."""
-        reason = self._trouble.take()
         await self.check(client)
         repeated = self._repeats.admit(reason, trio.current_time())
         if repeated is not None:
             what = f"{self.supply.what} to {self.tunnel.server.without_key}: {reason}"
             self._teller.tell("trouble", reason=what, repeated=repeated)
         await trio.sleep(next(self._waits))
-        self.supply.resume()
+        if self._wanted:
+            self.supply.resume()
 
 
 async def _supply(server: Endpoint, ground: Ground, wish: Wish, owner: Owner) -> Supply:
@@ -285,19 +318,28 @@ async def _supply(server: Endpoint, ground: Ground, wish: Wish, owner: Owner) ->
     return Pool(ground.engine, address, wish.limits, owner, keep_header=wish.keep_header)
 
 
-class Trouble:
-    """What the supply reports to its keeper, across from the engine's task."""
+class News:
+    """What a keeper is to look at, from other tasks."""
 
     def __init__(self) -> None:
-        self.happened = trio.Event()
-        self._reason = ""
+        self._event = trio.Event()
+        self._trouble: str | None = None
 
-    def report(self, reason: str) -> None:
-        """Called by the supply."""
-        self._reason = reason
-        self.happened.set()
+    def stir(self) -> None:
+        """Something is to be done."""
+        self._event.set()
 
-    def take(self) -> str:
-        """The reason, and ready for the next one."""
-        self.happened = trio.Event()
-        return self._reason
+    def report(self, trouble: str) -> None:
+        """The supply has lost connections, and why."""
+        self._trouble = trouble
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Wait for the next."""
+        await self._event.wait()
+        self._event = trio.Event()
+
+    def take(self) -> str | None:
+        """Why connections were lost, if any were; told once."""
+        trouble, self._trouble = self._trouble, None
+        return trouble

@@ -139,6 +139,7 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
     def attach(self, keeper: Keeper) -> None:
         """Called once by `open_listener`."""
         self._keeper = keeper
+        keeper.resume()
 
     def take(self, way: Way, header: bytes) -> None:
         """A visitor came."""

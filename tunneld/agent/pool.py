@@ -129,9 +129,12 @@ class Pool:
         """Begin to dial. Raises OSError."""
         return PlainParked(self, dial_nowait(self._address))
 
-    async def withdraw(self) -> None:
+    def withdraw(self) -> None:
         """See `Supply.withdraw`: nothing can be said on a parked connection; the relay is asked to trim them."""
         self.rest()
+
+    async def wait_withdrawn(self) -> None:
+        """See `Supply.wait_withdrawn`."""
 
     async def wait_gone(self) -> None:
         """See `Supply.wait_gone`."""

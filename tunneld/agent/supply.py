@@ -58,10 +58,13 @@ class Supply(Protocol):
     def close(self) -> None:
         """Let go of everything that serves no visitor."""
 
-    async def withdraw(self) -> None:
-        """Have the relay send no more visitors, where that can be said on the connections themselves; those that were
-        on their way are here when this returns.
+    def withdraw(self) -> None:
+        """Want no more visitors, and say so where that can be said on the connections themselves. Whom the relay sends
+        before it has heard of it comes all the same.
         """
+
+    async def wait_withdrawn(self) -> None:
+        """Wait until it has: those who were on their way are here then."""
 
     async def wait_gone(self) -> None:
         """Wait, after `withdraw`, until no connection is left."""
