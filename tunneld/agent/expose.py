@@ -240,7 +240,7 @@ class Exposure:
         try:
             with trio.CancelScope() as self._line:
                 await keeper.keep(client)
-        except trio.Cancelled:
+        except* trio.Cancelled:  # of each task that was in there
             await self._ending.take_leave(client, keeper)
             raise
         finally:
