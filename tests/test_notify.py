@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
+from tests.support.shortage import no_descriptors_left
 from tunneld import notify
 
 
@@ -91,3 +92,15 @@ def test_the_watchdog_is_fed_where_systemd_asks_this_process_for_it(
     assert notify.alive()
     assert notify.alive("2 tunnels")
     assert [manager.recv(100), manager.recv(100)] == [b"WATCHDOG=1", b"WATCHDOG=1\nSTATUS=2 tunnels"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
+def test_without_descriptors_nobody_is_asked_to_keep_anything_and_nothing_is_raised(manager: socket.socket) -> None:
+    from tunneld.handover import Baggage, store  # noqa: PLC0415  # Linux only
+
+    baggage, (near, far) = Baggage(), socket.socketpair()
+    baggage.put(near)
+    with far, no_descriptors_left():
+        assert not notify.barrier()
+        assert not store(b"letter", baggage)
+        assert near.fileno() == -1

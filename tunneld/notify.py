@@ -63,9 +63,12 @@ def is_heard() -> bool:
 
 def barrier() -> bool:
     """Wait until the manager has read everything that was sent (sd_notify_barrier(3)); False where it does not, within
-    `BARRIER` seconds.
+    `BARRIER` seconds, or where there is no descriptor left to ask with.
     """
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    try:
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        return False
     try:
         sent = send([theirs], BARRIER="1")
         os.close(theirs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import structlog
 import trio
 
 from tests.relay.bench import ENGINES, Bench, no_failure, tcp_pair
+from tests.support.shortage import no_descriptors_left
 from tunneld.relay import Limits
 
 
@@ -156,26 +156,6 @@ class CountingListener(socket.socket):
                     self.fourth_refusal.set()
             raise
         return accepted
-
-
-@contextmanager
-def no_descriptors_left() -> Iterator[None]:
-    """The process may open nothing more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(entry.name) for entry in Path("/dev/fd").iterdir())
-    fillers: list[socket.socket] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
-    try:
-        while True:
-            try:
-                fillers.append(socket.socket())
-            except OSError:
-                break
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for filler in fillers:
-            filler.close()
 
 
 async def test_out_of_descriptors_it_rests_says_so_once_and_recovers(bench: Bench) -> None:

@@ -59,8 +59,12 @@ def most_stored() -> int:
 
 
 def store(letter: bytes, baggage: Baggage) -> bool:
-    """Give everything to systemd to keep for the next process; whether it has it, or could not be asked."""
-    fd = write_letter(letter, baggage.held)
+    """Give everything to systemd to keep for the next process; whether it has it. What was in the baggage is closed."""
+    try:
+        fd = write_letter(letter, baggage.held)
+    except OSError:
+        baggage.close()
+        return False
     try:
         fds = [fd, *(one.fileno() for one in baggage.sockets)]
         for start in range(0, len(fds), BATCH):
