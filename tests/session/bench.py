@@ -36,6 +36,10 @@ class Person:
         """The next channel that the peer opened."""
         return await self._channels.receive()
 
+    def channel_nowait(self) -> Channel:
+        """The same, if there is one. Raises `trio.WouldBlock`."""
+        return self._channels.receive_nowait()
+
     def opened(self, channel: Channel, protocol: int) -> None:
         channel.accept()
         self._opened.send_nowait(channel)

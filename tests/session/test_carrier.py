@@ -471,3 +471,32 @@ async def test_a_quota_ends_where_it_says(autojump_clock: MockClock, two: Two) -
         nursery.cancel_scope.cancel()
     for each in (visit, idle):
         each.relays[0].drop()
+
+
+async def test_the_question_for_a_sign_of_life_is_nobodys_visitor(two: Two) -> None:
+    """Who owns the other end would serve it like one."""
+    for carrier in (two.relay, two.agent):
+        carrier.confirm()
+    while not (two.relays_owner.answers and two.agents_owner.answers):
+        await trio.lowlevel.checkpoint()
+    assert (two.relay.channels, two.agent.channels) == ({}, {})
+    for owner in (two.relays_owner, two.agents_owner):
+        with pytest.raises(trio.WouldBlock):
+            owner.channel_nowait()
+
+
+async def test_a_visitor_whose_octets_are_dropped_hears_a_reset_and_no_end(two: Two) -> None:
+    """An end would say that this was all."""
+    near, far = await two.channels()
+    visitor, near_visitor = tcp_pair(SO_RCVBUF=4096, SO_SNDBUF=4096)
+    relay = near.join(near_visitor, linger=5, on_end=lambda _relay, _end: None)
+    two.far.append(stream(visitor))
+    sender = ChannelStream(far)
+    with trio.move_on_after(5):
+        await sender.send_all(NOISE)
+        while not near.held:
+            await trio.lowlevel.checkpoint()
+    assert near.held
+    relay.drop()
+    with pytest.raises(trio.BrokenResourceError):
+        await read_all(two.far[0])

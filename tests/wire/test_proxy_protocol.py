@@ -9,6 +9,7 @@ from tunneld.wire.proxy_protocol import (
     COMMON_V2,
     MAX_V1,
     MAX_V2,
+    MIN_V2,
     SIGNATURE,
     Address,
     ProxyHeader,
@@ -143,6 +144,19 @@ def test_the_longest_line_of_version_1_fits() -> None:
     line = b"PROXY UNKNOWN " + f"{host} {host} 65535 65535\r\n".encode()
     assert len(line) == MAX_V1
     assert decode_v1(line) == (ProxyHeader(), MAX_V1)
+
+
+def test_a_line_that_may_be_longer_is_waited_for_up_to_its_last_octet() -> None:
+    begun = b"PROXY UNKNOWN ".ljust(MAX_V1, b"x")
+    assert decode_v1(begun[:-1]) is None
+    with pytest.raises(RemoteProtocolError, match=f"longer than {MAX_V1}"):
+        decode_v1(begun)
+
+
+def test_the_longest_header_of_version_2_is_waited_for_and_a_longer_one_is_not() -> None:
+    assert missing_v2(SIGNATURE + b"\x21\x11" + (MAX_V2 - MIN_V2).to_bytes(2)) == MAX_V2 - MIN_V2
+    with pytest.raises(RemoteProtocolError, match=f"longer than {MAX_V2}"):
+        missing_v2(SIGNATURE + b"\x21\x11" + (MAX_V2 - MIN_V2 + 1).to_bytes(2))
 
 
 def test_a_name_is_no_address() -> None:
