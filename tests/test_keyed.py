@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -307,3 +308,15 @@ async def test_who_shows_the_key_in_the_moment_in_which_the_tunnel_closes_is_not
         await until_strangers(gate, 0)
         assert side.parked == 0
         assert b"OK" not in await read_all(stream)
+
+
+async def test_who_does_not_manage_the_handshake_has_failed(service: TunnelService, gate: Gate) -> None:
+    tunnel = await open_tunnel(service, secure="yes")
+    for _ in range(3):
+        assert gate.penalty("127.0.0.1") == 0
+        async with await connect(tunnel.server_uri) as stream:
+            await stream.send_all(b"\x16\x03\x01\x00\x05nonsense")
+            with suppress(trio.BrokenResourceError):
+                await read_all(stream)  # an alert
+        await until_strangers(gate, 0)
+    assert gate.penalty("127.0.0.1") > 0

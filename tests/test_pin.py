@@ -75,6 +75,15 @@ async def test_a_wrong_pin_ends_every_connection_and_names_both(papers: Path, ve
         assert server.script.asked == []
 
 
+async def test_a_pin_that_differs_in_its_last_digit_is_another(papers: Path) -> None:
+    pin = pin_of(papers)
+    other = pin[:-1] + ("0" if pin[-1] != "0" else "1")
+    async with running_server(tls=server_context(papers)) as server:
+        with pytest.raises(RemoteProtocolError):
+            async with connect(str(server.endpoint), tls=trust.client_tls_context(pin=other)):
+                pass
+
+
 async def test_nothing_is_said_to_the_holder_of_another_certificate(papers: Path) -> None:
     """With TLS 1.3 not even the handshake is finished, so our own certificate stays here."""
     with trio.fail_after(PATIENCE):

@@ -25,6 +25,8 @@ from tunneld.backends.shared import Endpoints
 from tunneld.backends.webmux import WebMux, find_side
 from tunneld.endpoint import Endpoint
 from tunneld.errors import RefusedError, UsageError
+from tunneld.options import TunnelOptions
+from tunneld.service import Asker
 from tunneld.session import Carrier
 from tunneld.session import carrier as session_carrier
 from tunneld.session.carrier import TALKATIVE
@@ -413,3 +415,20 @@ async def test_a_carrier_beyond_the_limit_is_refused_unless_another_does_not_ans
                 await trio.lowlevel.checkpoint()
             for each in (second, third):
                 await each.stream.aclose()
+
+
+async def test_a_carrier_from_where_hidden_servers_may_not_come_is_not_taken() -> None:
+    """In plain text, where whoever overheard the key has it."""
+    asker = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
+    options = TunnelOptions.parse({"persist": "yes", "server_from": "192.0.2.0/24"})
+    with trio.fail_after(PATIENCE), capture_logs() as lines:
+        async with relay_here() as relay:
+            tunnel = await relay.service.open_tunnel("webmux", options, asker)
+            here = Stranger(tunnel.server_uri)
+            await here.define(str(tunnel.server_uri))
+            while await here.hear():
+                pass
+            await here.stream.aclose()
+            assert carriers(relay) == []
+    failures = [line["reason"] for line in lines if line["event"] == "authentication failed"]
+    assert failures == ["only 192.0.2.0/24 may connect as the hidden server"]

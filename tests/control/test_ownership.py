@@ -163,7 +163,11 @@ async def test_a_watch_tells_nothing_more_once_its_credential_is_gone_or_may_do_
     assert stream is not None
     assert (await anext(stream))["event"] == "watching"
     now[0] = Grant("root")  # no admin any more
-    await house.ask(BOB, f"drain {house.bobs}")
+    async with await trio.open_tcp_stream("127.0.0.1", house.relay.service.find(house.bobs).server_uri.port):
+        await trio.testing.wait_all_tasks_blocked()  # "attached" is not told
+        now[0] = ROOT
+        await house.ask(BOB, f"close {house.bobs}")
+    assert (await anext(stream))["event"] == "closed"
     now[0] = None
     await house.ask(ALICE, f"close {house.alices}")
     with pytest.raises(StopAsyncIteration):

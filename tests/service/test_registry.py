@@ -8,7 +8,8 @@ import trio
 from tests.support.people import connect, is_dropped
 from tests.support.visitors import open_tunnel, until_gone, until_served
 from tunneld.access import Grant, Role
-from tunneld.errors import EndedError, NoSuchTunnelError
+from tunneld.config.schema import Tunnels
+from tunneld.errors import EndedError, LimitReachedError, NoSuchTunnelError
 from tunneld.service import TunnelService, registry
 from tunneld.service.registry import Registry
 
@@ -100,3 +101,16 @@ async def test_of_those_ended_on_purpose_only_the_last_are_remembered(
     for tunnel in tunnels[1:]:
         with pytest.raises(EndedError):
             service.find(str(tunnel.server_uri))
+
+
+class TestAFew:
+    @pytest.fixture
+    def tunnel_settings(self) -> Tunnels:
+        return Tunnels(ports="0", max_tunnels=2)
+
+    async def test_no_more_tunnels_are_open_than_may_be(self, service: TunnelService) -> None:
+        first, _ = await open_tunnel(service), await open_tunnel(service)
+        with pytest.raises(LimitReachedError, match=r"2 are open \(tunnels.max_tunnels\)"):
+            await open_tunnel(service)
+        await service.close(first.id)
+        await open_tunnel(service)

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.people import connect, is_dropped, is_refused, read_exactly, reset
+from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_exactly, reset
 from tests.support.visitors import call_from, open_tunnel, refused, until_served, until_waiting
 from tunneld.admission import Refused
 from tunneld.config.schema import Tunnels
@@ -61,6 +61,18 @@ class TestTrustedProxies:
             await visitor.send_all(line)
             assert await read_exactly(server, len(line)) == line
             assert list(tunnel.visitors.relays.values()) == [visitor.socket.getsockname()]
+
+    async def test_whom_a_proxy_names_while_the_tunnel_is_drained_is_nobody_new(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service, pairing_timeout="3600")
+        servers = [await connect(tunnel.server_uri) for _ in range(2)]
+        served, late = [await connect(tunnel.client_uri) for _ in range(2)]
+        await served.send_all(b"PROXY UNKNOWN\r\n")
+        await until_served(tunnel, 1)
+        tunnel.drain()
+        await late.send_all(b"PROXY UNKNOWN\r\n")
+        with trio.fail_after(PATIENCE):
+            assert await is_dropped(late)
+        assert (refused(tunnel), tunnel.served, len(servers)) == ({"unserved": 1}, 1, 2)
 
     async def test_a_slow_proxy_holds_nobody_up_and_is_given_up(
         self, service: TunnelService, mock_clock: MockClock
