@@ -121,12 +121,13 @@ def test_a_pause_only_puts_the_growth_off_by_one_window() -> None:
 
 
 def test_credit_is_given_back_in_quarters() -> None:
-    one = window(Budget(0))
+    one = window(budget_of(0))
     assert (one.delivered(FIRST // 4 - 1, 0), one.delivered(1, 0)) == (0, FIRST // 4)
 
 
 def test_a_window_does_not_grow_while_anything_of_it_is_unread() -> None:
-    one, way = window(Budget(MOST), Way()), Way()
+    way = Way()
+    one = window(budget_of(MOST, way))
     for _ in range(8):
         one.delivered(FIRST // 4, 1)
     assert one.size == FIRST
