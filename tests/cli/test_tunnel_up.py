@@ -110,7 +110,9 @@ async def test_a_hangup_cuts_nobody_and_the_new_server_serves_at_the_old_address
 async def test_a_failure_for_good_is_the_exit_status_and_ends_nothing_else(file: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target:
-            edit(file, f"[expose.good]\ntarget = {target.port}\n[expose.bad]\ntarget = 1\nbackend = 'webmux'")
+            edit(
+                file, f"[expose.good]\ntarget = {target.port}\n[expose.bad]\ntarget = {target.port}\nbackend = 'webmux'"
+            )
             async with running(relay, "up", "--file", str(file)) as process:
                 said = await Reader(process.stderr).line()
                 assert said.startswith("bad: failed for good: ")
