@@ -13,7 +13,7 @@ help:
 	@echo 'make demo ONCE=1   the same, fetches the page once and exits'
 	@echo 'make test          the test suite'
 	@echo 'make lint types man   what CI checks besides'
-	@echo 'make machine       the units under a real systemd, in an emulated machine; needs root and a quarter of an hour or more'
+	@echo 'make machine       the units under a real systemd, in an emulated machine; needs root and half an hour'
 	@echo "make machine ARGS=ssh | ARGS='--from drain' | ARGS=--list   some of its steps, those from one on, which there are"
 	@echo 'make bench         our speed beside the peers found on PATH'
 	@echo 'make wheel         dist/tunneld-...whl with a compiled data plane: the same files, faster'
