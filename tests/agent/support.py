@@ -16,7 +16,7 @@ from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Field
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.health import Check
-from tunneld.agent.keeper import Wish
+from tunneld.agent.opening import Wish
 from tunneld.agent.plan import Plan
 from tunneld.agent.wake import Wake
 from tunneld.backends.shared import Endpoints

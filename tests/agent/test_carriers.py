@@ -17,10 +17,10 @@ from tests.relay.bench import stream
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_exactly
 from tunneld import carriers as relay_carriers
-from tunneld.agent import backoff, keeper
+from tunneld.agent import backoff, opening
 from tunneld.agent import carriers as agent_carriers
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.keeper import Wish
+from tunneld.agent.opening import Wish
 from tunneld.backends.shared import Endpoints
 from tunneld.backends.webmux import WebMux, find_side
 from tunneld.endpoint import Endpoint
@@ -90,7 +90,7 @@ async def test_encryption_is_not_lost_without_a_word(papers: Papers) -> None:
 
 
 async def test_a_system_that_cannot_encrypt_says_so(papers: Papers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "HAS_CARRIERS", False)
+    monkeypatch.setattr(opening, "HAS_CARRIERS", False)
     with trio.fail_after(PATIENCE):
         async with relay_here(papers=papers) as relay, local_server(echo) as target:
             with pytest.RaisesGroup(pytest.RaisesExc(UsageError, match="--secure no"), flatten_subgroups=True):

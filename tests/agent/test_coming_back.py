@@ -11,7 +11,7 @@ from tests.support.people import connect, read_exactly
 from tunneld.access import Grant, Role
 from tunneld.agent import backoff, keeper
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.keeper import Wish
+from tunneld.agent.opening import Wish
 from tunneld.agent.sizing import Limits
 from tunneld.endpoint import Target
 from tunneld.errors import RefusedError, RelayUnreachableError

@@ -15,7 +15,7 @@ import trio
 
 from tests.agent.support import PATIENCE, Told, echo, exposed, local_server, relay_here, unused_port
 from tests.support.people import connect, is_dropped, read_all, read_exactly
-from tunneld.agent.keeper import Wish
+from tunneld.agent.opening import Wish
 from tunneld.endpoint import Endpoint, Target
 from tunneld.wire.proxy_protocol import decode_v2
 

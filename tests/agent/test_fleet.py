@@ -17,7 +17,7 @@ from tunneld.agent import backoff
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Figures
 from tunneld.agent.fleet import Berth, Fleet
-from tunneld.agent.keeper import Wish
+from tunneld.agent.opening import Wish
 from tunneld.agent.plan import Changes, Plan
 from tunneld.agent.wake import Wake
 from tunneld.backends.webmux import WebMux

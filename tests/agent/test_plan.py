@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunneld.agent.health import Check, Conduct
-from tunneld.agent.keeper import Wish
+from tunneld.agent.opening import Wish
 from tunneld.agent.plan import Plan, changes
 from tunneld.agent.planfile import load_plans
 from tunneld.agent.sizing import Limits

@@ -18,7 +18,7 @@ from tunneld import net
 from tunneld.agent import backoff, ending, keeper
 from tunneld.agent.fleet import Berth
 from tunneld.agent.health import Check
-from tunneld.agent.keeper import Wish
+from tunneld.agent.opening import Wish
 from tunneld.agent.plan import Plan
 from tunneld.backends.webmux import WebMux
 from tunneld.endpoint import Target

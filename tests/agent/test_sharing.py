@@ -15,7 +15,7 @@ from tests.support.people import connect, is_dropped, is_refused, read_all, read
 from tunneld.agent import backoff
 from tunneld.agent.expose import Exposure
 from tunneld.agent.health import Check, Conduct
-from tunneld.agent.keeper import Wish
+from tunneld.agent.opening import Wish
 from tunneld.endpoint import Target
 from tunneld.errors import RefusedError
 from tunneld.wire.lines import Value

@@ -16,7 +16,7 @@ from tunneld.agent import keeper
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.expose import Exposure
 from tunneld.agent.health import Check, Conduct
-from tunneld.agent.keeper import Wish
+from tunneld.agent.opening import Wish
 from tunneld.agent.sizing import Limits
 from tunneld.backends.webmux import WebMux
 from tunneld.config.schema import Control

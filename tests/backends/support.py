@@ -10,7 +10,7 @@ import trio
 
 from tests.agent.support import Handler, RelayHere, Told, exposed, local_server, relay_here
 from tests.ssh.support import Relay, client, openssh, relay
-from tunneld.agent.keeper import Wish
+from tunneld.agent.opening import Wish
 from tunneld.endpoint import Endpoint, Target
 from tunneld.service import TunnelService
 from tunneld.tunnel import Tunnel

@@ -27,9 +27,10 @@ from tunneld.agent.backoff import Backoff
 from tunneld.agent.ending import Ending
 from tunneld.agent.events import Figures, Teller
 from tunneld.agent.health import Check, Conduct
-from tunneld.agent.keeper import Ground, Keeper, Wish
+from tunneld.agent.keeper import Ground, Keeper
 from tunneld.agent.listening import complaint
 from tunneld.agent.local import LocalServer
+from tunneld.agent.opening import Wish
 from tunneld.agent.plan import Plan
 from tunneld.agent.visitors import Visitors
 from tunneld.agent.wake import Wake, is_ours

@@ -1,4 +1,4 @@
-"""What an agent asks of the relay: open a tunnel, look after it, trim its pool, close it.
+"""What an agent asks of the relay about a tunnel that it has opened: is it there, trim its pool, close it.
 
 The agent does not `watch` its tunnel: that costs the relay and the agent an event for each step of each visitor, and
 the pool knows as fast. When the tunnel or the relay goes, the kernel ends every parked connection; that is *trouble*,
@@ -9,9 +9,8 @@ is asked anyway every `REVIEW` seconds finds out.
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
@@ -20,49 +19,25 @@ from tunneld.agent.backoff import delays
 from tunneld.agent.dial import resolve_relay
 from tunneld.agent.events import Teller
 from tunneld.agent.keyed import KeyedPool
+from tunneld.agent.opening import OpenTunnel, Wish, open_tunnel
 from tunneld.agent.pool import Pool
 from tunneld.agent.repeats import Repeats
-from tunneld.agent.sizing import REVIEW, Limits
+from tunneld.agent.sizing import REVIEW
 from tunneld.agent.supply import Owner, Supply
 from tunneld.agent.ways import Take
 from tunneld.client import Client
-from tunneld.endpoint import Endpoint, is_loopback
-from tunneld.errors import (
-    NoSuchTunnelError,
-    NotAllowedError,
-    RefusedError,
-    RemoteProtocolError,
-    TunneldError,
-    UsageError,
-)
+from tunneld.endpoint import Endpoint
+from tunneld.errors import NoSuchTunnelError, RefusedError, TunneldError
 from tunneld.relay.engine import Engine, Failure
-from tunneld.wire.lines import Value
 
-OUR_OPTIONS: Mapping[str, Value] = {"persist": True, "proxy_protocol": "v2"}
-"""The pool needs a tunnel that outlives its relays, and the header that tells it of each visitor."""
-HAS_CARRIERS = sys.platform == "linux"
 WEBMUX = frozenset({"webmux", "webmuxs"})
 """Schemes of server URIs to which carriers go."""
-NO_WEBMUX = frozenset({UsageError.code, NotAllowedError.code})
-"""How a relay refuses a backend that it does not have, or that the credential may not use."""
 SETTLE = 0.1
 """Seconds for the end of parked connections and the headers of visitors that got some to come, and for connections that
 were being dialled to arrive at the relay, before it is asked to trim again.
 """
 ROUNDS = 10
 """How often it is asked: with a second and ten round trips, what is left of the parked connections leads nowhere."""
-SLACK = 5.0
-"""Seconds by which a tunnel's age, told in whole seconds over a slow line, may differ from ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What kind of tunnel is wanted."""
-
-    options: Mapping[str, Value] = field(default_factory=dict)  # of openTunnel; `OUR_OPTIONS` come on top
-    limits: Limits = field(default_factory=Limits)
-    keep_header: bool = False  # leave the PROXY header in front of what the visitor says
-    backend: str | None = None  # None: webmux, or tcp where the relay or this system has no webmux
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,75 +49,6 @@ class Ground:
     relay: RelayAccess
     teller: Teller
     hurry: Callable[[], None] = lambda: None  # what ends a wait for the relay early
-
-
-@dataclass(frozen=True, slots=True)
-class OpenTunnel:
-    """A tunnel of ours at the relay."""
-
-    id: str
-    server: Endpoint  # where our parked connections go
-    client: Endpoint  # where clients connect
-    opened_at: float  # in `trio.current_time`
-
-    @property
-    def age(self) -> float:
-        """Seconds since it was opened."""
-        return trio.current_time() - self.opened_at
-
-    def is_described_by(self, record: Mapping[str, str]) -> bool:
-        """Whether `record` is this tunnel, and not one that a restarted relay has opened on the same port since."""
-        same = record.get("id") == self.id and record.get("client") == str(self.client)
-        return same and int(record.get("age", "0")) + SLACK >= self.age
-
-
-async def open_tunnel(client: Client, options: Mapping[str, Value], backend: str | None = "tcp") -> OpenTunnel:
-    """Open a tunnel for a supply. Raises `RefusedError` and what else a call raises."""
-    uri = await _open(client, {**options, **OUR_OPTIONS}, backend)
-    record = (await client.show(uri))[0]
-    try:
-        return OpenTunnel(record["id"], Endpoint.parse(uri), Endpoint.parse(record["client"]), trio.current_time())
-    except (KeyError, TunneldError) as error:
-        raise RemoteProtocolError(f"relay {client.relay} describes tunnel {uri} oddly: {error}") from None
-
-
-async def _open(client: Client, options: Mapping[str, Value], backend: str | None) -> str:
-    """The server URI.
-
-    Where nobody chose a backend it is webmux, or else tcp. Who asked the relay for encryption does not lose it without
-    a word: where the control connection is in TLS, so are the others, unless `secure` says otherwise. Raises
-    `UsageError`.
-    """
-    if backend == "tcp":
-        return await _open_tcp(client, options)
-    if backend is not None:
-        return await client.open_tunnel(backend, **options)
-    if HAS_CARRIERS:
-        try:
-            return await client.open_tunnel("webmux", **options)
-        except RefusedError as error:
-            if error.reply_code not in NO_WEBMUX or "webmux" not in str(error):
-                raise  # something else is wrong with what was asked
-    return await _open_tcp(client, options)
-
-
-async def _open_tcp(client: Client, options: Mapping[str, Value]) -> str:
-    """With the best proof that both sides can give."""
-    if "secure" in options or (client.relay.scheme == "tcp" and is_loopback(client.relay_host)):
-        return await client.open_tunnel("tcp", **options)
-    if client.relay.scheme == "tls":
-        if not HAS_CARRIERS:
-            raise UsageError(
-                f"visitors' bytes would cross to relay {client.relay} unencrypted, since this system has no epoll; say "
-                "--backend tcp --secure no if that is meant"
-            )
-        return await client.open_tunnel("tcp", secure="yes", **options)
-    try:
-        return await client.open_tunnel("tcp", secure="key", **options)
-    except RefusedError as error:
-        if error.reply_code != UsageError.code or "secure" not in str(error):
-            raise
-    return await client.open_tunnel("tcp", **options)  # a relay that cannot ask for a key
 
 
 class Keeper:

@@ -20,7 +20,8 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Field
-from tunneld.agent.keeper import Ground, Keeper, Wish
+from tunneld.agent.keeper import Ground, Keeper
+from tunneld.agent.opening import Wish
 from tunneld.agent.sizing import Limits
 from tunneld.agent.visitors import visitor_of
 from tunneld.agent.ways import Way

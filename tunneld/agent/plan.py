@@ -12,7 +12,7 @@ from typing import Any
 
 from tunneld.agent.ending import DRAIN_WITHIN
 from tunneld.agent.health import Check, Conduct
-from tunneld.agent.keeper import Wish
+from tunneld.agent.opening import Wish
 from tunneld.agent.sizing import Limits
 from tunneld.endpoint import Target
 from tunneld.errors import UsageError
