@@ -20,14 +20,14 @@ from tests.relay.bench import open_descriptors
 from tests.support.keyed import PATIENT, connect_hidden, open_lobby
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_all, read_exactly
-from tunneld.access import Grant
 from tunneld.config.schema import Control, Settings, Tunnels
 from tunneld.control.gate import Gate
 from tunneld.control.strangers import Strangers
 from tunneld.endpoint import Endpoint, parse_network
 from tunneld.errors import UsageError
-from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
+from tunneld.rules.access import Grant
+from tunneld.rules.options import TunnelOptions
 from tunneld.service import Asker, TunnelService
 from tunneld.tls import TlsSocket
 from tunneld.tunnel import Tunnel

@@ -25,7 +25,7 @@ from tunneld.backends.shared import Endpoints
 from tunneld.backends.webmux import WebMux, find_side
 from tunneld.endpoint import Endpoint
 from tunneld.errors import RefusedError, UsageError
-from tunneld.options import TunnelOptions
+from tunneld.rules.options import TunnelOptions
 from tunneld.service import Asker
 from tunneld.session import Carrier
 from tunneld.session import carrier as session_carrier

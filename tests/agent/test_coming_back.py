@@ -8,13 +8,13 @@ import trio
 from tests.agent.support import PATIENCE, Told, access_to, agent, echo, exposed, local_server, relay_here, unused_port
 from tests.agent.test_expose import address, ask
 from tests.support.people import connect, read_exactly
-from tunneld.access import Grant, Role
 from tunneld.agent import backoff, keeper
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.opening import Wish
 from tunneld.agent.sizing import Limits
 from tunneld.endpoint import Target
 from tunneld.errors import RefusedError, RelayUnreachableError
+from tunneld.rules.access import Grant, Role
 from tunneld.wire.lines import Value
 
 ROOT = Grant("root", Role.ADMIN)

@@ -20,8 +20,8 @@ from tunneld.agent.ending import CLOSE_WITHIN, DRAIN_WITHIN, FINISH_WITHIN
 from tunneld.agent.planfile import Relay, load_plans
 from tunneld.config import Settings, Tunnels, load
 from tunneld.config.keys import keys
+from tunneld.daemon.faces import FACES
 from tunneld.errors import ConfigError, LimitReachedError, NotAllowedError, UsageError
-from tunneld.faces import FACES
 
 CONFIG = Path(__file__).parents[2] / "config"
 ANNOTATED = CONFIG / "tunnel.toml"

@@ -13,11 +13,11 @@ from structlog.testing import capture_logs
 from tests.control.http_face import Answer, Face, open_face
 from tests.support.credentials import SECRET, counted, credential, gate_of
 from tests.support.people import PATIENCE
-from tunneld.access import EVERYBODY
 from tunneld.control import gate as gate_module
 from tunneld.control.gate import MAX_REMEMBERED, Gate
 from tunneld.control.http.porter import OPEN, Porter
 from tunneld.control.http.words import GRANT
+from tunneld.rules.access import EVERYBODY
 
 ALICE, ROOT = credential("alice"), credential("root", "another secret", role="admin")
 NETWORKED = credential("far", networks=("192.0.2.0/24",))

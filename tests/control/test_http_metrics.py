@@ -8,10 +8,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.control.http_face import Face, open_face
 from tests.support.people import connect, is_dropped, read_exactly
-from tunneld.admission import Refused
 from tunneld.control.http import metrics
 from tunneld.control.strangers import Reason
 from tunneld.endpoint import Endpoint
+from tunneld.rules.admission import Refused
 
 
 async def scrape(face: Face) -> dict[str, float]:

@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from tests.control.http_face import Relay
-from tunneld.access import EVERYBODY, Grant, Role
 from tunneld.config.schema import Settings, Tunnels
 from tunneld.control.commands import COMMANDS, executor
 from tunneld.control.reply import Caller, Reply
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError
+from tunneld.rules.access import EVERYBODY, Grant, Role
 from tunneld.service import TunnelService
 from tunneld.wire.lines import Item, parse_request
 

@@ -17,9 +17,9 @@ import pytest
 from tests.support.papers import Papers
 from tests.support.people import connect, read_exactly
 from tests.support.programs import daemon
-from tunneld import privileges
 from tunneld.config import Settings
 from tunneld.config.schema import Daemon, Tunnels
+from tunneld.daemon import privileges
 from tunneld.endpoint import Endpoint
 from tunneld.errors import ConfigError
 

@@ -20,8 +20,8 @@ from tunneld.config.schema import Settings, Tunnels
 from tunneld.endpoint import Endpoint
 from tunneld.errors import DrainingError
 from tunneld.handover import Baggage, Estate, baggage, pack, unpack
-from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
+from tunneld.rules.options import TunnelOptions
 from tunneld.service import Asker, TunnelService
 from tunneld.tunnel import Phase, Tunnel
 

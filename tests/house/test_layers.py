@@ -13,33 +13,16 @@ ROOT = Path(tunneld.__file__).parent
 
 FLOORS = [  # from the street down to the cellar; a room may import from its own floor and from those below
     {"cli", "__main__"},
-    {"agent", "daemon", "front", "signals", "endings", "standing", ""},  # "": the package, which hands out names
+    {"agent", "daemon", ""},  # "": the package itself, which only hands out names
     {"control", "lobby", "carriers", "ssh", "handover", "client"},
     {"service"},
     {"tunnel"},
     {"backends"},
-    {
-        "session",
-        "net",
-        "trust",
-        "tls",
-        "pin",
-        "access",
-        "config",
-        "options",
-        "events",
-        "log",
-        "notify",
-        "doors",
-        "store",
-        "privileges",
-        "faces",
-        "validity",
-    },
-    {"wire", "endpoint", "networks", "rates", "admission", "reservations"},
+    {"session", "net", "trust", "tls", "pin", "config", "events", "log", "notify", "doors", "store"},
+    {"wire", "endpoint", "rules"},
     {"relay", "errors", "build"},
 ]
-PURE = {"wire", "endpoint", "options", "access", "networks", "rates", "admission", "reservations"}
+PURE = {"wire", "endpoint", "rules"}
 IMPURE = {"trio", "socket", "ssl", "time", "random", "secrets", "logging", "structlog", "select", "datetime"}
 
 

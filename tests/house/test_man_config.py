@@ -21,8 +21,8 @@ from tunneld.cli.tunneld import parser
 from tunneld.config.keys import Key, keys
 from tunneld.config.literals import literal
 from tunneld.config.problems import bounds
+from tunneld.daemon.signals import SIGNALS
 from tunneld.errors import AwaitedConfigError, ConfigError, ListenError, LocalProtocolError, UsageError
-from tunneld.signals import SIGNALS
 
 MAN = Path(__file__).parents[2] / "man"
 SOURCE = Path(tunneld.__file__).parent
@@ -174,7 +174,12 @@ def test_the_exit_statuses_are_those_of_the_program() -> None:
 
 
 def test_the_environment_is_what_the_program_reads() -> None:
-    files = [*SOURCE.glob("config/*.py"), *SOURCE.glob("log/*.py"), SOURCE / "notify.py", SOURCE / "daemon.py"]
+    files = [
+        *SOURCE.glob("config/*.py"),
+        *SOURCE.glob("log/*.py"),
+        SOURCE / "notify.py",
+        SOURCE / "daemon" / "daemon.py",
+    ]
     files += SOURCE.glob("handover/*.py")
     read = {name for file in files for name in re.findall(r'environ\.get\("([A-Z_]+)"', file.read_text())}
     items = "".join(re.findall(r"^\.It Ev .*$", section("ENVIRONMENT"), re.MULTILINE))

@@ -14,7 +14,7 @@ from tests.control.http_face import open_face
 from tunneld.control.commands import COMMANDS
 from tunneld.control.http.problems import FAULTS, STATUSES
 from tunneld.errors import EXIT_STATUSES
-from tunneld.options import OPTIONS
+from tunneld.rules.options import OPTIONS
 
 SOURCE = Path(tunneld.__file__).parent
 MANUAL = (Path(__file__).parents[2] / "man" / "tunneld-control.7").read_text()

@@ -14,11 +14,11 @@ from trio.testing import MockClock
 
 from tests.support.people import connect, is_refused
 from tests.support.visitors import until_parked
-from tunneld.access import EVERYBODY, Grant, Role
 from tunneld.config.schema import Settings, Tunnels
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
-from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
+from tunneld.rules.access import EVERYBODY, Grant, Role
+from tunneld.rules.options import TunnelOptions
 from tunneld.service import Asker, TunnelService
 from tunneld.service.addresses import Kept
 from tunneld.tunnel import Phase, Tunnel

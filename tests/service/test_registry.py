@@ -7,9 +7,9 @@ import trio
 
 from tests.support.people import connect, is_dropped
 from tests.support.visitors import open_tunnel, until_gone, until_served
-from tunneld.access import Grant, Role
 from tunneld.config.schema import Tunnels
 from tunneld.errors import EndedError, LimitReachedError, NoSuchTunnelError
+from tunneld.rules.access import Grant, Role
 from tunneld.service import TunnelService, registry
 from tunneld.service.registry import Registry
 

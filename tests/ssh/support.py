@@ -27,9 +27,9 @@ from tunneld.control.strangers import Strangers
 from tunneld.doors import Door
 from tunneld.endpoint import Endpoint
 from tunneld.lobby import Lobby
-from tunneld.options import TunnelOptions
 from tunneld.relay import new_engine
 from tunneld.relay.pump import Pump
+from tunneld.rules.options import TunnelOptions
 from tunneld.service import Asker, TunnelService
 from tunneld.ssh.port import serve_ssh
 from tunneld.tunnel import Tunnel

@@ -17,7 +17,7 @@ import pytest
 
 from tunneld.endpoint import Endpoint
 from tunneld.errors import StoreError
-from tunneld.reservations import Holder, Reservation
+from tunneld.rules.reservations import Holder, Reservation
 from tunneld.store.database import APPLICATION, FILE, VERSION, Database
 
 BLOG = Holder("alice", "blog")
@@ -169,7 +169,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from tests.store.test_database import change, record
-from tunneld.reservations import Holder
+from tunneld.rules.reservations import Holder
 from tunneld.store.database import Database
 
 database = Database(Path(sys.argv[1]))

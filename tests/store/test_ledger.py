@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from tunneld.endpoint import Endpoint
 from tunneld.errors import StoreError
-from tunneld.reservations import Book, Holder, Reservation
+from tunneld.rules.reservations import Book, Holder, Reservation
 from tunneld.store import Ledger, ledger
 from tunneld.store.database import Database
 

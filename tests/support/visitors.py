@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from tunneld.options import TunnelOptions
+from tunneld.rules.options import TunnelOptions
 from tunneld.service import Asker, TunnelService
 from tunneld.tunnel import Tunnel
 

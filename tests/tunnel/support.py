@@ -12,7 +12,7 @@ from tests.support import people
 from tests.support.keyed import connect_hidden
 from tests.support.papers import Papers
 from tunneld.endpoint import Endpoint
-from tunneld.options import TunnelOptions
+from tunneld.rules.options import TunnelOptions
 from tunneld.service import Asker, TunnelService
 from tunneld.tunnel import Tunnel
 

@@ -14,10 +14,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.people import connect, is_dropped
 from tests.support.visitors import call_from, open_tunnel, refused, until_gone, until_served, until_waiting
-from tunneld.admission import Refused
 from tunneld.config.schema import Settings, Tunnels
 from tunneld.control.verbs import describe_tunnel
 from tunneld.errors import UsageError
+from tunneld.rules.admission import Refused
 from tunneld.service import TunnelService
 from tunneld.tunnel import REFUSALS_LOGGED
 

@@ -8,8 +8,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_exactly, reset
 from tests.support.visitors import call_from, open_tunnel, refused, until_served, until_waiting
-from tunneld.admission import Refused
 from tunneld.config.schema import Tunnels
+from tunneld.rules.admission import Refused
 from tunneld.service import TunnelService
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
 

@@ -6,7 +6,7 @@ import pytest
 
 from tunneld.config.schema import Tunnels
 from tunneld.errors import UsageError
-from tunneld.options import TunnelOptions
+from tunneld.rules.options import TunnelOptions
 from tunneld.tunnel.terms import Terms
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
 

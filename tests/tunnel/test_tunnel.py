@@ -18,8 +18,8 @@ from tests.tunnel.support import ME, SECURE, connect, joined, open_tunnel, until
 from tunneld.config.schema import Settings, Tunnels
 from tunneld.endpoint import Endpoint
 from tunneld.errors import LimitReachedError, ListenError, NoSuchTunnelError, UsageError
-from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
+from tunneld.rules.options import TunnelOptions
 from tunneld.service import Asker, TunnelService
 from tunneld.tunnel import Phase
 

@@ -20,8 +20,8 @@ from tunneld.config.values import MILLISECOND, YEAR, File, Seconds, SecondsOrNon
 from tunneld.config.visitors import NetworkList, VisitorRate
 from tunneld.endpoint import MAX_PORT, Target, parse_relay
 from tunneld.errors import UsageError
-from tunneld.options import OPTIONS
 from tunneld.pin import parse_pins
+from tunneld.rules.options import OPTIONS
 
 Looks = Annotated[int, Field(ge=1, le=MOST_LOOKS)]
 Pool = Annotated[int, Field(ge=1, le=100_000)]

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint
-from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine, Failure, Limiter, Relay, RelayEnd
+from tunneld.rules.options import TunnelOptions
 
 if TYPE_CHECKING:
     from tunneld.backends.shared import Endpoints

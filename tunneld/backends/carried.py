@@ -18,7 +18,7 @@ from tunneld.backends.line import Line
 from tunneld.backends.shared import Endpoints
 from tunneld.endpoint import Endpoint
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
-from tunneld.options import TunnelOptions
+from tunneld.rules.options import TunnelOptions
 from tunneld.session import Channel
 from tunneld.session.heartbeat import Heartbeat
 

@@ -26,9 +26,9 @@ from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, unmap
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.net import bind_in_range, taken_out
-from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine, Failure, Limiter, Registration, Relay, RelayEnd
 from tunneld.relay.look import has_left
+from tunneld.rules.options import TunnelOptions
 from tunneld.wire.lines import format_err
 
 KEY_OCTETS = 16

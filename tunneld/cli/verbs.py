@@ -35,7 +35,8 @@ DRAINED = "drained"
 """The reason that a tunnel closes for when its last visitor has left."""
 STARTED_WITHIN = 40.0
 """Seconds that a restart may take for each of its two steps, whatever `--timeout` says: first the relay gives its new
-program half a minute to say that it would start (`CHECKING` in endings.py), then that starts, which takes as long.
+program half a minute to say that it would start (`CHECKING` in daemon/endings.py), then that starts, which takes as
+long.
 """
 Run = Callable[["Client", argparse.Namespace, Form], Awaitable[str]]
 

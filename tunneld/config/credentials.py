@@ -26,7 +26,6 @@ from pydantic import (
     model_validator,
 )
 
-from tunneld.access import Grant, Role
 from tunneld.config.certificates import locate
 from tunneld.config.context import Loading
 from tunneld.config.literals import literal
@@ -34,6 +33,7 @@ from tunneld.config.values import MILLISECOND, YEAR, File, Octets, Table, parse_
 from tunneld.endpoint import parse_network
 from tunneld.errors import UsageError, reason_of
 from tunneld.pin import SUBJECT, parse_pin, parse_subject
+from tunneld.rules.access import Grant, Role
 from tunneld.wire.verifier import Verifier, check_secret, derive
 
 LONGEST_SECRET = 1024  # octets of a secret's file: a larger one is the wrong file

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from tunneld.config.literals import literal
 from tunneld.endpoint import parse_network
 from tunneld.errors import UsageError
-from tunneld.rates import Rate
+from tunneld.rules.rates import Rate
 
 
 def _network(value: str) -> str:

@@ -10,7 +10,6 @@ import difflib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tunneld.access import Role, check_role
 from tunneld.backends import BACKENDS
 from tunneld.control.reply import Caller, Execute, Reply
 from tunneld.control.verbs import (
@@ -34,7 +33,8 @@ from tunneld.control.verbs import (
     watch_tunnels,
 )
 from tunneld.errors import UsageError
-from tunneld.options import OPTIONS
+from tunneld.rules.access import Role, check_role
+from tunneld.rules.options import OPTIONS
 from tunneld.wire.lines import Item, Request
 
 

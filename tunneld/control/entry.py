@@ -10,11 +10,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-from tunneld.access import EVERYBODY, Grant
 from tunneld.config.credentials import Credential
 from tunneld.control.gate import Gate
 from tunneld.control.reply import Caller, Reply
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
+from tunneld.rules.access import EVERYBODY, Grant
 from tunneld.wire import scram
 from tunneld.wire.lines import Request
 from tunneld.wire.scram import FAILED, Challenge, Hello

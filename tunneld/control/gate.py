@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import structlog
 import trio
 
-from tunneld.access import Grant
 from tunneld.config.credentials import Credential, own_digest, own_salt
 from tunneld.config.schema import Control
 from tunneld.control.strangers import Refusal, Strangers
 from tunneld.pin import SUBJECT, fingerprint, subject
-from tunneld.rates import Rate, Thinning
+from tunneld.rules.access import Grant
+from tunneld.rules.rates import Rate, Thinning
 from tunneld.wire.verifier import ITERATIONS, Verifier, matches
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("gate")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from tunneld.access import Grant
+from tunneld.rules.access import Grant
 from tunneld.service import AtEnd, at_once
 from tunneld.wire.lines import Item, Request
 

@@ -22,7 +22,7 @@ from tunneld.config.schema import Control
 from tunneld.config.startups import Startups
 from tunneld.control.penalties import Penalties
 from tunneld.endpoint import is_loopback
-from tunneld.networks import read_address
+from tunneld.rules.networks import read_address
 
 
 class Reason(Enum):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from tunneld.access import Grant
 from tunneld.config.changes import value
 from tunneld.config.keys import keys
 from tunneld.config.literals import literal
@@ -17,7 +16,8 @@ from tunneld.config.schema import Settings
 from tunneld.control.reply import Caller, Reply
 from tunneld.endpoint import format_peer
 from tunneld.errors import LocalProtocolError, UsageError
-from tunneld.options import ANYWHERE, TunnelOptions
+from tunneld.rules.access import Grant
+from tunneld.rules.options import ANYWHERE, TunnelOptions
 from tunneld.service import Asker, TunnelService
 from tunneld.service.addresses import Kept
 from tunneld.tunnel import Tunnel

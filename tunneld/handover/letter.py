@@ -25,8 +25,8 @@ from tunneld.backends import SideLegacy
 from tunneld.config.schema import Tunnels
 from tunneld.errors import UsageError
 from tunneld.handover.baggage import Baggage, MissingError
-from tunneld.options import TunnelOptions
 from tunneld.relay.lift import Course, Lifted
+from tunneld.rules.options import TunnelOptions
 from tunneld.tunnel import Opening
 from tunneld.tunnel.legacy import Account, ClientLegacy, Past, ServiceLegacy, TunnelLegacy, Waiting
 

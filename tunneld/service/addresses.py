@@ -14,10 +14,10 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld.access import Grant
 from tunneld.config.schema import Settings
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
-from tunneld.reservations import Book, Holder, Reservation
+from tunneld.rules.access import Grant
+from tunneld.rules.reservations import Book, Holder, Reservation
 from tunneld.store import Ledger
 from tunneld.tunnel import Tunnel
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from tunneld.access import EVERYBODY, Grant
-from tunneld.admission import Refused
 from tunneld.endpoint import Endpoint
 from tunneld.errors import EndedError, NoSuchTunnelError
+from tunneld.rules.access import EVERYBODY, Grant
+from tunneld.rules.admission import Refused
 from tunneld.tunnel import Phase, Tunnel
 from tunneld.tunnel.legacy import Past
 

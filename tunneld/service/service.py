@@ -15,16 +15,16 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld.access import EVERYBODY, Grant, bound_hidden, permit
 from tunneld.backends import Lobby, Premises, backend_of
 from tunneld.backends.shared import Endpoints
 from tunneld.config.schema import Settings
 from tunneld.endpoint import is_wildcard
 from tunneld.errors import DrainingError, LimitReachedError, ListenError, TunneldError, UsageError
 from tunneld.events import Events
-from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine
-from tunneld.reservations import Holder, Reservation
+from tunneld.rules.access import EVERYBODY, Grant, bound_hidden, permit
+from tunneld.rules.options import TunnelOptions
+from tunneld.rules.reservations import Holder, Reservation
 from tunneld.service.addresses import Addresses, holder_of
 from tunneld.service.registry import Registry
 from tunneld.service.sharing import check_agrees

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from tunneld.errors import UsageError
-from tunneld.options import TunnelOptions
+from tunneld.rules.options import TunnelOptions
 from tunneld.tunnel import Tunnel
 
 FREE = frozenset({"name", "client_port", "replace", "ttl"})

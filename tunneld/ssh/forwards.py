@@ -25,10 +25,10 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.access import Grant
 from tunneld.backends.ssh import Ssh, find_side
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError
-from tunneld.options import ANYWHERE, MAX_NAME, TunnelOptions
+from tunneld.rules.access import Grant
+from tunneld.rules.options import ANYWHERE, MAX_NAME, TunnelOptions
 from tunneld.service import Asker, TunnelService
 from tunneld.session import Channel
 from tunneld.session.heartbeat import Heartbeat

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 import asyncssh
 
-from tunneld.access import EVERYBODY, Grant
 from tunneld.backends.shared import Endpoints
 from tunneld.backends.ssh import Ssh, find_side
 from tunneld.config.credentials import Credential
 from tunneld.config.sshkeys import may_forward, split
 from tunneld.control.gate import Gate
 from tunneld.endpoint import is_loopback
+from tunneld.rules.access import EVERYBODY, Grant
 
 OPTION = "tunneld-credential"
 """The option of a line of authorized_keys, put in front by us, that says whose line it is."""

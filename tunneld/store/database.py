@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tunneld.endpoint import MAX_PORT, Endpoint
 from tunneld.errors import StoreError, UsageError, reason_of
-from tunneld.reservations import Holder, Reservation
+from tunneld.rules.reservations import Holder, Reservation
 
 FILE = "reservations.db"
 APPLICATION = 0x74756E6C

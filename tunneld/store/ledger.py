@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from tunneld.errors import StoreError
-from tunneld.reservations import Book, Holder, Reservation
+from tunneld.rules.reservations import Book, Holder, Reservation
 from tunneld.store.database import Change, Database
 
 PATIENCE = 2.0

@@ -14,16 +14,16 @@ from typing import Any
 
 import trio
 
-from tunneld.admission import Refusal, Refused
 from tunneld.backends import ServerConnection, ServerSide
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, is_wildcard, parse_network
 from tunneld.errors import RemoteProtocolError, UsageError, reason_of
 from tunneld.net import bind_in_range, taken_out
-from tunneld.networks import NetworkSet, read_address
-from tunneld.options import TunnelOptions
 from tunneld.relay.engine import Engine, Failure, Registration
 from tunneld.relay.look import has_left
+from tunneld.rules.admission import Refusal, Refused
+from tunneld.rules.networks import NetworkSet, read_address
+from tunneld.rules.options import TunnelOptions
 from tunneld.tunnel.legacy import ClientLegacy, Waiting
 from tunneld.tunnel.opening import Opening
 from tunneld.tunnel.proxied import receive_header

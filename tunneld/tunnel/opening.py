@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tunneld.backends import NOTHING_MORE, Premises, backend_of
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Endpoint, Network, parse_network
-from tunneld.options import ANYWHERE, Anywhere, TunnelOptions
+from tunneld.rules.options import ANYWHERE, Anywhere, TunnelOptions
 
 
 @dataclass(frozen=True, slots=True)

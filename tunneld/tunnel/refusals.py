@@ -9,10 +9,10 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.admission import Refusal, Refused
 from tunneld.endpoint import format_peer
 from tunneld.events import Events
-from tunneld.rates import Rate, Thinning
+from tunneld.rules.admission import Refusal, Refused
+from tunneld.rules.rates import Rate, Thinning
 
 REFUSALS_LOGGED = Rate.parse("60/m")
 """Lines about refused connections of one tunnel: as many at once show what goes on, one a second that it still does."""

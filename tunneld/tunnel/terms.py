@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tunneld.access import least
-from tunneld.admission import Rules
 from tunneld.config.schema import Tunnels
 from tunneld.endpoint import Network, parse_network
 from tunneld.errors import UsageError
-from tunneld.options import TunnelOptions
-from tunneld.rates import Rate
+from tunneld.rules.access import least
+from tunneld.rules.admission import Rules
+from tunneld.rules.options import TunnelOptions
+from tunneld.rules.rates import Rate
 from tunneld.wire.proxy_protocol import SocketAddress, encode_v1, encode_v2
 
 ProxyHeader = Callable[[SocketAddress | None, SocketAddress | None], bytes]

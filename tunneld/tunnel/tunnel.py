@@ -27,11 +27,11 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.admission import Refused
 from tunneld.backends import Host, backend_of
 from tunneld.endpoint import Endpoint, format_peer
 from tunneld.events import Events
 from tunneld.relay.engine import Engine
+from tunneld.rules.admission import Refused
 from tunneld.tunnel import clocks
 from tunneld.tunnel.client_side import ClientSide
 from tunneld.tunnel.legacy import Account, TunnelLegacy

@@ -17,13 +17,13 @@ from typing import Any, Protocol
 
 import trio
 
-from tunneld.admission import Admission, Refusal, Refused
 from tunneld.backends import ServerConnection
 from tunneld.endpoint import format_peer
 from tunneld.errors import reason_of
 from tunneld.events import Events
 from tunneld.relay.engine import Engine, Relay, RelayEnd
 from tunneld.relay.lift import Lifted
+from tunneld.rules.admission import Admission, Refusal, Refused
 from tunneld.tunnel.legacy import Account
 from tunneld.tunnel.refusals import Refusals
 from tunneld.tunnel.terms import Terms

@@ -15,7 +15,6 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tunneld.access import Role, check_role
 from tunneld.control.commands import executor
 from tunneld.control.gate import Gate
 from tunneld.control.http.api import answer_api
@@ -31,6 +30,7 @@ from tunneld.control.http.words import grant_of
 from tunneld.control.reply import Execute
 from tunneld.control.verbs import Daemon
 from tunneld.errors import TunneldError
+from tunneld.rules.access import Role, check_role
 
 Answer = Callable[[Request, bytes, Execute], Awaitable[ASGIApp]]
 

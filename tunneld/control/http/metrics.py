@@ -8,7 +8,7 @@
     tunneld_visitors                         relayed now
     tunneld_visitors_waiting                 visitors that wait for a server connection
     tunneld_visitors_served_total            visitors that got a server connection, ever
-    tunneld_visitors_refused_total{reason}   visitors turned away, ever: see `Refused` in admission.py
+    tunneld_visitors_refused_total{reason}   visitors turned away, ever: see `Refused` in rules/admission.py
     tunneld_server_connections_parked        server connections that wait for a visitor
     tunneld_relayed_bytes_total{direction}   up (to hidden servers), down (to clients)
     tunneld_strangers                        control connections that have not authenticated
@@ -28,9 +28,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from tunneld.admission import Refused
 from tunneld.control.strangers import Reason, Strangers
 from tunneld.control.verbs import Daemon
+from tunneld.rules.admission import Refused
 from tunneld.tunnel import Phase, Tunnel
 from tunneld.wire.lines import Item
 

@@ -18,12 +18,12 @@ from http import HTTPStatus
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tunneld.access import EVERYBODY
 from tunneld.control.gate import Gate
 from tunneld.control.http.guest import guest_of
 from tunneld.control.http.problems import Problem, refuse, respond
 from tunneld.control.http.words import GRANT, RENEW, client_of
 from tunneld.endpoint import is_loopback
+from tunneld.rules.access import EVERYBODY
 from tunneld.wire.scram import FAILED
 
 OPEN = frozenset({"/healthz", "/readyz"})

@@ -13,10 +13,10 @@ from typing import Any
 
 from starlette.types import Scope
 
-from tunneld.access import Grant
 from tunneld.control.reply import Caller, Execute, Reply
 from tunneld.endpoint import join_host_port, unmap
 from tunneld.errors import UsageError
+from tunneld.rules.access import Grant
 from tunneld.wire.lines import MAX_LINE, Item, Request, Value
 
 QUIT = "quit"

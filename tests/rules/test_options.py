@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunneld.errors import UsageError
-from tunneld.networks import MAX_NETWORKS
-from tunneld.options import ANYWHERE, LONGEST, MAX_COUNT, MAX_NAME, OPTIONS, TunnelOptions
-from tunneld.rates import Rate
+from tunneld.rules.networks import MAX_NETWORKS
+from tunneld.rules.options import ANYWHERE, LONGEST, MAX_COUNT, MAX_NAME, OPTIONS, TunnelOptions
+from tunneld.rules.rates import Rate
 
 
 def test_the_table_and_the_value_have_the_same_fields() -> None:

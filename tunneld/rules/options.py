@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from tunneld.endpoint import MAX_PORT, Network, parse_network
 from tunneld.errors import UsageError
-from tunneld.networks import parse_networks
-from tunneld.rates import Rate
+from tunneld.rules.networks import parse_networks
+from tunneld.rules.rates import Rate
 
 LONGEST = 365 * 24 * 3600.0
 """Seconds. A year: far beyond any use, near enough that every clock arithmetic holds."""

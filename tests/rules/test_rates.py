@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.rates import MAX_COUNT, SECOND, Buckets, Rate, Thinning
+from tunneld.rules.rates import MAX_COUNT, SECOND, Buckets, Rate, Thinning
 
 RATES = st.builds(Rate, st.integers(1, 20), st.sampled_from([1, 60, 3600]))
 

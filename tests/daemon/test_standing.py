@@ -13,10 +13,10 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from tests.support.manager import manager
-from tunneld import standing, trust
+from tunneld import trust
 from tunneld.cli.papers import LIFE, make_papers
 from tunneld.config.schema import Settings, Tls
-from tunneld.daemon import Daemon
+from tunneld.daemon import Daemon, standing
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
 

@@ -28,21 +28,22 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld import __version__, config, endings, log, net, notify, privileges
+from tunneld import __version__, config, log, net, notify
 from tunneld.backends.shared import Endpoints
 from tunneld.config.places import state_folder
 from tunneld.config.schema import Settings
 from tunneld.control.gate import Gate
 from tunneld.control.strangers import Strangers
-from tunneld.endings import Ending
+from tunneld.daemon import endings, privileges
+from tunneld.daemon.endings import Ending
+from tunneld.daemon.front import Front
+from tunneld.daemon.signals import SIGNALS, obey
+from tunneld.daemon.standing import Standing
 from tunneld.errors import DrainingError, UsageError
-from tunneld.front import Front
 from tunneld.lobby import Lobby
 from tunneld.relay import new_engine
 from tunneld.relay.limits import DOZE
 from tunneld.service import TunnelService
-from tunneld.signals import SIGNALS, obey
-from tunneld.standing import Standing
 from tunneld.tunnel import STOPPED
 from tunneld.wire.lines import Item
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.admission import Admission, Refusal, Refused, Rules
 from tunneld.endpoint import Network
 from tunneld.errors import UsageError
-from tunneld.networks import MAX_NETWORKS, NetworkSet, parse_networks, read_address
-from tunneld.rates import Rate
+from tunneld.rules.admission import Admission, Refusal, Refused, Rules
+from tunneld.rules.networks import MAX_NETWORKS, NetworkSet, parse_networks, read_address
+from tunneld.rules.rates import Rate
 
 ADDRESSES = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
 NETWORKS = st.builds(

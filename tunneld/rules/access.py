@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from tunneld.endpoint import Network, contains, parse_network
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
-from tunneld.options import ANYWHERE, TunnelOptions
+from tunneld.rules.options import ANYWHERE, TunnelOptions
 
 _Number = TypeVar("_Number", int, float)
 

@@ -10,9 +10,10 @@ import trustme
 from structlog.testing import capture_logs
 
 from tests.support.papers import Papers
-from tunneld import trust, validity
+from tunneld import trust
 from tunneld.cli.papers import LIFE, make_papers
 from tunneld.config.schema import Tls
+from tunneld.daemon import validity
 
 NOW = datetime.now(UTC)
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from tunneld.access import EVERYBODY, Grant, Role, check_role, permit
 from tunneld.endpoint import parse_network
 from tunneld.errors import LimitReachedError, NotAllowedError
-from tunneld.options import TunnelOptions
+from tunneld.rules.access import EVERYBODY, Grant, Role, check_role, permit
+from tunneld.rules.options import TunnelOptions
 
 ALICE = Grant("alice")
 ADMIN = Grant("root", Role.ADMIN)

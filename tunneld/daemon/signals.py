@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from tunneld import endings
+from tunneld.daemon import endings
 from tunneld.errors import TunneldError
 
 log = structlog.get_logger("daemon")

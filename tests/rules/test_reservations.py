@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tunneld.endpoint import Endpoint
-from tunneld.reservations import Book, Holder, Reservation
+from tunneld.rules.reservations import Book, Holder, Reservation
 
 BLOG, SHOP = Holder("alice", "blog"), Holder("bob", "shop")
 

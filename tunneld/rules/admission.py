@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tunneld.endpoint import Network
-from tunneld.networks import NetworkSet, read_address
-from tunneld.rates import Buckets, Rate
+from tunneld.rules.networks import NetworkSet, read_address
+from tunneld.rules.rates import Buckets, Rate
 
 
 class Refused(Enum):

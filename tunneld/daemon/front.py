@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tunneld import endings, trust
+from tunneld import trust
 from tunneld.backends.shared import Endpoints
 from tunneld.config.schema import Settings
 from tunneld.control import http
@@ -29,12 +29,13 @@ from tunneld.control.commands import executor
 from tunneld.control.gate import Gate
 from tunneld.control.server import serve_lines
 from tunneld.control.verbs import Daemon
+from tunneld.daemon import endings
+from tunneld.daemon.faces import Faces, places
+from tunneld.daemon.validity import Shown
 from tunneld.doors import Bound
-from tunneld.faces import Faces, places
 from tunneld.lobby import Lobby
 from tunneld.relay.engine import Engine
 from tunneld.tunnel.legacy import ServiceLegacy
-from tunneld.validity import Shown
 
 if TYPE_CHECKING:
     import asyncssh

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 
 import trio
 
-from tunneld import notify, validity
+from tunneld import notify
 from tunneld.control.verbs import count
+from tunneld.daemon import validity
 from tunneld.errors import ConfigError, TunneldError
 from tunneld.service import TunnelService
 
