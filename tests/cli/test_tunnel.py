@@ -98,6 +98,7 @@ async def test_events_are_lines_on_standard_error() -> None:
             me = f"127.0.0.1:{stream.socket.getsockname()[1]}"
             assert await is_dropped(stream)
             errors = Reader(process.stderr)
+            assert (await errors.line()).startswith(f"nothing listens on 127.0.0.1:{port}")
             assert await errors.line() == f"visitor {me}"
             refused = f"could not connect to 127.0.0.1:{port}: connection refused"
             assert await errors.line() == f"visitor {me}: {refused}"

@@ -83,7 +83,7 @@ async def test_a_wrong_secret_ends_expose_at_once(secret_file: Path) -> None:
     """The secret is right, and somebody else's."""
     async with running_server(gate=gate_of(ALICE, credential("bob", "another secret"))) as server:
         arguments = ("--credential", "bob", "--secret-file", str(secret_file))
-        done = await tunnel("expose", "80", *arguments, relay=server.endpoint.authority)
+        done = await tunnel("expose", str(server.endpoint.port), *arguments, relay=server.endpoint.authority)
         assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (77, b"", 1)
 
 
@@ -155,7 +155,7 @@ async def test_a_relay_is_known_by_its_pin_or_refused(papers: tuple[Tls, str]) -
             plain, tls = server.endpoint.authority, str(server.endpoint)
             for relay in (plain, tls):
                 assert (await tunnel("list", "--pin", pin, relay=relay)).returncode == 0
-            for verb in (["list"], ["expose", "80"]):
+            for verb in (["list"], ["expose", str(server.endpoint.port)]):
                 wrong = await tunnel(*verb, "--pin", NO_PIN, relay=tls)
                 assert (wrong.returncode, wrong.stderr.count(b"\n")) == (76, 1)
                 assert pin in wrong.stderr.decode()

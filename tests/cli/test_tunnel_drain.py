@@ -7,11 +7,13 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 
 from tests.agent.support import PATIENCE, RelayHere, relay_here
 from tests.support.people import connect
 from tests.support.programs import program, tunnel_command
+from tests.support.relays import GREETING, fake_relay, stay
 from tunneld.client import connect as control
 from tunneld.endpoint import Endpoint
 
@@ -59,6 +61,44 @@ async def test_each_one_that_leaves_is_told_until_none_is_left() -> None:
                 assert await line(process) == f"{left} left\n"
             assert await line(process) == "drained\n"
             assert await process.wait() == os.EX_OK
+
+
+@pytest.mark.parametrize("code", ["no-such-tunnel", "ended"])
+@pytest.mark.parametrize(("reason", "status"), [("drained", os.EX_OK), ("closed by request", os.EX_TEMPFAIL)])
+async def test_a_tunnel_that_is_over_before_anything_was_asked_is_told_all_the_same(
+    code: str, reason: str, status: int
+) -> None:
+    over = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.send_all(GREETING)
+        match await line_of(stream):
+            case "watch t1":
+                await stream.send_all(b"* event=watching id=t1\n")
+                await over.wait()
+                await stream.send_all(f"* event=closed id=t1 reason={reason!r}\n".replace("'", '"').encode())
+            case "drain t1":
+                await stream.send_all(b"OK draining t1, 0 visitors left\n")
+                assert await line_of(stream) == "show t1"
+                over.set()
+                await stream.send_all(f"ERR {code} it is gone\n".encode())
+        await stay(stream)
+
+    async with fake_relay(serve) as relay:
+        done = await trio.run_process(
+            tunnel_command("drain", "--wait", "t1", "--relay", relay.authority),
+            check=False,
+            capture_stdout=True,
+            capture_stderr=True,
+        )
+    assert (done.returncode, done.stdout.startswith(b"draining t1")) == (status, True)
+
+
+async def line_of(stream: trio.SocketStream) -> str:
+    said = b""
+    while not said.endswith(b"\n"):
+        said += await stream.receive_some(1)
+    return said.decode().strip()
 
 
 async def test_a_tunnel_that_is_closed_meanwhile_is_another_status() -> None:

@@ -25,7 +25,14 @@ from tunneld.cli.tables import (
     printable,
     table,
 )
-from tunneld.errors import LimitReachedError, NoSuchTunnelError, RelayUnreachableError, UsageError
+from tunneld.errors import (
+    EndedError,
+    LimitReachedError,
+    NoSuchTunnelError,
+    RefusedError,
+    RelayUnreachableError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from tunneld.client import Client
@@ -33,6 +40,8 @@ if TYPE_CHECKING:
 REFERENCE = ("ref", "REF", "its id, a URI of it or its port, as list shows them")
 DRAINED = "drained"
 """The reason that a tunnel closes for when its last visitor has left."""
+OVER = frozenset({NoSuchTunnelError.code, EndedError.code})
+"""How the relay refuses what is asked of a tunnel that has ended meanwhile; who watches it is told why."""
 STARTED_WITHIN = 40.0
 """Seconds that a restart may take for each of its two steps, whatever `--timeout` says: first the relay gives its new
 program half a minute to say that it would start (`CHECKING` in daemon/endings.py), then that starts, which takes as
@@ -127,8 +136,11 @@ async def drain(client: Client, options: argparse.Namespace, shape: Form) -> str
     async with access(options).connect() as eyes, eyes.watch(options.ref) as events:
         say(text((await client.call("drain", options.ref)).text, shape), end="")
         left = 0
-        with suppress(NoSuchTunnelError):  # it may be over by now: that is told, too
+        try:
             left = len((await client.call("show", options.ref)).items) - 1
+        except RefusedError as error:
+            if error.reply_code not in OVER:
+                raise
         async for event in events:
             match event["event"]:
                 case "draining":
