@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -30,7 +31,7 @@ from tunneld.service import Asker
 from tunneld.session import Carrier
 from tunneld.session import carrier as session_carrier
 from tunneld.session.carrier import TALKATIVE
-from tunneld.tls import TlsSocket
+from tunneld.tls import HANDSHAKE, TlsSocket
 from tunneld.trust import client_tls_context
 from tunneld.tunnel import Phase
 from tunneld.wire.webmux import Mux, Opened, Refused
@@ -309,6 +310,24 @@ async def test_who_comes_back_gets_the_visitors_although_its_old_carrier_seems_t
             for _ in range(5):
                 assert await ask(address(told), b"served") == b"served"
             await hung.stream.aclose()
+
+
+async def test_who_leaves_in_the_handshake_is_told_as_that_and_has_not_failed(papers: Papers) -> None:
+    refused: list[MutableMapping[str, Any]] = []
+    with trio.fail_after(PATIENCE), capture_logs() as lines:
+        async with (
+            relay_here(papers=papers) as relay,
+            local_server(echo) as target,
+            exposed(target, relay.access, Told()),
+        ):
+            stranger = await connect(relay.tunnel.server_uri)
+            await stranger.send_all(HANDSHAKE)
+            await stranger.aclose()
+            while not refused:
+                await trio.lowlevel.checkpoint()
+                refused = [line for line in lines if line["event"] == "hidden server refused"]
+    assert [(line["face"], line["reason"]) for line in refused] == [("webmux", "it hung up")]
+    assert not [line for line in lines if line["event"] == "authentication failed"]
 
 
 async def test_who_talks_and_does_not_say_whose_it_is_is_cut_off_and_has_failed() -> None:
