@@ -21,7 +21,7 @@ from tunneld.control.gate import Gate
 from tunneld.control.strangers import Refusal, Stranger
 from tunneld.endpoint import format_peer, unmap
 from tunneld.errors import NotAllowedError, TunneldError, reason_of
-from tunneld.tls import hung_up
+from tunneld.tls import HUNG_UP, hung_up
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("lobby")
 
@@ -85,8 +85,8 @@ class Lobby:
 
     def _tell(self, peer: Any, face: str, error: Exception) -> None:
         reason = reason_of(error) if isinstance(error, OSError) else str(error)
-        if isinstance(error, ssl.SSLError) and hung_up(error):
-            reason = "it hung up"
+        if hung_up(error):
+            reason = HUNG_UP
         log.info("hidden server refused", peer=format_peer(peer), face=face, reason=reason)
 
     def _reject(self, peer: Any, face: str, stranger: Stranger, reason: str) -> None:

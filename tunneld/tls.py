@@ -26,6 +26,10 @@ HANDSHAKE = b"\x16"
 CHUNK = 65536
 """Octets read from the kernel at a time by those who wait; four records."""
 EMPTY = memoryview(b"")
+NOT_YET, EXPIRED = 9, 10
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
+HUNG_UP = "it hung up"
+"""How a connection ended of which the other end said nothing more."""
 
 
 class TlsSocket:

@@ -85,6 +85,14 @@ async def test_many_tasks_take_turns() -> None:
         assert len(heard) == 50
 
 
+async def abandon(call: Callable[[], Awaitable[object]]) -> None:
+    """Ask, and wait for no answer."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_abandoned_call_leaves_its_answer_to_nobody() -> None:
     async def answer_late(stream: trio.SocketStream) -> None:
         requests = b""
@@ -95,10 +103,7 @@ async def test_an_abandoned_call_leaves_its_answer_to_nobody() -> None:
 
     async with fake_relay(saying(GREETING, then=answer_late)) as relay, connect(str(relay)) as client:
         for _ in range(3):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(client.list)
-                await wait_all_tasks_blocked()
-                nursery.cancel_scope.cancel()
+            await abandon(client.list)
         answer = await client.call("echo")
         assert (answer.text, answer.items) == ("mine", [{"id": "t2"}])
 
@@ -112,10 +117,7 @@ async def test_a_watch_does_not_take_the_answer_to_an_abandoned_call_for_an_even
         await stay(stream)
 
     async with fake_relay(saying(GREETING, then=answer_late)) as relay, connect(str(relay)) as client:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.list)
-            await wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
+        await abandon(client.list)
         async with client.watch() as events:
             assert await anext(events) == {"event": "watching"}
 
@@ -152,10 +154,7 @@ async def test_an_abandoned_answer_is_no_end() -> None:
         await stay(stream)
 
     async with fake_relay(saying(GREETING, then=answer_late)) as relay, connect(str(relay)) as client:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.list)
-            await wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
+        await abandon(client.list)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.wait_lost)
             answers.set()

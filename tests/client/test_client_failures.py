@@ -14,7 +14,7 @@ from tests.support.control import running_server
 from tests.support.people import reset
 from tests.support.relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
 from tunneld.client import connect
-from tunneld.client.exchange import HUNG_UP, why
+from tunneld.client.exchange import why
 from tunneld.config.schema import Control
 from tunneld.errors import (
     RefusedError,
@@ -22,6 +22,7 @@ from tunneld.errors import (
     RemoteProtocolError,
     UsageError,
 )
+from tunneld.tls import HUNG_UP
 from tunneld.wire.lines import MAX_REPLY_LINE
 
 

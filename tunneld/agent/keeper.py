@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -97,11 +98,8 @@ class Keeper:
         where somebody at the relay closed or drains it on purpose; and what else a call raises.
         """
         record: Mapping[str, str] = {}
-        try:
+        with _unless_gone():
             record = (await client.show(str(self.tunnel.server)))[0]
-        except RefusedError as error:
-            if error.reply_code != NoSuchTunnelError.code:
-                raise
         if not self.tunnel.is_described_by(record):
             raise NoSuchTunnelError(f"tunnel {self.tunnel.id} was closed at the relay")
         if record.get("phase") == "draining":
@@ -110,11 +108,8 @@ class Keeper:
 
     async def _why_drained(self, client: Client) -> None:
         """Raise what the relay says to that, unless it is that there is no such tunnel."""
-        try:
+        with _unless_gone():
             await client.get_tunnel_address(str(self.tunnel.server))
-        except RefusedError as error:
-            if error.reply_code != NoSuchTunnelError.code:
-                raise
 
     async def come_back(self, client: Client) -> None:
         """The tunnel stands, and we are back, perhaps at another address: what was parked from the old one leads
@@ -188,11 +183,8 @@ class Keeper:
         for _ in range(ROUNDS):
             if self._wanted or not self.supply.parked:
                 return
-            try:
+            with _unless_gone():  # if it is, all this is about to end
                 await client.call("trim", self.tunnel.id, "0")
-            except RefusedError as error:
-                if error.reply_code != NoSuchTunnelError.code:
-                    raise  # and if it is closed, all this is about to end
             with trio.move_on_after(SETTLE):
                 await self.supply.wait_gone()
         if not self._wanted:
@@ -208,6 +200,16 @@ class Keeper:
         await trio.sleep(next(self._waits))
         if self._wanted:
             self.supply.resume()
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """What the relay refuses in the block is raised, but that there is no such tunnel: then the block is left."""
+    try:
+        yield
+    except RefusedError as error:
+        if error.reply_code != NoSuchTunnelError.code:
+            raise
 
 
 async def _supply(server: Endpoint, ground: Ground, wish: Wish, owner: Owner) -> Supply:

@@ -17,10 +17,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
-from tunneld.client.exchange import HUNG_UP, Answer, Exchange, Record, why
+from tunneld.client.exchange import Answer, Exchange, Record, why
 from tunneld.client.login import authenticate
 from tunneld.endpoint import Endpoint, parse_relay, unmap
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, reason_of
+from tunneld.tls import HUNG_UP
 from tunneld.trust import client_tls_context
 from tunneld.wire.lines import Request, Value
 

@@ -16,20 +16,12 @@ from datetime import UTC, datetime
 import trio
 
 from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
+from tunneld.tls import EXPIRED, HUNG_UP, NOT_YET, hung_up
 from tunneld.wire.linebuffer import LineBuffer
 from tunneld.wire.lines import MAX_REPLY_LINE, Err, ItemLine, Ok, ReplyLine, Request, format_request, parse_reply
 
 READ_SIZE = 64 * 1024
 """Octets read at once: a list of 250 tunnels."""
-
-HUNG_UP = "it hung up"
-"""How a connection ended of which the other end said nothing more."""
-
-UNEXPECTED_EOF = "UNEXPECTED_EOF_WHILE_READING"
-"""How OpenSSL 3 calls it, in Pythons that have no class of their own for that."""
-
-NOT_NOW = frozenset({9, 10})
-"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
 
 Record = Mapping[str, str]
 """One `*` line of an answer: its keys and values, all strings, as tunneld-control(7) lists them."""
@@ -211,15 +203,12 @@ def why(error: BaseException) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, ssl.SSLCertVerificationError):
         advice = "give its authority (--ca) or its --pin"
-        if cause.verify_code in NOT_NOW:
+        if cause.verify_code in {NOT_YET, EXPIRED}:
             now = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
             advice = f"it is {now} UTC by the clock here; if that is right, its operator must renew it"
         return f"its certificate does not hold: {cause.verify_message}; {advice}"
     if isinstance(cause, ssl.SSLError):
-        if (
-            isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
-            or cause.reason == "UNEXPECTED_EOF_WHILE_READING"
-        ):
+        if hung_up(cause) or isinstance(cause, ssl.SSLZeroReturnError):
             return HUNG_UP
         if cause.reason == "WRONG_VERSION_NUMBER":
             return "it does not speak TLS there; use tcp://"

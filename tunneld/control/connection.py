@@ -5,7 +5,6 @@ words arrive.
 from __future__ import annotations
 
 import math
-import ssl
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -14,7 +13,7 @@ import trio
 
 from tunneld.config.schema import Control
 from tunneld.errors import RemoteProtocolError
-from tunneld.tls import hung_up
+from tunneld.tls import HUNG_UP, hung_up
 from tunneld.wire.linebuffer import LineBuffer
 
 READ_SIZE = 4096
@@ -159,6 +158,6 @@ async def _hurry(waiting: trio.CancelScope) -> None:
 def why(error: Exception) -> str:
     """The reason behind a broken stream: the system's or OpenSSL's, which trio keeps as the cause."""
     cause = error.__cause__
-    if isinstance(cause, ssl.SSLError) and hung_up(cause):
-        return "it hung up"
+    if hung_up(cause):
+        return HUNG_UP
     return str(cause or error) or "connection is broken"

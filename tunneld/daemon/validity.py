@@ -15,6 +15,8 @@ from pathlib import Path
 
 import structlog
 
+from tunneld.tls import EXPIRED, NOT_YET
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger("daemon")
 
 DAY = 86400.0
@@ -24,8 +26,6 @@ or does not tell the daemon.
 """
 LAST_PART = 0.25
 """Of its life, for a certificate that lives shorter: one of six days is renewed with two or three left."""
-NOT_YET, EXPIRED = 9, 10
-"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
 
 Shown = tuple[ssl.SSLContext, Path]
 """What shows a certificate, and its file."""
