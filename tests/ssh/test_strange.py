@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, cast
 
 import asyncssh
@@ -13,11 +13,11 @@ import pytest
 import structlog
 import trio
 import trio.lowlevel
-import trio_asyncio
 from asyncssh.packet import Boolean, Byte, NameList, SSHPacket, String, UInt32
 
 from tests.agent.support import echo, local_server
 from tests.agent.test_expose import ask
+from tests.ssh.client_loop import open_client, wait
 from tests.ssh.support import Relay, client, openssh, relay
 from tests.support.people import PATIENCE, is_dropped
 from tunneld.config.credentials import Credential
@@ -228,19 +228,9 @@ async def test_keys_are_exchanged_anew_while_octets_cross(who: str, cipher: str)
 # Somebody who is known, and strange
 
 
-@asynccontextmanager
-async def guest(here: Relay, **options: Any) -> AsyncIterator[asyncssh.SSHClientConnection]:
+def guest(here: Relay, **options: Any) -> AbstractAsyncContextManager[asyncssh.SSHClientConnection]:
     """An asyncssh client that has logged in."""
-    async with trio_asyncio.open_loop() as loop:
-        loop.set_exception_handler(lambda _loop, _context: None)  # our client breaks off, which is meant
-        connection = await trio_asyncio.aio_as_trio(asyncssh.connect)(
-            LOCAL, here.port, username="me", known_hosts=None, client_keys=None, config=None, **options
-        )
-        try:
-            yield connection
-        finally:
-            connection.abort()
-            await trio_asyncio.aio_as_trio(connection.wait_closed)()
+    return open_client(LOCAL, here.port, username="me", known_hosts=None, client_keys=None, config=None, **options)
 
 
 @pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"])
@@ -291,7 +281,7 @@ async def test_a_flood_of_requests_is_ended() -> None:
             connection.send_packet(80, String("tcpip-forward"), Boolean(True), String(""), UInt32(0))
         await here.until(lambda: len(list(here.service.tunnels())) <= 33)
         with trio.move_on_after(5):
-            await trio_asyncio.aio_as_trio(connection.wait_closed)()
+            await wait(connection, connection.wait_closed())
         assert connection.is_closed()
 
 
@@ -301,7 +291,7 @@ async def test_a_packet_that_was_meddled_with_ends_the_connection() -> None:
         assert transport is not None
         transport.write(b"\0\0\0\x20" + b"x" * 48)
         with trio.move_on_after(5):
-            await trio_asyncio.aio_as_trio(connection.wait_closed)()
+            await wait(connection, connection.wait_closed())
         assert connection.is_closed()
 
 
@@ -314,7 +304,7 @@ async def test_there_are_no_more_sessions_than_a_person_needs() -> None:
     async with unharmed() as here, guest(here) as connection:
 
         async def open_one() -> None:
-            await trio_asyncio.aio_as_trio(connection.create_session)(asyncssh.SSHClientSession)
+            await wait(connection, connection.create_session(asyncssh.SSHClientSession))
 
         for _ in range(MOST_SESSIONS):
             await open_one()
@@ -328,7 +318,7 @@ async def test_who_is_refused_too_often_is_sent_away() -> None:
             connection.send_packet(80, String("tcpip-forward"), Boolean(True), String(f"name{number}"), UInt32(80))
             await trio.lowlevel.checkpoint()
         with trio.move_on_after(10):
-            await trio_asyncio.aio_as_trio(connection.wait_closed)()
+            await wait(connection, connection.wait_closed())
         assert connection.is_closed()
 
 

@@ -12,10 +12,11 @@
     carrier     the channels of a connection: the `Carries` of session/channel.py
     flow        one of them, in the words of RFC 4254
     gcm         the cipher of the short path
+    loop        the asyncio loop, a Trio task, that asyncssh's tasks and timers run in
     hostkey     the key by which the relay is known
 
 The work is shared with asyncssh: it does the key exchange, the logins, requests and sessions, all that is rare and must
 be right. What comes for every visitor and every octet is ours: a forwarded channel is a `session.Channel`, joined to
-the visitor's socket in the pump, without a task and without a loop between. asyncssh's tasks and timers run in a
-trio-asyncio loop; no packet waits for it.
+the visitor's socket in the pump, without a task and without a loop between. asyncssh's tasks and timers run in an
+asyncio loop on Trio; no packet waits for it.
 """

@@ -29,6 +29,7 @@ from tunneld.ssh.carrier import Carrier
 from tunneld.ssh.connection import Connection
 from tunneld.ssh.forwards import Forward, Leases
 from tunneld.ssh.login import Doorkeeper, Login
+from tunneld.ssh.loop import TrioEventLoop
 from tunneld.ssh.server import Server
 from tunneld.ssh.transport import TALKATIVE, Transport
 from tunneld.ssh.words import MOST_SESSIONS, Conversation, Session
@@ -52,7 +53,7 @@ class House:
     doorkeeper: Doorkeeper
     leases: Leases
     pump: Pump
-    loop: Any  # trio-asyncio's, which has no types
+    loop: TrioEventLoop
     options: Callable[[], asyncssh.SSHServerConnectionOptions]
 
 

@@ -1,7 +1,7 @@
 """The shared port to which hidden servers come with their own ssh.
 
 serve_ssh
-├─ asyncio loop            trio-asyncio's: asyncssh's timers and tasks, for all connections
+├─ event loop              see loop.py: asyncssh's timers and tasks, for all connections
 ├─ door                    see doors.py
 └─ guest ×N                a task each, until it is gone; cancelling it drops its forwards
    └─ session ×N           what is shown there
@@ -20,7 +20,6 @@ from typing import Any
 import asyncssh
 import structlog
 import trio
-import trio_asyncio
 
 from tunneld import __version__
 from tunneld.config import schema
@@ -35,6 +34,7 @@ from tunneld.ssh import gcm
 from tunneld.ssh.forwards import Leases
 from tunneld.ssh.guest import Guest, House
 from tunneld.ssh.login import Doorkeeper
+from tunneld.ssh.loop import start_loop
 from tunneld.ssh.negotiation import EXCHANGES
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
@@ -55,8 +55,8 @@ async def serve_ssh(
     is known by `key`. Whoever exchanges the door's listeners tells the service's endpoints.
     """
     gcm.register()
-    async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
-        loop.set_exception_handler(_tell_bug)
+    async with trio.open_nursery() as nursery:
+        loop = await start_loop(nursery, _tell_bug)
         house = House(
             settings=settings,
             service=service,
