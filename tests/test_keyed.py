@@ -206,13 +206,13 @@ async def test_who_shows_a_hidden_key_may_come_from_anywhere(
     service: TunnelService, words: dict[str, str], admits: str
 ) -> None:
     tunnel = await open_tunnel(service, replace(ME, host="192.0.2.1"), **words)
-    assert str(tunnel.opening.admits or "any") == admits
+    assert str(tunnel.opening.allowed_sources or "any") == admits
 
 
 async def test_but_not_where_its_credential_bounds_that(service: TunnelService) -> None:
     grant = Grant("alice", server_from=(parse_network("192.0.2.0/24"),))
     tunnel = await open_tunnel(service, replace(ME, host="192.0.2.1", grant=grant), secure="yes")
-    assert str(tunnel.opening.admits) == "192.0.2.1/32"
+    assert str(tunnel.opening.allowed_sources) == "192.0.2.1/32"
 
 
 @BOTH

@@ -45,8 +45,8 @@ async def serve_carriers(
     Whoever exchanges the door's listeners tells `endpoints`.
     """
     port = _Port(settings, lobby, endpoints, engine)
-    endpoints.listen("webmux", "webmuxs" if lobby.tls else "webmux", door.port)
-    await door.serve(port.arrive, task_status=task_status)
+    endpoints.set_port("webmux", "webmuxs" if lobby.tls else "webmux", door.port)
+    await door.serve(port.on_connection, task_status=task_status)
 
 
 class _Port:
@@ -58,10 +58,10 @@ class _Port:
         self._endpoints = endpoints
         self._engine = engine
 
-    def arrive(self, connection: socket.socket, peer: Any) -> None:
+    def on_connection(self, connection: socket.socket, peer: Any) -> None:
         """Somebody connected."""
         timeout = self._settings().handshake_timeout
-        self._lobby.arrive(connection, peer, "webmux", partial(self._hear_out, connection, peer), timeout)
+        self._lobby.start(connection, peer, "webmux", partial(self._hear_out, connection, peer), timeout)
 
     async def _hear_out(self, connection: socket.socket, peer: Any) -> None:
         """See `lobby.Hear`: one newcomer, until its tunnel has it or it is gone."""
@@ -95,12 +95,12 @@ class _Newcomer:
         self.side: WebMux | None = None
         self.refusal: TunneldError | None = None  # None where it left by itself
         self.decided = trio.Event()
-        self.freed: Callable[[], None] = _not_yet  # told after each channel: nothing stands in between
+        self.on_capacity: Callable[[], None] = _not_yet  # told after each channel: nothing stands in between
         self._endpoints = endpoints
         self._peer = peer
         self._max_carriers = max_carriers
 
-    def defined(self, uri: str | None) -> None:
+    def on_endpoint(self, uri: str | None) -> None:
         """Whose is it? Once that is known, an endpoint without a key means that it is to be called no more; nothing
         else that it defines matters.
         """
@@ -115,29 +115,29 @@ class _Newcomer:
             self.refusal = error
             self.carrier.close("refused")  # before it answers the question behind this, which says that it was taken
         else:
-            self.side, self.freed = side, side.freed
-            self.carrier.welcome()
+            self.side, self.on_capacity = side, side.on_capacity
+            self.carrier.mark_authenticated()
             log.debug("carrier came", peer=format_peer(self._peer))
         self.decided.set()
 
-    def opened(self, channel: Channel, protocol: int) -> None:
+    def on_opened(self, channel: Channel, protocol: int) -> None:
         """The hidden server calls us: there is nothing to reach here."""
         channel.reset("this relay opens sessions and serves none")
 
-    def answered(self) -> None:
+    def on_pong(self) -> None:
         """It is alive."""
 
-    def silent(self) -> None:
+    def on_unresponsive(self) -> None:
         """It does not answer; visitors prefer others."""
         log.info("carrier does not answer", peer=format_peer(self._peer))
 
-    def ended(self, reason: str) -> None:
+    def on_closed(self, reason: str) -> None:
         """It is gone."""
         if self.side is None and reason == TALKATIVE:
             self.refusal = NotAllowedError(reason)
         self.decided.set()
         if self.side is not None:
-            self.side.lost(self.carrier)
+            self.side.on_carrier_closed(self.carrier)
             log.info("carrier ended", peer=format_peer(self._peer), reason=reason)
 
 

@@ -83,7 +83,7 @@ class Door:
             if listener not in before and self._nursery is not None:
                 self._nursery.start_soon(self._accept, listener, scope)
 
-    def leave(self) -> list[socket.socket]:
+    def export(self) -> list[socket.socket]:
         """The listeners, for another owner; nobody is accepted any more, and whoever comes stands in their queues."""
         left = []
         for listener, scope in self._listeners.items():

@@ -52,13 +52,13 @@ class Lobby:
         """For a handshake that begins now; None where this relay has no certificate."""
         return self._tls()
 
-    def arrive(self, connection: socket.socket, peer: Any, face: str, hear: Hear, timeout: float | None = None) -> None:
+    def start(self, connection: socket.socket, peer: Any, face: str, hear: Hear, timeout: float | None = None) -> None:
         """Somebody connected to the port that `face` names in the log: is there a place for a stranger?"""
         host = unmap(peer[0])
-        stranger = self._gate.strangers.come(host, trio.current_time(), random.random())
+        stranger = self._gate.strangers.acquire(host, trio.current_time(), random.random())
         if isinstance(stranger, Refusal):
             connection.close()
-            self._gate.tell_refusal(host, face, stranger)
+            self._gate.log_refusal(host, face, stranger)
         else:
             self._nursery.start_soon(self._hear_out, peer, face, hear, stranger, timeout or self._timeout())
 
@@ -70,7 +70,7 @@ class Lobby:
             if scope.cancelled_caught:
                 self._reject(peer, face, stranger, f"it has not shown its key in {timeout:g} s")
         except NotAllowedError as error:
-            self._gate.tell_failure(unmap(peer[0]), face, str(error))
+            self._gate.log_failure(unmap(peer[0]), face, str(error))
         except TunneldError as error:
             self._tell(peer, face, error)
         except OSError as error:
@@ -81,7 +81,7 @@ class Lobby:
         except Exception:
             log.exception("could not hear a hidden server out: a bug", peer=format_peer(peer), face=face)
         finally:
-            stranger.end()
+            stranger.release()
 
     def _tell(self, peer: Any, face: str, error: Exception) -> None:
         reason = reason_of(error) if isinstance(error, OSError) else str(error)

@@ -154,7 +154,7 @@ class TlsSocket:
         return count, self.decipher(plain)
 
     @property
-    def ahead(self) -> bool:
+    def has_buffered_input(self) -> bool:
         """Whether more was read than given out: epoll will not tell of that. So it may be right after the handshake."""
         return bool(self._ahead) or self._incoming.pending > 0 or self._tls.pending() > 0
 
@@ -202,7 +202,7 @@ class TlsSocket:
             self._incoming.write(came)
 
     @property
-    def unsent(self) -> int:
+    def pending_output(self) -> int:
         """Octets to flush."""
         return len(self._unsent) + self._outgoing.pending
 

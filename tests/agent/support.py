@@ -143,10 +143,10 @@ class Told:
     """A teller that remembers, and lets a test wait for what it will be told."""
 
     events: list[tuple[str, dict[str, Field]]] = field(default_factory=list)
-    visits: bool = True
+    wants_visitors: bool = True
     _more: trio.Event = field(default_factory=trio.Event)
 
-    def tell(self, event: str, /, **fields: Field) -> None:
+    def report(self, event: str, /, **fields: Field) -> None:
         self.events.append((event, fields))
         self._more.set()
         self._more = trio.Event()

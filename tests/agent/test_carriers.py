@@ -111,7 +111,7 @@ async def test_a_wrong_option_is_not_taken_for_a_missing_backend(papers: Papers)
 
 
 async def test_hundreds_of_visitors_at_once_bring_further_carriers_and_all_are_served() -> None:
-    told = Told(visits=False)
+    told = Told(wants_visitors=False)
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
@@ -172,7 +172,7 @@ async def served(visitors: list[trio.SocketStream]) -> None:
 
 async def test_a_crowd_that_waits_brings_ever_more_carriers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One, two, four: not a round trip for each of them. And when it is served, one at a time again."""
-    told, rounds = Told(visits=False), Rounds(monkeypatch, places=4)
+    told, rounds = Told(wants_visitors=False), Rounds(monkeypatch, places=4)
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
             visitors = await rounds.crowd(relay, told, 55)
@@ -186,7 +186,7 @@ async def test_a_crowd_that_waits_brings_ever_more_carriers_at_once(monkeypatch:
 
 async def test_a_crowd_does_not_make_more_carriers_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_carriers, "MOST", 5)
-    told, rounds = Told(visits=False), Rounds(monkeypatch, places=2)
+    told, rounds = Told(wants_visitors=False), Rounds(monkeypatch, places=2)
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
             visitors = await rounds.crowd(relay, told, 12)
@@ -202,7 +202,7 @@ async def test_a_crowd_does_not_make_more_carriers_than_there_may_be(monkeypatch
 async def test_who_is_refused_a_carrier_of_several_begins_with_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay that allows fewer than we would like is not asked for eight at a time for ever."""
     monkeypatch.setattr(backoff.delays, "__kwdefaults__", {"first": 0.01, "longest": 0.02})
-    told, rounds = Told(visits=False), Rounds(monkeypatch, places=2)
+    told, rounds = Told(wants_visitors=False), Rounds(monkeypatch, places=2)
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
             webmux = relay.settings.webmux.model_copy(update={"max_carriers": 5})
@@ -303,10 +303,10 @@ async def test_who_comes_back_gets_the_visitors_although_its_old_carrier_seems_t
             hung = Stranger(relay.tunnel.server_uri)  # what a lost network leaves: nobody answers there
             await hung.define(str(relay.tunnel.server_uri))
             await until(relay, 2)
-            first.heartbeat.ask_now()
-            while first.heartbeat.asking and not first.heartbeat.heard:
+            first.heartbeat.ping_now()
+            while first.heartbeat.awaiting_reply and not first.heartbeat.received:
                 await trio.lowlevel.checkpoint()
-            carriers(relay)[1].heartbeat.ask_now()
+            carriers(relay)[1].heartbeat.ping_now()
             for _ in range(5):
                 assert await ask(address(told), b"served") == b"served"
             await hung.stream.aclose()
@@ -358,7 +358,7 @@ async def test_the_relay_calls_back_with_the_port_of_the_client_side_and_serves_
             await here.flush()
             while not any(isinstance(item, Refused) and item.session == session for item in await here.hear()):
                 pass
-            while any(each.heartbeat.asking and not each.heartbeat.heard for each in carriers(relay)):
+            while any(each.heartbeat.awaiting_reply and not each.heartbeat.received for each in carriers(relay)):
                 await trio.lowlevel.checkpoint()
             visitor = await connect(relay.tunnel.client_uri)  # of two that are idle, the newest gets it
             opened: list[Opened] = []
@@ -375,9 +375,9 @@ async def test_a_tunnel_whose_hidden_server_does_not_answer_is_not_ready() -> No
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, Told()):
             (carrier,) = await until(relay, 1)
             phases = [relay.tunnel.phase]
-            carrier.heartbeat.silent, carrier.heartbeat.heard = True, False
+            carrier.heartbeat.unresponsive, carrier.heartbeat.received = True, False
             phases.append(relay.tunnel.phase)
-            carrier.heartbeat.heard = True
+            carrier.heartbeat.received = True
             phases.append(relay.tunnel.phase)
             assert phases == [Phase.READY, Phase.WAITING, Phase.READY]
 
@@ -427,7 +427,7 @@ async def test_a_carrier_beyond_the_limit_is_refused_unless_another_does_not_ans
             while await second.hear():
                 pass
             assert await until(relay, 1) == [first]
-            first.heartbeat.silent, first.heartbeat.heard = True, False
+            first.heartbeat.unresponsive, first.heartbeat.received = True, False
             third = Stranger(relay.tunnel.server_uri)
             await third.define(str(relay.tunnel.server_uri))
             while await until(relay, 1) == [first]:

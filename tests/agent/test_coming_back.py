@@ -184,7 +184,7 @@ async def test_the_end_of_the_ttl_is_the_end_of_the_agent() -> None:
 
 async def test_a_pool_grows_with_its_visitors_and_shrinks_without_losing_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "REVIEW", 0.02)
-    told = Told(visits=False)
+    told = Told(wants_visitors=False)
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,

@@ -54,7 +54,7 @@ async def test_a_visitor_reaches_the_local_server_and_both_events_are_told() -> 
 
 async def test_visitors_leave_nothing_to_the_garbage_collector() -> None:
     """Neither at the relay nor at the agent: it does not know how much OpenSSL holds, so that piles up."""
-    told = Told(visits=False)
+    told = Told(wants_visitors=False)
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told) as exposure:
             with collector_off() as left:
@@ -128,7 +128,7 @@ async def test_200_visitors_at_once_each_get_their_own_bytes() -> None:
         answers[question] = await ask(endpoint, question)
 
     questions = [os.urandom(20_000) for _ in range(200)]
-    told = Told(visits=False)
+    told = Told(wants_visitors=False)
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told) as exposure:
             async with trio.open_nursery() as nursery:

@@ -127,8 +127,8 @@ async def test_what_is_trimmed_as_we_asked_is_no_trouble_though_visitors_have_co
         for count in (1, 2, 4):
             await visit(count)
         parked = pool.parked
-        pool.review()
-        assert pool.review(), "nobody came since the last one"
+        pool.resize()
+        assert pool.resize(), "nobody came since the last one"
         surplus = parked - pool.size
         await visit(pool.size)
         assert pool.size > parked - surplus

@@ -70,7 +70,7 @@ class AgentWay(Way):
 
     @asynccontextmanager
     async def hidden(self) -> AsyncIterator[None]:
-        async with exposed(self.target, self._here.access, Told(visits=False), Wish({"name": "the-one"})):
+        async with exposed(self.target, self._here.access, Told(wants_visitors=False), Wish({"name": "the-one"})):
             yield
 
 

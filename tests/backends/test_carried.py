@@ -29,7 +29,7 @@ class Side:
     def __init__(self, engine: Engine) -> None:
         assert isinstance(engine, Pump)
         endpoints = Endpoints()
-        endpoints.listen("webmux", "webmux", 7012)
+        endpoints.set_port("webmux", "webmux", 7012)
         self._pump = engine
         self._ends: list[socket.socket] = []
         self.side = WebMux(
@@ -42,12 +42,12 @@ class Side:
                 secure="no",
                 former=None,
                 reserved=(),
-                stranger=lambda _peer: "",
-                room=lambda: MOST,
-                attached=lambda _peer: None,
-                detached=lambda _peer: None,
-                refused=lambda _peer, _reason: None,
-                failed=lambda _error: None,
+                why_not_allowed=lambda _peer: "",
+                parking_capacity=lambda: MOST,
+                on_attached=lambda _peer: None,
+                on_detached=lambda _peer: None,
+                on_refused=lambda _peer, _reason: None,
+                on_failure=lambda _error: None,
             )
         )
 
@@ -58,10 +58,10 @@ class Side:
         self._ends.append(far)
         person = Person()
         made = Carrier(self._pump, link_over(near), person, initiator=False, limits=CarrierLimits())
-        person.freed = self.side.freed  # type: ignore[method-assign]
+        person.on_capacity = self.side.on_capacity  # type: ignore[method-assign]
         self.side.admit(made, ("127.0.0.1", 1), MOST)
         for carrier in self.side.carriers:
-            carrier.heartbeat.heard = True
+            carrier.heartbeat.received = True
         return made
 
     def visit(self) -> object:
@@ -95,7 +95,7 @@ async def test_of_two_the_one_with_fewer_visitors_gets_the_next(here: Side) -> N
 
 async def test_one_that_does_not_answer_gets_nobody_while_another_does(here: Side) -> None:
     old, new = here.carrier(), here.carrier()
-    new.heartbeat.silent, new.heartbeat.heard = True, False
+    new.heartbeat.unresponsive, new.heartbeat.received = True, False
     assert [here.visit() for _ in range(3)] == [old, old, old]
     fill(old)
     assert here.visit() is new
@@ -103,13 +103,13 @@ async def test_one_that_does_not_answer_gets_nobody_while_another_does(here: Sid
 
 async def test_one_that_is_doubted_gets_nobody_while_another_is_not(here: Side) -> None:
     old, new = here.carrier(), here.carrier()
-    new.heartbeat.asking, new.heartbeat.heard = True, False
+    new.heartbeat.awaiting_reply, new.heartbeat.received = True, False
     assert [here.visit() for _ in range(3)] == [old, old, old]
 
 
 async def test_one_that_is_full_is_passed_over_although_it_is_to_be_preferred(here: Side) -> None:
     old, new = here.carrier(), here.carrier()
-    old.heartbeat.silent, old.heartbeat.heard = True, False
+    old.heartbeat.unresponsive, old.heartbeat.received = True, False
     fill(new)
     assert here.visit() is old
 
@@ -138,27 +138,27 @@ async def test_one_that_wants_nobody_new_gets_nobody_new_and_is_not_counted(here
     here.side.retire(new)
     here.side.retire(new)
     assert here.visit() is old
-    assert (here.side.standing, here.side.parked) == (1, MOST_CHANNELS - 2)
+    assert (here.side.live_connections, here.side.parked) == (1, MOST_CHANNELS - 2)
     here.side.retire(old)
-    assert here.side.silent
+    assert here.side.unresponsive
     with pytest.raises(trio.WouldBlock):
         here.visit()
 
 
 async def test_one_that_is_lost_is_forgotten(here: Side) -> None:
     old, new = here.carrier(), here.carrier()
-    here.side.lost(new)
+    here.side.on_carrier_closed(new)
     assert here.visit() is old
     assert list(here.side.carriers) == [old]
-    here.side.lost(old)
-    assert (here.side.silent, here.side.parked) == (False, 0)
+    here.side.on_carrier_closed(old)
+    assert (here.side.unresponsive, here.side.parked) == (False, 0)
 
 
 async def test_a_newcomer_is_admitted_although_asking_after_another_finds_that_lost(here: Side) -> None:
     old, other = here.carrier(), here.carrier()
-    old.heartbeat.asking = False
+    old.heartbeat.awaiting_reply = False
     old._ping = None
-    old.touch = lambda: here.side.lost(old)
+    old.touch = lambda: here.side.on_carrier_closed(old)
     new = here.carrier()
     assert list(here.side.carriers) == [other, new]
 

@@ -42,13 +42,13 @@ class Terminal(Memory):
 def test_standard_output_has_the_address_alone() -> None:
     out, err = Memory(), Memory()
     lines = Lines(out, err, "http")
-    lines.tell("opened", **OPENED)
-    lines.tell("visitor", visitor="203.0.113.5:4242")
-    lines.tell("left", visitor="203.0.113.5:4242", up=1, down=2, reason="finished")
-    lines.tell("failed", **FAILED, repeated=0)
-    lines.tell("failed", **FAILED, repeated=12)
-    lines.tell("reconnecting", reason="control connection to relay lost", delay=2.0)
-    lines.tell("closed", reason="told to stop", served=1, failed=13, up=1, down=2)
+    lines.report("opened", **OPENED)
+    lines.report("visitor", visitor="203.0.113.5:4242")
+    lines.report("left", visitor="203.0.113.5:4242", up=1, down=2, reason="finished")
+    lines.report("failed", **FAILED, repeated=0)
+    lines.report("failed", **FAILED, repeated=12)
+    lines.report("reconnecting", reason="control connection to relay lost", delay=2.0)
+    lines.report("closed", reason="told to stop", served=1, failed=13, up=1, down=2)
     assert out.text == "http://192.0.2.1:20000/\n"
     assert err.text.splitlines() == [
         "visitor 203.0.113.5:4242",
@@ -62,7 +62,7 @@ def test_standard_output_has_the_address_alone() -> None:
 
 def test_json_lines_parse_and_carry_the_time() -> None:
     out = Memory()
-    JsonLines(out, "https").tell("opened", **OPENED)
+    JsonLines(out, "https").report("opened", **OPENED)
     record = json.loads(out.text)
     assert record.pop("time").endswith("+00:00")
     assert record == {"event": "opened", **OPENED, "address": "https://192.0.2.1:20000/"}
@@ -71,19 +71,19 @@ def test_json_lines_parse_and_carry_the_time() -> None:
 def test_quiet_tells_failures_and_not_the_end() -> None:
     out, err = Memory(), Memory()
     quiet = Quiet(out, err, "tcp")
-    quiet.tell("opened", **OPENED)
-    quiet.tell("failed", **FAILED, repeated=0)
-    quiet.tell("closed", reason="told to stop", served=0, failed=1, up=0, down=0)
+    quiet.report("opened", **OPENED)
+    quiet.report("failed", **FAILED, repeated=0)
+    quiet.report("closed", reason="told to stop", served=0, failed=1, up=0, down=0)
     assert (out.text, err.text.count("\n")) == (ADDRESS + "\n", 1)
 
 
 def test_of_several_exposures_every_line_begins_with_a_name() -> None:
     out, err = Memory(), Memory()
     lines = Lines(out, err, "http", "blog")
-    lines.tell("opened", **OPENED)
-    lines.tell("unhealthy", reason="no answer in 5 s")
-    lines.tell("ended", reason="the relay refused the credential 'bob'")
-    JsonLines(out, "tcp", "blog").tell("healthy")
+    lines.report("opened", **OPENED)
+    lines.report("unhealthy", reason="no answer in 5 s")
+    lines.report("ended", reason="the relay refused the credential 'bob'")
+    JsonLines(out, "tcp", "blog").report("healthy")
     address, healthy = out.text.splitlines()
     assert address == "blog\thttp://192.0.2.1:20000/"
     assert json.loads(healthy)["exposure"] == "blog"
@@ -112,7 +112,7 @@ async def test_the_address_stands_on_a_line_of_its_own_where_all_goes_to_one_ter
     live = Live(out, board, "http")
     with trio.move_on_after(0.01):
         await board.run()
-    live.tell("opened", **OPENED)
+    live.report("opened", **OPENED)
     assert (out.text, screen(err.text)) == ("", ["http://192.0.2.1:20000/", ""])
 
 
@@ -122,7 +122,7 @@ async def test_the_live_line_is_redrawn_in_place_and_only_when_it_changed(autoju
     live = Live(Memory(), board, "tcp", figures=lambda: figures)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(board.run)
-        live.tell("opened", **OPENED)
+        live.report("opened", **OPENED)
         await trio.sleep(3.2)
         figures = Figures(now=1, served=1, parked=8)
         await trio.sleep(3)
@@ -140,9 +140,9 @@ async def test_two_exposures_have_a_line_each_and_notices_stay_above(autojump_cl
     async with trio.open_nursery() as nursery:
         nursery.start_soon(board.run)
         await trio.sleep(1)
-        tellers[0].tell("reconnecting", reason="lost", delay=4.0)
+        tellers[0].report("reconnecting", reason="lost", delay=4.0)
         await trio.sleep(1)
-        tellers[1].tell("ended", reason="refused")
+        tellers[1].report("ended", reason="refused")
         await trio.sleep(1)
         assert screen(err.text) == [
             "blog: reconnecting in 4 s: lost",
@@ -161,12 +161,12 @@ async def test_one_that_is_replaced_has_its_line_until_its_last_visitor_has_left
     former = Live(Memory(), board, "tcp", "blog", figures=lambda: Figures(now=1, served=1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(board.run)
-        former.tell("draining", id="t1", visitors=1, delay=30.0)
+        former.report("draining", id="t1", visitors=1, delay=30.0)
         successor = Live(Memory(), board, "tcp", "blog")
         await trio.sleep(1.2)
         assert [line[:13] for line in screen(err.text)[1:]] == ["blog: ending,", "blog: connect"]
-        former.tell("closed", id="t1", reason="wanted in another way", served=1, failed=0, up=0, down=0)
-        successor.tell("reconnecting", reason="lost", delay=4.0)
+        former.report("closed", id="t1", reason="wanted in another way", served=1, failed=0, up=0, down=0)
+        successor.report("reconnecting", reason="lost", delay=4.0)
         await trio.sleep(1.2)
         assert list(filter(None, screen(err.text)))[3:] == ["blog: reconnecting in 3 s: lost"]
         nursery.cancel_scope.cancel()
@@ -182,15 +182,15 @@ async def test_nothing_is_drawn_where_nothing_is_live(autojump_clock: trio.abc.C
 async def test_a_row_says_in_plain_words_what_its_exposure_does(autojump_clock: trio.abc.Clock) -> None:
     row, now = Row("", Figures), trio.current_time()
     assert row.line(now) == "connecting"
-    row.heed("opened", OPENED)
+    row.update("opened", OPENED)
     assert re.match(r"connected since \d\d:\d\d   0 visitors now", row.line(now))
-    row.heed("unhealthy", {"reason": "no answer in 5 s"})
+    row.update("unhealthy", {"reason": "no answer in 5 s"})
     assert "   unhealthy: no answer in 5 s   0 visitors now" in row.line(now)
-    row.heed("healthy", {})
-    row.heed("reconnecting", {"reason": "lost", "delay": 3.7})
+    row.update("healthy", {})
+    row.update("reconnecting", {"reason": "lost", "delay": 3.7})
     assert row.line(now) == "reconnecting in 4 s: lost"
     assert row.line(now + 4) == "reconnecting now: lost"
-    row.heed("resumed", OPENED)
+    row.update("resumed", OPENED)
     assert row.line(now).startswith("connected since ")
 
 

@@ -70,7 +70,7 @@ async def test_options_come_in_a_struct_with_their_own_types() -> None:
         assert (one.options.name, one.options.persist, one.options.ttl) == ("one", True, 60.5)
         assert (two.options.name, two.options.persist, two.options.idle_timeout) == ("two", False, 9.0)
         assert one.owner.startswith("http 127.0.0.1:")
-        assert one.asker == "127.0.0.1"
+        assert one.requester_host == "127.0.0.1"
 
 
 async def test_lists_are_arrays_of_structs_and_deeds_are_told_in_words() -> None:

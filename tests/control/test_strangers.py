@@ -106,9 +106,9 @@ def test_who_came_is_counted_until_it_ends_once(steps: list[tuple[int, bool, flo
     for source, leaves, die in steps:
         if leaves and here:
             _, gone = here.pop(random.Random(die).randrange(len(here)))
-            gone.end()
-            gone.end()
-        elif isinstance(came := strangers.come(f"192.0.2.{source}", 0.0, die), Stranger):
+            gone.release()
+            gone.release()
+        elif isinstance(came := strangers.acquire(f"192.0.2.{source}", 0.0, die), Stranger):
             here.append((source, came))
         assert len(strangers) == len(here) <= 8
         assert all(sum(one == other for other, _ in here) <= 3 for one, _ in here)
@@ -122,7 +122,7 @@ def test_loopback_counts_but_has_no_cap_of_its_own_and_no_penalty(host: str) -> 
     strangers = Strangers(lambda: settings)
     for _ in range(10):
         strangers.fail(host, 0.0)
-    came = [strangers.come(host, 0.0, 0.0) for _ in range(4)]
+    came = [strangers.acquire(host, 0.0, 0.0) for _ in range(4)]
     assert [isinstance(one, Stranger) for one in came] == [True, True, True, False]
     assert strangers.refusals == {Reason.STARTUPS: 1}
 
@@ -130,9 +130,9 @@ def test_loopback_counts_but_has_no_cap_of_its_own_and_no_penalty(host: str) -> 
 def test_a_whole_ipv6_network_of_64_bits_is_one_source() -> None:
     settings = Control(max_startups_per_source=1)
     strangers = Strangers(lambda: settings)
-    assert isinstance(strangers.come("2001:db8::1", 0.0, 0.0), Stranger)
-    assert isinstance(strangers.come("2001:db8::2", 0.0, 0.0), Refusal)
-    assert isinstance(strangers.come("2001:db8:0:1::1", 0.0, 0.0), Stranger)
+    assert isinstance(strangers.acquire("2001:db8::1", 0.0, 0.0), Stranger)
+    assert isinstance(strangers.acquire("2001:db8::2", 0.0, 0.0), Refusal)
+    assert isinstance(strangers.acquire("2001:db8:0:1::1", 0.0, 0.0), Stranger)
 
 
 # On the line face

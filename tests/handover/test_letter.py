@@ -37,7 +37,7 @@ class House:
         self._settings = Settings(tunnels=Tunnels(ports="0"))
         self.engine = engine
         self.endpoints = Endpoints()
-        self.endpoints.listen("webmux", "webmux", 1)
+        self.endpoints.set_port("webmux", "webmux", 1)
         self.service = TunnelService(lambda: self._settings, engine, self.endpoints)
 
     async def begin(self) -> None:
@@ -50,7 +50,7 @@ class House:
         self, edit: Edit = lambda lines: None, lost: Callable[[Estate], list[socket.socket]] | None = None
     ) -> None:
         """By way of octets and descriptors; `edit` may change the lines, the sockets that `lost` names go missing."""
-        estate = Estate(service=await self.service.leave())
+        estate = Estate(service=await self.service.export())
         missing = {os.fstat(one.fileno()).st_ino for one in lost(estate)} if lost else set()
         packed = Baggage()
         letter, closed = pack(estate, packed)
@@ -64,11 +64,11 @@ class House:
         for inode in missing:
             arrived.take(inode).close()
         self.endpoints = Endpoints()
-        self.endpoints.listen("webmux", "webmuxs", 2)
+        self.endpoints.set_port("webmux", "webmuxs", 2)
         self.service = TunnelService(lambda: self._settings, self.engine, self.endpoints)
         await self.begin()
         try:
-            await self.service.take_over(unpack(letter, arrived).service)
+            await self.service.adopt(unpack(letter, arrived).service)
         finally:
             arrived.close()
 
@@ -266,7 +266,7 @@ async def test_what_was_counted_is_counted_on(house: House) -> None:
 
 
 async def test_nothing_is_opened_by_a_service_that_leaves(house: House) -> None:
-    await house.service.leave()
+    await house.service.export()
     with pytest.raises(DrainingError, match="the relay starts again; try again in a moment"):
         await house.open()
 
@@ -347,7 +347,7 @@ async def test_relays_that_find_no_room_are_cut_and_counted(house: House) -> Non
     server, visitor = await connect(tunnel.server_uri), await connect(tunnel.client_uri)
     await until(lambda: tunnel.served == 1)
     full = Baggage(most=3)
-    estate = Estate(service=await house.service.leave())
+    estate = Estate(service=await house.service.export())
     letter, closed = pack(estate, full)
     assert closed == 1
     assert await is_dropped(visitor)

@@ -18,10 +18,10 @@ ENGINES = pytest.mark.parametrize("pump", [{}, {"max_pipes": 0}, SIPS], ids=["",
 
 def move(bench: Bench, joined: Joined) -> int:
     """From the engine into nobody's hands and back; how many octets were on their way."""
-    lifted = bench.engine.lift(joined.relay)
+    lifted = bench.engine.export_relay(joined.relay)
     assert lifted is not None
     bench.sockets += [lifted.visitor, lifted.server]
-    joined.relay = bench.engine.put_down(lifted, on_end=joined.ends.note)
+    joined.relay = bench.engine.import_relay(lifted, on_end=joined.ends.note)
     return len(lifted.up.held) + len(lifted.down.held)
 
 
@@ -90,12 +90,12 @@ async def test_counts_go_on_where_they_were(pump: Bench) -> None:
 
 async def test_what_came_in_between_is_relayed(pump: Bench) -> None:
     joined = pump.join()
-    lifted = pump.engine.lift(joined.relay)
+    lifted = pump.engine.export_relay(joined.relay)
     assert lifted is not None
     await joined.visitor.send_all(b"meanwhile")
     await joined.visitor.send_eof()
     await wait_all_tasks_blocked()
-    pump.engine.put_down(lifted, on_end=joined.ends.note)
+    pump.engine.import_relay(lifted, on_end=joined.ends.note)
     assert await read_all(joined.server) == b"meanwhile"
 
 
@@ -125,11 +125,11 @@ async def test_lingering_goes_on_where_it_was(pump: Bench, mock_clock: MockClock
 
 async def test_a_reset_in_between_is_one_for_the_other_side(pump: Bench) -> None:
     joined = pump.join()
-    lifted = pump.engine.lift(joined.relay)
+    lifted = pump.engine.export_relay(joined.relay)
     assert lifted is not None
     reset(joined.server)
     await wait_all_tasks_blocked()
-    pump.engine.put_down(lifted, on_end=joined.ends.note)
+    pump.engine.import_relay(lifted, on_end=joined.ends.note)
     assert (await joined.ends.one()).cause is Cause.RESET
     with pytest.raises(trio.BrokenResourceError):
         await joined.visitor.receive_some()
@@ -137,7 +137,7 @@ async def test_a_reset_in_between_is_one_for_the_other_side(pump: Bench) -> None
 
 async def test_what_is_lifted_is_not_the_engines_any_more(pump: Bench) -> None:
     joined = pump.join()
-    lifted = pump.engine.lift(joined.relay)
+    lifted = pump.engine.export_relay(joined.relay)
     assert lifted is not None
     joined.relay.drop()
     pump.stop.cancel()
@@ -151,7 +151,7 @@ async def test_what_is_lifted_is_not_the_engines_any_more(pump: Bench) -> None:
 async def test_an_ended_relay_cannot_be_lifted(bench: Bench) -> None:
     joined = bench.join()
     joined.relay.drop()
-    assert bench.engine.lift(joined.relay) is None
+    assert bench.engine.export_relay(joined.relay) is None
 
 
 async def test_a_throttled_relay_keeps_its_pace(pump: Bench) -> None:
@@ -159,10 +159,10 @@ async def test_a_throttled_relay_keeps_its_pace(pump: Bench) -> None:
     joined = pump.join(throttle=throttle)
     await joined.visitor.send_all(bytes(60))
     assert await read_exactly(joined.server, 60) == bytes(60)
-    lifted = pump.engine.lift(joined.relay)
+    lifted = pump.engine.export_relay(joined.relay)
     assert lifted is not None
     assert throttle.left == 40
-    joined.relay = pump.engine.put_down(lifted, on_end=joined.ends.note, throttle=throttle)
+    joined.relay = pump.engine.import_relay(lifted, on_end=joined.ends.note, throttle=throttle)
     await joined.visitor.send_all(bytes(60))
     assert await read_exactly(joined.server, 40) == bytes(40)
     await wait_all_tasks_blocked(0.01)

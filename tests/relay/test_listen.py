@@ -203,7 +203,7 @@ async def test_the_last_descriptors_are_left_to_others_and_nobody_who_comes_is_l
     with socket.create_server(("127.0.0.1", 0)) as listener, no_gaps() as first_free:
         listener.setblocking(False)
         clients = [socket.socket() for _ in range(6)]
-        pump.room = Room(most=first_free + len(clients) + 2)
+        pump.fd_reserve = Room(most=first_free + len(clients) + 2)
         for client in clients:
             client.connect(listener.getsockname())
         arrived, more = list[socket.socket](), trio.Event()

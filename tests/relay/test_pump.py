@@ -173,7 +173,7 @@ class Greedy:
     def on_event(self, events: int) -> None:
         self.served.append(self.turn)
         if len(self.served) < 3:
-            self.pump.arm_again(self.fd)
+            self.pump.rearm(self.fd)
         else:
             self.done.set()
 
@@ -216,7 +216,7 @@ async def test_whoever_comes_while_the_pump_dozes_is_served_in_the_same_turn(pum
         def on_event(self, events: int) -> None:
             self.served.append(self.turn)
             if events & EPOLLIN:
-                engine.limits = replace(engine.limits, doze=0.0)
+                engine.limits = replace(engine.limits, poll_timeout=0.0)
                 self.done.set()
             else:
                 Thread(target=far.send, args=(b"x",)).start()
@@ -247,7 +247,7 @@ async def test_after_a_short_wait_the_pump_looks_again_before_it_sleeps(
         def on_event(self, events: int) -> None:
             self.served.append(len(gave_way))
             if len(self.served) == 4:
-                engine.limits = replace(engine.limits, doze=0.0)
+                engine.limits = replace(engine.limits, poll_timeout=0.0)
                 self.done.set()
             elif not looks or len(self.served) == 1:
                 Thread(target=far.send, args=(b"x",)).start()

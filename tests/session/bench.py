@@ -40,25 +40,25 @@ class Person:
         """The same, if there is one. Raises `trio.WouldBlock`."""
         return self._channels.receive_nowait()
 
-    def opened(self, channel: Channel, protocol: int) -> None:
+    def on_opened(self, channel: Channel, protocol: int) -> None:
         channel.accept()
         self._opened.send_nowait(channel)
 
-    def defined(self, uri: str | None) -> None:
+    def on_endpoint(self, uri: str | None) -> None:
         self.uris.append(uri)
         self.stirred.set()
 
-    def freed(self) -> None:
+    def on_capacity(self) -> None:
         self.freedoms += 1
 
-    def answered(self) -> None:
+    def on_pong(self) -> None:
         self.answers += 1
         self.stirred.set()
 
-    def silent(self) -> None:
+    def on_unresponsive(self) -> None:
         self.silences += 1
 
-    def ended(self, reason: str) -> None:
+    def on_closed(self, reason: str) -> None:
         self.reason = reason
         self.over.set()
 

@@ -164,9 +164,9 @@ async def test_a_visitor_who_reads_nothing_holds_up_no_other_and_is_held_within_
         await both_ways(await two.visit(), NOISE * 4, NOISE * 4)
         limits = two.relay.limits
         for channel in two.relay.channels.values():
-            assert len(channel.held) <= channel.window.size <= limits.max_window
-        assert sum(len(c.held) for c in two.relay.channels.values()) <= 5 * limits.first_window + limits.memory
-        assert len(two.agent.mux.outgoing) <= limits.pause_at + limits.share
+            assert len(channel.buffered) <= channel.window.size <= limits.max_window
+        assert sum(len(c.buffered) for c in two.relay.channels.values()) <= 5 * limits.first_window + limits.memory
+        assert len(two.agent.mux.outgoing) <= limits.pause_at + limits.quantum
         nursery.cancel_scope.cancel()
 
 
@@ -190,14 +190,14 @@ async def test_the_shares_of_bulk_transfers_differ_little(two: Two) -> None:
 
 async def test_a_full_carrier_opens_no_channel_until_one_ends(two: Two) -> None:
     visits = [await two.visit() for _ in range(MOST_CHANNELS)]
-    assert two.relay.room_left == 0
+    assert two.relay.channels_left == 0
     with pytest.raises(LimitReachedError):
         two.relay.open(80)
     await both_ways(visits.pop(), b"up", b"down")
     while not two.relay.can_open:
         await trio.lowlevel.checkpoint()
     await both_ways(await two.visit(), b"up", b"down")
-    two.relay.heartbeat.ask_now()  # also on a full one
+    two.relay.heartbeat.ping_now()  # also on a full one
     while not two.relays_owner.answers:
         await trio.lowlevel.checkpoint()
 
@@ -217,7 +217,7 @@ async def test_thousands_of_visitors_one_after_another_leave_nothing(two: Two) -
         del two.far[:]
     assert not two.relay.channels
     assert not two.agent.channels
-    assert two.relay.room_left == MOST_CHANNELS
+    assert two.relay.channels_left == MOST_CHANNELS
     assert two.relay._budget.left == two.relay.limits.memory
 
 
@@ -239,7 +239,7 @@ async def test_a_lost_carrier_drops_its_relays_and_says_why(two: Two, who: str) 
     assert two.relays_owner.reason
     assert two.agents_owner.reason
     assert not two.relay.can_open
-    assert two.relay.room_left == 0
+    assert two.relay.channels_left == 0
 
 
 class Faulty:
@@ -248,26 +248,26 @@ class Faulty:
     def __init__(self) -> None:
         self.failures: list[Exception] = []
 
-    def receive(self, data: memoryview) -> int:
+    def on_data(self, data: memoryview) -> int:
         raise ZeroDivisionError
 
-    def resume(self) -> None:
+    def on_writable(self) -> None:
         raise ZeroDivisionError
 
-    def finished(self) -> None:
+    def on_eof(self) -> None:
         raise ZeroDivisionError
 
-    def broken(self, error: OSError) -> None:
+    def on_reset(self, error: OSError) -> None:
         raise ZeroDivisionError
 
-    def failed(self, error: Exception) -> None:
+    def on_internal_error(self, error: Exception) -> None:
         self.failures.append(error)
 
 
 @pytest.mark.parametrize("what", ["data", "end", "reset", "room"])
 async def test_a_bug_in_a_channels_user_costs_that_channel(two: Two, what: str) -> None:
     near, far = await two.channels()
-    far.user = faulty = Faulty()
+    far.handler = faulty = Faulty()
     other = await two.visit()
     if what == "data":
         near.send(b"x")
@@ -276,10 +276,10 @@ async def test_a_bug_in_a_channels_user_costs_that_channel(two: Two, what: str) 
     elif what == "reset":
         near.reset("gone")
     else:
-        far.hear_room()
+        far.notify_writable()
     while not faulty.failures:
         await trio.lowlevel.checkpoint()
-    assert far.over
+    assert far.closed
     await both_ways(other, b"hello", b"world")
     assert not two.agent.over
 
@@ -347,7 +347,7 @@ async def test_a_peer_that_reads_nothing_stops_its_visitors_and_no_memory_grows(
             nursery.start_soon(visitors[-1].send_all, NOISE * 8)
         await both_ways(await two.visit(), NOISE, NOISE)
         limits = carrier.limits
-        assert len(carrier.mux.outgoing) <= limits.pause_at + limits.share
+        assert len(carrier.mux.outgoing) <= limits.pause_at + limits.quantum
         nursery.cancel_scope.cancel()
     carrier.close()
     far.close()
@@ -368,8 +368,8 @@ async def test_a_hung_peer_is_given_up_and_an_idle_one_is_not(autojump_clock: Mo
 
 
 async def test_a_uri_is_defined_and_the_answer_comes_behind_it(two: Two) -> None:
-    two.agent.define("webmux://relay.example.org:7012/KEY")
-    two.agent.heartbeat.ask_now()
+    two.agent.define_endpoint("webmux://relay.example.org:7012/KEY")
+    two.agent.heartbeat.ping_now()
     while not two.agents_owner.answers:
         await two.agents_owner.stirred.wait()
     assert two.relays_owner.uris == ["webmux://relay.example.org:7012/KEY"]
@@ -406,7 +406,7 @@ async def test_a_cancelled_send_harms_its_channel_alone(two: Two) -> None:
 def test_the_limits_of_the_default_are_within_each_other() -> None:
     limits = CarrierLimits()
     assert limits.first_window <= limits.max_window <= limits.memory
-    assert limits.share <= limits.pause_at
+    assert limits.quantum <= limits.pause_at
     assert limits.patience <= limits.heartbeat
 
 
@@ -439,12 +439,12 @@ async def test_what_is_said_waits_for_more_and_no_longer_than_gather(two: Two, a
 async def test_there_is_no_room_where_asking_for_it_finds_the_connection_broken(two: Two) -> None:
     near, _ = await two.channels()
     await trio.testing.wait_all_tasks_blocked()
-    near.put(memoryview(b"x"))
+    near.write(memoryview(b"x"))
     connection = two.agent._link.connection
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     two.agent.close()
-    assert near.room() == 0
-    assert near.over
+    assert near.send_capacity() == 0
+    assert near.closed
 
 
 # With a throttle
@@ -476,7 +476,7 @@ async def test_a_quota_ends_where_it_says(autojump_clock: MockClock, two: Two) -
 async def test_the_question_for_a_sign_of_life_is_nobodys_visitor(two: Two) -> None:
     """Who owns the other end would serve it like one."""
     for carrier in (two.relay, two.agent):
-        carrier.confirm()
+        carrier.request_ack()
     while not (two.relays_owner.answers and two.agents_owner.answers):
         await trio.lowlevel.checkpoint()
     assert (two.relay.channels, two.agent.channels) == ({}, {})
@@ -494,9 +494,9 @@ async def test_a_visitor_whose_octets_are_dropped_hears_a_reset_and_no_end(two: 
     sender = ChannelStream(far)
     with trio.move_on_after(5):
         await sender.send_all(NOISE)
-        while not near.held:
+        while not near.buffered:
             await trio.lowlevel.checkpoint()
-    assert near.held
+    assert near.buffered
     relay.drop()
     with pytest.raises(trio.BrokenResourceError):
         await read_all(two.far[0])

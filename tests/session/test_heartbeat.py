@@ -47,23 +47,23 @@ class Peer:
         limits = CarrierLimits(heartbeat=BEAT, patience=PATIENCE)
         self.heartbeat = Heartbeat(self, limits, self.clock, self.quiet, lambda: self.clock.now)
 
-    def ask(self) -> bool:
+    def send_ping(self) -> bool:
         self.asked += 1
         return self.can_ask
 
     def quiet(self) -> float:
         return 0.0 if self.spoke_at is None else self.clock.now - self.spoke_at
 
-    def fall_silent(self) -> None:
+    def on_unresponsive(self) -> None:
         self.silences += 1
         self.silent_at = self.clock.now
 
     def speak(self) -> None:
-        self.heartbeat.heard = True
+        self.heartbeat.received = True
         if self.spoke_at is not None:
             self.spoke_at = self.clock.now
 
-    def die(self, reason: str) -> None:
+    def on_dead(self, reason: str) -> None:
         assert "heartbeat" in reason
         self.died_at = self.clock.now
 
@@ -115,16 +115,16 @@ def test_who_vanished_is_silent_within_a_heartbeat_and_the_patience_although_nob
 def test_doubt_falls_silent_after_patience_alone_and_an_answer_ends_it() -> None:
     peer = Peer()
     peer.alive = False
-    peer.heartbeat.ask_now()
-    peer.heartbeat.ask_now()
+    peer.heartbeat.ping_now()
+    peer.heartbeat.ping_now()
     assert peer.asked == 1
     peer.run(PATIENCE)
-    assert (peer.silences, peer.heartbeat.silent) == (1, True)
+    assert (peer.silences, peer.heartbeat.unresponsive) == (1, True)
     peer.speak()
     peer.alive = True
     peer.run(100)
     assert peer.died_at is None
-    assert not peer.heartbeat.silent
+    assert not peer.heartbeat.unresponsive
 
 
 @given(st.floats(0, 30), st.lists(st.floats(0, 15), max_size=6))
@@ -139,10 +139,10 @@ def test_who_expects_an_answer_notices_silence_soon_and_gives_up_no_sooner(
     for wait in waits:
         peer.run(wait)
         wanted = peer.clock.now
-        peer.heartbeat.expect()
+        peer.heartbeat.expect_reply()
         before = peer.silences
         peer.run(2 * PATIENCE + 1)
-        assert peer.silences > before or peer.heartbeat.silent or peer.died_at is not None, wanted
+        assert peer.silences > before or peer.heartbeat.unresponsive or peer.died_at is not None, wanted
     peer.run(100)
     assert peer.died_at is not None
     assert 2 * BEAT - 1 <= peer.died_at - dead_since <= 3 * BEAT
@@ -155,15 +155,15 @@ def test_who_vanishes_right_after_an_answer_is_noticed_by_whoever_wants_it() -> 
     peer.run(BEAT + 0.5)
     assert peer.asked == 1
     peer.alive = False
-    peer.heartbeat.expect()
+    peer.heartbeat.expect_reply()
     peer.run(2 * PATIENCE + 1)
-    assert peer.heartbeat.silent
+    assert peer.heartbeat.unresponsive
 
 
 def test_a_peer_that_answers_may_be_expected_to_as_often_as_you_like() -> None:
     peer = Peer()
     for _ in range(100):
-        peer.heartbeat.expect()
+        peer.heartbeat.expect_reply()
         peer.speak()
         peer.run(0.7)
     assert (peer.silences, peer.asked, peer.died_at) == (0, 0, None)

@@ -31,16 +31,16 @@ class Host(Person):
         self.at_call: Callable[[], None] = lambda: None
         self.welcomes: Carrier | None = None
 
-    def opened(self, channel: Channel, protocol: int) -> None:
+    def on_opened(self, channel: Channel, protocol: int) -> None:
         channel.reset("nothing is served here")
         self.calls.append(protocol)
         self.at_call()
         self.stirred.set()
 
-    def defined(self, uri: str | None) -> None:
-        super().defined(uri)
+    def on_endpoint(self, uri: str | None) -> None:
+        super().on_endpoint(uri)
         if self.welcomes is not None:
-            self.welcomes.welcome()
+            self.welcomes.mark_authenticated()
 
     async def wait_called(self, protocol: int) -> None:
         while protocol not in self.calls[-1:]:
@@ -105,7 +105,7 @@ async def test_data_instead_of_a_sign_of_life_ends_the_question_and_not_the_next
 ) -> None:
     """A visitor's channel that passed for the question was reset behind its back, and what ended it later the pump."""
     mock_clock.rate = 1
-    assert raw.carrier.ask()
+    assert raw.carrier.send_ping()
     question = 3  # the first that an acceptor opens
     await raw.say(head(question, 0, 4), b"what")
     for _ in range(126):  # ids that were not used yet come first
@@ -121,7 +121,7 @@ async def test_data_instead_of_a_sign_of_life_ends_the_question_and_not_the_next
         assert visitor.recv(16) == b"for this"
         mock_clock.jump(6)
         assert (await ends.one()).cause is Cause.LINGERED
-    assert raw.carrier.ask()
+    assert raw.carrier.send_ping()
     assert not two.relay.over
 
 
@@ -139,8 +139,8 @@ async def test_a_deadline_or_a_flush_that_fails_ends_nobody_else(two: Two) -> No
 
     flushed = trio.Event()
     two.pump.timers.watch(Faulty())
-    two.pump.after_batch(write)
-    two.pump.after_batch(flushed.set)
+    two.pump.call_after_batch(write)
+    two.pump.call_after_batch(flushed.set)
     await flushed.wait()
     visit = await two.visit()
     await visit.visitor.send_all(b"still here")
@@ -148,8 +148,8 @@ async def test_a_deadline_or_a_flush_that_fails_ends_nobody_else(two: Two) -> No
 
 
 async def test_who_waits_for_a_confirmation_asks_again_where_the_question_was_broken(two: Two, raw: Raw) -> None:
-    raw.carrier.confirm()
-    raw.carrier.confirm()  # while the first is out
+    raw.carrier.request_ack()
+    raw.carrier.request_ack()  # while the first is out
     await raw.say(head(3, 0, 4), b"what")
     await raw.say(head(5, SYN))
     assert raw.person.answers == 1
@@ -170,7 +170,7 @@ class Neighbour:
 
     def on_event(self, events: int) -> None:
         self.turns += 1
-        self._pump.arm_again(self._fd)
+        self._pump.rearm(self._fd)
 
     def on_failure(self, error: Exception) -> None:
         raise AssertionError from error
@@ -262,7 +262,7 @@ async def test_who_is_welcome_may_go_on_in_the_same_breath(two: Two) -> None:
 async def test_what_a_window_has_grown_by_is_not_anothers_while_it_is_held(two: Two, raw: Raw) -> None:
     """Else each channel that ends with a visitor who does not read holds as much as all of a carrier may."""
     channel = raw.carrier.open(80)
-    assert channel.window._budget.take(1 << 20)
+    assert channel.window._budget.reserve(1 << 20)
     channel.window.size += 1 << 20
     budget = channel.window._budget
     left = budget.left
@@ -270,10 +270,10 @@ async def test_what_a_window_has_grown_by_is_not_anothers_while_it_is_held(two: 
     channel.finish()
     await raw.say(head(3, FIN))
     assert not raw.carrier.channels
-    assert (len(channel.held), budget.left) == (1000, left)
-    channel.take(999)
+    assert (len(channel.buffered), budget.left) == (1000, left)
+    channel.consume(999)
     assert budget.left == left
-    channel.take(1)
+    channel.consume(1)
     assert budget.left == left + (1 << 20) == raw.carrier.limits.memory
 
 
@@ -283,7 +283,7 @@ async def test_what_is_taken_after_the_end_gives_nobody_a_larger_window(two: Two
     await raw.say(head(3, SYN, 80), head(3, 0, 65536), bytes(65536))
     channel.finish()
     await raw.say(head(3, FIN))
-    channel.take(len(channel.held))
+    channel.consume(len(channel.buffered))
     assert channel.window._budget.left == raw.carrier.limits.memory
 
 
@@ -333,13 +333,13 @@ async def test_who_wants_single_octets_of_a_visitor_who_says_much_has_a_turn_and
     channel = raw.carrier.open(80)
     visitor, _ends = join(channel)
     await raw.say(head(3, SYN, 80), TWO_WORDS.pack(3 << 24 | CREDIT | LONG, 1 << 30), head(0, MSS, 1))
-    assert isinstance(channel.user, Joint)
-    recorder = two.pump.handlers[channel.user.fd] = Recorder(channel.user)
+    assert isinstance(channel.handler, Joint)
+    recorder = two.pump.handlers[channel.handler.fd] = Recorder(channel.handler)
     with visitor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(raw.read_away)
             said = visitor.send(NOISE)
-            while channel.user.from_socket < said:
+            while channel.handler.from_socket < said:
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-    assert 0 < max(recorder.steps) <= channel.share // LEAST * FRAGMENTS
+    assert 0 < max(recorder.steps) <= channel.quantum // LEAST * FRAGMENTS

@@ -67,11 +67,11 @@ async def write_all(link: Link, outgoing: bytearray) -> None:
 
 async def test_what_came_with_the_handshake_is_told_of_before_epoll_could(ends: tuple[TlsSocket, TlsSocket]) -> None:
     link, buffer = link_over(ends[0]), memoryview(bytearray(WIDE))
-    before = link.ahead
+    before = link.has_buffered_input
     with pytest.raises(BlockingIOError):
         ends[0].connection.recv(1)
     count = link.receive_into(buffer)
-    assert (before, bytes(buffer[:count]), link.ahead) == (True, b"hello", False)
+    assert (before, bytes(buffer[:count]), link.has_buffered_input) == (True, b"hello", False)
 
 
 async def test_a_goodbye_behind_the_last_octets_is_not_left_for_epoll(ends: tuple[TlsSocket, TlsSocket]) -> None:
@@ -104,7 +104,7 @@ async def test_nothing_more_is_enciphered_before_the_kernel_has_what_is(ends: tu
     link, outgoing = link_over(agent), bytearray(NOISE)
     assert not link.write(outgoing)
     assert not outgoing
-    assert 0 < link.unsent < 1.01 * len(NOISE)
+    assert 0 < link.pending_output < 1.01 * len(NOISE)
     outgoing += b"more"
     assert not link.write(outgoing)
     assert outgoing == b"more"
@@ -112,7 +112,7 @@ async def test_nothing_more_is_enciphered_before_the_kernel_has_what_is(ends: tu
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write_all, link, outgoing)
         assert await hear_all(there, 5 + len(NOISE) + 4, buffer) == b"hello" + NOISE + b"more"
-    assert not link.unsent
+    assert not link.pending_output
 
 
 async def test_a_peer_that_is_gone_in_the_middle_of_a_record_is_an_end_behind_what_was_whole(
@@ -138,15 +138,15 @@ def test_the_kernel_knows_how_long_a_peer_has_been_quiet() -> None:
         far.send(b"hello")
         select.select([near], [], [])
         heard = time.monotonic()
-        while not link.quiet():
+        while not link.idle_seconds():
             assert time.monotonic() - heard < 5, "it does not tell"
-        assert link.quiet() <= time.monotonic() - heard + 0.05
+        assert link.idle_seconds() <= time.monotonic() - heard + 0.05
         far.send(b"again")
-        while link.quiet() > 0.01:
+        while link.idle_seconds() > 0.01:
             assert time.monotonic() - heard < 5, "it has not heard"
 
 
 def test_of_a_socket_pair_it_knows_nothing() -> None:
     near, far = socket.socketpair()
     with near, far:
-        assert Link(near).quiet() == 0
+        assert Link(near).idle_seconds() == 0

@@ -202,12 +202,12 @@ async def test_a_goodbye_that_nobody_takes_is_not_waited_for_for_ever(autojump_c
     duct.start()
     duct.linger = 5
     for _ in range(4):
-        duct.put(memoryview(NOISE)[:50_000])
+        duct.write(memoryview(NOISE)[:50_000])
     duct.finish()
     agent.finish()
     assert agent.flush()
     await trio.sleep(4)
-    assert relay.unsent
+    assert relay.pending_output
     assert relay.connection.fileno() != -1
     await trio.sleep(2)
     assert relay.connection.fileno() == -1
@@ -287,7 +287,7 @@ async def test_whoever_spoke_before_it_was_joined_is_heard_first(room: Room) -> 
     relay, agent = await room.ducts()
     agent.send(b"220 hidden.example ESMTP\r\n")
     agent.finish()
-    while not relay.held:
+    while not relay.buffered:
         await trio.lowlevel.checkpoint()
     visitor, near_visitor = tcp_pair()
     room.far.append(stream(visitor))
@@ -300,16 +300,16 @@ async def test_an_end_that_is_told_twice_is_passed_on_once(room: Room) -> None:
     """Somebody who only said good-bye is handed over while what stood ahead of the visitor is offered."""
     relay, agent = await room.ducts()
     agent.finish()
-    while not relay.ended:
+    while not relay.eof_received:
         await trio.lowlevel.checkpoint()
     visitor, near_visitor = tcp_pair()
     room.far.append(stream(visitor))
     ends = Ends()
     relay.join(near_visitor, linger=10, on_end=ends.note)
-    relay.offer()
+    relay.deliver_buffered()
     assert await read_all(room.far[0]) == b""
     await say(room.far[0], b"answer")
-    while agent.held != b"answer":
+    while agent.buffered != b"answer":
         await trio.lowlevel.checkpoint()
     assert (await ends.one()).cause is Cause.FINISHED
 

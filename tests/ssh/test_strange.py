@@ -458,7 +458,7 @@ async def test_of_a_storm_of_small_packets_nothing_is_lost_and_it_comes_in_parts
 ) -> None:
     async with unharmed() as here, guest(here, encryption_algs=["aes128-gcm@openssh.com"]) as connection:
         said = heard(connection)
-        parts, hear, obey = [0], Connection.hear, Connection._obey
+        parts, hear, obey = [0], Connection.feed, Connection._obey
 
         def begin(self: Connection, data: memoryview) -> None:
             parts.append(0)
@@ -468,7 +468,7 @@ async def test_of_a_storm_of_small_packets_nothing_is_lost_and_it_comes_in_parts
             parts[-1] += 1
             obey(self, payload)
 
-        monkeypatch.setattr(Connection, "hear", begin)
+        monkeypatch.setattr(Connection, "feed", begin)
         monkeypatch.setattr(Connection, "_obey", count)
         for number in range(20 * AT_ONCE):
             connection.send_packet(90, String("none"), UInt32(number), UInt32(1), UInt32(1 << 15))

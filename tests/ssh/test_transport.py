@@ -18,14 +18,14 @@ class Chatterbox:
 
     def __init__(self) -> None:
         self.heard = 0
-        self.is_busy = self.is_behind = False
-        self.sip = 0
+        self.is_busy = self.has_unparsed = False
+        self.read_limit = 0
         self.transport: Transport
 
-    def take_rest(self) -> bytes:
+    def take_partial_packet(self) -> bytes:
         return b""
 
-    def hear(self, data: memoryview) -> None:
+    def feed(self, data: memoryview) -> None:
         self.heard += len(data)
         self.transport.write(bytes(1000) * len(data))
 

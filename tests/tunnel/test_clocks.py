@@ -14,8 +14,8 @@ class Subject:
     """A tunnel as the clocks see it, closed by them."""
 
     def __init__(self) -> None:
-        self.opened_at = self.unused_since = trio.current_time()
-        self.quiet = 0
+        self.opened_at = self.idle_since = trio.current_time()
+        self.idle_checks = 0
         self.in_use = False
         self.activity: object = 0
         self.closed_at = 0.0
@@ -45,7 +45,7 @@ async def test_open_timeout_counts_from_the_last_one_that_left(
 
     async def leave() -> None:
         await trio.sleep(1000)
-        tunnel.in_use, tunnel.unused_since = False, trio.current_time()
+        tunnel.in_use, tunnel.idle_since = False, trio.current_time()
 
     nursery.start_soon(leave)
     assert await tunnel.closes_after(lambda: clocks.close_when_unused(tunnel, 300)) == 1300

@@ -50,7 +50,7 @@ in a second; the tunnel, and thereby the reason to try, ends when the keeper say
 class Carriers:
     """See `Supply`."""
 
-    what = "carriers"
+    description = "carriers"
     size = 0
 
     def __init__(
@@ -67,7 +67,7 @@ class Carriers:
         """`uri` is the server URI; `nursery` owns the task that dials. `keep_header`: leave it in front of what the
         visitor says.
         """
-        self.visitors = WayOwner(owner.take, owner.failed, keep_header)  # who takes them
+        self.visitors = WayOwner(owner.on_visitor, owner.on_failure, keep_header)  # who takes them
         self.closed = False  # carriers end with their last visitor
         self._engine = cast(Pump, engine)
         self._relay = relay
@@ -95,18 +95,18 @@ class Carriers:
             self._running = True
             self._nursery.start_soon(self._run)
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """See `Supply.rest`: visitors still come on the carriers that stand."""
         self._resting = True
 
-    def review(self) -> bool:
+    def resize(self) -> bool:
         """Nothing is parked."""
         return False
 
-    def doubt(self) -> None:
+    def probe(self) -> None:
         """See `Supply.doubt`: every carrier is asked, and an attempt from before that begins anew."""
         for line in self._lines:
-            line.doubt()
+            line.probe()
         self._attempt.cancel()
         self.stirred()
 
@@ -127,7 +127,7 @@ class Carriers:
         while not all(line.confirmed for line in self._lines):
             await self._changed.wait()
 
-    async def wait_gone(self) -> None:
+    async def wait_closed(self) -> None:
         """See `Supply.wait_gone`."""
         while self._lines:
             await self._changed.wait()
@@ -146,9 +146,9 @@ class Carriers:
         if not self.closed and not line.retired:
             if not line.taken:
                 self._resting = True  # the relay does not know us: the keeper asks, and says when to go on
-                self._owner.disowned()
+                self._owner.on_unknown_tunnel()
             if not line.taken or not self._lines:
-                self._owner.trouble(reason)
+                self._owner.on_trouble(reason)
         self._wake.set()
 
     def tell_changed(self) -> None:
@@ -209,7 +209,7 @@ class Carriers:
         try:
             connection = await self._relay.dial_carrier(self._uri)
         except (RelayUnreachableError, RemoteProtocolError) as error:
-            self._owner.trouble(str(error))
+            self._owner.on_trouble(str(error))
             return None
         if self.closed:  # when all was done, which cancels nothing any more
             connection.close()
@@ -252,25 +252,25 @@ class _Line:
     def introduce(self, uri: Endpoint) -> None:
         """Say who we are, then ask for an answer: it comes behind whatever the relay thinks of that."""
         self._farewell = str(replace(uri, key=""))
-        self._carrier.define(str(uri))
-        self._carrier.heartbeat.ask_now()
+        self._carrier.define_endpoint(str(uri))
+        self._carrier.heartbeat.ping_now()
 
     async def is_taken(self) -> bool:
         """Wait until the relay has taken this carrier, or it is gone."""
         await self._decided.wait()
         return self.taken
 
-    def doubt(self) -> None:
+    def probe(self) -> None:
         """Is anybody there? The answer takes back what is assumed here."""
         self._cut_off = not is_ours(self._address)
-        self._carrier.heartbeat.ask_now()
+        self._carrier.heartbeat.ping_now()
 
     def retire(self) -> None:
         """Say that we are to be called no more. Visitors that were on their way are here before the answer is."""
         if not self.retired:
             self.retired = True
-            self._carrier.define(self._farewell)
-            self._carrier.confirm()
+            self._carrier.define_endpoint(self._farewell)
+            self._carrier.request_ack()
 
     def cut(self) -> None:
         """End, and so does every visitor on it."""
@@ -278,22 +278,22 @@ class _Line:
 
     # What the carrier reports
 
-    def opened(self, channel: Channel, protocol: int) -> None:
+    def on_opened(self, channel: Channel, protocol: int) -> None:
         """A visitor; who it is comes first."""
         channel.accept()
-        channel.user = DuctWay(channel, self._carriers.visitors)
+        channel.handler = DuctWay(channel, self._carriers.visitors)
         if len(self._carrier.channels) >= NEARLY_FULL:
             self._carriers.stirred()
 
-    def defined(self, uri: str | None) -> None:
+    def on_endpoint(self, uri: str | None) -> None:
         """We call nobody back."""
 
-    def freed(self) -> None:
+    def on_capacity(self) -> None:
         """A visitor left. Of the last one the relay shall have read everything before the carrier ends."""
         if self.retired and not self._carrier.channels:
-            self._carrier.confirm()
+            self._carrier.request_ack()
 
-    def answered(self) -> None:
+    def on_pong(self) -> None:
         """The relay has read what we said, who we are or that we go, and has not hung up."""
         self.taken = True
         self._cut_off = False
@@ -304,9 +304,9 @@ class _Line:
             if not self._carrier.channels:
                 self._carrier.close()
 
-    def silent(self) -> None:
+    def on_unresponsive(self) -> None:
         self._carriers.stirred()
 
-    def ended(self, reason: str) -> None:
+    def on_closed(self, reason: str) -> None:
         self._decided.set()
         self._carriers.lost(self, reason)

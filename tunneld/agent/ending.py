@@ -46,21 +46,21 @@ class Ending:
         self._shared = shared
         self._told = False  # the relay knows
 
-    async def take_leave(self, client: Client, keeper: Keeper) -> None:
+    async def begin(self, client: Client, keeper: Keeper) -> None:
         """We are to end while this connection stands, by which the relay knows us: use it. Not stopped by being
         cancelled.
         """
         with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
             await self._say_farewell(client, keeper, cut=self.patience is None)
 
-    async def let_finish(self, keeper: Keeper | None) -> None:
+    async def drain(self, keeper: Keeper | None) -> None:
         """Nobody new is wanted, which the relay may have to hear over a connection of its own; wait for those who are
         here.
         """
         if keeper is None:
             return
         if not self._told:
-            keeper.supply.rest()
+            keeper.supply.pause()
             with trio.move_on_after(CLOSE_WITHIN), suppress(TunneldError):
                 async with self._relay.connect() as client:
                     await keeper.check(client)
@@ -72,12 +72,12 @@ class Ending:
             await self._visitors.wait_none()
         if not scope.cancelled_caught:
             with trio.move_on_after(FINISH_WITHIN):
-                await keeper.supply.wait_gone()
+                await keeper.supply.wait_closed()
 
     async def outlast(self, keeper: Keeper | None) -> None:
         """The relay wants no more of us. Those whose connections it lets finish may, for as long as it does."""
         if keeper is not None and self._visitors.now:
-            keeper.supply.rest()
+            keeper.supply.pause()
             self._tell("draining", keeper, visitors=self._visitors.now)
             await self._visitors.wait_none()
 
@@ -85,7 +85,7 @@ class Ending:
         """Cut whoever is left, close the tunnel at the relay, and tell. Its address stays ours; where others serve it,
         too, it stays open. Not stopped by being cancelled.
         """
-        keeper.supply.rest()
+        keeper.supply.pause()
         if not self._told:
             with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
                 async with self._relay.connect() as client:
@@ -102,10 +102,10 @@ class Ending:
         if cut and not self._shared:
             await client.close(keeper.tunnel.id, keep=True)
         else:
-            await keeper.leave(client, shared=self._shared)
+            await keeper.close_tunnel(client, shared=self._shared)
         self._told = True
         if not cut:
             await keeper.settle(client)
 
     def _tell(self, event: str, keeper: Keeper, **fields: Field) -> None:
-        self._teller.tell(event, id=keeper.tunnel.id, **fields)
+        self._teller.report(event, id=keeper.tunnel.id, **fields)

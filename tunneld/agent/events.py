@@ -30,10 +30,10 @@ class Teller(Protocol):
     """Who is told. Must not wait and must not raise: events come from inside the engine."""
 
     @property
-    def visits(self) -> bool:
+    def wants_visitors(self) -> bool:
         """Whether it wants `visitor` and `left`, which cost time for each visitor."""
 
-    def tell(self, event: str, /, **fields: Field) -> None:
+    def report(self, event: str, /, **fields: Field) -> None:
         """Something happened."""
 
 

@@ -92,7 +92,7 @@ async def open_exposure(
         if (check := plan.check) is not None:
             nursery.start_soon(watch, LocalServer(plan.target), check, teller, partial(exposure.heed, check))
         if (nothing_there := complaint(plan.target)) is not None:
-            teller.tell("trouble", reason=nothing_there, repeated=0)
+            teller.report("trouble", reason=nothing_there, repeated=0)
         try:
             yield exposure
         finally:
@@ -152,7 +152,7 @@ class Exposure:
             with self._at_work, self._wake.telling(self._doubt):
                 await self._come_back_for_ever()
             if self._ending.patience is not None:
-                await self._ending.let_finish(self._keeper)
+                await self._ending.drain(self._keeper)
         if self._bug:
             raise self._bug
 
@@ -202,7 +202,7 @@ class Exposure:
         if self._local_host and not is_ours((self._local_host, 0)):
             self._line.cancel()
         if self._keeper is not None:
-            self._keeper.supply.doubt()
+            self._keeper.supply.probe()
 
     async def _come_back_for_ever(self) -> None:
         backoff = Backoff(random.random)
@@ -220,7 +220,7 @@ class Exposure:
                 if self._is_over(error):
                     return
                 if credential and self._may_have_another_secret(error):
-                    self._teller.tell(
+                    self._teller.report(
                         "reconnecting", reason=f"{error}; waiting for another one in its file", delay=LOOK
                     )
                     await self._relay.wait_for_another_secret(credential)
@@ -231,7 +231,7 @@ class Exposure:
                     raise
                 connected_at = self._connected_at
                 delay = backoff.after(0.0 if connected_at is None else trio.current_time() - connected_at)
-                self._teller.tell("reconnecting", reason=str(error), delay=round(delay, 1))
+                self._teller.report("reconnecting", reason=str(error), delay=round(delay, 1))
                 if await self._wake.sleep(delay):
                     backoff.forget()
 
@@ -242,7 +242,7 @@ class Exposure:
             with trio.CancelScope() as self._line:
                 await keeper.keep(client)
         except* trio.Cancelled:  # of each task that was in there
-            await self._ending.take_leave(client, keeper)
+            await self._ending.begin(client, keeper)
             raise
         finally:
             self._local_host = ""
@@ -281,12 +281,12 @@ class Exposure:
             except NoSuchTunnelError:
                 keeper.supply.close()
             else:
-                self._teller.tell("resumed", address=str(keeper.tunnel.client), id=keeper.tunnel.id)
+                self._teller.report("resumed", address=str(keeper.tunnel.client), id=keeper.tunnel.id)
                 return keeper
         self._keeper = keeper = await self._open(client, keeper)
         self._was_open = True
         tunnel = keeper.tunnel
-        self._teller.tell("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
+        self._teller.report("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
         return keeper
 
     async def _open(self, client: Client, former: Keeper | None) -> Keeper:

@@ -43,7 +43,7 @@ class Fleet:
         """What those failed with that failed for good, by name."""
         self._teller_of = teller_of
         self._wake = wake
-        self._engine = new_engine(doze=DOZE)
+        self._engine = new_engine(poll_timeout=DOZE)
         self._wanted: dict[str, Berth] = {}
         self._tasks: set[str] = set()  # names that are served
         self._exposures: dict[Exposure, tuple[str, Plan]] = {}  # also those that let their visitors finish
@@ -123,7 +123,7 @@ class Fleet:
             if self._wanted.get(name) is berth:
                 self.failures[name] = error
                 del self._wanted[name]
-            teller.tell("ended", reason=str(error))
+            teller.report("ended", reason=str(error))
         finally:
             for exposure in running:
                 del self._exposures[exposure]

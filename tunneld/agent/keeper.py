@@ -125,7 +125,7 @@ class Keeper:
             self.withdraw()
             await self._recall(client)
 
-    async def leave(self, client: Client, *, shared: bool) -> None:
+    async def close_tunnel(self, client: Client, *, shared: bool) -> None:
         """Serve this tunnel no more. It is drained at the relay, or, if it is `shared` and others serve it, left to
         them; for that they have to be told apart from our carriers. Raises as any call.
         """
@@ -162,7 +162,7 @@ class Keeper:
 
     async def _review(self, client: Client) -> None:
         """Nothing happened for a while: is the relay there, and is the pool larger than it needs to be?"""
-        if self.supply.review():
+        if self.supply.resize():
             await client.call("trim", self.tunnel.id, str(self.supply.size))
         else:
             await self._ask(client)
@@ -186,7 +186,7 @@ class Keeper:
             with _unless_gone():  # if it is, all this is about to end
                 await client.call("trim", self.tunnel.id, "0")
             with trio.move_on_after(SETTLE):
-                await self.supply.wait_gone()
+                await self.supply.wait_closed()
         if not self._wanted:
             self.supply.close()
 
@@ -195,8 +195,8 @@ class Keeper:
         await self.check(client)
         repeated = self._repeats.admit(reason, trio.current_time())
         if repeated is not None:
-            what = f"{self.supply.what} to {self.tunnel.server.without_key}: {reason}"
-            self._teller.tell("trouble", reason=what, repeated=repeated)
+            what = f"{self.supply.description} to {self.tunnel.server.without_key}: {reason}"
+            self._teller.report("trouble", reason=what, repeated=repeated)
         await trio.sleep(next(self._waits))
         if self._wanted:
             self.supply.resume()

@@ -130,7 +130,7 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
     async def aclose(self) -> None:
         """Take nobody new; visitors that nobody accepted are dropped. Streams that were accepted go on."""
         self._end(trio.ClosedResourceError("this listener was closed"))
-        self._keeper.supply.rest()
+        self._keeper.supply.pause()
         while self._queue:
             self._queue.popleft()[0].close("the listener was closed")
         await trio.lowlevel.checkpoint()
@@ -150,7 +150,7 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
         self._queue.append((way, header))
         self._waiting.unpark()
         if len(self._queue) >= self._backlog:
-            self._keeper.supply.rest()
+            self._keeper.supply.pause()
 
     def fail(self, error: Exception) -> None:
         """A bug in a callback."""
@@ -172,7 +172,7 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
 class _Nobody:
     """A teller for programs that have their own ways to say things."""
 
-    visits = False
+    wants_visitors = False
 
-    def tell(self, event: str, /, **fields: Field) -> None:
+    def report(self, event: str, /, **fields: Field) -> None:
         """Nobody listens."""

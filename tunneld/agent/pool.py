@@ -43,7 +43,7 @@ class Parked(Protocol):
 class Pool:
     """The parked connections of one tunnel. See `Supply`."""
 
-    what = "parked connections"
+    description = "parked connections"
 
     def __init__(self, engine: Engine, address: Address, limits: Limits, owner: Owner, *, keep_header: bool) -> None:
         """`address` is the tunnel's server side. `keep_header`: leave it in front of the visitor's bytes."""
@@ -71,18 +71,18 @@ class Pool:
         while len(self._parked) < self.size and not self._resting:
             self._dial()
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Dial nothing until `resume`; visitors that come use up what is parked."""
         self._resting = True
 
-    def review(self) -> bool:
+    def resize(self) -> bool:
         """Shrink the pool if it is larger than it needs to be; tells whether there is a surplus to trim."""
         self.size = shrunk(self.size, self._busiest, self._limits)
         self._busiest = 0
         self._surplus = max(0, len(self._parked) - self.size)
         return self._surplus > 0
 
-    def doubt(self) -> None:
+    def probe(self) -> None:
         """Parked connections cannot be asked; what the kernel does not end, the relay's visitors find out."""
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class Pool:
         if parked in self._parked:
             self._forget(parked)
             self._count()
-            self.owner.take(way, header)
+            self.owner.on_visitor(way, header)
             if not self._resting:
                 self.resume()
 
@@ -131,12 +131,12 @@ class Pool:
 
     def withdraw(self) -> None:
         """See `Supply.withdraw`: nothing can be said on a parked connection; the relay is asked to trim them."""
-        self.rest()
+        self.pause()
 
     async def wait_withdrawn(self) -> None:
         """See `Supply.wait_withdrawn`."""
 
-    async def wait_gone(self) -> None:
+    async def wait_closed(self) -> None:
         """See `Supply.wait_gone`."""
         while self._parked:
             await self._emptied.wait()
@@ -162,7 +162,7 @@ class Pool:
         """Told once: whoever rests already knows."""
         if not self._resting:
             self._resting = True
-            self.owner.trouble(reason)
+            self.owner.on_trouble(reason)
 
 
 class PlainParked:
@@ -176,7 +176,7 @@ class PlainParked:
         self.connection = connection
         self._handle = handle
         self.head = b""
-        self.watching: Registration | None = pool.engine.watch(connection, self.look, pool.owner.failed)
+        self.watching: Registration | None = pool.engine.watch(connection, self.look, pool.owner.on_failure)
 
     def look(self) -> None:
         """See `Parked`."""

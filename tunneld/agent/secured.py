@@ -23,12 +23,12 @@ from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
 class WayOwner:
     """Whom a `DuctWay` tells; one for all of a supply, where that can be."""
 
-    take: Callable[[DuctWay, bytes], None]
+    on_visitor: Callable[[DuctWay, bytes], None]
     """A visitor came: the way to it, from now on the callee's, and its PROXY header."""
-    failed: Failure
+    on_failure: Failure
     keep_header: bool
     """Whether the header is left in front of what the visitor says."""
-    lost: Callable[[str], None] = lambda _reason: None
+    on_lost: Callable[[str], None] = lambda _reason: None
     """There was no header, and why."""
 
 
@@ -60,7 +60,7 @@ class DuctWay:
 
     # Until then, the duct's user
 
-    def receive(self, data: memoryview) -> int:
+    def on_data(self, data: memoryview) -> int:
         """Take the header, and not an octet more."""
         head, taken = self._head, 0
         try:
@@ -74,30 +74,30 @@ class DuctWay:
         except RemoteProtocolError as error:
             self._give_up(str(error))
             return taken
-        self._duct.user = UNUSED
+        self._duct.handler = UNUSED
         if self._owner.keep_header:
-            self._duct.put_back(head)
-        self._owner.take(self, head)
+            self._duct.unread(head)
+        self._owner.on_visitor(self, head)
         return taken
 
-    def finished(self) -> None:
+    def on_eof(self) -> None:
         """The end instead of a header."""
         self._give_up("connection closed by the relay")
 
-    def resume(self) -> None:
+    def on_writable(self) -> None:
         """We say nothing."""
 
-    def broken(self, error: OSError) -> None:
+    def on_reset(self, error: OSError) -> None:
         """The visitor, or the relay, is gone."""
-        self._owner.lost(reason_of(error))
+        self._owner.on_lost(reason_of(error))
 
-    def failed(self, error: Exception) -> None:
+    def on_internal_error(self, error: Exception) -> None:
         """A bug."""
-        self._owner.failed(error)
+        self._owner.on_failure(error)
 
     def _give_up(self, reason: str) -> None:
         self._duct.reset("no PROXY header")
-        self._owner.lost(reason)
+        self._owner.on_lost(reason)
 
 
 class TlsParked:
@@ -110,14 +110,16 @@ class TlsParked:
         self._pool = pool
         self._handle: Parked | None = handle
         self._duct = TlsDuct(cast(Pump, pool.engine), tls)
-        self._duct.put_back(ahead)
+        self._duct.unread(ahead)
         try:
             self._duct.start()
         except OSError:
             tls.close()
             raise
-        self._duct.user = DuctWay(self._duct, WayOwner(self._came, pool.owner.failed, bool(pool.flags), self._lost))
-        self._duct.offer()
+        self._duct.handler = DuctWay(
+            self._duct, WayOwner(self._came, pool.owner.on_failure, bool(pool.flags), self._lost)
+        )
+        self._duct.deliver_buffered()
 
     def look(self) -> None:
         """The pump looks by itself."""

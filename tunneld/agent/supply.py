@@ -19,12 +19,12 @@ each is a stranger there.
 class Owner:
     """Whom a supply tells."""
 
-    take: Take
-    trouble: Callable[[str], None]
+    on_visitor: Take
+    on_trouble: Callable[[str], None]
     """A connection ended that was wanted, or could not be made, and why."""
-    failed: Failure
+    on_failure: Failure
     """A bug in a callback."""
-    disowned: Callable[[], None] = lambda: None
+    on_unknown_tunnel: Callable[[], None] = lambda: None
     """The relay answered, and does not know the tunnel: whoever waits for the relay need not wait any more."""
 
 
@@ -32,7 +32,7 @@ class Supply(Protocol):
     """Connections to the server side of one tunnel: a pool of parked ones, or carriers."""
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """What it consists of, for people."""
 
     @property
@@ -46,13 +46,13 @@ class Supply(Protocol):
     def resume(self) -> None:
         """Dial what lacks, now and whenever something does, until there is trouble or somebody calls `rest`."""
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Dial nothing until `resume`; what stands goes on."""
 
-    def review(self) -> bool:
+    def resize(self) -> bool:
         """Shrink where there is more than needed; tells whether the relay has parked connections to trim."""
 
-    def doubt(self) -> None:
+    def probe(self) -> None:
         """The network changed, or the machine was asleep: what stands may have been cut off without a word."""
 
     def close(self) -> None:
@@ -66,5 +66,5 @@ class Supply(Protocol):
     async def wait_withdrawn(self) -> None:
         """Wait until it has: those who were on their way are here then."""
 
-    async def wait_gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait, after `withdraw`, until no connection is left."""

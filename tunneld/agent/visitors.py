@@ -154,8 +154,8 @@ class Visitors:
     def _join(self, way: Way, server: socket.socket, header: bytes) -> None:
         self.served += 1
         self._relays[way.join(server, linger=self._linger, on_end=self._left)] = header
-        if self._teller.visits:
-            self._teller.tell("visitor", visitor=visitor_of(header))
+        if self._teller.wants_visitors:
+            self._teller.report("visitor", visitor=visitor_of(header))
 
     def _left(self, relay: Relay, end: RelayEnd) -> None:
         header, up, down = self._relays.pop(relay, None), relay.up, relay.down
@@ -170,9 +170,9 @@ class Visitors:
             self.served -= 1
             self._local.failed()
             self._fail(header, self._no_connection(end.error))
-        elif self._teller.visits:
+        elif self._teller.wants_visitors:
             who, why = visitor_of(header), describe(end)
-            self._teller.tell("left", visitor=who, up=up, down=down, reason=why)
+            self._teller.report("left", visitor=who, up=up, down=down, reason=why)
 
     def _lose(self, way: Way, header: bytes, error: OSError) -> None:
         """The local server cannot be dialled for this visitor."""
@@ -188,7 +188,7 @@ class Visitors:
         self._stirred_at = now = trio.current_time()
         repeated = self._repeats.admit(reason, now)
         if repeated is not None:
-            self._teller.tell("failed", visitor=visitor_of(header), reason=reason, repeated=repeated)
+            self._teller.report("failed", visitor=visitor_of(header), reason=reason, repeated=repeated)
 
 
 def visitor_of(header: bytes) -> str:

@@ -21,8 +21,8 @@ async def watch(local: LocalServer, check: Check, teller: Teller, act: Callable[
         reason = await probe(local, check)
         if judgement.look(passed=reason is None):
             if judgement.healthy:
-                teller.tell("healthy")
+                teller.report("healthy")
             else:
-                teller.tell("unhealthy", reason=reason or "")
+                teller.report("unhealthy", reason=reason or "")
         act(judgement.healthy)
         await trio.sleep(check.interval)

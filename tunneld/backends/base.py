@@ -31,7 +31,7 @@ class Lobby(Protocol):
     def tls(self) -> ssl.SSLContext | None:
         """For a handshake that begins now; None where this relay has no certificate."""
 
-    def arrive(self, connection: socket.socket, peer: Any, face: str, hear: Callable[[], Awaitable[None]]) -> None:
+    def start(self, connection: socket.socket, peer: Any, face: str, hear: Callable[[], Awaitable[None]]) -> None:
         """Call `hear` for a newcomer, in a task that is bounded in time, unless there are too many strangers.
 
         `hear` takes the connection, or closes it and raises OSError or a `TunneldError` that says why.
@@ -74,19 +74,19 @@ class Host:
     secure: str  # as in `TunnelOptions`
     former: Endpoint | None  # the server URI that a hidden server may still know: to be had again if it can be
     reserved: Container[int]  # ports that are somebody's: none of them is for this one, but that of `former`
-    stranger: Callable[[Any], str]  # why this peer's address may not pose as the hidden server; empty: it may
-    room: Callable[[], int]  # how many server connections may be parked now
-    attached: Callable[[Any], None]  # with the peer's address
-    detached: Callable[[Any], None]
-    refused: Callable[[Any, str], None]  # with the peer's address and the reason
-    failed: Failure  # a bug in a callback
-    legacy: SideLegacy | None = None  # of the one whose place it takes in this process
+    why_not_allowed: Callable[[Any], str]  # why this peer's address may not pose as the hidden server; empty: it may
+    parking_capacity: Callable[[], int]  # how many server connections may be parked now
+    on_attached: Callable[[Any], None]  # with the peer's address
+    on_detached: Callable[[Any], None]
+    on_refused: Callable[[Any, str], None]  # with the peer's address and the reason
+    on_failure: Failure  # a bug in a callback
+    snapshot: SideLegacy | None = None  # of the one whose place it takes in this process
 
 
 class ServerConnection(Protocol):
     """A way to the hidden server for one visitor: a connection of its own, or a channel of a carrier."""
 
-    def introduce(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Any | None) -> None:
         """It is for this visitor (an address; None: nobody is to know), said once and before anything else. A backend
         that has a word for it tells the hidden server.
         """
@@ -120,11 +120,11 @@ class ServerSide(Protocol):
         """How many visitors could be served at once, now."""
 
     @property
-    def standing(self) -> int:
+    def live_connections(self) -> int:
         """How many connections of hidden servers take visitors, one after another, and have not said that they end."""
 
     @property
-    def silent(self) -> bool:
+    def unresponsive(self) -> bool:
         """Whether the hidden server is connected and does not answer, as far as can be known, or wants nobody new."""
 
     def dial_nowait(self) -> ServerConnection:
@@ -146,7 +146,7 @@ class ServerSide(Protocol):
     def pause(self) -> None:
         """Accept no connection for now; whoever comes stands in the listener's queue. For `leave`."""
 
-    def leave(self) -> SideLegacy:
+    def export(self) -> SideLegacy:
         """Let go of everything that a successor can go on with, closing nothing of it, and end the rest in order.
         Nobody waits in `dial` any more. Then `close`, as ever.
         """

@@ -34,7 +34,7 @@ class Carrying(Protocol):
         """Whether the peer has not fallen silent, as far as we know."""
 
     @property
-    def room_left(self) -> int:
+    def channels_left(self) -> int:
         """How many channels could be opened, at least about."""
 
     @property
@@ -61,7 +61,7 @@ class Carried:
         """Raises `UsageError` where the relay has no port for such carriers."""
         self._host = host
         self._endpoints = self._port(host.premises)
-        self._key = self._endpoints.enter(self, _known_key(host))
+        self._key = self._endpoints.register(self, _known_key(host))
         self._carriers: dict[Carrying, Any] = {}  # each with its peer's address
         self._taking: list[Carrying] = []  # those of them that take visitors; the newest before its equals
         self._line = Line[Channel]()
@@ -94,17 +94,17 @@ class Carried:
     @property
     def parked(self) -> int:
         """How many more visitors the carriers could take."""
-        return sum(carrier.room_left for carrier in self._taking)
+        return sum(carrier.channels_left for carrier in self._taking)
 
     @property
-    def standing(self) -> int:
+    def live_connections(self) -> int:
         """How many carriers answer and take visitors."""
         return sum(carrier.answering for carrier in self._taking)
 
     @property
-    def silent(self) -> bool:
+    def unresponsive(self) -> bool:
         """Whether there are carriers and none of them answers and takes visitors."""
-        return bool(self._carriers) and not self.standing
+        return bool(self._carriers) and not self.live_connections
 
     @property
     def key(self) -> str:
@@ -140,7 +140,7 @@ class Carried:
     def pause(self) -> None:
         """See `ServerSide`: the shared port's door does that."""
 
-    def leave(self) -> SideLegacy:
+    def export(self) -> SideLegacy:
         """See `ServerSide`. What a carrier is about to say, and how it is enciphered, is in this process and cannot go
         along: the hidden server dials again, to the same address.
         """
@@ -154,7 +154,7 @@ class Carried:
         repeated.
         """
         self._closed = True
-        self._endpoints.leave(self, self._key)
+        self._endpoints.unregister(self, self._key)
         self._close_idle()
         self._line.close()
 
@@ -162,16 +162,16 @@ class Carried:
         """Take a carrier whose peer has said our key, if that makes no more than `most`, or raise `NotAllowedError` or
         `LimitReachedError`.
         """
-        if reason := self._host.stranger(peer):
+        if reason := self._host.why_not_allowed(peer):
             raise NotAllowedError(reason)
-        if len(self._carriers) >= min(self._host.room(), most) and not self._replace_silent():
+        if len(self._carriers) >= min(self._host.parking_capacity(), most) and not self._replace_silent():
             raise LimitReachedError(f"the tunnel has {len(self._carriers)} carriers already (max_carriers)")
         for other in list(self._carriers):  # asking may find that it is lost
-            other.heartbeat.ask_now()
+            other.heartbeat.ping_now()
         self._carriers[carrier] = peer
         self._taking.insert(0, carrier)
-        self._host.attached(peer)
-        self.freed()
+        self._host.on_attached(peer)
+        self.on_capacity()
 
     def retire(self, carrier: Carrying) -> None:
         """Its peer wants to be called no more: those that it serves may finish, others go elsewhere or wait."""
@@ -180,7 +180,7 @@ class Carried:
 
     # What its carriers report
 
-    def freed(self) -> None:
+    def on_capacity(self) -> None:
         """There may be room: serve whoever waits longest."""
         if self._closed:
             self._close_idle()
@@ -191,12 +191,12 @@ class Carried:
                 return
             self._line.serve(channel)
 
-    def lost(self, carrier: Carrying) -> None:
+    def on_carrier_closed(self, carrier: Carrying) -> None:
         """A carrier ended."""
         self.retire(carrier)
         peer = self._carriers.pop(carrier, None)
         if peer is not None:
-            self._host.detached(peer)
+            self._host.on_detached(peer)
 
     # Inside
 
@@ -225,11 +225,15 @@ class Carried:
 
 def _known_key(host: Host) -> str:
     """The key that a hidden server may know already."""
-    if host.legacy is not None:
-        return host.legacy.key
+    if host.snapshot is not None:
+        return host.snapshot.key
     return host.former.key if host.former is not None else ""
 
 
 def _rank(carrier: Carrying) -> tuple[bool, bool, int]:
     """A new visitor goes to one that answers, then to one that nobody doubts, then to one with fewer channels."""
-    return not carrier.answering, carrier.heartbeat.asking and not carrier.heartbeat.heard, len(carrier.channels)
+    return (
+        not carrier.answering,
+        carrier.heartbeat.awaiting_reply and not carrier.heartbeat.received,
+        len(carrier.channels),
+    )

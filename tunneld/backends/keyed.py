@@ -128,7 +128,7 @@ class TlsConnection:
         """Call `left` when the hidden server leaves without having said anything."""
         return _Watch(self._duct, left, failed)
 
-    def introduce(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Any | None) -> None:
         """TLS has no word for it."""
 
     def send(self, data: bytes) -> None:
@@ -157,32 +157,32 @@ class _Watch:
     def __init__(self, duct: TlsDuct, left: Callable[[], None], failed: Failure) -> None:
         self._duct = duct
         self._left = left
-        self.failed = failed
-        if duct.over or (duct.ended and not duct.held):
-            duct.pump.after_batch(self._leave)
-        duct.user = self
+        self.on_internal_error = failed
+        if duct.closed or (duct.eof_received and not duct.buffered):
+            duct.pump.call_after_batch(self._leave)
+        duct.handler = self
 
     def release(self) -> None:
         """See `Registration.release`."""
-        self._duct.user = UNUSED
+        self._duct.handler = UNUSED
 
-    def receive(self, _data: memoryview) -> int:
+    def on_data(self, _data: memoryview) -> int:
         return 0
 
-    def resume(self) -> None:
+    def on_writable(self) -> None:
         """Nothing is said here."""
 
-    def finished(self) -> None:
+    def on_eof(self) -> None:
         self._left()
 
-    def broken(self, _error: OSError) -> None:
+    def on_reset(self, _error: OSError) -> None:
         self._left()
 
     def _leave(self) -> None:
         try:
             self._left()
         except Exception as error:
-            self.failed(error)
+            self.on_internal_error(error)
 
 
 def serve(tls: TlsSocket, ahead: bytes, host: Host, peer: Any) -> TlsConnection:
@@ -191,6 +191,6 @@ def serve(tls: TlsSocket, ahead: bytes, host: Host, peer: Any) -> TlsConnection:
 
     assert isinstance(host.engine, Pump)
     duct = TlsDuct(host.engine, tls)
-    duct.put_back(ahead)
+    duct.unread(ahead)
     duct.start()
     return TlsConnection(duct, peer)

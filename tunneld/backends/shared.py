@@ -27,7 +27,7 @@ class Endpoints:
         self._ports: dict[str, tuple[str, int]] = {}  # by backend: the scheme of its URIs, and its port
         self._sides: dict[str, Keyed] = {}  # by key
 
-    def listen(self, backend: str, scheme: str, port: int) -> None:
+    def set_port(self, backend: str, scheme: str, port: int) -> None:
         """Where the shared port of a backend is from now on; the server URIs of all its tunnels follow. 0: there is
         none any more.
         """
@@ -49,7 +49,7 @@ class Endpoints:
         scheme, port = self._ports.get(backend, (backend, 0))
         return Endpoint(scheme, host, port, key)
 
-    def enter(self, side: Keyed, key: str = "") -> str:
+    def register(self, side: Keyed, key: str = "") -> str:
         """The key of a new server side: the one it had before if nobody has that. Raises `UsageError` as `check`."""
         self.check(side.backend)
         if not key or key.startswith("-") or key in self._sides:
@@ -57,7 +57,7 @@ class Endpoints:
         self._sides[key] = side
         return key
 
-    def leave(self, side: Keyed, key: str) -> None:
+    def unregister(self, side: Keyed, key: str) -> None:
         """A server side has closed. Harmless when repeated, also when its successor has the key by then."""
         if self._sides.get(key) is side:
             del self._sides[key]

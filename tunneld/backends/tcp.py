@@ -54,7 +54,7 @@ class Tcp:
     def __init__(self, host: Host) -> None:
         settings = host.settings
         self._host = host
-        legacy = host.legacy
+        legacy = host.snapshot
         self._key = _key(host)
         self._listener = _bind(settings, host.former, host.reserved) if legacy is None else legacy.listener
         port = self._listener.getsockname()[1] if self._listener is not None else legacy.port if legacy else 0
@@ -64,7 +64,7 @@ class Tcp:
         self._newcomers: set[trio.CancelScope] = set()
         self._closed = False
         self._accepting = (
-            host.engine.listen(self._listener, self._arrived, host.failed) if self._listener is not None else None
+            host.engine.listen(self._listener, self._arrived, host.on_failure) if self._listener is not None else None
         )
         for connection, peer in legacy.parked if legacy is not None else ():
             self._offer(TcpConnection(host.engine, connection, peer))
@@ -97,12 +97,12 @@ class Tcp:
         return len(self._parked)
 
     @property
-    def standing(self) -> int:
+    def live_connections(self) -> int:
         """None: each of them serves one visitor."""
         return 0
 
     @property
-    def silent(self) -> bool:
+    def unresponsive(self) -> bool:
         """Never: a parked connection cannot be asked."""
         return False
 
@@ -132,7 +132,7 @@ class Tcp:
         if self._accepting is not None:
             self._accepting.release()
 
-    def leave(self) -> SideLegacy:
+    def export(self) -> SideLegacy:
         """See `ServerSide`."""
         self.pause()
         parked = []
@@ -162,17 +162,17 @@ class Tcp:
         lobby = self._host.premises.lobby
         if reason := self._refusal(peer):
             connection.close()
-            self._host.refused(peer, reason)
+            self._host.on_refused(peer, reason)
         elif self._key and lobby is not None:
-            lobby.arrive(connection, peer, "tcp", partial(self._hear_out, connection, peer))
+            lobby.start(connection, peer, "tcp", partial(self._hear_out, connection, peer))
         else:
             self._admit(TcpConnection(self._host.engine, connection, peer))
 
     def _refusal(self, peer: Any) -> str:
         """Why it is not taken, if so."""
-        if reason := self._host.stranger(peer):
+        if reason := self._host.why_not_allowed(peer):
             return reason
-        if len(self._parked) >= self._host.room():
+        if len(self._parked) >= self._host.parking_capacity():
             return f"{len(self._parked)} server connections are parked already"
         return ""
 
@@ -210,14 +210,14 @@ class Tcp:
 
     def _admit(self, connection: Parkable) -> None:
         self._offer(connection)
-        self._host.attached(connection.peer)
+        self._host.on_attached(connection.peer)
 
     def _offer(self, connection: Parkable) -> None:
         """Give a connection to whoever waits longest, or park it."""
         if self._line.waiters:
             self._line.serve(connection)
         else:
-            self._parked[connection] = connection.watch(lambda: self._left(connection), self._host.failed)
+            self._parked[connection] = connection.watch(lambda: self._left(connection), self._host.on_failure)
 
     def _take(self) -> Parkable:
         """Unpark the connection parked longest."""
@@ -230,15 +230,15 @@ class Tcp:
         if connection in self._parked:
             self._parked.pop(connection).release()
             connection.close()
-            self._host.detached(connection.peer)
+            self._host.on_detached(connection.peer)
 
 
 def _key(host: Host) -> str:
     """The key to show: none, the one of the tunnel whose place this one takes, or a new one."""
     if host.secure == "no":
         return ""
-    if host.legacy is not None:
-        return host.legacy.key
+    if host.snapshot is not None:
+        return host.snapshot.key
     former = host.former
     return (
         former.key
@@ -274,7 +274,7 @@ class TcpConnection:
 
         return self._engine.watch(self.socket, look, failed)
 
-    def introduce(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Any | None) -> None:
         """TCP has no word for it."""
 
     def send(self, data: bytes) -> None:

@@ -41,7 +41,7 @@ class Row:
         self._unhealthy = ""  # why the local server is
         self._cut_at: float | None = None  # in `trio.current_time`, once it is told to end
 
-    def heed(self, event: str, fields: Mapping[str, Field]) -> None:
+    def update(self, event: str, fields: Mapping[str, Field]) -> None:
         """An event changes what is said."""
         match event:
             case "opened" | "resumed":

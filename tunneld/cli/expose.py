@@ -60,7 +60,7 @@ async def run(options: argparse.Namespace) -> int:
         teller = teller_of(options, out, err, plan.scheme, board=board, figures=figures)
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
-        wake, engine = Wake(), new_engine(doze=DOZE)
+        wake, engine = Wake(), new_engine(poll_timeout=DOZE)
         nursery.start_soon(wake.run)
         await nursery.start(engine.run)
         async with open_exposure(plan, relay, teller, engine, wake) as exposure:

@@ -25,7 +25,7 @@ from tunneld.endpoint import Endpoint
 class Lines:
     """For files and pipes."""
 
-    visits = True
+    wants_visitors = True
 
     def __init__(self, out: Writer, err: Writer, scheme: str, name: str = "") -> None:
         """`name`: of one of several exposures."""
@@ -34,7 +34,7 @@ class Lines:
         self._scheme = scheme
         self._name = name
 
-    def tell(self, event: str, /, **fields: Field) -> None:
+    def report(self, event: str, /, **fields: Field) -> None:
         """Print the address, or the event."""
         if event == "opened":
             name = f"{self._name}\t" if self._name else ""
@@ -52,18 +52,18 @@ class Lines:
 class Quiet(Lines):
     """Only what goes wrong."""
 
-    visits = False
+    wants_visitors = False
 
-    def tell(self, event: str, /, **fields: Field) -> None:
+    def report(self, event: str, /, **fields: Field) -> None:
         """Print the address, or what went wrong."""
         if event != "closed":
-            super().tell(event, **fields)
+            super().report(event, **fields)
 
 
 class Live(Lines):
     """For terminals: a line at the bottom that changes."""
 
-    visits = False
+    wants_visitors = False
 
     def __init__(
         self, out: Writer, board: Board, scheme: str, name: str = "", *, figures: Callable[[], Figures] = Figures
@@ -73,12 +73,12 @@ class Live(Lines):
         self._row = board.add(name, figures)
         self._one_terminal = out.is_terminal  # the live lines must make room for what goes to standard output
 
-    def tell(self, event: str, /, **fields: Field) -> None:
+    def report(self, event: str, /, **fields: Field) -> None:
         """Print what `Lines` does, and keep the row true."""
         if event in {"closed", "ended"}:
             self._board.remove(self._row)
-        super().tell(event, **fields)
-        self._row.heed(event, fields)
+        super().report(event, **fields)
+        self._row.update(event, fields)
 
     def _announce(self, line: str) -> None:
         if self._one_terminal:
@@ -93,7 +93,7 @@ class Live(Lines):
 class JsonLines:
     """For programs: everything on standard output, one object a line."""
 
-    visits = True
+    wants_visitors = True
 
     def __init__(self, out: Writer, scheme: str, name: str = "") -> None:
         """`name`: of one of several exposures."""
@@ -101,7 +101,7 @@ class JsonLines:
         self._scheme = scheme
         self._whose = {"exposure": name} if name else {}
 
-    def tell(self, event: str, /, **fields: Field) -> None:
+    def report(self, event: str, /, **fields: Field) -> None:
         """Print one object: `time`, `event`, of several exposures `exposure`, and what belongs to the event."""
         if event == "opened":
             fields["address"] = public_address(str(fields["address"]), self._scheme)

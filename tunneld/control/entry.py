@@ -104,7 +104,7 @@ class Entry:
         except (NotAllowedError, UsageError) as error:
             self._challenge = None
             self.failures += 1
-            self._gate.tell_failure(self._host, "control", str(error), self._said)
+            self._gate.log_failure(self._host, "control", str(error), self._said)
             raise
 
     def _step(self, request: Request) -> Reply:

@@ -108,7 +108,7 @@ class Gate:
             return None
         return now.grant
 
-    def tell_failure(self, host: str, face: str, reason: str, name: str = "") -> None:
+    def log_failure(self, host: str, face: str, reason: str, name: str = "") -> None:
         """The line that fail2ban reads, see tunneld(8): nothing in it is chosen by the stranger but the address. `name`
         is who it said it is; one that is no credential's stays out, for it may be a secret in the wrong place.
         """
@@ -116,7 +116,7 @@ class Gate:
         log.warning("authentication failed", peer=host, face=face, reason=reason, **whose)
         self.strangers.fail(host, self._clock())
 
-    def tell_refusal(self, host: str, face: str, refusal: Refusal) -> None:
+    def log_refusal(self, host: str, face: str, refusal: Refusal) -> None:
         """Log that a stranger was refused; in a flood a few, and with the next one how many were left out."""
         left_out = self._thinning.passes(self._clock())
         if left_out is not None:

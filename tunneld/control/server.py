@@ -85,7 +85,7 @@ class _Server:
         self._full = False
         stranger = self._meet(host)
         if isinstance(stranger, Refusal):
-            self._gate.tell_refusal(host, "control", stranger)
+            self._gate.log_refusal(host, "control", stranger)
             _turn_away(connection, stranger.reason if self._tls() is None else None)
             return
         self._connections += 1
@@ -97,8 +97,8 @@ class _Server:
         """Whoever comes is a stranger, unless nobody is asked who they are, by a secret or by TLS."""
         tls = self._tls()
         if self._gate.is_open and (tls is None or tls.verify_mode == ssl.CERT_NONE):
-            return Stranger.known()
-        return self._gate.strangers.come(host, trio.current_time(), random.random())
+            return Stranger.mark_authenticated()
+        return self._gate.strangers.acquire(host, trio.current_time(), random.random())
 
     async def _serve(self, transport: trio.SocketStream, stranger: Stranger, deadline: float) -> None:
         """One connection, whatever happens on it; a stranger has until `deadline`, a time of Trio's clock."""
@@ -124,7 +124,7 @@ class _Server:
             self._connections -= 1
             if trio.current_time() >= deadline:
                 stranger.fail(trio.current_time())
-            stranger.end()
+            stranger.release()
 
     async def _encrypt(
         self, transport: trio.SocketStream, stranger: Stranger, deadline: float, bound: structlog.stdlib.BoundLogger
@@ -170,9 +170,9 @@ def _enter(gate: Gate, connection: trio.socket.SocketType, stream: trio.abc.Stre
     if isinstance(stream, trio.SSLStream):
         certificate = stream.getpeercert(binary_form=True)  # TLS keeps only those that it has verified
     local = unmap(connection.getsockname()[0])
-    entry = Entry(gate, unmap(peer[0]), format_peer(peer), local, certificate, on_known=stranger.end)
+    entry = Entry(gate, unmap(peer[0]), format_peer(peer), local, certificate, on_known=stranger.release)
     if entry.grant is not None:
-        stranger.end()
+        stranger.release()
     return entry
 
 

@@ -84,7 +84,7 @@ class Strangers:
     def __len__(self) -> int:
         return self._all
 
-    def come(self, host: str, now: float, die: float) -> Stranger | Refusal:
+    def acquire(self, host: str, now: float, die: float) -> Stranger | Refusal:
         """Count in a stranger from the address `host` at `now` (seconds), or count and say why not."""
         source = self._source(host)
         of_source = 0 if source is None else self._here[source]
@@ -97,7 +97,7 @@ class Strangers:
         """Count and say why nobody at `host` is let in now, for a face that asks anew with each request."""
         return self._judge(Facts(0, 0, self.penalty(host, now)), 0.0)
 
-    def exempts(self, host: str) -> bool:
+    def is_exempt(self, host: str) -> bool:
         """Whether `host` is the source of nobody: has no cap of its own, and no penalty."""
         return self._exempt(host)
 
@@ -142,10 +142,10 @@ class Stranger:
         self._is_here = True
 
     @classmethod
-    def known(cls) -> Stranger:
+    def mark_authenticated(cls) -> Stranger:
         """Somebody where nobody is asked who they are."""
         somebody = cls(lambda: None, lambda _now: None)
-        somebody.end()
+        somebody.release()
         return somebody
 
     def fail(self, now: float) -> None:
@@ -153,7 +153,7 @@ class Stranger:
         if self._is_here:
             self._fail(now)
 
-    def end(self) -> None:
+    def release(self) -> None:
         """It is known now, or gone."""
         if self._is_here:
             self._is_here = False

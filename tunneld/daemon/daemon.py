@@ -84,8 +84,8 @@ class Daemon:
         self._load = load
         self._engine = new_engine(
             accept_backoff=settings.tunnels.accept_backoff,
-            doze=DOZE,
-            spin=settings.daemon.spin,
+            poll_timeout=DOZE,
+            busy_poll=settings.daemon.spin,
             descriptors=net.descriptors_for_tunnels(),
         )
         self._state = settings.daemon.state or state_folder()
@@ -113,7 +113,7 @@ class Daemon:
                 await root.start(self._engine.run)
                 await root.start(self._lobby.run)
                 await root.start(self.service.run)
-                await self.service.take_over(legacy)
+                await self.service.adopt(legacy)
                 self._drain_revoked()
                 await root.start(self._front.run)
                 if notify.watchdog_interval() is not None:
@@ -236,7 +236,7 @@ class Daemon:
 
     async def _hand_over(self, ending: Ending) -> None:
         """Control and HTTP connections end in order first, while relays go on; then everything goes along at once."""
-        faces, given = await self._front.leave()
+        faces, given = await self._front.export()
         if self.service.draining:  # somebody was told to stop it meanwhile
             for listener in chain.from_iterable(faces.values()):
                 listener.close()

@@ -108,7 +108,7 @@ async def hand_over(
 
     Raises `ShortageError` where the system does not let us; everything is lost then.
     """
-    legacy = await service.leave()
+    legacy = await service.export()
     for _ in range(3):  # carriers say goodbye
         await trio.lowlevel.checkpoint()
     most = handover.most_stored() if ending is Ending.STORE else sys.maxsize

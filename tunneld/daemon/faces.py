@@ -71,9 +71,9 @@ class Faces:
             if not listeners:
                 self.given -= {face}
 
-    def leave(self) -> dict[str, list[socket.socket]]:
+    def export(self) -> dict[str, list[socket.socket]]:
         """All listeners, for another owner; nobody is accepted any more."""
-        return {face: door.leave() for face, door in self.doors.items()}
+        return {face: door.export() for face, door in self.doors.items()}
 
     def _plan(self, settings: Settings) -> dict[str, Place | None]:
         plan = places(settings)

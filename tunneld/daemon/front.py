@@ -146,9 +146,9 @@ class Front:
         if self._nursery is not None and self.papers.host_key is not None and not self._serves_ssh:
             self._nursery.start_soon(self._serve_ssh, self.papers.host_key)
 
-    async def leave(self) -> tuple[Mapping[str, list[socket.socket]], frozenset[str]]:
+    async def export(self) -> tuple[Mapping[str, list[socket.socket]], frozenset[str]]:
         """End all connections in order, while relays go on. Returns the listeners, and which are systemd's own."""
-        given, listeners = self._faces.given, self._faces.leave()
+        given, listeners = self._faces.given, self._faces.export()
         self._scope.cancel()
         with trio.move_on_after(GOODBYE):
             await self._gone.wait()
@@ -164,7 +164,7 @@ class Front:
         }
         self._faces.exchange(bound, schemes.__getitem__)
         for backend in ("webmux", "ssh"):
-            self._endpoints.listen(backend, schemes[backend], self._faces.doors[backend].port)
+            self._endpoints.set_port(backend, schemes[backend], self._faces.doors[backend].port)
 
     async def _open(self, nursery: trio.Nursery) -> None:
         doors, daemon, gate = self._faces.doors, self._daemon, self._gate

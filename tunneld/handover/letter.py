@@ -208,7 +208,7 @@ class _Packing:
             options=opening.options.words(),
             settings=opening.settings,
             owner=opening.owner,
-            asker=opening.asker,
+            asker=opening.requester_host,
             advertised_host=opening.advertised_host,
             asked_from=str(opening.asked_from or ""),
             draining=legacy.draining,
@@ -275,7 +275,7 @@ class _Unpacking:
             options=TunnelOptions.parse(described.options),
             settings=described.settings,
             owner=described.owner,
-            asker=described.asker,
+            requester_host=described.asker,
             advertised_host=described.advertised_host,
             asked_from=TunnelOptions.parse({"server_from": described.asked_from}).server_from
             if described.asked_from

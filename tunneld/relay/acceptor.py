@@ -51,11 +51,11 @@ class Acceptor:
 
     def on_event(self, events: int) -> None:
         """Accept until nobody waits, the batch is full or there is no room."""
-        room = self._pump.room
+        room = self._pump.fd_reserve
         for _ in range(self._pump.limits.accept_batch):
             if self._released:
                 return
-            if not room.is_there(self._fd):
+            if not room.has_spare(self._fd):
                 self._rest(FULL)
                 return
             try:
@@ -70,17 +70,17 @@ class Acceptor:
                 if error.errno in OUR_FAULTS:
                     raise
                 continue  # it concerns the one who would have come
-            room.note(connection.fileno())
+            room.update(connection.fileno())
             try:
                 self._on_connection(connection, address)
             except Exception as error:
                 connection.close()
                 self.on_failure(error)
-        self._pump.arm_again(self._fd)
+        self._pump.rearm(self._fd)
 
     def on_deadline(self) -> None:
         """The rest is over: let epoll tell again who waits."""
-        self._pump.arm_again(self._fd)
+        self._pump.rearm(self._fd)
 
     def on_failure(self, error: Exception) -> None:
         """A callback raised, or the listener is none."""

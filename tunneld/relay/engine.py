@@ -147,13 +147,13 @@ class Engine(Protocol):
         to the other; bytes accepted from one side are delivered before its end is.
         """
 
-    def lift(self, relay: Relay) -> Lifted | None:
+    def export_relay(self, relay: Relay) -> Lifted | None:
         """Take a relay out of this engine as it is, without closing anything, for `put_down`; `on_end` is not told.
 
         None where that cannot be, or where it has ended: then nothing has changed.
         """
 
-    def put_down(
+    def import_relay(
         self, lifted: Lifted, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
     ) -> Relay:
         """Go on with a relay that was lifted, perhaps out of another process' engine; for the rest see `join`."""

@@ -93,7 +93,7 @@ class Flow:
         if events & BROKEN and (self.blocked or self.ended) and not pair.over:
             self._look_for_error()
         if pair.lingering:
-            pair.touch()
+            pair.note_progress()
 
     def on_failure(self, error: Exception) -> None:
         """A bug of ours while serving this pair: it costs the pair, nothing else."""
@@ -104,7 +104,7 @@ class Flow:
         """The pump stops."""
         self.pair.end(RelayEnd(Cause.DROPPED))
 
-    def abandon(self) -> None:
+    def close_source(self) -> None:
         """Close the source: with a reset where bytes on their way to it are lost, lest it pass for the whole."""
         reverse = self.reverse
         if reverse.held or reverse.pipe is not None or self.pair.broken:
@@ -113,7 +113,7 @@ class Flow:
             del self.pump.handlers[self.fd]
         self.source.close()  # which takes it out of the epoll set, too
 
-    def lift(self) -> Course:
+    def export(self) -> Course:
         """Let go of the source without closing it, and tell how far this direction has come."""
         self.pump.detach(self.fd, self)
         held = self.held
@@ -124,7 +124,7 @@ class Flow:
         self.discard()
         return Course(self.moved, self.done, held)
 
-    def follow(self, course: Course) -> None:
+    def restore(self, course: Course) -> None:
         """Go on from there, before the pump attaches the source. An end that was read is read once more."""
         self.moved, self.held = course.moved, course.held
         self.done = self.ended = course.done
@@ -141,7 +141,7 @@ class Flow:
 
     def _serve(self) -> None:
         """Read and deliver until the source is drained, the target is full, or this turn's share is used up."""
-        share = self.pump.share
+        share = self.pump.quantum
         if self.allowance is not None:
             self._serve_slowly(self.allowance, share)
             return
@@ -150,7 +150,7 @@ class Flow:
             if not count:
                 return
             share -= count
-        self.pump.arm_again(self.fd)
+        self.pump.rearm(self.fd)
 
     def _serve_slowly(self, allowance: Allowance, share: int) -> None:
         """The same where the tunnel's throttle has a say: never more than it allows, and never through a pipe."""
@@ -166,12 +166,12 @@ class Flow:
                 return
             share -= count
         if not self.pair.over:
-            self.pump.arm_again(self.fd)
+            self.pump.rearm(self.fd)
 
     def _go_on(self) -> None:
         """The throttle allows more: let epoll tell what stands in the source."""
         if not self.pair.over:
-            self.pump.arm_again(self.fd)
+            self.pump.rearm(self.fd)
 
     def _copy(self, most: int = 0) -> int:
         """Move one buffer, or at most so many bytes; their number, 0 where there is nothing more to do now."""
@@ -181,7 +181,7 @@ class Flow:
         except BlockingIOError:
             return 0
         except OSError as error:
-            self.pair.breaks(self.side, error)
+            self.pair.fail_side(self.side, error)
             return 0
         if not count:
             self.ended = True
@@ -193,7 +193,7 @@ class Flow:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self.pair.breaks(self.reverse.side, error)
+            self.pair.fail_side(self.reverse.side, error)
             return 0
         self.moved += sent
         if sent < count:
@@ -234,7 +234,7 @@ class Flow:
             self.blocked = True
             return False
         except OSError as error:
-            self.pair.breaks(self.reverse.side, error)
+            self.pair.fail_side(self.reverse.side, error)
             return False
         self.pump.pipes.give_back(pipe)
         self.pipe = None
@@ -257,7 +257,7 @@ class Flow:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self.pair.breaks(self.reverse.side, error)
+            self.pair.fail_side(self.reverse.side, error)
             return False
         self.moved += sent
         self.held = self.held[sent:]
@@ -278,7 +278,7 @@ class Flow:
         except BlockingIOError:
             self.blocked = True
         except OSError as error:
-            pair.breaks(self.reverse.side, error)
+            pair.fail_side(self.reverse.side, error)
         else:
             self.done = True
 
@@ -286,4 +286,4 @@ class Flow:
         """Ask the kernel whether the source is broken, without reading from it."""
         number = self.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
-            self.pair.breaks(self.side, OSError(number, os.strerror(number)))
+            self.pair.fail_side(self.side, OSError(number, os.strerror(number)))

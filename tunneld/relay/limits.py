@@ -30,10 +30,10 @@ class Limits:
     turn_time: float = 0.002
     "Seconds after which other tasks have their turn, though somebody has more to do."
 
-    doze: float = 0.0
+    poll_timeout: float = 0.0
     "Seconds (a millisecond is the least) that a turn waits for more, in which other tasks have to wait, too."
 
-    spin: float = 0.0001
+    busy_poll: float = 0.0001
     """Seconds at the beginning of a doze in which the pump looks again and again, where the last wait was no longer:
     about what it takes a processor to fall asleep and be woken. 0: it sleeps at once.
     """

@@ -85,29 +85,29 @@ class Pair:
     def drop(self) -> None:
         """See `Relay.drop`."""
         self.end(RelayEnd(Cause.DROPPED))
-        self.pump.timers.ring()
+        self.pump.timers.wake_soon()
 
-    def lift(self) -> Lifted:
+    def export(self) -> Lifted:
         """Let go of both sockets without closing them; the owner is told nothing."""
         self.over = True
         rest = max(0.0, self.deadline - trio.current_time()) if self.lingering else None
         self.pump.timers.forget(self)
-        up, down = self.from_visitor.lift(), self.from_server.lift()
+        up, down = self.from_visitor.export(), self.from_server.export()
         lifted = Lifted(self.from_visitor.source, self.from_server.source, up, down, self.linger, rest)
         for flow in (self.from_visitor, self.from_server):
             del flow.reverse, flow.pair
         return lifted
 
-    def follow(self, lifted: Lifted) -> None:
+    def restore(self, lifted: Lifted) -> None:
         """Go on from there, before the pump attaches the flows."""
-        self.from_visitor.follow(lifted.up)
-        self.from_server.follow(lifted.down)
+        self.from_visitor.restore(lifted.up)
+        self.from_server.restore(lifted.down)
         if lifted.rest is not None:
             self.start_lingering()
             self.deadline = trio.current_time() + lifted.rest
             self.pump.timers.watch(self)
 
-    def breaks(self, side: Side, error: OSError) -> None:
+    def fail_side(self, side: Side, error: OSError) -> None:
         """One side is broken: the other is told in kind."""
         self.broken = True
         self.end(RelayEnd(Cause.RESET, side, error))
@@ -120,13 +120,13 @@ class Pair:
         if self.lingering:
             self.lingering = False
             self.pump.timers.forget(self)
-        self.from_visitor.abandon()
-        self.from_server.abandon()
+        self.from_visitor.close_source()
+        self.from_server.close_source()
         self.from_visitor.discard()
         self.from_server.discard()
-        self.pump.ended.append((self, how))
+        self.pump.ended_relays.append((self, how))
 
-    def tell(self, how: RelayEnd) -> None:
+    def notify_ended(self, how: RelayEnd) -> None:
         """Tell the owner, and part the objects from each other so that they die without the garbage collector."""
         for flow in (self.from_visitor, self.from_server):
             del flow.reverse, flow.pair
@@ -144,7 +144,7 @@ class Pair:
         self.deadline = trio.current_time() + self.linger
         self.pump.timers.watch(self)
 
-    def touch(self) -> None:
+    def note_progress(self) -> None:
         """Put the deadline off if bytes have moved since it was set."""
         moved = self.up + self.down
         if moved != self.seen:

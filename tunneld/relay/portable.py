@@ -66,11 +66,11 @@ class PortableEngine:
         self._running().start_soon(joined.run)
         return joined
 
-    def lift(self, relay: Relay) -> Lifted | None:
+    def export_relay(self, relay: Relay) -> Lifted | None:
         """See `Engine.lift`: what is on its way is in the tasks."""
         return None
 
-    def put_down(
+    def import_relay(
         self, lifted: Lifted, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
     ) -> Relay:
         """See `Engine.put_down`: nothing was lifted, so nothing comes."""

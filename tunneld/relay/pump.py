@@ -86,7 +86,7 @@ class Handler(Protocol):
 class Ended(Protocol):
     """A relay whose owner is to be told."""
 
-    def tell(self, how: RelayEnd) -> None:
+    def notify_ended(self, how: RelayEnd) -> None:
         """Tell it; raises nothing."""
 
 
@@ -100,10 +100,10 @@ class Pump:
         self.buffer_size = limits.buffer_size
         self.buffer = bytearray(limits.buffer_size)
         self.view = memoryview(self.buffer)
-        self.share = limits.turn_size
-        self.room = Room(limits.descriptors)
+        self.quantum = limits.turn_size
+        self.fd_reserve = Room(limits.descriptors)
         self.pipes = Pipes(limits.pipe_size, limits.max_pipes, least=limits.buffer_size, below=limits.descriptors)
-        self.ended: list[tuple[Ended, RelayEnd]] = []
+        self.ended_relays: list[tuple[Ended, RelayEnd]] = []
         self.timers = Timers(self._finish_batch)
         self._later: list[Callable[[], None]] = []
         self._in_batch = False
@@ -165,18 +165,18 @@ class Pump:
         """See `Engine.join`."""
         return self._attach(Pair(self, visitor, server, linger, on_end, cast("Throttle | None", throttle)))
 
-    def lift(self, relay: Relay) -> Lifted | None:
+    def export_relay(self, relay: Relay) -> Lifted | None:
         """See `Engine.lift`."""
         if not isinstance(relay, Pair) or relay.over:
             return None
-        return relay.lift()
+        return relay.export()
 
-    def put_down(
+    def import_relay(
         self, lifted: Lifted, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
     ) -> Relay:
         """See `Engine.put_down`."""
         pair = Pair(self, lifted.visitor, lifted.server, lifted.linger, on_end, cast("Throttle | None", throttle))
-        pair.follow(lifted)
+        pair.restore(lifted)
         return self._attach(pair)
 
     def _attach(self, pair: Pair) -> Pair:
@@ -184,8 +184,8 @@ class Pump:
             try:
                 self.attach(flow.fd, flow)
             except OSError as error:
-                pair.breaks(flow.side, error)
-                self.timers.ring()
+                pair.fail_side(flow.side, error)
+                self.timers.wake_soon()
                 break
         return pair
 
@@ -212,19 +212,19 @@ class Pump:
         if self.handlers.get(fd) is handler:
             self.handlers[fd] = None
 
-    def arm_again(self, fd: int) -> None:
+    def rearm(self, fd: int) -> None:
         """Let epoll tell again what stands in `fd`, behind whoever is ready already. Harmless on a closed one."""
         self._armed = True
         with contextlib.suppress(OSError):
             self._running().modify(fd, EVERYTHING)
 
-    def after_batch(self, callback: Callable[[], None]) -> None:
+    def call_after_batch(self, callback: Callable[[], None]) -> None:
         """Call it, once, when everything that is ready now has been served. It raises nothing; what it raises all the
         same is logged, and nobody else notices.
         """
         self._later.append(callback)
         if not self._in_batch:
-            self.timers.ring()
+            self.timers.wake_soon()
 
     def _running(self) -> select.epoll:
         """The epoll set. Raises RuntimeError outside `run`."""
@@ -254,15 +254,15 @@ class Pump:
         """Who is ready now or comes while we doze: looking first, if that paid the last time, and then asleep."""
         limits = self.limits
         batch = epoll.poll(0, BATCH)
-        if not limits.doze:
+        if not limits.poll_timeout:
             return batch
         began = perf_counter()
-        while not batch and self._brisk and perf_counter() - began < limits.spin:
+        while not batch and self._brisk and perf_counter() - began < limits.busy_poll:
             os.sched_yield()
             batch = epoll.poll(0, BATCH)
         if not batch:
-            batch = epoll.poll(limits.doze, BATCH)
-        self._brisk = perf_counter() - began < limits.spin
+            batch = epoll.poll(limits.poll_timeout, BATCH)
+        self._brisk = perf_counter() - began < limits.busy_poll
         return batch
 
     def _serve(self, batch: list[tuple[int, int]]) -> None:
@@ -270,7 +270,7 @@ class Pump:
         handlers = self.handlers
         self._time = None
         self._in_batch = True
-        self.share = max(self.buffer_size, self.limits.turn_size // (len(batch) or 1))
+        self.quantum = max(self.buffer_size, self.limits.turn_size // (len(batch) or 1))
         for fd, events in batch:
             handler = handlers.get(fd)
             if handler is None:
@@ -280,7 +280,7 @@ class Pump:
                 handler.on_event(events)
             except Exception as error:
                 tell_failure(handler.on_failure, error)
-        if self.ended or self._later:
+        if self.ended_relays or self._later:
             self._finish_batch()
         self._in_batch = False
 
@@ -292,16 +292,16 @@ class Pump:
 
     def _finish_batch(self) -> None:
         """Write what was gathered, tell the owners of the relays that have ended; either may bring more of both."""
-        while self.ended or self._later:
+        while self.ended_relays or self._later:
             later, self._later = self._later, []
             for callback in later:
                 try:
                     callback()
                 except Exception as error:
                     log.exception("could not write what was gathered: a bug", exc_info=error)
-            ended, self.ended = self.ended, []
+            ended, self.ended_relays = self.ended_relays, []
             for relay, how in ended:
-                relay.tell(how)
+                relay.notify_ended(how)
 
     def _stop(self) -> None:
         """Drop every relay and release every registration."""

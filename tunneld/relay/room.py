@@ -27,12 +27,12 @@ class Room:
         self._most = most
         self._is_near = most <= NEAR
 
-    def note(self, fd: int) -> None:
+    def update(self, fd: int) -> None:
         """A descriptor was opened."""
         if fd >= self._most - NEAR:
             self._is_near = True
 
-    def is_there(self, fd: int) -> bool:
+    def has_spare(self, fd: int) -> bool:
         """Whether another one may be taken. `fd` is any that is open: the number of a copy is the next one."""
         if not self._is_near:
             return True

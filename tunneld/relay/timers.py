@@ -51,7 +51,7 @@ class Timers:
         """Call no more. Harmless when repeated."""
         self._timed.discard(timed)
 
-    def ring(self) -> None:
+    def wake_soon(self) -> None:
         """Call `on_ring` soon, from the engine's own task."""
         self._sleep.deadline = -math.inf
 

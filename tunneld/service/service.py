@@ -131,10 +131,10 @@ class TunnelService(Registry):
             options=options,
             settings=settings,
             owner=asker.owner,
-            asker=asker.host,
+            requester_host=asker.host,
             advertised_host=settings.advertised_host or self._reachable(settings.host, asker),
             premises=self._premises,
-            former=address.server if address is not None else None,
+            former_uri=address.server if address is not None else None,
             reserved=self.addresses.book,
             asked_from=asked.server_from,
         )
@@ -160,13 +160,15 @@ class TunnelService(Registry):
         if options.share:
             self._join(tunnel, options, asker)
         else:
-            tunnel.members.move(opening.admitted(options.server_from, asker.host))
+            tunnel.members.move(opening.allowed_sources_for(options.server_from, asker.host))
         return tunnel
 
     def _join(self, tunnel: Tunnel, options: TunnelOptions, asker: Asker) -> None:
         """Whoever asks serves this tunnel, too, until its control connection ends or it leaves."""
-        tunnel.members.join(asker.owner, asker.host, tunnel.opening.admitted(options.server_from, asker.host))
-        asker.at_end(tunnel.id, lambda: tunnel.members.part(asker.owner))
+        tunnel.members.join(
+            asker.owner, asker.host, tunnel.opening.allowed_sources_for(options.server_from, asker.host)
+        )
+        asker.at_end(tunnel.id, lambda: tunnel.members.leave(asker.owner))
 
     def _make(self, opening: Opening, address: Reservation | None) -> Tunnel:
         """The tunnel, at its own address if it has one. Another program may have taken the port meanwhile, or a reload
@@ -229,7 +231,7 @@ class TunnelService(Registry):
 
     # From one process to the next
 
-    async def leave(self) -> ServiceLegacy:
+    async def export(self) -> ServiceLegacy:
         """Let go of all tunnels, for a successor: nothing of what goes along is closed, the rest is ended in order.
         No tunnel can be opened any more.
         """
@@ -242,12 +244,12 @@ class TunnelService(Registry):
         legacies = []
         for tunnel in self.tunnels():
             try:
-                legacies.append((self._owners[tunnel.id], tunnel.leave()))
+                legacies.append((self._owners[tunnel.id], tunnel.export()))
             except Exception as error:
                 tunnel.fail(error)
         return ServiceLegacy(self._past, legacies)
 
-    async def take_over(self, legacy: ServiceLegacy) -> None:
+    async def adopt(self, legacy: ServiceLegacy) -> None:
         """Go on with what another process left. A tunnel that cannot be is closed, and said."""
         self._resume(legacy.past)
         for owner, one in legacy.tunnels:
@@ -260,7 +262,7 @@ class TunnelService(Registry):
                 log.warning("tunnel could not be taken over", tunnel=opening.id, reason=str(error))
                 continue
             self._enter(tunnel, owner)
-            self.addresses.hold(holder_of(opening.options.name, owner, opening.asker), tunnel)
+            self.addresses.hold(holder_of(opening.options.name, owner, opening.requester_host), tunnel)
             await self._nursery.start(self._run, tunnel)
         await self.addresses.saved()
 

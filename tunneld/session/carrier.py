@@ -90,7 +90,7 @@ class Carrier:
         self._ours = 0  # channels that we opened
         self._burst = 1 << 30  # octets that one `put` may cost, by the peer's MSS
         self._outbox = Outbox(pump, link, self.mux.outgoing, limits, self._end)
-        self.touch = self._outbox.touch
+        self.touch = self._outbox.schedule_flush
         self._exact = False
         self._is_strange = is_strange
         self._said = 0  # octets, while it was strange
@@ -100,7 +100,7 @@ class Carrier:
         link.resend_within(limits.resend, GIVE_UP * limits.heartbeat)
         self.mux.set_default_credit(limits.first_window)
         pump.attach(self._fd, self)
-        self.heartbeat = Heartbeat(self, limits, pump.timers, link.quiet)
+        self.heartbeat = Heartbeat(self, limits, pump.timers, link.idle_seconds)
         self.touch()
 
     # What its owner does
@@ -113,10 +113,10 @@ class Carrier:
     @property
     def answering(self) -> bool:
         """Whether the peer has not fallen silent, as far as we know."""
-        return self.heartbeat.heard or not self.heartbeat.silent
+        return self.heartbeat.received or not self.heartbeat.unresponsive
 
     @property
-    def room_left(self) -> int:
+    def channels_left(self) -> int:
         """How many channels could be opened, at least about."""
         return 0 if self.over else MOST_CHANNELS - self._ours
 
@@ -129,27 +129,27 @@ class Carrier:
         self.touch()
         if self.over:
             raise LimitReachedError("could not open a channel: the carrier was lost")
-        self.heartbeat.expect()
+        self.heartbeat.expect_reply()
         return channel
 
-    def welcome(self) -> None:
+    def mark_authenticated(self) -> None:
         """It is known whose it is."""
         self._is_strange = False
 
-    def define(self, uri: str) -> None:
+    def define_endpoint(self, uri: str) -> None:
         """Say that we can be called back as `uri` (InternAtom, DefineEndpoint)."""
         self.mux.define_endpoint(self.mux.intern_atom(0, uri))
         self.touch()
 
-    def confirm(self) -> None:
+    def request_ack(self) -> None:
         """Have the owner told (`answered`) once the peer has read all that was said until now."""
         self._ask_again = self._ping is not None
-        self.ask()
+        self.send_ping()
 
     def close(self, reason: str = "closed") -> None:
         """End the carrier and every channel on it. Harmless when repeated."""
         self._end(reason)
-        self.pump.timers.ring()
+        self.pump.timers.wake_soon()
 
     # What its channels do, see `Carries`
 
@@ -158,20 +158,20 @@ class Carrier:
         self.mux.accept(channel.sid)
         self.touch()
 
-    def introduce(self, channel: Channel, visitor: Any | None) -> None:
+    def set_originator(self, channel: Channel, visitor: Any | None) -> None:
         """WebMUX has no word for it."""
 
-    def room(self, channel: Channel) -> int:
+    def send_capacity(self, channel: Channel) -> int:
         """See `Carries`: by the carrier's own room, what AddCredit has granted, and the peer's MSS."""
-        return min(self._outbox.room(channel), self.mux.credit(channel.sid), self._burst)
+        return min(self._outbox.send_capacity(channel), self.mux.credit(channel.sid), self._burst)
 
-    def put(self, sid: int, data: memoryview) -> int:
+    def write(self, sid: int, data: memoryview) -> int:
         """Put octets on the carrier; returns how many were taken: all, if there was `room`."""
         taken = self.mux.send(sid, data)
         self.touch()
         return taken
 
-    def grant(self, sid: int, octets: int) -> None:
+    def grant_credit(self, sid: int, octets: int) -> None:
         """Let the peer send so many octets more."""
         self.mux.grant(sid, octets)
         self.touch()
@@ -180,7 +180,7 @@ class Carrier:
         """FIN."""
         self.mux.finish(channel.sid)
         self.touch()
-        if channel.ended:
+        if channel.eof_received:
             self._remove(channel)
 
     def reset(self, channel: Channel, reason: str) -> None:
@@ -198,7 +198,7 @@ class Carrier:
             self._exact = True
         if events & WRITABLE:
             self._outbox.unblock()
-        if (events & READABLE or self._link.ahead or self.mux.behind) and not self.over:
+        if (events & READABLE or self._link.has_buffered_input or self.mux.has_unparsed) and not self.over:
             self._read()
 
     def on_failure(self, error: Exception) -> None:
@@ -212,19 +212,19 @@ class Carrier:
 
     # Its heartbeat
 
-    def ask(self) -> bool:
+    def send_ping(self) -> bool:
         """See `Heart`."""
         if self._ping is None and self.mux.can_open:
             self._ping = self.mux.open(PING)
             self.touch()
-            self.pump.timers.ring()
+            self.pump.timers.wake_soon()
         return self._ping is not None
 
-    def fall_silent(self) -> None:
+    def on_unresponsive(self) -> None:
         """See `Heart`."""
-        self.owner.silent()
+        self.owner.on_unresponsive()
 
-    def die(self, reason: str) -> None:
+    def on_dead(self, reason: str) -> None:
         """See `Heart`."""
         self._end(reason)
 
@@ -233,13 +233,13 @@ class Carrier:
     def _read(self) -> None:
         """Read until the connection is drained, or this turn's share is used up."""
         buffer, link = self.pump.wide_buffer, self._link
-        share = self.pump.share
+        share = self.pump.quantum
         with memoryview(buffer) as view:
-            if self.mux.behind:
+            if self.mux.has_unparsed:
                 self._hear(NOTHING)
             while not self.over:
-                if self.mux.behind:
-                    self.pump.arm_again(self._fd)
+                if self.mux.has_unparsed:
+                    self.pump.rearm(self._fd)
                     return
                 try:
                     count = link.receive_into(view)
@@ -251,16 +251,16 @@ class Carrier:
                 if not count:
                     self._end("the peer closed it")
                     return
-                self.heartbeat.heard = True
+                self.heartbeat.received = True
                 if self._is_strange:
                     self._hear_out(view[:count])
                 else:
                     self._hear(view[:count])
-                if link.drained and not self._exact and not self.mux.behind:
+                if link.drained and not self._exact and not self.mux.has_unparsed:
                     return
                 share -= count
                 if share <= 0:
-                    self.pump.arm_again(self._fd)
+                    self.pump.rearm(self._fd)
                     return
 
     def _hear_out(self, data: memoryview) -> None:
@@ -268,7 +268,7 @@ class Carrier:
         room = STRANGERS_SAY - self._said
         self._said += len(data)
         self._hear(data[:room])
-        while self.mux.behind and not self.over:
+        while self.mux.has_unparsed and not self.over:
             self._hear(NOTHING)
         if len(data) <= room or self.over:
             return
@@ -285,7 +285,7 @@ class Carrier:
                 if isinstance(item, tuple):
                     channel = channels.get(item[0])
                     if channel is not None:
-                        channel.arrived(item[1])
+                        channel.feed(item[1])
                 elif isinstance(item, Finished):
                     self._hear_finished(item.session)
                 else:
@@ -295,7 +295,7 @@ class Carrier:
         except RemoteProtocolError as error:
             self._end(f"the peer broke the protocol: {error}")
             return
-        if self.mux.outgoing or self._link.unsent:
+        if self.mux.outgoing or self._link.pending_output:
             self.touch()
 
     def _obey(self, event: Event) -> None:
@@ -308,30 +308,30 @@ class Carrier:
             case Broken(session) if session == self._ping:
                 self._lose_ping()
             case Accepted():
-                self.owner.freed()
+                self.owner.on_capacity()
             case EndpointDefined(_, uri):
-                self.owner.defined(uri)
+                self.owner.on_endpoint(uri)
             case MssSet(octets):
                 self._burst = octets * FRAGMENTS or 1 << 30
             case CreditAdded(session):
                 if channel := self.channels.get(session):
-                    channel.hear_room()
+                    channel.notify_writable()
             case Refused(session, _, reason) | Reset(session, _, reason) | Broken(session, reason):
                 if channel := self.channels.get(session):
                     self._remove(channel)
-                    channel.hear_reset(reason or "closed by the peer")
+                    channel.notify_reset(reason or "closed by the peer")
 
     def _hear_finished(self, session: int) -> None:
         if channel := self.channels.get(session):
-            if channel.finishing:
+            if channel.eof_sent:
                 self._remove(channel)  # first: the codec has forgotten it, whatever its user does of this
-            channel.hear_end()
+            channel.feed_eof()
 
     def _hear_opened(self, session: int, protocol: int) -> None:
         if protocol == PING:
             self.mux.reset(session)
         else:
-            self.owner.opened(self._add(session), protocol)
+            self.owner.on_opened(self._add(session), protocol)
 
     def _hear_pong(self, event: Accepted | Refused) -> None:
         """Any answer is one; a peer that accepts has its session reset."""
@@ -341,7 +341,7 @@ class Carrier:
         if self._ask_again:
             self._ask_anew()
         else:
-            self.owner.answered()
+            self.owner.on_pong()
 
     def _lose_ping(self) -> None:
         """It said on that session what cannot be said there, and so nothing of its life: the session is another's
@@ -353,7 +353,7 @@ class Carrier:
 
     def _ask_anew(self) -> None:
         self._ask_again = False
-        self.ask()
+        self.send_ping()
 
     def _add(self, sid: int) -> Channel:
         limits = self.limits
@@ -365,10 +365,10 @@ class Carrier:
         """Both directions are over for the codec; what is held can still be taken."""
         if self.channels.pop(channel.sid, None) is not channel:
             return
-        channel.settle()
+        channel.release_window()
         if channel.sid & 1 == self._parity:
             self._ours -= 1
-        self.owner.freed()
+        self.owner.on_capacity()
 
     def _end(self, reason: str) -> None:
         if self.over:
@@ -381,8 +381,8 @@ class Carrier:
         self._link.close()
         channels, self.channels = self.channels, {}
         for channel in channels.values():
-            channel.hear_reset(f"the carrier was lost: {reason}")
+            channel.notify_reset(f"the carrier was lost: {reason}")
         try:
-            self.owner.ended(reason)
+            self.owner.on_closed(reason)
         except Exception as error:
             log.exception("could not tell the end of a carrier", exc_info=error)

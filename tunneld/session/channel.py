@@ -31,18 +31,18 @@ class Carries(Protocol):
     def accept(self, channel: Channel) -> None:
         """Answer the peer, who opened it."""
 
-    def introduce(self, channel: Channel, visitor: Any | None) -> None:
+    def set_originator(self, channel: Channel, visitor: Any | None) -> None:
         """The channel is for this visitor (an address; None: the peer is not to know)."""
 
-    def room(self, channel: Channel) -> int:
+    def send_capacity(self, channel: Channel) -> int:
         """Octets that may be put on the carrier for this channel now. 0: the channel hears of room when its peer gives
         credit, or, where the carrier itself is full, after those that waited longer.
         """
 
-    def put(self, sid: int, data: memoryview) -> int:
+    def write(self, sid: int, data: memoryview) -> int:
         """Put octets on the carrier; returns how many were taken: all, where there was `room`, else by credit."""
 
-    def grant(self, sid: int, octets: int) -> None:
+    def grant_credit(self, sid: int, octets: int) -> None:
         """Let the peer send so many octets more."""
 
     def finish(self, channel: Channel) -> None:
@@ -71,9 +71,9 @@ class Channel(Duct):
         return self.carrier.pump
 
     @property
-    def share(self) -> int:
+    def quantum(self) -> int:
         """See `CarrierLimits.share`."""
-        return self.carrier.limits.share
+        return self.carrier.limits.quantum
 
     # What its user does
 
@@ -81,60 +81,60 @@ class Channel(Duct):
         """Answer the peer who opened it. Otherwise `reset` it."""
         self.carrier.accept(self)
 
-    def introduce(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Any | None) -> None:
         """Say whom the channel is for, before anything else is said on it."""
-        self.carrier.introduce(self, visitor)
+        self.carrier.set_originator(self, visitor)
 
     def send(self, data: bytes) -> None:
         """See `Duct.send`."""
-        if self.over:  # its number may be another's by now
+        if self.closed:  # its number may be another's by now
             raise ConnectionResetError(errno.ECONNRESET, "the channel was lost")
         self._first += data
         self._send_first()
 
-    def room(self) -> int:
+    def send_capacity(self) -> int:
         """See `Duct.room`."""
         if self._first and not self._send_first():
             return 0
-        room = self.carrier.room(self)  # it may write, and find the connection broken
-        return 0 if self.over else room
+        room = self.carrier.send_capacity(self)  # it may write, and find the connection broken
+        return 0 if self.closed else room
 
-    def put(self, data: memoryview) -> None:
+    def write(self, data: memoryview) -> None:
         """See `Duct.put`."""
-        self.carrier.put(self.sid, data)
+        self.carrier.write(self.sid, data)
 
     def finish(self) -> None:
         """See `Duct.finish`."""
-        if not self.finishing and not self.over:
-            self.finishing = True
+        if not self.eof_sent and not self.closed:
+            self.eof_sent = True
             self.carrier.finish(self)
 
     def reset(self, reason: str) -> None:
         """See `Duct.reset`."""
-        if not self.over:
-            self._forget()
+        if not self.closed:
+            self._discard()
             self.carrier.reset(self, reason)
 
-    def settle(self) -> None:
+    def release_window(self) -> None:
         """The peer sends no more: what the window has grown by is another's as soon as nothing of it is held."""
-        if not self.held:
+        if not self.buffered:
             self.window.close()
 
     # Inside
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _discard(self) -> None:
+        super()._discard()
         self.window.close()
 
-    def _taken(self, octets: int) -> None:
-        grant = self.window.delivered(octets, len(self.held))
-        if self.ended:
-            self.settle()
-        elif grant and not self.over:
-            self.carrier.grant(self.sid, grant)
+    def _consumed(self, octets: int) -> None:
+        grant = self.window.delivered(octets, len(self.buffered))
+        if self.eof_received:
+            self.release_window()
+        elif grant and not self.closed:
+            self.carrier.grant_credit(self.sid, grant)
 
     def _send_first(self) -> bool:
         with memoryview(self._first) as view:
-            taken = self.carrier.put(self.sid, view)
+            taken = self.carrier.write(self.sid, view)
         self._first = self._first[taken:]
         return not self._first

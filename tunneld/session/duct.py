@@ -23,33 +23,33 @@ log = structlog.get_logger("session")
 class User(Protocol):
     """Whoever has a duct. An exception of its costs this duct, and `failed` tells the user of it."""
 
-    def receive(self, data: memoryview) -> int:
+    def on_data(self, data: memoryview) -> int:
         """Octets arrived while none were held: how many of them are taken? `data` is gone when this returns."""
 
-    def resume(self) -> None:
+    def on_writable(self) -> None:
         """There may be room again."""
 
-    def finished(self) -> None:
+    def on_eof(self) -> None:
         """The peer sends no more, and nothing is held."""
 
-    def broken(self, error: OSError) -> None:
+    def on_reset(self, error: OSError) -> None:
         """The duct is gone; what was on its way is lost."""
 
-    def failed(self, error: Exception) -> None:
+    def on_internal_error(self, error: Exception) -> None:
         """A callback of this user raised: a bug. The duct has been reset."""
 
 
 class Duct:
     """What all kinds have in common. The kind says what is below `room`."""
 
-    __slots__ = ("ended", "finishing", "held", "over", "user")
+    __slots__ = ("eof_received", "eof_sent", "buffered", "closed", "handler")
 
     def __init__(self) -> None:
-        self.held = bytearray()
-        self.ended = False  # the peer sends no more
-        self.finishing = False  # we send no more
-        self.over = False
-        self.user: User = UNUSED
+        self.buffered = bytearray()
+        self.eof_received = False  # the peer sends no more
+        self.eof_sent = False  # we send no more
+        self.closed = False
+        self.handler: User = UNUSED
 
     # What a kind is
 
@@ -59,15 +59,15 @@ class Duct:
         raise NotImplementedError
 
     @property
-    def share(self) -> int:
+    def quantum(self) -> int:
         """Octets that may be put in before others have their turn."""
         raise NotImplementedError
 
-    def room(self) -> int:
+    def send_capacity(self) -> int:
         """Octets that `put` takes now. 0: `User.resume` comes when that changes, or the duct is over."""
         raise NotImplementedError
 
-    def put(self, data: memoryview) -> None:
+    def write(self, data: memoryview) -> None:
         """Put octets in, at most as many as there is `room` for; `data` may be written over after."""
         raise NotImplementedError
 
@@ -83,34 +83,34 @@ class Duct:
         """End both directions now; the peer is told why, where there is a way to. Harmless on one that is over."""
         raise NotImplementedError
 
-    def _taken(self, octets: int) -> None:
+    def _consumed(self, octets: int) -> None:
         """The user has taken so many, which are not among those held any more."""
         raise NotImplementedError
 
     # What its user does
 
-    def take(self, octets: int) -> None:
+    def consume(self, octets: int) -> None:
         """The user has taken so many of those held."""
-        del self.held[:octets]
-        self._taken(octets)
-        if self.ended and not self.held and not self.over:
-            self._call(self.user.finished)
+        del self.buffered[:octets]
+        self._consumed(octets)
+        if self.eof_received and not self.buffered and not self.closed:
+            self._call(self.handler.on_eof)
 
-    def offer(self) -> None:
+    def deliver_buffered(self) -> None:
         """Offer what is held to a user that has just come and takes it as it arrives."""
-        held, self.held = self.held, bytearray()
+        held, self.buffered = self.buffered, bytearray()
         if held:
-            self.arrived(memoryview(held))
-        if self.ended and not self.held and not self.over:
-            self._call(self.user.finished)
+            self.feed(memoryview(held))
+        if self.eof_received and not self.buffered and not self.closed:
+            self._call(self.handler.on_eof)
 
-    def put_back(self, data: bytes) -> None:
+    def unread(self, data: bytes) -> None:
         """Hold octets that were taken; few, since they are held beyond what is allowed."""
-        self.held[:0] = data
+        self.buffered[:0] = data
 
-    def part(self) -> None:
+    def detach_handler(self) -> None:
         """The user goes; nothing is left to tell it. Parted from each other, both die without the garbage collector."""
-        self.user = UNUSED
+        self.handler = UNUSED
 
     def close(self) -> None:
         """Let go of it, unused."""
@@ -130,58 +130,58 @@ class Duct:
 
     # What is reported from below
 
-    def arrived(self, data: memoryview) -> None:
+    def feed(self, data: memoryview) -> None:
         """Octets of the peer."""
         size = len(data)
-        taken = self._offer(data, size) if size and not self.held else 0
-        if self.over:
+        taken = self._deliver(data, size) if size and not self.buffered else 0
+        if self.closed:
             return
         if taken < size:
-            self.held += data[taken:]
+            self.buffered += data[taken:]
         if taken:
-            self._taken(taken)
+            self._consumed(taken)
 
-    def hear_end(self) -> None:
+    def feed_eof(self) -> None:
         """The peer sends no more."""
-        self.ended = True
-        if not self.held:
-            self._call(self.user.finished)
+        self.eof_received = True
+        if not self.buffered:
+            self._call(self.handler.on_eof)
 
-    def hear_room(self) -> None:
+    def notify_writable(self) -> None:
         """There is more room."""
-        self._call(self.user.resume)
+        self._call(self.handler.on_writable)
 
-    def hear_reset(self, reason: str) -> None:
+    def notify_reset(self, reason: str) -> None:
         """The duct, or all that is below it, is gone."""
-        self._hear_broken(ConnectionResetError(errno.ECONNRESET, reason))
+        self._notify_broken(ConnectionResetError(errno.ECONNRESET, reason))
 
     # Inside
 
-    def _hear_broken(self, error: OSError) -> None:
-        user = self.user
-        self._forget()
+    def _notify_broken(self, error: OSError) -> None:
+        user = self.handler
+        self._discard()
         try:
-            user.broken(error)
+            user.on_reset(error)
         except Exception as bug:
-            user.failed(bug)
+            user.on_internal_error(bug)
 
-    def _offer(self, data: memoryview, size: int) -> int:
+    def _deliver(self, data: memoryview, size: int) -> int:
         """Let the user take what it can; one that hands the duct on takes its part, and the next one the rest."""
-        taken, user = 0, self.user
+        taken, user = 0, self.handler
         try:
-            taken = user.receive(data)
-            while user is not self.user and taken < size and not self.over and not self.held:
-                user = self.user
-                taken += user.receive(data[taken:])
+            taken = user.on_data(data)
+            while user is not self.handler and taken < size and not self.closed and not self.buffered:
+                user = self.handler
+                taken += user.on_data(data[taken:])
         except Exception as error:
             self._fail(error)
         return taken
 
-    def _forget(self) -> None:
+    def _discard(self) -> None:
         """Both directions are over: nothing is held, nobody is told anything more."""
-        self.over = True
-        self.user = UNUSED
-        self.held = bytearray()
+        self.closed = True
+        self.handler = UNUSED
+        self.buffered = bytearray()
 
     def _call(self, callback: Callable[[], None]) -> None:
         try:
@@ -190,27 +190,27 @@ class Duct:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        user = self.user
+        user = self.handler
         self.reset("internal error")
-        user.failed(error)
+        user.on_internal_error(error)
 
 
 class _Unused:
     """The user of a duct that nobody has yet, or nobody any more: everything is held."""
 
-    def receive(self, _data: memoryview) -> int:
+    def on_data(self, _data: memoryview) -> int:
         return 0
 
-    def resume(self) -> None:
+    def on_writable(self) -> None:
         pass
 
-    def finished(self) -> None:
+    def on_eof(self) -> None:
         pass
 
-    def broken(self, error: OSError) -> None:
+    def on_reset(self, error: OSError) -> None:
         pass
 
-    def failed(self, error: Exception) -> None:
+    def on_internal_error(self, error: Exception) -> None:
         log.error("channel failed", exc_info=error)
 
 

@@ -47,13 +47,13 @@ class Deadlines(Protocol):
 class Heart(Protocol):
     """What a heartbeat asks of its carrier."""
 
-    def ask(self) -> bool:
+    def send_ping(self) -> bool:
         """Ask for a sign of life; whether that was possible."""
 
-    def fall_silent(self) -> None:
+    def on_unresponsive(self) -> None:
         """The question was not answered in `CarrierLimits.patience` seconds."""
 
-    def die(self, reason: str) -> None:
+    def on_dead(self, reason: str) -> None:
         """The peer is dead."""
 
 
@@ -68,10 +68,10 @@ class Heartbeat:
         "_now",
         "_quiet",
         "_timers",
-        "asking",
+        "awaiting_reply",
         "deadline",
-        "heard",
-        "silent",
+        "received",
+        "unresponsive",
     )
 
     def __init__(
@@ -83,9 +83,9 @@ class Heartbeat:
         now: Callable[[], float] = trio.current_time,
     ) -> None:
         """Begin. `quiet` is the seconds since the peer's last octet, 0 where that is not known."""
-        self.heard = True  # set by the carrier at every octet; cleared at every beat
-        self.asking = False  # a question is out
-        self.silent = False  # and has not been answered for `patience` seconds
+        self.received = True  # set by the carrier at every octet; cleared at every beat
+        self.awaiting_reply = False  # a question is out
+        self.unresponsive = False  # and has not been answered for `patience` seconds
         self._expecting = False  # something of ours must be answered
         self._known = now()  # when something was heard, as far as we know
         self._heart = heart
@@ -100,42 +100,42 @@ class Heartbeat:
         """The carrier is gone."""
         self._timers.forget(self)
 
-    def ask_now(self) -> None:
+    def ping_now(self) -> None:
         """Do not wait for the beat: there is reason to doubt. Harmless while a question is out."""
-        if not self.asking:
+        if not self.awaiting_reply:
             self._ask()
 
-    def expect(self) -> None:
+    def expect_reply(self) -> None:
         """Something was said that must be answered. Cheap to repeat."""
-        if not self._expecting and (self.heard or not self.asking):
+        if not self._expecting and (self.received or not self.awaiting_reply):
             self._expecting = True
-            if self.heard:
-                self.heard = self.asking = self.silent = False
+            if self.received:
+                self.received = self.awaiting_reply = self.unresponsive = False
                 self._known = self._now()
             self._sleep(min(self._limits.patience, self.deadline - self._now()))
 
     def on_deadline(self) -> None:
         """The next step."""
-        if self.heard:
-            self.heard = self.asking = self.silent = self._expecting = False
+        if self.received:
+            self.received = self.awaiting_reply = self.unresponsive = self._expecting = False
             quiet = min(self._quiet(), self._limits.heartbeat)
             self._known = self._now() - quiet
             self._sleep(self._limits.heartbeat - quiet)
-        elif self.silent:
-            self._heart.die(f"it did not answer for {self._limits.heartbeat:g} s (heartbeat)")
-        elif self.asking:
-            self.silent = True
+        elif self.unresponsive:
+            self._heart.on_dead(f"it did not answer for {self._limits.heartbeat:g} s (heartbeat)")
+        elif self.awaiting_reply:
+            self.unresponsive = True
             beat = self._limits.heartbeat
             self._sleep(max(self._known + 2 * beat - self._now(), beat - self._limits.patience, 0))
-            self._heart.fall_silent()
+            self._heart.on_unresponsive()
         else:
             self._ask()
 
     def _ask(self) -> None:
         """Where no session id is free there is much going on: look again at the next beat."""
-        self.asking = self._heart.ask()
-        self.heard = False
-        self._sleep(self._limits.patience if self.asking else self._limits.heartbeat)
+        self.awaiting_reply = self._heart.send_ping()
+        self.received = False
+        self._sleep(self._limits.patience if self.awaiting_reply else self._limits.heartbeat)
 
     def _sleep(self, seconds: float) -> None:
         self.deadline = self._now() + seconds

@@ -64,7 +64,7 @@ class Joint:
         self.ended = False  # the socket's end was read
         self.passed = False  # the channel's end was passed to the socket
         self.paused = False  # no room on the channel: the socket is not read
-        self.blocked = bool(channel.held or channel.ended)  # the socket has to take something first
+        self.blocked = bool(channel.buffered or channel.eof_received)  # the socket has to take something first
         self.allowances: tuple[Allowance, Allowance] | None = None  # for what the socket says, and what it is told
         if throttle is not None:
             limiter = cast(Throttle, throttle)
@@ -75,16 +75,16 @@ class Joint:
 
     def start(self) -> Relay:
         """Begin. The end is never told from inside."""
-        if self.channel.over:
+        if self.channel.closed:
             self.end(RelayEnd(Cause.RESET, self._far_side, ConnectionResetError("the carrier was lost")))
         else:
-            self.channel.user = self
+            self.channel.handler = self
             try:
                 self.pump.attach(self.fd, self)
             except OSError as error:
                 self._break(error)
         if self.over:
-            self.pump.timers.ring()
+            self.pump.timers.wake_soon()
         return self
 
     # The relay
@@ -102,7 +102,7 @@ class Joint:
     def drop(self) -> None:
         """See `Relay.drop`."""
         self.end(RelayEnd(Cause.DROPPED))
-        self.pump.timers.ring()
+        self.pump.timers.wake_soon()
 
     def end(self, how: RelayEnd) -> None:
         """Close the socket now, reset the channel unless both are done; the owner hears of it after the batch."""
@@ -112,18 +112,18 @@ class Joint:
         self.pump.timers.forget(self)
         for allowance in self.allowances or ():
             allowance.end()
-        if self.channel.held or how.cause is Cause.RESET:
+        if self.channel.buffered or how.cause is Cause.RESET:
             reset_on_close(self.connection)
         if self.pump.handlers.get(self.fd) is self:
             del self.pump.handlers[self.fd]
         self.connection.close()
-        self.pump.ended.append((self, how))
+        self.pump.ended_relays.append((self, how))
         if how.cause is Cause.FINISHED:
-            self.channel.part()
+            self.channel.detach_handler()
         else:
             self.channel.reset(reason_of(how.error) if how.error else how.cause.value)
 
-    def tell(self, how: RelayEnd) -> None:
+    def notify_ended(self, how: RelayEnd) -> None:
         """Tell the owner."""
         try:
             self.on_end(self, how)
@@ -161,7 +161,7 @@ class Joint:
 
     # The channel's user
 
-    def receive(self, data: memoryview) -> int:
+    def on_data(self, data: memoryview) -> int:
         """Octets of the channel: the socket takes what it can."""
         if self.blocked:
             return 0
@@ -186,21 +186,21 @@ class Joint:
             self._touch()
         return sent
 
-    def resume(self) -> None:
+    def on_writable(self) -> None:
         """There is room again: let epoll tell what stands in the socket."""
         if self.paused:
             self.paused = False
-            self.pump.arm_again(self.fd)
+            self.pump.rearm(self.fd)
 
-    def finished(self) -> None:
+    def on_eof(self) -> None:
         """The channel's end, behind all of its octets: pass it on."""
         self._pass_end()
 
-    def broken(self, error: OSError) -> None:
+    def on_reset(self, error: OSError) -> None:
         """The channel is gone."""
         self.end(RelayEnd(Cause.RESET, self._far_side, error))
 
-    def failed(self, error: Exception) -> None:
+    def on_internal_error(self, error: Exception) -> None:
         """A bug; see `on_failure`."""
         self.on_failure(error)
 
@@ -213,9 +213,9 @@ class Joint:
     def _serve(self) -> None:
         """Read from the socket until it is drained, the channel is full, or this turn's share is used up."""
         pump, channel, receive_into = self.pump, self.channel, self.connection.recv_into
-        share = channel.share
+        share = channel.quantum
         while share > 0:
-            room = channel.room()
+            room = channel.send_capacity()
             if not room or self.over:
                 self.paused = True
                 return
@@ -232,7 +232,7 @@ class Joint:
             if not count:
                 self._end_socket()
                 return
-            channel.put(pump.view[:count])
+            channel.write(pump.view[:count])
             self.from_socket += count
             if self.allowances is not None:
                 self.allowances[0].use(count)
@@ -240,7 +240,7 @@ class Joint:
                 break
             share -= max(LEAST, count)
         else:
-            pump.arm_again(self.fd)
+            pump.rearm(self.fd)
             return
         if self.allowances is not None:
             self.allowances[0].rest()
@@ -253,7 +253,7 @@ class Joint:
 
     def _deliver_held(self) -> None:
         """The socket may take octets again."""
-        held = self.channel.held
+        held = self.channel.buffered
         if held:
             most = len(held) if self.allowances is None else min(len(held), self.allowances[1].get())
             try:
@@ -268,10 +268,10 @@ class Joint:
             self.blocked = sent < len(held)
             if self.blocked and sent == most and most:
                 self._arm()
-            self.channel.take(sent)  # which comes back to `finished` behind the last
+            self.channel.consume(sent)  # which comes back to `finished` behind the last
         else:
             self.blocked = False
-            if self.channel.ended:
+            if self.channel.eof_received:
                 self._pass_end()
 
     def _told(self, octets: int) -> None:
@@ -284,7 +284,7 @@ class Joint:
     def _arm(self) -> None:
         """Let epoll tell what stands in the socket, and whether it takes more."""
         if not self.over:
-            self.pump.arm_again(self.fd)
+            self.pump.rearm(self.fd)
 
     def _pass_end(self) -> None:
         if self.passed:  # told already: who joins a channel that has ended hears of it, and finds it when it can write

@@ -30,7 +30,7 @@ class CarrierLimits:
     gather: float = 0.0002
     "Seconds that what is said may wait for more that goes into the same write: some visitors' worth of a busy pump."
 
-    share: int = 128 * KIB
+    quantum: int = 128 * KIB
     "Octets that one channel puts on the carrier before the others have their turn."
 
     heartbeat: float = 10.0

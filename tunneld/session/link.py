@@ -37,12 +37,12 @@ class Link:
         self.drained = False  # the last read found less than it asked for
 
     @property
-    def ahead(self) -> bool:
+    def has_buffered_input(self) -> bool:
         """Whether something was taken from the kernel and not given out: epoll will not tell of that."""
         return False
 
     @property
-    def unsent(self) -> int:
+    def pending_output(self) -> int:
         """Octets that `write` took and the kernel did not."""
         return 0
 
@@ -75,7 +75,7 @@ class Link:
         known = self._ask_kernel(MIN_RTT)
         return math.inf if known is None else known / 1e6
 
-    def quiet(self) -> float:
+    def idle_seconds(self) -> float:
         """Seconds since octets arrived, 0 where that is not known (tcpi_last_data_recv)."""
         known = self._ask_kernel(LAST_DATA_RECEIVED)
         return 0.0 if known is None else known / 1e3
@@ -123,20 +123,20 @@ class TlsLink(Link):
         self._tls = tls
 
     @property
-    def ahead(self) -> bool:
+    def has_buffered_input(self) -> bool:
         """See `Link.ahead`."""
-        return self._tls.ahead
+        return self._tls.has_buffered_input
 
     @property
-    def unsent(self) -> int:
+    def pending_output(self) -> int:
         """See `Link.unsent`: no more than was in `outgoing` once, and what OpenSSL has to say for itself."""
-        return self._tls.unsent
+        return self._tls.pending_output
 
     def receive_into(self, buffer: memoryview) -> int:
         """See `Link.receive_into`. OpenSSL copies what it is fed, so the same buffer takes what it makes of that."""
         tls = self._tls
         while not tls.ended:
-            if not tls.ahead:
+            if not tls.has_buffered_input:
                 space = len(buffer) - RECORD
                 count = self.connection.recv_into(buffer, space)
                 self.drained = count < space

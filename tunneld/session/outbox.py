@@ -55,7 +55,7 @@ class Outbox:
         self._due = 0.0  # when it comes at the latest
         self._closed = False
 
-    def touch(self) -> None:
+    def schedule_flush(self) -> None:
         """Something was said: write it after the batch, or now."""
         if self.blocked:
             return
@@ -63,11 +63,11 @@ class Outbox:
         if not self._touched:
             self._touched = True
             self._due = now + self._gather
-            self._pump.after_batch(self.flush)
+            self._pump.call_after_batch(self.flush)
         if len(self._outgoing) >= ENOUGH or now >= self._due:
             self.flush()
 
-    def room(self, channel: Channel) -> int:
+    def send_capacity(self, channel: Channel) -> int:
         """Octets that may be said now; 0: the channel hears of room, after those that waited longer."""
         room = self._pause_at - self._waiting()
         if room < LEAST_ROOM and not self.blocked:
@@ -91,10 +91,10 @@ class Outbox:
         if self._paused and 2 * self._waiting() <= self._pause_at:
             paused, self._paused = self._paused, {}
             for channel in paused:
-                channel.hear_room()
+                channel.notify_writable()
 
     def _waiting(self) -> int:
-        return len(self._outgoing) + self._link.unsent if self.blocked else len(self._outgoing)
+        return len(self._outgoing) + self._link.pending_output if self.blocked else len(self._outgoing)
 
     def unblock(self) -> None:
         """The connection may take octets again."""

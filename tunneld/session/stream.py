@@ -24,7 +24,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         self._send_guard = _Guard("another task is sending on this stream")
         self._receive_guard = _Guard("another task is receiving from this stream")
         self._sent_end = False
-        channel.user = self
+        channel.handler = self
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `trio.abc.SendStream`."""
@@ -35,7 +35,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                 at = 0
                 while at < len(octets):
                     room = await self._wait_for_room()
-                    self._channel.put(octets[at : at + room])
+                    self._channel.write(octets[at : at + room])
                     at += room
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -65,12 +65,12 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             while True:
                 if self._closed:
                     raise trio.ClosedResourceError
-                held = self._channel.held
+                held = self._channel.buffered
                 if held:
                     data = bytes(held[:most])
-                    self._channel.take(len(data))
+                    self._channel.consume(len(data))
                     return data
-                if self._channel.ended:
+                if self._channel.eof_received:
                     return b""
                 if self._error is not None:
                     raise trio.BrokenResourceError from self._error
@@ -81,7 +81,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         """Close both directions, as TCP does: the peer hears our end; if it has said or says more, of a reset."""
         if not self._closed:
             self._closed = True
-            if self._channel.held:
+            if self._channel.buffered:
                 self._channel.reset("closed")
             self._channel.finish()
             self._wake()
@@ -89,27 +89,27 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     # The channel's user
 
-    def receive(self, data: memoryview) -> int:
+    def on_data(self, data: memoryview) -> int:
         """Everything is held, until a task takes it."""
         if self._closed:
             self._channel.reset("closed")
         self._arrived.set()
         return 0
 
-    def resume(self) -> None:
+    def on_writable(self) -> None:
         """There may be room."""
         self._room.set()
 
-    def finished(self) -> None:
+    def on_eof(self) -> None:
         """The peer's end."""
         self._arrived.set()
 
-    def broken(self, error: OSError) -> None:
+    def on_reset(self, error: OSError) -> None:
         """The channel is gone."""
         self._error = error
         self._wake()
 
-    def failed(self, error: Exception) -> None:
+    def on_internal_error(self, error: Exception) -> None:
         """No callback here raises."""
         raise error
 
@@ -118,11 +118,11 @@ class ChannelStream(trio.abc.HalfCloseableStream):
     def _check_sending(self) -> None:
         if self._closed or self._sent_end:
             raise trio.ClosedResourceError
-        if self._error is not None or self._channel.over:
+        if self._error is not None or self._channel.closed:
             raise trio.BrokenResourceError from self._error
 
     async def _wait_for_room(self) -> int:
-        while not (room := self._channel.room()):
+        while not (room := self._channel.send_capacity()):
             self._check_sending()
             self._room = trio.Event()
             await self._room.wait()

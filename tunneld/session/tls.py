@@ -62,9 +62,9 @@ class TlsDuct(Duct):
         """Begin to serve; what OpenSSL has already is held. Raises OSError where the connection is broken."""
         with memoryview(self._pump.wide_buffer) as plain:
             octets = self._tls.decipher(plain)
-            self.held += plain[:octets]
-        self.ended = self._tls.ended
-        self._stopped = bool(self.held)
+            self.buffered += plain[:octets]
+        self.eof_received = self._tls.ended
+        self._stopped = bool(self.buffered)
         self._pump.attach(self._fd, self)
         self._touch()
 
@@ -74,67 +74,67 @@ class TlsDuct(Duct):
         return self._pump
 
     @property
-    def share(self) -> int:
+    def quantum(self) -> int:
         """That of any flow."""
-        return self._pump.share
+        return self._pump.quantum
 
     # What its user does
 
-    def room(self) -> int:
+    def send_capacity(self) -> int:
         """See `Duct.room`: a buffer, once the kernel has taken the one before."""
-        if self.over or self.finishing:
+        if self.closed or self.eof_sent:
             return 0
         if self._touched:
             self._flush()
-        if self._blocked or self.over:
+        if self._blocked or self.closed:
             self._paused = True
             return 0
         return self._pump.buffer_size
 
-    def put(self, data: memoryview) -> None:
+    def write(self, data: memoryview) -> None:
         """See `Duct.put`."""
         self._tls.write(data)
         self._touch()
 
     def send(self, data: bytes) -> None:
         """See `Duct.send`. Raises OSError."""
-        self.put(memoryview(data))
+        self.write(memoryview(data))
 
-    def take(self, octets: int) -> None:
+    def consume(self, octets: int) -> None:
         """See `Duct.take`. Where all is taken, epoll tells what stands in the connection."""
-        super().take(octets)
-        if self._stopped and not self.held and not self.over:
+        super().consume(octets)
+        if self._stopped and not self.buffered and not self.closed:
             self._stopped = False
-            self._pump.arm_again(self._fd)
+            self._pump.rearm(self._fd)
         self._end_if_done()
 
-    def offer(self) -> None:
+    def deliver_buffered(self) -> None:
         """See `Duct.offer`."""
-        super().offer()
-        self.take(0)
+        super().deliver_buffered()
+        self.consume(0)
 
     def finish(self) -> None:
         """See `Duct.finish`."""
-        if self.finishing or self.over:
+        if self.eof_sent or self.closed:
             return
-        self.finishing = True
+        self.eof_sent = True
         self._tls.finish()
         self._touch()
         self._end_if_done()
 
     def reset(self, reason: str) -> None:
         """See `Duct.reset`; TLS has no words for it."""
-        if not self.over:
-            self._forget()
+        if not self.closed:
+            self._discard()
             reset_on_close(self._tls.connection)
             self._leave()
 
     def close(self) -> None:
         """Let go of it with a goodbye, as far as the kernel takes one now."""
-        if not self.over:
+        if not self.closed:
             self._tls.finish()
             self._tls.flush_if_possible()
-            self._forget()
+            self._discard()
             self._leave()
 
     def join(
@@ -159,12 +159,12 @@ class TlsDuct(Duct):
             self._flush()
         if events & INEXACT:
             self._exact = True
-        if events & READABLE and not self.ended and not self.over:
-            if self.held:
+        if events & READABLE and not self.eof_received and not self.closed:
+            if self.buffered:
                 self._stopped = True
             else:
                 self._read()
-        if events & BROKEN and (self.held or self.ended) and not self.over:
+        if events & BROKEN and (self.buffered or self.eof_received) and not self.closed:
             self._look_for_error()
 
     def on_failure(self, error: Exception) -> None:
@@ -182,71 +182,71 @@ class TlsDuct(Duct):
 
     # Inside
 
-    def _taken(self, octets: int) -> None:
+    def _consumed(self, octets: int) -> None:
         """Nobody is given credit."""
 
     def _read(self) -> None:
         """Read until the connection is drained, the user takes no more, or this turn's share is used up."""
         pump, tls = self._pump, self._tls
-        share = pump.share
+        share = pump.quantum
         try:
             with memoryview(pump.wide_buffer) as plain:
                 while share > 0:
                     read, count = tls.receive_into(pump.view, plain)
                     if count:
-                        self.arrived(plain[:count])
-                    if self.held:
+                        self.feed(plain[:count])
+                    if self.buffered:
                         self._stopped = True
-                    if self.held or tls.ended or self.over or (read < pump.buffer_size and not self._exact):
+                    if self.buffered or tls.ended or self.closed or (read < pump.buffer_size and not self._exact):
                         break
                     share -= read
                 else:
-                    pump.arm_again(self._fd)
+                    pump.rearm(self._fd)
         except BlockingIOError:
             pass
         except OSError as error:
             self._break(error)
-        if self.over:
+        if self.closed:
             return
         if tls.ended:
-            self.hear_end()
+            self.feed_eof()
             self._end_if_done()
-        if tls.unsent:
+        if tls.pending_output:
             self._touch()
 
     def _touch(self) -> None:
         """Something was said: send it after the batch."""
         if not self._touched and not self._blocked:
             self._touched = True
-            self._pump.after_batch(self._flush)
+            self._pump.call_after_batch(self._flush)
 
     def _flush(self) -> None:
         self._touched = False
-        if self.over or self._blocked:
+        if self.closed or self._blocked:
             return
         try:
             self._blocked = not self._tls.flush()
-            if self.finishing and not self._blocked and not self._parted:
+            if self.eof_sent and not self._blocked and not self._parted:
                 self._parted = True
                 self._tls.connection.shutdown(socket.SHUT_WR)
         except OSError as error:
             self._break(error)
             return
-        if self.finishing:
+        if self.eof_sent:
             self._end_if_done()
-        if self._paused and not self._blocked and not self.over:
+        if self._paused and not self._blocked and not self.closed:
             self._paused = False
-            self.hear_room()
+            self.notify_writable()
 
     def _end_if_done(self) -> None:
         """Both have said goodbye and ours is sent: nothing is left but what the user has yet to take."""
-        if not (self.finishing and self.ended) or self.over:
+        if not (self.eof_sent and self.eof_received) or self.closed:
             return
-        if self._tls.unsent:
+        if self._tls.pending_output:
             self.deadline = self._pump.now() + self.linger
             self._pump.timers.watch(self)
-        elif not self.held:
-            self._forget()
+        elif not self.buffered:
+            self._discard()
             self._leave()
 
     def _leave(self) -> None:
@@ -257,11 +257,11 @@ class TlsDuct(Duct):
 
     def _break(self, error: OSError) -> None:
         """The connection is broken: the user hears of it."""
-        if self.over:
+        if self.closed:
             return
         reset_on_close(self._tls.connection)
         self._leave()
-        self._hear_broken(error)
+        self._notify_broken(error)
 
     def _look_for_error(self) -> None:
         """Ask the kernel whether the connection is broken, without reading from it."""

@@ -42,14 +42,14 @@ class Budget:
         self.now = now
         self.round_trip = round_trip
 
-    def take(self, octets: int) -> bool:
+    def reserve(self, octets: int) -> bool:
         """Take all of it or nothing; whether it was there."""
         if octets > self.left:
             return False
         self.left -= octets
         return True
 
-    def give(self, octets: int) -> None:
+    def release(self, octets: int) -> None:
         """Give back what was taken."""
         self.left += octets
 
@@ -78,14 +78,14 @@ class Window:
             return 0
         grant, self.owed = self.owed, 0
         round_is_over = self._since_mark >= self.size <= self._most // 2
-        if round_is_over and self._went_round_fast() and not unread and self._budget.take(self.size):
+        if round_is_over and self._went_round_fast() and not unread and self._budget.reserve(self.size):
             grant += self.size
             self.size *= 2
         return grant
 
     def close(self) -> None:
         """Give back what the window had grown by. Harmless when repeated."""
-        self._budget.give(self.size - self._first)
+        self._budget.release(self.size - self._first)
         self.size = self._first
 
     def _shrink(self) -> None:
@@ -93,7 +93,7 @@ class Window:
         self.owed -= surplus
         self.size -= surplus
         self._mark(self._budget.now())
-        self._budget.give(surplus)
+        self._budget.release(surplus)
 
     def _went_round_fast(self) -> bool:
         """A window was delivered since the mark: did it take so little time that a larger one would be of use?"""

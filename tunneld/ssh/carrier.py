@@ -44,7 +44,7 @@ class Carrier:
         self.over = False
         self.connection = connection
         self.transport = transport
-        self.heartbeat = Heartbeat(self, limits, transport.pump.timers, transport.link.quiet)
+        self.heartbeat = Heartbeat(self, limits, transport.pump.timers, transport.link.idle_seconds)
         self._sign = trio.Event()  # of life
         self._silent = silent
         self._outbox = transport.outbox
@@ -52,9 +52,9 @@ class Carrier:
         self.flows: dict[int, Flow] = {}
         self._mute: dict[Channel, None] = {}  # channels that wait for a key exchange to end, in that order
         transport.pulse = self.heartbeat
-        connection.hear_data = self._hear_data
-        connection.hear_keys = self._hear_keys
-        connection.hear_sign = self._hear_sign
+        connection.on_channel_data = self._hear_data
+        connection.on_new_keys = self._hear_keys
+        connection.on_keepalive_reply = self._hear_sign
 
     def open(self, owner: Owner) -> Channel:
         """A channel for a visitor, of whom nothing is said before `Channel.introduce`."""
@@ -72,35 +72,35 @@ class Carrier:
         self._sign.set()
         flows, self.flows = self.flows, {}
         for flow in flows.values():
-            flow.channel.hear_reset(f"the carrier was lost: {reason}")
+            flow.channel.notify_reset(f"the carrier was lost: {reason}")
 
     # What channels do, see `Carries`
 
     def accept(self, channel: Channel) -> None:
         """Nobody opens one towards us."""
 
-    def introduce(self, channel: Channel, visitor: Any | None) -> None:
+    def set_originator(self, channel: Channel, visitor: Any | None) -> None:
         """SSH_MSG_CHANNEL_OPEN "forwarded-tcpip", with the visitor as its originator."""
         if flow := self.flows.get(channel.sid):
             flow.ask(NOBODY if visitor is None else (unmap(str(visitor[0])), int(visitor[1])))
 
-    def room(self, channel: Channel) -> int:
+    def send_capacity(self, channel: Channel) -> int:
         """See `Carries`: by the carrier's own room and the peer's window."""
-        if self.connection.may_say:
+        if self.connection.can_send:
             flow = self.flows.get(channel.sid)
-            return 0 if flow is None else min(self._outbox.room(channel), flow.credit)
+            return 0 if flow is None else min(self._outbox.send_capacity(channel), flow.credit)
         self._mute[channel] = None
         return 0
 
-    def put(self, sid: int, data: memoryview) -> int:
+    def write(self, sid: int, data: memoryview) -> int:
         """SSH_MSG_CHANNEL_DATA, as many as the peer's largest packet makes of it."""
         flow = self.flows[sid]
         taken = min(len(data), flow.credit)
         if flow.closed_by_peer:
             flow.close()
-            flow.channel.hear_reset("closed by the peer")
+            flow.channel.notify_reset("closed by the peer")
             return taken
-        most, say = flow.most, self.connection.say_data
+        most, say = flow.most, self.connection.send_data
         if taken <= most:
             if taken:
                 say(flow.head, data[:taken])
@@ -110,7 +110,7 @@ class Carrier:
         flow.credit -= taken
         return taken
 
-    def grant(self, sid: int, octets: int) -> None:
+    def grant_credit(self, sid: int, octets: int) -> None:
         """SSH_MSG_CHANNEL_WINDOW_ADJUST."""
         if (flow := self.flows.get(sid)) and not flow.closed_by_peer:
             flow.allowed += octets
@@ -133,22 +133,22 @@ class Carrier:
         with trio.move_on_after(self.limits.patience):
             if self._sign.is_set():
                 self._sign = trio.Event()
-            self.connection.ask()
-            self.pump.timers.ring()
+            self.connection.send_keepalive()
+            self.pump.timers.wake_soon()
             await self._sign.wait()
             return not self.over
         return False
 
-    def ask(self) -> bool:
+    def send_ping(self) -> bool:
         """See `Heart`."""
-        self.connection.ask()
+        self.connection.send_keepalive()
         return True
 
-    def fall_silent(self) -> None:
+    def on_unresponsive(self) -> None:
         """See `Heart`."""
         self._silent()
 
-    def die(self, reason: str) -> None:
+    def on_dead(self, reason: str) -> None:
         """See `Heart`."""
         self.transport.end(reason)
 
@@ -157,8 +157,8 @@ class Carrier:
     def forget(self, flow: Flow) -> None:
         """We say nothing more on it."""
         if self.flows.pop(flow.number, None) is not None:
-            flow.channel.settle()
-            flow.owner.freed(flow.channel)
+            flow.channel.release_window()
+            flow.owner.on_capacity(flow.channel)
 
     def _hear_data(self, number: int, packet: bytes, start: int, stop: int) -> None:
         flow = self.flows.get(number)
@@ -172,7 +172,7 @@ class Carrier:
     def _hear_keys(self) -> None:
         mute, self._mute = self._mute, {}
         for channel in mute:
-            channel.hear_room()
+            channel.notify_writable()
 
     def _hear_sign(self) -> None:
         self._sign.set()

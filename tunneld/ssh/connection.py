@@ -62,21 +62,23 @@ class Connection(Narrow):
     """One client's connection."""
 
     transport: Transport
-    hear_data: Callable[[int, bytes, int, int], None]  # a channel, a packet of ours, and where in it its data lies
-    hear_sign: Callable[[], None]  # a keepalive was answered
-    hear_keys: Callable[[], None]  # new keys are in use: channels may speak
+    on_channel_data: Callable[
+        [int, bytes, int, int], None
+    ]  # a channel, a packet of ours, and where in it its data lies
+    on_keepalive_reply: Callable[[], None]  # a keepalive was answered
+    on_new_keys: Callable[[], None]  # new keys are in use: channels may speak
 
     def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions) -> None:
         super().__init__(loop, options)
         self.asked = 0  # keepalives that wait for an answer
-        self.is_behind = False  # see `Hearer`
+        self.has_unparsed = False  # see `Hearer`
         self._max_packet = MAX_PACKET + OVERHEAD
         self._update_recv_pktlen(MAX_PACKET)
 
     # The short path: what arrives
 
     @property
-    def is_quick(self) -> bool:
+    def on_fast_path(self) -> bool:
         """Whether packets arrive by the short path."""
         return type(self._recv_encryption) is Gcm and self._auth_complete and self._recv_handler == self._recv_pkthdr
 
@@ -86,32 +88,32 @@ class Connection(Narrow):
         return len(self._inpbuf) > SUSPENDED and self._recv_handler != self._recv_pkthdr
 
     @property
-    def sip(self) -> int:
+    def read_limit(self) -> int:
         """See `Hearer`."""
-        return 0 if self.is_quick else SIP
+        return 0 if self.on_fast_path else SIP
 
     @property
     def channel_count(self) -> int:
         """Of all kinds, also those of which the peer has not said that they are closed."""
         return len(self._channels)
 
-    def take_rest(self) -> bytes:
+    def take_partial_packet(self) -> bytes:
         """See `Hearer`."""
-        if not self.is_quick:
+        if not self.on_fast_path:
             return b""
         rest, self._inpbuf = self._inpbuf, b""
         return rest
 
-    def hear(self, data: memoryview) -> None:
+    def feed(self, data: memoryview) -> None:
         """See `Hearer`."""
         octets = len(data)
         try:
-            self.is_behind = False
-            while data and self.is_quick and not self.is_behind and (taken := self._hear_packets(data)):
+            self.has_unparsed = False
+            while data and self.on_fast_path and not self.has_unparsed and (taken := self._hear_packets(data)):
                 data = data[taken:]
             if data:
                 self._inpbuf += bytes(data)
-                if not self.is_quick:
+                if not self.on_fast_path:
                     self._recv_data()
             self._rekey_bytes_sent += octets  # both ways: who only sends to us may not think of it
             if self._rekey_bytes_sent >= self._rekey_bytes:
@@ -126,7 +128,7 @@ class Connection(Narrow):
         """
         cipher = self._recv_encryption
         assert isinstance(cipher, Gcm)
-        at, end, most, hear_data = 0, len(data), self._max_packet, self.hear_data
+        at, end, most, hear_data = 0, len(data), self._max_packet, self.on_channel_data
         for _ in range(AT_ONCE):
             if end - at < BLOCK:
                 return at
@@ -151,9 +153,9 @@ class Connection(Narrow):
                     return end
             else:
                 self._obey(packet[1:stop])
-                if not self.is_quick or self._recv_encryption is not cipher or self._transport is None:
+                if not self.on_fast_path or self._recv_encryption is not cipher or self._transport is None:
                     return at
-        self.is_behind = True
+        self.has_unparsed = True
         return at
 
     def _obey(self, payload: bytes) -> None:
@@ -186,13 +188,13 @@ class Connection(Narrow):
 
     def _recv_pkthdr(self) -> bool:
         """Asyncssh's loop comes through here before each packet: what it holds goes the short path, if it may."""
-        if not self.is_quick:
+        if not self.on_fast_path:
             return super()._recv_pkthdr()
         data, self._inpbuf = self._inpbuf, b""
         taken = self._hear_packets(memoryview(data))
         self._inpbuf = data[taken:] + self._inpbuf
-        if self.is_behind:
-            self.transport.come_back()
+        if self.has_unparsed:
+            self.transport.reschedule()
             return False
         return taken > 0
 
@@ -206,7 +208,7 @@ class Connection(Narrow):
     # The short path: what is said
 
     @property
-    def may_say(self) -> bool:
+    def can_send(self) -> bool:
         """Whether channels may speak: not while keys are exchanged, which begins here when it is time."""
         if self._kex_complete and (self._rekey_bytes_sent >= self._rekey_bytes or time.monotonic() >= self._rekey_time):
             self.exchange_keys()
@@ -218,7 +220,7 @@ class Connection(Narrow):
             self._send_kexinit()
             self._kexinit_sent = True
 
-    def say_data(self, head: bytes, data: memoryview) -> None:
+    def send_data(self, head: bytes, data: memoryview) -> None:
         """A packet of a channel's data; `head` is its kind and the peer's number of the channel."""
         size = len(data)
         self._say(b"".join((head, size.to_bytes(4, "big"), data)))
@@ -247,7 +249,7 @@ class Connection(Narrow):
         outgoing = transport.outgoing
         outgoing += header
         outgoing += cipher.seal(header, packet)
-        transport.outbox.touch()
+        transport.outbox.schedule_flush()
         self._send_seq = (self._send_seq + 1) & 0xFFFFFFFF
         self._rekey_bytes_sent += size
 
@@ -255,11 +257,11 @@ class Connection(Narrow):
         """The exchange is done."""
         super().send_newkeys(k, h)
         if self._auth_complete:
-            self.hear_keys()
+            self.on_new_keys()
 
     # Is it alive?
 
-    def ask(self) -> None:
+    def send_keepalive(self) -> None:
         """Ask for a sign of life."""
         self.asked += 1
         self._send_global_request(b"keepalive@openssh.com", want_reply=True)
@@ -268,7 +270,7 @@ class Connection(Narrow):
         if not self.asked:
             raise asyncssh.ProtocolError("Unexpected global response")
         self.asked -= 1
-        self.hear_sign()
+        self.on_keepalive_reply()
 
     def _reset_keepalive_timer(self) -> None:
         """Asyncssh's own, at each arrival; see `Carrier.heartbeat`."""

@@ -48,7 +48,7 @@ class Owner(Protocol):
     def place(self) -> tuple[str, int]:
         """What the client asked to listen on, by which it knows what is meant."""
 
-    def freed(self, channel: Channel) -> None:
+    def on_capacity(self, channel: Channel) -> None:
         """A channel ended."""
 
 
@@ -89,7 +89,7 @@ class Flow(SSHPacketHandler):
     def on_deadline(self) -> None:
         """It was not answered in time; see `relay.timers.Timed`."""
         self.close()
-        self.channel.hear_reset(f"its ssh did not connect in {self.carrier.dial_timeout:g} s (ssh.dial_timeout)")
+        self.channel.notify_reset(f"its ssh did not connect in {self.carrier.dial_timeout:g} s (ssh.dial_timeout)")
 
     def say(self, kind: int, *args: bytes) -> None:
         """A packet on this channel, if the peer has it and we have not closed it."""
@@ -123,7 +123,7 @@ class Flow(SSHPacketHandler):
         """It is over for both: its place is another's."""
         self.carrier.pump.timers.forget(self)
         if self.carrier.connection._channels.pop(self.number, None) is not None:
-            self.owner.freed(self.channel)
+            self.owner.on_capacity(self.channel)
 
     def is_over(self) -> bool:
         """For its user."""
@@ -140,7 +140,7 @@ class Flow(SSHPacketHandler):
         self.allowed -= size
         if size:
             with memoryview(packet) as view, view[start:stop] as data:
-                self.channel.arrived(data)
+                self.channel.feed(data)
 
     # What asyncssh asks of a channel
 
@@ -168,7 +168,7 @@ class Flow(SSHPacketHandler):
             self.say(MSG_CHANNEL_CLOSE)
             self.closed = True
             return
-        self.channel.hear_room()
+        self.channel.notify_writable()
         if self.finishing and not self.is_over():
             self.finish()
 
@@ -179,7 +179,7 @@ class Flow(SSHPacketHandler):
         self._drop()
         if not self.is_over():
             self.forget()
-            self.channel.hear_reset(f"refused at the other end: {reason}")
+            self.channel.notify_reset(f"refused at the other end: {reason}")
 
     def process_connection_close(self, _error: Exception | None) -> None:
         """Asyncssh cleans up; `Carrier.lose` has told the user."""
@@ -198,7 +198,7 @@ class Flow(SSHPacketHandler):
             raise asyncssh.ProtocolError("A window of more than 2^32 octets")
         self.credit += octets
         if not self.is_over():
-            self.channel.hear_room()
+            self.channel.notify_writable()
 
     def _process_request(self, packet: SSHPacket) -> None:
         packet.get_string()
@@ -209,7 +209,7 @@ class Flow(SSHPacketHandler):
         if self.ended or self.is_over():
             return
         self.ended = True
-        self.channel.hear_end()
+        self.channel.feed_eof()
         if self.finishing and not self.is_over():
             self.close()
 
@@ -220,7 +220,7 @@ class Flow(SSHPacketHandler):
             return
         if not self.ended:
             self.forget()
-            self.channel.hear_reset("closed by the peer")
+            self.channel.notify_reset("closed by the peer")
         self.say(MSG_CHANNEL_CLOSE)
         self.closed = True
         if self.is_over():

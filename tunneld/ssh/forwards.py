@@ -70,7 +70,7 @@ class Forward:
         self._on_closed = on_closed
 
     @property
-    def room_left(self) -> int:
+    def channels_left(self) -> int:
         """See `Carrying`."""
         return 0 if self.over or not self._begun else max(0, self._most() - self.carrier.connection.channel_count)
 
@@ -82,7 +82,7 @@ class Forward:
     @property
     def answering(self) -> bool:
         """See `Carrying`."""
-        return self.heartbeat.heard or not self.heartbeat.silent
+        return self.heartbeat.received or not self.heartbeat.unresponsive
 
     def join(self, side: Ssh, peer: Any, most: int) -> None:
         """Become a carrier of a tunnel that has at most so many. Raises as `Carried.admit`, and `NotAllowedError`."""
@@ -100,21 +100,21 @@ class Forward:
         """The client knows of it: visitors may come."""
         self._begun = True
         if self.side is not None and not self.over:
-            self.side.freed()
+            self.side.on_capacity()
 
     def open(self, _port: int) -> Channel:
         """See `Carrying`."""
-        if not self.room_left:
+        if not self.channels_left:
             raise LimitReachedError("could not open a channel: its ssh has as many as it may have")
         channel = self.carrier.open(self)
         self.channels[channel.sid] = channel
         return channel
 
-    def freed(self, channel: Channel) -> None:
+    def on_capacity(self, channel: Channel) -> None:
         """See `carrier.Owner`."""
         self.channels.pop(channel.sid, None)
         if self.side is not None:
-            self.side.freed()
+            self.side.on_capacity()
 
     def close(self, reason: str) -> None:
         """The tunnel wants no more of it, or the client does not. Harmless when repeated."""
@@ -123,9 +123,9 @@ class Forward:
         self.over = True
         for channel in list(self.channels.values()):
             channel.reset(reason)
-            channel.hear_reset(reason)
+            channel.notify_reset(reason)
         if self.side is not None:
-            self.side.lost(self)
+            self.side.on_carrier_closed(self)
         self._on_closed(self, reason)
 
     def cancel(self) -> None:

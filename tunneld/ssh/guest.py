@@ -121,7 +121,7 @@ class Guest:
     def enter(self, login: Login) -> None:
         """It is known."""
         self.login = login
-        self.transport.welcome()
+        self.transport.mark_authenticated()
         dial_timeout = self._settings.dial_timeout
         self._carrier = Carrier(self.connection, self.transport, self._limits, dial_timeout, self._fell_silent)
         self._log = self._log.bind(credential=login.owner) if login.owner else self._log

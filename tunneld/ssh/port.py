@@ -68,8 +68,8 @@ async def serve_ssh(
             options=_Options(settings, key).get,
         )
         port = _Port(house, lobby, nursery)
-        service.endpoints.listen("ssh", "ssh", door.port)
-        await nursery.start(door.serve, port.arrive)
+        service.endpoints.set_port("ssh", "ssh", door.port)
+        await nursery.start(door.serve, port.on_connection)
         task_status.started()
 
 
@@ -82,14 +82,14 @@ class _Port:
         self._nursery = nursery
         self._guests = 0
 
-    def arrive(self, connection: socket.socket, peer: Any) -> None:
+    def on_connection(self, connection: socket.socket, peer: Any) -> None:
         """Somebody connected: is there a place?"""
         settings = self._house.settings()
         if self._guests >= settings.max_connections:
             connection.close()
             log.info("ssh refused", peer=format_peer(peer), reason=f"{self._guests} are here (ssh.max_connections)")
             return
-        self._lobby.arrive(connection, peer, "ssh", partial(self._hear_out, connection, peer), settings.login_timeout)
+        self._lobby.start(connection, peer, "ssh", partial(self._hear_out, connection, peer), settings.login_timeout)
 
     async def _hear_out(self, connection: socket.socket, peer: Any) -> None:
         """See `lobby.Hear`: a newcomer, until it is known or gone."""

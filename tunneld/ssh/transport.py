@@ -37,10 +37,10 @@ ANSWERS = 4
 class Hearer(Protocol):
     """Who hears what arrives."""
 
-    def take_rest(self) -> bytes:
+    def take_partial_packet(self) -> bytes:
         """Octets of a packet that had not arrived as a whole, to be heard again in front of what comes."""
 
-    def hear(self, data: memoryview) -> None:
+    def feed(self, data: memoryview) -> None:
         """Octets of the peer; `data` is gone when this returns."""
 
     @property
@@ -48,18 +48,18 @@ class Hearer(Protocol):
         """Nothing more is to be read until `Transport.resume_reading`."""
 
     @property
-    def is_behind(self) -> bool:
+    def has_unparsed(self) -> bool:
         """It was told more than it hears at once: nothing more is to be read, and the rest is to be heard."""
 
     @property
-    def sip(self) -> int:
+    def read_limit(self) -> int:
         """Octets that are to be read at most, before others have their turn; 0: what there is."""
 
 
 class Unheard:
     """Nobody's pulse."""
 
-    heard = False
+    received = False
 
 
 class Transport(asyncio.Transport):
@@ -90,13 +90,13 @@ class Transport(asyncio.Transport):
         self._said = 0  # octets, while it was strange
         link.keep_unsent_below(limits.unsent)
 
-    def welcome(self) -> None:
+    def mark_authenticated(self) -> None:
         """It has logged in."""
         self._is_strange = False
 
-    def come_back(self) -> None:
+    def reschedule(self) -> None:
         """The hearer is behind: have it hear the rest, after others had their turn."""
-        self.pump.arm_again(self._fd)
+        self.pump.rearm(self._fd)
 
     def start(self) -> None:
         """Serve. Raises OSError where it is closed already."""
@@ -108,7 +108,7 @@ class Transport(asyncio.Transport):
         """Say it after the batch."""
         if not self._over:
             self.outgoing += data
-            self.outbox.touch()
+            self.outbox.schedule_flush()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """`peername` and `sockname`."""
@@ -130,7 +130,7 @@ class Transport(asyncio.Transport):
         """The hearer is not busy any more."""
         if self._paused and not self._over and not self._hearer.is_busy:
             self._paused = False
-            self.pump.arm_again(self._fd)
+            self.pump.rearm(self._fd)
 
     # The pump's handler
 
@@ -142,7 +142,7 @@ class Transport(asyncio.Transport):
             self.outbox.unblock()
             if self._paused and len(self.outgoing) < self._most_answers:
                 self.resume_reading()
-        if (events & READABLE or self._hearer.is_behind) and not self._over and not self._paused:
+        if (events & READABLE or self._hearer.has_unparsed) and not self._over and not self._paused:
             self._read()
 
     def on_failure(self, error: Exception) -> None:
@@ -164,31 +164,31 @@ class Transport(asyncio.Transport):
         self.outbox.close()
         self.link.close()
         self._on_lost(reason)
-        self.pump.timers.ring()
+        self.pump.timers.wake_soon()
 
     # Inside
 
     def _read(self) -> None:
         """Read until the socket is drained, or this turn's share is used up."""
-        pump, hearer, share = self.pump, self._hearer, self.pump.share
+        pump, hearer, share = self.pump, self._hearer, self.pump.quantum
         with memoryview(pump.wide_buffer) as view:
             while not self._over:
                 if hearer.is_busy or len(self.outgoing) > self._most_answers:
                     self._paused = True
                     return
-                is_behind = hearer.is_behind
-                rest = hearer.take_rest()
+                is_behind = hearer.has_unparsed
+                rest = hearer.take_partial_packet()
                 start = len(rest)
                 view[:start] = rest
                 if is_behind:
-                    hearer.hear(view[:start])
-                    self.come_back()
+                    hearer.feed(view[:start])
+                    self.reschedule()
                     return
                 most = self._most()
                 try:
                     count = self.link.receive_into(view[start : start + most] if most else view[start:])
                 except BlockingIOError:
-                    hearer.hear(view[:start])
+                    hearer.feed(view[:start])
                     return
                 except OSError as error:
                     self.end(f"its connection broke: {reason_of(error)}")
@@ -196,18 +196,18 @@ class Transport(asyncio.Transport):
                 if not count:
                     self.end("the peer closed it")
                     return
-                self.pulse.heard = True
-                hearer.hear(view[: start + count])
+                self.pulse.received = True
+                hearer.feed(view[: start + count])
                 if self._is_strange and self._is_talkative(count):
                     return
-                if hearer.is_behind or (most and (count == most or self._exact)):
-                    self.come_back()
+                if hearer.has_unparsed or (most and (count == most or self._exact)):
+                    self.reschedule()
                     return
                 if start + count < len(view) and not self._exact:
                     return
                 share -= count
                 if share <= 0:
-                    pump.arm_again(self._fd)
+                    pump.rearm(self._fd)
                     return
 
     def _is_talkative(self, octets: int) -> bool:
@@ -219,4 +219,4 @@ class Transport(asyncio.Transport):
 
     def _most(self) -> int:
         """Octets to read before others have their turn; 0: what there is."""
-        return STRANGERS_SIP if self._is_strange else self._hearer.sip
+        return STRANGERS_SIP if self._is_strange else self._hearer.read_limit

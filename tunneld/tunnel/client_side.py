@@ -83,7 +83,7 @@ class ClientSide:
         if self._accepting is not None:
             self._accepting.release()
 
-    def leave(self) -> ClientLegacy:
+    def export(self) -> ClientLegacy:
         """Let go of the listener and of everybody who waits, closing nothing. Then `close`, as ever."""
         self.pause()
         now = trio.current_time()
@@ -154,7 +154,7 @@ class ClientSide:
         except trio.WouldBlock:
             self._wait(visitor, peer, reached, self._terms.pairing_timeout)
         else:
-            self._visitors.pair(visitor, server, peer, reached or self._place)
+            self._visitors.relay(visitor, server, peer, reached or self._place)
 
     def _wait(self, visitor: socket.socket, peer: Any, reached: Any, patience: float) -> None:
         deadline = trio.current_time() + patience
@@ -184,9 +184,9 @@ class ClientSide:
             if server is None:
                 visitor.close()
         if server is None:
-            self._visitors.gave_up(peer, reason)
+            self._visitors.pairing_failed(peer, reason)
         else:
-            self._visitors.pair(visitor, server, peer, reached or self._place)
+            self._visitors.relay(visitor, server, peer, reached or self._place)
 
 
 def _bind(settings: Tunnels, options: TunnelOptions, reserved: Container[int]) -> socket.socket:

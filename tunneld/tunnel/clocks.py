@@ -17,9 +17,9 @@ class Ticking(Protocol):
 
     opened_at: float
     """When it was opened, in `trio.current_time`."""
-    unused_since: float
+    idle_since: float
     """When the last connection of either side went, in `trio.current_time`."""
-    quiet: int
+    idle_checks: int
     """How many looks in a row found that nothing had happened; kept there, for whoever goes on with the tunnel."""
 
     @property
@@ -37,10 +37,10 @@ class Ticking(Protocol):
 async def close_when_unused(tunnel: Ticking, open_timeout: float) -> None:
     """Close once nobody has been connected for `open_timeout` seconds."""
     while True:
-        await trio.sleep_until(tunnel.unused_since + open_timeout)
+        await trio.sleep_until(tunnel.idle_since + open_timeout)
         if tunnel.in_use:
-            tunnel.unused_since = trio.current_time()
-        elif trio.current_time() >= tunnel.unused_since + open_timeout:
+            tunnel.idle_since = trio.current_time()
+        elif trio.current_time() >= tunnel.idle_since + open_timeout:
             tunnel.close(f"nobody was connected for {open_timeout:g} s (open_timeout)")
 
 
@@ -53,9 +53,9 @@ async def close_after(tunnel: Ticking, ttl: float) -> None:
 async def close_when_idle(tunnel: Ticking, idle_timeout: float) -> None:
     """Close once no byte has moved and no visitor has come for `idle_timeout` seconds."""
     seen = tunnel.activity
-    while tunnel.quiet < LOOKS:
+    while tunnel.idle_checks < LOOKS:
         await trio.sleep(idle_timeout / LOOKS)
         now = tunnel.activity
-        tunnel.quiet = tunnel.quiet + 1 if now == seen else 0
+        tunnel.idle_checks = tunnel.idle_checks + 1 if now == seen else 0
         seen = now
     tunnel.close(f"no byte moved for {idle_timeout:g} s (idle_timeout)")

@@ -32,7 +32,7 @@ class Members:
         self._agents[agent] = unmap(host)
         self._admit(network)
 
-    def part(self, agent: str) -> None:
+    def leave(self, agent: str) -> None:
         """It left, or its control connection ended. Harmless when repeated."""
         self._agents.pop(agent, None)
 
@@ -45,7 +45,7 @@ class Members:
         self.networks = {}
         self._admit(network)
 
-    def stranger(self, peer: Any) -> str:
+    def why_not_allowed(self, peer: Any) -> str:
         """Why this peer's address may not pose as the hidden server; empty: it may."""
         if self.networks is None:
             return ""

@@ -20,19 +20,19 @@ class Opening:
     options: TunnelOptions
     settings: Tunnels
     owner: str  # who asked, as `list` shows it
-    asker: str  # the address that asked: by default the only one that may connect as the hidden server
+    requester_host: str  # the address that asked: by default the only one that may connect as the hidden server
     advertised_host: str
     premises: Premises = NOTHING_MORE
-    former: Endpoint | None = None  # the server URI of the tunnel whose place it takes
+    former_uri: Endpoint | None = None  # the server URI of the tunnel whose place it takes
     reserved: Container[int] = ()  # ports that are somebody's, also where nobody listens
     asked_from: Network | Anywhere | None = None  # `server_from`, before a grant bounded it
 
     @property
-    def admits(self) -> Network | None:
+    def allowed_sources(self) -> Network | None:
         """The sources that may connect as the hidden server; None means any."""
-        return self.admitted(self.options.server_from, self.asker)
+        return self.allowed_sources_for(self.options.server_from, self.requester_host)
 
-    def admitted(self, asked_for: Network | Anywhere | None, asker: str) -> Network | None:
+    def allowed_sources_for(self, asked_for: Network | Anywhere | None, asker: str) -> Network | None:
         """The same for an agent at `asker` that may say where they come from."""
         hidden = backend_of(self.backend).hides_key(self.premises, self.options)
         if asked_for == ANYWHERE or (asked_for is None and hidden):

@@ -67,10 +67,10 @@ class Tunnel:
         account, now = legacy.account if legacy is not None else Account(), trio.current_time()
         self.opening = opening
         self.terms = terms
-        self.opened_at, self.unused_since = now - account.age, now - account.unused
-        self.quiet = account.quiet
+        self.opened_at, self.idle_since = now - account.age, now - account.unused
+        self.idle_checks = account.quiet
         self.reason = ""  # why it closed
-        self.members = Members(opening.admits)
+        self.members = Members(opening.allowed_sources)
         self._phase = Phase.OPENING
         self._engine = engine
         self._events = events
@@ -98,7 +98,7 @@ class Tunnel:
     @property
     def phase(self) -> Phase:
         """What it is doing. A hidden server that is connected and does not answer makes nothing ready."""
-        return Phase.WAITING if self._phase is Phase.READY and self._server_side.silent else self._phase
+        return Phase.WAITING if self._phase is Phase.READY and self._server_side.unresponsive else self._phase
 
     @property
     def server_uri(self) -> Endpoint:
@@ -196,34 +196,34 @@ class Tunnel:
         self._client_side.pause()
         self._server_side.pause()
 
-    def leave(self) -> TunnelLegacy:
+    def export(self) -> TunnelLegacy:
         """Let go of everything that a successor can go on with, and end the rest: webmux, whose state is in this
         process. The tunnel is over then, here, and tells nobody.
         """
         self._left_to_another = True
         self.reason = STOPPED  # here; its address stays its own
         now = trio.current_time()
-        relays, cut = self.visitors.leave()
+        relays, cut = self.visitors.export()
         up, down = self.octets
         account = Account(
             age=now - self.opened_at,
-            unused=now - self.unused_since,
-            quiet=self.quiet,
+            unused=now - self.idle_since,
+            quiet=self.idle_checks,
             served=self.served,
             refused={kind.value: count for kind, count in self.refusals.items()},
             up=up,
             down=down,
             quota_left=self.visitors.quota_left,
         )
-        client, server = self._client_side.leave(), self._server_side.leave()
+        client, server = self._client_side.export(), self._server_side.export()
         legacy = TunnelLegacy(self.opening, self._phase is Phase.DRAINING, account, client, server, relays, cut)
         self._scope.cancel()
         return legacy
 
     def dismiss(self, member: str) -> bool:
         """An agent wants no more visitors. Drain unless others serve it; tells whether that is so."""
-        self.members.part(member)
-        alone = not self.members and not self._server_side.standing
+        self.members.leave(member)
+        alone = not self.members and not self._server_side.live_connections
         if alone or not self.opening.options.share:
             self.drain()
         return self._phase in {Phase.DRAINING, Phase.CLOSED}
@@ -253,15 +253,15 @@ class Tunnel:
             client_port=self.client_uri.port,
             premises=self.opening.premises,
             secure=self.opening.options.secure,
-            former=self.opening.former,
+            former=self.opening.former_uri,
             reserved=self.opening.reserved,
-            stranger=self.members.stranger,
-            room=self._room,
-            attached=self._attached,
-            detached=self._detached,
-            refused=self._refusals.server,
-            failed=self.fail,
-            legacy=self._legacy.server if self._legacy is not None else None,
+            why_not_allowed=self.members.why_not_allowed,
+            parking_capacity=self._room,
+            on_attached=self._attached,
+            on_detached=self._detached,
+            on_refused=self._refusals.server,
+            on_failure=self.fail,
+            snapshot=self._legacy.server if self._legacy is not None else None,
         )
 
     def _room(self) -> int:
@@ -278,16 +278,16 @@ class Tunnel:
     def _detached(self, peer: Any) -> None:
         if self._events.watched:
             self._events.publish("detached", id=self.id, **{"from": format_peer(peer)})
-        self.one_less("the hidden server left before a visitor came")
+        self.on_visitor_left("the hidden server left before a visitor came")
 
     # What its visitors report
 
-    def one_less(self, reason: str) -> None:
+    def on_visitor_left(self, reason: str) -> None:
         """Somebody went: what does that mean for the tunnel? `reason` is told where a one-shot one closes of it."""
         if not self.terms.persist:
             self.close(reason)
         elif not self.visitors.relays:
-            self.unused_since = trio.current_time()
+            self.idle_since = trio.current_time()
             if self._phase is Phase.DRAINING:
                 self.close("drained")
             elif self._phase is Phase.READY and not self.parked:
@@ -298,7 +298,7 @@ class Tunnel:
     def _take_over(self, legacy: TunnelLegacy) -> None:
         """Go on with the relays, and with a drain."""
         self._legacy = None
-        self.visitors.take_over(legacy.relays, [waiting.peer for waiting in legacy.client.waiting])
+        self.visitors.adopt(legacy.relays, [waiting.peer for waiting in legacy.client.waiting])
         if self.visitors and self._phase is Phase.WAITING:
             self._enter(Phase.READY)
         if legacy.draining:

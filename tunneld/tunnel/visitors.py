@@ -32,7 +32,7 @@ from tunneld.tunnel.terms import Terms
 class Owner(Protocol):
     """What visitors tell their tunnel."""
 
-    def one_less(self, reason: str) -> None:
+    def on_visitor_left(self, reason: str) -> None:
         """Somebody went, or waited in vain; `reason` is why a one-shot tunnel closes of it."""
 
     def close(self, reason: str) -> None:
@@ -88,20 +88,20 @@ class Visitors:
             return Refusal(Refused.FULL, f"{terms.max_waiting} visitors wait already (tunnels.max_waiting)")
         return None if self._admission is None else self._admission.admit(peer[0], trio.current_time())
 
-    def pair(self, visitor: socket.socket, server: ServerConnection, peer: Any, reached: Any) -> None:
+    def relay(self, visitor: socket.socket, server: ServerConnection, peer: Any, reached: Any) -> None:
         """Relay between a visitor that was admitted and a server connection; both belong to the relay from now on.
 
         `reached` is the address that the visitor connected to; None: its socket knows.
         """
         terms = self._terms
-        server.introduce(None if terms.hide_visitor else peer)
+        server.set_originator(None if terms.hide_visitor else peer)
         if terms.proxy_header is not None:
             try:
                 server.send(terms.proxy_header(peer, reached or visitor.getsockname()))
             except OSError as error:
                 visitor.close()
                 server.close()
-                self.gave_up(peer, f"its server connection broke: {reason_of(error)}")
+                self.pairing_failed(peer, f"its server connection broke: {reason_of(error)}")
                 return
         self.served += 1
         relay = server.join(visitor, linger=terms.linger, on_end=self._left, throttle=self._throttle)
@@ -113,12 +113,12 @@ class Visitors:
         """A visitor was not admitted and was closed."""
         self._refusals.visitor(peer, refusal)
 
-    def gave_up(self, peer: Any, reason: str) -> None:
+    def pairing_failed(self, peer: Any, reason: str) -> None:
         """A visitor that was admitted found no server connection and was closed."""
         if self._admission is not None:
             self._admission.left(peer[0])
         self._refusals.visitor(peer, Refusal(Refused.UNSERVED, reason))
-        self._owner.one_less(f"its visitor was given up: {reason}")
+        self._owner.on_visitor_left(f"its visitor was given up: {reason}")
 
     def _left(self, relay: Relay, end: RelayEnd) -> None:
         """A relay ended."""
@@ -135,7 +135,7 @@ class Visitors:
             self._events.publish(
                 "left", id=self._tunnel, up=relay.up, down=relay.down, reason=str(end), **{"from": format_peer(peer)}
             )
-        self._owner.one_less("" if self._terms.persist else str(end))
+        self._owner.on_visitor_left("" if self._terms.persist else str(end))
 
     def _use_up(self) -> None:
         self._owner.close(f"its quota of {self._terms.quota} octets is used up (quota)")
@@ -148,24 +148,24 @@ class Visitors:
         for relay in list(self.relays):
             relay.drop()
 
-    def leave(self) -> tuple[Sequence[tuple[Lifted, Any]], int]:
+    def export(self) -> tuple[Sequence[tuple[Lifted, Any]], int]:
         """Let go of the relays that another process can go on with, each with its visitor's address; and how many there
         are beside them, whose octets are counted and whose ends are told to nobody.
         """
         relays, self.relays = self.relays, {}
         lifted = []
         for relay, peer in relays.items():
-            if (taken := self._engine.lift(relay)) is not None:
+            if (taken := self._engine.export_relay(relay)) is not None:
                 lifted.append((taken, peer))
             else:
                 self._ended_up += relay.up
                 self._ended_down += relay.down
         return lifted, len(relays) - len(lifted)
 
-    def take_over(self, relays: Sequence[tuple[Lifted, Any]], waiting: Sequence[Any]) -> None:
+    def adopt(self, relays: Sequence[tuple[Lifted, Any]], waiting: Sequence[Any]) -> None:
         """Go on with relays that another process has left; those at these addresses wait."""
         for lifted, peer in relays:
-            self.relays[self._engine.put_down(lifted, on_end=self._left, throttle=self._throttle)] = peer
+            self.relays[self._engine.import_relay(lifted, on_end=self._left, throttle=self._throttle)] = peer
         if self._admission is not None:
             for peer in (*waiting, *(peer for _, peer in relays)):
                 self._admission.count_in(peer[0])

@@ -99,7 +99,7 @@ def test_any_number_of_fragments_at_once_yields_the_same_too(wire: list[bytes], 
             scratch = bytearray(octets[at : at + step])
             items += [seen(item) for item in mux.receive(memoryview(scratch), most)]
             scratch[:] = bytes(len(scratch))  # as the next read into the same buffer does
-            while mux.behind:
+            while mux.has_unparsed:
                 items += [seen(item) for item in mux.receive(b"", most)]
             at, turn = at + step, turn + 1
         return items

@@ -227,10 +227,10 @@ def test_input_must_be_read_to_its_end() -> None:
 def test_no_more_fragments_are_read_at_once_than_the_caller_wants() -> None:
     mux = Mux(initiator=False)
     octets = frame(2, SYN, value=80) + frame(2, 0, b"hello") * 3 + b"\x02"
-    turns = [([seen(item) for item in mux.receive(octets, 2)], mux.behind)]
+    turns = [([seen(item) for item in mux.receive(octets, 2)], mux.has_unparsed)]
     with pytest.raises(LocalProtocolError, match="before what is behind"):
         mux.receive(b"more", 2)
-    turns.append(([seen(item) for item in mux.receive(b"", 2)], mux.behind))
+    turns.append(([seen(item) for item in mux.receive(b"", 2)], mux.has_unparsed))
     data = (2, b"hello", False)
     assert turns == [([Opened(2, 80), data], True), ([data, data], False)]
     assert hear(mux, frame(2, FIN)[1:]) == [Finished(2)]

@@ -17,7 +17,7 @@ GUEST = "tunneld.guest"
 class Guest:
     """Who is at the other end: a stranger, until a request of theirs has shown a credential."""
 
-    stranger: Stranger = field(default_factory=Stranger.known)
+    stranger: Stranger = field(default_factory=Stranger.mark_authenticated)
     certificate: bytes | None = None  # in DER, which TLS has verified
     deadline: float = math.inf  # in Trio's time, for the head of the first request
 

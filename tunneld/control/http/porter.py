@@ -69,10 +69,10 @@ class Porter:
                 return self._penalised(host)
             if credential is None:
                 reason = FAILED if said else "not a header of the form Basic or Bearer"
-                self._gate.tell_failure(host, "http", reason, said[0] if said else "")
+                self._gate.log_failure(host, "http", reason, said[0] if said else "")
                 return refuse(HTTPStatus.UNAUTHORIZED, FAILED, WWW_Authenticate=CHALLENGE).problem
         assert credential is not None
-        guest.stranger.end()
+        guest.stranger.release()
         scope[GRANT], scope[RENEW] = credential.grant, partial(self._gate.renew, credential)
         return None
 

@@ -85,7 +85,7 @@ class Server:
         finally:
             self._open -= 1
             if guest is not None:
-                guest.stranger.end()
+                guest.stranger.release()
             if stream is not None:
                 await trio.aclose_forcefully(stream)
             connection.close()
@@ -98,13 +98,13 @@ class Server:
         strangers = self._gate.strangers
         context = self._tls()
         asked = not self._gate.is_open or (context is not None and context.verify_mode != ssl.CERT_NONE)
-        if not asked or strangers.exempts(host):
+        if not asked or strangers.is_exempt(host):
             refusal = strangers.refuse_penalised(host, now)
-            stranger = Stranger.known() if refusal is None else refusal
+            stranger = Stranger.mark_authenticated() if refusal is None else refusal
         else:
-            stranger = strangers.come(host, now, random.random())
+            stranger = strangers.acquire(host, now, random.random())
         if isinstance(stranger, Refusal):
-            self._gate.tell_refusal(host, "http", stranger)
+            self._gate.log_refusal(host, "http", stranger)
             return None
         return Guest(stranger, deadline=now + self._daemon.settings.control.handshake_timeout)
 
@@ -122,7 +122,7 @@ class Server:
                 reason = reason_of(error)
             else:
                 if self._gate.is_open:  # its certificate is all that is asked for
-                    guest.stranger.end()
+                    guest.stranger.release()
                 return stream
         guest.stranger.fail(trio.current_time())
         log.info("TLS handshake on http connection failed", peer=peer, reason=reason)

@@ -77,7 +77,7 @@ class Mux(Hearer):
         self._behind = _NOTHING  # of the last input: more fragments than were to be read at once
 
     @property
-    def behind(self) -> bool:
+    def has_unparsed(self) -> bool:
         """Whether the last input was not read to its end: go on with `receive(b"")`."""
         return len(self._behind) > 0
 
