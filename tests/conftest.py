@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from tests.support.people import go_home
 from tunneld.build import COMPILED
-from tunneld.config.schema import Settings, Tunnels
+from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.relay import new_engine
 from tunneld.relay.engine import Engine
 from tunneld.service import TunnelService
@@ -64,13 +64,13 @@ async def engine(nursery: trio.Nursery) -> AsyncIterator[Engine]:
 
 
 @pytest.fixture
-def tunnel_settings() -> Tunnels:
+def tunnel_settings() -> TunnelSettings:
     """Any free port; a module overrides this fixture for other settings."""
-    return Tunnels(ports="0")
+    return TunnelSettings(ports="0")
 
 
 @pytest.fixture
-async def service(nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnels) -> TunnelService:
+async def service(nursery: trio.Nursery, engine: Engine, tunnel_settings: TunnelSettings) -> TunnelService:
     """A running service on loopback."""
     service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine)
     await nursery.start(service.run)

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from tunneld import net
-from tunneld.doors import BATCH, Door, Place, bind_again
+from tunneld.doors import BATCH, BindAddress, ReloadableListener, bind_again
 from tunneld.errors import ListenError
 
 HERE = "127.0.0.1"
@@ -32,8 +32,8 @@ class Guests:
 
 
 @asynccontextmanager
-async def open_door(*listeners: socket.socket) -> AsyncIterator[tuple[Door, Guests]]:
-    door, guests = Door("test", listeners), Guests()
+async def open_door(*listeners: socket.socket) -> AsyncIterator[tuple[ReloadableListener, Guests]]:
+    door, guests = ReloadableListener("test", listeners), Guests()
     async with trio.open_nursery() as nursery:
         await nursery.start(door.serve, guests.arrive)
         yield door, guests
@@ -124,7 +124,7 @@ async def test_all_listeners_are_closed_with_the_face() -> None:
 @pytest.mark.parametrize(("was", "then"), [(HERE, ""), ("", HERE), (HERE, "localhost")])
 async def test_the_same_port_on_more_or_fewer_addresses(was: str, then: str) -> None:
     port = free_port()
-    now, later = {"test": Place(was, port)}, {"test": Place(then, port)}
+    now, later = {"test": BindAddress(was, port)}, {"test": BindAddress(then, port)}
     async with open_door(*net.bind_tcp(was, port)) as (door, guests):
         door.exchange(bind_again({"test": door}, now, later)["test"])
         with call(port):
@@ -140,10 +140,10 @@ async def test_what_cannot_be_bound_leaves_everything_as_it_was() -> None:
             open_door(*net.bind_tcp(HERE, 0)) as (other, _guests),
         ):
             doors = {"one": one, "other": other}
-            now: dict[str, Place | None] = {name: Place(HERE, door.port) for name, door in doors.items()}
+            now: dict[str, BindAddress | None] = {name: BindAddress(HERE, door.port) for name, door in doors.items()}
             descriptors = net.open_descriptors()
             with pytest.raises(ListenError, match=f"could not listen on tcp://{HERE}:{port}: address already in use"):
-                bind_again(doors, now, {"one": Place(HERE, 0), "other": Place(HERE, port)})
+                bind_again(doors, now, {"one": BindAddress(HERE, 0), "other": BindAddress(HERE, port)})
             assert net.open_descriptors() == descriptors
             with call(one.port), call(other.port):
                 await wait_all_tasks_blocked()
@@ -151,9 +151,9 @@ async def test_what_cannot_be_bound_leaves_everything_as_it_was() -> None:
 
 
 def test_faces_that_stay_where_they_are_are_not_bound() -> None:
-    place = Place(HERE, 7010)
-    assert bind_again({"one": Door("one")}, {"one": place}, {"one": place}) == {}
-    assert bind_again({"one": Door("one")}, {"one": place}, {"one": None}) == {"one": []}
+    place = BindAddress(HERE, 7010)
+    assert bind_again({"one": ReloadableListener("one")}, {"one": place}, {"one": place}) == {}
+    assert bind_again({"one": ReloadableListener("one")}, {"one": place}, {"one": None}) == {"one": []}
 
 
 class Short(socket.socket):
@@ -182,7 +182,7 @@ async def test_out_of_descriptors_it_waits_and_says_so_once(autojump_clock: trio
 
 
 async def test_a_bug_costs_the_connection_that_met_it() -> None:
-    door = Door("test", net.bind_tcp(HERE, 0))
+    door = ReloadableListener("test", net.bind_tcp(HERE, 0))
 
     def bug(_connection: socket.socket, _peer: Any) -> None:
         raise ZeroDivisionError

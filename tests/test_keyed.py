@@ -20,19 +20,19 @@ from tests.relay.bench import open_descriptors
 from tests.support.keyed import PATIENT, connect_hidden, open_lobby
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_all, read_exactly
-from tunneld.config.schema import Control, Settings, Tunnels
-from tunneld.control.gate import Gate
-from tunneld.control.strangers import Strangers
+from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
+from tunneld.control.gate import Authenticator
+from tunneld.control.strangers import PreauthLimiter
 from tunneld.endpoint import Endpoint, parse_network
 from tunneld.errors import UsageError
 from tunneld.relay.engine import Engine
 from tunneld.rules.access import Grant
 from tunneld.rules.options import TunnelOptions
-from tunneld.service import Asker, TunnelService
+from tunneld.service import Requester, TunnelService
 from tunneld.tls import TlsSocket
 from tunneld.tunnel import Tunnel
 
-ME = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
+ME = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
 BOTH = pytest.mark.parametrize("secure", ["key", "yes"])
 
 
@@ -42,20 +42,20 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 
 @pytest.fixture
-def gate() -> Gate:
+def gate() -> Authenticator:
     """Also those on loopback are strangers like others."""
-    return Gate(lambda: (), Strangers(Control, exempt=lambda _host: False))
+    return Authenticator(lambda: (), PreauthLimiter(ControlSettings, exempt=lambda _host: False))
 
 
 @pytest.fixture
-async def service(nursery: trio.Nursery, engine: Engine, papers: Papers, gate: Gate) -> TunnelService:
+async def service(nursery: trio.Nursery, engine: Engine, papers: Papers, gate: Authenticator) -> TunnelService:
     lobby = await open_lobby(nursery, papers, gate)
-    service = TunnelService(lambda: Settings(tunnels=Tunnels(ports="0")), engine, lobby=lobby)
+    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, lobby=lobby)
     await nursery.start(service.run)
     return service
 
 
-async def open_tunnel(service: TunnelService, asker: Asker = ME, **words: str) -> Tunnel:
+async def open_tunnel(service: TunnelService, asker: Requester = ME, **words: str) -> Tunnel:
     return await service.open_tunnel("tcp", TunnelOptions.parse({"persist": "yes", **words}), asker)
 
 
@@ -64,7 +64,7 @@ def raw(stream: trio.SocketStream) -> Any:
     return cast(Any, stream.socket)._sock
 
 
-async def until_strangers(gate: Gate, count: int) -> None:
+async def until_strangers(gate: Authenticator, count: int) -> None:
     while len(gate.strangers) != count:
         await trio.lowlevel.checkpoint()
 
@@ -89,7 +89,7 @@ async def say(tunnel: Tunnel, papers: Papers, said: bytes) -> bytes:
     "said", [b"wrong\n", b"\n", b"\xff\x00\n", b"x" * 128], ids=["wrong", "none", "odd", "endless"]
 )
 async def test_a_wrong_key_is_refused_and_counts(
-    service: TunnelService, papers: Papers, gate: Gate, secure: str, said: bytes
+    service: TunnelService, papers: Papers, gate: Authenticator, secure: str, said: bytes
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     with capture_logs() as logs:
@@ -106,7 +106,7 @@ async def test_a_wrong_key_is_refused_and_counts(
 
 @BOTH
 async def test_who_has_shown_the_key_is_no_stranger(
-    service: TunnelService, papers: Papers, gate: Gate, secure: str
+    service: TunnelService, papers: Papers, gate: Authenticator, secure: str
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     server = await connect_hidden(tunnel.server_uri, papers)
@@ -150,7 +150,7 @@ async def test_what_is_said_in_one_breath_with_the_key_is_for_the_visitor(
 
 @BOTH
 async def test_who_says_nothing_has_a_deadline(
-    service: TunnelService, gate: Gate, secure: str, mock_clock: MockClock
+    service: TunnelService, gate: Authenticator, secure: str, mock_clock: MockClock
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     silent = await connect(tunnel.server_uri)
@@ -163,7 +163,7 @@ async def test_who_says_nothing_has_a_deadline(
 
 @BOTH
 async def test_strangers_have_few_places_and_a_tunnel_that_closes_sends_them_away(
-    service: TunnelService, gate: Gate, secure: str
+    service: TunnelService, gate: Authenticator, secure: str
 ) -> None:
     before = open_descriptors()
     tunnel = await open_tunnel(service, secure=secure)
@@ -226,7 +226,7 @@ async def test_a_tunnel_that_is_opened_anew_keeps_its_key(service: TunnelService
 
 async def test_without_a_certificate_a_key_alone_can_be_had(nursery: trio.Nursery, engine: Engine) -> None:
     lobby = await open_lobby(nursery, None)
-    service = TunnelService(lambda: Settings(tunnels=Tunnels(ports="0")), engine, lobby=lobby)
+    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, lobby=lobby)
     await nursery.start(service.run)
     with pytest.raises(UsageError, match=r"control\.tls.*secure=key"):
         await open_tunnel(service, secure="yes")
@@ -234,7 +234,7 @@ async def test_without_a_certificate_a_key_alone_can_be_had(nursery: trio.Nurser
 
 
 async def test_a_system_without_a_pump_says_so(engine: Engine, nursery: trio.Nursery) -> None:
-    service = TunnelService(lambda: Settings(tunnels=Tunnels(ports="0")), engine)
+    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine)
     await nursery.start(service.run)
     with pytest.raises(UsageError, match="epoll"):
         await open_tunnel(service, secure="key")
@@ -287,7 +287,7 @@ class AfterWaiting(trio.abc.Instrument):
 
 @BOTH
 async def test_who_shows_the_key_in_the_moment_in_which_the_tunnel_closes_is_not_parked_for_ever(
-    service: TunnelService, papers: Papers, gate: Gate, secure: str
+    service: TunnelService, papers: Papers, gate: Authenticator, secure: str
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     side = tunnel._server_side
@@ -310,7 +310,7 @@ async def test_who_shows_the_key_in_the_moment_in_which_the_tunnel_closes_is_not
         assert b"OK" not in await read_all(stream)
 
 
-async def test_who_does_not_manage_the_handshake_has_failed(service: TunnelService, gate: Gate) -> None:
+async def test_who_does_not_manage_the_handshake_has_failed(service: TunnelService, gate: Authenticator) -> None:
     tunnel = await open_tunnel(service, secure="yes")
     for _ in range(3):
         assert gate.penalty("127.0.0.1") == 0

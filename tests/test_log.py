@@ -21,7 +21,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from tunneld import log
-from tunneld.config import Log
+from tunneld.config import LogSettings
 from tunneld.log.lines import Human, Json, brief
 from tunneld.log.sink import Sink
 
@@ -54,7 +54,7 @@ def pipe() -> Iterator[tuple[TextIO, TextIO]]:
 
 def lines_of(action: Any, **settings: str) -> list[str]:
     stream = io.StringIO()
-    log.configure(Log.model_validate(settings), stream)
+    log.configure(LogSettings.model_validate(settings), stream)
     action(structlog.get_logger())
     return stream.getvalue().splitlines()
 
@@ -161,10 +161,10 @@ def test_lines_below_the_level_are_not_written() -> None:
 
 def test_a_logger_bound_long_ago_follows_a_reload() -> None:
     first, second = io.StringIO(), io.StringIO()
-    log.configure(Log(level="error"), first)
+    log.configure(LogSettings(level="error"), first)
     logger = structlog.get_logger().bind(tunnel="t1")
     logger.info("unheard")
-    log.configure(Log(level="debug", format="json"), second)
+    log.configure(LogSettings(level="debug", format="json"), second)
     logger.debug("heard")
     assert first.getvalue() == ""
     assert json.loads(second.getvalue())["tunnel"] == "t1"
@@ -191,7 +191,7 @@ def test_a_stream_that_is_closed_or_missing_is_survived() -> None:
     closed = io.StringIO()
     closed.close()
     for stream in (closed, None):
-        log.configure(Log(), stream)
+        log.configure(LogSettings(), stream)
         structlog.get_logger().info("x")
     assert Sink(None).put("x")
 
@@ -215,7 +215,7 @@ def test_a_descriptor_that_is_gone_is_survived() -> None:
 def test_a_reader_that_sleeps_costs_lines_and_is_told_how_many() -> None:
     """Without the poll before each write this test hangs."""
     with pipe() as (reader, writer):
-        log.configure(Log(format="json"), writer)
+        log.configure(LogSettings(format="json"), writer)
         logger = structlog.get_logger()
         sent = 400
         for number in range(sent):  # a pipe holds 64 KiB; this is 400 KiB
@@ -252,12 +252,12 @@ def test_a_long_line_that_nobody_reads_is_cut_and_the_next_one_begins_anew() -> 
 def test_a_terminal_gets_short_times_and_colours_unless_it_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
     leader, follower = pty.openpty()
     with open(follower, "w") as terminal, open(leader, "rb", buffering=0) as screen:  # noqa: PTH123
-        log.configure(Log(), terminal)
+        log.configure(LogSettings(), terminal)
         structlog.get_logger().warning("x")
         line = screen.read(1000).decode()
         assert re.fullmatch(r"\d\d:\d\d:\d\d \x1b\[33mwarning\x1b\[0m x\r\n", line)
         monkeypatch.setenv("NO_COLOR", "1")
-        log.configure(Log(), terminal)
+        log.configure(LogSettings(), terminal)
         structlog.get_logger().warning("x")
         assert re.fullmatch(r"\d\d:\d\d:\d\d warning x\r\n", screen.read(1000).decode())
 
@@ -267,7 +267,7 @@ def test_the_journal_keeps_the_time_itself_and_learns_the_priority(monkeypatch: 
         status = os.fstat(writer.fileno())
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
         for shape in ("auto", "human"):
-            log.configure(Log.model_validate({"format": shape}), writer)
+            log.configure(LogSettings.model_validate({"format": shape}), writer)
             structlog.get_logger().error("x", tunnel="t1")
         writer.close()
         automatic, human = reader.read().splitlines()
@@ -278,7 +278,7 @@ def test_the_journal_keeps_the_time_itself_and_learns_the_priority(monkeypatch: 
 def test_a_journal_that_we_do_not_write_to_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", "1:2")  # as a child whose standard error was redirected inherits it
     with pipe() as (reader, writer):
-        log.configure(Log(), writer)
+        log.configure(LogSettings(), writer)
         structlog.get_logger().error("x")
         writer.close()
         assert UTC_TIME.match(reader.read())

@@ -96,9 +96,9 @@ def test_the_watchdog_is_fed_where_systemd_asks_this_process_for_it(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
 def test_without_descriptors_nobody_is_asked_to_keep_anything_and_nothing_is_raised(manager: socket.socket) -> None:
-    from tunneld.handover import Baggage, store  # noqa: PLC0415  # Linux only
+    from tunneld.handover import FdBundle, store  # noqa: PLC0415  # Linux only
 
-    baggage, (near, far) = Baggage(), socket.socketpair()
+    baggage, (near, far) = FdBundle(), socket.socketpair()
     baggage.put(near)
     with far, no_descriptors_left():
         assert not notify.barrier()

@@ -12,7 +12,7 @@ from tests.agent.support import BACKEND, PATIENCE, SECURE, Told, echo, exposed, 
 from tests.agent.test_expose import address, ask
 from tests.relay.bench import tcp_pair
 from tests.support.papers import Papers
-from tunneld.agent.keyed import KeyedPool
+from tunneld.agent.keyed import HandshakePool
 from tunneld.errors import RemoteProtocolError
 from tunneld.tls import TlsSocket
 from tunneld.trust import client_tls_context
@@ -90,7 +90,7 @@ async def test_parked_connections_of_a_tunnel_share_a_session(papers: Papers) ->
         ):
             assert exposure._keeper is not None
             pool = exposure._keeper.supply
-            assert isinstance(pool, KeyedPool)
+            assert isinstance(pool, HandshakePool)
             for _ in range(20):
                 assert await ask(address(told), b"hello") == b"hello"
             session = pool.session

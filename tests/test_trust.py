@@ -11,9 +11,9 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from tunneld import trust
-from tunneld.config.schema import Tls
+from tunneld.config.schema import TlsFiles
 from tunneld.errors import ConfigError
-from tunneld.tls import hung_up
+from tunneld.tls import is_truncation
 
 Pem = Callable[[str], Path]
 
@@ -32,10 +32,10 @@ def pem(tmp_path: Path) -> Pem:
 
 
 def test_a_server_speaks_modern_tls_and_asks_for_certificates_only_where_told(pem: Pem) -> None:
-    context = trust.server_tls_context(Tls(certificate=pem("one.pem"), key=pem("one.key")))
+    context = trust.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=pem("one.key")))
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
     assert context.verify_mode == ssl.CERT_NONE
-    context = trust.server_tls_context(Tls(certificate=pem("one.pem"), key=pem("one.key"), client_ca=pem("ca")))
+    context = trust.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=pem("one.key"), client_ca=pem("ca")))
     assert context.verify_mode == ssl.CERT_REQUIRED
 
 
@@ -43,7 +43,7 @@ def test_a_server_speaks_modern_tls_and_asks_for_certificates_only_where_told(pe
 def test_an_end_without_a_goodbye_is_none_and_known_as_such(pem: Pem, side: str) -> None:
     """Anybody on the way can end a connection; Python 3.11.2 takes that for a goodbye."""
     context = {
-        "server": lambda: trust.server_tls_context(Tls(certificate=pem("one.pem"), key=pem("one.key"))),
+        "server": lambda: trust.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=pem("one.key"))),
         "client": lambda: trust.client_tls_context(pem("ca")),
         "pinned": lambda: trust.client_tls_context(pin="sha256:" + 64 * "0"),
     }[side]()
@@ -56,7 +56,7 @@ def test_an_end_without_a_goodbye_is_none_and_known_as_such(pem: Pem, side: str)
     incoming.write_eof()
     with pytest.raises(ssl.SSLError) as caught:
         connection.do_handshake()
-    assert hung_up(caught.value)
+    assert is_truncation(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_an_end_without_a_goodbye_is_none_and_known_as_such(pem: Pem, side: str)
     ],
 )
 def test_unfit_files_are_named(pem: Pem, certificate: str, key: str, client_ca: str | None, problem: str) -> None:
-    settings = Tls(certificate=pem(certificate), key=pem(key), client_ca=pem(client_ca) if client_ca else None)
+    settings = TlsFiles(certificate=pem(certificate), key=pem(key), client_ca=pem(client_ca) if client_ca else None)
     with pytest.raises(ConfigError) as failed:
         trust.server_tls_context(settings)
     folder = str(pem("ca").parent)
@@ -90,7 +90,7 @@ def test_a_key_with_a_password_is_refused_and_nobody_is_asked(pem: Pem) -> None:
         )
     )
     with pytest.raises(ConfigError, match=r"^a key that asks for a password cannot be used"):
-        trust.server_tls_context(Tls(certificate=pem("one.pem"), key=locked))
+        trust.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=locked))
 
 
 def test_a_client_checks_names_and_believes_whom_it_is_told(pem: Pem) -> None:

@@ -17,26 +17,26 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.backends.shared import Endpoints
-from tunneld.backends.webmux import WebMux, find_side
+from tunneld.backends.shared import KeyRegistry
+from tunneld.backends.webmux import WebMuxServerSide, find_side
 from tunneld.config import schema
-from tunneld.doors import Door
+from tunneld.doors import ReloadableListener
 from tunneld.endpoint import Endpoint, format_peer
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError
-from tunneld.lobby import Lobby
+from tunneld.lobby import HandshakeSupervisor
 from tunneld.relay.pump import Pump
-from tunneld.session import Carrier, CarrierLimits, Channel, link_over
-from tunneld.session.carrier import TALKATIVE
+from tunneld.session import Carrier, CarrierLimits, Channel, connection_over
+from tunneld.session.carrier import PREAUTH_EXCEEDED
 from tunneld.tls import shake_hands
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("webmux")
 
 
 async def serve_carriers(
-    door: Door,
-    settings: Callable[[], schema.WebMux],
-    lobby: Lobby,
-    endpoints: Endpoints,
+    door: ReloadableListener,
+    settings: Callable[[], schema.WebMuxSettings],
+    lobby: HandshakeSupervisor,
+    endpoints: KeyRegistry,
     engine: Pump,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -44,15 +44,21 @@ async def serve_carriers(
     """Serve carriers to all who come through `door` until cancelled. `settings` is asked anew for each newcomer.
     Whoever exchanges the door's listeners tells `endpoints`.
     """
-    port = _Port(settings, lobby, endpoints, engine)
+    port = _WebMuxPort(settings, lobby, endpoints, engine)
     endpoints.set_port("webmux", "webmuxs" if lobby.tls else "webmux", door.port)
     await door.serve(port.on_connection, task_status=task_status)
 
 
-class _Port:
+class _WebMuxPort:
     """The shared port."""
 
-    def __init__(self, settings: Callable[[], schema.WebMux], lobby: Lobby, endpoints: Endpoints, engine: Pump) -> None:
+    def __init__(
+        self,
+        settings: Callable[[], schema.WebMuxSettings],
+        lobby: HandshakeSupervisor,
+        endpoints: KeyRegistry,
+        engine: Pump,
+    ) -> None:
         self._settings = settings
         self._lobby = lobby
         self._endpoints = endpoints
@@ -69,10 +75,10 @@ class _Port:
         try:
             way = await shake_hands(connection, context, server_side=True) if context else connection
             settings = self._settings()
-            newcomer = _Newcomer(self._endpoints, peer, settings.max_carriers)
-            limits = limits_of(settings)
+            newcomer = _IncomingCarrier(self._endpoints, peer, settings.max_carriers)
+            limits = carrier_limits(settings)
             newcomer.carrier = carrier = Carrier(
-                self._engine, link_over(way), newcomer, initiator=False, limits=limits, is_strange=True
+                self._engine, connection_over(way), newcomer, initiator=False, limits=limits, is_strange=True
             )
         except BaseException:
             connection.close()
@@ -86,13 +92,13 @@ class _Port:
             raise newcomer.refusal
 
 
-class _Newcomer:
+class _IncomingCarrier:
     """The owner of a carrier: first nobody's, then of a server side. See `session.Owner`."""
 
     carrier: Carrier
 
-    def __init__(self, endpoints: Endpoints, peer: Any, max_carriers: int) -> None:
-        self.side: WebMux | None = None
+    def __init__(self, endpoints: KeyRegistry, peer: Any, max_carriers: int) -> None:
+        self.side: WebMuxServerSide | None = None
         self.refusal: TunneldError | None = None  # None where it left by itself
         self.decided = trio.Event()
         self.on_capacity: Callable[[], None] = _not_yet  # told after each channel: nothing stands in between
@@ -133,7 +139,7 @@ class _Newcomer:
 
     def on_closed(self, reason: str) -> None:
         """It is gone."""
-        if self.side is None and reason == TALKATIVE:
+        if self.side is None and reason == PREAUTH_EXCEEDED:
             self.refusal = NotAllowedError(reason)
         self.decided.set()
         if self.side is not None:
@@ -153,7 +159,7 @@ def is_farewell(uri: str | None) -> bool:
         return False
 
 
-def limits_of(settings: schema.WebMux) -> CarrierLimits:
+def carrier_limits(settings: schema.WebMuxSettings) -> CarrierLimits:
     """The carrier's share of the configuration."""
     return CarrierLimits(
         heartbeat=settings.heartbeat,

@@ -3,7 +3,7 @@
     door
     └─ acceptor ×listener    never waits for a peer; ends with its listener, and no connection ends with it
 
-Exchanging is `bind_again` and then `Door.exchange`: what can fail comes first and changes nothing. A listener that goes
+Exchanging is `bind_again` and then `ReloadableListener.exchange`: what can fail comes first and changes nothing. A listener that goes
 is emptied before it is closed, so that nobody who was connected already is lost.
 """
 
@@ -35,14 +35,14 @@ Arrive = Callable[[socket.socket, Any], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BindAddress:
     """Where a face listens, as it is configured: a host, which may be several addresses, and a port; 0 is any."""
 
     host: str
     port: int
 
 
-class Door:
+class ReloadableListener:
     """The listeners of the face called `face`, ours from here on. They accept while `serve` runs."""
 
     def __init__(self, face: str, listeners: Iterable[socket.socket] = ()) -> None:
@@ -140,7 +140,11 @@ class Door:
         self._failing = True
 
 
-def bind_again(doors: Mapping[str, Door], now: Mapping[str, Place | None], then: Mapping[str, Place | None]) -> Bound:
+def bind_again(
+    doors: Mapping[str, ReloadableListener],
+    now: Mapping[str, BindAddress | None],
+    then: Mapping[str, BindAddress | None],
+) -> Bound:
     """Bind what lies between two plans, by face; None: that face listens nowhere. Nothing has changed until each is
     exchanged.
 

@@ -17,24 +17,26 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.control.gate import Gate
-from tunneld.control.strangers import Refusal, Stranger
+from tunneld.control.gate import Authenticator
+from tunneld.control.strangers import PreauthRefusal, PreauthSlot
 from tunneld.endpoint import format_peer, unmap
 from tunneld.errors import NotAllowedError, TunneldError, reason_of
-from tunneld.tls import HUNG_UP, hung_up
+from tunneld.tls import PEER_CLOSED, is_truncation
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("lobby")
 
-Hear = Callable[[], Awaitable[None]]
+Handshake = Callable[[], Awaitable[None]]
 """Hears a newcomer out, and takes it; raises OSError, or a `TunneldError` that says why not. Closes its connection
 then, and where it is cancelled.
 """
 
 
-class Lobby:
+class HandshakeSupervisor:
     """One for all ports of a relay. See `backends.Lobby`."""
 
-    def __init__(self, gate: Gate, tls: Callable[[], ssl.SSLContext | None], timeout: Callable[[], float]) -> None:
+    def __init__(
+        self, gate: Authenticator, tls: Callable[[], ssl.SSLContext | None], timeout: Callable[[], float]
+    ) -> None:
         """`tls` is asked at each handshake; `timeout` says how many seconds a newcomer has."""
         self._gate = gate
         self._tls = tls
@@ -52,17 +54,19 @@ class Lobby:
         """For a handshake that begins now; None where this relay has no certificate."""
         return self._tls()
 
-    def start(self, connection: socket.socket, peer: Any, face: str, hear: Hear, timeout: float | None = None) -> None:
+    def start(
+        self, connection: socket.socket, peer: Any, face: str, hear: Handshake, timeout: float | None = None
+    ) -> None:
         """Somebody connected to the port that `face` names in the log: is there a place for a stranger?"""
         host = unmap(peer[0])
         stranger = self._gate.strangers.acquire(host, trio.current_time(), random.random())
-        if isinstance(stranger, Refusal):
+        if isinstance(stranger, PreauthRefusal):
             connection.close()
             self._gate.log_refusal(host, face, stranger)
         else:
             self._nursery.start_soon(self._hear_out, peer, face, hear, stranger, timeout or self._timeout())
 
-    async def _hear_out(self, peer: Any, face: str, hear: Hear, stranger: Stranger, timeout: float) -> None:
+    async def _hear_out(self, peer: Any, face: str, hear: Handshake, stranger: PreauthSlot, timeout: float) -> None:
         """One newcomer, until somebody has taken it or it is gone."""
         try:
             with trio.move_on_after(timeout) as scope:
@@ -74,7 +78,7 @@ class Lobby:
         except TunneldError as error:
             self._tell(peer, face, error)
         except OSError as error:
-            if isinstance(error, ssl.SSLError) and not hung_up(error):
+            if isinstance(error, ssl.SSLError) and not is_truncation(error):
                 self._reject(peer, face, stranger, reason_of(error))
             else:  # who leaves has not failed to prove anything: it may be an agent that we kept waiting
                 self._tell(peer, face, error)
@@ -85,10 +89,10 @@ class Lobby:
 
     def _tell(self, peer: Any, face: str, error: Exception) -> None:
         reason = reason_of(error) if isinstance(error, OSError) else str(error)
-        if hung_up(error):
-            reason = HUNG_UP
+        if is_truncation(error):
+            reason = PEER_CLOSED
         log.info("hidden server refused", peer=format_peer(peer), face=face, reason=reason)
 
-    def _reject(self, peer: Any, face: str, stranger: Stranger, reason: str) -> None:
+    def _reject(self, peer: Any, face: str, stranger: PreauthSlot, reason: str) -> None:
         stranger.fail(trio.current_time())
         log.info("hidden server refused", peer=format_peer(peer), face=face, reason=reason)

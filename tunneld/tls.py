@@ -28,7 +28,7 @@ CHUNK = 65536
 EMPTY = memoryview(b"")
 NOT_YET, EXPIRED = 9, 10
 """X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
-HUNG_UP = "it hung up"
+PEER_CLOSED = "it hung up"
 """How a connection ended of which the other end said nothing more."""
 
 
@@ -49,7 +49,7 @@ class TlsSocket:
         """`connection` is connected and does not block. Nothing is said before `shake_hands`. `session` is from the
         method of that name, of an earlier connection to the same peer with the same context.
         """
-        heed_cuts(context)
+        require_close_notify(context)
         self.connection = connection
         self.ended = False  # the peer has said goodbye, and everything before it was read
         self._incoming = ssl.MemoryBIO()
@@ -253,20 +253,20 @@ async def shake_hands(
     return tls
 
 
-def heed_cuts(context: ssl.SSLContext) -> None:
+def require_close_notify(context: ssl.SSLContext) -> None:
     """Have `context` take no end of the connection, which anybody on the way can make, for the peer's goodbye: with
     OpenSSL 3 that is Python's default before 3.11.4. Harmless when repeated.
     """
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # older OpenSSL has no such word
 
 
-def hung_up(error: BaseException | None) -> bool:
+def is_truncation(error: BaseException | None) -> bool:
     """Whether this says that the connection ended without a goodbye. (Before 3.11.3 Python has no class for it.)"""
     return isinstance(error, ssl.SSLEOFError) or getattr(error, "reason", None) == "UNEXPECTED_EOF_WHILE_READING"
 
 
 def _told(error: ssl.SSLError) -> OSError:
-    if hung_up(error):
+    if is_truncation(error):
         return ConnectionResetError(errno.ECONNRESET, "connection ended without a TLS goodbye (close_notify)")
     return error
 

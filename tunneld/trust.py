@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from tunneld.errors import ConfigError, reason_of
 from tunneld.pin import PinnedContext
-from tunneld.tls import heed_cuts
+from tunneld.tls import require_close_notify
 
 if TYPE_CHECKING:
-    from tunneld.config.schema import Tls
+    from tunneld.config.schema import TlsFiles
 
 
-def server_tls_context(settings: Tls, *, table: str = "control.tls") -> ssl.SSLContext:
+def server_tls_context(settings: TlsFiles, *, table: str = "control.tls") -> ssl.SSLContext:
     """TLS 1.2 or later with our certificate; where `client_ca` is set, only for peers with a certificate of it.
 
     Raises `ConfigError` naming the key in `table`, the file and what is wrong with it.
@@ -22,7 +22,7 @@ def server_tls_context(settings: Tls, *, table: str = "control.tls") -> ssl.SSLC
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # a peer could have us do nothing else; OpenSSL 3 refuses by itself
-    heed_cuts(context)
+    require_close_notify(context)
     _load_certificate(context, settings.certificate, settings.key, table)
     if settings.client_ca is not None:
         _load_authorities(context, settings.client_ca, f"{table}.client_ca")
@@ -44,7 +44,7 @@ def client_tls_context(
     """
     context = PinnedContext.make(pin) if pin is not None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    heed_cuts(context)
+    require_close_notify(context)
     if ca is not None:
         _load_authorities(context, Path(ca), "ca")
     elif pin is not None:

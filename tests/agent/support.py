@@ -16,18 +16,18 @@ from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Field
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.health import Check
-from tunneld.agent.opening import Wish
-from tunneld.agent.plan import Plan
-from tunneld.agent.wake import Wake
-from tunneld.backends.shared import Endpoints
+from tunneld.agent.opening import TunnelRequest
+from tunneld.agent.plan import ExposureConfig
+from tunneld.agent.wake import NetworkMonitor
+from tunneld.backends.shared import KeyRegistry
 from tunneld.carriers import serve_carriers
-from tunneld.config.schema import Control, Settings, Tunnels
+from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.control.commands import executor
-from tunneld.control.gate import Gate
+from tunneld.control.gate import Authenticator
 from tunneld.control.server import serve_lines
-from tunneld.doors import Door
+from tunneld.doors import ReloadableListener
 from tunneld.endpoint import Target
-from tunneld.lobby import Lobby
+from tunneld.lobby import HandshakeSupervisor
 from tunneld.relay import new_engine
 from tunneld.relay.pump import Pump
 from tunneld.service import TunnelService
@@ -106,19 +106,19 @@ async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: flo
     """A relay on loopback; `port` is that of its control socket, which speaks TLS where there are papers."""
     papers = papers or SECURE.get()
     tls = papers.server if papers is not None else None
-    settings = Settings(control=Control(), tunnels=Tunnels.model_validate({"ports": "0", **tunnels}))
+    settings = Settings(control=ControlSettings(), tunnels=TunnelSettings.model_validate({"ports": "0", **tunnels}))
     listener = socket.create_server(("127.0.0.1", port))
     engine = new_engine()
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
-        endpoints = Endpoints()
-        lobby = Lobby(Gate(lambda: ()), lambda: tls, lambda: PATIENCE)
+        endpoints = KeyRegistry()
+        lobby = HandshakeSupervisor(Authenticator(lambda: ()), lambda: tls, lambda: PATIENCE)
         await nursery.start(lobby.run)
         service = TunnelService(lambda: settings, engine, endpoints, lobby=lobby)
         await nursery.start(service.run)
         here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
         if BACKEND.get() == "webmux":
-            door = Door("webmux", net.bind_tcp("127.0.0.1", 0))
+            door = ReloadableListener("webmux", net.bind_tcp("127.0.0.1", 0))
             assert isinstance(engine, Pump)
             await nursery.start(serve_carriers, door, lambda: here.settings.webmux, lobby, endpoints, engine)
         await nursery.start(_serve_control, here, listener)
@@ -133,7 +133,9 @@ async def _serve_control(here: RelayHere, listener: socket.socket, *, task_statu
         listener.setblocking(False)
         with trio.CancelScope() as here.control:
             task_status.started()
-            await serve_lines(Door("control", [listener]), lambda: here.settings.control, lambda: tls, executor(here))
+            await serve_lines(
+                ReloadableListener("control", [listener]), lambda: here.settings.control, lambda: tls, executor(here)
+            )
         task_status = trio.TASK_STATUS_IGNORED
         listener = socket.create_server(("127.0.0.1", here.port))
 
@@ -190,7 +192,7 @@ async def agent(
     target: Target,
     relay: RelayAccess,
     told: Told,
-    wish: Wish | None = None,
+    wish: TunnelRequest | None = None,
     check: Check | None = None,
     scheme: str = "tcp",
 ) -> AsyncIterator[Exposure]:
@@ -198,15 +200,15 @@ async def agent(
     async with trio.open_nursery() as nursery:
         engine = new_engine()
         await nursery.start(engine.run)
-        plan = Plan(target, wish or Wish(), check, scheme, linger=PATIENCE)
-        async with open_exposure(plan, relay, told, engine, Wake()) as exposure:
+        plan = ExposureConfig(target, wish or TunnelRequest(), check, scheme, linger=PATIENCE)
+        async with open_exposure(plan, relay, told, engine, NetworkMonitor()) as exposure:
             yield exposure
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def exposed(
-    target: Target, relay: RelayAccess, told: Told, wish: Wish | None = None, scheme: str = "tcp"
+    target: Target, relay: RelayAccess, told: Told, wish: TunnelRequest | None = None, scheme: str = "tcp"
 ) -> AsyncIterator[Exposure]:
     """An agent that runs for the length of the block."""
     async with agent(target, relay, told, wish, scheme=scheme) as exposure, trio.open_nursery() as nursery:

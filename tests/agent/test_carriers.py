@@ -21,20 +21,20 @@ from tunneld import carriers as relay_carriers
 from tunneld.agent import backoff, opening
 from tunneld.agent import carriers as agent_carriers
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.opening import Wish
-from tunneld.backends.shared import Endpoints
-from tunneld.backends.webmux import WebMux, find_side
+from tunneld.agent.opening import TunnelRequest
+from tunneld.backends.shared import KeyRegistry
+from tunneld.backends.webmux import WebMuxServerSide, find_side
 from tunneld.endpoint import Endpoint
 from tunneld.errors import RefusedError, UsageError
 from tunneld.rules.options import TunnelOptions
-from tunneld.service import Asker
+from tunneld.service import Requester
 from tunneld.session import Carrier
 from tunneld.session import carrier as session_carrier
-from tunneld.session.carrier import TALKATIVE
+from tunneld.session.carrier import PREAUTH_EXCEEDED
 from tunneld.tls import HANDSHAKE, TlsSocket
 from tunneld.trust import client_tls_context
 from tunneld.tunnel import Phase
-from tunneld.wire.webmux import Mux, Opened, Refused
+from tunneld.wire.webmux import Mux, Opened, SessionRefused
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 def carriers(relay: RelayHere) -> list[Carrier]:
     """Those of the only tunnel."""
     side = relay.tunnel._server_side
-    assert isinstance(side, WebMux)
+    assert isinstance(side, WebMuxServerSide)
     return [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
 
 
@@ -84,7 +84,7 @@ async def test_encryption_is_not_lost_without_a_word(papers: Papers) -> None:
         async with relay_here(papers=papers) as relay, local_server(echo) as target:
             for options, scheme in (({}, "tls"), ({"secure": "key"}, "tcp"), ({"secure": "no"}, "tcp")):
                 told = Told()
-                async with exposed(target, relay.access, told, Wish(options)):
+                async with exposed(target, relay.access, told, TunnelRequest(options)):
                     server = relay.tunnel.server_uri
                     assert (server.scheme, bool(server.key)) == (scheme, options != {"secure": "no"})
                     assert await ask(address(told), b"meant") == b"meant"
@@ -103,7 +103,7 @@ async def test_a_wrong_option_is_not_taken_for_a_missing_backend(papers: Papers)
     with trio.fail_after(PATIENCE):
         async with relay_here(papers=papers) as relay, local_server(echo) as target:
             with pytest.RaisesGroup(pytest.RaisesExc(RefusedError, match="max_visitors"), flatten_subgroups=True):
-                async with exposed(target, relay.access, Told(), Wish({"max_visitors": "0"})):
+                async with exposed(target, relay.access, Told(), TunnelRequest({"max_visitors": "0"})):
                     pass
 
 
@@ -137,7 +137,7 @@ class Rounds:
         self.begin = trio.Event()
         self._together = 0
         self._really_dial = RelayAccess.dial_carrier
-        monkeypatch.setattr(session_carrier, "MOST_CHANNELS", places)
+        monkeypatch.setattr(session_carrier, "MAX_CHANNELS", places)
         monkeypatch.setattr(agent_carriers, "NEARLY_FULL", places - 1)
 
         async def dial(access: RelayAccess, uri: Endpoint) -> socket.socket | TlsSocket:
@@ -185,7 +185,7 @@ async def test_a_crowd_that_waits_brings_ever_more_carriers_at_once(monkeypatch:
 
 
 async def test_a_crowd_does_not_make_more_carriers_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_carriers, "MOST", 5)
+    monkeypatch.setattr(agent_carriers, "MAX_CARRIERS", 5)
     told, rounds = Told(wants_visitors=False), Rounds(monkeypatch, places=2)
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
@@ -253,7 +253,7 @@ async def test_an_agent_that_the_relay_does_not_know_knocks_once_and_then_asks(m
     """Knocking again and again with a key from before the relay's restart looks like guessing."""
     knocks: list[str | None] = []
 
-    def counting(endpoints: Endpoints, uri: str | None) -> WebMux:
+    def counting(endpoints: KeyRegistry, uri: str | None) -> WebMuxServerSide:
         knocks.append(uri)
         return find_side(endpoints, uri)
 
@@ -345,7 +345,7 @@ async def test_who_talks_and_does_not_say_whose_it_is_is_cut_off_and_has_failed(
             await here.stream.aclose()
             assert len(carriers(relay)) == 1
     failures = [line for line in lines if line["event"] == "authentication failed"]
-    assert [(line["face"], line["reason"]) for line in failures] == [("webmux", TALKATIVE)]
+    assert [(line["face"], line["reason"]) for line in failures] == [("webmux", PREAUTH_EXCEEDED)]
 
 
 async def test_the_relay_calls_back_with_the_port_of_the_client_side_and_serves_nothing_itself() -> None:
@@ -356,7 +356,7 @@ async def test_the_relay_calls_back_with_the_port_of_the_client_side_and_serves_
             await here.define(f"webmux://another.name:1/{relay.tunnel.server_uri.key}")  # only the key counts
             session = here.mux.open(80)
             await here.flush()
-            while not any(isinstance(item, Refused) and item.session == session for item in await here.hear()):
+            while not any(isinstance(item, SessionRefused) and item.session == session for item in await here.hear()):
                 pass
             while any(each.heartbeat.awaiting_reply and not each.heartbeat.received for each in carriers(relay)):
                 await trio.lowlevel.checkpoint()
@@ -438,7 +438,7 @@ async def test_a_carrier_beyond_the_limit_is_refused_unless_another_does_not_ans
 
 async def test_a_carrier_from_where_hidden_servers_may_not_come_is_not_taken() -> None:
     """In plain text, where whoever overheard the key has it."""
-    asker = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
+    asker = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
     options = TunnelOptions.parse({"persist": "yes", "server_from": "192.0.2.0/24"})
     with trio.fail_after(PATIENCE), capture_logs() as lines:
         async with relay_here() as relay:

@@ -15,7 +15,7 @@ import trio
 
 from tests.agent.support import PATIENCE, Told, echo, exposed, local_server, relay_here, unused_port
 from tests.support.people import connect, is_dropped, read_all, read_exactly
-from tunneld.agent.opening import Wish
+from tunneld.agent.opening import TunnelRequest
 from tunneld.endpoint import Endpoint, Target
 from tunneld.wire.proxy_protocol import decode_v2
 
@@ -219,7 +219,7 @@ async def test_the_header_reaches_the_local_server_where_it_is_asked_for(keep_he
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, Wish(keep_header=keep_header)),
+            exposed(target, relay.access, told, TunnelRequest(keep_header=keep_header)),
         ):
             stream = await connect(address(told))
             me = stream.socket.getsockname()
@@ -246,7 +246,7 @@ async def test_a_tunnel_whose_quota_is_used_up_closes_and_says_so() -> None:
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, Wish({"quota": "10k", "bandwidth": "100M"})),
+            exposed(target, relay.access, told, TunnelRequest({"quota": "10k", "bandwidth": "100M"})),
         ):
             tunnel = relay.tunnel
             assert (tunnel.terms.quota, tunnel.terms.bandwidth) == (10_000, 100_000_000)

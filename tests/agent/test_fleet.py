@@ -15,12 +15,12 @@ from tests.agent.test_expose import address, ask
 from tests.support.people import connect, is_dropped, is_refused, read_exactly
 from tunneld.agent import backoff
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.events import Figures
-from tunneld.agent.fleet import Berth, Fleet
-from tunneld.agent.opening import Wish
-from tunneld.agent.plan import Changes, Plan
-from tunneld.agent.wake import Wake
-from tunneld.backends.webmux import WebMux
+from tunneld.agent.events import Stats
+from tunneld.agent.fleet import Exposures, ExposureSpec
+from tunneld.agent.opening import TunnelRequest
+from tunneld.agent.plan import Changes, ExposureConfig
+from tunneld.agent.wake import NetworkMonitor
+from tunneld.backends.webmux import WebMuxServerSide
 from tunneld.endpoint import Endpoint, Target
 
 
@@ -35,19 +35,19 @@ class Harbour:
 
     def __init__(self) -> None:
         self.told: dict[str, Told] = {}
-        self.figures: dict[str, Callable[[], Figures]] = {}
-        self.fleet = Fleet(self._teller_of, Wake())
+        self.figures: dict[str, Callable[[], Stats]] = {}
+        self.fleet = Exposures(self._teller_of, NetworkMonitor())
 
     def of(self, name: str) -> Told:
         return self.told.setdefault(name, Told())
 
-    def _teller_of(self, name: str, _plan: Plan, figures: Callable[[], Figures]) -> Told:
+    def _teller_of(self, name: str, _plan: ExposureConfig, figures: Callable[[], Stats]) -> Told:
         self.figures[name] = figures
         return self.of(name)
 
 
 @asynccontextmanager
-async def harbour(**wanted: Berth) -> AsyncIterator[Harbour]:
+async def harbour(**wanted: ExposureSpec) -> AsyncIterator[Harbour]:
     made = Harbour()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -56,8 +56,8 @@ async def harbour(**wanted: Berth) -> AsyncIterator[Harbour]:
             nursery.cancel_scope.cancel()
 
 
-def berth(target: Target, relay: RelayAccess, **options: str | float) -> Berth:
-    return Berth(Plan(target, Wish(options)), relay)
+def berth(target: Target, relay: RelayAccess, **options: str | float) -> ExposureSpec:
+    return ExposureSpec(ExposureConfig(target, TunnelRequest(options)), relay)
 
 
 async def test_two_servers_are_reachable_from_one_process() -> None:
@@ -247,7 +247,7 @@ async def test_a_successor_can_bring_further_carriers_after_its_former_is_gone()
         while len(relay.service.tunnels()) != 1:
             await trio.lowlevel.checkpoint()
         side = relay.tunnel._server_side
-        assert isinstance(side, WebMux)
+        assert isinstance(side, WebMuxServerSide)
         for carrier in list(side.carriers):
             carrier.close("a test")
         assert await ask_once(address(web)) == b"new"
@@ -276,7 +276,7 @@ async def test_visitors_of_one_that_is_removed_finish_and_its_name_may_come_back
 
 async def test_those_who_do_not_finish_are_cut_after_the_drain_timeout() -> None:
     async with relay_here() as relay, local_server(saying(b"old")) as old, local_server(saying(b"new")) as new:
-        hasty = Berth(Plan(old, Wish({"name": "web"}), drain_timeout=0), relay.access)
+        hasty = ExposureSpec(ExposureConfig(old, TunnelRequest({"name": "web"}), drain_timeout=0), relay.access)
         async with harbour(web=hasty) as here:
             told = here.of("web")
             await told.wait_for("opened")

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.agent.health import Check, Conduct
-from tunneld.agent.opening import Wish
-from tunneld.agent.plan import Plan, changes
+from tunneld.agent.health import Check, UnhealthyPolicy
+from tunneld.agent.opening import TunnelRequest
+from tunneld.agent.plan import ExposureConfig, changes
 from tunneld.agent.planfile import load_plans
-from tunneld.agent.sizing import Limits
+from tunneld.agent.sizing import PoolLimits
 from tunneld.endpoint import Target
 from tunneld.errors import ConfigError
 from tunneld.wire.lines import Value
@@ -30,7 +30,7 @@ def test_applying_the_changes_to_what_runs_gives_what_is_wanted(old: dict[str, i
     assert untouched == {name: plan for name, plan in new.items() if old.get(name) == plan}
 
 
-def read(folder: Path, content: str) -> dict[str, Plan]:
+def read(folder: Path, content: str) -> dict[str, ExposureConfig]:
     path = folder / "expose.toml"
     path.write_text(content)
     return dict(load_plans(path).plans)
@@ -43,8 +43,8 @@ def problems(folder: Path, content: str) -> list[str]:
 
 
 def test_a_table_with_a_target_is_enough(tmp_path: Path) -> None:
-    wish = Wish({"name": "blog", "linger": 60.0}, Limits(8, 200))
-    assert read(tmp_path, "[expose.blog]\ntarget = 8000") == {"blog": Plan(Target("127.0.0.1", 8000), wish)}
+    wish = TunnelRequest({"name": "blog", "linger": 60.0}, PoolLimits(8, 200))
+    assert read(tmp_path, "[expose.blog]\ntarget = 8000") == {"blog": ExposureConfig(Target("127.0.0.1", 8000), wish)}
 
 
 def test_every_key_reaches_the_plan(tmp_path: Path) -> None:
@@ -97,10 +97,10 @@ def test_every_key_reaches_the_plan(tmp_path: Path) -> None:
         "bandwidth": "2M",
         "quota": "50G",
     }
-    assert plan == Plan(
+    assert plan == ExposureConfig(
         Target(path="/run/x"),
-        Wish(options, Limits(1, 2), keep_header=True, backend="tcp"),
-        Check("http", "/up", 1.0, 0.5, 1, 4, Conduct.WITHDRAW),
+        TunnelRequest(options, PoolLimits(1, 2), keep_header=True, backend="tcp"),
+        Check("http", "/up", 1.0, 0.5, 1, 4, UnhealthyPolicy.WITHDRAW),
         "https",
         7.0,
     )

@@ -16,11 +16,11 @@ from tests.agent.test_withdrawing import asleep
 from tests.support.people import connect, is_dropped, read_exactly
 from tunneld import net
 from tunneld.agent import backoff, ending, keeper
-from tunneld.agent.fleet import Berth
+from tunneld.agent.fleet import ExposureSpec
 from tunneld.agent.health import Check
-from tunneld.agent.opening import Wish
-from tunneld.agent.plan import Plan
-from tunneld.backends.webmux import WebMux
+from tunneld.agent.opening import TunnelRequest
+from tunneld.agent.plan import ExposureConfig
+from tunneld.backends.webmux import WebMuxServerSide
 from tunneld.endpoint import Target
 from tunneld.relay.pump import Pump
 from tunneld.tunnel import Phase, Tunnel
@@ -106,7 +106,7 @@ class Bystander:
 
 
 @asynccontextmanager
-async def two(goes: Berth, stays: Berth, relay: RelayHere) -> AsyncIterator[tuple[Harbour, Bystander]]:
+async def two(goes: ExposureSpec, stays: ExposureSpec, relay: RelayHere) -> AsyncIterator[tuple[Harbour, Bystander]]:
     """Two exposures, and a visitor of the one that stays, who must not notice what becomes of the other. When the block
     ends, all is as it was before that came.
     """
@@ -127,8 +127,10 @@ async def two(goes: Berth, stays: Berth, relay: RelayHere) -> AsyncIterator[tupl
         assert [event for event, _ in here.of("stays").events if event not in {"visitor", "left"}] == ["opened"]
 
 
-def named(name: str, target: Target, relay: RelayHere, drain_timeout: float = PATIENCE) -> Berth:
-    return Berth(Plan(target, Wish({"name": name}), drain_timeout=drain_timeout), relay.access)
+def named(name: str, target: Target, relay: RelayHere, drain_timeout: float = PATIENCE) -> ExposureSpec:
+    return ExposureSpec(
+        ExposureConfig(target, TunnelRequest({"name": name}), drain_timeout=drain_timeout), relay.access
+    )
 
 
 async def guest_of(here: Harbour, word: bytes) -> trio.SocketStream:
@@ -168,7 +170,7 @@ async def test_visitors_of_one_that_is_removed_finish_and_nothing_of_it_is_left(
 
 async def test_visitors_of_its_former_tunnels_are_dropped_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not on the tunnel that it closes."""
-    monkeypatch.setattr(keeper, "REVIEW", 0.02)
+    monkeypatch.setattr(keeper, "RESIZE_INTERVAL", 0.02)
     async with relay_here() as relay, local_server(saying(b"word")) as target, local_server(echo) as other:
         stays = named("stays", other, relay)
         async with two(named("goes", target, relay, drain_timeout=0), stays, relay) as (here, _):
@@ -221,7 +223,7 @@ async def test_carriers_that_lead_nowhere_are_cut(each_backend: str, monkeypatch
 def break_off(tunnel: Tunnel) -> None:
     """All that its hidden server has with it ends: carriers, or what is parked and what was."""
     side = tunnel._server_side
-    if isinstance(side, WebMux):
+    if isinstance(side, WebMuxServerSide):
         for carrier in list(side.carriers):
             carrier.close("a test")
     else:
@@ -268,7 +270,9 @@ async def test_a_visitor_who_is_being_told_that_the_server_is_unhealthy_goes_wit
     check = Check("http", interval=0.01, unhealthy_after=1)
     async with relay_here() as relay, local_server(saying(b"no HTTP\r\n")) as target, local_server(echo) as other:
         stays = named("stays", other, relay)
-        goes = Berth(Plan(target, Wish({"name": "goes"}), check, drain_timeout=0), relay.access)
+        goes = ExposureSpec(
+            ExposureConfig(target, TunnelRequest({"name": "goes"}), check, drain_timeout=0), relay.access
+        )
         async with two(goes, stays, relay) as (here, _):
             await here.of("goes").wait_for("unhealthy")
             guest = await connect(address(here.of("goes")))

@@ -27,8 +27,8 @@ ROOT = ("root", SECRET)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of waiting add nothing to what is tested here."""
     monkeypatch.setattr(backoff.delays, "__kwdefaults__", {"first": 0.01, "longest": 0.02})
-    monkeypatch.setattr(keeper, "REVIEW", 0.01)
-    monkeypatch.setattr(access, "LOOK", 0.01)
+    monkeypatch.setattr(keeper, "RESIZE_INTERVAL", 0.01)
+    monkeypatch.setattr(access, "SECRET_CHECK_INTERVAL", 0.01)
 
 
 def with_secret(secret: str) -> str:

@@ -14,8 +14,8 @@ from tests.agent.test_expose import address
 from tests.support.people import connect, is_dropped, is_refused, read_all, read_exactly
 from tunneld.agent import backoff
 from tunneld.agent.expose import Exposure
-from tunneld.agent.health import Check, Conduct
-from tunneld.agent.opening import Wish
+from tunneld.agent.health import Check, UnhealthyPolicy
+from tunneld.agent.opening import TunnelRequest
 from tunneld.endpoint import Target
 from tunneld.errors import RefusedError
 from tunneld.wire.lines import Value
@@ -40,7 +40,7 @@ def saying(word: bytes) -> Handler:
 
 
 @asynccontextmanager
-async def living(target: Target, relay: RelayHere, told: Told, wish: Wish) -> AsyncIterator[Exposure]:
+async def living(target: Target, relay: RelayHere, told: Told, wish: TunnelRequest) -> AsyncIterator[Exposure]:
     """An agent that may end before the block does."""
     async with trio.open_nursery() as nursery:
         exposure = await nursery.start(live, target, relay, told, wish)
@@ -50,7 +50,7 @@ async def living(target: Target, relay: RelayHere, told: Told, wish: Wish) -> As
 
 
 async def live(
-    target: Target, relay: RelayHere, told: Told, wish: Wish, *, task_status: trio.TaskStatus[Exposure]
+    target: Target, relay: RelayHere, told: Told, wish: TunnelRequest, *, task_status: trio.TaskStatus[Exposure]
 ) -> None:
     async with agent(target, relay.access, told, wish) as exposure:
         task_status.started(exposure)
@@ -61,7 +61,7 @@ async def live(
 async def member(relay: RelayHere, handler: Handler, told: Told, **more: Value) -> AsyncIterator[Exposure]:
     async with (
         local_server(handler) as target,
-        living(target, relay, told, Wish({**SHARED, **more})) as exposure,
+        living(target, relay, told, TunnelRequest({**SHARED, **more})) as exposure,
     ):
         yield exposure
 
@@ -161,7 +161,11 @@ async def test_a_visitor_of_an_agent_that_ends_finishes_and_nobody_new_goes_ther
 async def test_of_a_tunnel_that_is_not_shared_a_visitor_finishes_too_and_others_are_refused() -> None:
     told = Told()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, local_server(echo) as target, living(target, relay, told, Wish()) as exposure:
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            living(target, relay, told, TunnelRequest()) as exposure,
+        ):
             stream = await connect(address(told))
             await stream.send_all(b"before")
             assert await read_exactly(stream, 6) == b"before"
@@ -177,7 +181,7 @@ async def test_of_a_tunnel_that_is_not_shared_a_visitor_finishes_too_and_others_
 
 
 async def test_one_whose_local_server_is_unhealthy_leaves_its_visitors_to_the_others() -> None:
-    one, two, check = Told(), Told(), Check("tcp", conduct=Conduct.WITHDRAW)
+    one, two, check = Told(), Told(), Check("tcp", conduct=UnhealthyPolicy.WITHDRAW)
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
@@ -199,7 +203,11 @@ async def test_one_whose_local_server_is_unhealthy_leaves_its_visitors_to_the_ot
 async def test_who_does_not_finish_in_time_is_cut() -> None:
     told = Told()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, local_server(echo) as target, living(target, relay, told, Wish()) as exposure:
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            living(target, relay, told, TunnelRequest()) as exposure,
+        ):
             stream = await connect(address(told))
             await stream.send_all(b"before")
             assert await read_exactly(stream, 6) == b"before"

@@ -15,21 +15,21 @@ from tunneld import net
 from tunneld.agent import keeper
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.expose import Exposure
-from tunneld.agent.health import Check, Conduct
-from tunneld.agent.opening import Wish
-from tunneld.agent.sizing import Limits
-from tunneld.backends.webmux import WebMux
-from tunneld.config.schema import Control
+from tunneld.agent.health import Check, UnhealthyPolicy
+from tunneld.agent.opening import TunnelRequest
+from tunneld.agent.sizing import PoolLimits
+from tunneld.backends.webmux import WebMuxServerSide
+from tunneld.config.schema import ControlSettings
 from tunneld.control.reply import Caller, Reply
 from tunneld.control.server import serve_lines
-from tunneld.doors import Door
+from tunneld.doors import ReloadableListener
 from tunneld.session import Carrier
 from tunneld.tunnel import Phase, Tunnel
 from tunneld.wire.lines import Request
 from tunneld.wire.proxy_protocol import encode_v2
 
 HEADER = encode_v2(("192.0.2.1", 4242), ("192.0.2.2", 80))
-WITHDRAW = Check("tcp", conduct=Conduct.WITHDRAW)
+WITHDRAW = Check("tcp", conduct=UnhealthyPolicy.WITHDRAW)
 
 
 class SlowRelay:
@@ -62,11 +62,11 @@ class SlowRelay:
 async def one_parked() -> AsyncIterator[tuple[SlowRelay, Exposure, trio.SocketStream, Told]]:
     """An agent of such a relay, which has parked one connection."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    relay, door, told = SlowRelay(listener), Door("control", net.bind_tcp("127.0.0.1", 0)), Told()
+    relay, door, told = SlowRelay(listener), ReloadableListener("control", net.bind_tcp("127.0.0.1", 0)), Told()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery, listener:
-            await nursery.start(serve_lines, door, Control, lambda: None, relay)
-            access, wish = RelayAccess(f"127.0.0.1:{door.port}"), Wish(limits=Limits(1, 1), backend="tcp")
+            await nursery.start(serve_lines, door, ControlSettings, lambda: None, relay)
+            access, wish = RelayAccess(f"127.0.0.1:{door.port}"), TunnelRequest(limits=PoolLimits(1, 1), backend="tcp")
             async with (
                 local_server(echo) as target,
                 exposed(target, access, told, wish) as exposure,
@@ -172,7 +172,7 @@ async def test_an_agent_that_is_cut_closes_its_tunnel_over_the_connection_that_i
 def asleep(tunnel: Tunnel) -> Iterator[None]:
     """The relay's ends of its carriers read nothing for the length of the block."""
     side = tunnel._server_side
-    assert isinstance(side, WebMux)
+    assert isinstance(side, WebMuxServerSide)
     carriers = [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
     for carrier in carriers:
         carrier.pump.detach(carrier._fd, carrier)

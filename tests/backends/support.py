@@ -10,7 +10,7 @@ import trio
 
 from tests.agent.support import Handler, RelayHere, Told, exposed, local_server, relay_here
 from tests.ssh.support import Relay, client, openssh, relay
-from tunneld.agent.opening import Wish
+from tunneld.agent.opening import TunnelRequest
 from tunneld.endpoint import Endpoint, Target
 from tunneld.service import TunnelService
 from tunneld.tunnel import Tunnel
@@ -70,7 +70,9 @@ class AgentWay(Way):
 
     @asynccontextmanager
     async def hidden(self) -> AsyncIterator[None]:
-        async with exposed(self.target, self._here.access, Told(wants_visitors=False), Wish({"name": "the-one"})):
+        async with exposed(
+            self.target, self._here.access, Told(wants_visitors=False), TunnelRequest({"name": "the-one"})
+        ):
             yield
 
 

@@ -10,14 +10,14 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.session.bench import Person
-from tunneld.backends import Host, Premises
-from tunneld.backends.shared import Endpoints
-from tunneld.backends.webmux import WebMux
-from tunneld.config.schema import Tunnels
+from tunneld.backends import BackendServices, TunnelContext
+from tunneld.backends.shared import KeyRegistry
+from tunneld.backends.webmux import WebMuxServerSide
+from tunneld.config.schema import TunnelSettings
 from tunneld.relay.engine import Engine
 from tunneld.relay.pump import Pump
-from tunneld.session import Carrier, CarrierLimits, link_over
-from tunneld.session.carrier import MOST_CHANNELS
+from tunneld.session import Carrier, CarrierLimits, connection_over
+from tunneld.session.carrier import MAX_CHANNELS
 
 MOST = 8
 """Carriers of the tunnel."""
@@ -28,17 +28,17 @@ class Side:
 
     def __init__(self, engine: Engine) -> None:
         assert isinstance(engine, Pump)
-        endpoints = Endpoints()
+        endpoints = KeyRegistry()
         endpoints.set_port("webmux", "webmux", 7012)
         self._pump = engine
         self._ends: list[socket.socket] = []
-        self.side = WebMux(
-            Host(
+        self.side = WebMuxServerSide(
+            TunnelContext(
                 engine=engine,
-                settings=Tunnels(),
+                settings=TunnelSettings(),
                 advertised_host="localhost",
                 client_port=20000,
-                premises=Premises(endpoints),
+                premises=BackendServices(endpoints),
                 secure="no",
                 former=None,
                 reserved=(),
@@ -57,7 +57,7 @@ class Side:
         near.setblocking(False)
         self._ends.append(far)
         person = Person()
-        made = Carrier(self._pump, link_over(near), person, initiator=False, limits=CarrierLimits())
+        made = Carrier(self._pump, connection_over(near), person, initiator=False, limits=CarrierLimits())
         person.on_capacity = self.side.on_capacity  # type: ignore[method-assign]
         self.side.admit(made, ("127.0.0.1", 1), MOST)
         for carrier in self.side.carriers:
@@ -75,7 +75,7 @@ class Side:
 
 def fill(carrier: Carrier) -> None:
     """Let it have as many visitors as it takes."""
-    for _ in range(MOST_CHANNELS - len(carrier.channels)):
+    for _ in range(MAX_CHANNELS - len(carrier.channels)):
         carrier.open(20000)
 
 
@@ -138,7 +138,7 @@ async def test_one_that_wants_nobody_new_gets_nobody_new_and_is_not_counted(here
     here.side.retire(new)
     here.side.retire(new)
     assert here.visit() is old
-    assert (here.side.live_connections, here.side.parked) == (1, MOST_CHANNELS - 2)
+    assert (here.side.live_connections, here.side.parked) == (1, MAX_CHANNELS - 2)
     here.side.retire(old)
     assert here.side.unresponsive
     with pytest.raises(trio.WouldBlock):

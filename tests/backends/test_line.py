@@ -6,13 +6,13 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tunneld.backends.line import Line
+from tunneld.backends.line import WaitQueue
 
 
 class Standing:
     """Somebody in line, in a task of its own."""
 
-    def __init__(self, line: Line[str], nursery: trio.Nursery) -> None:
+    def __init__(self, line: WaitQueue[str], nursery: trio.Nursery) -> None:
         self.way = ""
         self.sent_away = self.left = False
         self.scope = trio.CancelScope()
@@ -29,11 +29,11 @@ class Standing:
 
 
 @pytest.fixture
-def line() -> Line[str]:
-    return Line()
+def line() -> WaitQueue[str]:
+    return WaitQueue()
 
 
-async def three(line: Line[str], nursery: trio.Nursery) -> list[Standing]:
+async def three(line: WaitQueue[str], nursery: trio.Nursery) -> list[Standing]:
     """Three in line, one after another."""
     standing = []
     for _ in range(3):
@@ -42,7 +42,7 @@ async def three(line: Line[str], nursery: trio.Nursery) -> list[Standing]:
     return standing
 
 
-async def test_whoever_came_first_is_served_first(line: Line[str], nursery: trio.Nursery) -> None:
+async def test_whoever_came_first_is_served_first(line: WaitQueue[str], nursery: trio.Nursery) -> None:
     standing = await three(line, nursery)
     for way in ("a", "b"):
         line.serve(way)
@@ -52,7 +52,7 @@ async def test_whoever_came_first_is_served_first(line: Line[str], nursery: trio
     assert not line.waiters
 
 
-async def test_who_leaves_is_passed_over(line: Line[str], nursery: trio.Nursery) -> None:
+async def test_who_leaves_is_passed_over(line: WaitQueue[str], nursery: trio.Nursery) -> None:
     standing = await three(line, nursery)
     standing[1].scope.cancel()
     await wait_all_tasks_blocked()
@@ -64,7 +64,7 @@ async def test_who_leaves_is_passed_over(line: Line[str], nursery: trio.Nursery)
 
 
 async def test_who_leaves_in_the_moment_in_which_it_is_served_takes_its_way(
-    line: Line[str], nursery: trio.Nursery
+    line: WaitQueue[str], nursery: trio.Nursery
 ) -> None:
     standing = await three(line, nursery)
     line.serve("a")
@@ -75,7 +75,7 @@ async def test_who_leaves_in_the_moment_in_which_it_is_served_takes_its_way(
 
 
 async def test_a_way_that_comes_in_the_moment_in_which_the_first_leaves_is_not_lost(
-    line: Line[str], nursery: trio.Nursery
+    line: WaitQueue[str], nursery: trio.Nursery
 ) -> None:
     standing = await three(line, nursery)
     standing[0].scope.cancel()
@@ -84,7 +84,7 @@ async def test_a_way_that_comes_in_the_moment_in_which_the_first_leaves_is_not_l
     assert [one.way for one in standing] == ["", "a", ""]
 
 
-async def test_everybody_is_sent_away_when_it_closes(line: Line[str], nursery: trio.Nursery) -> None:
+async def test_everybody_is_sent_away_when_it_closes(line: WaitQueue[str], nursery: trio.Nursery) -> None:
     standing = await three(line, nursery)
     line.serve("a")
     line.close()

@@ -18,7 +18,7 @@ import trio
 
 from tests.support.people import PATIENCE, connect, read_exactly
 from tests.support.programs import Daemon, program, tunnel_command
-from tunneld.cli.papers import make_papers
+from tunneld.cli.papers import make_self_signed
 from tunneld.cli.tunneld import PORTS, main
 from tunneld.config import Settings, load
 from tunneld.endpoint import CONTROL_PORT, Endpoint
@@ -131,7 +131,7 @@ def test_the_default_ports_are_those_of_the_schema() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "relay.example.org", f"{'a.' * 60}example.org"])
 def test_the_certificate_can_be_its_own_authority(tmp_path: Path, host: str) -> None:
-    papers = make_papers(host)
+    papers = make_self_signed(host)
     for name, content in (("relay.pem", papers.certificate), ("relay.key", papers.key)):
         (tmp_path / name).write_bytes(content)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -20,7 +20,7 @@ from tunneld import trust
 from tunneld.cli import secret
 from tunneld.cli.access import access
 from tunneld.cli.tunnel import parser
-from tunneld.config.schema import Tls
+from tunneld.config.schema import TlsFiles
 from tunneld.errors import UsageError
 from tunneld.pin import fingerprint
 
@@ -43,14 +43,14 @@ def secret_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tls, str]:
+def papers(tmp_path_factory: pytest.TempPathFactory) -> tuple[TlsFiles, str]:
     """A relay's certificate that no authority of the system knows, and its fingerprint."""
     folder = tmp_path_factory.mktemp("papers")
     issued = trustme.CA().issue_cert("127.0.0.1")
     issued.private_key_pem.write_to_path(folder / "key")
     issued.cert_chain_pems[0].write_to_path(folder / "pem")
     der = ssl.PEM_cert_to_DER_cert((folder / "pem").read_text())
-    return Tls(certificate=folder / "pem", key=folder / "key"), fingerprint(der)
+    return TlsFiles(certificate=folder / "pem", key=folder / "key"), fingerprint(der)
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
@@ -148,7 +148,7 @@ def test_no_option_takes_the_secret_itself_and_access_does_not_print_it(monkeypa
 # Pins
 
 
-async def test_a_relay_is_known_by_its_pin_or_refused(papers: tuple[Tls, str]) -> None:
+async def test_a_relay_is_known_by_its_pin_or_refused(papers: tuple[TlsFiles, str]) -> None:
     settings, pin = papers
     with trio.fail_after(PATIENCE):
         async with running_server(tls=trust.server_tls_context(settings)) as server:

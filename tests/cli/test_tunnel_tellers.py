@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from tests.agent.support import PATIENCE
-from tunneld.agent.events import Figures
+from tunneld.agent.events import Stats
 from tunneld.cli import writer
 from tunneld.cli.board import Board, Row, fitting, traffic
 from tunneld.cli.common import OutputGoneError
-from tunneld.cli.tellers import JsonLines, Lines, Live, Quiet, public_address
+from tunneld.cli.tellers import JsonReporter, LineReporter, LiveReporter, QuietReporter, public_address
 from tunneld.cli.writer import Writer
 
 ADDRESS = "tcp://192.0.2.1:20000"
@@ -41,7 +41,7 @@ class Terminal(Memory):
 
 def test_standard_output_has_the_address_alone() -> None:
     out, err = Memory(), Memory()
-    lines = Lines(out, err, "http")
+    lines = LineReporter(out, err, "http")
     lines.report("opened", **OPENED)
     lines.report("visitor", visitor="203.0.113.5:4242")
     lines.report("left", visitor="203.0.113.5:4242", up=1, down=2, reason="finished")
@@ -62,7 +62,7 @@ def test_standard_output_has_the_address_alone() -> None:
 
 def test_json_lines_parse_and_carry_the_time() -> None:
     out = Memory()
-    JsonLines(out, "https").report("opened", **OPENED)
+    JsonReporter(out, "https").report("opened", **OPENED)
     record = json.loads(out.text)
     assert record.pop("time").endswith("+00:00")
     assert record == {"event": "opened", **OPENED, "address": "https://192.0.2.1:20000/"}
@@ -70,7 +70,7 @@ def test_json_lines_parse_and_carry_the_time() -> None:
 
 def test_quiet_tells_failures_and_not_the_end() -> None:
     out, err = Memory(), Memory()
-    quiet = Quiet(out, err, "tcp")
+    quiet = QuietReporter(out, err, "tcp")
     quiet.report("opened", **OPENED)
     quiet.report("failed", **FAILED, repeated=0)
     quiet.report("closed", reason="told to stop", served=0, failed=1, up=0, down=0)
@@ -79,11 +79,11 @@ def test_quiet_tells_failures_and_not_the_end() -> None:
 
 def test_of_several_exposures_every_line_begins_with_a_name() -> None:
     out, err = Memory(), Memory()
-    lines = Lines(out, err, "http", "blog")
+    lines = LineReporter(out, err, "http", "blog")
     lines.report("opened", **OPENED)
     lines.report("unhealthy", reason="no answer in 5 s")
     lines.report("ended", reason="the relay refused the credential 'bob'")
-    JsonLines(out, "tcp", "blog").report("healthy")
+    JsonReporter(out, "tcp", "blog").report("healthy")
     address, healthy = out.text.splitlines()
     assert address == "blog\thttp://192.0.2.1:20000/"
     assert json.loads(healthy)["exposure"] == "blog"
@@ -100,7 +100,7 @@ async def test_lines_are_in_the_order_of_their_names_whoever_comes_first() -> No
     err = Memory()
     board = Board(err)
     for name in ("web", "shell", "blog"):
-        board.add(name, Figures)
+        board.add(name, Stats)
     with trio.move_on_after(0.01):
         await board.run()
     assert [line.partition(":")[0] for line in err.text.splitlines()[:3]] == ["blog", "shell", "web"]
@@ -109,7 +109,7 @@ async def test_lines_are_in_the_order_of_their_names_whoever_comes_first() -> No
 async def test_the_address_stands_on_a_line_of_its_own_where_all_goes_to_one_terminal() -> None:
     out, err = Terminal(), Terminal()
     board = Board(err)
-    live = Live(out, board, "http")
+    live = LiveReporter(out, board, "http")
     with trio.move_on_after(0.01):
         await board.run()
     live.report("opened", **OPENED)
@@ -118,13 +118,13 @@ async def test_the_address_stands_on_a_line_of_its_own_where_all_goes_to_one_ter
 
 async def test_the_live_line_is_redrawn_in_place_and_only_when_it_changed(autojump_clock: trio.abc.Clock) -> None:
     err = Memory()
-    board, figures = Board(err), Figures()
-    live = Live(Memory(), board, "tcp", figures=lambda: figures)
+    board, figures = Board(err), Stats()
+    live = LiveReporter(Memory(), board, "tcp", figures=lambda: figures)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(board.run)
         live.report("opened", **OPENED)
         await trio.sleep(3.2)
-        figures = Figures(now=1, served=1, parked=8)
+        figures = Stats(now=1, served=1, parked=8)
         await trio.sleep(3)
         nursery.cancel_scope.cancel()
     assert err.text.count("0 visitors now, 0 served") == 1
@@ -136,7 +136,7 @@ async def test_the_live_line_is_redrawn_in_place_and_only_when_it_changed(autoju
 async def test_two_exposures_have_a_line_each_and_notices_stay_above(autojump_clock: trio.abc.Clock) -> None:
     err = Memory()
     board = Board(err)
-    tellers = [Live(Memory(), board, "tcp", name) for name in ("blog", "shell")]
+    tellers = [LiveReporter(Memory(), board, "tcp", name) for name in ("blog", "shell")]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(board.run)
         await trio.sleep(1)
@@ -158,11 +158,11 @@ async def test_one_that_is_replaced_has_its_line_until_its_last_visitor_has_left
 ) -> None:
     err = Memory()
     board = Board(err)
-    former = Live(Memory(), board, "tcp", "blog", figures=lambda: Figures(now=1, served=1))
+    former = LiveReporter(Memory(), board, "tcp", "blog", figures=lambda: Stats(now=1, served=1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(board.run)
         former.report("draining", id="t1", visitors=1, delay=30.0)
-        successor = Live(Memory(), board, "tcp", "blog")
+        successor = LiveReporter(Memory(), board, "tcp", "blog")
         await trio.sleep(1.2)
         assert [line[:13] for line in screen(err.text)[1:]] == ["blog: ending,", "blog: connect"]
         former.report("closed", id="t1", reason="wanted in another way", served=1, failed=0, up=0, down=0)
@@ -180,7 +180,7 @@ async def test_nothing_is_drawn_where_nothing_is_live(autojump_clock: trio.abc.C
 
 
 async def test_a_row_says_in_plain_words_what_its_exposure_does(autojump_clock: trio.abc.Clock) -> None:
-    row, now = Row("", Figures), trio.current_time()
+    row, now = Row("", Stats), trio.current_time()
     assert row.line(now) == "connecting"
     row.update("opened", OPENED)
     assert re.match(r"connected since \d\d:\d\d   0 visitors now", row.line(now))
@@ -219,7 +219,7 @@ def screen(text: str) -> list[str]:
 
 
 def test_the_traffic() -> None:
-    before, now = Figures(up=0, down=0), Figures(3, 40, 1, 8, up=2048, down=20 << 20)
+    before, now = Stats(up=0, down=0), Stats(3, 40, 1, 8, up=2048, down=20 << 20)
     assert traffic(now, before, 0.5) == (
         "3 visitors now, 40 served, 1 failed   up 2.0 KiB (4.0 KiB/s)   down 20 MiB (40 MiB/s)   8 parked"
     )

@@ -15,10 +15,10 @@ import h11
 import trio
 
 from tests.support.people import PATIENCE
-from tunneld.config.schema import Http, Settings, Tunnels
+from tunneld.config.schema import HttpSettings, Settings, TunnelSettings
 from tunneld.control import http
-from tunneld.control.gate import Gate
-from tunneld.doors import Door
+from tunneld.control.gate import Authenticator
+from tunneld.doors import ReloadableListener
 from tunneld.net import bind_tcp
 from tunneld.relay import new_engine
 from tunneld.service import TunnelService
@@ -82,12 +82,14 @@ class Face:
     relay: Relay
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # around `http.serve`
     ended: trio.Event = field(default_factory=trio.Event)
-    gate: Gate | None = None
+    gate: Authenticator | None = None
     tls: ssl.SSLContext | None = None
 
     async def serve(self, listeners: list[socket.socket], *, task_status: trio.TaskStatus[None]) -> None:
         with self.scope:
-            await http.serve(Door("http", listeners), self.relay, self.gate, lambda: self.tls, task_status=task_status)
+            await http.serve(
+                ReloadableListener("http", listeners), self.relay, self.gate, lambda: self.tls, task_status=task_status
+            )
         self.ended.set()
 
     async def end(self) -> None:
@@ -171,12 +173,12 @@ async def read_answer(stream: trio.abc.ReceiveStream, method: str = "GET") -> An
 @asynccontextmanager
 async def open_face(
     listeners: list[socket.socket] | None = None,
-    gate: Gate | None = None,
+    gate: Authenticator | None = None,
     tls: ssl.SSLContext | None = None,
     **keys: Any,
 ) -> AsyncIterator[Face]:
     """A running relay; `keys` are those of `[http]`. Everything in the block ends within `PATIENCE` seconds."""
-    settings = Settings(http=Http(**keys), tunnels=Tunnels(ports="0"))
+    settings = Settings(http=HttpSettings(**keys), tunnels=TunnelSettings(ports="0"))
     listeners = listeners or bind_tcp("127.0.0.1", 0)
     host, port = listeners[0].getsockname()[:2]
     with trio.fail_after(PATIENCE):

@@ -186,7 +186,7 @@ class TestWatch:
         async with open_face() as face, await face.connect() as stream:
             await stream.send_all(f"GET /api/v1/watch HTTP/1.1\r\nHost: {face.authority}\r\n\r\n".encode())
             await read_line(stream, b"watching")
-            monkeypatch.setattr("tunneld.control.http.stream.facts", raising(RuntimeError("the secret")))
+            monkeypatch.setattr("tunneld.control.http.stream.as_fields", raising(RuntimeError("the secret")))
             with structlog.testing.capture_logs() as logs:
                 face.relay.service.events.publish("opened", id="t1")
                 rest = b"".join([chunk async for chunk in stream])

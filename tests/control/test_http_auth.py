@@ -14,8 +14,8 @@ from tests.control.http_face import Answer, Face, open_face
 from tests.support.credentials import SECRET, counted, credential, gate_of
 from tests.support.people import PATIENCE
 from tunneld.control import gate as gate_module
-from tunneld.control.gate import MAX_REMEMBERED, Gate
-from tunneld.control.http.porter import OPEN, Porter
+from tunneld.control.gate import MAX_REMEMBERED, Authenticator
+from tunneld.control.http.porter import OPEN, AuthMiddleware
 from tunneld.control.http.words import GRANT
 from tunneld.rules.access import EVERYBODY
 
@@ -155,7 +155,7 @@ async def asked_of(host: str, scheme: str = "http") -> tuple[int, dict[bytes, by
         "client": (host, 9),
         "headers": [(b"authorization", header("alice", SECRET).encode())],
     }
-    await Porter(app, gate_of(ALICE))(scope, receive, send)
+    await AuthMiddleware(app, gate_of(ALICE))(scope, receive, send)
     headers = sent[0]["headers"]
     assert isinstance(headers, list)
     return int(str(sent[0]["status"])), dict(headers)
@@ -169,7 +169,7 @@ async def test_without_credentials_everybody_is_an_admin() -> None:
         granted.append(scope[GRANT])
 
     scope = {"type": "http", "path": "/", "client": ("192.0.2.1", 9), "headers": []}
-    await Porter(app, Gate(lambda: ()))(scope, None, None)  # type: ignore[arg-type]
+    await AuthMiddleware(app, Authenticator(lambda: ()))(scope, None, None)  # type: ignore[arg-type]
     assert granted == [EVERYBODY]
 
 
@@ -185,7 +185,7 @@ async def test_a_wrong_secret_is_one_derivation_whoever_it_is_for(monkeypatch: p
 
 async def test_a_right_secret_is_derived_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [ALICE]
-    gate = Gate(lambda: now)
+    gate = Authenticator(lambda: now)
     with counted(monkeypatch, "derive") as derivations:
         for _ in range(5):
             assert await gate.admit_secret("alice", SECRET, "127.0.0.1") == ALICE

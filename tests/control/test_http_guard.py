@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.control.http_face import open_face
-from tunneld.config.schema import Http
+from tunneld.config.schema import HttpSettings
 from tunneld.control.http.guard import SERVLET, Head, refusal
 
 HERE = "127.0.0.1:7011"
@@ -15,10 +15,10 @@ LOOK = {"method": "GET", "path": "/api/v1/list"}
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
 
 
-def status_of(*settings: Http, **parts: str) -> int:
+def status_of(*settings: HttpSettings, **parts: str) -> int:
     """The status of the refusal, or 200."""
     head = Head(**{"method": "GET", "path": "/", "server": "127.0.0.1", "host": HERE} | parts)
-    problem = refusal(head, *(settings or [Http()]))
+    problem = refusal(head, *(settings or [HttpSettings()]))
     return 200 if problem is None else problem.status.value
 
 
@@ -58,17 +58,17 @@ def status_of(*settings: Http, **parts: str) -> int:
     ],
 )
 def test_host_is_one_of_ours(host: str, status: int) -> None:
-    settings = Http(host="bound.example", allowed_hosts=("relay.example",), open_to_anyone=True)
+    settings = HttpSettings(host="bound.example", allowed_hosts=("relay.example",), open_to_anyone=True)
     assert status_of(settings, host=host, server="192.0.2.7") == status
 
 
 @pytest.mark.parametrize("wildcard", ["0.0.0.0", "::", ""])
 def test_a_wildcard_is_not_a_name(wildcard: str) -> None:
-    assert status_of(Http(host=wildcard, open_to_anyone=True), host="0.0.0.0", server="192.0.2.7") == 421
+    assert status_of(HttpSettings(host=wildcard, open_to_anyone=True), host="0.0.0.0", server="192.0.2.7") == 421
 
 
 def test_the_refusal_of_a_name_says_which_key_to_set() -> None:
-    problem = refusal(Head("GET", "/", "127.0.0.1", host="relay.example"), Http())
+    problem = refusal(Head("GET", "/", "127.0.0.1", host="relay.example"), HttpSettings())
     assert problem is not None
     assert "'relay.example'" in problem.detail
     assert "http.allowed_hosts" in problem.detail
@@ -143,7 +143,7 @@ def test_a_silent_browser_is_not_believed_where_a_plain_get_changes_something() 
     ],
 )
 def test_an_origin_is_ours_with_its_port(origin: str, host: str, status: int) -> None:
-    assert status_of(Http(allowed_hosts=("relay.example",)), **CALL, origin=origin, host=host) == status
+    assert status_of(HttpSettings(allowed_hosts=("relay.example",)), **CALL, origin=origin, host=host) == status
 
 
 @pytest.mark.parametrize(
@@ -200,5 +200,7 @@ async def test_no_answer_can_be_read_or_embedded_by_another_site() -> None:
 async def test_names_are_read_anew_after_a_reload() -> None:
     async with open_face() as face:
         assert (await face.ask("GET", "/healthz", host="relay.example")).status == 421
-        face.relay.settings = face.relay.settings.model_copy(update={"http": Http(allowed_hosts=("relay.example",))})
+        face.relay.settings = face.relay.settings.model_copy(
+            update={"http": HttpSettings(allowed_hosts=("relay.example",))}
+        )
         assert (await face.ask("GET", "/healthz", host="relay.example")).status == 200

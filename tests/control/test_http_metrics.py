@@ -9,9 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.control.http_face import Face, open_face
 from tests.support.people import connect, is_dropped, read_exactly
 from tunneld.control.http import metrics
-from tunneld.control.strangers import Reason
+from tunneld.control.strangers import PreauthReason
 from tunneld.endpoint import Endpoint
-from tunneld.rules.admission import Refused
+from tunneld.rules.admission import RefusalKind
 
 
 async def scrape(face: Face) -> dict[str, float]:
@@ -36,12 +36,12 @@ async def test_an_idle_relay_has_every_sample() -> None:
             "tunneld_uptime_seconds": 7,
             "tunneld_visitors": 0,
             "tunneld_strangers": 0,
-            **{f"tunneld_strangers_refused_total{{reason={reason.value}}}": 0 for reason in Reason},
+            **{f"tunneld_strangers_refused_total{{reason={reason.value}}}": 0 for reason in PreauthReason},
             "tunneld_open_descriptors": 20,
             "tunneld_max_descriptors": 1024,
             "tunneld_tunnels_opened_total": 0,
             "tunneld_visitors_served_total": 0,
-            **{f"tunneld_visitors_refused_total{{reason={kind.value}}}": 0 for kind in Refused},
+            **{f"tunneld_visitors_refused_total{{reason={kind.value}}}": 0 for kind in RefusalKind},
             "tunneld_relayed_bytes_total{direction=up}": 0,
             "tunneld_relayed_bytes_total{direction=down}": 0,
             "tunneld_tunnels{phase=opening}": 0,

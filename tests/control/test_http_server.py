@@ -86,7 +86,7 @@ class TestConnections:
 
         async with open_face() as face:
             with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
-                patch.setattr(connection.Connection, "_read", fail)
+                patch.setattr(connection.HttpConnection, "_read", fail)
                 async with await face.connect() as stream:
                     assert await is_dropped(stream)
             (entry,) = logs

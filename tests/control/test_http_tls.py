@@ -22,9 +22,9 @@ from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_all
 from tunneld import trust
 from tunneld.config.credentials import Credential
-from tunneld.config.schema import Control
-from tunneld.control.gate import Gate
-from tunneld.control.strangers import Strangers
+from tunneld.config.schema import ControlSettings
+from tunneld.control.gate import Authenticator
+from tunneld.control.strangers import PreauthLimiter
 from tunneld.endpoint import Endpoint
 from tunneld.pin import fingerprint, subject
 from tunneld.tls import TlsSocket, TlsStream
@@ -39,9 +39,9 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
     return Papers.issue(tmp_path_factory.mktemp("papers"))
 
 
-def strict(*credentials: Credential) -> Gate:
+def strict(*credentials: Credential) -> Authenticator:
     """A gate for which those on loopback are strangers like others."""
-    return Gate(lambda: credentials, Strangers(Control, exempt=lambda _host: False))
+    return Authenticator(lambda: credentials, PreauthLimiter(ControlSettings, exempt=lambda _host: False))
 
 
 @pytest.fixture

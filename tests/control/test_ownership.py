@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.control.http_face import Relay
-from tunneld.config.schema import Settings, Tunnels
+from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.commands import COMMANDS, executor
 from tunneld.control.reply import Caller, Reply
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError
@@ -48,7 +48,7 @@ class House:
 
 @pytest.fixture
 async def house(service: TunnelService) -> House:
-    house = House(Relay(Settings(tunnels=Tunnels(ports="0")), service), "", "")
+    house = House(Relay(Settings(tunnels=TunnelSettings(ports="0")), service), "", "")
     house.alices = (await house.ask(ALICE, "openTunnel")).text
     house.bobs = (await house.ask(BOB, "openTunnel")).text
     return house
@@ -204,7 +204,7 @@ async def test_a_tunnel_that_could_not_be_opened_does_not_count(house: House) ->
 
 @pytest.mark.parametrize(("granted", "configured", "holds"), [(2, 3, 2), (3, 2, 2), (None, 3, 3)])
 async def test_the_lower_limit_of_visitors_holds(
-    service: TunnelService, tunnel_settings: Tunnels, granted: int | None, configured: int, holds: int
+    service: TunnelService, tunnel_settings: TunnelSettings, granted: int | None, configured: int, holds: int
 ) -> None:
     service._settings = lambda: Settings(tunnels=tunnel_settings.model_copy(update={"max_visitors": configured}))
     house = House(Relay(Settings(), service), "", "")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.config.schema import Control
-from tunneld.control.penalties import FREE, MAX_FAILURES, Penalties
+from tunneld.config.schema import ControlSettings
+from tunneld.control.penalties import FREE_FAILURES, MAX_FAILURES, Penalties
 
-PENALTY, LONGEST = Control().penalty, Control().max_penalty
+PENALTY, LONGEST = ControlSettings().penalty, ControlSettings().max_penalty
 
 
 def failed(penalties: Penalties, source: int, now: float, times: int = 1) -> None:
@@ -104,7 +104,7 @@ def test_each_source_pays_for_itself_alone(steps: list[tuple[int, float]]) -> No
         failed(penalties, source, now)
         failures, _, forgiven_at = model[source]
         failures = 1 if now >= forgiven_at else failures + 1
-        until = now + (min(PENALTY * 2 ** (failures - FREE - 1), LONGEST) if failures > FREE else 0)
+        until = now + (min(PENALTY * 2 ** (failures - FREE_FAILURES - 1), LONGEST) if failures > FREE_FAILURES else 0)
         model[source] = failures, until, until + LONGEST
         for one, (_, until, _) in model.items():
             assert penalties.remaining(one, now) == max(0.0, until - now)

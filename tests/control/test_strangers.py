@@ -18,10 +18,10 @@ from tests.support.control import Person, Server, running_server
 from tests.support.credentials import credential
 from tests.support.people import connect, is_dropped
 from tunneld import net
-from tunneld.config.schema import Control
+from tunneld.config.schema import ControlSettings
 from tunneld.config.startups import Startups
-from tunneld.control.gate import REFUSALS_LOGGED, Gate
-from tunneld.control.strangers import Facts, Reason, Refusal, Stranger, Strangers, decide
+from tunneld.control.gate import REFUSALS_LOGGED, Authenticator
+from tunneld.control.strangers import PreauthCounts, PreauthLimiter, PreauthReason, PreauthRefusal, PreauthSlot, decide
 
 LONG = 1e6
 """Seconds of a clock that the test moves by hand."""
@@ -30,9 +30,9 @@ ALICE = credential("alice")
 HOME, FOE, FRIEND = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 
 
-def gate_with(settings: Control) -> Gate:
+def gate_with(settings: ControlSettings) -> Authenticator:
     """It asks for alice, and exempts HOME alone."""
-    return Gate(lambda: (ALICE,), Strangers(lambda: settings, exempt=lambda host: host == HOME))
+    return Authenticator(lambda: (ALICE,), PreauthLimiter(lambda: settings, exempt=lambda host: host == HOME))
 
 
 async def person_from(server: Server, source: str) -> Person:
@@ -62,19 +62,19 @@ async def fail_from(server: Server, source: str, times: int = 1) -> None:
 @pytest.mark.parametrize(
     ("facts", "die", "kind"),
     [
-        (Facts(0, 0, 0.0), 0.0, None),
-        (Facts(9, 3, 0.0), 0.0, None),
-        (Facts(10, 3, 0.0), 0.299, Reason.STARTUPS),
-        (Facts(10, 3, 0.0), 0.3, None),
-        (Facts(20, 0, 0.0), 0.649, Reason.STARTUPS),
-        (Facts(20, 0, 0.0), 0.65, None),
-        (Facts(30, 0, 0.0), 0.999999, Reason.STARTUPS),
-        (Facts(9, 4, 0.0), 0.999999, Reason.PER_SOURCE),
-        (Facts(30, 4, 0.001), 0.0, Reason.PENALTY),
-        (Facts(30, 4, 0.0), 0.0, Reason.PER_SOURCE),
+        (PreauthCounts(0, 0, 0.0), 0.0, None),
+        (PreauthCounts(9, 3, 0.0), 0.0, None),
+        (PreauthCounts(10, 3, 0.0), 0.299, PreauthReason.STARTUPS),
+        (PreauthCounts(10, 3, 0.0), 0.3, None),
+        (PreauthCounts(20, 0, 0.0), 0.649, PreauthReason.STARTUPS),
+        (PreauthCounts(20, 0, 0.0), 0.65, None),
+        (PreauthCounts(30, 0, 0.0), 0.999999, PreauthReason.STARTUPS),
+        (PreauthCounts(9, 4, 0.0), 0.999999, PreauthReason.PER_SOURCE),
+        (PreauthCounts(30, 4, 0.001), 0.0, PreauthReason.PENALTY),
+        (PreauthCounts(30, 4, 0.0), 0.0, PreauthReason.PER_SOURCE),
     ],
 )
-def test_decisions(facts: Facts, die: float, kind: Reason | None) -> None:
+def test_decisions(facts: PreauthCounts, die: float, kind: PreauthReason | None) -> None:
     refusal = decide(facts, Startups(10, 30, 30), 4, die)
     assert (refusal.kind if refusal else None) == kind
 
@@ -88,7 +88,7 @@ DICE = st.floats(0, 1, exclude_max=True)
 
 @given(STARTUPS, st.integers(0, 1100), DICE)
 def test_whoever_is_alone_comes_in_and_at_full_nobody(startups: Startups, strangers: int, die: float) -> None:
-    refused = decide(Facts(strangers, 0, 0.0), startups, 1, die) is not None
+    refused = decide(PreauthCounts(strangers, 0, 0.0), startups, 1, die) is not None
     assert refused <= (strangers >= startups.start)
     assert refused >= (strangers >= startups.full)
 
@@ -100,15 +100,15 @@ def test_more_strangers_make_it_no_likelier_to_come_in(startups: Startups, stran
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), DICE), max_size=200))
 def test_who_came_is_counted_until_it_ends_once(steps: list[tuple[int, bool, float]]) -> None:
-    settings = Control(max_startups="4:50:8", max_startups_per_source=3)
-    strangers = Strangers(lambda: settings)
-    here: list[tuple[int, Stranger]] = []
+    settings = ControlSettings(max_startups="4:50:8", max_startups_per_source=3)
+    strangers = PreauthLimiter(lambda: settings)
+    here: list[tuple[int, PreauthSlot]] = []
     for source, leaves, die in steps:
         if leaves and here:
             _, gone = here.pop(random.Random(die).randrange(len(here)))
             gone.release()
             gone.release()
-        elif isinstance(came := strangers.acquire(f"192.0.2.{source}", 0.0, die), Stranger):
+        elif isinstance(came := strangers.acquire(f"192.0.2.{source}", 0.0, die), PreauthSlot):
             here.append((source, came))
         assert len(strangers) == len(here) <= 8
         assert all(sum(one == other for other, _ in here) <= 3 for one, _ in here)
@@ -118,28 +118,28 @@ def test_who_came_is_counted_until_it_ends_once(steps: list[tuple[int, bool, flo
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
 def test_loopback_counts_but_has_no_cap_of_its_own_and_no_penalty(host: str) -> None:
-    settings = Control(max_startups="3:100:3", max_startups_per_source=1)
-    strangers = Strangers(lambda: settings)
+    settings = ControlSettings(max_startups="3:100:3", max_startups_per_source=1)
+    strangers = PreauthLimiter(lambda: settings)
     for _ in range(10):
         strangers.fail(host, 0.0)
     came = [strangers.acquire(host, 0.0, 0.0) for _ in range(4)]
-    assert [isinstance(one, Stranger) for one in came] == [True, True, True, False]
-    assert strangers.refusals == {Reason.STARTUPS: 1}
+    assert [isinstance(one, PreauthSlot) for one in came] == [True, True, True, False]
+    assert strangers.refusals == {PreauthReason.STARTUPS: 1}
 
 
 def test_a_whole_ipv6_network_of_64_bits_is_one_source() -> None:
-    settings = Control(max_startups_per_source=1)
-    strangers = Strangers(lambda: settings)
-    assert isinstance(strangers.acquire("2001:db8::1", 0.0, 0.0), Stranger)
-    assert isinstance(strangers.acquire("2001:db8::2", 0.0, 0.0), Refusal)
-    assert isinstance(strangers.acquire("2001:db8:0:1::1", 0.0, 0.0), Stranger)
+    settings = ControlSettings(max_startups_per_source=1)
+    strangers = PreauthLimiter(lambda: settings)
+    assert isinstance(strangers.acquire("2001:db8::1", 0.0, 0.0), PreauthSlot)
+    assert isinstance(strangers.acquire("2001:db8::2", 0.0, 0.0), PreauthRefusal)
+    assert isinstance(strangers.acquire("2001:db8:0:1::1", 0.0, 0.0), PreauthSlot)
 
 
 # On the line face
 
 
 async def test_over_max_startups_newcomers_are_told_and_leave_a_place_when_known() -> None:
-    settings = Control(max_startups="2:100:2")
+    settings = ControlSettings(max_startups="2:100:2")
     async with running_server(settings, gate=gate_with(settings)) as server:
         async with server.person() as one, server.person():
             refused = await person_from(server, HOME)
@@ -155,7 +155,7 @@ async def test_over_max_startups_newcomers_are_told_and_leave_a_place_when_known
 
 
 async def test_one_source_cannot_have_every_place() -> None:
-    settings = Control(max_startups_per_source=2)
+    settings = ControlSettings(max_startups_per_source=2)
     async with running_server(settings, gate=gate_with(settings)) as server:
         people = [await person_from(server, FOE) for _ in range(2)]
         assert all([(await person.hears()).startswith("OK") for person in people])
@@ -166,14 +166,14 @@ async def test_one_source_cannot_have_every_place() -> None:
 
 
 async def test_where_nobody_is_asked_nobody_is_a_stranger() -> None:
-    settings = Control(max_startups="1:100:1", max_startups_per_source=1)
-    gate = Gate(lambda: (), Strangers(lambda: settings))
+    settings = ControlSettings(max_startups="1:100:1", max_startups_per_source=1)
+    gate = Authenticator(lambda: (), PreauthLimiter(lambda: settings))
     async with running_server(settings, gate=gate) as server, server.person(), server.person(), server.person():
         assert await server.is_well()
 
 
 async def test_a_refused_stranger_costs_no_descriptor() -> None:
-    settings = Control(max_startups="1:100:1")
+    settings = ControlSettings(max_startups="1:100:1")
     async with running_server(settings, gate=gate_with(settings)) as server, server.person():
         before = net.open_descriptors()
         for _ in range(20):
@@ -182,7 +182,7 @@ async def test_a_refused_stranger_costs_no_descriptor() -> None:
 
 
 async def test_a_flood_does_not_flood_the_log(mock_clock: MockClock) -> None:
-    settings = Control(max_startups="1:100:1")
+    settings = ControlSettings(max_startups="1:100:1")
     async with running_server(settings, patience=LONG, gate=gate_with(settings)) as server, server.person():
         with capture_logs() as logs:
             for _ in range(30):
@@ -196,7 +196,7 @@ async def test_a_flood_does_not_flood_the_log(mock_clock: MockClock) -> None:
 
 
 async def test_who_failed_too_often_is_refused_for_a_time_and_nobody_else(mock_clock: MockClock) -> None:
-    settings = Control(penalty=5.0)
+    settings = ControlSettings(penalty=5.0)
     async with running_server(settings, patience=LONG, gate=gate_with(settings)) as server:
         known = await person_from(server, FOE)
         await known.hears()
@@ -215,7 +215,7 @@ async def test_who_failed_too_often_is_refused_for_a_time_and_nobody_else(mock_c
 
 
 async def test_connections_that_are_open_already_are_no_further_guesses(mock_clock: MockClock) -> None:
-    settings = Control()
+    settings = ControlSettings()
     async with running_server(settings, patience=LONG, gate=gate_with(settings)) as server:
         second = await person_from(server, FOE)
         await second.hears()
@@ -227,7 +227,7 @@ async def test_connections_that_are_open_already_are_no_further_guesses(mock_clo
 
 
 async def test_who_takes_a_place_and_says_nothing_has_failed_but_a_probe_has_not(mock_clock: MockClock) -> None:
-    settings = Control(handshake_timeout=10.0)
+    settings = ControlSettings(handshake_timeout=10.0)
     gate = gate_with(settings)
     async with running_server(settings, patience=LONG, gate=gate) as server:
         silent = [await person_from(server, FOE) for _ in range(3)]
@@ -250,9 +250,9 @@ async def test_who_takes_a_place_and_says_nothing_has_failed_but_a_probe_has_not
 
 
 async def test_a_penalty_of_one_face_holds_on_the_other(mock_clock: MockClock) -> None:
-    settings = Control()
-    strangers = Strangers(lambda: settings, exempt=lambda _: False)
-    gate = Gate(lambda: (ALICE,), strangers)
+    settings = ControlSettings()
+    strangers = PreauthLimiter(lambda: settings, exempt=lambda _: False)
+    gate = Authenticator(lambda: (ALICE,), strangers)
     async with running_server(settings, patience=LONG, gate=gate) as server, open_face(gate=gate) as face:
         assert (await face.ask("GET", "/healthz")).status == 200
         for number in range(3):
@@ -261,6 +261,6 @@ async def test_a_penalty_of_one_face_holds_on_the_other(mock_clock: MockClock) -
         async with await face.connect() as stream:
             assert await is_dropped(stream)
         assert (await greeting(server, HOME)).startswith("ERR limit too many failures")
-        assert strangers.refusals == {Reason.PENALTY: 2}
+        assert strangers.refusals == {PreauthReason.PENALTY: 2}
         mock_clock.jump(5)
         assert (await face.ask("GET", "/healthz")).status == 200

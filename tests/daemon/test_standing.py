@@ -14,8 +14,8 @@ from trio.testing import MockClock
 
 from tests.support.manager import manager
 from tunneld import trust
-from tunneld.cli.papers import LIFE, make_papers
-from tunneld.config.schema import Settings, Tls
+from tunneld.cli.papers import LIFE, make_self_signed
+from tunneld.config.schema import Settings, TlsFiles
 from tunneld.daemon import Daemon, standing
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
@@ -42,12 +42,12 @@ async def test_the_status_counts_and_says_why_a_reload_failed_until_one_works(tm
 async def test_certificates_are_looked_at_twice_a_day(
     tmp_path: Path, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    papers = make_papers("relay.example.org", datetime.now(UTC) - LIFE + timedelta(days=3, hours=1))
+    papers = make_self_signed("relay.example.org", datetime.now(UTC) - LIFE + timedelta(days=3, hours=1))
     (tmp_path / "relay.pem").write_bytes(papers.certificate)
     (tmp_path / "relay.key").write_bytes(papers.key)
-    tls = Tls(certificate=tmp_path / "relay.pem", key=tmp_path / "relay.key")
+    tls = TlsFiles(certificate=tmp_path / "relay.pem", key=tmp_path / "relay.key")
     shown = [(trust.server_tls_context(tls), tls.certificate)]
-    how = standing.Standing(Daemon(Settings(), None, Settings).service, lambda: shown)
+    how = standing.SystemdStatus(Daemon(Settings(), None, Settings).service, lambda: shown)
     with capture_logs() as logs:
         nursery.start_soon(how.tell)
         await trio.sleep(2.5 * standing.CERTIFICATES)

@@ -11,18 +11,18 @@ from structlog.testing import capture_logs
 
 from tests.support.papers import Papers
 from tunneld import trust
-from tunneld.cli.papers import LIFE, make_papers
-from tunneld.config.schema import Tls
+from tunneld.cli.papers import LIFE, make_self_signed
+from tunneld.config.schema import TlsFiles
 from tunneld.daemon import validity
 
 NOW = datetime.now(UTC)
 
 
 def shown(folder: Path, made: datetime) -> validity.Shown:
-    papers = make_papers("relay.example.org", made)
+    papers = make_self_signed("relay.example.org", made)
     (folder / "relay.pem").write_bytes(papers.certificate)
     (folder / "relay.key").write_bytes(papers.key)
-    tls = Tls(certificate=folder / "relay.pem", key=folder / "relay.key")
+    tls = TlsFiles(certificate=folder / "relay.pem", key=folder / "relay.key")
     return trust.server_tls_context(tls), tls.certificate
 
 
@@ -49,7 +49,7 @@ def test_one_that_lives_for_days_is_complained_of_in_its_last_quarter(tmp_path: 
     paper = trustme.CA().issue_cert("localhost", not_before=begin, not_after=end).private_key_and_cert_chain_pem
     both = tmp_path / "both.pem"
     paper.write_to_path(both)
-    one = trust.server_tls_context(Tls(certificate=both, key=both)), both
+    one = trust.server_tls_context(TlsFiles(certificate=both, key=both)), both
     edge = end.timestamp() - validity.LAST_PART * (end - begin).total_seconds()
     assert not validity.look([one], edge - 2)
     assert validity.look([one], edge + 2) == [f"certificate {one[1]} expires in 1 day"]

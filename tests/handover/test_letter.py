@@ -15,17 +15,17 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.people import connect, is_dropped, read_all, read_exactly
-from tunneld.backends.shared import Endpoints
-from tunneld.config.schema import Settings, Tunnels
+from tunneld.backends.shared import KeyRegistry
+from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.endpoint import Endpoint
 from tunneld.errors import DrainingError
-from tunneld.handover import Baggage, Estate, baggage, pack, unpack
+from tunneld.handover import FdBundle, Snapshot, baggage, pack, unpack
 from tunneld.relay.engine import Engine
 from tunneld.rules.options import TunnelOptions
-from tunneld.service import Asker, TunnelService
+from tunneld.service import Requester, TunnelService
 from tunneld.tunnel import Phase, Tunnel
 
-ME = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
+ME = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
 Edit = Callable[[list[Any]], None]
 
 
@@ -34,9 +34,9 @@ class House:
 
     def __init__(self, engine: Engine, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self._settings = Settings(tunnels=Tunnels(ports="0"))
+        self._settings = Settings(tunnels=TunnelSettings(ports="0"))
         self.engine = engine
-        self.endpoints = Endpoints()
+        self.endpoints = KeyRegistry()
         self.endpoints.set_port("webmux", "webmux", 1)
         self.service = TunnelService(lambda: self._settings, engine, self.endpoints)
 
@@ -47,23 +47,23 @@ class House:
         return await self.service.open_tunnel(backend, TunnelOptions.parse(words), ME)
 
     async def move(
-        self, edit: Edit = lambda lines: None, lost: Callable[[Estate], list[socket.socket]] | None = None
+        self, edit: Edit = lambda lines: None, lost: Callable[[Snapshot], list[socket.socket]] | None = None
     ) -> None:
         """By way of octets and descriptors; `edit` may change the lines, the sockets that `lost` names go missing."""
-        estate = Estate(service=await self.service.export())
+        estate = Snapshot(service=await self.service.export())
         missing = {os.fstat(one.fileno()).st_ino for one in lost(estate)} if lost else set()
-        packed = Baggage()
+        packed = FdBundle()
         letter, closed = pack(estate, packed)
         assert not closed
-        fd = baggage.write_letter(letter, packed.held)
-        head, _, held = baggage.read_letter(fd).partition(b"\n\n")
+        fd = baggage.write_manifest(letter, packed.held)
+        head, _, held = baggage.read_manifest(fd).partition(b"\n\n")
         lines = [json.loads(line) for line in head.split(b"\n")]
         edit(lines)
         letter = b"\n".join([*(json.dumps(line).encode() for line in lines), b"", b""]) + held
         arrived, _ = baggage.adopt([one.detach() for one in packed.sockets])
         for inode in missing:
             arrived.take(inode).close()
-        self.endpoints = Endpoints()
+        self.endpoints = KeyRegistry()
         self.endpoints.set_port("webmux", "webmuxs", 2)
         self.service = TunnelService(lambda: self._settings, self.engine, self.endpoints)
         await self.begin()
@@ -295,7 +295,7 @@ async def test_a_tunnel_that_is_not_understood_costs_that_tunnel(house: House) -
 async def test_a_listener_that_is_missing_costs_its_tunnel(house: House) -> None:
     await house.open(persist="yes")
 
-    def lost(estate: Estate) -> list[socket.socket]:
+    def lost(estate: Snapshot) -> list[socket.socket]:
         listener = estate.service.tunnels[0][1].client.listener
         assert listener is not None
         return [listener]
@@ -331,13 +331,13 @@ async def test_a_connection_that_is_missing_costs_its_relay(house: House) -> Non
 )
 def test_a_letter_of_another_kind_is_not_read(letter: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        unpack(letter, Baggage())
+        unpack(letter, FdBundle())
 
 
 def test_a_letter_that_somebody_could_still_change_is_not_read() -> None:
     fd = os.memfd_create("unsealed")
     with pytest.raises(ValueError, match="it is not sealed"):
-        baggage.read_letter(fd)
+        baggage.read_manifest(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
 
@@ -346,8 +346,8 @@ async def test_relays_that_find_no_room_are_cut_and_counted(house: House) -> Non
     tunnel = await house.open(persist="yes")
     server, visitor = await connect(tunnel.server_uri), await connect(tunnel.client_uri)
     await until(lambda: tunnel.served == 1)
-    full = Baggage(most=3)
-    estate = Estate(service=await house.service.export())
+    full = FdBundle(most=3)
+    estate = Snapshot(service=await house.service.export())
     letter, closed = pack(estate, full)
     assert closed == 1
     assert await is_dropped(visitor)

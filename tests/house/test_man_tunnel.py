@@ -120,7 +120,7 @@ def test_every_default_is_in_the_page() -> None:
 def test_every_key_of_the_file_is_in_the_page_and_no_other() -> None:
     room = TEXT.split(".Ss Several local servers\n")[1].split("\n.Ss ")[0]
     relay, exposed = room.split("Each table\n")
-    for text, table in ((relay, planfile.Relay), (exposed, planfile.Exposed)):
+    for text, table in ((relay, planfile.RelayTable), (exposed, planfile.ExposureTable)):
         named = [word for line in re.findall(r"^\.It Ic (.+)$", text, re.MULTILINE) for word in line.split(" , ")]
         assert sorted(named) == sorted(table.model_fields)
 
@@ -128,12 +128,12 @@ def test_every_key_of_the_file_is_in_the_page_and_no_other() -> None:
 def test_every_key_of_the_file_is_an_option_with_the_same_default() -> None:
     """`name` and `target` are the table's own way to say things; `http` and `https` are options of their own."""
     made = {action.dest: action for action in commands()["expose"]._actions}
-    for name, field in planfile.Exposed.model_fields.items():
+    for name, field in planfile.ExposureTable.model_fields.items():
         default = made[name].default
         if name not in {"target", "scheme", "proxy_protocol", "share"}:
             assert default == (field.default or None), name
     spelled = {"where": "relay"}
-    assert {spelled.get(name, name) for name in planfile.Relay.model_fields} <= made.keys()
+    assert {spelled.get(name, name) for name in planfile.RelayTable.model_fields} <= made.keys()
 
 
 def test_the_roles_are_in_the_page() -> None:

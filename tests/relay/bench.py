@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from tunneld.relay import Cause, Engine, Limits, Relay, RelayEnd, new_engine
+from tunneld.relay import Cause, Engine, EngineLimits, Relay, RelayEnd, new_engine
 from tunneld.relay.engine import Limiter
 from tunneld.relay.portable import PortableEngine
 
@@ -21,7 +21,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "native": new_engine,
     "native without pipes": lambda: new_engine(max_pipes=0),
     "native in small sips": lambda: new_engine(buffer_size=512, pipe_size=4096, turn_size=1, accept_batch=1),
-    "portable": lambda: PortableEngine(Limits()),
+    "portable": lambda: PortableEngine(EngineLimits()),
 }
 
 NOISE = random.Random(7).randbytes(1 << 20)

@@ -17,7 +17,7 @@ import trio
 
 from tests.relay.bench import ENGINES, Bench, no_failure, tcp_pair
 from tests.support.shortage import no_descriptors_left
-from tunneld.relay import Limits
+from tunneld.relay import EngineLimits
 
 
 class Arrivals:
@@ -195,15 +195,15 @@ async def test_the_last_descriptors_are_left_to_others_and_nobody_who_comes_is_l
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tunneld.relay.pump import Pump  # noqa: PLC0415  # Linux only
-    from tunneld.relay.room import Room  # noqa: PLC0415
+    from tunneld.relay.room import FdReserve  # noqa: PLC0415
 
-    told, pump = Told(), Pump(Limits(accept_backoff=0.01))
+    told, pump = Told(), Pump(EngineLimits(accept_backoff=0.01))
     monkeypatch.setattr("tunneld.relay.failures.log", structlog.wrap_logger(None, processors=[told]))
     await nursery.start(pump.run)
     with socket.create_server(("127.0.0.1", 0)) as listener, no_gaps() as first_free:
         listener.setblocking(False)
         clients = [socket.socket() for _ in range(6)]
-        pump.fd_reserve = Room(most=first_free + len(clients) + 2)
+        pump.fd_reserve = FdReserve(most=first_free + len(clients) + 2)
         for client in clients:
             client.connect(listener.getsockname())
         arrived, more = list[socket.socket](), trio.Event()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tunneld.relay.look import has_left
+from tunneld.relay.look import peer_closed
 
 
 @pytest.fixture
@@ -26,16 +26,16 @@ def test_a_peer_that_ended_has_left_once_its_octets_are_read(
     ours_and_peer: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, peer = ours_and_peer
-    assert not has_left(ours)
+    assert not peer_closed(ours)
     peer.sendall(b"x")
     peer.shutdown(socket.SHUT_WR)
-    assert not has_left(ours)
+    assert not peer_closed(ours)
     assert ours.recv(10) == b"x"
-    assert has_left(ours)
+    assert peer_closed(ours)
 
 
 def test_a_peer_that_broke_has_left(ours_and_peer: tuple[socket.socket, socket.socket]) -> None:
     ours, peer = ours_and_peer
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peer.close()
-    assert has_left(ours)
+    assert peer_closed(ours)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tunneld.endpoint import Network
 from tunneld.errors import UsageError
-from tunneld.rules.admission import Admission, Refusal, Refused, Rules
+from tunneld.rules.admission import Admission, AdmissionRefusal, RefusalKind, Rules
 from tunneld.rules.networks import MAX_NETWORKS, NetworkSet, parse_networks, read_address
 from tunneld.rules.rates import Rate
 
@@ -27,7 +27,7 @@ def nets(*texts: str) -> tuple[Network, ...]:
     return parse_networks(",".join(texts))
 
 
-def kind(refusal: Refusal | None) -> Refused | None:
+def kind(refusal: AdmissionRefusal | None) -> RefusalKind | None:
     return None if refusal is None else refusal.kind
 
 
@@ -51,7 +51,7 @@ def test_a_set_of_networks_agrees_with_each_of_them(
 @pytest.mark.parametrize("network", ["192.0.2.0/24", "::ffff:192.0.2.0/120", "::ffff:192.0.2.7"])
 def test_an_ipv4_address_is_the_same_however_it_is_written(written: str, network: str) -> None:
     rules = Rules(deny=nets(network))
-    assert kind(Admission(rules).admit(written, 0)) is Refused.ADDRESS
+    assert kind(Admission(rules).admit(written, 0)) is RefusalKind.ADDRESS
     assert Admission(rules).admit("192.0.3.7", 0) is None
 
 
@@ -60,7 +60,7 @@ def test_deny_wins_and_every_allow_list_must_have_the_visitor() -> None:
         Rules(allow=(nets("192.0.0.0/16", "2001:db8::/32"), nets("192.0.2.0/24")), deny=nets("192.0.2.128/25"))
     )
     found = [kind(admission.admit(host, 0)) for host in ("192.0.2.1", "192.0.3.1", "192.0.2.129", "2001:db8::1")]
-    assert found == [None, Refused.ADDRESS, Refused.ADDRESS, Refused.ADDRESS]
+    assert found == [None, RefusalKind.ADDRESS, RefusalKind.ADDRESS, RefusalKind.ADDRESS]
 
 
 def test_an_empty_allow_list_is_everybody() -> None:
@@ -70,7 +70,7 @@ def test_an_empty_allow_list_is_everybody() -> None:
 def test_all_of_ipv6_is_no_ipv4() -> None:
     admission = Admission(Rules(deny=nets("::/0")))
     assert admission.admit("192.0.2.1", 0) is None
-    assert kind(admission.admit("fe80::1%eth0", 0)) is Refused.ADDRESS
+    assert kind(admission.admit("fe80::1%eth0", 0)) is RefusalKind.ADDRESS
 
 
 def test_networks_of_an_option_are_read_up_to_their_limit() -> None:
@@ -116,7 +116,7 @@ def test_never_more_than_so_many_at_once_and_nothing_stays_behind(most: int, ste
         source = read_address(host).source
         if comes:
             refused = admission.admit(host, 0)
-            assert kind(refused) is (Refused.PER_SOURCE if inside[source] == most else None)
+            assert kind(refused) is (RefusalKind.PER_SOURCE if inside[source] == most else None)
             if refused is None:
                 inside[source] += 1
                 hosts.append(host)
@@ -136,15 +136,15 @@ def test_never_more_than_so_many_at_once_and_nothing_stays_behind(most: int, ste
 
 def test_a_visitor_refused_for_one_reason_uses_nothing_up_of_another() -> None:
     admission = Admission(Rules(deny=nets("10.0.0.1"), max_per_source=1, rate=Rate.parse("2/h"), max_sources=10))
-    assert kind(admission.admit("10.0.0.1", 1e5)) is Refused.ADDRESS
+    assert kind(admission.admit("10.0.0.1", 1e5)) is RefusalKind.ADDRESS
     assert admission.sources == 0
     assert admission.admit("192.0.2.1", 1e5) is None
-    assert kind(admission.admit("192.0.2.1", 1e5)) is Refused.PER_SOURCE
+    assert kind(admission.admit("192.0.2.1", 1e5)) is RefusalKind.PER_SOURCE
     admission.left("192.0.2.1")
     assert admission.admit("192.0.2.1", 1e5) is None
     admission.left("192.0.2.1")
-    assert kind(admission.admit("192.0.2.1", 1e5)) is Refused.RATE
-    assert kind(admission.admit("192.0.2.1", 1e5)) is Refused.RATE  # and it holds no place
+    assert kind(admission.admit("192.0.2.1", 1e5)) is RefusalKind.RATE
+    assert kind(admission.admit("192.0.2.1", 1e5)) is RefusalKind.RATE  # and it holds no place
 
 
 def test_a_hundred_thousand_sources_leave_no_more_than_is_configured() -> None:
@@ -174,4 +174,6 @@ def test_rules_that_ask_nothing_are_known_as_such(rules: Rules, nothing: bool) -
 def test_refusals_say_the_option_that_is_the_reason() -> None:
     rate = Admission(Rules(rate=Rate.parse("1/m")))
     rate.admit("192.0.2.1", 1e5)
-    assert rate.admit("192.0.2.1", 1e5) == Refusal(Refused.RATE, "its source brings more than 1/m (visitor_rate)")
+    assert rate.admit("192.0.2.1", 1e5) == AdmissionRefusal(
+        RefusalKind.RATE, "its source brings more than 1/m (visitor_rate)"
+    )

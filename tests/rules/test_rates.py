@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.rules.rates import MAX_COUNT, SECOND, Buckets, Rate, Thinning
+from tunneld.rules.rates import MAX_COUNT, SECOND, Buckets, LogLimiter, Rate
 
 RATES = st.builds(Rate, st.integers(1, 20), st.sampled_from([1, 60, 3600]))
 
@@ -179,7 +179,7 @@ def test_a_ceiling_bounds_the_burst_and_the_long_run(rate: str, ceiling: str, wi
 
 
 def test_thinning_lets_some_through_and_counts_the_rest() -> None:
-    thinning = Thinning(Rate.parse("2/s"))
+    thinning = LogLimiter(Rate.parse("2/s"))
     assert [thinning.passes(100.0) for _ in range(5)] == [0, 0, None, None, None]
     assert thinning.passes(100.5) == 3
     assert thinning.passes(103.0) == 0

@@ -6,23 +6,25 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tunneld.endpoint import Endpoint
-from tunneld.rules.reservations import Book, Holder, Reservation
+from tunneld.rules.reservations import Reservation, ReservationKey, ReservationTable
 
-BLOG, SHOP = Holder("alice", "blog"), Holder("bob", "shop")
+BLOG, SHOP = ReservationKey("alice", "blog"), ReservationKey("bob", "shop")
 
 
-def record(holder: Holder, client_port: int, server_port: int | None = None) -> Reservation:
+def record(holder: ReservationKey, client_port: int, server_port: int | None = None) -> Reservation:
     server = Endpoint("tcp", "relay.example.org", server_port or client_port + 10_000)
     return Reservation(holder, "tcp", client_port, server)
 
 
-def leave(book: Book, holder: Holder, expires: float = 100.0, most: int = 9, most_per_owner: int = 9) -> list[int]:
+def leave(
+    book: ReservationTable, holder: ReservationKey, expires: float = 100.0, most: int = 9, most_per_owner: int = 9
+) -> list[int]:
     gone = book.leave(holder, expires, most=most, most_per_owner=most_per_owner)
     return [each.client_port for each in gone]
 
 
 def test_both_ports_are_somebodys_until_the_time_is_over() -> None:
-    book = Book()
+    book = ReservationTable()
     book.hold(record(BLOG, 20080, 20081))
     leave(book, BLOG, 100.0)
     assert 20080 in book
@@ -35,14 +37,14 @@ def test_both_ports_are_somebodys_until_the_time_is_over() -> None:
 
 
 def test_one_that_is_held_does_not_expire() -> None:
-    book = Book()
+    book = ReservationTable()
     book.hold(record(BLOG, 20080))
     book.expire(1e12)
     assert book.find(BLOG) == record(BLOG, 20080)
 
 
 def test_a_port_of_a_shared_server_side_is_free_when_the_last_one_is_gone() -> None:
-    book = Book()
+    book = ReservationTable()
     book.hold(record(BLOG, 20080, 7012))
     book.hold(record(SHOP, 20081, 7012))
     book.drop(BLOG)
@@ -52,7 +54,7 @@ def test_a_port_of_a_shared_server_side_is_free_when_the_last_one_is_gone() -> N
 
 
 def test_who_comes_back_elsewhere_gives_up_where_it_was() -> None:
-    book = Book()
+    book = ReservationTable()
     book.hold(record(BLOG, 20080))
     book.hold(record(BLOG, 20090))
     assert 20080 not in book
@@ -60,54 +62,54 @@ def test_who_comes_back_elsewhere_gives_up_where_it_was() -> None:
 
 
 def test_the_oldest_of_an_owner_makes_room_and_nobody_elses() -> None:
-    book = Book()
+    book = ReservationTable()
     for port in (1, 2, 3):
-        book.hold(record(Holder("alice", f"n{port}"), port))
-        book.hold(record(Holder("bob", f"n{port}"), port + 100))
-    assert leave(book, Holder("alice", "n2"), most_per_owner=2) == []
-    assert leave(book, Holder("alice", "n1"), most_per_owner=2) == []
-    assert leave(book, Holder("bob", "n1"), most_per_owner=2) == []
-    assert leave(book, Holder("alice", "n3"), most_per_owner=2) == [2]
+        book.hold(record(ReservationKey("alice", f"n{port}"), port))
+        book.hold(record(ReservationKey("bob", f"n{port}"), port + 100))
+    assert leave(book, ReservationKey("alice", "n2"), most_per_owner=2) == []
+    assert leave(book, ReservationKey("alice", "n1"), most_per_owner=2) == []
+    assert leave(book, ReservationKey("bob", "n1"), most_per_owner=2) == []
+    assert leave(book, ReservationKey("alice", "n3"), most_per_owner=2) == [2]
 
 
 def test_when_all_are_too_many_whoever_has_most_makes_room() -> None:
-    book = Book()
+    book = ReservationTable()
     for name, port in (("a", 1), ("b", 2), ("c", 3)):
-        book.hold(record(Holder("alice", name), port))
-        assert leave(book, Holder("alice", name), most=3) == []
+        book.hold(record(ReservationKey("alice", name), port))
+        assert leave(book, ReservationKey("alice", name), most=3) == []
     book.hold(record(SHOP, 4))
     assert leave(book, SHOP, most=3) == [1]
 
 
 def test_without_credentials_each_address_is_an_owner() -> None:
-    book = Book()
+    book = ReservationTable()
     for host in ("192.0.2.1", "192.0.2.2"):
         for name, port in (("a", 1), ("b", 2)):
-            holder = Holder("", name, host)
+            holder = ReservationKey("", name, host)
             book.hold(record(holder, port + int(host[-1]) * 10))
             assert leave(book, holder, most_per_owner=2) == []
-    book.hold(record(Holder("", "c", "192.0.2.1"), 13))
-    assert leave(book, Holder("", "c", "192.0.2.1"), most_per_owner=2) == [11]
+    book.hold(record(ReservationKey("", "c", "192.0.2.1"), 13))
+    assert leave(book, ReservationKey("", "c", "192.0.2.1"), most_per_owner=2) == [11]
 
 
 def test_what_belongs_to_a_credential_that_is_no_more_is_dropped() -> None:
-    book = Book()
+    book = ReservationTable()
     book.hold(record(BLOG, 1))
     book.hold(record(SHOP, 2))
-    book.hold(record(Holder("", "open", "192.0.2.1"), 3))
+    book.hold(record(ReservationKey("", "open", "192.0.2.1"), 3))
     assert [each.holder.name for each in book.retain({"alice"})] == ["shop", "open"]
     assert [each.holder for each in book.retain(())] == [BLOG]
 
 
 def test_of_two_records_in_a_file_with_the_same_port_the_first_counts() -> None:
-    book = Book()
+    book = ReservationTable()
     book.load([record(BLOG, 1), record(SHOP, 1)])
     assert [each.holder for each in book] == [BLOG]
 
 
 def test_changes_are_told_once_and_reading_is_none() -> None:
-    told: list[Holder] = []
-    book = Book(told.append)
+    told: list[ReservationKey] = []
+    book = ReservationTable(told.append)
     book.load([record(SHOP, 2)])
     book.hold(record(BLOG, 1))
     book.hold(record(BLOG, 1))
@@ -117,7 +119,7 @@ def test_changes_are_told_once_and_reading_is_none() -> None:
     assert told == [BLOG, BLOG, BLOG]
 
 
-HOLDERS = st.builds(Holder, st.sampled_from(["", "alice", "bob"]), st.sampled_from("abcd"))
+HOLDERS = st.builds(ReservationKey, st.sampled_from(["", "alice", "bob"]), st.sampled_from("abcd"))
 
 
 class AnyStory(RuleBasedStateMachine):
@@ -125,20 +127,20 @@ class AnyStory(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.book = Book()
+        self.book = ReservationTable()
         self.now = 0.0
 
     @rule(holder=HOLDERS, port=st.integers(1, 8))
-    def hold(self, holder: Holder, port: int) -> None:
+    def hold(self, holder: ReservationKey, port: int) -> None:
         if port not in self.book:
             self.book.hold(record(holder, port, 99 if port % 2 else None))
 
     @rule(holder=HOLDERS, after=st.floats(0, 10))
-    def leave(self, holder: Holder, after: float) -> None:
+    def leave(self, holder: ReservationKey, after: float) -> None:
         leave(self.book, holder, self.now + after, most=4, most_per_owner=2)
 
     @rule(holder=HOLDERS)
-    def drop(self, holder: Holder) -> None:
+    def drop(self, holder: ReservationKey) -> None:
         self.book.drop(holder)
         assert self.book.find(holder) is None
 

@@ -14,13 +14,13 @@ from trio.testing import MockClock
 
 from tests.support.people import connect, is_refused
 from tests.support.visitors import until_parked
-from tunneld.config.schema import Settings, Tunnels
+from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.relay.engine import Engine
 from tunneld.rules.access import EVERYBODY, Grant, Role
 from tunneld.rules.options import TunnelOptions
-from tunneld.service import Asker, TunnelService
-from tunneld.service.addresses import Kept
+from tunneld.service import Requester, TunnelService
+from tunneld.service.addresses import ReservationView
 from tunneld.tunnel import Phase, Tunnel
 
 ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)
@@ -28,12 +28,12 @@ HOUR = 3600.0
 
 
 @pytest.fixture
-def tunnel_settings() -> Tunnels:
+def tunnel_settings() -> TunnelSettings:
     """As many ports as two tunnels have."""
     return few_ports(4)
 
 
-def few_ports(count: int, **keys: float) -> Tunnels:
+def few_ports(count: int, **keys: float) -> TunnelSettings:
     """A range of so many ports that were free just now."""
     for first in range(21_000, 29_000, 50):
         try:
@@ -41,12 +41,12 @@ def few_ports(count: int, **keys: float) -> Tunnels:
                 socket.create_server(("127.0.0.1", port)).close()
         except OSError:
             continue
-        return Tunnels.model_validate({"ports": f"{first}-{first + count - 1}", "reservation": HOUR, **keys})
+        return TunnelSettings.model_validate({"ports": f"{first}-{first + count - 1}", "reservation": HOUR, **keys})
     raise AssertionError("no free ports")
 
 
 async def open_as(service: TunnelService, grant: Grant, host: str = "127.0.0.1", **words: str) -> Tunnel:
-    asker = Asker(host=host, owner=f"{host}:9", local_host="127.0.0.1", grant=grant)
+    asker = Requester(host=host, owner=f"{host}:9", local_host="127.0.0.1", grant=grant)
     return await service.open_tunnel("tcp", TunnelOptions.parse(words), asker)
 
 
@@ -273,7 +273,7 @@ class TestWhatPeopleAsk:
         await service.close(second.id, keep=True)
         mock_clock.jump(600)
 
-        def told(found: list[Kept]) -> list[tuple[str, str | None, float | None]]:
+        def told(found: list[ReservationView]) -> list[tuple[str, str | None, float | None]]:
             return [(each.record.holder.name, each.tunnel, each.left) for each in found]
 
         addresses = service.addresses
@@ -317,7 +317,7 @@ async def test_a_removed_credential_leaves_nothing_behind(service: TunnelService
 
 
 async def test_whether_it_is_drained_or_stopped_what_was_open_is_there_in_the_next_life(
-    engine: Engine, tunnel_settings: Tunnels, tmp_path: Path
+    engine: Engine, tunnel_settings: TunnelSettings, tmp_path: Path
 ) -> None:
     settings = Settings(tunnels=tunnel_settings)
     before: list[tuple[str, str]] = []
@@ -354,7 +354,7 @@ async def test_with_a_reservation_of_nothing_a_newcomer_still_evicts_and_nothing
 async def test_a_system_that_gives_any_port_is_asked_again_where_it_gave_a_reserved_one(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(tunnels=Tunnels(ports="0"))
+    settings = Settings(tunnels=TunnelSettings(ports="0"))
     async with trio.open_nursery() as nursery:
         service = TunnelService(lambda: settings, engine)
         await nursery.start(service.run)

@@ -7,11 +7,11 @@ import trio
 
 from tests.support.people import connect, is_dropped
 from tests.support.visitors import open_tunnel, until_gone, until_served
-from tunneld.config.schema import Tunnels
+from tunneld.config.schema import TunnelSettings
 from tunneld.errors import EndedError, LimitReachedError, NoSuchTunnelError
 from tunneld.rules.access import Grant, Role
 from tunneld.service import TunnelService, registry
-from tunneld.service.registry import Registry
+from tunneld.service.registry import TunnelRegistry
 
 
 async def test_a_tunnel_is_found_by_its_id_its_uris_and_the_port_of_its_visitors(service: TunnelService) -> None:
@@ -47,7 +47,7 @@ async def test_what_tunnels_have_counted_outlives_them_and_the_process(service: 
     await server.aclose()
     await until_gone(tunnel)
 
-    def counts(registry: Registry) -> tuple[int, int, tuple[int, int], int]:
+    def counts(registry: TunnelRegistry) -> tuple[int, int, tuple[int, int], int]:
         return registry.opened, registry.served, registry.octets, registry.refusals.total()
 
     counted = counts(service)
@@ -56,7 +56,7 @@ async def test_what_tunnels_have_counted_outlives_them_and_the_process(service: 
     while service.tunnels():
         await trio.lowlevel.checkpoint()
     assert counts(service) == counted
-    successor = Registry()
+    successor = TunnelRegistry()
     successor._resume(service._past)
     assert counts(successor) == counted
 
@@ -105,8 +105,8 @@ async def test_of_those_ended_on_purpose_only_the_last_are_remembered(
 
 class TestAFew:
     @pytest.fixture
-    def tunnel_settings(self) -> Tunnels:
-        return Tunnels(ports="0", max_tunnels=2)
+    def tunnel_settings(self) -> TunnelSettings:
+        return TunnelSettings(ports="0", max_tunnels=2)
 
     async def test_no_more_tunnels_are_open_than_may_be(self, service: TunnelService) -> None:
         first, _ = await open_tunnel(service), await open_tunnel(service)

@@ -11,10 +11,10 @@ import trio
 
 from tests.relay.bench import Ends, stream, tcp_pair
 from tests.support.papers import Papers
-from tunneld.relay import Limits, Relay, Side
+from tunneld.relay import EngineLimits, Relay, Side
 from tunneld.relay.engine import Limiter
 from tunneld.relay.pump import Pump
-from tunneld.session import Carrier, CarrierLimits, Channel, link_over
+from tunneld.session import Carrier, CarrierLimits, Channel, connection_over
 from tunneld.tls import TlsSocket, shake_hands
 
 LIMIT = 30
@@ -108,15 +108,15 @@ async def two_carriers(papers: Papers | None, limits: CarrierLimits | None = Non
     """Two carriers on one connection, in TLS where there are papers; nothing is left of them after the block."""
     async with trio.open_nursery() as nursery:
         with trio.fail_after(LIMIT):
-            pump = Pump(Limits())
+            pump = Pump(EngineLimits())
             await nursery.start(pump.run)
             one, other = tcp_pair()
             here, there = (one, other) if papers is None else await _encrypt(one, other, papers)
             people, limits = (Person(), Person()), limits or CarrierLimits()
             two = Two(
                 pump,
-                Carrier(pump, link_over(there), people[0], initiator=False, limits=limits),
-                Carrier(pump, link_over(here), people[1], initiator=True, limits=limits),
+                Carrier(pump, connection_over(there), people[0], initiator=False, limits=limits),
+                Carrier(pump, connection_over(here), people[1], initiator=True, limits=limits),
                 *people,
             )
             yield two

@@ -21,9 +21,9 @@ from tests.session.bench import Person, Two, Visit
 from tunneld.errors import LimitReachedError
 from tunneld.relay import Cause, Relay, RelayEnd, Side
 from tunneld.relay.failures import RESET_ON_CLOSE
-from tunneld.session import Carrier, CarrierLimits, Channel, ChannelStream, Link
-from tunneld.session.carrier import MOST_CHANNELS
-from tunneld.session.joint import Joint
+from tunneld.session import Carrier, CarrierLimits, Channel, Connection, EndStream
+from tunneld.session.carrier import MAX_CHANNELS
+from tunneld.session.joint import EndRelay
 from tunneld.wire.webmux import Mux, Opened
 
 
@@ -84,7 +84,7 @@ async def test_a_visit_that_is_over_leaves_nothing_to_the_garbage_collector(two:
         for event in over:
             await event.wait()
         left = Counter(type(thing) for thing in gc.get_objects())
-        assert (left[Joint], left[Channel]) == (0, 0)
+        assert (left[EndRelay], left[Channel]) == (0, 0)
     finally:
         gc.enable()
 
@@ -133,7 +133,7 @@ async def test_what_is_said_first_comes_first_also_where_no_credit_is_there_yet(
     near.join(near_visitor, linger=5, on_end=lambda _relay, _end: None)
     two.far.append(stream(visitor))
     await two.far[0].send_all(text)
-    assert await read_exactly(ChannelStream(far), len(header) + len(text)) == header + text
+    assert await read_exactly(EndStream(far), len(header) + len(text)) == header + text
 
 
 async def test_a_half_closed_relay_without_a_byte_is_abandoned(autojump_clock: MockClock, two: Two) -> None:
@@ -189,7 +189,7 @@ async def test_the_shares_of_bulk_transfers_differ_little(two: Two) -> None:
 
 
 async def test_a_full_carrier_opens_no_channel_until_one_ends(two: Two) -> None:
-    visits = [await two.visit() for _ in range(MOST_CHANNELS)]
+    visits = [await two.visit() for _ in range(MAX_CHANNELS)]
     assert two.relay.channels_left == 0
     with pytest.raises(LimitReachedError):
         two.relay.open(80)
@@ -217,7 +217,7 @@ async def test_thousands_of_visitors_one_after_another_leave_nothing(two: Two) -
         del two.far[:]
     assert not two.relay.channels
     assert not two.agent.channels
-    assert two.relay.channels_left == MOST_CHANNELS
+    assert two.relay.channels_left == MAX_CHANNELS
     assert two.relay._budget.left == two.relay.limits.memory
 
 
@@ -288,7 +288,7 @@ async def raw_peer(two: Two) -> tuple[socket.socket, Carrier, Person]:
     """A carrier of the relay's whose peer is a bare socket."""
     far, near = tcp_pair()
     person = Person()
-    return far, Carrier(two.pump, Link(near), person, initiator=False, limits=two.relay.limits), person
+    return far, Carrier(two.pump, Connection(near), person, initiator=False, limits=two.relay.limits), person
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -379,11 +379,11 @@ async def test_a_uri_is_defined_and_the_answer_comes_behind_it(two: Two) -> None
 
 
 async def test_a_channel_is_a_half_closeable_stream(two: Two) -> None:
-    async def make() -> tuple[ChannelStream, ChannelStream]:
+    async def make() -> tuple[EndStream, EndStream]:
         near, far = await two.channels()
-        return ChannelStream(near), ChannelStream(far)
+        return EndStream(near), EndStream(far)
 
-    async def clog() -> tuple[ChannelStream, ChannelStream]:
+    async def clog() -> tuple[EndStream, EndStream]:
         pair = await make()
         for one in pair:
             with trio.move_on_after(0.05):
@@ -394,7 +394,7 @@ async def test_a_channel_is_a_half_closeable_stream(two: Two) -> None:
 
 
 async def test_a_cancelled_send_harms_its_channel_alone(two: Two) -> None:
-    near, far = (ChannelStream(channel) for channel in await two.channels())
+    near, far = (EndStream(channel) for channel in await two.channels())
     with trio.move_on_after(0.05):
         await near.send_all(NOISE * 4)
     await both_ways(await two.visit(), NOISE, NOISE)
@@ -491,7 +491,7 @@ async def test_a_visitor_whose_octets_are_dropped_hears_a_reset_and_no_end(two: 
     visitor, near_visitor = tcp_pair(SO_RCVBUF=4096, SO_SNDBUF=4096)
     relay = near.join(near_visitor, linger=5, on_end=lambda _relay, _end: None)
     two.far.append(stream(visitor))
-    sender = ChannelStream(far)
+    sender = EndStream(far)
     with trio.move_on_after(5):
         await sender.send_all(NOISE)
         while not near.buffered:

@@ -13,9 +13,9 @@ from trio.testing import MockClock
 from tests.relay.bench import NOISE, Ends, flood, read_all, read_exactly, stream, tcp_pair
 from tests.session.bench import Person, Two
 from tunneld.relay import Cause
-from tunneld.session import Carrier, Channel, Link
-from tunneld.session.carrier import AT_ONCE, FRAGMENTS, STRANGERS_SAY, TALKATIVE
-from tunneld.session.joint import LEAST, Joint
+from tunneld.session import Carrier, Channel, Connection
+from tunneld.session.carrier import FRAGMENTS, MAX_FRAMES_PER_TURN, PREAUTH_EXCEEDED, PREAUTH_LIMIT
+from tunneld.session.joint import LEAST, EndRelay
 from tunneld.wire.webmux.header import CONTROL, FIN, LONG, RST, SYN, TWO_WORDS, WORD, Code
 from tunneld.wire.webmux.limits import FIRST_ATOM
 
@@ -57,7 +57,7 @@ class Raw:
         self.person = Host()
         self.stream = stream(self.socket)
         self.carrier = Carrier(
-            two.pump, Link(near), self.person, initiator=False, limits=two.relay.limits, is_strange=is_strange
+            two.pump, Connection(near), self.person, initiator=False, limits=two.relay.limits, is_strange=is_strange
         )
 
     async def say(self, *octets: bytes) -> None:
@@ -205,7 +205,9 @@ async def test_a_storm_of_the_smallest_fragments_leaves_others_their_turns(two: 
             nursery.start_soon(raw.read_away)
             raw.person.at_call = lambda: turns.append(neighbour.turns)
             turns: list[int] = []
-            await raw.stream.send_all(head(6, SYN, 80) + SMALLEST[what] * (40 * AT_ONCE) + head(8, SYN, 4711))
+            await raw.stream.send_all(
+                head(6, SYN, 80) + SMALLEST[what] * (40 * MAX_FRAMES_PER_TURN) + head(8, SYN, 4711)
+            )
             await raw.person.wait_called(4711)
             nursery.cancel_scope.cancel()
     assert turns[-1] - turns[0] >= 40
@@ -214,7 +216,7 @@ async def test_a_storm_of_the_smallest_fragments_leaves_others_their_turns(two: 
 
 async def test_of_a_storm_nothing_is_lost(two: Two, raw: Raw) -> None:
     visitor, ends = join(raw.carrier.open(80))
-    text = NOISE[: 20 * AT_ONCE]
+    text = NOISE[: 20 * MAX_FRAMES_PER_TURN]
     octets = [head(3, 0, 1) + text[at : at + 1] + b"..." for at in range(len(text))]
     await raw.stream.send_all(head(3, SYN, 80) + b"".join(octets) + head(3, FIN))
     far = stream(visitor)
@@ -235,11 +237,11 @@ async def stranger(two: Two) -> AsyncIterator[Raw]:
 
 
 async def test_somebody_strange_may_say_so_much_and_no_octet_more(stranger: Raw) -> None:
-    await stranger.say(NOOP * (STRANGERS_SAY // 4 - 1))
+    await stranger.say(NOOP * (PREAUTH_LIMIT // 4 - 1))
     await stranger.say(NOOP)
     assert stranger.person.reason is None
     await stranger.say(b"\0")
-    assert stranger.person.reason == TALKATIVE
+    assert stranger.person.reason == PREAUTH_EXCEEDED
 
 
 async def test_who_is_welcome_may_go_on_in_the_same_breath(two: Two) -> None:
@@ -248,7 +250,7 @@ async def test_who_is_welcome_may_go_on_in_the_same_breath(two: Two) -> None:
     name = b"webmux://localhost:1/key"
     named = head(0, CONTROL | Code.INTERN_ATOM << 19, len(name)) + name
     named += head(0, CONTROL | Code.DEFINE_ENDPOINT << 19, FIRST_ATOM)
-    await raw.say(NOOP * 500 + named + NOOP * STRANGERS_SAY + head(6, SYN, 4711))
+    await raw.say(NOOP * 500 + named + NOOP * PREAUTH_LIMIT + head(6, SYN, 4711))
     assert raw.person.uris == [name.decode()]
     assert raw.person.calls[-1] == 4711
     assert not raw.carrier.over
@@ -317,7 +319,7 @@ async def test_who_waits_for_a_full_carrier_waits_once(two: Two, raw: Raw) -> No
 class Recorder:
     """In the place of a joint in the pump: how many octets each of its turns moves."""
 
-    def __init__(self, joint: Joint) -> None:
+    def __init__(self, joint: EndRelay) -> None:
         self.joint = joint
         self.steps: list[int] = []
         self.on_failure, self.on_stop = joint.on_failure, joint.on_stop
@@ -333,7 +335,7 @@ async def test_who_wants_single_octets_of_a_visitor_who_says_much_has_a_turn_and
     channel = raw.carrier.open(80)
     visitor, _ends = join(channel)
     await raw.say(head(3, SYN, 80), TWO_WORDS.pack(3 << 24 | CREDIT | LONG, 1 << 30), head(0, MSS, 1))
-    assert isinstance(channel.handler, Joint)
+    assert isinstance(channel.handler, EndRelay)
     recorder = two.pump.handlers[channel.handler.fd] = Recorder(channel.handler)
     with visitor:
         async with trio.open_nursery() as nursery:

@@ -13,7 +13,7 @@ import trio
 
 from tests.relay.bench import NOISE, tcp_pair
 from tests.support.papers import Papers
-from tunneld.session import Link, link_over
+from tunneld.session import Connection, connection_over
 from tunneld.session.link import RECORD
 from tunneld.tls import TlsSocket
 
@@ -42,7 +42,7 @@ async def ends(carrier_papers: Papers) -> AsyncIterator[tuple[TlsSocket, TlsSock
     agent.close()
 
 
-async def hear(link: Link, buffer: memoryview) -> bytes:
+async def hear(link: Connection, buffer: memoryview) -> bytes:
     """The next octets of a link, none at its end."""
     while True:
         try:
@@ -51,7 +51,7 @@ async def hear(link: Link, buffer: memoryview) -> bytes:
             await trio.lowlevel.wait_readable(link.connection)
 
 
-async def hear_all(link: Link, size: int, buffer: memoryview) -> bytes:
+async def hear_all(link: Connection, size: int, buffer: memoryview) -> bytes:
     """So many octets."""
     heard = bytearray()
     while len(heard) < size:
@@ -59,14 +59,14 @@ async def hear_all(link: Link, size: int, buffer: memoryview) -> bytes:
     return bytes(heard)
 
 
-async def write_all(link: Link, outgoing: bytearray) -> None:
+async def write_all(link: Connection, outgoing: bytearray) -> None:
     """Write until the kernel has everything."""
     while not link.write(outgoing):
         await trio.lowlevel.wait_writable(link.connection)
 
 
 async def test_what_came_with_the_handshake_is_told_of_before_epoll_could(ends: tuple[TlsSocket, TlsSocket]) -> None:
-    link, buffer = link_over(ends[0]), memoryview(bytearray(WIDE))
+    link, buffer = connection_over(ends[0]), memoryview(bytearray(WIDE))
     before = link.has_buffered_input
     with pytest.raises(BlockingIOError):
         ends[0].connection.recv(1)
@@ -76,7 +76,7 @@ async def test_what_came_with_the_handshake_is_told_of_before_epoll_could(ends: 
 
 async def test_a_goodbye_behind_the_last_octets_is_not_left_for_epoll(ends: tuple[TlsSocket, TlsSocket]) -> None:
     """Nobody would tell of it: the connection below stays as it is."""
-    link, buffer = link_over(ends[0]), memoryview(bytearray(WIDE))
+    link, buffer = connection_over(ends[0]), memoryview(bytearray(WIDE))
     await ends[1].send_end()
     count = link.receive_into(buffer)
     assert (bytes(buffer[:count]), link.drained) == (b"hello", False)
@@ -88,7 +88,7 @@ async def test_everything_arrives_whatever_a_write_or_a_read_holds(
     ends: tuple[TlsSocket, TlsSocket], size: int
 ) -> None:
     relay, agent = ends
-    there, here, buffer = link_over(relay), link_over(agent), memoryview(bytearray(size))
+    there, here, buffer = connection_over(relay), connection_over(agent), memoryview(bytearray(size))
     assert await hear(there, buffer) == b"hello"
     dice = random.Random(size)
     with trio.fail_after(30):
@@ -101,14 +101,14 @@ async def test_everything_arrives_whatever_a_write_or_a_read_holds(
 
 async def test_nothing_more_is_enciphered_before_the_kernel_has_what_is(ends: tuple[TlsSocket, TlsSocket]) -> None:
     relay, agent = ends
-    link, outgoing = link_over(agent), bytearray(NOISE)
+    link, outgoing = connection_over(agent), bytearray(NOISE)
     assert not link.write(outgoing)
     assert not outgoing
     assert 0 < link.pending_output < 1.01 * len(NOISE)
     outgoing += b"more"
     assert not link.write(outgoing)
     assert outgoing == b"more"
-    there, buffer = link_over(relay), memoryview(bytearray(WIDE))
+    there, buffer = connection_over(relay), memoryview(bytearray(WIDE))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write_all, link, outgoing)
         assert await hear_all(there, 5 + len(NOISE) + 4, buffer) == b"hello" + NOISE + b"more"
@@ -119,7 +119,7 @@ async def test_a_peer_that_is_gone_in_the_middle_of_a_record_is_an_end_behind_wh
     ends: tuple[TlsSocket, TlsSocket],
 ) -> None:
     relay, agent = ends
-    link, buffer = link_over(relay), memoryview(bytearray(WIDE))
+    link, buffer = connection_over(relay), memoryview(bytearray(WIDE))
     assert await hear(link, buffer) == b"hello"
     agent.write(memoryview(NOISE))
     assert not agent.flush()
@@ -134,7 +134,7 @@ async def test_a_peer_that_is_gone_in_the_middle_of_a_record_is_an_end_behind_wh
 def test_the_kernel_knows_how_long_a_peer_has_been_quiet() -> None:
     near, far = tcp_pair()
     with near, far:
-        link = Link(near)
+        link = Connection(near)
         far.send(b"hello")
         select.select([near], [], [])
         heard = time.monotonic()
@@ -149,4 +149,4 @@ def test_the_kernel_knows_how_long_a_peer_has_been_quiet() -> None:
 def test_of_a_socket_pair_it_knows_nothing() -> None:
     near, far = socket.socketpair()
     with near, far:
-        assert Link(near).idle_seconds() == 0
+        assert Connection(near).idle_seconds() == 0

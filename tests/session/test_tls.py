@@ -13,9 +13,9 @@ from trio.testing import MockClock, check_half_closeable_stream
 
 from tests.relay.bench import NOISE, Ends, open_descriptors, read_all, read_exactly, reset, stream, tcp_pair
 from tests.support.papers import Papers
-from tunneld.relay import Cause, Limits, Relay, Side
+from tunneld.relay import Cause, EngineLimits, Relay, Side
 from tunneld.relay.pump import Pump
-from tunneld.session import ChannelStream, TlsDuct
+from tunneld.session import EndStream, TlsEnd
 from tunneld.tls import TlsSocket
 
 LIMIT = 30
@@ -56,9 +56,9 @@ class Room:
     nursery: trio.Nursery
     far: list[trio.SocketStream] = field(default_factory=list)
 
-    async def ducts(self, pair: Pairs = tcp_pair) -> tuple[TlsDuct, TlsDuct]:
+    async def ducts(self, pair: Pairs = tcp_pair) -> tuple[TlsEnd, TlsEnd]:
         near, far = pair()
-        relay, agent = [TlsDuct(self.pump, end) for end in await encrypted(near, far, self.papers)]
+        relay, agent = [TlsEnd(self.pump, end) for end in await encrypted(near, far, self.papers)]
         relay.start()
         agent.start()
         return relay, agent
@@ -86,7 +86,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 @pytest.fixture(params=["as it is", "in small sips"])
 async def room(request: pytest.FixtureRequest, papers: Papers) -> AsyncIterator[Room]:
     before = open_descriptors()
-    limits = Limits() if request.param == "as it is" else Limits(buffer_size=512, turn_size=1)
+    limits = EngineLimits() if request.param == "as it is" else EngineLimits(buffer_size=512, turn_size=1)
     async with trio.open_nursery() as nursery:
         with trio.fail_after(LIMIT):
             room = Room(Pump(limits), papers, nursery)
@@ -198,7 +198,7 @@ async def test_dropping_a_relay_drops_its_other_end_and_nothing_else(room: Room)
 async def test_a_goodbye_that_nobody_takes_is_not_waited_for_for_ever(autojump_clock: MockClock, room: Room) -> None:
     """Both have ended, the peer reads nothing, and nobody but the duct is left."""
     relay, agent = await encrypted(*tcp_pair(SO_SNDBUF=4096, SO_RCVBUF=4096), room.papers)
-    duct = TlsDuct(room.pump, relay)
+    duct = TlsEnd(room.pump, relay)
     duct.start()
     duct.linger = 5
     for _ in range(4):
@@ -219,7 +219,7 @@ async def test_a_connection_that_is_cut_is_a_prefix_and_a_reset(papers: Papers) 
     text = NOISE[:3000]
     for cut in range(0, 3600, 97):
         async with trio.open_nursery() as nursery:
-            room = Room(Pump(Limits()), papers, nursery)
+            room = Room(Pump(EngineLimits()), papers, nursery)
             await nursery.start(room.pump.run)
             relay, ends, visitor, agent, inside = await _through_a_wire(room)
             agent.write(memoryview(text))
@@ -250,7 +250,7 @@ async def _through_a_wire(room: Room) -> tuple[Relay, Ends, trio.SocketStream, T
     near, far = tcp_pair()
     relay, agent = await encrypted(near, far, room.papers)
     await agent_has_read_its_tickets(agent)
-    duct = TlsDuct(room.pump, relay)
+    duct = TlsEnd(room.pump, relay)
     duct.start()
     visitor, near_visitor = tcp_pair()
     ends = Ends()
@@ -267,7 +267,7 @@ async def test_octets_that_are_changed_on_the_way_break_the_connection(papers: P
     dice = random.Random(3)
     for _ in range(20):
         async with trio.open_nursery() as nursery:
-            room = Room(Pump(Limits()), papers, nursery)
+            room = Room(Pump(EngineLimits()), papers, nursery)
             await nursery.start(room.pump.run)
             _relay, ends, visitor, agent, inside = await _through_a_wire(room)
             agent.write(memoryview(NOISE[:3000]))
@@ -315,9 +315,9 @@ async def test_an_end_that_is_told_twice_is_passed_on_once(room: Room) -> None:
 
 
 async def test_it_is_a_stream_like_any_other(room: Room) -> None:
-    async def make() -> tuple[ChannelStream, ChannelStream]:
+    async def make() -> tuple[EndStream, EndStream]:
         near, far = await room.ducts()
-        return ChannelStream(near), ChannelStream(far)
+        return EndStream(near), EndStream(far)
 
     await check_half_closeable_stream(make, None)
 

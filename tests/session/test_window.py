@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.session.window import SLACK, TRIPS, Budget, Window
+from tunneld.session.window import SLACK, TRIPS, ReceiveWindow, WindowBudget
 
 FIRST, MOST = 64, 1024
 ROUND_TRIP = 0.1
@@ -27,16 +27,16 @@ class Way:
         return ROUND_TRIP
 
 
-def budget_of(octets: int, way: Way | None = None) -> Budget:
+def budget_of(octets: int, way: Way | None = None) -> WindowBudget:
     way = way or Way()
-    return Budget(octets, way.now, way.round_trip)
+    return WindowBudget(octets, way.now, way.round_trip)
 
 
-def window(budget: Budget) -> Window:
-    return Window(FIRST, MOST, budget)
+def window(budget: WindowBudget) -> ReceiveWindow:
+    return ReceiveWindow(FIRST, MOST, budget)
 
 
-def carry(window: Window, way: Way, seconds: float) -> None:
+def carry(window: ReceiveWindow, way: Way, seconds: float) -> None:
     """Deliver what fits into the window, in quarters, so that all of it takes so many seconds."""
     for _ in range(4):
         way.time += seconds / 4

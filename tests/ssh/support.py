@@ -17,24 +17,24 @@ import trio
 from tests.support.people import PATIENCE
 from tests.support.programs import program
 from tunneld import net
-from tunneld.backends.shared import Endpoints
-from tunneld.backends.ssh import Ssh
+from tunneld.backends.shared import KeyRegistry
+from tunneld.backends.ssh import SshServerSide
 from tunneld.config.credentials import Credential
-from tunneld.config.schema import Control, Settings
-from tunneld.config.schema import Ssh as SshSettings
-from tunneld.control.gate import Gate
-from tunneld.control.strangers import Strangers
-from tunneld.doors import Door
+from tunneld.config.schema import ControlSettings, Settings
+from tunneld.config.schema import SshSettings as SshSettings
+from tunneld.control.gate import Authenticator
+from tunneld.control.strangers import PreauthLimiter
+from tunneld.doors import ReloadableListener
 from tunneld.endpoint import Endpoint
-from tunneld.lobby import Lobby
+from tunneld.lobby import HandshakeSupervisor
 from tunneld.relay import new_engine
 from tunneld.relay.pump import Pump
 from tunneld.rules.options import TunnelOptions
-from tunneld.service import Asker, TunnelService
+from tunneld.service import Requester, TunnelService
 from tunneld.ssh.port import serve_ssh
 from tunneld.tunnel import Tunnel
 
-ME = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
+ME = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
 HOST_KEY = asyncssh.generate_private_key("ssh-ed25519")
 
 
@@ -45,9 +45,9 @@ class Relay:
     settings: Settings
     credentials: tuple[Credential, ...] = ()
     exempt: bool = True  # loopback, of caps and penalties
-    control: Control = field(default_factory=Control)
+    control: ControlSettings = field(default_factory=ControlSettings)
     service: TunnelService = field(init=False)
-    strangers: Strangers = field(init=False)
+    strangers: PreauthLimiter = field(init=False)
     port: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
@@ -83,17 +83,17 @@ async def relay(
     """A relay on loopback."""
     settings = Settings.model_validate({"tunnels": {"ports": "0", **(tunnels or {})}})
     here = Relay(settings.model_copy(update={"ssh": SshSettings(enabled=True, **ssh)}), tuple(credentials), exempt)
-    here.strangers = Strangers(lambda: here.control, (lambda host: True) if exempt else (lambda host: False))
-    gate = Gate(lambda: here.credentials, here.strangers)
+    here.strangers = PreauthLimiter(lambda: here.control, (lambda host: True) if exempt else (lambda host: False))
+    gate = Authenticator(lambda: here.credentials, here.strangers)
     engine = new_engine()
     assert isinstance(engine, Pump)
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
-        lobby = Lobby(gate, lambda: None, lambda: PATIENCE)
+        lobby = HandshakeSupervisor(gate, lambda: None, lambda: PATIENCE)
         await nursery.start(lobby.run)
-        here.service = TunnelService(lambda: here.settings, engine, Endpoints(), lobby=lobby)
+        here.service = TunnelService(lambda: here.settings, engine, KeyRegistry(), lobby=lobby)
         await nursery.start(here.service.run)
-        door = Door("ssh", net.bind_tcp("127.0.0.1", port))
+        door = ReloadableListener("ssh", net.bind_tcp("127.0.0.1", port))
         here.port = door.port
         with here.scope:
             async with trio.open_nursery() as face:
@@ -104,10 +104,10 @@ async def relay(
         nursery.cancel_scope.cancel()
 
 
-def side_of(tunnel: Tunnel) -> Ssh:
+def side_of(tunnel: Tunnel) -> SshServerSide:
     """Its server side."""
     side = tunnel._server_side
-    assert isinstance(side, Ssh)
+    assert isinstance(side, SshServerSide)
     return side
 
 

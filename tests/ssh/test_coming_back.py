@@ -16,7 +16,7 @@ from tests.ssh.support import client, make_key, openssh, relay, side_of
 from tests.support.credentials import credential
 from tests.support.people import PATIENCE, connect, read_exactly
 from tunneld.ssh.forwards import Forward, name_of
-from tunneld.ssh.login import Login
+from tunneld.ssh.login import SshLogin
 
 LOCAL = "127.0.0.1"
 
@@ -153,14 +153,14 @@ async def test_an_ssh_that_hangs_is_given_up_within_three_heartbeats() -> None:
 
 def test_the_name_is_the_users_and_tells_keys_and_wishes_apart() -> None:
     names = {
-        name_of(Login(user, proof=proof), wish)
+        name_of(SshLogin(user, proof=proof), wish)
         for user in ("alice", "../b ö", "")
         for proof in ("", "SHA256:x")
         for wish in ("localhost:0:1", "localhost:0:2")
     }
     assert len(names) == 12
     assert {name.rpartition("-")[0] for name in names} == {"alice", "b", "ssh"}
-    assert name_of(Login("-" * 3 + "x" * 200), "").startswith("x" * 50)
+    assert name_of(SshLogin("-" * 3 + "x" * 200), "").startswith("x" * 50)
 
 
 async def test_a_newcomer_that_is_lost_while_the_former_is_asked_changes_nothing() -> None:

@@ -14,7 +14,7 @@ from tests.agent.test_expose import ask
 from tests.ssh.support import Client, Relay, client, make_key, openssh, relay
 from tests.support.credentials import credential
 from tests.support.people import PATIENCE
-from tunneld.control.strangers import Reason
+from tunneld.control.strangers import PreauthReason
 from tunneld.ssh.login import tagged
 
 LOCAL = "127.0.0.1"
@@ -183,7 +183,7 @@ async def test_a_wrong_key_is_nobodys_and_costs_a_penalty(tmp_path: Path) -> Non
                 assert (await outcome(here, user="AAAAAAAAAAAAAAAAAAAAAAAA"))[0] == 255
             assert here.strangers.penalty("127.0.0.1", trio.current_time()) > 0
             assert (await outcome(here, user="AAAAAAAAAAAAAAAAAAAAAAAA"))[0] == 255
-            assert here.strangers.refusals[Reason.PENALTY] == 1
+            assert here.strangers.refusals[PreauthReason.PENALTY] == 1
 
 
 async def test_without_credentials_nobody_from_elsewhere_is_let_in_without_a_key(

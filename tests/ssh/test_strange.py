@@ -21,16 +21,16 @@ from tests.ssh.client_loop import open_client, wait
 from tests.ssh.support import Relay, client, openssh, relay
 from tests.support.people import PATIENCE, is_dropped
 from tunneld.config.credentials import Credential
-from tunneld.control.penalties import FREE
-from tunneld.control.strangers import Reason
-from tunneld.ssh.board import MOST_UNREAD, Screen
-from tunneld.ssh.connection import AT_ONCE, MAX_PACKET, Connection
+from tunneld.control.penalties import FREE_FAILURES
+from tunneld.control.strangers import PreauthReason
+from tunneld.ssh.board import MAX_UNREAD, Terminal
+from tunneld.ssh.connection import MAX_PACKET, MAX_PACKETS_PER_TURN, FastConnection
 from tunneld.ssh.flow import LEAST_PACKET
 from tunneld.ssh.gcm import NAMES
-from tunneld.ssh.guest import MOST_REFUSALS
+from tunneld.ssh.guest import MAX_REFUSALS
 from tunneld.ssh.negotiation import EXCHANGES, STRICT, choose
-from tunneld.ssh.transport import STRANGERS_SAY
-from tunneld.ssh.words import LONGEST_SCHEME, MOST_SESSIONS
+from tunneld.ssh.transport import PREAUTH_LIMIT
+from tunneld.ssh.words import LONGEST_SCHEME, MAX_SESSIONS
 
 LOCAL = "127.0.0.1"
 VERSION = b"SSH-2.0-strange\r\n"
@@ -149,7 +149,7 @@ async def test_strangers_are_capped_and_penalised_as_on_the_control_port() -> No
             await here.until(lambda: len(here.strangers) == 2)
             third = await trio.open_tcp_stream(LOCAL, here.port)
             assert await is_dropped(third)
-            assert here.strangers.refusals[Reason.PER_SOURCE] == 1
+            assert here.strangers.refusals[PreauthReason.PER_SOURCE] == 1
             for stream in (*two, third):
                 await stream.aclose()
             await here.until(lambda: len(here.strangers) == 0)
@@ -306,7 +306,7 @@ async def test_there_are_no_more_sessions_than_a_person_needs() -> None:
         async def open_one() -> None:
             await wait(connection, connection.create_session(asyncssh.SSHClientSession))
 
-        for _ in range(MOST_SESSIONS):
+        for _ in range(MAX_SESSIONS):
             await open_one()
         with pytest.raises(asyncssh.ChannelOpenError, match="sessions are open"):
             await open_one()
@@ -314,7 +314,7 @@ async def test_there_are_no_more_sessions_than_a_person_needs() -> None:
 
 async def test_who_is_refused_too_often_is_sent_away() -> None:
     async with unharmed() as here, guest(here) as connection:
-        for number in range(MOST_REFUSALS):
+        for number in range(MAX_REFUSALS):
             connection.send_packet(80, String("tcpip-forward"), Boolean(True), String(f"name{number}"), UInt32(80))
             await trio.lowlevel.checkpoint()
         with trio.move_on_after(10):
@@ -365,8 +365,8 @@ def heard(connection: asyncssh.SSHClientConnection) -> list[tuple[int, bytes]]:
 async def test_who_talks_and_does_not_log_in_is_cut_off_and_penalised(kind: bytes) -> None:
     with trio.fail_after(PATIENCE):
         async with relay(exempt=False) as here:
-            for _ in range(FREE + 1):
-                await say(here, VERSION, plain(kind) * (STRANGERS_SAY // 16 + 100))
+            for _ in range(FREE_FAILURES + 1):
+                await say(here, VERSION, plain(kind) * (PREAUTH_LIMIT // 16 + 100))
             await here.until(lambda: len(here.strangers) == 0)
             assert here.strangers.penalty(LOCAL, trio.current_time()) > 0
 
@@ -377,7 +377,7 @@ async def test_of_sessions_that_are_asked_for_at_once_no_more_begin_either() -> 
         for number in range(50):
             connection.send_packet(90, String("session"), UInt32(number), UInt32(1 << 20), UInt32(1 << 15))
         await here.until(lambda: sum(kind in {91, 92} for kind, _ in said) == 50)
-        assert [kind for kind, _ in said].count(91) == MOST_SESSIONS
+        assert [kind for kind, _ in said].count(91) == MAX_SESSIONS
 
 
 @pytest.mark.parametrize(("most", "is_enough"), [(0, False), (LEAST_PACKET - 1, False), (LEAST_PACKET, True)])
@@ -420,10 +420,10 @@ async def test_answers_do_not_pile_up_behind_a_key_exchange_without_an_end() -> 
 async def test_a_screen_that_nobody_reads_is_not_written_on() -> None:
     """Not one word of it leaves, for the session has no credit; and what would wait for that is bounded."""
     screen = Silent()
-    board = Screen(cast("Any", screen), is_terminal=False)
+    board = Terminal(cast("Any", screen), is_terminal=False)
     for _ in range(100):
         board.tell("x" * 2000)
-    assert MOST_UNREAD < screen.unread <= MOST_UNREAD + 2000
+    assert MAX_UNREAD < screen.unread <= MAX_UNREAD + 2000
     screen.unread = 0
     board.tell("read again")
     assert screen.unread == len("read again")
@@ -458,20 +458,22 @@ async def test_of_a_storm_of_small_packets_nothing_is_lost_and_it_comes_in_parts
 ) -> None:
     async with unharmed() as here, guest(here, encryption_algs=["aes128-gcm@openssh.com"]) as connection:
         said = heard(connection)
-        parts, hear, obey = [0], Connection.feed, Connection._obey
+        parts, hear, obey = [0], FastConnection.feed, FastConnection._obey
 
-        def begin(self: Connection, data: memoryview) -> None:
+        def begin(self: FastConnection, data: memoryview) -> None:
             parts.append(0)
             hear(self, data)
 
-        def count(self: Connection, payload: bytes) -> None:
+        def count(self: FastConnection, payload: bytes) -> None:
             parts[-1] += 1
             obey(self, payload)
 
-        monkeypatch.setattr(Connection, "feed", begin)
-        monkeypatch.setattr(Connection, "_obey", count)
-        for number in range(20 * AT_ONCE):
+        monkeypatch.setattr(FastConnection, "feed", begin)
+        monkeypatch.setattr(FastConnection, "_obey", count)
+        for number in range(20 * MAX_PACKETS_PER_TURN):
             connection.send_packet(90, String("none"), UInt32(number), UInt32(1), UInt32(1 << 15))
-        await here.until(lambda: sum(kind == 92 for kind, _ in said) == 20 * AT_ONCE)
-        assert [int.from_bytes(body[:4], "big") for kind, body in said if kind == 92] == list(range(20 * AT_ONCE))
-        assert max(parts) == AT_ONCE
+        await here.until(lambda: sum(kind == 92 for kind, _ in said) == 20 * MAX_PACKETS_PER_TURN)
+        assert [int.from_bytes(body[:4], "big") for kind, body in said if kind == 92] == list(
+            range(20 * MAX_PACKETS_PER_TURN)
+        )
+        assert max(parts) == MAX_PACKETS_PER_TURN

@@ -7,8 +7,8 @@ import trio
 from tests.relay.bench import tcp_pair
 from tests.support.people import PATIENCE
 from tunneld.relay.pump import Pump
-from tunneld.session import CarrierLimits, Link
-from tunneld.ssh.transport import ANSWERS, Transport
+from tunneld.session import CarrierLimits, Connection
+from tunneld.ssh.transport import ANSWERS, SshTransport
 
 LIMITS = CarrierLimits(pause_at=64 * 1024)
 
@@ -20,7 +20,7 @@ class Chatterbox:
         self.heard = 0
         self.is_busy = self.has_unparsed = False
         self.read_limit = 0
-        self.transport: Transport
+        self.transport: SshTransport
 
     def take_partial_packet(self) -> bytes:
         return b""
@@ -34,7 +34,7 @@ async def test_who_asks_and_does_not_read_the_answers_is_not_read_either(engine:
     far, near = tcp_pair(SO_SNDBUF=4096, SO_RCVBUF=4096)
     lost: list[str] = []
     box = Chatterbox()
-    box.transport = transport = Transport(engine, Link(near), box, LIMITS, lost.append)
+    box.transport = transport = SshTransport(engine, Connection(near), box, LIMITS, lost.append)
     transport.start()
     peer = trio.SocketStream(trio.socket.from_stdlib_socket(far))
     with trio.fail_after(PATIENCE):
@@ -58,7 +58,7 @@ async def test_who_asks_and_does_not_read_the_answers_is_not_read_either(engine:
 async def test_who_is_busy_is_not_told_more_until_it_is_not(engine: Pump) -> None:
     far, near = tcp_pair()
     box = Chatterbox()
-    box.transport = transport = Transport(engine, Link(near), box, LIMITS, lambda _reason: None)
+    box.transport = transport = SshTransport(engine, Connection(near), box, LIMITS, lambda _reason: None)
     transport.start()
     peer = trio.SocketStream(trio.socket.from_stdlib_socket(far))
     with trio.fail_after(PATIENCE):

@@ -17,17 +17,17 @@ import pytest
 
 from tunneld.endpoint import Endpoint
 from tunneld.errors import StoreError
-from tunneld.rules.reservations import Holder, Reservation
+from tunneld.rules.reservations import Reservation, ReservationKey
 from tunneld.store.database import APPLICATION, FILE, VERSION, Database
 
-BLOG = Holder("alice", "blog")
+BLOG = ReservationKey("alice", "blog")
 
 
-def record(holder: Holder = BLOG, port: int = 20080, expires: float | None = None) -> Reservation:
+def record(holder: ReservationKey = BLOG, port: int = 20080, expires: float | None = None) -> Reservation:
     return Reservation(holder, "webmux", port, Endpoint("webmuxs", "::1", 7012, "a-key_of-24-characters"), expires)
 
 
-def change(each: Reservation) -> tuple[Holder, Reservation]:
+def change(each: Reservation) -> tuple[ReservationKey, Reservation]:
     return each.holder, each
 
 
@@ -48,14 +48,14 @@ def reopened(database: Database) -> list[Reservation]:
 
 
 def test_what_was_written_is_there_after_it_was_opened_again(database: Database) -> None:
-    shop = record(Holder("", "shop", "2001:db8::1"), 20081, 1.5e9)
-    database.write([change(record()), change(shop), change(record(Holder("bob", "gone"), 9))])
-    database.write([(Holder("bob", "gone"), None), change(record(port=20090))])
+    shop = record(ReservationKey("", "shop", "2001:db8::1"), 20081, 1.5e9)
+    database.write([change(record()), change(shop), change(record(ReservationKey("bob", "gone"), 9))])
+    database.write([(ReservationKey("bob", "gone"), None), change(record(port=20090))])
     assert sorted(reopened(database), key=lambda each: each.client_port) == [shop, record(port=20090)]
 
 
 def test_everything_can_be_written_anew(database: Database) -> None:
-    database.write([change(record()), change(record(Holder("bob", "x"), 1))])
+    database.write([change(record()), change(record(ReservationKey("bob", "x"), 1))])
     database.write([change(record(port=5))], everything=True)
     assert reopened(database) == [record(port=5)]
 
@@ -116,7 +116,7 @@ def test_one_that_is_damaged_is_put_aside_and_begun_anew(database: Database) -> 
 @pytest.mark.parametrize("seed", range(20))
 def test_damage_anywhere_is_never_the_end(database: Database, seed: int) -> None:
     """Octets of the file are changed at random: it opens, with what is left or put aside, or says why not."""
-    database.write([change(record(Holder("alice", f"n{number}"), number + 1)) for number in range(300)])
+    database.write([change(record(ReservationKey("alice", f"n{number}"), number + 1)) for number in range(300)])
     database.close()
     dice = random.Random(seed)
     content = bytearray(database.path.read_bytes())
@@ -156,7 +156,7 @@ def test_a_full_disk_changes_nothing_and_can_be_mended(database: Database) -> No
     database.write([change(record())])
     pages = database._connection.execute("PRAGMA page_count").fetchone()[0]
     database._connection.execute(f"PRAGMA max_page_count = {pages}")
-    many = [change(record(Holder("alice", f"n{number}"), number + 1)) for number in range(1000)]
+    many = [change(record(ReservationKey("alice", f"n{number}"), number + 1)) for number in range(1000)]
     with pytest.raises(StoreError, match="database or disk is full"):
         database.write(many)
     assert database.load() == ([record()], 0)
@@ -169,14 +169,14 @@ WRITER = """
 import sys
 from pathlib import Path
 from tests.store.test_database import change, record
-from tunneld.rules.reservations import Holder
+from tunneld.rules.reservations import ReservationKey
 from tunneld.store.database import Database
 
 database = Database(Path(sys.argv[1]))
 number = 0
 while True:
     number += 1
-    database.write([change(record(Holder("alice", f"n{number % 50}"), number % 60000 + 1))])
+    database.write([change(record(ReservationKey("alice", f"n{number % 50}"), number % 60000 + 1))])
     print(number, flush=True)
 """
 

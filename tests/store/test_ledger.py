@@ -12,32 +12,34 @@ from structlog.testing import capture_logs
 
 from tunneld.endpoint import Endpoint
 from tunneld.errors import StoreError
-from tunneld.rules.reservations import Book, Holder, Reservation
-from tunneld.store import Ledger, ledger
+from tunneld.rules.reservations import Reservation, ReservationKey, ReservationTable
+from tunneld.store import ReservationStore, ledger
 from tunneld.store.database import Database
 
-BLOG = Holder("alice", "blog")
+BLOG = ReservationKey("alice", "blog")
 WEEK = 604800.0
 
 
-def record(port: int = 20080, holder: Holder = BLOG) -> Reservation:
+def record(port: int = 20080, holder: ReservationKey = BLOG) -> Reservation:
     return Reservation(holder, "tcp", port, Endpoint("tcp", "127.0.0.1", port + 1))
 
 
-async def begun(folder: Path | None, nursery: trio.Nursery, kept_for: float = WEEK, wall: float = 1e9) -> Ledger:
-    made = Ledger(Book(), folder, lambda: wall)
+async def begun(
+    folder: Path | None, nursery: trio.Nursery, kept_for: float = WEEK, wall: float = 1e9
+) -> ReservationStore:
+    made = ReservationStore(ReservationTable(), folder, lambda: wall)
     await made.open(kept_for)
     await nursery.start(made.run)
     return made
 
 
-async def written(made: Ledger) -> None:
+async def written(made: ReservationStore) -> None:
     """Wait until everything is on disk, or was tried."""
     while made._pending or not made._in_hand.is_set():
         await trio.lowlevel.checkpoint()
 
 
-async def ended(made: Ledger, nursery: trio.Nursery) -> None:
+async def ended(made: ReservationStore, nursery: trio.Nursery) -> None:
     """As kill -9 would: nothing more is written."""
     nursery.cancel_scope.cancel()
     if made._database is not None:
@@ -46,7 +48,7 @@ async def ended(made: Ledger, nursery: trio.Nursery) -> None:
 
 async def after(folder: Path, wall: float = 1e9, kept_for: float = WEEK) -> list[tuple[int, int]]:
     """The ports that a daemon would find that starts now, and for how long each is kept."""
-    made = Ledger(Book(), folder, lambda: wall)
+    made = ReservationStore(ReservationTable(), folder, lambda: wall)
     await made.open(kept_for)
     assert made._database is not None
     made._database.close()
@@ -123,7 +125,7 @@ async def test_a_hundred_openings_at_once_take_a_few_transactions(
     made = await begun(tmp_path, nursery)
 
     async def open_one(number: int) -> None:
-        made._book.hold(record(20000 + 2 * number, Holder("alice", f"n{number}")))
+        made._book.hold(record(20000 + 2 * number, ReservationKey("alice", f"n{number}")))
         await made.saved()
 
     async with trio.open_nursery() as openings:
@@ -146,7 +148,7 @@ async def test_a_disk_that_fails_is_told_once_and_written_whole_when_it_works_ag
     tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await begun(tmp_path, nursery)
-    made._book.hold(record(1, Holder("alice", "before")))
+    made._book.hold(record(1, ReservationKey("alice", "before")))
     await made.saved()
     write = Database.write
 
@@ -156,7 +158,7 @@ async def test_a_disk_that_fails_is_told_once_and_written_whole_when_it_works_ag
     with monkeypatch.context() as full, capture_logs() as logs:
         full.setattr(Database, "write", fail)
         for number in range(3):
-            made._book.hold(record(100 + number, Holder("alice", f"n{number}")))
+            made._book.hold(record(100 + number, ReservationKey("alice", f"n{number}")))
             await made.saved()
             await written(made)
         assert made.place == "memory"
@@ -164,7 +166,7 @@ async def test_a_disk_that_fails_is_told_once_and_written_whole_when_it_works_ag
         ("could not store reservations: kept in memory until it can", "reservations.db: database or disk is full")
     ]
     assert Database.write is write
-    made._book.drop(Holder("alice", "before"))
+    made._book.drop(ReservationKey("alice", "before"))
     await written(made)
     assert made._database is not None
     assert sorted(each.client_port for each in made._database.load()[0]) == [100, 101, 102]

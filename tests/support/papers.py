@@ -9,7 +9,7 @@ from pathlib import Path
 import trustme
 
 from tunneld import trust
-from tunneld.config.schema import Tls
+from tunneld.config.schema import TlsFiles
 from tunneld.pin import first_fingerprint
 
 
@@ -32,12 +32,12 @@ class Papers:
 
     @property
     def server(self) -> ssl.SSLContext:
-        return trust.server_tls_context(Tls(certificate=self.folder / "relay.pem", key=self.folder / "relay.key"))
+        return trust.server_tls_context(TlsFiles(certificate=self.folder / "relay.pem", key=self.folder / "relay.key"))
 
     @property
     def mutual(self) -> ssl.SSLContext:
         folder = self.folder
-        tls = Tls(certificate=folder / "relay.pem", key=folder / "relay.key", client_ca=folder / "ca.pem")
+        tls = TlsFiles(certificate=folder / "relay.pem", key=folder / "relay.key", client_ca=folder / "ca.pem")
         return trust.server_tls_context(tls)
 
     @property

@@ -10,8 +10,8 @@ import trio
 from tests.support.keyed import open_lobby
 from tests.support.papers import Papers
 from tests.tunnel.support import PAPERS, SECURE
-from tunneld.config.schema import Settings, Tunnels
-from tunneld.lobby import Lobby
+from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.lobby import HandshakeSupervisor
 from tunneld.relay.engine import Engine
 from tunneld.service import TunnelService
 
@@ -30,13 +30,13 @@ def secure(request: pytest.FixtureRequest, papers: Papers) -> Iterator[Papers]:
 
 
 @pytest.fixture
-async def lobby(nursery: trio.Nursery, papers: Papers) -> Lobby:
+async def lobby(nursery: trio.Nursery, papers: Papers) -> HandshakeSupervisor:
     return await open_lobby(nursery, papers)
 
 
 @pytest.fixture
 async def each_way(
-    nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnels, lobby: Lobby, secure: Papers
+    nursery: trio.Nursery, engine: Engine, tunnel_settings: TunnelSettings, lobby: HandshakeSupervisor, secure: Papers
 ) -> TunnelService:
     """A running service on loopback, once for each way to show who the hidden server is."""
     service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, lobby=lobby)

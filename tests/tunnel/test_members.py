@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunneld.endpoint import parse_network
-from tunneld.tunnel.members import MOST_NETWORKS, Members
+from tunneld.tunnel.members import MAX_NETWORKS_PER_TUNNEL, TunnelAgents
 
 
 def network(number: int) -> str:
@@ -11,7 +11,7 @@ def network(number: int) -> str:
 
 
 def test_of_agents_that_share_a_tunnel_each_may_connect_and_the_counted_are_those_with_a_connection() -> None:
-    members = Members(parse_network("192.0.2.1"))
+    members = TunnelAgents(parse_network("192.0.2.1"))
     members.join("a", "127.0.0.1", parse_network("192.0.2.2"))
     assert members.why_not_allowed(("192.0.2.1", 9)) == members.why_not_allowed(("192.0.2.2", 9)) == ""
     assert (
@@ -25,31 +25,31 @@ def test_of_agents_that_share_a_tunnel_each_may_connect_and_the_counted_are_thos
 
 
 def test_the_only_agent_takes_its_permission_along() -> None:
-    members = Members(parse_network("192.0.2.1"))
+    members = TunnelAgents(parse_network("192.0.2.1"))
     members.move(parse_network("192.0.2.2"))
     assert members.why_not_allowed(("192.0.2.1", 9))
     assert not members.why_not_allowed(("192.0.2.2", 9))
 
 
 def test_anywhere_is_anywhere() -> None:
-    members = Members(None)
+    members = TunnelAgents(None)
     members.join("a", "127.0.0.1", parse_network("192.0.2.2"))
     assert not members.why_not_allowed(("203.0.113.7", 9))
 
 
 def test_those_that_came_last_are_remembered_and_no_more() -> None:
-    members = Members(parse_network(network(0)))
-    for number in range(1, MOST_NETWORKS):
+    members = TunnelAgents(parse_network(network(0)))
+    for number in range(1, MAX_NETWORKS_PER_TUNNEL):
         members.join("a", "127.0.0.1", parse_network(network(number)))
     assert not members.why_not_allowed((network(0), 9))
     members.join("a", "127.0.0.1", parse_network(network(0)))  # it came again
-    members.join("a", "127.0.0.1", parse_network(network(MOST_NETWORKS)))
+    members.join("a", "127.0.0.1", parse_network(network(MAX_NETWORKS_PER_TUNNEL)))
     assert not members.why_not_allowed((network(0), 9))
     assert members.why_not_allowed((network(1), 9))
 
 
 def test_the_addresses_of_the_others_are_those_of_agents_that_are_there_and_not_here() -> None:
-    members = Members(None)
+    members = TunnelAgents(None)
     members.join("a", "192.0.2.1", None)
     members.join("b", "::ffff:192.0.2.2", None)
     members.join("c", "192.0.2.1", None)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tunneld.config.schema import Tunnels
+from tunneld.config.schema import TunnelSettings
 from tunneld.errors import UsageError
 from tunneld.rules.options import TunnelOptions
-from tunneld.tunnel.terms import Terms
+from tunneld.tunnel.terms import EffectiveLimits
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
 
-SETTINGS = Tunnels(max_visitors=100, pairing_timeout=7, linger=8, bandwidth=1000, quota=500, visitor_rate="5/s")
+SETTINGS = TunnelSettings(max_visitors=100, pairing_timeout=7, linger=8, bandwidth=1000, quota=500, visitor_rate="5/s")
 
 
-def terms(**words: str) -> Terms:
-    return Terms.of(SETTINGS, TunnelOptions.parse(words))
+def terms(**words: str) -> EffectiveLimits:
+    return EffectiveLimits.of(SETTINGS, TunnelOptions.parse(words))
 
 
 def test_where_no_option_is_given_the_configuration_holds() -> None:
@@ -40,8 +40,10 @@ def test_the_proxy_header_is_that_of_the_version_that_was_asked_for(option: str,
 
 
 def test_networks_of_both_are_kept_apart() -> None:
-    settings = Tunnels(allow_from=("192.0.2.0/24",), deny_from=("192.0.2.1",))
-    rules = Terms.of(settings, TunnelOptions.parse({"allow_from": "192.0.2.0/25", "deny_from": "192.0.2.2"})).rules
+    settings = TunnelSettings(allow_from=("192.0.2.0/24",), deny_from=("192.0.2.1",))
+    rules = EffectiveLimits.of(
+        settings, TunnelOptions.parse({"allow_from": "192.0.2.0/25", "deny_from": "192.0.2.2"})
+    ).rules
     assert [list(map(str, networks)) for networks in rules.allow] == [["192.0.2.0/24"], ["192.0.2.0/25"]]
     assert list(map(str, rules.deny)) == ["192.0.2.1/32", "192.0.2.2/32"]
 

@@ -26,20 +26,20 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import delays
-from tunneld.agent.secured import DuctWay, WayOwner
-from tunneld.agent.supply import AT_ONCE, Owner
+from tunneld.agent.secured import EndVisitor, VisitorSink
+from tunneld.agent.supply import MAX_DIALS_AT_ONCE, SourceEvents
 from tunneld.agent.wake import is_ours
 from tunneld.endpoint import Endpoint
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError
 from tunneld.relay.engine import Engine
 from tunneld.relay.pump import Pump
-from tunneld.session import Carrier, CarrierLimits, Channel, link_over
-from tunneld.session.carrier import MOST_CHANNELS
+from tunneld.session import Carrier, CarrierLimits, Channel, connection_over
+from tunneld.session.carrier import MAX_CHANNELS
 from tunneld.tls import TlsSocket
 
-MOST = 80
+MAX_CARRIERS = 80
 """Carriers of one tunnel: ten thousand visitors, which is what a relay takes unless told otherwise."""
-NEARLY_FULL = MOST_CHANNELS * 3 // 4
+NEARLY_FULL = MAX_CHANNELS * 3 // 4
 """Channels of a carrier. When each has so many, another one is dialled, before a visitor has to wait."""
 FIRST, LONGEST = 0.25, 2.0
 """Seconds between attempts to dial: short, since a silent network answers no attempt and a relay's own restart is over
@@ -58,7 +58,7 @@ class Carriers:
         engine: Engine,
         relay: RelayAccess,
         uri: Endpoint,
-        owner: Owner,
+        owner: SourceEvents,
         nursery: trio.Nursery,
         *,
         keep_header: bool,
@@ -67,14 +67,14 @@ class Carriers:
         """`uri` is the server URI; `nursery` owns the task that dials. `keep_header`: leave it in front of what the
         visitor says.
         """
-        self.visitors = WayOwner(owner.on_visitor, owner.on_failure, keep_header)  # who takes them
+        self.visitors = VisitorSink(owner.on_visitor, owner.on_failure, keep_header)  # who takes them
         self.closed = False  # carriers end with their last visitor
         self._engine = cast(Pump, engine)
         self._relay = relay
         self._uri = uri
         self._owner = owner
         self._limits = limits or CarrierLimits()
-        self._lines: dict[_Line, None] = {}
+        self._lines: dict[_AgentCarrier, None] = {}
         self._nursery = nursery
         self._wake = trio.Event()
         self._changed = trio.Event()
@@ -139,7 +139,7 @@ class Carriers:
         if not self._resting and self._lacks():
             self._wake.set()
 
-    def lost(self, line: _Line, reason: str) -> None:
+    def lost(self, line: _AgentCarrier, reason: str) -> None:
         """A carrier ended."""
         self._lines.pop(line, None)
         self.tell_changed()
@@ -171,7 +171,7 @@ class Carriers:
                     continue
                 with trio.CancelScope() as self._attempt:
                     if await self._dial_several(count):
-                        count = min(2 * count, AT_ONCE) if self._answering else 1
+                        count = min(2 * count, MAX_DIALS_AT_ONCE) if self._answering else 1
                         waits = delays(random.random, first=FIRST, longest=LONGEST)
                     else:
                         count = 1
@@ -185,10 +185,10 @@ class Carriers:
     def _lacks(self) -> bool:
         """Whether no carrier answers and has places left, and there may be one more."""
         answering = self._answering
-        return len(answering) < MOST and all(line.channels >= NEARLY_FULL for line in answering)
+        return len(answering) < MAX_CARRIERS and all(line.channels >= NEARLY_FULL for line in answering)
 
     @property
-    def _answering(self) -> list[_Line]:
+    def _answering(self) -> list[_AgentCarrier]:
         return [line for line in self._lines if line.answering and not line.retired]
 
     async def _dial_several(self, count: int) -> bool:
@@ -200,11 +200,11 @@ class Carriers:
             taken.append(line is not None and await line.is_taken())
 
         async with trio.open_nursery() as nursery:
-            for _ in range(min(count, MOST - len(self._answering))):
+            for _ in range(min(count, MAX_CARRIERS - len(self._answering))):
                 nursery.start_soon(dial)
         return all(taken)
 
-    async def _dial(self) -> _Line | None:
+    async def _dial(self) -> _AgentCarrier | None:
         """One more carrier; None where that failed, which is told."""
         try:
             connection = await self._relay.dial_carrier(self._uri)
@@ -215,7 +215,7 @@ class Carriers:
             connection.close()
             return None
         try:
-            line = _Line(self, self._engine, connection, self._limits)
+            line = _AgentCarrier(self, self._engine, connection, self._limits)
         except OSError:
             connection.close()
             return None
@@ -224,7 +224,7 @@ class Carriers:
         return line
 
 
-class _Line:
+class _AgentCarrier:
     """One carrier, and its owner. See `session.Owner`."""
 
     def __init__(
@@ -236,7 +236,7 @@ class _Line:
         self._farewell = ""
         self._decided = trio.Event()
         self._carriers = carriers
-        link = link_over(connection)
+        link = connection_over(connection)
         self._address = link.connection.getsockname()
         self._cut_off = False  # its own address is none of this machine's
         self._carrier = Carrier(engine, link, self, initiator=True, limits=limits)
@@ -281,7 +281,7 @@ class _Line:
     def on_opened(self, channel: Channel, protocol: int) -> None:
         """A visitor; who it is comes first."""
         channel.accept()
-        channel.handler = DuctWay(channel, self._carriers.visitors)
+        channel.handler = EndVisitor(channel, self._carriers.visitors)
         if len(self._carrier.channels) >= NEARLY_FULL:
             self._carriers.stirred()
 

@@ -14,9 +14,9 @@ from contextlib import suppress
 import trio
 
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.events import Field, Teller
-from tunneld.agent.keeper import Keeper
-from tunneld.agent.visitors import Visitors
+from tunneld.agent.events import Field, Reporter
+from tunneld.agent.keeper import TunnelSession
+from tunneld.agent.visitors import LocalVisitors
 from tunneld.client import Client
 from tunneld.errors import TunneldError
 
@@ -28,11 +28,17 @@ FINISH_WITHIN = 5.0
 """Seconds more for the last octets that visitors left with us to reach the relay."""
 
 
-class Ending:
+class AgentShutdown:
     """The end of one exposure. Every step takes bounded time."""
 
     def __init__(
-        self, relay: RelayAccess, visitors: Visitors, teller: Teller, on_left: Callable[[], None], *, shared: bool
+        self,
+        relay: RelayAccess,
+        visitors: LocalVisitors,
+        teller: Reporter,
+        on_left: Callable[[], None],
+        *,
+        shared: bool,
     ) -> None:
         """`on_left` is called once the relay sends nobody any more, or could not be told. `shared`: others may serve
         the tunnel as well.
@@ -46,14 +52,14 @@ class Ending:
         self._shared = shared
         self._told = False  # the relay knows
 
-    async def begin(self, client: Client, keeper: Keeper) -> None:
+    async def begin(self, client: Client, keeper: TunnelSession) -> None:
         """We are to end while this connection stands, by which the relay knows us: use it. Not stopped by being
         cancelled.
         """
         with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
             await self._say_farewell(client, keeper, cut=self.patience is None)
 
-    async def drain(self, keeper: Keeper | None) -> None:
+    async def drain(self, keeper: TunnelSession | None) -> None:
         """Nobody new is wanted, which the relay may have to hear over a connection of its own; wait for those who are
         here.
         """
@@ -74,14 +80,14 @@ class Ending:
             with trio.move_on_after(FINISH_WITHIN):
                 await keeper.supply.wait_closed()
 
-    async def outlast(self, keeper: Keeper | None) -> None:
+    async def outlast(self, keeper: TunnelSession | None) -> None:
         """The relay wants no more of us. Those whose connections it lets finish may, for as long as it does."""
         if keeper is not None and self._visitors.now:
             keeper.supply.pause()
             self._tell("draining", keeper, visitors=self._visitors.now)
             await self._visitors.wait_none()
 
-    async def close(self, keeper: Keeper) -> None:
+    async def close(self, keeper: TunnelSession) -> None:
         """Cut whoever is left, close the tunnel at the relay, and tell. Its address stays ours; where others serve it,
         too, it stays open. Not stopped by being cancelled.
         """
@@ -97,7 +103,7 @@ class Ending:
         counts = {"served": visitors.served, "failed": visitors.failed, "up": up, "down": down}
         self._tell("closed", keeper, reason=self.reason, **counts)
 
-    async def _say_farewell(self, client: Client, keeper: Keeper, *, cut: bool) -> None:
+    async def _say_farewell(self, client: Client, keeper: TunnelSession, *, cut: bool) -> None:
         """The relay shall send us nobody any more; and those who are here finish, or are cut."""
         if cut and not self._shared:
             await client.close(keeper.tunnel.id, keep=True)
@@ -107,5 +113,5 @@ class Ending:
         if not cut:
             await keeper.settle(client)
 
-    def _tell(self, event: str, keeper: Keeper, **fields: Field) -> None:
+    def _tell(self, event: str, keeper: TunnelSession, **fields: Field) -> None:
         self._teller.report(event, id=keeper.tunnel.id, **fields)

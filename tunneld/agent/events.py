@@ -26,7 +26,7 @@ Field = str | int | float
 """A value of an event."""
 
 
-class Teller(Protocol):
+class Reporter(Protocol):
     """Who is told. Must not wait and must not raise: events come from inside the engine."""
 
     @property
@@ -38,7 +38,7 @@ class Teller(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class Stats:
     """How an agent is doing: visitors, connections, octets."""
 
     now: int = 0

@@ -22,18 +22,18 @@ from functools import partial
 
 import trio
 
-from tunneld.agent.access import LOOK, RelayAccess
+from tunneld.agent.access import SECRET_CHECK_INTERVAL, RelayAccess
 from tunneld.agent.backoff import Backoff
-from tunneld.agent.ending import Ending
-from tunneld.agent.events import Figures, Teller
-from tunneld.agent.health import Check, Conduct
-from tunneld.agent.keeper import Ground, Keeper
+from tunneld.agent.ending import AgentShutdown
+from tunneld.agent.events import Reporter, Stats
+from tunneld.agent.health import Check, UnhealthyPolicy
+from tunneld.agent.keeper import AgentContext, TunnelSession
 from tunneld.agent.listening import complaint
 from tunneld.agent.local import LocalServer
-from tunneld.agent.opening import Wish
-from tunneld.agent.plan import Plan
-from tunneld.agent.visitors import Visitors
-from tunneld.agent.wake import Wake, is_ours
+from tunneld.agent.opening import TunnelRequest
+from tunneld.agent.plan import ExposureConfig
+from tunneld.agent.visitors import LocalVisitors
+from tunneld.agent.wake import NetworkMonitor, is_ours
 from tunneld.agent.watch import watch
 from tunneld.client import Client
 from tunneld.errors import (
@@ -57,17 +57,17 @@ PORT_TAKEN = frozenset({LimitReachedError.code, ListenError.code, UsageError.cod
 CLOCKS_DIFFER = 1.0
 """Seconds before our end of the `ttl` at which the relay's may come."""
 
-Start = Callable[[Client, Wish], Awaitable[Keeper]]
+Start = Callable[[Client, TunnelRequest], Awaitable[TunnelSession]]
 """Opens a tunnel of this kind whose visitors are served."""
 
 
 @asynccontextmanager
 async def open_exposure(
-    plan: Plan,
+    plan: ExposureConfig,
     relay: RelayAccess,
-    teller: Teller,
+    teller: Reporter,
     engine: Engine,
-    wake: Wake,
+    wake: NetworkMonitor,
     *,
     patient: bool = False,
     on_left: Callable[[], None] = lambda: None,
@@ -81,13 +81,13 @@ async def open_exposure(
     """
     async with trio.open_nursery() as nursery:
         http = plan.scheme == "http"
-        visitors = Visitors(LocalServer(plan.target), nursery, teller, linger=plan.linger, http=http)
+        visitors = LocalVisitors(LocalServer(plan.target), nursery, teller, linger=plan.linger, http=http)
 
-        async def start(client: Client, wish: Wish) -> Keeper:
-            ground = Ground(engine, nursery, relay, teller, exposure.hurry)
-            return await Keeper.start(client, ground, wish, take=visitors.take, failed=exposure.fail)
+        async def start(client: Client, wish: TunnelRequest) -> TunnelSession:
+            ground = AgentContext(engine, nursery, relay, teller, exposure.hurry)
+            return await TunnelSession.start(client, ground, wish, take=visitors.take, failed=exposure.fail)
 
-        ending = Ending(relay, visitors, teller, on_left, shared=bool(plan.wish.options.get("share")))
+        ending = AgentShutdown(relay, visitors, teller, on_left, shared=bool(plan.wish.options.get("share")))
         exposure = Exposure(relay, plan.wish, teller, visitors, start, ending, wake=wake, patient=patient)
         if (check := plan.check) is not None:
             nursery.start_soon(watch, LocalServer(plan.target), check, teller, partial(exposure.heed, check))
@@ -106,13 +106,13 @@ class Exposure:
     def __init__(
         self,
         relay: RelayAccess,
-        wish: Wish,
-        teller: Teller,
-        visitors: Visitors,
+        wish: TunnelRequest,
+        teller: Reporter,
+        visitors: LocalVisitors,
         start: Start,
-        ending: Ending,
+        ending: AgentShutdown,
         *,
-        wake: Wake,
+        wake: NetworkMonitor,
         patient: bool,
     ) -> None:
         """Made by `open_exposure`."""
@@ -126,7 +126,7 @@ class Exposure:
         self._ending = ending
         self._withdrawn = False  # nothing is to be parked at the relay
         self._connected_at: float | None = None  # in `trio.current_time`
-        self._keeper: Keeper | None = None  # of the tunnel that is open, or was when we last knew
+        self._keeper: TunnelSession | None = None  # of the tunnel that is open, or was when we last knew
         self._ends_at: float | None = None  # when the first tunnel's ttl is over, in `trio.current_time`
         self._was_open = False
         self._bug: Exception | None = None
@@ -136,11 +136,11 @@ class Exposure:
         self._local_host = ""  # our address of it
 
     @property
-    def figures(self) -> Figures:
+    def figures(self) -> Stats:
         """How it is doing."""
         up, down = self._visitors.octets
         parked = self._keeper.supply.parked if self._keeper else 0
-        return Figures(self._visitors.now, self._visitors.served, self._visitors.failed, parked, up, down)
+        return Stats(self._visitors.now, self._visitors.served, self._visitors.failed, parked, up, down)
 
     async def run(self) -> None:
         """Be reachable until the tunnel's `ttl` is over.
@@ -158,9 +158,11 @@ class Exposure:
 
     def heed(self, check: Check, healthy: bool) -> None:
         """Act on what the local server counts as. May be told the same again."""
-        if check.conduct is Conduct.TELL or self._ending.patience is not None:
+        if check.conduct is UnhealthyPolicy.TELL or self._ending.patience is not None:
             return
-        if check.conduct is Conduct.WITHDRAW:  # whoever is on the way to us has no other, and is served all the same
+        if (
+            check.conduct is UnhealthyPolicy.WITHDRAW
+        ):  # whoever is on the way to us has no other, and is served all the same
             if self._keeper is not None and healthy is self._withdrawn:
                 (self._keeper.resume if healthy else self._keeper.withdraw)()
             self._withdrawn = not healthy
@@ -221,7 +223,9 @@ class Exposure:
                     return
                 if credential and self._may_have_another_secret(error):
                     self._teller.report(
-                        "reconnecting", reason=f"{error}; waiting for another one in its file", delay=LOOK
+                        "reconnecting",
+                        reason=f"{error}; waiting for another one in its file",
+                        delay=SECRET_CHECK_INTERVAL,
                     )
                     await self._relay.wait_for_another_secret(credential)
                     continue
@@ -235,7 +239,7 @@ class Exposure:
                 if await self._wake.sleep(delay):
                     backoff.forget()
 
-    async def _keep(self, client: Client, keeper: Keeper) -> None:
+    async def _keep(self, client: Client, keeper: TunnelSession) -> None:
         """Look after the tunnel until it or the connection is lost, which an exception says."""
         self._local_host = client.local_host
         try:
@@ -271,7 +275,7 @@ class Exposure:
         refused = isinstance(error, RefusedError) and error.reply_code == NotAllowedError.code
         return refused and self._relay.reread is not None and (self._was_open or self._patient)
 
-    async def _find_or_open(self, client: Client) -> Keeper:
+    async def _find_or_open(self, client: Client) -> TunnelSession:
         """The tunnel that only our control connection lost, or a new one."""
         keeper = self._keeper
         if keeper is not None:
@@ -289,7 +293,7 @@ class Exposure:
         self._teller.report("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
         return keeper
 
-    async def _open(self, client: Client, former: Keeper | None) -> Keeper:
+    async def _open(self, client: Client, former: TunnelSession | None) -> TunnelSession:
         """Open a tunnel, after a loss at the former address where it is free: visitors know that one."""
         wish = self._wish
         if former is None:

@@ -17,41 +17,43 @@ from dataclasses import dataclass, replace
 import trio
 
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.events import Figures, Teller
+from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.expose import Exposure, open_exposure
-from tunneld.agent.plan import Changes, Plan, changes
-from tunneld.agent.wake import Wake
+from tunneld.agent.plan import Changes, ExposureConfig, changes
+from tunneld.agent.wake import NetworkMonitor
 from tunneld.errors import TunneldError
 from tunneld.relay import new_engine
-from tunneld.relay.limits import DOZE
+from tunneld.relay.limits import POLL_TIMEOUT
 
 
 @dataclass(frozen=True, slots=True)
-class Berth:
+class ExposureSpec:
     """What one exposure is to be, and at which relay."""
 
-    plan: Plan
+    plan: ExposureConfig
     relay: RelayAccess
 
 
-class Fleet:
+class Exposures:
     """The exposures that are wanted, and those that run."""
 
-    def __init__(self, teller_of: Callable[[str, Plan, Callable[[], Figures]], Teller], wake: Wake) -> None:
+    def __init__(
+        self, teller_of: Callable[[str, ExposureConfig, Callable[[], Stats]], Reporter], wake: NetworkMonitor
+    ) -> None:
         """`teller_of` makes the teller of a named exposure each time that it begins, and gets how that one is doing."""
         self.failures: dict[str, TunneldError] = {}
         """What those failed with that failed for good, by name."""
         self._teller_of = teller_of
         self._wake = wake
-        self._engine = new_engine(poll_timeout=DOZE)
-        self._wanted: dict[str, Berth] = {}
+        self._engine = new_engine(poll_timeout=POLL_TIMEOUT)
+        self._wanted: dict[str, ExposureSpec] = {}
         self._tasks: set[str] = set()  # names that are served
-        self._exposures: dict[Exposure, tuple[str, Plan]] = {}  # also those that let their visitors finish
+        self._exposures: dict[Exposure, tuple[str, ExposureConfig]] = {}  # also those that let their visitors finish
         self._draining = ""  # why
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
 
-    async def run(self, wanted: Mapping[str, Berth]) -> None:
+    async def run(self, wanted: Mapping[str, ExposureSpec]) -> None:
         """Expose until the last one has ended."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._engine.run)
@@ -68,7 +70,7 @@ class Fleet:
             exposure.drain(reason, plan.drain_timeout)
         self._end_if_empty()
 
-    def apply(self, wanted: Mapping[str, Berth]) -> Changes:
+    def apply(self, wanted: Mapping[str, ExposureSpec]) -> Changes:
         """Open, close and replace, until exactly `wanted` runs; nothing, where the fleet has ended. Never waits: the
         visitors of those that go may finish.
 
@@ -105,10 +107,10 @@ class Fleet:
         self._tasks.discard(name)
         self._end_if_empty()
 
-    async def _expose(self, name: str, berth: Berth, left: trio.Event) -> None:
+    async def _expose(self, name: str, berth: ExposureSpec, left: trio.Event) -> None:
         """One exposure; `left` is set once the relay sends it nobody any more."""
         plan, running = berth.plan, list[Exposure]()
-        teller = self._teller_of(name, plan, lambda: running[0].figures if running else Figures())
+        teller = self._teller_of(name, plan, lambda: running[0].figures if running else Stats())
         try:
             async with open_exposure(
                 plan, berth.relay, teller, self._engine, self._wake, patient=True, on_left=left.set

@@ -23,7 +23,7 @@ UNHEALTHY_AFTER = 3
 """Failures in a row: one is a restart."""
 HEALTHY_AFTER = 2
 """Successes in a row: one can be luck."""
-MOST_LOOKS = 100
+MAX_CHECKS = 100
 """For either of the two; with the shortest useful interval that is minutes."""
 PATH = "/"
 """What is asked for over HTTP."""
@@ -31,7 +31,7 @@ PATH = "/"
 How = Literal["tcp", "http"]
 
 
-class Conduct(Enum):
+class UnhealthyPolicy(Enum):
     """What to do with visitors while the local server is unhealthy."""
 
     ANSWER = "answer"  # say so, where the visitor speaks HTTP; otherwise close at once
@@ -51,10 +51,10 @@ class Check:
     timeout: float = TIMEOUT
     unhealthy_after: int = UNHEALTHY_AFTER
     healthy_after: int = HEALTHY_AFTER
-    conduct: Conduct = Conduct.ANSWER
+    conduct: UnhealthyPolicy = UnhealthyPolicy.ANSWER
 
 
-class Judgement:
+class HealthState:
     """What all looks so far amount to."""
 
     def __init__(self, check: Check) -> None:

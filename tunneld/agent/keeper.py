@@ -3,7 +3,7 @@
 The agent does not `watch` its tunnel: that costs the relay and the agent an event for each step of each visitor, and
 the pool knows as fast. When the tunnel or the relay goes, the kernel ends every parked connection; that is *trouble*,
 and trouble makes the keeper ask at once. Where nobody is left to end connections (a cable is pulled), the question that
-is asked anyway every `REVIEW` seconds finds out.
+is asked anyway every `RESIZE_INTERVAL` seconds finds out.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import trio
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import delays
 from tunneld.agent.dial import resolve_relay
-from tunneld.agent.events import Teller
-from tunneld.agent.keyed import KeyedPool
-from tunneld.agent.opening import OpenTunnel, Wish, open_tunnel
+from tunneld.agent.events import Reporter
+from tunneld.agent.keyed import HandshakePool
+from tunneld.agent.opening import OpenTunnel, TunnelRequest, open_tunnel
 from tunneld.agent.pool import Pool
-from tunneld.agent.repeats import Repeats
-from tunneld.agent.sizing import REVIEW
-from tunneld.agent.supply import Owner, Supply
+from tunneld.agent.repeats import RepeatLimiter
+from tunneld.agent.sizing import RESIZE_INTERVAL
+from tunneld.agent.supply import ConnectionSource, SourceEvents
 from tunneld.agent.ways import Take
 from tunneld.client import Client
 from tunneld.endpoint import Endpoint
 from tunneld.errors import NoSuchTunnelError, RefusedError, TunneldError
-from tunneld.relay.engine import Engine, Failure
+from tunneld.relay.engine import Engine, FailureCallback
 
 WEBMUX = frozenset({"webmux", "webmuxs"})
 """Schemes of server URIs to which carriers go."""
@@ -42,22 +42,22 @@ ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class AgentContext:
     """What every tunnel of an agent stands on."""
 
     engine: Engine
     nursery: trio.Nursery
     relay: RelayAccess
-    teller: Teller
+    teller: Reporter
     hurry: Callable[[], None] = lambda: None  # what ends a wait for the relay early
 
 
-class Keeper:
+class TunnelSession:
     """One open tunnel and its supply of connections, looked after over a control connection (or, after a loss, over the
     next one).
     """
 
-    def __init__(self, tunnel: OpenTunnel, supply: Supply, teller: Teller, news: News) -> None:
+    def __init__(self, tunnel: OpenTunnel, supply: ConnectionSource, teller: Reporter, news: Alarm) -> None:
         """Made by `start`."""
         self.tunnel = tunnel
         self.supply = supply
@@ -65,16 +65,18 @@ class Keeper:
         self._news = news
         self._wanted = False  # visitors are
         self._waits: Iterator[float] = delays(random.random)
-        self._repeats = Repeats()
+        self._repeats = RepeatLimiter()
 
     @classmethod
-    async def start(cls, client: Client, ground: Ground, wish: Wish, *, take: Take, failed: Failure) -> Keeper:
+    async def start(
+        cls, client: Client, ground: AgentContext, wish: TunnelRequest, *, take: Take, failed: FailureCallback
+    ) -> TunnelSession:
         """Open a tunnel and a supply for it; nobody comes before `resume`. Raises `RefusedError`,
         `RelayUnreachableError`, ... as any call.
         """
         tunnel = await open_tunnel(client, wish.options, wish.backend)
-        news = News()
-        owner = Owner(take, news.report, failed, ground.hurry)
+        news = Alarm()
+        owner = SourceEvents(take, news.report, failed, ground.hurry)
         try:
             supply = await _supply(tunnel.server, ground, wish, owner)
         except TunneldError:
@@ -142,7 +144,7 @@ class Keeper:
     async def keep(self, client: Client) -> None:
         """Look after the tunnel until it is gone, which an exception says: see `check`."""
         while True:
-            with trio.move_on_after(REVIEW):
+            with trio.move_on_after(RESIZE_INTERVAL):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_with, client, nursery.cancel_scope)
                     await self._news.wait()
@@ -212,21 +214,21 @@ def _unless_gone() -> Iterator[None]:
             raise
 
 
-async def _supply(server: Endpoint, ground: Ground, wish: Wish, owner: Owner) -> Supply:
+async def _supply(server: Endpoint, ground: AgentContext, wish: TunnelRequest, owner: SourceEvents) -> ConnectionSource:
     """Connections to a server URI of either kind. Raises `RelayUnreachableError`, `UsageError`."""
     if server.scheme in WEBMUX:
         from tunneld.agent.carriers import Carriers  # noqa: PLC0415  # on systems that have carriers
 
         return Carriers(ground.engine, ground.relay, server, owner, ground.nursery, keep_header=wish.keep_header)
     if server.key:
-        return KeyedPool(
+        return HandshakePool(
             ground.engine, ground.relay, server, wish.limits, owner, ground.nursery, keep_header=wish.keep_header
         )
     address = await resolve_relay(server.host, server.port)
     return Pool(ground.engine, address, wish.limits, owner, keep_header=wish.keep_header)
 
 
-class News:
+class Alarm:
     """What a keeper is to look at, from other tasks."""
 
     def __init__(self) -> None:

@@ -15,14 +15,14 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.pool import Parked, PlainParked, Pool
-from tunneld.agent.sizing import Limits
-from tunneld.agent.supply import AT_ONCE, Owner
+from tunneld.agent.sizing import PoolLimits
+from tunneld.agent.supply import MAX_DIALS_AT_ONCE, SourceEvents
 from tunneld.endpoint import Endpoint
 from tunneld.errors import TunneldError
 from tunneld.relay.engine import Engine
 
 
-class KeyedPool(Pool):
+class HandshakePool(Pool):
     """See `Supply`."""
 
     def __init__(
@@ -30,8 +30,8 @@ class KeyedPool(Pool):
         engine: Engine,
         relay: RelayAccess,
         uri: Endpoint,
-        limits: Limits,
-        owner: Owner,
+        limits: PoolLimits,
+        owner: SourceEvents,
         nursery: trio.Nursery,
         *,
         keep_header: bool,
@@ -42,16 +42,16 @@ class KeyedPool(Pool):
         self.uri = uri
         self.nursery = nursery
         self.session: ssl.SSLSession | None = None  # for the next connection
-        self.dialling = trio.CapacityLimiter(AT_ONCE)
+        self.dialling = trio.CapacityLimiter(MAX_DIALS_AT_ONCE)
 
     def _begin(self) -> Parked:
-        return _Knocking(self)
+        return _Handshake(self)
 
 
-class _Knocking:
+class _Handshake:
     """One connection: a task until the relay has said OK."""
 
-    def __init__(self, pool: KeyedPool) -> None:
+    def __init__(self, pool: HandshakePool) -> None:
         self._pool = pool
         self._scope = trio.CancelScope()
         self._parked: Parked | None = None

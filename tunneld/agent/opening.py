@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tunneld.agent.sizing import Limits
+from tunneld.agent.sizing import PoolLimits
 from tunneld.client import Client
 from tunneld.endpoint import Endpoint, is_loopback
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, TunneldError, UsageError
@@ -24,11 +24,11 @@ SLACK = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class TunnelRequest:
     """What kind of tunnel is wanted."""
 
     options: Mapping[str, Value] = field(default_factory=dict)  # of openTunnel; `OUR_OPTIONS` come on top
-    limits: Limits = field(default_factory=Limits)
+    limits: PoolLimits = field(default_factory=PoolLimits)
     keep_header: bool = False  # leave the PROXY header in front of what the visitor says
     backend: str | None = None  # None: webmux, or tcp where the relay or this system has no webmux
 

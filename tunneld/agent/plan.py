@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunneld.agent.ending import DRAIN_WITHIN
-from tunneld.agent.health import Check, Conduct
-from tunneld.agent.opening import Wish
-from tunneld.agent.sizing import Limits
+from tunneld.agent.health import Check, UnhealthyPolicy
+from tunneld.agent.opening import TunnelRequest
+from tunneld.agent.sizing import PoolLimits
 from tunneld.endpoint import Target
 from tunneld.errors import UsageError
 
@@ -24,27 +24,27 @@ VISITORS = ("allow_from", "deny_from", "max_visitors", "max_per_source", "visito
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ExposureConfig:
     """One exposure. `linger` and `drain_timeout` in seconds."""
 
     target: Target
-    wish: Wish = field(default_factory=Wish)
+    wish: TunnelRequest = field(default_factory=TunnelRequest)
     check: Check | None = None
     scheme: str = "tcp"  # of the address that is told
     linger: float = 60.0
     drain_timeout: float = DRAIN_WITHIN
 
 
-def plan_of(words: Mapping[str, Any], spell: Callable[[str], str]) -> Plan:
+def plan_of(words: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureConfig:
     """Make a plan of what was written; None stands for what was not. Raises `UsageError`."""
     if words["pool"] > words["max_pool"]:
         raise UsageError(f"{spell('pool')} {words['pool']} is more than {spell('max_pool')} {words['max_pool']}")
     options = {key: words[key] for key in (*OPTIONS, *VISITORS) if words[key] not in {None, False}}
     if words["share"] and not words["name"]:
         raise UsageError(f"{spell('share')} goes with {spell('name')}: others join by it")
-    limits = Limits(words["pool"], words["max_pool"])
-    wish = Wish(options, limits, keep_header=words["proxy_protocol"], backend=words["backend"])
-    return Plan(
+    limits = PoolLimits(words["pool"], words["max_pool"])
+    wish = TunnelRequest(options, limits, keep_header=words["proxy_protocol"], backend=words["backend"])
+    return ExposureConfig(
         Target.parse(words["target"]),
         wish,
         check_of(words),
@@ -65,7 +65,7 @@ def check_of(words: Mapping[str, Any]) -> Check | None:
         words["health_timeout"],
         words["unhealthy_after"],
         words["healthy_after"],
-        Conduct(words["unhealthy"]),
+        UnhealthyPolicy(words["unhealthy"]),
     )
 
 

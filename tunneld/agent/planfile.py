@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tunneld.agent.ending import DRAIN_WITHIN
-from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MOST_LOOKS, PATH, TIMEOUT, UNHEALTHY_AFTER
-from tunneld.agent.plan import Plan, plan_of
+from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MAX_CHECKS, PATH, TIMEOUT, UNHEALTHY_AFTER
+from tunneld.agent.plan import ExposureConfig, plan_of
 from tunneld.config.certificates import locate
 from tunneld.config.context import Loading
 from tunneld.config.file import load_as, toml
@@ -23,7 +23,7 @@ from tunneld.errors import UsageError
 from tunneld.pin import parse_pins
 from tunneld.rules.options import OPTIONS
 
-Looks = Annotated[int, Field(ge=1, le=MOST_LOOKS)]
+Looks = Annotated[int, Field(ge=1, le=MAX_CHECKS)]
 Pool = Annotated[int, Field(ge=1, le=100_000)]
 Most = Annotated[int | None, Field(ge=1, le=1_000_000)]
 SomeSeconds = Annotated[float | None, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False)]
@@ -58,7 +58,7 @@ def path_of_request(text: str) -> str:
     return text
 
 
-class Relay(Table):
+class RelayTable(Table):
     """`[relay]`: how to reach it, and as whom. What is left out comes from the environment, as for the options."""
 
     where: Annotated[str, _as(parse_relay)] | None = None
@@ -74,7 +74,7 @@ class Relay(Table):
     _locate = field_validator("ca", "cert", "key", "secret_file")(locate)
 
 
-class Exposed(Table):
+class ExposureTable(Table):
     """`[expose.NAME]`: one local server."""
 
     target: Annotated[str, _as(Target.parse), BeforeValidator(_port_as_text)]
@@ -108,14 +108,14 @@ class Exposed(Table):
     unhealthy: Literal["answer", "withdraw", "tell"] = "answer"
 
     @model_validator(mode="after")
-    def _is_a_plan(self) -> Exposed:
+    def _is_a_plan(self) -> ExposureTable:
         try:
             self.plan("x")
         except UsageError as error:
             raise ValueError(str(error)) from None
         return self
 
-    def plan(self, name: str) -> Plan:
+    def plan(self, name: str) -> ExposureConfig:
         """What is wanted; `name` is that of the table, and of the tunnel unless it has its own."""
         words: dict[str, Any] = self.model_dump()
         for networks in ("allow_from", "deny_from"):
@@ -123,15 +123,15 @@ class Exposed(Table):
         return plan_of({**words, "name": self.name or name}, str)
 
 
-class PlanFile(Table):
+class ExposeFile(Table):
     """A whole expose.toml."""
 
-    relay: Relay = Relay()
-    expose: dict[str, Exposed] = Field(default_factory=dict)
+    relay: RelayTable = RelayTable()
+    expose: dict[str, ExposureTable] = Field(default_factory=dict)
 
     @field_validator("expose")
     @classmethod
-    def _has_names(cls, value: dict[str, Exposed], info: ValidationInfo) -> dict[str, Exposed]:
+    def _has_names(cls, value: dict[str, ExposureTable], info: ValidationInfo) -> dict[str, ExposureTable]:
         for name in value:
             if not _NAME.fullmatch(name):
                 raise ValueError(
@@ -142,15 +142,15 @@ class PlanFile(Table):
         return value
 
     @property
-    def plans(self) -> Mapping[str, Plan]:
+    def plans(self) -> Mapping[str, ExposureConfig]:
         """What is wanted, by name."""
         return {name: exposed.plan(name) for name, exposed in self.expose.items()}
 
 
-def load_plans(path: Path) -> PlanFile:
+def load_plans(path: Path) -> ExposeFile:
     """Read expose.toml. Relative paths in it start from its folder. Raises `ConfigError`, a sentence a mistake."""
-    return load_as(PlanFile, path, _parse)
+    return load_as(ExposeFile, path, _parse)
 
 
-def _parse(content: bytes, folder: Path) -> PlanFile:
-    return PlanFile.model_validate({"expose": {}, **toml(content)}, context=Loading(folder))
+def _parse(content: bytes, folder: Path) -> ExposeFile:
+    return ExposeFile.model_validate({"expose": {}, **toml(content)}, context=Loading(folder))

@@ -22,9 +22,9 @@ from typing import Protocol
 import trio
 
 from tunneld.agent.dial import Address, dial_nowait
-from tunneld.agent.sizing import WINDOW, Limits, grown, shrunk
-from tunneld.agent.supply import Owner
-from tunneld.agent.ways import SocketWay, Way
+from tunneld.agent.sizing import WINDOW, PoolLimits, grown, shrunk
+from tunneld.agent.supply import SourceEvents
+from tunneld.agent.ways import SocketVisitor, VisitorConnection
 from tunneld.errors import RemoteProtocolError, reason_of
 from tunneld.relay.engine import Engine, Registration
 from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
@@ -45,7 +45,9 @@ class Pool:
 
     description = "parked connections"
 
-    def __init__(self, engine: Engine, address: Address, limits: Limits, owner: Owner, *, keep_header: bool) -> None:
+    def __init__(
+        self, engine: Engine, address: Address, limits: PoolLimits, owner: SourceEvents, *, keep_header: bool
+    ) -> None:
         """`address` is the tunnel's server side. `keep_header`: leave it in front of the visitor's bytes."""
         self.size = limits.least
         self.engine = engine
@@ -97,7 +99,7 @@ class Pool:
 
     # What its connections report
 
-    def came(self, parked: Parked, way: Way, header: bytes) -> None:
+    def came(self, parked: Parked, way: VisitorConnection, header: bytes) -> None:
         """A visitor is here; the connection is its own from now on."""
         if parked in self._parked:
             self._forget(parked)
@@ -191,7 +193,7 @@ class PlainParked:
         except OSError as error:
             self._lose(reason_of(error))
         else:
-            self._pool.came(self._release(), SocketWay(self._pool.engine, self.connection), whole)
+            self._pool.came(self._release(), SocketVisitor(self._pool.engine, self.connection), whole)
 
     def close(self) -> None:
         """See `Parked`."""

@@ -15,7 +15,7 @@ PATIENCE = 5.0
 """Seconds for a visitor to hear the answer. Closing at once would reset the connection of one who still asks, and a
 reset drops the answer.
 """
-MOST = 256
+MAX_ANSWERS = 256
 """Visitors who are being answered at once; further ones are closed. Of one relay no more can be waiting by default."""
 CHUNK = 65536
 """Octets of a question read at once, for nobody."""

@@ -6,11 +6,11 @@ from collections.abc import Hashable
 
 EVERY = 5.0
 """Seconds between two reports of the same failure: it is seen to last, and the rest can be read."""
-MOST = 100
+MAX_MESSAGES = 100
 """Kinds of failure remembered. Reasons come from a short list; this only bounds what a strange one can cost."""
 
 
-class Repeats:
+class RepeatLimiter:
     """Which of many like reports to let through."""
 
     def __init__(self, every: float = EVERY) -> None:
@@ -23,7 +23,7 @@ class Repeats:
         if now - last < self._every:
             self._seen[kind] = (last, kept_back + 1)
             return None
-        if len(self._seen) >= MOST:
+        if len(self._seen) >= MAX_MESSAGES:
             self._seen.clear()
         self._seen[kind] = (now, 0)
         return kept_back

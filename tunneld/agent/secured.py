@@ -11,35 +11,35 @@ import trio
 
 from tunneld.agent.pool import Parked, Pool
 from tunneld.errors import RemoteProtocolError, reason_of
-from tunneld.relay.engine import Failure, Relay, RelayEnd, Side
+from tunneld.relay.engine import FailureCallback, Relay, RelayEnd, Side
 from tunneld.relay.pump import Pump
-from tunneld.session import ChannelStream, Duct, TlsDuct
-from tunneld.session.duct import UNUSED
+from tunneld.session import End, EndStream, TlsEnd
+from tunneld.session.duct import NO_HANDLER
 from tunneld.tls import TlsSocket
 from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
 
 
 @dataclass(frozen=True, slots=True)
-class WayOwner:
-    """Whom a `DuctWay` tells; one for all of a supply, where that can be."""
+class VisitorSink:
+    """Whom a `EndVisitor` tells; one for all of a supply, where that can be."""
 
-    on_visitor: Callable[[DuctWay, bytes], None]
+    on_visitor: Callable[[EndVisitor, bytes], None]
     """A visitor came: the way to it, from now on the callee's, and its PROXY header."""
-    on_failure: Failure
+    on_failure: FailureCallback
     keep_header: bool
     """Whether the header is left in front of what the visitor says."""
     on_lost: Callable[[str], None] = lambda _reason: None
     """There was no header, and why."""
 
 
-class DuctWay:
+class EndVisitor:
     """A duct by which a visitor comes. First this is its user, and hears who the visitor is; then it is handed over as
     the way to that visitor, see `Way`.
     """
 
     __slots__ = ("_duct", "_head", "_owner")
 
-    def __init__(self, duct: Duct, owner: WayOwner) -> None:
+    def __init__(self, duct: End, owner: VisitorSink) -> None:
         self._duct = duct
         self._owner = owner
         self._head = b""
@@ -52,7 +52,7 @@ class DuctWay:
 
     def stream(self) -> trio.abc.HalfCloseableStream:
         """The duct as a stream."""
-        return ChannelStream(self._duct)
+        return EndStream(self._duct)
 
     def close(self, reason: str) -> None:
         """The relay hears why, where there is a way to say it."""
@@ -74,7 +74,7 @@ class DuctWay:
         except RemoteProtocolError as error:
             self._give_up(str(error))
             return taken
-        self._duct.handler = UNUSED
+        self._duct.handler = NO_HANDLER
         if self._owner.keep_header:
             self._duct.unread(head)
         self._owner.on_visitor(self, head)
@@ -109,15 +109,15 @@ class TlsParked:
         """
         self._pool = pool
         self._handle: Parked | None = handle
-        self._duct = TlsDuct(cast(Pump, pool.engine), tls)
+        self._duct = TlsEnd(cast(Pump, pool.engine), tls)
         self._duct.unread(ahead)
         try:
             self._duct.start()
         except OSError:
             tls.close()
             raise
-        self._duct.handler = DuctWay(
-            self._duct, WayOwner(self._came, pool.owner.on_failure, bool(pool.flags), self._lost)
+        self._duct.handler = EndVisitor(
+            self._duct, VisitorSink(self._came, pool.owner.on_failure, bool(pool.flags), self._lost)
         )
         self._duct.deliver_buffered()
 
@@ -129,7 +129,7 @@ class TlsParked:
         self._handle = None
         self._duct.close()
 
-    def _came(self, way: DuctWay, header: bytes) -> None:
+    def _came(self, way: EndVisitor, header: bytes) -> None:
         handle, self._handle = self._handle, None
         if handle is not None:
             self._pool.came(handle, way, header)

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 WINDOW = 0.25
 """Seconds over which arrivals are counted: a long round trip."""
-REVIEW = 15.0
+RESIZE_INTERVAL = 15.0
 """Seconds between looks at whether the pool is larger than it needs to be; parked connections cost next to nothing."""
 AHEAD = 2
 """Windows of arrivals that the pool holds: one is being replaced while the other is used."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class PoolLimits:
     """The pool's least and most, in connections; 1 <= least <= most."""
 
     least: int = 8
@@ -32,16 +32,16 @@ class Limits:
         return max(self.least, min(size, self.most))
 
 
-def wanted(arrivals: int, limits: Limits) -> int:
+def wanted(arrivals: int, limits: PoolLimits) -> int:
     """The size that so many visitors in one window want."""
     return limits.clamp(AHEAD * arrivals)
 
 
-def grown(size: int, arrivals: int, limits: Limits) -> int:
+def grown(size: int, arrivals: int, limits: PoolLimits) -> int:
     """The size from now on, when the window has seen `arrivals` so far: never less than before."""
     return max(size, wanted(arrivals, limits))
 
 
-def shrunk(size: int, busiest: int, limits: Limits) -> int:
+def shrunk(size: int, busiest: int, limits: PoolLimits) -> int:
     """The size after a review, when the busiest window since the last one saw `busiest` visitors: never more."""
     return min(size, max(wanted(busiest, limits), size // 2))

@@ -7,28 +7,28 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tunneld.agent.ways import Take
-from tunneld.relay.engine import Failure
+from tunneld.relay.engine import FailureCallback
 
-AT_ONCE = 8
+MAX_DIALS_AT_ONCE = 8
 """Connections being made: half of what a relay takes from one source unless told otherwise. Until it has shown its key,
 each is a stranger there.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class SourceEvents:
     """Whom a supply tells."""
 
     on_visitor: Take
     on_trouble: Callable[[str], None]
     """A connection ended that was wanted, or could not be made, and why."""
-    on_failure: Failure
+    on_failure: FailureCallback
     """A bug in a callback."""
     on_unknown_tunnel: Callable[[], None] = lambda: None
     """The relay answered, and does not know the tunnel: whoever waits for the relay need not wait any more."""
 
 
-class Supply(Protocol):
+class ConnectionSource(Protocol):
     """Connections to the server side of one tunnel: a pool of parked ones, or carriers."""
 
     @property

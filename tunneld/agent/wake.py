@@ -30,7 +30,7 @@ LARGEST = 65536
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
 
 
-def unseen() -> float:
+def suspended_for() -> float:
     """Seconds that went by while the scheduler's clock stood; only differences mean anything.
 
     Linux has a clock that counts sleep and one that does not. Elsewhere the wall clock must do, which also jumps when
@@ -56,15 +56,15 @@ def network_changes() -> socket.socket | None:
     return changes
 
 
-class Wake:
+class NetworkMonitor:
     """What wakes all who wait."""
 
     def __init__(
         self,
-        unseen: Callable[[], float] = unseen,
+        suspended_for: Callable[[], float] = suspended_for,
         changes: Callable[[], socket.socket | None] = network_changes,
     ) -> None:
-        self._unseen = unseen
+        self._unseen = suspended_for
         self._changes = changes
         self._woken = trio.Event()
         self._listeners: list[Callable[[], None]] = []

@@ -10,11 +10,11 @@ import trio
 
 from tunneld.relay.engine import Engine, Relay, RelayEnd
 
-Take = Callable[["Way", bytes], None]
+Take = Callable[["VisitorConnection", bytes], None]
 """A visitor came: the way to it, from now on the callee's, and the visitor's PROXY header."""
 
 
-class Way(Protocol):
+class VisitorConnection(Protocol):
     """Where a visitor's bytes come from, positioned behind the PROXY header unless that is to be kept."""
 
     def join(self, server: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
@@ -27,7 +27,7 @@ class Way(Protocol):
         """Let go of the visitor; it is told why, where there is a way to."""
 
 
-class SocketWay:
+class SocketVisitor:
     """A connection to the relay that serves this visitor alone."""
 
     __slots__ = ("_connection", "_engine")

@@ -7,27 +7,27 @@ this floor asks which backend it is; a new one is a file here and a line in `BAC
 import sys
 
 from tunneld.backends.base import (
-    NOTHING_MORE,
+    NO_SERVICES,
     Backend,
-    Host,
-    Lobby,
-    Premises,
+    BackendServices,
+    Handshakes,
     ServerConnection,
     ServerSide,
-    SideLegacy,
+    ServerSideSnapshot,
+    TunnelContext,
 )
-from tunneld.backends.tcp import Tcp
+from tunneld.backends.tcp import TcpServerSide
 from tunneld.errors import UsageError
 
-BACKENDS: dict[str, Backend] = {"tcp": Tcp}
+BACKENDS: dict[str, Backend] = {"tcp": TcpServerSide}
 """Backend names as openTunnel takes them."""
 
 if sys.platform == "linux":  # carriers live in the pump
-    from tunneld.backends.ssh import Ssh
-    from tunneld.backends.webmux import WebMux
+    from tunneld.backends.ssh import SshServerSide
+    from tunneld.backends.webmux import WebMuxServerSide
 
-    BACKENDS["webmux"] = WebMux
-    BACKENDS["ssh"] = Ssh
+    BACKENDS["webmux"] = WebMuxServerSide
+    BACKENDS["ssh"] = SshServerSide
 
 
 def backend_of(name: str) -> Backend:
@@ -40,13 +40,13 @@ def backend_of(name: str) -> Backend:
 
 __all__ = [
     "BACKENDS",
-    "NOTHING_MORE",
+    "NO_SERVICES",
     "Backend",
-    "Host",
-    "Lobby",
-    "Premises",
+    "BackendServices",
+    "Handshakes",
     "ServerConnection",
     "ServerSide",
-    "SideLegacy",
+    "ServerSideSnapshot",
+    "TunnelContext",
     "backend_of",
 ]

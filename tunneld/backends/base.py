@@ -15,16 +15,16 @@ from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tunneld.config.schema import Tunnels
+from tunneld.config.schema import TunnelSettings
 from tunneld.endpoint import Endpoint
-from tunneld.relay.engine import Engine, Failure, Limiter, Relay, RelayEnd
+from tunneld.relay.engine import Engine, FailureCallback, Limiter, Relay, RelayEnd
 from tunneld.rules.options import TunnelOptions
 
 if TYPE_CHECKING:
-    from tunneld.backends.shared import Endpoints
+    from tunneld.backends.shared import KeyRegistry
 
 
-class Lobby(Protocol):
+class Handshakes(Protocol):
     """Where those wait who have connected as a hidden server, until it is known whether they are one."""
 
     @property
@@ -39,21 +39,21 @@ class Lobby(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Premises:
+class BackendServices:
     """What a relay has for all of its server sides."""
 
-    endpoints: Endpoints | None = None  # the shared ports of carriers; None: this relay has none
-    lobby: Lobby | None = None  # None: nobody can show a key here
+    endpoints: KeyRegistry | None = None  # the shared ports of carriers; None: this relay has none
+    lobby: Handshakes | None = None  # None: nobody can show a key here
 
 
-NOTHING_MORE = Premises()
+NO_SERVICES = BackendServices()
 
 Peer = Any
 """The address of whoever is at the other end of a socket."""
 
 
 @dataclass(frozen=True, slots=True)
-class SideLegacy:
+class ServerSideSnapshot:
     """What a server side leaves to its successor in the next process, which takes it over instead of beginning anew."""
 
     port: int = 0  # of its own listener
@@ -63,14 +63,14 @@ class SideLegacy:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class TunnelContext:
     """What a server side gets from its tunnel: where to listen, whom to admit, whom to tell."""
 
     engine: Engine
-    settings: Tunnels
+    settings: TunnelSettings
     advertised_host: str
     client_port: int  # of the client side
-    premises: Premises
+    premises: BackendServices
     secure: str  # as in `TunnelOptions`
     former: Endpoint | None  # the server URI that a hidden server may still know: to be had again if it can be
     reserved: Container[int]  # ports that are somebody's: none of them is for this one, but that of `former`
@@ -79,8 +79,8 @@ class Host:
     on_attached: Callable[[Any], None]  # with the peer's address
     on_detached: Callable[[Any], None]
     on_refused: Callable[[Any, str], None]  # with the peer's address and the reason
-    on_failure: Failure  # a bug in a callback
-    snapshot: SideLegacy | None = None  # of the one whose place it takes in this process
+    on_failure: FailureCallback  # a bug in a callback
+    snapshot: ServerSideSnapshot | None = None  # of the one whose place it takes in this process
 
 
 class ServerConnection(Protocol):
@@ -146,7 +146,7 @@ class ServerSide(Protocol):
     def pause(self) -> None:
         """Accept no connection for now; whoever comes stands in the listener's queue. For `leave`."""
 
-    def export(self) -> SideLegacy:
+    def export(self) -> ServerSideSnapshot:
         """Let go of everything that a successor can go on with, closing nothing of it, and end the rest in order.
         Nobody waits in `dial` any more. Then `close`, as ever.
         """
@@ -158,11 +158,11 @@ class ServerSide(Protocol):
 class Backend(Protocol):
     """A kind of server side: its class."""
 
-    def __call__(self, host: Host, /) -> ServerSide:
+    def __call__(self, host: TunnelContext, /) -> ServerSide:
         """One that listens already. Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`."""
 
-    def check(self, premises: Premises, options: TunnelOptions, /) -> None:
+    def check(self, premises: BackendServices, options: TunnelOptions, /) -> None:
         """Raise `UsageError` where this relay cannot have one such as these options ask for."""
 
-    def hides_key(self, premises: Premises, options: TunnelOptions, /) -> bool:
+    def hides_key(self, premises: BackendServices, options: TunnelOptions, /) -> bool:
         """Whether its server URI has a key that crosses in TLS: then the hidden server may come from anywhere."""

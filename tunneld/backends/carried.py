@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Protocol
 
 import trio
 
-from tunneld.backends.base import Host, Premises, SideLegacy
-from tunneld.backends.line import Line
-from tunneld.backends.shared import Endpoints
+from tunneld.backends.base import BackendServices, ServerSideSnapshot, TunnelContext
+from tunneld.backends.line import WaitQueue
+from tunneld.backends.shared import KeyRegistry
 from tunneld.endpoint import Endpoint
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.rules.options import TunnelOptions
@@ -26,7 +26,7 @@ SECURE = frozenset({"webmuxs", "ssh"})
 """Schemes of ports to which the key crosses enciphered."""
 
 
-class Carrying(Protocol):
+class VisitorCarrier(Protocol):
     """A connection that carries channels: `session.Carrier`, or another that does the same."""
 
     @property
@@ -52,35 +52,35 @@ class Carrying(Protocol):
         """End it and every channel on it. Harmless when repeated."""
 
 
-class Carried:
+class MuxServerSide:
     """The carriers of one tunnel. See `ServerSide`."""
 
     backend: ClassVar[str]
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: TunnelContext) -> None:
         """Raises `UsageError` where the relay has no port for such carriers."""
         self._host = host
         self._endpoints = self._port(host.premises)
         self._key = self._endpoints.register(self, _known_key(host))
-        self._carriers: dict[Carrying, Any] = {}  # each with its peer's address
-        self._taking: list[Carrying] = []  # those of them that take visitors; the newest before its equals
-        self._line = Line[Channel]()
+        self._carriers: dict[VisitorCarrier, Any] = {}  # each with its peer's address
+        self._taking: list[VisitorCarrier] = []  # those of them that take visitors; the newest before its equals
+        self._line = WaitQueue[Channel]()
         self._closed = False
 
     @classmethod
-    def check(cls, premises: Premises, options: TunnelOptions) -> None:
+    def check(cls, premises: BackendServices, options: TunnelOptions) -> None:
         """See `Backend`."""
         cls._port(premises)
         if options.secure == "yes" and not cls.hides_key(premises, options):
             raise UsageError("option secure=yes: this relay has no certificate ([control.tls])")
 
     @classmethod
-    def hides_key(cls, premises: Premises, _options: TunnelOptions) -> bool:
+    def hides_key(cls, premises: BackendServices, _options: TunnelOptions) -> bool:
         """See `Backend`."""
         return cls._port(premises).scheme(cls.backend) in SECURE
 
     @classmethod
-    def _port(cls, premises: Premises) -> Endpoints:
+    def _port(cls, premises: BackendServices) -> KeyRegistry:
         if premises.endpoints is None:
             raise UsageError(f"this relay has no {cls.backend} backend")
         premises.endpoints.check(cls.backend)
@@ -112,7 +112,7 @@ class Carried:
         return self._key
 
     @property
-    def carriers(self) -> Collection[Carrying]:
+    def carriers(self) -> Collection[VisitorCarrier]:
         """Those there are."""
         return self._carriers.keys()
 
@@ -140,14 +140,14 @@ class Carried:
     def pause(self) -> None:
         """See `ServerSide`: the shared port's door does that."""
 
-    def export(self) -> SideLegacy:
+    def export(self) -> ServerSideSnapshot:
         """See `ServerSide`. What a carrier is about to say, and how it is enciphered, is in this process and cannot go
         along: the hidden server dials again, to the same address.
         """
         self._closed = True
         for carrier in list(self._carriers):
             carrier.close("the relay starts again")
-        return SideLegacy(key=self._key)
+        return ServerSideSnapshot(key=self._key)
 
     def close(self) -> None:
         """Take no carriers; end those that carry nobody, and each other one with its last visitor. Harmless when
@@ -158,7 +158,7 @@ class Carried:
         self._close_idle()
         self._line.close()
 
-    def admit(self, carrier: Carrying, peer: Any, most: int) -> None:
+    def admit(self, carrier: VisitorCarrier, peer: Any, most: int) -> None:
         """Take a carrier whose peer has said our key, if that makes no more than `most`, or raise `NotAllowedError` or
         `LimitReachedError`.
         """
@@ -173,7 +173,7 @@ class Carried:
         self._host.on_attached(peer)
         self.on_capacity()
 
-    def retire(self, carrier: Carrying) -> None:
+    def retire(self, carrier: VisitorCarrier) -> None:
         """Its peer wants to be called no more: those that it serves may finish, others go elsewhere or wait."""
         if carrier in self._taking:
             self._taking.remove(carrier)
@@ -191,7 +191,7 @@ class Carried:
                 return
             self._line.serve(channel)
 
-    def on_carrier_closed(self, carrier: Carrying) -> None:
+    def on_carrier_closed(self, carrier: VisitorCarrier) -> None:
         """A carrier ended."""
         self.retire(carrier)
         peer = self._carriers.pop(carrier, None)
@@ -223,14 +223,14 @@ class Carried:
         return False
 
 
-def _known_key(host: Host) -> str:
+def _known_key(host: TunnelContext) -> str:
     """The key that a hidden server may know already."""
     if host.snapshot is not None:
         return host.snapshot.key
     return host.former.key if host.former is not None else ""
 
 
-def _rank(carrier: Carrying) -> tuple[bool, bool, int]:
+def _rank(carrier: VisitorCarrier) -> tuple[bool, bool, int]:
     """A new visitor goes to one that answers, then to one that nobody doubts, then to one with fewer channels."""
     return (
         not carrier.answering,

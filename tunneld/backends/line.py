@@ -7,20 +7,20 @@ from typing import Generic, TypeVar
 
 import trio
 
-Way = TypeVar("Way")
+Item = TypeVar("Item")
 
 
-class Line(Generic[Way]):
+class WaitQueue(Generic[Item]):
     """Those who wait for ways of one kind. No way is lost: who is cancelled is out of the line in that moment, and who
     was served before it is not cancelled any more.
     """
 
     def __init__(self) -> None:
-        self.waiters: deque[_Waiter[Way]] = deque()  # the first in front; others only ask whether there are any
+        self.waiters: deque[_Waiter[Item]] = deque()  # the first in front; others only ask whether there are any
 
-    async def wait(self) -> Way:
+    async def wait(self) -> Item:
         """Stand in line until served. Raises `trio.ClosedResourceError` where it is sent away."""
-        waiter = _Waiter[Way]()
+        waiter = _Waiter[Item]()
         self.waiters.append(waiter)
 
         def leave(_: object) -> trio.lowlevel.Abort:
@@ -32,7 +32,7 @@ class Line(Generic[Way]):
             raise trio.ClosedResourceError
         return waiter.way
 
-    def serve(self, way: Way) -> None:
+    def serve(self, way: Item) -> None:
         """The first in line has this one; there must be somebody."""
         waiter = self.waiters.popleft()
         waiter.way = way
@@ -44,11 +44,11 @@ class Line(Generic[Way]):
             trio.lowlevel.reschedule(self.waiters.popleft().task)
 
 
-class _Waiter(Generic[Way]):
+class _Waiter(Generic[Item]):
     """Somebody in line."""
 
     __slots__ = ("task", "way")
 
     def __init__(self) -> None:
         self.task = trio.lowlevel.current_task()
-        self.way: Way | None = None
+        self.way: Item | None = None

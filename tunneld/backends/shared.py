@@ -8,7 +8,7 @@ from typing import Protocol
 from tunneld.endpoint import Endpoint
 from tunneld.errors import UsageError
 
-KEY_OCTETS = 18
+KEY_BYTES = 18
 """Of randomness, 24 characters: nobody guesses one."""
 
 
@@ -20,7 +20,7 @@ class Keyed(Protocol):
         """The name of its backend: a hidden server of another one does not find it."""
 
 
-class Endpoints:
+class KeyRegistry:
     """The book of all shared ports of a relay."""
 
     def __init__(self) -> None:
@@ -69,6 +69,6 @@ class Endpoints:
 
 def _new_key() -> str:
     """One that no program takes for an option when it is a user's name."""
-    while (key := secrets.token_urlsafe(KEY_OCTETS)).startswith("-"):
+    while (key := secrets.token_urlsafe(KEY_BYTES)).startswith("-"):
         pass
     return key

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tunneld.backends.carried import Carried
-from tunneld.backends.shared import Endpoints
+from tunneld.backends.carried import MuxServerSide
+from tunneld.backends.shared import KeyRegistry
 
 
-class Ssh(Carried):
+class SshServerSide(MuxServerSide):
     """The forwards of one tunnel, at `ssh://KEY@HOST:PORT`."""
 
     backend: ClassVar[str] = "ssh"
 
 
-def find_side(endpoints: Endpoints, key: str) -> Ssh | None:
+def find_side(endpoints: KeyRegistry, key: str) -> SshServerSide | None:
     """Whose key this is."""
     side = endpoints.find(key)
-    return side if isinstance(side, Ssh) else None
+    return side if isinstance(side, SshServerSide) else None

@@ -20,14 +20,14 @@ from typing import Any, Protocol
 
 import trio
 
-from tunneld.backends.base import Host, Premises, ServerConnection, SideLegacy
-from tunneld.backends.line import Line
-from tunneld.config.schema import Tunnels
+from tunneld.backends.base import BackendServices, ServerConnection, ServerSideSnapshot, TunnelContext
+from tunneld.backends.line import WaitQueue
+from tunneld.config.schema import TunnelSettings
 from tunneld.endpoint import Endpoint, unmap
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.net import bind_in_range, taken_out
-from tunneld.relay.engine import Engine, Failure, Limiter, Registration, Relay, RelayEnd
-from tunneld.relay.look import has_left
+from tunneld.relay.engine import Engine, FailureCallback, Limiter, Registration, Relay, RelayEnd
+from tunneld.relay.look import peer_closed
 from tunneld.rules.options import TunnelOptions
 from tunneld.wire.lines import format_err
 
@@ -44,14 +44,14 @@ class Parkable(ServerConnection, Protocol):
     def peer(self) -> Any:
         """The hidden server's address."""
 
-    def watch(self, left: Callable[[], None], failed: Failure, /) -> Registration:
+    def watch(self, left: Callable[[], None], failed: FailureCallback, /) -> Registration:
         """Call `left` when the hidden server leaves without having said anything; perhaps more than once."""
 
 
-class Tcp:
+class TcpServerSide:
     """A listener for the hidden server, and its connections that wait for visitors."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: TunnelContext) -> None:
         settings = host.settings
         self._host = host
         legacy = host.snapshot
@@ -60,17 +60,17 @@ class Tcp:
         port = self._listener.getsockname()[1] if self._listener is not None else legacy.port if legacy else 0
         self._uri = Endpoint("tls" if host.secure == "yes" else "tcp", host.advertised_host, port, self._key)
         self._parked = OrderedDict[Parkable, Registration]()  # in the order in which they came
-        self._line = Line[Parkable]()
+        self._line = WaitQueue[Parkable]()
         self._newcomers: set[trio.CancelScope] = set()
         self._closed = False
         self._accepting = (
             host.engine.listen(self._listener, self._arrived, host.on_failure) if self._listener is not None else None
         )
         for connection, peer in legacy.parked if legacy is not None else ():
-            self._offer(TcpConnection(host.engine, connection, peer))
+            self._offer(TcpServerConnection(host.engine, connection, peer))
 
     @staticmethod
-    def check(premises: Premises, options: TunnelOptions) -> None:
+    def check(premises: BackendServices, options: TunnelOptions) -> None:
         """See `Backend`: every relay has it, but not every one has a lobby and a certificate."""
         if options.secure == "no":
             return
@@ -82,7 +82,7 @@ class Tcp:
             )
 
     @staticmethod
-    def hides_key(_premises: Premises, options: TunnelOptions) -> bool:
+    def hides_key(_premises: BackendServices, options: TunnelOptions) -> bool:
         """See `Backend`."""
         return options.secure == "yes"
 
@@ -132,19 +132,19 @@ class Tcp:
         if self._accepting is not None:
             self._accepting.release()
 
-    def export(self) -> SideLegacy:
+    def export(self) -> ServerSideSnapshot:
         """See `ServerSide`."""
         self.pause()
         parked = []
         while self._parked:
             connection = self._take()
-            if isinstance(connection, TcpConnection):
+            if isinstance(connection, TcpServerConnection):
                 parked.append((taken_out(connection.socket), connection.peer))
             else:
                 connection.close()  # what is in TLS is in this process; the hidden server dials again
         listening = self._listener is not None and self._listener.fileno() != -1
         listener = taken_out(self._listener) if self._listener is not None and listening else None
-        return SideLegacy(self._uri.port, listener, parked, self._key)
+        return ServerSideSnapshot(self._uri.port, listener, parked, self._key)
 
     def close(self) -> None:
         """Stop listening, close what is parked, send those in line away. Harmless when repeated."""
@@ -166,7 +166,7 @@ class Tcp:
         elif self._key and lobby is not None:
             lobby.start(connection, peer, "tcp", partial(self._hear_out, connection, peer))
         else:
-            self._admit(TcpConnection(self._host.engine, connection, peer))
+            self._admit(TcpServerConnection(self._host.engine, connection, peer))
 
     def _refusal(self, peer: Any) -> str:
         """Why it is not taken, if so."""
@@ -185,7 +185,7 @@ class Tcp:
             self._newcomers.add(scope)
             try:
                 encrypted = self._host.secure == "yes"
-                way, ahead = await keyed.hear_key(connection, self._key, self._host.premises.lobby, encrypted=encrypted)
+                way, ahead = await keyed.read_key(connection, self._key, self._host.premises.lobby, encrypted=encrypted)
             finally:
                 self._newcomers.discard(scope)
             try:
@@ -196,7 +196,7 @@ class Tcp:
                 await keyed.say(way, keyed.OK)
                 self._check_open()
                 if isinstance(way, socket.socket):
-                    self._admit(TcpConnection(self._host.engine, way, peer))
+                    self._admit(TcpServerConnection(self._host.engine, way, peer))
                 else:
                     self._admit(keyed.serve(way, ahead, self._host, peer))
             except BaseException:
@@ -233,7 +233,7 @@ class Tcp:
             self._host.on_detached(connection.peer)
 
 
-def _key(host: Host) -> str:
+def _key(host: TunnelContext) -> str:
     """The key to show: none, the one of the tunnel whose place this one takes, or a new one."""
     if host.secure == "no":
         return ""
@@ -247,7 +247,7 @@ def _key(host: Host) -> str:
     )
 
 
-def _bind(settings: Tunnels, former: Endpoint | None, reserved: Container[int]) -> socket.socket:
+def _bind(settings: TunnelSettings, former: Endpoint | None, reserved: Container[int]) -> socket.socket:
     """A listener, on the former port where that is free. Raises as `bind_in_range`."""
     if former is not None and (former.port in settings.port_range or settings.port_range[0] == 0):
         with suppress(LimitReachedError):
@@ -255,7 +255,7 @@ def _bind(settings: Tunnels, former: Endpoint | None, reserved: Container[int]) 
     return bind_in_range(settings.host, settings.port_range, keepalive=settings.keepalive, reserved=reserved)
 
 
-class TcpConnection:
+class TcpServerConnection:
     """A connection that the hidden server made, for one visitor. See `ServerConnection`."""
 
     __slots__ = ("_engine", "peer", "socket")
@@ -265,11 +265,11 @@ class TcpConnection:
         self.socket = connection
         self.peer = peer
 
-    def watch(self, left: Callable[[], None], failed: Failure) -> Registration:
+    def watch(self, left: Callable[[], None], failed: FailureCallback) -> Registration:
         """See `Parkable`."""
 
         def look() -> None:
-            if has_left(self.socket):
+            if peer_closed(self.socket):
                 left()
 
         return self._engine.watch(self.socket, look, failed)

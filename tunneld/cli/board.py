@@ -16,7 +16,7 @@ from datetime import datetime
 
 import trio
 
-from tunneld.agent.events import Field, Figures
+from tunneld.agent.events import Field, Stats
 from tunneld.cli.tables import octets, printable
 from tunneld.cli.writer import Writer
 
@@ -31,7 +31,7 @@ UP = "\x1b[A"
 class Row:
     """What an exposure is doing, as its events tell."""
 
-    def __init__(self, name: str, figures: Callable[[], Figures]) -> None:
+    def __init__(self, name: str, figures: Callable[[], Stats]) -> None:
         self.name = name
         self._figures = figures
         self._before = figures()
@@ -79,7 +79,7 @@ class Board:
         self._rows: dict[Row, None] = {}
         self._drawn: list[str] = []
 
-    def add(self, name: str, figures: Callable[[], Figures]) -> Row:
+    def add(self, name: str, figures: Callable[[], Stats]) -> Row:
         """One more exposure. A former one of that name has a row until it ends."""
         row = Row(name, figures)
         self._rows[row] = None
@@ -124,7 +124,7 @@ def fitting(lines: list[str], size: tuple[int, int]) -> list[str]:
     return [line[: columns - 1] for line in lines]
 
 
-def traffic(now: Figures, before: Figures, interval: float) -> str:
+def traffic(now: Stats, before: Stats, interval: float) -> str:
     """`3 visitors now, 40 served   up 1.2 MiB (3 KiB/s)   down 20 MiB (1.1 MiB/s)   8 parked`."""
     failed = f", {now.failed} failed" if now.failed else ""
     up, down = (int(max(0, new - old) / interval) for new, old in ((now.up, before.up), (now.down, before.down)))

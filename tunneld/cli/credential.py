@@ -22,7 +22,7 @@ from tunneld.cli import splice
 from tunneld.cli.access import form
 from tunneld.cli.common import complain, say
 from tunneld.cli.secret import credential
-from tunneld.cli.tables import Column, Form, json_lines, table
+from tunneld.cli.tables import Form, TableColumn, json_lines, table
 from tunneld.config import Credential, Settings, find_config, load, make_verifier
 from tunneld.config.file import parse
 from tunneld.config.problems import sentences
@@ -41,7 +41,7 @@ LIMITS = (
 
 
 PROOFS = ("verifier", "secret_file", "secret_env", "certificate", "authorized_keys")
-COLUMNS = tuple(Column(key) for key in ("name", "role", "proof", "limits"))
+COLUMNS = tuple(TableColumn(key) for key in ("name", "role", "proof", "limits"))
 
 
 async def add(options: argparse.Namespace) -> int:

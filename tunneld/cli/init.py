@@ -25,7 +25,7 @@ from pathlib import Path
 import tomli_w
 
 from tunneld.cli.common import complain, say
-from tunneld.cli.papers import make_papers
+from tunneld.cli.papers import make_self_signed
 from tunneld.cli.publickey import read_public_key
 from tunneld.config import load, make_verifier
 from tunneld.config.literals import literal
@@ -80,7 +80,7 @@ role = "user"                   # its own tunnels only; "admin" sees and ends al
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class InitPlan:
     """Where things go, and what they are to say."""
 
     config: Path
@@ -108,8 +108,8 @@ def run(options: argparse.Namespace) -> int:
     """Write the files and print the line. Raises `UsageError`, and `ConfigError` where a file cannot be written."""
     if options.config or options.check or options.print_config or options.log_format or options.log_level:
         raise UsageError("the options in front of init are for running the daemon; where to write is said by --output")
-    plan = Plan(_place(options.output), _public_host(options.host), _ports(options.ports), _keys(options.ssh_key))
-    secret, papers, host_key = secrets.token_urlsafe(SECRET_OCTETS), make_papers(plan.host), hostkey.make()
+    plan = InitPlan(_place(options.output), _public_host(options.host), _ports(options.ports), _keys(options.ssh_key))
+    secret, papers, host_key = secrets.token_urlsafe(SECRET_OCTETS), make_self_signed(plan.host), hostkey.make()
     fingerprint = hostkey.fingerprint(host_key)
     _write(
         {
@@ -136,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-def text(plan: Plan, pin: str, fingerprint: str, verifier: str) -> str:
+def text(plan: InitPlan, pin: str, fingerprint: str, verifier: str) -> str:
     """The configuration file."""
     certificate, key = _line("certificate", plan.certificate.name), _line("key", plan.key.name)
     return FILE.format(
@@ -162,7 +162,7 @@ def _keys(files: Sequence[Path]) -> Sequence[str]:
     return [read_public_key(file) for file in files]
 
 
-def _where_keys_go(plan: Plan) -> str:
+def _where_keys_go(plan: InitPlan) -> str:
     return "" if plan.ssh_keys else f" (first put its public key into authorized_keys in\n{plan.config})"
 
 

@@ -22,7 +22,7 @@ LONGEST_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Papers:
+class SelfSigned:
     """A certificate and its key, in PEM, and the pin by which the certificate is known."""
 
     certificate: bytes
@@ -30,11 +30,11 @@ class Papers:
     pin: str
 
 
-def make_papers(host: str, now: datetime | None = None) -> Papers:
+def make_self_signed(host: str, now: datetime | None = None) -> SelfSigned:
     """A new key (ECDSA P-256) and a self-signed certificate for a host name or address."""
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _certificate(host, key, now or datetime.now(UTC))
-    return Papers(
+    return SelfSigned(
         certificate.public_bytes(serialization.Encoding.PEM),
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
         fingerprint(certificate.public_bytes(serialization.Encoding.DER)),

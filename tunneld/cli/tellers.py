@@ -16,13 +16,13 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from tunneld.agent.events import Field, Figures
+from tunneld.agent.events import Field, Stats
 from tunneld.cli.board import Board
 from tunneld.cli.writer import Writer
 from tunneld.endpoint import Endpoint
 
 
-class Lines:
+class LineReporter:
     """For files and pipes."""
 
     wants_visitors = True
@@ -49,7 +49,7 @@ class Lines:
         self._err.put(line + "\n")
 
 
-class Quiet(Lines):
+class QuietReporter(LineReporter):
     """Only what goes wrong."""
 
     wants_visitors = False
@@ -60,13 +60,13 @@ class Quiet(Lines):
             super().report(event, **fields)
 
 
-class Live(Lines):
+class LiveReporter(LineReporter):
     """For terminals: a line at the bottom that changes."""
 
     wants_visitors = False
 
     def __init__(
-        self, out: Writer, board: Board, scheme: str, name: str = "", *, figures: Callable[[], Figures] = Figures
+        self, out: Writer, board: Board, scheme: str, name: str = "", *, figures: Callable[[], Stats] = Stats
     ) -> None:
         super().__init__(out, board.err, scheme, name)
         self._board = board
@@ -74,7 +74,7 @@ class Live(Lines):
         self._one_terminal = out.is_terminal  # the live lines must make room for what goes to standard output
 
     def report(self, event: str, /, **fields: Field) -> None:
-        """Print what `Lines` does, and keep the row true."""
+        """Print what `LineReporter` does, and keep the row true."""
         if event in {"closed", "ended"}:
             self._board.remove(self._row)
         super().report(event, **fields)
@@ -90,7 +90,7 @@ class Live(Lines):
         self._board.notice(line)
 
 
-class JsonLines:
+class JsonReporter:
     """For programs: everything on standard output, one object a line."""
 
     wants_visitors = True

@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 
 from tunneld.config.literals import literal
 
-MAX_STRANGERS = 1_000_000
+MAX_PREAUTH = 1_000_000
 """As many as any count in the configuration may be."""
 
 _STARTUPS = re.compile(r"([0-9]{1,7}):([0-9]{1,3}):([0-9]{1,7})")
@@ -30,8 +30,8 @@ class Startups:
         if (match := _STARTUPS.fullmatch(text)) is None:
             raise ValueError("not of the form START:RATE:FULL, such as 64:30:128")
         start, rate, full = (int(number) for number in match.groups())
-        if not 1 <= start <= full <= MAX_STRANGERS:
-            raise ValueError(f"not in order: START from 1 to FULL, and FULL at most {MAX_STRANGERS}")
+        if not 1 <= start <= full <= MAX_PREAUTH:
+            raise ValueError(f"not in order: START from 1 to FULL, and FULL at most {MAX_PREAUTH}")
         if not 1 <= rate <= 100:
             raise ValueError("not possible: RATE is a percentage from 1 to 100")
         return cls(start, rate, full)

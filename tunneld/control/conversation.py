@@ -17,9 +17,9 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.config.schema import Control
-from tunneld.control.connection import Connection, PeerLeftError
-from tunneld.control.entry import AUTH, MAX_FAILURES, Entry
+from tunneld.config.schema import ControlSettings
+from tunneld.control.connection import LineConnection, PeerLeftError
+from tunneld.control.entry import AUTH, MAX_FAILURES, LoginState
 from tunneld.control.reply import Execute, Reply
 from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.wire.lines import Item, Request, format_err, format_item, format_ok, parse_request
@@ -39,12 +39,12 @@ stranger.
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class ControlSession:
     """One peer and everything it asks."""
 
-    connection: Connection
-    entry: Entry
-    settings: Callable[[], Control]
+    connection: LineConnection
+    entry: LoginState
+    settings: Callable[[], ControlSettings]
     execute: Execute
     log: structlog.stdlib.BoundLogger
     opening: trio.CancelScope = field(default_factory=trio.CancelScope)  # ends the wait for a stranger to be known
@@ -179,7 +179,7 @@ class _Typed:
         self._typed = False
         self._waiting = trio.CancelScope()
 
-    async def listen(self, connection: Connection) -> None:
+    async def listen(self, connection: LineConnection) -> None:
         """Sleep until the peer types or leaves, then end the waiting. Whoever reads next hears how it left."""
         with suppress(PeerLeftError, RemoteProtocolError):
             await connection.wait_typed()

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable
 
 from tunneld.config.credentials import Credential
-from tunneld.control.gate import Gate
+from tunneld.control.gate import Authenticator
 from tunneld.control.reply import Caller, Reply
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.rules.access import EVERYBODY, Grant
@@ -29,7 +29,7 @@ NONCE_OCTETS = 18
 """Of randomness, 24 characters: never the same twice."""
 
 
-class Entry:
+class LoginState:
     """One peer: `host` and `peer` are its address without and with the port, `local_host` is ours.
 
     `certificate` is the one that TLS has verified, in DER, if any. `on_known` is called when
@@ -38,7 +38,7 @@ class Entry:
 
     def __init__(
         self,
-        gate: Gate,
+        gate: Authenticator,
         host: str,
         peer: str,
         local_host: str,

@@ -12,11 +12,11 @@ import structlog
 import trio
 
 from tunneld.config.credentials import Credential, own_digest, own_salt
-from tunneld.config.schema import Control
-from tunneld.control.strangers import Refusal, Strangers
+from tunneld.config.schema import ControlSettings
+from tunneld.control.strangers import PreauthLimiter, PreauthRefusal
 from tunneld.pin import SUBJECT, fingerprint, subject
 from tunneld.rules.access import Grant
-from tunneld.rules.rates import Rate, Thinning
+from tunneld.rules.rates import LogLimiter, Rate
 from tunneld.wire.verifier import ITERATIONS, Verifier, matches
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("gate")
@@ -29,7 +29,7 @@ REFUSALS_LOGGED = Rate(10, 60)
 """Lines about refused strangers: enough to see a flood and some of its sources, not enough to be one."""
 
 
-class Gate:
+class Authenticator:
     """The credentials, asked anew each time, so that a reload applies to connections that are open; and the strangers
     of all faces. `clock` is in seconds.
     """
@@ -37,12 +37,12 @@ class Gate:
     def __init__(
         self,
         credentials: Callable[[], Sequence[Credential]],
-        strangers: Strangers | None = None,
+        strangers: PreauthLimiter | None = None,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
-        self.strangers = Strangers(Control) if strangers is None else strangers
+        self.strangers = PreauthLimiter(ControlSettings) if strangers is None else strangers
         self._clock = clock
-        self._thinning = Thinning(REFUSALS_LOGGED)
+        self._thinning = LogLimiter(REFUSALS_LOGGED)
         self._credentials = credentials
         self._asks = False
         self._deriving = trio.CapacityLimiter(1)  # one core at most for guesses, whoever makes them
@@ -116,7 +116,7 @@ class Gate:
         log.warning("authentication failed", peer=host, face=face, reason=reason, **whose)
         self.strangers.fail(host, self._clock())
 
-    def log_refusal(self, host: str, face: str, refusal: Refusal) -> None:
+    def log_refusal(self, host: str, face: str, refusal: PreauthRefusal) -> None:
         """Log that a stranger was refused; in a flood a few, and with the next one how many were left out."""
         left_out = self._thinning.passes(self._clock())
         if left_out is not None:

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FREE = 2
+FREE_FAILURES = 2
 """Failures without a penalty: a person's slips, and OpenSSH's 15 s of tolerance at 5 s each."""
 
-MAX_FAILURES = FREE + 36
+MAX_FAILURES = FREE_FAILURES + 36
 """Failures after which a penalty does not grow: doubled 35 times, 1 ms is more than a year, the longest there is."""
 
 MAX_SOURCES = 16_384
@@ -45,12 +45,12 @@ class Penalties:
         return len(self._failures)
 
     def add(self, source: int, now: float, penalty: float, max_penalty: float) -> None:
-        """`source` failed at `now`; `penalty` is what the first failure beyond `FREE` costs, in seconds."""
+        """`source` failed at `now`; `penalty` is what the first failure beyond `FREE_FAILURES` costs, in seconds."""
         self._forgive(now)
         failures = min(self._drop(source) + 1, MAX_FAILURES)
         if len(self) >= self._max_sources:
             self._evict()
-        length = min(penalty * 2.0 ** (failures - FREE - 1), max_penalty) if failures > FREE else 0.0
+        length = min(penalty * 2.0 ** (failures - FREE_FAILURES - 1), max_penalty) if failures > FREE_FAILURES else 0.0
         self._rows[failures][source] = _Record(now + length, now + length + max_penalty)
         self._failures[source] = failures
 
@@ -62,7 +62,7 @@ class Penalties:
 
     def active(self, now: float) -> int:
         """How many sources are refused now. Looks at all of them: for people, and not for each connection."""
-        return sum(record.until > now for row in self._rows[FREE + 1 :] for record in row.values())
+        return sum(record.until > now for row in self._rows[FREE_FAILURES + 1 :] for record in row.values())
 
     def _forgive(self, now: float) -> None:
         for row in self._rows:

@@ -18,14 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from tunneld.config.schema import Control
+from tunneld.config.schema import ControlSettings
 from tunneld.config.startups import Startups
 from tunneld.control.penalties import Penalties
 from tunneld.endpoint import is_loopback
 from tunneld.rules.networks import read_address
 
 
-class Reason(Enum):
+class PreauthReason(Enum):
     """Why a stranger was refused: the classes in which they are counted."""
 
     STARTUPS = "startups"
@@ -37,7 +37,7 @@ class Reason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class PreauthCounts:
     """What is decided on. `of_source` and `penalty` are 0 for who is exempt."""
 
     strangers: int
@@ -46,35 +46,37 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class PreauthRefusal:
     """A stranger refused: the class of the reason, and the reason for people."""
 
-    kind: Reason
+    kind: PreauthReason
     reason: str
 
 
-def decide(facts: Facts, startups: Startups, per_source: int, die: float) -> Refusal | None:
+def decide(facts: PreauthCounts, startups: Startups, per_source: int, die: float) -> PreauthRefusal | None:
     """Refuse a newcomer, or not; `die` is at least 0.0 and below 1.0.
 
     The penalty comes first, so that it is what a penalised source is told, and the dice last, so that they fall for
     those alone whom nothing else refuses.
     """
     if facts.penalty > 0:
-        return Refusal(Reason.PENALTY, f"too many failures from your address; try again in {facts.penalty:.0f} s")
+        return PreauthRefusal(
+            PreauthReason.PENALTY, f"too many failures from your address; try again in {facts.penalty:.0f} s"
+        )
     if facts.of_source >= per_source:
         text = f"{facts.of_source} connections from your address have not authenticated yet"
-        return Refusal(Reason.PER_SOURCE, f"{text} (control.max_startups_per_source)")
+        return PreauthRefusal(PreauthReason.PER_SOURCE, f"{text} (control.max_startups_per_source)")
     if die < startups.odds(facts.strangers):
         text = f"{facts.strangers} connections have not authenticated yet"
-        return Refusal(Reason.STARTUPS, f"{text} (control.max_startups); try again later")
+        return PreauthRefusal(PreauthReason.STARTUPS, f"{text} (control.max_startups); try again later")
     return None
 
 
-class Strangers:
+class PreauthLimiter:
     """The strangers of one relay, and the sources that failed, on whichever face."""
 
-    def __init__(self, settings: Callable[[], Control], exempt: Callable[[str], bool] = is_loopback) -> None:
-        self.refusals: Counter[Reason] = Counter()
+    def __init__(self, settings: Callable[[], ControlSettings], exempt: Callable[[str], bool] = is_loopback) -> None:
+        self.refusals: Counter[PreauthReason] = Counter()
         self._settings = settings
         self._exempt = exempt
         self._here: Counter[int] = Counter()  # by source, without the exempt: at most one entry a stranger
@@ -84,18 +86,18 @@ class Strangers:
     def __len__(self) -> int:
         return self._all
 
-    def acquire(self, host: str, now: float, die: float) -> Stranger | Refusal:
+    def acquire(self, host: str, now: float, die: float) -> PreauthSlot | PreauthRefusal:
         """Count in a stranger from the address `host` at `now` (seconds), or count and say why not."""
         source = self._source(host)
         of_source = 0 if source is None else self._here[source]
-        if (refusal := self._judge(Facts(self._all, of_source, self.penalty(host, now)), die)) is not None:
+        if (refusal := self._judge(PreauthCounts(self._all, of_source, self.penalty(host, now)), die)) is not None:
             return refusal
         self._count(source, 1)
-        return Stranger(lambda: self._count(source, -1), lambda at: self.fail(host, at))
+        return PreauthSlot(lambda: self._count(source, -1), lambda at: self.fail(host, at))
 
-    def refuse_penalised(self, host: str, now: float) -> Refusal | None:
+    def refuse_penalised(self, host: str, now: float) -> PreauthRefusal | None:
         """Count and say why nobody at `host` is let in now, for a face that asks anew with each request."""
-        return self._judge(Facts(0, 0, self.penalty(host, now)), 0.0)
+        return self._judge(PreauthCounts(0, 0, self.penalty(host, now)), 0.0)
 
     def is_exempt(self, host: str) -> bool:
         """Whether `host` is the source of nobody: has no cap of its own, and no penalty."""
@@ -116,7 +118,7 @@ class Strangers:
         """How many sources are refused now."""
         return self._penalties.active(now)
 
-    def _judge(self, facts: Facts, die: float) -> Refusal | None:
+    def _judge(self, facts: PreauthCounts, die: float) -> PreauthRefusal | None:
         settings = self._settings()
         refusal = decide(facts, settings.startups, settings.max_startups_per_source, die)
         if refusal is not None:
@@ -134,7 +136,7 @@ class Strangers:
                 del self._here[source]
 
 
-class Stranger:
+class PreauthSlot:
     """One connection of which nothing is known yet. Once it is known, or gone, nothing here does anything."""
 
     def __init__(self, leave: Callable[[], None], fail: Callable[[float], None]) -> None:
@@ -142,7 +144,7 @@ class Stranger:
         self._is_here = True
 
     @classmethod
-    def mark_authenticated(cls) -> Stranger:
+    def mark_authenticated(cls) -> PreauthSlot:
         """Somebody where nobody is asked who they are."""
         somebody = cls(lambda: None, lambda _now: None)
         somebody.release()

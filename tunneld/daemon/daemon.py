@@ -29,20 +29,20 @@ import structlog
 import trio
 
 from tunneld import __version__, config, log, net, notify
-from tunneld.backends.shared import Endpoints
+from tunneld.backends.shared import KeyRegistry
 from tunneld.config.places import state_folder
 from tunneld.config.schema import Settings
-from tunneld.control.gate import Gate
-from tunneld.control.strangers import Strangers
+from tunneld.control.gate import Authenticator
+from tunneld.control.strangers import PreauthLimiter
 from tunneld.daemon import endings, privileges
-from tunneld.daemon.endings import Ending
-from tunneld.daemon.front import Front
+from tunneld.daemon.endings import DaemonEnding
+from tunneld.daemon.front import Servers
 from tunneld.daemon.signals import SIGNALS, obey
-from tunneld.daemon.standing import Standing
+from tunneld.daemon.standing import SystemdStatus
 from tunneld.errors import DrainingError, UsageError
-from tunneld.lobby import Lobby
+from tunneld.lobby import HandshakeSupervisor
 from tunneld.relay import new_engine
-from tunneld.relay.limits import DOZE
+from tunneld.relay.limits import POLL_TIMEOUT
 from tunneld.service import TunnelService
 from tunneld.tunnel import STOPPED
 from tunneld.wire.lines import Item
@@ -84,20 +84,22 @@ class Daemon:
         self._load = load
         self._engine = new_engine(
             accept_backoff=settings.tunnels.accept_backoff,
-            poll_timeout=DOZE,
+            poll_timeout=POLL_TIMEOUT,
             busy_poll=settings.daemon.spin,
             descriptors=net.descriptors_for_tunnels(),
         )
         self._state = settings.daemon.state or state_folder()
-        self._strangers = Strangers(lambda: self.settings.control)
-        gate, endpoints = Gate(lambda: self.settings.credential, self._strangers), Endpoints()
-        self._lobby = Lobby(gate, lambda: self._front.papers.control, lambda: self.settings.control.handshake_timeout)
+        self._strangers = PreauthLimiter(lambda: self.settings.control)
+        gate, endpoints = Authenticator(lambda: self.settings.credential, self._strangers), KeyRegistry()
+        self._lobby = HandshakeSupervisor(
+            gate, lambda: self._front.papers.control, lambda: self.settings.control.handshake_timeout
+        )
         lobby = self._lobby if sys.platform == "linux" else None  # what it lets in lives in the pump
         self.service = TunnelService(lambda: self.settings, self._engine, endpoints, self._state, lobby)
-        self._front = Front(self, self._engine, endpoints, gate, self._lobby)
-        self._standing = Standing(self.service, lambda: self._front.papers.shown(self.settings))
+        self._front = Servers(self, self._engine, endpoints, gate, self._lobby)
+        self._standing = SystemdStatus(self.service, lambda: self._front.papers.shown(self.settings))
         self._command = command
-        self._ending = Ending.DRAIN
+        self._ending = DaemonEnding.DRAIN
         self._end_asked = trio.Event()
         self._stop = trio.CancelScope()
 
@@ -124,7 +126,7 @@ class Daemon:
                 root.start_soon(self._standing.tell)
                 logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
                 await self._end_asked.wait()
-                await (self._drain() if self._ending is Ending.DRAIN else self._hand_over(self._ending))
+                await (self._drain() if self._ending is DaemonEnding.DRAIN else self._hand_over(self._ending))
                 root.cancel_scope.cancel()
         notify.stopping()
         logger.info("stopped", exit_status=self.exit_status)
@@ -183,7 +185,7 @@ class Daemon:
         """End: the first time with `drain` lets relays finish, everything else stops now."""
         if drain and not self.service.draining:
             self.service.draining = True
-            self._end(Ending.DRAIN)
+            self._end(DaemonEnding.DRAIN)
         else:
             self._cut()
 
@@ -202,17 +204,17 @@ class Daemon:
             await endings.check_program(self._command)
             privileges.identity(self._load())
             self.reload()
-        self._end(Ending.BECOME)
+        self._end(DaemonEnding.BECOME)
 
     def store(self) -> None:
         """Systemd ends this process in order to start another one: it keeps for that what goes along."""
-        self._end(Ending.STORE)
+        self._end(DaemonEnding.STORE)
 
     # Inside
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, ending: DaemonEnding) -> None:
         """The first ending that is asked for is it, but a drain comes before everything that has not begun."""
-        if not self._end_asked.is_set() or ending is Ending.DRAIN:
+        if not self._end_asked.is_set() or ending is DaemonEnding.DRAIN:
             self._ending = ending
         self._end_asked.set()
 
@@ -234,7 +236,7 @@ class Daemon:
     def _drain_revoked(self) -> None:
         self.service.drain_revoked({credential.name for credential in self.settings.credential})
 
-    async def _hand_over(self, ending: Ending) -> None:
+    async def _hand_over(self, ending: DaemonEnding) -> None:
         """Control and HTTP connections end in order first, while relays go on; then everything goes along at once."""
         faces, given = await self._front.export()
         if self.service.draining:  # somebody was told to stop it meanwhile

@@ -21,7 +21,7 @@ if sys.platform == "linux":
     from tunneld import handover
 
 if TYPE_CHECKING:
-    from tunneld.handover import Estate
+    from tunneld.handover import Snapshot
 
 log = structlog.get_logger("daemon")
 
@@ -32,7 +32,7 @@ CHECKING = 30.0
 """Seconds for the program that is to follow to say that it would start: it reads the configuration and no more."""
 
 
-class Ending(Enum):
+class DaemonEnding(Enum):
     """What comes after this daemon."""
 
     DRAIN = "drain"
@@ -82,7 +82,7 @@ async def check_program(command: Sequence[str]) -> None:
     raise ConfigError([f"could not restart: the program as it is now would not start: {said}"])
 
 
-def received(faces: Sequence[str]) -> tuple[Mapping[str, list[socket.socket]], Estate | None]:
+def received(faces: Sequence[str]) -> tuple[Mapping[str, list[socket.socket]], Snapshot | None]:
     """Listeners that systemd gave, by face, and what a process before this one left. Raises `ConfigError`."""
     if sys.platform != "linux":
         return {}, None
@@ -96,7 +96,7 @@ def is_kept() -> bool:
 
 
 async def hand_over(
-    ending: Ending,
+    ending: DaemonEnding,
     command: Sequence[str],
     signals: Sequence[int],
     faces: Mapping[str, list[socket.socket]],
@@ -111,14 +111,14 @@ async def hand_over(
     legacy = await service.export()
     for _ in range(3):  # carriers say goodbye
         await trio.lowlevel.checkpoint()
-    most = handover.most_stored() if ending is Ending.STORE else sys.maxsize
-    still_given = given if ending is Ending.BECOME else frozenset[str]()  # else systemd gives them again
-    estate, baggage = handover.Estate(faces, still_given, legacy), handover.Baggage(most)
+    most = handover.most_stored() if ending is DaemonEnding.STORE else sys.maxsize
+    still_given = given if ending is DaemonEnding.BECOME else frozenset[str]()  # else systemd gives them again
+    estate, baggage = handover.Snapshot(faces, still_given, legacy), handover.FdBundle(most)
     letter, closed = handover.pack(estate, baggage)
     cut = sum(one.cut for _owner, one in legacy.tunnels)
     facts = {"tunnels": len(legacy.tunnels), "relays": estate.relays, "cut": cut, "no_room": closed}
     log.info("handing over", to=ending.value, **facts)
-    if ending is Ending.BECOME:
+    if ending is DaemonEnding.BECOME:
         handover.become(command, letter, baggage, signals)
     elif not handover.store(letter, baggage):
         log.error("systemd did not take what was to be kept; connections are lost")

@@ -15,48 +15,50 @@ import structlog
 
 from tunneld.config.reach import check_reach
 from tunneld.config.schema import Settings
-from tunneld.doors import Bound, Door, Place, bind_again
+from tunneld.doors import BindAddress, Bound, ReloadableListener, bind_again
 from tunneld.net import describe
 
 log = structlog.get_logger("daemon")
 
-FACES = ("control", "http", "webmux", "ssh")
+SERVICES = ("control", "http", "webmux", "ssh")
 """What listens for itself: the names of tables of the configuration, and of systemd's sockets."""
 
-GIVEN = Place("", 0)
+GIVEN = BindAddress("", 0)
 """Where a face listens that systemd gave its listener; no host of a configuration is the same as this one's."""
 
-KEPT = Place("", -1)
+KEPT = BindAddress("", -1)
 """Where a face listened in the process before this one; no place of a configuration is the same."""
 
-Listeners = Mapping[str, Sequence[socket.socket]]
+ListenerSockets = Mapping[str, Sequence[socket.socket]]
 
 
-class Faces:
+class Listeners:
     """The doors, by the names of their faces."""
 
     def __init__(self) -> None:
-        self.doors = {face: Door(face) for face in FACES}
+        self.doors = {face: ReloadableListener(face) for face in SERVICES}
         self.given: frozenset[str] = frozenset()
 
-    def begin(self, settings: Settings, given: Listeners, kept: Listeners, still_given: frozenset[str]) -> Bound:
+    def begin(
+        self, settings: Settings, given: ListenerSockets, kept: ListenerSockets, still_given: frozenset[str]
+    ) -> Bound:
         """Bind for the first time, of which `exchange` is to be told. `given` are systemd's listeners, `kept` those of
         the process before this one, of which `still_given` were systemd's.
 
         Raises `ListenError` or `ShortageError`, and `ConfigError` where strangers could reach what they must not.
         """
         self.given = frozenset(given) | still_given
-        now: dict[str, Place | None] = dict.fromkeys(FACES)
-        for face in FACES:
+        now: dict[str, BindAddress | None] = dict.fromkeys(SERVICES)
+        for face in SERVICES:
             if listeners := given.get(face) or kept.get(face):
-                self.doors[face] = Door(face, listeners)
+                self.doors[face] = ReloadableListener(face, listeners)
                 now[face] = GIVEN if face in self.given else KEPT
         for face in given:
             for listener in kept.get(face, ()):
                 listener.close()
         plan = self._plan(settings)
         bound = bind_again(self.doors, now, plan)
-        return {face: self.doors[face].listeners for face in FACES if now[face] == plan[face] == GIVEN} | bound
+        return {face: self.doors[face].listeners for face in SERVICES if now[face] == plan[face] == GIVEN} | bound
 
     def bind(self, now: Settings, then: Settings) -> Bound:
         """Bind what lies between two configurations; nothing has changed until `exchange`. Raises as `begin`."""
@@ -75,7 +77,7 @@ class Faces:
         """All listeners, for another owner; nobody is accepted any more."""
         return {face: door.export() for face, door in self.doors.items()}
 
-    def _plan(self, settings: Settings) -> dict[str, Place | None]:
+    def _plan(self, settings: Settings) -> dict[str, BindAddress | None]:
         plan = places(settings)
         for face in self.given:
             if plan[face] is not None:
@@ -85,17 +87,17 @@ class Faces:
         return plan
 
 
-def places(settings: Settings) -> dict[str, Place | None]:
-    """Where each of `FACES` listens; None: nowhere."""
+def places(settings: Settings) -> dict[str, BindAddress | None]:
+    """Where each of `SERVICES` listens; None: nowhere."""
     control, web, webmux, ssh = settings.control, settings.http, settings.webmux, settings.ssh
     return {
-        "control": Place(control.host, control.port),
-        "http": Place(web.host, web.port) if web.enabled else None,
+        "control": BindAddress(control.host, control.port),
+        "http": BindAddress(web.host, web.port) if web.enabled else None,
         "webmux": _shared(settings, webmux.host, webmux.port) if webmux.enabled else None,
         "ssh": _shared(settings, ssh.host, ssh.port) if ssh.enabled else None,
     }
 
 
-def _shared(settings: Settings, host: str | None, port: int) -> Place | None:
+def _shared(settings: Settings, host: str | None, port: int) -> BindAddress | None:
     """Where a shared port is, on systems that have carriers."""
-    return Place(settings.tunnels.host if host is None else host, port) if sys.platform == "linux" else None
+    return BindAddress(settings.tunnels.host if host is None else host, port) if sys.platform == "linux" else None

@@ -22,20 +22,20 @@ from typing import TYPE_CHECKING
 import trio
 
 from tunneld import trust
-from tunneld.backends.shared import Endpoints
+from tunneld.backends.shared import KeyRegistry
 from tunneld.config.schema import Settings
 from tunneld.control import http
 from tunneld.control.commands import executor
-from tunneld.control.gate import Gate
+from tunneld.control.gate import Authenticator
 from tunneld.control.server import serve_lines
-from tunneld.control.verbs import Daemon
+from tunneld.control.verbs import DaemonControl
 from tunneld.daemon import endings
-from tunneld.daemon.faces import Faces, places
+from tunneld.daemon.faces import Listeners, places
 from tunneld.daemon.validity import Shown
 from tunneld.doors import Bound
-from tunneld.lobby import Lobby
+from tunneld.lobby import HandshakeSupervisor
 from tunneld.relay.engine import Engine
-from tunneld.tunnel.legacy import ServiceLegacy
+from tunneld.tunnel.legacy import ServiceSnapshot
 
 if TYPE_CHECKING:
     import asyncssh
@@ -47,7 +47,7 @@ go on meanwhile.
 
 
 @dataclass(frozen=True, slots=True)
-class Papers:
+class CertificateStore:
     """What is shown in handshakes that begin from here on. Contexts are made anew at each reload from the files, which
     may be others behind the same names.
     """
@@ -57,7 +57,7 @@ class Papers:
     host_key: asyncssh.SSHKey | None = None
 
     @classmethod
-    def of(cls, settings: Settings) -> Papers:
+    def of(cls, settings: Settings) -> CertificateStore:
         """The certificates. Raises `ConfigError`."""
         control, web = settings.control.tls, settings.http.tls
         return cls(
@@ -70,7 +70,7 @@ class Papers:
         ends = (self.control, settings.control.tls), (self.http, settings.http.tls)
         return [(context, tls.certificate) for context, tls in ends if context is not None and tls is not None]
 
-    def with_host_key(self, settings: Settings, known: asyncssh.SSHKey | None) -> Papers:
+    def with_host_key(self, settings: Settings, known: asyncssh.SSHKey | None) -> CertificateStore:
         """The key of the SSH port beside them, made where there is none. Raises `ConfigError`."""
         if known is None and places(settings)["ssh"] is not None:
             from tunneld.ssh.hostkey import load_or_make, place  # noqa: PLC0415
@@ -83,39 +83,46 @@ class Papers:
 class Prepared:
     """From one configuration to the next: papers that were read, listeners that are bound."""
 
-    papers: Papers
+    papers: CertificateStore
     bound: Bound
 
 
-class Front:
+class Servers:
     """The faces of the running process."""
 
-    def __init__(self, daemon: Daemon, engine: Engine, endpoints: Endpoints, gate: Gate, lobby: Lobby) -> None:
+    def __init__(
+        self,
+        daemon: DaemonControl,
+        engine: Engine,
+        endpoints: KeyRegistry,
+        gate: Authenticator,
+        lobby: HandshakeSupervisor,
+    ) -> None:
         """`endpoints` is told where the shared ports are."""
-        self.papers = Papers()
+        self.papers = CertificateStore()
         self._daemon = daemon
         self._engine = engine
         self._endpoints = endpoints
         self._gate = gate
         self._lobby = lobby
-        self._faces = Faces()
+        self._faces = Listeners()
         self._scope = trio.CancelScope()
         self._gone = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._serves_ssh = False
 
-    def listen(self, settings: Settings) -> ServiceLegacy:
+    def listen(self, settings: Settings) -> ServiceSnapshot:
         """Let each face have its listeners: systemd's, those of the process before this one, or new ones. Returns the
         tunnels of that process.
 
         Raises `ListenError`, `ShortageError` or `ConfigError`.
         """
-        self.papers = Papers.of(settings)
+        self.papers = CertificateStore.of(settings)
         enabled = [face for face, place in places(settings).items() if place is not None]
         given, estate = endings.received(enabled)
         kept, still_given = (estate.faces, estate.given) if estate is not None else ({}, frozenset[str]())
         self._exchange(self._faces.begin(settings, given, kept, still_given))
-        return estate.service if estate is not None else ServiceLegacy()
+        return estate.service if estate is not None else ServiceSnapshot()
 
     def take_host_key(self, settings: Settings) -> None:
         """As whoever the daemon has become, for whom it is kept. Raises `ConfigError`."""
@@ -136,7 +143,7 @@ class Front:
         """Do whatever can fail of a reload. Raises `ConfigError`, `ListenError` or `ShortageError`, and has changed
         nothing then.
         """
-        papers = Papers.of(then).with_host_key(then, self.papers.host_key)
+        papers = CertificateStore.of(then).with_host_key(then, self.papers.host_key)
         return Prepared(papers, self._faces.bind(now, then))
 
     def change(self, prepared: Prepared) -> None:

@@ -26,7 +26,7 @@ CERTIFICATES = 12 * 3600.0
 """Seconds between two looks at the dates of certificates: twice in the smallest unit in which they are told."""
 
 
-class Standing:
+class SystemdStatus:
     """How the daemon is."""
 
     def __init__(self, service: TunnelService, shown: Callable[[], Sequence[validity.Shown]]) -> None:

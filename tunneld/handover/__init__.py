@@ -15,16 +15,16 @@ the octets that were on their way. What cannot: control and HTTP connections and
     successor.py  the two ways to the next process
 """
 
-from tunneld.handover.baggage import Baggage
+from tunneld.handover.baggage import FdBundle
 from tunneld.handover.given import check_given
 from tunneld.handover.inherited import Inherited
-from tunneld.handover.letter import Estate, pack, unpack
+from tunneld.handover.letter import Snapshot, pack, unpack
 from tunneld.handover.successor import become, most_stored, received, settle, store
 
 __all__ = [
-    "Baggage",
-    "Estate",
+    "FdBundle",
     "Inherited",
+    "Snapshot",
     "become",
     "check_given",
     "most_stored",

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 MAX_HELD = 256 * 1024 * 1024
 """Octets on their way that go along, of all relays together: four thousand slow readers with a full buffer each."""
-MAX_LETTER = MAX_HELD + 512 * 1024 * 1024
+MAX_MANIFEST = MAX_HELD + 512 * 1024 * 1024
 """Octets: half a million relays at most, of about 500 octets each."""
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -25,7 +25,7 @@ class MissingError(Exception):
     """A socket that the letter names has not come along."""
 
 
-class Baggage:
+class FdBundle:
     """The sockets and the octets of one handover, on either side of it."""
 
     def __init__(self, most: int = 1 << 20) -> None:
@@ -96,9 +96,9 @@ class Baggage:
         self._sockets.clear()
 
 
-def adopt(fds: Iterable[int]) -> tuple[Baggage, list[int]]:
+def adopt(fds: Iterable[int]) -> tuple[FdBundle, list[int]]:
     """Sockets among descriptors, ours from now on, and the letters among them; whatever is neither is closed."""
-    baggage, letters = Baggage(), []
+    baggage, letters = FdBundle(), []
     for fd in fds:
         with contextlib.suppress(OSError):
             mode = os.fstat(fd).st_mode
@@ -114,7 +114,7 @@ def adopt(fds: Iterable[int]) -> tuple[Baggage, list[int]]:
     return baggage, letters
 
 
-def write_letter(text: bytes, held: bytes | bytearray) -> int:
+def write_manifest(text: bytes, held: bytes | bytearray) -> int:
     """A sealed file with a letter; its descriptor. Raises OSError."""
     fd = os.memfd_create("tunneld-handover", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -128,12 +128,12 @@ def write_letter(text: bytes, held: bytes | bytearray) -> int:
     return fd
 
 
-def read_letter(fd: int) -> bytes:
+def read_manifest(fd: int) -> bytes:
     """The content of a letter, whose descriptor is closed. Raises OSError; `ValueError` where it is none of ours."""
     try:
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS != SEALS:
             raise ValueError("it is not sealed")
-        if (size := os.fstat(fd).st_size) > MAX_LETTER:
+        if (size := os.fstat(fd).st_size) > MAX_MANIFEST:
             raise ValueError(f"it has {size} octets")
         return os.pread(fd, size, 0)
     finally:

@@ -17,7 +17,7 @@ FIRST = 3
 """SD_LISTEN_FDS_START: behind standard input, output and error."""
 STORED = "kept"
 """The name of what we gave systemd to keep (FDNAME); every other name is that of a face."""
-LETTER = "TUNNELD_HANDOVER"
+MANIFEST = "TUNNELD_HANDOVER"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,14 +21,21 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tunneld.backends import SideLegacy
-from tunneld.config.schema import Tunnels
+from tunneld.backends import ServerSideSnapshot
+from tunneld.config.schema import TunnelSettings
 from tunneld.errors import UsageError
-from tunneld.handover.baggage import Baggage, MissingError
-from tunneld.relay.lift import Course, Lifted
+from tunneld.handover.baggage import FdBundle, MissingError
+from tunneld.relay.lift import FlowState, RelayState
 from tunneld.rules.options import TunnelOptions
-from tunneld.tunnel import Opening
-from tunneld.tunnel.legacy import Account, ClientLegacy, Past, ServiceLegacy, TunnelLegacy, Waiting
+from tunneld.tunnel import TunnelSpec
+from tunneld.tunnel.legacy import (
+    ClientSideSnapshot,
+    ServiceCounters,
+    ServiceSnapshot,
+    TunnelCounters,
+    TunnelSnapshot,
+    WaitingVisitor,
+)
 
 log = structlog.get_logger("handover")
 
@@ -40,79 +47,79 @@ Octets = Annotated[int, Field(ge=0)]
 Peer = tuple[str, int] | tuple[str, int, int, int]
 
 
-class _Line(BaseModel):
+class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class _Header(_Line):
+class _HeaderRecord(_Record):
     version: Literal[1]
     stamp: float  # CLOCK_MONOTONIC
     fds: tuple[int, ...]  # the numbers under which a process that becomes another one leaves them open
     faces: dict[str, tuple[Inode, ...]]
     given: tuple[str, ...]
-    past: Past
+    past: ServiceCounters
 
 
-class _Course(_Line):
+class _FlowRecord(_Record):
     moved: Octets
     done: bool
     held: tuple[Octets, Octets]
 
 
-class _Relay(_Line):
+class _RelayRecord(_Record):
     visitor: Inode
     server: Inode
     peer: Peer
-    up: _Course
-    down: _Course
+    up: _FlowRecord
+    down: _FlowRecord
     linger: float
     rest: float | None
 
 
-class _Waiting(_Line):
+class _WaitingRecord(_Record):
     visitor: Inode
     peer: Peer
     reached: Peer | None
     patience: float
 
 
-class _Client(_Line):
+class _ClientSideRecord(_Record):
     port: int
     listener: Inode | None
-    waiting: tuple[_Waiting, ...]
+    waiting: tuple[_WaitingRecord, ...]
 
 
-class _Server(_Line):
+class _ServerSideRecord(_Record):
     port: int
     listener: Inode | None
     key: str
     parked: tuple[tuple[Inode, Peer], ...]
 
 
-class _Tunnel(_Line):
+class _TunnelRecord(_Record):
     id: str
     credential: str
     backend: str
     options: dict[str, str]
-    settings: Tunnels
+    settings: TunnelSettings
     owner: str
     asker: str
     advertised_host: str
     asked_from: str = ""  # `server_from` as it was asked for
     draining: bool
-    account: Account
-    client: _Client
-    server: _Server
-    relays: tuple[_Relay, ...]
+    account: TunnelCounters
+    client: _ClientSideRecord
+    server: _ServerSideRecord
+    relays: tuple[_RelayRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Estate:
+class Snapshot:
     """All that a process leaves: the listeners of its faces, by their names, and the tunnels."""
 
     faces: Mapping[str, Sequence[socket.socket]] = field(default_factory=dict)
     given: frozenset[str] = frozenset()  # the faces among them whose listeners were systemd's, and still are
-    service: ServiceLegacy = field(default_factory=ServiceLegacy)
+    service: ServiceSnapshot = field(default_factory=ServiceSnapshot)
 
     @property
     def relays(self) -> int:
@@ -120,7 +127,7 @@ class Estate:
         return sum(len(legacy.relays) for _owner, legacy in self.service.tunnels)
 
 
-def pack(estate: Estate, baggage: Baggage) -> tuple[bytes, int]:
+def pack(estate: Snapshot, baggage: FdBundle) -> tuple[bytes, int]:
     """The letter, whose sockets are in the baggage; and how many connections found no room there and were closed."""
     faces = {face: tuple(map(baggage.put, listeners)) for face, listeners in estate.faces.items()}
     tunnels = [(_Packing(baggage), credential, legacy) for credential, legacy in estate.service.tunnels]
@@ -131,7 +138,7 @@ def pack(estate: Estate, baggage: Baggage) -> tuple[bytes, int]:
     ]
     fds = tuple(packed.fileno() for packed in baggage.sockets)
     given = tuple(sorted(estate.given))
-    header = _Header(
+    header = _HeaderRecord(
         version=VERSION, stamp=time.monotonic(), fds=fds, faces=faces, given=given, past=estate.service.past
     )
     letter = b"\n".join([*(line.model_dump_json().encode() for line in (header, *lines)), b"", b""])
@@ -143,7 +150,7 @@ def fds_of(letter: bytes) -> tuple[int, ...]:
     return _header(letter).fds
 
 
-def unpack(letter: bytes, baggage: Baggage) -> Estate:
+def unpack(letter: bytes, baggage: FdBundle) -> Snapshot:
     """What a letter describes, with the sockets out of the baggage, which keeps those that it does not.
 
     Raises `ValueError` where nothing of it can be used. A tunnel that does not fit is logged.
@@ -155,16 +162,16 @@ def unpack(letter: bytes, baggage: Baggage) -> Estate:
     tunnels = []
     for line in lines.split(b"\n")[1:]:
         try:
-            described = _Tunnel.model_validate_json(line)
+            described = _TunnelRecord.model_validate_json(line)
             with baggage.all_or_nothing():
                 tunnels.append((described.credential, _Unpacking(baggage, gap).tunnel(described)))
         except (ValidationError, UsageError, MissingError) as error:
             log.warning("tunnel could not be taken over", tunnel=_id_in(line), reason=_first_line(error))
     faces = {face: baggage.take_all(inodes) for face, inodes in header.faces.items()}
-    return Estate(faces, frozenset(header.given), ServiceLegacy(header.past, tunnels))
+    return Snapshot(faces, frozenset(header.given), ServiceSnapshot(header.past, tunnels))
 
 
-def _header(letter: bytes) -> _Header:
+def _header(letter: bytes) -> _HeaderRecord:
     line = letter.partition(b"\n")[0]
     try:
         version = json.loads(line)["version"]
@@ -173,7 +180,7 @@ def _header(letter: bytes) -> _Header:
     if version != VERSION:
         raise ValueError(f"its format is {version!r}, and this tunneld reads {VERSION}")
     try:
-        return _Header.model_validate_json(line)
+        return _HeaderRecord.model_validate_json(line)
     except ValidationError as error:
         raise ValueError(_first_line(error)) from None
 
@@ -195,13 +202,13 @@ def _first_line(error: Exception) -> str:
 class _Packing:
     """One tunnel on its way into the baggage. What finds no room is closed, and counted."""
 
-    def __init__(self, baggage: Baggage) -> None:
+    def __init__(self, baggage: FdBundle) -> None:
         self.closed = 0
         self._baggage = baggage
 
-    def tunnel(self, credential: str, legacy: TunnelLegacy) -> _Tunnel:
+    def tunnel(self, credential: str, legacy: TunnelSnapshot) -> _TunnelRecord:
         opening, client, server = legacy.opening, legacy.client, legacy.server
-        return _Tunnel(
+        return _TunnelRecord(
             id=opening.id,
             credential=credential,
             backend=opening.backend,
@@ -213,16 +220,18 @@ class _Packing:
             asked_from=str(opening.asked_from or ""),
             draining=legacy.draining,
             account=legacy.account,
-            client=_Client(port=client.port, listener=self._listener(client.listener), waiting=self._line(client)),
-            server=_Server(
+            client=_ClientSideRecord(
+                port=client.port, listener=self._listener(client.listener), waiting=self._line(client)
+            ),
+            server=_ServerSideRecord(
                 port=server.port, listener=self._listener(server.listener), key=server.key, parked=self._parked(server)
             ),
             relays=(),
         )
 
-    def relays(self, legacy: TunnelLegacy) -> tuple[_Relay, ...]:
+    def relays(self, legacy: TunnelSnapshot) -> tuple[_RelayRecord, ...]:
         return tuple(
-            _Relay(
+            _RelayRecord(
                 visitor=self._baggage.put(lifted.visitor),
                 server=self._baggage.put(lifted.server),
                 peer=peer,
@@ -238,14 +247,16 @@ class _Packing:
     def _listener(self, listener: socket.socket | None) -> int | None:
         return None if listener is None else self._baggage.put(listener)
 
-    def _line(self, client: ClientLegacy) -> tuple[_Waiting, ...]:
+    def _line(self, client: ClientSideSnapshot) -> tuple[_WaitingRecord, ...]:
         return tuple(
-            _Waiting(visitor=self._baggage.put(one.visitor), peer=one.peer, reached=one.reached, patience=one.patience)
+            _WaitingRecord(
+                visitor=self._baggage.put(one.visitor), peer=one.peer, reached=one.reached, patience=one.patience
+            )
             for one in client.waiting
             if self._has_room(one.visitor)
         )
 
-    def _parked(self, server: SideLegacy) -> tuple[tuple[int, Peer], ...]:
+    def _parked(self, server: ServerSideSnapshot) -> tuple[tuple[int, Peer], ...]:
         return tuple((self._baggage.put(one), peer) for one, peer in server.parked if self._has_room(one))
 
     def _has_room(self, *sockets: socket.socket, octets: int = 0) -> bool:
@@ -256,20 +267,20 @@ class _Packing:
         self.closed += 1
         return False
 
-    def _course(self, course: Course) -> _Course:
-        return _Course(moved=course.moved, done=course.done, held=self._baggage.hold(course.held))
+    def _course(self, course: FlowState) -> _FlowRecord:
+        return _FlowRecord(moved=course.moved, done=course.done, held=self._baggage.hold(course.held))
 
 
 class _Unpacking:
     """One tunnel out of the baggage. Connections that have not come along are passed over; a listener must have."""
 
-    def __init__(self, baggage: Baggage, gap: float) -> None:
+    def __init__(self, baggage: FdBundle, gap: float) -> None:
         self._baggage = baggage
         self._gap = gap  # seconds since the letter was written
 
-    def tunnel(self, described: _Tunnel) -> TunnelLegacy:
+    def tunnel(self, described: _TunnelRecord) -> TunnelSnapshot:
         client, server, account = described.client, described.server, described.account
-        opening = Opening(
+        opening = TunnelSpec(
             id=described.id,
             backend=described.backend,
             options=TunnelOptions.parse(described.options),
@@ -281,12 +292,12 @@ class _Unpacking:
             if described.asked_from
             else None,
         )
-        return TunnelLegacy(
+        return TunnelSnapshot(
             opening=opening,
             draining=described.draining,
             account=replace(account, age=account.age + self._gap, unused=account.unused + self._gap),
-            client=ClientLegacy(client.port, self._listener(client.listener), self._line(client)),
-            server=SideLegacy(server.port, self._listener(server.listener), self._parked(server), server.key),
+            client=ClientSideSnapshot(client.port, self._listener(client.listener), self._line(client)),
+            server=ServerSideSnapshot(server.port, self._listener(server.listener), self._parked(server), server.key),
             relays=[(self._relay(one), one.peer) for one in described.relays if self._has(one.visitor, one.server)],
         )
 
@@ -299,19 +310,19 @@ class _Unpacking:
     def _listener(self, inode: int | None) -> socket.socket | None:
         return None if inode is None else self._baggage.take(inode)
 
-    def _line(self, client: _Client) -> list[Waiting]:
+    def _line(self, client: _ClientSideRecord) -> list[WaitingVisitor]:
         take, left = self._baggage.take, self._left
         return [
-            Waiting(take(one.visitor), one.peer, one.reached, left(one.patience))
+            WaitingVisitor(take(one.visitor), one.peer, one.reached, left(one.patience))
             for one in client.waiting
             if self._has(one.visitor)
         ]
 
-    def _parked(self, server: _Server) -> list[tuple[socket.socket, Peer]]:
+    def _parked(self, server: _ServerSideRecord) -> list[tuple[socket.socket, Peer]]:
         return [(self._baggage.take(inode), peer) for inode, peer in server.parked if self._has(inode)]
 
-    def _relay(self, described: _Relay) -> Lifted:
-        return Lifted(
+    def _relay(self, described: _RelayRecord) -> RelayState:
+        return RelayState(
             self._baggage.take(described.visitor),
             self._baggage.take(described.server),
             self._course(described.up),
@@ -320,5 +331,5 @@ class _Unpacking:
             None if described.rest is None else self._left(described.rest),
         )
 
-    def _course(self, described: _Course) -> Course:
-        return Course(described.moved, described.done, self._baggage.take_held(described.held))
+    def _course(self, described: _FlowRecord) -> FlowState:
+        return FlowState(described.moved, described.done, self._baggage.take_held(described.held))

@@ -15,13 +15,13 @@ import structlog
 
 from tunneld import notify
 from tunneld.errors import ShortageError, reason_of
-from tunneld.handover.baggage import Baggage, adopt, read_letter, write_letter
-from tunneld.handover.inherited import LETTER, STORED, Inherited
-from tunneld.handover.letter import Estate, fds_of, unpack
+from tunneld.handover.baggage import FdBundle, adopt, read_manifest, write_manifest
+from tunneld.handover.inherited import MANIFEST, STORED, Inherited
+from tunneld.handover.letter import Snapshot, fds_of, unpack
 
 log = structlog.get_logger("handover")
 
-ASKED = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", LETTER)
+ASKED = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", MANIFEST)
 """The variables of the way in: read once, and of no use to children."""
 BATCH = 200
 """Descriptors in one message to systemd; the kernel takes 253 (SCM_MAX_FD)."""
@@ -31,7 +31,7 @@ the one environment variable (128 KiB) by which they come back. FileDescriptorSt
 """
 
 
-def become(command: Sequence[str], letter: bytes, baggage: Baggage, signals: Sequence[int]) -> None:
+def become(command: Sequence[str], letter: bytes, baggage: FdBundle, signals: Sequence[int]) -> None:
     """Turn this process into `command`, which finds the letter. Does not return; raises `ShortageError` where the
     system refuses, and then everything that was in the baggage is closed.
 
@@ -39,12 +39,12 @@ def become(command: Sequence[str], letter: bytes, baggage: Baggage, signals: Seq
     """
     environment = {name: value for name, value in os.environ.items() if name not in ASKED}
     try:
-        fd = write_letter(letter, baggage.held)
+        fd = write_manifest(letter, baggage.held)
         for one in baggage.sockets:
             one.set_inheritable(True)
         os.set_inheritable(fd, True)
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        os.execve(command[0], list(command), {**environment, LETTER: f"{os.getpid()}:{fd}"})
+        os.execve(command[0], list(command), {**environment, MANIFEST: f"{os.getpid()}:{fd}"})
     except OSError as error:
         raise ShortageError(f"could not start {command[0]} again, connections are lost: {reason_of(error)}") from None
     finally:
@@ -58,10 +58,10 @@ def most_stored() -> int:
     return min(most, MOST_STORED) - 1 if notify.is_heard() else 0
 
 
-def store(letter: bytes, baggage: Baggage) -> bool:
+def store(letter: bytes, baggage: FdBundle) -> bool:
     """Give everything to systemd to keep for the next process; whether it has it. What was in the baggage is closed."""
     try:
-        fd = write_letter(letter, baggage.held)
+        fd = write_manifest(letter, baggage.held)
     except OSError:
         baggage.close()
         return False
@@ -76,7 +76,7 @@ def store(letter: bytes, baggage: Baggage) -> bool:
         baggage.close()
 
 
-def received(environ: MutableMapping[str, str]) -> tuple[Inherited, Estate]:
+def received(environ: MutableMapping[str, str]) -> tuple[Inherited, Snapshot]:
     """What came along, and what systemd gave of its own. Raises `ConfigError` where the environment makes no sense.
 
     Whatever does not fit is closed and said; the daemon starts all the same.
@@ -85,7 +85,7 @@ def received(environ: MutableMapping[str, str]) -> tuple[Inherited, Estate]:
     for name in ASKED:
         environ.pop(name, None)
     if inherited.letter is None and not inherited.stored:
-        return inherited, Estate()
+        return inherited, Snapshot()
     return inherited, _estate(inherited)
 
 
@@ -96,20 +96,20 @@ def settle() -> None:
     notify.send(FDSTOREREMOVE="1", FDNAME=STORED)
 
 
-def _estate(inherited: Inherited) -> Estate:
-    letter, baggage = b"", Baggage()
+def _estate(inherited: Inherited) -> Snapshot:
+    letter, baggage = b"", FdBundle()
     try:
         if inherited.letter is not None:
-            letter = read_letter(inherited.letter)
+            letter = read_manifest(inherited.letter)
             baggage, _ = adopt(fds_of(letter))
         else:
             baggage, letters = adopt(inherited.stored)
             for fd in letters:
-                letter = read_letter(fd)
+                letter = read_manifest(fd)
         estate = unpack(letter, baggage)
     except (OSError, ValueError) as error:
         log.warning("what the process before this one left cannot be used", reason=str(error))
-        return Estate()
+        return Snapshot()
     finally:
         if unwanted := len(baggage.sockets):
             log.warning("sockets came along that nothing is known of, and were closed", sockets=unwanted)

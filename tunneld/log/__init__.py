@@ -28,7 +28,7 @@ from tunneld.log.lines import Human, Json, Render
 from tunneld.log.sink import Sink
 
 if TYPE_CHECKING:
-    from tunneld.config import Log
+    from tunneld.config import LogSettings
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
@@ -53,7 +53,7 @@ class Output:
 _output = Output(Sink(None), Json(), LEVELS["info"])
 
 
-def configure(settings: Log, stream: TextIO | None = None) -> None:
+def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Set up logging for the process, or change it: also for every logger that exists.
 
     Args:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .engine import Cause, Engine, Failure, Registration, Relay, RelayEnd, Side
-from .limits import Limits
+from .engine import Cause, Engine, FailureCallback, Registration, Relay, RelayEnd, Side
+from .limits import EngineLimits
 from .streams import relay
 
 __all__ = [
     "Cause",
     "Engine",
-    "Failure",
-    "Limits",
+    "EngineLimits",
+    "FailureCallback",
     "Registration",
     "Relay",
     "RelayEnd",
@@ -28,9 +28,9 @@ __all__ = [
 
 
 def new_engine(**limits: Any) -> Engine:
-    """The best engine for this system; `limits` are the fields of `Limits`. It serves once its `run` does."""
+    """The best engine for this system; `limits` are the fields of `EngineLimits`. It serves once its `run` does."""
     if sys.platform == "linux":  # pump.py needs epoll and splice even to be imported
         from .pump import Pump as NativeEngine  # noqa: PLC0415
     else:
         from .portable import PortableEngine as NativeEngine  # noqa: PLC0415
-    return NativeEngine(Limits(**limits))
+    return NativeEngine(EngineLimits(**limits))

@@ -11,7 +11,7 @@ import trio
 
 from tunneld.errors import SHORTAGES
 
-from .engine import Failure
+from .engine import FailureCallback
 from .failures import OUR_FAULTS, log_shortage, tell_failure
 from .room import FULL
 
@@ -31,7 +31,7 @@ class Acceptor:
         pump: Pump,
         listener: socket.socket,
         on_connection: Callable[[socket.socket, Any], None],
-        on_failure: Failure,
+        on_failure: FailureCallback,
     ) -> None:
         """See `Engine.listen`."""
         self._pump = pump
@@ -108,12 +108,12 @@ class Acceptor:
         self._pump.timers.watch(self)
 
 
-class Watch:
+class SocketWatch:
     """A parked connection that belongs to somebody else: only its events are of interest."""
 
     __slots__ = ("_failure", "_fd", "_on_event", "_pump")
 
-    def __init__(self, pump: Pump, fd: int, on_event: Callable[[], None], on_failure: Failure) -> None:
+    def __init__(self, pump: Pump, fd: int, on_event: Callable[[], None], on_failure: FailureCallback) -> None:
         """See `Engine.watch`."""
         self._pump = pump
         self._fd = fd

@@ -67,7 +67,7 @@ async def copy(
             raise SideBrokenError(sides[1]) from error
 
 
-class StreamRelay:
+class StreamCopier:
     """Two streams joined by two tasks. See `Relay` for `up` and `down`."""
 
     def __init__(

@@ -26,9 +26,9 @@ from typing import Any, Protocol
 import trio
 
 from tunneld.errors import reason_of
-from tunneld.relay.lift import Lifted
+from tunneld.relay.lift import RelayState
 
-Failure = Callable[[Exception], None]
+FailureCallback = Callable[[Exception], None]
 """Called when a callback of this owner raised: a bug. The owner is expected to die of it, alone."""
 
 
@@ -113,7 +113,7 @@ class Engine(Protocol):
         """Serve until cancelled; then every relay is dropped and every registration released."""
 
     def listen(
-        self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], on_failure: Failure
+        self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], on_failure: FailureCallback
     ) -> Registration:
         """Accept from `listener` and hand each connection (non-blocking, close-on-exec) and its peer address to
         `on_connection`.
@@ -122,7 +122,9 @@ class Engine(Protocol):
         nothing spins.
         """
 
-    def watch(self, connection: socket.socket, on_event: Callable[[], None], on_failure: Failure) -> Registration:
+    def watch(
+        self, connection: socket.socket, on_event: Callable[[], None], on_failure: FailureCallback
+    ) -> Registration:
         """Call `on_event` when `connection` becomes readable, its peer closes or it breaks; the owner looks by itself.
 
         Calls may be spurious. At least one comes when the first byte arrives or the connection (being dialled, too)
@@ -147,14 +149,14 @@ class Engine(Protocol):
         to the other; bytes accepted from one side are delivered before its end is.
         """
 
-    def export_relay(self, relay: Relay) -> Lifted | None:
+    def export_relay(self, relay: Relay) -> RelayState | None:
         """Take a relay out of this engine as it is, without closing anything, for `put_down`; `on_end` is not told.
 
         None where that cannot be, or where it has ended: then nothing has changed.
         """
 
     def import_relay(
-        self, lifted: Lifted, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
+        self, lifted: RelayState, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
     ) -> Relay:
         """Go on with a relay that was lifted, perhaps out of another process' engine; for the rest see `join`."""
 

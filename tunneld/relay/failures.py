@@ -12,7 +12,7 @@ import structlog
 
 from tunneld.errors import reason_of
 
-from .engine import Failure
+from .engine import FailureCallback
 
 OUR_FAULTS = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 "Not a listening socket (any more). All other errors are those of the one connection that accept would have returned."
@@ -22,7 +22,7 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # on, 0 seconds
 log = structlog.get_logger("relay")
 
 
-def tell_failure(on_failure: Failure, error: Exception) -> None:
+def tell_failure(on_failure: FailureCallback, error: Exception) -> None:
     """Hand a bug in an owner's callback to the owner; a bug in that, too, is only logged."""
     try:
         on_failure(error)

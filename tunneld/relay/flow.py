@@ -39,11 +39,11 @@ import structlog
 
 from .engine import Cause, RelayEnd, Side
 from .failures import reset_on_close
-from .lift import Course
+from .lift import FlowState
 from .throttle import Allowance
 
 if TYPE_CHECKING:
-    from .pair import Pair
+    from .pair import SocketRelay
     from .pipes import Pipe
 
 BROKEN = select.EPOLLERR | select.EPOLLHUP
@@ -54,7 +54,7 @@ WRITABLE = BROKEN | select.EPOLLOUT
 log = structlog.get_logger("relay")
 
 
-class Flow:
+class SocketFlow:
     """One direction of a pair, and the pump's handler for its source."""
 
     __slots__ = (
@@ -64,9 +64,9 @@ class Flow:
 
     __deletable__ = ("pair", "reverse")  # so that they may be parted when compiled, too (mypyc)
 
-    reverse: Flow
+    reverse: SocketFlow
 
-    def __init__(self, pair: Pair, side: Side, source: socket.socket, target: socket.socket) -> None:
+    def __init__(self, pair: SocketRelay, side: Side, source: socket.socket, target: socket.socket) -> None:
         """The flow out of `source`, which is the pair's `side`, into `target`."""
         self.pair = pair
         self.pump = pair.pump
@@ -113,7 +113,7 @@ class Flow:
             del self.pump.handlers[self.fd]
         self.source.close()  # which takes it out of the epoll set, too
 
-    def export(self) -> Course:
+    def export(self) -> FlowState:
         """Let go of the source without closing it, and tell how far this direction has come."""
         self.pump.detach(self.fd, self)
         held = self.held
@@ -122,9 +122,9 @@ class Flow:
             self.pipe.count -= len(part)
             held += part
         self.discard()
-        return Course(self.moved, self.done, held)
+        return FlowState(self.moved, self.done, held)
 
-    def restore(self, course: Course) -> None:
+    def restore(self, course: FlowState) -> None:
         """Go on from there, before the pump attaches the source. An end that was read is read once more."""
         self.moved, self.held = course.moved, course.held
         self.done = self.ended = course.done

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class FlowState:
     """One direction: octets delivered, whether its end was passed on, and what was read and not delivered."""
 
     moved: int = 0
@@ -21,13 +21,13 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
-class Lifted:
+class RelayState:
     """A relay in nobody's hands. Whoever has it owns both sockets."""
 
     visitor: socket.socket
     server: socket.socket
-    up: Course
-    down: Course
+    up: FlowState
+    down: FlowState
     linger: float  # seconds, as in `Engine.join`
     rest: float | None = None  # of those, where one end has been passed on: until the next octet must have come
 

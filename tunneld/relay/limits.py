@@ -9,7 +9,7 @@ MIB = 1024 * KIB
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EngineLimits:
     """The sizes of an engine; the portable one has no pipes and ignores theirs."""
 
     buffer_size: int = 64 * KIB
@@ -48,7 +48,7 @@ class Limits:
     "The first of the numbers that connections to tunnels, and pipes, leave to others; see room.py."
 
 
-DOZE = 0.001
+POLL_TIMEOUT = 0.001
 """For a process that moves bytes and does little else: shorter than the way to the next machine and back, longer than
 to the next process.
 """

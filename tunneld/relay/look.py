@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 
-def has_left(connection: socket.socket) -> bool:
+def peer_closed(connection: socket.socket) -> bool:
     """Whether the peer ended or broke the connection with nothing left to read.
 
     A peer that spoke before it ended has not left yet: somebody may still want to hear it.

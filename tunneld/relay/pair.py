@@ -23,8 +23,8 @@ import structlog
 import trio
 
 from .engine import Cause, Relay, RelayEnd, Side
-from .flow import Flow
-from .lift import Lifted
+from .flow import SocketFlow
+from .lift import RelayState
 
 if TYPE_CHECKING:
     from .pump import Pump
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("relay")
 
 
-class Pair:
+class SocketRelay:
     """Two sockets joined in the pump: the `Relay` its owner holds."""
 
     __slots__ = (
@@ -67,8 +67,8 @@ class Pair:
         self.over = self.broken = self.lingering = False
         self.deadline = 0.0  # Trio time at which a lingering pair ends
         self.seen = 0  # bytes moved when the deadline was set
-        self.from_visitor = Flow(self, Side.VISITOR, visitor, server)
-        self.from_server = Flow(self, Side.SERVER, server, visitor)
+        self.from_visitor = SocketFlow(self, Side.VISITOR, visitor, server)
+        self.from_server = SocketFlow(self, Side.SERVER, server, visitor)
         self.from_visitor.reverse = self.from_server
         self.from_server.reverse = self.from_visitor
 
@@ -87,18 +87,18 @@ class Pair:
         self.end(RelayEnd(Cause.DROPPED))
         self.pump.timers.wake_soon()
 
-    def export(self) -> Lifted:
+    def export(self) -> RelayState:
         """Let go of both sockets without closing them; the owner is told nothing."""
         self.over = True
         rest = max(0.0, self.deadline - trio.current_time()) if self.lingering else None
         self.pump.timers.forget(self)
         up, down = self.from_visitor.export(), self.from_server.export()
-        lifted = Lifted(self.from_visitor.source, self.from_server.source, up, down, self.linger, rest)
+        lifted = RelayState(self.from_visitor.source, self.from_server.source, up, down, self.linger, rest)
         for flow in (self.from_visitor, self.from_server):
             del flow.reverse, flow.pair
         return lifted
 
-    def restore(self, lifted: Lifted) -> None:
+    def restore(self, lifted: RelayState) -> None:
         """Go on from there, before the pump attaches the flows."""
         self.from_visitor.restore(lifted.up)
         self.from_server.restore(lifted.down)

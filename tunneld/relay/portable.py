@@ -14,17 +14,17 @@ from typing import Any, cast
 
 import trio
 
-from .engine import Failure, Limiter, Registration, Relay, RelayEnd
-from .lift import Lifted
-from .limits import Limits
-from .tasks import Joined, Listening, Watching
+from .engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
+from .lift import RelayState
+from .limits import EngineLimits
+from .tasks import AcceptTask, TaskRelay, WatchTask
 from .throttle import PatientThrottle
 
 
 class PortableEngine:
     """Trio tasks in one nursery. See `Engine` for the contract."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: EngineLimits) -> None:
         """Nothing happens before `run`."""
         self._limits = limits
         self._nursery: trio.Nursery | None = None
@@ -39,16 +39,18 @@ class PortableEngine:
             self._nursery = None
 
     def listen(
-        self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], on_failure: Failure
+        self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], on_failure: FailureCallback
     ) -> Registration:
         """See `Engine.listen`."""
-        listening = Listening(listener, on_connection, on_failure, self._limits)
+        listening = AcceptTask(listener, on_connection, on_failure, self._limits)
         self._running().start_soon(listening.run)
         return listening
 
-    def watch(self, connection: socket.socket, on_event: Callable[[], None], on_failure: Failure) -> Registration:
+    def watch(
+        self, connection: socket.socket, on_event: Callable[[], None], on_failure: FailureCallback
+    ) -> Registration:
         """See `Engine.watch`."""
-        watching = Watching(connection, on_event, on_failure)
+        watching = WatchTask(connection, on_event, on_failure)
         self._running().start_soon(watching.run)
         return watching
 
@@ -62,16 +64,16 @@ class PortableEngine:
         throttle: Limiter | None = None,
     ) -> Relay:
         """See `Engine.join`."""
-        joined = Joined(visitor, server, linger, on_end, cast("PatientThrottle | None", throttle))
+        joined = TaskRelay(visitor, server, linger, on_end, cast("PatientThrottle | None", throttle))
         self._running().start_soon(joined.run)
         return joined
 
-    def export_relay(self, relay: Relay) -> Lifted | None:
+    def export_relay(self, relay: Relay) -> RelayState | None:
         """See `Engine.lift`: what is on its way is in the tasks."""
         return None
 
     def import_relay(
-        self, lifted: Lifted, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
+        self, lifted: RelayState, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
     ) -> Relay:
         """See `Engine.put_down`: nothing was lifted, so nothing comes."""
         raise NotImplementedError

@@ -51,14 +51,14 @@ from typing import Any, Protocol, cast
 import structlog
 import trio
 
-from .acceptor import Acceptor, Watch
-from .engine import Failure, Limiter, Registration, Relay, RelayEnd
+from .acceptor import Acceptor, SocketWatch
+from .engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
 from .failures import tell_failure
-from .lift import Lifted
-from .limits import MIB, Limits
-from .pair import Pair
+from .lift import RelayState
+from .limits import MIB, EngineLimits
+from .pair import SocketRelay
 from .pipes import Pipes
-from .room import Room
+from .room import FdReserve
 from .throttle import Throttle
 from .timers import Timers
 
@@ -83,7 +83,7 @@ class Handler(Protocol):
         """The pump stops; the handler removes itself."""
 
 
-class Ended(Protocol):
+class EndedRelay(Protocol):
     """A relay whose owner is to be told."""
 
     def notify_ended(self, how: RelayEnd) -> None:
@@ -93,7 +93,7 @@ class Ended(Protocol):
 class Pump:
     """One epoll set and all that lives in it. See `Engine` for the contract."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: EngineLimits) -> None:
         """Nothing is opened before `run`."""
         self.limits = limits
         self.handlers: dict[int, Handler | None] = {}  # None: released, its registration stands
@@ -101,9 +101,9 @@ class Pump:
         self.buffer = bytearray(limits.buffer_size)
         self.view = memoryview(self.buffer)
         self.quantum = limits.turn_size
-        self.fd_reserve = Room(limits.descriptors)
+        self.fd_reserve = FdReserve(limits.descriptors)
         self.pipes = Pipes(limits.pipe_size, limits.max_pipes, least=limits.buffer_size, below=limits.descriptors)
-        self.ended_relays: list[tuple[Ended, RelayEnd]] = []
+        self.ended_relays: list[tuple[EndedRelay, RelayEnd]] = []
         self.timers = Timers(self._finish_batch)
         self._later: list[Callable[[], None]] = []
         self._in_batch = False
@@ -140,16 +140,18 @@ class Pump:
                 self._stop()
 
     def listen(
-        self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], on_failure: Failure
+        self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], on_failure: FailureCallback
     ) -> Registration:
         """See `Engine.listen`."""
         acceptor = Acceptor(self, listener, on_connection, on_failure)
         self.attach(listener.fileno(), acceptor)
         return acceptor
 
-    def watch(self, connection: socket.socket, on_event: Callable[[], None], on_failure: Failure) -> Registration:
+    def watch(
+        self, connection: socket.socket, on_event: Callable[[], None], on_failure: FailureCallback
+    ) -> Registration:
         """See `Engine.watch`."""
-        watch = Watch(self, connection.fileno(), on_event, on_failure)
+        watch = SocketWatch(self, connection.fileno(), on_event, on_failure)
         self.attach(connection.fileno(), watch)
         return watch
 
@@ -163,23 +165,25 @@ class Pump:
         throttle: Limiter | None = None,
     ) -> Relay:
         """See `Engine.join`."""
-        return self._attach(Pair(self, visitor, server, linger, on_end, cast("Throttle | None", throttle)))
+        return self._attach(SocketRelay(self, visitor, server, linger, on_end, cast("Throttle | None", throttle)))
 
-    def export_relay(self, relay: Relay) -> Lifted | None:
+    def export_relay(self, relay: Relay) -> RelayState | None:
         """See `Engine.lift`."""
-        if not isinstance(relay, Pair) or relay.over:
+        if not isinstance(relay, SocketRelay) or relay.over:
             return None
         return relay.export()
 
     def import_relay(
-        self, lifted: Lifted, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
+        self, lifted: RelayState, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
     ) -> Relay:
         """See `Engine.put_down`."""
-        pair = Pair(self, lifted.visitor, lifted.server, lifted.linger, on_end, cast("Throttle | None", throttle))
+        pair = SocketRelay(
+            self, lifted.visitor, lifted.server, lifted.linger, on_end, cast("Throttle | None", throttle)
+        )
         pair.restore(lifted)
         return self._attach(pair)
 
-    def _attach(self, pair: Pair) -> Pair:
+    def _attach(self, pair: SocketRelay) -> SocketRelay:
         for flow in (pair.from_visitor, pair.from_server):
             try:
                 self.attach(flow.fd, flow)

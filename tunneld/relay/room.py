@@ -19,7 +19,7 @@ NEAR = 64
 """Descriptors before the last ones: more than others open while one connection is accepted."""
 
 
-class Room:
+class FdReserve:
     """Of one engine."""
 
     def __init__(self, most: int) -> None:

@@ -7,7 +7,7 @@ import socket
 import trio
 from trio.abc import HalfCloseableStream
 
-from .copy import StreamRelay
+from .copy import StreamCopier
 from .engine import Engine, Relay, RelayEnd
 
 
@@ -25,7 +25,7 @@ async def relay(
     """
     if engine is not None and type(visitor_stream) is trio.SocketStream and type(server_stream) is trio.SocketStream:
         return await _relay_in_engine(visitor_stream, server_stream, linger, engine)
-    return await StreamRelay(visitor_stream, server_stream, linger=linger).run()
+    return await StreamCopier(visitor_stream, server_stream, linger=linger).run()
 
 
 async def _relay_in_engine(

@@ -16,16 +16,16 @@ import trio
 
 from tunneld.errors import SHORTAGES
 
-from .copy import StreamRelay
-from .engine import Cause, Failure, Relay, RelayEnd, Side
+from .copy import StreamCopier
+from .engine import Cause, FailureCallback, Relay, RelayEnd, Side
 from .failures import OUR_FAULTS, log_shortage, reset_on_close, tell_failure
-from .limits import Limits
+from .limits import EngineLimits
 from .throttle import PatientThrottle
 
 log = structlog.get_logger("relay")
 
 
-class Task:
+class EngineTask:
     """A task that stands for a socket of somebody else."""
 
     def __init__(self) -> None:
@@ -41,15 +41,15 @@ class Task:
         return self._scope.cancel_called
 
 
-class Listening(Task):
+class AcceptTask(EngineTask):
     """See `Engine.listen`."""
 
     def __init__(
         self,
         listener: socket.socket,
         on_connection: Callable[[socket.socket, Any], None],
-        on_failure: Failure,
-        limits: Limits,
+        on_failure: FailureCallback,
+        limits: EngineLimits,
     ) -> None:
         super().__init__()
         self._listener = listener
@@ -92,10 +92,10 @@ class Listening(Task):
             tell_failure(self._on_failure, error)
 
 
-class Watching(Task):
+class WatchTask(EngineTask):
     """See `Engine.watch`. It tells once: a second time would spin, for the bytes still stand there."""
 
-    def __init__(self, connection: socket.socket, on_event: Callable[[], None], on_failure: Failure) -> None:
+    def __init__(self, connection: socket.socket, on_event: Callable[[], None], on_failure: FailureCallback) -> None:
         super().__init__()
         self._connection = connection
         self._on_event = on_event
@@ -116,7 +116,7 @@ class Watching(Task):
                 tell_failure(self._on_failure, error)
 
 
-class Joined:
+class TaskRelay:
     """Two sockets joined by two tasks: the `Relay` its owner holds."""
 
     def __init__(
@@ -132,7 +132,7 @@ class Joined:
         self._throttle = throttle
         self._on_end = on_end
         self._scope = trio.CancelScope()
-        self._copying: StreamRelay | None = None
+        self._copying: StreamCopier | None = None
 
     @property
     def up(self) -> int:
@@ -182,7 +182,7 @@ class Joined:
         visitor, server = (
             trio.SocketStream(trio.socket.from_stdlib_socket(connection)) for connection in self._sockets.values()
         )
-        self._copying = StreamRelay(visitor, server, linger=self._linger, throttle=self._throttle)
+        self._copying = StreamCopier(visitor, server, linger=self._linger, throttle=self._throttle)
         return await self._copying.run()
 
     def _tell(self, end: RelayEnd) -> None:

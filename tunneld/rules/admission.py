@@ -14,7 +14,7 @@ from tunneld.rules.networks import NetworkSet, read_address
 from tunneld.rules.rates import Buckets, Rate
 
 
-class Refused(Enum):
+class RefusalKind(Enum):
     """Why a visitor was turned away: the classes in which they are counted."""
 
     ADDRESS = "address"
@@ -32,10 +32,10 @@ class Refused(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class AdmissionRefusal:
     """A visitor turned away: the class of the reason, and the reason for people."""
 
-    kind: Refused
+    kind: RefusalKind
     reason: str
 
 
@@ -64,17 +64,19 @@ class Admission:
         self._most = rules.max_per_source
         self._here: dict[int, int] = {}  # visitors by source: no more entries than the tunnel has visitors
         self._buckets = Buckets(rules.rate, rules.max_sources) if rules.rate else None
-        self._denied = Refusal(Refused.ADDRESS, "its address is kept out (deny_from)")
-        self._not_allowed = Refusal(Refused.ADDRESS, "its address is not among those let in (allow_from)")
-        self._crowded = Refusal(Refused.PER_SOURCE, f"its source has {self._most} visitors here (max_per_source)")
-        self._too_fast = Refusal(Refused.RATE, f"its source brings more than {rules.rate} (visitor_rate)")
+        self._denied = AdmissionRefusal(RefusalKind.ADDRESS, "its address is kept out (deny_from)")
+        self._not_allowed = AdmissionRefusal(RefusalKind.ADDRESS, "its address is not among those let in (allow_from)")
+        self._crowded = AdmissionRefusal(
+            RefusalKind.PER_SOURCE, f"its source has {self._most} visitors here (max_per_source)"
+        )
+        self._too_fast = AdmissionRefusal(RefusalKind.RATE, f"its source brings more than {rules.rate} (visitor_rate)")
 
     @property
     def sources(self) -> int:
         """How many sources are remembered, for the sake of either limit."""
         return len(self._here) + (len(self._buckets) if self._buckets else 0)
 
-    def admit(self, host: str, now: float) -> Refusal | None:
+    def admit(self, host: str, now: float) -> AdmissionRefusal | None:
         """Count in a visitor from the address `host` at `now` (seconds), or say why not. A refused one uses nothing up.
 
         Who was admitted must be told to `left` once.

@@ -94,7 +94,7 @@ class Buckets:
             self._turned_at = at
 
 
-class Thinning:
+class LogLimiter:
     """Lets some of many like things through, and counts the others."""
 
     def __init__(self, rate: Rate) -> None:

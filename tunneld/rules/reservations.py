@@ -22,7 +22,7 @@ from tunneld.endpoint import Endpoint
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class ReservationKey:
     """Whose an address is."""
 
     credential: str  # empty where there are none
@@ -39,7 +39,7 @@ class Holder:
 class Reservation:
     """One address. `expires` is None while its tunnel is open."""
 
-    holder: Holder
+    holder: ReservationKey
     backend: str
     client_port: int
     server: Endpoint = field(repr=False)  # with its key, a secret
@@ -51,13 +51,13 @@ class Reservation:
         return self.client_port, self.server.port
 
 
-class Book:
+class ReservationTable:
     """All reservations. `port in book` asks whether somebody has it."""
 
-    def __init__(self, changed: Callable[[Holder], None] = lambda _holder: None) -> None:
+    def __init__(self, changed: Callable[[ReservationKey], None] = lambda _holder: None) -> None:
         """`changed` is told of each holder whose record is another one now, or gone."""
         self.changed = changed
-        self._records: dict[Holder, Reservation] = {}  # those that are away in the order in which they left
+        self._records: dict[ReservationKey, Reservation] = {}  # those that are away in the order in which they left
         self._ports = Counter[int]()
 
     def __contains__(self, port: object) -> bool:
@@ -69,7 +69,7 @@ class Book:
     def __iter__(self) -> Iterator[Reservation]:
         return iter(self._records.values())
 
-    def find(self, holder: Holder) -> Reservation | None:
+    def find(self, holder: ReservationKey) -> Reservation | None:
         """What this holder has."""
         return self._records.get(holder)
 
@@ -93,7 +93,7 @@ class Book:
         if record != former:
             self.changed(record.holder)
 
-    def leave(self, holder: Holder, expires: float, *, most: int, most_per_owner: int) -> list[Reservation]:
+    def leave(self, holder: ReservationKey, expires: float, *, most: int, most_per_owner: int) -> list[Reservation]:
         """The tunnel closed; its address stays until `expires`. Returns the reservations that had to make room: the
         oldest of an owner that has more than `most_per_owner` away, then the oldest of whoever has most.
         """
@@ -104,7 +104,7 @@ class Book:
         self.changed(holder)
         return list(self._make_room(holder, most, most_per_owner))
 
-    def drop(self, holder: Holder) -> Reservation | None:
+    def drop(self, holder: ReservationKey) -> Reservation | None:
         """Give an address up; returns what there was."""
         record = self._take(holder)
         if record is not None:
@@ -126,7 +126,7 @@ class Book:
 
     # Inside
 
-    def _make_room(self, newcomer: Holder, most: int, most_per_owner: int) -> Iterator[Reservation]:
+    def _make_room(self, newcomer: ReservationKey, most: int, most_per_owner: int) -> Iterator[Reservation]:
         away = [record for record in self if record.expires is not None]  # oldest first
         counts = Counter(record.holder.owner for record in away)
         while counts[newcomer.owner] > most_per_owner or counts.total() > most:
@@ -143,7 +143,7 @@ class Book:
         self._records[record.holder] = record
         self._ports.update(set(record.ports))
 
-    def _take(self, holder: Holder) -> Reservation | None:
+    def _take(self, holder: ReservationKey) -> Reservation | None:
         record = self._records.pop(holder, None)
         for port in set(record.ports) if record is not None else ():
             self._ports[port] -= 1

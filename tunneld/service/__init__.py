@@ -5,6 +5,6 @@ addresses   which address is whose, as tunnels come and go
 sharing     several agents behind one name
 """
 
-from .service import Asker, AtEnd, TunnelService, at_once
+from .service import AtEnd, Requester, TunnelService, at_once
 
-__all__ = ["Asker", "AtEnd", "TunnelService", "at_once"]
+__all__ = ["AtEnd", "Requester", "TunnelService", "at_once"]

@@ -17,15 +17,15 @@ import trio
 from tunneld.config.schema import Settings
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.rules.access import Grant
-from tunneld.rules.reservations import Book, Holder, Reservation
-from tunneld.store import Ledger
+from tunneld.rules.reservations import Reservation, ReservationKey, ReservationTable
+from tunneld.store import ReservationStore
 from tunneld.tunnel import Tunnel
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("addresses")
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ReservationView:
     """A reservation as people see it; `tunnel` is the id of the one that is open at it, else `left` is in seconds."""
 
     record: Reservation
@@ -33,15 +33,15 @@ class Kept:
     left: float | None
 
 
-class Addresses:
+class Reservations:
     """Reservations of this process."""
 
     def __init__(self, settings: Callable[[], Settings], state: Path | None) -> None:
         """`state` is the folder where they are kept; None: in memory only."""
-        self.book = Book()
+        self.book = ReservationTable()
         self._settings = settings
-        self._ledger = Ledger(self.book, state)
-        self._holders: dict[str, Holder] = {}  # of tunnels that are open, by their ids
+        self._ledger = ReservationStore(self.book, state)
+        self._holders: dict[str, ReservationKey] = {}  # of tunnels that are open, by their ids
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read what there is, then keep it until cancelled."""
@@ -56,7 +56,7 @@ class Addresses:
         return self._ledger.place
 
     async def saved(self) -> None:
-        """Wait until what changed is on disk; see `Ledger.saved`."""
+        """Wait until what changed is on disk; see `ReservationStore.saved`."""
         await self._ledger.saved()
 
     def retain(self, credentials: Collection[str]) -> None:
@@ -66,7 +66,7 @@ class Addresses:
 
     # What the tunnels do
 
-    def recall(self, holder: Holder | None, port: int | None, grant: Grant) -> Reservation | None:
+    def recall(self, holder: ReservationKey | None, port: int | None, grant: Grant) -> Reservation | None:
         """What is kept for this holder, who asks for `port` or for none. Raises `LimitReachedError` where that is kept
         for somebody else.
         """
@@ -78,11 +78,11 @@ class Addresses:
                 self.book.drop(other.holder)
         return self.book.find(holder) if holder is not None else None
 
-    def has(self, tunnel: str, holder: Holder | None) -> bool:
+    def has(self, tunnel: str, holder: ReservationKey | None) -> bool:
         """Whether the open tunnel with this id is that of the holder."""
         return self._holders.get(tunnel) == holder
 
-    def hold(self, holder: Holder | None, tunnel: Tunnel) -> None:
+    def hold(self, holder: ReservationKey | None, tunnel: Tunnel) -> None:
         """A tunnel has opened; before anything is awaited, or another could take its port when it closes."""
         if holder is not None:
             self._holders[tunnel.id] = holder
@@ -107,18 +107,20 @@ class Addresses:
 
     # What people ask
 
-    def kept(self, grant: Grant) -> Sequence[Kept]:
+    def kept(self, grant: Grant) -> Sequence[ReservationView]:
         """All that are there for this grant: its own, or everybody's for an admin."""
         now = trio.current_time()
         self.book.expire(now)
         tunnels = {holder: tunnel for tunnel, holder in self._holders.items()}
         return [
-            Kept(record, tunnels.get(record.holder), None if record.expires is None else record.expires - now)
+            ReservationView(
+                record, tunnels.get(record.holder), None if record.expires is None else record.expires - now
+            )
             for record in self.book
             if grant.is_admin or record.holder.credential == grant.name
         ]
 
-    def find(self, reference: str, grant: Grant) -> Sequence[Kept]:
+    def find(self, reference: str, grant: Grant) -> Sequence[ReservationView]:
         """Those that have this port, on either side, or this name. Raises `NoSuchTunnelError` where there is none."""
         found = [
             kept
@@ -148,14 +150,14 @@ class Addresses:
         return kept.record
 
 
-def holder_of(name: str, credential: str, host: str) -> Holder | None:
+def reservation_key(name: str, credential: str, host: str) -> ReservationKey | None:
     """Whose the address of a tunnel of this `name` is, asked for by `credential`, or where nobody has one from `host`;
     None where it has no name.
     """
-    return Holder(credential, name, "" if credential else host) if name else None
+    return ReservationKey(credential, name, "" if credential else host) if name else None
 
 
-def _moved(old: Holder, new: Holder) -> bool:
+def _moved(old: ReservationKey, new: ReservationKey) -> bool:
     """Whether the new one may say that it is the old one at another address. Without credentials whoever knows both
     name and port may: it could release the reservation as well.
     """

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from tunneld.endpoint import Endpoint
 from tunneld.errors import EndedError, NoSuchTunnelError
 from tunneld.rules.access import EVERYBODY, Grant
-from tunneld.rules.admission import Refused
+from tunneld.rules.admission import RefusalKind
 from tunneld.tunnel import Phase, Tunnel
-from tunneld.tunnel.legacy import Past
+from tunneld.tunnel.legacy import ServiceCounters
 
 MAX_ENDED = 1024
 """Tunnels that were ended on purpose of which we remember why, at about 300 octets each. An agent asks within seconds,
@@ -21,7 +21,7 @@ one that is away when it is back; to one that was forgotten its tunnel is gone, 
 """
 
 
-class Registry:
+class TunnelRegistry:
     """The tunnels of a process, open or opening."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Registry:
         self._ended: dict[Endpoint, tuple[str, str]] = {}  # by server URI, of whom it was and why it ended on purpose
         self._past_octets = (0, 0)  # of tunnels that closed: up, down
         self._past_served = 0
-        self._past_refusals = Counter[Refused]()
+        self._past_refusals = Counter[RefusalKind]()
 
     # What people ask
 
@@ -96,7 +96,7 @@ class Registry:
         return self._past_served + sum(tunnel.served for tunnel in self._tunnels.values())
 
     @property
-    def refusals(self) -> Counter[Refused]:
+    def refusals(self) -> Counter[RefusalKind]:
         """Visitors turned away since the start, by the class of the reason."""
         return sum((tunnel.refusals for tunnel in self._tunnels.values()), self._past_refusals)
 
@@ -137,13 +137,13 @@ class Registry:
         self._past_refusals += tunnel.refusals
 
     @property
-    def _past(self) -> Past:
+    def _past(self) -> ServiceCounters:
         """For the next process."""
         refusals = {kind.value: count for kind, count in self._past_refusals.items()}
-        return Past(self._last_id, self.opened, self._past_octets, self._past_served, refusals)
+        return ServiceCounters(self._last_id, self.opened, self._past_octets, self._past_served, refusals)
 
-    def _resume(self, past: Past) -> None:
+    def _resume(self, past: ServiceCounters) -> None:
         """Go on where another process was."""
         self._last_id, self.opened = past.last_id, past.opened
         self._past_octets, self._past_served = past.octets, past.served
-        self._past_refusals = Counter({Refused(kind): count for kind, count in past.refusals.items()})
+        self._past_refusals = Counter({RefusalKind(kind): count for kind, count in past.refusals.items()})

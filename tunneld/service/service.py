@@ -15,8 +15,8 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld.backends import Lobby, Premises, backend_of
-from tunneld.backends.shared import Endpoints
+from tunneld.backends import BackendServices, Handshakes, backend_of
+from tunneld.backends.shared import KeyRegistry
 from tunneld.config.schema import Settings
 from tunneld.endpoint import is_wildcard
 from tunneld.errors import DrainingError, LimitReachedError, ListenError, TunneldError, UsageError
@@ -24,12 +24,12 @@ from tunneld.events import Events
 from tunneld.relay.engine import Engine
 from tunneld.rules.access import EVERYBODY, Grant, bound_hidden, permit
 from tunneld.rules.options import TunnelOptions
-from tunneld.rules.reservations import Holder, Reservation
-from tunneld.service.addresses import Addresses, holder_of
-from tunneld.service.registry import Registry
+from tunneld.rules.reservations import Reservation, ReservationKey
+from tunneld.service.addresses import Reservations, reservation_key
+from tunneld.service.registry import TunnelRegistry
 from tunneld.service.sharing import check_agrees
-from tunneld.tunnel import STOPPED, Opening, Phase, Tunnel
-from tunneld.tunnel.legacy import ServiceLegacy
+from tunneld.tunnel import STOPPED, Phase, Tunnel, TunnelSpec
+from tunneld.tunnel.legacy import ServiceSnapshot
 
 log = structlog.get_logger("service")
 
@@ -43,14 +43,14 @@ def at_once(_word: str, call: Callable[[], None]) -> None:
     call()
 
 
-SOON = 10.0
+NEW_TUNNEL_GRACE = 10.0
 """Seconds that the hidden servers of a new tunnel have to connect before it counts as one that nobody serves: who has
 just taken a name over keeps it, however slow its way.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class Requester:
     """Who asks for a tunnel."""
 
     host: str  # the address it asks from
@@ -60,16 +60,16 @@ class Asker:
     at_end: AtEnd = at_once  # who is told when its control connection ends
 
 
-class TunnelService(Registry):
+class TunnelService(TunnelRegistry):
     """All open tunnels of this process."""
 
     def __init__(
         self,
         settings: Callable[[], Settings],
         engine: Engine,
-        endpoints: Endpoints | None = None,
+        endpoints: KeyRegistry | None = None,
         state: Path | None = None,
-        lobby: Lobby | None = None,
+        lobby: Handshakes | None = None,
     ) -> None:
         """`settings` is asked at every call, so that a reload reaches the next tunnel; `endpoints` are the shared
         ports of carriers, `state` the folder where reservations are kept, None for in memory only; `lobby` is where
@@ -77,13 +77,13 @@ class TunnelService(Registry):
         """
         super().__init__()
         self.events = Events()
-        self.addresses = Addresses(settings, state)
+        self.addresses = Reservations(settings, state)
         self.draining = False
         self.leaving = False
         self._settings = settings
         self._engine = engine
-        self.endpoints = endpoints if endpoints is not None else Endpoints()
-        self._premises = Premises(self.endpoints, lobby)
+        self.endpoints = endpoints if endpoints is not None else KeyRegistry()
+        self._premises = BackendServices(self.endpoints, lobby)
         self._given_up: set[str] = set()  # the ids of tunnels whose address shall not be kept
         self._nursery: trio.Nursery
 
@@ -96,7 +96,7 @@ class TunnelService(Registry):
 
     # The two calls
 
-    async def open_tunnel(self, backend: str, options: TunnelOptions, asker: Asker) -> Tunnel:
+    async def open_tunnel(self, backend: str, options: TunnelOptions, asker: Requester) -> Tunnel:
         """Open a tunnel; it listens on both sides when this returns. One of the same name and owner gives way to it,
         and the address that was its own is its own again, unless another is asked for.
 
@@ -109,7 +109,7 @@ class TunnelService(Registry):
         if self.leaving:
             raise DrainingError("could not open a tunnel: the relay starts again; try again in a moment")
         backend_of(backend).check(self._premises, options)
-        holder = holder_of(options.name, grant.name, asker.host)
+        holder = reservation_key(options.name, grant.name, asker.host)
         if not options.replace:
             self._check_unserved(holder)
         opened = self._opened_by(grant.name) - self._giving_way(holder)
@@ -125,7 +125,7 @@ class TunnelService(Registry):
             raise LimitReachedError(f"could not open a tunnel: {settings.max_tunnels} are open (tunnels.max_tunnels)")
         if grant.max_visitors is not None and grant.max_visitors < settings.max_visitors:
             settings = settings.model_copy(update={"max_visitors": grant.max_visitors})
-        opening = Opening(
+        opening = TunnelSpec(
             id=f"t{self._last_id + 1}",
             backend=backend,
             options=options,
@@ -150,7 +150,7 @@ class TunnelService(Registry):
         await self.addresses.saved()
         return tunnel
 
-    def join(self, reference: str, asker: Asker) -> Tunnel:
+    def join(self, reference: str, asker: Requester) -> Tunnel:
         """An agent whose control connection was lost is back, perhaps at another address: its hidden servers may come
         from there. Raises `NoSuchTunnelError`, `NotAllowedError`.
         """
@@ -163,14 +163,14 @@ class TunnelService(Registry):
             tunnel.members.move(opening.allowed_sources_for(options.server_from, asker.host))
         return tunnel
 
-    def _join(self, tunnel: Tunnel, options: TunnelOptions, asker: Asker) -> None:
+    def _join(self, tunnel: Tunnel, options: TunnelOptions, asker: Requester) -> None:
         """Whoever asks serves this tunnel, too, until its control connection ends or it leaves."""
         tunnel.members.join(
             asker.owner, asker.host, tunnel.opening.allowed_sources_for(options.server_from, asker.host)
         )
         asker.at_end(tunnel.id, lambda: tunnel.members.leave(asker.owner))
 
-    def _make(self, opening: Opening, address: Reservation | None) -> Tunnel:
+    def _make(self, opening: TunnelSpec, address: Reservation | None) -> Tunnel:
         """The tunnel, at its own address if it has one. Another program may have taken the port meanwhile, or a reload
         have moved the range: then the tunnel is elsewhere rather than nowhere.
         """
@@ -190,9 +190,9 @@ class TunnelService(Registry):
 
     # What an operator asks
 
-    def named(self, name: str, asker: Asker) -> Tunnel | None:
+    def named(self, name: str, asker: Requester) -> Tunnel | None:
         """The open tunnel of this name that is the asker's own."""
-        return self._former(holder_of(name, asker.grant.name, asker.host))
+        return self._former(reservation_key(name, asker.grant.name, asker.host))
 
     async def close(self, reference: str, grant: Grant = EVERYBODY, *, keep: bool = False) -> Tunnel:
         """Stop one tunnel now; it is gone when this returns, and its address is anybody's unless it is to be kept.
@@ -231,7 +231,7 @@ class TunnelService(Registry):
 
     # From one process to the next
 
-    async def export(self) -> ServiceLegacy:
+    async def export(self) -> ServiceSnapshot:
         """Let go of all tunnels, for a successor: nothing of what goes along is closed, the rest is ended in order.
         No tunnel can be opened any more.
         """
@@ -247,9 +247,9 @@ class TunnelService(Registry):
                 legacies.append((self._owners[tunnel.id], tunnel.export()))
             except Exception as error:
                 tunnel.fail(error)
-        return ServiceLegacy(self._past, legacies)
+        return ServiceSnapshot(self._past, legacies)
 
-    async def adopt(self, legacy: ServiceLegacy) -> None:
+    async def adopt(self, legacy: ServiceSnapshot) -> None:
         """Go on with what another process left. A tunnel that cannot be is closed, and said."""
         self._resume(legacy.past)
         for owner, one in legacy.tunnels:
@@ -262,20 +262,20 @@ class TunnelService(Registry):
                 log.warning("tunnel could not be taken over", tunnel=opening.id, reason=str(error))
                 continue
             self._enter(tunnel, owner)
-            self.addresses.hold(holder_of(opening.options.name, owner, opening.requester_host), tunnel)
+            self.addresses.hold(reservation_key(opening.options.name, owner, opening.requester_host), tunnel)
             await self._nursery.start(self._run, tunnel)
         await self.addresses.saved()
 
     # Inside
 
-    def _former(self, holder: Holder | None) -> Tunnel | None:
+    def _former(self, holder: ReservationKey | None) -> Tunnel | None:
         """The tunnel that this holder has open, of an agent that starts again before the relay knows it was gone."""
         for tunnel in self._tunnels.values() if holder is not None else ():
             if self.addresses.has(tunnel.id, holder) and tunnel.phase is not Phase.DRAINING:
                 return tunnel
         return None
 
-    def _shared(self, holder: Holder | None, options: TunnelOptions) -> Tunnel | None:
+    def _shared(self, holder: ReservationKey | None, options: TunnelOptions) -> Tunnel | None:
         """The tunnel that is open and to be joined. Raises `UsageError` where there can be none."""
         if not options.share:
             return None
@@ -284,22 +284,22 @@ class TunnelService(Registry):
         former = self._former(holder)
         return former if former is not None and former.opening.options.share else None
 
-    def _check_unserved(self, holder: Holder | None) -> None:
+    def _check_unserved(self, holder: ReservationKey | None) -> None:
         """Raise `LimitReachedError` where hidden servers serve what this holder has open."""
         former = self._former(holder)
-        if former is not None and (former.phase is Phase.READY or former.age < SOON):
+        if former is not None and (former.phase is Phase.READY or former.age < NEW_TUNNEL_GRACE):
             raise LimitReachedError(
                 f"could not open a tunnel: another agent serves {former.opening.options.name!r} now, "
                 f"{former.opening.owner} with {former.id}; this one may when that has ended (replace=no)"
             )
 
-    async def _evict(self, holder: Holder | None) -> None:
+    async def _evict(self, holder: ReservationKey | None) -> None:
         """Close whatever this holder has open. Several newcomers at once evict one another, the last one stays."""
         while (former := self._former(holder)) is not None:
             former.close("replaced: its owner opened it anew")
             await former.wait_closed()
 
-    def _giving_way(self, holder: Holder | None) -> int:
+    def _giving_way(self, holder: ReservationKey | None) -> int:
         """Tunnels that do not stand in the way of one for this holder: that which is replaced by it, and of those that
         are being drained one, or a credential could have only its last tunnel's visitors finish by serving nobody new.
         """
@@ -336,7 +336,7 @@ class TunnelService(Registry):
         log.info("tunnel opened", tunnel=tunnel.id, **{**facts, "server": tunnel.server_uri.without_key})
 
     @staticmethod
-    def _reachable(bound: str, asker: Asker) -> str:
+    def _reachable(bound: str, asker: Requester) -> str:
         """What to advertise where no name is configured: the bound address, or, for a wildcard, the one the asker
         reached.
         """

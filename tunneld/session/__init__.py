@@ -15,11 +15,21 @@
 
 from tunneld.session.carrier import Carrier
 from tunneld.session.channel import Channel
-from tunneld.session.duct import Duct
+from tunneld.session.duct import End
 from tunneld.session.limits import CarrierLimits
-from tunneld.session.link import Link, link_over
-from tunneld.session.owner import Owner
-from tunneld.session.stream import ChannelStream
-from tunneld.session.tls import TlsDuct
+from tunneld.session.link import Connection, connection_over
+from tunneld.session.owner import CarrierEvents
+from tunneld.session.stream import EndStream
+from tunneld.session.tls import TlsEnd
 
-__all__ = ["Carrier", "CarrierLimits", "Channel", "ChannelStream", "Duct", "Link", "Owner", "TlsDuct", "link_over"]
+__all__ = [
+    "Carrier",
+    "CarrierEvents",
+    "CarrierLimits",
+    "Channel",
+    "Connection",
+    "End",
+    "EndStream",
+    "TlsEnd",
+    "connection_over",
+]

@@ -22,10 +22,10 @@ from tunneld.relay.pump import Pump
 from tunneld.session.channel import Channel
 from tunneld.session.heartbeat import PING, Heartbeat
 from tunneld.session.limits import CarrierLimits
-from tunneld.session.link import Link
-from tunneld.session.outbox import Outbox
-from tunneld.session.owner import Owner
-from tunneld.session.window import Budget, Window
+from tunneld.session.link import Connection
+from tunneld.session.outbox import SendBuffer
+from tunneld.session.owner import CarrierEvents
+from tunneld.session.window import ReceiveWindow, WindowBudget
 from tunneld.wire.webmux import (
     Accepted,
     Broken,
@@ -36,22 +36,22 @@ from tunneld.wire.webmux import (
     MssSet,
     Mux,
     Opened,
-    Refused,
     Reset,
+    SessionRefused,
 )
 
-MOST_CHANNELS = 126
+MAX_CHANNELS = 126
 """Opened by one side at once: an id of the 127 is for the heartbeat."""
-AT_ONCE = 256
+MAX_FRAMES_PER_TURN = 256
 """Fragments heard before others have their turn. Nobody is kept waiting for long by few octets, be they the dearest of
 fragments; and the honest, whose fragments carry something, fill their turn by octets first or have a millisecond's work
 done.
 """
-STRANGERS_SAY = 4096
+PREAUTH_LIMIT = 4096
 """Octets until the owner knows whose the carrier is: what it is called after, with room for what an agent of another
 make says first.
 """
-TALKATIVE = f"it said more than {STRANGERS_SAY} octets and not whose it is"
+PREAUTH_EXCEEDED = f"it said more than {PREAUTH_LIMIT} octets and not whose it is"
 NOTHING = memoryview(b"")
 GIVE_UP = 6
 """Heartbeats after which the kernel may give a connection up: the heartbeat does it after two or three."""
@@ -67,14 +67,14 @@ class Carrier:
     def __init__(
         self,
         pump: Pump,
-        link: Link,
-        owner: Owner,
+        link: Connection,
+        owner: CarrierEvents,
         *,
         initiator: bool,
         limits: CarrierLimits,
         is_strange: bool = False,
     ) -> None:
-        """Begin to serve; `initiator` says who made the connection. Somebody strange may say `STRANGERS_SAY` octets
+        """Begin to serve; `initiator` says who made the connection. Somebody strange may say `PREAUTH_LIMIT` octets
         until `welcome`. Raises OSError where it is closed already.
         """
         self.pump = pump
@@ -86,10 +86,10 @@ class Carrier:
         self._parity = 0 if initiator else 1  # of the ids that we open
         self._link = link
         self._fd = link.connection.fileno()
-        self._budget = Budget(limits.memory, pump.now, link.round_trip)
+        self._budget = WindowBudget(limits.memory, pump.now, link.round_trip)
         self._ours = 0  # channels that we opened
         self._burst = 1 << 30  # octets that one `put` may cost, by the peer's MSS
-        self._outbox = Outbox(pump, link, self.mux.outgoing, limits, self._end)
+        self._outbox = SendBuffer(pump, link, self.mux.outgoing, limits, self._end)
         self.touch = self._outbox.schedule_flush
         self._exact = False
         self._is_strange = is_strange
@@ -108,7 +108,7 @@ class Carrier:
     @property
     def can_open(self) -> bool:
         """Whether `open` would succeed."""
-        return not self.over and self._ours < MOST_CHANNELS and self.mux.can_open
+        return not self.over and self._ours < MAX_CHANNELS and self.mux.can_open
 
     @property
     def answering(self) -> bool:
@@ -118,7 +118,7 @@ class Carrier:
     @property
     def channels_left(self) -> int:
         """How many channels could be opened, at least about."""
-        return 0 if self.over else MOST_CHANNELS - self._ours
+        return 0 if self.over else MAX_CHANNELS - self._ours
 
     def open(self, protocol: int) -> Channel:
         """Open a channel. Raises `LimitReachedError` unless `can_open`."""
@@ -265,7 +265,7 @@ class Carrier:
 
     def _hear_out(self, data: memoryview) -> None:
         """Somebody strange: whoever says a lot does not say whose it is."""
-        room = STRANGERS_SAY - self._said
+        room = PREAUTH_LIMIT - self._said
         self._said += len(data)
         self._hear(data[:room])
         while self.mux.has_unparsed and not self.over:
@@ -273,7 +273,7 @@ class Carrier:
         if len(data) <= room or self.over:
             return
         if self._is_strange:
-            self._end(TALKATIVE)
+            self._end(PREAUTH_EXCEEDED)
         else:
             self._hear(data[room:])
 
@@ -281,7 +281,7 @@ class Carrier:
         """Let the codec read what arrived, and do what it says."""
         channels = self.channels
         try:
-            for item in self.mux.receive(data, AT_ONCE):
+            for item in self.mux.receive(data, MAX_FRAMES_PER_TURN):
                 if isinstance(item, tuple):
                     channel = channels.get(item[0])
                     if channel is not None:
@@ -303,7 +303,7 @@ class Carrier:
         match event:
             case Opened(session, protocol):
                 self._hear_opened(session, protocol)
-            case Accepted(session) | Refused(session) if session == self._ping:
+            case Accepted(session) | SessionRefused(session) if session == self._ping:
                 self._hear_pong(event)
             case Broken(session) if session == self._ping:
                 self._lose_ping()
@@ -316,7 +316,7 @@ class Carrier:
             case CreditAdded(session):
                 if channel := self.channels.get(session):
                     channel.notify_writable()
-            case Refused(session, _, reason) | Reset(session, _, reason) | Broken(session, reason):
+            case SessionRefused(session, _, reason) | Reset(session, _, reason) | Broken(session, reason):
                 if channel := self.channels.get(session):
                     self._remove(channel)
                     channel.notify_reset(reason or "closed by the peer")
@@ -333,7 +333,7 @@ class Carrier:
         else:
             self.owner.on_opened(self._add(session), protocol)
 
-    def _hear_pong(self, event: Accepted | Refused) -> None:
+    def _hear_pong(self, event: Accepted | SessionRefused) -> None:
         """Any answer is one; a peer that accepts has its session reset."""
         self._ping = None
         if isinstance(event, Accepted):
@@ -357,7 +357,7 @@ class Carrier:
 
     def _add(self, sid: int) -> Channel:
         limits = self.limits
-        window = Window(limits.first_window, limits.max_window, self._budget)
+        window = ReceiveWindow(limits.first_window, limits.max_window, self._budget)
         self.channels[sid] = channel = Channel(self, sid, window)
         return channel
 

@@ -10,14 +10,14 @@ import errno
 from typing import Any, Protocol
 
 from tunneld.relay.pump import Pump
-from tunneld.session.duct import UNUSED, Duct, User
+from tunneld.session.duct import NO_HANDLER, End, EndHandler
 from tunneld.session.limits import CarrierLimits
-from tunneld.session.window import Window
+from tunneld.session.window import ReceiveWindow
 
-__all__ = ["UNUSED", "Carries", "Channel", "User"]
+__all__ = ["NO_HANDLER", "Channel", "ChannelTransport", "EndHandler"]
 
 
-class Carries(Protocol):
+class ChannelTransport(Protocol):
     """What a channel asks of the connection that carries it, whatever is spoken there. `sid` is its name for one."""
 
     @property
@@ -52,12 +52,12 @@ class Carries(Protocol):
         """Both directions end now."""
 
 
-class Channel(Duct):
+class Channel(End):
     """One byte stream; made by its carrier, which also tells the codec what is said on it."""
 
     __slots__ = ("_first", "carrier", "sid", "window")
 
-    def __init__(self, carrier: Carries, sid: int, window: Window) -> None:
+    def __init__(self, carrier: ChannelTransport, sid: int, window: ReceiveWindow) -> None:
         """`sid` is the codec's name for it."""
         super().__init__()
         self.carrier = carrier
@@ -86,31 +86,31 @@ class Channel(Duct):
         self.carrier.set_originator(self, visitor)
 
     def send(self, data: bytes) -> None:
-        """See `Duct.send`."""
+        """See `End.send`."""
         if self.closed:  # its number may be another's by now
             raise ConnectionResetError(errno.ECONNRESET, "the channel was lost")
         self._first += data
         self._send_first()
 
     def send_capacity(self) -> int:
-        """See `Duct.room`."""
+        """See `End.room`."""
         if self._first and not self._send_first():
             return 0
         room = self.carrier.send_capacity(self)  # it may write, and find the connection broken
         return 0 if self.closed else room
 
     def write(self, data: memoryview) -> None:
-        """See `Duct.put`."""
+        """See `End.put`."""
         self.carrier.write(self.sid, data)
 
     def finish(self) -> None:
-        """See `Duct.finish`."""
+        """See `End.finish`."""
         if not self.eof_sent and not self.closed:
             self.eof_sent = True
             self.carrier.finish(self)
 
     def reset(self, reason: str) -> None:
-        """See `Duct.reset`."""
+        """See `End.reset`."""
         if not self.closed:
             self._discard()
             self.carrier.reset(self, reason)

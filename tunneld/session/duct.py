@@ -15,12 +15,12 @@ import structlog
 
 from tunneld.relay.engine import Limiter, Relay, RelayEnd, Side
 from tunneld.relay.pump import Pump
-from tunneld.session.joint import Joint
+from tunneld.session.joint import EndRelay
 
 log = structlog.get_logger("session")
 
 
-class User(Protocol):
+class EndHandler(Protocol):
     """Whoever has a duct. An exception of its costs this duct, and `failed` tells the user of it."""
 
     def on_data(self, data: memoryview) -> int:
@@ -39,17 +39,17 @@ class User(Protocol):
         """A callback of this user raised: a bug. The duct has been reset."""
 
 
-class Duct:
+class End:
     """What all kinds have in common. The kind says what is below `room`."""
 
-    __slots__ = ("eof_received", "eof_sent", "buffered", "closed", "handler")
+    __slots__ = ("buffered", "closed", "eof_received", "eof_sent", "handler")
 
     def __init__(self) -> None:
         self.buffered = bytearray()
         self.eof_received = False  # the peer sends no more
         self.eof_sent = False  # we send no more
         self.closed = False
-        self.handler: User = UNUSED
+        self.handler: EndHandler = NO_HANDLER
 
     # What a kind is
 
@@ -64,7 +64,7 @@ class Duct:
         raise NotImplementedError
 
     def send_capacity(self) -> int:
-        """Octets that `put` takes now. 0: `User.resume` comes when that changes, or the duct is over."""
+        """Octets that `put` takes now. 0: `EndHandler.resume` comes when that changes, or the duct is over."""
         raise NotImplementedError
 
     def write(self, data: memoryview) -> None:
@@ -110,7 +110,7 @@ class Duct:
 
     def detach_handler(self) -> None:
         """The user goes; nothing is left to tell it. Parted from each other, both die without the garbage collector."""
-        self.handler = UNUSED
+        self.handler = NO_HANDLER
 
     def close(self) -> None:
         """Let go of it, unused."""
@@ -126,7 +126,7 @@ class Duct:
         throttle: Limiter | None = None,
     ) -> Relay:
         """Relay between the duct and a socket, which is this `side` of the relay; see `Engine.join`."""
-        return Joint(self, connection, side, linger, on_end, throttle).start()
+        return EndRelay(self, connection, side, linger, on_end, throttle).start()
 
     # What is reported from below
 
@@ -180,7 +180,7 @@ class Duct:
     def _discard(self) -> None:
         """Both directions are over: nothing is held, nobody is told anything more."""
         self.closed = True
-        self.handler = UNUSED
+        self.handler = NO_HANDLER
         self.buffered = bytearray()
 
     def _call(self, callback: Callable[[], None]) -> None:
@@ -195,7 +195,7 @@ class Duct:
         user.on_internal_error(error)
 
 
-class _Unused:
+class _NoHandler:
     """The user of a duct that nobody has yet, or nobody any more: everything is held."""
 
     def on_data(self, _data: memoryview) -> int:
@@ -214,4 +214,4 @@ class _Unused:
         log.error("channel failed", exc_info=error)
 
 
-UNUSED = _Unused()
+NO_HANDLER = _NoHandler()

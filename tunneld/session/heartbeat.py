@@ -34,7 +34,7 @@ PING = 0
 """The protocol id of the question: port 0, which nobody serves."""
 
 
-class Deadlines(Protocol):
+class TimerService(Protocol):
     """Who keeps them; `relay.timers.Timers` does."""
 
     def watch(self, timed: Timed) -> None:
@@ -44,7 +44,7 @@ class Deadlines(Protocol):
         """Call no more. Harmless when repeated."""
 
 
-class Heart(Protocol):
+class HeartbeatTarget(Protocol):
     """What a heartbeat asks of its carrier."""
 
     def send_ping(self) -> bool:
@@ -76,9 +76,9 @@ class Heartbeat:
 
     def __init__(
         self,
-        heart: Heart,
+        heart: HeartbeatTarget,
         limits: CarrierLimits,
-        timers: Deadlines,
+        timers: TimerService,
         quiet: Callable[[], float],
         now: Callable[[], float] = trio.current_time,
     ) -> None:

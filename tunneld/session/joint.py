@@ -25,7 +25,7 @@ from tunneld.relay.flow import BROKEN, INEXACT, READABLE, WRITABLE
 from tunneld.relay.throttle import Allowance, Throttle
 
 if TYPE_CHECKING:
-    from tunneld.session.duct import Duct
+    from tunneld.session.duct import End
 
 LEAST = 2048
 """Octets of its share that a read takes at least: where the peer wants fragments of one octet, each read costs as much.
@@ -34,7 +34,7 @@ LEAST = 2048
 log = structlog.get_logger("session")
 
 
-class Joint:
+class EndRelay:
     """The `Relay` its owner holds, the pump's handler for the socket, and the channel's user."""
 
     __slots__ = (
@@ -44,14 +44,14 @@ class Joint:
 
     def __init__(
         self,
-        channel: Duct,
+        channel: End,
         connection: socket.socket,
         side: Side,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None,
     ) -> None:
-        """See `Duct.join`. `start` attaches it."""
+        """See `End.join`. `start` attaches it."""
         self.channel = channel
         self.pump = channel.pump
         self.connection = connection

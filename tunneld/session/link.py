@@ -27,7 +27,7 @@ RECORD = 16 * 1024
 """Octets in a TLS record at most (RFC 8446 §5.1): the rest of one may complete it beside what is read now."""
 
 
-class Link:
+class Connection:
     """A connected stream socket, non-blocking; the link owns it."""
 
     __slots__ = ("connection", "drained")
@@ -113,7 +113,7 @@ class Link:
         self.connection.close()
 
 
-class TlsLink(Link):
+class TlsConnection(Connection):
     """The same in TLS, after the handshake."""
 
     __slots__ = ("_tls",)
@@ -124,16 +124,16 @@ class TlsLink(Link):
 
     @property
     def has_buffered_input(self) -> bool:
-        """See `Link.ahead`."""
+        """See `Connection.ahead`."""
         return self._tls.has_buffered_input
 
     @property
     def pending_output(self) -> int:
-        """See `Link.unsent`: no more than was in `outgoing` once, and what OpenSSL has to say for itself."""
+        """See `Connection.unsent`: no more than was in `outgoing` once, and what OpenSSL has to say for itself."""
         return self._tls.pending_output
 
     def receive_into(self, buffer: memoryview) -> int:
-        """See `Link.receive_into`. OpenSSL copies what it is fed, so the same buffer takes what it makes of that."""
+        """See `Connection.receive_into`. OpenSSL copies what it is fed, so the same buffer takes what it makes of that."""
         tls = self._tls
         while not tls.ended:
             if not tls.has_buffered_input:
@@ -149,7 +149,7 @@ class TlsLink(Link):
         return 0
 
     def write(self, outgoing: bytearray) -> bool:
-        """See `Link.write`: all of it is enciphered, and the next is when the kernel has it."""
+        """See `Connection.write`: all of it is enciphered, and the next is when the kernel has it."""
         tls = self._tls
         if not tls.flush():
             return False
@@ -159,6 +159,6 @@ class TlsLink(Link):
         return tls.flush()
 
 
-def link_over(connection: socket.socket | TlsSocket) -> Link:
+def connection_over(connection: socket.socket | TlsSocket) -> Connection:
     """A link over whichever of the two it is."""
-    return TlsLink(connection) if isinstance(connection, TlsSocket) else Link(connection)
+    return TlsConnection(connection) if isinstance(connection, TlsSocket) else Connection(connection)

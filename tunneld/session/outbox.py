@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tunneld.errors import reason_of
 from tunneld.relay.pump import Pump
 from tunneld.session.limits import CarrierLimits
-from tunneld.session.link import Link
+from tunneld.session.link import Connection
 
 if TYPE_CHECKING:
     from tunneld.session.channel import Channel
@@ -31,7 +31,7 @@ LEAST_ROOM = 4096
 """Octets: with less room than this a visitor waits, rather than being read in crumbs."""
 
 
-class Outbox:
+class SendBuffer:
     """The codec's outgoing octets on their way into the link."""
 
     __slots__ = (
@@ -40,7 +40,7 @@ class Outbox:
     )  # fmt: skip
 
     def __init__(
-        self, pump: Pump, link: Link, outgoing: bytearray, limits: CarrierLimits, on_lost: Callable[[str], None]
+        self, pump: Pump, link: Connection, outgoing: bytearray, limits: CarrierLimits, on_lost: Callable[[str], None]
     ) -> None:
         """`on_lost` is told why the connection broke."""
         self.blocked = False  # the connection takes nothing now

@@ -7,7 +7,7 @@ from typing import Protocol
 from tunneld.session.channel import Channel
 
 
-class Owner(Protocol):
+class CarrierEvents(Protocol):
     """Called in the pump's task; an exception costs the carrier."""
 
     def on_opened(self, channel: Channel, protocol: int) -> None:

@@ -6,16 +6,16 @@ import operator
 
 import trio
 
-from tunneld.session.duct import Duct
+from tunneld.session.duct import End
 
 CHUNK = 65536
 """Octets returned by one `receive_some`, unless the caller asks for fewer."""
 
 
-class ChannelStream(trio.abc.HalfCloseableStream):
+class EndStream(trio.abc.HalfCloseableStream):
     """One channel; it owns it from now on. Flow control, ends and resets are the channel's."""
 
-    def __init__(self, channel: Duct) -> None:
+    def __init__(self, channel: End) -> None:
         self._channel = channel
         self._arrived = trio.Event()
         self._room = trio.Event()

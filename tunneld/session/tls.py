@@ -20,14 +20,14 @@ from tunneld.relay.engine import Limiter, Relay, RelayEnd, Side
 from tunneld.relay.failures import reset_on_close
 from tunneld.relay.flow import BROKEN, INEXACT, READABLE, WRITABLE
 from tunneld.relay.pump import Pump
-from tunneld.session.duct import Duct, log
+from tunneld.session.duct import End, log
 from tunneld.tls import TlsSocket
 
 LINGER = 60.0
 """Seconds for the peer to take our goodbye, where no relay has said it."""
 
 
-class TlsDuct(Duct):
+class TlsEnd(End):
     """A `TlsSocket` after its handshake, which it owns. It is the pump's handler from `start` on."""
 
     __slots__ = (
@@ -70,7 +70,7 @@ class TlsDuct(Duct):
 
     @property
     def pump(self) -> Pump:
-        """See `Duct.pump`."""
+        """See `End.pump`."""
         return self._pump
 
     @property
@@ -81,7 +81,7 @@ class TlsDuct(Duct):
     # What its user does
 
     def send_capacity(self) -> int:
-        """See `Duct.room`: a buffer, once the kernel has taken the one before."""
+        """See `End.room`: a buffer, once the kernel has taken the one before."""
         if self.closed or self.eof_sent:
             return 0
         if self._touched:
@@ -92,16 +92,16 @@ class TlsDuct(Duct):
         return self._pump.buffer_size
 
     def write(self, data: memoryview) -> None:
-        """See `Duct.put`."""
+        """See `End.put`."""
         self._tls.write(data)
         self._touch()
 
     def send(self, data: bytes) -> None:
-        """See `Duct.send`. Raises OSError."""
+        """See `End.send`. Raises OSError."""
         self.write(memoryview(data))
 
     def consume(self, octets: int) -> None:
-        """See `Duct.take`. Where all is taken, epoll tells what stands in the connection."""
+        """See `End.take`. Where all is taken, epoll tells what stands in the connection."""
         super().consume(octets)
         if self._stopped and not self.buffered and not self.closed:
             self._stopped = False
@@ -109,12 +109,12 @@ class TlsDuct(Duct):
         self._end_if_done()
 
     def deliver_buffered(self) -> None:
-        """See `Duct.offer`."""
+        """See `End.offer`."""
         super().deliver_buffered()
         self.consume(0)
 
     def finish(self) -> None:
-        """See `Duct.finish`."""
+        """See `End.finish`."""
         if self.eof_sent or self.closed:
             return
         self.eof_sent = True
@@ -123,7 +123,7 @@ class TlsDuct(Duct):
         self._end_if_done()
 
     def reset(self, reason: str) -> None:
-        """See `Duct.reset`; TLS has no words for it."""
+        """See `End.reset`; TLS has no words for it."""
         if not self.closed:
             self._discard()
             reset_on_close(self._tls.connection)
@@ -146,7 +146,7 @@ class TlsDuct(Duct):
         side: Side = Side.VISITOR,
         throttle: Limiter | None = None,
     ) -> Relay:
-        """See `Duct.join`."""
+        """See `End.join`."""
         self.linger = linger
         return super().join(connection, linger=linger, on_end=on_end, side=side, throttle=throttle)
 

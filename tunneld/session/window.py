@@ -27,7 +27,7 @@ SLACK = 0.002
 for a stream of 6 Gbit/s."""
 
 
-class Budget:
+class WindowBudget:
     """What the windows of one carrier have in common: the octets by which they may exceed their first size, together,
     and how fast things go round.
     """
@@ -54,12 +54,12 @@ class Budget:
         self.left += octets
 
 
-class Window:
+class ReceiveWindow:
     """The receiving window of one channel, in octets."""
 
     __slots__ = ("_budget", "_first", "_marked", "_most", "_since_mark", "owed", "size")
 
-    def __init__(self, first: int, most: int, budget: Budget) -> None:
+    def __init__(self, first: int, most: int, budget: WindowBudget) -> None:
         """`first` is what the sender may send from the start, `most` the size it never exceeds."""
         self.size = self._first = first
         self.owed = 0  # delivered, and not granted anew

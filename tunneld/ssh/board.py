@@ -12,13 +12,13 @@ import trio
 
 from tunneld.tunnel import Tunnel
 
-MOST_UNREAD = 64 * 1024
+MAX_UNREAD = 64 * 1024
 """Octets that wait for somebody who does not read; what comes beyond that is not shown."""
 INTERVAL = 1.0
 """Seconds between two looks at the counts: as often as a person reads."""
 
 
-class Screen:
+class Terminal:
     """What one session shows: lines, and below them, on a terminal, the counts."""
 
     def __init__(self, channel: asyncssh.SSHServerChannel[str], *, is_terminal: bool, scheme: str = "") -> None:
@@ -30,7 +30,7 @@ class Screen:
 
     def tell(self, text: str, *, is_complaint: bool = False) -> None:
         """Lines that stay, for somebody who reads."""
-        if self._channel.get_write_buffer_size() > MOST_UNREAD:
+        if self._channel.get_write_buffer_size() > MAX_UNREAD:
             return
         if self._is_terminal:
             text = ("\r\x1b[K" if self._shown else "") + text.replace("\n", "\r\n")

@@ -15,29 +15,29 @@ from tunneld.endpoint import unmap
 from tunneld.session.channel import Channel
 from tunneld.session.heartbeat import Heartbeat
 from tunneld.session.limits import CarrierLimits
-from tunneld.session.window import Budget, Window
-from tunneld.ssh.connection import Connection
-from tunneld.ssh.flow import Flow, Owner
-from tunneld.ssh.transport import Transport
+from tunneld.session.window import ReceiveWindow, WindowBudget
+from tunneld.ssh.connection import FastConnection
+from tunneld.ssh.flow import ForwardEvents, SshChannel
+from tunneld.ssh.transport import SshTransport
 
 log = structlog.get_logger("ssh")
 
-NOBODY = ("0.0.0.0", 0)
+HIDDEN_ORIGINATOR = ("0.0.0.0", 0)
 """The originator of a visitor who is to be hidden: the form of RFC 4254 takes an address."""
 
 
-class Carrier:
+class SshCarrier:
     """Everything on a connection that is not asyncssh's."""
 
     def __init__(
         self,
-        connection: Connection,
-        transport: Transport,
+        connection: FastConnection,
+        transport: SshTransport,
         limits: CarrierLimits,
         dial_timeout: float,
         silent: Callable[[], None],
     ) -> None:
-        """`dial_timeout` is in seconds, see `Flow`; `silent` is told of a sign of life that did not come in time."""
+        """`dial_timeout` is in seconds, see `SshChannel`; `silent` is told of a sign of life that did not come in time."""
         self.pump = transport.pump
         self.limits = limits
         self.dial_timeout = dial_timeout
@@ -48,19 +48,19 @@ class Carrier:
         self._sign = trio.Event()  # of life
         self._silent = silent
         self._outbox = transport.outbox
-        self._budget = Budget(limits.memory, transport.pump.now, transport.link.round_trip)
-        self.flows: dict[int, Flow] = {}
+        self._budget = WindowBudget(limits.memory, transport.pump.now, transport.link.round_trip)
+        self.flows: dict[int, SshChannel] = {}
         self._mute: dict[Channel, None] = {}  # channels that wait for a key exchange to end, in that order
         transport.pulse = self.heartbeat
         connection.on_channel_data = self._hear_data
         connection.on_new_keys = self._hear_keys
         connection.on_keepalive_reply = self._hear_sign
 
-    def open(self, owner: Owner) -> Channel:
+    def open(self, owner: ForwardEvents) -> Channel:
         """A channel for a visitor, of whom nothing is said before `Channel.introduce`."""
-        flow = Flow(self, owner)
+        flow = SshChannel(self, owner)
         number = self.connection.add_channel(flow)  # type: ignore[arg-type]  # it asks for what Flow has
-        window = Window(self.limits.first_window, self.limits.max_window, self._budget)
+        window = ReceiveWindow(self.limits.first_window, self.limits.max_window, self._budget)
         flow.number, flow.channel = number, Channel(self, number, window)
         self.flows[number] = flow
         return flow.channel
@@ -82,7 +82,7 @@ class Carrier:
     def set_originator(self, channel: Channel, visitor: Any | None) -> None:
         """SSH_MSG_CHANNEL_OPEN "forwarded-tcpip", with the visitor as its originator."""
         if flow := self.flows.get(channel.sid):
-            flow.ask(NOBODY if visitor is None else (unmap(str(visitor[0])), int(visitor[1])))
+            flow.ask(HIDDEN_ORIGINATOR if visitor is None else (unmap(str(visitor[0])), int(visitor[1])))
 
     def send_capacity(self, channel: Channel) -> int:
         """See `Carries`: by the carrier's own room and the peer's window."""
@@ -154,7 +154,7 @@ class Carrier:
 
     # What the connection reports
 
-    def forget(self, flow: Flow) -> None:
+    def forget(self, flow: SshChannel) -> None:
         """We say nothing more on it."""
         if self.flows.pop(flow.number, None) is not None:
             flow.channel.release_window()

@@ -34,34 +34,34 @@ from asyncssh.packet import PacketDecodeError, SSHPacket, SSHPacketHandler, UInt
 from cryptography.exceptions import InvalidTag
 
 from tunneld.ssh.gcm import TAG, Gcm
-from tunneld.ssh.narrow import Narrow
+from tunneld.ssh.narrow import RestrictedConnection
 
 if TYPE_CHECKING:
-    from tunneld.ssh.transport import Transport
+    from tunneld.ssh.transport import SshTransport
 
 MAX_PACKET = 64 * 1024
 """Octets of a channel's data in one packet that we take: half the packets of OpenSSH's usual 32 KiB, where it obeys."""
 OVERHEAD = 1024
 """Octets that a packet may have beyond its data."""
-AT_ONCE = 256
+MAX_PACKETS_PER_TURN = 256
 """Packets heard before others have their turn: with the dearest, that are answered, it takes some milliseconds."""
-SIP = 8 * 1024
+SLOW_PATH_READ = 8 * 1024
 """Octets read before others have their turn where packets go asyncssh's way, which takes ten times as long: 512 of the
 smallest.
 """
-DEFERRED = 8192
+MAX_DEFERRED_PACKETS = 8192
 """Packets of ours that wait for the end of a key exchange: the openings and ends of all visitors that there may be."""
-SUSPENDED = 64 * 1024
+MAX_PENDING_INPUT = 64 * 1024
 """Octets that arrive while a key exchange or a proof is computed; then no more is read."""
 BLOCK = 16
 NOISE = os.urandom(2 * BLOCK)
 """Padding; under an authenticated cipher nothing depends on it."""
 
 
-class Connection(Narrow):
+class FastConnection(RestrictedConnection):
     """One client's connection."""
 
-    transport: Transport
+    transport: SshTransport
     on_channel_data: Callable[
         [int, bytes, int, int], None
     ]  # a channel, a packet of ours, and where in it its data lies
@@ -85,12 +85,12 @@ class Connection(Narrow):
     @property
     def is_busy(self) -> bool:
         """See `Hearer`."""
-        return len(self._inpbuf) > SUSPENDED and self._recv_handler != self._recv_pkthdr
+        return len(self._inpbuf) > MAX_PENDING_INPUT and self._recv_handler != self._recv_pkthdr
 
     @property
     def read_limit(self) -> int:
         """See `Hearer`."""
-        return 0 if self.on_fast_path else SIP
+        return 0 if self.on_fast_path else SLOW_PATH_READ
 
     @property
     def channel_count(self) -> int:
@@ -129,7 +129,7 @@ class Connection(Narrow):
         cipher = self._recv_encryption
         assert isinstance(cipher, Gcm)
         at, end, most, hear_data = 0, len(data), self._max_packet, self.on_channel_data
-        for _ in range(AT_ONCE):
+        for _ in range(MAX_PACKETS_PER_TURN):
             if end - at < BLOCK:
                 return at
             size = int.from_bytes(data[at : at + 4], "big")
@@ -231,7 +231,7 @@ class Connection(Narrow):
             return
         if self._auth_complete and self._kex_complete and type(self._send_encryption) is Gcm:
             self._say(b"%c%b" % (pkttype, b"".join(args)))
-        elif len(self._deferred_packets) >= DEFERRED:
+        elif len(self._deferred_packets) >= MAX_DEFERRED_PACKETS:
             self._force_close(asyncssh.ProtocolError("a key exchange without an end"))
         else:
             super().send_packet(pkttype, *args, handler=handler)  # type: ignore[arg-type]
@@ -277,8 +277,8 @@ class Connection(Narrow):
 
     _packet_handlers = {  # noqa: RUF012  # asyncssh's table, with ours in it
         **asyncssh.SSHServerConnection._packet_handlers,
-        MSG_KEXINIT: Narrow._process_kexinit,
-        MSG_GLOBAL_REQUEST: Narrow._process_global_request,
+        MSG_KEXINIT: RestrictedConnection._process_kexinit,
+        MSG_GLOBAL_REQUEST: RestrictedConnection._process_global_request,
         MSG_REQUEST_SUCCESS: _process_answer,
         MSG_REQUEST_FAILURE: _process_answer,
     }

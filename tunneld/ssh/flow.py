@@ -32,7 +32,7 @@ from tunneld.session.channel import Channel
 from tunneld.ssh.connection import MAX_PACKET
 
 if TYPE_CHECKING:
-    from tunneld.ssh.carrier import Carrier
+    from tunneld.ssh.carrier import SshCarrier
 
 
 LEAST_PACKET = 256
@@ -41,7 +41,7 @@ each octet would keep everybody else waiting.
 """
 
 
-class Owner(Protocol):
+class ForwardEvents(Protocol):
     """Whose visitors a channel carries: one `-R`."""
 
     @property
@@ -52,13 +52,13 @@ class Owner(Protocol):
         """A channel ended."""
 
 
-class Flow(SSHPacketHandler):
+class SshChannel(SSHPacketHandler):
     """One channel as the connection knows it: numbers, credit, and who has said what of its end."""
 
     number: int
     channel: Channel
 
-    def __init__(self, carrier: Carrier, owner: Owner) -> None:
+    def __init__(self, carrier: SshCarrier, owner: ForwardEvents) -> None:
         self.carrier = carrier
         self.owner = owner
         self.head = b""  # of a packet of data; empty until the peer has confirmed
@@ -182,7 +182,7 @@ class Flow(SSHPacketHandler):
             self.channel.notify_reset(f"refused at the other end: {reason}")
 
     def process_connection_close(self, _error: Exception | None) -> None:
-        """Asyncssh cleans up; `Carrier.lose` has told the user."""
+        """Asyncssh cleans up; `SshCarrier.lose` has told the user."""
         self._drop()
 
     # Inside
@@ -226,13 +226,13 @@ class Flow(SSHPacketHandler):
         if self.is_over():
             self._drop()
         else:
-            self.credit = 1 << 31  # what the visitor says now breaks the channel, see `Carrier.put`
+            self.credit = 1 << 31  # what the visitor says now breaks the channel, see `SshCarrier.put`
 
 
-HANDLERS: dict[int, Callable[[Flow, SSHPacket], None]] = {
-    MSG_CHANNEL_DATA: Flow._process_data,
-    MSG_CHANNEL_WINDOW_ADJUST: Flow._process_credit,
-    MSG_CHANNEL_EOF: Flow._process_end,
-    MSG_CHANNEL_CLOSE: Flow._process_close,
-    MSG_CHANNEL_REQUEST: Flow._process_request,
+HANDLERS: dict[int, Callable[[SshChannel, SSHPacket], None]] = {
+    MSG_CHANNEL_DATA: SshChannel._process_data,
+    MSG_CHANNEL_WINDOW_ADJUST: SshChannel._process_credit,
+    MSG_CHANNEL_EOF: SshChannel._process_end,
+    MSG_CHANNEL_CLOSE: SshChannel._process_close,
+    MSG_CHANNEL_REQUEST: SshChannel._process_request,
 }

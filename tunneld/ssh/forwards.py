@@ -25,15 +25,15 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.backends.ssh import Ssh, find_side
+from tunneld.backends.ssh import SshServerSide, find_side
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError
 from tunneld.rules.access import Grant
 from tunneld.rules.options import ANYWHERE, MAX_NAME, TunnelOptions
-from tunneld.service import Asker, TunnelService
+from tunneld.service import Requester, TunnelService
 from tunneld.session import Channel
 from tunneld.session.heartbeat import Heartbeat
-from tunneld.ssh.carrier import Carrier
-from tunneld.ssh.login import Login
+from tunneld.ssh.carrier import SshCarrier
+from tunneld.ssh.login import SshLogin
 from tunneld.tunnel import Phase, Tunnel
 
 log = structlog.get_logger("ssh")
@@ -49,7 +49,7 @@ class Forward:
 
     def __init__(
         self,
-        carrier: Carrier,
+        carrier: SshCarrier,
         wish: tuple[str, int],
         ordinal: int,
         most: Callable[[], int],
@@ -63,7 +63,7 @@ class Forward:
         self.carrier = carrier
         self.channels: dict[int, Channel] = {}
         self.over = self.cancelled = False
-        self.side: Ssh | None = None  # of the tunnel that it is a carrier of, once that is known
+        self.side: SshServerSide | None = None  # of the tunnel that it is a carrier of, once that is known
         self.tunnel: Tunnel | None = None  # that it opened; None: it joined one
         self._begun = False
         self._most = most
@@ -84,7 +84,7 @@ class Forward:
         """See `Carrying`."""
         return self.heartbeat.received or not self.heartbeat.unresponsive
 
-    def join(self, side: Ssh, peer: Any, most: int) -> None:
+    def join(self, side: SshServerSide, peer: Any, most: int) -> None:
         """Become a carrier of a tunnel that has at most so many. Raises as `Carried.admit`, and `NotAllowedError`."""
         if self.over:
             raise NotAllowedError("the connection is gone")
@@ -166,7 +166,7 @@ class Leases:
         self._leases: dict[tuple[str, str], Lease] = {}  # by owner and name
         self._locks: dict[str, trio.Lock] = {}  # by owner: two that look alike must not both find nobody
 
-    async def take(self, login: Login, grant: Grant, asker: Asker, peer: Any, forward: Forward) -> Tunnel:
+    async def take(self, login: SshLogin, grant: Grant, asker: Requester, peer: Any, forward: Forward) -> Tunnel:
         """A tunnel for one `-R`, and the forward on it. Raises as `TunnelService.open_tunnel`."""
         host, port = forward.wish
         if host.lower() not in HERE:
@@ -242,7 +242,7 @@ class Leases:
             del self._leases[key]
 
 
-def name_of(login: Login, wish: str) -> str:
+def name_of(login: SshLogin, wish: str) -> str:
     """What the tunnel is called: the user's name, as far as it is one, and a digest of everything that makes it."""
     user = re.sub(r"[^A-Za-z0-9._-]", "", login.user).lstrip("._-") or "ssh"
     facts = f"{login.owner}\x00{login.proof}\x00{login.user}\x00{wish}"

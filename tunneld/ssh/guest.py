@@ -17,52 +17,52 @@ import asyncssh
 import structlog
 import trio
 
-from tunneld.backends.ssh import Ssh
+from tunneld.backends.ssh import SshServerSide
 from tunneld.config import schema
-from tunneld.control.gate import Gate
+from tunneld.control.gate import Authenticator
 from tunneld.endpoint import format_peer, unmap
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError, UsageError
 from tunneld.relay.pump import Pump
-from tunneld.service import Asker, TunnelService
-from tunneld.session import CarrierLimits, Link
-from tunneld.ssh.carrier import Carrier
-from tunneld.ssh.connection import Connection
+from tunneld.service import Requester, TunnelService
+from tunneld.session import CarrierLimits, Connection
+from tunneld.ssh.carrier import SshCarrier
+from tunneld.ssh.connection import FastConnection
 from tunneld.ssh.forwards import Forward, Leases
-from tunneld.ssh.login import Doorkeeper, Login
+from tunneld.ssh.login import SshAuthenticator, SshLogin
 from tunneld.ssh.loop import TrioEventLoop
-from tunneld.ssh.server import Server
-from tunneld.ssh.transport import TALKATIVE, Transport
-from tunneld.ssh.words import MOST_SESSIONS, Conversation, Session
+from tunneld.ssh.server import SshServer
+from tunneld.ssh.transport import PREAUTH_EXCEEDED, SshTransport
+from tunneld.ssh.words import MAX_SESSIONS, Console, ConsoleSession
 from tunneld.tunnel import Tunnel
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
 
-MOST_REFUSALS = 100
+MAX_REFUSALS = 100
 """Of one connection: more than a person's mistakes, and each is a line in the log."""
 LONGEST_REASON = 200
 """Characters of a reason in the log that the peer may have had a part in."""
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class SshServerContext:
     """What all guests share."""
 
-    settings: Callable[[], schema.Ssh]
+    settings: Callable[[], schema.SshSettings]
     service: TunnelService
-    gate: Gate
-    doorkeeper: Doorkeeper
+    gate: Authenticator
+    doorkeeper: SshAuthenticator
     leases: Leases
     pump: Pump
     loop: TrioEventLoop
     options: Callable[[], asyncssh.SSHServerConnectionOptions]
 
 
-class Guest:
+class SshConnection:
     """Whoever has one connection; see `server.Guest`."""
 
-    def __init__(self, house: House, bare: socket.socket, peer: Any) -> None:
+    def __init__(self, house: SshServerContext, bare: socket.socket, peer: Any) -> None:
         """Nothing is said before `come`."""
-        self.login: Login | None = None
+        self.login: SshLogin | None = None
         self.forwards: list[Forward] = []
         self.decided = trio.Event()  # it is known, or gone
         self.gone = trio.Event()
@@ -72,16 +72,18 @@ class Guest:
         self._house = house
         self._peer = peer
         self._settings = house.settings()
-        self._limits = limits_of(self._settings)
-        self._conversation = Conversation(self)
+        self._limits = connection_limits(self._settings)
+        self._conversation = Console(self)
         self._refusals = 0
-        self._carrier: Carrier | None = None
+        self._carrier: SshCarrier | None = None
         self._seen_off = False
         self._good_bye = ""  # that we said
         self._log = log.bind(peer=format_peer(peer))
-        self.connection = connection = Connection(house.loop, house.options())
-        self.transport = connection.transport = Transport(house.pump, Link(bare), connection, self._limits, self._lost)
-        connection._protocol_factory = lambda: Server(house.doorkeeper, self, self._banner)
+        self.connection = connection = FastConnection(house.loop, house.options())
+        self.transport = connection.transport = SshTransport(
+            house.pump, Connection(bare), connection, self._limits, self._lost
+        )
+        connection._protocol_factory = lambda: SshServer(house.doorkeeper, self, self._banner)
 
     def come(self) -> None:
         """Begin to speak. Raises OSError where it left already."""
@@ -109,21 +111,21 @@ class Guest:
         return self._house.service
 
     @property
-    def asker(self) -> Asker:
+    def asker(self) -> Requester:
         """As whom it opens tunnels."""
         login, grant = self._known()
         owner = login.owner or format_peer(self._peer)
         local = unmap(self.transport.get_extra_info("sockname")[0])
-        return Asker(unmap(self._peer[0]), owner, local, grant)
+        return Requester(unmap(self._peer[0]), owner, local, grant)
 
     # What `server` tells and asks
 
-    def enter(self, login: Login) -> None:
+    def enter(self, login: SshLogin) -> None:
         """It is known."""
         self.login = login
         self.transport.mark_authenticated()
         dial_timeout = self._settings.dial_timeout
-        self._carrier = Carrier(self.connection, self.transport, self._limits, dial_timeout, self._fell_silent)
+        self._carrier = SshCarrier(self.connection, self.transport, self._limits, dial_timeout, self._fell_silent)
         self._log = self._log.bind(credential=login.owner) if login.owner else self._log
         self._log.info("ssh came", user=login.user if login.side is None else "(a tunnel's key)")
         self.decided.set()
@@ -136,7 +138,7 @@ class Guest:
             self.refuse(str(error))
             return False
         self.connection.follow = forward.begin
-        return Listening(forward)
+        return ForwardListener(forward)
 
     def refuse(self, reason: str) -> None:
         """Say it where it can be seen: in its session, or, with `ssh -v`, where there is none."""
@@ -145,14 +147,14 @@ class Guest:
         self._conversation.complain(reason)
         if not self.gone.is_set():
             self.connection.send_debug(reason, always_display=True)
-        if self._refusals >= MOST_REFUSALS:
-            self.hang_up(f"{MOST_REFUSALS} forwards were refused")
+        if self._refusals >= MAX_REFUSALS:
+            self.hang_up(f"{MAX_REFUSALS} forwards were refused")
 
     def session(self) -> asyncssh.SSHServerSession[str]:
         """A shell, or a word."""
-        if self._conversation.sessions >= MOST_SESSIONS:
-            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, f"{MOST_SESSIONS} sessions are open")
-        return Session(self._conversation)
+        if self._conversation.sessions >= MAX_SESSIONS:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, f"{MAX_SESSIONS} sessions are open")
+        return ConsoleSession(self._conversation)
 
     # What its conversation asks
 
@@ -212,7 +214,7 @@ class Guest:
     def _tunnels_of(self, keys: set[str]) -> list[Tunnel]:
         return [tunnel for tunnel in self.service.tunnels() if tunnel.server_uri.key in keys]
 
-    def _join(self, side: Ssh, forward: Forward) -> None:
+    def _join(self, side: SshServerSide, forward: Forward) -> None:
         """A place on the tunnel whose key was said."""
         port = forward.place[1]
         if port not in {0, side.client_port}:
@@ -223,7 +225,7 @@ class Guest:
         for tunnel in self._tunnels_of({side.key}):
             self._conversation.opened(tunnel)
 
-    def _known(self) -> tuple[Login, Any]:
+    def _known(self) -> tuple[SshLogin, Any]:
         grant = self.login.grant(self._house.gate) if self.login is not None else None
         if self.login is None or (grant is None and self.login.side is None):
             raise NotAllowedError("the credential is gone")
@@ -249,7 +251,7 @@ class Guest:
             reason = self._good_bye or ("it said good-bye" if error is None else str(error))
             self.strange = isinstance(error, asyncssh.DisconnectError)
         else:
-            self.strange = reason == TALKATIVE
+            self.strange = reason == PREAUTH_EXCEEDED
             connection.connection_lost(asyncssh.ConnectionLost(reason))
         is_polite = connection.is_ending and connection.farewell is None
         self.reason = reason = "".join(each if each.isprintable() else "?" for each in reason[:LONGEST_REASON])
@@ -270,7 +272,7 @@ class Guest:
         return ""
 
 
-class Listening(asyncssh.SSHListener):
+class ForwardListener(asyncssh.SSHListener):
     """What asyncssh keeps of a forward: its port, and how to end it."""
 
     def __init__(self, forward: Forward) -> None:
@@ -286,7 +288,7 @@ class Listening(asyncssh.SSHListener):
         self._forward.cancel()
 
 
-def limits_of(settings: schema.Ssh) -> CarrierLimits:
+def connection_limits(settings: schema.SshSettings) -> CarrierLimits:
     """The connection's share of the configuration."""
     return CarrierLimits(
         heartbeat=settings.heartbeat,

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import asyncssh
 
-from tunneld.backends.shared import Endpoints
-from tunneld.backends.ssh import Ssh, find_side
+from tunneld.backends.shared import KeyRegistry
+from tunneld.backends.ssh import SshServerSide, find_side
 from tunneld.config.credentials import Credential
 from tunneld.config.sshkeys import may_forward, split
-from tunneld.control.gate import Gate
+from tunneld.control.gate import Authenticator
 from tunneld.endpoint import is_loopback
 from tunneld.rules.access import EVERYBODY, Grant
 
@@ -30,15 +30,15 @@ DROPPED = frozenset({"restrict", "port-forwarding", "no-port-forwarding", OPTION
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class SshLogin:
     """Somebody known."""
 
     user: str  # the name that they gave
-    side: Ssh | None = None  # the tunnel whose key they have; None: they open tunnels
+    side: SshServerSide | None = None  # the tunnel whose key they have; None: they open tunnels
     credential: Credential | None = None
     proof: str = ""  # the fingerprint of their key
 
-    def grant(self, gate: Gate) -> Grant | None:
+    def grant(self, gate: Authenticator) -> Grant | None:
         """What they may do now; None where their credential is gone."""
         if self.credential is None:
             return EVERYBODY if gate.is_open else None
@@ -50,21 +50,21 @@ class Login:
         return self.credential.name if self.credential is not None else ""
 
 
-class Doorkeeper:
+class SshAuthenticator:
     """What logins are held against; asked anew each time, so that a reload applies to the next."""
 
-    def __init__(self, gate: Gate, endpoints: Endpoints) -> None:
+    def __init__(self, gate: Authenticator, endpoints: KeyRegistry) -> None:
         self._gate = gate
         self._endpoints = endpoints
         self._read_from: Sequence[Credential] = ()  # what `_keys` are of
         self._keys: dict[tuple[str, ...], asyncssh.SSHAuthorizedKeys] = {}  # by the names of the credentials
 
-    def admit_bearer(self, user: str, local_host: str) -> Login | None:
+    def admit_bearer(self, user: str, local_host: str) -> SshLogin | None:
         """Somebody who needs no other proof, at an address of ours."""
         side = find_side(self._endpoints, user)
         if side is not None:
-            return Login(user, side)
-        return Login(user) if self._gate.is_open and is_loopback(local_host) else None
+            return SshLogin(user, side)
+        return SshLogin(user) if self._gate.is_open and is_loopback(local_host) else None
 
     def keys_for(self, host: str) -> asyncssh.SSHAuthorizedKeys | None:
         """The keys that may be used from the address `host`; None where there are none. Read once, not once a
@@ -80,10 +80,10 @@ class Doorkeeper:
             self._keys[names] = asyncssh.import_authorized_keys("\n".join(_lines(admitted)))
         return self._keys.get(names)
 
-    def admit_key(self, user: str, name: str, proof: str) -> Login | None:
+    def admit_key(self, user: str, name: str, proof: str) -> SshLogin | None:
         """Somebody who proved to have a key of the credential `name`."""
         credential = next((each for each in self._gate.credentials if each.name == name), None)
-        return None if credential is None else Login(user, None, credential, proof)
+        return None if credential is None else SshLogin(user, None, credential, proof)
 
 
 def _lines(credentials: Iterable[Credential]) -> Iterable[str]:

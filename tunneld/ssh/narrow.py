@@ -17,19 +17,19 @@ from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, DISC_TOO_MAN
 from asyncssh.misc import OptExcInfo
 from asyncssh.packet import PacketDecodeError, SSHPacket
 
-from tunneld.ssh.negotiation import Negotiating
+from tunneld.ssh.negotiation import NegotiatingConnection
 
 log = structlog.get_logger("ssh")
 
-TRIES = 6
+MAX_AUTH_TRIES = 6
 """Failed proofs on one connection; OpenSSH's MaxAuthTries: an agent may have several keys."""
-QUEUE = 64
+MAX_PENDING_REQUESTS = 64
 """Requests that wait for an answer on one connection: more -R than `max_forwards` takes, by default."""
 MEANINGLESS = (PacketDecodeError, ValueError, asyncssh.Error)
 """What asyncssh raises of octets that it cannot read."""
 
 
-class Narrow(Negotiating):
+class RestrictedConnection(NegotiatingConnection):
     """A connection that can do what a tunnel needs."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions) -> None:
@@ -96,13 +96,15 @@ class Narrow(Negotiating):
     def send_userauth_failure(self, partial_success: bool) -> None:
         """Once more, or good-bye."""
         self.failures += 1
-        if self.failures > TRIES + 1:  # the first is mostly `none`, by which clients ask what there is
-            raise asyncssh.DisconnectError(DISC_NO_MORE_AUTH_METHODS_AVAILABLE, f"{TRIES} proofs failed")
+        if self.failures > MAX_AUTH_TRIES + 1:  # the first is mostly `none`, by which clients ask what there is
+            raise asyncssh.DisconnectError(DISC_NO_MORE_AUTH_METHODS_AVAILABLE, f"{MAX_AUTH_TRIES} proofs failed")
         super().send_userauth_failure(partial_success)
 
     def _process_global_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        if len(self._global_request_queue) >= QUEUE:
-            raise asyncssh.DisconnectError(DISC_TOO_MANY_CONNECTIONS, f"{QUEUE} requests wait for an answer")
+        if len(self._global_request_queue) >= MAX_PENDING_REQUESTS:
+            raise asyncssh.DisconnectError(
+                DISC_TOO_MANY_CONNECTIONS, f"{MAX_PENDING_REQUESTS} requests wait for an answer"
+            )
         super()._process_global_request(pkttype, pktid, packet)
 
     def _report_global_response(self, result: bool | bytes) -> None:

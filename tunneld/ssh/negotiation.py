@@ -45,7 +45,7 @@ def packet_follows(kexinit: SSHPacket) -> bool:
     return kexinit.get_full_payload()[-5:-4] == b"\1"
 
 
-class Negotiating(asyncssh.SSHServerConnection):
+class NegotiatingConnection(asyncssh.SSHServerConnection):
     """A connection whose first offer waits for the client's."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions) -> None:

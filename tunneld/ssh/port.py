@@ -23,17 +23,17 @@ import trio
 
 from tunneld import __version__
 from tunneld.config import schema
-from tunneld.control.gate import Gate
-from tunneld.doors import Door
+from tunneld.control.gate import Authenticator
+from tunneld.doors import ReloadableListener
 from tunneld.endpoint import format_peer, unmap
 from tunneld.errors import NotAllowedError, RemoteProtocolError
-from tunneld.lobby import Lobby
+from tunneld.lobby import HandshakeSupervisor
 from tunneld.relay.pump import Pump
 from tunneld.service import TunnelService
 from tunneld.ssh import gcm
 from tunneld.ssh.forwards import Leases
-from tunneld.ssh.guest import Guest, House
-from tunneld.ssh.login import Doorkeeper
+from tunneld.ssh.guest import SshConnection, SshServerContext
+from tunneld.ssh.login import SshAuthenticator
 from tunneld.ssh.loop import start_loop
 from tunneld.ssh.negotiation import EXCHANGES
 
@@ -41,13 +41,13 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
 
 
 async def serve_ssh(
-    door: Door,
-    settings: Callable[[], schema.Ssh],
+    door: ReloadableListener,
+    settings: Callable[[], schema.SshSettings],
     key: asyncssh.SSHKey,
     service: TunnelService,
-    lobby: Lobby,
+    lobby: HandshakeSupervisor,
     engine: Pump,
-    gate: Gate,
+    gate: Authenticator,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -57,26 +57,26 @@ async def serve_ssh(
     gcm.register()
     async with trio.open_nursery() as nursery:
         loop = await start_loop(nursery, _tell_bug)
-        house = House(
+        house = SshServerContext(
             settings=settings,
             service=service,
             gate=gate,
-            doorkeeper=Doorkeeper(gate, service.endpoints),
+            doorkeeper=SshAuthenticator(gate, service.endpoints),
             leases=Leases(service, lambda: settings().max_carriers),
             pump=engine,
             loop=loop,
-            options=_Options(settings, key).get,
+            options=_OptionsCache(settings, key).get,
         )
-        port = _Port(house, lobby, nursery)
+        port = _SshPort(house, lobby, nursery)
         service.endpoints.set_port("ssh", "ssh", door.port)
         await nursery.start(door.serve, port.on_connection)
         task_status.started()
 
 
-class _Port:
+class _SshPort:
     """Who comes, and how many."""
 
-    def __init__(self, house: House, lobby: Lobby, nursery: trio.Nursery) -> None:
+    def __init__(self, house: SshServerContext, lobby: HandshakeSupervisor, nursery: trio.Nursery) -> None:
         self._house = house
         self._lobby = lobby
         self._nursery = nursery
@@ -93,7 +93,7 @@ class _Port:
 
     async def _hear_out(self, connection: socket.socket, peer: Any) -> None:
         """See `lobby.Hear`: a newcomer, until it is known or gone."""
-        guest = Guest(self._house, connection, peer)
+        guest = SshConnection(self._house, connection, peer)
         await self._nursery.start(self._host, guest)
         try:
             guest.come()
@@ -109,7 +109,7 @@ class _Port:
             self._house.gate.strangers.fail(unmap(peer[0]), trio.current_time())
             raise RemoteProtocolError(guest.reason)
 
-    async def _host(self, guest: Guest, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _host(self, guest: SshConnection, *, task_status: trio.TaskStatus[None]) -> None:
         """One guest, until it is gone; cancelling it drops its forwards."""
         self._guests += 1
         try:
@@ -120,13 +120,13 @@ class _Port:
             self._guests -= 1
 
 
-class _Options:
+class _OptionsCache:
     """asyncssh's options, made anew where the settings changed."""
 
-    def __init__(self, settings: Callable[[], schema.Ssh], key: asyncssh.SSHKey) -> None:
+    def __init__(self, settings: Callable[[], schema.SshSettings], key: asyncssh.SSHKey) -> None:
         self._settings = settings
         self._key = key
-        self._made_of: schema.Ssh | None = None
+        self._made_of: schema.SshSettings | None = None
         self._options: asyncssh.SSHServerConnectionOptions
 
     def get(self) -> asyncssh.SSHServerConnectionOptions:

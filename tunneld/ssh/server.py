@@ -8,14 +8,14 @@ from typing import Protocol
 import asyncssh
 
 from tunneld.endpoint import unmap
-from tunneld.ssh.connection import Connection
-from tunneld.ssh.login import OPTION, Doorkeeper, Login
+from tunneld.ssh.connection import FastConnection
+from tunneld.ssh.login import OPTION, SshAuthenticator, SshLogin
 
 
-class Guest(Protocol):
+class SshServerEvents(Protocol):
     """Whoever has the connection: told once it is known whose it is, and asked for what it wants then."""
 
-    def enter(self, login: Login) -> None:
+    def enter(self, login: SshLogin) -> None:
         """It is known."""
 
     def listen(self, host: str, port: int) -> Awaitable[asyncssh.SSHListener | bool]:
@@ -28,22 +28,22 @@ class Guest(Protocol):
         """A shell, or a word, is asked for."""
 
 
-class Server(asyncssh.SSHServer):
+class SshServer(asyncssh.SSHServer):
     """The decisions about one connection."""
 
-    connection: Connection
+    connection: FastConnection
 
-    def __init__(self, doorkeeper: Doorkeeper, guest: Guest, tell_banner: Callable[[str], str]) -> None:
+    def __init__(self, doorkeeper: SshAuthenticator, guest: SshServerEvents, tell_banner: Callable[[str], str]) -> None:
         """`tell_banner` says what a user of this name should know who is asked for a key; empty: nothing."""
         self._doorkeeper = doorkeeper
         self._guest = guest
         self._tell_banner = tell_banner
         self._user = ""
-        self._login: Login | None = None
+        self._login: SshLogin | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         """See asyncssh."""
-        assert isinstance(conn, Connection)
+        assert isinstance(conn, FastConnection)
         self.connection = conn
 
     def begin_auth(self, username: str) -> bool:

@@ -20,21 +20,21 @@ from tunneld.relay.flow import INEXACT, READABLE, WRITABLE
 from tunneld.relay.pump import Pump
 from tunneld.session.heartbeat import Heartbeat
 from tunneld.session.limits import CarrierLimits
-from tunneld.session.link import Link
-from tunneld.session.outbox import Outbox
+from tunneld.session.link import Connection
+from tunneld.session.outbox import SendBuffer
 
 log = structlog.get_logger("ssh")
 
-STRANGERS_SIP = 1024
+PREAUTH_READ = 1024
 """Octets read of somebody who has not logged in before others have their turn: 64 of the smallest packets."""
-STRANGERS_SAY = 128 * 1024
+PREAUTH_LIMIT = 128 * 1024
 """Octets that they say at most: a key exchange has about 3 KiB, and each of a few dozen keys and certificates less."""
-TALKATIVE = f"it said more than {STRANGERS_SAY} octets and had not logged in"
+PREAUTH_EXCEEDED = f"it said more than {PREAUTH_LIMIT} octets and had not logged in"
 ANSWERS = 4
 """Times `CarrierLimits.pause_at` that answers may wait in: what channels may say is within one."""
 
 
-class Hearer(Protocol):
+class PacketReceiver(Protocol):
     """Who hears what arrives."""
 
     def take_partial_packet(self) -> bytes:
@@ -45,7 +45,7 @@ class Hearer(Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Nothing more is to be read until `Transport.resume_reading`."""
+        """Nothing more is to be read until `SshTransport.resume_reading`."""
 
     @property
     def has_unparsed(self) -> bool:
@@ -56,20 +56,20 @@ class Hearer(Protocol):
         """Octets that are to be read at most, before others have their turn; 0: what there is."""
 
 
-class Unheard:
+class NoHeartbeat:
     """Nobody's pulse."""
 
     received = False
 
 
-class Transport(asyncio.Transport):
+class SshTransport(asyncio.Transport):
     """A connected socket; the pump's handler for it."""
 
     def __init__(
         self,
         pump: Pump,
-        link: Link,
-        hearer: Hearer,
+        link: Connection,
+        hearer: PacketReceiver,
         limits: CarrierLimits,
         on_lost: Callable[[str], None],
     ) -> None:
@@ -77,8 +77,8 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.pump = pump
         self.outgoing = bytearray()
-        self.pulse: Unheard | Heartbeat = Unheard()  # is told of every arrival
-        self.outbox = Outbox(pump, link, self.outgoing, limits, self.end)
+        self.pulse: NoHeartbeat | Heartbeat = NoHeartbeat()  # is told of every arrival
+        self.outbox = SendBuffer(pump, link, self.outgoing, limits, self.end)
         self._most_answers = ANSWERS * limits.pause_at
         self.link = link
         self._fd = link.connection.fileno()
@@ -213,10 +213,10 @@ class Transport(asyncio.Transport):
     def _is_talkative(self, octets: int) -> bool:
         """Whether somebody strange has said too much, and so is gone."""
         self._said += octets
-        if self._said > STRANGERS_SAY:
-            self.end(TALKATIVE)
+        if self._said > PREAUTH_LIMIT:
+            self.end(PREAUTH_EXCEEDED)
         return self._over
 
     def _most(self) -> int:
         """Octets to read before others have their turn; 0: what there is."""
-        return STRANGERS_SIP if self._is_strange else self._hearer.read_limit
+        return PREAUTH_READ if self._is_strange else self._hearer.read_limit

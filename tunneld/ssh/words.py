@@ -17,11 +17,11 @@ import trio
 
 from tunneld import __version__
 from tunneld.errors import TunneldError, UsageError
-from tunneld.service import Asker, TunnelService
-from tunneld.ssh.board import Screen, describe, row
+from tunneld.service import Requester, TunnelService
+from tunneld.ssh.board import Terminal, describe, row
 from tunneld.tunnel import Tunnel
 
-MOST_SESSIONS = 10
+MAX_SESSIONS = 10
 """On one connection, as OpenSSH's MaxSessions."""
 LONGEST_SCHEME = 32
 """Characters: the longest that IANA lists has 29 and is nothing that a tunnel carries. Large pictures take long."""
@@ -37,7 +37,7 @@ ssh -R 0:localhost:8000 ...      opens a tunnel to port 8000 at your end and pri
 """
 
 
-class Person(Protocol):
+class ConsoleUser(Protocol):
     """What a conversation needs of its connection."""
 
     @property
@@ -49,7 +49,7 @@ class Person(Protocol):
         """The tunnels."""
 
     @property
-    def asker(self) -> Asker:
+    def asker(self) -> Requester:
         """As whom it speaks. Raises `NotAllowedError` where its credential is gone."""
 
     @property
@@ -60,18 +60,18 @@ class Person(Protocol):
         """The person wants no more: its tunnels close, and the client may go by itself."""
 
 
-class Conversation:
+class Console:
     """All that is said to one connection's sessions; what comes before there is one is kept, a few lines."""
 
     MOST_KEPT = 64
 
-    def __init__(self, person: Person) -> None:
+    def __init__(self, person: ConsoleUser) -> None:
         self.person = person
         self.sessions = 0
-        self._screens: list[Screen] = []
+        self._screens: list[Terminal] = []
         self._kept: list[tuple[bool, str]] = []
 
-    def attach(self, screen: Screen) -> None:
+    def attach(self, screen: Terminal) -> None:
         """A session wants to see what there is."""
         self._screens.append(screen)
         for tunnel in self.person.tunnels:
@@ -84,7 +84,7 @@ class Conversation:
         kept, self._kept = self._kept, []
         return kept
 
-    def detach(self, screen: Screen) -> None:
+    def detach(self, screen: Terminal) -> None:
         """A session has ended. Harmless when repeated."""
         with suppress(ValueError):
             self._screens.remove(screen)
@@ -109,15 +109,15 @@ class Conversation:
             self._kept.append((is_complaint, text + "\n"))
 
 
-class Session(asyncssh.SSHServerSession[str]):
+class ConsoleSession(asyncssh.SSHServerSession[str]):
     """A shell or a word, on a terminal or not."""
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, conversation: Console) -> None:
         conversation.sessions += 1  # from here on: what is asked for at once must not pass for the first
         self._conversation = conversation
         self._words: list[str] = []
         self._is_terminal = False
-        self._screen: Screen | None = None
+        self._screen: Terminal | None = None
         self._channel: asyncssh.SSHServerChannel[str]
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[str]) -> None:
@@ -182,7 +182,7 @@ class Session(asyncssh.SSHServerSession[str]):
     # Inside
 
     def _show(self, scheme: str) -> None:
-        self._screen = Screen(self._channel, is_terminal=self._is_terminal, scheme=scheme)
+        self._screen = Terminal(self._channel, is_terminal=self._is_terminal, scheme=scheme)
         self._conversation.attach(self._screen)
         if self._is_terminal:
             person = self._conversation.person

@@ -8,6 +8,6 @@ some hundred kilobytes and two fsyncs for each tunnel that opens.
     ledger.py       its task: one thread at a time, all that changed meanwhile in one transaction
 """
 
-from tunneld.store.ledger import Ledger
+from tunneld.store.ledger import ReservationStore
 
-__all__ = ["Ledger"]
+__all__ = ["ReservationStore"]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tunneld.endpoint import MAX_PORT, Endpoint
 from tunneld.errors import StoreError, UsageError, reason_of
-from tunneld.rules.reservations import Holder, Reservation
+from tunneld.rules.reservations import Reservation, ReservationKey
 
 FILE = "reservations.db"
 APPLICATION = 0x74756E6C
@@ -40,7 +40,7 @@ CREATE TABLE reservation (
 ) WITHOUT ROWID
 """
 
-Change = tuple[Holder, Reservation | None]
+Change = tuple[ReservationKey, Reservation | None]
 """What a holder has now. `expires` is in seconds since 1970 here."""
 
 
@@ -94,7 +94,7 @@ class Database:
         """Let go of the file."""
         self._connection.close()
 
-    def _write(self, holder: Holder, record: Reservation | None) -> None:
+    def _write(self, holder: ReservationKey, record: Reservation | None) -> None:
         key = (holder.credential, holder.host, holder.name)
         if record is None:
             self._connection.execute("DELETE FROM reservation WHERE (credential, host, name) = (?, ?, ?)", key)
@@ -146,7 +146,9 @@ def _record(row: tuple[object, ...]) -> Reservation | None:
         case (str(credential), str(host), str(name), str(backend), int(port), str(server), float() | None as expires):
             with suppress(UsageError):
                 if 1 <= port <= MAX_PORT:
-                    return Reservation(Holder(credential, name, host), backend, port, Endpoint.parse(server), expires)
+                    return Reservation(
+                        ReservationKey(credential, name, host), backend, port, Endpoint.parse(server), expires
+                    )
     return None
 
 

@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from tunneld.errors import StoreError
-from tunneld.rules.reservations import Book, Holder, Reservation
+from tunneld.rules.reservations import Reservation, ReservationKey, ReservationTable
 from tunneld.store.database import Change, Database
 
 PATIENCE = 2.0
@@ -35,16 +35,16 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("store")
 T = TypeVar("T")
 
 
-class Ledger:
+class ReservationStore:
     """Keeps a book on disk, where there is one."""
 
-    def __init__(self, book: Book, folder: Path | None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, book: ReservationTable, folder: Path | None, clock: Callable[[], float] = time.time) -> None:
         """`clock` tells seconds since 1970."""
         self._book = book
         self._folder = folder
         self._clock = clock
         self._database: Database | None = None
-        self._pending: set[Holder] = set()
+        self._pending: set[ReservationKey] = set()
         self._everything = False  # what the file holds is not known: write all there is
         self._well = True
         self._stirred = trio.Event()
@@ -107,7 +107,7 @@ class Ledger:
 
     # Inside
 
-    def _changed(self, holder: Holder) -> None:
+    def _changed(self, holder: ReservationKey) -> None:
         if self._database is not None:
             self._pending.add(holder)
             self._stirred.set()

@@ -12,8 +12,8 @@ clocks       the times after which a tunnel closes
 legacy       what a tunnel leaves to its successor in the next process
 """
 
-from .opening import Opening
+from .opening import TunnelSpec
 from .refusals import REFUSALS_LOGGED
 from .tunnel import STOPPED, Phase, Tunnel
 
-__all__ = ["REFUSALS_LOGGED", "STOPPED", "Opening", "Phase", "Tunnel"]
+__all__ = ["REFUSALS_LOGGED", "STOPPED", "Phase", "Tunnel", "TunnelSpec"]

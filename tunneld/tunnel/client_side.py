@@ -15,26 +15,26 @@ from typing import Any
 import trio
 
 from tunneld.backends import ServerConnection, ServerSide
-from tunneld.config.schema import Tunnels
+from tunneld.config.schema import TunnelSettings
 from tunneld.endpoint import Endpoint, is_wildcard, parse_network
 from tunneld.errors import RemoteProtocolError, UsageError, reason_of
 from tunneld.net import bind_in_range, taken_out
-from tunneld.relay.engine import Engine, Failure, Registration
-from tunneld.relay.look import has_left
-from tunneld.rules.admission import Refusal, Refused
+from tunneld.relay.engine import Engine, FailureCallback, Registration
+from tunneld.relay.look import peer_closed
+from tunneld.rules.admission import AdmissionRefusal, RefusalKind
 from tunneld.rules.networks import NetworkSet, read_address
 from tunneld.rules.options import TunnelOptions
-from tunneld.tunnel.legacy import ClientLegacy, Waiting
-from tunneld.tunnel.opening import Opening
+from tunneld.tunnel.legacy import ClientSideSnapshot, WaitingVisitor
+from tunneld.tunnel.opening import TunnelSpec
 from tunneld.tunnel.proxied import receive_header
-from tunneld.tunnel.terms import Terms
-from tunneld.tunnel.visitors import Visitors
+from tunneld.tunnel.terms import EffectiveLimits
+from tunneld.tunnel.visitors import VisitorRelays
 
 
 class ClientSide:
     """A listener for clients. Bound when made, listening from `listen`, gone after `close`."""
 
-    def __init__(self, opening: Opening, terms: Terms, legacy: ClientLegacy | None = None) -> None:
+    def __init__(self, opening: TunnelSpec, terms: EffectiveLimits, legacy: ClientSideSnapshot | None = None) -> None:
         """Bind the port asked for, or any of the range that is not reserved; or take over the `legacy` of another
         process.
 
@@ -45,7 +45,7 @@ class ClientSide:
         self._terms = terms
         self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
         self._hearing = 0  # visitors of whom a proxy has not told yet
-        legacy = legacy or ClientLegacy(0, _bind(settings, opening.options, opening.reserved))
+        legacy = legacy or ClientSideSnapshot(0, _bind(settings, opening.options, opening.reserved))
         self._listener = legacy.listener
         self._closed = self._listener is None
         place = ("", legacy.port) if self._listener is None else self._listener.getsockname()
@@ -56,12 +56,17 @@ class ClientSide:
         self._accepting: Registration | None = None
         self._engine: Engine
         self._server_side: ServerSide
-        self._visitors: Visitors
+        self._visitors: VisitorRelays
         self._nursery: trio.Nursery
-        self._failed: Failure
+        self._failed: FailureCallback
 
     def listen(
-        self, engine: Engine, server_side: ServerSide, visitors: Visitors, nursery: trio.Nursery, failed: Failure
+        self,
+        engine: Engine,
+        server_side: ServerSide,
+        visitors: VisitorRelays,
+        nursery: trio.Nursery,
+        failed: FailureCallback,
     ) -> None:
         """Take visitors from now on. `nursery` owns those that wait; `failed` hears of bugs."""
         self._engine, self._server_side, self._visitors = engine, server_side, visitors
@@ -83,17 +88,17 @@ class ClientSide:
         if self._accepting is not None:
             self._accepting.release()
 
-    def export(self) -> ClientLegacy:
+    def export(self) -> ClientSideSnapshot:
         """Let go of the listener and of everybody who waits, closing nothing. Then `close`, as ever."""
         self.pause()
         now = trio.current_time()
         line, self._line = self._line, {}
         waiting = [
-            Waiting(taken_out(visitor), peer, reached, max(0.0, deadline - now))
+            WaitingVisitor(taken_out(visitor), peer, reached, max(0.0, deadline - now))
             for visitor, (peer, reached, deadline) in line.items()
         ]
         listener = taken_out(self._listener) if self._listener is not None and not self._closed else None
-        return ClientLegacy(self.uri.port, listener, waiting)
+        return ClientSideSnapshot(self.uri.port, listener, waiting)
 
     def close(self) -> None:
         """Take nobody new. Harmless when repeated."""
@@ -109,7 +114,9 @@ class ClientSide:
         if read_address(peer[0]) not in self._proxies:
             self._visit(visitor, peer)
         elif self.waiting + self._hearing >= most:
-            self._refuse(visitor, peer, Refusal(Refused.FULL, f"{most} visitors wait already (tunnels.max_waiting)"))
+            self._refuse(
+                visitor, peer, AdmissionRefusal(RefusalKind.FULL, f"{most} visitors wait already (tunnels.max_waiting)")
+            )
         else:
             self._hearing += 1
             self._nursery.start_soon(self._hear_proxy, visitor, peer)
@@ -131,13 +138,15 @@ class ClientSide:
             if header is None:
                 visitor.close()
         if header is None:
-            self._visitors.refused(proxy, Refusal(Refused.HEADER, reason))
+            self._visitors.refused(proxy, AdmissionRefusal(RefusalKind.HEADER, reason))
         elif self._closed:
-            self._refuse(visitor, header.source or proxy, Refusal(Refused.UNSERVED, "the tunnel takes nobody new"))
+            self._refuse(
+                visitor, header.source or proxy, AdmissionRefusal(RefusalKind.UNSERVED, "the tunnel takes nobody new")
+            )
         else:
             self._visit(visitor, header.source or proxy, header.destination)
 
-    def _refuse(self, visitor: socket.socket, peer: Any, refusal: Refusal) -> None:
+    def _refuse(self, visitor: socket.socket, peer: Any, refusal: AdmissionRefusal) -> None:
         visitor.close()
         self._visitors.refused(peer, refusal)
 
@@ -168,7 +177,7 @@ class ClientSide:
 
         def look() -> None:
             nonlocal reason
-            if has_left(visitor):
+            if peer_closed(visitor):
                 reason = "it left before a server connection came"
                 scope.cancel()
 
@@ -189,12 +198,12 @@ class ClientSide:
             self._visitors.relay(visitor, server, peer, reached or self._place)
 
 
-def _bind(settings: Tunnels, options: TunnelOptions, reserved: Container[int]) -> socket.socket:
+def _bind(settings: TunnelSettings, options: TunnelOptions, reserved: Container[int]) -> socket.socket:
     unless = reserved if options.client_port is None else ()
     return bind_in_range(settings.host, _ports(settings, options), keepalive=settings.keepalive, reserved=unless)
 
 
-def _ports(settings: Tunnels, options: TunnelOptions) -> range:
+def _ports(settings: TunnelSettings, options: TunnelOptions) -> range:
     ports, wanted = settings.port_range, options.client_port
     if wanted is None:
         return ports

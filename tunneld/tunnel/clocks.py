@@ -12,7 +12,7 @@ cost next to nothing.
 """
 
 
-class Ticking(Protocol):
+class TimedTunnel(Protocol):
     """What the clocks read of a tunnel, and the one thing they do to it."""
 
     opened_at: float
@@ -34,7 +34,7 @@ class Ticking(Protocol):
         """Stop now."""
 
 
-async def close_when_unused(tunnel: Ticking, open_timeout: float) -> None:
+async def close_when_unused(tunnel: TimedTunnel, open_timeout: float) -> None:
     """Close once nobody has been connected for `open_timeout` seconds."""
     while True:
         await trio.sleep_until(tunnel.idle_since + open_timeout)
@@ -44,13 +44,13 @@ async def close_when_unused(tunnel: Ticking, open_timeout: float) -> None:
             tunnel.close(f"nobody was connected for {open_timeout:g} s (open_timeout)")
 
 
-async def close_after(tunnel: Ticking, ttl: float) -> None:
+async def close_after(tunnel: TimedTunnel, ttl: float) -> None:
     """Close `ttl` seconds after it was opened, whatever the tunnel does."""
     await trio.sleep_until(tunnel.opened_at + ttl)
     tunnel.close(f"its {ttl:g} s are over (ttl)")
 
 
-async def close_when_idle(tunnel: Ticking, idle_timeout: float) -> None:
+async def close_when_idle(tunnel: TimedTunnel, idle_timeout: float) -> None:
     """Close once no byte has moved and no visitor has come for `idle_timeout` seconds."""
     seen = tunnel.activity
     while tunnel.idle_checks < LOOKS:

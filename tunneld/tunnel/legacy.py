@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunneld.backends import SideLegacy
-from tunneld.relay.lift import Lifted
-from tunneld.tunnel.opening import Opening
+from tunneld.backends import ServerSideSnapshot
+from tunneld.relay.lift import RelayState
+from tunneld.tunnel.opening import TunnelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class TunnelCounters:
     """What a tunnel has counted and how old it is: seconds are before the moment at which it was left."""
 
     age: float = 0.0
@@ -27,7 +27,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingVisitor:
     """A visitor without a server connection, and how many seconds it has left to get one."""
 
     visitor: socket.socket
@@ -37,24 +37,24 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class ClientLegacy:
+class ClientSideSnapshot:
     """What a client side leaves to its successor in the next process."""
 
     port: int
     listener: socket.socket | None  # None: it had been closed, for the tunnel is drained
-    waiting: Sequence[Waiting] = ()
+    waiting: Sequence[WaitingVisitor] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class TunnelLegacy:
+class TunnelSnapshot:
     """A tunnel between two processes. Whoever has it owns all sockets in it."""
 
-    opening: Opening
+    opening: TunnelSpec
     draining: bool
-    account: Account
-    client: ClientLegacy
-    server: SideLegacy
-    relays: Sequence[tuple[Lifted, Any]]  # each with its visitor's address
+    account: TunnelCounters
+    client: ClientSideSnapshot
+    server: ServerSideSnapshot
+    relays: Sequence[tuple[RelayState, Any]]  # each with its visitor's address
     cut: int = 0  # relays that could not go along
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class TunnelLegacy:
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class ServiceCounters:
     """What the service has counted of tunnels that are no more."""
 
     last_id: int = 0
@@ -79,8 +79,8 @@ class Past:
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceLegacy:
+class ServiceSnapshot:
     """All tunnels between two processes, each with the name of its credential."""
 
-    past: Past = Past()
-    tunnels: Sequence[tuple[str, TunnelLegacy]] = ()
+    past: ServiceCounters = ServiceCounters()
+    tunnels: Sequence[tuple[str, TunnelSnapshot]] = ()

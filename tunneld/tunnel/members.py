@@ -7,11 +7,11 @@ from typing import Any
 
 from tunneld.endpoint import Network, contains, unmap
 
-MOST_NETWORKS = 64
+MAX_NETWORKS_PER_TUNNEL = 64
 """Of agents that share a tunnel: those that came last. Some of them moved, and are not where they were."""
 
 
-class Members:
+class TunnelAgents:
     """Agents by their control connections, while those stand: an agent that lost its own may be back, and what it has
     with the server side stands meanwhile. `len` counts those of a shared tunnel.
     """
@@ -60,5 +60,5 @@ class Members:
         elif self.networks is not None:
             self.networks.pop(network, None)
             self.networks[network] = None
-            if len(self.networks) > MOST_NETWORKS:
+            if len(self.networks) > MAX_NETWORKS_PER_TUNNEL:
                 del self.networks[next(iter(self.networks))]

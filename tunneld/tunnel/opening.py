@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass
 
-from tunneld.backends import NOTHING_MORE, Premises, backend_of
-from tunneld.config.schema import Tunnels
+from tunneld.backends import NO_SERVICES, BackendServices, backend_of
+from tunneld.config.schema import TunnelSettings
 from tunneld.endpoint import Endpoint, Network, parse_network
 from tunneld.rules.options import ANYWHERE, Anywhere, TunnelOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class TunnelSpec:
     """Everything that is known of a tunnel before it is open."""
 
     id: str
     backend: str
     options: TunnelOptions
-    settings: Tunnels
+    settings: TunnelSettings
     owner: str  # who asked, as `list` shows it
     requester_host: str  # the address that asked: by default the only one that may connect as the hidden server
     advertised_host: str
-    premises: Premises = NOTHING_MORE
+    premises: BackendServices = NO_SERVICES
     former_uri: Endpoint | None = None  # the server URI of the tunnel whose place it takes
     reserved: Container[int] = ()  # ports that are somebody's, also where nobody listens
     asked_from: Network | Anywhere | None = None  # `server_from`, before a grant bounded it

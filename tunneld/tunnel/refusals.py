@@ -11,25 +11,25 @@ import trio
 
 from tunneld.endpoint import format_peer
 from tunneld.events import Events
-from tunneld.rules.admission import Refusal, Refused
-from tunneld.rules.rates import Rate, Thinning
+from tunneld.rules.admission import AdmissionRefusal, RefusalKind
+from tunneld.rules.rates import LogLimiter, Rate
 
 REFUSALS_LOGGED = Rate.parse("60/m")
 """Lines about refused connections of one tunnel: as many at once show what goes on, one a second that it still does."""
 
 
-class Refusals:
+class RefusalLog:
     """Those of one tunnel, on either side."""
 
     def __init__(self, tunnel: str, events: Events, before: Mapping[str, int]) -> None:
-        """`tunnel` is its id; `before` is what another process has counted of it, by the names of `Refused`."""
-        self.visitors = Counter({Refused(kind): count for kind, count in before.items()})
+        """`tunnel` is its id; `before` is what another process has counted of it, by the names of `RefusalKind`."""
+        self.visitors = Counter({RefusalKind(kind): count for kind, count in before.items()})
         self._tunnel = tunnel
         self._events = events
         self._log = structlog.get_logger("tunnel").bind(tunnel=tunnel)
-        self._thinning = Thinning(REFUSALS_LOGGED)
+        self._thinning = LogLimiter(REFUSALS_LOGGED)
 
-    def visitor(self, peer: Any, refusal: Refusal) -> None:
+    def visitor(self, peer: Any, refusal: AdmissionRefusal) -> None:
         """A visitor was closed."""
         self.visitors[refusal.kind] += 1
         self._tell("client", peer, refusal.reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tunneld.config.schema import Tunnels
+from tunneld.config.schema import TunnelSettings
 from tunneld.endpoint import Network, parse_network
 from tunneld.errors import UsageError
 from tunneld.rules.access import least
@@ -21,7 +21,7 @@ PROXY_HEADERS: dict[str, ProxyHeader] = {"v1": encode_v1, "v2": encode_v2}
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class EffectiveLimits:
     """What holds for every visitor of one tunnel."""
 
     persist: bool  # False: for one visitor
@@ -36,7 +36,7 @@ class Terms:
     hide_visitor: bool
 
     @classmethod
-    def of(cls, settings: Tunnels, options: TunnelOptions) -> Terms:
+    def of(cls, settings: TunnelSettings, options: TunnelOptions) -> EffectiveLimits:
         """Raises `UsageError` where an option exceeds what is configured."""
         return cls(
             persist=options.persist,
@@ -52,7 +52,7 @@ class Terms:
         )
 
 
-def _rules(settings: Tunnels, options: TunnelOptions) -> Rules:
+def _rules(settings: TunnelSettings, options: TunnelOptions) -> Rules:
     """What is asked of visitors at the door."""
     _check_most("max_visitors", options.max_visitors, settings.max_visitors)
     _check_most("max_per_source", options.max_per_source, settings.max_per_source)

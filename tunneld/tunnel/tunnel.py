@@ -27,19 +27,19 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.backends import Host, backend_of
+from tunneld.backends import TunnelContext, backend_of
 from tunneld.endpoint import Endpoint, format_peer
 from tunneld.events import Events
 from tunneld.relay.engine import Engine
-from tunneld.rules.admission import Refused
+from tunneld.rules.admission import RefusalKind
 from tunneld.tunnel import clocks
 from tunneld.tunnel.client_side import ClientSide
-from tunneld.tunnel.legacy import Account, TunnelLegacy
-from tunneld.tunnel.members import Members
-from tunneld.tunnel.opening import Opening
-from tunneld.tunnel.refusals import Refusals
-from tunneld.tunnel.terms import Terms
-from tunneld.tunnel.visitors import Visitors
+from tunneld.tunnel.legacy import TunnelCounters, TunnelSnapshot
+from tunneld.tunnel.members import TunnelAgents
+from tunneld.tunnel.opening import TunnelSpec
+from tunneld.tunnel.refusals import RefusalLog
+from tunneld.tunnel.terms import EffectiveLimits
+from tunneld.tunnel.visitors import VisitorRelays
 
 STOPPED = "the relay stopped"
 """The reason where nobody gave one: its task was cancelled with all others."""
@@ -58,19 +58,21 @@ class Phase(Enum):
 class Tunnel:
     """A client side, a server side and the relays between them."""
 
-    def __init__(self, opening: Opening, engine: Engine, events: Events, legacy: TunnelLegacy | None = None) -> None:
+    def __init__(
+        self, opening: TunnelSpec, engine: Engine, events: Events, legacy: TunnelSnapshot | None = None
+    ) -> None:
         """Bind both sides; or take over the `legacy` of another process, and go on as if nothing had happened.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and holds nothing then.
         """
-        backend, terms = backend_of(opening.backend), Terms.of(opening.settings, opening.options)
-        account, now = legacy.account if legacy is not None else Account(), trio.current_time()
+        backend, terms = backend_of(opening.backend), EffectiveLimits.of(opening.settings, opening.options)
+        account, now = legacy.account if legacy is not None else TunnelCounters(), trio.current_time()
         self.opening = opening
         self.terms = terms
         self.opened_at, self.idle_since = now - account.age, now - account.unused
         self.idle_checks = account.quiet
         self.reason = ""  # why it closed
-        self.members = Members(opening.allowed_sources)
+        self.members = TunnelAgents(opening.allowed_sources)
         self._phase = Phase.OPENING
         self._engine = engine
         self._events = events
@@ -79,8 +81,8 @@ class Tunnel:
         self._left_to_another = False
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
-        self._refusals = Refusals(opening.id, events, account.refused)
-        self.visitors = Visitors(opening.id, terms, engine, events, self._refusals, self, account)
+        self._refusals = RefusalLog(opening.id, events, account.refused)
+        self.visitors = VisitorRelays(opening.id, terms, engine, events, self._refusals, self, account)
         self._client_side = ClientSide(opening, terms, legacy.client if legacy is not None else None)
         try:
             self._server_side = backend(self._host())
@@ -131,7 +133,7 @@ class Tunnel:
         return self.visitors.served
 
     @property
-    def refusals(self) -> Counter[Refused]:
+    def refusals(self) -> Counter[RefusalKind]:
         """Visitors that were turned away, ever, by the class of the reason."""
         return self._refusals.visitors
 
@@ -196,7 +198,7 @@ class Tunnel:
         self._client_side.pause()
         self._server_side.pause()
 
-    def export(self) -> TunnelLegacy:
+    def export(self) -> TunnelSnapshot:
         """Let go of everything that a successor can go on with, and end the rest: webmux, whose state is in this
         process. The tunnel is over then, here, and tells nobody.
         """
@@ -205,7 +207,7 @@ class Tunnel:
         now = trio.current_time()
         relays, cut = self.visitors.export()
         up, down = self.octets
-        account = Account(
+        account = TunnelCounters(
             age=now - self.opened_at,
             unused=now - self.idle_since,
             quiet=self.idle_checks,
@@ -216,7 +218,7 @@ class Tunnel:
             quota_left=self.visitors.quota_left,
         )
         client, server = self._client_side.export(), self._server_side.export()
-        legacy = TunnelLegacy(self.opening, self._phase is Phase.DRAINING, account, client, server, relays, cut)
+        legacy = TunnelSnapshot(self.opening, self._phase is Phase.DRAINING, account, client, server, relays, cut)
         self._scope.cancel()
         return legacy
 
@@ -245,8 +247,8 @@ class Tunnel:
 
     # What its server side reports
 
-    def _host(self) -> Host:
-        return Host(
+    def _host(self) -> TunnelContext:
+        return TunnelContext(
             engine=self._engine,
             settings=self.opening.settings,
             advertised_host=self.opening.advertised_host,
@@ -295,7 +297,7 @@ class Tunnel:
 
     # The beginning, where another process had one before, and the end
 
-    def _take_over(self, legacy: TunnelLegacy) -> None:
+    def _take_over(self, legacy: TunnelSnapshot) -> None:
         """Go on with the relays, and with a drain."""
         self._legacy = None
         self.visitors.adopt(legacy.relays, [waiting.peer for waiting in legacy.client.waiting])

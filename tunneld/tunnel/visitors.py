@@ -6,7 +6,7 @@
     refused   gave_up                           closed
 
 All of it runs inside the engine's callbacks, some ten thousand times a second: what is the same for every visitor is in
-the tunnel's `Terms`.
+the tunnel's `EffectiveLimits`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tunneld.endpoint import format_peer
 from tunneld.errors import reason_of
 from tunneld.events import Events
 from tunneld.relay.engine import Engine, Relay, RelayEnd
-from tunneld.relay.lift import Lifted
-from tunneld.rules.admission import Admission, Refusal, Refused
-from tunneld.tunnel.legacy import Account
-from tunneld.tunnel.refusals import Refusals
-from tunneld.tunnel.terms import Terms
+from tunneld.relay.lift import RelayState
+from tunneld.rules.admission import Admission, AdmissionRefusal, RefusalKind
+from tunneld.tunnel.legacy import TunnelCounters
+from tunneld.tunnel.refusals import RefusalLog
+from tunneld.tunnel.terms import EffectiveLimits
 
 
-class Owner(Protocol):
+class VisitorEvents(Protocol):
     """What visitors tell their tunnel."""
 
     def on_visitor_left(self, reason: str) -> None:
@@ -39,11 +39,18 @@ class Owner(Protocol):
         """Stop now."""
 
 
-class Visitors:
+class VisitorRelays:
     """Those of one tunnel. `len` counts those that are relayed."""
 
     def __init__(
-        self, tunnel: str, terms: Terms, engine: Engine, events: Events, refusals: Refusals, owner: Owner, past: Account
+        self,
+        tunnel: str,
+        terms: EffectiveLimits,
+        engine: Engine,
+        events: Events,
+        refusals: RefusalLog,
+        owner: VisitorEvents,
+        past: TunnelCounters,
     ) -> None:
         """`tunnel` is its id; `past` is what another process has counted of it."""
         self.relays: dict[Relay, Any] = {}  # each with its visitor's address
@@ -77,15 +84,19 @@ class Visitors:
 
     # One after another
 
-    def admit(self, peer: Any, waiting: int) -> Refusal | None:
+    def admit(self, peer: Any, waiting: int) -> AdmissionRefusal | None:
         """Count a visitor in, or say why not, while so many wait already."""
         terms = self._terms
         if not terms.persist and (self.served or waiting):
-            return Refusal(Refused.FULL, "a one-shot tunnel serves one visitor")
+            return AdmissionRefusal(RefusalKind.FULL, "a one-shot tunnel serves one visitor")
         if len(self.relays) >= terms.max_visitors:
-            return Refusal(Refused.FULL, f"{terms.max_visitors} visitors are relayed already (max_visitors)")
+            return AdmissionRefusal(
+                RefusalKind.FULL, f"{terms.max_visitors} visitors are relayed already (max_visitors)"
+            )
         if waiting >= terms.max_waiting:
-            return Refusal(Refused.FULL, f"{terms.max_waiting} visitors wait already (tunnels.max_waiting)")
+            return AdmissionRefusal(
+                RefusalKind.FULL, f"{terms.max_waiting} visitors wait already (tunnels.max_waiting)"
+            )
         return None if self._admission is None else self._admission.admit(peer[0], trio.current_time())
 
     def relay(self, visitor: socket.socket, server: ServerConnection, peer: Any, reached: Any) -> None:
@@ -109,7 +120,7 @@ class Visitors:
         if self._events.watched:
             self._events.publish("visitor", id=self._tunnel, **{"from": format_peer(peer)})
 
-    def refused(self, peer: Any, refusal: Refusal) -> None:
+    def refused(self, peer: Any, refusal: AdmissionRefusal) -> None:
         """A visitor was not admitted and was closed."""
         self._refusals.visitor(peer, refusal)
 
@@ -117,7 +128,7 @@ class Visitors:
         """A visitor that was admitted found no server connection and was closed."""
         if self._admission is not None:
             self._admission.left(peer[0])
-        self._refusals.visitor(peer, Refusal(Refused.UNSERVED, reason))
+        self._refusals.visitor(peer, AdmissionRefusal(RefusalKind.UNSERVED, reason))
         self._owner.on_visitor_left(f"its visitor was given up: {reason}")
 
     def _left(self, relay: Relay, end: RelayEnd) -> None:
@@ -148,7 +159,7 @@ class Visitors:
         for relay in list(self.relays):
             relay.drop()
 
-    def export(self) -> tuple[Sequence[tuple[Lifted, Any]], int]:
+    def export(self) -> tuple[Sequence[tuple[RelayState, Any]], int]:
         """Let go of the relays that another process can go on with, each with its visitor's address; and how many there
         are beside them, whose octets are counted and whose ends are told to nobody.
         """
@@ -162,7 +173,7 @@ class Visitors:
                 self._ended_down += relay.down
         return lifted, len(relays) - len(lifted)
 
-    def adopt(self, relays: Sequence[tuple[Lifted, Any]], waiting: Sequence[Any]) -> None:
+    def adopt(self, relays: Sequence[tuple[RelayState, Any]], waiting: Sequence[Any]) -> None:
         """Go on with relays that another process has left; those at these addresses wait."""
         for lifted, peer in relays:
             self.relays[self._engine.import_relay(lifted, on_end=self._left, throttle=self._throttle)] = peer

@@ -13,8 +13,8 @@ from tunneld.wire.webmux import (
     Finished,
     Mux,
     Opened,
-    Refused,
     Reset,
+    SessionRefused,
 )
 from tunneld.wire.webmux.header import CONTROL, FIN, PUSH, RST, SYN, Code
 from tunneld.wire.webmux.limits import MAX_OFFENCES, MAX_TEXT, MAX_UNSENT
@@ -90,7 +90,7 @@ def test_rst_with_anything_is_rst() -> None:
     mux, session = reach(State.OPEN)
     assert hear(mux, frame(session, RST | FIN | PUSH, b"urn:e\0gone\0")) == [Reset(session, "urn:e", "gone")]
     mux, session = reach(State.SYN_SENT)
-    assert hear(mux, frame(session, RST | SYN, value=80)) == [Refused(session, "", "")]
+    assert hear(mux, frame(session, RST | SYN, value=80)) == [SessionRefused(session, "", "")]
 
 
 def test_a_reason_may_be_cut_anywhere_and_is_cut_at_the_limit() -> None:
@@ -98,7 +98,7 @@ def test_a_reason_may_be_cut_anywhere_and_is_cut_at_the_limit() -> None:
     long = b"urn:e\0" + bytes([0xC3]) + b"x" * 70_000
     items = hear(mux, frame(session, RST, long)[:900]) + hear(mux, frame(session, RST, long)[900:])
     (refused,) = items
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, SessionRefused)
     assert refused.text.startswith("\ufffdx")
     assert len(refused.text) == MAX_TEXT - len("urn:e\0")
 

@@ -22,8 +22,8 @@ from tunneld.wire.webmux import (
     Finished,
     NoFreeSessionError,
     Opened,
-    Refused,
     Reset,
+    SessionRefused,
 )
 from tunneld.wire.webmux.limits import FIRST_INITIATOR_ID
 from tunneld.wire.webmux.states import CALLED, OVER, SENDING, TABLE, Said, State, Who
@@ -156,7 +156,7 @@ class TwoMachines(RuleBasedStateMachine):
     def note(self, end: End, entry: object) -> None:
         other = self.ends[1 - end.number]
         match entry:
-            case Broken() | Refused() | Reset() | Finished() if not self.strict:
+            case Broken() | SessionRefused() | Reset() | Finished() if not self.strict:
                 pass
             case Opened(session, 80):
                 end.lives[session] = other.calls[session].popleft()
@@ -172,7 +172,7 @@ class TwoMachines(RuleBasedStateMachine):
                 assert way.finished
                 assert way.heard == way.sent
                 way.ended = True
-            case Refused(session) | Reset(session):
+            case SessionRefused(session) | Reset(session):
                 assert end.lives[session].reset
             case Accepted(session) | CreditAdded(session):
                 assert session in end.lives

@@ -20,7 +20,7 @@ from tunneld.control.commands import find_command
 from tunneld.control.http.problems import refuse
 from tunneld.control.http.servlet import once_each
 from tunneld.control.http.stream import LineStream
-from tunneld.control.http.words import build, caller_of, carry_out, facts
+from tunneld.control.http.words import as_fields, build, caller_of, carry_out
 from tunneld.control.reply import Execute, Reply
 from tunneld.errors import UsageError
 from tunneld.wire.lines import Request
@@ -51,7 +51,7 @@ def _verb(request: HttpRequest) -> str:
 
 async def _respond(request: HttpRequest, reply: Reply) -> Response | LineStream:
     if reply.stream is None:
-        answer = {"text": reply.text, "items": [facts(item) for item in reply.items]}
+        answer = {"text": reply.text, "items": [as_fields(item) for item in reply.items]}
         return Response(json.dumps(answer) + "\n", media_type="application/json")
     if request.method == "HEAD":
         await reply.stream.aclose()

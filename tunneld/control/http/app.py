@@ -16,19 +16,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tunneld.control.commands import executor
-from tunneld.control.gate import Gate
+from tunneld.control.gate import Authenticator
 from tunneld.control.http.api import answer_api
 from tunneld.control.http.body import read_body
-from tunneld.control.http.guard import SERVLET, Guard
+from tunneld.control.http.guard import SERVLET, OriginMiddleware
 from tunneld.control.http.metrics import answer_metrics, new_registry
-from tunneld.control.http.porter import Porter
-from tunneld.control.http.problems import Problem, Refused, of_error, respond
+from tunneld.control.http.porter import AuthMiddleware
+from tunneld.control.http.problems import HttpError, Problem, of_error, respond
 from tunneld.control.http.rpc import answer_call
 from tunneld.control.http.servlet import answer_servlet
-from tunneld.control.http.shell import Shell
+from tunneld.control.http.shell import ResponseMiddleware
 from tunneld.control.http.words import grant_of
 from tunneld.control.reply import Execute
-from tunneld.control.verbs import Daemon
+from tunneld.control.verbs import DaemonControl
 from tunneld.errors import TunneldError
 from tunneld.rules.access import Role, check_role
 
@@ -44,10 +44,10 @@ GET       /healthz  /readyz  /metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Faces:
+class HttpApp:
     """The endpoints, and what they share."""
 
-    daemon: Daemon
+    daemon: DaemonControl
     execute: Execute
     registry: CollectorRegistry
 
@@ -83,9 +83,9 @@ class Faces:
         return answer_metrics(self.registry)
 
 
-def new_app(daemon: Daemon, gate: Gate) -> ASGIApp:
+def new_app(daemon: DaemonControl, gate: Authenticator) -> ASGIApp:
     """The ASGI application."""
-    faces = Faces(daemon, executor(daemon), new_registry(daemon, gate.strangers))
+    faces = HttpApp(daemon, executor(daemon), new_registry(daemon, gate.strangers))
     api, looking_and_doing = faces.bodied(answer_api), ["GET", "POST"]
     app = Starlette(
         routes=[
@@ -100,11 +100,11 @@ def new_app(daemon: Daemon, gate: Gate) -> ASGIApp:
             Route("/metrics", faces.metrics),
         ],
         middleware=[
-            Middleware(Shell),
-            Middleware(Guard, settings=lambda: daemon.settings.http),
-            Middleware(Porter, gate=gate),
+            Middleware(ResponseMiddleware),
+            Middleware(OriginMiddleware, settings=lambda: daemon.settings.http),
+            Middleware(AuthMiddleware, gate=gate),
         ],
-        exception_handlers={HTTPException: _off_route, Refused: _refused, TunneldError: _failed},
+        exception_handlers={HTTPException: _off_route, HttpError: _refused, TunneldError: _failed},
     )
     app.router.redirect_slashes = False
     return app
@@ -124,7 +124,7 @@ def _off_route(request: Request, error: Exception) -> Response:
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
+    assert isinstance(error, HttpError)
     return respond(request.url.path, error.problem)
 
 

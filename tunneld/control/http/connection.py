@@ -28,7 +28,7 @@ from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 
-from tunneld.control.http.guest import GUEST, Guest
+from tunneld.control.http.guest import GUEST, ConnectionInfo
 from tunneld.tls import TlsStream
 
 LAST_WORD = 0.5
@@ -57,11 +57,16 @@ class Http1(H11Protocol):
         """Never change the protocol."""
 
 
-class Connection:
+class HttpConnection:
     """Speaks HTTP on one stream."""
 
     def __init__(
-        self, stream: trio.SocketStream | TlsStream, app: AppWrapper, config: Config, write_timeout: float, guest: Guest
+        self,
+        stream: trio.SocketStream | TlsStream,
+        app: AppWrapper,
+        config: Config,
+        write_timeout: float,
+        guest: ConnectionInfo,
     ) -> None:
         self._stream = stream
         self._guest = guest

@@ -16,7 +16,7 @@ one and add it by itself. Four things stop it:
   address that is not loopback's even without Sec-Fetch-Site. A browser that says nothing is turned away there; all
   browsers call themselves Mozilla.
 
-`refusal` decides and is pure; `Guard` asks it.
+`refusal` decides and is pure; `OriginMiddleware` asks it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tunneld.config.schema import Http
+from tunneld.config.schema import HttpSettings
 from tunneld.control.http.problems import API_PREFIX, Problem, refuse, respond
 from tunneld.control.http.words import server_of
 from tunneld.endpoint import is_loopback, is_wildcard, parse_host
@@ -82,10 +82,10 @@ class Head:
         return self.path == SERVLET or self.method not in {"GET", "HEAD"}
 
 
-class Guard:
+class OriginMiddleware:
     """ASGI middleware: asks `refusal`, with the settings in force at that moment."""
 
-    def __init__(self, app: ASGIApp, settings: Callable[[], Http]) -> None:
+    def __init__(self, app: ASGIApp, settings: Callable[[], HttpSettings]) -> None:
         self._app = app
         self._settings = settings
 
@@ -95,7 +95,7 @@ class Guard:
         await (self._app if problem is None else respond(scope["path"], problem))(scope, receive, send)
 
 
-def refusal(head: Head, settings: Http) -> Problem | None:
+def refusal(head: Head, settings: HttpSettings) -> Problem | None:
     """Why a request is turned away, or None."""
     if head.host and not _is_ours(head, settings):
         detail = f"{head.host[:100]!r} is not a name of this relay; if it should be one, add it to http.allowed_hosts"
@@ -106,7 +106,7 @@ def refusal(head: Head, settings: Http) -> Problem | None:
     return _wrong_type(head)
 
 
-def _is_ours(head: Head, settings: Http) -> bool:
+def _is_ours(head: Head, settings: HttpSettings) -> bool:
     name = _host_of(head.host)
     configured = set() if is_wildcard(settings.host) else {settings.host}
     return name is not None and (is_loopback(name) or name in {head.server, *configured, *settings.allowed_hosts})

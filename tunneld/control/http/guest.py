@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
-from tunneld.control.strangers import Stranger
+from tunneld.control.strangers import PreauthSlot
 
 GUEST = "tunneld.guest"
 """The key in the state of an ASGI scope."""
 
 
 @dataclass(slots=True)
-class Guest:
+class ConnectionInfo:
     """Who is at the other end: a stranger, until a request of theirs has shown a credential."""
 
-    stranger: Stranger = field(default_factory=Stranger.mark_authenticated)
+    stranger: PreauthSlot = field(default_factory=PreauthSlot.mark_authenticated)
     certificate: bytes | None = None  # in DER, which TLS has verified
     deadline: float = math.inf  # in Trio's time, for the head of the first request
 
 
-def guest_of(scope: Scope) -> Guest:
+def connection_info(scope: Scope) -> ConnectionInfo:
     """The guest whose request this is."""
-    guest: Guest = scope.get("state", {}).get(GUEST) or Guest()
+    guest: ConnectionInfo = scope.get("state", {}).get(GUEST) or ConnectionInfo()
     return guest

@@ -8,11 +8,11 @@
     tunneld_visitors                         relayed now
     tunneld_visitors_waiting                 visitors that wait for a server connection
     tunneld_visitors_served_total            visitors that got a server connection, ever
-    tunneld_visitors_refused_total{reason}   visitors turned away, ever: see `Refused` in rules/admission.py
+    tunneld_visitors_refused_total{reason}   visitors turned away, ever: see `RefusalKind` in rules/admission.py
     tunneld_server_connections_parked        server connections that wait for a visitor
     tunneld_relayed_bytes_total{direction}   up (to hidden servers), down (to clients)
     tunneld_strangers                        control connections that have not authenticated
-    tunneld_strangers_refused_total{reason}  turned away, ever: see `Reason` in strangers.py
+    tunneld_strangers_refused_total{reason}  turned away, ever: see `PreauthReason` in strangers.py
     tunneld_open_descriptors                 of this process
     tunneld_max_descriptors                  as many as it may have
 
@@ -28,9 +28,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from tunneld.control.strangers import Reason, Strangers
-from tunneld.control.verbs import Daemon
-from tunneld.rules.admission import Refused
+from tunneld.control.strangers import PreauthLimiter, PreauthReason
+from tunneld.control.verbs import DaemonControl
+from tunneld.rules.admission import RefusalKind
 from tunneld.tunnel import Phase, Tunnel
 from tunneld.wire.lines import Item
 
@@ -50,7 +50,7 @@ OPEN_PHASES = [phase.value for phase in Phase if phase is not Phase.CLOSED]
 class TunneldCollector(Collector):
     """Reads the daemon whenever the registry is asked."""
 
-    def __init__(self, daemon: Daemon, strangers: Strangers) -> None:
+    def __init__(self, daemon: DaemonControl, strangers: PreauthLimiter) -> None:
         self._daemon = daemon
         self._strangers = strangers
 
@@ -73,20 +73,20 @@ class TunneldCollector(Collector):
         yield from _of_tunnels(list(self._daemon.service.tunnels()))
 
 
-def _refusals(counts: Mapping[Refused, int]) -> Metric:
+def _refusals(counts: Mapping[RefusalKind, int]) -> Metric:
     text = "Visitors turned away since the daemon started."
     family = CounterMetricFamily("tunneld_visitors_refused", text, labels=["reason"])
-    for reason in Refused:
+    for reason in RefusalKind:
         family.add_metric([reason.value], counts[reason])
     return family
 
 
-def _of_strangers(strangers: Strangers) -> Iterator[Metric]:
+def _of_strangers(strangers: PreauthLimiter) -> Iterator[Metric]:
     text = "Control connections that have not authenticated."
     yield GaugeMetricFamily("tunneld_strangers", text, len(strangers))
     text = "Strangers turned away since the daemon started."
     family = CounterMetricFamily("tunneld_strangers_refused", text, labels=["reason"])
-    for reason in Reason:
+    for reason in PreauthReason:
         family.add_metric([reason.value], strangers.refusals[reason])
     yield family
 
@@ -108,7 +108,7 @@ def _of_tunnels(tunnels: Iterable[Tunnel]) -> Iterator[Metric]:
     yield GaugeMetricFamily("tunneld_server_connections_parked", text, parked)
 
 
-def new_registry(daemon: Daemon, strangers: Strangers) -> CollectorRegistry:
+def new_registry(daemon: DaemonControl, strangers: PreauthLimiter) -> CollectorRegistry:
     """A registry of our own: the library's default one describes the Python process as well."""
     registry = CollectorRegistry()
     registry.register(TunneldCollector(daemon, strangers))

@@ -18,8 +18,8 @@ from http import HTTPStatus
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tunneld.control.gate import Gate
-from tunneld.control.http.guest import guest_of
+from tunneld.control.gate import Authenticator
+from tunneld.control.http.guest import connection_info
 from tunneld.control.http.problems import Problem, refuse, respond
 from tunneld.control.http.words import GRANT, RENEW, client_of
 from tunneld.endpoint import is_loopback
@@ -31,10 +31,10 @@ CHALLENGE = 'Basic realm="tunneld", charset="UTF-8", Bearer realm="tunneld"'
 SCHEMES = frozenset({"basic", "bearer"})
 
 
-class Porter:
+class AuthMiddleware:
     """ASGI middleware: finds out what a request may do, and turns strangers away."""
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, gate: Authenticator) -> None:
         self._app = app
         self._gate = gate
 
@@ -49,7 +49,7 @@ class Porter:
 
     async def _ask(self, scope: Scope) -> Problem | None:
         """Find the grant, or say why there is none."""
-        host, guest = client_of(scope), guest_of(scope)
+        host, guest = client_of(scope), connection_info(scope)
         if scope["scheme"] != "https" and not is_loopback(host):
             detail = "credentials are taken in TLS or over loopback only: add [http.tls], or a proxy on this machine"
             return refuse(HTTPStatus.FORBIDDEN, detail).problem

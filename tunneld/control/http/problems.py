@@ -59,7 +59,7 @@ class Problem:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class Refused(Exception):  # noqa: N818  it is the request that is refused: the name says so
+class HttpError(Exception):
     """A request that HTTP itself turns down, before or beside the table of commands."""
 
     def __init__(self, problem: Problem) -> None:
@@ -67,11 +67,11 @@ class Refused(Exception):  # noqa: N818  it is the request that is refused: the 
         self.problem = problem
 
 
-def refuse(status: HTTPStatus, detail: str, **headers: str) -> Refused:
-    """A `Refused` whose wire code follows from its status; an underscore in a header's name stands for a dash."""
+def refuse(status: HTTPStatus, detail: str, **headers: str) -> HttpError:
+    """A `HttpError` whose wire code follows from its status; an underscore in a header's name stands for a dash."""
     forbidden = status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST}
     code = NotAllowedError.code if forbidden else UsageError.code
-    return Refused(Problem(status, detail, code, {name.replace("_", "-"): value for name, value in headers.items()}))
+    return HttpError(Problem(status, detail, code, {name.replace("_", "-"): value for name, value in headers.items()}))
 
 
 def of_error(error: TunneldError) -> Problem:

@@ -25,14 +25,14 @@ from hypercorn.config import Config
 from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
-from tunneld.control.gate import Gate
+from tunneld.control.gate import Authenticator
 from tunneld.control.http.app import new_app
-from tunneld.control.http.connection import Connection
-from tunneld.control.http.guest import Guest
+from tunneld.control.http.connection import HttpConnection
+from tunneld.control.http.guest import ConnectionInfo
 from tunneld.control.http.words import plain
-from tunneld.control.strangers import Refusal, Stranger
-from tunneld.control.verbs import Daemon
-from tunneld.doors import Door
+from tunneld.control.strangers import PreauthRefusal, PreauthSlot
+from tunneld.control.verbs import DaemonControl
+from tunneld.doors import ReloadableListener
 from tunneld.endpoint import format_peer
 from tunneld.errors import reason_of
 from tunneld.tls import HANDSHAKE, TlsSocket, TlsStream
@@ -52,10 +52,12 @@ PLAIN = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: cl
 """To whom speaks without TLS where it is wanted."""
 
 
-class Server:
+class HttpServer:
     """The connections of one call of `serve`."""
 
-    def __init__(self, app: AppWrapper, daemon: Daemon, gate: Gate, tls: Callable[[], ssl.SSLContext | None]) -> None:
+    def __init__(
+        self, app: AppWrapper, daemon: DaemonControl, gate: Authenticator, tls: Callable[[], ssl.SSLContext | None]
+    ) -> None:
         self._gate = gate
         self._app = app
         self._daemon = daemon
@@ -77,7 +79,7 @@ class Server:
             stream = await self._encrypt(connection, guest) if guest is not None else None
             if guest is not None and stream is not None:
                 config = _config(settings.keep_alive_timeout)
-                await Connection(stream, self._app, config, settings.write_timeout, guest).run()
+                await HttpConnection(stream, self._app, config, settings.write_timeout, guest).run()
         except* (OSError, trio.BrokenResourceError):
             pass  # the peer was gone before we looked
         except* Exception as group:
@@ -90,7 +92,7 @@ class Server:
                 await trio.aclose_forcefully(stream)
             connection.close()
 
-    def _meet(self, connection: socket.socket) -> Guest | None:
+    def _meet(self, connection: socket.socket) -> ConnectionInfo | None:
         """Who comes is a stranger, unless nobody is asked who they are, or they are on this machine; None: there is no
         place for one, or their source has a penalty, from whichever face. Raises `OSError` where the peer left already.
         """
@@ -100,15 +102,15 @@ class Server:
         asked = not self._gate.is_open or (context is not None and context.verify_mode != ssl.CERT_NONE)
         if not asked or strangers.is_exempt(host):
             refusal = strangers.refuse_penalised(host, now)
-            stranger = Stranger.mark_authenticated() if refusal is None else refusal
+            stranger = PreauthSlot.mark_authenticated() if refusal is None else refusal
         else:
             stranger = strangers.acquire(host, now, random.random())
-        if isinstance(stranger, Refusal):
+        if isinstance(stranger, PreauthRefusal):
             self._gate.log_refusal(host, "http", stranger)
             return None
-        return Guest(stranger, deadline=now + self._daemon.settings.control.handshake_timeout)
+        return ConnectionInfo(stranger, deadline=now + self._daemon.settings.control.handshake_timeout)
 
-    async def _encrypt(self, connection: socket.socket, guest: Guest) -> trio.SocketStream | TlsStream | None:
+    async def _encrypt(self, connection: socket.socket, guest: ConnectionInfo) -> trio.SocketStream | TlsStream | None:
         """The stream to talk on; None where TLS is wanted and the peer does not manage it in time."""
         if (context := self._tls()) is None:
             twin = socket.socket(fileno=connection.detach())
@@ -129,7 +131,7 @@ class Server:
         return None
 
 
-async def _shake_hands(connection: socket.socket, context: ssl.SSLContext, guest: Guest) -> TlsStream:
+async def _shake_hands(connection: socket.socket, context: ssl.SSLContext, guest: ConnectionInfo) -> TlsStream:
     await trio.lowlevel.wait_readable(connection)
     first = connection.recv(1, socket.MSG_PEEK)
     if not first:
@@ -145,9 +147,9 @@ async def _shake_hands(connection: socket.socket, context: ssl.SSLContext, guest
 
 
 async def serve(
-    door: Door,
-    daemon: Daemon,
-    gate: Gate | None = None,
+    door: ReloadableListener,
+    daemon: DaemonControl,
+    gate: Authenticator | None = None,
     tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -155,9 +157,9 @@ async def serve(
     """Serve HTTP to all who come through `door` until cancelled. Every key of `[http]` is read from `daemon` when it is
     needed, `tls` is asked at each handshake. Without a `gate` everybody is admitted, and is an admin.
     """
-    gate = gate or Gate(lambda: ())
+    gate = gate or Authenticator(lambda: ())
     app = cast("Any", new_app(daemon, gate))  # two libraries, two descriptions of ASGI
-    server = Server(wrap_app(app, 0, "asgi"), daemon, gate, tls)
+    server = HttpServer(wrap_app(app, 0, "asgi"), daemon, gate, tls)
     async with trio.open_nursery() as nursery:
 
         def arrive(connection: socket.socket, _peer: Any) -> None:

@@ -27,7 +27,7 @@ and written in several steps, and the end may come between any two of them.
 """
 
 
-class Shell:
+class ResponseMiddleware:
     """ASGI middleware, the outermost: adds `HEADERS`, turns an exception that nobody meant into a 500, and has what has
     begun be answered also while the daemon ends.
 
@@ -43,7 +43,7 @@ class Shell:
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
-        exchange = Exchange(receive, send)
+        exchange = ResponseTracker(receive, send)
         async with _last_words(exchange):
             try:
                 await self._app(scope, exchange.receive, exchange.send)
@@ -53,7 +53,7 @@ class Shell:
                     await respond(scope["path"], of_bug())(scope, exchange.receive, exchange.send)
 
 
-class Exchange:
+class ResponseTracker:
     """One request and its response.
 
     A response may go out while the body still comes in: it was refused. Hypercorn queues a few pieces of it for the
@@ -97,7 +97,7 @@ class Exchange:
 
 
 @asynccontextmanager
-async def _last_words(exchange: Exchange) -> AsyncIterator[None]:
+async def _last_words(exchange: ResponseTracker) -> AsyncIterator[None]:
     """Who is cancelled has `LAST_WORDS` seconds for what is in this block, but not for a stream, which has no end."""
     async with trio.open_nursery() as nursery:
         with trio.CancelScope(shield=True) as shielded:
@@ -106,7 +106,7 @@ async def _last_words(exchange: Exchange) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
-async def _hurry(shielded: trio.CancelScope, exchange: Exchange) -> None:
+async def _hurry(shielded: trio.CancelScope, exchange: ResponseTracker) -> None:
     try:
         await trio.sleep_forever()
     finally:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 import trio
 from starlette.types import Receive, Scope, Send
 
-from tunneld.control.http.words import facts
+from tunneld.control.http.words import as_fields
 from tunneld.wire.lines import Item
 
 
@@ -36,7 +36,7 @@ class LineStream:
         headers = [(b"content-type", self.MEDIA_TYPE.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async for item in self._items:
-            line = json.dumps(facts(item)).encode() + b"\n"
+            line = json.dumps(as_fields(item)).encode() + b"\n"
             await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -77,7 +77,7 @@ def plain(address: str) -> str:
     return unmap(address.partition("%")[0])
 
 
-def facts(item: Item) -> dict[str, Value]:
+def as_fields(item: Item) -> dict[str, Value]:
     """An item as its reader sees it: a key whose value is None is left out, as in the line protocol."""
     return {key: value for key, value in item.items() if value is not None}
 

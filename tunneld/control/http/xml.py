@@ -17,7 +17,7 @@ from typing import Any
 from xml.parsers import expat
 from xmlrpc.client import MAXINT, MININT, Error, Fault, Unmarshaller, dumps
 
-from tunneld.control.http.words import facts
+from tunneld.control.http.words import as_fields
 from tunneld.errors import RemoteProtocolError
 from tunneld.wire.lines import Item, Value
 
@@ -73,7 +73,7 @@ def _plain(value: Answer | Item | Value) -> Any:
     """What the standard library's marshaller writes as we mean it."""
     match value:
         case Mapping():
-            return {key: _plain(inside) for key, inside in facts(value).items()}
+            return {key: _plain(inside) for key, inside in as_fields(value).items()}
         case str():
             return _text(value)
         case bool():

@@ -40,8 +40,8 @@ from tunneld.wire.webmux.events import (
     Item,
     MssSet,
     Opened,
-    Refused,
     Reset,
+    SessionRefused,
 )
 from tunneld.wire.webmux.ids import NoFreeSessionError
 from tunneld.wire.webmux.limits import DEFAULT_CREDIT, UNLIMITED
@@ -64,6 +64,6 @@ __all__ = [
     "Mux",
     "NoFreeSessionError",
     "Opened",
-    "Refused",
     "Reset",
+    "SessionRefused",
 ]

@@ -36,7 +36,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class SessionRefused:
     """The peer has answered our SYN by RST: the session is over. `uri` and `text` say why, often not at all."""
 
     session: int
@@ -111,7 +111,7 @@ class EndpointDefined:
 Event = (
     Opened
     | Accepted
-    | Refused
+    | SessionRefused
     | Finished
     | Reset
     | Broken

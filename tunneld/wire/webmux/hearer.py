@@ -20,8 +20,8 @@ from tunneld.wire.webmux.events import (
     EndpointDefined,
     Event,
     MssSet,
-    Refused,
     Reset,
+    SessionRefused,
     opened,
 )
 from tunneld.wire.webmux.header import RST, WORD, Code
@@ -32,7 +32,7 @@ from tunneld.wire.webmux.states import FAULT, PEER, PEER_DATA, PEER_FIN, PEER_RS
 from tunneld.wire.webmux.values import credit_from_wire, reason_from_wire
 
 
-class Hearer(Sender):
+class Receiver(Sender):
     """The part of `Mux` between octets and events."""
 
     def __init__(self, *, initiator: bool) -> None:
@@ -95,7 +95,7 @@ class Hearer(Sender):
         before = session.state
         self._lives.move(session, PEER_RST)
         if before.calling:
-            return Refused(session.sid, *reason_from_wire(payload))
+            return SessionRefused(session.sid, *reason_from_wire(payload))
         if before.silent:
             return None
         return Reset(session.sid, *reason_from_wire(payload))

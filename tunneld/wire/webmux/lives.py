@@ -9,10 +9,10 @@ from tunneld.errors import LocalProtocolError
 from tunneld.wire.webmux.ids import SessionIds
 from tunneld.wire.webmux.limits import DEFAULT_CREDIT, FIRST_ACCEPTOR_ID, FIRST_INITIATOR_ID, SESSION_IDS
 from tunneld.wire.webmux.session import Session
-from tunneld.wire.webmux.states import FAULT, OUR_SYN, PEER, PEER_RST, RESET, US, Column, State, Who
+from tunneld.wire.webmux.states import FAULT, OUR_SYN, PEER, PEER_RST, RESET, US, State, StateColumn, Who
 
 
-class Lives:
+class SessionTable:
     """The sessions of a connection and the credit that new ones start with."""
 
     def __init__(self, *, initiator: bool) -> None:
@@ -38,7 +38,7 @@ class Lives:
         self.begin(session, OUR_SYN, protocol)
         return session
 
-    def begin(self, session: Session, syn: Column, protocol: int) -> None:
+    def begin(self, session: Session, syn: StateColumn, protocol: int) -> None:
         """Begin a life with our SYN or the peer's."""
         session.state = syn[session.state]
         session.life += 1
@@ -46,7 +46,7 @@ class Lives:
         session.credit += self.default_credit
         session.allowance += self.default_allowance
 
-    def move(self, session: Session, saying: Column) -> None:
+    def move(self, session: Session, saying: StateColumn) -> None:
         """Move as the table says, in a life or after one.
 
         Raises `LocalProtocolError` where it says nothing, and then changes nothing.
@@ -85,7 +85,7 @@ class Lives:
             if session.state.called:
                 session.allowance += more
 
-    def _free(self, sid: int, saying: Column, after: State) -> None:
+    def _free(self, sid: int, saying: StateColumn, after: State) -> None:
         """An id of ours waits for its next life."""
         if saying is PEER_RST:
             self.ids.settled(sid)

@@ -35,7 +35,7 @@ from tunneld.wire.webmux.header import (
     Code,
     code_of,
 )
-from tunneld.wire.webmux.hearer import Hearer
+from tunneld.wire.webmux.hearer import Receiver
 from tunneld.wire.webmux.limits import MAX_TEXT, MAX_UNSENT
 from tunneld.wire.webmux.session import Session
 
@@ -61,7 +61,7 @@ class _Fragment:
         self.kept = bytearray()
 
 
-class Mux(Hearer):
+class Mux(Receiver):
     """Both halves of one end. `initiator` says who made the TCP connection, which decides who opens which ids.
 
     Take what is to be written from `outgoing`: write from a memoryview of it, release the view, `del outgoing[:n]`.
