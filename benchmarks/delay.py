@@ -24,7 +24,7 @@ from benchmarks.machines import Machine, connect, machines
 from benchmarks.processes import BenchError, Crew, orphans_ended
 from benchmarks.topologies import TLS_TOML, TUNNEL
 from benchmarks.wire import ADDRESSES
-from tunneld.cli.papers import make_self_signed
+from tunneld.tls.self_signed import make_self_signed
 
 RELAY, HOME = ADDRESSES
 CONTROL, CARRIERS, PUBLIC = 7010, 7012, 20080

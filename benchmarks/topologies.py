@@ -16,7 +16,7 @@ from benchmarks import peers, ssh
 from benchmarks.processes import LOOPBACK, Address, Child, Crew, descriptor_limit, find, free_port, need
 from benchmarks.servers import nginx_basics, nginx_command
 from benchmarks.versions import nginx_module
-from tunneld.cli.papers import make_self_signed
+from tunneld.tls.self_signed import make_self_signed
 
 
 @dataclass(frozen=True, slots=True)

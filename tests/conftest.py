@@ -13,11 +13,12 @@ import trio
 from hypothesis import settings
 
 from tests.support.people import go_home
-from tunneld.build import COMPILED
+from tunneld.backends import BACKENDS
+from tunneld.cli.build import COMPILED
 from tunneld.config.schema import Settings, TunnelSettings
-from tunneld.relay import new_engine
-from tunneld.relay.engine import Engine
-from tunneld.service import TunnelService
+from tunneld.directory.service import TunnelService
+from tunneld.engine import new_engine
+from tunneld.engine.engine import Engine
 
 settings.register_profile("house", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("house")
@@ -72,7 +73,7 @@ def tunnel_settings() -> TunnelSettings:
 @pytest.fixture
 async def service(nursery: trio.Nursery, engine: Engine, tunnel_settings: TunnelSettings) -> TunnelService:
     """A running service on loopback."""
-    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine)
+    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, BACKENDS)
     await nursery.start(service.run)
     return service
 

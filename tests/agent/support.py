@@ -11,27 +11,28 @@ from dataclasses import dataclass, field
 import trio
 
 from tests.support.papers import Papers
-from tunneld import net
 from tunneld.agent.access import RelayAccess
+from tunneld.agent.config import ExposureConfig
 from tunneld.agent.events import Field
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.health import Check
-from tunneld.agent.opening import TunnelRequest
-from tunneld.agent.plan import ExposureConfig
-from tunneld.agent.wake import NetworkMonitor
-from tunneld.backends.shared import KeyRegistry
-from tunneld.carriers import serve_carriers
+from tunneld.agent.network import NetworkMonitor
+from tunneld.agent.request import TunnelRequest
+from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.backends import BACKENDS
+from tunneld.backends.webmux_port import serve_carriers
 from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.control.commands import executor
-from tunneld.control.gate import Authenticator
 from tunneld.control.server import serve_lines
-from tunneld.doors import ReloadableListener
-from tunneld.endpoint import Target
-from tunneld.lobby import HandshakeSupervisor
-from tunneld.relay import new_engine
-from tunneld.relay.pump import Pump
-from tunneld.service import TunnelService
-from tunneld.tunnel import Tunnel
+from tunneld.directory.service import TunnelService
+from tunneld.engine import new_engine
+from tunneld.engine.pump import Pump
+from tunneld.net import sockets
+from tunneld.net.endpoint import Target
+from tunneld.net.listeners import ReloadableListener
+from tunneld.tunnel.keys import KeyRegistry
+from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import Item
 
 PATIENCE = 20.0
@@ -114,11 +115,11 @@ async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: flo
         endpoints = KeyRegistry()
         lobby = HandshakeSupervisor(Authenticator(lambda: ()), lambda: tls, lambda: PATIENCE)
         await nursery.start(lobby.run)
-        service = TunnelService(lambda: settings, engine, endpoints, lobby=lobby)
+        service = TunnelService(lambda: settings, engine, BACKENDS, endpoints, lobby=lobby)
         await nursery.start(service.run)
         here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
         if BACKEND.get() == "webmux":
-            door = ReloadableListener("webmux", net.bind_tcp("127.0.0.1", 0))
+            door = ReloadableListener("webmux", sockets.bind_tcp("127.0.0.1", 0))
             assert isinstance(engine, Pump)
             await nursery.start(serve_carriers, door, lambda: here.settings.webmux, lobby, endpoints, engine)
         await nursery.start(_serve_control, here, listener)

@@ -14,27 +14,27 @@ from structlog.testing import capture_logs
 
 from tests.agent.support import BACKEND, PATIENCE, RelayHere, Told, echo, exposed, local_server, relay_here
 from tests.agent.test_expose import address, ask
-from tests.relay.bench import stream
+from tests.engine.bench import stream
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_exactly
-from tunneld import carriers as relay_carriers
-from tunneld.agent import backoff, opening
+from tunneld.agent import backoff, request
 from tunneld.agent import carriers as agent_carriers
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.opening import TunnelRequest
-from tunneld.backends.shared import KeyRegistry
+from tunneld.agent.request import TunnelRequest
+from tunneld.backends import webmux_port as relay_carriers
 from tunneld.backends.webmux import WebMuxServerSide, find_side
-from tunneld.endpoint import Endpoint
+from tunneld.directory.service import Requester
 from tunneld.errors import RefusedError, UsageError
-from tunneld.rules.options import TunnelOptions
-from tunneld.service import Requester
-from tunneld.session import Carrier
-from tunneld.session import carrier as session_carrier
-from tunneld.session.carrier import PREAUTH_EXCEEDED
-from tunneld.tls import HANDSHAKE, TlsSocket
-from tunneld.trust import client_tls_context
-from tunneld.tunnel import Phase
-from tunneld.wire.webmux import Mux, Opened, SessionRefused
+from tunneld.mux import carrier as session_carrier
+from tunneld.mux.carrier import PREAUTH_EXCEEDED, Carrier
+from tunneld.net.endpoint import Endpoint
+from tunneld.policy.options import TunnelOptions
+from tunneld.tls.connection import HANDSHAKE, TlsSocket
+from tunneld.tls.contexts import client_tls_context
+from tunneld.tunnel.keys import KeyRegistry
+from tunneld.tunnel.tunnel import Phase
+from tunneld.wire.webmux.events import Opened, SessionRefused
+from tunneld.wire.webmux.mux import Mux
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ async def test_encryption_is_not_lost_without_a_word(papers: Papers) -> None:
 
 
 async def test_a_system_that_cannot_encrypt_says_so(papers: Papers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "HAS_CARRIERS", False)
+    monkeypatch.setattr(request, "HAS_CARRIERS", False)
     with trio.fail_after(PATIENCE):
         async with relay_here(papers=papers) as relay, local_server(echo) as target:
             with pytest.RaisesGroup(pytest.RaisesExc(UsageError, match="--secure no"), flatten_subgroups=True):

@@ -8,13 +8,13 @@ import trio
 from tests.agent.support import PATIENCE, Told, access_to, agent, echo, exposed, local_server, relay_here, unused_port
 from tests.agent.test_expose import address, ask
 from tests.support.people import connect, read_exactly
-from tunneld.agent import backoff, keeper
+from tunneld.agent import backoff, session
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.opening import TunnelRequest
-from tunneld.agent.sizing import PoolLimits
-from tunneld.endpoint import Target
+from tunneld.agent.pool import PoolLimits
+from tunneld.agent.request import TunnelRequest
 from tunneld.errors import RefusedError, RelayUnreachableError
-from tunneld.rules.access import Grant, Role
+from tunneld.net.endpoint import Target
+from tunneld.policy.access import Grant, Role
 from tunneld.wire.lines import Value
 
 ROOT = Grant("root", Role.ADMIN)
@@ -88,7 +88,7 @@ async def test_a_lost_control_connection_alone_is_noticed_costs_no_visitor_and_k
 
 
 async def test_visitors_of_a_draining_tunnel_finish(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "RESIZE_INTERVAL", 0.05)
+    monkeypatch.setattr(session, "RESIZE_INTERVAL", 0.05)
     told = Told()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
@@ -117,7 +117,7 @@ async def test_a_tunnel_that_somebody_closed_is_not_opened_again() -> None:
 async def test_of_a_tunnel_that_somebody_drains_the_visitors_finish_and_it_is_not_opened_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keeper, "RESIZE_INTERVAL", 0.05)
+    monkeypatch.setattr(session, "RESIZE_INTERVAL", 0.05)
     told = Told()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target:
@@ -183,7 +183,7 @@ async def test_the_end_of_the_ttl_is_the_end_of_the_agent() -> None:
 
 
 async def test_a_pool_grows_with_its_visitors_and_shrinks_without_losing_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "RESIZE_INTERVAL", 0.02)
+    monkeypatch.setattr(session, "RESIZE_INTERVAL", 0.02)
     told = Told(wants_visitors=False)
     with trio.fail_after(PATIENCE):
         async with (

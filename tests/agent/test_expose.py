@@ -15,8 +15,8 @@ import trio
 
 from tests.agent.support import PATIENCE, Told, echo, exposed, local_server, relay_here, unused_port
 from tests.support.people import connect, is_dropped, read_all, read_exactly
-from tunneld.agent.opening import TunnelRequest
-from tunneld.endpoint import Endpoint, Target
+from tunneld.agent.request import TunnelRequest
+from tunneld.net.endpoint import Endpoint, Target
 from tunneld.wire.proxy_protocol import decode_v2
 
 pytestmark = pytest.mark.usefixtures("each_backend")

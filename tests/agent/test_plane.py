@@ -11,19 +11,19 @@ import trio
 
 from tests.agent.support import PATIENCE, RelayHere, Told, echo, local_server, relay_here
 from tests.agent.test_expose import address
-from tests.agent.test_fleet import Harbour, harbour, hears, saying
+from tests.agent.test_exposures import Harbour, harbour, hears, saying
 from tests.agent.test_withdrawing import asleep
 from tests.support.people import connect, is_dropped, read_exactly
-from tunneld import net
-from tunneld.agent import backoff, ending, keeper
-from tunneld.agent.fleet import ExposureSpec
+from tunneld.agent import backoff, session, shutdown
+from tunneld.agent.config import ExposureConfig
+from tunneld.agent.exposures import ExposureSpec
 from tunneld.agent.health import Check
-from tunneld.agent.opening import TunnelRequest
-from tunneld.agent.plan import ExposureConfig
+from tunneld.agent.request import TunnelRequest
 from tunneld.backends.webmux import WebMuxServerSide
-from tunneld.endpoint import Target
-from tunneld.relay.pump import Pump
-from tunneld.tunnel import Phase, Tunnel
+from tunneld.engine.pump import Pump
+from tunneld.net import sockets
+from tunneld.net.endpoint import Target
+from tunneld.tunnel.tunnel import Phase, Tunnel
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -43,7 +43,7 @@ def held(here: Harbour) -> Held:
     assert isinstance(engine, Pump)
     return {
         "owners": sum(handler is not None for handler in engine.handlers.values()),
-        "descriptors": net.open_descriptors(),
+        "descriptors": sockets.open_descriptors(),
         "tasks": trio.lowlevel.current_statistics().tasks_living,
     }
 
@@ -170,7 +170,7 @@ async def test_visitors_of_one_that_is_removed_finish_and_nothing_of_it_is_left(
 
 async def test_visitors_of_its_former_tunnels_are_dropped_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not on the tunnel that it closes."""
-    monkeypatch.setattr(keeper, "RESIZE_INTERVAL", 0.02)
+    monkeypatch.setattr(session, "RESIZE_INTERVAL", 0.02)
     async with relay_here() as relay, local_server(saying(b"word")) as target, local_server(echo) as other:
         stays = named("stays", other, relay)
         async with two(named("goes", target, relay, drain_timeout=0), stays, relay) as (here, _):
@@ -205,7 +205,7 @@ async def test_one_that_loses_everything_on_its_way_to_the_relay_has_it_again_an
 @pytest.mark.parametrize("each_backend", ["webmux"], indirect=True)
 async def test_carriers_that_lead_nowhere_are_cut(each_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody at their other end says that they have gone."""
-    monkeypatch.setattr(ending, "CLOSE_WITHIN", 0.5)
+    monkeypatch.setattr(shutdown, "CLOSE_WITHIN", 0.5)
     async with relay_here() as relay, local_server(saying(b"word")) as target, local_server(echo) as other:
         stays = named("stays", other, relay)
         async with two(named("goes", target, relay, drain_timeout=0), stays, relay) as (here, bystander):

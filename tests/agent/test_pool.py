@@ -12,13 +12,11 @@ import trio.testing
 from tests.agent.support import PATIENCE
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.carriers import Carriers
-from tunneld.agent.keyed import HandshakePool
-from tunneld.agent.pool import Pool
-from tunneld.agent.sizing import PoolLimits
-from tunneld.agent.supply import ConnectionSource, SourceEvents
-from tunneld.agent.ways import VisitorConnection
-from tunneld.endpoint import Endpoint
-from tunneld.relay.engine import Engine
+from tunneld.agent.handshake_pool import HandshakePool
+from tunneld.agent.pool import Pool, PoolLimits
+from tunneld.agent.source import ConnectionSource, SourceEvents, VisitorConnection
+from tunneld.engine.engine import Engine
+from tunneld.net.endpoint import Endpoint
 from tunneld.wire.proxy_protocol import encode_v2
 
 HEADER = encode_v2(("2001:db8::1", 4242), ("2001:db8::2", 80))  # the long kind

@@ -15,9 +15,9 @@ from tests.support.people import connect, is_dropped, is_refused, read_all, read
 from tunneld.agent import backoff
 from tunneld.agent.expose import Exposure
 from tunneld.agent.health import Check, UnhealthyPolicy
-from tunneld.agent.opening import TunnelRequest
-from tunneld.endpoint import Target
+from tunneld.agent.request import TunnelRequest
 from tunneld.errors import RefusedError
+from tunneld.net.endpoint import Target
 from tunneld.wire.lines import Value
 
 pytestmark = pytest.mark.usefixtures("each_backend")

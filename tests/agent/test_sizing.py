@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.agent.sizing import AHEAD, PoolLimits, grown, shrunk, wanted
+from tunneld.agent.pool import AHEAD, PoolLimits, grown, shrunk, wanted
 
 arrivals = st.integers(0, 100_000)
 

@@ -18,12 +18,12 @@ import trio
 
 from tests.support.people import PATIENCE, connect, read_exactly
 from tests.support.programs import Daemon, program, tunnel_command
-from tunneld.cli.papers import make_self_signed
 from tunneld.cli.tunneld import PORTS, main
 from tunneld.config import Settings, load
-from tunneld.endpoint import CONTROL_PORT, Endpoint
-from tunneld.pin import fingerprint
-from tunneld.trust import client_tls_context
+from tunneld.net.endpoint import CONTROL_PORT, Endpoint
+from tunneld.tls.contexts import client_tls_context
+from tunneld.tls.pins import fingerprint
+from tunneld.tls.self_signed import make_self_signed
 from tunneld.wire.verifier import matches
 
 KEPT = {key: value for key, value in os.environ.items() if not key.startswith("TUNNEL")}

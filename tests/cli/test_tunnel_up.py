@@ -14,11 +14,11 @@ from tests.agent.test_expose import ask
 from tests.cli.test_tunnel import Reader, running, tunnel
 from tests.support.people import connect, read_exactly
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.planfile import RelayTable
+from tunneld.agent.expose_file import RelayTable
 from tunneld.cli import up
-from tunneld.endpoint import Endpoint
 from tunneld.errors import UsageError
-from tunneld.tunnel import Tunnel
+from tunneld.net.endpoint import Endpoint
+from tunneld.tunnel.tunnel import Tunnel
 
 
 @pytest.fixture

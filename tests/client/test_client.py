@@ -13,12 +13,7 @@ from tests.support.people import PATIENCE
 from tests.support.relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
 from tunneld.client import Client, connect
 from tunneld.client.exchange import ControlExchange
-from tunneld.errors import (
-    LocalProtocolError,
-    RefusedError,
-    RelayUnreachableError,
-    UsageError,
-)
+from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableError, UsageError
 from tunneld.wire.lines import Request
 
 

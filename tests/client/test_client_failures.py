@@ -16,13 +16,8 @@ from tests.support.relays import GREETING, LONG, client_of, fake_relay, jump_whe
 from tunneld.client import connect
 from tunneld.client.exchange import why
 from tunneld.config.schema import ControlSettings
-from tunneld.errors import (
-    RefusedError,
-    RelayUnreachableError,
-    RemoteProtocolError,
-    UsageError,
-)
-from tunneld.tls import PEER_CLOSED
+from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, UsageError
+from tunneld.tls.connection import PEER_CLOSED
 from tunneld.wire.lines import MAX_REPLY_LINE
 
 

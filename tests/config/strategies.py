@@ -17,7 +17,7 @@ from tunneld.config import (
     TlsFiles,
     TunnelSettings,
 )
-from tunneld.endpoint import is_loopback
+from tunneld.net.endpoint import is_loopback
 from tunneld.wire.verifier import MAX_ITERATIONS, MIN_ITERATIONS, Verifier
 
 SECONDS = st.one_of(

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from tests.config import strategies
 from tunneld.config import ControlSettings, DaemonSettings, Settings, TlsFiles, TunnelSettings, diff, reloaded
-from tunneld.config.changes import value
-from tunneld.config.keys import keys
+from tunneld.config.keys import keys, value
 
 relaxed = limits(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 

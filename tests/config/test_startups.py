@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from tunneld.config import ControlSettings
-from tunneld.config.startups import MAX_PREAUTH, Startups
+from tunneld.config.values import MAX_PREAUTH, Startups
 
 
 @pytest.mark.parametrize("text", ["1:1:1", "10:30:60", "64:100:64", f"{MAX_PREAUTH}:1:{MAX_PREAUTH}"])

@@ -15,13 +15,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.support.control import Person, Server, running_server
 from tests.support.credentials import SECRET, counted, credential, gate_of
 from tests.support.people import connect, is_dropped
+from tunneld.auth.authenticator import Authenticator
 from tunneld.config.credentials import Credential
 from tunneld.config.schema import ControlSettings
-from tunneld.control.entry import MAX_FAILURES, LoginState
-from tunneld.control.gate import Authenticator
+from tunneld.control.login import MAX_FAILURES, LoginState
+from tunneld.daemon.log.lines import Human, Json
 from tunneld.errors import NotAllowedError, RemoteProtocolError, UsageError
-from tunneld.log.lines import Human, Json
-from tunneld.pin import fingerprint
+from tunneld.tls.pins import fingerprint
 from tunneld.wire import scram
 from tunneld.wire.lines import Request, parse_request
 from tunneld.wire.scram import ScramClient

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from tests.control.http_face import Relay
+from tests.http.face import Relay
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.commands import COMMANDS, executor
 from tunneld.control.reply import Caller, Reply
+from tunneld.directory.service import TunnelService
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError
-from tunneld.rules.access import EVERYBODY, Grant, Role
-from tunneld.service import TunnelService
+from tunneld.policy.access import EVERYBODY, Grant, Role
 from tunneld.wire.lines import Item, parse_request
 
 ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)

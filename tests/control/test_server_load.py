@@ -12,8 +12,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.control import Person, running_server
 from tests.support.people import connect, is_dropped, is_refused, reset
-from tunneld import __version__, net
+from tunneld import __version__
 from tunneld.config.schema import ControlSettings
+from tunneld.net import sockets
 
 GREETING = f"OK tunneld {__version__} protocol=1 auth=none"
 LONG = 1e6
@@ -165,7 +166,7 @@ async def test_out_of_descriptors_it_waits_says_so_once_and_recovers(mock_clock:
 
 
 async def test_when_it_stops_every_connection_ends_and_nothing_is_left() -> None:
-    before = net.open_descriptors()
+    before = sockets.open_descriptors()
     async with running_server() as server:
         async with server.person() as one, server.person() as two:
             await two.types("watch")
@@ -175,7 +176,7 @@ async def test_when_it_stops_every_connection_ends_and_nothing_is_left() -> None
             await two.hears_all()
         assert await is_refused(server.endpoint)
         assert (server.script.streams, server.script.streams_closed) == (1, 1)
-    assert net.open_descriptors() == before
+    assert sockets.open_descriptors() == before
 
 
 async def test_the_request_that_stops_the_daemon_is_answered() -> None:

@@ -18,9 +18,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.control import Person, Server, running_server
 from tests.support.people import connect, is_dropped, read_all
-from tunneld import trust
 from tunneld.config.schema import ControlSettings, TlsFiles
 from tunneld.control.connection import LAST_WORD, LineConnection
+from tunneld.tls import contexts
 
 LONG = 1e6
 """Seconds of a clock that the test moves by hand."""
@@ -38,7 +38,7 @@ class Papers:
 
     def context(self, certificate: Path | None = None) -> ssl.SSLContext:
         """What a client uses that believes this authority and shows a certificate, if any."""
-        return trust.client_tls_context(self.ca, certificate)
+        return contexts.client_tls_context(self.ca, certificate)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
     tls = TlsFiles(certificate=folder / "server.pem", key=folder / "server.key")
     return Papers(
         folder / "ca.pem",
-        trust.server_tls_context(tls),
-        trust.server_tls_context(tls.model_copy(update={"client_ca": folder / "ca.pem"})),
+        contexts.server_tls_context(tls),
+        contexts.server_tls_context(tls.model_copy(update={"client_ca": folder / "ca.pem"})),
         folder / "client.pem",
         folder / "foreigner.pem",
     )

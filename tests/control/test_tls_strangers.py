@@ -8,15 +8,15 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.auth.test_preauth import FOE, FRIEND, HOME, LONG, gate_with, person_from
 from tests.control.test_auth import log_in
-from tests.control.test_strangers import FOE, FRIEND, HOME, LONG, gate_with, person_from
 from tests.support.control import Person, Server, running_server
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_all
-from tunneld import trust
+from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.preauth import PreauthLimiter, PreauthReason
 from tunneld.config.schema import ControlSettings
-from tunneld.control.gate import Authenticator
-from tunneld.control.strangers import PreauthLimiter, PreauthReason
+from tunneld.tls import contexts
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ async def test_a_certificate_that_is_asked_for_makes_strangers_and_ends_being_on
     settings = ControlSettings(max_startups="1:100:1")
     gate = Authenticator(lambda: (), PreauthLimiter(lambda: settings))
     async with running_server(settings, papers.mutual, gate=gate) as server:
-        context = trust.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
+        context = contexts.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
         known = Person(trio.SSLStream(await connect(server.endpoint), context, server_hostname="127.0.0.1"))
         assert (await known.hears()).startswith("OK tunneld")
         assert len(gate.strangers) == 0

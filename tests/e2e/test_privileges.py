@@ -20,8 +20,8 @@ from tests.support.programs import daemon
 from tunneld.config import Settings
 from tunneld.config.schema import DaemonSettings, TunnelSettings
 from tunneld.daemon import privileges
-from tunneld.endpoint import Endpoint
 from tunneld.errors import ConfigError
+from tunneld.net.endpoint import Endpoint
 
 NOBODY = pwd.getpwnam("nobody")
 

@@ -19,8 +19,8 @@ from tunneld import daemon
 from tunneld.cli import common
 from tunneld.cli.tunneld import parser
 from tunneld.config.keys import Key, keys
-from tunneld.config.literals import literal
 from tunneld.config.problems import bounds
+from tunneld.config.values import literal
 from tunneld.daemon.signals import SIGNALS
 from tunneld.errors import AwaitedConfigError, ConfigError, ListenError, LocalProtocolError, UsageError
 

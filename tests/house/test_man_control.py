@@ -10,11 +10,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import tunneld
-from tests.control.http_face import open_face
+from tests.http.face import open_face
 from tunneld.control.commands import COMMANDS
-from tunneld.control.http.problems import FAULTS, STATUSES
 from tunneld.errors import EXIT_STATUSES
-from tunneld.rules.options import OPTIONS
+from tunneld.http.problems import FAULTS, STATUSES
+from tunneld.policy.options import OPTIONS
 
 SOURCE = Path(tunneld.__file__).parent
 MANUAL = (Path(__file__).parents[2] / "man" / "tunneld-control.7").read_text()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tunneld.auth.authenticator import Authenticator
 from tunneld.config.credentials import Credential
-from tunneld.control.gate import Authenticator
 from tunneld.wire import verifier
 from tunneld.wire.verifier import MIN_ITERATIONS, derive
 

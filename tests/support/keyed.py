@@ -10,10 +10,10 @@ import trio
 
 from tests.support.papers import Papers
 from tests.support.people import connect
-from tunneld.control.gate import Authenticator
-from tunneld.endpoint import Endpoint
-from tunneld.lobby import HandshakeSupervisor
-from tunneld.tls import TlsSocket, TlsStream
+from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.net.endpoint import Endpoint
+from tunneld.tls.connection import TlsSocket, TlsStream
 
 PATIENT = 10.0
 """Seconds that a newcomer has."""

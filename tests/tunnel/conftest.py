@@ -10,10 +10,11 @@ import trio
 from tests.support.keyed import open_lobby
 from tests.support.papers import Papers
 from tests.tunnel.support import PAPERS, SECURE
+from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.backends import BACKENDS
 from tunneld.config.schema import Settings, TunnelSettings
-from tunneld.lobby import HandshakeSupervisor
-from tunneld.relay.engine import Engine
-from tunneld.service import TunnelService
+from tunneld.directory.service import TunnelService
+from tunneld.engine.engine import Engine
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,6 @@ async def each_way(
     nursery: trio.Nursery, engine: Engine, tunnel_settings: TunnelSettings, lobby: HandshakeSupervisor, secure: Papers
 ) -> TunnelService:
     """A running service on loopback, once for each way to show who the hidden server is."""
-    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, lobby=lobby)
+    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, BACKENDS, lobby=lobby)
     await nursery.start(service.run)
     return service

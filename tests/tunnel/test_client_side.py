@@ -16,10 +16,10 @@ from tests.support.people import connect, is_dropped
 from tests.support.visitors import call_from, open_tunnel, refused, until_gone, until_served, until_waiting
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.verbs import describe_tunnel
+from tunneld.directory.service import TunnelService
 from tunneld.errors import UsageError
-from tunneld.rules.admission import RefusalKind
-from tunneld.service import TunnelService
-from tunneld.tunnel import REFUSALS_LOGGED
+from tunneld.policy.admission import RefusalKind
+from tunneld.tunnel.visitors import REFUSALS_LOGGED
 
 
 class TestWhoMayCome:

@@ -9,8 +9,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_exactly, reset
 from tests.support.visitors import call_from, open_tunnel, refused, until_served, until_waiting
 from tunneld.config.schema import TunnelSettings
-from tunneld.rules.admission import RefusalKind
-from tunneld.service import TunnelService
+from tunneld.directory.service import TunnelService
+from tunneld.policy.admission import RefusalKind
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
 
 PROXIED = TunnelSettings(ports="0", trusted_proxies=("127.0.0.1",), max_waiting=2)

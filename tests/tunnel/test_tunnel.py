@@ -15,13 +15,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.support.people import PATIENCE, is_dropped, is_refused, read_all, read_exactly, reset
 from tests.support.visitors import until_parked, until_waiting
 from tests.tunnel.support import ME, SECURE, connect, joined, open_tunnel, until_served
+from tunneld.backends import BACKENDS
 from tunneld.config.schema import Settings, TunnelSettings
-from tunneld.endpoint import Endpoint
+from tunneld.directory.service import Requester, TunnelService
+from tunneld.engine.engine import Engine
 from tunneld.errors import LimitReachedError, ListenError, NoSuchTunnelError, UsageError
-from tunneld.relay.engine import Engine
-from tunneld.rules.options import TunnelOptions
-from tunneld.service import Requester, TunnelService
-from tunneld.tunnel import Phase
+from tunneld.net.endpoint import Endpoint
+from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.tunnel import Phase
 
 
 @pytest.fixture
@@ -336,7 +337,7 @@ class TestPorts:
 
 async def test_a_service_that_stops_says_so_of_its_tunnels(engine: Engine) -> None:
     async with trio.open_nursery() as nursery:
-        service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine)
+        service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS)
         await nursery.start(service.run)
         tunnel = await open_tunnel(service)
         _server, visitor = await joined(tunnel)

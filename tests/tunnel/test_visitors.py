@@ -14,8 +14,8 @@ from tests.support.people import is_dropped, read_all, read_exactly
 from tests.support.visitors import until_parked, until_waiting
 from tests.tunnel.support import connect, joined, open_tunnel
 from tunneld.config.schema import Settings, TunnelSettings
-from tunneld.endpoint import Endpoint
-from tunneld.service import TunnelService
+from tunneld.directory.service import TunnelService
+from tunneld.net.endpoint import Endpoint
 from tunneld.wire.lines import Item
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tunneld.agent.dial import dial, resolve_relay
 from tunneld.client import Client, connect
-from tunneld.endpoint import Endpoint, parse_relay
 from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, UsageError, reason_of
-from tunneld.tls import TlsSocket, shake_hands
-from tunneld.trust import client_tls_context
+from tunneld.net.dial import dial, resolve_relay
+from tunneld.net.endpoint import Endpoint, parse_relay
+from tunneld.tls.connection import TlsSocket, shake_hands
+from tunneld.tls.contexts import client_tls_context
 
 MAX_KEY_REPLY = 1024
 """Octets of the relay's answer to a key: OK, or a code and a sentence."""

@@ -26,16 +26,18 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import delays
-from tunneld.agent.secured import EndVisitor, VisitorSink
-from tunneld.agent.supply import MAX_DIALS_AT_ONCE, SourceEvents
-from tunneld.agent.wake import is_ours
-from tunneld.endpoint import Endpoint
+from tunneld.agent.end_visitor import EndVisitor, VisitorSink
+from tunneld.agent.network import is_ours
+from tunneld.agent.source import MAX_DIALS_AT_ONCE, SourceEvents
+from tunneld.engine.engine import Engine
+from tunneld.engine.pump import Pump
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError
-from tunneld.relay.engine import Engine
-from tunneld.relay.pump import Pump
-from tunneld.session import Carrier, CarrierLimits, Channel, connection_over
-from tunneld.session.carrier import MAX_CHANNELS
-from tunneld.tls import TlsSocket
+from tunneld.mux.carrier import MAX_CHANNELS, Carrier
+from tunneld.mux.channel import Channel
+from tunneld.mux.connection import connection_over
+from tunneld.mux.limits import CarrierLimits
+from tunneld.net.endpoint import Endpoint
+from tunneld.tls.connection import TlsSocket
 
 MAX_CARRIERS = 80
 """Carriers of one tunnel: ten thousand visitors, which is what a relay takes unless told otherwise."""

@@ -24,18 +24,17 @@ import trio
 
 from tunneld.agent.access import SECRET_CHECK_INTERVAL, RelayAccess
 from tunneld.agent.backoff import Backoff
-from tunneld.agent.ending import AgentShutdown
+from tunneld.agent.config import ExposureConfig
 from tunneld.agent.events import Reporter, Stats
-from tunneld.agent.health import Check, UnhealthyPolicy
-from tunneld.agent.keeper import AgentContext, TunnelSession
-from tunneld.agent.listening import complaint
-from tunneld.agent.local import LocalServer
-from tunneld.agent.opening import TunnelRequest
-from tunneld.agent.plan import ExposureConfig
+from tunneld.agent.health import Check, UnhealthyPolicy, watch
+from tunneld.agent.local import LocalServer, complaint
+from tunneld.agent.network import NetworkMonitor, is_ours
+from tunneld.agent.request import TunnelRequest
+from tunneld.agent.session import AgentContext, TunnelSession
+from tunneld.agent.shutdown import AgentShutdown
 from tunneld.agent.visitors import LocalVisitors
-from tunneld.agent.wake import NetworkMonitor, is_ours
-from tunneld.agent.watch import watch
 from tunneld.client import Client
+from tunneld.engine.engine import Engine
 from tunneld.errors import (
     EndedError,
     LimitReachedError,
@@ -47,7 +46,6 @@ from tunneld.errors import (
     TunneldError,
     UsageError,
 )
-from tunneld.relay.engine import Engine
 
 FOR_GOOD = frozenset({UsageError.code, NotAllowedError.code, EndedError.code})
 """Refusals that trying again does not mend."""

@@ -20,14 +20,14 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Field
-from tunneld.agent.keeper import AgentContext, TunnelSession
-from tunneld.agent.opening import TunnelRequest
-from tunneld.agent.sizing import PoolLimits
+from tunneld.agent.pool import PoolLimits
+from tunneld.agent.request import TunnelRequest
+from tunneld.agent.session import AgentContext, TunnelSession
+from tunneld.agent.source import VisitorConnection
 from tunneld.agent.visitors import visitor_of
-from tunneld.agent.ways import VisitorConnection
 from tunneld.client import Client
+from tunneld.engine import new_engine
 from tunneld.errors import TunneldError
-from tunneld.relay import new_engine
 from tunneld.wire.lines import Value
 
 CLOSE_WITHIN = 3.0

@@ -17,15 +17,14 @@ import socket
 
 import trio
 
-from tunneld.agent import refusal
-from tunneld.agent.dial import check_not_refused
-from tunneld.agent.events import Reporter
+from tunneld.agent import health
+from tunneld.agent.events import RepeatLimiter, Reporter
 from tunneld.agent.local import LocalServer
-from tunneld.agent.repeats import RepeatLimiter
-from tunneld.agent.ways import VisitorConnection
-from tunneld.endpoint import join_host_port
+from tunneld.agent.source import VisitorConnection
+from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
 from tunneld.errors import RemoteProtocolError, reason_of
-from tunneld.relay.engine import Cause, Relay, RelayEnd, Side
+from tunneld.net.dial import check_not_refused
+from tunneld.net.endpoint import join_host_port
 from tunneld.wire.proxy_protocol import decode_v2
 
 _NEVER_CONNECTED = frozenset(
@@ -120,7 +119,7 @@ class LocalVisitors:
         self._fail(header, reason)
 
     def _end(self, way: VisitorConnection, reason: str, *, answering: bool) -> None:
-        if answering and self._being_answered < refusal.MAX_ANSWERS:
+        if answering and self._being_answered < health.MAX_ANSWERS:
             self._nursery.start_soon(self._answer, way)
         else:
             way.close(reason)
@@ -128,7 +127,7 @@ class LocalVisitors:
     async def _answer(self, way: VisitorConnection) -> None:
         self._being_answered += 1
         try:
-            await refusal.answer(way.stream())
+            await health.answer(way.stream())
         except BaseException:
             way.close("the agent stopped")
             raise

@@ -17,12 +17,12 @@ from typing import Any
 
 import trio
 
-from tunneld.backends.base import Handshakes, TunnelContext
+from tunneld.engine.end import NO_HANDLER
+from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
+from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import NotAllowedError, RemoteProtocolError
-from tunneld.relay.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
-from tunneld.session.duct import NO_HANDLER
-from tunneld.session.tls import TlsEnd
-from tunneld.tls import HANDSHAKE, TlsSocket
+from tunneld.tls.connection import HANDSHAKE, TlsSocket
+from tunneld.tunnel.server_side import Handshakes, TunnelContext
 from tunneld.wire.lines import format_err
 
 MAX_KEY_LINE = 128
@@ -187,7 +187,7 @@ class _ParkedWatch:
 
 def serve(tls: TlsSocket, ahead: bytes, host: TunnelContext, peer: Any) -> TlsServerConnection:
     """Hand it to the engine. Raises OSError."""
-    from tunneld.relay.pump import Pump  # noqa: PLC0415  # where there is a lobby, there is a pump
+    from tunneld.engine.pump import Pump  # noqa: PLC0415  # where there is a lobby, there is a pump
 
     assert isinstance(host.engine, Pump)
     duct = TlsEnd(host.engine, tls)

@@ -20,15 +20,15 @@ from typing import Any, Protocol
 
 import trio
 
-from tunneld.backends.base import BackendServices, ServerConnection, ServerSideSnapshot, TunnelContext
-from tunneld.backends.line import WaitQueue
+from tunneld.backends.queue import WaitQueue
 from tunneld.config.schema import TunnelSettings
-from tunneld.endpoint import Endpoint, unmap
+from tunneld.engine.acceptor import peer_closed
+from tunneld.engine.engine import Engine, FailureCallback, Limiter, Registration, Relay, RelayEnd
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
-from tunneld.net import bind_in_range, taken_out
-from tunneld.relay.engine import Engine, FailureCallback, Limiter, Registration, Relay, RelayEnd
-from tunneld.relay.look import peer_closed
-from tunneld.rules.options import TunnelOptions
+from tunneld.net.endpoint import Endpoint, unmap
+from tunneld.net.sockets import bind_in_range, taken_out
+from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.server_side import BackendServices, ServerConnection, ServerSideSnapshot, TunnelContext
 from tunneld.wire.lines import format_err
 
 KEY_OCTETS = 16

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tunneld.backends.carried import MuxServerSide
-from tunneld.backends.shared import KeyRegistry
-from tunneld.endpoint import Endpoint
+from tunneld.backends.mux_side import MuxServerSide
 from tunneld.errors import NoSuchTunnelError, UsageError
+from tunneld.net.endpoint import Endpoint
+from tunneld.tunnel.keys import KeyRegistry
 
 
 class WebMuxServerSide(MuxServerSide):

@@ -24,17 +24,16 @@ from contextlib import AsyncExitStack
 import structlog
 import trio
 
+from tunneld.agent.config import plan_of
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.expose import Exposure, open_exposure
-from tunneld.agent.plan import plan_of
-from tunneld.agent.wake import NetworkMonitor
+from tunneld.agent.network import NetworkMonitor
 from tunneld.cli.access import access, as_option
-from tunneld.cli.board import Board
-from tunneld.cli.tellers import JsonReporter, LineReporter, LiveReporter, QuietReporter
-from tunneld.cli.writer import Writer
-from tunneld.net import raise_descriptor_limit
-from tunneld.relay import new_engine
-from tunneld.relay.limits import POLL_TIMEOUT
+from tunneld.cli.board import Board, Writer
+from tunneld.cli.reporters import JsonReporter, LineReporter, LiveReporter, QuietReporter
+from tunneld.engine import new_engine
+from tunneld.engine.limits import POLL_TIMEOUT
+from tunneld.net.sockets import raise_descriptor_limit
 
 STDOUT, STDERR = 1, 2
 WARNING = 30  # of `logging`: the engine says nothing lower that concerns a person

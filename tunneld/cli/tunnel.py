@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tunneld.agent.ending import DRAIN_WITHIN
 from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MAX_CHECKS, PATH, TIMEOUT, UNHEALTHY_AFTER, UnhealthyPolicy
+from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.cli.access import add_relay_options, positive_seconds, some_seconds
 from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
 from tunneld.cli.verbs import VERBS, Verb, carry_out
-from tunneld.endpoint import parse_port
 from tunneld.errors import UsageError
+from tunneld.net.endpoint import parse_port
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,19 +25,17 @@ from pathlib import Path
 import trio
 
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.fleet import Exposures, ExposureSpec
-from tunneld.agent.plan import Changes, ExposureConfig
-from tunneld.agent.planfile import ExposeFile, RelayTable, load_plans
-from tunneld.agent.wake import NetworkMonitor
-from tunneld.cli.access import access, add_relay_options
-from tunneld.cli.board import Board
+from tunneld.agent.config import Changes, ExposureConfig
+from tunneld.agent.expose_file import ExposeFile, RelayTable, load_plans
+from tunneld.agent.exposures import Exposures, ExposureSpec
+from tunneld.agent.network import NetworkMonitor
+from tunneld.cli.access import access, add_relay_options, from_terminal
+from tunneld.cli.board import Board, Writer
 from tunneld.cli.common import Parser, say, status_of
 from tunneld.cli.expose import STDERR, STDOUT, TOLD, prepare, teller_of
-from tunneld.cli.secret import from_terminal
-from tunneld.cli.writer import Writer
 from tunneld.config.places import user_file
 from tunneld.errors import ConfigError, TunneldError, UsageError
-from tunneld.pin import parse_pins
+from tunneld.tls.pins import parse_pins
 
 FILE = "expose.toml"
 

@@ -19,10 +19,10 @@ import trio
 
 from tunneld.client.exchange import Answer, ControlExchange, Record, why
 from tunneld.client.login import authenticate
-from tunneld.endpoint import Endpoint, parse_relay, unmap
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.tls import PEER_CLOSED
-from tunneld.trust import client_tls_context
+from tunneld.net.endpoint import Endpoint, parse_relay, unmap
+from tunneld.tls.connection import PEER_CLOSED
+from tunneld.tls.contexts import client_tls_context
 from tunneld.wire.lines import Request, Value
 
 PROTOCOL = "1"

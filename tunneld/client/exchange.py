@@ -16,9 +16,18 @@ from datetime import UTC, datetime
 import trio
 
 from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.tls import EXPIRED, NOT_YET, PEER_CLOSED, is_truncation
-from tunneld.wire.linebuffer import LineBuffer
-from tunneld.wire.lines import MAX_REPLY_LINE, Err, ItemLine, Ok, ReplyLine, Request, format_request, parse_reply
+from tunneld.tls.connection import EXPIRED, NOT_YET, PEER_CLOSED, is_truncation
+from tunneld.wire.lines import (
+    MAX_REPLY_LINE,
+    Err,
+    ItemLine,
+    LineBuffer,
+    Ok,
+    ReplyLine,
+    Request,
+    format_request,
+    parse_reply,
+)
 
 READ_SIZE = 64 * 1024
 """Octets read at once: a list of 250 tunnels."""

@@ -11,8 +11,8 @@ import secrets
 import trio
 
 from tunneld.client.exchange import ControlExchange
-from tunneld.endpoint import Endpoint
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, UsageError
+from tunneld.net.endpoint import Endpoint
 from tunneld.wire import scram
 from tunneld.wire.lines import Request
 from tunneld.wire.scram import ScramClient

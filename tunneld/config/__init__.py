@@ -1,8 +1,8 @@
 """The configuration: tunnel.toml as frozen values, read strictly, written back completely, compared purely."""
 
-from tunneld.config.changes import Change, diff, reloaded
 from tunneld.config.credentials import Credential, make_verifier
 from tunneld.config.file import dump, load
+from tunneld.config.keys import Change, diff, reloaded
 from tunneld.config.places import find_config
 from tunneld.config.schema import (
     ControlSettings,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tunneld.config.context import Loading
 from tunneld.config.problems import sentences
 from tunneld.config.schema import ControlSettings, HttpSettings, Settings
+from tunneld.config.values import Loading
 from tunneld.errors import ConfigError
 
 

@@ -15,10 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tunneld.config.certificates import check_authority, check_pair, locate, place
-from tunneld.config.context import Loading
 from tunneld.config.credentials import Credential, check_unique
-from tunneld.config.literals import literal
-from tunneld.config.startups import MaxStartups, Startups
 from tunneld.config.values import (
     DAY,
     HOUR,
@@ -31,18 +28,23 @@ from tunneld.config.values import (
     File,
     Folder,
     Guard,
+    Loading,
+    MaxStartups,
     Moment,
+    NetworkList,
     Octets,
     Port,
     Seconds,
     SecondsOrNone,
+    Startups,
     Table,
+    VisitorRate,
     Window,
+    literal,
     parse_port_range,
 )
-from tunneld.config.visitors import NetworkList, VisitorRate
-from tunneld.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
 from tunneld.errors import UsageError
+from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
 
 
 def _host(value: str) -> str:

@@ -33,8 +33,8 @@ from tunneld.control.verbs import (
     watch_tunnels,
 )
 from tunneld.errors import UsageError
-from tunneld.rules.access import Role, check_role
-from tunneld.rules.options import OPTIONS
+from tunneld.policy.access import Role, check_role
+from tunneld.policy.options import OPTIONS
 from tunneld.wire.lines import Item, Request
 
 

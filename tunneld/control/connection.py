@@ -13,8 +13,8 @@ import trio
 
 from tunneld.config.schema import ControlSettings
 from tunneld.errors import RemoteProtocolError
-from tunneld.tls import PEER_CLOSED, is_truncation
-from tunneld.wire.linebuffer import LineBuffer
+from tunneld.tls.connection import PEER_CLOSED, is_truncation
+from tunneld.wire.lines import LineBuffer
 
 READ_SIZE = 4096
 """Octets read at once, and so the most that is read ahead of the request being carried out: one longest line."""

@@ -18,16 +18,16 @@ import structlog
 import trio
 
 from tunneld import __version__
+from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
 from tunneld.config.schema import ControlSettings
 from tunneld.control.connection import TLS_HANDSHAKE, LineConnection, PeerLeftError, why
-from tunneld.control.conversation import ControlSession
-from tunneld.control.entry import LoginState
-from tunneld.control.gate import Authenticator
+from tunneld.control.login import LoginState
 from tunneld.control.reply import Execute
-from tunneld.control.strangers import PreauthRefusal, PreauthSlot
-from tunneld.doors import ReloadableListener
-from tunneld.endpoint import format_peer, unmap
-from tunneld.tls import is_truncation
+from tunneld.control.session import ControlSession
+from tunneld.net.endpoint import format_peer, unmap
+from tunneld.net.listeners import ReloadableListener
+from tunneld.tls.connection import is_truncation
 from tunneld.wire.lines import format_err
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("control")

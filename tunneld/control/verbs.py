@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from tunneld.config.changes import value
-from tunneld.config.keys import keys
-from tunneld.config.literals import literal
+from tunneld.config.keys import keys, value
 from tunneld.config.schema import Settings
+from tunneld.config.values import literal
 from tunneld.control.reply import Caller, Reply
-from tunneld.endpoint import format_peer
+from tunneld.directory.reservations import ReservationView
+from tunneld.directory.service import Requester, TunnelService
 from tunneld.errors import LocalProtocolError, UsageError
-from tunneld.rules.access import Grant
-from tunneld.rules.options import ANYWHERE, TunnelOptions
-from tunneld.service import Requester, TunnelService
-from tunneld.service.addresses import ReservationView
-from tunneld.tunnel import Tunnel
+from tunneld.net.endpoint import format_peer
+from tunneld.policy.access import Grant
+from tunneld.policy.options import ANYWHERE, TunnelOptions
+from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import Item, Request
 
 MAX_TRIM = 1_000_000

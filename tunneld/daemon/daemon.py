@@ -28,27 +28,29 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld import __version__, config, log, net, notify
-from tunneld.backends.shared import KeyRegistry
+from tunneld import __version__, config
+from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.auth.preauth import PreauthLimiter
+from tunneld.backends import BACKENDS
 from tunneld.config.places import state_folder
 from tunneld.config.schema import Settings
-from tunneld.control.gate import Authenticator
-from tunneld.control.strangers import PreauthLimiter
-from tunneld.daemon import endings, privileges
-from tunneld.daemon.endings import DaemonEnding
-from tunneld.daemon.front import Servers
+from tunneld.daemon import ending, log, privileges, systemd
+from tunneld.daemon.ending import DaemonEnding
+from tunneld.daemon.servers import Servers
 from tunneld.daemon.signals import SIGNALS, obey
-from tunneld.daemon.standing import SystemdStatus
+from tunneld.daemon.status import SystemdStatus
+from tunneld.directory.service import TunnelService
+from tunneld.engine import new_engine
+from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
-from tunneld.lobby import HandshakeSupervisor
-from tunneld.relay import new_engine
-from tunneld.relay.limits import POLL_TIMEOUT
-from tunneld.service import TunnelService
-from tunneld.tunnel import STOPPED
+from tunneld.net import sockets
+from tunneld.tunnel.keys import KeyRegistry
+from tunneld.tunnel.tunnel import STOPPED
 from tunneld.wire.lines import Item
 
 if sys.platform == "linux":
-    from tunneld import handover
+    from tunneld.daemon import handover
 
 logger = structlog.get_logger("daemon")
 
@@ -65,7 +67,7 @@ async def run(
     started, and is started again.
     Raises `ListenError`, `ShortageError` or `ConfigError` where it cannot start.
     """
-    net.raise_descriptor_limit()
+    sockets.raise_descriptor_limit()
     daemon = Daemon(settings, config_path, load, command)
     await daemon.run()
     return daemon.exit_status
@@ -86,7 +88,7 @@ class Daemon:
             accept_backoff=settings.tunnels.accept_backoff,
             poll_timeout=POLL_TIMEOUT,
             busy_poll=settings.daemon.spin,
-            descriptors=net.descriptors_for_tunnels(),
+            descriptors=sockets.descriptors_for_tunnels(),
         )
         self._state = settings.daemon.state or state_folder()
         self._strangers = PreauthLimiter(lambda: self.settings.control)
@@ -95,7 +97,7 @@ class Daemon:
             gate, lambda: self._front.papers.control, lambda: self.settings.control.handshake_timeout
         )
         lobby = self._lobby if sys.platform == "linux" else None  # what it lets in lives in the pump
-        self.service = TunnelService(lambda: self.settings, self._engine, endpoints, self._state, lobby)
+        self.service = TunnelService(lambda: self.settings, self._engine, BACKENDS, endpoints, self._state, lobby)
         self._front = Servers(self, self._engine, endpoints, gate, self._lobby)
         self._standing = SystemdStatus(self.service, lambda: self._front.papers.shown(self.settings))
         self._command = command
@@ -118,17 +120,17 @@ class Daemon:
                 await self.service.adopt(legacy)
                 self._drain_revoked()
                 await root.start(self._front.run)
-                if notify.watchdog_interval() is not None:
+                if systemd.watchdog_interval() is not None:
                     faulthandler.enable()  # systemd ends who hangs with SIGABRT: then the log says where it hung
                 if sys.platform == "linux":
                     handover.settle()
-                notify.ready()
+                systemd.ready()
                 root.start_soon(self._standing.tell)
                 logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
                 await self._end_asked.wait()
                 await (self._drain() if self._ending is DaemonEnding.DRAIN else self._hand_over(self._ending))
                 root.cancel_scope.cancel()
-        notify.stopping()
+        systemd.stopping()
         logger.info("stopped", exit_status=self.exit_status)
 
     # What the control commands ask
@@ -150,7 +152,7 @@ class Daemon:
             "served": self.service.served,
             "up": up,
             "down": down,
-            "descriptors": net.open_descriptors(),
+            "descriptors": sockets.open_descriptors(),
             "max_descriptors": soft,
             "strangers": len(self._strangers),
             "strangers_refused": self._strangers.refusals.total(),
@@ -166,7 +168,7 @@ class Daemon:
         """Read the configuration file again, and the certificates it names; what can change without a restart applies
         now, listeners included. Raises `ConfigError`, `ListenError` or `ShortageError`, and has changed nothing then.
         """
-        with self._standing.attempt("reload"), notify.reloading():
+        with self._standing.attempt("reload"), systemd.reloading():
             loaded = self._load()
             changes, settings = config.diff(self.settings, loaded), config.reloaded(self.settings, loaded)
             prepared = self._front.prepare(self.settings, settings)
@@ -201,7 +203,7 @@ class Daemon:
         if sys.platform != "linux" or not self._command:
             raise UsageError("could not restart: this system cannot hand connections over, so stop and start instead")
         with self._standing.attempt("restart"):
-            await endings.check_program(self._command)
+            await ending.check_program(self._command)
             privileges.identity(self._load())
             self.reload()
         self._end(DaemonEnding.BECOME)
@@ -236,7 +238,7 @@ class Daemon:
     def _drain_revoked(self) -> None:
         self.service.drain_revoked({credential.name for credential in self.settings.credential})
 
-    async def _hand_over(self, ending: DaemonEnding) -> None:
+    async def _hand_over(self, how: DaemonEnding) -> None:
         """Control and HTTP connections end in order first, while relays go on; then everything goes along at once."""
         faces, given = await self._front.export()
         if self.service.draining:  # somebody was told to stop it meanwhile
@@ -244,10 +246,10 @@ class Daemon:
                 listener.close()
             await self._drain()
         else:
-            await endings.hand_over(ending, self._command, SIGNALS, faces, given, self.service)
+            await ending.hand_over(how, self._command, SIGNALS, faces, given, self.service)
 
     async def _drain(self) -> None:
-        await endings.drain(self.service, self.settings.daemon.drain_timeout)
+        await ending.drain(self.service, self.settings.daemon.drain_timeout)
         self._cut()
 
     def _cut(self) -> None:

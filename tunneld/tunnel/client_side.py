@@ -4,31 +4,38 @@ A visitor that finds a server connection parked is paired inside the engine's ca
 finds none waits in a task of the tunnel's nursery, until a server connection comes, `pairing_timeout` is over, or
 the visitor leaves. One that a trusted proxy brings has a task until the proxy has said who it is; nobody else waits
 for that.
+
+Who a trusted proxy says a visitor is: the PROXY protocol header, taken off the socket and not one octet more.
+
+Where it ends is not known before it was seen, and what stands behind it belongs to the hidden server. So look first
+(MSG_PEEK): as long as the header is not whole, all that has come is part of it and may be taken; once it is, exactly
+the rest of it is. The kernel keeps the visitor's octets for the relay.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Container
 from typing import Any
 
 import trio
 
-from tunneld.backends import ServerConnection, ServerSide
 from tunneld.config.schema import TunnelSettings
-from tunneld.endpoint import Endpoint, is_wildcard, parse_network
+from tunneld.engine.acceptor import peer_closed
+from tunneld.engine.engine import Engine, FailureCallback, Registration
 from tunneld.errors import RemoteProtocolError, UsageError, reason_of
-from tunneld.net import bind_in_range, taken_out
-from tunneld.relay.engine import Engine, FailureCallback, Registration
-from tunneld.relay.look import peer_closed
-from tunneld.rules.admission import AdmissionRefusal, RefusalKind
-from tunneld.rules.networks import NetworkSet, read_address
-from tunneld.rules.options import TunnelOptions
-from tunneld.tunnel.legacy import ClientSideSnapshot, WaitingVisitor
-from tunneld.tunnel.opening import TunnelSpec
-from tunneld.tunnel.proxied import receive_header
-from tunneld.tunnel.terms import EffectiveLimits
+from tunneld.net.endpoint import Endpoint, is_wildcard, parse_network
+from tunneld.net.sockets import bind_in_range, taken_out
+from tunneld.policy.admission import AdmissionRefusal, RefusalKind
+from tunneld.policy.networks import NetworkSet, read_address
+from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.limits import EffectiveLimits
+from tunneld.tunnel.server_side import ServerConnection, ServerSide
+from tunneld.tunnel.snapshot import ClientSideSnapshot, WaitingVisitor
+from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitors import VisitorRelays
+from tunneld.wire.proxy_protocol import MAX_V2, Address, ProxyHeader, decode_v1, decode_v2
 
 
 class ClientSide:
@@ -210,3 +217,40 @@ def _ports(settings: TunnelSettings, options: TunnelOptions) -> range:
     if wanted not in ports and ports[0] != 0:
         raise UsageError(f"option client_port={wanted}: this relay's tunnels listen on {settings.ports}")
     return range(wanted, wanted + 1)
+
+
+async def receive_header(connection: socket.socket) -> ProxyHeader:
+    """Take the header of version 1 or 2 that `connection` (non-blocking) starts with.
+
+    IPv4-mapped addresses in it come out as IPv4. Raises `RemoteProtocolError` where there is none, `OSError` where the
+    connection breaks. Cancelled, it may have taken part of the header: then the connection is of no more use.
+    """
+    taken = b""
+    while True:
+        await trio.lowlevel.wait_readable(connection)
+        try:
+            seen = connection.recv(MAX_V2, socket.MSG_PEEK)
+        except BlockingIOError:
+            continue
+        if not seen:
+            raise RemoteProtocolError("it ended before its PROXY protocol header did")
+        found = decode(taken + seen)
+        if found is None:
+            taken += connection.recv(len(seen))
+        else:
+            header, size = found
+            connection.recv(size - len(taken))
+            return ProxyHeader(_plain(header.source), _plain(header.destination))
+
+
+def decode(data: bytes) -> tuple[ProxyHeader, int] | None:
+    """Read a header of either version; see `decode_v1`. They differ in their first octet."""
+    return decode_v2(data) if data.startswith(b"\r") else decode_v1(data)
+
+
+def _plain(address: Address | None) -> Address | None:
+    if address is None:
+        return None
+    host = ipaddress.ip_address(address[0])
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    return str(mapped or host), address[1]

@@ -27,19 +27,18 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.backends import TunnelContext, backend_of
-from tunneld.endpoint import Endpoint, format_peer
-from tunneld.events import Events
-from tunneld.relay.engine import Engine
-from tunneld.rules.admission import RefusalKind
-from tunneld.tunnel import clocks
+from tunneld.engine.engine import Engine
+from tunneld.net.endpoint import Endpoint, format_peer
+from tunneld.policy.admission import RefusalKind
+from tunneld.tunnel import timeouts
+from tunneld.tunnel.agents import TunnelAgents
 from tunneld.tunnel.client_side import ClientSide
-from tunneld.tunnel.legacy import TunnelCounters, TunnelSnapshot
-from tunneld.tunnel.members import TunnelAgents
-from tunneld.tunnel.opening import TunnelSpec
-from tunneld.tunnel.refusals import RefusalLog
-from tunneld.tunnel.terms import EffectiveLimits
-from tunneld.tunnel.visitors import VisitorRelays
+from tunneld.tunnel.events import Events
+from tunneld.tunnel.limits import EffectiveLimits
+from tunneld.tunnel.server_side import TunnelContext
+from tunneld.tunnel.snapshot import TunnelCounters, TunnelSnapshot
+from tunneld.tunnel.spec import TunnelSpec
+from tunneld.tunnel.visitors import RefusalLog, VisitorRelays
 
 STOPPED = "the relay stopped"
 """The reason where nobody gave one: its task was cancelled with all others."""
@@ -65,7 +64,10 @@ class Tunnel:
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and holds nothing then.
         """
-        backend, terms = backend_of(opening.backend), EffectiveLimits.of(opening.settings, opening.options)
+        backend, terms = (
+            opening.premises.backend(opening.backend),
+            EffectiveLimits.of(opening.settings, opening.options),
+        )
         account, now = legacy.account if legacy is not None else TunnelCounters(), trio.current_time()
         self.opening = opening
         self.terms = terms
@@ -164,11 +166,11 @@ class Tunnel:
                     self._enter(Phase.READY if self.parked else Phase.WAITING)
                     if self._legacy is not None:
                         self._take_over(self._legacy)
-                    nursery.start_soon(clocks.close_when_unused, self, options.open_timeout or settings.open_timeout)
+                    nursery.start_soon(timeouts.close_when_unused, self, options.open_timeout or settings.open_timeout)
                     if options.ttl is not None:
-                        nursery.start_soon(clocks.close_after, self, options.ttl)
+                        nursery.start_soon(timeouts.close_after, self, options.ttl)
                     if options.idle_timeout is not None:
-                        nursery.start_soon(clocks.close_when_idle, self, options.idle_timeout)
+                        nursery.start_soon(timeouts.close_when_idle, self, options.idle_timeout)
                     task_status.started()
         finally:
             self._stop()

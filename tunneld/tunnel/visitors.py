@@ -7,26 +7,30 @@
 
 All of it runs inside the engine's callbacks, some ten thousand times a second: what is the same for every visitor is in
 the tunnel's `EffectiveLimits`.
+
+Who was turned away from one tunnel: counted, told to whoever watches, and logged as far as a flood lets.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import structlog
 import trio
 
-from tunneld.backends import ServerConnection
-from tunneld.endpoint import format_peer
+from tunneld.engine.engine import Engine, Relay, RelayEnd
+from tunneld.engine.handover import RelayState
 from tunneld.errors import reason_of
-from tunneld.events import Events
-from tunneld.relay.engine import Engine, Relay, RelayEnd
-from tunneld.relay.lift import RelayState
-from tunneld.rules.admission import Admission, AdmissionRefusal, RefusalKind
-from tunneld.tunnel.legacy import TunnelCounters
-from tunneld.tunnel.refusals import RefusalLog
-from tunneld.tunnel.terms import EffectiveLimits
+from tunneld.net.endpoint import format_peer
+from tunneld.policy.admission import Admission, AdmissionRefusal, RefusalKind
+from tunneld.policy.rates import LogLimiter, Rate
+from tunneld.tunnel.events import Events
+from tunneld.tunnel.limits import EffectiveLimits
+from tunneld.tunnel.server_side import ServerConnection
+from tunneld.tunnel.snapshot import TunnelCounters
 
 
 class VisitorEvents(Protocol):
@@ -180,3 +184,34 @@ class VisitorRelays:
         if self._admission is not None:
             for peer in (*waiting, *(peer for _, peer in relays)):
                 self._admission.count_in(peer[0])
+
+
+REFUSALS_LOGGED = Rate.parse("60/m")
+"""Lines about refused connections of one tunnel: as many at once show what goes on, one a second that it still does."""
+
+
+class RefusalLog:
+    """Those of one tunnel, on either side."""
+
+    def __init__(self, tunnel: str, events: Events, before: Mapping[str, int]) -> None:
+        """`tunnel` is its id; `before` is what another process has counted of it, by the names of `RefusalKind`."""
+        self.visitors = Counter({RefusalKind(kind): count for kind, count in before.items()})
+        self._tunnel = tunnel
+        self._events = events
+        self._log = structlog.get_logger("tunnel").bind(tunnel=tunnel)
+        self._thinning = LogLimiter(REFUSALS_LOGGED)
+
+    def visitor(self, peer: Any, refusal: AdmissionRefusal) -> None:
+        """A visitor was closed."""
+        self.visitors[refusal.kind] += 1
+        self._tell("client", peer, refusal.reason)
+
+    def server(self, peer: Any, reason: str) -> None:
+        """Somebody who connected as the hidden server was closed."""
+        self._tell("server", peer, reason)
+
+    def _tell(self, side: str, peer: Any, reason: str) -> None:
+        if self._events.watched:
+            self._events.publish("refused", id=self._tunnel, side=side, reason=reason, **{"from": format_peer(peer)})
+        if (left_out := self._thinning.passes(trio.current_time())) is not None:
+            self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason, left_out=left_out)

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .journal import JOURNAL
-from .steps import first
-from .tools import PATIENCE, WrongError, expect, sh, wait_until
-from .units import Unit
+from tests.machine.inside.journal import JOURNAL
+from tests.machine.inside.steps import first
+from tests.machine.inside.tools import PATIENCE, WrongError, expect, sh, wait_until
+from tests.machine.inside.units import Unit
 
-RELAY = Unit("tunneld.service")
+RELAY = Unit("tunneld.directory")
 CONFIG = Path("/etc/tunneld/tunnel.toml")
 STATE = Path("/var/lib/tunneld")
 RUNNING = "active/running"
@@ -96,7 +96,7 @@ def put_back() -> None:
     RELAY.drop_in(SLOW)
     sh("systemctl reset-failed")
     RELAY.do("start")
-    from .agents import AGENT, SECRET, is_there  # noqa: PLC0415 - which builds on this here
+    from tests.machine.inside.agents import AGENT, SECRET, is_there  # noqa: PLC0415 - which builds on this here
 
     SECRET.write_text(Path("/root/alice").read_text())
     AGENT.do("restart")
@@ -105,7 +105,7 @@ def put_back() -> None:
 
 @first
 def it_is_installed_as_its_unit_says() -> Iterator[str]:
-    """Does what the head of tunneld.service says, as root; systemd-analyze finds nothing wrong with the units."""
+    """Does what the head of tunneld.directory says, as root; systemd-analyze finds nothing wrong with the units."""
     sh("/opt/tunneld/bin/pip install --no-index --no-deps --find-links /mnt/wheels tunneld")
     sh("ln -s /opt/tunneld/bin/tunneld /opt/tunneld/bin/tunnel /usr/local/bin")
     yield sh("tunneld --version")

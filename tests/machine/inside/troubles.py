@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .agents import is_there
-from .people import Transfer, dial, pair
-from .relay import RELAY, RUNNING, SLOW, STATE, addresses, ask, serves, tcp_tunnel
-from .steps import step
-from .tools import expect, sh, wait_until
-from .units import no_tracebacks
+from tests.machine.inside.agents import is_there
+from tests.machine.inside.people import Transfer, dial, pair
+from tests.machine.inside.relay import RELAY, RUNNING, SLOW, STATE, addresses, ask, serves, tcp_tunnel
+from tests.machine.inside.steps import step
+from tests.machine.inside.tools import expect, sh, wait_until
+from tests.machine.inside.units import no_tracebacks
 
 ROOM = "256k"
 """Of the small disk: the file of reservations fits in, and little else."""
@@ -176,7 +176,7 @@ def a_daemon_without_memory_is_killed_and_comes_back() -> Iterator[str]:
             connection.sendall(b"x" * 1000)
     wait_until("it is killed", lambda: RELAY.MainPID != pid)
     yield f"{RELAY.state}, {RELAY.Result}"
-    sh("rm -r /run/systemd/system.control/tunneld.service.d; systemctl daemon-reload")
+    sh("rm -r /run/systemd/system.control/tunneld.directory.d; systemctl daemon-reload")
     RELAY.must_be(RUNNING)
     wait_until("the agent is there", is_there)
     expect(addresses("alice"), before, "addresses")

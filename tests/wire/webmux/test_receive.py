@@ -6,18 +6,9 @@ import pytest
 
 from tests.wire.webmux.helpers import Pair, frame, hear, merged, reach, seen, take
 from tunneld.errors import LocalProtocolError, RemoteProtocolError
-from tunneld.wire.webmux import (
-    UNLIMITED,
-    Accepted,
-    Broken,
-    Finished,
-    Mux,
-    Opened,
-    Reset,
-    SessionRefused,
-)
-from tunneld.wire.webmux.header import CONTROL, FIN, PUSH, RST, SYN, Code
-from tunneld.wire.webmux.limits import MAX_OFFENCES, MAX_TEXT, MAX_UNSENT
+from tunneld.wire.webmux.events import Accepted, Broken, Finished, Opened, Reset, SessionRefused
+from tunneld.wire.webmux.header import CONTROL, FIN, MAX_OFFENCES, MAX_TEXT, MAX_UNSENT, PUSH, RST, SYN, UNLIMITED, Code
+from tunneld.wire.webmux.mux import Mux
 from tunneld.wire.webmux.states import State
 
 

@@ -6,9 +6,20 @@ import pytest
 
 from tests.wire.webmux.helpers import Pair, frame, hear, merged, reach, take
 from tunneld.errors import LocalProtocolError
-from tunneld.wire.webmux import UNLIMITED, Accepted, Finished, Mux, Opened, Reset, SessionRefused
-from tunneld.wire.webmux.header import CONTROL, FIN, PUSH, RST, SYN, Code
-from tunneld.wire.webmux.limits import MAX_FRAGMENT, MAX_FRAGMENTS, MAX_TEXT
+from tunneld.wire.webmux.events import Accepted, Finished, Opened, Reset, SessionRefused
+from tunneld.wire.webmux.header import (
+    CONTROL,
+    FIN,
+    MAX_FRAGMENT,
+    MAX_FRAGMENTS,
+    MAX_TEXT,
+    PUSH,
+    RST,
+    SYN,
+    UNLIMITED,
+    Code,
+)
+from tunneld.wire.webmux.mux import Mux
 from tunneld.wire.webmux.states import State
 
 

@@ -14,18 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.wire.webmux.ends import End, Life
 from tests.wire.webmux.helpers import check_books, quick, seen
-from tunneld.wire.webmux import (
-    UNLIMITED,
-    Accepted,
-    Broken,
-    CreditAdded,
-    Finished,
-    NoFreeSessionError,
-    Opened,
-    Reset,
-    SessionRefused,
-)
-from tunneld.wire.webmux.limits import FIRST_INITIATOR_ID
+from tunneld.wire.webmux.events import Accepted, Broken, CreditAdded, Finished, Opened, Reset, SessionRefused
+from tunneld.wire.webmux.header import FIRST_INITIATOR_ID, UNLIMITED
+from tunneld.wire.webmux.sessions import NoFreeSessionError
 from tunneld.wire.webmux.states import CALLED, OVER, SENDING, TABLE, Said, State, Who
 
 FINISHED = {State.LOCAL_CLOSED}

@@ -43,9 +43,9 @@ from tunneld.wire.webmux.events import (
     Reset,
     SessionRefused,
 )
-from tunneld.wire.webmux.ids import NoFreeSessionError
-from tunneld.wire.webmux.limits import DEFAULT_CREDIT, UNLIMITED
+from tunneld.wire.webmux.header import DEFAULT_CREDIT, UNLIMITED
 from tunneld.wire.webmux.mux import Mux
+from tunneld.wire.webmux.sessions import NoFreeSessionError
 
 __all__ = [
     "DEFAULT_CREDIT",

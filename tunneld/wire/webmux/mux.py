@@ -25,6 +25,8 @@ from tunneld.wire.webmux.header import (
     FIELD,
     FIN,
     LONG,
+    MAX_TEXT,
+    MAX_UNSENT,
     PUSH,
     RARE,
     RST,
@@ -35,9 +37,8 @@ from tunneld.wire.webmux.header import (
     Code,
     code_of,
 )
-from tunneld.wire.webmux.hearer import Receiver
-from tunneld.wire.webmux.limits import MAX_TEXT, MAX_UNSENT
-from tunneld.wire.webmux.session import Session
+from tunneld.wire.webmux.receiver import Receiver
+from tunneld.wire.webmux.sessions import Session
 
 _Reading = Generator[Item, None, int]
 """Reads some input; returns where the next header starts, which may be behind the end of the input."""
