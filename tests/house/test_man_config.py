@@ -78,7 +78,7 @@ def plain(mdoc: str) -> str:
 def entries() -> dict[str, Entry]:
     """The keys of tunnel.toml(5) by their paths."""
     found = {}
-    tables = re.split(r"^\.Ss Bq (.+)\n", (MAN / "tunnel.toml.5").read_text(), flags=re.MULTILINE)
+    tables = re.split(r"^\.Ss Bq (?:Bq )?(.+)\n", (MAN / "tunnel.toml.5").read_text(), flags=re.MULTILINE)
     for table, section in zip(tables[1::2], tables[2::2], strict=True):
         body = section.split("\n.El\n")[0]
         items = re.split(r"^\.It Ic (\S+) Pq (.+)\n", body, flags=re.MULTILINE)
