@@ -201,7 +201,30 @@ def test_the_environment_is_what_the_program_reads() -> None:
     assert set(re.findall(r"[A-Z_]{2,}", items)) == read | {"HOME"}  # which pathlib reads
 
 
-# Both
+# All pages
+
+
+def lists(page: str) -> list[list[str]]:
+    """The tags of each list whose tags are options, words, keys, signals or variables; tags above one text are one."""
+    found: list[list[str]] = []
+    open_lists: list[list[str]] = []
+    above = ""
+    for line in (MAN / page).read_text().splitlines():
+        if line.startswith(".Bl"):
+            open_lists.append([])
+        elif line.startswith(".El"):
+            found.append(open_lists.pop())
+        elif line.startswith(".It") and not above.startswith(".It"):
+            tag = re.match(r"\.It (?:Fl|Cm|Ic|Ev|Va|Dv) -?(\S+(?: [a-z]\S*)*)", line)
+            open_lists[-1].append(tag[1].lower() if tag else "")
+        above = line
+    return [tags for tags in found if all(tags)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "tunnel.1"])
+def test_lists_are_in_alphabetical_order(page: str) -> None:
+    for tags in lists(page):
+        assert tags == sorted(tags)
 
 
 @pytest.mark.parametrize("page", PAGES)
