@@ -205,7 +205,7 @@ def test_the_environment_is_what_the_program_reads() -> None:
 
 
 def lists(page: str) -> list[list[str]]:
-    """The tags of each list whose tags are options, words, keys, signals or variables; tags above one text are one."""
+    """The tags of every list of options, words, keys, signals or variables; consecutive tags count as one."""
     found: list[list[str]] = []
     open_lists: list[list[str]] = []
     above = ""

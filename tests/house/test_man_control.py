@@ -45,7 +45,7 @@ def published() -> set[str]:
 
 
 def keys_of(verb: str) -> list[str]:
-    """The keys of an item, of which the entry of a verb has a list."""
+    """The keys listed in the entry of a verb."""
     entry = re.split(r"^\.It Cm ", section("VERBS").partition(f"\n.It Cm {verb}\n")[2], flags=re.MULTILINE)[0]
     return re.findall(r"^\.It Va (\w+)$", entry.partition("\n.El\n")[0], flags=re.MULTILINE)
 
