@@ -89,7 +89,7 @@ $(STAMP): pyproject.toml
 	    || { rm -rf $(VENV); echo 'could not make $(VENV): on Debian and Ubuntu run: apt install python3-venv' >&2; exit 1; }
 	@echo 'installing tunneld and its dependencies into $(VENV), a minute or less ...'
 	@$(BIN)/python -u -m pip install --disable-pip-version-check --progress-bar off --editable '.[dev]' >$(VENV)/install.log 2>&1 & \
-	    pip=$$!; seconds=0; while kill -0 $$pip 2>/dev/null; do \
+	    pip=$$!; seconds=0; trap 'kill $$pip; exit 130' INT TERM; while kill -0 $$pip 2>/dev/null; do \
 	        sleep 1; seconds=$$((seconds + 1)); \
 	        [ $$((seconds % 5)) != 0 ] || echo "  $$seconds s: $$(tail -n 1 $(VENV)/install.log | cut -c 1-90)"; \
 	    done; \

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -124,10 +124,9 @@ def test_damage_anywhere_is_never_the_end(database: Database, seed: int) -> None
         content[dice.randrange(len(content))] = dice.randrange(256)
     database.path.write_bytes(content[: dice.randrange(len(content))] if seed % 3 == 0 else content)
     with suppress(StoreError):
-        again = Database(database.path.parent)
-        assert len(again.load()[0]) <= 300
-        again.write([change(record())])
-        again.close()
+        with closing(Database(database.path.parent)) as again:
+            assert len(again.load()[0]) <= 300
+            again.write([change(record())])
 
 
 def test_rows_that_are_none_are_counted_and_left_out(database: Database) -> None:
