@@ -198,9 +198,9 @@ def test_what_was_acknowledged_survives_kill_9_at_any_moment(tmp_path: Path, see
         assert not database.damage
         assert spoiled == 0
         ports = {each.holder.name: each.client_port for each in records}
-        for number in range(max(1, acknowledged - 49), acknowledged):
+        # The next write may be stored though it was not acknowledged: its name, 50 writes ago, is left out.
+        for number in range(max(1, acknowledged - 48), acknowledged + 1):
             assert ports[f"n{number % 50}"] == number + 1
-        assert ports[f"n{acknowledged % 50}"] in {acknowledged + 1, acknowledged + 51}  # or the next one of that name
 
 
 def test_the_file_says_whose_it_is(database: Database) -> None:
