@@ -31,11 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, None, None]:
-    """A test that is skipped within a nursery is skipped, not failed with a group of exceptions."""
+    """A test that is skipped within a nursery is skipped with its reason; pytest-trio drops that."""
     try:
         return (yield)
-    except BaseExceptionGroup as group:
-        skip = only_skip(group)
+    except (BaseExceptionGroup, pytest.skip.Exception) as raised:
+        group = raised if isinstance(raised, BaseExceptionGroup) else raised.__context__
+        skip = only_skip(group) if isinstance(group, BaseExceptionGroup) else None
         if skip is None:
             raise
         raise skip from None
