@@ -123,10 +123,9 @@ def test_damage_anywhere_is_never_the_end(database: Database, seed: int) -> None
     for _ in range(dice.randrange(1, 200)):
         content[dice.randrange(len(content))] = dice.randrange(256)
     database.path.write_bytes(content[: dice.randrange(len(content))] if seed % 3 == 0 else content)
-    with suppress(StoreError):
-        with closing(Database(database.path.parent)) as again:
-            assert len(again.load()[0]) <= 300
-            again.write([change(record())])
+    with suppress(StoreError), closing(Database(database.path.parent)) as again:
+        assert len(again.load()[0]) <= 300
+        again.write([change(record())])
 
 
 def test_rows_that_are_none_are_counted_and_left_out(database: Database) -> None:
