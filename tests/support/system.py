@@ -6,7 +6,9 @@ Where `TUNNELD_REQUIRE_PROGRAMS` is set, as CI does, the test fails instead: no 
 from __future__ import annotations
 
 import os
+import pty
 import shutil
+import socket
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +29,30 @@ def lacking(reason: str) -> NoReturn:
     if os.environ.get("TUNNELD_REQUIRE_PROGRAMS"):
         pytest.fail(f"{reason}, and this run requires it")
     pytest.skip(reason)
+
+
+def has_ipv6() -> bool:
+    """Whether ::1 is an address of this machine; the kernel may know IPv6 and have it switched off."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return socket.has_dualstack_ipv6()
+
+
+def need_ipv6() -> None:
+    """For tests of it."""
+    if not has_ipv6():
+        lacking("this machine has no IPv6")
+
+
+def open_terminal() -> tuple[int, int]:
+    """A pseudo-terminal: its two ends."""
+    try:
+        return pty.openpty()
+    except OSError as error:
+        lacking(f"no pseudo-terminal is to be had, see /dev/pts ({error})")
 
 
 def only_skip(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
