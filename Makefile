@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PAGES := $(wildcard man/*.[1-8])
 
-.PHONY: help demo test machine lint types man bench wheel test-compiled bench-compiled clean
+.PHONY: help demo test test-debian machine lint types man bench wheel test-compiled bench-compiled clean
 
 help:
 	@echo 'make demo          a web server that only dials out, reachable through a tunnel; Ctrl-C ends it'
 	@echo 'make demo ONCE=1   the same, fetches the page once and exits'
-	@echo 'make test          the test suite'
+	@echo 'make test          the test suite, nine minutes on two cores'
+	@echo "make test ARGS='tests/cli -x'   some of it, with arguments for pytest"
+	@echo 'make test-debian   both commands in bare Debian 12, 13 and testing; needs root, debootstrap and half an hour'
+	@echo "make test-debian SUITES=testing ARGS=tests/ssh   one of them, some of the tests"
 	@echo 'make lint types man   what CI checks besides'
 	@echo 'make machine       the units under a real systemd, in an emulated machine; needs root and half an hour'
 	@echo "make machine ARGS=ssh | ARGS='--from drain' | ARGS=--list   some of its steps, those from one on, which there are"
@@ -24,7 +27,11 @@ demo: $(STAMP)
 	@$(BIN)/python demo/demo.py $(if $(ONCE),--once)
 
 test: $(STAMP)
+	@$(if $(ARGS),:,echo 'running the test suite: about nine minutes on two cores; tests of programs that are not installed are skipped')
 	$(BIN)/python -m pytest $(ARGS)
+
+test-debian:
+	tests/debian/run $(SUITES) $(if $(ARGS),-- $(ARGS))
 
 machine: $(STAMP)
 	tests/machine/boot $(ARGS)
@@ -46,7 +53,7 @@ bench: $(STAMP)
 # Compiled from the same files, see setup.py. What it is to be tested with is found beside the checkout, not in it: there
 # Python would find the files and not what was made of them.
 COMPILED := .compiled
-COMPILED_PYTHON := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED)/beside $(COMPILED)/bin/python
+COMPILED_PYTHON := PYTHONSAFEPATH=1 PYTHONPATH='$(CURDIR)/$(COMPILED)/beside' $(COMPILED)/bin/python
 COMPILED_TESTS := $(addprefix tests/,wire engine mux backends tunnel directory agent)
 
 wheel: $(STAMP)
@@ -74,11 +81,18 @@ bench-compiled: $(COMPILED)/.installed
 clean:
 	rm -rf $(VENV) $(COMPILED) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# Python makes an environment without pip, and says why, where Debian's python3-venv is missing.
 $(STAMP): pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	    || { echo '$(PYTHON) is too old or missing: Python 3.11 or newer is needed (make PYTHON=python3.12 ...)' >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) >/dev/null \
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
 	    || { rm -rf $(VENV); echo 'could not make $(VENV): on Debian and Ubuntu run: apt install python3-venv' >&2; exit 1; }
-	@echo 'installing tunneld and its dependencies into $(VENV) ...'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo 'installing tunneld and its dependencies into $(VENV), a minute or less ...'
+	@$(BIN)/python -u -m pip install --disable-pip-version-check --progress-bar off --editable '.[dev]' >$(VENV)/install.log 2>&1 & \
+	    pip=$$!; seconds=0; trap 'kill $$pip; exit 130' INT TERM; while kill -0 $$pip 2>/dev/null; do \
+	        sleep 1; seconds=$$((seconds + 1)); \
+	        [ $$((seconds % 5)) != 0 ] || echo "  $$seconds s: $$(tail -n 1 $(VENV)/install.log | cut -c 1-90)"; \
+	    done; \
+	    wait $$pip || { cat $(VENV)/install.log >&2; \
+	        echo 'could not install: see above; a package index must be reachable (PIP_INDEX_URL, https_proxy)' >&2; exit 1; }
 	@touch $@

@@ -3,17 +3,18 @@
     browser ──► tunneld ◄── tunnel expose ──► web server
                 (public)    (beside the server, dials out)
 
-`tunneld` and `tunnel expose` are the real programs, as child processes, with the shipped configuration. With
-`--once` a client fetches the page through the tunnel, and the exit status says whether it got it.
+`tunneld` and `tunnel expose` are the real programs, as child processes, with the shipped configuration except that all
+ports are free ones. TUNNEL_* variables of the environment are ignored. With `--once` a client fetches the page through
+the tunnel, and the exit status says whether it got it.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.server
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,17 +22,16 @@ import threading
 import tomllib
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+import tomli_w
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "config" / "tunnel.toml"
 BIN = Path(sys.executable).parent
 PATIENCE = 30.0
 """Seconds for each program to start, to answer and to end; a cold start on a small machine takes two or three."""
-
-LOOK = 0.1
-"""Seconds between two looks at whether a program that is starting has given up."""
 
 PAGE = b"""<!doctype html><meta charset="utf-8"><title>tunneld</title>
 <h1>Hello from behind the firewall</h1>
@@ -69,36 +69,67 @@ def web_server() -> Iterator[int]:
         server.shutdown()
 
 
+def environment() -> dict[str, str]:
+    """Ours, without what configures other tunnels of this user."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TUNNEL_")}
+
+
 @contextmanager
-def relay() -> Iterator[None]:
-    """`tunneld` with the shipped configuration, ready when the block begins: it says so as it would to systemd."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-        ready.bind(f"{folder}/notify")
-        ready.settimeout(LOOK)
-        environment = os.environ | {"NOTIFY_SOCKET": f"{folder}/notify", "STATE_DIRECTORY": f"{folder}/state"}
-        command = [str(BIN / "tunneld"), "--config", str(CONFIG), "--log-level", "warning"]
-        with child(command, environment) as process:
-            wait_until_ready(process, ready)
-            yield
+def relay() -> Iterator[str]:
+    """`tunneld`, ready when the block begins; gives the address of its control port."""
+    settings = tomllib.loads(CONFIG.read_text())
+    for face in ("control", "http", "webmux"):
+        settings[face]["port"] = 0
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "tunnel.toml")
+        config.write_text(tomli_w.dumps(settings))
+        command = [str(BIN / "tunneld"), "--config", str(config), "--log-format", "json"]
+        with child(command, environment() | {"STATE_DIRECTORY": f"{folder}/state"}, stderr=subprocess.PIPE) as process:
+            log = Log(process)
+            yield log.wait_until_ready()
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], ready: socket.socket) -> None:
-    """Return when the daemon has said that it is ready. Raises `DemoError`."""
-    for _ in range(int(PATIENCE / LOOK)):
-        with suppress(TimeoutError):
-            if b"READY=1" in ready.recv(4096):
-                return
-        if process.poll() is not None:
-            raise DemoError(f"tunneld did not start: exit status {process.returncode}")
-    raise DemoError(f"tunneld was not ready in {PATIENCE:.0f} s")
+class Log:
+    """What the daemon logs: errors are printed, all of it where it does not start."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._lines: list[str] = []
+        self._control = ""
+        self._settled = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def wait_until_ready(self) -> str:
+        """The address of the control port. Raises `DemoError`."""
+        if not self._settled.wait(PATIENCE):
+            raise DemoError(f"tunneld was not ready in {PATIENCE:.0f} s")
+        if not self._control:
+            print(*self._lines, sep="\n", file=sys.stderr)
+            raise DemoError(f"tunneld did not start: exit status {self._process.wait(PATIENCE)}")
+        return self._control
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        control = ""
+        for line in map(bytes.decode, self._process.stderr):
+            self._lines.append(line.rstrip())
+            entry = json.loads(line) if line.startswith("{") else {"event": line, "level": "error"}
+            if entry["event"] == "control listens":
+                control = entry["uri"].removeprefix("tcp://")
+            elif entry["event"] == "ready":
+                self._control = control
+                self._settled.set()
+            elif entry["level"] in {"error", "critical"} and self._settled.is_set():
+                print(line.rstrip(), file=sys.stderr)
+        self._settled.set()
 
 
 @contextmanager
 def child(
-    command: list[str], environment: dict[str, str], stdout: int | None = None
+    command: list[str], variables: dict[str, str], *, stdout: int | None = None, stderr: int | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A child process that is asked to end, and waited for, when the block does."""
-    process = subprocess.Popen(command, env=environment, stdout=stdout)
+    process = subprocess.Popen(command, env=variables, stdout=stdout, stderr=stderr)
     try:
         yield process
     finally:
@@ -113,21 +144,13 @@ def child(
 
 def main(*, once: bool) -> None:
     """Start all three, show the address, stay until Ctrl-C (or fetch once)."""
-    control = tomllib.loads(CONFIG.read_text())["control"]
-    with web_server() as port, relay():
-        command = [
-            str(BIN / "tunnel"),
-            "expose",
-            str(port),
-            "--http",
-            "--relay",
-            f"{control['host']}:{control['port']}",
-        ]
+    with web_server() as port, relay() as control:
+        command = [str(BIN / "tunnel"), "expose", str(port), "--http", "--relay", control]
         if once:
-            with child([*command, "--quiet"], dict(os.environ), subprocess.PIPE) as agent:
+            with child([*command, "--quiet"], environment(), stdout=subprocess.PIPE) as agent:
                 fetch(agent)
         else:
-            with child(command, dict(os.environ)) as agent:
+            with child(command, environment()) as agent:
                 if agent.wait():
                     raise DemoError(f"tunnel expose ended with exit status {agent.returncode}")
 
@@ -142,7 +165,7 @@ def fetch(agent: subprocess.Popen[bytes]) -> None:
     with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
         page = answer.read()
     if page != PAGE:
-        raise DemoError(f"{url} answered {len(page)} octets that are not the page")
+        raise DemoError(f"{url} answered {len(page)} bytes that are not the page")
     print(page.decode(), end="")
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
 import pytest
 import trio
 from hypothesis import settings
 
 from tests.support.people import go_home
+from tests.support.system import find_program, only_skip
 from tunneld.backends import BACKENDS
 from tunneld.cli.build import COMPILED
 from tunneld.config.schema import Settings, TunnelSettings
@@ -30,6 +28,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("interpreted"):
                 item.add_marker(pytest.mark.skip(reason="the data plane is compiled"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    """A test that is skipped within a nursery is skipped with its reason; pytest-trio drops that."""
+    try:
+        return (yield)
+    except (BaseExceptionGroup, pytest.skip.Exception) as raised:
+        group = raised if isinstance(raised, BaseExceptionGroup) else raised.__context__
+        skip = only_skip(group) if isinstance(group, BaseExceptionGroup) else None
+        if skip is None:
+            raise
+        raise skip from None
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -78,20 +89,7 @@ async def service(nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnel
     return service
 
 
-PLACES = ["/usr/sbin", "/sbin", *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
-"""Where programs live beside PATH."""
-
-
 @pytest.fixture
 def program_path() -> Callable[[str], str]:
-    """The path of a system program; skips the test where it is missing, unless the run requires all of them."""
-
-    def find(name: str) -> str:
-        path = shutil.which(name, path=":".join([os.environ.get("PATH", ""), *PLACES]))
-        if path is None and os.environ.get("TUNNELD_REQUIRE_PROGRAMS"):
-            pytest.fail(f"{name} is not installed, and this run requires it")
-        if path is None:
-            pytest.skip(f"{name} is not installed")
-        return path
-
-    return find
+    """Finds a system program; skips the test where it is missing, unless the run requires all of them."""
+    return find_program

@@ -13,6 +13,7 @@ import trio
 
 from tests.agent.support import PATIENCE, Told, echo, exposed, local_server, relay_here, unused_port
 from tests.agent.test_expose import address, ask
+from tests.support.system import lacking
 from tunneld.agent import local
 from tunneld.agent.local import complaint
 from tunneld.net.endpoint import Target
@@ -26,7 +27,7 @@ def listener(host: str, family: socket.AddressFamily = socket.AF_INET) -> Iterat
     try:
         bound = socket.create_server((host, 0), family=family)
     except OSError:
-        pytest.skip(f"{host} is not to be had on this machine")
+        lacking(f"{host} is not an address of this machine")
     with bound:
         yield int(bound.getsockname()[1])
 

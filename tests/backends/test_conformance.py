@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 
@@ -19,6 +18,7 @@ from tests.backends.support import Way, way, way_to
 from tests.engine.bench import NOISE, open_descriptors
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_all, read_exactly, reset
+from tests.support.system import find_program
 from tunneld.net.endpoint import Target
 
 WAYS = ["tcp", "tcp in TLS", "webmux", "webmux in TLS", "ssh"]
@@ -35,8 +35,8 @@ def relay_papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 @pytest.fixture(params=WAYS)
 def backend(request: pytest.FixtureRequest, relay_papers: Papers) -> Iterator[str]:
     name, _, secure = request.param.partition(" ")
-    if name == "ssh" and shutil.which("ssh") is None:
-        pytest.skip("ssh is not installed")
+    if name == "ssh":
+        find_program("ssh")
     tokens = BACKEND.set(name), SECURE.set(relay_papers if secure else None)
     yield name
     BACKEND.reset(tokens[0])

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.system import lacking
 from tunneld.agent.expose_file import RelayTable, load_plans
 from tunneld.agent.shutdown import CLOSE_WITHIN, DRAIN_WITHIN, FINISH_WITHIN
 from tunneld.config import Settings, TunnelSettings, load
@@ -111,7 +112,7 @@ def test_the_unit_of_the_agent_does_not_try_again_what_does_not_get_better() -> 
     }
 
 
-@pytest.mark.parametrize("name", ["tunneld.directory", "tunnel.service"])
+@pytest.mark.parametrize("name", ["tunneld.service", "tunnel.service"])
 def test_a_reload_by_systemd_fails_where_the_file_is_refused(name: str) -> None:
     """The signal first: while the check runs, the program has begun, so that systemctl waits for it."""
     lines = re.findall(r"^ExecReload=(.*)$", (CONFIG / name).read_text(), re.MULTILINE)
@@ -120,7 +121,7 @@ def test_a_reload_by_systemd_fails_where_the_file_is_refused(name: str) -> None:
 
 
 def test_systemd_waits_longer_than_the_daemon_drains_and_knows_its_exit_statuses() -> None:
-    service = unit_of("tunneld.directory")["Service"]
+    service = unit_of("tunneld.service")["Service"]
     assert float(service["TimeoutStopSec"]) > Settings().daemon.drain_timeout
     assert service["SuccessExitStatus"].split() == [str(LimitReachedError.exit_status), service["RestartKillSignal"]]
     assert LimitReachedError.exit_status == os.EX_TEMPFAIL
@@ -130,7 +131,7 @@ def test_systemd_waits_longer_than_the_daemon_drains_and_knows_its_exit_statuses
     }
 
 
-@pytest.mark.parametrize("name", ["tunneld.directory", "tunnel.service", "ssh-tunnel.service"])
+@pytest.mark.parametrize("name", ["tunneld.service", "tunnel.service", "ssh-tunnel.service"])
 def test_systemd_never_gives_up_what_may_get_better(name: str) -> None:
     """By default five failures are enough, within ten seconds: a port that was taken at night would need a person."""
     assert unit_of(name)["Unit"]["StartLimitIntervalSec"] == "0"
@@ -138,7 +139,7 @@ def test_systemd_never_gives_up_what_may_get_better(name: str) -> None:
 
 
 def test_a_restart_by_systemd_hands_over_and_a_stop_drains() -> None:
-    service = unit_of("tunneld.directory")["Service"]
+    service = unit_of("tunneld.service")["Service"]
     assert service["RestartKillSignal"] == signal.SIGUSR1.name
     if sys.platform == "linux":
         from tunneld.daemon.handover.successor import MOST_STORED  # noqa: PLC0415
@@ -161,9 +162,7 @@ def test_systemd_finds_little_exposed(program_path: Callable[[str], str]) -> Non
         "--no-pager",
         f"--threshold={round(EXPOSURE * 10)}",
     ]
-    done = subprocess.run(
-        [*words, CONFIG / "tunneld.directory"], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = subprocess.run([*words, CONFIG / "tunneld.service"], capture_output=True, text=True, check=False, timeout=60)
     if "unrecognized option" in done.stderr:
-        pytest.skip("this systemd-analyze cannot look at a file")
+        lacking("this systemd-analyze cannot look at a file")
     assert done.returncode == 0, done.stdout.splitlines()[-1]

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import pty
 import re
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
+from tests.support.system import open_terminal
 from tunneld.config import LogSettings
 from tunneld.daemon import log
 from tunneld.daemon.log.lines import Human, Json, brief
@@ -250,7 +250,7 @@ def test_a_long_line_that_nobody_reads_is_cut_and_the_next_one_begins_anew() -> 
 
 
 def test_a_terminal_gets_short_times_and_colours_unless_it_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    leader, follower = pty.openpty()
+    leader, follower = open_terminal()
     with open(follower, "w") as terminal, open(leader, "rb", buffering=0) as screen:  # noqa: PTH123
         log.configure(LogSettings(), terminal)
         structlog.get_logger().warning("x")

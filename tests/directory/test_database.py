@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -123,11 +123,9 @@ def test_damage_anywhere_is_never_the_end(database: Database, seed: int) -> None
     for _ in range(dice.randrange(1, 200)):
         content[dice.randrange(len(content))] = dice.randrange(256)
     database.path.write_bytes(content[: dice.randrange(len(content))] if seed % 3 == 0 else content)
-    with suppress(StoreError):
-        again = Database(database.path.parent)
+    with suppress(StoreError), closing(Database(database.path.parent)) as again:
         assert len(again.load()[0]) <= 300
         again.write([change(record())])
-        again.close()
 
 
 def test_rows_that_are_none_are_counted_and_left_out(database: Database) -> None:
@@ -199,9 +197,9 @@ def test_what_was_acknowledged_survives_kill_9_at_any_moment(tmp_path: Path, see
         assert not database.damage
         assert spoiled == 0
         ports = {each.holder.name: each.client_port for each in records}
-        for number in range(max(1, acknowledged - 49), acknowledged):
+        # The next write may be stored though it was not acknowledged: its name, 50 writes ago, is left out.
+        for number in range(max(1, acknowledged - 48), acknowledged + 1):
             assert ports[f"n{number % 50}"] == number + 1
-        assert ports[f"n{acknowledged % 50}"] in {acknowledged + 1, acknowledged + 51}  # or the next one of that name
 
 
 def test_the_file_says_whose_it_is(database: Database) -> None:

@@ -332,9 +332,6 @@ async def test_whether_it_is_drained_or_stopped_what_was_open_is_there_in_the_ne
             if drained:
                 await service.drain()
             nursery.cancel_scope.cancel()
-        database = service.addresses._ledger._database
-        assert database is not None
-        database.close()
     assert len(set(before)) == 1
 
 

@@ -40,19 +40,16 @@ async def written(made: ReservationStore) -> None:
         await trio.lowlevel.checkpoint()
 
 
-async def ended(made: ReservationStore, nursery: trio.Nursery) -> None:
-    """As kill -9 would: nothing more is written."""
+def ended(nursery: trio.Nursery) -> None:
+    """Nothing more is written, as after kill -9; the file is closed when the nursery has ended."""
     nursery.cancel_scope.cancel()
-    if made._database is not None:
-        made._database.close()
 
 
 async def after(folder: Path, wall: float = 1e9, kept_for: float = WEEK) -> list[tuple[int, int]]:
     """The ports that a daemon would find that starts now, and for how long each is kept."""
     made = ReservationStore(ReservationTable(), folder, lambda: wall)
     await made.open(kept_for)
-    assert made._database is not None
-    made._database.close()
+    await made.close()
     return [(each.client_port, round((each.expires or 0) - trio.current_time())) for each in made._book]
 
 
@@ -61,7 +58,7 @@ async def test_what_was_held_is_kept_for_the_whole_time_after_a_start(tmp_path: 
         made = await begun(tmp_path, nursery)
         made._book.hold(record())
         await made.saved()
-        await ended(made, nursery)
+        ended(nursery)
     assert await after(tmp_path, 2e9) == [(20080, WEEK)]
 
 
@@ -71,7 +68,7 @@ async def test_what_was_away_is_kept_for_the_rest_of_its_time(tmp_path: Path) ->
         made._book.hold(record())
         made._book.leave(BLOG, trio.current_time() + 1000, most=9, most_per_owner=9)
         await made.saved()
-        await ended(made, nursery)
+        ended(nursery)
     ((port, left),) = await after(tmp_path, 1e9 + 400)
     assert port == 20080
     assert left == pytest.approx(600, abs=5)
@@ -84,7 +81,7 @@ async def test_a_clock_that_was_set_back_keeps_nothing_longer_than_it_may_be_kep
         made._book.hold(record())
         made._book.leave(BLOG, trio.current_time() + WEEK, most=9, most_per_owner=9)
         await made.saved()
-        await ended(made, nursery)
+        ended(nursery)
     assert await after(tmp_path, 0.0) == [(20080, WEEK)]
 
 
@@ -93,12 +90,12 @@ async def test_a_daemon_that_starts_again_and_again_does_not_keep_an_address_for
         made = await begun(tmp_path, nursery)
         made._book.hold(record())
         await made.saved()
-        await ended(made, nursery)
+        ended(nursery)
     async with trio.open_nursery() as nursery:
         made = await begun(tmp_path, nursery)
         while made._everything:
             await trio.lowlevel.checkpoint()
-        await ended(made, nursery)
+        ended(nursery)
     ((_port, left),) = await after(tmp_path, 1e9 + 4800)
     assert left == pytest.approx(WEEK - 4800, abs=5)
 
@@ -108,7 +105,7 @@ async def test_where_nothing_is_to_be_kept_nothing_is_read(tmp_path: Path) -> No
         made = await begun(tmp_path, nursery)
         made._book.hold(record())
         await made.saved()
-        await ended(made, nursery)
+        ended(nursery)
     assert await after(tmp_path, kept_for=0.0) == []
 
 
@@ -198,3 +195,70 @@ async def test_a_damaged_file_is_told_and_the_daemon_goes_on_with_a_new_one(
         made = await begun(tmp_path, nursery)
     assert logs[0]["event"] == "file of reservations was damaged: put aside, begun anew"
     assert made.place == str(tmp_path / "reservations.db")
+
+
+def closed(database: Database) -> bool:
+    try:
+        database.load()
+    except StoreError as error:
+        return "closed" in str(error)
+    return False
+
+
+async def test_the_file_is_closed_when_the_task_ends(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        made = await begun(tmp_path, nursery)
+        database = made._database
+        assert database is not None
+        nursery.cancel_scope.cancel()
+    assert closed(database)
+
+
+async def test_a_write_that_hangs_is_not_waited_for_but_the_file_is_closed_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PATIENCE", 0.05)
+    let_go = threading.Event()
+    monkeypatch.setattr(Database, "_write", lambda *_: let_go.wait())
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            made = await begun(tmp_path, nursery)
+            database = made._database
+            assert database is not None
+            await written(made)
+            made._book.hold(record())
+            while not database._in_use.locked():
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        let_go.set()
+        while not closed(database):
+            await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("answer", ["late", "spoiled"])
+async def test_a_file_that_is_opened_in_vain_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr(store, "PATIENCE", 0.05)
+    opened: list[Database] = []
+    let_go = threading.Event()
+    load = Database.load
+
+    def late(self: Database) -> tuple[list[Reservation], int]:
+        opened.append(self)
+        let_go.wait()
+        if answer == "spoiled":
+            raise StoreError("disk I/O error")
+        return load(self)
+
+    with trio.fail_after(20), monkeypatch.context() as slow, capture_logs():
+        slow.setattr(Database, "load", late)
+        made = ReservationStore(ReservationTable(), tmp_path)
+        if answer == "spoiled":
+            let_go.set()
+        await made.open(WEEK)
+        assert made.place == "memory"
+        let_go.set()
+    with trio.fail_after(20):
+        while not closed(opened[0]):
+            await trio.lowlevel.checkpoint()

@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
 
 from tests.support.people import PATIENCE, read_all
 from tests.support.programs import free_port, listening, program, run
+from tests.support.system import lacking
 from tests.support.ways import exposed
 
 Find = Callable[[str], str]
@@ -34,7 +34,7 @@ async def postgres(find: Find) -> AsyncIterator[str]:
         try:
             owner = pwd.getpwnam(OWNER)
         except KeyError:
-            pytest.skip(f"there is no user {OWNER}, and root may not run PostgreSQL")
+            lacking(f"there is no user {OWNER}, and root may not run PostgreSQL")
         os.chown(folder, owner.pw_uid, owner.pw_gid)
         options = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
     try:

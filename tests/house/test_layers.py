@@ -71,25 +71,25 @@ def test_imports_point_down(path: Path) -> None:
     for name in imports(path):
         if name.split(".")[0] == "tunneld" and name != "tunneld.__version__":
             there = package_of(name)
-            assert layer_of(here) <= layer_of(there), f"{path.relative_to(ROOT)} imports {name} from a floor above it"
+            assert layer_of(there) <= layer_of(here), f"{path.relative_to(ROOT)} imports {name} from a layer above it"
 
 
 def test_the_two_ends_of_the_control_protocol_know_only_the_wire() -> None:
     for path in files():
         if package_of_file(path) in {"agent", "client"}:
             assert not {
-                name for name in imports(path) if package_of(name) in {"control", "service", "tunnel", "daemon"}
+                name for name in imports(path) if package_of(name) in {"control", "directory", "tunnel", "daemon"}
             }, path
 
 
 @pytest.mark.parametrize(
     "path", [path for path in files() if package_of_file(path) in PURE], ids=lambda path: path.name
 )
-def test_pure_rooms_do_no_input_or_output(path: Path) -> None:
+def test_pure_packages_do_no_input_or_output(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & IMPURE
 
 
 def test_the_check_sees_an_upward_import(tmp_path: Path) -> None:
     upward = tmp_path / "errors.py"
-    upward.write_text("from tunneld.cli import tunneld\nimport tunneld.service\n")
-    assert {layer_of(package_of(name)) for name in imports(upward)} == {0, 3}
+    upward.write_text("from tunneld.cli import tunneld\nimport tunneld.directory\n")
+    assert {layer_of(package_of(name)) for name in imports(upward)} == {10, 17}

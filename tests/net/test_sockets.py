@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
+from tests.support.system import has_ipv6, need_ipv6
 from tunneld.errors import SHORTAGES, LimitReachedError, ListenError, ShortageError
 from tunneld.net import sockets
 
@@ -65,7 +66,7 @@ def test_keep_alive_times_stay_within_what_the_system_takes() -> None:
 def test_the_wildcard_takes_both_families_where_there_are_both(host: str) -> None:
     with listening(host) as (listener,):
         socket.create_connection((LOOPBACK, port_of(listener))).close()
-        if socket.has_dualstack_ipv6():
+        if has_ipv6():
             socket.create_connection(("::1", port_of(listener))).close()
 
 
@@ -79,8 +80,8 @@ def two_addresses(*_: object, **__: object) -> list[tuple[object, ...]]:
     return [(socket.AF_INET, 0, 0, "", (LOOPBACK, 0)), (socket.AF_INET6, 0, 0, "", ("::1", 0, 0, 0))]
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
 def test_all_addresses_of_a_name_get_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_ipv6()
     monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
     with listening("localhost") as listeners:
         assert [listener.family for listener in listeners] == [socket.AF_INET, socket.AF_INET6]
@@ -94,8 +95,8 @@ def test_an_address_the_machine_lacks_is_passed_over_while_another_works(monkeyp
         assert listener.getsockname()[0] == LOOPBACK
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
 def test_a_port_that_is_taken_on_one_address_fails_all_and_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_ipv6()
     with listening("::1") as (taken,):
         monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
         before = sockets.open_descriptors()

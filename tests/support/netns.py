@@ -18,6 +18,18 @@ import pytest
 
 Find = Callable[[str], str]
 
+LACKING = (
+    "Operation not permitted",
+    "Permission denied",
+    "Operation not supported",
+    "Unknown device type",
+    "Protocol not supported",
+    "No such file or directory",
+    "qdisc kind is unknown",
+    "Read-only file system",
+)
+"""What the programs say where the kernel lacks something or we may not: everything else is a failure."""
+
 
 class Namespace:
     """One machine, known by the name that its namespace has."""
@@ -62,7 +74,9 @@ class Namespace:
 def _must(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     if done.returncode:
-        pytest.skip(f"this machine cannot `{' '.join(command[1:])}`: {done.stderr.strip()}")
+        complaint = f"this machine cannot `{' '.join(command[1:])}`: {done.stderr.strip()}"
+        assert any(word in done.stderr for word in LACKING), complaint
+        pytest.skip(complaint)
 
 
 class Internet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -140,9 +141,12 @@ def _serve(settings: Settings, path: Path | None, load: Callable[[], Settings]) 
 def _how_started(words: Sequence[str]) -> list[str]:
     """The command that starts this program again. A script that was started by its own name is again: it keeps that
     name (ps(1) shows it), and when it, or the link to it, is another one by then, its first line says which Python goes
-    with it.
+    with it. Where the path of Python does not fit in that line (long, or with a space), pip has /bin/sh run it.
     """
-    with suppress(IndexError, OSError), Path(words[1]).open("rb") as script:
-        if script.readline(1024).split()[:1] == [b"#!" + os.fsencode(words[0])]:
+    with suppress(IndexError, OSError, ValueError), Path(words[1]).open("rb") as script:
+        first, second = script.readline(1024), script.readline(1024)
+        if first.split()[:1] == [b"#!" + os.fsencode(words[0])]:
+            return list(words[1:])
+        if first == b"#!/bin/sh\n" and shlex.split(os.fsdecode(second))[:2] == ["exec", words[0]]:
             return list(words[1:])
     return [sys.executable, *words[1:]]

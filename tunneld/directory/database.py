@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,6 +56,7 @@ class Database:
         """
         self.path = folder / FILE
         self.damage = ""
+        self._in_use = threading.Lock()
         with _told(self.path):
             folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
             _make_private(self.path)
@@ -70,14 +72,14 @@ class Database:
 
     def load(self) -> tuple[list[Reservation], int]:
         """All reservations, and how many rows are none. Raises `StoreError`."""
-        with _told(self.path):
+        with _told(self.path), self._in_use:
             rows = self._connection.execute("SELECT * FROM reservation ORDER BY expires").fetchall()
         records = [record for row in rows if (record := _record(row)) is not None]
         return records, len(rows) - len(records)
 
     def write(self, changes: Iterable[Change], *, everything: bool = False) -> None:
         """Make these changes, all or none; with `everything`, have nothing but them. Raises `StoreError`."""
-        with _told(self.path):
+        with _told(self.path), self._in_use:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 if everything:
@@ -91,8 +93,9 @@ class Database:
                 raise
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._connection.close()
+        """Close the file, when a read or write in another thread has ended. Once closed it stays closed."""
+        with self._in_use:
+            self._connection.close()
 
     def _write(self, holder: ReservationKey, record: Reservation | None) -> None:
         key = (holder.credential, holder.host, holder.name)

@@ -47,7 +47,11 @@ class Reservations:
         """Read what there is, then keep it until cancelled."""
         settings = self._settings()
         await self._ledger.open(settings.tunnels.reservation)
-        self.retain({credential.name for credential in settings.credential})
+        try:
+            self.retain({credential.name for credential in settings.credential})
+        except BaseException:
+            await self._ledger.close()
+            raise
         await self._ledger.run(task_status=task_status)
 
     @property

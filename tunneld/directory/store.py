@@ -12,10 +12,10 @@ come back at once cost a few writes and not a hundred. Nothing here ever stops t
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,8 +65,13 @@ class ReservationStore:
         try:
             if self._folder is None:
                 raise StoreError("there is no place for a file: name one with daemon.state")
-            with trio.fail_after(PATIENCE * 2):
-                database, records, spoiled = await self._do(partial(_open, self._folder))
+            opening = _Opening(self._folder)
+            try:
+                with trio.fail_after(PATIENCE * 2):
+                    database, records, spoiled = await self._do(opening.run)
+            except BaseException:
+                opening.abandon()
+                raise
         except trio.TooSlowError:
             self._complain(f"{self._folder}: no answer in {PATIENCE * 2:g} s")
         except StoreError as error:
@@ -88,14 +93,23 @@ class ReservationStore:
         self._book.changed = self._changed
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write what changes until cancelled."""
-        task_status.started()
-        database = self._database
-        while database is not None:
-            with trio.move_on_after(math.inf if self._well else RETRY):
-                await self._stirred.wait()
-            self._stirred = trio.Event()
-            await self._write(database)
+        """Write what changes until cancelled, then close the file."""
+        try:
+            task_status.started()
+            while self._database is not None:
+                with trio.move_on_after(math.inf if self._well else RETRY):
+                    await self._stirred.wait()
+                self._stirred = trio.Event()
+                await self._write(self._database)
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close the file in a thread. Waits `PATIENCE` at most: a thread that hangs on the disk closes it later."""
+        database, self._database = self._database, None
+        if database is not None:
+            with trio.move_on_after(PATIENCE, shield=True):  # not by `_do`, whose one thread may hang in a write
+                await trio.to_thread.run_sync(database.close, abandon_on_cancel=True)
 
     async def saved(self) -> None:
         """Wait until all that changed so far is on disk; not for ever, and not for one that does not work."""
@@ -159,6 +173,32 @@ class ReservationStore:
         return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._thread)
 
 
-def _open(folder: Path) -> tuple[Database, list[Reservation], int]:
-    database = Database(folder)
-    return database, *database.load()
+class _Opening:
+    """Opens and reads the file in a thread, and closes it if nothing waits for that thread any more."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._database: Database | None = None
+        self._abandoned = False
+
+    def run(self) -> tuple[Database, list[Reservation], int]:
+        """Raises `StoreError`."""
+        database = Database(self._folder)
+        try:
+            records, spoiled = database.load()
+        except BaseException:
+            database.close()
+            raise
+        with self._lock:
+            self._database = database
+            if self._abandoned:
+                database.close()
+        return database, records, spoiled
+
+    def abandon(self) -> None:
+        """The result is not wanted: close the file, now or when it has been opened."""
+        with self._lock:
+            self._abandoned = True
+            if self._database is not None:
+                self._database.close()

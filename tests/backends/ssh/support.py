@@ -16,6 +16,7 @@ import trio
 
 from tests.support.people import PATIENCE
 from tests.support.programs import program
+from tests.support.system import find_program
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.auth.preauth import PreauthLimiter
@@ -183,7 +184,7 @@ def openssh(
     options = [f"-o{name}={value}" for name, value in settings.items()]
     identity: list[str | Path] = ["-i", key] if key is not None else []
     port = str(relay if isinstance(relay, int) else relay.port)
-    return ["ssh", "-F", "none", *options, *identity, "-p", port, "-l", user, *words[:-1], words[-1]]
+    return [find_program("ssh"), "-F", "none", *options, *identity, "-p", port, "-l", user, *words[:-1], words[-1]]
 
 
 def make_key(folder: Path, name: str = "id") -> tuple[Path, str]:

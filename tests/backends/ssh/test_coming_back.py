@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import structlog
 import trio
 
@@ -19,11 +17,6 @@ from tunneld.backends.ssh.forwards import Forward, name_of
 from tunneld.backends.ssh.login import SshLogin
 
 LOCAL = "127.0.0.1"
-
-
-@pytest.fixture(autouse=True)
-def _ssh(program_path: Callable[[str], str]) -> None:
-    program_path("ssh")
 
 
 async def test_who_comes_back_after_a_loss_has_the_same_tunnel_and_its_waiting_visitors(tmp_path: Path) -> None:

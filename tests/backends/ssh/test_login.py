@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,12 @@ from tests.agent.test_expose import ask
 from tests.backends.ssh.support import Client, Relay, client, make_key, openssh, relay
 from tests.support.credentials import credential
 from tests.support.people import PATIENCE
+from tests.support.system import find_program
 from tunneld.auth.preauth import PreauthReason
 from tunneld.backends.ssh.login import tagged
 
 LOCAL = "127.0.0.1"
 FORWARD = ["-N", "-R", f"0:{LOCAL}:9"]
-
-
-@pytest.fixture(autouse=True)
-def _ssh(program_path: Callable[[str], str]) -> None:
-    program_path("ssh")
 
 
 async def outcome(here: Relay, *words: str, key: Path | None = None, user: str = "somebody") -> tuple[int, Client]:
@@ -87,7 +82,17 @@ async def test_a_line_that_forbids_forwarding_lets_in_and_does_not_forward(tmp_p
 
 
 def certify(folder: Path, authority: Path, key: Path, principal: str) -> None:
-    command = ["ssh-keygen", "-q", "-s", str(authority), "-I", "me", "-n", principal, str(key.with_suffix(".pub"))]
+    command = [
+        find_program("ssh-keygen"),
+        "-q",
+        "-s",
+        str(authority),
+        "-I",
+        "me",
+        "-n",
+        principal,
+        str(key.with_suffix(".pub")),
+    ]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
@@ -207,6 +212,6 @@ async def test_a_credential_that_was_removed_forwards_nothing_more(tmp_path: Pat
         ):
             await ssh.wait_said("Entering interactive session")
             here.credentials = (credential("other"),)
-            command = ["ssh", "-S", str(control), "-O", "forward", "-R", f"0:{LOCAL}:9", LOCAL]
+            command = [find_program("ssh"), "-S", str(control), "-O", "forward", "-R", f"0:{LOCAL}:9", LOCAL]
             await trio.run_process(command, check=False, capture_stdout=True, capture_stderr=True)
             await ssh.wait_said("the credential is gone")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 
-import pytest
 import trio
 
 from tests.agent.support import echo, local_server
@@ -13,11 +11,6 @@ from tests.backends.ssh.support import client, openssh, relay
 from tests.support.people import PATIENCE, connect, is_dropped, read_exactly
 
 LOCAL = "127.0.0.1"
-
-
-@pytest.fixture(autouse=True)
-def _ssh(program_path: Callable[[str], str]) -> None:
-    program_path("ssh")
 
 
 async def test_the_proxy_header_is_what_the_hidden_server_hears_first() -> None:

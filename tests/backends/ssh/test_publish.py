@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,12 +14,7 @@ from tests.agent.test_expose import ask
 from tests.backends.ssh.support import Relay, client, make_key, openssh, relay, visitors_of
 from tests.support.credentials import credential
 from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_exactly
-
-
-@pytest.fixture(autouse=True)
-def _ssh(program_path: Callable[[str], str]) -> None:
-    program_path("ssh")
-
+from tests.support.system import find_program
 
 LOCAL = "127.0.0.1"
 
@@ -106,11 +100,11 @@ async def test_a_port_can_be_asked_for_and_a_forward_be_cancelled(tmp_path: Path
                 (tunnel,) = await here.until_served()
                 assert tunnel.client_uri.port == port
                 assert await ask(tunnel.client_uri, b"hello") == b"hello"
-                await trio.run_process(["ssh", "-S", str(control), "-O", "cancel", "-R", forward, LOCAL])
+                await trio.run_process([find_program("ssh"), "-S", str(control), "-O", "cancel", "-R", forward, LOCAL])
                 await tunnel.wait_closed()
                 assert await is_refused(visitors_of(port))
                 await trio.run_process(
-                    ["ssh", "-S", str(control), "-O", "forward", "-R", f"0:{LOCAL}:{target.port}", LOCAL],
+                    [find_program("ssh"), "-S", str(control), "-O", "forward", "-R", f"0:{LOCAL}:{target.port}", LOCAL],
                     capture_stdout=True,
                 )
                 (other,) = await here.until_served()

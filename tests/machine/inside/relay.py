@@ -16,7 +16,7 @@ from tests.machine.inside.steps import first
 from tests.machine.inside.tools import PATIENCE, WrongError, expect, sh, wait_until
 from tests.machine.inside.units import Unit
 
-RELAY = Unit("tunneld.directory")
+RELAY = Unit("tunneld.service")
 CONFIG = Path("/etc/tunneld/tunnel.toml")
 STATE = Path("/var/lib/tunneld")
 RUNNING = "active/running"
@@ -105,7 +105,7 @@ def put_back() -> None:
 
 @first
 def it_is_installed_as_its_unit_says() -> Iterator[str]:
-    """Does what the head of tunneld.directory says, as root; systemd-analyze finds nothing wrong with the units."""
+    """Does what the head of tunneld.service says, as root; systemd-analyze finds nothing wrong with the units."""
     sh("/opt/tunneld/bin/pip install --no-index --no-deps --find-links /mnt/wheels tunneld")
     sh("ln -s /opt/tunneld/bin/tunneld /opt/tunneld/bin/tunnel /usr/local/bin")
     yield sh("tunneld --version")

@@ -176,7 +176,7 @@ def a_daemon_without_memory_is_killed_and_comes_back() -> Iterator[str]:
             connection.sendall(b"x" * 1000)
     wait_until("it is killed", lambda: RELAY.MainPID != pid)
     yield f"{RELAY.state}, {RELAY.Result}"
-    sh("rm -r /run/systemd/system.control/tunneld.directory.d; systemctl daemon-reload")
+    sh("rm -r /run/systemd/system.control/tunneld.service.d; systemctl daemon-reload")
     RELAY.must_be(RUNNING)
     wait_until("the agent is there", is_there)
     expect(addresses("alice"), before, "addresses")
