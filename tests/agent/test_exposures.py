@@ -163,7 +163,7 @@ async def test_what_changes_is_opened_closed_or_replaced_and_nothing_else_is_tou
             await stream.send_all(b"after")
             assert await read_exactly(stream, 5) == b"after"
             assert [event for event, _ in here.of("stays").events] == ["opened", "visitor"]
-            assert {tunnel.opening.options.name for tunnel in relay.service.tunnels()} == {"", "new"}
+            assert {tunnel.spec.options.name for tunnel in relay.service.tunnels()} == {"", "new"}
             assert len(list(relay.service.tunnels())) == 3
 
 

@@ -60,7 +60,7 @@ def tunnel_of(relay: RelayHere, name: str) -> Tunnel:
     (tunnel,) = (
         tunnel
         for tunnel in relay.service.tunnels()
-        if tunnel.opening.options.name == name and tunnel.phase is not Phase.DRAINING
+        if tunnel.spec.options.name == name and tunnel.phase is not Phase.DRAINING
     )
     return tunnel
 
@@ -68,7 +68,7 @@ def tunnel_of(relay: RelayHere, name: str) -> Tunnel:
 def expected(tunnel: Tunnel) -> int:
     """Owners in the agents' engine: what is parked and two sockets a visitor, or a carrier and one socket a visitor."""
     visitors = len(tunnel.visitors)
-    return 1 + visitors if tunnel.opening.backend == "webmux" else 8 + 2 * visitors
+    return 1 + visitors if tunnel.spec.backend == "webmux" else 8 + 2 * visitors
 
 
 async def until_ready(relay: RelayHere, here: Harbour, *names: str) -> None:

@@ -67,7 +67,7 @@ async def member(relay: RelayHere, handler: Handler, told: Told, **more: Value) 
 
 
 async def until_members(relay: RelayHere, count: int) -> None:
-    while len(relay.tunnel.members) != count:
+    while len(relay.tunnel.agents) != count:
         await trio.lowlevel.checkpoint()
 
 
@@ -116,14 +116,14 @@ async def test_one_that_ends_leaves_the_tunnel_to_the_other_and_the_last_one_tak
                 await until_ready(relay, first, second)
                 first.drain("told to stop", PATIENCE)
                 await one.wait_for("closed")
-                assert len(relay.tunnel.members) == 1
+                assert len(relay.tunnel.agents) == 1
                 assert set(await words_of(two, 20)) == {b"two"}
                 tunnel = relay.tunnel
                 second.drain("told to stop", PATIENCE)
                 await two.wait_for("closed")
                 await tunnel.wait_closed()
             assert await is_refused(address(two))
-            (kept,) = relay.service.addresses.book
+            (kept,) = relay.service.reservations.table
             assert kept.client_port == address(one).port
             assert kept.expires is not None
 
@@ -190,7 +190,7 @@ async def test_one_whose_local_server_is_unhealthy_leaves_its_visitors_to_the_ot
         ):
             await until_ready(relay, first, second)
             first.heed(check, healthy=False)
-            while first.figures.parked or relay.tunnel.parked > ONE_SHARE[relay.tunnel.opening.backend]:
+            while first.figures.parked or relay.tunnel.parked > ONE_SHARE[relay.tunnel.spec.backend]:
                 await trio.lowlevel.checkpoint()
             assert set(await words_of(two, 20)) == {b"two"}
             first.heed(check, healthy=True)
@@ -278,7 +278,7 @@ async def test_who_does_not_share_replaces_those_who_do(each_backend: str) -> No
             await client.open_tunnel(each_backend, name="web", persist=True)
             assert shared.reason == "replaced: its owner opened it anew"
             await client.open_tunnel(each_backend, **SHARED, persist=True)
-            assert relay.tunnel.opening.options.share
+            assert relay.tunnel.spec.options.share
             assert len(relay.service.tunnels()) == 1
 
 
@@ -289,7 +289,7 @@ async def test_of_many_connections_that_joined_only_those_that_stand_count(each_
                 await client.open_tunnel(each_backend, **SHARED, persist=True)
             async with relay.access.connect() as other:
                 await other.open_tunnel(each_backend, **SHARED, persist=True)
-                assert len(relay.tunnel.members) == 2
+                assert len(relay.tunnel.agents) == 2
             await until_members(relay, 1)
             await client.call("leave", relay.tunnel.id)
             while relay.service.tunnels():

@@ -243,7 +243,7 @@ async def test_who_takes_a_place_and_says_nothing_has_failed_but_a_probe_has_not
             await person.stream.aclose()
         await wait_all_tasks_blocked(0.005)
         assert (gate.penalty(FOE), gate.penalty(FRIEND)) == (5.0, 0.0)
-        assert len(gate.strangers) == 0
+        assert len(gate.preauth) == 0
 
 
 # Both faces

@@ -66,7 +66,7 @@ def raw(stream: trio.SocketStream) -> Any:
 
 
 async def until_strangers(gate: Authenticator, count: int) -> None:
-    while len(gate.strangers) != count:
+    while len(gate.preauth) != count:
         await trio.lowlevel.checkpoint()
 
 
@@ -113,7 +113,7 @@ async def test_who_has_shown_the_key_is_no_stranger(
     server = await connect_hidden(tunnel.server_uri, papers)
     while not tunnel.parked:
         await trio.lowlevel.checkpoint()
-    assert len(gate.strangers) == 0
+    assert len(gate.preauth) == 0
     visitor = await connect(tunnel.client_uri)
     await visitor.send_all(b"x")
     assert await read_exactly(server, 1) == b"x"
@@ -207,13 +207,13 @@ async def test_who_shows_a_hidden_key_may_come_from_anywhere(
     service: TunnelService, words: dict[str, str], admits: str
 ) -> None:
     tunnel = await open_tunnel(service, replace(ME, host="192.0.2.1"), **words)
-    assert str(tunnel.opening.allowed_sources or "any") == admits
+    assert str(tunnel.spec.allowed_sources or "any") == admits
 
 
 async def test_but_not_where_its_credential_bounds_that(service: TunnelService) -> None:
     grant = Grant("alice", server_from=(parse_network("192.0.2.0/24"),))
     tunnel = await open_tunnel(service, replace(ME, host="192.0.2.1", grant=grant), secure="yes")
-    assert str(tunnel.opening.allowed_sources) == "192.0.2.1/32"
+    assert str(tunnel.spec.allowed_sources) == "192.0.2.1/32"
 
 
 @BOTH

@@ -40,7 +40,7 @@ class Side:
                 settings=TunnelSettings(),
                 advertised_host="localhost",
                 client_port=20000,
-                premises=BackendServices(BACKENDS, endpoints),
+                services=BackendServices(BACKENDS, endpoints),
                 secure="no",
                 former=None,
                 reserved=(),

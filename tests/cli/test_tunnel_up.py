@@ -31,7 +31,7 @@ def edit(file: Path, text: str) -> None:
 
 
 def tunnels(relay: RelayHere) -> dict[str, Tunnel]:
-    return {tunnel.opening.options.name: tunnel for tunnel in relay.service.tunnels()}
+    return {tunnel.spec.options.name: tunnel for tunnel in relay.service.tunnels()}
 
 
 async def test_each_address_is_a_line_with_its_name(file: Path) -> None:

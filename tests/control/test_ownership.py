@@ -209,12 +209,12 @@ async def test_the_lower_limit_of_visitors_holds(
     service._settings = lambda: Settings(tunnels=tunnel_settings.model_copy(update={"max_visitors": configured}))
     house = House(Relay(Settings(), service), "", "")
     await house.ask(Grant("carol", max_visitors=granted), "openTunnel")
-    assert service.tunnels()[0].opening.settings.max_visitors == holds
+    assert service.tunnels()[0].spec.settings.max_visitors == holds
 
 
 async def test_the_ttl_of_a_grant_reaches_the_tunnel(house: House) -> None:
     await house.ask(Grant("carol", max_ttl=60.0), "openTunnel")
-    assert house.relay.service.tunnels()[-1].opening.options.ttl == 60.0
+    assert house.relay.service.tunnels()[-1].spec.options.ttl == 60.0
 
 
 async def test_what_is_not_granted_is_refused_and_nothing_is_left(house: House) -> None:

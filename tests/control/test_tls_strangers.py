@@ -39,12 +39,12 @@ async def test_a_handshake_is_a_stranger_and_who_is_refused_hears_nothing_in_cle
     async with running_server(settings, papers.server, gate=gate) as server:
         known = await encrypted_person(server, papers, HOME)
         assert (await log_in(known)).startswith("OK")
-        assert len(gate.strangers) == 0
+        assert len(gate.preauth) == 0
         await connect(server.endpoint)  # says nothing
         await encrypted_person(server, papers, HOME)  # does not authenticate
         assert await read_all(await connect(server.endpoint)) == b""
         assert await known.asks("echo hi") == "OK hi"
-        assert gate.strangers.refusals == {PreauthReason.STARTUPS: 1}
+        assert gate.preauth.refusals == {PreauthReason.STARTUPS: 1}
 
 
 @pytest.mark.parametrize("said", [b"\x16" + b"x" * 500, b"GET / HTTP/1.1\r\n\r\n"])
@@ -58,7 +58,7 @@ async def test_what_is_no_handshake_is_a_failure(papers: Papers, said: bytes) ->
             await person.hears_all()
             await person.stream.aclose()
             await wait_all_tasks_blocked(0.005)
-        assert gate.strangers.penalised(trio.current_time()) == 1
+        assert gate.preauth.penalised(trio.current_time()) == 1
         assert await is_dropped(await connect(server.endpoint, FOE))
         await encrypted_person(server, papers, FRIEND)
 
@@ -95,7 +95,7 @@ async def test_a_slow_handshake_is_a_failure_and_a_probe_is_none(papers: Papers,
             assert await is_dropped(stream)
         await wait_all_tasks_blocked(0.005)
         assert gate.penalty(FOE) == 5.0
-        assert len(gate.strangers) == 0
+        assert len(gate.preauth) == 0
 
 
 async def test_tls_that_asks_nobody_who_they_are_has_no_strangers(papers: Papers) -> None:
@@ -115,7 +115,7 @@ async def test_a_certificate_that_is_asked_for_makes_strangers_and_ends_being_on
         context = contexts.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
         known = Person(trio.SSLStream(await connect(server.endpoint), context, server_hostname="127.0.0.1"))
         assert (await known.hears()).startswith("OK tunneld")
-        assert len(gate.strangers) == 0
+        assert len(gate.preauth) == 0
         await connect(server.endpoint)
         assert await read_all(await connect(server.endpoint)) == b""
-        assert gate.strangers.refusals == {PreauthReason.STARTUPS: 1}
+        assert gate.preauth.refusals == {PreauthReason.STARTUPS: 1}

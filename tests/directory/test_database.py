@@ -167,8 +167,8 @@ WRITER = """
 import sys
 from pathlib import Path
 from tests.directory.test_database import change, record
-from tunneld.rules.reservations import ReservationKey
-from tunneld.store.database import Database
+from tunneld.policy.reservations import ReservationKey
+from tunneld.directory.database import Database
 
 database = Database(Path(sys.argv[1]))
 number = 0

@@ -164,14 +164,14 @@ async def test_one_that_is_drained_does_not_use_up_what_a_credential_may_open(se
 async def test_what_is_closed_on_purpose_is_given_up(service: TunnelService) -> None:
     first = await open_as(service, ALICE, name="blog")
     await service.close(first.id)
-    assert not service.addresses.kept(ROOT)
+    assert not service.reservations.kept(ROOT)
     await open_as(service, BOB, client_port=str(first.client_uri.port))
 
 
 async def test_a_tunnel_without_a_name_leaves_nothing(service: TunnelService) -> None:
     first = await open_as(service, ALICE)
     await service.close(first.id, keep=True)
-    assert not service.addresses.kept(ROOT)
+    assert not service.reservations.kept(ROOT)
 
 
 async def test_a_tunnel_that_was_drained_or_whose_time_was_over_keeps_its_address(service: TunnelService) -> None:
@@ -213,7 +213,7 @@ async def test_a_port_that_was_asked_for_and_another_program_has_is_refused(serv
         pytest.raises(LimitReachedError, match=f"no port is free in {port}"),
     ):
         await open_as(service, ALICE, name="blog", client_port=str(port))
-    assert not service.addresses.kept(ROOT)
+    assert not service.reservations.kept(ROOT)
 
 
 async def test_newcomers_of_one_name_at_once_leave_one_tunnel_at_the_address(service: TunnelService) -> None:
@@ -258,7 +258,7 @@ class TestWithoutCredentials:
             await open_as(service, EVERYBODY, "192.0.2.2", name="shop", client_port=port)
         moved = await open_as(service, EVERYBODY, "192.0.2.2", name="blog", client_port=port)
         assert moved.client_uri == first.client_uri
-        assert [kept.record.holder.host for kept in service.addresses.kept(EVERYBODY)] == ["192.0.2.2"]
+        assert [kept.record.holder.host for kept in service.reservations.kept(EVERYBODY)] == ["192.0.2.2"]
 
     async def test_but_an_open_tunnel_is_not_taken_from_another_address(self, service: TunnelService) -> None:
         first = await open_as(service, EVERYBODY, "192.0.2.1", name="blog")
@@ -277,7 +277,7 @@ class TestWhatPeopleAsk:
         def told(found: list[ReservationView]) -> list[tuple[str, str | None, float | None]]:
             return [(each.record.holder.name, each.tunnel, each.left) for each in found]
 
-        addresses = service.addresses
+        addresses = service.reservations
         assert told([*addresses.find(str(second.client_uri.port), ROOT)]) == [("shop", None, HOUR - 600)]
         assert told([*addresses.find(str(first.server_uri.port), ROOT)]) == [("blog", first.id, None)]
         assert told([*addresses.kept(ALICE)]) == [("blog", first.id, None)]
@@ -293,19 +293,19 @@ class TestWhatPeopleAsk:
     async def test_a_reservation_is_released_and_an_open_tunnels_is_not(self, service: TunnelService) -> None:
         first = await open_as(service, ALICE, name="blog")
         with pytest.raises(UsageError, match=f"tunnel {first.id} is open at port .*: close {first.id} first"):
-            await service.addresses.release("blog", ROOT)
+            await service.reservations.release("blog", ROOT)
         await service.close(first.id, keep=True)
         with pytest.raises(NoSuchTunnelError):
-            await service.addresses.release("blog", BOB)
-        await service.addresses.release(str(first.client_uri.port), ROOT)
+            await service.reservations.release("blog", BOB)
+        await service.reservations.release(str(first.client_uri.port), ROOT)
         await open_as(service, BOB, client_port=str(first.client_uri.port))
 
     async def test_of_two_that_are_called_alike_the_port_says_which(self, service: TunnelService) -> None:
         for grant in (ALICE, BOB):
             await service.close((await open_as(service, grant, name="blog")).id, keep=True)
         with pytest.raises(UsageError, match="2 reservations are called 'blog': say which by its port"):
-            await service.addresses.release("blog", ROOT)
-        await service.addresses.release("blog", ALICE)
+            await service.reservations.release("blog", ROOT)
+        await service.reservations.release("blog", ALICE)
 
 
 async def test_a_removed_credential_leaves_nothing_behind(service: TunnelService) -> None:
@@ -328,7 +328,7 @@ async def test_whether_it_is_drained_or_stopped_what_was_open_is_there_in_the_ne
             await nursery.start(service.run)
             tunnel = await open_as(service, EVERYBODY, name="blog")
             before.append(address(tunnel))
-            assert service.addresses.place == str(tmp_path / "reservations.db")
+            assert service.reservations.place == str(tmp_path / "reservations.db")
             if drained:
                 await service.drain()
             nursery.cancel_scope.cancel()
@@ -344,7 +344,7 @@ async def test_with_a_reservation_of_nothing_a_newcomer_still_evicts_and_nothing
         second = await open_as(service, ALICE, name="blog")
         assert address(second) == address(first)
         await service.close(second.id, keep=True)
-        assert not service.addresses.kept(ROOT)
+        assert not service.reservations.kept(ROOT)
         assert await is_refused(second.client_uri)
         nursery.cancel_scope.cancel()
 
@@ -364,8 +364,8 @@ async def test_a_system_that_gives_any_port_is_asked_again_where_it_gave_a_reser
                 given.append(port)
                 return len(given) <= 3
 
-        monkeypatch.setattr(service.addresses, "book", Suspicious())
-        monkeypatch.setattr(service.addresses, "recall", lambda *_: None)
+        monkeypatch.setattr(service.reservations, "table", Suspicious())
+        monkeypatch.setattr(service.reservations, "recall", lambda *_: None)
         tunnel = await open_as(service, ALICE)
         assert tunnel.client_uri.port == given[3]
         assert tunnel.client_uri.port not in given[:3]

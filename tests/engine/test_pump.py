@@ -204,7 +204,7 @@ async def test_whoever_has_more_to_do_goes_on_until_the_turn_is_over(pump: Bench
     assert (len(set(greedy.served)) == 1) is at_once
 
 
-@pytest.mark.parametrize("pump", [{"turn_time": 60.0, "doze": 60.0}], indirect=True)
+@pytest.mark.parametrize("pump", [{"turn_time": 60.0, "poll_timeout": 60.0}], indirect=True)
 async def test_whoever_comes_while_the_pump_dozes_is_served_in_the_same_turn(pump: Bench) -> None:
     far, near = tcp_pair()
     pump.sockets += [far, near]
@@ -231,7 +231,10 @@ async def test_whoever_comes_while_the_pump_dozes_is_served_in_the_same_turn(pum
 
 @pytest.mark.parametrize(
     ("pump", "looks"),
-    [({"turn_time": 60.0, "doze": 60.0, "spin": 60.0}, True), ({"turn_time": 60.0, "doze": 60.0, "spin": 0.0}, False)],
+    [
+        ({"turn_time": 60.0, "poll_timeout": 60.0, "busy_poll": 60.0}, True),
+        ({"turn_time": 60.0, "poll_timeout": 60.0, "busy_poll": 0.0}, False),
+    ],
     indirect=["pump"],
 )
 async def test_after_a_short_wait_the_pump_looks_again_before_it_sleeps(

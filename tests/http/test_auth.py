@@ -42,7 +42,7 @@ async def test_who_knows_the_secret_is_known(face: Face, scheme: str) -> None:
     answer = await ask(face, "/api/v1/openTunnel", header("alice", SECRET, scheme), "POST")
     assert answer.status == 200
     (tunnel,) = face.relay.service.tunnels()
-    assert tunnel.opening.owner.startswith("http alice@127.0.0.1:")
+    assert tunnel.spec.owner.startswith("http alice@127.0.0.1:")
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ async def test_options_come_in_a_struct_with_their_own_types() -> None:
 
     async with open_face() as face:
         await face.with_stock_client(talk)
-        one, two = (tunnel.opening for tunnel in face.relay.service.tunnels())
+        one, two = (tunnel.spec for tunnel in face.relay.service.tunnels())
         assert (one.options.name, one.options.persist, one.options.ttl) == ("one", True, 60.5)
         assert (two.options.name, two.options.persist, two.options.idle_timeout) == ("two", False, 9.0)
         assert one.owner.startswith("http 127.0.0.1:")

@@ -28,7 +28,7 @@ class TestServlet:
             answer = await face.ask("POST", SERVLET, form, content_type="application/x-www-form-urlencoded")
             assert answer.status == 200
             (tunnel,) = face.relay.service.tunnels()
-            assert (tunnel.opening.options.persist, tunnel.opening.options.name) == (True, "one")
+            assert (tunnel.spec.options.persist, tunnel.spec.options.name) == (True, "one")
 
     @pytest.mark.parametrize(
         ("query", "status", "sentence"),

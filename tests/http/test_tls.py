@@ -78,9 +78,9 @@ async def test_who_has_shown_a_secret_is_no_stranger_any_more(face: Face, papers
     assert face.gate is not None
     stream = await encrypted(face, papers.client)
     assert (await ask(face, stream)).status == 401
-    assert len(face.gate.strangers) == 1
+    assert len(face.gate.preauth) == 1
     assert (await ask(face, stream, BASIC)).status == 200
-    assert len(face.gate.strangers) == 0
+    assert len(face.gate.preauth) == 0
     assert (await ask(face, stream, BASIC)).status == 200
 
 
@@ -124,12 +124,12 @@ async def test_who_does_not_finish_a_handshake_has_a_deadline(
         assert face.gate is not None
         stream = await connect(Endpoint("tcp", face.host, face.port))
         await stream.send_all(says)
-        while not len(face.gate.strangers):
+        while not len(face.gate.preauth):
             await trio.lowlevel.checkpoint()
         await wait_all_tasks_blocked()
         mock_clock.jump(10)
         assert await is_dropped(stream)
-        assert not len(face.gate.strangers)
+        assert not len(face.gate.preauth)
 
 
 async def test_who_says_nothing_after_it_has_the_same_deadline(papers: Papers, mock_clock: MockClock) -> None:
@@ -180,7 +180,7 @@ async def test_a_subject_lets_in_without_a_header(papers: Papers, named: Sequenc
         stream = await encrypted(face, context)
         assert (await ask(face, stream)).status == 200
         assert face.gate is not None
-        assert len(face.gate.strangers) == 0
+        assert len(face.gate.preauth) == 0
 
 
 async def test_another_subject_of_the_same_authority_does_not(papers: Papers) -> None:
@@ -201,10 +201,10 @@ async def test_where_a_certificate_is_all_that_is_asked_for_who_has_none_is_a_st
     async with open_face(gate=strict(), tls=papers.mutual) as face:
         assert face.gate is not None
         silent = await connect(Endpoint("tcp", face.host, face.port))
-        while not len(face.gate.strangers):
+        while not len(face.gate.preauth):
             await trio.lowlevel.checkpoint()
         assert (await ask(face, await encrypted(face, context))).status == 200
-        assert len(face.gate.strangers) == 1
+        assert len(face.gate.preauth) == 1
         await silent.aclose()
 
 

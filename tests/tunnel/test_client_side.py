@@ -89,7 +89,7 @@ class TestHowMany:
         self, service: TunnelService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Broken(socket.socket):
-            def introduce(self, _visitor: Any) -> None:
+            def set_originator(self, _visitor: Any) -> None:
                 pass
 
             def send(self, *_: Any) -> int:

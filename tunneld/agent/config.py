@@ -28,7 +28,7 @@ class ExposureConfig:
     """One exposure. `linger` and `drain_timeout` in seconds."""
 
     target: Target
-    wish: TunnelRequest = field(default_factory=TunnelRequest)
+    request: TunnelRequest = field(default_factory=TunnelRequest)
     check: Check | None = None
     scheme: str = "tcp"  # of the address that is told
     linger: float = 60.0

@@ -85,8 +85,8 @@ async def open_exposure(
             ground = AgentContext(engine, nursery, relay, teller, exposure.hurry)
             return await TunnelSession.start(client, ground, wish, take=visitors.take, failed=exposure.fail)
 
-        ending = AgentShutdown(relay, visitors, teller, on_left, shared=bool(plan.wish.options.get("share")))
-        exposure = Exposure(relay, plan.wish, teller, visitors, start, ending, wake=wake, patient=patient)
+        ending = AgentShutdown(relay, visitors, teller, on_left, shared=bool(plan.request.options.get("share")))
+        exposure = Exposure(relay, plan.request, teller, visitors, start, ending, wake=wake, patient=patient)
         if (check := plan.check) is not None:
             nursery.start_soon(watch, LocalServer(plan.target), check, teller, partial(exposure.heed, check))
         if (nothing_there := complaint(plan.target)) is not None:

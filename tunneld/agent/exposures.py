@@ -30,7 +30,7 @@ from tunneld.errors import TunneldError
 class ExposureSpec:
     """What one exposure is to be, and at which relay."""
 
-    plan: ExposureConfig
+    config: ExposureConfig
     relay: RelayAccess
 
 
@@ -109,7 +109,7 @@ class Exposures:
 
     async def _expose(self, name: str, berth: ExposureSpec, left: trio.Event) -> None:
         """One exposure; `left` is set once the relay sends it nobody any more."""
-        plan, running = berth.plan, list[Exposure]()
+        plan, running = berth.config, list[Exposure]()
         teller = self._teller_of(name, plan, lambda: running[0].figures if running else Stats())
         try:
             async with open_exposure(

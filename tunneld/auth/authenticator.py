@@ -40,7 +40,7 @@ class Authenticator:
         strangers: PreauthLimiter | None = None,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
-        self.strangers = PreauthLimiter(ControlSettings) if strangers is None else strangers
+        self.preauth = PreauthLimiter(ControlSettings) if strangers is None else strangers
         self._clock = clock
         self._thinning = LogLimiter(REFUSALS_LOGGED)
         self._credentials = credentials
@@ -114,7 +114,7 @@ class Authenticator:
         """
         whose = {} if self._find(name) is None else {"credential": name}
         log.warning("authentication failed", peer=host, face=face, reason=reason, **whose)
-        self.strangers.fail(host, self._clock())
+        self.preauth.fail(host, self._clock())
 
     def log_refusal(self, host: str, face: str, refusal: PreauthRefusal) -> None:
         """Log that a stranger was refused; in a flood a few, and with the next one how many were left out."""
@@ -124,7 +124,7 @@ class Authenticator:
 
     def penalty(self, host: str) -> float:
         """For how many more seconds nobody at `host` is let in; 0.0 where there is no penalty."""
-        return self.strangers.penalty(host, self._clock())
+        return self.preauth.penalty(host, self._clock())
 
     def _find(self, name: str) -> Credential | None:
         return next((credential for credential in self._credentials() if credential.name == name), None)

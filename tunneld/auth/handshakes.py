@@ -59,7 +59,7 @@ class HandshakeSupervisor:
     ) -> None:
         """Somebody connected to the port that `face` names in the log: is there a place for a stranger?"""
         host = unmap(peer[0])
-        stranger = self._gate.strangers.acquire(host, trio.current_time(), random.random())
+        stranger = self._gate.preauth.acquire(host, trio.current_time(), random.random())
         if isinstance(stranger, PreauthRefusal):
             connection.close()
             self._gate.log_refusal(host, face, stranger)

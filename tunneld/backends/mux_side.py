@@ -60,7 +60,7 @@ class MuxServerSide:
     def __init__(self, host: TunnelContext) -> None:
         """Raises `UsageError` where the relay has no port for such carriers."""
         self._host = host
-        self._endpoints = self._port(host.premises)
+        self._endpoints = self._port(host.services)
         self._key = self._endpoints.register(self, _known_key(host))
         self._carriers: dict[VisitorCarrier, Any] = {}  # each with its peer's address
         self._taking: list[VisitorCarrier] = []  # those of them that take visitors; the newest before its equals
@@ -81,10 +81,10 @@ class MuxServerSide:
 
     @classmethod
     def _port(cls, premises: BackendServices) -> KeyRegistry:
-        if premises.endpoints is None:
+        if premises.keys is None:
             raise UsageError(f"this relay has no {cls.backend} backend")
-        premises.endpoints.check(cls.backend)
-        return premises.endpoints
+        premises.keys.check(cls.backend)
+        return premises.keys
 
     @property
     def uri(self) -> Endpoint:

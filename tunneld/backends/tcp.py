@@ -74,9 +74,9 @@ class TcpServerSide:
         """See `Backend`: every relay has it, but not every one has a lobby and a certificate."""
         if options.secure == "no":
             return
-        if premises.lobby is None:
+        if premises.handshakes is None:
             raise UsageError(f"option secure={options.secure}: this relay's system has no epoll, which it needs")
-        if options.secure == "yes" and premises.lobby.tls is None:
+        if options.secure == "yes" and premises.handshakes.tls is None:
             raise UsageError(
                 "option secure=yes: this relay has no certificate ([control.tls]); secure=key asks for a key alone"
             )
@@ -159,7 +159,7 @@ class TcpServerSide:
 
     def _arrived(self, connection: socket.socket, peer: Any) -> None:
         """Admit one connection that claims to be the hidden server."""
-        lobby = self._host.premises.lobby
+        lobby = self._host.services.handshakes
         if reason := self._refusal(peer):
             connection.close()
             self._host.on_refused(peer, reason)
@@ -180,12 +180,14 @@ class TcpServerSide:
         """Somebody who must show the key; see `Lobby.arrive`."""
         from tunneld.backends import keyed  # noqa: PLC0415  # only where there is a pump, as its lobby
 
-        assert self._host.premises.lobby is not None
+        assert self._host.services.handshakes is not None
         with trio.CancelScope() as scope:
             self._newcomers.add(scope)
             try:
                 encrypted = self._host.secure == "yes"
-                way, ahead = await keyed.read_key(connection, self._key, self._host.premises.lobby, encrypted=encrypted)
+                way, ahead = await keyed.read_key(
+                    connection, self._key, self._host.services.handshakes, encrypted=encrypted
+                )
             finally:
                 self._newcomers.discard(scope)
             try:

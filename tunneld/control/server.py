@@ -98,7 +98,7 @@ class _LineServer:
         tls = self._tls()
         if self._gate.is_open and (tls is None or tls.verify_mode == ssl.CERT_NONE):
             return PreauthSlot.mark_authenticated()
-        return self._gate.strangers.acquire(host, trio.current_time(), random.random())
+        return self._gate.preauth.acquire(host, trio.current_time(), random.random())
 
     async def _serve(self, transport: trio.SocketStream, stranger: PreauthSlot, deadline: float) -> None:
         """One connection, whatever happens on it; a stranger has until `deadline`, a time of Trio's clock."""

@@ -92,14 +92,14 @@ async def close_tunnel(daemon: DaemonControl, request: Request, caller: Caller) 
 
 async def list_reservations(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """One item for each reservation that the caller may see, or for those of one port or name."""
-    addresses, grant = daemon.service.addresses, known(caller)
+    addresses, grant = daemon.service.reservations, known(caller)
     found = addresses.find(request.args[0], grant) if request.args else addresses.kept(grant)
     return Reply(text=count(len(found), "reservation"), items=[describe_reservation(kept) for kept in found])
 
 
 async def release_reservation(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """Give an address up that no open tunnel has."""
-    record = await daemon.service.addresses.release(request.args[0], known(caller))
+    record = await daemon.service.reservations.release(request.args[0], known(caller))
     return Reply(text=f"released port {record.client_port} of {record.holder.name}")
 
 
@@ -120,7 +120,7 @@ async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Caller) 
     tunnel = daemon.service.find(request.args[0], known(caller))
     if tunnel.dismiss(caller.owner):
         return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
-    return Reply(text=f"left {tunnel.id} to {count(len(tunnel.members), 'other agent')}")
+    return Reply(text=f"left {tunnel.id} to {count(len(tunnel.agents), 'other agent')}")
 
 
 async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
@@ -225,7 +225,7 @@ def describe_reservation(kept: ReservationView) -> Item:
 
 def describe_tunnel(tunnel: Tunnel) -> Item:
     """What `list` and `show` say of a tunnel; times in seconds, sizes in octets."""
-    opening, options, terms = tunnel.opening, tunnel.opening.options, tunnel.terms
+    opening, options, terms = tunnel.spec, tunnel.spec.options, tunnel.terms
     up, down = tunnel.octets
     return {
         "id": tunnel.id,
@@ -235,9 +235,9 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
         "owner": opening.owner,
-        "agents": len(tunnel.members) if options.share else None,
+        "agents": len(tunnel.agents) if options.share else None,
         "secure": None if options.secure == "no" else options.secure,
-        "server_from": ANYWHERE if tunnel.members.networks is None else ",".join(map(str, tunnel.members.networks)),
+        "server_from": ANYWHERE if tunnel.agents.networks is None else ",".join(map(str, tunnel.agents.networks)),
         "persist": opening.options.persist,
         "allow_from": ",".join(map(str, options.allow_from)) or None,
         "deny_from": ",".join(map(str, options.deny_from)) or None,

@@ -94,12 +94,12 @@ class Daemon:
         self._strangers = PreauthLimiter(lambda: self.settings.control)
         gate, endpoints = Authenticator(lambda: self.settings.credential, self._strangers), KeyRegistry()
         self._lobby = HandshakeSupervisor(
-            gate, lambda: self._front.papers.control, lambda: self.settings.control.handshake_timeout
+            gate, lambda: self._front.certificates.control, lambda: self.settings.control.handshake_timeout
         )
         lobby = self._lobby if sys.platform == "linux" else None  # what it lets in lives in the pump
         self.service = TunnelService(lambda: self.settings, self._engine, BACKENDS, endpoints, self._state, lobby)
         self._front = Servers(self, self._engine, endpoints, gate, self._lobby)
-        self._standing = SystemdStatus(self.service, lambda: self._front.papers.shown(self.settings))
+        self._standing = SystemdStatus(self.service, lambda: self._front.certificates.shown(self.settings))
         self._command = command
         self._ending = DaemonEnding.DRAIN
         self._end_asked = trio.Event()
@@ -139,7 +139,7 @@ class Daemon:
         """The process in one line of facts; times in seconds, sizes in octets."""
         tunnels = self.service.tunnels()
         up, down = self.service.octets
-        host_key = self._front.papers.host_key
+        host_key = self._front.certificates.host_key
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return {
             "version": __version__,
@@ -158,10 +158,10 @@ class Daemon:
             "strangers_refused": self._strangers.refusals.total(),
             "penalised": self._strangers.penalised(trio.current_time()),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
-            "reservations": len(self.service.addresses.book),
+            "reservations": len(self.service.reservations.table),
             "ssh_host_key": host_key.get_fingerprint() if host_key is not None else None,
             "config": str(self._config_path or "built-in defaults"),
-            "state": self.service.addresses.place,
+            "state": self.service.reservations.place,
         }
 
     def reload(self) -> Sequence[Item]:

@@ -83,7 +83,7 @@ class CertificateStore:
 class Prepared:
     """From one configuration to the next: papers that were read, listeners that are bound."""
 
-    papers: CertificateStore
+    certificates: CertificateStore
     bound: Bound
 
 
@@ -99,7 +99,7 @@ class Servers:
         lobby: HandshakeSupervisor,
     ) -> None:
         """`endpoints` is told where the shared ports are."""
-        self.papers = CertificateStore()
+        self.certificates = CertificateStore()
         self._daemon = daemon
         self._engine = engine
         self._endpoints = endpoints
@@ -117,16 +117,16 @@ class Servers:
 
         Raises `ListenError`, `ShortageError` or `ConfigError`.
         """
-        self.papers = CertificateStore.of(settings)
+        self.certificates = CertificateStore.of(settings)
         enabled = [face for face, place in places(settings).items() if place is not None]
         given, estate = ending.received(enabled)
-        kept, still_given = (estate.faces, estate.given) if estate is not None else ({}, frozenset[str]())
+        kept, still_given = (estate.listeners, estate.given) if estate is not None else ({}, frozenset[str]())
         self._exchange(self._faces.begin(settings, given, kept, still_given))
         return estate.service if estate is not None else ServiceSnapshot()
 
     def take_host_key(self, settings: Settings) -> None:
         """As whoever the daemon has become, for whom it is kept. Raises `ConfigError`."""
-        self.papers = self.papers.with_host_key(settings, None)
+        self.certificates = self.certificates.with_host_key(settings, None)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled, or until all is left to another process."""
@@ -143,15 +143,15 @@ class Servers:
         """Do whatever can fail of a reload. Raises `ConfigError`, `ListenError` or `ShortageError`, and has changed
         nothing then.
         """
-        papers = CertificateStore.of(then).with_host_key(then, self.papers.host_key)
+        papers = CertificateStore.of(then).with_host_key(then, self.certificates.host_key)
         return Prepared(papers, self._faces.bind(now, then))
 
     def change(self, prepared: Prepared) -> None:
         """Do the rest of it."""
-        self.papers = prepared.papers
+        self.certificates = prepared.certificates
         self._exchange(prepared.bound)
-        if self._nursery is not None and self.papers.host_key is not None and not self._serves_ssh:
-            self._nursery.start_soon(self._serve_ssh, self.papers.host_key)
+        if self._nursery is not None and self.certificates.host_key is not None and not self._serves_ssh:
+            self._nursery.start_soon(self._serve_ssh, self.certificates.host_key)
 
     async def export(self) -> tuple[Mapping[str, list[socket.socket]], frozenset[str]]:
         """End all connections in order, while relays go on. Returns the listeners, and which are systemd's own."""
@@ -164,9 +164,9 @@ class Servers:
     def _exchange(self, bound: Bound) -> None:
         """Let the faces listen there, and tell the tunnels where their shared ports are."""
         schemes = {
-            "control": "tls" if self.papers.control else "tcp",
-            "http": "https" if self.papers.http else "http",
-            "webmux": "webmuxs" if self.papers.control else "webmux",
+            "control": "tls" if self.certificates.control else "tcp",
+            "http": "https" if self.certificates.http else "http",
+            "webmux": "webmuxs" if self.certificates.control else "webmux",
             "ssh": "ssh",
         }
         self._faces.exchange(bound, schemes.__getitem__)
@@ -179,11 +179,11 @@ class Servers:
             serve_lines,
             doors["control"],
             lambda: daemon.settings.control,
-            lambda: self.papers.control,
+            lambda: self.certificates.control,
             executor(daemon),
             gate,
         )
-        await nursery.start(http.serve, doors["http"], daemon, gate, lambda: self.papers.http)
+        await nursery.start(http.serve, doors["http"], daemon, gate, lambda: self.certificates.http)
         if sys.platform == "linux":
             from tunneld.backends.webmux_port import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
 
@@ -195,8 +195,8 @@ class Servers:
                 self._endpoints,
                 self._engine,
             )
-        if self.papers.host_key is not None:
-            await nursery.start(self._serve_ssh, self.papers.host_key)
+        if self.certificates.host_key is not None:
+            await nursery.start(self._serve_ssh, self.certificates.host_key)
 
     async def _serve_ssh(
         self, key: asyncssh.SSHKey, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -39,7 +39,7 @@ class SystemdStatus:
     def __str__(self) -> str:
         tunnels = self._service.tunnels()
         counts = count(len(tunnels), "tunnel"), count(sum(len(tunnel.visitors) for tunnel in tunnels), "visitor")
-        kept = ["reservations are not stored"] if self._service.addresses.place == "memory" else []
+        kept = ["reservations are not stored"] if self._service.reservations.place == "memory" else []
         return "; ".join([", ".join(counts), *([self._failed] if self._failed else []), *kept, *self._certificates])
 
     @contextmanager

@@ -162,9 +162,9 @@ def check_agrees(tunnel: Tunnel, backend: str, options: TunnelOptions, asked: Tu
     """Raise `UsageError` where an option that was `asked` for contradicts those of the open tunnel. `options` is what a
     grant made of them; one that was left out agrees with everything.
     """
-    theirs, nothing = tunnel.opening.options, TunnelOptions()
-    if backend != tunnel.opening.backend:
-        raise _contradiction(tunnel, f"backend {tunnel.opening.backend}", f"backend {backend}")
+    theirs, nothing = tunnel.spec.options, TunnelOptions()
+    if backend != tunnel.spec.backend:
+        raise _contradiction(tunnel, f"backend {tunnel.spec.backend}", f"backend {backend}")
     port = tunnel.client_uri.port
     if asked.client_port not in {None, port}:
         raise _contradiction(tunnel, f"client_port={port}", f"client_port={asked.client_port}")
@@ -180,7 +180,7 @@ def check_agrees(tunnel: Tunnel, backend: str, options: TunnelOptions, asked: Tu
 
 
 def _contradiction(tunnel: Tunnel, there: str, wanted: str) -> UsageError:
-    name = tunnel.opening.options.name
+    name = tunnel.spec.options.name
     return UsageError(
         f"tunnel {name!r} is shared and open with {there}, which {wanted} contradicts: ask for the same or leave it out"
     )

@@ -38,9 +38,9 @@ class Reservations:
 
     def __init__(self, settings: Callable[[], Settings], state: Path | None) -> None:
         """`state` is the folder where they are kept; None: in memory only."""
-        self.book = ReservationTable()
+        self.table = ReservationTable()
         self._settings = settings
-        self._ledger = ReservationStore(self.book, state)
+        self._ledger = ReservationStore(self.table, state)
         self._holders: dict[str, ReservationKey] = {}  # of tunnels that are open, by their ids
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -65,7 +65,7 @@ class Reservations:
 
     def retain(self, credentials: Collection[str]) -> None:
         """Give up what belongs to credentials that are no more."""
-        for record in self.book.retain(credentials):
+        for record in self.table.retain(credentials):
             log.info("reservation dropped: its credential is no more", **_facts(record))
 
     # What the tunnels do
@@ -74,13 +74,13 @@ class Reservations:
         """What is kept for this holder, who asks for `port` or for none. Raises `LimitReachedError` where that is kept
         for somebody else.
         """
-        self.book.expire(trio.current_time())
-        for other in [record for record in self.book if port in record.ports and record.expires is not None]:
+        self.table.expire(trio.current_time())
+        for other in [record for record in self.table if port in record.ports and record.expires is not None]:
             if other.holder != holder and not (holder and _moved(other.holder, holder) and other.client_port == port):
                 raise LimitReachedError(_taken(other, port, grant))
             if other.holder != holder:
-                self.book.drop(other.holder)
-        return self.book.find(holder) if holder is not None else None
+                self.table.drop(other.holder)
+        return self.table.find(holder) if holder is not None else None
 
     def has(self, tunnel: str, holder: ReservationKey | None) -> bool:
         """Whether the open tunnel with this id is that of the holder."""
@@ -90,7 +90,7 @@ class Reservations:
         """A tunnel has opened; before anything is awaited, or another could take its port when it closes."""
         if holder is not None:
             self._holders[tunnel.id] = holder
-            self.book.hold(Reservation(holder, tunnel.opening.backend, tunnel.client_uri.port, tunnel.server_uri))
+            self.table.hold(Reservation(holder, tunnel.spec.backend, tunnel.client_uri.port, tunnel.server_uri))
 
     def leave(self, tunnel: Tunnel, *, keep: bool) -> None:
         """A tunnel has closed: does its address stay its own?"""
@@ -99,9 +99,9 @@ class Reservations:
             return
         settings = self._settings().tunnels
         if not keep or settings.reservation == 0:
-            self.book.drop(holder)
+            self.table.drop(holder)
             return
-        for record in self.book.leave(
+        for record in self.table.leave(
             holder,
             trio.current_time() + settings.reservation,
             most=settings.max_reservations,
@@ -114,13 +114,13 @@ class Reservations:
     def kept(self, grant: Grant) -> Sequence[ReservationView]:
         """All that are there for this grant: its own, or everybody's for an admin."""
         now = trio.current_time()
-        self.book.expire(now)
+        self.table.expire(now)
         tunnels = {holder: tunnel for tunnel, holder in self._holders.items()}
         return [
             ReservationView(
                 record, tunnels.get(record.holder), None if record.expires is None else record.expires - now
             )
-            for record in self.book
+            for record in self.table
             if grant.is_admin or record.holder.credential == grant.name
         ]
 
@@ -148,7 +148,7 @@ class Reservations:
             raise UsageError(
                 f"tunnel {kept.tunnel} is open at port {kept.record.client_port}: close {kept.tunnel} first"
             )
-        self.book.drop(kept.record.holder)
+        self.table.drop(kept.record.holder)
         log.info("reservation released", **_facts(kept.record))
         await self.saved()
         return kept.record

@@ -79,20 +79,20 @@ class TunnelService(TunnelRegistry):
         """
         super().__init__()
         self.events = Events()
-        self.addresses = Reservations(settings, state)
+        self.reservations = Reservations(settings, state)
         self.draining = False
         self.leaving = False
         self._settings = settings
         self._engine = engine
-        self.endpoints = endpoints if endpoints is not None else KeyRegistry()
-        self._premises = BackendServices(backends, self.endpoints, lobby)
+        self.keys = endpoints if endpoints is not None else KeyRegistry()
+        self._premises = BackendServices(backends, self.keys, lobby)
         self._given_up: set[str] = set()  # the ids of tunnels whose address shall not be kept
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the tunnels until cancelled, which drops them all."""
         async with trio.open_nursery() as self._nursery:
-            await self._nursery.start(self.addresses.run)
+            await self._nursery.start(self.reservations.run)
             task_status.started()
             await trio.sleep_forever()
 
@@ -120,9 +120,9 @@ class TunnelService(TunnelRegistry):
             check_agrees(shared, backend, options, asked)
             self._join(shared, options, asker)
             return shared
-        before = self.addresses.recall(holder, options.client_port, grant)  # before anybody gives way for nothing
+        before = self.reservations.recall(holder, options.client_port, grant)  # before anybody gives way for nothing
         await self._evict(holder)
-        address = self.addresses.recall(holder, options.client_port, grant) or before
+        address = self.reservations.recall(holder, options.client_port, grant) or before
         if len(self._tunnels) >= settings.max_tunnels:
             raise LimitReachedError(f"could not open a tunnel: {settings.max_tunnels} are open (tunnels.max_tunnels)")
         if grant.max_visitors is not None and grant.max_visitors < settings.max_visitors:
@@ -135,21 +135,21 @@ class TunnelService(TunnelRegistry):
             owner=asker.owner,
             requester_host=asker.host,
             advertised_host=settings.advertised_host or self._reachable(settings.host, asker),
-            premises=self._premises,
+            services=self._premises,
             former_uri=address.server if address is not None else None,
-            reserved=self.addresses.book,
+            reserved=self.reservations.table,
             asked_from=asked.server_from,
         )
         tunnel = self._make(opening, address)
         self._last_id += 1
         self._enter(tunnel, grant.name)  # before we wait, or two could squeeze through a limit at once
-        self.addresses.hold(holder, tunnel)
+        self.reservations.hold(holder, tunnel)
         self.opened += 1
         self._announce(tunnel)
         if options.share:
             self._join(tunnel, options, asker)
         await self._nursery.start(self._run, tunnel)
-        await self.addresses.saved()
+        await self.reservations.saved()
         return tunnel
 
     def join(self, reference: str, asker: Requester) -> Tunnel:
@@ -157,20 +157,18 @@ class TunnelService(TunnelRegistry):
         from there. Raises `NoSuchTunnelError`, `NotAllowedError`.
         """
         tunnel = self.find(reference, asker.grant)
-        opening = tunnel.opening
+        opening = tunnel.spec
         options = bound_hidden(asker.grant, replace(opening.options, server_from=opening.asked_from), asker.host)
         if options.share:
             self._join(tunnel, options, asker)
         else:
-            tunnel.members.move(opening.allowed_sources_for(options.server_from, asker.host))
+            tunnel.agents.move(opening.allowed_sources_for(options.server_from, asker.host))
         return tunnel
 
     def _join(self, tunnel: Tunnel, options: TunnelOptions, asker: Requester) -> None:
         """Whoever asks serves this tunnel, too, until its control connection ends or it leaves."""
-        tunnel.members.join(
-            asker.owner, asker.host, tunnel.opening.allowed_sources_for(options.server_from, asker.host)
-        )
-        asker.at_end(tunnel.id, lambda: tunnel.members.leave(asker.owner))
+        tunnel.agents.join(asker.owner, asker.host, tunnel.spec.allowed_sources_for(options.server_from, asker.host))
+        asker.at_end(tunnel.id, lambda: tunnel.agents.leave(asker.owner))
 
     def _make(self, opening: TunnelSpec, address: Reservation | None) -> Tunnel:
         """The tunnel, at its own address if it has one. Another program may have taken the port meanwhile, or a reload
@@ -205,7 +203,7 @@ class TunnelService(TunnelRegistry):
             self._given_up.add(tunnel.id)
         tunnel.close(self._end_on_purpose(tunnel, "closed", grant, again=keep))
         await tunnel.wait_closed()
-        await self.addresses.saved()
+        await self.reservations.saved()
         return tunnel
 
     def drain_one(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
@@ -229,7 +227,7 @@ class TunnelService(TunnelRegistry):
             if owner and owner not in credentials:
                 log.info("tunnel's credential was removed", tunnel=tunnel.id, credential=owner)
                 tunnel.drain()
-        self.addresses.retain(credentials)
+        self.reservations.retain(credentials)
 
     # From one process to the next
 
@@ -238,7 +236,7 @@ class TunnelService(TunnelRegistry):
         No tunnel can be opened any more.
         """
         self.leaving = True
-        await self.addresses.saved()
+        await self.reservations.saved()
         for tunnel in self.tunnels():
             tunnel.pause()
         for _ in range(2):  # whoever was just given a server connection is paired with it
@@ -253,9 +251,9 @@ class TunnelService(TunnelRegistry):
 
     async def adopt(self, legacy: ServiceSnapshot) -> None:
         """Go on with what another process left. A tunnel that cannot be is closed, and said."""
-        self._resume(legacy.past)
+        self._resume(legacy.counters)
         for owner, one in legacy.tunnels:
-            opening = replace(one.opening, premises=self._premises, reserved=self.addresses.book)
+            opening = replace(one.spec, services=self._premises, reserved=self.reservations.table)
             try:
                 self._premises.backend(opening.backend).check(self._premises, opening.options)
                 tunnel = Tunnel(opening, self._engine, self.events, one)
@@ -264,16 +262,16 @@ class TunnelService(TunnelRegistry):
                 log.warning("tunnel could not be taken over", tunnel=opening.id, reason=str(error))
                 continue
             self._enter(tunnel, owner)
-            self.addresses.hold(reservation_key(opening.options.name, owner, opening.requester_host), tunnel)
+            self.reservations.hold(reservation_key(opening.options.name, owner, opening.requester_host), tunnel)
             await self._nursery.start(self._run, tunnel)
-        await self.addresses.saved()
+        await self.reservations.saved()
 
     # Inside
 
     def _former(self, holder: ReservationKey | None) -> Tunnel | None:
         """The tunnel that this holder has open, of an agent that starts again before the relay knows it was gone."""
         for tunnel in self._tunnels.values() if holder is not None else ():
-            if self.addresses.has(tunnel.id, holder) and tunnel.phase is not Phase.DRAINING:
+            if self.reservations.has(tunnel.id, holder) and tunnel.phase is not Phase.DRAINING:
                 return tunnel
         return None
 
@@ -284,15 +282,15 @@ class TunnelService(TunnelRegistry):
         if holder is None or not options.persist:
             raise UsageError("option share=yes goes with a name and with persist=yes")
         former = self._former(holder)
-        return former if former is not None and former.opening.options.share else None
+        return former if former is not None and former.spec.options.share else None
 
     def _check_unserved(self, holder: ReservationKey | None) -> None:
         """Raise `LimitReachedError` where hidden servers serve what this holder has open."""
         former = self._former(holder)
         if former is not None and (former.phase is Phase.READY or former.age < NEW_TUNNEL_GRACE):
             raise LimitReachedError(
-                f"could not open a tunnel: another agent serves {former.opening.options.name!r} now, "
-                f"{former.opening.owner} with {former.id}; this one may when that has ended (replace=no)"
+                f"could not open a tunnel: another agent serves {former.spec.options.name!r} now, "
+                f"{former.spec.owner} with {former.id}; this one may when that has ended (replace=no)"
             )
 
     async def _evict(self, holder: ReservationKey | None) -> None:
@@ -305,7 +303,7 @@ class TunnelService(TunnelRegistry):
         """Tunnels that do not stand in the way of one for this holder: that which is replaced by it, and of those that
         are being drained one, or a credential could have only its last tunnel's visitors finish by serving nobody new.
         """
-        theirs = [one for one in self._tunnels.values() if holder is not None and self.addresses.has(one.id, holder)]
+        theirs = [one for one in self._tunnels.values() if holder is not None and self.reservations.has(one.id, holder)]
         drained = sum(tunnel.phase is Phase.DRAINING for tunnel in theirs)
         return min(drained, 1) + (len(theirs) > drained)
 
@@ -324,15 +322,15 @@ class TunnelService(TunnelRegistry):
         keep = tunnel.id not in self._given_up
         self._given_up.discard(tunnel.id)
         if not (keep and (self.draining or tunnel.reason == STOPPED)):
-            self.addresses.leave(tunnel, keep=keep)
+            self.reservations.leave(tunnel, keep=keep)
 
     def _announce(self, tunnel: Tunnel) -> None:
         facts = {
-            "backend": tunnel.opening.backend,
+            "backend": tunnel.spec.backend,
             "server": str(tunnel.server_uri),
             "client": str(tunnel.client_uri),
-            "owner": tunnel.opening.owner,
-            "name": tunnel.opening.options.name,
+            "owner": tunnel.spec.owner,
+            "name": tunnel.spec.options.name,
         }
         self.events.publish("opened", id=tunnel.id, **facts)
         log.info("tunnel opened", tunnel=tunnel.id, **{**facts, "server": tunnel.server_uri.without_key})

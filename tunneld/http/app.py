@@ -85,7 +85,7 @@ class HttpApp:
 
 def new_app(daemon: DaemonControl, gate: Authenticator) -> ASGIApp:
     """The ASGI application."""
-    faces = HttpApp(daemon, executor(daemon), new_registry(daemon, gate.strangers))
+    faces = HttpApp(daemon, executor(daemon), new_registry(daemon, gate.preauth))
     api, looking_and_doing = faces.bodied(answer_api), ["GET", "POST"]
     app = Starlette(
         routes=[

@@ -97,7 +97,7 @@ class HttpServer:
         place for one, or their source has a penalty, from whichever face. Raises `OSError` where the peer left already.
         """
         host, now = plain(connection.getpeername()[0]), trio.current_time()
-        strangers = self._gate.strangers
+        strangers = self._gate.preauth
         context = self._tls()
         asked = not self._gate.is_open or (context is not None and context.verify_mode != ssl.CERT_NONE)
         if not asked or strangers.is_exempt(host):

@@ -44,8 +44,8 @@ class BackendServices:
     """What a relay offers to all of its server sides."""
 
     backends: Mapping[str, Backend] = field(default_factory=dict)  # by the names that openTunnel takes
-    endpoints: KeyRegistry | None = None  # the shared ports of backends; None: this relay has none
-    lobby: Handshakes | None = None  # None: a hidden server cannot show a key here
+    keys: KeyRegistry | None = None  # the shared ports of backends; None: this relay has none
+    handshakes: Handshakes | None = None  # None: a hidden server cannot show a key here
 
     def backend(self, name: str) -> Backend:
         """The backend of this name. Raises `UsageError` where this relay has none."""
@@ -79,7 +79,7 @@ class TunnelContext:
     settings: TunnelSettings
     advertised_host: str
     client_port: int  # of the client side
-    premises: BackendServices
+    services: BackendServices
     secure: str  # as in `TunnelOptions`
     former: Endpoint | None  # the server URI that a hidden server may still know: to be had again if it can be
     reserved: Container[int]  # ports that are somebody's: none of them is for this one, but that of `former`

@@ -17,7 +17,7 @@ class TunnelCounters:
     """What a tunnel has counted and how old it is: seconds are before the moment at which it was left."""
 
     age: float = 0.0
-    unused: float = 0.0  # since the last connection of either side went
+    idle: float = 0.0  # since the last connection of either side went
     quiet: int = 0  # see clocks.py
     served: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)  # by the names of `Refused`
@@ -49,9 +49,9 @@ class ClientSideSnapshot:
 class TunnelSnapshot:
     """A tunnel between two processes. Whoever has it owns all sockets in it."""
 
-    opening: TunnelSpec
+    spec: TunnelSpec
     draining: bool
-    account: TunnelCounters
+    counters: TunnelCounters
     client: ClientSideSnapshot
     server: ServerSideSnapshot
     relays: Sequence[tuple[RelayState, Any]]  # each with its visitor's address
@@ -82,5 +82,5 @@ class ServiceCounters:
 class ServiceSnapshot:
     """All tunnels between two processes, each with the name of its credential."""
 
-    past: ServiceCounters = ServiceCounters()
+    counters: ServiceCounters = ServiceCounters()
     tunnels: Sequence[tuple[str, TunnelSnapshot]] = ()

@@ -22,7 +22,7 @@ class TunnelSpec:
     owner: str  # who asked, as `list` shows it
     requester_host: str  # the address that asked: by default the only one that may connect as the hidden server
     advertised_host: str
-    premises: BackendServices = NO_SERVICES
+    services: BackendServices = NO_SERVICES
     former_uri: Endpoint | None = None  # the server URI of the tunnel whose place it takes
     reserved: Container[int] = ()  # ports that are somebody's, also where nobody listens
     asked_from: Network | Anywhere | None = None  # `server_from`, before a grant bounded it
@@ -34,7 +34,7 @@ class TunnelSpec:
 
     def allowed_sources_for(self, asked_for: Network | Anywhere | None, asker: str) -> Network | None:
         """The same for an agent at `asker` that may say where they come from."""
-        hidden = self.premises.backend(self.backend).hides_key(self.premises, self.options)
+        hidden = self.services.backend(self.backend).hides_key(self.services, self.options)
         if asked_for == ANYWHERE or (asked_for is None and hidden):
             return None
         return parse_network(asker) if asked_for is None else asked_for

@@ -65,16 +65,16 @@ class Tunnel:
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and holds nothing then.
         """
         backend, terms = (
-            opening.premises.backend(opening.backend),
+            opening.services.backend(opening.backend),
             EffectiveLimits.of(opening.settings, opening.options),
         )
-        account, now = legacy.account if legacy is not None else TunnelCounters(), trio.current_time()
-        self.opening = opening
+        account, now = legacy.counters if legacy is not None else TunnelCounters(), trio.current_time()
+        self.spec = opening
         self.terms = terms
-        self.opened_at, self.idle_since = now - account.age, now - account.unused
+        self.opened_at, self.idle_since = now - account.age, now - account.idle
         self.idle_checks = account.quiet
         self.reason = ""  # why it closed
-        self.members = TunnelAgents(opening.allowed_sources)
+        self.agents = TunnelAgents(opening.allowed_sources)
         self._phase = Phase.OPENING
         self._engine = engine
         self._events = events
@@ -97,7 +97,7 @@ class Tunnel:
     @property
     def id(self) -> str:
         """A short name, unique in this process."""
-        return self.opening.id
+        return self.spec.id
 
     @property
     def phase(self) -> Phase:
@@ -158,7 +158,7 @@ class Tunnel:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until closed. An exception out of here is a bug; both sides and all relays are gone all the same."""
-        options, settings = self.opening.options, self.opening.settings
+        options, settings = self.spec.options, self.spec.settings
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -211,7 +211,7 @@ class Tunnel:
         up, down = self.octets
         account = TunnelCounters(
             age=now - self.opened_at,
-            unused=now - self.idle_since,
+            idle=now - self.idle_since,
             quiet=self.idle_checks,
             served=self.served,
             refused={kind.value: count for kind, count in self.refusals.items()},
@@ -220,15 +220,15 @@ class Tunnel:
             quota_left=self.visitors.quota_left,
         )
         client, server = self._client_side.export(), self._server_side.export()
-        legacy = TunnelSnapshot(self.opening, self._phase is Phase.DRAINING, account, client, server, relays, cut)
+        legacy = TunnelSnapshot(self.spec, self._phase is Phase.DRAINING, account, client, server, relays, cut)
         self._scope.cancel()
         return legacy
 
     def dismiss(self, member: str) -> bool:
         """An agent wants no more visitors. Drain unless others serve it; tells whether that is so."""
-        self.members.leave(member)
-        alone = not self.members and not self._server_side.live_connections
-        if alone or not self.opening.options.share:
+        self.agents.leave(member)
+        alone = not self.agents and not self._server_side.live_connections
+        if alone or not self.spec.options.share:
             self.drain()
         return self._phase in {Phase.DRAINING, Phase.CLOSED}
 
@@ -236,7 +236,7 @@ class Tunnel:
         """Close surplus parked server connections, see `ServerSide.trim`; none that another agent has made, as far as
         that can be told: whoever asks, from the address `host`, knows only what it needs itself.
         """
-        return self._server_side.trim(keep, self.members.elsewhere(host))
+        return self._server_side.trim(keep, self.agents.elsewhere(host))
 
     def fail(self, error: Exception) -> None:
         """A bug in one of this tunnel's callbacks: log it once, close this tunnel, leave the others alone."""
@@ -252,14 +252,14 @@ class Tunnel:
     def _host(self) -> TunnelContext:
         return TunnelContext(
             engine=self._engine,
-            settings=self.opening.settings,
-            advertised_host=self.opening.advertised_host,
+            settings=self.spec.settings,
+            advertised_host=self.spec.advertised_host,
             client_port=self.client_uri.port,
-            premises=self.opening.premises,
-            secure=self.opening.options.secure,
-            former=self.opening.former_uri,
-            reserved=self.opening.reserved,
-            why_not_allowed=self.members.why_not_allowed,
+            services=self.spec.services,
+            secure=self.spec.options.secure,
+            former=self.spec.former_uri,
+            reserved=self.spec.reserved,
+            why_not_allowed=self.agents.why_not_allowed,
             parking_capacity=self._room,
             on_attached=self._attached,
             on_detached=self._detached,
@@ -270,7 +270,7 @@ class Tunnel:
 
     def _room(self) -> int:
         if self.terms.persist:
-            return self.opening.settings.max_parked
+            return self.spec.settings.max_parked
         return 0 if self.served else 1
 
     def _attached(self, peer: Any) -> None:

@@ -67,7 +67,7 @@ async def test_plink(program_path: Find, tmp_path: Path, key: tuple[Path, Creden
             home = os.environ | {"HOME": str(tmp_path)}  # it makes a folder there
             async with client([plink, "-ssh", *trust, *forward], env=home) as process:
                 (tunnel,) = await here.until_served()
-                assert (tunnel.client_uri.port, tunnel.opening.owner) == (port, "me")
+                assert (tunnel.client_uri.port, tunnel.spec.owner) == (port, "me")
                 await is_a_good_way(tunnel.client_uri)
                 process.process.send_signal(signal.SIGTERM)
                 await here.until(lambda: not tunnel.parked)
@@ -84,7 +84,7 @@ async def test_dbclient(program_path: Find, tmp_path: Path, key: tuple[Path, Cre
             async with client([dbclient, *trust, *forward], env=home) as process:
                 port = await process.port()
                 (tunnel,) = await here.until_served()
-                assert (tunnel.client_uri.port, tunnel.opening.owner) == (port, "me")
+                assert (tunnel.client_uri.port, tunnel.spec.owner) == (port, "me")
                 await is_a_good_way(tunnel.client_uri)
 
 

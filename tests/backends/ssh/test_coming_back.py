@@ -71,7 +71,7 @@ async def test_two_that_look_alike_and_live_have_a_tunnel_each() -> None:
             command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
             async with client(command), client(command), client(command):
                 tunnels = await here.until_served(3)
-                names = [tunnel.opening.options.name for tunnel in tunnels]
+                names = [tunnel.spec.options.name for tunnel in tunnels]
                 assert names[1:] == [f"{names[0]}-2", f"{names[0]}-3"]
                 for tunnel in tunnels:
                     assert await ask(tunnel.client_uri, b"hello") == b"hello"

@@ -35,7 +35,7 @@ async def test_a_key_of_a_credential_opens_tunnels_for_it_and_another_does_not(t
             client(openssh(here, *FORWARD, LOCAL, key=key)),
         ):
             (tunnel,) = await here.until_served()
-            assert tunnel.opening.owner == "me"
+            assert tunnel.spec.owner == "me"
             status, ssh = await outcome(here, key=stranger)
             assert status == 255
             assert "Permission denied (publickey)" in ssh.err

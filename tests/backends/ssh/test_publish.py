@@ -86,7 +86,7 @@ async def test_several_forwards_are_several_tunnels() -> None:
             forwards = ["-R", f"0:{LOCAL}:{one.port}", "-R", f"0:{LOCAL}:{two.port}"]
             async with client(openssh(here, "-N", *forwards, LOCAL)):
                 first, second = await here.until_served(2)
-                assert first.opening.options.name != second.opening.options.name
+                assert first.spec.options.name != second.spec.options.name
                 assert await ask(first.client_uri, b"echo") == b"echo"
                 assert await ask(second.client_uri, b"") == b"the other"
 

@@ -103,7 +103,7 @@ async def test_a_relay_its_tunnel_and_its_parked_connections_go_on(house: House)
     await house.move()
     after = house.tunnel
     assert (after.id, after.server_uri, after.client_uri) == (before.id, before.server_uri, before.client_uri)
-    assert after.opening.options == before.opening.options
+    assert after.spec.options == before.spec.options
     assert (after.phase, after.parked, after.served, after.octets) == (Phase.READY, 1, 1, (3, 0))
     await visitor.send_all(b"two")
     assert await read_exactly(parked, 3) == b"two"

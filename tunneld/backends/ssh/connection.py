@@ -50,8 +50,8 @@ class SshServerContext:
 
     settings: Callable[[], schema.SshSettings]
     service: TunnelService
-    gate: Authenticator
-    doorkeeper: SshAuthenticator
+    authenticator: Authenticator
+    ssh_authenticator: SshAuthenticator
     leases: Leases
     pump: Pump
     loop: TrioEventLoop
@@ -84,14 +84,14 @@ class SshConnection:
         self.transport = connection.transport = SshTransport(
             house.pump, Connection(bare), connection, self._limits, self._lost
         )
-        connection._protocol_factory = lambda: SshServer(house.doorkeeper, self, self._banner)
+        connection._protocol_factory = lambda: SshServer(house.ssh_authenticator, self, self._banner)
 
-    def come(self) -> None:
+    def start(self) -> None:
         """Begin to speak. Raises OSError where it left already."""
         self.connection.connection_made(self.transport)
         self.transport.start()
 
-    async def stay(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own what its sessions show until it is gone. Cancelling this ends it."""
         try:
             async with trio.open_nursery() as self.nursery:
@@ -121,7 +121,7 @@ class SshConnection:
 
     # What `server` tells and asks
 
-    def enter(self, login: SshLogin) -> None:
+    def on_login(self, login: SshLogin) -> None:
         """It is known."""
         self.login = login
         self.transport.mark_authenticated()
@@ -164,7 +164,7 @@ class SshConnection:
         """Those that are served by this connection."""
         return self._tunnels_of({forward.side.key for forward in self.forwards if forward.side is not None})
 
-    def see_off(self) -> None:
+    def drain(self) -> None:
         """The person wants no more: its tunnels close, and the client may go by itself, which is no failure to it."""
         self._seen_off = True
         for tunnel in [forward.tunnel for forward in self.forwards if forward.tunnel is not None]:
@@ -227,7 +227,7 @@ class SshConnection:
             self._conversation.opened(tunnel)
 
     def _known(self) -> tuple[SshLogin, Any]:
-        grant = self.login.grant(self._house.gate) if self.login is not None else None
+        grant = self.login.grant(self._house.authenticator) if self.login is not None else None
         if self.login is None or (grant is None and self.login.side is None):
             raise NotAllowedError("the credential is gone")
         return self.login, grant

@@ -56,7 +56,7 @@ class ConsoleUser(Protocol):
     def tunnels(self) -> list[Tunnel]:
         """Those that are served by this connection."""
 
-    def see_off(self) -> None:
+    def drain(self) -> None:
         """The person wants no more: its tunnels close, and the client may go by itself."""
 
 
@@ -194,7 +194,7 @@ class ConsoleSession(asyncssh.SSHServerSession[str]):
             self._screen.end()
             self._conversation.detach(self._screen)
         self._channel.exit(0)
-        self._conversation.person.see_off()
+        self._conversation.person.drain()
 
     async def _answer(self) -> None:
         """The words that are answered once."""

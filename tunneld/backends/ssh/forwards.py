@@ -203,7 +203,7 @@ class Leases:
             return tunnel
 
     def _attach(self, tunnel: Tunnel, forward: Forward, peer: Any) -> None:
-        side = find_side(self._service.endpoints, tunnel.server_uri.key)
+        side = find_side(self._service.keys, tunnel.server_uri.key)
         if side is None:
             raise NotAllowedError("the tunnel closed")
         forward.tunnel = tunnel
@@ -231,11 +231,11 @@ class Leases:
             holds = other == owner and lease.is_open and lease.tunnel.client_uri.port == port
             if holds and other_name != name and not await self._is_taken(lease):
                 await self._service.close(lease.tunnel.id)  # on purpose: it is not reserved
-        for kept in self._service.addresses.kept(grant):
+        for kept in self._service.reservations.kept(grant):
             holder = kept.record.holder
             away = kept.tunnel is None and kept.record.client_port == port
             if away and holder.credential == owner and holder.name != name:
-                await self._service.addresses.release(str(port), grant)
+                await self._service.reservations.release(str(port), grant)
 
     def _forget_closed(self) -> None:
         for key in [key for key, lease in self._leases.items() if not lease.is_open]:

@@ -60,15 +60,15 @@ async def serve_ssh(
         house = SshServerContext(
             settings=settings,
             service=service,
-            gate=gate,
-            doorkeeper=SshAuthenticator(gate, service.endpoints),
+            authenticator=gate,
+            ssh_authenticator=SshAuthenticator(gate, service.keys),
             leases=Leases(service, lambda: settings().max_carriers),
             pump=engine,
             loop=loop,
             options=_OptionsCache(settings, key).get,
         )
         port = _SshPort(house, lobby, nursery)
-        service.endpoints.set_port("ssh", "ssh", door.port)
+        service.keys.set_port("ssh", "ssh", door.port)
         await nursery.start(door.serve, port.on_connection)
         task_status.started()
 
@@ -96,7 +96,7 @@ class _SshPort:
         guest = SshConnection(self._house, connection, peer)
         await self._nursery.start(self._host, guest)
         try:
-            guest.come()
+            guest.start()
             await guest.decided.wait()
         finally:
             if guest.login is None:
@@ -106,14 +106,14 @@ class _SshPort:
         if guest.failures:
             raise NotAllowedError("it had no key of a credential or of an open tunnel")
         if guest.strange:
-            self._house.gate.strangers.fail(unmap(peer[0]), trio.current_time())
+            self._house.authenticator.preauth.fail(unmap(peer[0]), trio.current_time())
             raise RemoteProtocolError(guest.reason)
 
     async def _host(self, guest: SshConnection, *, task_status: trio.TaskStatus[None]) -> None:
         """One guest, until it is gone; cancelling it drops its forwards."""
         self._guests += 1
         try:
-            await guest.stay(task_status=task_status)
+            await guest.run(task_status=task_status)
         except Exception:
             log.exception("ssh connection failed: a bug")
         finally:

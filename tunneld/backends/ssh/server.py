@@ -15,7 +15,7 @@ from tunneld.net.endpoint import unmap
 class SshServerEvents(Protocol):
     """Whoever has the connection: told once it is known whose it is, and asked for what it wants then."""
 
-    def enter(self, login: SshLogin) -> None:
+    def on_login(self, login: SshLogin) -> None:
         """It is known."""
 
     def listen(self, host: str, port: int) -> Awaitable[asyncssh.SSHListener | bool]:
@@ -71,7 +71,7 @@ class SshServer(asyncssh.SSHServer):
             login = self._doorkeeper.admit_key(self._user, names[0], self.connection.proof)
         if login is None:  # the credential was removed while the proof was on its way
             raise asyncssh.DisconnectError(asyncssh.DISC_BY_APPLICATION, "the credential is gone")
-        self._guest.enter(login)
+        self._guest.on_login(login)
 
     # What one may ask for then
 

@@ -92,7 +92,7 @@ def size(octets: int) -> str:
 
 def row(tunnel: Tunnel) -> str:
     up, down = tunnel.octets
-    name = tunnel.opening.options.name or "-"
+    name = tunnel.spec.options.name or "-"
     return (
         f"{tunnel.id}  {tunnel.phase.value:8}  {tunnel.client_uri}  {name}  "
         f"visitors {len(tunnel.visitors)}  served {tunnel.served}  up {size(up)}  down {size(down)}\n"

@@ -117,7 +117,7 @@ class _TunnelRecord(_Record):
 class Snapshot:
     """All that a process leaves: the listeners of its faces, by their names, and the tunnels."""
 
-    faces: Mapping[str, Sequence[socket.socket]] = field(default_factory=dict)
+    listeners: Mapping[str, Sequence[socket.socket]] = field(default_factory=dict)
     given: frozenset[str] = frozenset()  # the faces among them whose listeners were systemd's, and still are
     service: ServiceSnapshot = field(default_factory=ServiceSnapshot)
 
@@ -129,7 +129,7 @@ class Snapshot:
 
 def pack(estate: Snapshot, baggage: FdBundle) -> tuple[bytes, int]:
     """The letter, whose sockets are in the baggage; and how many connections found no room there and were closed."""
-    faces = {face: tuple(map(baggage.put, listeners)) for face, listeners in estate.faces.items()}
+    faces = {face: tuple(map(baggage.put, listeners)) for face, listeners in estate.listeners.items()}
     tunnels = [(_Packing(baggage), credential, legacy) for credential, legacy in estate.service.tunnels]
     described = [packing.tunnel(credential, legacy) for packing, credential, legacy in tunnels]  # listeners come first
     lines = [
@@ -139,7 +139,7 @@ def pack(estate: Snapshot, baggage: FdBundle) -> tuple[bytes, int]:
     fds = tuple(packed.fileno() for packed in baggage.sockets)
     given = tuple(sorted(estate.given))
     header = _HeaderRecord(
-        version=VERSION, stamp=time.monotonic(), fds=fds, faces=faces, given=given, past=estate.service.past
+        version=VERSION, stamp=time.monotonic(), fds=fds, faces=faces, given=given, past=estate.service.counters
     )
     letter = b"\n".join([*(line.model_dump_json().encode() for line in (header, *lines)), b"", b""])
     return letter, sum(packing.closed for packing, _credential, _legacy in tunnels)
@@ -207,7 +207,7 @@ class _Packing:
         self._baggage = baggage
 
     def tunnel(self, credential: str, legacy: TunnelSnapshot) -> _TunnelRecord:
-        opening, client, server = legacy.opening, legacy.client, legacy.server
+        opening, client, server = legacy.spec, legacy.client, legacy.server
         return _TunnelRecord(
             id=opening.id,
             credential=credential,
@@ -219,7 +219,7 @@ class _Packing:
             advertised_host=opening.advertised_host,
             asked_from=str(opening.asked_from or ""),
             draining=legacy.draining,
-            account=legacy.account,
+            account=legacy.counters,
             client=_ClientSideRecord(
                 port=client.port, listener=self._listener(client.listener), waiting=self._line(client)
             ),
@@ -293,9 +293,9 @@ class _Unpacking:
             else None,
         )
         return TunnelSnapshot(
-            opening=opening,
+            spec=opening,
             draining=described.draining,
-            account=replace(account, age=account.age + self._gap, unused=account.unused + self._gap),
+            counters=replace(account, age=account.age + self._gap, idle=account.idle + self._gap),
             client=ClientSideSnapshot(client.port, self._listener(client.listener), self._line(client)),
             server=ServerSideSnapshot(server.port, self._listener(server.listener), self._parked(server), server.key),
             relays=[(self._relay(one), one.peer) for one in described.relays if self._has(one.visitor, one.server)],
