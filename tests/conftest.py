@@ -12,7 +12,7 @@ from hypothesis import settings
 from tests.support.people import go_home
 from tests.support.system import find_program, only_skip
 from tunneld.backends import BACKENDS
-from tunneld.cli.build import COMPILED
+from tunneld.cli.common import COMPILED
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.directory.service import TunnelService
 from tunneld.engine import new_engine

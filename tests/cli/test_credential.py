@@ -1,4 +1,4 @@
-"""`tunnel credential` on the relay's machine: the file, its mode, the relay that runs with it."""
+"""`tunnel credential` on the relay's machine: the file, its mode, and the reload of the relay."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def tunnel(*arguments: str | Path, secret: str = "") -> tuple[int, str, st
 
 @pytest.fixture
 def config(tmp_path: Path, capsys: Captured) -> Path:
-    """What `tunneld init` writes, on any port."""
+    """The configuration that `tunneld init` writes, with port 0."""
     made(tmp_path, capsys)
     path = tmp_path / "tunnel.toml"
     text = path.read_text().replace(f"port = {CONTROL_PORT}", "port = 0").replace(PORTS, "0")
@@ -65,7 +65,7 @@ async def test_add_rotate_remove_change_the_file_and_print_the_secret_once(confi
         assert config.read_text().rstrip() == before.rstrip()  # noqa: ASYNC240
 
 
-async def test_the_mode_and_a_link_stay(config: Path, tmp_path: Path) -> None:
+async def test_the_mode_of_the_file_and_a_symbolic_link_are_kept(config: Path, tmp_path: Path) -> None:
     with trio.fail_after(PATIENCE):
         link = tmp_path / "link.toml"
         link.symlink_to(config)
@@ -88,16 +88,18 @@ async def test_list_shows_no_verifier(config: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["add", "agent"], 64, "there is a credential 'agent'"),
-        (["add", "a b"], 78, "would be wrong: credential[1].name"),
+        (["add", "agent"], 64, "credential 'agent' already exists"),
+        (["add", "a b"], 78, "would be invalid: credential[1].name"),
         (["add", "bob", "--ports", "x"], 78, "is not a range of ports"),
-        (["remove", "bob"], 64, "there is no credential 'bob'"),
+        (["remove", "bob"], 64, "no credential 'bob'"),
         (["remove", "agent"], 78, "lets strangers open tunnels"),
-        (["rotate", "bob"], 64, "there is no credential 'bob'"),
+        (["rotate", "bob"], 64, "no credential 'bob'"),
         (["rotate", "agent", "--credential", "admin"], 64, "no secret for the credential 'admin'"),
     ],
 )
-async def test_what_would_be_wrong_changes_nothing(config: Path, arguments: list[str], status: int, says: str) -> None:
+async def test_an_invalid_change_leaves_the_file_unchanged(
+    config: Path, arguments: list[str], status: int, says: str
+) -> None:
     with trio.fail_after(PATIENCE):
         before = config.read_bytes()  # noqa: ASYNC240
         done = await tunnel("credential", *arguments, "--config", config)
@@ -106,7 +108,7 @@ async def test_what_would_be_wrong_changes_nothing(config: Path, arguments: list
         assert config.read_bytes() == before  # noqa: ASYNC240
 
 
-async def test_an_admin_has_the_running_relay_read_it(config: Path) -> None:
+async def test_an_admin_credential_reloads_the_running_relay(config: Path) -> None:
     with trio.fail_after(2 * PATIENCE):
         _, boss, _ = await tunnel("credential", "add", "boss", "--role", "admin", "--config", config)
         async with relay_of(config) as relay:
@@ -114,12 +116,12 @@ async def test_an_admin_has_the_running_relay_read_it(config: Path) -> None:
             config.write_text(edit)  # noqa: ASYNC240 - as it would say, were the port not any
             as_boss = ("--config", config, "--credential", "boss")
             status, secret, said = await tunnel("credential", "add", "bob", *as_boss, secret=boss.strip())
-            assert (status, "the relay has read it" in said) == (0, True)
+            assert (status, "reloaded the relay" in said) == (0, True)
             there = ("--relay", f"127.0.0.1:{relay.control_port}", "--insecure", "--credential")
             assert (await tunnel("list", *there, "bob", secret=secret.strip()))[0] == 0
             assert (await tunnel("credential", "remove", "bob", *as_boss, secret=boss.strip()))[0] == 0
             assert (await tunnel("list", *there, "bob", secret=secret.strip()))[0] == 77
             wrong = await tunnel("credential", "add", "carol", *as_boss, secret="not the secret")
-            assert (wrong[0], "not reloaded, so the old file still holds" in wrong[2]) == (77, True)
+            assert (wrong[0], "not reloaded, so the old configuration is still in force" in wrong[2]) == (77, True)
         stopped = await tunnel("credential", "add", "dave", *as_boss, secret=boss.strip())
-        assert (stopped[0], "a relay that starts later reads the new file" in stopped[2]) == (0, True)
+        assert (stopped[0], "the relay will read the new file when it starts" in stopped[2]) == (0, True)

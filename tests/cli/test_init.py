@@ -1,4 +1,4 @@
-"""`tunneld init`: what it writes is right, is private, replaces nothing, and works on the other machine."""
+"""`tunneld init`: its files are valid, private, replace nothing, and the printed command works on another machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 class Line:
-    """The one line to run on the other machine, taken apart as a shell would."""
+    """The printed command for the agent, split as a shell splits it."""
 
     def __init__(self, text: str) -> None:
         (line,) = text.splitlines()
@@ -48,7 +48,7 @@ def made(folder: Path, capsys: Captured, *arguments: str, host: str = "127.0.0.1
     return Line(capsys.readouterr().out)
 
 
-def test_it_is_a_working_configuration_for_the_world(tmp_path: Path, capsys: Captured) -> None:
+def test_it_writes_a_working_configuration_for_a_public_relay(tmp_path: Path, capsys: Captured) -> None:
     line = made(tmp_path / "new" / "folder", capsys, "--ports", "30000-30099", host="relay.example.org")
     folder = tmp_path / "new" / "folder"
     assert {path.name for path in folder.iterdir()} == FILES
@@ -64,7 +64,7 @@ def test_it_is_a_working_configuration_for_the_world(tmp_path: Path, capsys: Cap
     assert line.pin == fingerprint(ssl.PEM_cert_to_DER_cert((folder / "relay.pem").read_text()))
 
 
-def test_the_secret_is_in_no_file_and_nobody_else_can_read_them(tmp_path: Path, capsys: Captured) -> None:
+def test_the_secret_is_in_no_file_and_only_the_user_can_read_the_files(tmp_path: Path, capsys: Captured) -> None:
     before = os.umask(0)
     try:
         line = made(tmp_path, capsys)
@@ -75,12 +75,12 @@ def test_the_secret_is_in_no_file_and_nobody_else_can_read_them(tmp_path: Path, 
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_nothing_is_replaced_unless_it_is_forced(tmp_path: Path, capsys: Captured) -> None:
+def test_existing_files_are_replaced_only_with_force(tmp_path: Path, capsys: Captured) -> None:
     made(tmp_path, capsys)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     arguments = ["init", "--output", str(tmp_path), "--host", "127.0.0.1"]
     assert main(arguments) == os.EX_USAGE
-    assert "would be lost: choose another --output, or say --force" in capsys.readouterr().err
+    assert "exist already; use another --output, or --force to replace them" in capsys.readouterr().err
     (tmp_path / "tunnel.toml").unlink()
     assert main(arguments) == os.EX_USAGE
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"tunnel.toml"}
@@ -90,22 +90,22 @@ def test_nothing_is_replaced_unless_it_is_forced(tmp_path: Path, capsys: Capture
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: Captured) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "file").touch()
     assert main(["init", "--output", str(tmp_path / "file"), "--host", "h"]) == os.EX_CONFIG
-    assert capsys.readouterr().err.endswith("could not be written: file exists\n")
+    assert capsys.readouterr().err.endswith("could not write the file: file exists\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["init", "--host", "::"], "is every address of a machine"),
+        (["init", "--host", "::"], "stands for all addresses"),
         (["init", "--host", "a b"], "not a host name or address"),
         (["init", "--host", "h", "--ports", "9-1"], "9 lies behind 1"),
-        (["--config", "x.toml", "init", "--host", "h"], "where to write is said by --output"),
+        (["--config", "x.toml", "init", "--host", "h"], "use --output to say where to write"),
     ],
 )
-def test_what_a_person_gets_wrong_writes_nothing(
+def test_an_invalid_option_writes_nothing(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
 ) -> None:
     monkeypatch.setenv("TUNNELD_CONFIG", str(tmp_path / "tunnel.toml"))
@@ -114,7 +114,7 @@ def test_what_a_person_gets_wrong_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_an_output_it_goes_where_tunneld_looks(
+def test_without_output_it_writes_the_file_that_tunneld_reads(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNNELD_CONFIG", str(tmp_path / "my.toml"))
@@ -130,13 +130,13 @@ def test_the_default_ports_are_those_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "relay.example.org", f"{'a.' * 60}example.org"])
-def test_the_certificate_can_be_its_own_authority(tmp_path: Path, host: str) -> None:
-    papers = make_self_signed(host)
-    for name, content in (("relay.pem", papers.certificate), ("relay.key", papers.key)):
+def test_the_certificate_works_as_its_own_ca(tmp_path: Path, host: str) -> None:
+    certificate = make_self_signed(host)
+    for name, content in (("relay.pem", certificate.certificate), ("relay.key", certificate.key)):
         (tmp_path / name).write_bytes(content)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(tmp_path / "relay.pem", tmp_path / "relay.key")
-    tls = client_tls_context(tmp_path / "relay.pem", pin=papers.pin)
+    tls = client_tls_context(tmp_path / "relay.pem", pin=certificate.pin)
     tls.verify_flags |= ssl.VERIFY_X509_STRICT
     shake_hands(tls, host, server)
 
@@ -153,12 +153,12 @@ def shake_hands(tls: ssl.SSLContext, host: str, server: ssl.SSLContext) -> None:
                 continue
 
 
-# The whole way
+# End to end
 
 
 @asynccontextmanager
 async def relay_of(config: Path) -> AsyncIterator[Daemon]:
-    """A `tunneld` with this file, ready; its log is JSON."""
+    """Run `tunneld` with this file and a JSON log; it is ready when the block begins."""
     command = [sys.executable, "-m", "tunneld", "--config", str(config), "--log-format", "json"]
     async with program(command, stderr=subprocess.PIPE) as process, trio.open_nursery() as nursery:
         running = Daemon(process)
@@ -169,7 +169,7 @@ async def relay_of(config: Path) -> AsyncIterator[Daemon]:
         nursery.cancel_scope.cancel()
 
 
-def test_the_lines_that_are_ready_for_it_open_the_http_face(tmp_path: Path, capsys: Captured) -> None:
+def test_the_commented_lines_open_the_http_interface(tmp_path: Path, capsys: Captured) -> None:
     made(tmp_path, capsys, host="relay.example.org")
     path = tmp_path / "tunnel.toml"
     before, _, web = path.read_text().partition("[http]")
@@ -183,7 +183,7 @@ def test_the_lines_that_are_ready_for_it_open_the_http_face(tmp_path: Path, caps
 
 
 def on_any_port(config: Path) -> None:
-    """What a test changes in the file: its ports may be taken."""
+    """Replace all ports in the file by 0, since they may be in use."""
     text = config.read_text().replace(f"port = {CONTROL_PORT}", "port = 0").replace(PORTS, "0")
     text = text.replace("[http]", "[http]\nport = 0").replace("[ssh]", "[ssh]\nport = 0")
     config.write_text(text.replace("[control.tls]", "[webmux]\nport = 0\n[control.tls]"))
@@ -203,7 +203,7 @@ async def hello(stream: trio.SocketStream) -> None:
         await stream.send_all(b"hello")
 
 
-async def test_the_printed_line_works_and_nothing_less_does(tmp_path: Path, capsys: Captured) -> None:
+async def test_the_printed_command_works_and_a_wrong_pin_or_secret_does_not(tmp_path: Path, capsys: Captured) -> None:
     line = made(tmp_path, capsys)
     on_any_port(tmp_path / "tunnel.toml")
     with trio.fail_after(PATIENCE):

@@ -1,4 +1,4 @@
-"""How `tunnel expose` talks, and that nobody who does not listen can stop it."""
+"""The output formats of `tunnel expose`, and that a reader that stalls cannot stop the agent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAILED = {"visitor": "203.0.113.5:4242", "reason": "could not connect to 127.0.0
 
 
 class Memory(Writer):
-    """A writer that writes nowhere."""
+    """A writer that keeps its lines in memory."""
 
     def __init__(self) -> None:
         super().__init__(-1, vital=False)
@@ -33,12 +33,12 @@ class Memory(Writer):
 
 
 class Terminal(Memory):
-    """One that a person reads."""
+    """A writer that claims to be a terminal."""
 
     is_terminal = True
 
 
-def test_standard_output_has_the_address_alone() -> None:
+def test_standard_output_has_only_the_address() -> None:
     out, err = Memory(), Memory()
     lines = LineReporter(out, err, "http")
     lines.report("opened", **OPENED)
@@ -67,7 +67,7 @@ def test_json_lines_parse_and_carry_the_time() -> None:
     assert record == {"event": "opened", **OPENED, "address": "https://192.0.2.1:20000/"}
 
 
-def test_quiet_tells_failures_and_not_the_end() -> None:
+def test_quiet_prints_errors_but_not_the_end() -> None:
     out, err = Memory(), Memory()
     quiet = QuietReporter(out, err, "tcp")
     quiet.report("opened", **OPENED)
@@ -76,7 +76,7 @@ def test_quiet_tells_failures_and_not_the_end() -> None:
     assert (out.text, err.text.count("\n")) == (ADDRESS + "\n", 1)
 
 
-def test_of_several_exposures_every_line_begins_with_a_name() -> None:
+def test_with_several_exposures_every_line_begins_with_a_name() -> None:
     out, err = Memory(), Memory()
     lines = LineReporter(out, err, "http", "blog")
     lines.report("opened", **OPENED)
@@ -88,14 +88,14 @@ def test_of_several_exposures_every_line_begins_with_a_name() -> None:
     assert json.loads(healthy)["exposure"] == "blog"
     assert err.text.splitlines() == [
         "blog: the local server is unhealthy: no answer in 5 s",
-        "blog: failed for good: the relay refused the credential 'bob'",
+        "blog: failed permanently: the relay refused the credential 'bob'",
     ]
 
 
 # On a terminal
 
 
-async def test_lines_are_in_the_order_of_their_names_whoever_comes_first() -> None:
+async def test_status_lines_are_sorted_by_name() -> None:
     err = Memory()
     board = Board(err)
     for name in ("web", "shell", "blog"):
@@ -105,7 +105,7 @@ async def test_lines_are_in_the_order_of_their_names_whoever_comes_first() -> No
     assert [line.partition(":")[0] for line in err.text.splitlines()[:3]] == ["blog", "shell", "web"]
 
 
-async def test_the_address_stands_on_a_line_of_its_own_where_all_goes_to_one_terminal() -> None:
+async def test_the_address_is_printed_above_the_status_line_if_both_go_to_one_terminal() -> None:
     out, err = Terminal(), Terminal()
     board = Board(err)
     live = LiveReporter(out, board, "http")
@@ -115,10 +115,10 @@ async def test_the_address_stands_on_a_line_of_its_own_where_all_goes_to_one_ter
     assert (out.text, screen(err.text)) == ("", ["http://192.0.2.1:20000/", ""])
 
 
-async def test_the_live_line_is_redrawn_in_place_and_only_when_it_changed(autojump_clock: trio.abc.Clock) -> None:
+async def test_the_status_line_is_redrawn_in_place_and_only_when_it_changed(autojump_clock: trio.abc.Clock) -> None:
     err = Memory()
     board, figures = Board(err), Stats()
-    live = LiveReporter(Memory(), board, "tcp", figures=lambda: figures)
+    live = LiveReporter(Memory(), board, "tcp", stats=lambda: figures)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(board.run)
         live.report("opened", **OPENED)
@@ -132,7 +132,7 @@ async def test_the_live_line_is_redrawn_in_place_and_only_when_it_changed(autoju
     assert err.text.endswith("\r\x1b[K")
 
 
-async def test_two_exposures_have_a_line_each_and_notices_stay_above(autojump_clock: trio.abc.Clock) -> None:
+async def test_two_exposures_have_a_line_each_and_notices_stay_above_them(autojump_clock: trio.abc.Clock) -> None:
     err = Memory()
     board = Board(err)
     tellers = [LiveReporter(Memory(), board, "tcp", name) for name in ("blog", "shell")]
@@ -145,25 +145,25 @@ async def test_two_exposures_have_a_line_each_and_notices_stay_above(autojump_cl
         await trio.sleep(1)
         assert screen(err.text) == [
             "blog: reconnecting in 4 s: lost",
-            "shell: failed for good: refused",
+            "shell: failed permanently: refused",
             "blog: reconnecting in 2 s: lost",
         ]
         nursery.cancel_scope.cancel()
     assert screen(err.text)[2:] == [""]
 
 
-async def test_one_that_is_replaced_has_its_line_until_its_last_visitor_has_left(
+async def test_a_replaced_exposure_keeps_its_line_until_its_last_visitor_has_left(
     autojump_clock: trio.abc.Clock,
 ) -> None:
     err = Memory()
     board = Board(err)
-    former = LiveReporter(Memory(), board, "tcp", "blog", figures=lambda: Stats(now=1, served=1))
+    former = LiveReporter(Memory(), board, "tcp", "blog", stats=lambda: Stats(now=1, served=1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(board.run)
         former.report("draining", id="t1", visitors=1, delay=30.0)
         successor = LiveReporter(Memory(), board, "tcp", "blog")
         await trio.sleep(1.2)
-        assert [line[:13] for line in screen(err.text)[1:]] == ["blog: ending,", "blog: connect"]
+        assert [line[:13] for line in screen(err.text)[1:]] == ["blog: stoppin", "blog: connect"]
         former.report("closed", id="t1", reason="wanted in another way", served=1, failed=0, up=0, down=0)
         successor.report("reconnecting", reason="lost", delay=4.0)
         await trio.sleep(1.2)
@@ -171,14 +171,14 @@ async def test_one_that_is_replaced_has_its_line_until_its_last_visitor_has_left
         nursery.cancel_scope.cancel()
 
 
-async def test_nothing_is_drawn_where_nothing_is_live(autojump_clock: trio.abc.Clock) -> None:
+async def test_without_exposures_nothing_is_drawn(autojump_clock: trio.abc.Clock) -> None:
     err = Memory()
     with trio.move_on_after(5):
         await Board(err).run()
     assert err.text == ""
 
 
-async def test_a_row_says_in_plain_words_what_its_exposure_does(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_status_line_describes_the_state_of_its_exposure(autojump_clock: trio.abc.Clock) -> None:
     row, now = Row("", Stats), trio.current_time()
     assert row.line(now) == "connecting"
     row.update("opened", OPENED)
@@ -193,7 +193,7 @@ async def test_a_row_says_in_plain_words_what_its_exposure_does(autojump_clock: 
     assert row.line(now).startswith("connected since ")
 
 
-def test_a_board_never_wraps_and_never_scrolls() -> None:
+def test_status_lines_never_wrap_and_never_scroll() -> None:
     assert fitting(["abcdef", "b", "c"], (4, 25)) == ["abc", "b", "c"]
     assert fitting(list("abcd"), (80, 5)) == list("abcd")
     assert fitting(list("abcde"), (80, 5)) == ["a", "b", "c", "and 2 more"]
@@ -201,7 +201,7 @@ def test_a_board_never_wraps_and_never_scrolls() -> None:
 
 
 def screen(text: str) -> list[str]:
-    """What a terminal shows after it was sent `text`."""
+    """The lines that a terminal shows after receiving `text`."""
     lines, row = [""], 0
     for part in re.split(r"(\n|\r\x1b\[K|\x1b\[A)", text):
         match part:
@@ -220,7 +220,7 @@ def screen(text: str) -> list[str]:
 def test_the_traffic() -> None:
     before, now = Stats(up=0, down=0), Stats(3, 40, 1, 8, up=2048, down=20 << 20)
     assert traffic(now, before, 0.5) == (
-        "3 visitors now, 40 served, 1 failed   up 2.0 KiB (4.0 KiB/s)   down 20 MiB (40 MiB/s)   8 parked"
+        "3 visitors now, 40 served, 1 failed   up 2.0 KiB (4.0 KiB/s)   down 20 MiB (40 MiB/s)   8 connections ready"
     )
 
 
@@ -239,20 +239,20 @@ async def test_a_writer_writes_everything_in_order_before_its_block_ends() -> No
         assert [int(line) for line in lines] == list(range(1000))
 
 
-async def test_a_reader_that_stalls_stalls_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board, "FAREWELL", 0.01)
+async def test_a_stalled_reader_does_not_block_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "FINAL_WRITE_TIMEOUT", 0.01)
     receive, send = os.pipe()
     with trio.fail_after(PATIENCE):
         async with Writer(send, vital=True).open() as written:
-            for _ in range(3 * board.HELD):
+            for _ in range(3 * board.MAX_QUEUED_LINES):
                 written.put("x" * 99 + "\n")
             await trio.lowlevel.checkpoint()
-            assert len(written._lines) <= board.HELD
+            assert written.queued <= board.MAX_QUEUED_LINES
     os.close(receive)  # the thread that still writes ends by it
     os.close(send)
 
 
-async def test_a_reader_that_leaves_ends_what_is_vital_and_nothing_else() -> None:
+async def test_a_closed_reader_ends_only_a_vital_writer() -> None:
     receive, send = os.pipe()
     os.close(receive)
     with trio.fail_after(PATIENCE):

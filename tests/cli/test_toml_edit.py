@@ -1,4 +1,4 @@
-"""The text around a credential does not change, or nothing does."""
+"""An edit changes one credential and no other text, or is refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FIRST = TEXT[TEXT.index("[[credential]]   #") : TEXT.index("\n# the second")]
 SECOND = TEXT[TEXT.index('[[credential]]\nname = "bob"') : TEXT.index("\n[log]")]
 
 
-def test_a_table_goes_and_everything_else_stays() -> None:
+def test_removing_a_table_keeps_all_other_text() -> None:
     assert toml_edit.removed(TEXT, "alice") == TEXT.replace(FIRST, "")
     assert toml_edit.removed(TEXT, "bob") == TEXT.replace(SECOND, "")
     assert toml_edit.credentials(toml_edit.removed(toml_edit.removed(TEXT, "bob"), "alice")) == []
@@ -49,7 +49,7 @@ def test_only_the_verifier_changes() -> None:
     assert toml_edit.rotated(TEXT, "bob", "new") == TEXT.replace('"b"', '"new"')
 
 
-def test_a_table_comes_at_the_end() -> None:
+def test_a_table_is_added_at_the_end() -> None:
     table = {"name": "carol", "ports": ["7", "8-9"], "max_ttl": 5.0}
     assert toml_edit.added(TEXT, table).startswith(TEXT)
     assert toml_edit.credentials(toml_edit.added(TEXT, table))[2] == table
@@ -58,7 +58,7 @@ def test_a_table_comes_at_the_end() -> None:
     assert toml_edit.removed(toml_edit.added(TEXT, table), "carol").rstrip() == TEXT.rstrip()
 
 
-def test_lines_may_end_as_on_windows() -> None:
+def test_lines_may_end_with_crlf() -> None:
     text = TEXT.replace("\n", "\r\n")
     assert toml_edit.removed(text, "bob") == text.replace(SECOND.replace("\n", "\r\n"), "")
     assert toml_edit.rotated(text, "alice", "new") == text.replace("'old'", '"new"')
@@ -66,33 +66,33 @@ def test_lines_may_end_as_on_windows() -> None:
 
 TABLE = '[[credential]]\nname = "alice"\nverifier = "v"\n'
 IN_A_STRING = f'text = """\n{TABLE}"""\n' + TABLE.replace("credential", '"\\u0063redential"')
-"""What looks like the table is not it, and the table does not look like it."""
+"""A string that looks like a credential table, and a table whose header does not."""
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (IN_A_STRING, "change it by hand"),
-        ('credential = [{name = "alice", verifier = "v"}]', "change it by hand"),
-        ('a = """\n[[credential]]\n"""\n[[credential]]\nname = "alice"\nverifier = "v"', "change it by hand"),
-        ("[[credential]]\nname = \"alice\"\nverifier = '''v'''", "change it by hand"),
-        ('[[credential]]\nname = "alice"\n"verifier" = "v"', "change it by hand"),
-        ('[[credential]]\nname = "alice"\nsecret_file = "s"', "no verifier, but a secret_file"),
-        ('[[credential]]\nname = "bob"', "there is no credential 'alice'"),
-        ('[[credential]]\nname = "alice"\n[[credential]]\nname = "alice"', "several"),
-        ("credential = 1", "change it by hand"),
-        ("credential = ", "not TOML"),
+        (IN_A_STRING, "edit the file by hand"),
+        ('credential = [{name = "alice", verifier = "v"}]', "edit the file by hand"),
+        ('a = """\n[[credential]]\n"""\n[[credential]]\nname = "alice"\nverifier = "v"', "edit the file by hand"),
+        ("[[credential]]\nname = \"alice\"\nverifier = '''v'''", "edit the file by hand"),
+        ('[[credential]]\nname = "alice"\n"verifier" = "v"', "edit the file by hand"),
+        ('[[credential]]\nname = "alice"\nsecret_file = "s"', "no verifier but a secret_file"),
+        ('[[credential]]\nname = "bob"', "no credential 'alice'"),
+        ('[[credential]]\nname = "alice"\n[[credential]]\nname = "alice"', "more than one credential 'alice'"),
+        ("credential = 1", "edit the file by hand"),
+        ("credential = ", "not valid TOML"),
     ],
 )
-def test_what_cannot_be_changed_safely_is_refused(text: str, says: str) -> None:
+def test_a_change_that_cannot_be_verified_is_refused(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         toml_edit.rotated(text, "alice", "new")
 
 
-def test_a_name_that_is_there_is_not_added() -> None:
-    with pytest.raises(UsageError, match="there is a credential 'bob'"):
+def test_adding_an_existing_name_is_refused() -> None:
+    with pytest.raises(UsageError, match="credential 'bob' already exists"):
         toml_edit.added(TEXT, {"name": "bob"})
-    with pytest.raises(UsageError, match="change it by hand"):
+    with pytest.raises(UsageError, match="edit the file by hand"):
         toml_edit.added("credential = []", {"name": "bob"})
 
 
@@ -104,7 +104,7 @@ PIECES = (
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
-def test_of_any_text_only_the_one_credential_changes(text: str) -> None:
+def test_only_one_credential_changes_in_any_text(text: str) -> None:
     for verifier in (None, "new"):
         try:
             new = toml_edit.rotated(text, "alice", verifier) if verifier else toml_edit.removed(text, "alice")

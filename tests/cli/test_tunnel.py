@@ -1,4 +1,4 @@
-"""The command as a process, against a real relay: what it prints, where, and what it exits with."""
+"""`tunnel` as a process, against a real relay: its output and exit statuses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEPT = {key: value for key, value in os.environ.items() if not key.startswith("T
 
 
 async def tunnel(*arguments: str, relay: str = "", stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Run the command to its end."""
+    """Run the command until it exits."""
     environment = KEPT | {"PYTHONPATH": str(ROOT), "TUNNEL_RELAY": relay}
     done = await trio.run_process(
         [*COMMAND, *arguments], env=environment, stdin=stdin, check=False, capture_stdout=True, capture_stderr=True
@@ -75,7 +75,7 @@ class Reader:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_closes_the_tunnel_and_is_success(number: signal.Signals) -> None:
+async def test_a_signal_closes_the_tunnel_and_the_exit_status_is_0(number: signal.Signals) -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
@@ -118,7 +118,7 @@ async def test_json_lines_parse() -> None:
             assert (events[2]["up"], events[2]["down"]) == (5, 5)
 
 
-async def test_a_reader_that_leaves_ends_the_agent_and_its_tunnel() -> None:
+async def test_a_closed_standard_output_ends_the_agent_and_its_tunnel() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
@@ -161,9 +161,9 @@ async def test_watch_prints_events_as_they_come() -> None:
             assert await process.wait() == -signal.SIGINT
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc who takes a signal")
-async def test_ctrl_c_cannot_be_lost_by_a_verb_since_the_kernel_obeys_it() -> None:
-    """Python's exception is lost where it comes out of a callback that nobody called."""
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the signal masks in /proc")
+async def test_verbs_leave_ctrl_c_to_the_kernel_so_that_it_cannot_be_lost() -> None:
+    """Python discards a KeyboardInterrupt that is raised in a destructor."""
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, running(relay, "watch", "--json") as process:
             await Reader(process.stdout).line()
@@ -171,14 +171,14 @@ async def test_ctrl_c_cannot_be_lost_by_a_verb_since_the_kernel_obeys_it() -> No
 
 
 def caught(pid: int) -> set[signal.Signals]:
-    """The signals that a process has a handler for, or ignores."""
+    """The signals that a process handles or ignores."""
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     mask = int(status["SigCgt"], 16) | int(status["SigIgn"], 16)
     return {number for number in signal.Signals if mask & 1 << number - 1}
 
 
-async def test_a_signal_that_is_ignored_stays_so() -> None:
-    """A shell script's background jobs are started so."""
+async def test_a_signal_that_is_ignored_at_the_start_stays_ignored() -> None:
+    """Background jobs of a shell script are started with SIGINT ignored."""
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, AsyncExitStack() as stack:
             former = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -197,7 +197,7 @@ async def test_a_signal_that_is_ignored_stays_so() -> None:
         (["show", "t9"], 69, "no open tunnel"),
         (["open", "nonsense"], 64, "unrecognized backend"),
         (["open", "tll=5"], 64, "unrecognized option"),
-        (["open", "a", "b"], 64, "one backend at a time"),
+        (["open", "a", "b"], 64, "more than one backend given"),
         (["expose", "nowhere"], 64, "not a local server: 'nowhere' is neither PORT nor HOST:PORT nor unix:PATH"),
         (["expose", "http://localhost:80"], 64, "not a local server: 'http://localhost:80'"),
         (["expose", "80", "--prot", "1"], 64, "unrecognized arguments: --prot"),
@@ -213,9 +213,7 @@ async def test_a_signal_that_is_ignored_stays_so() -> None:
         ([], 64, "required"),
     ],
 )
-async def test_what_a_person_gets_wrong_is_a_sentence_and_a_status(
-    arguments: list[str], status: int, says: str
-) -> None:
+async def test_a_user_error_gives_a_message_and_an_exit_status(arguments: list[str], status: int, says: str) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay:
             done = await tunnel(*arguments, relay=relay.where)

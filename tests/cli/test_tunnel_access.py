@@ -1,4 +1,4 @@
-"""How `tunnel` proves who it is and sees whom it reaches: options, environment, files, statuses."""
+"""How `tunnel` authenticates and verifies the relay: options, environment, files, exit statuses."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def secret_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> tuple[TlsFiles, str]:
-    """A relay's certificate that no authority of the system knows, and its fingerprint."""
-    folder = tmp_path_factory.mktemp("papers")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[TlsFiles, str]:
+    """A self-signed certificate of a relay, and its fingerprint."""
+    folder = tmp_path_factory.mktemp("certificate")
     issued = trustme.CA().issue_cert("127.0.0.1")
     issued.private_key_pem.write_to_path(folder / "key")
     issued.cert_chain_pems[0].write_to_path(folder / "pem")
@@ -60,7 +60,7 @@ def parsed(*arguments: str) -> argparse.Namespace:
 # Secrets
 
 
-async def test_a_credential_with_its_file_is_let_in_and_others_are_not(secret_file: Path, tmp_path: Path) -> None:
+async def test_only_a_credential_with_its_secret_file_is_accepted(secret_file: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("something else\n")
     wrong.chmod(0o600)
@@ -80,14 +80,14 @@ async def test_a_credential_with_its_file_is_let_in_and_others_are_not(secret_fi
 
 
 async def test_a_wrong_secret_ends_expose_at_once(secret_file: Path) -> None:
-    """The secret is right, and somebody else's."""
+    """The secret belongs to another credential."""
     async with running_server(gate=gate_of(ALICE, credential("bob", "another secret"))) as server:
         arguments = ("--credential", "bob", "--secret-file", str(secret_file))
         done = await tunnel("expose", str(server.endpoint.port), *arguments, relay=server.endpoint.authority)
         assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (77, b"", 1)
 
 
-def test_what_is_typed_goes_before_what_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_options_take_precedence_over_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     paths = {}
     for name in ("typed", "set"):
         paths[name] = str(tmp_path / name)
@@ -109,23 +109,23 @@ class Terminal:
         return True
 
 
-def test_a_secret_without_a_name_is_nobodys(monkeypatch: pytest.MonkeyPatch, secret_file: Path) -> None:
+def test_a_secret_file_requires_a_credential(monkeypatch: pytest.MonkeyPatch, secret_file: Path) -> None:
     monkeypatch.setenv("TUNNEL_SECRET", SECRET)
     assert access(parsed()).credential is None
-    with pytest.raises(UsageError, match="whose secret is it"):
+    with pytest.raises(UsageError, match="is of no use without --credential"):
         access(parsed("--secret-file", str(secret_file)))
 
 
-def test_where_nobody_can_be_asked_the_ways_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_the_error_names_the_other_sources_of_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(UsageError, match="no secret for the credential 'alice': give --secret-file, "):
+    with pytest.raises(UsageError, match="no secret for the credential 'alice': use --secret-file FILE or "):
         access_module.credential(parsed("--credential", "alice"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines\n", b"x" * 1025])
-def test_a_file_that_is_no_secret_is_refused_and_not_repeated(secret_file: Path, content: bytes) -> None:
+def test_an_invalid_secret_file_is_refused_and_its_content_not_printed(secret_file: Path, content: bytes) -> None:
     secret_file.write_bytes(content)
-    with pytest.raises(UsageError, match="is not one line of at most 1024 octets") as caught:
+    with pytest.raises(UsageError, match="must have exactly one line, of at most 1024 bytes") as caught:
         access_module.from_file(str(secret_file))
     assert "two" not in str(caught.value)
 
@@ -148,8 +148,8 @@ def test_no_option_takes_the_secret_itself_and_access_does_not_print_it(monkeypa
 # Pins
 
 
-async def test_a_relay_is_known_by_its_pin_or_refused(papers: tuple[TlsFiles, str]) -> None:
-    settings, pin = papers
+async def test_a_relay_is_verified_by_its_pin(certificate: tuple[TlsFiles, str]) -> None:
+    settings, pin = certificate
     with trio.fail_after(PATIENCE):
         async with running_server(tls=contexts.server_tls_context(settings)) as server:
             plain, tls = server.endpoint.authority, str(server.endpoint)
@@ -169,10 +169,10 @@ async def test_a_relay_is_known_by_its_pin_or_refused(papers: tuple[TlsFiles, st
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--relay", "tcp://h:1", "--pin", NO_PIN], "asked for no certificate, so --pin needs tls://"),
-        (["--relay", "tcp://h:1", "--insecure"], "so --insecure needs tls://"),
-        (["--insecure", "--pin", NO_PIN], "cannot be with --pin"),
-        (["--insecure", "--ca", "ca.pem"], "cannot be with --ca"),
+        (["--relay", "tcp://h:1", "--pin", NO_PIN], "does not use TLS; --pin requires tls://"),
+        (["--relay", "tcp://h:1", "--insecure"], "--insecure requires tls://"),
+        (["--insecure", "--pin", NO_PIN], "cannot be combined with --pin"),
+        (["--insecure", "--ca", "ca.pem"], "cannot be combined with --ca"),
     ],
 )
 def test_options_that_contradict_each_other(arguments: list[str], says: str) -> None:

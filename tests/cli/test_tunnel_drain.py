@@ -1,4 +1,4 @@
-"""`tunnel drain --wait`: a person sees how many are left, and a script whether all left by themselves."""
+"""`tunnel drain --wait` prints the number of remaining visitors; its exit status says whether all of them left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tunneld.net.endpoint import Endpoint
 
 
 async def served(relay: RelayHere, count: int) -> tuple[str, list[trio.SocketStream]]:
-    """A tunnel with so many visitors, who stay until their streams are closed: its id and those."""
+    """Open a tunnel with this many visitors; returns its id and both streams of each visitor."""
     async with control(relay.where) as client:
         server = Endpoint.parse(await client.open_tunnel("tcp", persist=True))
         address = Endpoint.parse(await client.get_tunnel_address(str(server)))
@@ -42,7 +42,7 @@ async def draining(relay: RelayHere, tunnel: str) -> AsyncIterator[trio.Process]
 
 
 async def line(process: trio.Process) -> str:
-    """The next line that it prints."""
+    """The next line of standard output."""
     assert process.stdout is not None
     said = b""
     while not said.endswith(b"\n"):
@@ -50,7 +50,7 @@ async def line(process: trio.Process) -> str:
     return said.decode()
 
 
-async def test_each_one_that_leaves_is_told_until_none_is_left() -> None:
+async def test_the_number_of_visitors_is_printed_each_time_one_leaves() -> None:
     async with relay_here() as relay:
         tunnel, streams = await served(relay, 2)
         async with draining(relay, tunnel) as process:
@@ -58,16 +58,14 @@ async def test_each_one_that_leaves_is_told_until_none_is_left() -> None:
             for left in (1, 0):
                 await streams.pop().aclose()
                 await streams.pop().aclose()
-                assert await line(process) == f"{left} left\n"
+                assert await line(process) == f"{left} visitor{'' if left == 1 else 's'} still connected\n"
             assert await line(process) == "drained\n"
             assert await process.wait() == os.EX_OK
 
 
 @pytest.mark.parametrize("code", ["no-such-tunnel", "ended"])
 @pytest.mark.parametrize(("reason", "status"), [("drained", os.EX_OK), ("closed by request", os.EX_TEMPFAIL)])
-async def test_a_tunnel_that_is_over_before_anything_was_asked_is_told_all_the_same(
-    code: str, reason: str, status: int
-) -> None:
+async def test_a_tunnel_that_closes_before_it_is_watched_is_reported(code: str, reason: str, status: int) -> None:
     over = trio.Event()
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -101,7 +99,7 @@ async def line_of(stream: trio.SocketStream) -> str:
     return said.decode().strip()
 
 
-async def test_a_tunnel_that_is_closed_meanwhile_is_another_status() -> None:
+async def test_closing_the_tunnel_meanwhile_gives_another_exit_status() -> None:
     async with relay_here() as relay:
         tunnel, _streams = await served(relay, 1)
         async with draining(relay, tunnel) as process:
@@ -111,4 +109,4 @@ async def test_a_tunnel_that_is_closed_meanwhile_is_another_status() -> None:
             assert await process.wait() == os.EX_TEMPFAIL
             assert process.stderr is not None
             said = (await process.stderr.receive_some()).decode()
-            assert said == f"tunnel: tunnel {tunnel} ended before its visitors left: closed by request\n"
+            assert said == f"tunnel: tunnel {tunnel} closed before all visitors had left: closed by request\n"

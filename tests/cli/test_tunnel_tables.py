@@ -1,4 +1,4 @@
-"""Records as text: for people, for awk, for jq."""
+"""Records of the control protocol as text for people, for awk and for jq."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.cli.tables import TUNNELS, VISITORS, Form, facts, octets, printable, seconds, table
+from tunneld.cli.tables import TUNNELS, VISITORS, Form, facts, for_people, printable, table
 from tunneld.cli.verbs import event_line, split_words
 from tunneld.errors import UsageError
 
@@ -19,23 +19,17 @@ RECORDS = [
 
 
 @pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (10_240, "10 KiB"), (1_234_567, "1.2 MiB"), (2**40, "1.0 TiB")],
+    ("key", "value", "text"),
+    [
+        ("up", "2048", "2.0 KiB"),
+        ("age", "185", "3m05s"),
+        ("served", "2048", "2048"),
+        ("age", "-", "-"),
+        ("up", "\u00b2", "\u00b2"),
+    ],
 )
-def test_octets_as_people_read_them(number: int, text: str) -> None:
-    assert octets(number) == text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(0, "0s"), (59, "59s"), (185, "3m05s"), (7800, "2h10m"), (5 * 86400 + 3 * 3600, "5d03h")]
-)
-def test_ages_as_people_read_them(number: int, text: str) -> None:
-    assert seconds(number) == text
-
-
-@given(st.integers(0, 2**62))
-def test_no_size_needs_more_than_four_digits(number: int) -> None:
-    assert len(octets(number).partition(" ")[0].replace(".", "")) <= 4
+def test_sizes_and_times_are_formatted_for_people(key: str, value: str, text: str) -> None:
+    assert for_people(key, value) == text
 
 
 def test_a_table_is_aligned_with_numbers_on_the_right() -> None:
@@ -56,9 +50,7 @@ def test_json_has_numbers_and_booleans() -> None:
 
 
 @given(st.dictionaries(st.sampled_from([column.key for column in TUNNELS]), st.text()), st.sampled_from(Form))
-def test_whatever_a_stranger_chose_one_record_is_one_line_and_moves_no_cursor(
-    record: dict[str, str], form: Form
-) -> None:
+def test_a_record_is_one_line_without_control_characters(record: dict[str, str], form: Form) -> None:
     lines = table([record], TUNNELS, form).split("\n")
     assert len(lines) == (3 if form is Form.PEOPLE else 2)
     assert not any(ord(char) < 32 and char != "\t" for line in lines for char in line)
@@ -72,7 +64,7 @@ def test_facts_are_a_line_for_each_key() -> None:
     assert facts(record, Form.FIELDS) == "uptime\t185\nmax_descriptors\t1024\n"
 
 
-def test_printable_escapes_what_would_move_a_cursor() -> None:
+def test_printable_escapes_control_characters() -> None:
     assert printable("a\x1b[2Jb\tc\u202e") == r"a\x1b[2Jb\tc\u202e"
 
 
@@ -83,7 +75,7 @@ def test_an_event_is_one_line() -> None:
     assert json.loads(event_line(event, Form.JSON)) == {**event, "up": 7}
 
 
-def test_the_words_of_open() -> None:
+def test_arguments_of_open() -> None:
     assert split_words(["tcp", "persist=yes", "name=a=b"]) == (["tcp"], {"persist": "yes", "name": "a=b"})
     assert split_words([]) == ([], {})
     for words in (["tcp", "ssh"], ["ttl=1", "ttl=2"], ["=x"]):

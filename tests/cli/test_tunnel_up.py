@@ -51,7 +51,7 @@ async def test_each_address_is_a_line_with_its_name(file: Path) -> None:
                 assert tunnels(relay) == {}
 
 
-async def test_a_hangup_reads_the_file_again_and_a_broken_one_changes_nothing(file: Path) -> None:
+async def test_sighup_reads_the_file_again_and_an_error_in_it_changes_nothing(file: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target:
             both = "[expose.a]\ntarget = {0}\n[expose.{1}]\ntarget = {0}\n"
@@ -80,7 +80,7 @@ async def test_a_hangup_reads_the_file_again_and_a_broken_one_changes_nothing(fi
                 assert await ask(Endpoint.parse(address), b"hello") == b"hello"
 
 
-async def test_a_hangup_cuts_nobody_and_the_new_server_serves_at_the_old_address(file: Path) -> None:
+async def test_sighup_cuts_no_visitors_and_the_new_server_keeps_the_address(file: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as old, local_server(echo) as new:
             edit(file, f"[expose.a]\ntarget = {old.port}\n")
@@ -107,7 +107,7 @@ async def test_a_hangup_cuts_nobody_and_the_new_server_serves_at_the_old_address
                 assert (event["id"], event["reason"], event["served"]) == (opened["id"], "wanted in another way", 1)
 
 
-async def test_a_failure_for_good_is_the_exit_status_and_ends_nothing_else(file: Path) -> None:
+async def test_a_permanent_failure_sets_the_exit_status_and_the_other_exposures_continue(file: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target:
             edit(
@@ -115,7 +115,7 @@ async def test_a_failure_for_good_is_the_exit_status_and_ends_nothing_else(file:
             )
             async with running(relay, "up", "--file", str(file)) as process:
                 said = await Reader(process.stderr).line()
-                assert said.startswith("bad: failed for good: ")
+                assert said.startswith("bad: failed permanently: ")
                 name, address = (await Reader(process.stdout).line()).split("\t")
                 assert name == "good"
                 assert await ask(Endpoint.parse(address), b"hello") == b"hello"
@@ -123,7 +123,7 @@ async def test_a_failure_for_good_is_the_exit_status_and_ends_nothing_else(file:
                 assert await process.wait() not in (0, 1)
 
 
-async def test_only_what_is_named_is_exposed(file: Path) -> None:
+async def test_only_the_named_exposures_are_served(file: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay:
             edit(file, "[expose.a]\ntarget = 1\n[expose.b]\ntarget = 1")
@@ -135,7 +135,7 @@ async def test_only_what_is_named_is_exposed(file: Path) -> None:
             assert unknown.stderr.decode() == f"tunnel: {file} has no [expose.c]; it has a, b\n"
 
 
-async def test_check_says_what_is_wrong_and_exposes_nothing(file: Path) -> None:
+async def test_check_reports_errors_and_exposes_nothing(file: Path) -> None:
     edit(file, "[expose.a]\ntarget = 1")
     good = await tunnel("up", "--file", str(file), "--check")
     assert (good.returncode, good.stdout.decode()) == (0, f"{file}: ok\n")
@@ -143,13 +143,13 @@ async def test_check_says_what_is_wrong_and_exposes_nothing(file: Path) -> None:
     wrong = await tunnel("up", "--file", str(file), "--check")
     assert (wrong.returncode, wrong.stderr.decode()) == (
         64,
-        "tunnel: relay tcp://h:1 is asked for no certificate, so relay.insecure needs tls://\n",
+        "tunnel: relay tcp://h:1 does not use TLS; relay.insecure requires tls://\n",
     )
     missing = await tunnel("up", "--file", f"{file}.nowhere", "--check")
     assert (missing.returncode, missing.stderr.count(b"\n")) == (78, 1)
 
 
-def test_the_file_is_looked_for_where_the_user_keeps_such_files(
+def test_the_default_file_is_in_the_configuration_folder_of_the_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -166,31 +166,31 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_nothing_set")
-def test_the_way_stays_the_same_object_until_something_of_it_changes(tmp_path: Path) -> None:
+def test_the_relay_configuration_is_the_same_object_until_it_changes(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("one secret")
     secret.chmod(0o600)
     table = RelayTable(where="tls://h:1", credential="alice", secret_file=secret)
-    first = up.reach_of(table, None)
-    assert up.reach_of(table.model_copy(), first) is first
+    first = up.relay_config(table, None)
+    assert up.relay_config(table.model_copy(), first) is first
     secret.write_text("another secret")
-    second = up.reach_of(table, first)
+    second = up.relay_config(table, first)
     assert second.access.credential == ("alice", "another secret")
-    third = up.reach_of(RelayTable(where="tls://i:1", credential="alice", secret_file=secret), second)
+    third = up.relay_config(RelayTable(where="tls://i:1", credential="alice", secret_file=secret), second)
     assert third.access.where == "tls://i:1"
 
 
 @pytest.mark.usefixtures("_nothing_set")
-def test_nobody_is_asked_for_a_secret_twice() -> None:
+def test_a_reload_does_not_prompt_for_a_secret() -> None:
     table = RelayTable(where="127.0.0.1:1", credential="alice")
-    first = up.Reach(RelayAccess("127.0.0.1:1", credential=("alice", "typed")), table, ())
-    assert up.reach_of(table, first) is first
+    first = up.RelayConfig(RelayAccess("127.0.0.1:1", credential=("alice", "typed")), table, ())
+    assert up.relay_config(table, first) is first
     with pytest.raises(UsageError, match="no secret for the credential 'bob'"):
-        up.reach_of(RelayTable(credential="bob"), first)
+        up.relay_config(RelayTable(credential="bob"), first)
 
 
 @pytest.mark.usefixtures("_nothing_set")
-def test_what_the_file_does_not_say_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_keys_that_are_not_set_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNNEL_RELAY", "relay.example.org:7010")
-    assert up.reach_of(RelayTable(), None).access.where == "relay.example.org:7010"
-    assert up.reach_of(RelayTable(where="h:1"), None).access.where == "h:1"
+    assert up.relay_config(RelayTable(), None).access.where == "relay.example.org:7010"
+    assert up.relay_config(RelayTable(where="h:1"), None).access.where == "h:1"

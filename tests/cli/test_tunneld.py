@@ -1,4 +1,4 @@
-"""The command line of the daemon, as a process: what it prints, where, and what it exits with."""
+"""`tunneld` as a process: its output and exit statuses."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Of a user who has no configuration anywhere."""
+    """The environment of a user without any configuration."""
     kept = {key: value for key, value in os.environ.items() if key in {"PATH", "LANG", "LC_ALL"}}
     return kept | {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
 def tunneld(tmp_path: Path, environment: dict[str, str]) -> Run:
-    """Run the command in a folder of its own until it ends."""
+    """Run the command in a folder of its own until it exits."""
 
     def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         here: dict[str, Any] = {
@@ -62,7 +62,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "tunneld", *map(str, arguments)]
 
 
-# What it prints
+# Output
 
 
 def test_version_and_help_go_to_standard_output(tunneld: Run) -> None:
@@ -91,7 +91,7 @@ def test_check_without_a_file_checks_the_usual_places(
 
 
 @pytest.mark.parametrize("mode", [["--check"], ["--print-config"], []])
-def test_every_mistake_is_told_at_once(tunneld: Run, tmp_path: Path, mode: list[str]) -> None:
+def test_all_errors_are_reported_at_once(tunneld: Run, tmp_path: Path, mode: list[str]) -> None:
     (tmp_path / "bad.toml").write_text("tunnels.pairing_timout = 3\ncontrol.port = 70000")
     done = tunneld(*mode, "--config", "bad.toml")
     assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
@@ -112,7 +112,7 @@ def test_a_pipe_is_a_configuration(tunneld: Run) -> None:
     assert "linger = 7.0\n" in done.stdout
 
 
-def test_print_config_is_complete_and_has_what_the_options_say(tunneld: Run, tmp_path: Path) -> None:
+def test_print_config_is_complete_and_includes_the_options(tunneld: Run, tmp_path: Path) -> None:
     done = tunneld("--print-config", "--log-level", "debug", "--log-format=json")
     (tmp_path / "printed.toml").write_text(done.stdout)
     printed = load(tmp_path / "printed.toml")
@@ -120,7 +120,7 @@ def test_print_config_is_complete_and_has_what_the_options_say(tunneld: Run, tmp
     assert printed.model_copy(update={"log": Settings().log}) == Settings()
 
 
-# Mistakes in typing it
+# Usage errors
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_print_config_is_complete_and_has_what_the_options_say(tunneld: Run, tmp
         ["--conf", "x"],  # an abbreviation would mean something else one day
     ],
 )
-def test_usage_errors_exit_64_and_say_what_is_wrong(tunneld: Run, arguments: list[str]) -> None:
+def test_usage_errors_exit_with_64_and_a_message(tunneld: Run, arguments: list[str]) -> None:
     done = tunneld(*arguments)
     assert (done.returncode, done.stdout) == (os.EX_USAGE, "")
     assert done.stderr.startswith("usage: tunneld ")
@@ -148,18 +148,18 @@ def test_the_choices_are_those_of_the_schema() -> None:
     assert fields["log.level"].__args__ == LEVELS  # type: ignore[union-attr]
 
 
-# Standard descriptors in every bad shape
+# Standard descriptors that are closed, full or broken
 
 
 @pytest.mark.parametrize("option", ["--help", "--print-config", "--check", "--version"])
-def test_a_full_disk_behind_standard_output_is_a_sentence(tunneld: Run, option: str) -> None:
+def test_a_full_disk_behind_standard_output_is_reported(tunneld: Run, option: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = tunneld(option, stdout=full)
     assert done.returncode == os.EX_IOERR
     assert done.stderr == "tunneld: could not write to standard output: no space left on device\n"
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(tunneld: Run) -> None:
+def test_a_closed_pipe_on_standard_output_is_no_error(tunneld: Run) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = tunneld("--print-config", stdout=writing)
@@ -167,13 +167,13 @@ def test_a_reader_that_has_seen_enough_is_no_error(tunneld: Run) -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
-def test_closed_standard_descriptors_are_held(environment: dict[str, str], tmp_path: Path) -> None:
+def test_closed_standard_descriptors_are_opened(environment: dict[str, str], tmp_path: Path) -> None:
     script = "import os; from tunneld.cli.common import run; raise SystemExit(run('x', lambda: os.dup(0) - 3))"
     closing = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', sys.executable, "-c", script]
     assert subprocess.run(closing, env=environment, timeout=60, check=False).returncode == 0
 
 
-# The end of everything is a sentence
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_closed_standard_descriptors_are_held(environment: dict[str, str], tmp_p
     ],
     ids=["usage", "listen", "config", "refused", "Ctrl-C", "Ctrl-C in a nursery", "in nurseries", "both"],
 )
-def test_an_exception_is_a_sentence_and_a_status(
+def test_an_exception_gives_a_message_and_an_exit_status(
     error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> int:
@@ -200,7 +200,7 @@ def test_an_exception_is_a_sentence_and_a_status(
     assert capsys.readouterr().err == said
 
 
-def test_a_bug_shows_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_prints_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> int:
         raise ExceptionGroup("", [UsageError("no such verb"), ZeroDivisionError("a bug")])
 
@@ -209,7 +209,7 @@ def test_a_bug_shows_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("words", "lines"), [(["--config", "tunnel.toml"], 2), (["--cofnig"], 1)])
-def test_why_it_does_not_start_is_an_error_in_the_journal(
+def test_errors_at_startup_have_error_priority_in_the_journal(
     tunneld: Run, environment: dict[str, str], tmp_path: Path, words: list[str], lines: int
 ) -> None:
     (tmp_path / "tunnel.toml").write_text("[contrl]\n[htp]\n")
@@ -233,7 +233,7 @@ def test_completion_scripts_know_every_option(tunneld: Run, shell: str) -> None:
 
 
 @pytest.mark.parametrize("shell", common.SHELLS)
-def test_completion_scripts_are_right_for_their_shell(tunneld: Run, tmp_path: Path, shell: str) -> None:
+def test_completion_scripts_are_valid_for_their_shell(tunneld: Run, tmp_path: Path, shell: str) -> None:
     (tmp_path / "script").write_text(tunneld("--print-completion", shell).stdout)
     subprocess.run([find_program(shell), "-n", "script"], cwd=tmp_path, check=True, timeout=60)
 
@@ -262,7 +262,7 @@ def test_bash_completes_an_option_its_choices_and_files(tunneld: Run, tmp_path: 
 
 @pytest.fixture
 def running(tmp_path: Path, environment: dict[str, str]) -> Any:
-    """Start the daemon; gives the process and its log."""
+    """Start the daemon; yields a function that returns its process."""
     (tmp_path / "tunnel.toml").write_text(ON_ANY_PORT)
     started: list[subprocess.Popen[str]] = []
 
@@ -281,7 +281,7 @@ def running(tmp_path: Path, environment: dict[str, str]) -> Any:
 
 
 def wait_for(stream: IO[str] | None, word: str) -> str:
-    """The first line of the log with the word in it."""
+    """Wait for a line of the log that has the word in it, and return it."""
     assert stream is not None
     seen = []
     for line in stream:
@@ -292,7 +292,7 @@ def wait_for(stream: IO[str] | None, word: str) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_zero_and_nothing_on_standard_output(running: Any, number: signal.Signals) -> None:
+def test_a_signal_ends_it_with_0_and_nothing_on_standard_output(running: Any, number: signal.Signals) -> None:
     process = running("--log-format", "json")
     wait_for(process.stderr, '"ready"')
     process.send_signal(number)
@@ -300,7 +300,7 @@ def test_a_signal_ends_it_with_zero_and_nothing_on_standard_output(running: Any,
     assert (process.returncode, out) == (0, "")
 
 
-def test_a_port_that_is_taken_is_a_sentence(tunneld: Run, tmp_path: Path, running: Any) -> None:
+def test_a_port_in_use_is_reported(tunneld: Run, tmp_path: Path, running: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         (tmp_path / "tunnel.toml").write_text(ON_ANY_PORT.replace("port = 0", f"port = {port}", 1))
@@ -311,7 +311,7 @@ def test_a_port_that_is_taken_is_a_sentence(tunneld: Run, tmp_path: Path, runnin
     )
 
 
-def test_a_drain_says_how_many_are_left_and_when_they_are_cut(running: Any, tmp_path: Path) -> None:
+def test_a_drain_reports_how_many_visitors_remain_and_when_they_are_cut(running: Any, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(60)
@@ -338,7 +338,7 @@ def test_a_drain_says_how_many_are_left_and_when_they_are_cut(running: Any, tmp_
         assert process.wait(timeout=60) == 0
 
 
-def test_where_it_hung_is_in_the_log_when_the_watchdog_ends_it(running: Any, tmp_path: Path) -> None:
+def test_the_log_has_a_stack_trace_when_the_watchdog_ends_the_process(running: Any, tmp_path: Path) -> None:
     process = running(NOTIFY_SOCKET=str(tmp_path / "nobody"), WATCHDOG_USEC="60000000")
     wait_for(process.stderr, " ready ")
     process.send_signal(signal.SIGABRT)
@@ -348,12 +348,12 @@ def test_where_it_hung_is_in_the_log_when_the_watchdog_ends_it(running: Any, tmp
 
 
 def client_address(lines: Any, server: tuple[str, int]) -> tuple[str, int]:
-    """Where visitors connect, for where the hidden server does."""
+    """The client address that belongs to a server address."""
     return call(lines, f"getTunnelAddress tcp://{server[0]}:{server[1]}")
 
 
 def call(lines: Any, request: str) -> tuple[str, int]:
-    """Say one line to the control port; the address in the URI that comes back."""
+    """Send a request line to the control port; returns the address in the URI of the answer."""
     lines.write(f"{request}\n")
     lines.flush()
     while "://" not in (line := lines.readline()):

@@ -367,7 +367,7 @@ async def test_a_person_restarts_it_and_is_told_when_it_is_back(tmp_path: Path) 
     async with daemon(tmp_path) as relay:
         await opened(relay, "tcp", "persist=yes")
         done = await trio.run_process(tunnel_command("restart", "--relay", relay.control), capture_stdout=True)
-        assert re.fullmatch(r"started again as version \S+, with 1 tunnels and 0 visitors\n", done.stdout.decode())
+        assert re.fullmatch(r"restarted as version \S+, with 1 tunnel and 0 visitors\n", done.stdout.decode())
         assert sum(line["event"] == "ready" for line in relay.log) == 2
 
 

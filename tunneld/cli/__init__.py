@@ -1,1 +1,1 @@
-"""The two commands: `tunneld`, the daemon, and `tunnel`, the person's command."""
+"""The command lines: `tunneld`, the daemon, and `tunnel`, for users and operators."""

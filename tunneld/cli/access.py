@@ -1,7 +1,7 @@
-"""The options with which every verb of `tunnel` reaches a relay, and what comes of them.
+"""The relay options that every command of `tunnel` has, and the `RelayAccess` built from them.
 
-Where a person's secret comes from: a file, the environment, a prompt. Never the command line, which all users of a
-machine can read in its list of processes.
+A secret comes from a file, the environment or a prompt, and never from the command line, which every user of the
+machine can read in the list of processes.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
     from tunneld.agent.access import RelayAccess
 
-LARGEST = 1024
-"""Octets of a file with a secret; a larger one is the wrong file."""
+MAX_SECRET_FILE = 1024
+"""Largest size in bytes of a file with a secret; a larger file is the wrong one."""
 
 
 def credential(options: argparse.Namespace, ask: Callable[[str], str] | None = None) -> tuple[str, str] | None:
-    """The name and the secret that the options and the environment lead to. Raises `UsageError`.
+    """Return the name and the secret of the credential; None if no name is given. Raises `UsageError`.
 
-    What is typed goes before what is set, so: `--secret-file`, $TUNNEL_SECRET, $TUNNEL_SECRET_FILE, else what `ask`
-    answers for the name: by default `from_terminal`.
+    The secret is taken from the first of `--secret-file`, $TUNNEL_SECRET and $TUNNEL_SECRET_FILE that is set, else from
+    `ask`, which is called with the name and is `from_terminal` by default.
     """
     name = options.credential or os.environ.get("TUNNEL_CREDENTIAL")
     if not name:
         if options.secret_file:
-            raise UsageError(f"--secret-file {options.secret_file} without --credential: whose secret is it?")
+            raise UsageError(f"--secret-file {options.secret_file} is of no use without --credential NAME")
         return None
     if path := file_of(options):
         return name, from_file(path)
@@ -48,55 +48,58 @@ def credential(options: argparse.Namespace, ask: Callable[[str], str] | None = N
 
 
 def file_of(options: argparse.Namespace) -> str | None:
-    """The file that the secret comes from, if it comes from one."""
+    """Return the path of the file with the secret, if the secret comes from a file."""
     if options.secret_file or os.environ.get("TUNNEL_SECRET"):
         return options.secret_file or None
     return os.environ.get("TUNNEL_SECRET_FILE")
 
 
 def from_file(path: str) -> str:
-    """The one line in a file that strangers cannot read. Raises `UsageError`."""
+    """Read a secret, the only line of its file. Raises `UsageError`, also if every user can read the file."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - a pipe of the shell (<(pass show relay)) is as good
             about = os.fstat(file.fileno())
-            content = file.read(LARGEST + 1)
+            content = file.read(MAX_SECRET_FILE + 1)
     except OSError as error:
         raise UsageError(f"could not read the secret file {path}: {reason_of(error)}") from None
     if stat.S_ISREG(about.st_mode) and about.st_mode & stat.S_IROTH:
-        raise UsageError(f"every user of this machine can read the secret file {path}: chmod o-rwx it")
+        raise UsageError(f"every user of this machine can read the secret file {path}; run chmod o-rwx on it")
     secret = content.removesuffix(b"\n").removesuffix(b"\r").decode(errors="replace")
-    if not secret or len(content) > LARGEST or "\n" in secret:
-        raise UsageError(f"the secret file {path} is not one line of at most {LARGEST} octets")
+    if not secret or len(content) > MAX_SECRET_FILE or "\n" in secret:
+        raise UsageError(f"the secret file {path} must have exactly one line, of at most {MAX_SECRET_FILE} bytes")
     return secret
 
 
 def from_terminal(name: str) -> str:
-    """What a person types unseen. Raises `UsageError` where nobody can be asked."""
+    """Prompt for a secret without echo. Raises `UsageError` if standard input is not a terminal."""
     if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError(
-            f"no secret for the credential {name!r}: give --secret-file, $TUNNEL_SECRET or a terminal to ask on"
+            f"no secret for the credential {name!r}: use --secret-file FILE or $TUNNEL_SECRET, or run in a terminal"
         )
     try:
-        with on_interrupt(signal.default_int_handler):  # the terminal shows again what is typed
+        with on_interrupt(signal.default_int_handler):  # an exception, so that getpass turns the echo on again
             return getpass.getpass(f"secret of {name}: ")
     except EOFError:
         raise UsageError(f"no secret for the credential {name!r} was typed") from None
 
 
 DEFAULT_RELAY = f"127.0.0.1:{CONTROL_PORT}"
-"""Where a daemon with the built-in configuration listens."""
+"""The control port of a daemon with the built-in configuration."""
 DEFAULT_TIMEOUT = 10.0
-"""Seconds for each step; a slow satellite link needs two."""
+"""Seconds for each step of a request; a slow satellite link needs two."""
 
 
 def add_relay_options(parser: Parser) -> None:
-    """`--relay` and its kin. The environment is read when the parser is made, so `--help` shows what holds."""
-    group = parser.add_argument_group("the relay")
+    """Add `--relay` and the options for TLS and authentication.
+
+    The environment is read when the parser is made, so that `--help` shows the values in force.
+    """
+    group = parser.add_argument_group("relay options")
     group.add_argument(
         "--relay",
         metavar="HOST[:PORT]",
         default=os.environ.get("TUNNEL_RELAY") or DEFAULT_RELAY,
-        help="its control port, as tls://HOST[:PORT] if that speaks TLS ($TUNNEL_RELAY; now %(default)s)",
+        help="control port of the relay; tls://HOST[:PORT] if it uses TLS ($TUNNEL_RELAY; currently %(default)s)",
     )
     _add_verification(group)
     add_credential_options(group)
@@ -105,12 +108,12 @@ def add_relay_options(parser: Parser) -> None:
         metavar="SECONDS",
         type=positive_seconds,
         default=DEFAULT_TIMEOUT,
-        help="wait so long for each answer (%(default)g)",
+        help="time limit for each answer of the relay (default: %(default)g)",
     )
 
 
 def as_option(word: str) -> str:
-    """How a person spells `max_pool` on a command line."""
+    """Spell a key as a command line option: `max_pool` as `--max-pool`."""
     return f"--{word.replace('_', '-')}"
 
 
@@ -119,45 +122,47 @@ def access(
     spell: Callable[[str], str] = as_option,
     ask: Callable[[str], str] = from_terminal,
 ) -> RelayAccess:
-    """How to reach the relay, and as whom. Raises `ConfigError` for unusable certificate files, `UsageError`.
+    """Build the relay's address, TLS context and credential. Raises `UsageError`, and `ConfigError` for certificate
+    files that cannot be used.
 
-    `spell` is how the words of `options` were written, `ask` gives the secret of a name where nothing else does.
+    `spell` turns a key of `options` into the form that the user wrote, for error messages. `ask` is called for the
+    secret of a credential if no file and no variable has it.
     """
     from tunneld.agent.access import RelayAccess  # noqa: PLC0415 - --help does without Trio
 
     path = file_of(options)
-    reread = partial(from_file, path) if path and Path(path).is_file() else None  # and not a pipe of the shell
+    reread = partial(from_file, path) if path and Path(path).is_file() else None  # a pipe can be read only once
     return RelayAccess(options.relay, _tls(options, spell), options.timeout, credential(options, ask), reread)
 
 
 def form(options: argparse.Namespace) -> Form:
-    """What standard output wants."""
+    """Return the output format: JSON if asked for, tables on a terminal, otherwise tab-separated fields."""
     if options.json:
         return Form.JSON
     return Form.PEOPLE if sys.stdout.isatty() else Form.FIELDS
 
 
 def positive_seconds(text: str) -> float:
-    """Read a time. Raises `argparse.ArgumentTypeError`."""
+    """Parse a positive number of seconds. Raises `argparse.ArgumentTypeError`."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value <= 365 * 24 * 3600:
-        raise argparse.ArgumentTypeError(f"not a number of seconds between 0 and a year: {text!r}")
+        raise argparse.ArgumentTypeError(f"not a number of seconds above 0 and up to one year: {text!r}")
     return value
 
 
-def some_seconds(text: str) -> float:
-    """Read a time that may be none. Raises `argparse.ArgumentTypeError`."""
+def seconds_or_zero(text: str) -> float:
+    """Parse a number of seconds that may be 0. Raises `argparse.ArgumentTypeError`."""
     return 0.0 if text in {"0", "0.0"} else positive_seconds(text)
 
 
 def _add_verification(group: argparse._ArgumentGroup) -> None:
     for name, what in (
-        ("ca", "trust relays whose certificate comes from this authority, instead of the system's"),
-        ("cert", "show this certificate to the relay"),
-        ("key", "the key of the certificate, where it is not in the same file"),
+        ("ca", "trust the certificate authorities in this file instead of those of the system"),
+        ("cert", "client certificate to present to the relay"),
+        ("key", "private key of the certificate, if it is not in the same file"),
     ):
         variable = f"TUNNEL_{name.upper()}"
         group.add_argument(
@@ -168,18 +173,20 @@ def _add_verification(group: argparse._ArgumentGroup) -> None:
         metavar="sha256:HEX",
         type=_pin,
         default=os.environ.get("TUNNEL_PIN") or None,
-        help="trust the relay whose certificate has this fingerprint, and no other ($TUNNEL_PIN)",
+        help="trust only the relay certificate with this fingerprint, as printed by `tunneld init` ($TUNNEL_PIN)",
     )
-    group.add_argument("--insecure", action="store_true", help="TLS with whoever answers, checking nothing")
+    group.add_argument("--insecure", action="store_true", help="use TLS without checking the relay's certificate")
 
 
 def add_credential_options(group: argparse._ArgumentGroup) -> None:
-    """`--credential` and where its secret is; the secret itself is no option."""
-    group.add_argument("--credential", metavar="NAME", help="who we are, where the relay asks ($TUNNEL_CREDENTIAL)")
+    """Add `--credential` and `--secret-file`; the secret itself is no option."""
+    group.add_argument(
+        "--credential", metavar="NAME", help="credential to authenticate with ($TUNNEL_CREDENTIAL; default: none)"
+    )
     group.add_argument(
         "--secret-file",
         metavar="FILE",
-        help="the file with the secret of the credential ($TUNNEL_SECRET_FILE); else $TUNNEL_SECRET, or a prompt",
+        help="file with the secret ($TUNNEL_SECRET_FILE); otherwise $TUNNEL_SECRET or a prompt",
     )
 
 
@@ -193,15 +200,15 @@ def _pin(text: str) -> str:
 
 
 def _tls(options: argparse.Namespace, spell: Callable[[str], str]) -> ssl.SSLContext | None:
-    """A context where the relay is `tls://`, or where it is to be verified by TLS and is not `tcp://`.
+    """Return a context if the relay is `tls://`, or has no scheme and TLS options are given.
 
-    A certificate of ours may be set for all relays and is left out where there is no TLS; a pin is for one relay, and
-    must not be passed over.
+    `--cert` may be set for all relays and is ignored for `tcp://`. `--pin` and `--insecure` concern one relay, so they
+    are an error there.
     """
     scheme = options.relay.partition("://")[0].lower() if "://" in options.relay else ""
     verified_by = [name for name in ("pin", "insecure") if getattr(options, name)]
     if scheme == "tcp" and verified_by:
-        raise UsageError(f"relay {options.relay} is asked for no certificate, so {spell(verified_by[0])} needs tls://")
+        raise UsageError(f"relay {options.relay} does not use TLS; {spell(verified_by[0])} requires tls://")
     if scheme != "tls" and (scheme or not (options.ca or options.cert or verified_by)):
         return None
     from tunneld.tls.contexts import client_tls_context, unverified_tls_context  # noqa: PLC0415 - as above
@@ -210,6 +217,6 @@ def _tls(options: argparse.Namespace, spell: Callable[[str], str]) -> ssl.SSLCon
         return client_tls_context(options.ca, options.cert, options.key, pin=options.pin)
     if options.ca or options.pin:
         other = spell("ca" if options.ca else "pin")
-        raise UsageError(f"{spell('insecure')} checks no certificate, so it cannot be with {other}")
-    complain(f"tunnel: warning: {spell('insecure')}: whoever answers as relay {options.relay} is believed to be it")
+        raise UsageError(f"{spell('insecure')} checks no certificate, so it cannot be combined with {other}")
+    complain(f"tunnel: warning: {spell('insecure')}: the certificate of relay {options.relay} is not checked")
     return unverified_tls_context(options.cert, options.key)

@@ -1,15 +1,16 @@
-"""Live lines at the bottom of a terminal: one for each exposure, each in plain words.
+"""Output of the agent: status lines at the bottom of a terminal, and a writer that never blocks.
 
-    connected since 14:03   3 visitors now, 40 served   up 1.2 MiB (3.0 KiB/s)   down 20 MiB (1.1 MiB/s)   8 parked
+`Board` keeps one status line for each exposure:
+
+    connected since 14:03   3 visitors now, 40 served   up 1.2 MiB (0 B/s)   down 20 MiB (0 B/s)   8 connections ready
     reconnecting in 4 s: control connection to relay 192.0.2.1:7010 lost
 
-Where there are several, each begins with its name; where there are more than the terminal has lines, the last line says
-how many are not shown.
+If there are several, each begins with the name of its exposure. If there are more than the terminal has lines, the last
+one says how many are hidden.
 
-Lines for a terminal, a pipe or a file, without ever waiting for them.
-
-A terminal can be stopped (Ctrl-S) and a pipe can be full; whoever writes to them then waits, and an agent that waits
-serves nobody. So lines go through a bounded store, and a thread writes them, many at a time.
+`Writer` writes lines to a terminal, a pipe or a file. A terminal can be stopped (Ctrl-S) and a pipe can be full, and a
+direct write would then block the agent, which could not serve its visitors. So lines go through a bounded queue, and a
+thread writes them, many at a time.
 """
 
 from __future__ import annotations
@@ -27,32 +28,32 @@ import trio
 
 from tunneld.agent.events import Field, Stats
 from tunneld.cli.common import OutputError, OutputGoneError
-from tunneld.cli.tables import octets, printable
+from tunneld.cli.tables import printable
 from tunneld.errors import reason_of
+from tunneld.policy.units import count, format_size
 
-REDRAW = 0.5
-"""Seconds between two looks at the figures."""
-CLEAR = "\r\x1b[K"
-"""To the first column, and erase the line."""
-UP = "\x1b[A"
-"""To the line above."""
+REDRAW_INTERVAL = 0.5
+"""Seconds between two updates of the status lines."""
+CLEAR_LINE = "\r\x1b[K"
+"""Moves the cursor to the first column and erases the line."""
+CURSOR_UP = "\x1b[A"
 
 
 class Row:
-    """What an exposure is doing, as its events tell."""
+    """The state of one exposure, as far as its status line shows it. `LiveReporter` feeds it with events."""
 
-    def __init__(self, name: str, figures: Callable[[], Stats]) -> None:
+    def __init__(self, name: str, stats: Callable[[], Stats]) -> None:
         self.name = name
-        self._figures = figures
-        self._before = figures()
-        self._since = ""  # when the relay was reached, as a clock shows it; "": it is not
+        self._stats = stats
+        self._previous = stats()
+        self._since = ""  # local time at which the agent connected; "" while it is not connected
         self._retry_at = 0.0  # in `trio.current_time`
-        self._reason = ""  # why it is not
-        self._unhealthy = ""  # why the local server is
-        self._cut_at: float | None = None  # in `trio.current_time`, once it is told to end
+        self._reason = ""  # why it is not connected
+        self._unhealthy = ""  # why the local server is unhealthy
+        self._stop_at: float | None = None  # in `trio.current_time`; not None while stopping
 
     def update(self, event: str, fields: Mapping[str, Field]) -> None:
-        """An event changes what is said."""
+        """Apply an event of the agent."""
         match event:
             case "opened" | "resumed":
                 self._since = datetime.now().astimezone().strftime("%H:%M")
@@ -60,21 +61,21 @@ class Row:
                 self._since, self._reason = "", str(fields["reason"])
                 self._retry_at = trio.current_time() + float(fields["delay"])
             case "draining":
-                self._cut_at = trio.current_time() + float(fields.get("delay", math.inf))
+                self._stop_at = trio.current_time() + float(fields.get("delay", math.inf))
             case "unhealthy":
                 self._unhealthy = f"   unhealthy: {fields['reason']}"
             case "healthy":
                 self._unhealthy = ""
 
     def line(self, now: float) -> str:
-        """The line at `now`, in `trio.current_time`."""
-        figures, before = self._figures(), self._before
-        self._before = figures
-        if self._cut_at is not None:
-            cut = "" if math.isinf(self._cut_at) else f", visitors are cut in {max(0, round(self._cut_at - now))} s"
-            return f"ending{cut}   {traffic(figures, before, REDRAW)}"
+        """Format the status line at `now`, in `trio.current_time`. Call it once per `REDRAW_INTERVAL`."""
+        stats, previous = self._stats(), self._previous
+        self._previous = stats
+        if self._stop_at is not None:
+            limit = "" if math.isinf(self._stop_at) else f", disconnecting in {max(0, round(self._stop_at - now))} s"
+            return f"stopping{limit}   {traffic(stats, previous, REDRAW_INTERVAL)}"
         if self._since:
-            return f"connected since {self._since}{self._unhealthy}   {traffic(figures, before, REDRAW)}"
+            return f"connected since {self._since}{self._unhealthy}   {traffic(stats, previous, REDRAW_INTERVAL)}"
         if not self._reason:
             return f"connecting{self._unhealthy}"
         wait = round(self._retry_at - now)
@@ -82,36 +83,36 @@ class Row:
 
 
 class Board:
-    """The lines of all exposures, and what is printed above them."""
+    """The status lines of all exposures, and the lines printed above them."""
 
     def __init__(self, err: Writer) -> None:
         self.err = err
         self._rows: dict[Row, None] = {}
         self._drawn: list[str] = []
 
-    def add(self, name: str, figures: Callable[[], Stats]) -> Row:
-        """One more exposure. A former one of that name has a row until it ends."""
-        row = Row(name, figures)
+    def add(self, name: str, stats: Callable[[], Stats]) -> Row:
+        """Add a line for an exposure. A previous exposure of the same name keeps its own until it is removed."""
+        row = Row(name, stats)
         self._rows[row] = None
         return row
 
     def remove(self, row: Row) -> None:
-        """That one ended. Harmless when repeated."""
+        """Remove the line of an exposure that has ended. Calling it again has no effect."""
         self._rows.pop(row, None)
 
     def notice(self, line: str) -> None:
-        """Print a line that stays, above the others."""
+        """Print a permanent line above the status lines."""
         self._draw([], f"{line}\n")
 
     async def run(self) -> None:
-        """Redraw until cancelled, then leave the cursor on a line of its own."""
+        """Redraw the status lines until cancelled, then erase them."""
         try:
             while True:
-                rows = sorted(self._rows, key=lambda row: row.name)  # a former one stays before its successor
+                rows = sorted(self._rows, key=lambda row: row.name)  # stable: a successor comes second
                 lines = fitting([self._line(row) for row in rows], shutil.get_terminal_size())
                 if lines != self._drawn:
                     self._draw(lines)
-                await trio.sleep(REDRAW)
+                await trio.sleep(REDRAW_INTERVAL)
         finally:
             self._draw([])
 
@@ -120,76 +121,91 @@ class Board:
         return printable(name + row.line(trio.current_time()))
 
     def _draw(self, lines: list[str], above: str = "") -> None:
-        erase = CLEAR + (UP + CLEAR) * (len(self._drawn) - 1) if self._drawn else ""
+        erase = CLEAR_LINE + (CURSOR_UP + CLEAR_LINE) * (len(self._drawn) - 1) if self._drawn else ""
         self.err.put(erase + above + "\n".join(lines))
         self._drawn = lines
 
 
 def fitting(lines: list[str], size: tuple[int, int]) -> list[str]:
-    """As much of the lines as a terminal of (columns, lines) shows without wrapping and without scrolling."""
+    """Shorten lines to what a terminal of (columns, lines) shows without wrapping or scrolling."""
     columns, height = size
-    most = max(1, height - 1)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], f"and {len(lines) - most + 1} more"]
+    limit = max(1, height - 1)
+    if len(lines) > limit:
+        lines = [*lines[: limit - 1], f"and {len(lines) - limit + 1} more"]
     return [line[: columns - 1] for line in lines]
 
 
 def traffic(now: Stats, before: Stats, interval: float) -> str:
-    """`3 visitors now, 40 served   up 1.2 MiB (3 KiB/s)   down 20 MiB (1.1 MiB/s)   8 parked`."""
+    """Format `3 visitors now, 40 served   up 1.2 MiB (3.0 KiB/s)   down 20 MiB (1.1 MiB/s)   8 connections ready`.
+
+    The rates are those between two statistics taken `interval` seconds apart. Connections that are ready: those to the
+    relay that can take a visitor, idle ones with the tcp backend, carriers with webmux.
+    """
     failed = f", {now.failed} failed" if now.failed else ""
     up, down = (int(max(0, new - old) / interval) for new, old in ((now.up, before.up), (now.down, before.down)))
     return (
-        f"{now.now} visitor{'' if now.now == 1 else 's'} now, {now.served} served{failed}"
-        f"   up {octets(now.up)} ({octets(up)}/s)   down {octets(now.down)} ({octets(down)}/s)   {now.parked} parked"
+        f"{count(now.now, 'visitor')} now, {now.served} served{failed}"
+        f"   up {format_size(now.up)} ({format_size(up)}/s)   down {format_size(now.down)} ({format_size(down)}/s)"
+        f"   {count(now.parked, 'connection')} ready"
     )
 
 
-HELD = 10_000
-"""Lines that wait for a slow reader: a few megabytes. Then the oldest go."""
-PAUSE = 0.02
-"""Seconds between two writes: under load a thousand lines leave together, and nobody notices the delay."""
-FAREWELL = 1.0
-"""Seconds that the last lines have at the end."""
+MAX_QUEUED_LINES = 10_000
+"""Lines kept for a slow reader, a few megabytes. Beyond that, the oldest are dropped."""
+WRITE_PAUSE = 0.02
+"""Seconds between two writes. Under load a thousand lines leave together, and the delay is not noticeable."""
+FINAL_WRITE_TIMEOUT = 1.0
+"""Seconds for the last lines to be written when the agent ends."""
 
 
 class Writer:
-    """What goes to one descriptor."""
+    """A queue of lines for one descriptor, written by a thread."""
 
     def __init__(self, descriptor: int, *, vital: bool) -> None:
-        """`vital`: without a reader there is no point in going on, so `run` raises; else lines are dropped."""
+        """`vital`: without a reader the program is useless, so a failed write raises from `open`; else lines are
+        dropped.
+        """
         self._descriptor = descriptor
         self._vital = vital
-        self._lines: deque[str] = deque(maxlen=HELD)
-        self._some = trio.Event()
-        self._ending = False
+        self._lines: deque[str] = deque(maxlen=MAX_QUEUED_LINES)
+        self._has_lines = trio.Event()
+        self._closing = False
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Writer]:
-        """Write during the block; what was put before its end is still written, in bounded time."""
+        """Write during the block. Lines put before its end are still written, within `FINAL_WRITE_TIMEOUT`.
+
+        Raises `OutputError` in a group if the descriptor is vital and cannot be written to.
+        """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run)
             try:
                 yield self
             finally:
-                self._ending = True
-                self._some.set()
-                nursery.cancel_scope.deadline = trio.current_time() + FAREWELL
+                self._closing = True
+                self._has_lines.set()
+                nursery.cancel_scope.deadline = trio.current_time() + FINAL_WRITE_TIMEOUT
                 nursery.cancel_scope.shield = True
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person reads it as it comes."""
+        """Whether the descriptor is a terminal."""
         return os.isatty(self._descriptor)
 
+    @property
+    def queued(self) -> int:
+        """How many texts wait to be written."""
+        return len(self._lines)
+
     def put(self, text: str) -> None:
-        """Write `text`, soon. Never waits, never raises."""
+        """Queue `text` to be written soon. Never blocks, never raises."""
         self._lines.append(text)
-        self._some.set()
+        self._has_lines.set()
 
     async def _run(self) -> None:
-        while not (self._ending and not self._lines):
-            await self._some.wait()
-            self._some = trio.Event() if not self._ending else self._some
+        while not (self._closing and not self._lines):
+            await self._has_lines.wait()
+            self._has_lines = trio.Event() if not self._closing else self._has_lines
             text = "".join(self._lines)
             self._lines.clear()
             try:
@@ -198,10 +214,10 @@ class Writer:
                 if self._vital:
                     kind = OutputGoneError if isinstance(error, BrokenPipeError) else OutputError
                     raise kind(f"could not write to standard output: {reason_of(error)}") from None
-            await trio.sleep(0 if self._ending else PAUSE)
+            await trio.sleep(0 if self._closing else WRITE_PAUSE)
 
     def _write(self, data: bytes) -> None:
-        """In a thread: all of it, also where somebody made the descriptor non-blocking."""
+        """Write all of `data`, in a thread. The descriptor may be non-blocking: another process can have set that."""
         while data:
             try:
                 data = data[os.write(self._descriptor, data) :]

@@ -1,7 +1,7 @@
-"""What both commands share: options that every command has, exit statuses, and the end of everything as a sentence.
+"""Shared by both commands: the parser class, common options, output, exit statuses and error reporting.
 
-A person who mistypes, names a missing file, asks for a port that is taken, or presses Ctrl-C sees one line and an exit
-status of sysexits(3). A traceback means a bug of ours, and only a bug.
+A user error (a mistyped option, a missing file, a port in use, Ctrl-C) ends in one line on standard error and an exit
+status of sysexits(3). A traceback always means a bug in tunneld.
 """
 
 from __future__ import annotations
@@ -13,41 +13,50 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from signal import SIGINT, SIGPIPE
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tunneld.cli.build import BUILD
+from tunneld import __version__
 from tunneld.errors import ConfigError, RefusedError, TunneldError, reason_of
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
+_PUMP = Path(__file__).parents[1] / "engine" / "pump"
+COMPILED = any(_PUMP.with_suffix(suffix).exists() for suffix in EXTENSION_SUFFIXES)
+"""Whether the data plane is compiled; see setup.py."""
+BUILD = f"{__version__} (compiled)" if COMPILED else __version__
+"""The version as `--version` prints it."""
+
 SHELLS = ("bash", "zsh", "tcsh")
-LONGEST_USAGE = 6
-"""Lines of what is said about a mistake before the mistake."""
-INTERRUPTED = 128 + SIGINT  # as a shell reports it
+MAX_USAGE_LINES = 6
+"""Lines of usage printed above an error; a longer usage is abbreviated."""
+INTERRUPTED = 128 + SIGINT
+"""The exit status after Ctrl-C, as a shell reports it."""
 
 
 class OutputError(TunneldError):
-    """Standard output cannot be written to: the disk behind it is full, say."""
+    """Standard output cannot be written to, because the disk is full, for example."""
 
     exit_status = os.EX_IOERR
 
 
 class OutputGoneError(OutputError):
-    """Whoever read our standard output has seen enough (`tunneld --print-config | head -1`): no reason to complain."""
+    """The reader of standard output closed it (`tunneld --print-config | head -1`). This is not reported."""
 
     exit_status = 128 + SIGPIPE
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse` that does not guess at options, exits with 64 on a usage error, and knows what all commands have."""
+    """`argparse` without abbreviated options and with exit status 64 for usage errors."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | options)
 
     def add_common_options(self) -> None:
-        """The options of a whole command; a verb's own parser has no use for them."""
+        """Add `--version` and `--print-completion`. They belong to the command, not to its subcommands."""
         self.add_argument("--version", action="version", version=f"%(prog)s {BUILD}")
         self.add_argument(
             "--print-completion",
@@ -58,18 +67,18 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Say how it is written, and what is wrong with what was."""
+        """Print the usage and the error, and exit with status 64."""
         complain(self._brief_usage(), end="")
-        complain(_grave(f"{self.prog}: {message}"))
+        complain(_as_error(f"{self.prog}: {message}"))
         raise SystemExit(os.EX_USAGE)
 
     def _brief_usage(self) -> str:
-        """How it is written; where there are too many options to see a mistake for them, without those."""
+        """Format the usage, without options if there are so many that they would hide the error."""
         usage = self.format_usage()
-        if usage.count("\n") <= LONGEST_USAGE:
+        if usage.count("\n") <= MAX_USAGE_LINES:
             return usage
         arguments = " ".join(str(action.metavar) for action in self._actions if not action.option_strings)
-        return f"usage: {self.prog} [OPTION ...] {arguments}\nwhich options there are: {self.prog} --help\n"
+        return f"usage: {self.prog} [OPTION ...] {arguments}\nrun `{self.prog} --help` for a list of options\n"
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         if file is None or file is sys.stdout:
@@ -79,7 +88,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _PrintCompletion(argparse.Action):
-    """`--print-completion SHELL`: written by shtab from the parser itself, so it never lags behind."""
+    """`--print-completion SHELL`: shtab makes the script from the parser, so that it is always complete."""
 
     def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, option: str | None = None) -> NoReturn:
         import shtab  # noqa: PLC0415 - 60 ms that only this option needs
@@ -100,23 +109,23 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def run(program: str, command: Callable[[], int]) -> int:
-    """Run a command and return its exit status; what ends it early is said on standard error."""
+    """Run a command and return its exit status. An exception that ends it is reported on standard error."""
     hold_standard_descriptors()
     try:
         return command()
     except SystemExit:
         raise
     except BaseException as error:
-        return _end(program, error)
+        return _report(program, error)
 
 
 @contextmanager
 def on_interrupt(action: Callable[..., object] | signal.Handlers) -> Iterator[None]:
-    """While the block runs SIGINT does this, unless whoever started us had it ignored.
+    """Set the action of SIGINT during the block, unless the parent process had it ignored.
 
-    As Python has it, an exception comes out of whatever runs at that moment, and where that was called by nobody (to
-    forget an object, say) it is lost, and so is Ctrl-C. With SIG_DFL the kernel ends the process: for those who have
-    nothing to put in order.
+    Python's own handler raises an exception in the code that is running. In a destructor or a callback of the garbage
+    collector that exception is discarded, and Ctrl-C is lost. With SIG_DFL the kernel ends the process, which suits
+    commands that have nothing to clean up.
     """
     former = signal.getsignal(SIGINT)
     if former is signal.SIG_IGN:
@@ -130,18 +139,18 @@ def on_interrupt(action: Callable[..., object] | signal.Handlers) -> Iterator[No
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Print to standard output, now. Raises `OutputError`."""
+    """Print to standard output and flush. Raises `OutputError`."""
     try:
         print(text, end=end, flush=True)
     except OSError as error:
-        # What is left in the buffer would be tried again, and complained about, when the interpreter exits.
+        # The interpreter would write the rest of the buffer at exit and report the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         kind = OutputGoneError if isinstance(error, BrokenPipeError) else OutputError
         raise kind(f"could not write to standard output: {reason_of(error)}") from None
 
 
 def complain(text: str, end: str = "\n") -> None:
-    """Print to standard error, if there is one."""
+    """Print to standard error. Does nothing if standard error cannot be written to."""
     if sys.stderr is None:
         return
     try:
@@ -151,31 +160,31 @@ def complain(text: str, end: str = "\n") -> None:
 
 
 def hold_standard_descriptors() -> None:
-    """Open /dev/null where a standard descriptor is closed: else a socket gets its number, and our messages."""
+    """Open /dev/null for each closed standard descriptor. Otherwise a socket would get its number, and our output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # open(2) gives the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # open(2) returns the lowest free number, which is this one
 
 
-def _end(program: str, error: BaseException) -> int:
-    """Say why it ended, and give the exit status."""
+def _report(program: str, error: BaseException) -> int:
+    """Print why the command ended, and return the exit status."""
     leaves = list(_leaves(error))
     ours = [leaf for leaf in leaves if isinstance(leaf, TunneldError)]
     if any(not isinstance(leaf, TunneldError | KeyboardInterrupt) for leaf in leaves):
-        complain(_grave(f"{program}: internal error, please report it:\n{_traceback(error)}"), end="")
+        complain(_as_error(f"{program}: internal error, please report it:\n{_traceback(error)}"), end="")
         return os.EX_SOFTWARE
     if not ours:
         return INTERRUPTED
     for line in _lines(program, ours):
-        complain(_grave(line))
+        complain(_as_error(line))
     return status_of(ours[0])
 
 
-def _grave(text: str) -> str:
-    """As the journal wants errors, where standard error leads there: `journalctl -p err` finds why nothing runs."""
-    from tunneld.daemon.log.lines import PRIORITIES, is_journal  # noqa: PLC0415 - 30 ms, and who is well has no need of it
+def _as_error(text: str) -> str:
+    """Mark each line with the priority of an error if standard error is the journal, for `journalctl -p err`."""
+    from tunneld.daemon.log.lines import PRIORITIES, is_journal  # noqa: PLC0415 - 30 ms that only an error needs
 
     if not is_journal(sys.stderr):
         return text
@@ -183,7 +192,7 @@ def _grave(text: str) -> str:
 
 
 def status_of(error: TunneldError) -> int:
-    """The exit status of a command that ended by this."""
+    """Return the exit status of a command that this error ended."""
     return error.status if isinstance(error, RefusedError) else error.exit_status
 
 
@@ -193,13 +202,13 @@ def _lines(program: str, errors: Sequence[TunneldError]) -> Iterator[str]:
             case OutputGoneError():
                 continue
             case ConfigError():
-                yield from error.problems  # each begins with its file, as compilers say it and editors read it
+                yield from error.problems  # each begins with its file, in the format of compilers that editors parse
             case _:
                 yield f"{program}: {error}"
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions inside the groups that nurseries make."""
+    """Yield the exceptions inside nested groups, which nurseries make."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from _leaves(inner)

@@ -1,7 +1,7 @@
-"""`tunnel credential`: who may use the relay on this machine, by editing its tunnel.toml and reloading it.
+"""`tunnel credential`: manage the credentials of the relay on this machine, by editing its tunnel.toml.
 
-The new text is checked as the daemon checks it before it takes the place of the old one, in one step: a daemon that
-reloads sees one or the other. Then the relay is told, where it runs and lets us; otherwise the file waits for it.
+The new text is checked as the daemon checks it, and then replaces the old file atomically, so that a daemon that
+reloads reads one or the other. Then the daemon is reloaded, if it runs and permits that.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tunneld.net.endpoint import is_wildcard, join_host_port
 from tunneld.tls.contexts import client_tls_context
 from tunneld.tls.pins import first_fingerprint
 
-SECRET_OCTETS = 24
-"""Of randomness, 32 characters."""
+SECRET_BYTES = 24
+"""Random bytes in a secret, which has 32 characters."""
 LIMITS = (
     *("backends", "ports", "networks", "server_from"),
     *("max_tunnels", "max_visitors", "max_ttl", "bandwidth", "quota"),
@@ -40,16 +40,17 @@ LIMITS = (
 
 
 PROOFS = ("verifier", "secret_file", "secret_env", "certificate", "authorized_keys")
+"""Keys of `[[credential]]` by which it authenticates."""
 COLUMNS = tuple(TableColumn(key) for key in ("name", "role", "proof", "limits"))
 
 
 async def add(options: argparse.Namespace) -> int:
-    """A new credential, whose secret is printed once."""
-    secret = secrets.token_urlsafe(SECRET_OCTETS)
+    """Add a credential and print its new secret."""
+    secret = secrets.token_urlsafe(SECRET_BYTES)
     limits = {key: value for key in LIMITS if (value := getattr(options, key)) is not None}
     new = {"name": options.name, "role": options.role, "verifier": make_verifier(secret), **limits}
     if options.ssh_key:
-        from tunneld.cli.public_key import read_public_key  # noqa: PLC0415  # asyncssh takes half a second to import
+        from tunneld.config.ssh_keys import read_public_key  # noqa: PLC0415  # asyncssh takes half a second to import
 
         new["authorized_keys"] = [read_public_key(file) for file in options.ssh_key]
     status = await _edit(options, lambda text: toml_edit.added(text, new))
@@ -58,27 +59,27 @@ async def add(options: argparse.Namespace) -> int:
 
 
 async def rotate(options: argparse.Namespace) -> int:
-    """Another secret, printed once; the rest of the credential stays."""
-    secret = secrets.token_urlsafe(SECRET_OCTETS)
+    """Replace the secret of a credential and print the new one. The rest of the credential is kept."""
+    secret = secrets.token_urlsafe(SECRET_BYTES)
     status = await _edit(options, lambda text: toml_edit.rotated(text, options.name, make_verifier(secret)))
     say(secret)
     return status
 
 
 async def remove(options: argparse.Namespace) -> int:
-    """Take a credential away."""
+    """Remove a credential."""
     return await _edit(options, lambda text: toml_edit.removed(text, options.name))
 
 
 async def list_credentials(options: argparse.Namespace) -> int:
-    """The names, what they may do, and how they prove themselves; no secret, and no verifier."""
+    """Print the name, role, means of authentication and limits of each credential; no secrets and no verifiers."""
     shape, found = form(options), load(_path(options)).credential
     if shape is Form.JSON:
         say(json_lines(_facts(one) for one in found), end="")
     elif found or shape is Form.FIELDS:
         say(table([_row(_facts(one)) for one in found], COLUMNS, shape), end="")
     else:
-        say("no credential is in the file: everybody may do everything")
+        say("no credentials: every client that can connect has all permissions")
     return os.EX_OK
 
 
@@ -97,62 +98,68 @@ def _text(value: Any) -> str:
 
 
 async def _edit(options: argparse.Namespace, change: Callable[[str], str]) -> int:
-    """Change the file and tell the relay. Returns the exit status: the file is changed whatever it is."""
-    path, ours = _path(options), credential(options)  # before anything happens: a missing secret is a mistake
+    """Change the file and reload the relay. Returns the exit status of the reload; the file is changed in any case."""
+    path, requester = _path(options), credential(options)  # first, so that a missing secret changes nothing
     old = load(path)
     content = path.read_bytes()
-    mark = codecs.BOM_UTF8 if content.startswith(codecs.BOM_UTF8) else b""
+    bom = codecs.BOM_UTF8 if content.startswith(codecs.BOM_UTF8) else b""
     try:
-        new = mark + change(content.removeprefix(mark).decode()).encode()
+        new = bom + change(content.removeprefix(bom).decode()).encode()
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     try:
         parse(new, path.absolute().parent)
     except ValidationError as error:
-        raise ConfigError([f"{path}, changed, would be wrong: {problem}" for problem in sentences(error)]) from None
+        raise ConfigError(
+            [f"{path}: this change would be invalid: {problem}" for problem in sentences(error)]
+        ) from None
     _replace(path, new)
     complain(f"tunnel: changed {path}")
-    if old.credential and ours is None:
-        complain("tunnel: reload the relay for it to hold: SIGHUP, or `tunnel reload` as an admin")
+    if old.credential and requester is None:
+        complain("tunnel: the relay has not read it yet; send it SIGHUP, or run `tunnel reload` as an admin")
         return os.EX_OK
-    return await _reload(old, ours)
+    return await _reload(old, requester)
 
 
-async def _reload(settings: Settings, ours: tuple[str, str] | None) -> int:
-    """Have the daemon that runs with these settings read its file again; one that does not run needs no telling."""
+async def _reload(settings: Settings, requester: tuple[str, str] | None) -> int:
+    """Make the daemon that runs with these settings read its file again. It is no error if it does not run."""
     try:
-        async with relay_of(settings, ours).connect() as client:
+        async with local_relay(settings, requester).connect() as client:
             await client.call("reload")
     except RelayUnreachableError as error:
-        complain(f"tunnel: not reloaded: {error}; a relay that starts later reads the new file")
+        complain(f"tunnel: not reloaded: {error}; the relay will read the new file when it starts")
     except TunneldError as error:
-        complain(f"tunnel: not reloaded, so the old file still holds: {error}")
+        complain(f"tunnel: not reloaded, so the old configuration is still in force: {error}")
         return getattr(error, "status", error.exit_status)
     else:
-        complain("tunnel: the relay has read it")
+        complain("tunnel: reloaded the relay")
     return os.EX_OK
 
 
-def relay_of(settings: Settings, ours: tuple[str, str] | None) -> RelayAccess:
-    """How to reach, from its own machine, the relay with these settings; its certificate file is its pin."""
+def local_relay(settings: Settings, requester: tuple[str, str] | None) -> RelayAccess:
+    """Make the access, from its own machine, to the relay with these settings. Its certificate file gives the pin.
+
+    `requester` is the name and the secret of the credential to authenticate with. Raises `RelayUnreachableError` if the
+    port is not known.
+    """
     control = settings.control
     where = join_host_port("localhost" if is_wildcard(control.host) else control.host, control.port)
     if not control.port:
-        raise RelayUnreachableError("control.port is 0, any free one, so the relay's is not known here")
+        raise RelayUnreachableError("control.port is 0 (any free port), so the port of the relay is not known")
     tls = client_tls_context(pin=first_fingerprint(control.tls.certificate)) if control.tls else None
-    return RelayAccess(where, tls, credential=ours)
+    return RelayAccess(where, tls, credential=requester)
 
 
 def _path(options: argparse.Namespace) -> Path:
-    """The file itself, behind symbolic links. Raises `UsageError` where there is none."""
+    """Return the path of the file, with symbolic links resolved. Raises `UsageError` if there is none."""
     path: Path | None = options.config or find_config()
     if path is None:
-        raise UsageError("there is no tunnel.toml in the usual places: name it with --config, or run `tunneld init`")
+        raise UsageError("no tunnel.toml found; use --config FILE, or create one with `tunneld init`")
     return path.resolve()
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """In one step, with the mode and the owner of the old file. Raises `ConfigError`."""
+    """Replace a file atomically, with the mode and the owner of the old file. Raises `ConfigError`."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         about = path.stat()
@@ -168,4 +175,4 @@ def _replace(path: Path, content: bytes) -> None:
             with suppress(FileNotFoundError):
                 new.unlink()
     except OSError as error:
-        raise ConfigError([f"{path}: could not be changed: {reason_of(error)}"]) from None
+        raise ConfigError([f"{path}: could not change the file: {reason_of(error)}"]) from None

@@ -1,14 +1,14 @@
-"""`tunnel expose`: from the options to an agent that runs until it is told to stop.
+"""`tunnel expose`: run an agent for one local server until it is stopped.
 
     run
     ├─ writers               standard output, standard error
-    ├─ signals               INT, TERM, HUP: close the tunnel and end
-    ├─ wake                  see agent/wake.py
-    ├─ live line             on a terminal
-    ├─ engine                every byte of all visitors, see relay/
+    ├─ signals               INT, TERM, HUP: drain, again: stop
+    ├─ network monitor       see agent/network.py
+    ├─ status line           on a terminal
+    ├─ engine                all data of visitors, see engine/
     └─ exposure              see agent/expose.py
 
-Ending because somebody said so is success: the exit status is 0 after a signal and after the end of `--ttl`.
+The exit status is 0 after a signal and after the end of `--ttl`.
 """
 
 from __future__ import annotations
@@ -36,35 +36,36 @@ from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.net.sockets import raise_descriptor_limit
 
 STDOUT, STDERR = 1, 2
-WARNING = 30  # of `logging`: the engine says nothing lower that concerns a person
+WARNING = 30  # of `logging`; users of the agent need no lower levels of the engine
 
 
-TOLD = "told to stop"
+STOPPED_BY_SIGNAL = "told to stop"
+"""The reason in the `closed` event of a tunnel that a signal ended."""
 
 
 async def run(options: argparse.Namespace) -> int:
-    """Expose until told to stop. Returns the exit status 0; anything else is an exception."""
-    plan, relay = plan_of(vars(options), as_option), access(options)
+    """Serve visitors until stopped by a signal, a limit or the relay. Returns 0, or raises."""
+    config, relay = plan_of(vars(options), as_option), access(options)
     prepare()
     async with AsyncExitStack() as stack:
-        signals = stack.enter_context(trio.open_signal_receiver(*signals_to_obey()))
+        signals = stack.enter_context(trio.open_signal_receiver(*signals_to_handle()))
         out = await stack.enter_async_context(Writer(STDOUT, vital=True).open())
         err = await stack.enter_async_context(Writer(STDERR, vital=False).open())
         board = Board(err)
-        current: list[Exposure] = []  # one, once it is there
+        current: list[Exposure] = []  # empty until the exposure is open
 
-        def figures() -> Stats:
+        def stats() -> Stats:
             return current[0].figures if current else Stats()
 
-        teller = teller_of(options, out, err, plan.scheme, board=board, figures=figures)
+        reporter = make_reporter(options, out, err, config.scheme, board=board, stats=stats)
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
-        wake, engine = NetworkMonitor(), new_engine(poll_timeout=POLL_TIMEOUT)
-        nursery.start_soon(wake.run)
+        monitor, engine = NetworkMonitor(), new_engine(poll_timeout=POLL_TIMEOUT)
+        nursery.start_soon(monitor.run)
         await nursery.start(engine.run)
-        async with open_exposure(plan, relay, teller, engine, wake) as exposure:
+        async with open_exposure(config, relay, reporter, engine, monitor) as exposure:
             current.append(exposure)
-            nursery.start_soon(_end_on_signals, signals, exposure, plan.drain_timeout, scope)
+            nursery.start_soon(_handle_signals, signals, exposure, config.drain_timeout, scope)
             nursery.start_soon(board.run)
             await exposure.run()
         nursery.cancel_scope.cancel()
@@ -72,16 +73,16 @@ async def run(options: argparse.Namespace) -> int:
 
 
 def prepare() -> None:
-    """What a process that serves visitors needs before it begins."""
+    """Set up logging, the descriptor limit and the garbage collector of a process that serves visitors."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     raise_descriptor_limit()
-    gc.freeze()  # the modules stay: looking them through for garbage stops everybody for some milliseconds
+    gc.freeze()  # scanning the modules for garbage would stop all relays for some milliseconds
 
 
-def teller_of(
+def make_reporter(
     options: argparse.Namespace,
     out: Writer,
     err: Writer,
@@ -89,31 +90,31 @@ def teller_of(
     name: str = "",
     *,
     board: Board,
-    figures: Callable[[], Stats],
+    stats: Callable[[], Stats],
 ) -> Reporter:
-    """Who talks: see tellers.py."""
+    """Make the reporter that fits the options and the terminal; see reporters.py."""
     if options.json:
         return JsonReporter(out, scheme, name)
     if options.quiet:
         return QuietReporter(out, err, scheme, name)
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-        return LiveReporter(out, board, scheme, name, figures=figures)
+        return LiveReporter(out, board, scheme, name, stats=stats)
     return LineReporter(out, err, scheme, name)
 
 
-def signals_to_obey() -> list[signal.Signals]:
-    """INT, TERM, and HUP unless `nohup` started us."""
+def signals_to_handle() -> list[signal.Signals]:
+    """Return INT, TERM, and HUP unless it is ignored, as under `nohup`."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM] + ([] if ignored else [signal.SIGHUP])
 
 
-async def _end_on_signals(
+async def _handle_signals(
     signals: AsyncIterator[int], exposure: Exposure, drain_timeout: float, scope: trio.CancelScope
 ) -> None:
-    """The first lets visitors finish, the second cuts them."""
-    told = False
+    """Drain on the first signal; cancel `scope` on the second, which cuts the visitors."""
+    is_draining = False
     async for _ in signals:
-        if told:
+        if is_draining:
             scope.cancel()
-        exposure.drain(TOLD, drain_timeout)
-        told = True
+        exposure.drain(STOPPED_BY_SIGNAL, drain_timeout)
+        is_draining = True

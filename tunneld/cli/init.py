@@ -1,13 +1,14 @@
-"""`tunneld init`: everything that a relay on a public address needs, and the one line for the other machine.
+"""`tunneld init`: write the files of a public relay, and print the command to run on the agent's machine.
 
-    tunnel.toml    what is not a default, each key with its reason; a verifier, from which the secret cannot be computed
-    relay.pem      a self-signed certificate, which the other machine knows by its pin
-    relay.key      its key
-    ssh_host_key   the key by which ssh knows it
+    tunnel.toml    the settings that differ from the defaults, with a comment each; a verifier instead of the secret
+    relay.pem      a self-signed certificate, which agents recognize by its pin
+    relay.key      its private key
+    ssh_host_key   the host key of the SSH port
 
-The credential is called `agent` and is a user: it opens tunnels, and sees and ends its own. Its secret will lie on
-machines behind NAT, in homes and in devices; who takes one of those should not get to stop the relay or to see what
-else runs there. Who may do that is on the relay's machine already, and has signals and the file.
+The credential is called `agent` and has the role `user`: it can open tunnels, and list and close its own. Its secret
+will be stored on machines behind NAT, in homes and in devices. If one of these is stolen, the thief should not be able
+to stop the relay or list its other tunnels. The operator needs no credential: on the relay's machine there are signals
+and the configuration file.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ import tomli_w
 
 from tunneld.backends.ssh import host_key
 from tunneld.cli.common import complain, say
-from tunneld.cli.public_key import read_public_key
 from tunneld.config import load, make_verifier
 from tunneld.config.places import default_config
+from tunneld.config.ssh_keys import read_public_key
 from tunneld.config.values import literal, parse_port_range
 from tunneld.errors import ConfigError, UsageError, reason_of
 from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, join_host_port, parse_host
@@ -37,50 +38,52 @@ from tunneld.tls.self_signed import make_self_signed
 CARRIER_PORT = 7012
 SSH_PORT = 7022
 CREDENTIAL = "agent"
-SECRET_OCTETS = 24
-"""Of randomness, 32 characters: nobody guesses them, with whatever they overheard."""
-SOMEWHERE = (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET6))
-"""Addresses of nobody (RFC 5737, RFC 3849), to ask the routing table for the way out; nothing is sent there."""
+SECRET_BYTES = 24
+"""Random bytes in the secret, which has 32 characters: too many to guess, even with a recorded login."""
+PROBE_ADDRESSES = (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET6))
+"""Addresses reserved for documentation (RFC 5737, RFC 3849), used to find this machine's address on the default route.
+Nothing is sent to them.
+"""
 
 FILE = """\
-# tunnel.toml: the configuration of tunneld(8), for a relay that everybody may reach. Written by `tunneld init`.
+# Configuration of tunneld(8) for a public relay, written by `tunneld init`.
 #
-# Every key that is not here has its default; `tunneld --print-config` shows them all, tunnel.toml(5) explains them.
-# After an edit: `tunneld --check`, then reload with SIGHUP.
+# Keys that are not set here have their defaults. `tunneld --print-config` prints all of them, tunnel.toml(5) explains
+# them. After a change, run `tunneld --check`, then reload with SIGHUP.
 
-[control]                       # where `tunnel` and hidden servers ask for tunnels: tunneld-control(7)
-host = ""                       # on every address of this machine; safe because of the two tables below
-{port:<31} # its port
+[control]                       # control port, where agents and `tunnel` connect; see tunneld-control(7)
+host = ""                       # all addresses of this machine; requires TLS and a credential, as configured below
+{port:<31} # port number
 
-[control.tls]                   # nobody on the way can listen or meddle
-{certificate:<31} # self-signed; clients know it by --pin {pin_start}...
-{key:<31} # whoever has it can pose as this relay
+[control.tls]                   # certificate of the relay, also used for agents' connections (webmux)
+{certificate:<31} # self-signed; agents recognize it by --pin {pin_start}...
+{key:<31} # private key; keep it secret
 
-[http]                          # XML-RPC, JSON, /healthz, /metrics: for programs on this machine, with a credential
-host = "127.0.0.1"              # "" for others, too: they need the same credential, and the two lines below
+[http]                          # XML-RPC, JSON, /healthz and /metrics; requires a credential
+host = "127.0.0.1"              # this machine only; for remote access, set "" and enable the next two lines
 {web_host}
 {web_tls}
 
-[tunnels]                       # where visitors and hidden servers connect: open these ports in the firewall, too
-host = ""                       # on every address of this machine
-{host:<31} # the name in the addresses that are given out
-{ports:<31} # the ports of both sides of all tunnels
+[tunnels]                       # ports for tunnels; open them in the firewall
+host = ""                       # all addresses of this machine
+{host:<31} # host name in the addresses of tunnels
+{ports:<31} # range for client and server ports
 
-[ssh]                           # for hidden servers that have nothing but ssh
-enabled = true                  # port {ssh_port}, for the authorized_keys of a credential
-{host_key:<31} # [restart] ssh shows it as {fingerprint}
+[ssh]                           # tunnels for machines that only have an SSH client
+enabled = true                  # port {ssh_port}; accepts the authorized_keys of credentials
+{host_key:<31} # [restart] fingerprint {fingerprint}
 
-[[credential]]                  # who may open tunnels; repeat the table for each
-{name:<31} # shown in lists and logs
-role = "user"                   # its own tunnels only; "admin" sees and ends all, reloads and stops the daemon
+[[credential]]                  # a user of the relay; repeat this table for each
+{name:<31} # name shown in lists and logs
+role = "user"                   # manages only its own tunnels; "admin" manages all tunnels and the daemon
 {verifier}
-{authorized_keys:<31} # who may come with ssh: lines as in id_ed25519.pub
+{authorized_keys:<31} # SSH public keys, lines as in id_ed25519.pub
 """
 
 
 @dataclass(frozen=True, slots=True)
 class InitPlan:
-    """Where things go, and what they are to say."""
+    """The path of the configuration, and the settings that go into it."""
 
     config: Path
     host: str
@@ -89,54 +92,64 @@ class InitPlan:
 
     @property
     def certificate(self) -> Path:
-        """Beside the configuration."""
+        """Path of the certificate."""
         return self.config.with_name("relay.pem")
 
     @property
     def key(self) -> Path:
-        """Beside the configuration."""
+        """Path of the private key."""
         return self.config.with_name("relay.key")
 
     @property
     def host_key(self) -> Path:
-        """Beside the configuration."""
+        """Path of the SSH host key."""
         return self.config.with_name(host_key.NAME)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the files and print the line. Raises `UsageError`, and `ConfigError` where a file cannot be written."""
+    """Write the files and print the command. Raises `UsageError`, and `ConfigError` if a file cannot be written."""
     if options.config or options.check or options.print_config or options.log_format or options.log_level:
-        raise UsageError("the options in front of init are for running the daemon; where to write is said by --output")
-    plan = InitPlan(_place(options.output), _public_host(options.host), _ports(options.ports), _keys(options.ssh_key))
-    secret, papers, ssh_key = secrets.token_urlsafe(SECRET_OCTETS), make_self_signed(plan.host), host_key.make()
+        raise UsageError("options before `init` apply to running the daemon; use --output to say where to write")
+    plan = InitPlan(_path(options.output), _public_host(options.host), _ports(options.ports), _keys(options.ssh_key))
+    secret, certificate, ssh_key = secrets.token_urlsafe(SECRET_BYTES), make_self_signed(plan.host), host_key.make()
     fingerprint = host_key.fingerprint(ssh_key)
     _write(
         {
-            plan.key: papers.key,
-            plan.certificate: papers.certificate,
+            plan.key: certificate.key,
+            plan.certificate: certificate.certificate,
             plan.host_key: ssh_key,
-            plan.config: text(plan, papers.pin, fingerprint, make_verifier(secret)).encode(),
+            plan.config: text(plan, certificate.pin, fingerprint, make_verifier(secret)).encode(),
         },
         force=options.force,
     )
-    load(plan.config)  # as the daemon will; were it wrong, better now
+    load(plan.config)  # checks the file as the daemon will
     relay = join_host_port(plan.host, CONTROL_PORT)
-    complain(
-        f"wrote {plan.config}, {plan.certificate}, {plan.key}, {plan.host_key}\n\n"
-        f"Here, start the relay; ports {CONTROL_PORT}, {CARRIER_PORT}, {SSH_PORT} and {plan.ports} must be open to the "
-        "world:\n\n"
-        f"    tunneld --config {shlex.quote(str(plan.config.absolute()))}\n\n"
-        "On another machine that has nothing but ssh, with a server on port 8000"
-        f"{_where_keys_go(plan)}; the relay's key is\n{fingerprint}:\n\n"
-        f"    ssh -p {SSH_PORT} -R 0:localhost:8000 {plan.host}\n\n"
-        "On the other machine, with a server on port 8000 (the secret is shown only now):\n"
+    complain(_instructions(plan, fingerprint))
+    say(
+        f"TUNNEL_SECRET={secret} tunnel expose 8000"
+        f" --relay tls://{relay} --credential {CREDENTIAL} --pin {certificate.pin}"
     )
-    say(f"TUNNEL_SECRET={secret} tunnel expose 8000 --relay tls://{relay} --credential {CREDENTIAL} --pin {papers.pin}")
     return os.EX_OK
 
 
+def _instructions(plan: InitPlan, fingerprint: str) -> str:
+    """What to do next. The command for the agent, which has the secret, follows on standard output."""
+    keys_hint = "" if plan.ssh_keys else f"\n   (add its public key to authorized_keys in {plan.config} first)"
+    return (
+        f"Wrote {plan.config}, {plan.certificate}, {plan.key} and {plan.host_key}.\n\n"
+        f"1. On this machine, open ports {CONTROL_PORT}, {CARRIER_PORT}, {SSH_PORT} and {plan.ports} in the firewall,"
+        " and start the relay:\n\n"
+        f"    tunneld --config {shlex.quote(str(plan.config.absolute()))}\n\n"
+        "2. To expose a server on port 8000 of a machine that only has an SSH client, run this command there."
+        f"{keys_hint}\n   The fingerprint of the host key is {fingerprint}.\n\n"
+        f"    ssh -p {SSH_PORT} -R 0:localhost:8000 {plan.host}\n\n"
+        "3. To expose a server on port 8000 of a machine with tunneld installed, run this command there. Keep a copy"
+        " of it:\n   the secret is not stored and cannot be shown again.\n"
+    )
+
+
 def text(plan: InitPlan, pin: str, fingerprint: str, verifier: str) -> str:
-    """The configuration file."""
+    """Format the configuration file."""
     certificate, key = _line("certificate", plan.certificate.name), _line("key", plan.key.name)
     return FILE.format(
         port=_line("port", CONTROL_PORT),
@@ -157,12 +170,8 @@ def text(plan: InitPlan, pin: str, fingerprint: str, verifier: str) -> str:
 
 
 def _keys(files: Sequence[Path]) -> Sequence[str]:
-    """Public keys, as lines of authorized_keys. Raises `UsageError`."""
+    """Read public keys as lines of authorized_keys. Raises `UsageError`."""
     return [read_public_key(file) for file in files]
-
-
-def _where_keys_go(plan: InitPlan) -> str:
-    return "" if plan.ssh_keys else f" (first put its public key into authorized_keys in\n{plan.config})"
 
 
 def _line_of_keys(keys: Sequence[str]) -> str:
@@ -175,8 +184,8 @@ def _line(key: str, value: object) -> str:
     return tomli_w.dumps({key: value}).strip()
 
 
-def _place(output: Path | None) -> Path:
-    """The file to write: where `tunneld` looks, or what was named, which is a folder unless it ends in .toml."""
+def _path(output: Path | None) -> Path:
+    """Return the file to write. `output` is a folder unless it ends in .toml; without it, the file tunneld reads."""
     if output is None:
         return default_config()
     return output if output.suffix == ".toml" and not output.is_dir() else output / "tunnel.toml"
@@ -186,16 +195,16 @@ def _public_host(given: str | None) -> str:
     if given is not None:
         host = parse_host(f"[{given}]" if ":" in given and not given.startswith("[") else given)
         if is_wildcard(host):
-            raise UsageError(f"--host {given} is every address of a machine; give the one that clients dial")
+            raise UsageError(f"--host {given} stands for all addresses; give the one that clients connect to")
         return host
-    for target, family in SOMEWHERE:
+    for target, family in PROBE_ADDRESSES:
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((target, 9))
             host = str(probe.getsockname()[0])
             if not is_loopback(host):
-                complain(f"tunneld: this machine is advertised as {host}; where clients know it otherwise, give --host")
+                complain(f"tunneld: using {host} as the public address of this machine; use --host NAME to change it")
                 return host
-    raise UsageError("could not tell by what name clients reach this machine: give --host")
+    raise UsageError("could not find a public address of this machine; use --host NAME")
 
 
 def _ports(given: str) -> str:
@@ -207,10 +216,10 @@ def _ports(given: str) -> str:
 
 
 def _write(files: Mapping[Path, bytes], *, force: bool) -> None:
-    """All of them or none, for the eyes of this user only. Raises `UsageError` rather than lose what is there."""
-    there = [str(path) for path in files if path.exists() or path.is_symlink()]
-    if there and not force:
-        raise UsageError(f"{' and '.join(there)} would be lost: choose another --output, or say --force")
+    """Write all files or none, readable only by this user. Raises `UsageError` if one exists, unless `force`."""
+    existing = [str(path) for path in files if path.exists() or path.is_symlink()]
+    if existing and not force:
+        raise UsageError(f"{' and '.join(existing)} exist already; use another --output, or --force to replace them")
     made: list[Path] = []
     path = next(iter(files))
     try:
@@ -221,7 +230,7 @@ def _write(files: Mapping[Path, bytes], *, force: bool) -> None:
         for path, new in zip(files, made, strict=True):
             new.replace(path)
     except OSError as error:
-        raise ConfigError([f"{path}: could not be written: {reason_of(error)}"]) from None
+        raise ConfigError([f"{path}: could not write the file: {reason_of(error)}"]) from None
     finally:
         for new in made:
             new.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The options of `tunnel credential`, apart from what it does, so that `--help` need not wait for that."""
+"""The options of `tunnel credential`. The commands themselves are in credential.py, which is slow to import."""
 
 from __future__ import annotations
 
@@ -9,54 +9,54 @@ from pathlib import Path
 from tunneld.cli.access import add_credential_options, positive_seconds
 from tunneld.cli.common import Parser
 
-CREDENTIAL = "who may use the relay on this machine: edit its tunnel.toml, and reload it"
-SSH_KEY = "a public key (.pub) that lets in by ssh; may be given several times"
+CREDENTIAL = "manage the credentials of the relay on this machine"
+SSH_KEY = "public key (.pub) that authenticates this credential over SSH; may be repeated"
 ROLES = ("user", "admin")
 
 Run = Callable[[argparse.Namespace], Awaitable[int]]
 
 ACTIONS = (
-    ("add", "add one, and print its new secret"),
-    ("remove", "take one away"),
-    ("list", "the credentials, a line each, without their secrets"),
-    ("rotate", "give one a new secret, and print that"),
+    ("add", "add a credential and print its new secret"),
+    ("remove", "remove a credential"),
+    ("list", "list the credentials, without their secrets"),
+    ("rotate", "replace the secret of a credential and print the new one"),
 )
 
 
 def add_credential(parser: Parser) -> None:
-    """`add`, `remove`, `list`, `rotate`, and what they take."""
+    """Add the commands `add`, `remove`, `list` and `rotate` with their options."""
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for name, what in ACTIONS:
-        action = actions.add_parser(name, help=what, description=what + ".")
-        action.add_argument(
-            "--config", type=Path, metavar="FILE", help="the file, else the one that tunneld would read"
-        )
+        action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        config_help = "configuration file to edit or list (default: the one that tunneld would read)"
+        action.add_argument("--config", type=Path, metavar="FILE", help=config_help)
         if name == "list":
-            action.add_argument("--json", action="store_true", help="print JSON, one object a line")
+            action.add_argument("--json", action="store_true", help="print JSON, one object per line")
         else:
-            action.add_argument("name", metavar="NAME", help="the name of the credential")
-            add_credential_options(action.add_argument_group("as whom to reload the relay"))
+            action.add_argument("name", metavar="NAME", help="name of the credential")
+            add_credential_options(action.add_argument_group("credential options, for reloading the relay"))
         if name == "add":
-            _add_limits(action.add_argument_group("what it may do"))
+            _add_limits(action.add_argument_group("permissions and limits, see tunnel.toml(5)"))
         action.set_defaults(command=_command(name))
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--ssh-key", metavar="FILE", type=Path, action="append", default=[], help=SSH_KEY)
-    add("--role", choices=ROLES, default="user", help="its own tunnels (user), or all of them and the daemon (admin)")
+    role_help = "open and manage its own tunnels (user), or manage all tunnels and the daemon (admin); default: user"
+    add("--role", choices=ROLES, default="user", help=role_help)
     for option, metavar, what in (
-        ("backends", "NAME", "what it may open"),
-        ("ports", "RANGE", "ports it may ask for"),
-        ("networks", "NETWORK", "where it may be used from"),
-        ("server-from", "NETWORK", "where its hidden servers may connect from"),
+        ("backends", "NAME", "backend that it may use"),
+        ("ports", "RANGE", "port or range of ports that it may request"),
+        ("networks", "NETWORK", "network from which it may be used"),
+        ("server-from", "NETWORK", "network from which its agents may connect"),
     ):
-        add(f"--{option}", metavar=metavar, action="append", help=f"{what}; may be given several times")
-    add("--max-tunnels", metavar="COUNT", type=int, help="how many it may have open")
-    add("--max-visitors", metavar="COUNT", type=int, help="how many each of its tunnels may relay at once")
-    add("--max-ttl", metavar="SECONDS", type=positive_seconds, help="how long its tunnels may last")
-    add("--bandwidth", metavar="OCTETS", type=int, help="octets per second that each of its tunnels may relay")
-    add("--quota", metavar="OCTETS", type=int, help="octets that each of its tunnels may relay in all")
+        add(f"--{option}", metavar=metavar, action="append", help=f"{what}; may be repeated")
+    add("--max-tunnels", metavar="COUNT", type=int, help="maximum number of open tunnels")
+    add("--max-visitors", metavar="COUNT", type=int, help="maximum number of visitors of each tunnel at a time")
+    add("--max-ttl", metavar="SECONDS", type=positive_seconds, help="maximum lifetime of each tunnel")
+    add("--bandwidth", metavar="BYTES", type=int, help="maximum number of bytes per second of each tunnel")
+    add("--quota", metavar="BYTES", type=int, help="maximum number of bytes that each tunnel may relay")
 
 
 def _command(name: str) -> Run:

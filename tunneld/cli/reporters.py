@@ -1,13 +1,13 @@
-"""The four ways in which `tunnel expose` and `tunnel up` talk.
+"""The four output formats of `tunnel expose` and `tunnel up`.
 
-    standard output                      standard error
-    the address                          events, a line each              Lines
-    the address                          failures above live lines        Live    where that is a terminal: see board.py
-    the address                          failures                         Quiet
-    everything, as JSON lines                                             JsonLines
+    standard output              standard error
+    address                      one line per event               LineReporter
+    address                      errors above status lines        LiveReporter, on a terminal; see board.py
+    address                      errors                           QuietReporter
+    one JSON object per event                                     JsonReporter
 
-Standard output has the address alone, so that `read url` behind a pipe gets it and may leave. Where there are several
-exposures, each line begins with the name of one.
+Standard output has only the address, so that `tunnel expose 8000 | read url` gets it. If there are several exposures,
+each line begins with the name of its exposure.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from datetime import UTC, datetime
 from tunneld.agent.events import Field, Stats
 from tunneld.cli.board import Board, Writer
 from tunneld.net.endpoint import Endpoint
+from tunneld.policy.units import count
 
 
 class LineReporter:
-    """For files and pipes."""
+    """One line per event, for files and pipes."""
 
     wants_visitors = True
 
     def __init__(self, out: Writer, err: Writer, scheme: str, name: str = "") -> None:
-        """`name`: of one of several exposures."""
+        """`name`: the name of the exposure, if there are several."""
         self._out = out
         self._err = err
         self._scheme = scheme
@@ -49,38 +50,38 @@ class LineReporter:
 
 
 class QuietReporter(LineReporter):
-    """Only what goes wrong."""
+    """Only the address and errors."""
 
     wants_visitors = False
 
     def report(self, event: str, /, **fields: Field) -> None:
-        """Print the address, or what went wrong."""
+        """Print the address, or the error."""
         if event != "closed":
             super().report(event, **fields)
 
 
 class LiveReporter(LineReporter):
-    """For terminals: a line at the bottom that changes."""
+    """For terminals: a status line at the bottom, and errors above it."""
 
     wants_visitors = False
 
     def __init__(
-        self, out: Writer, board: Board, scheme: str, name: str = "", *, figures: Callable[[], Stats] = Stats
+        self, out: Writer, board: Board, scheme: str, name: str = "", *, stats: Callable[[], Stats] = Stats
     ) -> None:
         super().__init__(out, board.err, scheme, name)
         self._board = board
-        self._row = board.add(name, figures)
-        self._one_terminal = out.is_terminal  # the live lines must make room for what goes to standard output
+        self._row = board.add(name, stats)
+        self._out_is_terminal = out.is_terminal  # then the address must be printed above the status lines
 
     def report(self, event: str, /, **fields: Field) -> None:
-        """Print what `LineReporter` does, and keep the row true."""
+        """Print what `LineReporter` prints, and update the status line."""
         if event in {"closed", "ended"}:
             self._board.remove(self._row)
         super().report(event, **fields)
         self._row.update(event, fields)
 
     def _announce(self, line: str) -> None:
-        if self._one_terminal:
+        if self._out_is_terminal:
             self._board.notice(line)
         else:
             super()._announce(line)
@@ -90,31 +91,31 @@ class LiveReporter(LineReporter):
 
 
 class JsonReporter:
-    """For programs: everything on standard output, one object a line."""
+    """For programs: every event on standard output, one JSON object per line."""
 
     wants_visitors = True
 
     def __init__(self, out: Writer, scheme: str, name: str = "") -> None:
-        """`name`: of one of several exposures."""
+        """`name`: the name of the exposure, if there are several."""
         self._out = out
         self._scheme = scheme
-        self._whose = {"exposure": name} if name else {}
+        self._exposure = {"exposure": name} if name else {}
 
     def report(self, event: str, /, **fields: Field) -> None:
-        """Print one object: `time`, `event`, of several exposures `exposure`, and what belongs to the event."""
+        """Print one object with `time`, `event`, `exposure` if there are several, and the fields of the event."""
         if event == "opened":
             fields["address"] = public_address(str(fields["address"]), self._scheme)
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._out.put(json.dumps({"time": time, "event": event, **self._whose, **fields}, ensure_ascii=False) + "\n")
+        self._out.put(json.dumps({"time": time, "event": event, **self._exposure, **fields}, ensure_ascii=False) + "\n")
 
 
 def public_address(client_uri: str, scheme: str) -> str:
-    """What to tell the world: the client URI, or `http://HOST:PORT/`."""
+    """Format the public address: the client URI, or `http://HOST:PORT/`."""
     return client_uri if scheme == "tcp" else f"{scheme}://{Endpoint.parse(client_uri).authority}/"
 
 
 def sentence(event: str, fields: dict[str, Field]) -> str:
-    """An event as a line for people and for grep."""
+    """Format an event as a line for people and for grep."""
     match event:
         case "visitor":
             return f"visitor {fields['visitor']}"
@@ -131,11 +132,10 @@ def sentence(event: str, fields: dict[str, Field]) -> str:
         case "healthy":
             return "the local server is healthy again"
         case "draining":
-            visitors = f"{fields['visitors']} visitor{'' if fields['visitors'] == 1 else 's'}"
-            cut = f", cut in {fields['delay']:g} s or when told again" if "delay" in fields else ""
-            return f"ending: {visitors} left{cut}"
+            hint = f"; press Ctrl-C again to disconnect now ({fields['delay']:g} s)" if "delay" in fields else ""
+            return f"stopping: {count(int(fields['visitors']), 'visitor')} still connected{hint}"
         case "ended":
-            return f"failed for good: {fields['reason']}"
+            return f"failed permanently: {fields['reason']}"
         case "reconnecting":
             return f"reconnecting in {fields['delay']:g} s: {fields['reason']}"
         case _:
@@ -144,5 +144,5 @@ def sentence(event: str, fields: dict[str, Field]) -> str:
 
 
 def more(fields: dict[str, Field]) -> str:
-    """How often the same was kept back."""
+    """Format how many events with the same reason were suppressed."""
     return f" (and {fields['repeated']} more)" if fields["repeated"] else ""

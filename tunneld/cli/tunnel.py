@@ -1,4 +1,4 @@
-"""`tunnel`: the person's command line, tunnel(1)."""
+"""`tunnel`: the command line of users and operators, tunnel(1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MAX_CHECKS, PATH, TIMEOUT, UNHEALTHY_AFTER, UnhealthyPolicy
 from tunneld.agent.shutdown import DRAIN_WITHIN
-from tunneld.cli.access import add_relay_options, positive_seconds, some_seconds
+from tunneld.cli.access import add_relay_options, positive_seconds, seconds_or_zero
 from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
 from tunneld.cli.verbs import VERBS, Verb, carry_out
@@ -18,30 +18,34 @@ from tunneld.net.endpoint import parse_port
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `tunnel` with the arguments given, else those of the process. Returns the exit status."""
+    """Run `tunnel` with these arguments, or with those of the process. Returns the exit status."""
     return run("tunnel", lambda: _tunnel(parser().parse_args(argv)))
 
 
 def parser() -> Parser:
-    """The parser; also for completion and for the test that reads the manual."""
+    """Make the parser. Shell completion and the test of the manual page use it, too."""
     made = Parser(
         prog="tunnel",
-        description="Make a server behind NAT or a firewall reachable through a tunnel, and look after tunnels.",
-        epilog="Exit statuses are those of sysexits(3). See tunnel(1).",
+        description="Make a server behind NAT or a firewall reachable through a relay, and manage tunnels.",
+        epilog="Exit statuses are those of sysexits(3). See tunnel(1) for details.",
     )
     made.add_common_options()
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    _add_expose(commands.add_parser("expose", help=EXPOSE, description=EXPOSE + "."))
-    _add_up(commands.add_parser("up", help=UP, description=UP + "."))
-    add_credential(commands.add_parser("credential", help=CREDENTIAL, description=CREDENTIAL + "."))
+    _add_expose(commands.add_parser("expose", help=EXPOSE, description=_sentence(EXPOSE)))
+    _add_up(commands.add_parser("up", help=UP, description=_sentence(UP)))
+    add_credential(commands.add_parser("credential", help=CREDENTIAL, description=_sentence(CREDENTIAL)))
     for verb in VERBS:
-        _add_verb(commands.add_parser(verb.name, help=verb.summary, description=verb.summary + "."), verb)
+        _add_verb(commands.add_parser(verb.name, help=verb.summary, description=_sentence(verb.summary)), verb)
     return made
 
 
-EXPOSE = "make a local server reachable: open a tunnel, serve its visitors, come back after a loss"
+EXPOSE = "make a local server reachable until interrupted"
 
-UP = "make several local servers reachable, as a file says"
+UP = "make the local servers in a configuration file reachable"
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."
 
 
 def _tunnel(options: argparse.Namespace) -> int:
@@ -56,12 +60,14 @@ def _add_verb(parser: Parser, verb: Verb) -> None:
         nargs = verb.nargs if name == verb.arguments[-1][0] else None
         parser.add_argument(name, metavar=metavar, nargs=nargs, help=what)
     if verb.name == "shutdown":
-        parser.add_argument("--drain", action="store_true", help="let relays finish first")
+        parser.add_argument("--drain", action="store_true", help="let open connections finish first")
     if verb.name == "drain":
-        parser.add_argument("--wait", action="store_true", help="say how many visitors are left until none is")
+        help_text = "wait until the tunnel has closed, and print the number of remaining visitors"
+        parser.add_argument("--wait", action="store_true", help=help_text)
     if verb.name == "close":
-        parser.add_argument("--keep", action="store_true", help="keep its address for one of the same name")
-    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+        help_text = "keep the address reserved for the next tunnel of the same name and owner"
+        parser.add_argument("--keep", action="store_true", help=help_text)
+    parser.add_argument("--json", action="store_true", help="print JSON, one object per line")
     add_relay_options(parser)
     parser.set_defaults(command=partial(carry_out, verb))
 
@@ -75,10 +81,10 @@ async def _expose(options: argparse.Namespace) -> int:
 def _add_expose(parser: Parser) -> None:
     parser.add_argument("target", metavar="TARGET", help="the local server: PORT, HOST:PORT or unix:PATH")
     add_relay_options(parser)
-    _add_output_options(parser.add_argument_group("what is printed"))
-    _add_tunnel_options(parser.add_argument_group("the tunnel"))
-    _add_visitor_options(parser.add_argument_group("its visitors, as openTunnel of tunneld-control(7) has them"))
-    _add_health_options(parser.add_argument_group("checks of the local server"))
+    _add_output_options(parser.add_argument_group("output options"))
+    _add_tunnel_options(parser.add_argument_group("tunnel options"))
+    _add_visitor_options(parser.add_argument_group("limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)"))
+    _add_health_options(parser.add_argument_group("health checks of the local server"))
     parser.set_defaults(command=_expose)
 
 
@@ -89,115 +95,153 @@ async def _up(options: argparse.Namespace) -> int:
 
 
 def _add_up(parser: Parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help="of the exposures in the file; else all of them")
-    parser.add_argument("--file", metavar="FILE", type=Path, help="the file, else ~/.config/tunneld/expose.toml")
-    parser.add_argument("--check", action="store_true", help="say what is wrong with the file, and exit")
-    _add_amount(parser.add_argument_group("what is printed"))
+    parser.add_argument("names", metavar="NAME", nargs="*", help="exposures to serve (default: all in the file)")
+    file_help = "configuration file (default: ~/.config/tunneld/expose.toml)"
+    parser.add_argument("--file", metavar="FILE", type=Path, help=file_help)
+    parser.add_argument("--check", action="store_true", help="report errors in the file and exit")
+    _add_verbosity(parser.add_argument_group("output options"))
     parser.set_defaults(command=_up)
 
 
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
     scheme = group.add_mutually_exclusive_group()
-    scheme.add_argument("--http", dest="scheme", action="store_const", const="http", help="the address as http://.../")
-    scheme.add_argument("--https", dest="scheme", action="store_const", const="https", help="the same as https://.../")
-    _add_amount(group)
+    http_help, https_help = "print the address as http://HOST:PORT/", "print the address as https://HOST:PORT/"
+    scheme.add_argument("--http", dest="scheme", action="store_const", const="http", help=http_help)
+    scheme.add_argument("--https", dest="scheme", action="store_const", const="https", help=https_help)
+    _add_verbosity(group)
 
 
-def _add_amount(group: argparse._ArgumentGroup) -> None:
-    amount = group.add_mutually_exclusive_group()
-    amount.add_argument("--json", action="store_true", help="every event as a JSON object, one a line")
-    amount.add_argument("--quiet", action="store_true", help="only addresses, and what goes wrong")
+def _add_verbosity(group: argparse._ArgumentGroup) -> None:
+    verbosity = group.add_mutually_exclusive_group()
+    verbosity.add_argument("--json", action="store_true", help="print every event as JSON, one object per line")
+    verbosity.add_argument("--quiet", action="store_true", help="print only addresses and errors")
 
 
 def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--name", metavar="NAME", help="a word for people, and by which an agent has its address back")
+    name_help = "label for this tunnel; an agent restarted with the same label keeps its address"
+    add("--name", metavar="NAME", help=name_help)
     add("--share", action="store_true", help="serve the tunnel of this name together with other agents")
-    port_help = "the port that clients connect to, where the relay allows it"
+    port_help = "port to which clients connect; must be free and within the range of the relay"
     add("--port", dest="client_port", metavar="PORT", type=_port, help=port_help)
-    add("--ttl", metavar="SECONDS", type=positive_seconds, help="close the tunnel after this time and exit")
+    _add_tunnel_times(group)
+    add(
+        "--backend",
+        choices=("webmux", "tcp"),
+        help="one connection to the relay for all visitors (webmux) or one for each (tcp); "
+        "default: webmux if the relay and this system support it",
+    )
+    add(
+        "--secure",
+        choices=("yes", "key", "no"),
+        help="protection of tcp connections: TLS and a key (yes), only a key (key) or none (no); "
+        "default: yes if the control connection uses TLS, else key, or no if the relay is on this machine",
+    )
+    add(
+        "--pool",
+        metavar="COUNT",
+        type=_count,
+        default=8,
+        help="idle connections to keep with tcp when there is no load (default: %(default)s)",
+    )
+    add(
+        "--max-pool",
+        metavar="COUNT",
+        type=_count,
+        default=200,
+        help="idle connections to keep with tcp under load (default: %(default)s)",
+    )
+    add(
+        "--proxy-protocol",
+        action="store_true",
+        help="send the visitor's address to the local server in a PROXY protocol header, version 2",
+    )
+
+
+def _add_tunnel_times(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--ttl", metavar="SECONDS", type=positive_seconds, help="close the tunnel and exit after this time")
     add(
         "--idle-timeout",
         metavar="SECONDS",
         type=positive_seconds,
-        help="close the tunnel when no byte has moved for this time and exit",
+        help="close the tunnel and exit when no data has been transferred for this time",
     )
     add(
         "--pairing-timeout",
         metavar="SECONDS",
         type=positive_seconds,
-        help="how long a visitor waits at the relay while the agent takes none",
+        help="how long a visitor waits at the relay while no agent accepts it (default: set by the relay)",
     )
     add(
         "--linger",
         metavar="SECONDS",
         type=positive_seconds,
         default=60.0,
-        help="how long a half-closed relay may be silent (%(default)g)",
+        help="how long a connection may be idle after one direction has ended (default: %(default)g)",
     )
     add(
         "--drain-timeout",
         metavar="SECONDS",
-        type=some_seconds,
+        type=seconds_or_zero,
         default=DRAIN_WITHIN,
-        help="how long visitors may finish when the agent is told to end (%(default)g)",
-    )
-    add(
-        "--backend",
-        choices=("webmux", "tcp"),
-        help="one connection for all visitors (webmux), or one for each (tcp); else webmux where the relay has it",
-    )
-    add(
-        "--secure",
-        choices=("yes", "key", "no"),
-        help="of tcp: in TLS and with a key, with a key alone, or neither; else as safe as the control connection",
-    )
-    add("--pool", metavar="COUNT", type=_count, default=8, help="of tcp, parked when it is quiet (%(default)s)")
-    add("--max-pool", metavar="COUNT", type=_count, default=200, help="of tcp, parked under load (%(default)s)")
-    add(
-        "--proxy-protocol",
-        action="store_true",
-        help="tell the local server each visitor's address in a PROXY protocol header, version 2",
+        help="how long visitors may finish after a signal to stop (default: %(default)g)",
     )
 
 
 def _add_visitor_options(group: argparse._ArgumentGroup) -> None:
     for option, metavar, what in (
-        ("allow-from", "NETWORKS", "the only places that visitors may come from"),
-        ("deny-from", "NETWORKS", "places that visitors may not come from"),
-        ("max-visitors", "COUNT", "how many are relayed at once"),
-        ("max-per-source", "COUNT", "how many of them from one address"),
-        ("visitor-rate", "N[/s|/m|/h]", "how many new ones from there"),
-        ("bandwidth", "OCTETS[k|M|G]", "octets per second, shared by all"),
-        ("quota", "OCTETS[k|M|G|T]", "octets in all, then the tunnel closes"),
+        ("allow-from", "NETWORKS", "accept visitors only from these addresses and networks"),
+        ("deny-from", "NETWORKS", "refuse visitors from these addresses and networks"),
+        ("max-visitors", "COUNT", "maximum number of visitors at a time"),
+        ("max-per-source", "COUNT", "maximum number of visitors at a time from one source address"),
+        ("visitor-rate", "N[/s|/m|/h]", "maximum rate of new visitors from one source address"),
+        ("bandwidth", "BYTES[k|M|G|T]", "maximum number of bytes per second, all visitors together"),
+        ("quota", "BYTES[k|M|G|T]", "close the tunnel when this many bytes have been relayed"),
     ):
         group.add_argument(f"--{option}", metavar=metavar, help=what)
 
 
 def _add_health_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--health", choices=("tcp", "http"), help="does it take a connection (tcp), does it answer GET (http)?")
-    add("--health-path", metavar="PATH", type=_path, default=PATH, help="what http asks for (%(default)s)")
-    for option, default, what in (("interval", INTERVAL, "between two checks"), ("timeout", TIMEOUT, "for an answer")):
-        name, help_text = f"--health-{option}", f"{what} (%(default)g)"
+    add(
+        "--health",
+        choices=("tcp", "http"),
+        help="check that the local server accepts a connection (tcp) or answers a GET request (http)",
+    )
+    add(
+        "--health-path",
+        metavar="PATH",
+        type=_path,
+        default=PATH,
+        help="path to request with --health http (default: %(default)s)",
+    )
+    for option, default, what in (
+        ("interval", INTERVAL, "time between checks"),
+        ("timeout", TIMEOUT, "time limit for a check"),
+    ):
+        name, help_text = f"--health-{option}", f"{what} (default: %(default)g)"
         add(name, metavar="SECONDS", type=positive_seconds, default=default, help=help_text)
     for option, count, what in (
-        ("unhealthy", UNHEALTHY_AFTER, "failures in a row that make it unhealthy"),
-        ("healthy", HEALTHY_AFTER, "successes in a row that make it healthy again"),
+        ("unhealthy", UNHEALTHY_AFTER, "failed checks in a row after which it is unhealthy"),
+        ("healthy", HEALTHY_AFTER, "successful checks in a row after which it is healthy again"),
     ):
-        add(f"--{option}-after", metavar="COUNT", type=_looks, default=count, help=f"{what} (%(default)s)")
+        help_text = f"{what} (default: %(default)s)"
+        add(f"--{option}-after", metavar="COUNT", type=_check_count, default=count, help=help_text)
     add(
         "--unhealthy",
-        choices=[conduct.value for conduct in UnhealthyPolicy],
+        choices=[policy.value for policy in UnhealthyPolicy],
         default=UnhealthyPolicy.ANSWER.value,
-        help="then visitors are told so where the check is http, and else closed (answer), are left to other agents of "
-        "the tunnel or to wait (withdraw), or are served as ever (tell); now %(default)s",
+        help="while unhealthy, answer visitors with status 503 or disconnect them (answer), serve them as usual and "
+        "report the failure (tell), or leave them to other agents of the tunnel (withdraw); default: %(default)s",
     )
 
 
 def _path(text: str) -> str:
     if not (text.startswith("/") and text.isascii() and text.isprintable() and " " not in text):
-        raise argparse.ArgumentTypeError(f"not a path that a request line can carry: {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"not a path for an HTTP request (must start with / and have no spaces): {text!r}"
+        )
     return text
 
 
@@ -208,13 +252,15 @@ def _port(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _looks(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 0 < int(text) <= MAX_CHECKS):
-        raise argparse.ArgumentTypeError(f"not a count between 1 and {MAX_CHECKS}: {text!r}")
-    return int(text)
+def _check_count(text: str) -> int:
+    return _integer(text, MAX_CHECKS)
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 100_000):
-        raise argparse.ArgumentTypeError(f"not a count between 1 and 100000: {text!r}")
+    return _integer(text, 100_000)
+
+
+def _integer(text: str, highest: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(highest)) and 0 < int(text) <= highest):
+        raise argparse.ArgumentTypeError(f"not a number between 1 and {highest}: {text!r}")
     return int(text)

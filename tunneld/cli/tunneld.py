@@ -1,4 +1,4 @@
-"""`tunneld`: the daemon's command line, tunneld(8)."""
+"""`tunneld`: the command line of the daemon, tunneld(8)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tunneld.errors import AwaitedConfigError, ConfigError
 if TYPE_CHECKING:
     from tunneld.config import Settings
 
-# Said here again so that --help need not wait for pydantic; a test holds them to the schema.
+# Copies of values in the schema, so that --help need not import pydantic; a test compares them.
 FORMATS = ("auto", "human", "json")
 LEVELS = ("debug", "info", "warning", "error")
 PORTS = "20000-29999"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `tunneld` with the arguments given, else those of the process. Returns the exit status."""
+    """Run `tunneld` with these arguments, or with those of the process. Returns the exit status."""
     return run("tunneld", lambda: _command(parser().parse_args(argv)))
 
 
@@ -35,55 +35,54 @@ def _command(options: argparse.Namespace) -> int:
 
 
 def parser() -> Parser:
-    """The parser; also for completion and for the test that reads the manual."""
+    """Make the parser. Shell completion and the test of the manual page use it, too."""
     made = Parser(
         prog="tunneld",
-        description="A tunnel service: servers behind NAT or a firewall dial out to it, their clients dial in, and it "
-        "relays the bytes.",
-        epilog="Signals: TERM and INT drain, a second one stops now, HUP reloads, USR2 starts again and keeps "
-        "connections. See tunneld(8) and tunnel.toml(5).",
+        description="Run a relay, which makes servers behind NAT or a firewall reachable.",
+        epilog="Signals: TERM and INT let open connections finish, a second one stops at once; HUP reloads the "
+        "configuration; USR2 restarts and keeps connections. See tunneld(8) and tunnel.toml(5).",
     )
     made.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="the configuration; else $TUNNELD_CONFIG, ~/.config/tunneld/tunnel.toml, /etc/tunneld/tunnel.toml, or "
-        "built-in defaults",
+        help="configuration file (default: the first that exists of $TUNNELD_CONFIG, ~/.config/tunneld/tunnel.toml and "
+        "/etc/tunneld/tunnel.toml, else built-in defaults)",
     )
     instead = made.add_mutually_exclusive_group()
-    instead.add_argument("--check", action="store_true", help="say what is wrong with the configuration, and exit")
-    instead.add_argument("--print-config", action="store_true", help="print the effective configuration, and exit")
-    made.add_argument("--log-format", choices=FORMATS, help="override log.format: one event a line, for people or JSON")
-    made.add_argument("--log-level", choices=LEVELS, help="override log.level: the lowest level that is logged")
+    instead.add_argument("--check", action="store_true", help="report errors in the configuration and exit")
+    instead.add_argument("--print-config", action="store_true", help="print the configuration in force and exit")
+    made.add_argument("--log-format", choices=FORMATS, help="override log.format: text for people, or JSON")
+    made.add_argument("--log-level", choices=LEVELS, help="override log.level: the lowest level to log")
     made.add_common_options()
     commands = made.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
-    _add_init(commands.add_parser("init", help=INIT, description=INIT + "."))
+    _add_init(commands.add_parser("init", help=INIT, description=f"{INIT[0].upper()}{INIT[1:]}."))
     made.set_defaults(command=_tunneld)
     return made
 
 
-INIT = "write a configuration, a certificate and a secret for a public relay, and print what to run elsewhere"
+INIT = "write the configuration, certificate and credential of a public relay, and print the command for the agent"
 
-
-SSH_KEY = "a public key (.pub) that may open tunnels by ssh; may be given several times"
+SSH_KEY = "public key (.pub) that may open tunnels over SSH; may be repeated"
 
 
 def _add_init(parser: Parser) -> None:
-    parser.add_argument("--host", metavar="NAME", help="by what name or address clients reach this machine")
-    parser.add_argument("--ports", metavar="RANGE", default=PORTS, help="the ports of all tunnels (%(default)s)")
+    host_help = "name or address by which clients reach this machine (default: its address on the default route)"
+    parser.add_argument("--host", metavar="NAME", help=host_help)
+    parser.add_argument("--ports", metavar="RANGE", default=PORTS, help="ports for tunnels (default: %(default)s)")
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="the file to write, or the folder to write tunnel.toml in; else where tunneld looks for one",
+        help="file to write, or folder for tunnel.toml (default: the file that tunneld would read)",
     )
     parser.add_argument("--ssh-key", action="append", default=[], type=Path, metavar="FILE", help=SSH_KEY)
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.set_defaults(command=_init)
 
 
 def _init(options: argparse.Namespace) -> int:
-    from tunneld.cli import init  # noqa: PLC0415 - a library for certificates that nothing else needs
+    from tunneld.cli import init  # noqa: PLC0415 - needs a library for certificates that is slow to import
 
     return init.run(options)
 
@@ -103,17 +102,17 @@ def _tunneld(options: argparse.Namespace) -> int:
     if options.print_config:
         say(config.dump(load()), end="")
         return 0
-    is_awaited = _is_awaited()
+    has_stored = _has_stored_connections()
     try:
         return _serve(load(), path, load)
     except ConfigError as error:
-        if is_awaited:
+        if has_stored:
             raise AwaitedConfigError(error.problems) from None
         raise
 
 
-def _is_awaited() -> bool:
-    """Whether systemd keeps connections for us, of a process before."""
+def _has_stored_connections() -> bool:
+    """Whether systemd keeps connections of the previous process for this one."""
     if sys.platform != "linux":
         return False
     from tunneld.daemon.handover import Inherited  # noqa: PLC0415 - as above
@@ -134,14 +133,16 @@ def _serve(settings: Settings, path: Path | None, load: Callable[[], Settings]) 
     from tunneld.daemon import log  # noqa: PLC0415
 
     log.configure(settings.log)
-    gc.freeze()  # what is there now stays: looking it through again and again stopped everybody for 16 ms
-    return trio.run(daemon.run, settings, path, load, _how_started(sys.orig_argv))
+    gc.freeze()  # scanning the objects that stay for ever took the collector 16 ms, and all relays waited
+    return trio.run(daemon.run, settings, path, load, _restart_command(sys.orig_argv))
 
 
-def _how_started(words: Sequence[str]) -> list[str]:
-    """The command that starts this program again. A script that was started by its own name is again: it keeps that
-    name (ps(1) shows it), and when it, or the link to it, is another one by then, its first line says which Python goes
-    with it. Where the path of Python does not fit in that line (long, or with a space), pip has /bin/sh run it.
+def _restart_command(words: Sequence[str]) -> list[str]:
+    """Return the command that starts this program again, given the arguments of the interpreter.
+
+    A script that was started by its own name is started that way again. So it keeps its name in ps(1), and if an
+    upgrade replaced it or the link to it, its first line names the right Python. If the path of Python does not fit in
+    that line (too long, or with a space), pip writes a script for /bin/sh that runs it.
     """
     with suppress(IndexError, OSError, ValueError), Path(words[1]).open("rb") as script:
         first, second = script.readline(1024), script.readline(1024)

@@ -1,14 +1,13 @@
-"""`tunnel up`: from a file to several exposures that run until they are told to stop, or the file says otherwise.
+"""`tunnel up`: run an agent for every exposure in a file until it is stopped.
 
     run
     ├─ writers               standard output, standard error
-    ├─ signals               INT, TERM: close the tunnels and end.  HUP: read the file again
-    ├─ wake                  see agent/wake.py
-    ├─ live lines            on a terminal
-    └─ fleet                 see agent/fleet.py
+    ├─ signals               INT, TERM: drain, again: stop.  HUP: read the file again
+    ├─ network monitor       see agent/network.py
+    ├─ status lines          on a terminal
+    └─ exposures             see agent/exposures.py
 
-Ending because somebody said so is success, unless an exposure failed for good: the exit status is
-that of the first.
+The exit status after a signal is 0, or that of the first exposure that failed permanently.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from tunneld.agent.network import NetworkMonitor
 from tunneld.cli.access import access, add_relay_options, from_terminal
 from tunneld.cli.board import Board, Writer
 from tunneld.cli.common import Parser, say, status_of
-from tunneld.cli.expose import STDERR, STDOUT, TOLD, prepare, teller_of
+from tunneld.cli.expose import STDERR, STDOUT, STOPPED_BY_SIGNAL, make_reporter, prepare
 from tunneld.config.places import user_file
 from tunneld.errors import ConfigError, TunneldError, UsageError
 from tunneld.tls.pins import parse_pins
@@ -41,37 +40,37 @@ FILE = "expose.toml"
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """How the relay was reached when the file was last read, and all that this was made of."""
+class RelayConfig:
+    """Access to the relay as of the last reading of the file, and the inputs it was made from."""
 
     access: RelayAccess
     table: RelayTable
-    papers: tuple[bytes, ...]  # what the files of certificates and keys held
+    tls_files: tuple[bytes, ...]  # contents of the certificate and key files
 
 
-class WantedFile:
-    """The file, and what it last said."""
+class ExposureSource:
+    """The configuration file of `tunnel up`, read at the start and at each reload."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
-        """`names`: of the exposures that are wanted of those in the file; none for all of them."""
+        """`names`: the exposures to serve; all in the file if empty."""
         self.path = path
         self._names = names
-        self._reach: Reach | None = None
+        self._relay: RelayConfig | None = None
 
     def read(self) -> dict[str, ExposureSpec]:
-        """Read the file again. Raises `ConfigError`, `UsageError`; then nothing changed."""
+        """Read the file. Raises `ConfigError` or `UsageError`, and then the state is unchanged."""
         file = load_plans(self.path)
-        chosen = chosen_of(file, self._names, self.path, strict=self._reach is None)
-        self._reach = reach_of(file.relay, self._reach)
-        return {name: ExposureSpec(plan, self._reach.access) for name, plan in chosen.items()}
+        chosen = select_exposures(file, self._names, self.path, strict=self._relay is None)
+        self._relay = relay_config(file.relay, self._relay)
+        return {name: ExposureSpec(config, self._relay.access) for name, config in chosen.items()}
 
 
 async def run(options: argparse.Namespace) -> int:
-    """Expose until told to stop. Returns the exit status."""
-    wanted = WantedFile(options.file or default_file(), options.names)
-    berths = wanted.read()
+    """Serve visitors until stopped. Returns the exit status."""
+    source = ExposureSource(options.file or default_file(), options.names)
+    specs = source.read()
     if options.check:
-        say(f"{wanted.path}: ok")
+        say(f"{source.path}: ok")
         return os.EX_OK
     prepare()
     async with AsyncExitStack() as stack:
@@ -80,96 +79,104 @@ async def run(options: argparse.Namespace) -> int:
         err = await stack.enter_async_context(Writer(STDERR, vital=False).open())
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
-        board, wake = Board(err), NetworkMonitor()
-        fleet = Exposures(
-            lambda name, plan, figures: teller_of(options, out, err, plan.scheme, name, board=board, figures=figures),
-            wake,
+        board, monitor = Board(err), NetworkMonitor()
+        exposures = Exposures(
+            lambda name, config, stats: make_reporter(options, out, err, config.scheme, name, board=board, stats=stats),
+            monitor,
         )
-        nursery.start_soon(wake.run)
+        nursery.start_soon(monitor.run)
         nursery.start_soon(board.run)
-        nursery.start_soon(_obey, signals, fleet, scope, partial(_reload, wanted, fleet, board))
-        await fleet.run(berths)
+        nursery.start_soon(_handle_signals, signals, exposures, scope, partial(_reload, source, exposures, board))
+        await exposures.run(specs)
         nursery.cancel_scope.cancel()
-    return next(map(status_of, fleet.failures.values()), os.EX_OK)
+    return next(map(status_of, exposures.failures.values()), os.EX_OK)
 
 
 def default_file() -> Path:
-    """The file that is read when none is named. Raises `UsageError` where there is no place for it."""
+    """Return the file to read without `--file`. Raises `UsageError` if the user has no home directory."""
     path = user_file(FILE)
     if path is None:
-        raise UsageError(f"no home to look for {FILE} in: name it with --file")
+        raise UsageError(f"no home directory to look for {FILE} in; use --file FILE")
     return path
 
 
-def chosen_of(file: ExposeFile, names: Sequence[str], path: Path, *, strict: bool) -> Mapping[str, ExposureConfig]:
-    """The plans of those names, or of all where there are no names. Raises `UsageError` if `strict` and one is not
-    there; else it is left out.
+def select_exposures(
+    file: ExposeFile, names: Sequence[str], path: Path, *, strict: bool
+) -> Mapping[str, ExposureConfig]:
+    """Return the exposures with these names, or all of them if there are no names.
+
+    Raises `UsageError` if `strict` and one is missing; otherwise a missing one is left out.
     """
-    plans = file.plans
-    missing = [name for name in names if name not in plans]
+    configs = file.plans
+    missing = [name for name in names if name not in configs]
     if strict and missing:
-        raise UsageError(f"{path} has no [expose.{missing[0]}]; it has {', '.join(plans)}")
-    return {name: plan for name, plan in plans.items() if not names or name in names}
+        raise UsageError(f"{path} has no [expose.{missing[0]}]; it has {', '.join(configs)}")
+    return {name: config for name, config in configs.items() if not names or name in names}
 
 
-def reach_of(table: RelayTable, former: Reach | None) -> Reach:
-    """The way to the relay; the former one where nothing about it changed, so that exposures can be told alike.
+def relay_config(table: RelayTable, previous: RelayConfig | None) -> RelayConfig:
+    """Make the access to the relay. Returns `previous` itself if nothing has changed, so that exposures compare equal.
 
-    Raises `ConfigError`, `UsageError`. Somebody is asked for a secret at most once, when there is no former way.
+    Raises `ConfigError`, `UsageError`. The user is asked for a secret only if there is no previous access.
     """
     parser = Parser()
     add_relay_options(parser)
-    options = parser.parse_args([])  # what the environment says
+    options = parser.parse_args([])  # only the environment
     given = table.model_dump(exclude_none=True)
     given["relay"] = given.pop("where", options.relay)
     if table.pin is not None:
         given["pin"] = parse_pins(table.pin)
     vars(options).update({key: str(value) if isinstance(value, Path) else value for key, value in given.items()})
-    made = access(options, "relay.{}".format, from_terminal if former is None else partial(_remembered, former.access))
-    papers = tuple(Path(name).read_bytes() for name in (options.ca, options.cert, options.key) if name)
-    same = former is not None and (former.table, former.papers, former.access.credential) == (
+    ask = from_terminal if previous is None else partial(_previous_secret, previous.access)
+    made = access(options, "relay.{}".format, ask)
+    tls_files = tuple(Path(name).read_bytes() for name in (options.ca, options.cert, options.key) if name)
+    if previous is not None and (previous.table, previous.tls_files, previous.access.credential) == (
         table,
-        papers,
+        tls_files,
         made.credential,
-    )
-    return former if former is not None and same else Reach(made, table, papers)
+    ):
+        return previous
+    return RelayConfig(made, table, tls_files)
 
 
-def _remembered(former: RelayAccess, name: str) -> str:
-    if former.credential is None or former.credential[0] != name:
-        raise UsageError(f"no secret for the credential {name!r}: give relay.secret_file, or start again to be asked")
-    return former.credential[1]
+def _previous_secret(previous: RelayAccess, name: str) -> str:
+    if previous.credential is None or previous.credential[0] != name:
+        raise UsageError(f"no secret for the credential {name!r}: set relay.secret_file, or restart to be asked for it")
+    return previous.credential[1]
 
 
-def _reload(wanted: WantedFile, fleet: Exposures, board: Board) -> None:
-    """Read the file again and apply it; a file that cannot be used changes nothing, and is complained about."""
+def _reload(source: ExposureSource, exposures: Exposures, board: Board) -> None:
+    """Read the file again and apply it. If it has an error, that is printed and nothing changes."""
     try:
-        made = fleet.apply(wanted.read())
+        changes = exposures.apply(source.read())
     except ConfigError as error:
-        for problem in (*error.problems, f"{wanted.path}: not reloaded, nothing was changed"):
+        for problem in (*error.problems, f"{source.path}: not reloaded, nothing was changed"):
             board.notice(problem)
     except (TunneldError, OSError) as error:
-        board.notice(f"{wanted.path}: not reloaded, nothing was changed: {error}")
+        board.notice(f"{source.path}: not reloaded, nothing was changed: {error}")
     else:
-        board.notice(f"{wanted.path}: reloaded: {summary(made)}")
+        board.notice(f"{source.path}: reloaded: {summary(changes)}")
 
 
-def summary(made: Changes) -> str:
-    """`opened a, b; closed c`, or `nothing changed`."""
-    parts = (("opened", made.added), ("closed", made.removed), ("replaced", made.replaced))
+def summary(changes: Changes) -> str:
+    """Format `opened a, b; closed c`, or `nothing changed`."""
+    parts = (("opened", changes.added), ("closed", changes.removed), ("replaced", changes.replaced))
     return "; ".join(f"{what} {', '.join(names)}" for what, names in parts if names) or "nothing changed"
 
 
-async def _obey(signals: AsyncIterator[int], fleet: Exposures, scope: trio.CancelScope, reload: partial[None]) -> None:
-    """HUP also comes when the terminal that we were started on is gone, and then it means the end. The first word of
-    that lets visitors finish, the second cuts them.
+async def _handle_signals(
+    signals: AsyncIterator[int], exposures: Exposures, scope: trio.CancelScope, reload: partial[None]
+) -> None:
+    """Reload on HUP. Drain on the first other signal; cancel `scope` on the second, which cuts the visitors.
+
+    HUP is also sent when the terminal of the agent goes away, and then it means to stop.
     """
-    on_terminal, told = os.isatty(STDERR), False
+    on_terminal, is_draining = os.isatty(STDERR), False
     async for number in signals:
         if number == signal.SIGHUP and not (on_terminal and not os.isatty(STDERR)):
             reload()
-        elif told:
+        elif is_draining:
             scope.cancel()
         else:
-            told = True
-            fleet.drain(TOLD)
+            is_draining = True
+            exposures.drain(STOPPED_BY_SIGNAL)

@@ -1,4 +1,4 @@
-"""The control verbs as a person types them: one function each, from the parsed options to text on standard output."""
+"""The control verbs as commands of `tunnel`: one function each, from the parsed options to text on standard output."""
 
 from __future__ import annotations
 
@@ -33,56 +33,56 @@ from tunneld.errors import (
     RelayUnreachableError,
     UsageError,
 )
+from tunneld.policy.units import count
 
 if TYPE_CHECKING:
     from tunneld.client import Client
 
-REFERENCE = ("ref", "REF", "its id, a URI of it or its port, as list shows them")
+REFERENCE = ("ref", "REF", "id, URI or port of the tunnel, as shown by `tunnel list`")
 DRAINED = "drained"
-"""The reason that a tunnel closes for when its last visitor has left."""
-OVER = frozenset({NoSuchTunnelError.code, EndedError.code})
-"""How the relay refuses what is asked of a tunnel that has ended meanwhile; who watches it is told why."""
-STARTED_WITHIN = 40.0
-"""Seconds that a restart may take for each of its two steps, whatever `--timeout` says: first the relay gives its new
-program half a minute to say that it would start (`CHECKING` in daemon/endings.py), then that starts, which takes as
-long.
+"""The reason of the `closed` event when the last visitor of a draining tunnel has left."""
+TUNNEL_GONE_CODES = frozenset({NoSuchTunnelError.code, EndedError.code})
+"""Error codes for a request about a tunnel that has ended in the meantime; the `closed` event then says why."""
+RESTART_STEP_TIMEOUT = 40.0
+"""Seconds for each of the two steps of a restart, if `--timeout` is less: the relay gives the new program half a minute
+to check its configuration (`CHECK_TIMEOUT` in daemon/ending.py), and the start itself may take as long.
 """
 Run = Callable[["Client", argparse.Namespace, Form], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A verb of `tunnel`: which of the control protocol it is, what it takes, and how its answer is shown."""
+    """A command of `tunnel`: its verb in the control protocol, its arguments, and the function that runs it."""
 
     name: str
     wire: str  # the verb of tunneld-control(7)
     summary: str
     run: Run
-    arguments: Sequence[tuple[str, str, str]] = ()  # name, how it is called in usage, what it is
+    arguments: Sequence[tuple[str, str, str]] = ()  # name, metavar, help
     nargs: str | None = None  # of the last argument
 
 
 async def open_tunnel(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """The server URI."""
+    """Return the server URI."""
     backend, words = split_words(options.words)
     answer = await client.call("openTunnel", *backend, **words)
     return json_lines([{"server": answer.text}]) if shape is Form.JSON else answer.text + "\n"
 
 
 async def address(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """The client URI."""
+    """Return the client URI."""
     answer = await client.call("getTunnelAddress", options.uri)
     return json_lines([{"client": answer.text}]) if shape is Form.JSON else answer.text + "\n"
 
 
 async def list_tunnels(client: Client, _options: argparse.Namespace, shape: Form) -> str:
-    """A table."""
+    """Return a table of all tunnels."""
     records = (await client.call("list")).items
-    return "no tunnel is open\n" if shape is Form.PEOPLE and not records else table(records, TUNNELS, shape)
+    return "no open tunnels\n" if shape is Form.PEOPLE and not records else table(records, TUNNELS, shape)
 
 
 async def show(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """The facts of a tunnel, then a table of its visitors."""
+    """Return the facts of a tunnel, then a table of its visitors."""
     tunnel, *visitors = (await client.call("show", options.ref)).items
     if shape is Form.JSON:
         return json_lines([tunnel, *visitors])
@@ -92,54 +92,54 @@ async def show(client: Client, options: argparse.Namespace, shape: Form) -> str:
 
 
 async def status(client: Client, _options: argparse.Namespace, shape: Form) -> str:
-    """The facts of the daemon."""
+    """Return the facts of the daemon."""
     return "".join(facts(record, shape) for record in (await client.call("status")).items)
 
 
 async def settings(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """Keys and their values."""
+    """Return a table of keys and values."""
     return table((await client.call("settings", *filter(None, [options.key_path]))).items, SETTINGS, shape)
 
 
 async def reload(client: Client, _options: argparse.Namespace, shape: Form) -> str:
-    """What changed."""
+    """Return a table of the keys that changed."""
     answer = await client.call("reload")
     changes = table(answer.items, CHANGES, shape) if answer.items else ""
     return changes or text(answer.text, shape)
 
 
 async def restart(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """A sentence, once the relay is there again."""
-    options.timeout = client.timeout = max(client.timeout, STARTED_WITHIN)
+    """Wait until the relay has restarted, then return the text to print."""
+    options.timeout = client.timeout = max(client.timeout, RESTART_STEP_TIMEOUT)
     await client.call("restart")
     with suppress(RelayUnreachableError):
-        async with client.watch() as events:  # which end with the old program
+        async with client.watch() as events:  # the old program ends the stream when it stops
             async for _ in events:
                 pass
     async with access(options).connect() as again:
         status = await again.status()
-    count = f"{status['tunnels']} tunnels and {status['visitors']} visitors"
-    return text(f"started again as version {status['version']}, with {count}", shape)
+    kept = f"{count(int(status['tunnels']), 'tunnel')} and {count(int(status['visitors']), 'visitor')}"
+    return text(f"restarted as version {status['version']}, with {kept}", shape)
 
 
 async def close(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """A sentence."""
+    """Return the answer of the relay."""
     return text((await client.call("close", options.ref, *(("keep",) if options.keep else ()))).text, shape)
 
 
 async def drain(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """A sentence; or one for each visitor that leaves, until the last one has. Raises `LimitReachedError` where the
-    tunnel ended before that.
+    """Return the answer of the relay. With `--wait`, first print a line for each visitor that leaves, until the tunnel
+    has closed. Raises `LimitReachedError` if it closed before the last visitor had left.
     """
     if not options.wait:
         return text((await client.call("drain", options.ref)).text, shape)
-    async with access(options).connect() as eyes, eyes.watch(options.ref) as events:
+    async with access(options).connect() as watching, watching.watch(options.ref) as events:
         say(text((await client.call("drain", options.ref)).text, shape), end="")
         left = 0
         try:
             left = len((await client.call("show", options.ref)).items) - 1
         except RefusedError as error:
-            if error.reply_code not in OVER:
+            if error.reply_code not in TUNNEL_GONE_CODES:
                 raise
         async for event in events:
             match event["event"]:
@@ -147,37 +147,39 @@ async def drain(client: Client, options: argparse.Namespace, shape: Form) -> str
                     left = int(event["visitors"])
                 case "left":
                     left -= 1
-                    say(text(f"{left} left", shape), end="")
+                    say(text(f"{count(left, 'visitor')} still connected", shape), end="")
                 case "closed" if event["reason"] == DRAINED:
                     return text(DRAINED, shape)
                 case "closed":
-                    raise LimitReachedError(f"tunnel {event['id']} ended before its visitors left: {event['reason']}")
-    raise RelayUnreachableError("the relay ended before the tunnel's visitors had left")
+                    raise LimitReachedError(
+                        f"tunnel {event['id']} closed before all visitors had left: {event['reason']}"
+                    )
+    raise RelayUnreachableError("the relay stopped before all visitors of the tunnel had left")
 
 
 async def reservations(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """A table."""
+    """Return a table of reservations."""
     records = (await client.call("reservations", *((options.which,) if options.which else ()))).items
-    return "nothing is reserved\n" if shape is Form.PEOPLE and not records else table(records, RESERVATIONS, shape)
+    return "no reserved addresses\n" if shape is Form.PEOPLE and not records else table(records, RESERVATIONS, shape)
 
 
 async def release(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """A sentence."""
+    """Return the answer of the relay."""
     return text((await client.call("release", options.which)).text, shape)
 
 
 async def trim(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """A sentence."""
+    """Return the answer of the relay."""
     return text((await client.call("trim", options.ref, options.count)).text, shape)
 
 
 async def shut_down(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """A sentence."""
+    """Return the answer of the relay."""
     return text((await client.call("shutdown", *(("drain",) if options.drain else ()))).text, shape)
 
 
 async def watch(client: Client, options: argparse.Namespace, shape: Form) -> str:
-    """Events as they come, until the relay ends."""
+    """Print events until the relay stops."""
     async with client.watch(options.ref) as events:
         async for event in events:
             say(event_line(event, shape), end="")
@@ -188,62 +190,68 @@ VERBS = (
     Verb(
         "open",
         "openTunnel",
-        "open a tunnel and print its server URI, where the hidden server connects",
+        "open a tunnel and print its server URI, to which the local server or its agent connects",
         open_tunnel,
-        [("words", "backend | key=value", "tcp unless said otherwise, and the options that tunneld-control(7) lists")],
+        [("words", "backend | key=value", "the backend (default: tcp) and tunnel options, see tunneld-control(7)")],
         nargs="*",
     ),
     Verb(
         "address",
         "getTunnelAddress",
-        "print the client URI that belongs to a server URI",
+        "print the public address (client URI) that belongs to a server URI",
         address,
         [("uri", "URI", "the server URI")],
     ),
-    Verb("list", "list", "all open tunnels, a line each", list_tunnels),
-    Verb("show", "show", "one tunnel and its visitors", show, [REFERENCE]),
-    Verb("close", "close", "stop a tunnel now", close, [REFERENCE]),
-    Verb("drain", "drain", "let a tunnel's relays finish, take nobody new", drain, [REFERENCE]),
+    Verb("list", "list", "list all open tunnels", list_tunnels),
+    Verb("show", "show", "show one tunnel and its visitors", show, [REFERENCE]),
+    Verb("close", "close", "close a tunnel now and cut its connections", close, [REFERENCE]),
+    Verb(
+        "drain",
+        "drain",
+        "accept no new visitors, and close a tunnel when its last visitor has left",
+        drain,
+        [REFERENCE],
+    ),
     Verb(
         "trim",
         "trim",
-        "close parked server connections until COUNT are left",
+        "close idle server connections of a tunnel until COUNT are left",
         trim,
-        [REFERENCE, ("count", "COUNT", "how many to keep")],
+        [REFERENCE, ("count", "COUNT", "number of connections to keep")],
     ),
     Verb(
         "reservations",
         "reservations",
-        "which addresses are kept for whom",
+        "list the addresses that are reserved for tunnels with a name",
         reservations,
-        [("which", "PORT|NAME", "one of them, by its port or its name")],
+        [("which", "PORT|NAME", "show only the reservation of this port or tunnel name")],
         nargs="?",
     ),
     Verb(
         "release",
         "release",
-        "give up the address of a tunnel that is away",
+        "drop the reservation of a tunnel that is not open",
         release,
-        [("which", "PORT|NAME", "by its port or its name")],
+        [("which", "PORT|NAME", "port or tunnel name of the reservation")],
     ),
-    Verb("watch", "watch", "say what happens to all tunnels, or to one", watch, [REFERENCE], nargs="?"),
-    Verb("status", "status", "the daemon in a few facts", status),
+    Verb("watch", "watch", "print events of all tunnels, or of one, as they happen", watch, [REFERENCE], nargs="?"),
+    Verb("status", "status", "print facts about the daemon", status),
     Verb(
         "settings",
         "settings",
-        "the configuration in force",
+        "print the configuration in force",
         settings,
-        [("key_path", "KEY", "only keys that begin so: control.max")],
+        [("key_path", "KEY", "print only keys that begin with KEY, such as control.max")],
         nargs="?",
     ),
-    Verb("reload", "reload", "have the daemon read its configuration file again", reload),
-    Verb("restart", "restart", "start the daemon again; tunnels and relays go along", restart),
-    Verb("shutdown", "shutdown", "end the daemon; with --drain, let relays finish first", shut_down),
+    Verb("reload", "reload", "make the daemon read its configuration file again", reload),
+    Verb("restart", "restart", "restart the daemon, keeping tunnels and tcp connections", restart),
+    Verb("shutdown", "shutdown", "stop the daemon", shut_down),
 )
 
 
 async def carry_out(verb: Verb, options: argparse.Namespace) -> int:
-    """Ask the relay, print its answer. Returns the exit status 0; anything else is an exception."""
+    """Send the request to the relay and print the answer. Returns 0, or raises."""
     relay = access(options)
     with on_interrupt(signal.SIG_DFL):
         async with relay.connect() as client:
@@ -253,25 +261,25 @@ async def carry_out(verb: Verb, options: argparse.Namespace) -> int:
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The backend, if one is named, and the options. Raises `UsageError`."""
+    """Separate the backend, if there is one, from `key=value` options. Raises `UsageError`."""
     pairs = [word.partition("=") for word in words]
     backends = [word for word, equals, _ in pairs if not equals]
     if len(backends) > 1:
-        raise UsageError(f"one backend at a time: {' or '.join(backends)}?")
+        raise UsageError(f"more than one backend given: {', '.join(backends)}")
     given = [key for key, equals, _ in pairs if equals]
     for key in given:
         if not key.isidentifier() or given.count(key) > 1:
-            raise UsageError(f"option {key!r} is {'given twice' if key.isidentifier() else 'not a word'}")
+            raise UsageError(f"option {key!r} is {'given twice' if key.isidentifier() else 'not a valid key'}")
     return backends, {key: value for key, equals, value in pairs if equals}
 
 
 def text(sentence: str, shape: Form) -> str:
-    """A sentence of the relay."""
+    """Format the text of a reply."""
     return json_lines([{"text": sentence}]) if shape is Form.JSON else printable(sentence) + "\n"
 
 
 def event_line(event: Record, shape: Form) -> str:
-    """`12:04:31  visitor   t4  from=203.0.113.5:4242`, or the same with the full time and tabs."""
+    """Format an event: `12:04:31  visitor   t4  from=203.0.113.5:4242`, or with the full time and tabs."""
     if shape is Form.JSON:
         return json_lines([event])
     rest = " ".join(f"{key}={printable(value)}" for key, value in event.items() if key not in {"time", "event", "id"})
@@ -282,7 +290,7 @@ def event_line(event: Record, shape: Form) -> str:
 
 
 def clock(time: str) -> str:
-    """The hour where the reader is, of a time in ISO 8601."""
+    """Convert a time in ISO 8601 to the local time of day; empty if it is not valid."""
     try:
         return datetime.fromisoformat(time).astimezone().strftime("%H:%M:%S")
     except ValueError:

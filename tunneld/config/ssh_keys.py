@@ -6,11 +6,15 @@ An option that is not known here could be one that narrows what the key may do, 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import asyncssh
 
 from tunneld.config.values import literal
+from tunneld.errors import UsageError, reason_of
 
+MAX_KEY_FILE = 64 * 1024
+"""Bytes read of a public key file: an RSA key of 16384 bits has 3 KiB, and a comment may be long."""
 OBEYED = frozenset({"from", "cert-authority", "principals", "restrict", "port-forwarding", "no-port-forwarding"})
 """Options that mean something here."""
 HARMLESS = frozenset(
@@ -36,6 +40,19 @@ def check_line(line: str) -> None:
         asyncssh.import_authorized_keys(line)
     except ValueError:
         raise _no_line(line) from None
+
+
+def read_public_key(file: Path) -> str:
+    """Read a file like `id_ed25519.pub`, given with `--ssh-key`, as a line of authorized_keys. Raises `UsageError`."""
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(MAX_KEY_FILE).decode(errors="replace").strip()
+        check_line(text)
+    except OSError as error:
+        raise UsageError(f"--ssh-key {file}: {reason_of(error)}") from None
+    except ValueError as error:
+        raise UsageError(f"--ssh-key {file}: {error}") from None
+    return text
 
 
 def split(line: str) -> tuple[list[str], str]:

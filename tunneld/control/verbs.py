@@ -19,6 +19,7 @@ from tunneld.errors import LocalProtocolError, UsageError
 from tunneld.net.endpoint import format_peer
 from tunneld.policy.access import Grant
 from tunneld.policy.options import ANYWHERE, TunnelOptions
+from tunneld.policy.units import count
 from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import Item, Request
 
@@ -203,10 +204,6 @@ def known(caller: Caller) -> Grant:
         raise LocalProtocolError("a stranger came past the check of roles")
     return caller.grant
 
-
-def count(number: int, noun: str) -> str:
-    """`1 tunnel`, `2 tunnels`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def describe_reservation(kept: ReservationView) -> Item:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import trio
 
-from tunneld.control.verbs import count
+from tunneld.policy.units import count
 from tunneld.daemon import systemd
 from tunneld.directory.service import TunnelService
 from tunneld.errors import ConfigError, TunneldError

@@ -10,6 +10,7 @@ import asyncssh
 import segno
 import trio
 
+from tunneld.policy.units import format_size
 from tunneld.tunnel.tunnel import Tunnel
 
 MAX_UNREAD = 64 * 1024
@@ -77,17 +78,7 @@ def counts(tunnels: list[Tunnel]) -> str:
         return "no tunnel: say -R 0:localhost:PORT, or Ctrl-C"
     up, down = (sum(way) for way in zip(*(tunnel.octets for tunnel in tunnels), strict=True))
     visitors, served = sum(len(tunnel.visitors) for tunnel in tunnels), sum(tunnel.served for tunnel in tunnels)
-    return f"visitors {visitors}, served {served}, up {size(up)}, down {size(down)}   (Ctrl-C ends it)"
-
-
-def size(octets: int) -> str:
-    """`0 B`, `1.5 kB`, `20 MB`."""
-    value = float(octets)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+    return f"visitors {visitors}, served {served}, up {format_size(up)}, down {format_size(down)}   (Ctrl-C ends it)"
 
 
 def row(tunnel: Tunnel) -> str:
@@ -95,5 +86,5 @@ def row(tunnel: Tunnel) -> str:
     name = tunnel.spec.options.name or "-"
     return (
         f"{tunnel.id}  {tunnel.phase.value:8}  {tunnel.client_uri}  {name}  "
-        f"visitors {len(tunnel.visitors)}  served {tunnel.served}  up {size(up)}  down {size(down)}\n"
+        f"visitors {len(tunnel.visitors)}  served {tunnel.served}  up {format_size(up)}  down {format_size(down)}\n"
     )

@@ -1,0 +1,31 @@
+"""Sizes, times and counts as people read them. Pure; both the daemon and the commands use these."""
+
+from __future__ import annotations
+
+KIB = 1024
+SIZE_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def format_size(size: int) -> str:
+    """Format a number of bytes with three significant digits at most: `512 B`, `1.5 KiB`, `12 MiB`."""
+    number, unit = float(size), "B"
+    for larger in SIZE_UNITS:
+        if number < KIB - 0.5:
+            break
+        number, unit = number / KIB, larger
+    return f"{number:.1f} {unit}" if unit != "B" and number < 9.95 else f"{number:.0f} {unit}"
+
+
+def format_duration(total: int) -> str:
+    """Format a number of seconds: `12s`, `3m05s`, `2h10m`, `5d03h`."""
+    minutes, hours, days = total // 60, total // 3600, total // 86400
+    if days:
+        return f"{days}d{hours % 24:02}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02}m"
+    return f"{minutes}m{total % 60:02}s" if minutes else f"{total}s"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 tunnel`, `2 tunnels`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
