@@ -1,8 +1,8 @@
-"""Compiles what every byte and every visitor passes, where `TUNNELD_COMPILE=1` asks for it; everything else about the
-package is in pyproject.toml.
+"""Compiles the modules that every byte and every visitor passes through, if `TUNNELD_COMPILE=1` is set. All other
+settings of the package are in pyproject.toml.
 
-mypyc, which comes with mypy, makes extension modules of the same files that run without it: what passes `mypy --strict`
-is compiled as it stands. `make wheel` is the way to call it; a C compiler and Python's headers are needed.
+mypyc, which comes with mypy, turns these modules into extension modules; the same files run without it, too. Anything
+that passes `mypy --strict` can be compiled. Use `make wheel`, which needs a C compiler and the headers of Python.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ HOT = {
     "backends/ssh": "side",
     "agent": "carriers end_visitor local source visitors",
 }
-"""By package. What costs by the byte or by the visitor, and no more: what awaits most of the time gains nothing."""
+"""Compiled modules by package: those with a cost per byte or per visitor. Code that mostly awaits gains nothing."""
 
 
 def hot_files() -> list[str]:
-    """The files that are compiled."""
+    """Return the paths of the files to compile."""
     return [
         str(path)
-        for room, modules in HOT.items()
+        for package, modules in HOT.items()
         for module in modules.split()
-        for path in sorted(Path("tunneld", room).glob(f"{module}.py"))
+        for path in sorted(Path("tunneld", package).glob(f"{module}.py"))
     ]
 
 
 def extensions() -> list[Any]:
-    """The modules to compile; none unless asked for."""
+    """Return the extension modules; empty unless TUNNELD_COMPILE=1."""
     if os.environ.get("TUNNELD_COMPILE") != "1":
         return []
-    from mypyc.build import mypycify  # noqa: PLC0415  # only there where it is asked for
+    from mypyc.build import mypycify  # noqa: PLC0415 - a build dependency only then
 
     return mypycify(hot_files(), debug_level="0")
 

@@ -333,7 +333,7 @@ def test_a_drain_reports_how_many_visitors_remain_and_when_they_are_cut(running:
             process.send_signal(signal.SIGTERM)
             facts = json.loads(wait_for(process.stderr, '"event": "draining"'))
             assert (facts["tunnels"], facts["visitors"], facts["seconds"]) == (1, 1, 30)
-            while b"STATUS=draining: 1 visitor left, cut in 30 s" not in manager.recv(1000):
+            while b"STATUS=stopping: 1 visitor still connected, disconnecting in 30 s" not in manager.recv(1000):
                 pass
         assert process.wait(timeout=60) == 0
 

@@ -142,9 +142,9 @@ def test_a_restart_by_systemd_hands_over_and_a_stop_drains() -> None:
     service = unit_of("tunneld.service")["Service"]
     assert service["RestartKillSignal"] == signal.SIGUSR1.name
     if sys.platform == "linux":
-        from tunneld.daemon.handover.successor import MOST_STORED  # noqa: PLC0415
+        from tunneld.daemon.handover.successor import MAX_STORED_FDS  # noqa: PLC0415
 
-        assert int(service["FileDescriptorStoreMax"]) == MOST_STORED
+        assert int(service["FileDescriptorStoreMax"]) == MAX_STORED_FDS
     assert "KillSignal" not in service
 
 

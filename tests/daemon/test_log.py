@@ -1,4 +1,4 @@
-"""Logs: one event is one line, a log never hurts, a reload applies to everybody."""
+"""Logs: an event is one line, logging never raises or blocks, and a reload applies to every logger."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ")
 
 @pytest.fixture(autouse=True)
 def left_as_found(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Logging belongs to the process; other tests have theirs."""
+    """Restore the configuration of logging, which belongs to the process."""
     root = logging.getLogger()
     level = root.level
     for name in ("JOURNAL_STREAM", "NO_COLOR"):
@@ -46,7 +46,7 @@ def left_as_found(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pipe() -> Iterator[tuple[TextIO, TextIO]]:
-    """A pipe as two text streams: to read, to write."""
+    """A pipe as two text streams, for reading and writing."""
     reading, writing = os.pipe()
     with open(reading, encoding="utf-8") as reader, open(writing, "w", encoding="utf-8") as writer:  # noqa: PTH123
         yield reader, writer
@@ -59,15 +59,15 @@ def lines_of(action: Any, **settings: str) -> list[str]:
     return stream.getvalue().splitlines()
 
 
-def test_a_line_for_people() -> None:
+def test_the_format_for_people() -> None:
     (line,) = lines_of(
-        lambda logger: logger.bind(tunnel="t4").info("visitor came", visitor="192.0.2.7:51311", octets=0)
+        lambda logger: logger.bind(tunnel="t4").info("visitor connected", visitor="192.0.2.7:51311", size=0)
     )
     assert UTC_TIME.match(line)
-    assert UTC_TIME.sub("", line) == "info    visitor came             tunnel=t4 visitor=192.0.2.7:51311 octets=0"
+    assert UTC_TIME.sub("", line) == "info    visitor connected        tunnel=t4 visitor=192.0.2.7:51311 size=0"
 
 
-def test_a_line_for_programs() -> None:
+def test_the_json_format() -> None:
     (line,) = lines_of(
         lambda logger: logger.bind(tunnel="t4").warning("visitor gone", octets=7, why=None), format="json"
     )
@@ -76,7 +76,7 @@ def test_a_line_for_programs() -> None:
     assert found == {"level": "warning", "event": "visitor gone", "tunnel": "t4", "octets": 7, "why": None}
 
 
-def test_values_whose_end_would_not_be_seen_are_quoted() -> None:
+def test_values_with_an_ambiguous_end_are_quoted() -> None:
     (line,) = lines_of(
         lambda logger: logger.info("x", a="two words", b="", c='say "hi"', d="a=b", e=None, f=True, g=0.25)
     )
@@ -86,7 +86,7 @@ def test_values_whose_end_would_not_be_seen_are_quoted() -> None:
 @pytest.mark.parametrize("nasty", ["a\nb", "a\rb", "\x1b[2J", "\x00", "\x7f", "\x85", "\u2028", "\u202eevil", "\ud800"])
 @pytest.mark.parametrize("where", ["event", "key", "value"])
 @pytest.mark.parametrize("shape", ["human", "json"])
-def test_nothing_a_stranger_says_breaks_or_paints_a_line(nasty: str, where: str, shape: str) -> None:
+def test_control_characters_in_values_are_escaped(nasty: str, where: str, shape: str) -> None:
     event, context = {
         "event": (nasty, {}),
         "key": ("x", {nasty: 1}),
@@ -103,14 +103,14 @@ def test_nothing_a_stranger_says_breaks_or_paints_a_line(nasty: str, where: str,
         st.text(), st.recursive(st.none() | st.booleans() | st.floats() | st.text() | st.binary(), st.lists)
     ),
 )
-def test_any_event_is_one_line_in_both_shapes(event: str, context: dict[str, Any]) -> None:
+def test_any_event_is_one_line_in_both_formats(event: str, context: dict[str, Any]) -> None:
     assert Human(time=None)("info", event, context).isprintable()
     line = Json()("info", event, context)
     assert line.isprintable()
     assert json.loads(line, parse_constant=pytest.fail)["event"] == event  # NaN and Infinity are not JSON
 
 
-def test_values_that_cannot_be_printed_cost_nothing_else() -> None:
+def test_a_value_that_cannot_be_printed_does_not_affect_the_rest() -> None:
     class Broken:
         def __str__(self) -> str:
             raise RuntimeError("no")
@@ -122,7 +122,7 @@ def test_values_that_cannot_be_printed_cost_nothing_else() -> None:
         assert "a Broken that cannot be printed" in line
 
 
-def test_an_exception_is_told_on_one_line() -> None:
+def test_an_exception_is_on_one_line() -> None:
     def fail(logger: Any) -> None:
         try:
             raise ExceptionGroup("two", [ValueError("no\nsuch verb"), OSError(1, "not permitted")])
@@ -138,13 +138,13 @@ def test_an_exception_is_told_on_one_line() -> None:
     assert json.loads(line)["level"] == "error"
 
 
-def test_the_reason_of_an_exception_is_told_too() -> None:
+def test_the_cause_of_an_exception_is_included() -> None:
     error = ValueError("outer")
     error.__cause__ = OSError("inner")
     assert brief(error) == "ValueError: outer (from OSError: inner)"
 
 
-def test_what_is_bound_to_the_context_is_on_every_line() -> None:
+def test_bound_context_is_on_every_line() -> None:
     structlog.contextvars.bind_contextvars(connection="c9")
     (line,) = lines_of(lambda logger: logger.info("x"))
     assert line.endswith(" connection=c9")
@@ -159,7 +159,7 @@ def test_lines_below_the_level_are_not_written() -> None:
     assert len(lines_of(say, level="warning")) == 2
 
 
-def test_a_logger_bound_long_ago_follows_a_reload() -> None:
+def test_a_reload_applies_to_existing_loggers() -> None:
     first, second = io.StringIO(), io.StringIO()
     log.configure(LogSettings(level="error"), first)
     logger = structlog.get_logger().bind(tunnel="t1")
@@ -170,7 +170,7 @@ def test_a_logger_bound_long_ago_follows_a_reload() -> None:
     assert json.loads(second.getvalue())["tunnel"] == "t1"
 
 
-def test_libraries_speak_in_the_same_shape_from_warning_on() -> None:
+def test_warnings_of_libraries_are_written_in_the_same_format() -> None:
     def say(_: Any) -> None:
         library = logging.getLogger("hypercorn.error")
         library.info("running")
@@ -187,7 +187,7 @@ def test_libraries_speak_in_the_same_shape_from_warning_on() -> None:
     assert [json.loads(line)["logger"] for line in told] == ["hypercorn.error", "hypercorn.error", "py.warnings"]
 
 
-def test_a_stream_that_is_closed_or_missing_is_survived() -> None:
+def test_a_closed_or_missing_stream_is_ignored() -> None:
     closed = io.StringIO()
     closed.close()
     for stream in (closed, None):
@@ -196,7 +196,7 @@ def test_a_stream_that_is_closed_or_missing_is_survived() -> None:
     assert Sink(None).put("x")
 
 
-def test_a_reader_that_left_and_a_full_disk_are_survived() -> None:
+def test_a_broken_pipe_and_a_full_disk_are_ignored() -> None:
     with pipe() as (reader, writer):
         reader.close()
         assert not Sink(writer).put("x")
@@ -204,7 +204,7 @@ def test_a_reader_that_left_and_a_full_disk_are_survived() -> None:
         assert not Sink(full).put("x")
 
 
-def test_a_descriptor_that_is_gone_is_survived() -> None:
+def test_a_closed_descriptor_is_ignored() -> None:
     with pipe() as (_, writer):
         sink = Sink(writer)
         with Path(os.devnull).open() as unwritable:
@@ -212,7 +212,7 @@ def test_a_descriptor_that_is_gone_is_survived() -> None:
         assert not sink.put("x")
 
 
-def test_a_reader_that_sleeps_costs_lines_and_is_told_how_many() -> None:
+def test_a_stalled_reader_costs_lines_and_their_number_is_logged() -> None:
     """Without the poll before each write this test hangs."""
     with pipe() as (reader, writer):
         log.configure(LogSettings(format="json"), writer)
@@ -232,15 +232,15 @@ def test_a_reader_that_sleeps_costs_lines_and_is_told_how_many() -> None:
     assert whole[-1]["event"] == "awake"
 
 
-def test_a_line_longer_than_a_pipe_takes_at_once_arrives_whole() -> None:
+def test_a_line_longer_than_the_pipe_arrives_complete() -> None:
     with pipe() as (reader, writer):
         assert Sink(writer).put("y" * 50_000)
         writer.close()
         assert reader.read() == "y" * 50_000 + "\n"
 
 
-def test_a_long_line_that_nobody_reads_is_cut_and_the_next_one_begins_anew() -> None:
-    """Without the pieces of `PIPE_BUF` the first line would block for ever."""
+def test_a_long_line_is_cut_if_the_reader_stalls_and_the_next_starts_on_a_new_line() -> None:
+    """Without writes of at most `PIPE_BUF` the first line would block for ever."""
     with pipe() as (reader, writer):
         sink = Sink(writer)
         assert not sink.put("y" * 200_000)
@@ -249,7 +249,7 @@ def test_a_long_line_that_nobody_reads_is_cut_and_the_next_one_begins_anew() -> 
         assert os.read(reader.fileno(), 200_000) == b"\nnext\n"
 
 
-def test_a_terminal_gets_short_times_and_colours_unless_it_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_short_times_and_colours_unless_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     leader, follower = open_terminal()
     with open(follower, "w") as terminal, open(leader, "rb", buffering=0) as screen:  # noqa: PTH123
         log.configure(LogSettings(), terminal)
@@ -262,7 +262,7 @@ def test_a_terminal_gets_short_times_and_colours_unless_it_wants_none(monkeypatc
         assert re.fullmatch(r"\d\d:\d\d:\d\d warning x\r\n", screen.read(1000).decode())
 
 
-def test_the_journal_keeps_the_time_itself_and_learns_the_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_for_the_journal_have_a_priority_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with pipe() as (reader, writer):
         status = os.fstat(writer.fileno())
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
@@ -275,7 +275,7 @@ def test_the_journal_keeps_the_time_itself_and_learns_the_priority(monkeypatch: 
     assert UTC_TIME.match(human)
 
 
-def test_a_journal_that_we_do_not_write_to_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redirected_stream_is_not_taken_for_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", "1:2")  # as a child whose standard error was redirected inherits it
     with pipe() as (reader, writer):
         log.configure(LogSettings(), writer)

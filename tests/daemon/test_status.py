@@ -1,4 +1,4 @@
-"""What systemctl status shows: how many there are, and what is the matter for as long as it is."""
+"""The status line in `systemctl status`: counts, and each problem for as long as it lasts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tunneld.daemon import Daemon, status
 from tunneld.tls import contexts
 from tunneld.tls.self_signed import LIFE, make_self_signed
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd exists on Linux only")
 
 
-async def test_the_status_counts_and_says_why_a_reload_failed_until_one_works(tmp_path: Path) -> None:
+async def test_the_status_shows_why_a_reload_failed_until_one_succeeds(tmp_path: Path) -> None:
     async with manager(tmp_path) as systemd, systemd.service() as relay:
         await systemd.wait_status("0 tunnels, 0 visitors")
         config = tmp_path / "tunnel.toml"
@@ -39,19 +39,19 @@ async def test_the_status_counts_and_says_why_a_reload_failed_until_one_works(tm
         await systemd.wait_status("1 tunnel, 0 visitors")
 
 
-async def test_certificates_are_looked_at_twice_a_day(
+async def test_certificates_are_checked_twice_a_day(
     tmp_path: Path, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    papers = make_self_signed("relay.example.org", datetime.now(UTC) - LIFE + timedelta(days=3, hours=1))
-    (tmp_path / "relay.pem").write_bytes(papers.certificate)
-    (tmp_path / "relay.key").write_bytes(papers.key)
+    certificate = make_self_signed("relay.example.org", datetime.now(UTC) - LIFE + timedelta(days=3, hours=1))
+    (tmp_path / "relay.pem").write_bytes(certificate.certificate)
+    (tmp_path / "relay.key").write_bytes(certificate.key)
     tls = TlsFiles(certificate=tmp_path / "relay.pem", key=tmp_path / "relay.key")
     shown = [(contexts.server_tls_context(tls), tls.certificate)]
-    how = status.SystemdStatus(Daemon(Settings(), None, Settings).service, lambda: shown)
+    systemd_status = status.SystemdStatus(Daemon(Settings(), None, Settings).service, lambda: shown)
     with capture_logs() as logs:
-        nursery.start_soon(how.tell)
-        await trio.sleep(2.5 * status.CERTIFICATES)
+        nursery.start_soon(systemd_status.run)
+        await trio.sleep(2.5 * status.CERTIFICATE_CHECK_INTERVAL)
         nursery.cancel_scope.cancel()
     assert [line["event"] for line in logs] == ["certificate expires soon"] * 3
     complaint = f"certificate {tmp_path}/relay.pem expires in 3 days"
-    assert str(how) == f"0 tunnels, 0 visitors; reservations are not stored; {complaint}"
+    assert str(systemd_status) == f"0 tunnels, 0 visitors; reservations are not stored; {complaint}"

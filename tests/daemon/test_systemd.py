@@ -1,4 +1,4 @@
-"""sd_notify against a real datagram socket, on a path and under an abstract name."""
+"""sd_notify with a real datagram socket, on a path and under an abstract name."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tunneld.daemon import systemd
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """The manager's end of $NOTIFY_SOCKET."""
+    """The socket of $NOTIFY_SOCKET, at systemd's end."""
     if request.param == "abstract" and sys.platform != "linux":
-        pytest.skip("abstract names are Linux's")
+        pytest.skip("abstract names exist on Linux only")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.settimeout(10)
         end.bind(str(tmp_path / "notify") if request.param == "path" else "")
@@ -33,7 +33,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         yield end
 
 
-def test_ready_stopping_and_status_are_told(manager: socket.socket) -> None:
+def test_ready_stopping_and_status_are_sent(manager: socket.socket) -> None:
     assert systemd.ready()
     assert systemd.stopping("draining, 3 visitors")
     assert systemd.status("2 tunnels")
@@ -44,7 +44,7 @@ def test_ready_stopping_and_status_are_told(manager: socket.socket) -> None:
     ]
 
 
-def test_a_reload_says_when_it_began_and_that_it_is_over_even_if_it_failed(manager: socket.socket) -> None:
+def test_a_reload_reports_its_beginning_and_its_end_even_if_it_fails(manager: socket.socket) -> None:
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     with pytest.raises(ValueError, match="bad file"), systemd.reloading():
         raise ValueError("bad file")
@@ -56,23 +56,23 @@ def test_a_reload_says_when_it_began_and_that_it_is_over_even_if_it_failed(manag
 
 @limits(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(min_size=1))
-def test_no_status_can_smuggle_another_field(manager: socket.socket, text: str) -> None:
+def test_a_status_cannot_contain_another_field(manager: socket.socket, text: str) -> None:
     assert systemd.status(text)
     assert len(manager.recv(65536).splitlines()) == 1
 
 
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1", "/nowhere/at/all", "@nobody listens here", "relative"])
-def test_without_a_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
+def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if address is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
-    assert systemd.is_heard() == bool(address)
+    assert systemd.is_available() == bool(address)
     assert not systemd.ready()
     with systemd.reloading():
         pass
 
 
-def test_the_watchdog_is_fed_where_systemd_asks_this_process_for_it(
+def test_the_watchdog_interval_is_read_only_if_it_is_for_this_process(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for usec, pid, interval in (
@@ -94,13 +94,13 @@ def test_the_watchdog_is_fed_where_systemd_asks_this_process_for_it(
     assert [manager.recv(100), manager.recv(100)] == [b"WATCHDOG=1", b"WATCHDOG=1\nSTATUS=2 tunnels"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
-def test_without_descriptors_nobody_is_asked_to_keep_anything_and_nothing_is_raised(manager: socket.socket) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd exists on Linux only")
+def test_without_free_descriptors_nothing_is_stored_or_raised(manager: socket.socket) -> None:
     from tunneld.daemon.handover import FdBundle, store  # noqa: PLC0415  # Linux only
 
-    baggage, (near, far) = FdBundle(), socket.socketpair()
-    baggage.put(near)
+    bundle, (near, far) = FdBundle(), socket.socketpair()
+    bundle.put(near)
     with far, no_descriptors_left():
         assert not systemd.barrier()
-        assert not store(b"letter", baggage)
+        assert not store(b"manifest", bundle)
         assert near.fileno() == -1

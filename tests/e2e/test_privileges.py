@@ -104,7 +104,7 @@ async def test_what_a_reload_could_not_read_is_said_at_the_start(folder: Path) -
     key = folder / "relay.key"
     key.chmod(0o600)
     async with daemon(folder, papers=papers, of_daemon='user = "nobody"') as relay:
-        told = [line for line in relay.log if line["event"] == "a reload could not read a file"]
+        told = [line for line in relay.log if line["event"] == "cannot read a file that a reload needs"]
         assert [(line["key"], line["path"], line["reason"]) for line in told] == [
             ("control.tls.key", str(key), "permission denied")
         ]
@@ -113,7 +113,7 @@ async def test_what_a_reload_could_not_read_is_said_at_the_start(folder: Path) -
 @as_root
 async def test_root_that_is_not_told_whom_to_become_is_warned(folder: Path) -> None:
     async with daemon(folder) as relay:
-        assert any("runs as root and need not" in line["event"] for line in relay.log)
+        assert any("running as root is unnecessary" in line["event"] for line in relay.log)
 
 
 def nobody_may_run_python() -> bool:
@@ -142,9 +142,9 @@ def with_user(user: str, group: str = "") -> Settings:
 
 
 def test_a_user_or_a_group_that_is_not_there_is_a_sentence() -> None:
-    with pytest.raises(ConfigError, match="there is no user 'tunnel-nobody'; useradd --system makes one"):
+    with pytest.raises(ConfigError, match="no user 'tunnel-nobody'; create it with useradd --system"):
         privileges.identity(with_user("tunnel-nobody"))
-    with pytest.raises(ConfigError, match="there is no group 'no-such-group'"):
+    with pytest.raises(ConfigError, match="no group 'no-such-group'"):
         privileges.identity(with_user(str(os.geteuid()), "no-such-group"))
 
 
@@ -156,7 +156,7 @@ def test_nobody_is_named_by_default_and_numbers_are_names_too() -> None:
 
 def test_only_root_becomes_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    with pytest.raises(ConfigError, match="user 12345 cannot become 'nobody': start it as root, or leave"):
+    with pytest.raises(ConfigError, match="user 12345 cannot change to user 'nobody': start the daemon as root, or remove"):
         privileges.identity(with_user("nobody"))
 
 

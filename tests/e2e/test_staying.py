@@ -121,7 +121,7 @@ async def test_a_program_that_would_not_start_is_not_become(tmp_path: Path) -> N
         config = tmp_path / "tunnel.toml"
         config.write_text(config.read_text() + "\n[contrl]\n")
         said = await relay.ask("restart")
-        assert "ERR config could not restart: the program as it is now would not start: " in said
+        assert "ERR config could not restart: the new program would not start: " in said
         assert "contrl" in said
         relay.process.send_signal(signal.SIGUSR2)
         assert "contrl" in (await relay.wait_logged("restart failed, nothing changed"))["reason"]
@@ -289,9 +289,9 @@ async def test_what_another_version_left_costs_no_more_than_that(tmp_path: Path)
         name, _letter = systemd.kept.pop(0)
         assert name == "kept"
         async with systemd.service() as relay:
-            told = await relay.wait_logged("what the process before this one left cannot be used")
-            assert told["reason"] == "it is not a letter of tunneld"
-            assert (await relay.wait_logged("sockets came along that nothing is known of, and were closed"))[
+            told = await relay.wait_logged("the saved state of the previous process cannot be used")
+            assert told["reason"] == "it is not a manifest of tunneld"
+            assert (await relay.wait_logged("closed sockets that are not in the saved state"))[
                 "sockets"
             ] == 7
             assert await read_all(visitor) == b""
@@ -305,7 +305,7 @@ async def test_without_anybody_who_keeps_them_connections_are_drained(tmp_path: 
         await visitor.send_all(b"x")
         assert await read_exactly(hidden, 1) == b"x"
         relay.process.send_signal(signal.SIGUSR1)
-        await relay.wait_logged("nobody keeps connections for the next process (FDSTORE), so they are drained")
+        await relay.wait_logged("systemd cannot keep connections for the next process (FDSTORE); draining them instead")
         await relay.wait_logged("draining")
         await visitor.aclose()
         await hidden.aclose()
@@ -343,14 +343,14 @@ async def test_given_sockets_stay_given_when_the_daemon_becomes_another_program(
         assert relay.control == f"tcp://127.0.0.1:{port}"
 
 
-async def test_a_socket_with_the_wrong_name_is_a_sentence(tmp_path: Path) -> None:
+async def test_a_socket_with_the_wrong_name_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as given:
         async with manager(tmp_path, [("tunneld.socket", given.dup())]) as systemd:
             command, variables, fds = systemd.command()
             done = await trio.run_process(command, capture_stderr=True, check=False, pass_fds=fds, env=variables)
     assert done.returncode == 78
     assert done.stderr.decode() == (
-        "systemd's socket 3, named 'tunneld.socket', is for no face that is enabled: FileDescriptorName= of "
+        "systemd's socket 3, named 'tunneld.socket', matches no enabled service: FileDescriptorName= of "
         "its unit must be control or http or webmux\n"
     )
 

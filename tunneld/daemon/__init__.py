@@ -1,4 +1,4 @@
-"""The process: what it is made of, what it shows to the outside, and how it ends."""
+"""The daemon process: its parts put together, signals, systemd, logs, privileges, and the handover to its successor."""
 
 from tunneld.daemon.daemon import CUT, Daemon, run
 

@@ -1,17 +1,15 @@
-"""The process: the root nursery, and the one place where everything is put together.
+"""The daemon: its root nursery, and the one place where all parts are put together.
 
     root
-    ├─ signals                 TERM, INT: drain; again: stop.  HUP: reload.  USR1, USR2: hand over, see handover/
-    ├─ engine                  every byte of every relay between sockets
-    ├─ lobby                   who has yet to show that it is a hidden server, see lobby.py
-    ├─ tunnels                 see service/service.py
-    ├─ front                   control, HTTP and shared ports, see front.py
-    └─ standing                what systemd is told, see standing.py
+    ├─ signals                 TERM, INT: drain; again: stop.  HUP: reload.  USR1, USR2: restart; see signals.py
+    ├─ engine                  all data of relayed connections, see engine/
+    ├─ handshakes              agents that have not authenticated yet, see auth/handshakes.py
+    ├─ tunnels                 see directory/service.py
+    ├─ servers                 control port, HTTP and shared ports, see servers.py
+    └─ systemd status          see status.py
 
-How it all ends is in endings.py, what signals mean in signals.py.
-
-Ending goes through one door, `_end`: a drain, or a handover to the next process; a second `shutdown` stops at once. In
-either way the root nursery is cancelled last, which drops whatever is left.
+The daemon ends with a drain or with a handover to the next process (ending.py); a second `shutdown` stops it at once.
+In each case the root nursery is cancelled last, which drops all remaining connections.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from tunneld.config.schema import Settings
 from tunneld.daemon import ending, log, privileges, systemd
 from tunneld.daemon.ending import DaemonEnding
 from tunneld.daemon.servers import Servers
-from tunneld.daemon.signals import SIGNALS, obey
+from tunneld.daemon.signals import SIGNALS, handle_signals
 from tunneld.daemon.status import SystemdStatus
 from tunneld.directory.service import TunnelService
 from tunneld.engine import new_engine
@@ -55,17 +53,21 @@ if sys.platform == "linux":
 logger = structlog.get_logger("daemon")
 
 CUT = os.EX_TEMPFAIL
-"""The exit status when a drain had to cut relays that did not finish in `daemon.drain_timeout`."""
+"""The exit status after a drain that had to cut connections when `daemon.drain_timeout` was over."""
 
 
 async def run(
     settings: Settings, config_path: Path | None, load: Callable[[], Settings], command: Sequence[str] = ()
 ) -> int:
-    """Run the daemon until it is told to end; returns the exit status: 0, or `CUT`.
+    """Run the daemon until it is stopped. Returns the exit status: 0, or `CUT`.
 
-    `load` reads the settings again for a reload; `config_path` is for people; `command` is how this program was
-    started, and is started again.
-    Raises `ListenError`, `ShortageError` or `ConfigError` where it cannot start.
+    Args:
+        settings: the configuration to start with.
+        config_path: its file, for messages and for the program of a restart.
+        load: reads the configuration again, for a reload.
+        command: the command line that starts this program, for a restart.
+
+    Raises `ListenError`, `ShortageError` or `ConfigError` if the daemon cannot start.
     """
     sockets.raise_descriptor_limit()
     daemon = Daemon(settings, config_path, load, command)
@@ -74,7 +76,7 @@ async def run(
 
 
 class Daemon:
-    """The running process, as the control commands see it."""
+    """The running daemon. Control commands (`DaemonControl`) and signals act on it."""
 
     def __init__(
         self, settings: Settings, config_path: Path | None, load: Callable[[], Settings], command: Sequence[str] = ()
@@ -84,62 +86,64 @@ class Daemon:
         self.started_at = trio.current_time()
         self._config_path = config_path
         self._load = load
-        self._engine = new_engine(
+        self.engine = new_engine(
             accept_backoff=settings.tunnels.accept_backoff,
             poll_timeout=POLL_TIMEOUT,
             busy_poll=settings.daemon.spin,
             descriptors=sockets.descriptors_for_tunnels(),
         )
         self._state = settings.daemon.state or state_folder()
-        self._strangers = PreauthLimiter(lambda: self.settings.control)
-        gate, endpoints = Authenticator(lambda: self.settings.credential, self._strangers), KeyRegistry()
-        self._lobby = HandshakeSupervisor(
-            gate, lambda: self._front.certificates.control, lambda: self.settings.control.handshake_timeout
+        self._preauth = PreauthLimiter(lambda: self.settings.control)
+        authenticator, keys = Authenticator(lambda: self.settings.credential, self._preauth), KeyRegistry()
+        self.handshakes = HandshakeSupervisor(
+            authenticator,
+            lambda: self.servers.certificates.control,
+            lambda: self.settings.control.handshake_timeout,
         )
-        lobby = self._lobby if sys.platform == "linux" else None  # what it lets in lives in the pump
-        self.service = TunnelService(lambda: self.settings, self._engine, BACKENDS, endpoints, self._state, lobby)
-        self._front = Servers(self, self._engine, endpoints, gate, self._lobby)
-        self._standing = SystemdStatus(self.service, lambda: self._front.certificates.shown(self.settings))
+        handshakes = self.handshakes if sys.platform == "linux" else None  # agents' connections need the pump
+        self.service = TunnelService(lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes)
+        self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes)
+        self._systemd_status = SystemdStatus(self.service, lambda: self.servers.certificates.shown(self.settings))
         self._command = command
         self._ending = DaemonEnding.DRAIN
-        self._end_asked = trio.Event()
+        self._end_requested = trio.Event()
         self._stop = trio.CancelScope()
 
     async def run(self) -> None:
-        """The root nursery. Everything listens before systemd and the log hear that the daemon is ready."""
-        legacy = self._front.listen(self.settings)
+        """Run the root nursery. All ports are open before systemd and the log report that the daemon is ready."""
+        snapshot = self.servers.listen(self.settings)
         self._become_user()
-        self._front.take_host_key(self.settings)
+        self.servers.load_host_key(self.settings)
         with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the process before this one held them back for us
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the previous program blocked them before execve
             async with trio.open_nursery() as root:
-                root.start_soon(obey, signals, self, root)
-                await root.start(self._engine.run)
-                await root.start(self._lobby.run)
+                root.start_soon(handle_signals, signals, self, root)
+                await root.start(self.engine.run)
+                await root.start(self.handshakes.run)
                 await root.start(self.service.run)
-                await self.service.adopt(legacy)
+                await self.service.adopt(snapshot)
                 self._drain_revoked()
-                await root.start(self._front.run)
+                await root.start(self.servers.run)
                 if systemd.watchdog_interval() is not None:
-                    faulthandler.enable()  # systemd ends who hangs with SIGABRT: then the log says where it hung
+                    faulthandler.enable()  # systemd sends SIGABRT to a process that hangs: log its stack trace
                 if sys.platform == "linux":
-                    handover.settle()
+                    handover.release_stored()
                 systemd.ready()
-                root.start_soon(self._standing.tell)
+                root.start_soon(self._systemd_status.run)
                 logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
-                await self._end_asked.wait()
+                await self._end_requested.wait()
                 await (self._drain() if self._ending is DaemonEnding.DRAIN else self._hand_over(self._ending))
                 root.cancel_scope.cancel()
         systemd.stopping()
         logger.info("stopped", exit_status=self.exit_status)
 
-    # What the control commands ask
+    # Control commands
 
     def status(self) -> Item:
-        """The process in one line of facts; times in seconds, sizes in octets."""
+        """Return facts about the process: counts, times in seconds, traffic in bytes."""
         tunnels = self.service.tunnels()
         up, down = self.service.octets
-        host_key = self._front.certificates.host_key
+        host_key = self.servers.certificates.host_key
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return {
             "version": __version__,
@@ -154,9 +158,9 @@ class Daemon:
             "down": down,
             "descriptors": sockets.open_descriptors(),
             "max_descriptors": soft,
-            "strangers": len(self._strangers),
-            "strangers_refused": self._strangers.refusals.total(),
-            "penalised": self._strangers.penalised(trio.current_time()),
+            "strangers": len(self._preauth),
+            "strangers_refused": self._preauth.refusals.total(),
+            "penalised": self._preauth.penalised(trio.current_time()),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "reservations": len(self.service.reservations.table),
             "ssh_host_key": host_key.get_fingerprint() if host_key is not None else None,
@@ -165,15 +169,17 @@ class Daemon:
         }
 
     def reload(self) -> Sequence[Item]:
-        """Read the configuration file again, and the certificates it names; what can change without a restart applies
-        now, listeners included. Raises `ConfigError`, `ListenError` or `ShortageError`, and has changed nothing then.
+        """Read the configuration and its certificates again, and apply what can change without a restart, listeners
+        included. Returns the keys that changed.
+
+        Raises `ConfigError`, `ListenError` or `ShortageError`, and then nothing has changed.
         """
-        with self._standing.attempt("reload"), systemd.reloading():
+        with self._systemd_status.attempt("reload"), systemd.reloading():
             loaded = self._load()
             changes, settings = config.diff(self.settings, loaded), config.reloaded(self.settings, loaded)
-            prepared = self._front.prepare(self.settings, settings)
-            self.settings = settings  # from here on nothing can fail
-            self._front.change(prepared)
+            prepared = self.servers.prepare(self.settings, settings)
+            self.settings = settings  # nothing can fail from here on
+            self.servers.apply(prepared)
             log.configure(settings.log)
             self._drain_revoked()
         for change in changes:
@@ -184,7 +190,7 @@ class Daemon:
         ]
 
     def shutdown(self, *, drain: bool) -> None:
-        """End: the first time with `drain` lets relays finish, everything else stops now."""
+        """Stop the daemon. The first call with `drain` lets connections finish; any other call cuts them now."""
         if drain and not self.service.draining:
             self.service.draining = True
             self._end(DaemonEnding.DRAIN)
@@ -192,70 +198,74 @@ class Daemon:
             self._cut()
 
     async def restart(self) -> None:
-        """Begin to turn into the program as it is now on the disk, with its configuration as it is now: everything
-        that can go along does. First the new program is asked whether it would start, then its configuration is
-        applied here, listeners included: whatever could fail fails before anybody is let go of.
+        """Begin to replace this process by the program and the configuration now on disk, keeping what can be kept.
 
-        Raises `DrainingError`, `UsageError` where this cannot be done, and what `reload` raises.
+        First the new program checks its configuration, and this process applies it, listeners included, so that an
+        error is found while all connections are still served.
+
+        Raises `DrainingError`, `UsageError` if this system cannot do it, and what `reload` raises.
         """
         if self.service.draining or self.service.leaving:
-            raise DrainingError("could not restart: the relay is ending already")
+            raise DrainingError("could not restart: the relay is already stopping")
         if sys.platform != "linux" or not self._command:
-            raise UsageError("could not restart: this system cannot hand connections over, so stop and start instead")
-        with self._standing.attempt("restart"):
+            raise UsageError("could not restart: connections cannot be handed over on this system; stop and start it")
+        with self._systemd_status.attempt("restart"):
             await ending.check_program(self._command)
             privileges.identity(self._load())
             self.reload()
         self._end(DaemonEnding.BECOME)
 
     def store(self) -> None:
-        """Systemd ends this process in order to start another one: it keeps for that what goes along."""
+        """End, and let systemd keep the connections for the process that it starts next."""
         self._end(DaemonEnding.STORE)
 
-    # Inside
+    # Internals
 
     def _end(self, ending: DaemonEnding) -> None:
-        """The first ending that is asked for is it, but a drain comes before everything that has not begun."""
-        if not self._end_asked.is_set() or ending is DaemonEnding.DRAIN:
+        """Request an ending. The first request wins, except that a drain replaces a handover that has not begun."""
+        if not self._end_requested.is_set() or ending is DaemonEnding.DRAIN:
             self._ending = ending
-        self._end_asked.set()
+        self._end_requested.set()
 
     def _become_user(self) -> None:
-        """Give root's rights up, now that everything listens."""
-        who = privileges.identity(self.settings)
-        if who is None:
+        """Drop root privileges. All ports are open by now."""
+        user = privileges.identity(self.settings)
+        if user is None:
             if os.geteuid() == 0:
-                logger.warning("this daemon runs as root and need not: name somebody without rights as daemon.user")
+                logger.warning("running as root is unnecessary; set daemon.user to an unprivileged account")
             return
         was_root = os.geteuid() == 0
-        privileges.become(who, self._state, low_ports=privileges.wants_low_ports(self.settings))
+        privileges.become(user, self._state, low_ports=privileges.wants_low_ports(self.settings))
         if was_root:
-            privileges.tell_environment(self._config_path, self._state)
-            logger.info("became another user", user=who.name, group=who.gid)
+            privileges.export_paths(self._config_path, self._state)
+            logger.info("changed user", user=user.name, group=user.gid)
         for key, path, reason in privileges.unreadable(self.settings, self._config_path):
-            logger.warning("a reload could not read a file", key=key, path=str(path), user=who.name, reason=reason)
+            logger.warning(
+                "cannot read a file that a reload needs", key=key, path=str(path), user=user.name, reason=reason
+            )
 
     def _drain_revoked(self) -> None:
+        """Drain the tunnels of credentials that are no longer in the configuration."""
         self.service.drain_revoked({credential.name for credential in self.settings.credential})
 
     async def _hand_over(self, how: DaemonEnding) -> None:
-        """Control and HTTP connections end in order first, while relays go on; then everything goes along at once."""
-        faces, given = await self._front.export()
-        if self.service.draining:  # somebody was told to stop it meanwhile
-            for listener in chain.from_iterable(faces.values()):
+        """End control and HTTP connections while relayed connections go on, then hand over everything at once."""
+        listeners, activated = await self.servers.export()
+        if self.service.draining:  # a shutdown was requested in the meantime
+            for listener in chain.from_iterable(listeners.values()):
                 listener.close()
             await self._drain()
         else:
-            await ending.hand_over(how, self._command, SIGNALS, faces, given, self.service)
+            await ending.hand_over(how, self._command, SIGNALS, listeners, activated, self.service)
 
     async def _drain(self) -> None:
         await ending.drain(self.service, self.settings.daemon.drain_timeout)
         self._cut()
 
     def _cut(self) -> None:
-        """Stop now; say so in the exit status where somebody was still being served after a drain was asked for."""
+        """Stop now. The exit status is `CUT` if a drain was requested and visitors are still connected."""
         if self.service.draining and any(tunnel.visitors for tunnel in self.service.tunnels()):
             self.exit_status = CUT
         for tunnel in self.service.tunnels():
-            tunnel.close(STOPPED)  # before its relays are dropped, which would pass for a drain that is done
+            tunnel.close(STOPPED)  # before its visitors are dropped, which would look like the end of a drain
         self._stop.cancel()

@@ -1,4 +1,4 @@
-"""How a daemon ends: it drains, or it hands everything that can go along to the next process; see handover/."""
+"""How the daemon ends: it drains, or it hands its connections over to the next process; see handover/."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from tunneld.policy.units import count
 from tunneld.daemon import systemd
 from tunneld.directory.service import TunnelService
 from tunneld.errors import ConfigError, reason_of
+from tunneld.policy.units import count
 
 if sys.platform == "linux":
     from tunneld.daemon import handover
@@ -25,36 +25,36 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("daemon")
 
-PROGRESS = 5.0
-"""Seconds between two words about a drain: a person sees that something happens, a log stays short."""
+PROGRESS_INTERVAL = 5.0
+"""Seconds between two reports about a drain."""
 
-CHECKING = 30.0
-"""Seconds for the program that is to follow to say that it would start: it reads the configuration and no more."""
+CHECK_TIMEOUT = 30.0
+"""Seconds for the new program of a restart to check its configuration with `--check`."""
 
 
 class DaemonEnding(Enum):
-    """What comes after this daemon."""
+    """What happens to the connections when the daemon ends."""
 
     DRAIN = "drain"
-    "Nothing: relays may finish."
+    "They may finish."
     BECOME = "become"
-    "This process turns into the next daemon."
+    "This process turns into the next daemon, which takes them over."
     STORE = "store"
-    "systemd keeps what goes along, and starts the next daemon."
+    "systemd keeps them, and starts the next daemon, which takes them over."
 
 
 async def drain(service: TunnelService, drain_timeout: float) -> None:
-    """Let relays finish, for so many seconds, and say how many are left."""
+    """Wait until all connections have finished, for at most `drain_timeout` seconds, and report the progress."""
     systemd.stopping()
     with trio.move_on_after(drain_timeout) as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_tell_progress, service, scope.deadline)
+            nursery.start_soon(_report_progress, service, scope.deadline)
             await service.drain()
             nursery.cancel_scope.cancel()
 
 
-async def _tell_progress(service: TunnelService, deadline: float) -> None:
-    """To the log, to systemd and to whoever watches, every `PROGRESS` seconds until cancelled."""
+async def _report_progress(service: TunnelService, deadline: float) -> None:
+    """Report to the log, to systemd and to `watch` clients every `PROGRESS_INTERVAL` seconds, until cancelled."""
     while True:
         tunnels = service.tunnels()
         facts = {
@@ -64,61 +64,66 @@ async def _tell_progress(service: TunnelService, deadline: float) -> None:
         }
         log.info("draining", **facts)
         service.events.publish("progress", **facts)
-        systemd.status(f"draining: {count(facts['visitors'], 'visitor')} left, cut in {facts['seconds']} s")
-        await trio.sleep(PROGRESS)
+        visitors = count(facts["visitors"], "visitor")
+        systemd.status(f"stopping: {visitors} still connected, disconnecting in {facts['seconds']} s")
+        await trio.sleep(PROGRESS_INTERVAL)
 
 
 async def check_program(command: Sequence[str]) -> None:
-    """Ask a program whether it would start. Raises `ConfigError`."""
-    said = "it did not answer"
+    """Run the program with `--check`, to find out whether it would start. Raises `ConfigError` if not."""
+    reason = f"it did not answer within {CHECK_TIMEOUT:g} s"
     try:
-        with trio.move_on_after(CHECKING):
+        with trio.move_on_after(CHECK_TIMEOUT):
             done = await trio.run_process([*command, "--check"], capture_stdout=True, capture_stderr=True, check=False)
             if not done.returncode:
                 return
-            said = " ".join(done.stderr.decode(errors="replace").split("\n")[-3:]).strip()
+            reason = " ".join(done.stderr.decode(errors="replace").split("\n")[-3:]).strip()
     except OSError as error:
-        said = f"{command[0]}: {reason_of(error)}"
-    raise ConfigError([f"could not restart: the program as it is now would not start: {said}"])
+        reason = f"{command[0]}: {reason_of(error)}"
+    raise ConfigError([f"could not restart: the new program would not start: {reason}"])
 
 
-def received(faces: Sequence[str]) -> tuple[Mapping[str, list[socket.socket]], Snapshot | None]:
-    """Listeners that systemd gave, by face, and what a process before this one left. Raises `ConfigError`."""
+def receive(services: Sequence[str]) -> tuple[Mapping[str, list[socket.socket]], Snapshot | None]:
+    """Return the listeners that systemd opened, by service, and the snapshot of the previous process.
+
+    `services` are the enabled ones. Raises `ConfigError`.
+    """
     if sys.platform != "linux":
         return {}, None
-    inherited, estate = handover.received(os.environ)
-    return handover.check_given(inherited.given, faces), estate
+    inherited, snapshot = handover.receive(os.environ)
+    return handover.adopt_listeners(inherited.activated, services), snapshot
 
 
-def is_kept() -> bool:
-    """Whether systemd is there and would keep what goes along."""
-    return sys.platform == "linux" and handover.most_stored() > 0 and systemd.barrier()
+def can_store() -> bool:
+    """Whether systemd is running and would keep connections for the next process."""
+    return sys.platform == "linux" and handover.store_capacity() > 0 and systemd.barrier()
 
 
 async def hand_over(
     ending: DaemonEnding,
     command: Sequence[str],
     signals: Sequence[int],
-    faces: Mapping[str, list[socket.socket]],
-    given: frozenset[str],
+    listeners: Mapping[str, list[socket.socket]],
+    activated: frozenset[str],
     service: TunnelService,
 ) -> None:
-    """Leave everything that can go along to the next process: by way of systemd, or by turning into `command`, and then
-    this does not return. `faces` are the listeners, of which `given` are systemd's own.
+    """Hand over everything that can be kept, by way of systemd or by turning into `command` (which does not return).
 
-    Raises `ShortageError` where the system does not let us; everything is lost then.
+    `listeners` are those of the servers, by service; `activated` are the services with listeners of systemd.
+
+    Raises `ShortageError` if the system refuses; then all connections are lost.
     """
-    legacy = await service.export()
-    for _ in range(3):  # carriers say goodbye
+    tunnels = await service.export()
+    for _ in range(3):  # lets carriers write their last frames
         await trio.lowlevel.checkpoint()
-    most = handover.most_stored() if ending is DaemonEnding.STORE else sys.maxsize
-    still_given = given if ending is DaemonEnding.BECOME else frozenset[str]()  # else systemd gives them again
-    estate, baggage = handover.Snapshot(faces, still_given, legacy), handover.FdBundle(most)
-    letter, closed = handover.pack(estate, baggage)
-    cut = sum(one.cut for _owner, one in legacy.tunnels)
-    facts = {"tunnels": len(legacy.tunnels), "relays": estate.relays, "cut": cut, "no_room": closed}
+    capacity = handover.store_capacity() if ending is DaemonEnding.STORE else sys.maxsize
+    still_activated = activated if ending is DaemonEnding.BECOME else frozenset[str]()  # systemd passes them again
+    snapshot, bundle = handover.Snapshot(listeners, still_activated, tunnels), handover.FdBundle(capacity)
+    manifest, closed = handover.pack(snapshot, bundle)
+    cut = sum(tunnel.cut for _credential, tunnel in tunnels.tunnels)
+    facts = {"tunnels": len(tunnels.tunnels), "connections": snapshot.relays, "cut": cut, "no_room": closed}
     log.info("handing over", to=ending.value, **facts)
     if ending is DaemonEnding.BECOME:
-        handover.become(command, letter, baggage, signals)
-    elif not handover.store(letter, baggage):
-        log.error("systemd did not take what was to be kept; connections are lost")
+        handover.become(command, manifest, bundle, signals)
+    elif not handover.store(manifest, bundle):
+        log.error("systemd did not accept the connections to keep; they are lost")

@@ -1,8 +1,8 @@
-"""Which face listens where: the doors of all faces, and what moves between two configurations.
+"""The listeners of the daemon's own services, and what a reload changes about them.
 
-A listener comes from one of three places. Most are bound as the configuration says; systemd gives some (socket
-activation), and those stay whatever the configuration says of `host` and `port`; others come along from the process
-before this one, and are used where they are where the configuration wants them.
+A listener comes from one of three sources. Most are bound as the configuration says. systemd opens some (socket
+activation), and these stay whatever `host` and `port` say. The previous process hands over others, which are used
+further if the configuration still has their address.
 """
 
 from __future__ import annotations
@@ -21,74 +21,89 @@ from tunneld.net.sockets import describe
 log = structlog.get_logger("daemon")
 
 SERVICES = ("control", "http", "webmux", "ssh")
-"""What listens for itself: the names of tables of the configuration, and of systemd's sockets."""
+"""Services with a port of their own: the names of tables of the configuration, and of systemd's sockets."""
 
-GIVEN = BindAddress("", 0)
-"""Where a face listens that systemd gave its listener; no host of a configuration is the same as this one's."""
+ACTIVATED = BindAddress("", 0)
+"""Stands for the address of a service with listeners of systemd; no configured address is equal to it."""
 
-KEPT = BindAddress("", -1)
-"""Where a face listened in the process before this one; no place of a configuration is the same."""
+INHERITED = BindAddress("", -1)
+"""Stands for the address of a service with listeners of the previous process; no configured address is equal to it."""
 
 ListenerSockets = Mapping[str, Sequence[socket.socket]]
 
 
 class Listeners:
-    """The doors, by the names of their faces."""
+    """One `ReloadableListener` for each service, and the services with listeners of systemd."""
 
     def __init__(self) -> None:
-        self.doors = {face: ReloadableListener(face) for face in SERVICES}
-        self.given: frozenset[str] = frozenset()
+        self.by_service = {service: ReloadableListener(service) for service in SERVICES}
+        self.activated: frozenset[str] = frozenset()
 
     def begin(
-        self, settings: Settings, given: ListenerSockets, kept: ListenerSockets, still_given: frozenset[str]
+        self,
+        settings: Settings,
+        activated: ListenerSockets,
+        inherited: ListenerSockets,
+        still_activated: frozenset[str],
     ) -> Bound:
-        """Bind for the first time, of which `exchange` is to be told. `given` are systemd's listeners, `kept` those of
-        the process before this one, of which `still_given` were systemd's.
+        """Bind for the first time. Pass the result to `exchange`.
 
-        Raises `ListenError` or `ShortageError`, and `ConfigError` where strangers could reach what they must not.
+        Args:
+            settings: the configuration.
+            activated: listeners that systemd opened.
+            inherited: listeners of the previous process.
+            still_activated: the services among the latter with listeners of systemd.
+
+        Raises `ListenError` or `ShortageError`, and `ConfigError` if an address that systemd opened is public and its
+        service is not protected.
         """
-        self.given = frozenset(given) | still_given
+        self.activated = frozenset(activated) | still_activated
         now: dict[str, BindAddress | None] = dict.fromkeys(SERVICES)
-        for face in SERVICES:
-            if listeners := given.get(face) or kept.get(face):
-                self.doors[face] = ReloadableListener(face, listeners)
-                now[face] = GIVEN if face in self.given else KEPT
-        for face in given:
-            for listener in kept.get(face, ()):
+        for service in SERVICES:
+            if listeners := activated.get(service) or inherited.get(service):
+                self.by_service[service] = ReloadableListener(service, listeners)
+                now[service] = ACTIVATED if service in self.activated else INHERITED
+        for service in activated:
+            for listener in inherited.get(service, ()):
                 listener.close()
         plan = self._plan(settings)
-        bound = bind_again(self.doors, now, plan)
-        return {face: self.doors[face].listeners for face in SERVICES if now[face] == plan[face] == GIVEN} | bound
+        bound = bind_again(self.by_service, now, plan)
+        kept = {
+            service: self.by_service[service].listeners
+            for service in SERVICES
+            if now[service] == plan[service] == ACTIVATED
+        }
+        return kept | bound
 
     def bind(self, now: Settings, then: Settings) -> Bound:
-        """Bind what lies between two configurations; nothing has changed until `exchange`. Raises as `begin`."""
-        return bind_again(self.doors, self._plan(now), self._plan(then))
+        """Bind the addresses that are new in `then`. Nothing changes until `exchange`. Raises like `begin`."""
+        return bind_again(self.by_service, self._plan(now), self._plan(then))
 
     def exchange(self, bound: Bound, scheme: Callable[[str], str]) -> None:
-        """Let the faces listen there, and tell; sockets that are not listened on any more are closed."""
-        for face, listeners in bound.items():
-            self.doors[face].exchange(listeners)
-            event = f"{face} listens" if listeners else f"{face} does not listen"
-            log.info(event, uri=describe(listeners, scheme(face)))
+        """Exchange listeners, close those no longer used, and log the new addresses."""
+        for service, listeners in bound.items():
+            self.by_service[service].exchange(listeners)
+            event = f"{service} listens" if listeners else f"{service} does not listen"
+            log.info(event, uri=describe(listeners, scheme(service)))
             if not listeners:
-                self.given -= {face}
+                self.activated -= {service}
 
     def export(self) -> dict[str, list[socket.socket]]:
-        """All listeners, for another owner; nobody is accepted any more."""
-        return {face: door.export() for face, door in self.doors.items()}
+        """Return all listeners, for a new owner. Nothing is accepted from here on."""
+        return {service: listener.export() for service, listener in self.by_service.items()}
 
     def _plan(self, settings: Settings) -> dict[str, BindAddress | None]:
-        plan = places(settings)
-        for face in self.given:
-            if plan[face] is not None:
-                plan[face] = GIVEN
-                for listener in self.doors[face].listeners:
-                    check_reach(settings, face, listener.getsockname()[0])
+        plan = bind_addresses(settings)
+        for service in self.activated:
+            if plan[service] is not None:
+                plan[service] = ACTIVATED
+                for listener in self.by_service[service].listeners:
+                    check_reach(settings, service, listener.getsockname()[0])
         return plan
 
 
-def places(settings: Settings) -> dict[str, BindAddress | None]:
-    """Where each of `SERVICES` listens; None: nowhere."""
+def bind_addresses(settings: Settings) -> dict[str, BindAddress | None]:
+    """Return the address of each of `SERVICES`; None if it is disabled."""
     control, web, webmux, ssh = settings.control, settings.http, settings.webmux, settings.ssh
     return {
         "control": BindAddress(control.host, control.port),
@@ -99,5 +114,5 @@ def places(settings: Settings) -> dict[str, BindAddress | None]:
 
 
 def _shared(settings: Settings, host: str | None, port: int) -> BindAddress | None:
-    """Where a shared port is, on systems that have carriers."""
+    """Return the address of a shared port; None on systems without the pump, which cannot have carriers."""
     return BindAddress(settings.tunnels.host if host is None else host, port) if sys.platform == "linux" else None

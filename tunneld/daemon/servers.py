@@ -1,13 +1,14 @@
-"""All that the process shows to the outside: its faces, each behind its door, and the papers by which it is known.
+"""The servers of the daemon and their certificates.
 
-    front
-    ├─ control (lines)         see control/server.py; below each of these three a door with its listeners, see doors.py
-    ├─ HTTP face               see control/http
-    ├─ carriers                the shared port of the webmux backend, see carriers.py
-    └─ ssh                     the shared port of the ssh backend, see ssh/
+    servers
+    ├─ control                 the control port, see control/server.py
+    ├─ HTTP                    see http/server.py
+    ├─ webmux                  the shared port of the webmux backend, see backends/webmux_port.py
+    └─ ssh                     the shared port of the ssh backend, see backends/ssh/port.py
 
-Every face runs for as long as the front does, also while its door has no listener because it is not enabled: so a
-reload exchanges listeners and starts or ends nothing else. What each listens on is in faces.py.
+Each server takes connections from a `ReloadableListener` (net/listeners.py, listeners.py). It also runs while it is
+disabled and has no listener, so that a reload only exchanges listeners. The exception is ssh, which is started when it
+is enabled for the first time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tunneld.control.commands import executor
 from tunneld.control.server import serve_lines
 from tunneld.control.verbs import DaemonControl
 from tunneld.daemon import ending
-from tunneld.daemon.listeners import Listeners, places
+from tunneld.daemon.listeners import Listeners, bind_addresses
 from tunneld.engine.engine import Engine
 from tunneld.net.listeners import Bound
 from tunneld.tls import contexts
@@ -40,16 +41,16 @@ from tunneld.tunnel.snapshot import ServiceSnapshot
 if TYPE_CHECKING:
     import asyncssh
 
-GOODBYE = 2.0
-"""Seconds for control and HTTP connections to end in order before a handover, of which last words may take one; relays
+CLOSE_TIMEOUT = 2.0
+"""Seconds for control and HTTP connections to end before a handover; a last message may take one. Relayed connections
 go on meanwhile.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateStore:
-    """What is shown in handshakes that begin from here on. Contexts are made anew at each reload from the files, which
-    may be others behind the same names.
+    """The certificates for new handshakes. Each reload makes new contexts, since the contents of files may have
+    changed.
     """
 
     control: ssl.SSLContext | None = None
@@ -58,7 +59,7 @@ class CertificateStore:
 
     @classmethod
     def of(cls, settings: Settings) -> CertificateStore:
-        """The certificates. Raises `ConfigError`."""
+        """Load the certificates. Raises `ConfigError`."""
         control, web = settings.control.tls, settings.http.tls
         return cls(
             contexts.server_tls_context(control) if control else None,
@@ -66,13 +67,16 @@ class CertificateStore:
         )
 
     def shown(self, settings: Settings) -> list[Shown]:
-        """What of them has an end, and the files that it came from."""
-        ends = (self.control, settings.control.tls), (self.http, settings.http.tls)
-        return [(context, tls.certificate) for context, tls in ends if context is not None and tls is not None]
+        """Return the contexts with certificates that can expire, and the files of these."""
+        found = (self.control, settings.control.tls), (self.http, settings.http.tls)
+        return [(context, tls.certificate) for context, tls in found if context is not None and tls is not None]
 
     def with_host_key(self, settings: Settings, known: asyncssh.SSHKey | None) -> CertificateStore:
-        """The key of the SSH port beside them, made where there is none. Raises `ConfigError`."""
-        if known is None and places(settings)["ssh"] is not None:
+        """Add the host key of the SSH port: `known`, or the one in its file, which is made if it does not exist.
+
+        Raises `ConfigError`.
+        """
+        if known is None and bind_addresses(settings)["ssh"] is not None:
             from tunneld.backends.ssh.host_key import load_or_make, place  # noqa: PLC0415
 
             known = load_or_make(place(settings))
@@ -81,55 +85,57 @@ class CertificateStore:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """From one configuration to the next: papers that were read, listeners that are bound."""
+    """A reload that can no longer fail: certificates that were read, listeners that are bound."""
 
     certificates: CertificateStore
     bound: Bound
 
 
 class Servers:
-    """The faces of the running process."""
+    """The running servers."""
 
     def __init__(
         self,
         daemon: DaemonControl,
         engine: Engine,
-        endpoints: KeyRegistry,
-        gate: Authenticator,
-        lobby: HandshakeSupervisor,
+        keys: KeyRegistry,
+        authenticator: Authenticator,
+        handshakes: HandshakeSupervisor,
     ) -> None:
-        """`endpoints` is told where the shared ports are."""
+        """`keys` gets the numbers of the shared ports, for server URIs."""
         self.certificates = CertificateStore()
+        self.listeners = Listeners()
         self._daemon = daemon
         self._engine = engine
-        self._endpoints = endpoints
-        self._gate = gate
-        self._lobby = lobby
-        self._faces = Listeners()
+        self._keys = keys
+        self._authenticator = authenticator
+        self._handshakes = handshakes
         self._scope = trio.CancelScope()
-        self._gone = trio.Event()
+        self._ended = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._serves_ssh = False
 
     def listen(self, settings: Settings) -> ServiceSnapshot:
-        """Let each face have its listeners: systemd's, those of the process before this one, or new ones. Returns the
-        tunnels of that process.
+        """Open the listeners of each enabled server: those of systemd, those of the previous process, or new ones.
+        Returns the tunnels of the previous process.
 
         Raises `ListenError`, `ShortageError` or `ConfigError`.
         """
         self.certificates = CertificateStore.of(settings)
-        enabled = [face for face, place in places(settings).items() if place is not None]
-        given, estate = ending.received(enabled)
-        kept, still_given = (estate.listeners, estate.given) if estate is not None else ({}, frozenset[str]())
-        self._exchange(self._faces.begin(settings, given, kept, still_given))
-        return estate.service if estate is not None else ServiceSnapshot()
+        enabled = [service for service, address in bind_addresses(settings).items() if address is not None]
+        activated, snapshot = ending.receive(enabled)
+        inherited, still_activated = (
+            (snapshot.listeners, snapshot.activated) if snapshot is not None else ({}, frozenset[str]())
+        )
+        self._exchange(self.listeners.begin(settings, activated, inherited, still_activated))
+        return snapshot.service if snapshot is not None else ServiceSnapshot()
 
-    def take_host_key(self, settings: Settings) -> None:
-        """As whoever the daemon has become, for whom it is kept. Raises `ConfigError`."""
+    def load_host_key(self, settings: Settings) -> None:
+        """Load or make the SSH host key; called after the change of user, which is to own it. Raises `ConfigError`."""
         self.certificates = self.certificates.with_host_key(settings, None)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled, or until all is left to another process."""
+        """Serve until cancelled or until `export`."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -137,62 +143,64 @@ class Servers:
                     self._nursery = nursery
                     task_status.started()
         finally:
-            self._gone.set()
+            self._ended.set()
 
     def prepare(self, now: Settings, then: Settings) -> Prepared:
-        """Do whatever can fail of a reload. Raises `ConfigError`, `ListenError` or `ShortageError`, and has changed
-        nothing then.
+        """Do the part of a reload that can fail. Raises `ConfigError`, `ListenError` or `ShortageError`, and then
+        nothing has changed.
         """
-        papers = CertificateStore.of(then).with_host_key(then, self.certificates.host_key)
-        return Prepared(papers, self._faces.bind(now, then))
+        certificates = CertificateStore.of(then).with_host_key(then, self.certificates.host_key)
+        return Prepared(certificates, self.listeners.bind(now, then))
 
-    def change(self, prepared: Prepared) -> None:
-        """Do the rest of it."""
+    def apply(self, prepared: Prepared) -> None:
+        """Do the rest of a reload."""
         self.certificates = prepared.certificates
         self._exchange(prepared.bound)
         if self._nursery is not None and self.certificates.host_key is not None and not self._serves_ssh:
             self._nursery.start_soon(self._serve_ssh, self.certificates.host_key)
 
     async def export(self) -> tuple[Mapping[str, list[socket.socket]], frozenset[str]]:
-        """End all connections in order, while relays go on. Returns the listeners, and which are systemd's own."""
-        given, listeners = self._faces.given, self._faces.export()
+        """End the connections of all servers, but not those of tunnels. Returns the listeners, and the services with
+        listeners of systemd.
+        """
+        activated, listeners = self.listeners.activated, self.listeners.export()
         self._scope.cancel()
-        with trio.move_on_after(GOODBYE):
-            await self._gone.wait()
-        return listeners, given
+        with trio.move_on_after(CLOSE_TIMEOUT):
+            await self._ended.wait()
+        return listeners, activated
 
     def _exchange(self, bound: Bound) -> None:
-        """Let the faces listen there, and tell the tunnels where their shared ports are."""
+        """Exchange listeners, and record the numbers of the shared ports."""
         schemes = {
             "control": "tls" if self.certificates.control else "tcp",
             "http": "https" if self.certificates.http else "http",
             "webmux": "webmuxs" if self.certificates.control else "webmux",
             "ssh": "ssh",
         }
-        self._faces.exchange(bound, schemes.__getitem__)
+        self.listeners.exchange(bound, schemes.__getitem__)
         for backend in ("webmux", "ssh"):
-            self._endpoints.set_port(backend, schemes[backend], self._faces.doors[backend].port)
+            self._keys.set_port(backend, schemes[backend], self.listeners.by_service[backend].port)
 
     async def _open(self, nursery: trio.Nursery) -> None:
-        doors, daemon, gate = self._faces.doors, self._daemon, self._gate
+        listeners, daemon, authenticator = self.listeners.by_service, self._daemon, self._authenticator
         await nursery.start(
             serve_lines,
-            doors["control"],
+            listeners["control"],
             lambda: daemon.settings.control,
             lambda: self.certificates.control,
             executor(daemon),
-            gate,
+            authenticator,
         )
-        await nursery.start(http.serve, doors["http"], daemon, gate, lambda: self.certificates.http)
+        await nursery.start(http.serve, listeners["http"], daemon, authenticator, lambda: self.certificates.http)
         if sys.platform == "linux":
             from tunneld.backends.webmux_port import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
 
             await nursery.start(
                 serve_carriers,
-                doors["webmux"],
+                listeners["webmux"],
                 lambda: daemon.settings.webmux,
-                self._lobby,
-                self._endpoints,
+                self._handshakes,
+                self._keys,
                 self._engine,
             )
         if self.certificates.host_key is not None:
@@ -201,19 +209,19 @@ class Servers:
     async def _serve_ssh(
         self, key: asyncssh.SSHKey, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """From the first time that it is enabled on; its import takes half a second, which others need not wait."""
+        """Run the SSH server. It is imported only when it is enabled, since that takes half a second."""
         from tunneld.backends.ssh.port import serve_ssh  # noqa: PLC0415
         from tunneld.engine.pump import Pump  # noqa: PLC0415  # Linux only
 
         assert isinstance(self._engine, Pump)
         self._serves_ssh = True
         await serve_ssh(
-            self._faces.doors["ssh"],
+            self.listeners.by_service["ssh"],
             lambda: self._daemon.settings.ssh,
             key,
             self._daemon.service,
-            self._lobby,
+            self._handshakes,
             self._engine,
-            self._gate,
+            self._authenticator,
             task_status=task_status,
         )

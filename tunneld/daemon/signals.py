@@ -1,7 +1,7 @@
-"""What signals mean to the daemon: TERM and INT drain it, and stop it when they come again; HUP is a reload, USR2 a
-restart into the program as it is now, USR1 the same by way of systemd.
+"""Signals: TERM and INT drain the daemon, and stop it if they are repeated; HUP reloads; USR2 restarts into the program
+now on disk; USR1 hands connections to systemd, which restarts the daemon.
 
-Nobody waits for an answer to a signal: what fails changes nothing, and the log says why.
+A signal has no answer. A reload or restart that fails changes nothing, and the reason is logged.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ log = structlog.get_logger("daemon")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Obedient(Protocol):
-    """What a daemon can be told by signals."""
+class SignalTarget(Protocol):
+    """The methods of the daemon that signals call."""
 
     def reload(self) -> object:
         """Read the configuration again. Raises `TunneldError`."""
 
     async def restart(self) -> None:
-        """Begin to turn into the program as it is now. Raises `TunneldError`."""
+        """Begin to turn into the program now on disk. Raises `TunneldError`."""
 
     def store(self) -> None:
-        """End, and let systemd keep what goes along for the next process."""
+        """End, and let systemd keep the connections for the next process."""
 
     def shutdown(self, *, drain: bool) -> None:
-        """End: the first time with `drain` lets relays finish."""
+        """Stop; the first call with `drain` lets connections finish."""
 
 
-async def obey(signals: AsyncIterator[int], daemon: Obedient, nursery: trio.Nursery) -> None:
-    """Do what comes, until cancelled; `nursery` owns what takes longer."""
+async def handle_signals(signals: AsyncIterator[int], daemon: SignalTarget, nursery: trio.Nursery) -> None:
+    """Handle signals until cancelled. A restart runs as a task of `nursery`."""
     async for number in signals:
         log.info("signal", name=signal.Signals(number).name)
         match number:
@@ -52,22 +52,22 @@ async def obey(signals: AsyncIterator[int], daemon: Obedient, nursery: trio.Nurs
                 daemon.shutdown(drain=True)
 
 
-def _reload(daemon: Obedient) -> None:
+def _reload(daemon: SignalTarget) -> None:
     try:
         daemon.reload()
     except TunneldError as error:
         log.warning("reload failed, nothing changed", reason=str(error))
 
 
-def _store(daemon: Obedient) -> None:
-    if ending.is_kept():
+def _store(daemon: SignalTarget) -> None:
+    if ending.can_store():
         daemon.store()
     else:
-        log.warning("nobody keeps connections for the next process (FDSTORE), so they are drained")
+        log.warning("systemd cannot keep connections for the next process (FDSTORE); draining them instead")
         daemon.shutdown(drain=True)
 
 
-async def _restart(daemon: Obedient) -> None:
+async def _restart(daemon: SignalTarget) -> None:
     try:
         await daemon.restart()
     except TunneldError as error:

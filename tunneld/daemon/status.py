@@ -1,9 +1,9 @@
-"""What `systemctl status` shows of a running daemon: one line of how it is, and beside it the watchdog is fed.
+"""The status line in `systemctl status`, and the messages for systemd's watchdog.
 
     Status: "2 tunnels, 14 visitors"
     Status: "2 tunnels, 14 visitors; reload failed, nothing changed: /etc/tunneld/tunnel.toml: control.port: ..."
 
-What is the matter stays there until it is over: somebody who comes at night reads that first, and the journal second.
+A problem is shown for as long as it lasts, so that an operator sees it before searching the journal.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from contextlib import contextmanager
 
 import trio
 
-from tunneld.policy.units import count
 from tunneld.daemon import systemd
 from tunneld.directory.service import TunnelService
 from tunneld.errors import ConfigError, TunneldError
+from tunneld.policy.units import count
 from tunneld.tls import expiry
 
-PULSE = 15.0
-"""Seconds between two words to systemd, where no watchdog wants them more often: a person looks again after as many."""
-CERTIFICATES = 12 * 3600.0
-"""Seconds between two looks at the dates of certificates: twice in the smallest unit in which they are told."""
+UPDATE_INTERVAL = 15.0
+"""Seconds between two updates of the status line, unless the watchdog needs messages more often."""
+CERTIFICATE_CHECK_INTERVAL = 12 * 3600.0
+"""Seconds between two checks of the certificates' dates: half a day, since messages about them count days."""
 
 
 class SystemdStatus:
-    """How the daemon is."""
+    """Keeps the status line up to date."""
 
     def __init__(self, service: TunnelService, shown: Callable[[], Sequence[expiry.Shown]]) -> None:
-        """`shown` are the certificates that it shows now."""
+        """`shown` returns the certificates that the daemon presents now."""
         self._service = service
         self._shown = shown
         self._failed = ""
@@ -44,36 +44,36 @@ class SystemdStatus:
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """A reload or a restart, in this block. That it failed is shown until another one works."""
+        """Run a reload or a restart in the block. If it fails, the status line says so until another one succeeds."""
         try:
             yield
         except TunneldError as error:
-            self._failed = f"{what} failed, nothing changed: {_first_of(error)}"
+            self._failed = f"{what} failed, nothing changed: {_first_problem(error)}"
             raise
         else:
             self._failed = ""
-            self.look()
+            self._check_certificates()
         finally:
-            self._tell_now()
+            self._send()
 
-    def look(self) -> None:
-        """At the certificates."""
+    async def run(self) -> None:
+        """Send the status line until cancelled. With a watchdog, report twice per interval that this task runs, and
+        with it the scheduler.
+        """
+        interval, checked_at = systemd.watchdog_interval(), -math.inf
+        while True:
+            if trio.current_time() - checked_at >= CERTIFICATE_CHECK_INTERVAL:
+                self._check_certificates()
+                checked_at = trio.current_time()
+            self._send(alive=interval is not None)
+            pause = UPDATE_INTERVAL if systemd.is_available() else CERTIFICATE_CHECK_INTERVAL
+            await trio.sleep(min(pause, (interval or math.inf) / 2))
+
+    def _check_certificates(self) -> None:
         self._certificates = expiry.look(self._shown())
 
-    async def tell(self) -> None:
-        """Tell systemd until cancelled; and twice in what it set as the watchdog's interval that the scheduler, which
-        runs everything here, has come round.
-        """
-        interval, looked = systemd.watchdog_interval(), -math.inf
-        while True:
-            if trio.current_time() - looked >= CERTIFICATES:
-                self.look()
-                looked = trio.current_time()
-            self._tell_now(alive=interval is not None)
-            await trio.sleep(min(PULSE if systemd.is_heard() else CERTIFICATES, (interval or math.inf) / 2))
-
-    def _tell_now(self, *, alive: bool = False) -> None:
-        """In one message: a manager that hangs costs a second, and not two. A drain has words of its own."""
+    def _send(self, *, alive: bool = False) -> None:
+        """Send one message, since a manager that hangs costs a second for each. A drain sends its own status."""
         status = "" if self._service.draining else str(self)
         if alive:
             systemd.alive(status)
@@ -81,8 +81,8 @@ class SystemdStatus:
             systemd.status(status)
 
 
-def _first_of(error: TunneldError) -> str:
-    """A file may have many mistakes, and the line is one; the journal has them all."""
+def _first_problem(error: TunneldError) -> str:
+    """Return the first problem of an error: the status is one line, and the journal has all of them."""
     if isinstance(error, ConfigError) and len(error.problems) > 1:
         return f"{error.problems[0]} (and {len(error.problems) - 1} more)"
     return str(error)

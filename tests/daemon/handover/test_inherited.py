@@ -1,4 +1,4 @@
-"""The environment that tells of inherited descriptors, and what systemd may give."""
+"""The environment that describes inherited descriptors, and the sockets that systemd may pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.daemon.handover import Inherited, check_given
+from tunneld.daemon.handover import Inherited, adopt_listeners
 from tunneld.errors import ConfigError
 
 ME = 4711
@@ -26,28 +26,28 @@ def test_nothing_is_inherited_by_default() -> None:
     assert Inherited.parse({}, ME) == Inherited()
 
 
-def test_names_belong_to_descriptors_in_order_and_kept_ones_are_told_apart() -> None:
+def test_names_are_matched_to_descriptors_and_stored_ones_are_separate() -> None:
     found = Inherited.parse(listening("3", "control:kept:webmux"), ME)
     assert found == Inherited(((3, "control"), (5, "webmux")), (4,), None)
 
 
-def test_what_is_for_another_process_is_not_ours() -> None:
+def test_variables_for_another_process_are_ignored() -> None:
     assert Inherited.parse(listening("1", "control", pid=1) | {"TUNNELD_HANDOVER": "1:7"}, ME) == Inherited()
 
 
-def test_the_letter_of_the_process_before_us() -> None:
-    assert Inherited.parse({"TUNNELD_HANDOVER": f"{ME}:7"}, ME).letter == 7
+def test_the_manifest_of_the_previous_program() -> None:
+    assert Inherited.parse({"TUNNELD_HANDOVER": f"{ME}:7"}, ME).manifest == 7
 
 
 @pytest.mark.parametrize(
     ("count", "names", "said"),
     [
-        ("two", "a:b", "LISTEN_FDS is 'two', which is not a number"),
+        ("two", "a:b", "LISTEN_FDS is 'two', not a number"),
         ("-1", "", "LISTEN_FDS is '-1'"),
         ("2", "control", "LISTEN_FDNAMES names 1 descriptors, but LISTEN_FDS counts 2"),
     ],
 )
-def test_what_makes_no_sense_is_said(count: str, names: str, said: str) -> None:
+def test_invalid_variables_are_reported(count: str, names: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Inherited.parse(listening(count, names), ME)
 
@@ -73,15 +73,15 @@ def a_datagram_socket() -> socket.socket:
 
 def a_unix_socket() -> socket.socket:
     made = socket.socket(socket.AF_UNIX)
-    made.bind("")  # a name that the kernel makes up
+    made.bind("")  # the kernel chooses an abstract name
     made.listen()
     return made
 
 
-def test_listeners_go_to_the_faces_that_they_are_named_after() -> None:
+def test_listeners_are_assigned_to_services_by_name() -> None:
     fds = [opened(lambda: socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
-    found = check_given([(fds[0], "control"), (fds[1], "webmux"), (fds[2], "control")], ["control", "webmux"])
-    assert {face: [one.fileno() for one in listeners] for face, listeners in found.items()} == {
+    found = adopt_listeners([(fds[0], "control"), (fds[1], "webmux"), (fds[2], "control")], ["control", "webmux"])
+    assert {service: [one.fileno() for one in listeners] for service, listeners in found.items()} == {
         "control": [fds[0], fds[2]],
         "webmux": [fds[1]],
     }
@@ -99,22 +99,22 @@ def test_listeners_go_to_the_faces_that_they_are_named_after() -> None:
         (socket.socket, "is a connection, not a listener: its unit must not say Accept=yes"),
     ],
 )
-def test_the_wrong_kind_of_socket_is_a_sentence(make: Callable[[], socket.socket], said: str) -> None:
+def test_a_socket_of_the_wrong_kind_is_reported(make: Callable[[], socket.socket], said: str) -> None:
     with make() as wrong:
         with pytest.raises(ConfigError) as caught:
-            check_given([(wrong.fileno(), "http")], ["http"])
+            adopt_listeners([(wrong.fileno(), "http")], ["http"])
         assert str(caught.value).startswith(f"systemd's socket {wrong.fileno()}, named 'http', is ")
         assert said in str(caught.value)
 
 
-def test_what_is_no_socket_or_has_another_name_is_a_sentence_each(tmp_path: Path) -> None:
+def test_each_descriptor_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     try:
         with pytest.raises(ConfigError) as caught:
-            check_given([(fd, "http"), (fd, "tunneld.socket"), (99999, "http")], ["control", "http"])
+            adopt_listeners([(fd, "http"), (fd, "tunneld.socket"), (99999, "http")], ["control", "http"])
     finally:
         os.close(fd)
     no_socket, another_name, no_descriptor = (problem.partition(", ")[2] for problem in caught.value.problems)
-    assert no_socket == "named 'http', is no socket: its unit needs ListenStream="
-    assert another_name.startswith("named 'tunneld.socket', is for no face that is enabled: FileDescriptorName= of its")
+    assert no_socket == "named 'http', is not a socket: its unit needs ListenStream="
+    assert another_name.startswith("named 'tunneld.socket', matches no enabled service: FileDescriptorName= of its")
     assert no_descriptor == "named 'http', cannot be used: bad file descriptor"

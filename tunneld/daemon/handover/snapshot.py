@@ -1,12 +1,12 @@
-"""The description of what one process leaves to the next: lines of JSON, strictly read.
+"""The manifest: JSON lines that describe what one process hands over to the next. They are parsed strictly.
 
-    header                    version, time, faces, what was counted
-    a tunnel                  a line each: one that does not fit costs itself, its sockets are closed, the rest goes on
-    (empty)
-    octets on their way       to which the relays point
+    header              version, time, listeners, counters
+    tunnel              one line for each; if one is invalid, that tunnel is lost and the rest is used
+    (empty line)
+    buffered bytes      to which relayed connections refer by offset and length
 
-Times are seconds before the moment of the header, whose clock (CLOCK_MONOTONIC) both processes share: the time in
-between passes for timers, too.
+Times are in seconds, relative to the time in the header. Both processes share its clock, CLOCK_MONOTONIC, so timers
+account for the time that the handover takes.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from tunneld.tunnel.spec import TunnelSpec
 log = structlog.get_logger("handover")
 
 VERSION: Literal[1] = 1
-"""Of the format. Another number, and nothing of a letter is read."""
+"""Version of the format. A manifest of any other version is not used."""
 
 Inode = Annotated[int, Field(ge=1)]
-Octets = Annotated[int, Field(ge=0)]
+ByteCount = Annotated[int, Field(ge=0)]
 Peer = tuple[str, int] | tuple[str, int, int, int]
 
 
@@ -54,16 +54,16 @@ class _Record(BaseModel):
 class _HeaderRecord(_Record):
     version: Literal[1]
     stamp: float  # CLOCK_MONOTONIC
-    fds: tuple[int, ...]  # the numbers under which a process that becomes another one leaves them open
-    faces: dict[str, tuple[Inode, ...]]
-    given: tuple[str, ...]
-    past: ServiceCounters
+    fds: tuple[int, ...]  # numbers of the descriptors, which stay the same over execve
+    listeners: dict[str, tuple[Inode, ...]]  # by service
+    activated: tuple[str, ...]  # services with listeners of systemd
+    counters: ServiceCounters
 
 
 class _FlowRecord(_Record):
-    moved: Octets
+    moved: ByteCount
     done: bool
-    held: tuple[Octets, Octets]
+    held: tuple[ByteCount, ByteCount]  # offset and length
 
 
 class _RelayRecord(_Record):
@@ -73,14 +73,14 @@ class _RelayRecord(_Record):
     up: _FlowRecord
     down: _FlowRecord
     linger: float
-    rest: float | None
+    time_left: float | None  # seconds until the linger timeout, if it runs
 
 
 class _WaitingRecord(_Record):
     visitor: Inode
     peer: Peer
     reached: Peer | None
-    patience: float
+    time_left: float  # seconds until the pairing timeout
 
 
 class _ClientSideRecord(_Record):
@@ -103,11 +103,11 @@ class _TunnelRecord(_Record):
     options: dict[str, str]
     settings: TunnelSettings
     owner: str
-    asker: str
+    requester_host: str
     advertised_host: str
-    asked_from: str = ""  # `server_from` as it was asked for
+    requested_server_from: str = ""  # `server_from` as requested, before the limits of the credential
     draining: bool
-    account: TunnelCounters
+    counters: TunnelCounters
     client: _ClientSideRecord
     server: _ServerSideRecord
     relays: tuple[_RelayRecord, ...]
@@ -115,70 +115,75 @@ class _TunnelRecord(_Record):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a process leaves: the listeners of its faces, by their names, and the tunnels."""
+    """Everything that a process hands over: the listeners of its services, and the tunnels."""
 
     listeners: Mapping[str, Sequence[socket.socket]] = field(default_factory=dict)
-    given: frozenset[str] = frozenset()  # the faces among them whose listeners were systemd's, and still are
+    activated: frozenset[str] = frozenset()  # services with listeners that systemd opened, and still has open
     service: ServiceSnapshot = field(default_factory=ServiceSnapshot)
 
     @property
     def relays(self) -> int:
-        """How many go along."""
-        return sum(len(legacy.relays) for _owner, legacy in self.service.tunnels)
+        """How many relayed connections there are."""
+        return sum(len(tunnel.relays) for _credential, tunnel in self.service.tunnels)
 
 
-def pack(estate: Snapshot, baggage: FdBundle) -> tuple[bytes, int]:
-    """The letter, whose sockets are in the baggage; and how many connections found no room there and were closed."""
-    faces = {face: tuple(map(baggage.put, listeners)) for face, listeners in estate.listeners.items()}
-    tunnels = [(_Packing(baggage), credential, legacy) for credential, legacy in estate.service.tunnels]
-    described = [packing.tunnel(credential, legacy) for packing, credential, legacy in tunnels]  # listeners come first
-    lines = [
-        one.model_copy(update={"relays": packing.relays(legacy)})
-        for one, (packing, _credential, legacy) in zip(described, tunnels, strict=True)
-    ]
-    fds = tuple(packed.fileno() for packed in baggage.sockets)
-    given = tuple(sorted(estate.given))
-    header = _HeaderRecord(
-        version=VERSION, stamp=time.monotonic(), fds=fds, faces=faces, given=given, past=estate.service.counters
-    )
-    letter = b"\n".join([*(line.model_dump_json().encode() for line in (header, *lines)), b"", b""])
-    return letter, sum(packing.closed for packing, _credential, _legacy in tunnels)
-
-
-def fds_of(letter: bytes) -> tuple[int, ...]:
-    """The descriptors that a letter of this process before its execve names. Raises `ValueError`."""
-    return _header(letter).fds
-
-
-def unpack(letter: bytes, baggage: FdBundle) -> Snapshot:
-    """What a letter describes, with the sockets out of the baggage, which keeps those that it does not.
-
-    Raises `ValueError` where nothing of it can be used. A tunnel that does not fit is logged.
+def pack(snapshot: Snapshot, bundle: FdBundle) -> tuple[bytes, int]:
+    """Put the sockets of a snapshot into the bundle. Returns the manifest, and the number of connections that did not
+    fit and were closed.
     """
-    header = _header(letter)
-    lines, _, held = letter.partition(b"\n\n")
-    baggage.held[:] = held
+    listeners = {service: tuple(map(bundle.put, sockets)) for service, sockets in snapshot.listeners.items()}
+    tunnels = [(_Packing(bundle), credential, tunnel) for credential, tunnel in snapshot.service.tunnels]
+    described = [packing.tunnel(credential, tunnel) for packing, credential, tunnel in tunnels]  # listeners come first
+    lines = [
+        one.model_copy(update={"relays": packing.relays(tunnel)})
+        for one, (packing, _credential, tunnel) in zip(described, tunnels, strict=True)
+    ]
+    header = _HeaderRecord(
+        version=VERSION,
+        stamp=time.monotonic(),
+        fds=tuple(packed.fileno() for packed in bundle.sockets),
+        listeners=listeners,
+        activated=tuple(sorted(snapshot.activated)),
+        counters=snapshot.service.counters,
+    )
+    manifest = b"\n".join([*(line.model_dump_json().encode() for line in (header, *lines)), b"", b""])
+    return manifest, sum(packing.closed for packing, _credential, _tunnel in tunnels)
+
+
+def fds_of(manifest: bytes) -> tuple[int, ...]:
+    """Return the descriptors in a manifest that this process wrote before its execve. Raises `ValueError`."""
+    return _header(manifest).fds
+
+
+def unpack(manifest: bytes, bundle: FdBundle) -> Snapshot:
+    """Rebuild the snapshot that a manifest describes, taking its sockets out of the bundle.
+
+    A tunnel that is invalid is logged, and its sockets stay in the bundle. Raises `ValueError` if the header is.
+    """
+    header = _header(manifest)
+    lines, _, held = manifest.partition(b"\n\n")
+    bundle.held[:] = held
     gap = max(0.0, time.monotonic() - header.stamp)
     tunnels = []
     for line in lines.split(b"\n")[1:]:
         try:
             described = _TunnelRecord.model_validate_json(line)
-            with baggage.all_or_nothing():
-                tunnels.append((described.credential, _Unpacking(baggage, gap).tunnel(described)))
+            with bundle.all_or_nothing():
+                tunnels.append((described.credential, _Unpacking(bundle, gap).tunnel(described)))
         except (ValidationError, UsageError, MissingError) as error:
             log.warning("tunnel could not be taken over", tunnel=_id_in(line), reason=_first_line(error))
-    faces = {face: baggage.take_all(inodes) for face, inodes in header.faces.items()}
-    return Snapshot(faces, frozenset(header.given), ServiceSnapshot(header.past, tunnels))
+    listeners = {service: bundle.take_all(inodes) for service, inodes in header.listeners.items()}
+    return Snapshot(listeners, frozenset(header.activated), ServiceSnapshot(header.counters, tunnels))
 
 
-def _header(letter: bytes) -> _HeaderRecord:
-    line = letter.partition(b"\n")[0]
+def _header(manifest: bytes) -> _HeaderRecord:
+    line = manifest.partition(b"\n")[0]
     try:
         version = json.loads(line)["version"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError("it is not a letter of tunneld") from None
+        raise ValueError("it is not a manifest of tunneld") from None
     if version != VERSION:
-        raise ValueError(f"its format is {version!r}, and this tunneld reads {VERSION}")
+        raise ValueError(f"its format is version {version!r}; this program reads version {VERSION}")
     try:
         return _HeaderRecord.model_validate_json(line)
     except ValidationError as error:
@@ -200,28 +205,28 @@ def _first_line(error: Exception) -> str:
 
 
 class _Packing:
-    """One tunnel on its way into the baggage. What finds no room is closed, and counted."""
+    """Puts one tunnel into the bundle. Connections that do not fit are closed and counted."""
 
-    def __init__(self, baggage: FdBundle) -> None:
+    def __init__(self, bundle: FdBundle) -> None:
         self.closed = 0
-        self._baggage = baggage
+        self._bundle = bundle
 
-    def tunnel(self, credential: str, legacy: TunnelSnapshot) -> _TunnelRecord:
-        opening, client, server = legacy.spec, legacy.client, legacy.server
+    def tunnel(self, credential: str, snapshot: TunnelSnapshot) -> _TunnelRecord:
+        spec, client, server = snapshot.spec, snapshot.client, snapshot.server
         return _TunnelRecord(
-            id=opening.id,
+            id=spec.id,
             credential=credential,
-            backend=opening.backend,
-            options=opening.options.words(),
-            settings=opening.settings,
-            owner=opening.owner,
-            asker=opening.requester_host,
-            advertised_host=opening.advertised_host,
-            asked_from=str(opening.asked_from or ""),
-            draining=legacy.draining,
-            account=legacy.counters,
+            backend=spec.backend,
+            options=spec.options.words(),
+            settings=spec.settings,
+            owner=spec.owner,
+            requester_host=spec.requester_host,
+            advertised_host=spec.advertised_host,
+            requested_server_from=str(spec.asked_from or ""),
+            draining=snapshot.draining,
+            counters=snapshot.counters,
             client=_ClientSideRecord(
-                port=client.port, listener=self._listener(client.listener), waiting=self._line(client)
+                port=client.port, listener=self._listener(client.listener), waiting=self._waiting(client)
             ),
             server=_ServerSideRecord(
                 port=server.port, listener=self._listener(server.listener), key=server.key, parked=self._parked(server)
@@ -229,107 +234,107 @@ class _Packing:
             relays=(),
         )
 
-    def relays(self, legacy: TunnelSnapshot) -> tuple[_RelayRecord, ...]:
+    def relays(self, snapshot: TunnelSnapshot) -> tuple[_RelayRecord, ...]:
         return tuple(
             _RelayRecord(
-                visitor=self._baggage.put(lifted.visitor),
-                server=self._baggage.put(lifted.server),
+                visitor=self._bundle.put(relay.visitor),
+                server=self._bundle.put(relay.server),
                 peer=peer,
-                up=self._course(lifted.up),
-                down=self._course(lifted.down),
-                linger=lifted.linger,
-                rest=lifted.rest,
+                up=self._flow(relay.up),
+                down=self._flow(relay.down),
+                linger=relay.linger,
+                time_left=relay.rest,
             )
-            for lifted, peer in legacy.relays
-            if self._has_room(lifted.visitor, lifted.server, octets=len(lifted.up.held) + len(lifted.down.held))
+            for relay, peer in snapshot.relays
+            if self._has_room(relay.visitor, relay.server, size=len(relay.up.held) + len(relay.down.held))
         )
 
     def _listener(self, listener: socket.socket | None) -> int | None:
-        return None if listener is None else self._baggage.put(listener)
+        return None if listener is None else self._bundle.put(listener)
 
-    def _line(self, client: ClientSideSnapshot) -> tuple[_WaitingRecord, ...]:
+    def _waiting(self, client: ClientSideSnapshot) -> tuple[_WaitingRecord, ...]:
         return tuple(
             _WaitingRecord(
-                visitor=self._baggage.put(one.visitor), peer=one.peer, reached=one.reached, patience=one.patience
+                visitor=self._bundle.put(one.visitor), peer=one.peer, reached=one.reached, time_left=one.patience
             )
             for one in client.waiting
             if self._has_room(one.visitor)
         )
 
     def _parked(self, server: ServerSideSnapshot) -> tuple[tuple[int, Peer], ...]:
-        return tuple((self._baggage.put(one), peer) for one, peer in server.parked if self._has_room(one))
+        return tuple((self._bundle.put(one), peer) for one, peer in server.parked if self._has_room(one))
 
-    def _has_room(self, *sockets: socket.socket, octets: int = 0) -> bool:
-        if self._baggage.has_room(len(sockets), octets):
+    def _has_room(self, *sockets: socket.socket, size: int = 0) -> bool:
+        if self._bundle.has_room(len(sockets), size):
             return True
         for one in sockets:
             one.close()
         self.closed += 1
         return False
 
-    def _course(self, course: FlowState) -> _FlowRecord:
-        return _FlowRecord(moved=course.moved, done=course.done, held=self._baggage.hold(course.held))
+    def _flow(self, flow: FlowState) -> _FlowRecord:
+        return _FlowRecord(moved=flow.moved, done=flow.done, held=self._bundle.hold(flow.held))
 
 
 class _Unpacking:
-    """One tunnel out of the baggage. Connections that have not come along are passed over; a listener must have."""
+    """Takes one tunnel out of the bundle. Connections that were not received are skipped; listeners are required."""
 
-    def __init__(self, baggage: FdBundle, gap: float) -> None:
-        self._baggage = baggage
-        self._gap = gap  # seconds since the letter was written
+    def __init__(self, bundle: FdBundle, gap: float) -> None:
+        self._bundle = bundle
+        self._gap = gap  # seconds since the manifest was written
 
     def tunnel(self, described: _TunnelRecord) -> TunnelSnapshot:
-        client, server, account = described.client, described.server, described.account
-        opening = TunnelSpec(
+        client, server, counters = described.client, described.server, described.counters
+        spec = TunnelSpec(
             id=described.id,
             backend=described.backend,
             options=TunnelOptions.parse(described.options),
             settings=described.settings,
             owner=described.owner,
-            requester_host=described.asker,
+            requester_host=described.requester_host,
             advertised_host=described.advertised_host,
-            asked_from=TunnelOptions.parse({"server_from": described.asked_from}).server_from
-            if described.asked_from
+            asked_from=TunnelOptions.parse({"server_from": described.requested_server_from}).server_from
+            if described.requested_server_from
             else None,
         )
         return TunnelSnapshot(
-            spec=opening,
+            spec=spec,
             draining=described.draining,
-            counters=replace(account, age=account.age + self._gap, idle=account.idle + self._gap),
-            client=ClientSideSnapshot(client.port, self._listener(client.listener), self._line(client)),
+            counters=replace(counters, age=counters.age + self._gap, idle=counters.idle + self._gap),
+            client=ClientSideSnapshot(client.port, self._listener(client.listener), self._waiting(client)),
             server=ServerSideSnapshot(server.port, self._listener(server.listener), self._parked(server), server.key),
             relays=[(self._relay(one), one.peer) for one in described.relays if self._has(one.visitor, one.server)],
         )
 
     def _has(self, *inodes: int) -> bool:
-        return all(inode in self._baggage for inode in inodes)
+        return all(inode in self._bundle for inode in inodes)
 
     def _left(self, seconds: float) -> float:
         return max(0.0, seconds - self._gap)
 
     def _listener(self, inode: int | None) -> socket.socket | None:
-        return None if inode is None else self._baggage.take(inode)
+        return None if inode is None else self._bundle.take(inode)
 
-    def _line(self, client: _ClientSideRecord) -> list[WaitingVisitor]:
-        take, left = self._baggage.take, self._left
+    def _waiting(self, client: _ClientSideRecord) -> list[WaitingVisitor]:
+        take, left = self._bundle.take, self._left
         return [
-            WaitingVisitor(take(one.visitor), one.peer, one.reached, left(one.patience))
+            WaitingVisitor(take(one.visitor), one.peer, one.reached, left(one.time_left))
             for one in client.waiting
             if self._has(one.visitor)
         ]
 
     def _parked(self, server: _ServerSideRecord) -> list[tuple[socket.socket, Peer]]:
-        return [(self._baggage.take(inode), peer) for inode, peer in server.parked if self._has(inode)]
+        return [(self._bundle.take(inode), peer) for inode, peer in server.parked if self._has(inode)]
 
     def _relay(self, described: _RelayRecord) -> RelayState:
         return RelayState(
-            self._baggage.take(described.visitor),
-            self._baggage.take(described.server),
-            self._course(described.up),
-            self._course(described.down),
+            self._bundle.take(described.visitor),
+            self._bundle.take(described.server),
+            self._flow(described.up),
+            self._flow(described.down),
             described.linger,
-            None if described.rest is None else self._left(described.rest),
+            None if described.time_left is None else self._left(described.time_left),
         )
 
-    def _course(self, described: _FlowRecord) -> FlowState:
-        return FlowState(described.moved, described.done, self._baggage.take_held(described.held))
+    def _flow(self, described: _FlowRecord) -> FlowState:
+        return FlowState(described.moved, described.done, self._bundle.take_held(described.held))

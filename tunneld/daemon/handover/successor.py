@@ -1,8 +1,8 @@
-"""The two ways to the next process, and the way in.
+"""The two ways to the next process, and what that receives.
 
-become     execve: the same process id, another program; descriptors stay open under their numbers
-store      systemd keeps them (FDSTORE=1) while this process ends and another one starts
-received   what came along, by either way
+become     execve: the process stays, and with it all descriptors; the program is replaced
+store      systemd keeps the descriptors (FDSTORE=1) while this process ends and another one starts
+receive    called by the next process: returns what it got either way
 """
 
 from __future__ import annotations
@@ -15,104 +15,107 @@ import structlog
 
 from tunneld.daemon import systemd
 from tunneld.daemon.handover.bundle import FdBundle, adopt, read_manifest, write_manifest
-from tunneld.daemon.handover.inherited import MANIFEST, STORED, Inherited
+from tunneld.daemon.handover.inherited import MANIFEST_VARIABLE, STORED_NAME, Inherited
 from tunneld.daemon.handover.snapshot import Snapshot, fds_of, unpack
 from tunneld.errors import ShortageError, reason_of
 
 log = structlog.get_logger("handover")
 
-ASKED = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", MANIFEST)
-"""The variables of the way in: read once, and of no use to children."""
-BATCH = 200
-"""Descriptors in one message to systemd; the kernel takes 253 (SCM_MAX_FD)."""
-MOST_STORED = 16_384
-"""Descriptors that systemd is given where it does not say how many it takes: their names, `kept:` each, must fit into
-the one environment variable (128 KiB) by which they come back. FileDescriptorStoreMax= of the unit is the same.
+VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", MANIFEST_VARIABLE)
+"""Environment variables that `receive` reads and removes: they are not meant for child processes."""
+FDS_PER_MESSAGE = 200
+"""Descriptors in one message to systemd; the limit of the kernel is 253 (SCM_MAX_FD)."""
+MAX_STORED_FDS = 16_384
+"""Descriptors given to systemd if it does not say how many it takes. FileDescriptorStoreMax= of our unit is the same.
+Their names, `kept:` for each, are returned in one environment variable, which is limited to 128 KiB.
 """
 
 
-def become(command: Sequence[str], letter: bytes, baggage: FdBundle, signals: Sequence[int]) -> None:
-    """Turn this process into `command`, which finds the letter. Does not return; raises `ShortageError` where the
-    system refuses, and then everything that was in the baggage is closed.
+def become(command: Sequence[str], manifest: bytes, bundle: FdBundle, signals: Sequence[int]) -> None:
+    """Replace this program by `command`, which receives the manifest and the bundle. Does not return.
 
-    `signals` are held back until the new program takes them: a moment without a handler would be its end.
+    `signals` are blocked until the new program has its handlers, since without a handler a signal would end it.
+
+    Raises `ShortageError` if the system refuses, and then everything in the bundle is closed.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in ASKED}
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     try:
-        fd = write_manifest(letter, baggage.held)
-        for one in baggage.sockets:
+        fd = write_manifest(manifest, bundle.held)
+        for one in bundle.sockets:
             one.set_inheritable(True)
         os.set_inheritable(fd, True)
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        os.execve(command[0], list(command), {**environment, MANIFEST: f"{os.getpid()}:{fd}"})
+        os.execve(command[0], list(command), {**environment, MANIFEST_VARIABLE: f"{os.getpid()}:{fd}"})
     except OSError as error:
-        raise ShortageError(f"could not start {command[0]} again, connections are lost: {reason_of(error)}") from None
+        raise ShortageError(f"could not restart {command[0]}: {reason_of(error)}; connections are lost") from None
     finally:
-        baggage.close()
+        bundle.close()
 
 
-def most_stored() -> int:
-    """How many sockets systemd keeps for us, beside the letter; 0 where there is no systemd that does."""
-    told = os.environ.get("FDSTORE", "")  # since systemd 254; without it we know no better than the unit that we ship
-    most = int(told) if told.isascii() and told.isdigit() else MOST_STORED
-    return min(most, MOST_STORED) - 1 if systemd.is_heard() else 0
+def store_capacity() -> int:
+    """How many sockets systemd keeps for us, in addition to the manifest; 0 if it cannot."""
+    limit = os.environ.get("FDSTORE", "")  # set since systemd 254; otherwise assume the limit of our own unit
+    capacity = int(limit) if limit.isascii() and limit.isdigit() else MAX_STORED_FDS
+    return min(capacity, MAX_STORED_FDS) - 1 if systemd.is_available() else 0
 
 
-def store(letter: bytes, baggage: FdBundle) -> bool:
-    """Give everything to systemd to keep for the next process; whether it has it. What was in the baggage is closed."""
+def store(manifest: bytes, bundle: FdBundle) -> bool:
+    """Give everything to systemd to keep for the next process. Returns whether systemd has it; closes the bundle."""
     try:
-        fd = write_manifest(letter, baggage.held)
+        fd = write_manifest(manifest, bundle.held)
     except OSError:
-        baggage.close()
+        bundle.close()
         return False
     try:
-        fds = [fd, *(one.fileno() for one in baggage.sockets)]
-        for start in range(0, len(fds), BATCH):
-            if not systemd.send(fds[start : start + BATCH], FDSTORE="1", FDNAME=STORED, FDPOLL="0"):
+        fds = [fd, *(one.fileno() for one in bundle.sockets)]
+        for start in range(0, len(fds), FDS_PER_MESSAGE):
+            batch = fds[start : start + FDS_PER_MESSAGE]
+            if not systemd.send(batch, FDSTORE="1", FDNAME=STORED_NAME, FDPOLL="0"):
                 return False
         return systemd.barrier()
     finally:
         os.close(fd)
-        baggage.close()
+        bundle.close()
 
 
-def received(environ: MutableMapping[str, str]) -> tuple[Inherited, Snapshot]:
-    """What came along, and what systemd gave of its own. Raises `ConfigError` where the environment makes no sense.
+def receive(environ: MutableMapping[str, str]) -> tuple[Inherited, Snapshot]:
+    """Return the inherited descriptors and the snapshot of the previous process. Removes `VARIABLES` from `environ`.
 
-    Whatever does not fit is closed and said; the daemon starts all the same.
+    Parts of the snapshot that cannot be used are logged and closed. Raises `ConfigError` if the environment is invalid.
     """
     inherited = Inherited.parse(environ, os.getpid())
-    for name in ASKED:
+    for name in VARIABLES:
         environ.pop(name, None)
-    if inherited.letter is None and not inherited.stored:
+    if inherited.manifest is None and not inherited.stored:
         return inherited, Snapshot()
-    return inherited, _estate(inherited)
+    return inherited, _snapshot(inherited)
 
 
-def settle() -> None:
-    """From now on all of it is ours alone: systemd's copies would keep connections open that we close. Until then
-    another try finds them, should this one not get as far.
+def release_stored() -> None:
+    """Make systemd close its copies of descriptors, which would keep connections open that this process closes.
+
+    Call it when the daemon is ready: until then, systemd passes the copies to another process if this one fails.
     """
-    systemd.send(FDSTOREREMOVE="1", FDNAME=STORED)
+    systemd.send(FDSTOREREMOVE="1", FDNAME=STORED_NAME)
 
 
-def _estate(inherited: Inherited) -> Snapshot:
-    letter, baggage = b"", FdBundle()
+def _snapshot(inherited: Inherited) -> Snapshot:
+    manifest, bundle = b"", FdBundle()
     try:
-        if inherited.letter is not None:
-            letter = read_manifest(inherited.letter)
-            baggage, _ = adopt(fds_of(letter))
+        if inherited.manifest is not None:
+            manifest = read_manifest(inherited.manifest)
+            bundle, _ = adopt(fds_of(manifest))
         else:
-            baggage, letters = adopt(inherited.stored)
-            for fd in letters:
-                letter = read_manifest(fd)
-        estate = unpack(letter, baggage)
+            bundle, files = adopt(inherited.stored)
+            for fd in files:
+                manifest = read_manifest(fd)
+        snapshot = unpack(manifest, bundle)
     except (OSError, ValueError) as error:
-        log.warning("what the process before this one left cannot be used", reason=str(error))
+        log.warning("the saved state of the previous process cannot be used", reason=str(error))
         return Snapshot()
     finally:
-        if unwanted := len(baggage.sockets):
-            log.warning("sockets came along that nothing is known of, and were closed", sockets=unwanted)
-        baggage.close()
-    log.info("taken over", tunnels=len(estate.service.tunnels), relays=estate.relays)
-    return estate
+        if unwanted := len(bundle.sockets):
+            log.warning("closed sockets that are not in the saved state", sockets=unwanted)
+        bundle.close()
+    log.info("taken over", tunnels=len(snapshot.service.tunnels), connections=snapshot.relays)
+    return snapshot

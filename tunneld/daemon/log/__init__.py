@@ -1,18 +1,21 @@
-"""Logs: one event a line on standard error, for people or as JSON.
+"""Logs: one event per line on standard error, as text for people or as JSON.
 
     log = structlog.get_logger()
-    log = log.bind(tunnel=tunnel.id)                  everything it says from here on carries the tunnel
-    log.info("visitor came", visitor=peer)
+    log = log.bind(tunnel=tunnel.id)                  all further events of this logger have the tunnel
+    log.info("visitor connected", visitor=peer)
 
-    12:04:31 info    visitor came             tunnel=t4 visitor=192.0.2.7:51311
+    12:04:31 info    visitor connected        tunnel=t4 visitor=192.0.2.7:51311
 
-Three laws. *One event is one line*: control characters in a value, which may come from a stranger, are escaped, also
-those that would move a terminal's cursor or turn the text around. *A log never hurts*: a value that cannot be printed,
-a standard error that is closed, full, or read by nobody costs lines (whose number is told afterwards), never the daemon
-and never a stall. *A reload applies to everybody*: level and format are looked up at each event, so that a logger
-bound long ago follows.
+Three guarantees:
 
-Libraries log through `logging`; from WARNING on they come out here in the same shape, with their name as `logger`.
+- One event is one line. Control characters in a value, which may come from an unauthenticated peer, are escaped,
+  including those that move the cursor of a terminal or change the direction of text.
+- Logging never raises and never blocks. If a value cannot be printed, or standard error is closed, full or not being
+  read, lines are lost, and their number is logged as soon as that is possible.
+- A reload applies to every logger, however old: level and format are looked up at each event.
+
+Libraries log through `logging`. Their events from WARNING up are written here in the same format, with their name as
+`logger`.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 
 class Output:
-    """Where lines go, what they look like, and from which level on: changed in place by `configure`."""
+    """The destination, format and lowest level of the log. `configure` changes it in place."""
 
     def __init__(self, sink: Sink, render: Render, lowest: int) -> None:
         self.sink = sink
@@ -43,7 +46,7 @@ class Output:
         self._lost = 0
 
     def emit(self, level: str, event: str, context: MutableMapping[str, Any]) -> None:
-        """Write one event, or count it as lost; lines lost before are told first."""
+        """Write one event, or count it as lost. First report lines that were lost before."""
         if self._lost and self.sink.put(self.render("warning", "log lines lost", {"lines": self._lost})):
             self._lost = 0
         if not self.sink.put(self.render(level, event, context)):
@@ -54,13 +57,12 @@ _output = Output(Sink(None), Json(), LEVELS["info"])
 
 
 def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
-    """Set up logging for the process, or change it: also for every logger that exists.
+    """Set up logging for the process, or change it, for existing loggers as well.
 
     Args:
-        settings: `format` is `json`, `human`, or `auto`, which is `human` but leaves the time to the systemd journal
-            where the stream leads there; `level` is the lowest that is written, except that of what libraries say
-            nothing below a warning is.
-        stream: where to; `sys.stderr` if None.
+        settings: `format` is `json`, `human`, or `auto`, which is `human` without the time if the stream is the systemd
+            journal; `level` is the lowest to write, but at least `warning` for libraries.
+        stream: the destination; `sys.stderr` if None.
     """
     stream = sys.stderr if stream is None else stream
     _output.sink = Sink(stream)
@@ -82,18 +84,18 @@ def _drop_below_level(_: Any, method: str, event: MutableMapping[str, Any]) -> M
 
 
 def _emit(_: Any, method: str, event: MutableMapping[str, Any]) -> NoReturn:
-    """The end of the line: the event is written here, and nothing is left for structlog to print."""
+    """Write the event. This is the last processor, so structlog has nothing left to print."""
     _output.emit(method, str(event.pop("event", "")), event)
     raise structlog.DropEvent
 
 
 class _Libraries(logging.Handler):
-    """Takes what libraries say through `logging`."""
+    """Writes what libraries log through `logging`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             message = record.getMessage()
-        except Exception:  # their arguments do not fit their format, say: not a reason to lose the line
+        except Exception:  # the arguments do not match the format, for example; the line is worth keeping
             message = str(record.msg)
         context: dict[str, Any] = {"logger": record.name}
         if record.exc_info:

@@ -1,4 +1,4 @@
-"""What a line looks like. Pure but for the clock: a level, an event and its context become text without its newline."""
+"""The formats of a log line: a level, an event and its context become text without a newline. Pure but for the clock."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from tunneld.daemon.log.sink import descriptor_of
 
 Render = Callable[[str, str, Mapping[str, Any]], str]
 
-EVENT_WIDTH = 24  # most events are shorter, so that their contexts stand below each other
-PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # sd-daemon(3)
+EVENT_WIDTH = 24
+"""Columns for the event; most are shorter, so the contexts are aligned."""
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""Priorities of the journal, sd-daemon(3)."""
 COLOURS = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
-PLAIN = "\x1b[0m"
+RESET_COLOUR = "\x1b[0m"
 SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 @dataclass(frozen=True, slots=True)
 class Json:
-    """`{"time": "2026-02-03T12:04:31.482Z", "level": "info", "event": "visitor came", "tunnel": "t4", ...}`"""
+    """`{"time": "2026-02-03T12:04:31.482Z", "level": "info", "event": "tunnel opened", "tunnel": "t4", ...}`"""
 
     def __call__(self, level: str, event: str, context: Mapping[str, Any]) -> str:
         line: dict[str, Any] = {"time": _iso_time(), "level": level, "event": event}
@@ -41,7 +43,7 @@ class Json:
 
 @dataclass(frozen=True, slots=True)
 class Human:
-    """`12:04:31 info    visitor came             tunnel=t4 visitor=192.0.2.7:51311`"""
+    """`12:04:31 info    tunnel opened            tunnel=t4 backend=tcp`"""
 
     time: Callable[[], str] | None
     colours: bool = False
@@ -49,7 +51,7 @@ class Human:
 
     @classmethod
     def fitting(cls, stream: TextIO | None, *, journal: bool) -> Human:
-        """Local time and colours on a terminal, `<N>` priorities but no time in the journal, UTC elsewhere."""
+        """Choose local time and colours for a terminal, priorities and no time for the journal, and UTC otherwise."""
         if journal and is_journal(stream):
             return cls(time=None, priorities=True)
         if stream is not None and not stream.closed and stream.isatty():
@@ -61,18 +63,18 @@ class Human:
         pairs = [f"{escape(str(key))}={_shown(value)}" for key, value in context.items() if key != "exc_info"]
         if error := _exception(context):
             pairs.append(f"exception={_shown(brief(error))}")
-        words = [self._level(level), escape(event).ljust(EVENT_WIDTH if pairs else 0), *pairs]
+        parts = [self._level(level), escape(event).ljust(EVENT_WIDTH if pairs else 0), *pairs]
         if self.time is not None:
-            words.insert(0, self.time())
-        return (f"<{PRIORITIES.get(level, 6)}>" if self.priorities else "") + " ".join(words)
+            parts.insert(0, self.time())
+        return (f"<{PRIORITIES.get(level, 6)}>" if self.priorities else "") + " ".join(parts)
 
     def _level(self, level: str) -> str:
         colour = COLOURS.get(level) if self.colours else None
-        return f"{colour}{level:<7}{PLAIN}" if colour else f"{level:<7}"
+        return f"{colour}{level:<7}{RESET_COLOUR}" if colour else f"{level:<7}"
 
 
 def text(value: object) -> str:
-    """A value as text, whatever it is and does."""
+    """Convert any value to text. Never raises."""
     match value:
         case str():
             return value
@@ -89,12 +91,12 @@ def text(value: object) -> str:
 
 
 def escape(line: str) -> str:
-    r"""Everything that does not print (controls, line separators, direction marks) as `\n`, `\x1b`, `\u202e`."""
+    r"""Escape characters that do not print (controls, line separators, direction marks): `\n`, `\x1b`, `\u202e`."""
     return line if line.isprintable() else "".join(map(_escaped, line))
 
 
 def brief(error: BaseException) -> str:
-    """A traceback on one line, innermost last: `server.py:88 serve > lines.py:31 parse: ValueError: no such verb`."""
+    """Format a traceback on one line, innermost last: `server.py:88 serve > lines.py:31 parse: ValueError: no verb`."""
     frames = traceback.extract_tb(error.__traceback__)
     where = " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
     what = f"{type(error).__name__}: {_safely(error)}"
@@ -106,7 +108,7 @@ def brief(error: BaseException) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value behind its `=`: in quotes where its end or its beginning would not be seen."""
+    """Format a value after its `=`, in quotes if it is empty or has characters that make its end ambiguous."""
     shown = text(value)
     if shown and shown.isprintable() and not any(character in shown for character in ' "='):
         return shown
@@ -125,12 +127,12 @@ def _escaped(character: str) -> str:
 def _safely(value: object) -> str:
     try:
         return str(value)
-    except Exception:  # whatever a `__str__` may do, a log line must not raise
+    except Exception:  # `__str__` can raise anything
         return f"<a {type(value).__name__} that cannot be printed>"
 
 
 def _exception(context: Mapping[str, Any]) -> BaseException | None:
-    """What `exc_info` stands for: an exception, the tuple of `sys.exc_info`, or True for the one being handled."""
+    """Return the exception of `exc_info`: an exception, the tuple of `sys.exc_info`, or True for the current one."""
     match context.get("exc_info"):
         case BaseException() as error:
             return error
@@ -143,8 +145,8 @@ def _exception(context: Mapping[str, Any]) -> BaseException | None:
 
 
 def is_journal(stream: TextIO | None) -> bool:
-    """Whether it leads there. systemd.exec(5): the variable names device and inode, for it outlives a redirection of
-    standard error.
+    """Whether the stream is the systemd journal. $JOURNAL_STREAM has the device and inode of the original stream, since
+    the variable is still set after a redirection (systemd.exec(5)).
     """
     descriptor = descriptor_of(stream)
     try:
