@@ -240,9 +240,8 @@ class Daemon:
             privileges.export_paths(self._config_path, self._state)
             logger.info("changed user", user=user.name, group=user.gid)
         for key, path, reason in privileges.unreadable(self.settings, self._config_path):
-            logger.warning(
-                "cannot read a file that a reload needs", key=key, path=str(path), user=user.name, reason=reason
-            )
+            facts = {"key": key, "path": str(path), "user": user.name, "reason": reason}
+            logger.warning("cannot read a file that a reload needs", **facts)
 
     def _drain_revoked(self) -> None:
         """Drain the tunnels of credentials that are no longer in the configuration."""

@@ -50,7 +50,7 @@ class ServicePair:
     async def move(
         self, edit: Edit = lambda lines: None, lost: Callable[[Snapshot], list[socket.socket]] | None = None
     ) -> None:
-        """Hand over by manifest and descriptors. `edit` may change the lines; the sockets that `lost` returns are missing."""
+        """Hand over by manifest and descriptors. `edit` may change lines; the sockets that `lost` returns get lost."""
         snapshot = Snapshot(service=await self.service.export())
         missing = {os.fstat(one.fileno()).st_ino for one in lost(snapshot)} if lost else set()
         packed = FdBundle()

@@ -47,11 +47,11 @@ ByteCount = Annotated[int, Field(ge=0)]
 Peer = tuple[str, int] | tuple[str, int, int, int]
 
 
-class _Record(BaseModel):
+class _ManifestRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class _HeaderRecord(_Record):
+class _HeaderRecord(_ManifestRecord):
     version: Literal[1]
     stamp: float  # CLOCK_MONOTONIC
     fds: tuple[int, ...]  # numbers of the descriptors, which stay the same over execve
@@ -60,13 +60,13 @@ class _HeaderRecord(_Record):
     counters: ServiceCounters
 
 
-class _FlowRecord(_Record):
+class _FlowRecord(_ManifestRecord):
     moved: ByteCount
     done: bool
     held: tuple[ByteCount, ByteCount]  # offset and length
 
 
-class _RelayRecord(_Record):
+class _RelayRecord(_ManifestRecord):
     visitor: Inode
     server: Inode
     peer: Peer
@@ -76,27 +76,27 @@ class _RelayRecord(_Record):
     time_left: float | None  # seconds until the linger timeout, if it runs
 
 
-class _WaitingRecord(_Record):
+class _WaitingRecord(_ManifestRecord):
     visitor: Inode
     peer: Peer
     reached: Peer | None
     time_left: float  # seconds until the pairing timeout
 
 
-class _ClientSideRecord(_Record):
+class _ClientSideRecord(_ManifestRecord):
     port: int
     listener: Inode | None
     waiting: tuple[_WaitingRecord, ...]
 
 
-class _ServerSideRecord(_Record):
+class _ServerSideRecord(_ManifestRecord):
     port: int
     listener: Inode | None
     key: str
     parked: tuple[tuple[Inode, Peer], ...]
 
 
-class _TunnelRecord(_Record):
+class _TunnelRecord(_ManifestRecord):
     id: str
     credential: str
     backend: str

@@ -1,4 +1,4 @@
-"""The formats of a log line: a level, an event and its context become text without a newline. Pure but for the clock."""
+"""The formats of a log line: level, event and context become text without a newline. Pure but for the clock."""
 
 from __future__ import annotations
 

@@ -1,0 +1,183 @@
+"""Names and texts of the code: unique class names, plain docstrings, no tiny files, and a test file for each module."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tunneld
+
+ROOT = Path(tunneld.__file__).parent
+TESTS = Path(__file__).parents[1]
+
+VAGUE = {
+    *("who", "whom", "whoever", "whose", "somebody", "nobody"),
+    *("those", "others", "everybody", "stranger", "strangers"),
+}
+"""Words in place of which a docstring should name the peer, the client, the caller, ..."""
+
+MAX_VAGUE_PER_1000 = 14.5
+"""Vague words per 1000 docstring words. The goal is 3; the value shrinks as packages are rewritten."""
+
+MAX_TINY_LINES = 30
+TINY = {
+    "backends/ssh/side.py": "compiled, see setup.py; the rest of its package is not",
+    "config/reach.py": "shared by the schema and the daemon's listeners, without an import cycle",
+}
+"""Files of 30 lines or fewer, each with the reason why it is not part of another."""
+
+COVERED_BY = {
+    "agent/access.py": "agent/test_coming_back.py",
+    "agent/end_visitor.py": "agent/test_carriers.py",
+    "agent/expose_file.py": "agent/test_config.py",
+    "agent/handshake_pool.py": "agent/test_pool.py",
+    "agent/network.py": "agent/test_health.py",
+    "agent/request.py": "agent/test_expose.py",
+    "agent/session.py": "agent/test_coming_back.py",
+    "agent/shutdown.py": "agent/test_withdrawing.py",
+    "agent/source.py": "agent/test_pool.py",
+    "agent/visitors.py": "agent/test_local.py",
+    "auth/authenticator.py": "control/test_auth.py",
+    "auth/handshakes.py": "backends/test_keyed.py",
+    "backends/ssh/carrier.py": "backends/ssh/test_strange.py",
+    "backends/ssh/channel.py": "backends/ssh/test_strange.py",
+    "backends/ssh/connection.py": "backends/ssh/test_strange.py",
+    "backends/ssh/console.py": "backends/ssh/test_strange.py",
+    "backends/ssh/fast.py": "backends/ssh/test_strange.py",
+    "backends/ssh/forwards.py": "backends/ssh/test_coming_back.py",
+    "backends/ssh/gcm.py": "backends/ssh/test_strange.py",
+    "backends/ssh/host_key.py": "backends/ssh/test_hostkey.py",
+    "backends/ssh/negotiation.py": "backends/ssh/test_strange.py",
+    "backends/ssh/port.py": "backends/ssh/test_login.py",
+    "backends/ssh/restricted.py": "backends/ssh/test_strange.py",
+    "backends/ssh/server.py": "backends/ssh/test_strange.py",
+    "backends/ssh/side.py": "backends/ssh/test_options.py",
+    "backends/ssh/terminal.py": "backends/ssh/test_strange.py",
+    "backends/tcp.py": "backends/test_conformance.py",
+    "backends/webmux.py": "backends/test_mux_side.py",
+    "backends/webmux_port.py": "agent/test_carriers.py",
+    "cli/board.py": "cli/test_reporters.py",
+    "cli/common.py": "cli/test_tunneld.py",
+    "cli/expose.py": "cli/test_tunnel.py",
+    "cli/keyring.py": "cli/test_credential.py",
+    "client/exchange.py": "client/test_client.py",
+    "config/certificates.py": "config/test_tls_files.py",
+    "config/file.py": "config/test_load.py",
+    "config/keys.py": "config/test_diff.py",
+    "config/places.py": "config/test_find.py",
+    "config/problems.py": "config/test_load.py",
+    "config/values.py": "config/test_startups.py",
+    "control/commands.py": "control/test_ownership.py",
+    "control/connection.py": "control/test_tls.py",
+    "control/login.py": "control/test_auth.py",
+    "control/reply.py": "control/test_ownership.py",
+    "control/session.py": "control/test_server_nonsense.py",
+    "control/verbs.py": "control/test_ownership.py",
+    "daemon/daemon.py": "e2e/test_staying.py",
+    "daemon/ending.py": "e2e/test_staying.py",
+    "daemon/handover/bundle.py": "daemon/handover/test_snapshot.py",
+    "daemon/handover/successor.py": "e2e/test_staying.py",
+    "daemon/listeners.py": "e2e/test_staying.py",
+    "daemon/log/lines.py": "daemon/test_log.py",
+    "daemon/log/sink.py": "daemon/test_log.py",
+    "daemon/privileges.py": "e2e/test_privileges.py",
+    "daemon/signals.py": "e2e/test_staying.py",
+    "directory/service.py": "control/test_ownership.py",
+    "engine/copy.py": "engine/test_join.py",
+    "engine/end.py": "mux/test_carrier.py",
+    "engine/end_relay.py": "mux/test_carrier.py",
+    "engine/end_stream.py": "mux/test_carrier.py",
+    "engine/engine.py": "engine/test_join.py",
+    "engine/failures.py": "engine/test_listen.py",
+    "engine/limits.py": "engine/test_listen.py",
+    "engine/pipes.py": "engine/test_listen.py",
+    "engine/portable.py": "engine/test_join.py",
+    "engine/socket_flow.py": "engine/test_pump.py",
+    "engine/socket_relay.py": "engine/test_linger.py",
+    "engine/timers.py": "mux/test_heartbeat.py",
+    "errors.py": "house/test_man_control.py",
+    "http/app.py": "http/test_server.py",
+    "http/body.py": "http/test_bodies.py",
+    "http/connection.py": "http/test_server.py",
+    "http/origin.py": "http/test_guard.py",
+    "http/problems.py": "house/test_man_control.py",
+    "http/responses.py": "http/test_server.py",
+    "http/translate.py": "http/test_auth.py",
+    "mux/channel.py": "mux/test_carrier.py",
+    "mux/limits.py": "mux/test_carrier.py",
+    "mux/send_buffer.py": "mux/test_carrier.py",
+    "net/dial.py": "agent/test_local.py",
+    "policy/networks.py": "policy/test_admission.py",
+    "tls/self_signed.py": "cli/test_init.py",
+    "tunnel/events.py": "control/test_server_watch.py",
+    "tunnel/keys.py": "backends/test_mux_side.py",
+    "tunnel/server_side.py": "backends/test_mux_side.py",
+    "tunnel/snapshot.py": "daemon/handover/test_snapshot.py",
+    "tunnel/spec.py": "tunnel/test_tunnel.py",
+    "wire/verifier.py": "wire/test_scram.py",
+    "wire/webmux/events.py": "wire/webmux/test_receive.py",
+    "wire/webmux/header.py": "wire/webmux/test_vectors.py",
+    "wire/webmux/mux.py": "wire/webmux/test_receive.py",
+    "wire/webmux/receiver.py": "wire/webmux/test_receive.py",
+    "wire/webmux/sender.py": "wire/webmux/test_send.py",
+    "wire/webmux/sessions.py": "wire/webmux/test_ids.py",
+}
+"""Modules without a test file of their name, and the test file that covers each."""
+
+
+def files() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def modules() -> list[str]:
+    """All modules but those whose name says what they are for, as paths below the package."""
+    return [str(path.relative_to(ROOT)) for path in files() if path.name not in {"__init__.py", "__main__.py"}]
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def own_test(module: str) -> str:
+    """The test file of a module's own name, in the mirrored folder."""
+    path = Path(module)
+    return str(path.with_name(f"test_{path.name}"))
+
+
+def test_every_class_name_is_defined_once() -> None:
+    names = Counter(
+        node.name
+        for path in files()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_docstrings_name_their_subjects() -> None:
+    words = [word.lower() for path in files() for text in docstrings(path) for word in re.findall(r"[A-Za-z']+", text)]
+    rate = 1000 * sum(word in VAGUE for word in words) / len(words)
+    assert rate <= MAX_VAGUE_PER_1000, f"{rate:.1f} vague words per 1000"
+
+
+def test_no_file_is_tiny_without_a_reason() -> None:
+    tiny = {module for module in modules() if len((ROOT / module).read_text().splitlines()) <= MAX_TINY_LINES}
+    assert tiny == TINY.keys()
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_module_has_a_test_file(module: str) -> None:
+    assert (TESTS / own_test(module)).exists() or module in COVERED_BY, f"no {own_test(module)}, and not in COVERED_BY"
+
+
+def test_the_table_of_test_files_has_no_stale_entries() -> None:
+    assert COVERED_BY.keys() <= set(modules())
+    assert [module for module in COVERED_BY if (TESTS / own_test(module)).exists()] == []
+    assert [covering for covering in COVERED_BY.values() if not (TESTS / covering).exists()] == []
