@@ -1,1 +1,1 @@
-"""Our speed beside the peers found on PATH: `python -m benchmarks` prints one table. See README.md in this folder."""
+"""The speed of tunneld and of the peers found on PATH: `python -m benchmarks` prints one table. See README.md."""

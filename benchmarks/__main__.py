@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: ours beside every peer found on PATH, in one run, in one table."""
+"""`python -m benchmarks`: compare tunneld with every peer found on PATH, in one run and one table."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from benchmarks.table import LEGEND, Table
 from benchmarks.topologies import TOPOLOGIES, Topology
 from benchmarks.versions import machine, versions
 
-THOROUGH = Plan(seconds=3, rounds=3, budget=600.0)  # eleven minutes with the start and the end, all peers there
-QUICK = Plan(seconds=1, rounds=2, budget=170.0)  # for a look, in three minutes
-NEEDED = {"http": ("nginx", "wrk"), "visitors": ("nginx", "wrk")}
-"""What the loads of these names need to run at all."""
+THOROUGH = Plan(seconds=3, rounds=3, budget=600.0)  # with all peers, eleven minutes from start to end
+QUICK = Plan(seconds=1, rounds=2, budget=170.0)  # three minutes
 
 
 def main() -> int:
-    """Run it. Returns the exit status: 0 also where an aim was missed, for a benchmark measures and does not judge."""
+    """Run the benchmark. Returns the exit status, which is 0 even if a target was missed."""
     options = parser().parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -39,15 +37,15 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser."""
+    """Make the parser."""
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
     names = [load.name for load in LOADS] + [topology.name for topology in TOPOLOGIES]
-    made.add_argument("--quick", action="store_true", help="fewer and shorter samples: about three minutes")
+    made.add_argument("--quick", action="store_true", help="take fewer and shorter samples: about three minutes")
     made.add_argument("--only", action="append", default=[], metavar="NAME", choices=names, help=_only_help())
-    made.add_argument("--seconds", type=_positive, metavar="N", help="the length of a sample")
-    made.add_argument("--rounds", type=_positive, metavar="N", help="the number of samples of each")
+    made.add_argument("--seconds", type=_positive, metavar="N", help="length of a sample")
+    made.add_argument("--rounds", type=_positive, metavar="N", help="number of samples")
     made.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write every sample to a file")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write all samples to a file")
     return made
 
 
@@ -57,7 +55,7 @@ def _main(options: argparse.Namespace) -> int:
     loads, topologies = _chosen(options.only, results)
     if not own_network():
         results.notes.append(
-            "not allowed a network of our own: this is the machine's, with its settings and its traffic"
+            "no permission for a network namespace: measured in the machine's network with its settings and traffic"
         )
     where, found = machine(), versions()
     start = time.monotonic()
@@ -67,7 +65,7 @@ def _main(options: argparse.Namespace) -> int:
     print(table.markdown() if options.markdown else table.text())
     print(f"\n{LEGEND}\n")
     if lines := list(aims.told(results)):
-        print("\n".join(["aims for webmux and ssh:", *(f"  {line}" for line in lines), ""]))
+        print("\n".join(["targets for webmux and ssh:", *(f"  {line}" for line in lines), ""]))
     print(f"{plan.rounds} × {plan.seconds} s, {time.monotonic() - start:.0f} s in all, on loopback: " + _listed(where))
     print("versions: " + _listed(found))
     for note in results.notes:
@@ -79,7 +77,7 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _chosen(only: Sequence[str], results: Results) -> tuple[list[Load], list[Topology]]:
-    """What runs: what `only` names, among what can."""
+    """Return the loads and topologies to run: those in `only` (default: all) that can run here."""
     loads = [load for load in LOADS if load.name in only] or list(LOADS)
     topologies = [topology for topology in TOPOLOGIES if topology.name in only] or list(TOPOLOGIES)
     for topology in list(topologies):
@@ -92,14 +90,14 @@ def _chosen(only: Sequence[str], results: Results) -> tuple[list[Load], list[Top
 def _plan(options: argparse.Namespace) -> Plan:
     plan = QUICK if options.quick else THOROUGH
     seconds, rounds = options.seconds or plan.seconds, options.rounds or plan.rounds
-    longer = seconds * rounds / (plan.seconds * plan.rounds)  # who asks for more gives the time for it
+    longer = seconds * rounds / (plan.seconds * plan.rounds)  # more samples extend the time budget
     return Plan(seconds, rounds, plan.budget * max(1.0, longer))
 
 
 def _only_help() -> str:
     loads = ", ".join(load.name for load in LOADS)
     topologies = ", ".join(topology.name for topology in TOPOLOGIES)
-    return f"only this load ({loads}) or topology ({topologies}); may be given again"
+    return f"only this load ({loads}) or topology ({topologies}); may be repeated"
 
 
 def _positive(text: str) -> int:
@@ -114,7 +112,7 @@ def _listed(facts: dict[str, str] | dict[str, str | int | float]) -> str:
 
 
 def _interrupt(*_: object) -> None:
-    """Once: what ends the programs must not be interrupted itself."""
+    """Interrupt the run, and ignore further signals while the programs are being stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What was aimed at for webmux and ssh, each as a ratio of two columns of the table, in one run."""
+"""Targets for webmux and ssh, each a ratio of two columns of the table in one run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.run import Results
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """Ours ÷ the peer's is at least `bound`; where less is better, at most."""
+    """A target: the value of tunneld ÷ that of the peer is at least `bound`, or at most if less is better."""
 
     load: str
     measure: str
@@ -20,7 +20,7 @@ class Aim:
     more_is_better: bool = True
 
     def told(self, results: Results) -> str | None:
-        """The aim, the figure and a `!` where it was missed; None where one of the two did not run."""
+        """Format the target and the measured ratio, with a `!` if missed; None if one of the columns did not run."""
         ours = results.median(self.load, self.ours, self.measure)
         theirs = results.median(self.load, self.peer, self.measure)
         if ours is None or not theirs:
@@ -57,7 +57,7 @@ AIMS = (
 
 
 def told(results: Results) -> Iterator[str]:
-    """A line for each aim of which both sides ran."""
+    """Format a line for each target with both columns measured."""
     for aim in AIMS:
         if (line := aim.told(results)) is not None:
             yield line

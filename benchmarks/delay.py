@@ -1,11 +1,11 @@
-"""`python -m benchmarks.delay`: what a long way between relay and agent costs, beside plain TCP over the same way.
+"""`python -m benchmarks.delay`: a long path between relay and agent, compared with plain TCP over the same path.
 
-    relay 10.79.0.1 ── wire ── home 10.79.0.2         tunneld and visitors here, the agent and its servers there
+    relay 10.79.0.1 ── wire ── home 10.79.0.2         left: tunneld and visitors; right: the agent and its servers
 
-Two network namespaces, and `benchmarks.wire` between them or, without a delay, a veth pair; so it wants root and Linux.
-Plain TCP is a visitor who connects to the server over the wire; with webmux he connects to tunneld, and one carrier
-crosses the wire. Small requests are measured alone and beside a bulk transfer: with webmux on the same carrier, with
-TCP on connections of their own.
+The machines are network namespaces, connected by `benchmarks.wire` or, without a delay, by a veth pair; so root and
+Linux are required. With plain TCP, a visitor connects to the server over the wire. With webmux, it connects to tunneld,
+and one carrier crosses the wire. Small requests are measured alone and beside a bulk transfer, which with webmux shares
+the carrier and with TCP has a connection of its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ port = {CARRIERS}
 """
 COLUMNS = {"plain": "plain TCP", "webmux": "webmux", "webmuxs": "webmux+TLS"}
 SHARE, TIMES = 0.8, 3.0
-"""The aims: of plain TCP's rate, for one stream; of its p99 alone, for a small request beside a bulk transfer."""
+"""Targets: one stream has at least this share of the rate of plain TCP; the p99 of a small request beside a bulk
+transfer is at most this many times its p99 alone.
+"""
 FEW, BROWSERS = 4, 50
 PATIENCE = 120.0
 """Seconds for one visitor."""
@@ -51,14 +53,14 @@ PATIENCE = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Seconds of a stream, and requests on each connection."""
+    """Seconds per stream, and requests per connection."""
 
     seconds: float
     requests: int
 
 
 class World:
-    """Two machines with a wire, and a server at home."""
+    """Two machines with a wire, and a server on the machine `home`."""
 
     def __init__(self, crew: Crew, relay: Machine, home: Machine, milliseconds: float) -> None:
         self.relay, self.home = relay, home
@@ -72,7 +74,7 @@ class World:
 
     @contextmanager
     def reached(self, column: str) -> Iterator[None]:
-        """While the block runs, visitors reach the server in this way."""
+        """Let visitors reach the server as this column says, for the duration of the block."""
         if column == "plain":
             self.address = (HOME, self.server)
             yield
@@ -94,19 +96,19 @@ class World:
             yield
 
     def visit(self, kind: str, *numbers: float) -> Any:
-        """What somebody at the relay measures. Raises `BenchError`."""
+        """Run a visitor at the relay and return its measurement. Raises `BenchError`."""
         return _result(self.begin(kind, *numbers))
 
     def begin(self, kind: str, *numbers: float) -> subprocess.Popen[str]:
-        """Somebody at the relay begins."""
+        """Start a visitor at the relay."""
         words = (kind, self.address[0], str(self.address[1]), *map(str, numbers))
         command = self.relay.command(*_python("benchmarks.visit", *words))
         return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def measure(world: World, delay: float, plan: Plan) -> dict[str, float]:
-    """All figures of one column at one delay."""
-    ramp = max(0.5, 30 * delay / 1000)  # a window that doubles with each round trip is open by then
+    """Measure one column at one delay."""
+    ramp = max(0.5, 30 * delay / 1000)  # enough round trips for the windows to open
     alone = world.visit("small", FEW, plan.requests)
     figures = {"p50": alone["p50"], "p99": alone["p99"]}
     figures["down"] = world.visit("bulk", ramp, plan.seconds)
@@ -129,7 +131,7 @@ def _result(process: subprocess.Popen[str]) -> Any:
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        raise BenchError(f"a visitor was not done in {PATIENCE:g} s") from None
+        raise BenchError(f"a visitor did not finish within {PATIENCE:g} s") from None
     if process.returncode:
         raise BenchError(f"a visitor failed: {complaint.strip().splitlines()[-1:]}")
     return json.loads(said)
@@ -147,7 +149,7 @@ ROWS = (
 
 
 def rows(delay: float, columns: dict[str, dict[str, float]]) -> Iterator[str]:
-    """The lines of the table for one delay; what an aim was for has its ratio beside it."""
+    """Format the lines of the table for one delay, with ratios where there is a target."""
     yield f"{f'round trip {delay:g} ms':<44}" + "".join(f"{title:>22}" for title in COLUMNS.values())
     for name, title in ROWS:
         cells = [_cell(name, columns[column], columns["plain"], column) for column in COLUMNS]
@@ -166,15 +168,25 @@ def _cell(name: str, figures: dict[str, float], plain: dict[str, float], column:
 
 
 def main() -> int:
-    """Run it. Returns the exit status."""
+    """Run the benchmark. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.delay", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--delay", type=float, action="append", metavar="MS", help="round trip; 0, 20 and 100 if not given"
+        "--delay",
+        type=float,
+        action="append",
+        metavar="MS",
+        help="round trip time; may be repeated (default: 0, 20 and 100)",
     )
-    parser.add_argument("--only", action="append", choices=list(COLUMNS)[1:], help="beside plain TCP")
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="N", help="of each stream (%(default)g)")
+    parser.add_argument("--only", action="append", choices=list(COLUMNS)[1:], help="only this column, beside plain TCP")
     parser.add_argument(
-        "--requests", type=int, default=100, metavar="N", help=f"on each of {FEW} connections (%(default)s)"
+        "--seconds", type=float, default=3.0, metavar="N", help="length of each stream (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=100,
+        metavar="N",
+        help=f"requests on each of {FEW} connections (default: %(default)s)",
     )
     options = parser.parse_args()
     wanted = [column for column in COLUMNS if not options.only or column in ("plain", *options.only)]
@@ -190,7 +202,7 @@ def main() -> int:
                     with world.reached(column):
                         columns[column] = measure(world, delay, plan)
                 print("\n".join(rows(delay, columns)), flush=True)
-    print(f"aims: a stream ≥ {SHARE:g} of plain TCP; p99 beside a stream ≤ {TIMES:g} × p99 alone; ! marks a miss")
+    print(f"targets: a stream ≥ {SHARE:g} of plain TCP; p99 beside a stream ≤ {TIMES:g} × p99 alone; ! marks a miss")
     return 0
 
 

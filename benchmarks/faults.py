@@ -1,5 +1,5 @@
-"""What happens to a tunnel: each fault begins, lasts, and is over when its function returns, or at the time that it
-returns.
+"""Faults for `benchmarks.outage`. Each is a function that causes a fault and waits for its end. It returns the time at
+which the fault was over; None means now.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from benchmarks.world import CARRIERS, CONTROL, HOME, RELAY, World, wait
 
 ELSEWHERE = "10.78.0.3"
 AGAIN = 1.0
-"""Seconds after which a service manager starts a daemon again that has failed (RestartSec)."""
+"""Seconds after which a service manager restarts a daemon that has failed (RestartSec=)."""
 
 Fault = Callable[[World], float | None]
 
 
 def silence(seconds: float) -> Fault:
-    """All packets vanish, both ways."""
+    """Drop all packets in both directions."""
 
     def fault(world: World) -> None:
         world.nft(
@@ -38,7 +38,7 @@ def silence(seconds: float) -> Fault:
 
 
 def reset(world: World) -> None:
-    """Whatever is said to the carriers' port is answered by a reset, for a moment."""
+    """Answer all packets to the carriers' port with a reset, for half a second."""
     world.nft(
         "add table inet cut",
         "add chain inet cut go { type filter hook output priority 0; policy accept; }",
@@ -49,7 +49,7 @@ def reset(world: World) -> None:
 
 
 def roam(world: World) -> None:
-    """The laptop is carried to another network: its address goes, another one comes a second later."""
+    """Move the agent to another network: its address is removed, and another one is added a second later."""
     before, after = (HOME, ELSEWHERE) if _has(world.at_home, HOME) else (ELSEWHERE, HOME)
     world.at_home.must("ip", "address", "del", f"{before}/24", "dev", "w")
     time.sleep(1)
@@ -62,7 +62,7 @@ def _has(machine: Machine, address: str) -> bool:
 
 
 def stop(name: str, seconds: float) -> Fault:
-    """A program hangs (SIGSTOP), and goes on."""
+    """Suspend a program (SIGSTOP) and continue it."""
 
     def fault(world: World) -> None:
         process: subprocess.Popen[bytes] = getattr(world, name)
@@ -74,7 +74,7 @@ def stop(name: str, seconds: float) -> Fault:
 
 
 def kill(name: str) -> Fault:
-    """A program is killed (SIGKILL) and started again."""
+    """Kill a program (SIGKILL) and start it again."""
 
     def fault(world: World) -> None:
         process: subprocess.Popen[bytes] = getattr(world, name)
@@ -86,7 +86,7 @@ def kill(name: str) -> Fault:
 
 
 def usurp(seconds: float) -> Fault:
-    """The daemon is killed, and another program has its control port when it comes back. Over when that one is gone."""
+    """Kill the daemon, and let another program use its control port for some time."""
 
     def fault(world: World) -> float:
         world.relay.kill()
@@ -108,7 +108,7 @@ def usurp(seconds: float) -> Fault:
 
 
 def faults(drops: list[float], stops: float) -> dict[str, Fault]:
-    """All of them, by name."""
+    """Return all faults by name."""
     return {
         **{f"packets dropped for {seconds:g} s": silence(seconds) for seconds in drops},
         "carrier reset": reset,

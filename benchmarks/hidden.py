@@ -1,8 +1,8 @@
-"""The hidden servers of the benchmark that are not nginx, a process each: `python -m benchmarks.hidden KIND [HOST]`.
+"""Hidden servers of the benchmark other than nginx, each a process: `python -m benchmarks.hidden KIND [HOST]`.
 
-`bulk` sends to whoever connects, as fast as the connection takes it; `greet` says one octet and then holds the
-connection. `any` does what the first octet says: b is bulk, s reads and tells how much that was until now, a answers
-each request, a number of octets in four octets, with so many. Each prints its port and runs until it is ended.
+`bulk` sends to each client as fast as the connection permits. `greet` sends one byte and holds the connection. `any`
+does what the first byte of the client says: b is bulk; s reads, and reports the total; a answers each request, which is
+a number in four bytes, with that many bytes. Each prints its port and runs until it is killed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import time
 from contextlib import suppress
 
 LOOPBACK = "127.0.0.1"
-BLOCK = 4 << 20  # octets sent at once, from the page cache: no copy, so the sender is no bottleneck
+BLOCK = 4 << 20  # bytes sent in one call, from the page cache: without a copy, so the sender is no bottleneck
 BACKLOG = 4096
-TELL = 0.02  # seconds between two totals
+REPORT_INTERVAL = 0.02  # seconds between two totals
 
 
 def bulk(listener: socket.socket) -> None:
-    """Send to everybody, a thread each."""
+    """Send to each client in a thread of its own."""
     memory = block()
     while True:
         client, _ = listener.accept()
@@ -30,21 +30,21 @@ def bulk(listener: socket.socket) -> None:
 
 
 def block() -> int:
-    """A descriptor of what is sent."""
+    """Make a descriptor of the data to send."""
     memory = os.memfd_create("bulk")
     os.write(memory, os.urandom(BLOCK))
     return memory
 
 
 def send(client: socket.socket, memory: int) -> None:
-    """Send until the client has gone."""
+    """Send until the client disconnects."""
     with client, suppress(OSError):
         while True:
             os.sendfile(client.fileno(), memory, 0, BLOCK)
 
 
 def greet(listener: socket.socket) -> None:
-    """Say one octet to everybody, so that they know that they got through; forget those who leave."""
+    """Send one byte to each client, as a sign that it is connected to the server, and hold the connection."""
     clients: dict[int, socket.socket] = {}
     events = select.epoll()
     events.register(listener, select.EPOLLIN)
@@ -57,22 +57,22 @@ def greet(listener: socket.socket) -> None:
                 with suppress(OSError):
                     client.send(b"!")
             else:
-                clients.pop(number).close()  # a client has nothing to say, so this is its end
+                clients.pop(number).close()  # clients send nothing, so this is an EOF
 
 
 def swallow(client: socket.socket) -> None:
-    """Read until the client has gone; tell it the total, in eight octets, now and then."""
-    buffer, total, told = bytearray(1 << 20), 0, time.monotonic()
+    """Read until the client disconnects, and send it the total in eight bytes from time to time."""
+    buffer, total, reported = bytearray(1 << 20), 0, time.monotonic()
     with client, suppress(OSError):
-        while octets := client.recv_into(buffer, len(buffer), socket.MSG_TRUNC):
-            total += octets
-            if time.monotonic() - told > TELL:
-                told = time.monotonic()
+        while size := client.recv_into(buffer, len(buffer), socket.MSG_TRUNC):
+            total += size
+            if time.monotonic() - reported > REPORT_INTERVAL:
+                reported = time.monotonic()
                 client.sendall(total.to_bytes(8, "big"))
 
 
 def answer(client: socket.socket) -> None:
-    """Answer until the client has gone; requests may be sent ahead."""
+    """Answer requests, which may be pipelined, until the client disconnects."""
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with client, suppress(OSError), client.makefile("rb") as requests:
         while len(size := requests.read(4)) == 4:
@@ -80,7 +80,7 @@ def answer(client: socket.socket) -> None:
 
 
 def any_of_them(listener: socket.socket) -> None:
-    """Do what each asks for, a thread each."""
+    """Serve each client as it requests, in a thread of its own."""
     memory = block()
 
     def serve(client: socket.socket) -> None:

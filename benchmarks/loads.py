@@ -1,4 +1,4 @@
-"""What is measured: each load runs clients against one topology and gives figures."""
+"""What is measured: each load runs clients against one topology and returns figures."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BUFFER = 1 << 20
 RAMP = 0.3  # seconds until a stream's windows have opened
 SILENCE = 10.0  # seconds after which a peer that moves nothing has failed
 IDLE = 2000
-"""Idle relays: enough that what a relay costs stands out from what the program allocates in blocks."""
+"""Idle connections: enough that their memory stands out from blocks that the program allocates anyway."""
 FEW = 500
-"""Idle relays that are there at the first look, so that what exists once, or is kept ahead of demand, is in it."""
+"""Idle connections at the first measurement, which thus includes memory used only once or allocated in advance."""
 CROWD = 20  # visitors that come at once
 SETTLE = 0.7  # seconds for memory and descriptors to come to rest
 
@@ -29,7 +29,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One row of the table. `aims` bounds ours ÷ peer; `limit` bounds ours."""
+    """One row of the table. `aims` are targets for tunneld ÷ peer; `limit` is a target for tunneld itself."""
 
     name: str
     title: str
@@ -39,11 +39,11 @@ class Measure:
     limit: float | None = None
 
     def meets(self, value: float, bound: float) -> bool:
-        """Whether a figure or a ratio is at least, or at most, what was aimed at."""
+        """Whether a figure or a ratio meets a target."""
         return round(value, 2) >= bound if self.more_is_better else round(value, 2) <= bound
 
     def bound(self, bound: float) -> str:
-        """The bound in print."""
+        """Format a target."""
         return f"{'≥' if self.more_is_better else '≤'} {bound:g}"
 
 
@@ -56,34 +56,34 @@ class Load:
     server: Callable[[int], AbstractContextManager[Address]]
     sample: Callable[[Reach, int], Figures]
     fresh: bool = False
-    """It looks into the relay, so it needs one, and a new one for each sample."""
+    """Whether it measures the relay process, and so needs a new one for each sample."""
     warm_up: int = 1
     """Seconds of use before the first sample."""
 
 
 def bulk(reach: Reach, seconds: int) -> Figures:
-    """One stream from the server; the octets are counted, and thrown away where they are, in the kernel."""
+    """Measure one stream from the server. The kernel discards the bytes, which are only counted."""
     buffer = bytearray(BUFFER)
     with socket.create_connection(reach.address, timeout=SILENCE) as client:
         _discard(client, buffer, RAMP)
         start = time.monotonic()
-        octets = _discard(client, buffer, seconds)
-        return {"bulk": octets * 8 / (time.monotonic() - start) / 1e9}
+        size = _discard(client, buffer, seconds)
+        return {"bulk": size * 8 / (time.monotonic() - start) / 1e9}
 
 
 def _discard(client: socket.socket, buffer: bytearray, seconds: float) -> int:
-    octets = 0
+    total = 0
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         got = client.recv_into(buffer, BUFFER, socket.MSG_TRUNC)
         if not got:
             raise BenchError("the stream ended early")
-        octets += got
-    return octets
+        total += got
+    return total
 
 
 def requests(connections: int, *headers: str) -> Callable[[Reach, int], Figures]:
-    """`wrk` on so many connections; also the median and the 99th percentile of its latency, in milliseconds."""
+    """Run `wrk` on this many connections: its rate, and the median and 99th percentile of its latency in ms."""
 
     def sample(reach: Reach, seconds: int) -> Figures:
         host, port = reach.address
@@ -122,13 +122,13 @@ def _wrk(command: list[str], seconds: int) -> Figures:
     }
 
 
-def _latency(percent: int, said: str) -> float | None:
-    found = re.search(rf"\b{percent}%\s+([\d.]+)(us|ms|s|m)\b", said)
+def _latency(percent: int, output: str) -> float | None:
+    found = re.search(rf"\b{percent}%\s+([\d.]+)(us|ms|s|m)\b", output)
     return float(found[1]) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}[found[2]] if found else None
 
 
 def idle(reach: Reach, _: int) -> Figures:
-    """What each of many more relays that move nothing costs in the program that clients meet."""
+    """Measure the memory and descriptors that each additional idle connection costs in the relay."""
     assert reach.relay is not None
     many = min(IDLE, descriptor_limit() // 5)
     with ExitStack() as visitors:
@@ -144,11 +144,11 @@ def idle(reach: Reach, _: int) -> Figures:
 
 
 def _visit(stack: ExitStack, address: Address, count: int) -> None:
-    """Connect and stay, until everything is at rest; the server's greeting says that the relay is complete."""
+    """Connect visitors, and wait until the relay is idle. The server's byte shows that each is connected end to end."""
     for _ in range(0, count, CROWD):
         visitors = [stack.enter_context(socket.create_connection(address, timeout=SILENCE)) for _ in range(CROWD)]
         if not all(visitor.recv(1) for visitor in visitors):
-            raise BenchError("a visitor was turned away")
+            raise BenchError("a visitor was refused")
     time.sleep(SETTLE)
 
 

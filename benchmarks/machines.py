@@ -1,4 +1,4 @@
-"""Machines of our own, network namespaces, for benchmarks of what happens between them. They want root and Linux."""
+"""Network namespaces that act as machines, for benchmarks of what happens between them. Root and Linux are required."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from dataclasses import dataclass
 from benchmarks.processes import BenchError, need
 
 CONTROLS = ("cubic", "reno")
-"""Congestion controls that do not pace by timers, see `network`; the first is not allowed everywhere."""
+"""Congestion controls that do not pace with timers, see network.py; the first is not permitted everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One machine, by the name of its namespace."""
+    """A machine, identified by the name of its namespace."""
 
     name: str
 
     def command(self, *words: str) -> list[str]:
-        """A command line that runs `words` there."""
+        """Return the command line that runs `words` on this machine."""
         return [need("ip"), "netns", "exec", self.name, *words]
 
     def must(self, program: str, *words: str) -> None:
-        """Run a system program there. Raises `BenchError`."""
+        """Run a system program on this machine. Raises `BenchError`."""
         must(*self.command(need(program), *words))
 
 
 @contextmanager
 def machines(*words: str) -> Iterator[list[Machine]]:
-    """So many machines that reach nobody but themselves, gone when the block ends. Raises `BenchError`."""
+    """Make machines without a network, and remove them when the block ends. Raises `BenchError`."""
     with ExitStack() as stack:
         made = []
         for word in words:
@@ -48,7 +48,7 @@ def machines(*words: str) -> Iterator[list[Machine]]:
 
 
 def connect(one: Machine, one_address: str, other: Machine, other_address: str) -> None:
-    """A wire between two machines, by addresses of one /24. Raises `BenchError`."""
+    """Connect two machines, with addresses of one /24. Raises `BenchError`."""
     peer = ("peer", "name", "w", "netns", other.name)
     must(need("ip"), "-n", one.name, "link", "add", "w", "type", "veth", *peer)
     for machine, address in ((one, one_address), (other, other_address)):
@@ -57,7 +57,7 @@ def connect(one: Machine, one_address: str, other: Machine, other_address: str) 
 
 
 def must(*command: str) -> None:
-    """Raises `BenchError`."""
+    """Run a command. Raises `BenchError` if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     if done.returncode:
         raise BenchError(f"this machine cannot `{' '.join(command)}`: {done.stderr.strip()}")

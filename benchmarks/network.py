@@ -1,8 +1,8 @@
-"""A network of our own, where the system allows it: its loopback, its ports, its settings, and nobody else's packets.
+"""A network namespace for the run, if the system permits it: its own loopback, ports and settings, no other packets.
 
-It matters most for congestion control, of which a machine has one default. BBR, common on servers, paces a stream by
-timers even on loopback, and then a benchmark of bulk measures timers. A setting of a network is private to it, so
-nothing on the machine is changed, and all topologies have the same.
+It matters most for congestion control, since a machine has one default. BBR, common on servers, paces a stream with
+timers even on loopback, and then a bulk benchmark measures timers. Settings of a namespace are private to it, so
+nothing is changed on the machine, and all topologies have the same.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ CLONE_NEWUSER = 0x10000000  # unshare(2)
 CLONE_NEWNET = 0x40000000
 SIOCSIFFLAGS = 0x8914  # netdevice(7)
 IFF_UP = 1
-CONTROLS = ("cubic", "reno")  # neither paces; the first is not allowed in a network of one's own everywhere
-CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")  # of the network that the reader is in
+CONTROLS = ("cubic", "reno")  # neither paces; the first is not permitted in a namespace everywhere
+CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")  # of the namespace of the reader
 
 
 def own_network() -> bool:
-    """Move this process, and the children it will have, to a network of its own; whether that was allowed."""
+    """Move this process and its future children to a new network namespace. Returns whether that was permitted."""
     uid, gid = os.getuid(), os.getgid()
-    flags = CLONE_NEWNET if uid == 0 else CLONE_NEWNET | CLONE_NEWUSER  # only root may without being somebody first
+    flags = CLONE_NEWNET if uid == 0 else CLONE_NEWNET | CLONE_NEWUSER  # only root may do without a user namespace
     if ctypes.CDLL(None).unshare(flags):
         return False
     if flags & CLONE_NEWUSER:
@@ -43,5 +43,5 @@ def own_network() -> bool:
 
 
 def congestion_control() -> str:
-    """The one that sockets of this network get."""
+    """Return the default congestion control of this namespace."""
     return CONTROL.read_text().strip()

@@ -1,13 +1,13 @@
-"""`python -m benchmarks.outage`: what happens to a tunnel, and what visitors notice, over two machines of our own.
+"""`python -m benchmarks.outage`: what visitors notice when the network or a program fails.
 
-The relay is one that `tunneld init` wrote: TLS, a credential (world.py). The machines are network namespaces, so it
-wants root and Linux. Three watch while something happens (faults.py):
+The relay has the configuration of `tunneld init`, with TLS and a credential (world.py). The machines are network
+namespaces, so root and Linux are required. During each fault (faults.py) three things are observed:
 
-    a visitor who tries ten times a second     back after: from when the fault is over (the packets pass, the program
-                                               was started) until one who came later has his answer
-    `list`, five times a second                said ready: for how long the phase was ready while no visitor was served
-    an upload that was there before            how it ended; acknowledged octets that are not at the server, which would
-                                               be lies; octets sent and not acknowledged, which it knows to be in doubt
+    a visitor, ten times a second      back: seconds from the end of the fault (packets pass, the program was started)
+                                       until a visitor that connected later was served
+    `list`, five times a second        said ready: seconds in phase READY although no visitor was served
+    an upload that began before        how it ended; bytes that were acknowledged but did not reach the server, which
+                                       must be 0; bytes sent but not acknowledged, which are in doubt
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from benchmarks.processes import BenchError, orphans_ended
 from benchmarks.world import Upload, World, wait
 
 RECOVER_WITHIN = 60.0
-"""Seconds after which we give up."""
+"""Seconds until a tunnel must work again."""
 REST = 2.0
-"""Seconds before a fault and after it: the next one finds a tunnel at rest."""
+"""Seconds before and after each fault, so that the next one finds the tunnel in normal operation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fault, once."""
+    """The result of one fault."""
 
     back: float
     said_ready: float
@@ -42,7 +42,7 @@ class Row:
 
 
 def measure(world: World, fault: Fault) -> Row:
-    """Let it happen. Raises `BenchError`."""
+    """Cause a fault and measure its effect. Raises `BenchError`."""
     with world.watched() as watch, world.upload() as upload:
         time.sleep(REST)
         over = fault(world) or time.monotonic()
@@ -53,8 +53,8 @@ def measure(world: World, fault: Fault) -> Row:
         return Row(seen.back_after(over), seen.ready_though_away, upload())
 
 
-def told(name: str, rows: list[Row]) -> str:
-    """A line of the table."""
+def line(name: str, rows: list[Row]) -> str:
+    """Format a line of the table."""
     back = " ".join(f"{row.back:.1f}" for row in rows)
     ends = ", ".join(sorted({row.upload.end for row in rows}))
     lost, doubt = max(row.upload.lost for row in rows), max(row.upload.in_doubt for row in rows)
@@ -65,17 +65,21 @@ def told(name: str, rows: list[Row]) -> str:
     )
 
 
-HEAD = f"{'':<36}{'back, s':>7}  {'said ready, s':>11}  {'an upload':<10}{'acked, lost':>12}{'in doubt':>10}   octets"
+HEAD = f"{'':<36}{'back, s':>7}  {'said ready, s':>11}  {'an upload':<10}{'acked, lost':>12}{'in doubt':>10}   bytes"
 
 
 def main() -> int:
-    """Run it. Returns the exit status."""
+    """Run the benchmark. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outage", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--drop", type=float, action="append", metavar="SECONDS", help="5, 30 and 90 if not given")
-    parser.add_argument("--stop", type=float, default=60.0, metavar="S", help="how long programs hang (%(default)g)")
-    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="how often each (%(default)s)")
-    parser.add_argument("--backend", choices=("webmux", "tcp"), default="webmux", help="(%(default)s)")
-    parser.add_argument("--only", action="append", metavar="WORDS", help="faults whose name has these words")
+    parser.add_argument(
+        "--drop", type=float, action="append", metavar="SECONDS", help="may be repeated (default: 5, 30 and 90)"
+    )
+    parser.add_argument(
+        "--stop", type=float, default=60.0, metavar="S", help="how long programs hang (default: %(default)g)"
+    )
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="repetitions of each (default: %(default)s)")
+    parser.add_argument("--backend", choices=("webmux", "tcp"), default="webmux", help="backend (default: %(default)s)")
+    parser.add_argument("--only", action="append", metavar="WORDS", help="only faults with these words in their name")
     options = parser.parse_args()
     every = faults(options.drop or [5.0, 30.0, 90.0], options.stop)
     chosen = {name: fault for name, fault in every.items() if any(word in name for word in options.only or [""])}
@@ -91,7 +95,7 @@ def main() -> int:
             for name, fault in chosen.items():
                 print(f"{name} ...", file=sys.stderr, flush=True)
                 rows[name] = [measure(world, fault) for _ in range(options.rounds)]
-                print(told(name, rows[name]), flush=True)
+                print(line(name, rows[name]), flush=True)
         except BenchError:
             for log in folder.glob("*.log"):
                 sys.stderr.write("".join(log.read_text().splitlines(keepends=True)[-40:]))

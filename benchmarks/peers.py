@@ -1,7 +1,7 @@
-"""Tunnel programs that people choose instead, each started as its own documentation says, on free ports.
+"""Other tunnel programs, each started on free ports as its own documentation says.
 
-What a program encrypts with is on in the column that says so; where it can do without, that is a column of its own.
-None of them is given less than its defaults: their logs go to a file, as ours do.
+A program that can run with and without encryption has a column for each. All run with their defaults, and their logs go
+to a file, like those of tunneld.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from benchmarks.processes import LOOPBACK, Address, BenchError, Child, Crew, fre
 from tunneld.tls.self_signed import make_self_signed
 
 Build = Callable[[Crew, Address], tuple[Address, Child]]
-"""Runs both ends in front of a server; gives where clients connect, and the end that they meet there."""
+"""Starts relay and agent for a server. Returns the address for clients, and the relay process."""
 BORE_CONTROL = 7835
 HOST = "localhost"
-"""What the relay's certificate says."""
+"""The name in the relay's certificate."""
 
-# rathole: a control connection, and one for each visitor, of which it keeps a few ready. Its README, docs/transport.md.
-# `nodelay` is said to be the default; in 0.5.0 a lone small request takes 20 ms in TLS unless it is asked for.
+# rathole: a control connection, and one for each visitor, of which it keeps a few ready. See its README and
+# docs/transport.md. `nodelay` is documented as the default, but 0.5.0 needs 20 ms for a request over TLS without it.
 
 RATHOLE_SERVER = """
 [server]
@@ -46,11 +46,11 @@ PASSWORD = "bench"
 
 
 def rathole(transport: str) -> Build:
-    """With `transport` tcp (nothing is encrypted), tls or noise."""
+    """Start rathole with `transport` tcp (unencrypted), tls or noise."""
 
     def build(crew: Crew, server: Address) -> tuple[Address, Child]:
         relay, public = (LOOPBACK, free_port()), (LOOPBACK, free_port())
-        secure = {"tcp": _nothing, "tls": _rathole_tls, "noise": _rathole_noise}[transport](crew)
+        secure = {"tcp": _unencrypted, "tls": _rathole_tls, "noise": _rathole_noise}[transport](crew)
         here = RATHOLE_SERVER.format(relay=relay, public=public) + secure[0]
         there = RATHOLE_CLIENT.format(relay=relay, server=server) + secure[1]
         daemon = crew.start("rathole (relay)", [need("rathole"), "--server", crew.file("server.toml", here)])
@@ -60,19 +60,19 @@ def rathole(transport: str) -> Build:
     return build
 
 
-def _nothing(_: Crew) -> tuple[str, str]:
+def _unencrypted(_: Crew) -> tuple[str, str]:
     return "", ""
 
 
 def _rathole_tls(crew: Crew) -> tuple[str, str]:
-    papers = make_self_signed(HOST)
-    certificate = load_pem_x509_certificate(papers.certificate)
-    key = load_pem_private_key(papers.key, None)
+    made = make_self_signed(HOST)
+    certificate = load_pem_x509_certificate(made.certificate)
+    key = load_pem_private_key(made.key, None)
     assert isinstance(key, EllipticCurvePrivateKey)
     identity = crew.folder / "identity.pfx"
     sealed = BestAvailableEncryption(PASSWORD.encode())
     identity.write_bytes(pkcs12.serialize_key_and_certificates(b"bench", key, certificate, None, sealed))
-    root = crew.file("root.pem", papers.certificate.decode())
+    root = crew.file("root.pem", made.certificate.decode())
     return (
         f'[server.transport]\ntype = "tls"\ntls = {{ pkcs12 = "{identity}", pkcs12_password = "{PASSWORD}" }}\n',
         f'[client.transport]\ntype = "tls"\ntls = {{ trusted_root = "{root}", hostname = "{HOST}" }}\n',
@@ -91,7 +91,7 @@ def _rathole_noise(_: Crew) -> tuple[str, str]:
     )
 
 
-# frp: all visitors on one connection (yamux), in TLS unless told otherwise. Its conf/*_full_example.toml.
+# frp: one connection (yamux) for all visitors, with TLS by default. See its conf/*_full_example.toml.
 
 FRPS = """
 bindAddr = "{relay[0]}"
@@ -113,14 +113,14 @@ remotePort = {public}
 
 
 def frp(*, tls: bool) -> Build:
-    """`frps` and `frpc`."""
+    """Start `frps` and `frpc`."""
 
     def build(crew: Crew, server: Address) -> tuple[Address, Child]:
         relay, public = (LOOPBACK, free_port()), free_port()
         here = crew.file("frps.toml", FRPS.format(relay=relay))
         there = FRPC.format(relay=relay, server=server, public=public, tls=str(tls).lower())
         daemon = crew.start("frps", [need("frps"), "-c", here])
-        daemon.listening(relay[1])  # its agent gives up where it cannot log in at once
+        daemon.listening(relay[1])  # the agent gives up if it cannot log in at once
         crew.start("frpc", [need("frpc"), "-c", crew.file("frpc.toml", there)])
         return daemon.listening(public), daemon
 
@@ -128,7 +128,7 @@ def frp(*, tls: bool) -> Build:
 
 
 def chisel(crew: Crew, server: Address) -> tuple[Address, Child]:
-    """All visitors on one connection, SSH inside a WebSocket: always encrypted."""
+    """Start chisel: one connection for all visitors, SSH inside a WebSocket, always encrypted."""
     port, public = free_port(), free_port()
     daemon = crew.start(
         "chisel (relay)", [need("chisel"), "server", "--host", LOOPBACK, "--port", str(port), "--reverse"]
@@ -140,7 +140,7 @@ def chisel(crew: Crew, server: Address) -> tuple[Address, Child]:
 
 
 def bore(crew: Crew, server: Address) -> tuple[Address, Child]:
-    """A connection for each visitor, made when it comes; nothing is encrypted. Its control port is fixed."""
+    """Start bore: one connection for each visitor, made on demand, unencrypted. Its control port is fixed."""
     public = free_port()
     daemon = crew.start("bore (relay)", [need("bore"), "server", "--bind-addr", LOOPBACK])
     daemon.listening(BORE_CONTROL)

@@ -1,10 +1,10 @@
-"""Child processes that never outlive the benchmark, and what /proc says of them.
+"""Child processes that never outlive the benchmark, and their resources according to /proc.
 
-    Crew                    one temporary folder, and the processes that work in it
-    └─ Child ×N             each in a session of its own, so that Ctrl-C reaches us alone and we end them in order
+    Crew                    a temporary folder, and the processes that use it
+    └─ Child ×N             each in a session of its own: Ctrl-C reaches only the benchmark, which ends them in order
 
-Whoever daemonizes or forks away from its group is still a descendant of ours: Linux gives orphans to the nearest
-ancestor that asked for them, and `orphans_ended` asks.
+A process that leaves its process group, as daemons do, is still our descendant: Linux gives orphans to the nearest
+ancestor that is a subreaper, which `orphans_ended` makes this process.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Self, TypeVar
 
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
-SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"  # where daemons live, and what an ordinary PATH leaves out
+SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"  # folders of daemons, not in the PATH of ordinary users
 PATIENCE = 15.0  # seconds for a program to start; Python on a busy machine takes two
 GRACE = 3.0  # seconds for a program to end before it is killed
-LOOK = 0.02  # seconds between two looks at a program that is starting or ending
-MANY_DESCRIPTORS = 1 << 16  # as many as can be of use here; some programs reserve memory for each that is allowed
+POLL_INTERVAL = 0.02  # seconds between two checks of a program that is starting or ending
+MANY_DESCRIPTORS = 1 << 16  # more is of no use here, and some programs reserve memory for each permitted descriptor
 SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 Address = tuple[str, int]
@@ -39,16 +39,16 @@ T = TypeVar("T")
 
 
 class BenchError(Exception):
-    """A program that is needed here is missing, did not start, or failed."""
+    """A required program is missing, did not start, or failed."""
 
 
 def find(program: str) -> str | None:
-    """The path of a program, if it is installed."""
+    """Return the path of a program; None if it is not installed."""
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_FOLDERS}")
 
 
 def need(program: str) -> str:
-    """The path of a program. Raises `BenchError`."""
+    """Return the path of a program. Raises `BenchError` if it is not installed."""
     path = find(program)
     if path is None:
         raise BenchError(f"{program} is not on PATH")
@@ -56,7 +56,7 @@ def need(program: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, for programs that cannot be told to take any."""
+    """Return a free port, for programs that cannot choose one themselves."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
@@ -65,7 +65,7 @@ def free_port() -> int:
 
 @cache
 def descriptor_limit() -> int:
-    """Raise our limit of descriptors, and that of all programs started from here, as far as it goes."""
+    """Raise the descriptor limit of this process and its children as far as possible. Returns the usable number."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return min(hard, MANY_DESCRIPTORS)
@@ -73,15 +73,15 @@ def descriptor_limit() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A running program; what it prints is in a file, so that it never waits for a reader."""
+    """A running program. Its output goes to a file, so that it never waits for a reader."""
 
     name: str
     process: subprocess.Popen[bytes]
     output: Path
 
     def line(self, parse: Callable[[str], T | None]) -> T:
-        """Wait for a line of its output of which `parse` makes something. Raises `BenchError`."""
-        for _ in self._looks("did not say that it is ready"):
+        """Wait for a line of output for which `parse` returns a value. Raises `BenchError`."""
+        for _ in self._polls("did not report that it is ready"):
             lines = self.output.read_text(errors="replace").splitlines(keepends=True)
             for line in lines:
                 with suppress(ValueError):
@@ -90,33 +90,33 @@ class Child:
         raise AssertionError
 
     def listening(self, port: int) -> Address:
-        """Wait until it listens on a port of loopback. Raises `BenchError`."""
-        for _ in self._looks(f"did not listen on port {port}"):
+        """Wait until the program listens on a port of loopback. Raises `BenchError`."""
+        for _ in self._polls(f"did not listen on port {port}"):
             with suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=PATIENCE) as probe:
-                if probe.getsockname() != probe.getpeername():  # a socket may connect to itself where nobody listens
+                if probe.getsockname() != probe.getpeername():  # a socket can connect to itself on a free port
                     return LOOPBACK, port
         raise AssertionError
 
     def tree(self) -> list[int]:
-        """The process and its descendants."""
+        """Return the ids of the process and its descendants."""
         return [self.process.pid, *descendants(self.process.pid)]
 
-    def _looks(self, failure: str) -> Iterator[None]:
+    def _polls(self, failure: str) -> Iterator[None]:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise BenchError(f"{self.name} ended with status {self.process.returncode}: {self._last_words()}")
+                raise BenchError(f"{self.name} exited with status {self.process.returncode}: {self._last_line()}")
             yield
-            time.sleep(LOOK)
-        raise BenchError(f"{self.name} {failure} in {PATIENCE:.0f} s: {self._last_words()}")
+            time.sleep(POLL_INTERVAL)
+        raise BenchError(f"{self.name} {failure} within {PATIENCE:.0f} s: {self._last_line()}")
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         lines = self.output.read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
 class Crew:
-    """The processes of one topology or server. Leaving the block ends them, the last started first."""
+    """The processes of one topology or server. They are ended when the block ends, the last started first."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -136,7 +136,7 @@ class Crew:
         return path
 
     def share(self, context: AbstractContextManager[object]) -> None:
-        """Enter a context that ends after the processes that are started from now on."""
+        """Enter a context that ends after all processes that are started from now on."""
         self._stack.enter_context(context)
 
     def start(self, name: str, command: Sequence[str | Path]) -> Child:
@@ -151,7 +151,7 @@ class Crew:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a program and what it has forked. TERM twice: to some the first only means to finish what they do."""
+    """End a program and its process group. TERM is sent twice, since the first one may only start a drain."""
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -165,7 +165,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def orphans_ended() -> Iterator[None]:
-    """At the end of the block, nobody whom we or our children have started is left."""
+    """End all descendants of this process at the end of the block."""
     ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         yield
@@ -178,11 +178,11 @@ def orphans_ended() -> Iterator[None]:
                         os.kill(pid, signal.SIGKILL)
             with suppress(ChildProcessError):
                 os.waitpid(-1, os.WNOHANG)
-            time.sleep(LOOK)
+            time.sleep(POLL_INTERVAL)
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that descend from one, zombies included."""
+    """Return the ids of all descendants of a process, zombies included."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
@@ -198,7 +198,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def resident(pids: Sequence[int]) -> int:
-    """The octets of memory that processes have resident (RSS); pages that they share count for each."""
+    """Return the resident memory (RSS) of processes in bytes. A page that several share counts for each."""
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -208,5 +208,5 @@ def resident(pids: Sequence[int]) -> int:
 
 
 def descriptors(pids: Sequence[int]) -> int:
-    """The descriptors that processes have open."""
+    """Return the number of open descriptors of processes."""
     return sum(1 for pid in pids for _ in Path(f"/proc/{pid}/fd").iterdir())

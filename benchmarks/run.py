@@ -1,8 +1,8 @@
-"""The order of things: every topology in turn, and again from the first (A B C A B C), never one alone in a row.
+"""The order of samples: topologies take turns (A B C A B C) in each round.
 
 Bench.run
-└─ loads that use the same server      the server runs once for them all
-   └─ topology ×N                      all are open at once, and idle but for the one whose turn it is
+└─ loads with the same server          the server runs once for all of them
+   └─ topology ×N                      all are open at once; all but one are idle
       └─ load ×N                       in rounds over the topologies
 """
 
@@ -21,12 +21,12 @@ from benchmarks.processes import Address, BenchError, descriptor_limit
 from benchmarks.topologies import Reach, Topology
 
 FAILURES = (BenchError, OSError)
-BORROW = 1.25  # a load may take so many times its share of the time, since most take less than theirs
+BORROW = 1.25  # a load may use this many times its share of the time, since most use less than theirs
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long a sample takes, how many there are of each, and when to be content with fewer; in seconds."""
+    """The length of a sample in seconds, the number of samples, and the time in seconds after which there are fewer."""
 
     seconds: int
     rounds: int
@@ -35,23 +35,23 @@ class Plan:
 
 @dataclass(slots=True)
 class Results:
-    """Every sample: load, topology, measure. And what went wrong, in words."""
+    """All samples by load, topology and measure, and notes about failures."""
 
     samples: dict[str, dict[str, list[Figures]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def values(self, load: str, topology: str, measure: str) -> list[float]:
-        """The samples of one cell of the table."""
+        """Return the samples of one cell of the table."""
         return [figures[measure] for figures in self.samples.get(load, {}).get(topology, [])]
 
     def median(self, load: str, topology: str, measure: str) -> float | None:
-        """One cell of the table, unless it is empty."""
+        """Return the median of one cell of the table; None if it is empty."""
         values = self.values(load, topology, measure)
         return median(values) if values else None
 
 
 class Bench:
-    """One run. `say` hears how it goes."""
+    """One run. `say` is called with progress messages."""
 
     def __init__(
         self, topologies: Sequence[Topology], plan: Plan, results: Results, say: Callable[[str], None]
@@ -60,11 +60,11 @@ class Bench:
         self._plan = plan
         self._results = results
         self._say = say
-        self._left = 0  # loads that have not begun
+        self._left = 0  # loads that have not started
         self._end = 0.0
 
     def run(self, loads: Sequence[Load]) -> None:
-        """Run the loads one after the other; each gets its share of the time that is left."""
+        """Run the loads one after the other. Each gets an equal share of the remaining time."""
         self._left = len(loads)
         self._end = time.monotonic() + self._plan.budget
         for server, group in groupby(loads, lambda load: load.server):
@@ -73,7 +73,7 @@ class Bench:
                 self._serve(same, address)
 
     def _serve(self, loads: Sequence[Load], server: Address) -> None:
-        """Run the loads that use one server."""
+        """Run the loads of one server."""
         with ExitStack() as stack:
             kept = {} if loads[0].fresh else self._opened(stack, loads[0], server)
             for load in loads:
@@ -81,7 +81,7 @@ class Bench:
                 self._rounds(load, once)
 
     def _opened(self, stack: ExitStack, load: Load, server: Address) -> dict[Topology, Reach]:
-        """All topologies, each used once."""
+        """Open all topologies, and warm each up."""
         reached: dict[Topology, Reach] = {}
         for topology in self._topologies:
             self._say(f"{topology.title} starts")
@@ -92,7 +92,7 @@ class Bench:
         return reached
 
     def _rounds(self, load: Load, once: Callable[[], None]) -> None:
-        """As many rounds as planned, or as fit into this load's share of the time, but one at least."""
+        """Run the planned number of rounds, or as many as fit into the load's share of the time, but at least one."""
         start = time.monotonic()
         deadline = start + BORROW * (self._end - start) / self._left
         self._left -= 1
@@ -105,15 +105,15 @@ class Bench:
                 return
 
     def _kept(self, load: Load, reached: dict[Topology, Reach]) -> None:
-        """A round over topologies that stay open through all rounds."""
+        """Run a round over topologies that stay open for all rounds."""
         for topology, reach in list(reached.items()):
             with self._surviving(f"{load.name}: {topology.title}"):
-                del reached[topology]  # unless it survives this round, the next one goes without it
+                del reached[topology]  # if it fails in this round, the next one runs without it
                 self._sample(load, topology, reach)
                 reached[topology] = reach
 
     def _fresh(self, load: Load, server: Address) -> None:
-        """A round over topologies that start anew for each sample: memory once used is not given back."""
+        """Run a round over topologies that are restarted for each sample, since used memory is not returned."""
         for topology in self._topologies:
             if topology.idle:
                 with self._surviving(f"{load.name}: {topology.title}"), topology.open(server) as reach:
@@ -126,12 +126,12 @@ class Bench:
             self._note(f"{load.name}: {topology.title}: {failed:.0f} requests failed in one sample")
 
     @contextmanager
-    def _surviving(self, who: str) -> Iterator[None]:
-        """What fails is left out, and said; the others go on."""
+    def _surviving(self, what: str) -> Iterator[None]:
+        """Note a failure in the block and continue without it."""
         try:
             yield
         except FAILURES as error:
-            self._note(f"{who}: left out: {error}")
+            self._note(f"{what}: left out: {error}")
 
     def _note(self, text: str) -> None:
         self._results.notes.append(text)

@@ -1,4 +1,4 @@
-"""The hidden servers, as context managers that yield the address they listen on."""
+"""The hidden servers, as context managers that yield their addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.processes import LOOPBACK, Address, Crew, free_port, need
 
-PAGE = "0123456789abcdef" * 32  # 512 octets: what is measured is the request, not the page
+PAGE = "0123456789abcdef" * 32  # 512 bytes, so that the request is measured and not the page
 
 NGINX = """
 daemon off;
@@ -42,10 +42,10 @@ http {{
 
 
 def nginx_basics(folder: Path, descriptors: int) -> str:
-    """The head of a configuration of nginx: one worker, in the foreground, as the user we are."""
+    """Format the beginning of an nginx configuration: one worker, in the foreground, as the current user."""
     user, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(os.getgid()).gr_name
     return NGINX.format(
-        user=f"user {user} {group};" if os.getuid() == 0 else "",  # else it would become somebody who cannot read this
+        user=f"user {user} {group};" if os.getuid() == 0 else "",  # else it changes to an unprivileged user
         folder=folder,
         descriptors=descriptors,
         connections=descriptors - 64,
@@ -53,13 +53,13 @@ def nginx_basics(folder: Path, descriptors: int) -> str:
 
 
 def nginx_command(config: Path) -> list[str | Path]:
-    """Run nginx with a configuration."""
+    """Return the command line that runs nginx with a configuration."""
     return [need("nginx"), "-p", config.parent, "-e", "stderr", "-c", config]
 
 
 @contextmanager
 def page(descriptors: int) -> Iterator[Address]:
-    """`nginx` serving one small static file."""
+    """Run `nginx` with one small static file."""
     with Crew() as crew:
         (crew.folder / "pages").mkdir()
         crew.file("pages/index.html", PAGE)
@@ -71,14 +71,14 @@ def page(descriptors: int) -> Iterator[Address]:
 
 @contextmanager
 def bulk(_: int) -> Iterator[Address]:
-    """A server that sends without end."""
+    """Run a server that sends without end."""
     with _hidden("bulk") as address:
         yield address
 
 
 @contextmanager
 def greeter(_: int) -> Iterator[Address]:
-    """A server that says one octet and holds the connection."""
+    """Run a server that sends one byte and holds the connection."""
     with _hidden("greet") as address:
         yield address
 

@@ -1,12 +1,12 @@
-"""What attacks cost a relay: `python -m benchmarks.siege` from the checkout, some minutes, one table.
+"""The cost of attacks for a relay: `python -m benchmarks.siege` from the checkout prints one table in some minutes.
 
-Everything runs on loopback: the relay with its default limits, a bystander whose tunnel is busy all the time, and the
-attackers in this process, whose own work takes from the bystander's speed. Where the attack is on TLS, every face of
-the relay speaks it, and the operator who asks for the list was there before: among so many strangers a new one is
-refused by dice, which is what the dice are for.
+Everything runs on loopback: the relay with its default limits, a bystander with a tunnel that is always busy, and the
+attackers in this process, which compete with the bystander for the processors. For attacks on TLS, all ports of the
+relay use it, and the operator that calls `list` is already connected: among so many unauthenticated connections, a new
+one would be refused at random, as intended.
 
-Below the table: how long the relay takes to refuse a name that does not exist, and a wrong secret of one that does. The
-two must not be told apart; see `tell_apart`.
+Below the table: how long the relay takes to refuse an unknown name, and a wrong secret of a known one. A client must
+not be able to tell them apart; see `tell_apart`.
 """
 
 from __future__ import annotations
@@ -33,40 +33,40 @@ from tests.support.people import go_home
 from tunneld.wire.scram import decode, encode
 
 LIMIT = 60.0
-"""Seconds for one attack, beside the start of the relay."""
+"""Seconds for one attack, without the start of the relay."""
 
 WATCHING = 2.0
-"""Seconds for which a crowd stays."""
+"""Seconds for which attacking connections stay open."""
 
-LOOK = 0.1
-"""Seconds between two looks."""
+MEASURE_INTERVAL = 0.1
+"""Seconds between two measurements."""
 
 AT_ONCE = 200
-"""Visitors, and then as many servers for them: fewer than `max_waiting`."""
+"""Visitors, and then as many server connections for them: fewer than `max_waiting`."""
 
 
 @dataclass
 class Cost:
-    """One row: what was seen at the worst moment."""
+    """One row: the highest values measured during an attack."""
 
     resident: int = 0
     descriptors: int = 0
     latency: float = 0.0
 
-    async def look(self, siege: Siege) -> None:
-        """Ask for the list, and keep what is worse than before."""
+    async def measure(self, siege: Siege) -> None:
+        """Call `list`, measure, and keep the maxima."""
         self.latency = max(self.latency, await siege.check_answers())
         self.resident = max(self.resident, siege.resident)
         self.descriptors = max(self.descriptors, siege.relay.descriptors)
 
 
-async def nobody(_siege: Siege, _scale: int) -> None:
-    """For comparison."""
+async def no_attack(_siege: Siege, _scale: int) -> None:
+    """Do nothing, for comparison."""
     await trio.sleep(WATCHING)
 
 
 async def never_readers(siege: Siege, scale: int) -> None:
-    """Visitors who never read what a hidden server sends them: two descriptors each, in the relay and in us."""
+    """Connect visitors that never read what the hidden server sends: two descriptors each, in relay and attacker."""
     room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 500
     async with siege.ports() as ports, AsyncExitStack() as stack:
         for _ in range(min(10_000 // scale, room) // AT_ONCE):
@@ -76,39 +76,39 @@ async def never_readers(siege: Siege, scale: int) -> None:
 
 
 async def short_connections(siege: Siege, scale: int) -> None:
-    """They come to the control port and leave."""
+    """Connect to the control port and disconnect."""
     await flood(siege.control, 100_000 // scale)
 
 
 async def slow_loris(siege: Siege, _scale: int) -> None:
-    """As many as fit on the control port, with room for the operator."""
+    """Use all connections of the control port except one for the operator, and send half a request."""
     async with crowd(siege.control, 250, b"lis"):
         await trio.sleep(WATCHING)
 
 
 async def silent_handshakes(siege: Siege, _scale: int) -> None:
-    """They connect to every port that speaks TLS, and say nothing or half a hello: far more than there may be."""
+    """Open far more connections than permitted to every port with TLS; send nothing, or half a ClientHello."""
     async with siege.ports() as ports, AsyncExitStack() as stack:
-        for face in ("control", "http", "webmux", "server"):
-            await stack.enter_async_context(crowd(ports[face], 250))
-            await stack.enter_async_context(crowd(ports[face], 250, HELLO))
+        for name in ("control", "http", "webmux", "server"):
+            await stack.enter_async_context(crowd(ports[name], 250))
+            await stack.enter_async_context(crowd(ports[name], 250, HELLO))
         await trio.sleep(WATCHING)
 
 
 async def broken_handshakes(siege: Siege, scale: int) -> None:
-    """They say half a hello and leave: each costs the relay a context and a task."""
+    """Send half a ClientHello and disconnect: each costs the relay a TLS object and a task."""
     await flood(siege.control, 10_000 // scale, HELLO)
 
 
 async def wrong_keys(siege: Siege, scale: int) -> None:
-    """A whole handshake each, and then a key that is none."""
+    """Complete a handshake, then send an unknown key."""
     async with siege.ports() as ports:
         for _ in range(1000 // scale):
             await whisper(ports["server"], PAPERS[0], b"0" * 32 + b"\n")
 
 
 async def never_readers_in_tls(siege: Siege, scale: int) -> None:
-    """Hidden servers that send in TLS to visitors who never read."""
+    """Connect hidden servers that send over TLS to visitors that never read."""
     async with siege.ports() as ports, AsyncExitStack() as stack, trio.open_nursery() as nursery:
         for _ in range(5):
             await stack.enter_async_context(crowd(ports["client"], AT_ONCE // scale))
@@ -121,39 +121,39 @@ async def never_readers_in_tls(siege: Siege, scale: int) -> None:
 
 
 async def insist(stream: trio.SocketStream) -> None:
-    """Send, whether it is taken or not."""
+    """Send, and ignore a broken connection."""
     with suppress(trio.BrokenResourceError):
         await stream.send_all(bytes(MIB))
 
 
 async def wrong_secrets(siege: Siege, scale: int) -> None:
-    """Three on each connection; loopback earns no penalty."""
+    """Fail three logins on each connection. Loopback is exempt from penalties."""
     wrong = f"auth SCRAM-SHA-256 {encode(b'n,,n=root,r=x')}\nauth {encode(b'c=biws,r=x,p=AAAA')}\n" * 3
     await flood(siege.control, 3000 // scale, wrong.encode())
 
 
 async def endless_line(siege: Siege, _scale: int) -> None:
-    """A request that never ends."""
+    """Send a request line without end."""
     await pour(siege.control, b"", b"a" * 64 * KIB, 1024 * MIB)
 
 
 async def endless_body(siege: Siege, _scale: int) -> None:
-    """XML in chunks without an end."""
+    """Send an XML body in chunks without end."""
     head = b"POST /RPC2 HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/xml\r\nTransfer-Encoding: chunked\r\n\r\n"
     await pour(siege.http, head, b"10000\r\n" + b"<" * 0x10000 + b"\r\n", 1024 * MIB)
 
 
 ATTACKS = [
-    nobody, never_readers, short_connections, slow_loris, wrong_secrets, endless_line, endless_body
+    no_attack, never_readers, short_connections, slow_loris, wrong_secrets, endless_line, endless_body
 ]  # fmt: skip
-IN_TLS = [nobody, silent_handshakes, broken_handshakes, wrong_keys, never_readers_in_tls]
+IN_TLS = [no_attack, silent_handshakes, broken_handshakes, wrong_keys, never_readers_in_tls]
 PAPERS: list[Papers] = []
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
-"""How a TLS handshake begins."""
+"""The beginning of a TLS handshake."""
 
 
 async def measure(attack: Callable[[Siege, int], Awaitable[None]], scale: int, papers: Papers | None = None) -> str:
-    """One attack on a relay of its own: its row."""
+    """Run one attack on a new relay, and format its row."""
     cost = Cost()
     with tempfile.TemporaryDirectory() as folder:
         async with besieged(Path(folder), papers) as siege:
@@ -161,7 +161,7 @@ async def measure(attack: Callable[[Siege, int], Awaitable[None]], scale: int, p
                 await siege.ask_for_secrets()
             before, resident, began = siege.progress, siege.resident, trio.current_time()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(keep_looking, siege, cost)
+                nursery.start_soon(keep_measuring, siege, cost)
                 with trio.move_on_after(LIMIT) as limit:
                     await attack(siege, scale)
                 nursery.cancel_scope.cancel()
@@ -170,21 +170,21 @@ async def measure(attack: Callable[[Siege, int], Awaitable[None]], scale: int, p
     go_home()
     late = " (cut)" if limit.cancelled_caught else ""
     grown = (cost.resident - resident) / MIB
-    name = attack.__name__.replace("_", " ") + (" (all in TLS)" if papers and attack is nobody else "")
+    name = attack.__name__.replace("_", " ") + (" (all in TLS)" if papers and attack is no_attack else "")
     return f"{name:22}{took:8.1f}{grown:10.1f}{cost.descriptors:12}{cost.latency * 1000:10.0f}{speed:12.0f}{late}"
 
 
-async def keep_looking(siege: Siege, cost: Cost) -> None:
-    """Look again and again."""
+async def keep_measuring(siege: Siege, cost: Cost) -> None:
+    """Measure until cancelled."""
     while True:
-        await cost.look(siege)
-        await trio.sleep(LOOK)
+        await cost.measure(siege)
+        await trio.sleep(MEASURE_INTERVAL)
 
 
 def main() -> int:
-    """Print the table, a row when it is known."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.siege", description="what attacks cost a relay")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the attackers")
+    """Print the table, each row when it is complete."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.siege", description="Measure the cost of attacks.")
+    parser.add_argument("--quick", action="store_true", help="use a tenth of the attackers")
     scale = 10 if parser.parse_args().quick else 1
     print(f"{'':22}{'s':>8}{'RSS +MiB':>10}{'descriptors':>12}{'list, ms':>10}{'by, MiB/s':>12}")
     for attack in ATTACKS:
@@ -200,8 +200,8 @@ def main() -> int:
 
 
 async def tell_apart(count: int) -> str:
-    """So many refusals of either kind, in turn, on one relay without strangers' limits; medians and the difference with
-    its 95 % interval by bootstrap. A difference whose interval is around 0 tells nobody anything.
+    """Measure `count` refused logins of both kinds in turn on one relay. Formats the medians and their difference with
+    its 95 % interval by bootstrap. If the interval includes 0, a client cannot tell them apart.
     """
     times: dict[str, list[float]] = {"root": [], "nobody": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -226,7 +226,7 @@ async def tell_apart(count: int) -> str:
 
 
 async def refusal(siege: Siege, name: str) -> float:
-    """The seconds from a login's first message to its refusal, on a connection of its own."""
+    """Return the seconds from the first message of a login to its refusal, on a new connection."""
     first = f"auth SCRAM-SHA-256 {encode(f'n,,n={name},r=abc'.encode(), padded=False)}\n".encode()
     async with await trio.open_tcp_stream(siege.control.host, siege.control.port) as stream:
         await line_of(stream)
@@ -241,7 +241,7 @@ async def refusal(siege: Siege, name: str) -> float:
 
 
 async def line_of(stream: trio.SocketStream) -> bytes:
-    """The next line: whatever comes is one."""
+    """Receive the next line."""
     line = b""
     while not line.endswith(b"\n"):
         line += await stream.receive_some()

@@ -1,4 +1,4 @@
-"""`ssh -R` to an `sshd` of our own, with keys that live as long as the run."""
+"""`ssh -R` with an `sshd` and keys that exist for the length of the run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from benchmarks.processes import LOOPBACK, Address, BenchError, Child, Crew, free_port, need
 
 CIPHER = "aes128-gcm@openssh.com"
-"""The fastest that OpenSSH has where the processor knows AES; its default, ChaCha20, is half as fast."""
+"""OpenSSH's fastest cipher on processors with AES instructions; the default, ChaCha20, is half as fast."""
 
 SEPARATION = Path("/run/sshd")
-"""Where root's sshd locks up its children; a service manager makes it when it starts the system's own."""
+"""The privilege separation folder of an sshd run by root, usually made when the system's sshd is started."""
 
 SSHD = """
 ListenAddress {listen[0]}:{listen[1]}
@@ -35,7 +35,7 @@ Ciphers {cipher}
 
 
 def forward(crew: Crew, server: Address) -> tuple[Child, Address]:
-    """Run both ends; gives the daemon and the address where it takes visitors. Raises `BenchError`."""
+    """Start sshd and ssh. Returns the sshd and the address for visitors. Raises `BenchError`."""
     for name in ("host", "visitor"):
         make_key(crew.folder / name)
     listen = (LOOPBACK, free_port())
@@ -49,7 +49,7 @@ def forward(crew: Crew, server: Address) -> tuple[Child, Address]:
 
 
 def command(key: Path | None, sshd: Address, server: Address) -> list[str | Path]:
-    """The client's command line: nothing from this person's configuration, agent or known hosts."""
+    """Return the client's command line, which ignores the user's configuration, agent and known hosts."""
     options = {
         "BatchMode": "yes",
         "Ciphers": CIPHER,
@@ -68,7 +68,7 @@ def command(key: Path | None, sshd: Address, server: Address) -> list[str | Path
 
 
 def make_key(path: Path) -> None:
-    """A key pair without a passphrase. Raises `BenchError`."""
+    """Make a key pair without a passphrase. Raises `BenchError`."""
     made = subprocess.run(
         [need("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path],
         stdin=subprocess.DEVNULL,
@@ -77,12 +77,12 @@ def make_key(path: Path) -> None:
         check=False,
     )
     if made.returncode:
-        raise BenchError(f"ssh-keygen ended with status {made.returncode}: {made.stderr.strip()}")
+        raise BenchError(f"ssh-keygen exited with status {made.returncode}: {made.stderr.strip()}")
 
 
 @contextmanager
 def separation_folder() -> Iterator[None]:
-    """Make the folder that root's sshd insists on, unless it is there."""
+    """Make the privilege separation folder for the duration of the block, unless it exists."""
     made = not SEPARATION.exists()
     if made:
         SEPARATION.mkdir(mode=0o755)
@@ -95,6 +95,6 @@ def separation_folder() -> Iterator[None]:
 
 
 def allocated(line: str) -> int | None:
-    """The port that the client says it got."""
+    """Parse the line in which the client prints its port; None for any other line."""
     found = re.search(r"Allocated port (\d+) for remote forward", line)
     return int(found[1]) if found else None

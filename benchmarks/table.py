@@ -1,4 +1,4 @@
-"""The results in print: for a terminal, and as Markdown for a README."""
+"""The table of results, for a terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from benchmarks.topologies import Topology
 
 OURS = "tunneld"
 LEGEND = (
-    "Each figure is the median of its samples, ± the farthest sample. Below it: ours ÷ that column, and the aim; "
-    "! marks a miss."
+    "Each value is the median of its samples, ± the distance of the farthest one. Below it: tunneld ÷ this column, and "
+    "the target in parentheses; ! marks a missed target."
 )
 
 Row = list[str]
 
 
 class Table:
-    """One column a topology, two rows a measure: the figures, and ours divided by them."""
+    """One column for each topology and two rows for each measure: the values, and the value of tunneld ÷ each."""
 
     def __init__(self, results: Results, loads: Sequence[Load], topologies: Sequence[Topology]) -> None:
         self._results = results
@@ -27,7 +27,7 @@ class Table:
         self._measures = [(load, measure) for load in loads for measure in load.measures]
 
     def text(self) -> str:
-        """For a terminal, in columns."""
+        """Format the table for a terminal."""
         rows = [self._head(), *self._rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = []
@@ -37,7 +37,7 @@ class Table:
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
     def markdown(self) -> str:
-        """For a README: a figure and its ratio share a cell."""
+        """Format the table as Markdown, with a value and its ratio in one cell."""
         rows = list(self._rows())
         lines = [self._head(), ["---", *["--:"] * len(self._topologies)]]
         for figures, ratios in zip(rows[::2], rows[1::2], strict=True):
@@ -47,7 +47,7 @@ class Table:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def missed(self) -> int:
-        """How many aims were missed."""
+        """Return the number of missed targets."""
         return sum(cell.endswith("!") for row in self._rows() for cell in row)
 
     def _head(self) -> Row:
@@ -71,7 +71,7 @@ class Table:
 
 
 def _beside(text: str, value: float, measure: Measure, bound: float | None) -> str:
-    """A value and, if there is one, the aim beside it."""
+    """Format a value with its target, if there is one."""
     if bound is None:
         return text
     mark = "" if measure.meets(value, bound) else " !"

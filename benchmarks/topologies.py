@@ -1,6 +1,6 @@
 """What is compared: ways for a client to reach a server over two hops, client -> relay -> agent -> server.
 
-Each is opened with a server's address and yields the address that clients use, and the process that plays the relay.
+Each is opened with the address of a server, and yields the address for clients and the process of the relay.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tunneld.tls.self_signed import make_self_signed
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where clients connect, and the program that they meet there, if it is not the server itself."""
+    """The address for clients, and the relay process that listens there, if there is one."""
 
     address: Address
     relay: Child | None = None
@@ -36,29 +36,29 @@ class Topology:
     programs: tuple[str, ...]
     build: Callable[[Crew, Address], Reach]
     idle: bool = True
-    """Whether idle relays can be counted: there is a relay, and it does not fork a process for each."""
+    """Whether the cost of idle connections can be measured: there is a relay, and it does not fork for each."""
 
     def missing(self) -> list[str]:
-        """The programs that it needs and that are not there."""
+        """Return the required programs that are not installed."""
         return [program for program in self.programs if find(program) is None]
 
     @contextmanager
     def open(self, server: Address) -> Iterator[Reach]:
-        """Run it, in front of a server. Raises `BenchError` or `OSError`."""
+        """Run the topology in front of a server. Raises `BenchError` or `OSError`."""
         with Crew() as crew:
             yield self.build(crew, server)
 
 
 def direct(_: Crew, server: Address) -> Reach:
-    """No relay: what the server, the client and this machine can do."""
+    """No relay: the limits of the server, the client and the machine."""
     return Reach(server)
 
 
-# Ours
+# tunneld
 
 TUNNELD = "import sys; from tunneld.cli.tunneld import main; sys.exit(main())"
 TUNNEL = "import sys; from tunneld.cli.tunnel import main; sys.exit(main())"
-"""What the installed commands consist of."""
+"""The code of the installed commands."""
 
 TUNNEL_TOML = """
 [control]
@@ -81,25 +81,25 @@ key = "{key}"
 
 
 COMPILED = ".compiled/bin/python"
-"""The Python that has the compiled build, once the Makefile has made it."""
+"""The Python with the compiled build, which the Makefile makes."""
 
 
 def ours(backend: str, *, tls: bool = False, python: str = sys.executable) -> Callable[[Crew, Address], Reach]:
-    """`tunneld` and `tunnel expose`, as they come; only the ports are any that are free.
+    """`tunneld` and `tunnel expose` with their defaults, except for free ports.
 
-    `--quiet`, since no peer here writes a line for each visitor either. `-P`: what this `python` has installed, not
-    what lies where the benchmark runs.
+    `--quiet` is used since most peers do not write a line for each visitor either. `-P` makes Python import the
+    installed package, not the one in the current folder.
     """
 
     def build(crew: Crew, server: Address) -> Reach:
         text, trust = TUNNEL_TOML, []
         if tls:
-            papers = make_self_signed(LOOPBACK)
+            made = make_self_signed(LOOPBACK)
             text += TLS_TOML.format(
-                certificate=crew.file("relay.pem", papers.certificate.decode()),
-                key=crew.file("relay.key", papers.key.decode()),
+                certificate=crew.file("relay.pem", made.certificate.decode()),
+                key=crew.file("relay.key", made.key.decode()),
             )
-            trust = ["--pin", papers.pin]
+            trust = ["--pin", made.pin]
         config = crew.file("tunnel.toml", text)
         daemon = crew.start("tunneld", [python, "-P", "-c", TUNNELD, "--config", config, "--log-format", "json"])
         control = daemon.line(_control_uri)
@@ -121,7 +121,7 @@ max_channels = 4000
 
 
 def ours_by_ssh(crew: Crew, server: Address) -> Reach:
-    """`tunneld`, and a stock `ssh -R` in place of the agent."""
+    """`tunneld` with a stock `ssh -R` in place of the agent."""
     config = crew.file("tunnel.toml", TUNNEL_TOML + SSH_TOML)
     daemon = crew.start("tunneld", [sys.executable, "-c", TUNNELD, "--config", config, "--log-format", "json"])
     port = daemon.line(_ssh_uri).port or 0
@@ -167,7 +167,7 @@ stream {{
 
 
 def chain(hop: Callable[[Crew, str, Address, Address], Child]) -> Callable[[Crew, Address], Reach]:
-    """A program that forwards, twice in a row."""
+    """Run a forwarding program twice in a row."""
 
     def build(crew: Crew, server: Address) -> Reach:
         for name in ("agent", "relay"):
@@ -180,7 +180,7 @@ def chain(hop: Callable[[Crew, str, Address, Address], Child]) -> Callable[[Crew
 
 
 def haproxy(crew: Crew, name: str, listen: Address, server: Address) -> Child:
-    """One thread, and `splice` where HAProxy finds it worth while."""
+    """One thread, and `splice` when HAProxy considers it useful."""
     connections = min(8000, descriptor_limit() // 3)  # two descriptors each, and some for the pipes
     config = crew.file(f"{name}.cfg", HAPROXY.format(connections=connections, listen=listen, server=server))
     return crew.start(f"haproxy ({name})", [need("haproxy"), "-db", "-q", "-f", config])
@@ -201,13 +201,13 @@ def socat(crew: Crew, name: str, listen: Address, server: Address) -> Child:
 
 
 def openssh(crew: Crew, server: Address) -> Reach:
-    """`ssh -R` to an `sshd` of our own: the same shape as ours, but all visitors on one connection, enciphered."""
+    """`ssh -R` and `sshd`: one encrypted connection for all visitors."""
     daemon, public = ssh.forward(crew, server)
     return Reach(public, daemon)
 
 
 def peer(build: peers.Build) -> Callable[[Crew, Address], Reach]:
-    """A tunnel program of somebody else."""
+    """Another tunnel program, see peers.py."""
 
     def reach(crew: Crew, server: Address) -> Reach:
         public, daemon = build(crew, server)

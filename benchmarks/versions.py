@@ -1,4 +1,4 @@
-"""What programs say of themselves, and the line about the machine."""
+"""Versions of the programs, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMANDS = {
 
 @cache
 def asked(program: str, option: str) -> str:
-    """What a program prints when asked with an option. Raises `BenchError`."""
+    """Return the output of a program called with an option. Raises `BenchError`."""
     answer = subprocess.run(
         [need(program), option], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=10
     )
@@ -37,7 +37,7 @@ def asked(program: str, option: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of ours, of the Python below it, and of the programs that are there."""
+    """Return the versions of tunneld, Python, Trio and the installed peers."""
     found = {"tunneld": BUILD, "python": platform.python_version(), "trio": metadata.version("trio")}
     for name, (program, option) in COMMANDS.items():
         if find(program) is not None:
@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int | float]:
-    """Where this ran. `load` is what others wanted of the processors in the minute before."""
+    """Return facts about the machine. `load` is the load average of the last minute."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "processor": _processor(),
@@ -58,7 +58,7 @@ def machine() -> dict[str, str | int | float]:
 
 
 def nginx_module(name: str) -> str:
-    """What a configuration of nginx needs at its top to use a module. Raises `BenchError`."""
+    """Return the line that loads an nginx module; empty if it is built in. Raises `BenchError` if there is none."""
     built = asked("nginx", "-V")
     if f"--with-{name}=dynamic" not in built:
         if f"--with-{name}" not in built:

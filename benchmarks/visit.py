@@ -1,4 +1,4 @@
-"""The visitors of `benchmarks.delay`, a process each: `python -m benchmarks.visit KIND HOST PORT ...`. Prints JSON."""
+"""Visitors of `benchmarks.delay`, each a process that prints JSON: `python -m benchmarks.visit KIND HOST PORT ...`."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from statistics import quantiles
 Address = tuple[str, int]
 BUFFER = 1 << 20
 SMALL = 512
-"""Octets of a small answer."""
+"""Bytes of a small response."""
 ASSET = 10_000
-"""Octets of one of a page's hundred assets."""
+"""Bytes of one asset of a page."""
 ASSETS = 100
 
 
 def bulk(address: Address, ramp: float, seconds: float) -> float:
-    """Gbit/s of one stream from the server, after its windows have opened."""
+    """Measure one stream from the server in Gbit/s, after `ramp` seconds for its windows to open."""
     buffer = bytearray(BUFFER)
     with socket.create_connection(address, timeout=10) as client:
         client.sendall(b"b")
 
         def discard(until: float) -> int:
-            octets = 0
+            size = 0
             while time.monotonic() < until:
-                octets += client.recv_into(buffer, BUFFER, socket.MSG_TRUNC)
-            return octets
+                size += client.recv_into(buffer, BUFFER, socket.MSG_TRUNC)
+            return size
 
         discard(time.monotonic() + ramp)
         start = time.monotonic()
-        octets = discard(start + seconds)
-        return octets * 8 / (time.monotonic() - start) / 1e9
+        size = discard(start + seconds)
+        return size * 8 / (time.monotonic() - start) / 1e9
 
 
 def upload(address: Address, ramp: float, seconds: float) -> float:
-    """Gbit/s of one stream to the server, as the server tells how much of it has arrived."""
-    with socket.create_connection(address, timeout=10) as client, client.makefile("rb") as told:
+    """Measure one stream to the server in Gbit/s, by the totals that the server reports."""
+    with socket.create_connection(address, timeout=10) as client, client.makefile("rb") as totals:
 
         def send() -> None:
             block = bytes(BUFFER)
@@ -52,7 +52,7 @@ def upload(address: Address, ramp: float, seconds: float) -> float:
 
         def total(after: float) -> tuple[float, int]:
             while True:
-                count = int.from_bytes(told.read(8), "big")
+                count = int.from_bytes(totals.read(8), "big")
                 if (now := time.monotonic()) >= after:
                     return now, count
 
@@ -64,7 +64,7 @@ def upload(address: Address, ramp: float, seconds: float) -> float:
 
 
 def small(address: Address, connections: float, requests: float) -> dict[str, float]:
-    """Median and 99th percentile, in milliseconds, of small requests: so many on each of so many connections."""
+    """Measure small requests, `requests` on each of `connections`: median and 99th percentile in milliseconds."""
     times: list[float] = []
 
     def ask() -> None:
@@ -75,7 +75,7 @@ def small(address: Address, connections: float, requests: float) -> dict[str, fl
                 start = time.monotonic()
                 client.sendall(SMALL.to_bytes(4, "big"))
                 answers.read(SMALL)
-                if number:  # the first one waits for the connection
+                if number:  # the first one includes the set-up of the connection
                     times.append(1000 * (time.monotonic() - start))
 
     _together(ask, int(connections))
@@ -84,7 +84,9 @@ def small(address: Address, connections: float, requests: float) -> dict[str, fl
 
 
 def browse(address: Address, browsers: float) -> float:
-    """Seconds until so many browsers, a connection each, have a page: a request, then a hundred sent ahead (HTTP/2)."""
+    """Measure the seconds until all browsers have loaded a page, each over one connection: a request, then a hundred
+    pipelined ones, as with HTTP/2.
+    """
 
     def load() -> None:
         with socket.create_connection(address, timeout=60) as client, client.makefile("rb") as answers:

@@ -1,8 +1,8 @@
-"""What a visitor and `list` say of a tunnel: `python -m benchmarks.watcher RELAY PIN HOST PORT`, until SIGTERM.
+"""Observe a tunnel until SIGTERM: `python -m benchmarks.watcher RELAY PIN HOST PORT`.
 
-A visitor tries ten times a second and has half a second each time: what a person sees who presses reload. Five times a
-second the relay is asked for the tunnel's phase. At the end it prints what it has seen as JSON, with the times of a
-clock that all programs of this machine share.
+A visitor connects ten times a second and waits half a second each time, like a user who reloads a page. Five times a
+second the relay is asked for the phase of the tunnel. At the end the observations are printed as JSON, with times of a
+clock that all programs of the machine share.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from tunneld.client import connect
 from tunneld.errors import TunneldError
 from tunneld.tls.contexts import client_tls_context
 
-EVERY, WITHIN = 0.1, 0.5
-LOOK = 0.2
+VISIT_INTERVAL, VISIT_TIMEOUT = 0.1, 0.5
+LIST_INTERVAL = 0.2
 NAME = "web"
 
 
 async def probe(host: str, port: int, seen: list[tuple[float, float, bool]]) -> None:
-    """Visit for ever; `seen` gets when each visit began and ended, and whether it was served."""
+    """Visit until cancelled. Appends the begin and end of each visit, and whether it was served, to `seen`."""
     while True:
         began, served = time.monotonic(), False
-        with trio.move_on_after(WITHIN), suppress(OSError, trio.BrokenResourceError):
+        with trio.move_on_after(VISIT_TIMEOUT), suppress(OSError, trio.BrokenResourceError):
             async with await trio.open_tcp_stream(host, port) as visitor:
                 await visitor.send_all(b"p")
                 served = await visitor.receive_some(1) == b"P"
         seen.append((began, time.monotonic(), served))
-        await trio.sleep(max(began + EVERY - time.monotonic(), 0))
+        await trio.sleep(max(began + VISIT_INTERVAL - time.monotonic(), 0))
 
 
 async def look(relay: str, pin: str, seen: list[tuple[float, str]]) -> None:
-    """Ask for the phase for ever; `seen` gets when and what, which is empty where nobody answers."""
+    """Ask for the phase until cancelled. Appends the time and the phase, empty without an answer, to `seen`."""
     credential = ("agent", os.environ["TUNNEL_SECRET"])
     while True:
         with suppress(TunneldError):
@@ -47,13 +47,13 @@ async def look(relay: str, pin: str, seen: list[tuple[float, str]]) -> None:
                 while True:
                     phases = [record["phase"] for record in await client.list() if record.get("name") == NAME]
                     seen.append((time.monotonic(), ",".join(phases)))
-                    await trio.sleep(LOOK)
+                    await trio.sleep(LIST_INTERVAL)
         seen.append((time.monotonic(), ""))
-        await trio.sleep(LOOK)
+        await trio.sleep(LIST_INTERVAL)
 
 
 async def main(relay: str, pin: str, host: str, port: str) -> None:
-    """Watch until told to stop."""
+    """Observe until SIGTERM."""
     visits: list[tuple[float, float, bool]] = []
     phases: list[tuple[float, str]] = []
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
@@ -67,15 +67,15 @@ async def main(relay: str, pin: str, host: str, port: str) -> None:
 
 
 class Seen:
-    """What was seen, read again."""
+    """The observations of one run."""
 
-    def __init__(self, said: str) -> None:
-        record = json.loads(said)
+    def __init__(self, output: str) -> None:
+        record = json.loads(output)
         self.visits: list[tuple[float, float, bool]] = record["visits"]
         self.phases: list[tuple[float, str]] = record["phases"]
 
     def back_after(self, over: float) -> float:
-        """Seconds from then until a visitor who came later had his answer. Raises `BenchError`."""
+        """Seconds from `over` until a visitor that connected later was served. Raises `BenchError`."""
         for began, ended, served in self.visits:
             if served and began >= over:
                 return ended - over
@@ -83,18 +83,18 @@ class Seen:
 
     @property
     def away(self) -> float:
-        """Seconds between visits that were not served."""
+        """Seconds during which visits were not served."""
         pairs = zip(self.visits, self.visits[1:], strict=False)
         return sum(other[0] - one[0] for one, other in pairs if not one[2])
 
     @property
     def ready_though_away(self) -> float:
-        """Seconds for which the relay said ready, while neither the visit before nor the one after was served.
+        """Seconds in phase READY while neither the visit before nor the one after was served.
 
-        Raises `BenchError` where it never said so: then nobody has looked.
+        Raises `BenchError` if the phase was never READY, since then nothing was observed.
         """
         if not any(phase == "ready" for _, phase in self.phases):
-            raise BenchError("the relay never said that the tunnel is ready")
+            raise BenchError("the relay never reported that the tunnel is ready")
         seconds = 0.0
         for (then, phase), (later, _) in zip(self.phases, self.phases[1:], strict=False):
             before = [served for _, ended, served in self.visits if ended <= then]

@@ -1,16 +1,16 @@
-"""`python -m benchmarks.wire ONE OTHER MILLISECONDS`: a wire between two network namespaces that holds packets a while.
+"""`python -m benchmarks.wire ONE OTHER MILLISECONDS`: connect two network namespaces with a delay.
 
-Where the kernel has no netem, this is one: two TUN devices, and a program that reads a packet from one, keeps it for
-half of the round trip and writes it to the other. Nothing is lost, reordered or slowed down on purpose, so TCP sees a
-long and otherwise perfect path, with its own windows and its own slow start from end to end; a relay of streams in its
-place would answer for the far end and hide them.
+This replaces netem, which not every kernel has: two TUN devices, and a program that reads a packet from one, keeps it
+for half of the round trip and writes it to the other. Packets are not lost, reordered or slowed down on purpose, so TCP
+sees a long and otherwise perfect path, with its own windows and slow start from end to end. A relay of streams would
+hide these.
 
-Packets are those of an MTU of 1500, but they cross in the bunches of up to 64 KiB that the kernel makes for a network
-card that cuts them itself (TSO, behind a virtio header, which we hand on as it is). That makes Python fast enough: with
-no delay it carries 8 to 10 Gbit/s on a core of its own, thirty times what a stream needs whose window of 4 MiB, the
-most that Linux sends ahead by default, goes around in 100 ms.
+The MTU is 1500, but packets cross in groups of up to 64 KiB that the kernel makes for network cards with segmentation
+offload (TSO, behind a virtio header, which is passed on unchanged). That makes Python fast enough: without delay it
+carries 8 to 10 Gbit/s on one core, thirty times what a stream needs with a window of 4 MiB, the maximum that Linux
+sends ahead by default, and a round trip of 100 ms.
 
-The devices are ONE's 10.79.0.1 and OTHER's 10.79.0.2; it says `ready` and runs until it is ended.
+The devices are 10.79.0.1 in ONE and 10.79.0.2 in OTHER. The program prints `ready` and runs until it is killed.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ ADDRESSES = "10.79.0.1", "10.79.0.2"
 TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0  # linux/if_tun.h
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4 = 0x01, 0x02
-LARGEST = 65536 + 64
+MAX_PACKET = 65536 + 64
 BATCH = 64
-"""Packets read from one side before the other has its turn."""
+"""Packets read from one side before the other one has its turn."""
 QUEUE = "10000"
-"""Packets that the kernel may keep for us: a burst that we are late for is not lost."""
+"""Packets that the kernel queues, so that a burst is not lost if this program is late."""
 
 
 class Side:
-    """One end: a device, and what is on its way to it."""
+    """One device, and the packets on their way to it."""
 
     def __init__(self, name: str) -> None:
         self.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
@@ -45,25 +45,25 @@ class Side:
 
 
 def carry(one: Side, other: Side, delay: float) -> None:
-    """Carry packets both ways for ever; each takes `delay` seconds."""
-    ways = ((one, other), (other, one))
+    """Carry packets in both directions for ever, with a delay of `delay` seconds."""
+    directions = ((one, other), (other, one))
     poller = select.epoll()
     for side in (one, other):
         poller.register(side.fd, select.EPOLLIN)
     while True:
         now = time.monotonic()
-        for source, target in ways:
+        for source, target in directions:
             _read(source.fd, target, now + delay)
             _deliver(target, now)
         due = [side.coming[0][0] for side in (one, other) if side.coming]
         wait = max(min(due) - time.monotonic(), 0) if due else None
-        select.select([poller], [], [], wait)  # in microseconds, which epoll's own waiting does not know
+        select.select([poller], [], [], wait)  # select waits with microsecond resolution, epoll does not
 
 
 def _read(fd: int, target: Side, due: float) -> None:
     for _ in range(BATCH):
         try:
-            target.coming.append((due, os.read(fd, LARGEST)))
+            target.coming.append((due, os.read(fd, MAX_PACKET)))
         except BlockingIOError:
             return
 
@@ -75,7 +75,7 @@ def _deliver(side: Side, now: float) -> None:
 
 
 def main() -> None:
-    """Make the wire, move its ends to where they belong, carry."""
+    """Make the devices, move each to its namespace, and carry packets."""
     machines, milliseconds = sys.argv[1:3], float(sys.argv[3])
     names = [f"w{os.getpid()}{end}" for end in "ab"]
     sides = [Side(name) for name in names]

@@ -1,8 +1,8 @@
-"""Two machines and the programs on them: a relay as `tunneld init` writes it, an agent that comes to it, a server.
+"""Two machines and the programs on them: a relay with the configuration of `tunneld init`, an agent, and a server.
 
-relay 10.78.0.1 ── wire ── home 10.78.0.2        tunneld and visitors here, the agent and its server there
+relay 10.78.0.1 ── wire ── home 10.78.0.2        left: tunneld and visitors; right: the agent and its server
 
-They are network namespaces, see machines.py.
+The machines are network namespaces, see machines.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tunneld.tls.pins import first_fingerprint
 RELAY, HOME = "10.78.0.1", "10.78.0.2"
 CONTROL, CARRIERS, PUBLIC, SERVER = 7010, 7012, 20080, 8000
 START_WITHIN = 15.0
-"""Seconds after which we give up."""
+"""Seconds for everything to start."""
 
 
 class World:
@@ -58,7 +58,7 @@ class World:
         wait(START_WITHIN, self.serves)
 
     def connects(self, port: int) -> bool:
-        """Whether somebody listens at the relay."""
+        """Whether the relay accepts connections on a port."""
         return self._tries(f"import socket; socket.create_connection(('{RELAY}', {port}), 1)")
 
     def serves(self) -> bool:
@@ -71,24 +71,24 @@ class World:
         return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
 
     def start_relay(self) -> None:
-        """`tunneld`."""
+        """Start `tunneld`."""
         config = str(self.folder / "relay" / "tunnel.toml")
         self.relay = self._start(self.at_relay, "-m", "tunneld", "--config", config)
 
     def start_agent(self) -> None:
-        """The line that `tunneld init` printed, with a name and a port."""
+        """Start the command that `tunneld init` printed, with a name and a port."""
         words = [*self.words[1:], "--port", str(PUBLIC), "--name", NAME, "--backend", self.backend]
         words[words.index("8000")] = str(SERVER)
         self.agent = self._start(self.at_home, "-c", TUNNEL, *words)
 
     def start_server(self) -> None:
-        """A server that only the agent reaches."""
+        """Start a server that only the agent can reach."""
         words = ("-m", "benchmarks.witness", "serve", str(SERVER), str(self.folder))
         self.server = self._start(self.at_home, *words)
 
     @contextmanager
     def watched(self) -> Iterator[Callable[[], Seen]]:
-        """Somebody watches until what is yielded is called."""
+        """Observe the tunnel (watcher.py) until the yielded function is called, which returns the observations."""
         words = ("-m", "benchmarks.watcher", f"tls://{RELAY}:{CONTROL}", self.pin, RELAY, str(PUBLIC))
         with self.visitor(*words) as process:
 
@@ -100,7 +100,7 @@ class World:
 
     @contextmanager
     def upload(self) -> Iterator[Callable[[], Upload]]:
-        """Somebody uploads until what is yielded is called. Raises `BenchError`."""
+        """Upload (witness.py) until the yielded function is called, which returns the result. Raises `BenchError`."""
         self.uploads += 1
         name = f"upload{self.uploads}"
         words = ("-m", "benchmarks.witness", "upload", RELAY, str(PUBLIC), name)
@@ -117,12 +117,12 @@ class World:
             yield end
 
     def nft(self, *commands: str) -> None:
-        """Packet filters at home."""
+        """Change the packet filter of the machine `home`."""
         for command in commands:
             self.at_home.must("nft", command)
 
     def end(self) -> None:
-        """Nothing is left."""
+        """Kill all programs."""
         for process in (self.agent, self.relay, self.server):
             process.kill()
             process.wait()
@@ -145,23 +145,23 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """How an upload went, in octets."""
+    """The result of an upload, in bytes."""
 
     end: str
-    lost: int  # acknowledged, and not at the server
-    in_doubt: int  # sent, and not acknowledged
+    lost: int  # acknowledged, but not at the server
+    in_doubt: int  # sent, but not acknowledged
 
     @classmethod
     def of(cls, figures: dict[str, int], arrived: int) -> Upload:
-        """`arrived` as the server has it."""
+        """Make the result from the visitor's figures and the bytes that arrived at the server."""
         acknowledged, sent = figures["acknowledged"], figures["sent"]
         return cls(str(figures["end"]), max(acknowledged - arrived, 0), sent - acknowledged)
 
 
 def wait(seconds: float, for_what: Callable[[], bool]) -> None:
-    """Wait until it is so. Raises `BenchError`."""
+    """Wait until a condition holds. Raises `BenchError`."""
     until = time.monotonic() + seconds
     while not for_what():
         if time.monotonic() > until:
-            raise BenchError(f"no visitor was served in {seconds:g} s")
+            raise BenchError(f"no visitor was served within {seconds:g} s")
         time.sleep(0.2)

@@ -1,11 +1,11 @@
-"""The demo: a web server that only dials out, reachable through a tunnel.
+"""The demo: make a local web server reachable through a tunnel.
 
     browser ──► tunneld ◄── tunnel expose ──► web server
-                (public)    (beside the server, dials out)
+                (public)    (on the machine of the server)
 
-`tunneld` and `tunnel expose` are the real programs, as child processes, with the shipped configuration except that all
-ports are free ones. TUNNEL_* variables of the environment are ignored. With `--once` a client fetches the page through
-the tunnel, and the exit status says whether it got it.
+`tunneld` and `tunnel expose` run as child processes, with the shipped configuration except for free ports. TUNNEL_*
+variables of the environment are ignored. With `--once`, the page is fetched once through the tunnel, and the exit
+status is 0 if that succeeded.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ import tomli_w
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "config" / "tunnel.toml"
 BIN = Path(sys.executable).parent
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds for each program to start, to answer and to end; a cold start on a small machine takes two or three."""
 
 PAGE = b"""<!doctype html><meta charset="utf-8"><title>tunneld</title>
 <h1>Hello from behind the firewall</h1>
-<p>This page came through a tunnel: its server only ever dialled out.</p>
+<p>This page came through a tunnel: its server only made an outgoing connection.</p>
 """
 
 
 class DemoError(Exception):
-    """What did not work, and why."""
+    """A program failed, or the page did not arrive."""
 
 
 class Page(http.server.BaseHTTPRequestHandler):
-    """The hidden server: one page."""
+    """The local server, which has one page."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Answer with the page."""
+        """Send the page."""
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(PAGE)))
         self.end_headers()
         self.wfile.write(PAGE)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as above
-        """Say nothing: the agent tells of visitors."""
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
+        """Log nothing, since the agent reports visitors."""
 
 
 @contextmanager
 def web_server() -> Iterator[int]:
-    """A small real HTTP server on a free port of this machine; gives the port."""
+    """Run the local server on a free port, and yield the port."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port
@@ -70,16 +70,16 @@ def web_server() -> Iterator[int]:
 
 
 def environment() -> dict[str, str]:
-    """Ours, without what configures other tunnels of this user."""
+    """Return the environment without the variables that configure other tunnels of this user."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TUNNEL_")}
 
 
 @contextmanager
 def relay() -> Iterator[str]:
-    """`tunneld`, ready when the block begins; gives the address of its control port."""
+    """Run `tunneld`, ready when the block begins, and yield the address of its control port."""
     settings = tomllib.loads(CONFIG.read_text())
-    for face in ("control", "http", "webmux"):
-        settings[face]["port"] = 0
+    for service in ("control", "http", "webmux"):
+        settings[service]["port"] = 0
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "tunnel.toml")
         config.write_text(tomli_w.dumps(settings))
@@ -90,7 +90,7 @@ def relay() -> Iterator[str]:
 
 
 class Log:
-    """What the daemon logs: errors are printed, all of it where it does not start."""
+    """Reads the log of the daemon, and prints errors, or all of it if the daemon does not start."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -100,12 +100,12 @@ class Log:
         threading.Thread(target=self._read, daemon=True).start()
 
     def wait_until_ready(self) -> str:
-        """The address of the control port. Raises `DemoError`."""
-        if not self._settled.wait(PATIENCE):
-            raise DemoError(f"tunneld was not ready in {PATIENCE:.0f} s")
+        """Wait until the daemon is ready, and return the address of its control port. Raises `DemoError`."""
+        if not self._settled.wait(TIMEOUT):
+            raise DemoError(f"tunneld was not ready within {TIMEOUT:.0f} s")
         if not self._control:
             print(*self._lines, sep="\n", file=sys.stderr)
-            raise DemoError(f"tunneld did not start: exit status {self._process.wait(PATIENCE)}")
+            raise DemoError(f"tunneld did not start: exit status {self._process.wait(TIMEOUT)}")
         return self._control
 
     def _read(self) -> None:
@@ -128,7 +128,7 @@ class Log:
 def child(
     command: list[str], variables: dict[str, str], *, stdout: int | None = None, stderr: int | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process that is asked to end, and waited for, when the block does."""
+    """Run a child process, and end it with SIGTERM when the block ends."""
     process = subprocess.Popen(command, env=variables, stdout=stdout, stderr=stderr)
     try:
         yield process
@@ -136,14 +136,14 @@ def child(
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
 def main(*, once: bool) -> None:
-    """Start all three, show the address, stay until Ctrl-C (or fetch once)."""
+    """Start server, relay and agent, and run until Ctrl-C, or until the page was fetched once."""
     with web_server() as port, relay() as control:
         command = [str(BIN / "tunnel"), "expose", str(port), "--http", "--relay", control]
         if once:
@@ -152,20 +152,20 @@ def main(*, once: bool) -> None:
         else:
             with child(command, environment()) as agent:
                 if agent.wait():
-                    raise DemoError(f"tunnel expose ended with exit status {agent.returncode}")
+                    raise DemoError(f"tunnel expose failed with exit status {agent.returncode}")
 
 
 def fetch(agent: subprocess.Popen[bytes]) -> None:
-    """Read the public URL from the agent, get the page as any client would, print it."""
+    """Read the public URL that the agent prints, fetch the page, and print it. Raises `DemoError`."""
     assert agent.stdout is not None
     url = agent.stdout.readline().decode().strip()
     if not url:
-        raise DemoError(f"tunnel expose gave no address: exit status {agent.wait()}")
+        raise DemoError(f"tunnel expose printed no address and failed with exit status {agent.wait()}")
     print(url, flush=True)
-    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
         page = answer.read()
     if page != PAGE:
-        raise DemoError(f"{url} answered {len(page)} bytes that are not the page")
+        raise DemoError(f"{url} returned {len(page)} bytes that are not the page")
     print(page.decode(), end="")
 
 
