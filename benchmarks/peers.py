@@ -24,7 +24,7 @@ HOST = "localhost"
 """The name in the relay's certificate."""
 
 # rathole: a control connection, and one for each visitor, of which it keeps a few ready. See its README and
-# docs/transport.md. `nodelay` is documented as the default, but 0.5.0 needs 20 ms for a request over TLS without it.
+# docs/transport.md. `nodelay` is documented as the default, but 0.5.0 needs 20 ms for a TLS request without it.
 
 RATHOLE_SERVER = """
 [server]

@@ -1,4 +1,4 @@
-"""What attacks on ports with TLS need."""
+"""Fixtures of the adversarial tests."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.support.papers import Papers
 
 @pytest.fixture(scope="session")
 def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    """A relay's certificate."""
+    """Certificates for the relay and a client."""
     return Papers.issue(tmp_path_factory.mktemp("papers"))

@@ -1,4 +1,4 @@
-"""Run on a machine of its own by test_surroundings.py: a relay whose peers vanish, and a bystander who stays."""
+"""Run by test_surroundings.py in a network namespace: a relay with peers that vanish, and a bystander that stays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EACH = 40
 
 
 async def main(folder: Path, nft: str) -> None:
-    """Raises what does not hold."""
+    """Run the test. Raises `AssertionError` if it fails."""
     async with besieged(folder) as siege, AsyncExitStack() as stack:
         await siege.set("tunnels", "keepalive = 1.0\npairing_timeout = 2.0")
         server, visitors = await siege.opened(server_from="any")
@@ -40,7 +40,7 @@ async def main(folder: Path, nft: str) -> None:
 
 
 async def gone(siege: Siege, server: Endpoint) -> None:
-    """Until the tunnel stands with nobody in it."""
+    """Wait until the tunnel has no connections."""
     phase = ""
     with trio.fail_after(PATIENCE):
         while phase != "waiting":

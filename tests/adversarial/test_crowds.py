@@ -1,4 +1,4 @@
-"""Crowds: slow, silent, short-lived, or never reading; and nobody else notices."""
+"""Many connections at once: slow, silent, short, or never reading. Other visitors must not notice."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ SLOW = {
 
 
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
-"""How a TLS handshake begins; 500 octets more would make it one."""
+"""The beginning of a ClientHello, of which 500 bytes are missing."""
 
 
-FACES = ("control", "http", "webmux", "server")
+PORTS = ("control", "http", "webmux", "server")
 
 
-async def test_who_begins_tls_and_stays(tmp_path: Path, papers: Papers) -> None:
-    """Strangers are few, by dice: most of them are sent away, and an operator who is there does not notice."""
+async def test_incomplete_tls_handshakes(tmp_path: Path, papers: Papers) -> None:
+    """Most unauthenticated connections are refused at random, and a connected operator does not notice."""
     async with besieged(tmp_path, papers) as siege:
-        for face, says in product(FACES, (b"", HELLO)):
-            print(face, says)
-            async with under_attack(siege, 128), siege.ports() as ports, crowd(ports[face], 200, says):
+        for name, says in product(PORTS, (b"", HELLO)):
+            print(name, says)
+            async with under_attack(siege, 128), siege.ports() as ports, crowd(ports[name], 200, says):
                 await siege.check_progress(8 * MIB)
                 await siege.check_answers()
 
 
-async def test_who_comes_to_a_port_with_tls_and_goes(tmp_path: Path, papers: Papers) -> None:
+async def test_short_connections_to_ports_with_tls(tmp_path: Path, papers: Papers) -> None:
     async with besieged(tmp_path, papers) as siege:
-        for face in FACES:
-            print(face)
+        for name in PORTS:
+            print(name)
             async with under_attack(siege, 64), siege.ports() as ports:
-                await flood(ports[face], 500, HELLO)
+                await flood(ports[name], 500, HELLO)
 
 
-async def test_who_says_little_and_stays(tmp_path: Path) -> None:
-    """As many as fit below `max_connections` on the faces, `max_parked` and `max_waiting` on a tunnel."""
+async def test_connections_that_send_an_incomplete_request(tmp_path: Path) -> None:
+    """As many as `max_connections` of the servers, and `max_parked` and `max_waiting` of a tunnel, permit."""
     async with besieged(tmp_path) as siege:
         for attack, (port, says) in SLOW.items():
             print(attack)
@@ -62,7 +62,7 @@ async def test_who_says_little_and_stays(tmp_path: Path) -> None:
                 await siege.check_answers()
 
 
-async def test_who_never_finishes_a_proxy_header(tmp_path: Path) -> None:
+async def test_incomplete_proxy_headers(tmp_path: Path) -> None:
     async with besieged(tmp_path) as siege:
         await siege.set("tunnels", 'trusted_proxies = ["127.0.0.1"]')
         async with under_attack(siege, 240), siege.ports() as ports, crowd(ports["client"], 240, b"PROXY TCP4 192."):
@@ -70,16 +70,16 @@ async def test_who_never_finishes_a_proxy_header(tmp_path: Path) -> None:
             await siege.check_answers()
 
 
-async def test_who_comes_and_goes(tmp_path: Path) -> None:
+async def test_short_connections(tmp_path: Path) -> None:
     async with besieged(tmp_path) as siege:
-        for face in (*FACES, "client"):
-            print(face)
+        for name in (*PORTS, "client"):
+            print(name)
             async with under_attack(siege, 64), siege.ports() as ports:
-                await flood(ports[face], 1000)
+                await flood(ports[name], 1000)
 
 
-async def test_visitors_who_never_read(tmp_path: Path) -> None:
-    """The hidden server sends to each what the kernel takes; the relay holds no more than a pipe of it."""
+async def test_visitors_that_never_read(tmp_path: Path) -> None:
+    """The hidden server sends to each as much as the kernel takes, and the relay holds at most one pipe of it."""
     async with (
         besieged(tmp_path) as siege,
         under_attack(siege, 400),
@@ -91,8 +91,8 @@ async def test_visitors_who_never_read(tmp_path: Path) -> None:
         await siege.check_answers()
 
 
-async def test_visitors_in_tls_who_never_read(tmp_path: Path, papers: Papers) -> None:
-    """The same, with all of it deciphered and then held: one buffer each."""
+async def test_visitors_that_never_read_with_tls_server_connections(tmp_path: Path, papers: Papers) -> None:
+    """The same with decrypted data: the relay holds one buffer each."""
     async with (
         besieged(tmp_path, papers) as siege,
         under_attack(siege, 200),
@@ -111,27 +111,27 @@ async def test_visitors_in_tls_who_never_read(tmp_path: Path, papers: Papers) ->
 
 
 async def insist(stream: trio.SocketStream) -> None:
-    """Send, whether it is taken or not."""
+    """Send, and ignore a broken connection."""
     with suppress(trio.BrokenResourceError):
         await stream.send_all(bytes(MIB))
 
 
-async def test_running_out_of_descriptors_is_survived(tmp_path: Path) -> None:
-    """New ones wait or are lost; the bystander goes on, and so does everything once there is room."""
+async def test_running_out_of_descriptors(tmp_path: Path) -> None:
+    """New connections wait or are lost; existing ones go on, and the relay recovers."""
     async with besieged(tmp_path) as siege:
         pid = siege.relay.process.pid
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        for face in ("client", "control", "http", "webmux"):
-            print(face)
+        for name in ("client", "control", "http", "webmux"):
+            print(name)
             async with under_attack(siege, 240), siege.ports() as ports:
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, (siege.relay.descriptors + 50, before[1]))
-                async with crowd(ports[face], 100):
+                async with crowd(ports[name], 100):
                     await siege.check_progress(8 * MIB)
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
-async def test_a_log_reader_that_leaves(tmp_path: Path) -> None:
-    """Lines are lost, and nothing else; tests/test_log.py has the reader that sleeps and the full disk."""
+async def test_a_log_reader_that_closes_the_pipe(tmp_path: Path) -> None:
+    """Only log lines are lost. See tests/daemon/test_log.py for a stalled reader and a full disk."""
     async with besieged(tmp_path) as siege:
         stderr = siege.relay.process.stderr
         assert isinstance(stderr, trio.lowlevel.FdStream)

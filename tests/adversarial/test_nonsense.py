@@ -1,4 +1,4 @@
-"""Nonsense, endless words and wrong secrets, on every face."""
+"""Random data, endless requests and wrong secrets, on every port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tunneld.wire import scram
 from tunneld.wire.scram import ScramClient
 
 SEED = int(os.environ.get("TUNNELD_FUZZ_SEED", "7010"))
-"""Set it to try others; a failure prints it."""
+"""Seed of the random data; printed when a test fails."""
 
 BEGINNINGS = {
     "control lines": ("control", b""),
@@ -36,19 +36,19 @@ BEGINNINGS = {
 }
 
 
-async def test_seeded_nonsense(tmp_path: Path) -> None:
+async def test_random_data(tmp_path: Path) -> None:
     print("TUNNELD_FUZZ_SEED =", SEED)
     async with besieged(tmp_path) as siege:
         await siege.set("tunnels", 'trusted_proxies = ["127.0.0.1"]')
-        for face, (port, beginning) in BEGINNINGS.items():
-            print(face)
+        for name, (port, beginning) in BEGINNINGS.items():
+            print(name)
             async with under_attack(siege, 200), siege.ports() as ports:
                 await babble(ports[port], beginning, SEED, 200)
         assert not bugs(siege)
 
 
 def bugs(siege: Siege) -> list[dict[str, Any]]:
-    """What was logged with a traceback."""
+    """Log lines with a traceback."""
     return [line for line in siege.relay.log if "exc_info" in line or "exception" in line]
 
 
@@ -60,7 +60,7 @@ TLS = {
 }
 
 
-async def test_seeded_nonsense_for_tls(tmp_path: Path, papers: Papers) -> None:
+async def test_random_data_on_ports_with_tls(tmp_path: Path, papers: Papers) -> None:
     print("TUNNELD_FUZZ_SEED =", SEED)
     async with besieged(tmp_path, papers) as siege:
         async with under_attack(siege, 200), siege.ports() as ports:
@@ -69,8 +69,8 @@ async def test_seeded_nonsense_for_tls(tmp_path: Path, papers: Papers) -> None:
         assert not bugs(siege)
 
 
-async def test_seeded_nonsense_inside_tls(tmp_path: Path, papers: Papers) -> None:
-    """After a handshake that is right: as a key, as carriers, as requests."""
+async def test_random_data_inside_tls(tmp_path: Path, papers: Papers) -> None:
+    """After a valid handshake: as a key, as frames of a carrier, as requests."""
     print("TUNNELD_FUZZ_SEED =", SEED)
     dice = random.Random(SEED)
     async with besieged(tmp_path, papers) as siege:
@@ -81,7 +81,7 @@ async def test_seeded_nonsense_inside_tls(tmp_path: Path, papers: Papers) -> Non
         assert not bugs(siege)
 
 
-async def test_wrong_keys_at_speed(tmp_path: Path, papers: Papers) -> None:
+async def test_many_wrong_keys(tmp_path: Path, papers: Papers) -> None:
     async with besieged(tmp_path, papers) as siege, under_attack(siege, 20), siege.ports() as ports:
         for _ in range(100):
             await whisper(ports["server"], papers, b"0123456789abcdef0123456789abcdef\n")
@@ -106,8 +106,8 @@ BOMBS = {
 }
 
 
-async def test_bombs(tmp_path: Path) -> None:
-    """Small things that grow, all of them no larger than a body may be."""
+async def test_bodies_that_expand_when_parsed(tmp_path: Path) -> None:
+    """Small bodies that expand when parsed, all within the maximum size of a body."""
     async with besieged(tmp_path) as siege:
         for name, (path, kind, body) in BOMBS.items():
             print(name)
@@ -120,7 +120,7 @@ async def test_bombs(tmp_path: Path) -> None:
 
 
 async def test_an_endless_line(tmp_path: Path) -> None:
-    """Cut off after 4 KiB; what was on the way is read away, 4 MiB at most, so that the reason arrives."""
+    """The line is refused after 4 KiB. At most 4 MiB on their way are read and discarded, so that the error arrives."""
     async with besieged(tmp_path) as siege, under_attack(siege, 1):
         assert await pour(siege.control, b"", bytes(64 * KIB).replace(b"\0", b"a"), 64 * MIB) < 64 * MIB
 
@@ -134,7 +134,7 @@ async def test_an_endless_body(tmp_path: Path, path: str) -> None:
         assert await pour(siege.http, head.encode(), chunk, 64 * MIB) < 64 * MIB
 
 
-async def test_wrong_secrets_at_speed(tmp_path: Path) -> None:
+async def test_many_wrong_secrets(tmp_path: Path) -> None:
     wrong = f"auth SCRAM-SHA-256 {scram.encode(b'n,,n=root,r=x')}\nauth {scram.encode(b'c=biws,r=x,p=AAAA')}\n" * 3
     async with besieged(tmp_path) as siege:
         await siege.ask_for_secrets()
@@ -142,8 +142,8 @@ async def test_wrong_secrets_at_speed(tmp_path: Path) -> None:
             await flood(siege.control, 300, wrong.encode())
 
 
-async def test_a_login_that_was_overheard_opens_nothing(tmp_path: Path) -> None:
-    """The relay's nonce is another each time, so the proof of one login proves nothing in the next."""
+async def test_a_recorded_login_cannot_be_replayed(tmp_path: Path) -> None:
+    """The relay's nonce is different each time, so the proof of one login is not valid in another."""
     async with besieged(tmp_path) as siege:
         await siege.ask_for_secrets()
         login = ScramClient("root", "correct horse battery", "overheard")

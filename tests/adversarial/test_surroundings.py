@@ -1,4 +1,4 @@
-"""What goes wrong around a relay: the log cannot be written, the clock jumps, peers vanish without a word."""
+"""Failures around the relay: the log cannot be written, the clock jumps, peers vanish without closing."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tunneld.net.endpoint import Endpoint
 from tunneld.tls.contexts import client_tls_context
 
 LINES = 1500
-"""Refused requests: their lines are several times what a pipe holds."""
+"""Number of refused requests, which log several times as much as a pipe holds."""
 
 
 @contextmanager
 def sink(kind: str) -> Iterator[int]:
-    """Somewhere to write a log to, in vain."""
+    """A descriptor for the log that cannot be written to."""
     if kind == "full disk":
         with Path("/dev/full").open("wb") as full:
             yield full.fileno()
@@ -42,7 +42,7 @@ def sink(kind: str) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("kind", ["full disk", "reader that left", "reader that sleeps"])
-async def test_a_log_that_cannot_be_written_costs_lines_and_nothing_else(tmp_path: Path, kind: str) -> None:
+async def test_a_log_that_cannot_be_written_only_loses_lines(tmp_path: Path, kind: str) -> None:
     port = await free_port()
     config = tmp_path / "tunnel.toml"
     config.write_text(
@@ -80,8 +80,8 @@ LIBRARIES = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/li
 
 
 @pytest.mark.parametrize("jump", ["+3650d", "-3650d"])
-async def test_a_clock_that_jumps_ends_nothing(tmp_path: Path, papers: Papers, program_path: Find, jump: str) -> None:
-    """Ten years there or back, of the wall clock: timeouts do not run by it, and a pin knows no dates."""
+async def test_a_clock_jump_ends_no_connection(tmp_path: Path, papers: Papers, program_path: Find, jump: str) -> None:
+    """The wall clock jumps by ten years: timeouts do not use it, and a pin has no dates."""
     program_path("faketime")
     library = next(path for folder in LIBRARIES if (path := Path(folder) / "faketime/libfaketimeMT.so.1").exists())
     port, offset = await free_port(), tmp_path / "offset"
@@ -119,8 +119,8 @@ async def test_a_clock_that_jumps_ends_nothing(tmp_path: Path, papers: Papers, p
     assert len(years) > 1, "the clock did not jump"
 
 
-async def test_peers_that_vanish_without_a_word_are_given_up(tmp_path: Path, program_path: Find) -> None:
-    """Every packet from and to them is dropped from some moment on: no end, no reset, nothing."""
+async def test_peers_that_vanish_are_detected(tmp_path: Path, program_path: Find) -> None:
+    """All packets from and to the peers are dropped from some moment on, so there is no EOF and no reset."""
     with internet(program_path) as net:
         machine = net.machine("alone")
         machine.must("nft", "list", "tables")

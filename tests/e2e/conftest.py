@@ -1,4 +1,4 @@
-"""What end-to-end tests can ask for."""
+"""Fixtures of the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.support.ways import WAYS
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> str:
-    """Each way from a visitor to a hidden server, see `tests.support.ways`."""
+    """Each backend, with and without TLS; see `tests.support.ways`."""
     return str(request.param)

@@ -1,4 +1,4 @@
-"""A daemon that is killed at any moment has every reservation that it acknowledged."""
+"""A daemon that is killed at any moment keeps every reservation that it acknowledged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TUNNELS = 150
 
 
 async def names_of(folder: Path) -> set[str]:
-    """Whose addresses a daemon that starts now knows."""
+    """The names of the reservations that a new daemon reads."""
     async with daemon(folder) as relay:
         said = await relay.ask("reservations")
         assert str(folder / "state" / "reservations.db") in await relay.ask("status")
@@ -24,7 +24,7 @@ async def names_of(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path, seed: int) -> None:
+async def test_acknowledged_reservations_survive_kill_9(tmp_path: Path, seed: int) -> None:
     dice = random.Random(seed)
     requests = "".join(f"openTunnel tcp name=n{number}\n" for number in range(TUNNELS))
     with trio.fail_after(4 * PATIENCE):

@@ -1,4 +1,4 @@
-"""An agent that somebody else could have written, from tunneld-control(7) and the draft: config/examples/agent.py.
+"""The independent agent config/examples/agent.py, written from tunneld-control(7) and the WebMUX draft.
 
 It shares no code with tunneld, so what it can do, the manual says; what the manual left out, this test would show.
 """
@@ -26,11 +26,11 @@ AGENT = Path(__file__).parents[2] / "config" / "examples" / "agent.py"
 MIB = 1 << 20
 SECRET = "s3cret, with = and ,"
 BEAT = 0.4
-"""Seconds between two questions of the relay, where it is to ask often."""
+"""Seconds between two heartbeats of the relay, shorter than by default."""
 
 
 async def echo(stream: trio.SocketStream) -> None:
-    """Say everything back, then how much it was."""
+    """Send everything back, then the number of bytes."""
     count = 0
     with suppress(trio.BrokenResourceError):
         async for chunk in stream:
@@ -41,7 +41,7 @@ async def echo(stream: trio.SocketStream) -> None:
 
 
 async def serve(listener: trio.SocketListener, scope: trio.CancelScope) -> None:
-    """The local server, until it is gone."""
+    """Run the local server until cancelled."""
     with scope:
         async with listener:
             await trio.serve_listeners(echo, [listener])
@@ -49,7 +49,7 @@ async def serve(listener: trio.SocketListener, scope: trio.CancelScope) -> None:
 
 @asynccontextmanager
 async def served(folder: Path, *, secure: bool = False) -> AsyncIterator[tuple[Daemon, Endpoint, trio.CancelScope]]:
-    """The relay, where visitors of the other agent go, and what its local server runs in."""
+    """Run relay and agent. Yields the relay, the address for visitors, and the cancel scope of the local server."""
     papers = Papers.issue(folder / "papers") if secure else None
     words = '[[credential]]\nname = "me"\nrole = "user"\nverifier = "{}"\n'.format(
         derive(SECRET, b"a salt of 16 oct").reveal()
@@ -81,7 +81,7 @@ async def served(folder: Path, *, secure: bool = False) -> AsyncIterator[tuple[D
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "in TLS, with a credential"])
-async def test_it_serves_many_visitors_with_ends_and_flow_control(tmp_path: Path, secure: bool) -> None:
+async def test_it_serves_many_visitors_with_half_close_and_flow_control(tmp_path: Path, secure: bool) -> None:
     block = hashlib.sha256(b"block").digest() * (2 * MIB // 32)
 
     async def visit() -> None:
@@ -100,7 +100,7 @@ async def test_it_serves_many_visitors_with_ends_and_flow_control(tmp_path: Path
             nursery.start_soon(visit)
 
 
-async def test_a_server_that_is_not_there_and_a_visitor_that_breaks_off_are_resets(tmp_path: Path) -> None:
+async def test_a_missing_server_and_an_aborted_visitor_are_resets(tmp_path: Path) -> None:
     async with served(tmp_path) as (relay, address, local):
         visitor = await connect(address)
         await visitor.send_all(b"hello")
@@ -113,7 +113,7 @@ async def test_a_server_that_is_not_there_and_a_visitor_that_breaks_off_are_rese
                 pass
 
 
-async def test_a_visitor_who_does_not_read_holds_up_nobody(tmp_path: Path) -> None:
+async def test_a_visitor_that_does_not_read_does_not_block_other_visitors(tmp_path: Path) -> None:
     async with served(tmp_path) as (_, address, _), trio.open_nursery() as nursery:
         slow = await connect(address)
         nursery.start_soon(slow.send_all, bytes(64 * MIB))
@@ -126,7 +126,7 @@ async def test_a_visitor_who_does_not_read_holds_up_nobody(tmp_path: Path) -> No
         nursery.cancel_scope.cancel()
 
 
-async def test_it_answers_the_relay_and_is_not_taken_for_dead(tmp_path: Path) -> None:
+async def test_it_answers_heartbeats(tmp_path: Path) -> None:
     async with served(tmp_path) as (relay, address, _):
         await trio.sleep(6 * BEAT)  # time is what is tested here: a dead peer is given up after three beats
         assert not [line for line in relay.log if line["event"] == "carrier ended"]
@@ -136,7 +136,7 @@ async def test_it_answers_the_relay_and_is_not_taken_for_dead(tmp_path: Path) ->
             assert await read_all(visitor) == b"0"
 
 
-async def test_a_tunnel_that_the_relay_has_closed_is_opened_anew_at_the_same_address(tmp_path: Path) -> None:
+async def test_a_tunnel_closed_by_the_relay_is_opened_again_with_the_same_address(tmp_path: Path) -> None:
     async with served(tmp_path) as (relay, address, _):
         assert "OK closed t1" in await relay.ask("close t1")
         with trio.fail_after(PATIENCE):

@@ -1,4 +1,4 @@
-"""What dies or hangs, and comes back: the address is the same, and nothing that was acknowledged is lost."""
+"""A program is killed or hangs: the address stays the same, and no acknowledged byte is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.ways import WAYS, agent_of
 from tunneld.net.endpoint import Endpoint
 
 LONG = 3 * PATIENCE
-"""Seconds for a kernel, two interpreters and an agent's second try, on a machine that does other things."""
+"""Seconds for two interpreters to start and the agent to retry, on a busy machine."""
 
 CONFIG = """
 [control]
@@ -36,14 +36,14 @@ state = "{folder}/state"
 
 
 class World:
-    """A relay whose ports stay what they are, an agent, and a server that keeps what it acknowledges."""
+    """A relay with fixed ports, an agent, and a server that stores what it acknowledges."""
 
     def __init__(self, folder: Path, way: str) -> None:
         self.folder, self.way = folder, way
         self.papers = Papers.issue(folder / "papers") if way == "webmuxs" else None
 
     def choose_ports(self) -> None:
-        """Any that are free; the server side of a tcp tunnel has its own near the one that visitors know."""
+        """Choose free ports. The server port of a tcp tunnel is next to its client port."""
         self.control, self.carriers, self.client = [lasting_port() for _ in range(3)]
         ports = {"control": self.control, "carriers": self.carriers, "first": self.client - 20, "client": self.client}
         tls = TLS.format(folder=self.papers.folder) if self.papers else ""
@@ -72,7 +72,7 @@ class World:
             yield
 
     async def until_served(self) -> None:
-        """As a person who presses reload."""
+        """Visit repeatedly until a visitor is served."""
         with trio.fail_after(LONG):
             while not await self._visit():
                 pass
@@ -89,7 +89,7 @@ class World:
 
 
 class Upload:
-    """A visitor's, a block at a time; `acknowledged` octets are what the server has said that it has."""
+    """An upload of a visitor in blocks. `acknowledged` is the number of bytes that the server has confirmed."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
@@ -107,14 +107,14 @@ class Upload:
             self._sent += BLOCK
 
     async def settle(self) -> None:
-        """Everything that was sent is acknowledged."""
+        """Wait until everything that was sent is acknowledged."""
         while self.acknowledged < self._sent:
             total = await read_exactly(self._stream, 8)
             assert len(total) == 8, "it was cut"
             self.acknowledged = int.from_bytes(total, "big")
 
     async def is_cut(self) -> bool:
-        """It ends, and does not go on as if nothing had happened."""
+        """Whether the connection ends."""
         try:
             while chunk := await self._stream.receive_some():
                 self.acknowledged = max(self.acknowledged, int.from_bytes(chunk[-8:], "big"))
@@ -125,7 +125,7 @@ class Upload:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("who", ["daemon", "agent"])
-async def test_who_is_killed_and_started_again_has_the_address_it_had(tmp_path: Path, way: str, who: str) -> None:
+async def test_after_a_kill_and_a_restart_the_address_is_the_same(tmp_path: Path, way: str, who: str) -> None:
     world = World(tmp_path, way)
     world.choose_ports()
     async with world.server(), AsyncExitStack() as stack:
@@ -148,7 +148,7 @@ async def test_who_is_killed_and_started_again_has_the_address_it_had(tmp_path: 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("who", ["daemon", "agent"])
-async def test_who_hangs_for_a_moment_costs_nobody_anything(tmp_path: Path, way: str, who: str) -> None:
+async def test_a_program_that_hangs_for_a_moment_loses_no_data(tmp_path: Path, way: str, who: str) -> None:
     world = World(tmp_path, way)
     world.choose_ports()
     async with world.server(), world.daemon() as daemon, world.agent() as agent:

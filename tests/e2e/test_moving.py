@@ -1,4 +1,4 @@
-"""The agent's machine has another address all of a sudden, and the tunnel is where it was."""
+"""The agent's machine changes its address, and the tunnel keeps its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PORT = "8000"
 
 
 async def served(visitor: Namespace, find: Find, address: Endpoint) -> None:
-    """Visit until the page comes."""
+    """Visit repeatedly until the page arrives."""
     curl = [find("curl"), "-sS", "--fail", "--max-time", "2", f"http://{address.authority}/index.html"]
     while True:
         got = await trio.run_process(visitor.command(*curl), capture_stdout=True, capture_stderr=True, check=False)
@@ -50,7 +50,7 @@ async def served(visitor: Namespace, find: Find, address: Endpoint) -> None:
 
 @pytest.mark.parametrize("backend", ["webmux", "tcp"])
 @pytest.mark.parametrize("credential", ["agent", ""])
-async def test_after_a_move_the_same_address_leads_to_the_server(
+async def test_after_an_address_change_the_tunnel_serves_again(
     tmp_path: Path, program_path: Find, backend: str, credential: str
 ) -> None:
     (tmp_path / "index.html").write_text("here I am")

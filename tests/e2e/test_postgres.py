@@ -22,19 +22,19 @@ from tests.support.ways import exposed
 
 Find = Callable[[str], str]
 OWNER = "postgres"
-"""PostgreSQL does not run as root; its package makes this user."""
+"""The user that the PostgreSQL package creates, since it does not run as root."""
 
 
 @asynccontextmanager
 async def postgres(find: Find) -> AsyncIterator[str]:
-    """A cluster of our own, with nothing in it; gives its port. Its folder is one that `OWNER` can reach."""
+    """Run an empty PostgreSQL cluster in a folder that `OWNER` can access, and yield its port."""
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     options: dict[str, Any] = {}
     if os.getuid() == 0:
         try:
             owner = pwd.getpwnam(OWNER)
         except KeyError:
-            lacking(f"there is no user {OWNER}, and root may not run PostgreSQL")
+            lacking(f"no user {OWNER}, and PostgreSQL does not run as root")
         os.chown(folder, owner.pw_uid, owner.pw_gid)
         options = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
     try:
@@ -68,7 +68,7 @@ async def test_psql_and_pgbench(tmp_path: Path, program_path: Find, way: str) ->
 
 
 async def test_a_query_is_cancelled_over_a_second_connection(tmp_path: Path, program_path: Find, way: str) -> None:
-    """As psql does on Ctrl-C: it connects again, and says whose query is meant."""
+    """As psql does on Ctrl-C: a second connection names the query to cancel."""
     async with postgres(program_path) as port, exposed(way, tmp_path, port) as server:
         where = ["-h", server.address.host, "-p", str(server.address.port), "-U", OWNER, "-d", "postgres"]
         psql = [program_path("psql"), *where, "-At"]

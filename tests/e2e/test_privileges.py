@@ -1,4 +1,4 @@
-"""Started as root, the daemon gives root's rights up: with the real root and the real nobody."""
+"""Dropping root privileges, with the real users root and nobody."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tunneld.net.endpoint import Endpoint
 NOBODY = pwd.getpwnam("nobody")
 
 as_root = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="only root on Linux has something to give up"
+    sys.platform != "linux" or os.geteuid() != 0, reason="only root on Linux has privileges to drop"
 )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """One that nobody may enter, unlike pytest's."""
+    """A folder that the user nobody can enter, unlike pytest's."""
     made = Path("/tmp") / f"tunneld-{os.getpid()}-{tmp_path.name}"
     made.mkdir(mode=0o755)
     yield made
@@ -57,7 +57,7 @@ def low_port() -> int:
 
 
 @as_root
-async def test_a_low_port_is_bound_and_then_nothing_of_root_is_left(folder: Path) -> None:
+async def test_a_low_port_is_bound_and_then_all_privileges_are_dropped(folder: Path) -> None:
     port = low_port()
     async with daemon(folder, of_daemon='user = "nobody"', control=port) as relay:
         assert relay.control == f"tcp://127.0.0.1:{port}"
@@ -72,7 +72,7 @@ async def test_a_low_port_is_bound_and_then_nothing_of_root_is_left(folder: Path
 
 
 @as_root
-async def test_a_reload_cannot_go_back_below_1024_and_then_changes_nothing(folder: Path) -> None:
+async def test_a_reload_to_a_port_below_1024_fails_and_changes_nothing(folder: Path) -> None:
     async with daemon(folder, of_daemon='user = "nobody"') as relay:
         config = folder / "tunnel.toml"
         config.write_text(config.read_text().replace("port = 0", f"port = {low_port()}", 1))
@@ -81,7 +81,7 @@ async def test_a_reload_cannot_go_back_below_1024_and_then_changes_nothing(folde
 
 
 @as_root
-async def test_tunnels_on_low_ports_keep_the_one_capability_for_them(folder: Path) -> None:
+async def test_tunnels_on_low_ports_keep_one_capability(folder: Path) -> None:
     port = low_port()
     async with daemon(folder, of_daemon='user = "nobody"', ports=f"{port - 1}-{port}") as relay:
         status = status_of(relay.process.pid)
@@ -97,7 +97,7 @@ async def test_tunnels_on_low_ports_keep_the_one_capability_for_them(folder: Pat
 
 
 @as_root
-async def test_what_a_reload_could_not_read_is_said_at_the_start(folder: Path) -> None:
+async def test_files_that_a_reload_could_not_read_are_logged_at_the_start(folder: Path) -> None:
     papers = Papers.issue(folder)
     for name in ("relay.pem", "ca.pem"):
         (folder / name).chmod(0o644)
@@ -111,13 +111,13 @@ async def test_what_a_reload_could_not_read_is_said_at_the_start(folder: Path) -
 
 
 @as_root
-async def test_root_that_is_not_told_whom_to_become_is_warned(folder: Path) -> None:
+async def test_running_as_root_logs_a_warning(folder: Path) -> None:
     async with daemon(folder) as relay:
         assert any("running as root is unnecessary" in line["event"] for line in relay.log)
 
 
-def nobody_may_run_python() -> bool:
-    """Not where its files are in root's home."""
+def user_nobody_can_run_python() -> bool:
+    """Whether the user nobody can run this Python; not if its files are in root's home."""
     program = [
         "import os",
         f"os.setuid({NOBODY.pw_uid})",
@@ -128,8 +128,8 @@ def nobody_may_run_python() -> bool:
 
 
 @as_root
-@pytest.mark.skipif(not nobody_may_run_python(), reason="nobody may not run this Python")
-async def test_it_starts_again_as_the_same_nobody(folder: Path) -> None:
+@pytest.mark.skipif(not user_nobody_can_run_python(), reason="the user nobody cannot run this Python")
+async def test_it_restarts_as_the_user_nobody(folder: Path) -> None:
     async with daemon(folder, of_daemon='user = "nobody"', control=low_port()) as relay:
         relay.process.send_signal(signal.SIGUSR2)
         await relay.wait_logged("ready", 2)
@@ -141,25 +141,25 @@ def with_user(user: str, group: str = "") -> Settings:
     return Settings(daemon=DaemonSettings(user=user, group=group))
 
 
-def test_a_user_or_a_group_that_is_not_there_is_a_sentence() -> None:
+def test_an_unknown_user_or_group_is_reported() -> None:
     with pytest.raises(ConfigError, match="no user 'tunnel-nobody'; create it with useradd --system"):
         privileges.identity(with_user("tunnel-nobody"))
     with pytest.raises(ConfigError, match="no group 'no-such-group'"):
         privileges.identity(with_user(str(os.geteuid()), "no-such-group"))
 
 
-def test_nobody_is_named_by_default_and_numbers_are_names_too() -> None:
+def test_no_user_is_set_by_default_and_a_number_can_be_used() -> None:
     assert privileges.identity(Settings()) is None
     me = pwd.getpwuid(os.geteuid())
     assert privileges.identity(with_user(str(me.pw_uid))) == privileges.identity(with_user(me.pw_name))
 
 
-def test_only_root_becomes_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_root_can_change_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    with pytest.raises(ConfigError, match="user 12345 cannot change to user 'nobody': start the daemon as root, or remove"):
+    with pytest.raises(ConfigError, match="user 12345 cannot change to user 'nobody': start the daemon as root"):
         privileges.identity(with_user("nobody"))
 
 
 @pytest.mark.parametrize(("ports", "low"), [("0", False), ("1023-2000", True), ("1024-2000", False), ("443", True)])
-def test_ports_below_1024_want_the_capability(ports: str, low: bool) -> None:
+def test_ports_below_1024_need_the_capability(ports: str, low: bool) -> None:
     assert privileges.wants_low_ports(Settings(tunnels=TunnelSettings(ports=ports))) == low

@@ -20,12 +20,12 @@ from tunneld.net.endpoint import Endpoint
 Find = Callable[[str], str]
 VISITOR = "127.0.0.9"
 KEEP_OUT = "deny_from=127.0.0.1,127.0.0.8"
-"""The first is where `listening` calls from: through HAProxy, it would take a server connection."""
+"""The first is the source address of `listening`, whose probe through HAProxy would use up a server connection."""
 
 
 @asynccontextmanager
 async def haproxy(folder: Path, find: Find, bind: str, server: str) -> AsyncIterator[int]:
-    """HAProxy in TCP mode on a free port; `bind` and `server` are what stands behind the addresses."""
+    """Run HAProxy in TCP mode and yield its port. `bind` and `server` are options after the addresses."""
     path, port, configuration = find("haproxy"), await free_port(), folder / "haproxy.cfg"
     configuration.write_text(f"""
 global
@@ -45,7 +45,7 @@ listen here
 
 @asynccontextmanager
 async def nginx(folder: Path, find: Find) -> AsyncIterator[int]:
-    """nginx on a free port that expects a PROXY header and answers with what it says."""
+    """Run nginx on a free port; it expects a PROXY header and answers with its contents."""
     path, port, configuration = find("nginx"), await free_port(), folder / "nginx.conf"
     temporary = " ".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     said = "$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr $proxy_protocol_server_port"
@@ -67,7 +67,7 @@ async def trust_loopback(relay: Daemon, folder: Path) -> None:
 
 
 async def opened(relay: Daemon, words: str) -> tuple[Endpoint, Endpoint]:
-    """Open a tunnel by hand: its server URI and its client URI."""
+    """Open a tunnel over the control port; returns its server URI and client URI."""
     server = (await relay.ask(f"openTunnel tcp {words}")).splitlines()[1].removeprefix("OK ")
     client = (await relay.ask(f"getTunnelAddress {server}")).splitlines()[1].removeprefix("OK ")
     return Endpoint.parse(server), Endpoint.parse(client)
@@ -75,7 +75,7 @@ async def opened(relay: Daemon, words: str) -> tuple[Endpoint, Endpoint]:
 
 @asynccontextmanager
 async def exposed(relay: Daemon, find: Find, port: int, version: str) -> AsyncIterator[Endpoint]:
-    """A tunnel, and socat as the agent of a local server that expects PROXY headers; gives the client URI."""
+    """Run socat as the agent of a local server that expects PROXY headers, and yield the client URI."""
     server_uri, client_uri = await opened(relay, f"persist=yes proxy_protocol={version} {KEEP_OUT}")
     command = [find("socat"), f"TCP:{server_uri.authority}", f"TCP:127.0.0.1:{port}"]
     async with program(command, stderr=subprocess.DEVNULL):
@@ -83,7 +83,7 @@ async def exposed(relay: Daemon, find: Find, port: int, version: str) -> AsyncIt
 
 
 async def curl(find: Find, port: int, *options: str) -> tuple[str, int]:
-    """What came back and the port that curl called from."""
+    """Run curl; returns the response and curl's local port."""
     command = [find("curl"), "-sS", "--fail", "--max-time", "20", "--interface", VISITOR, *options]
     command += ["-w", " %{local_port}", f"http://127.0.0.1:{port}/"]
     done = await trio.run_process(command, capture_stdout=True)
@@ -92,7 +92,7 @@ async def curl(find: Find, port: int, *options: str) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-async def test_nginx_as_the_hidden_server_hears_who_the_visitor_is(
+async def test_nginx_as_hidden_server_gets_the_visitor_address(
     tmp_path: Path, program_path: Find, version: str
 ) -> None:
     async with (
@@ -105,10 +105,10 @@ async def test_nginx_as_the_hidden_server_hears_who_the_visitor_is(
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-async def test_haproxy_as_the_hidden_server_understands_the_header(
+async def test_haproxy_as_hidden_server_understands_the_header(
     tmp_path: Path, program_path: Find, version: str
 ) -> None:
-    """It passes on what it heard as a line of version 1."""
+    """HAProxy passes the address on in a header of version 1."""
     (hidden,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     behind = f"127.0.0.1:{hidden.socket.getsockname()[1]} send-proxy"
     async with (
@@ -128,7 +128,7 @@ async def test_haproxy_as_the_hidden_server_understands_the_header(
 
 
 @pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2", "send-proxy-v2 proxy-v2-options unique-id,crc32c"])
-async def test_haproxy_in_front_names_the_visitor_for_everything(tmp_path: Path, program_path: Find, send: str) -> None:
+async def test_the_address_from_haproxy_is_used_everywhere(tmp_path: Path, program_path: Find, send: str) -> None:
     async with AsyncExitStack() as stack:
         relay = await stack.enter_async_context(daemon(tmp_path))
         await trust_loopback(relay, tmp_path)
@@ -151,7 +151,7 @@ async def test_haproxy_in_front_names_the_visitor_for_everything(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("send", "version"), [("send-proxy", "v2"), ("send-proxy-v2", "v1")])
-async def test_from_haproxy_to_nginx_the_address_survives(
+async def test_the_address_passes_from_haproxy_to_nginx(
     tmp_path: Path, program_path: Find, send: str, version: str
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -163,11 +163,11 @@ async def test_from_haproxy_to_nginx_the_address_survives(
         front = await stack.enter_async_context(haproxy(tmp_path, program_path, "", behind))
         said, port = await curl(program_path, front)
         assert said == f"{VISITOR} {port} 127.0.0.1 {front}"
-        assert await is_dropped(await nobody_asked(address))
+        assert await is_dropped(await connect_without_header(address))
 
 
-async def nobody_asked(address: Endpoint) -> trio.SocketStream:
-    """A connection from the proxy's address that speaks HTTP at once."""
+async def connect_without_header(address: Endpoint) -> trio.SocketStream:
+    """Connect from the proxy's address and send HTTP without a PROXY header."""
     stream = await connect(address)
     await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
     return stream

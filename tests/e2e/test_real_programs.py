@@ -25,7 +25,7 @@ Find = Callable[[str], str]
 
 
 async def opened(relay: Daemon, words: str = "") -> tuple[Endpoint, Endpoint]:
-    """Open a tunnel by hand: its server URI and its client URI."""
+    """Open a tunnel over the control port; returns its server URI and client URI."""
     server = (await relay.ask(f"openTunnel tcp {words}")).splitlines()[1].removeprefix("OK ")
     client = (await relay.ask(f"getTunnelAddress {server}")).splitlines()[1].removeprefix("OK ")
     return Endpoint.parse(server), Endpoint.parse(client)
@@ -33,7 +33,7 @@ async def opened(relay: Daemon, words: str = "") -> tuple[Endpoint, Endpoint]:
 
 @asynccontextmanager
 async def exposed(relay: Daemon, target: str, *options: str) -> AsyncIterator[Endpoint]:
-    """`tunnel expose` running; gives the public address it printed."""
+    """Run `tunnel expose`, and yield the public address that it printed."""
     command = tunnel_command("expose", target, "--relay", relay.control, *options)
     async with program(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as agent:
         assert agent.stdout is not None
@@ -46,7 +46,7 @@ async def exposed(relay: Daemon, target: str, *options: str) -> AsyncIterator[En
 
 @asynccontextmanager
 async def nginx(folder: Path, find: Find) -> AsyncIterator[bytes]:
-    """nginx on a Unix socket in `folder`, serving one file of 8 MiB; gives its contents."""
+    """Run nginx on a Unix socket in `folder` with one file of 8 MiB, and yield the contents of the file."""
     page = bytes(range(256)) * (8 * MIB // 256)
     configuration = prepare_nginx(folder, page)
     async with program([find("nginx"), "-c", str(configuration)], stderr=subprocess.DEVNULL):
@@ -54,7 +54,7 @@ async def nginx(folder: Path, find: Find) -> AsyncIterator[bytes]:
 
 
 def prepare_nginx(folder: Path, page: bytes) -> Path:
-    """Write what nginx needs; returns its configuration file."""
+    """Write the files of nginx; returns its configuration file."""
     (folder / "www").mkdir()
     (folder / "www" / "file").write_bytes(page)
     configuration = folder / "nginx.conf"
@@ -68,13 +68,13 @@ def prepare_nginx(folder: Path, page: bytes) -> Path:
 
 
 async def curl(find: Find, url: str, *options: str) -> bytes:
-    """What curl got; retried by curl itself while the server behind is starting."""
+    """Run curl, with retries while the server is starting; returns the response."""
     command = [find("curl"), "-sS", "--fail", "--max-time", "20", "--retry", "20", "--retry-all-errors", *options, url]
     done = await trio.run_process(command, capture_stdout=True)
     return bytes(done.stdout)
 
 
-async def test_nc_asks_and_socat_is_the_hidden_server(tmp_path: Path, program_path: Find) -> None:
+async def test_nc_opens_a_tunnel_and_socat_is_the_hidden_server(tmp_path: Path, program_path: Find) -> None:
     socat, nc = program_path("socat"), program_path("nc")
     async with daemon(tmp_path) as relay:
         command = [nc, "-N", "127.0.0.1", str(relay.control_port)]
@@ -90,8 +90,8 @@ async def test_nc_asks_and_socat_is_the_hidden_server(tmp_path: Path, program_pa
             assert echoed.stdout == b"there and back"
 
 
-async def test_openssl_is_the_hidden_server_and_shows_the_key(tmp_path: Path, program_path: Find) -> None:
-    """As THE KEY in tunneld-control(7) has it, with the key, the port and a web server's port filled in."""
+async def test_openssl_as_hidden_server_presents_the_key(tmp_path: Path, program_path: Find) -> None:
+    """Run the example in THE KEY of tunneld-control(7), with key and ports filled in."""
     papers = Papers.issue(tmp_path / "papers")
     context = papers.client
     async with daemon(tmp_path, papers=papers) as relay, nginx(tmp_path, program_path) as page:
@@ -135,7 +135,7 @@ async def test_curl_reaches_nginx_through_the_agent(tmp_path: Path, program_path
         assert await curl(program_path, f"http://{address.authority}/file") == page
 
 
-async def test_a_protocol_in_which_the_server_speaks_first(tmp_path: Path, program_path: Find) -> None:
+async def test_a_protocol_in_which_the_server_sends_first(tmp_path: Path, program_path: Find) -> None:
     sshd, keygen, keyscan = (program_path(name) for name in ("sshd", "ssh-keygen", "ssh-keyscan"))
     key = tmp_path / "key"
     await trio.run_process([keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(key)])
@@ -167,8 +167,8 @@ async def test_the_stock_xmlrpc_client_makes_the_two_calls(tmp_path: Path) -> No
         assert await read_exactly(visitor, 5) == b"hello"
 
 
-async def test_a_large_transfer_both_ways_at_once_and_nothing_left(tmp_path: Path) -> None:
-    """64 MiB each way, twice: after the first, idle pipes of the pump stay open; after the second, not one more."""
+async def test_a_large_transfer_in_both_directions_leaks_no_descriptors(tmp_path: Path) -> None:
+    """Twice 64 MiB in each direction: the pump keeps idle pipes after the first transfer, no more after the second."""
     async with daemon(tmp_path) as relay:
         open_after = []
         for _ in range(2):
@@ -183,7 +183,7 @@ async def test_a_large_transfer_both_ways_at_once_and_nothing_left(tmp_path: Pat
 
 
 async def transfer(one: trio.SocketStream, other: trio.SocketStream) -> None:
-    """Send 64 MiB each way at once, end both, compare what arrived."""
+    """Send 64 MiB in each direction at the same time, end both, and compare what arrived."""
     block = hashlib.sha256(b"seed").digest() * (MIB // 32)
     digests: list[str] = []
 
@@ -205,8 +205,8 @@ async def transfer(one: trio.SocketStream, other: trio.SocketStream) -> None:
     assert digests == [hashlib.sha256(block * 64).hexdigest()] * 2
 
 
-class TestTheEnd:
-    async def test_a_relay_that_finishes_in_time_is_not_cut(self, tmp_path: Path) -> None:
+class TestShutdown:
+    async def test_a_connection_that_finishes_in_time_is_not_cut(self, tmp_path: Path) -> None:
         async with daemon(tmp_path) as relay:
             server_uri, client_uri = await opened(relay)
             server, visitor = await connect(server_uri), await connect(client_uri)
@@ -223,7 +223,7 @@ class TestTheEnd:
                 assert await relay.process.wait() == 0
 
     @pytest.mark.parametrize("how", ["timeout", "second signal"])
-    async def test_relays_that_are_cut_are_told_by_the_exit_status(self, tmp_path: Path, how: str) -> None:
+    async def test_the_exit_status_says_that_connections_were_cut(self, tmp_path: Path, how: str) -> None:
         async with daemon(tmp_path, drain_timeout=0.2 if how == "timeout" else 60.0) as relay:
             server_uri, client_uri = await opened(relay)
             server, visitor = await connect(server_uri), await connect(client_uri)
@@ -237,13 +237,13 @@ class TestTheEnd:
             with trio.fail_after(PATIENCE):
                 assert await relay.process.wait() == 75
 
-    async def test_the_control_protocol_ends_it_and_still_gets_its_answer(self, tmp_path: Path) -> None:
+    async def test_shutdown_over_the_control_port_is_answered(self, tmp_path: Path) -> None:
         async with daemon(tmp_path) as relay:
             assert "OK stopping" in await relay.ask("shutdown")
             with trio.fail_after(PATIENCE):
                 assert await relay.process.wait() == 0
 
-    async def test_a_bad_file_changes_nothing_and_a_good_one_applies(self, tmp_path: Path) -> None:
+    async def test_a_reload_of_an_invalid_file_changes_nothing(self, tmp_path: Path) -> None:
         async with daemon(tmp_path) as relay:
             config = tmp_path / "tunnel.toml"
             good = config.read_text()

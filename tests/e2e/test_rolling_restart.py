@@ -1,4 +1,4 @@
-"""Two agents serve one name, and each is restarted while visitors come without a pause: nobody loses anything."""
+"""Two agents share a tunnel, and each is restarted under load: no visitor is lost."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tests.support.programs import Daemon, daemon
 from tunneld.net.endpoint import Endpoint, Target
 
 LONG = 6 * PATIENCE
-"""Seconds of real time for the whole story, on a busy machine."""
+"""Seconds of real time for the whole test, on a busy machine."""
 DOWNLOAD = random.Random(4).randbytes(4 << 20)
 FIRST = 1 << 20
-"""Octets of a download that are sent before the server waits for the agent to be told to end."""
+"""Bytes of a download that are sent before the server waits for the signal to the agent."""
 
 
 @dataclass
 class Server:
-    """One of the hidden servers: a word for whoever asks for one, and a download that waits in the middle."""
+    """A hidden server with a short response, and a download that pauses in the middle."""
 
     word: bytes
     asked: int = 0
@@ -51,7 +51,7 @@ class Server:
 
 @dataclass
 class Crowd:
-    """Visitors who come one after another, and what became of them."""
+    """Visitors one after another, and the responses that they got."""
 
     heard: list[bytes] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ async def visit(address: Endpoint, question: bytes) -> bytes:
 
 
 async def members(relay: Daemon, count: int) -> str:
-    """Wait until the tunnel has so many agents; its item."""
+    """Wait until the tunnel has this many agents; returns its line in `list`."""
     while True:
         (item,) = [line for line in (await relay.ask("list")).splitlines() if line.startswith("* ")]
         if f"agents={count}" in item.split():
@@ -91,7 +91,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def until_somewhere_else(server: Server, crowd: Crowd) -> None:
-    """Wait until nobody new has come to this server while a hundred others were served."""
+    """Wait until a hundred visitors were served without one of them reaching this server."""
     while True:
         asked, heard = server.asked, len(crowd.heard)
         await until(lambda: len(crowd.heard) >= heard + 100)  # noqa: B023 - called before the next turn
@@ -107,7 +107,7 @@ async def download(address: Endpoint, downloads: list[str]) -> None:
 
 
 @pytest.mark.parametrize("backend", ["webmux", "tcp"])
-async def test_a_rolling_restart_of_two_agents_loses_nobody(tmp_path: Path, backend: str) -> None:
+async def test_a_rolling_restart_of_two_agents_loses_no_visitor(tmp_path: Path, backend: str) -> None:
     one, two, crowd = Server(b"one"), Server(b"two"), Crowd()
     downloads: list[str] = []
 
@@ -152,7 +152,7 @@ async def test_a_rolling_restart_of_two_agents_loses_nobody(tmp_path: Path, back
     assert set(crowd.heard) == {b"one", b"two"}
 
 
-async def test_a_second_signal_cuts_those_who_have_not_finished(tmp_path: Path) -> None:
+async def test_a_second_signal_cuts_the_remaining_visitors(tmp_path: Path) -> None:
     server, downloads = Server(b"one"), list[str]()
     with trio.fail_after(LONG):
         async with daemon(tmp_path) as relay, local_server(server.serve) as target, trio.open_nursery() as nursery:
@@ -173,7 +173,7 @@ async def test_a_second_signal_cuts_those_who_have_not_finished(tmp_path: Path) 
 
 
 async def keep(relay: Daemon, target: Target, backend: str, *, task_status: trio.TaskStatus[Agent]) -> None:
-    """An agent, killed at the end where it has not ended."""
+    """Run an agent, and kill it at the end if it still runs."""
     async with agent(relay.control_port, target, backend, "--share") as running:
         task_status.started(running)
         await trio.sleep_forever()

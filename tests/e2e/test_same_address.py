@@ -1,4 +1,4 @@
-"""The real daemon and the real agent end in every way there is, and the address is the same afterwards."""
+"""Daemon and agent are stopped in various ways and started again, and the address is the same."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.support.programs import Daemon, daemon, program, tunnel_command
 from tunneld.net.endpoint import Endpoint, Target
 
 LONG = 3 * PATIENCE
-"""Seconds of real time for a story with several processes, on a busy machine."""
+"""Seconds of real time for a test with several processes, on a busy machine."""
 
 
 async def asked(address: Endpoint) -> bytes:
-    """What a visitor hears; tries until it is served."""
+    """Visit repeatedly until a visitor is served; returns the response."""
     while True:
         try:
             async with await connect(address) as stream:
@@ -34,14 +34,14 @@ async def asked(address: Endpoint) -> bytes:
 
 
 class Agent:
-    """`tunnel expose`, which may be ended and started again."""
+    """`tunnel expose`, which can be stopped and started again."""
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process
         self._pending = b""
 
     async def address(self) -> Endpoint:
-        """The next address that it prints."""
+        """Wait for the next address that it prints."""
         assert self.process.stdout is not None
         while b"\n" not in self._pending:
             self._pending += await self.process.stdout.receive_some(4096)
@@ -66,9 +66,7 @@ pytestmark = pytest.mark.parametrize("backend", ["webmux", "tcp"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-async def test_an_agent_that_is_started_again_has_its_address_back(
-    tmp_path: Path, backend: str, number: signal.Signals
-) -> None:
+async def test_a_restarted_agent_gets_its_address_back(tmp_path: Path, backend: str, number: signal.Signals) -> None:
     with trio.fail_after(LONG):
         async with daemon(tmp_path) as relay, local_server(echo) as target:
             addresses = []
@@ -81,7 +79,7 @@ async def test_an_agent_that_is_started_again_has_its_address_back(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_a_daemon_that_is_started_again_gives_its_agent_the_same_address(
+async def test_a_restarted_daemon_gives_the_agent_its_address_back(
     tmp_path: Path, backend: str, number: signal.Signals
 ) -> None:
     control = unused_port()
@@ -100,10 +98,10 @@ async def test_a_daemon_that_is_started_again_gives_its_agent_the_same_address(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_both_are_started_again_and_somebody_else_comes_first(
+async def test_both_are_restarted_and_another_agent_comes_first(
     tmp_path: Path, backend: str, number: signal.Signals
 ) -> None:
-    """Only what was stored can tell the new daemon whose the address is."""
+    """The new daemon knows the owner of the address only from its stored reservations."""
     control = unused_port()
     with trio.fail_after(LONG):
         async with local_server(echo) as target:
@@ -125,7 +123,7 @@ async def test_both_are_started_again_and_somebody_else_comes_first(
 
 
 async def server_side(relay: Daemon) -> str:
-    """What its one tunnel's server URI has of its own: a port, or a key behind a shared port, which is any here."""
+    """The part of the server URI that belongs to the tunnel: its port, or its key with a shared port."""
     (line,) = [line for line in (await relay.ask("list")).splitlines() if line.startswith("* ")]
     uri = Endpoint.parse(next(word for word in line.split() if word.startswith("server=")).removeprefix("server="))
     return uri.key or str(uri.port)

@@ -1,4 +1,4 @@
-"""OpenSSH through a tunnel, and what people run over it: a command, scp, rsync."""
+"""OpenSSH through a tunnel: a command, scp, rsync."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Host hidden
 
 @asynccontextmanager
 async def sshd(folder: Path, find: Find) -> AsyncIterator[str]:
-    """`sshd` with keys in `folder`; gives its port."""
+    """Run `sshd` with keys in `folder`, and yield its port."""
     for name in ("host", "me"):
         await run([find("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/{name}"])
     port, configuration = await free_port(), folder / "sshd_config"
@@ -56,7 +56,7 @@ async def sshd(folder: Path, find: Find) -> AsyncIterator[str]:
 
 
 def configure(folder: Path, address: Endpoint) -> str:
-    """Write the visitor's configuration, which knows the hidden server by its key and not by the relay's."""
+    """Write the visitor's configuration, which has the host key of the hidden server."""
     key = (folder / "host.pub").read_text()
     (folder / "known").write_text(f"[{address.host}]:{address.port} {key}")
     (folder / "ssh_config").write_text(SSH.format(folder=folder, address=address, user=getpass.getuser()))
@@ -72,7 +72,7 @@ async def test_a_command_its_input_and_its_exit_status(tmp_path: Path, program_p
         assert (done.stdout, done.returncode) == (b"before\n", 3)
 
 
-async def test_scp_there_and_back(tmp_path: Path, program_path: Find, way: str) -> None:
+async def test_scp_in_both_directions(tmp_path: Path, program_path: Find, way: str) -> None:
     content = hashlib.sha256(b"file").digest() * (8 * MIB // 32)
     (tmp_path / "file").write_bytes(content)
     async with sshd(tmp_path, program_path) as port, exposed(way, tmp_path, port) as server:
@@ -82,7 +82,7 @@ async def test_scp_there_and_back(tmp_path: Path, program_path: Find, way: str) 
         assert (tmp_path / "back").read_bytes() == content
 
 
-async def test_rsync_brings_a_tree_and_then_only_what_changed(tmp_path: Path, program_path: Find, way: str) -> None:
+async def test_rsync_copies_a_tree_and_then_only_changes(tmp_path: Path, program_path: Find, way: str) -> None:
     tree = tmp_path / "tree"
     for number in range(50):
         path = tree / f"{number % 7}" / f"{number}"

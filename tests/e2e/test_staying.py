@@ -1,4 +1,4 @@
-"""The real daemon starts again, and nobody loses a connection by it."""
+"""Restarts of the real daemon, which keep connections open."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ pytestmark = [
 
 BLOCK = random.Random(5).randbytes(1 << 20)
 BLOCKS = 256
-"""A download of 256 MiB, a second or two of loopback."""
+"""A download of 256 MiB, which takes a second or two on loopback."""
 
 
 async def opened(relay: Daemon, *words: str) -> tuple[Endpoint, Endpoint]:
-    """A new tunnel: its server and client URI."""
+    """Open a tunnel; returns its server and client URI."""
     said = await relay.ask(f"openTunnel {' '.join(words)}")
     server = re.findall(r"OK (\w+://\S+)", said)[-1]
     client = re.findall(r"OK (\w+://\S+)", await relay.ask(f"getTunnelAddress {server}"))[-1]
@@ -42,7 +42,7 @@ async def opened(relay: Daemon, *words: str) -> tuple[Endpoint, Endpoint]:
 
 
 class Download:
-    """A long one, from the hidden server to a visitor, whose progress can be waited for."""
+    """A long download from the hidden server to a visitor. A test can pause it and wait for its progress."""
 
     def __init__(self, hidden: trio.SocketStream, visitor: trio.SocketStream) -> None:
         self.sent, self.received = hashlib.sha256(), hashlib.sha256()
@@ -69,7 +69,7 @@ class Download:
             self.octets += len(chunk)
 
     def let_pass(self, octets: int) -> None:
-        """Let the visitor read until so many have come."""
+        """Let the visitor read until it has received this many bytes."""
         self._may_pass, before = octets, self._goes_on
         self._goes_on, self._stopped = trio.Event(), trio.Event()
         before.set()
@@ -79,7 +79,7 @@ class Download:
         await self._stopped.wait()
 
 
-async def test_a_long_download_survives_two_restarts_and_newcomers_are_not_refused(tmp_path: Path) -> None:
+async def test_a_long_download_survives_two_restarts_and_new_visitors_are_served(tmp_path: Path) -> None:
     async with daemon(tmp_path) as relay:
         server, client = await opened(relay, "tcp", "persist=yes", "ttl=3600")
         download = Download(await connect(server), await connect(client))
@@ -102,7 +102,7 @@ async def test_a_long_download_survives_two_restarts_and_newcomers_are_not_refus
         assert "served=3" in await relay.ask("list")
 
 
-async def test_one_shot_and_persistent_tunnels_wait_on(tmp_path: Path) -> None:
+async def test_waiting_tunnels_are_kept(tmp_path: Path) -> None:
     async with daemon(tmp_path) as relay:
         once, many = await opened(relay, "tcp"), await opened(relay, "tcp", "persist=yes")
         early, parked = await connect(once[1]), await connect(many[0])
@@ -115,7 +115,7 @@ async def test_one_shot_and_persistent_tunnels_wait_on(tmp_path: Path) -> None:
         assert await read_exactly(parked, 4) == b"late"
 
 
-async def test_a_program_that_would_not_start_is_not_become(tmp_path: Path) -> None:
+async def test_a_restart_into_a_program_that_would_not_start_fails(tmp_path: Path) -> None:
     async with daemon(tmp_path) as relay:
         server, client = await opened(relay, "tcp", "persist=yes")
         config = tmp_path / "tunnel.toml"
@@ -131,9 +131,7 @@ async def test_a_program_that_would_not_start_is_not_become(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("by_shell", [False, True])
-async def test_it_becomes_what_its_name_stands_for_by_then_with_the_python_of_that(
-    tmp_path: Path, by_shell: bool
-) -> None:
+async def test_a_restart_runs_the_current_target_of_a_link_with_its_python(tmp_path: Path, by_shell: bool) -> None:
     script = "import sys\nfrom tunneld.cli.tunneld import main\nsys.exit(main())\n"
     if by_shell:  # as pip does where the path of Python is long or has a space
         start = "#!/bin/sh\n'''exec' \"{}\"{} \"$0\" \"$@\"\n' '''\n"
@@ -159,7 +157,7 @@ async def test_it_becomes_what_its_name_stands_for_by_then_with_the_python_of_th
         assert b"-Xnew" in (process / "cmdline").read_bytes().split(b"\0")
 
 
-async def test_descriptors_do_not_pile_up(tmp_path: Path) -> None:
+async def test_restarts_leak_no_descriptors(tmp_path: Path) -> None:
     async with daemon(tmp_path) as relay:
         server, client = await opened(relay, "tcp", "persist=yes")
         pair = await connect(server), await connect(client)
@@ -174,7 +172,7 @@ async def test_descriptors_do_not_pile_up(tmp_path: Path) -> None:
         assert len(set(counts)) == 1, counts
 
 
-async def test_the_agent_of_a_webmux_tunnel_is_back_at_the_same_address(tmp_path: Path) -> None:
+async def test_the_agent_of_a_webmux_tunnel_reconnects_to_the_same_address(tmp_path: Path) -> None:
     async with daemon(tmp_path) as relay, page() as port:
         command = tunnel_command("expose", str(port), "--relay", relay.control, "--json")
         async with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as agent:
@@ -201,7 +199,7 @@ async def some(stream: trio.abc.ReceiveStream) -> bytes:
 
 @asynccontextmanager
 async def page() -> AsyncIterator[int]:
-    """A local server that greets and hangs up."""
+    """Run a local server that sends a greeting and disconnects; yields its port."""
 
     async def greet(stream: trio.SocketStream) -> None:
         await stream.send_all(b"hello")
@@ -222,7 +220,7 @@ def serve_tcp(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> Callab
 # A service manager in between
 
 
-async def test_a_manager_keeps_relays_and_listeners_while_another_process_starts(tmp_path: Path) -> None:
+async def test_systemd_keeps_connections_and_listeners_for_the_next_process(tmp_path: Path) -> None:
     async with manager(tmp_path) as systemd:
         async with systemd.service() as relay:
             before = relay.process.pid
@@ -231,7 +229,7 @@ async def test_a_manager_keeps_relays_and_listeners_while_another_process_starts
             await visitor.send_all(b"one")
             assert await read_exactly(hidden, 3) == b"one"
             assert await systemd.stop_for_restart(relay) == 0
-        assert len(systemd.kept) == 1 + 3 + 2 + 2  # the letter, faces, a tunnel's two sides, a relay's
+        assert len(systemd.kept) == 1 + 3 + 2 + 2  # manifest, services, both sides of a tunnel, a connection
         await visitor.send_all(b"two")
         newcomer = await connect(client)
         async with systemd.service() as relay:
@@ -246,7 +244,9 @@ async def test_a_manager_keeps_relays_and_listeners_while_another_process_starts
             assert "id=t1 " in await relay.ask("list")
 
 
-async def test_a_mistake_in_the_file_loses_nobody_where_it_is_mended_before_the_next_try(tmp_path: Path) -> None:
+async def test_an_invalid_file_loses_no_connection_if_it_is_corrected(
+    tmp_path: Path,
+) -> None:
     async with manager(tmp_path) as systemd:
         async with systemd.service() as relay:
             server, client = await opened(relay, "tcp", "persist=yes")
@@ -268,7 +268,7 @@ async def test_a_mistake_in_the_file_loses_nobody_where_it_is_mended_before_the_
             assert await read_exactly(hidden, 3) == b"two"
 
 
-async def test_a_process_that_crashed_left_nothing_and_the_next_one_starts(tmp_path: Path) -> None:
+async def test_after_a_crash_the_next_process_starts_without_saved_state(tmp_path: Path) -> None:
     async with manager(tmp_path) as systemd:
         async with systemd.service() as relay:
             server, _client = await opened(relay, "tcp", "persist=yes")
@@ -278,7 +278,7 @@ async def test_a_process_that_crashed_left_nothing_and_the_next_one_starts(tmp_p
             assert await is_refused(server)
 
 
-async def test_what_another_version_left_costs_no_more_than_that(tmp_path: Path) -> None:
+async def test_saved_state_of_another_version_is_ignored(tmp_path: Path) -> None:
     async with manager(tmp_path) as systemd:
         async with systemd.service() as relay:
             server, client = await opened(relay, "tcp", "persist=yes")
@@ -291,14 +291,12 @@ async def test_what_another_version_left_costs_no_more_than_that(tmp_path: Path)
         async with systemd.service() as relay:
             told = await relay.wait_logged("the saved state of the previous process cannot be used")
             assert told["reason"] == "it is not a manifest of tunneld"
-            assert (await relay.wait_logged("closed sockets that are not in the saved state"))[
-                "sockets"
-            ] == 7
+            assert (await relay.wait_logged("closed sockets that are not in the saved state"))["sockets"] == 7
             assert await read_all(visitor) == b""
             assert await is_refused(server)
 
 
-async def test_without_anybody_who_keeps_them_connections_are_drained(tmp_path: Path) -> None:
+async def test_connections_are_drained_if_systemd_does_not_keep_them(tmp_path: Path) -> None:
     async with daemon(tmp_path) as relay:
         server, client = await opened(relay, "tcp", "persist=yes")
         hidden, visitor = await connect(server), await connect(client)
@@ -316,7 +314,7 @@ async def test_without_anybody_who_keeps_them_connections_are_drained(tmp_path: 
 # Socket activation
 
 
-async def test_faces_listen_on_the_sockets_that_they_are_given(tmp_path: Path) -> None:
+async def test_servers_listen_on_the_sockets_that_systemd_opened(tmp_path: Path) -> None:
     given = socket.create_server(("127.0.0.1", 0))
     port = given.getsockname()[1]
     async with manager(tmp_path, [("control", given)]) as systemd:
@@ -331,7 +329,7 @@ async def test_faces_listen_on_the_sockets_that_they_are_given(tmp_path: Path) -
             assert relay.control == f"tcp://127.0.0.1:{port}"
 
 
-async def test_given_sockets_stay_given_when_the_daemon_becomes_another_program(tmp_path: Path) -> None:
+async def test_sockets_of_systemd_are_kept_over_a_restart(tmp_path: Path) -> None:
     given = socket.create_server(("127.0.0.1", 0))
     port = given.getsockname()[1]
     async with manager(tmp_path, [("control", given)]) as systemd, systemd.service() as relay:
@@ -355,7 +353,7 @@ async def test_a_socket_with_the_wrong_name_is_reported(tmp_path: Path) -> None:
     )
 
 
-async def test_a_socket_that_strangers_reach_needs_what_such_a_host_would_need(tmp_path: Path) -> None:
+async def test_a_public_socket_of_systemd_needs_the_same_protection_as_a_public_host(tmp_path: Path) -> None:
     async with manager(tmp_path, [("control", socket.create_server(("0.0.0.0", 0)))]) as systemd:
         command, variables, fds = systemd.command()
         done = await trio.run_process(command, capture_stderr=True, check=False, pass_fds=fds, env=variables)
@@ -363,7 +361,7 @@ async def test_a_socket_that_strangers_reach_needs_what_such_a_host_would_need(t
     assert b'control.open_to_anyone: is false, but host "0.0.0.0" lets strangers open tunnels: set ' in done.stderr
 
 
-async def test_a_person_restarts_it_and_is_told_when_it_is_back(tmp_path: Path) -> None:
+async def test_tunnel_restart_waits_until_the_daemon_is_ready(tmp_path: Path) -> None:
     async with daemon(tmp_path) as relay:
         await opened(relay, "tcp", "persist=yes")
         done = await trio.run_process(tunnel_command("restart", "--relay", relay.control), capture_stdout=True)
@@ -371,7 +369,7 @@ async def test_a_person_restarts_it_and_is_told_when_it_is_back(tmp_path: Path) 
         assert sum(line["event"] == "ready" for line in relay.log) == 2
 
 
-async def test_an_agent_with_the_tcp_backend_goes_on_with_its_visitor(tmp_path: Path) -> None:
+async def test_an_agent_with_the_tcp_backend_keeps_its_visitor(tmp_path: Path) -> None:
     async with daemon(tmp_path) as relay, page() as port:
         command = tunnel_command("expose", str(port), "--relay", relay.control, "--backend", "tcp", "--json")
         async with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as agent:

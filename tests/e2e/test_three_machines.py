@@ -23,7 +23,7 @@ DAEMON = [sys.executable, "-m", "tunneld"]
 
 
 async def line_of(stream: trio.abc.ReceiveStream | None) -> bytes:
-    """Read one line, octet by octet: what follows is for others."""
+    """Read one line byte by byte, and leave the rest in the stream."""
     assert stream is not None
     line = b""
     with trio.fail_after(PATIENCE):
@@ -39,7 +39,7 @@ async def wait_ready(relay: trio.Process) -> None:
 
 
 @pytest.mark.parametrize("backend", ["webmux", "tcp"])
-async def test_a_server_behind_a_nat_is_reached_from_elsewhere(
+async def test_a_server_behind_a_nat_is_reachable_from_another_network(
     tmp_path: Path, program_path: Find, backend: str
 ) -> None:
     with internet(program_path) as net:
@@ -54,7 +54,7 @@ async def test_a_server_behind_a_nat_is_reached_from_elsewhere(
 
 
 async def meet(folder: Path, find: Find, relay: Namespace, hidden: Namespace, visitor: Namespace, backend: str) -> None:
-    """`tunneld init`, the relay, the line it printed, and curl: within a minute."""
+    """Run `tunneld init`, the relay, the printed command, and curl, within a minute."""
     (folder / "index.html").write_text("from behind the NAT")
     init = [*DAEMON, "init", "--host", RELAY, "--output", str(folder / "relay")]
     with trio.fail_after(60):

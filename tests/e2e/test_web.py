@@ -1,4 +1,4 @@
-"""Browsers' protocols through a tunnel: nginx and hypercorn behind it, curl and a WebSocket client in front."""
+"""Web protocols through a tunnel: nginx and hypercorn as local servers, curl and a WebSocket client as visitors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ http {{
 
 @asynccontextmanager
 async def nginx(folder: Path, find: Find, words: str = "", more: str = "") -> AsyncIterator[str]:
-    """nginx with the files in `folder`/www; gives its port."""
+    """Run nginx with the files in `folder`/www, and yield its port."""
     port, configuration = await free_port(), folder / "nginx.conf"
     configuration.write_text(NGINX.format(folder=folder, port=port, words=words, more=more))
     async with listening([find("nginx"), "-c", str(configuration)], port):
@@ -46,7 +46,7 @@ async def nginx(folder: Path, find: Find, words: str = "", more: str = "") -> As
 
 @asynccontextmanager
 async def application() -> AsyncIterator[str]:
-    """`tests.support.page`; gives its port."""
+    """Run `tests.support.page`, and yield its port."""
     port = await free_port()
     command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "--workers", "0"]
     async with listening([*command, "--bind", f"127.0.0.1:{port}", "tests.support.page:app"], port):
@@ -54,7 +54,7 @@ async def application() -> AsyncIterator[str]:
 
 
 def assets(folder: Path) -> list[bytes]:
-    """Files of a few KiB each, all different, in `folder`/www."""
+    """Write files of a few KiB each, all different, to `folder`/www; returns their contents."""
     (folder / "www").mkdir()
     contents = [hashlib.sha256(b"%d" % number).digest() * 300 for number in range(ASSETS)]
     for number, content in enumerate(contents):
@@ -63,7 +63,7 @@ def assets(folder: Path) -> list[bytes]:
 
 
 def gathered(folder: Path) -> list[bytes]:
-    """What curl has saved, in the order of the assets."""
+    """The files that curl saved, in the order of the assets."""
     return [(folder / f"got{number}").read_bytes() for number in range(ASSETS)]
 
 
@@ -82,8 +82,8 @@ async def test_requests_share_a_connection_as_they_do_without_a_tunnel(
         assert gathered(tmp_path) == contents
 
 
-async def test_http_2_from_end_to_end(tmp_path: Path, program_path: Find, way: str) -> None:
-    """The tunnel neither ends TLS nor knows of HTTP: the browser meets the hidden server's certificate."""
+async def test_http_2_end_to_end(tmp_path: Path, program_path: Find, way: str) -> None:
+    """The tunnel does not terminate TLS: the browser gets the certificate of the hidden server."""
     contents, papers = assets(tmp_path), Papers.issue(tmp_path / "web")
     certificate = f"ssl_certificate {papers.folder}/relay.pem; ssl_certificate_key {papers.folder}/relay.key;"
     hidden = nginx(tmp_path, program_path, "ssl http2", certificate)
@@ -96,7 +96,7 @@ async def test_http_2_from_end_to_end(tmp_path: Path, program_path: Find, way: s
 
 
 async def test_fifty_browsers_load_a_page_with_sixty_assets(tmp_path: Path, program_path: Find, way: str) -> None:
-    """Six connections each, all at once: more than one carrier holds, so the others wait until the agent made more."""
+    """Six connections each at the same time: more than a carrier holds, so some wait until the agent has made more."""
     contents = assets(tmp_path)
 
     async def browse(number: int, url: str) -> None:
@@ -115,8 +115,8 @@ async def test_fifty_browsers_load_a_page_with_sixty_assets(tmp_path: Path, prog
             nursery.start_soon(browse, number, server.url(f"/asset[0-{ASSETS - 1}]"))
 
 
-async def test_five_hundred_visitors_in_the_same_moment(tmp_path: Path, program_path: Find, way: str) -> None:
-    """Nobody is turned away, and all of them are here at once before the first has said anything."""
+async def test_five_hundred_simultaneous_visitors(tmp_path: Path, program_path: Find, way: str) -> None:
+    """No visitor is refused, and all are connected before the first one sends anything."""
     contents = assets(tmp_path)
 
     async def visit(server: Exposed) -> None:
@@ -133,7 +133,7 @@ async def test_five_hundred_visitors_in_the_same_moment(tmp_path: Path, program_
 
 
 async def test_http_2_without_tls(tmp_path: Path, program_path: Find, way: str) -> None:
-    """One request: this curl loses an h2c connection at its second, with and without a tunnel."""
+    """One request only: this curl loses an h2c connection at the second one, with or without a tunnel."""
     contents = assets(tmp_path)
     async with nginx(tmp_path, program_path, "http2") as web, exposed(way, tmp_path, web) as server:
         written = ["-o", f"{tmp_path}/got", "-w", "%{http_version}"]
@@ -142,7 +142,7 @@ async def test_http_2_without_tls(tmp_path: Path, program_path: Find, way: str) 
 
 
 @pytest.mark.parametrize("mebibytes", [64, pytest.param(1024, marks=pytest.mark.big)])
-async def test_a_large_download_arrives_as_it_was(tmp_path: Path, program_path: Find, way: str, mebibytes: int) -> None:
+async def test_a_large_download_arrives_unchanged(tmp_path: Path, program_path: Find, way: str, mebibytes: int) -> None:
     (tmp_path / "www").mkdir()
     digest = hashlib.sha256()
     with (tmp_path / "www" / "large").open("wb") as file:
@@ -156,7 +156,7 @@ async def test_a_large_download_arrives_as_it_was(tmp_path: Path, program_path: 
         assert hashlib.file_digest(file, "sha256").digest() == digest.digest()
 
 
-async def test_an_upload_is_answered_when_all_of_it_has_arrived(tmp_path: Path, program_path: Find, way: str) -> None:
+async def test_an_upload_is_answered_when_it_is_complete(tmp_path: Path, program_path: Find, way: str) -> None:
     content = hashlib.sha256(b"upload").digest() * (16 * MIB // 32)
     (tmp_path / "upload").write_bytes(content)
     async with application() as web, exposed(way, tmp_path, web) as server:
@@ -164,8 +164,8 @@ async def test_an_upload_is_answered_when_all_of_it_has_arrived(tmp_path: Path, 
         assert said == hashlib.sha256(content).hexdigest()
 
 
-async def test_server_sent_events_come_one_by_one(tmp_path: Path, program_path: Find, way: str) -> None:
-    """The next is only made when the one before was read: a relay that waits for more would wait for ever."""
+async def test_server_sent_events_are_not_buffered(tmp_path: Path, program_path: Find, way: str) -> None:
+    """Each event is made when the previous one was read, so a relay that buffers would wait for ever."""
     async with application() as web, exposed(way, tmp_path, web) as server:
         reader = curl(program_path, "--no-buffer", server.url("/events"))
         async with program(reader, stdout=subprocess.PIPE) as process:
@@ -177,7 +177,7 @@ async def test_server_sent_events_come_one_by_one(tmp_path: Path, program_path: 
                 await run(curl(program_path, "--request", "POST", server.url("/tick")))
 
 
-async def test_a_web_socket_answers_each_message(tmp_path: Path, way: str) -> None:
+async def test_a_websocket_answers_each_message(tmp_path: Path, way: str) -> None:
     async with application() as web, exposed(way, tmp_path, web) as server:
         client = [sys.executable, "-m", "websockets", server.url("/echo", "ws")]
         async with program(client, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:

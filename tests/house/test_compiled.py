@@ -1,4 +1,4 @@
-"""What mypyc 2.4 makes something else of than Python does stands nowhere in the files that are compiled (setup.py)."""
+"""Compiled files (setup.py) have no code that mypyc 2.4 compiles to something else than Python does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def compiled_files() -> list[Path]:
-    """As setup.py has them."""
+    """The files that setup.py compiles."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr("setuptools.setup", lambda **_: None)
@@ -20,15 +20,15 @@ def compiled_files() -> list[Path]:
     return [ROOT / path for path in found]
 
 
-def test_every_module_that_setup_names_is_there() -> None:
+def test_every_module_in_setup_exists() -> None:
     names = {path.relative_to(ROOT / "tunneld").as_posix() for path in compiled_files()}
     assert {"engine/pump.py", "engine/end_relay.py", "wire/webmux/mux.py", "agent/visitors.py"} <= names
     assert len(names) > 40
 
 
 @pytest.mark.parametrize("path", compiled_files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_that_is_compiled_otherwise_than_it_is_read(path: Path) -> None:
-    """A call in the bound of a slice is made twice, a cause is not kept, and a cached property is made each time."""
+def test_no_code_that_is_compiled_differently(path: Path) -> None:
+    """mypyc evaluates a call in a slice bound twice, drops the cause of an exception, and does not cache properties."""
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.Subscript(slice=ast.Slice() as bounds):

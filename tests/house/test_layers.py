@@ -1,4 +1,4 @@
-"""Imports point one way, down the layers; the pure packages do no input or output."""
+"""Imports point down the layers, and pure packages do no input or output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tunneld
 
 ROOT = Path(tunneld.__file__).parent
 
-LAYERS = [  # from the bottom up: a package may import from its own layer and from those below it
+LAYERS = [  # from the bottom up: a package may import from its own layer and from the layers below
     {"errors"},
     {"net"},
     {"tls"},
@@ -74,7 +74,7 @@ def test_imports_point_down(path: Path) -> None:
             assert layer_of(there) <= layer_of(here), f"{path.relative_to(ROOT)} imports {name} from a layer above it"
 
 
-def test_the_two_ends_of_the_control_protocol_know_only_the_wire() -> None:
+def test_clients_and_agents_do_not_import_the_server() -> None:
     for path in files():
         if package_of_file(path) in {"agent", "client"}:
             assert not {
@@ -89,7 +89,7 @@ def test_pure_packages_do_no_input_or_output(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & IMPURE
 
 
-def test_the_check_sees_an_upward_import(tmp_path: Path) -> None:
+def test_the_check_detects_an_upward_import(tmp_path: Path) -> None:
     upward = tmp_path / "errors.py"
     upward.write_text("from tunneld.cli import tunneld\nimport tunneld.directory\n")
     assert {layer_of(package_of(name)) for name in imports(upward)} == {10, 17}

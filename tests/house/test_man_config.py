@@ -1,4 +1,4 @@
-"""The manual is part of the program: tunnel.toml(5) has every key, tunneld(8) every option, and neither has another."""
+"""tunnel.toml(5) has exactly the keys of the configuration, and tunneld(8) exactly the options of the daemon."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ENTRY_END = re.compile(
 )
 
 
-WORDS = {  # what strings are there, of which the schema knows a pattern only
+TYPES = {  # types of strings for which the schema has only a pattern
     "credential.name": "name",
     "credential.verifier": "verifier",
     "credential.secret_env": "variable",
@@ -62,7 +62,7 @@ WORDS = {  # what strings are there, of which the schema knows a pattern only
 
 @dataclass(frozen=True)
 class Entry:
-    """What tunnel.toml(5) says of one key."""
+    """The entry of a key in tunnel.toml(5)."""
 
     takes: str
     default: str | None
@@ -93,8 +93,8 @@ def entries() -> dict[str, Entry]:
 
 
 def takes(key: Key) -> str:
-    """What the page should say that a key takes."""
-    if word := WORDS.get(key.path):
+    """The type of a key as the page should describe it."""
+    if word := TYPES.get(key.path):
         return word
     kind = key.field.annotation
     if kind in (int, int | None):
@@ -113,12 +113,12 @@ def takes(key: Key) -> str:
 # The keys
 
 
-def test_every_key_has_an_entry_and_nothing_else_has() -> None:
+def test_the_page_has_exactly_the_keys_of_the_configuration() -> None:
     assert sorted(entries()) == sorted(key.path for key in keys())
 
 
 @pytest.mark.parametrize("key", list(keys()), ids=lambda key: key.path)
-def test_an_entry_says_what_the_schema_says(key: Key) -> None:
+def test_an_entry_agrees_with_the_schema(key: Key) -> None:
     default = key.field.default
     expected = None if default in (None, PydanticUndefined) else literal(default)
     assert entries()[key.path] == Entry(takes(key), expected, key.live, key.field.is_required())
@@ -129,7 +129,7 @@ def test_tables_and_the_keys_in_each_are_in_alphabetical_order() -> None:
     assert paths == sorted(paths, key=lambda path: path.rpartition(".")[::2])
 
 
-def test_the_bounds_of_the_times_with_bounds_of_their_own_are_those_of_the_schema() -> None:
+def test_times_with_special_bounds_agree_with_the_schema() -> None:
     fields = {key.path: key.field for key in keys()}
     assert bounds(fields["daemon.spin"]) == ("0", "0.01")
     assert bounds(fields["tunnels.reservation"])[0] == "0"
@@ -138,7 +138,7 @@ def test_the_bounds_of_the_times_with_bounds_of_their_own_are_those_of_the_schem
 @pytest.mark.parametrize(
     ("word", "path"), [("seconds", "tunnels.linger"), ("count", "tunnels.max_parked"), ("port", "control.port")]
 )
-def test_the_words_for_numbers_have_the_bounds_of_the_schema(word: str, path: str) -> None:
+def test_the_types_of_numbers_have_the_bounds_of_the_schema(word: str, path: str) -> None:
     lowest, highest = next(bounds(key.field) for key in keys() if key.path == path)
     meaning = (MAN / "tunnel.toml.5").read_text().partition(f".It {word}\n")[2].partition(".It ")[0]
     assert f"between {lowest} and {highest}" in meaning
@@ -159,11 +159,11 @@ def flags(text: str) -> set[str]:
 
 
 def commands(action: argparse.Action) -> list[argparse.ArgumentParser]:
-    """The parsers of the commands, where the action is what chooses one."""
+    """The parsers of subcommands, if the action has any."""
     return list(action.choices.values()) if isinstance(action, argparse._SubParsersAction) else []
 
 
-def test_every_option_is_described_and_no_other_is() -> None:
+def test_the_page_has_exactly_the_options_of_the_daemon() -> None:
     parsers = [parser(), *(inner for action in parser()._actions for inner in commands(action))]
     options = {option for made in parsers for action in made._actions for option in action.option_strings}
     described = "\n".join(line for line in section("DESCRIPTION").splitlines() if line.startswith(".It Fl"))
@@ -172,7 +172,7 @@ def test_every_option_is_described_and_no_other_is() -> None:
     assert flags((MAN / "tunneld.8").read_text()) == options
 
 
-def test_options_and_signals_take_what_the_program_takes() -> None:
+def test_choices_and_signals_agree_with_the_program() -> None:
     described = section("DESCRIPTION")
     for action in parser()._actions:
         for choice in action.choices or ():
@@ -222,7 +222,7 @@ def test_lists_are_in_alphabetical_order(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_mandoc_finds_nothing_to_mend(page: str) -> None:
+def test_mandoc_lint_reports_nothing(page: str) -> None:
     mandoc = shutil.which("mandoc")
     if mandoc is None:
         pytest.skip("no mandoc")

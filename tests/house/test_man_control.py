@@ -1,4 +1,4 @@
-"""tunneld-control(7) tells of every verb, option, event, code, fault and metric, and of none that is not there."""
+"""tunneld-control(7) has exactly the verbs, options, events, codes, faults and metrics of the program."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAGE = section("OVER HTTP")
 
 
 def items(title: str) -> list[str]:
-    """The words that a section's lists explain."""
+    """The words listed in a section."""
     return re.findall(r"^\.It Cm (\S+)", section(title), flags=re.MULTILINE)
 
 
@@ -59,7 +59,7 @@ def made(path: str, function: str) -> set[str]:
     return {key.value for key in returned.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
 
 
-def test_every_verb_and_every_option_is_told() -> None:
+def test_the_page_has_exactly_the_verbs_and_options() -> None:
     assert sorted(items("VERBS")) == sorted(command.verb for command in COMMANDS.values())
     assert sorted(items("TUNNEL OPTIONS")) == sorted(OPTIONS)
 
@@ -72,25 +72,25 @@ def test_every_verb_and_every_option_is_told() -> None:
         ("status", "daemon/daemon.py", "status"),
     ],
 )
-def test_every_key_of_an_item_is_told_in_alphabetical_order(verb: str, path: str, function: str) -> None:
+def test_the_page_has_the_keys_of_items_in_alphabetical_order(verb: str, path: str, function: str) -> None:
     assert keys_of(verb) == sorted(made(path, function))
 
 
-def test_every_event_is_told() -> None:
+def test_the_page_has_exactly_the_events() -> None:
     assert len(published()) > 5
     assert set(items("EVENTS")) == published() | {"lost", "watching"}
 
 
-def test_every_code_is_told() -> None:
+def test_the_page_has_exactly_the_error_codes() -> None:
     assert set(items("ERROR CODES")) == set(EXIT_STATUSES)
 
 
 @pytest.mark.parametrize("title", ["VERBS", "TUNNEL OPTIONS", "EVENTS", "ERROR CODES"])
-def test_each_word_is_told_once_in_alphabetical_order(title: str) -> None:
+def test_words_are_listed_once_in_alphabetical_order(title: str) -> None:
     assert items(title) == sorted(set(items(title)), key=str.lower)
 
 
-def test_every_wire_code_has_its_status_and_its_fault() -> None:
+def test_every_error_code_has_an_http_status_and_a_fault() -> None:
     rows = re.findall(r"^\.It ([a-z-]+) Ta (\d+) Ta (\d+)$", PAGE, flags=re.MULTILINE)
     assert {code: (int(status), int(fault)) for code, status, fault in rows} == {
         code: (STATUSES[code].value, FAULTS[code]) for code in STATUSES

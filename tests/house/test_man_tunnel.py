@@ -24,7 +24,7 @@ PAGE = Path(tunneld.__file__).parents[1] / "man" / "tunnel.1"
 TEXT = PAGE.read_text()
 SubParsers = argparse._SubParsersAction
 WITHOUT_A_COMMAND = {"auth", "help", "quit", "join", "leave"}
-"""Verbs of the control protocol that mean something to a conversation only: the last two are an agent's own."""
+"""Verbs of the control protocol without a command: they concern one connection, or only agents."""
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -32,8 +32,8 @@ def commands() -> dict[str, argparse.ArgumentParser]:
     return found.choices
 
 
-def of_credentials() -> dict[str, argparse.ArgumentParser]:
-    """What `tunnel credential` takes next."""
+def credential_commands() -> dict[str, argparse.ArgumentParser]:
+    """The commands of `tunnel credential`."""
     (found,) = (action for action in commands()["credential"]._actions if isinstance(action, SubParsers))
     return found.choices
 
@@ -44,7 +44,9 @@ def options(made: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def every_option() -> set[str]:
-    return {name for made in (parser(), *commands().values(), *of_credentials().values()) for name in options(made)}
+    return {
+        name for made in (parser(), *commands().values(), *credential_commands().values()) for name in options(made)
+    }
 
 
 def documented_options() -> set[str]:
@@ -56,19 +58,19 @@ def section(title: str) -> str:
     return TEXT.split(f".Sh {title}\n")[1].split("\n.Sh ")[0]
 
 
-def test_every_option_is_in_the_page_and_no_other() -> None:
+def test_the_page_has_exactly_the_options_of_the_program() -> None:
     assert documented_options() == every_option()
 
 
-def test_every_command_is_in_the_page_and_no_other() -> None:
+def test_the_page_has_exactly_the_commands_of_the_program() -> None:
     entries = set(re.findall(r"^\.It Cm (\w+)", TEXT.split(".Ss JSON")[0], flags=re.MULTILINE))
     assert entries - {"unix"} == set(commands())
 
 
-def test_every_action_on_credentials_is_in_the_page_and_no_other() -> None:
+def test_the_page_has_exactly_the_credential_commands() -> None:
     entries = set(re.findall(r"^\.It Cm credential (\w+)", TEXT, flags=re.MULTILINE))
     lines = re.findall(r"^\.Ic (.+)", section("SYNOPSIS"), flags=re.MULTILINE)
-    assert entries == {word for line in lines for word in line.split()} - {"|"} == set(of_credentials())
+    assert entries == {word for line in lines for word in line.split()} - {"|"} == set(credential_commands())
 
 
 def test_the_synopsis_names_every_command() -> None:
@@ -82,7 +84,7 @@ def test_every_verb_of_the_control_protocol_has_a_command() -> None:
     assert {verb.wire.lower() for verb in VERBS} == set(COMMANDS) - WITHOUT_A_COMMAND
 
 
-def test_every_variable_is_in_the_page_and_no_other() -> None:
+def test_the_page_has_exactly_the_variables_of_the_program() -> None:
     source = Path(access.__file__).read_text() + Path(access.__file__).read_text()
     read = (
         set(re.findall(r"TUNNEL_[A-Z][A-Z_]*", source))
@@ -92,13 +94,13 @@ def test_every_variable_is_in_the_page_and_no_other() -> None:
     assert set(re.findall(r"^\.It Ev (\w+)", TEXT, flags=re.MULTILINE)) == read
 
 
-def test_every_exit_status_is_in_the_page_and_no_other() -> None:
+def test_the_page_has_exactly_the_exit_statuses_of_the_program() -> None:
     gone = {common.INTERRUPTED, common.OutputError.exit_status, common.OutputGoneError.exit_status}
     ours = {0, RelayUnreachableError.exit_status, *EXIT_STATUSES.values(), *gone}
     assert {int(status) for status in re.findall(r"^\.It (\d+)$", TEXT, flags=re.MULTILINE)} == ours
 
 
-def test_every_event_of_the_agent_is_in_the_page_and_no_other() -> None:
+def test_the_page_has_exactly_the_events_of_the_agent() -> None:
     told = set(re.findall(r"^ {4}(\w+) ", events.__doc__ or "", flags=re.MULTILINE))
     told = told or set(re.findall(r"^(\w+)  +\w", events.__doc__ or "", flags=re.MULTILINE))
     documented = TEXT.split(".Ss JSON")[1].split(".Sh ENVIRONMENT")[0]
@@ -117,7 +119,7 @@ def test_every_default_is_in_the_page() -> None:
     assert access.DEFAULT_RELAY in TEXT
 
 
-def test_every_key_of_the_file_is_in_the_page_and_no_other() -> None:
+def test_the_page_has_exactly_the_keys_of_the_file() -> None:
     room = TEXT.split(".Ss Several local servers\n")[1].split("\n.Ss ")[0]
     relay, exposed = room.split("Each table\n")
     for text, table in ((relay, expose_file.RelayTable), (exposed, expose_file.ExposureTable)):
@@ -126,7 +128,7 @@ def test_every_key_of_the_file_is_in_the_page_and_no_other() -> None:
 
 
 def test_every_key_of_the_file_is_an_option_with_the_same_default() -> None:
-    """`name` and `target` are the table's own way to say things; `http` and `https` are options of their own."""
+    """Except for keys that are spelled otherwise on the command line."""
     made = {action.dest: action for action in commands()["expose"]._actions}
     for name, field in expose_file.ExposureTable.model_fields.items():
         default = made[name].default
@@ -141,7 +143,7 @@ def test_the_roles_are_in_the_page() -> None:
     assert set(re.findall(r"^\.Cm (\w+)", entry, flags=re.MULTILINE)) == set(keyring.ROLES)
 
 
-def test_mandoc_finds_nothing_to_say() -> None:
+def test_mandoc_lint_reports_nothing() -> None:
     mandoc = shutil.which("mandoc")
     if mandoc is None and not os.environ.get("TUNNELD_REQUIRE_PROGRAMS"):
         pytest.skip("mandoc is not installed")

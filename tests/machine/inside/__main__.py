@@ -1,4 +1,4 @@
-"""Goes through the steps inside the machine and says how each went; with --list says which there are, anywhere."""
+"""Run the steps inside the machine and report the outcome of each; with --list, only list them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.machine.inside.steps import Step, all_steps, chosen
 from tests.machine.inside.tools import WrongError
 
 LINES = 60
-"""Of the journal, shown where a step failed."""
+"""Lines of the journal that are shown when a step failed."""
 
 
 def main() -> int:
-    """The exit status: 0 where all went well."""
+    """Run the steps. Returns the exit status: 0 if all succeeded."""
     parser = argparse.ArgumentParser(prog="make machine ARGS=...")
     parser.add_argument("words", nargs="*", metavar="WORD", help="the steps whose names have one of these words")
     parser.add_argument("--from", dest="start", metavar="WORD", help="begin at the step whose name has this in it")
@@ -49,7 +49,7 @@ def _go_through(steps: Sequence[Step]) -> int:
 
 
 def _try(step: Step) -> str:
-    """Do it; `ok`, or `FAILED`, and then all is as it was before."""
+    """Run a step. Returns `ok`, or `FAILED` after restoring the state."""
     from tests.machine.inside.relay import put_back  # noqa: PLC0415 - what the steps have in hand, and they are wanted by name elsewhere
 
     began = time.monotonic()

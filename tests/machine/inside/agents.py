@@ -1,4 +1,4 @@
-"""Services of users that expose something."""
+"""Agents as services of users."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ ExecStart=python3 -m http.server 8000 --bind 127.0.0.1 --directory %h/page
 
 
 def is_there() -> bool:
-    """Whether visitors of alice's get the page."""
+    """Whether visitors get the page through alice's tunnel."""
     here = addresses("alice")
     return bool(here) and all(map(serves, here))
 
 
 @first
-def an_agent_is_a_service_of_a_user() -> Iterator[str]:
-    """Does what the head of tunnel.service says, as a user who lingers: a visitor gets the page."""
+def an_agent_runs_as_a_service_of_a_user() -> Iterator[str]:
+    """Follow the instructions in tunnel.service, as a user with lingering enabled: a visitor gets the page."""
     sh("useradd --create-home alice && loginctl enable-linger alice")
     units = HOME / ".config/systemd/user"
     for folder in (FILE.parent, units, HOME / "page"):
@@ -68,7 +68,7 @@ def an_agent_is_a_service_of_a_user() -> Iterator[str]:
 
 @step
 def the_agent_reloads_as_its_unit_says() -> Iterator[str]:
-    """systemctl --user reload after one more exposure, after a mistake, which changes nothing, and after one less."""
+    """systemctl --user reload after adding an exposure, after an error, which changes nothing, and after a removal."""
     with changed(FILE, FILE.read_text() + "\n[expose.second]\ntarget = 8000\n"):
         AGENT.do("reload")
         wait_until("there are two", lambda: len(addresses("alice")) == 2)
@@ -82,7 +82,7 @@ def the_agent_reloads_as_its_unit_says() -> Iterator[str]:
 
 @step
 def the_agent_stops_as_its_unit_says() -> Iterator[str]:
-    """systemctl --user stop is a success, and the tunnel is gone then; a start brings it back to its address."""
+    """systemctl --user stop succeeds and closes the tunnel; a start opens it again at its address."""
     wait_until("the agent is there", is_there)
     before = addresses("alice")
     AGENT.do("stop")
@@ -96,7 +96,7 @@ def the_agent_stops_as_its_unit_says() -> Iterator[str]:
 
 @step
 def an_agent_with_a_wrong_secret_waits_for_the_right_one() -> Iterator[str]:
-    """It says so and goes on as soon as its file has the right one; systemd starts nothing again."""
+    """It reports this, and continues as soon as its file has the right secret; systemd restarts nothing."""
     AGENT.do("stop")
     with changed(SECRET, "wrong\n"):
         AGENT.do("start")
@@ -109,8 +109,8 @@ def an_agent_with_a_wrong_secret_waits_for_the_right_one() -> Iterator[str]:
 
 
 @step
-def an_agent_with_a_bad_file_is_tried_once() -> Iterator[str]:
-    """It ends with 78, with the reason in the journal, and systemd leaves it; a right one helps."""
+def an_agent_with_an_invalid_file_is_started_once() -> Iterator[str]:
+    """It exits with 78, with the reason in the journal, and systemd does not restart it; a corrected file helps."""
     AGENT.do("stop")
     with changed(FILE, FILE.read_text() + "\n[expse.third]\n"):
         AGENT.do("start")
@@ -124,8 +124,8 @@ def an_agent_with_a_bad_file_is_tried_once() -> Iterator[str]:
 
 
 @step
-def plain_ssh_is_a_service_too() -> Iterator[str]:
-    """Does what the head of ssh-tunnel.service says; its address stays over a restart of the relay and its own."""
+def plain_ssh_runs_as_a_service() -> Iterator[str]:
+    """Follow the instructions in ssh-tunnel.service; the address is kept when relay or ssh are restarted."""
     home = "/var/lib/ssh-tunnel"
     sh(f"useradd --system --create-home --home-dir {home} ssh-tunnel")
     sh(f"sudo -u ssh-tunnel ssh-keygen -q -t ed25519 -N '' -f {home}/.ssh/id_ed25519")

@@ -1,4 +1,4 @@
-"""What becomes of addresses when the relay dies."""
+"""Addresses of tunnels after the relay was killed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.machine.inside.steps import step
 from tests.machine.inside.tools import expect, wait_until
 
 WATCHED = SLOW.replace("WatchdogSec=900", "WatchdogSec=30")
-"""The unit's own."""
+"""The drop-in with the WatchdogSec= of the unit itself."""
 
 
 @step
-def a_daemon_that_is_killed_comes_back_and_so_do_addresses() -> Iterator[str]:
-    """kill -9: systemd starts another one, to which the agent comes back, at the same address."""
+def a_killed_daemon_is_restarted_with_the_same_addresses() -> Iterator[str]:
+    """kill -9: systemd starts another process, to which the agent reconnects with the same address."""
     restarts = int(RELAY.NRestarts)
     yield from _is_back_after(signal.SIGKILL)
     expect(int(RELAY.NRestarts), restarts + 1, "restarts")
@@ -26,8 +26,8 @@ def a_daemon_that_is_killed_comes_back_and_so_do_addresses() -> Iterator[str]:
 
 
 @step
-def a_daemon_that_hangs_is_killed_by_the_watchdog_and_comes_back() -> Iterator[str]:
-    """kill -STOP with the unit's own WatchdogSec: systemd ends it, and the journal shows where it hung."""
+def a_daemon_that_hangs_is_restarted_by_the_watchdog() -> Iterator[str]:
+    """kill -STOP with the WatchdogSec= of the unit: systemd kills it, and the journal has a stack trace."""
     RELAY.drop_in(WATCHED)
     RELAY.do("restart")
     yield from _is_back_after(signal.SIGSTOP)

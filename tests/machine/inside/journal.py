@@ -1,4 +1,4 @@
-"""The journal of the machine, followed from the beginning: whoever waits for a line is woken by it."""
+"""The journal of the machine, followed from the beginning: a line wakes the steps that wait for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NATIVE = "/run/systemd/journal/socket"
 
 
 class Journal:
-    """Lines since the machine was booted, in a thread; their times are those of the monotonic clock."""
+    """Lines since the boot, read by a thread, with times of the monotonic clock."""
 
     def __init__(self) -> None:
         self._lines: list[Line] = []
@@ -27,13 +27,13 @@ class Journal:
         self._marks = count()
 
     def since(self, moment: float, matches: Callable[[Line], bool]) -> list[Line]:
-        """What matches and was said from then on until now: all of it, and not only what has been read so far."""
+        """Return all matching lines since `moment`, including those that the thread has not read yet."""
         self._catch_up()
         with self._heard:
             return self._found(moment, matches)
 
     def wait(self, moment: float, matches: Callable[[Line], bool], what: str) -> Line:
-        """The first line that matches, waited for. Raises `WrongError`."""
+        """Wait for the first matching line. Raises `WrongError`."""
         self._follow()
         with self._heard:
             if not self._heard.wait_for(lambda: self._found(moment, matches), PATIENCE):
@@ -41,7 +41,7 @@ class Journal:
             return self._found(moment, matches)[0]
 
     def tail(self, moment: float, most: int) -> Sequence[str]:
-        """The last lines since then, for people."""
+        """Return the last lines since `moment` as text."""
         lines = self.since(moment, lambda _: True)[-most:]
         return [f"    | {when_of(line):8.1f} {line.get('SYSLOG_IDENTIFIER', '?')}: {line['MESSAGE']}" for line in lines]
 
@@ -62,7 +62,7 @@ class Journal:
                     self._heard.notify_all()
 
     def _catch_up(self) -> None:
-        """What was written to the journal before is read now: a mark that comes after it has been."""
+        """Wait until everything written to the journal so far has been read, by writing a mark and waiting for it."""
         self._follow()
         sh("journalctl --sync")
         mark = f"mark {next(self._marks)}"
@@ -75,12 +75,12 @@ JOURNAL = Journal()
 
 
 def when_of(line: Line) -> float:
-    """Seconds of the monotonic clock."""
+    """Return the time of a line in seconds of the monotonic clock."""
     return int(line["__MONOTONIC_TIMESTAMP"]) / 1e6
 
 
 def now() -> float:
-    """The same, now."""
+    """Return the current time of the monotonic clock."""
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
@@ -92,5 +92,5 @@ def _read_line(line: bytes) -> Line:
 
 
 def messages(lines: Sequence[Line]) -> Iterator[str]:
-    """What they say."""
+    """Yield the messages of lines."""
     return (line["MESSAGE"] for line in lines)

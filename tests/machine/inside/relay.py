@@ -1,4 +1,4 @@
-"""The relay: installed and started as its unit says, and asked over HTTP, for each `tunnel` takes seconds here."""
+"""The relay: installed and started as its unit says. Requests use HTTP, since a run of `tunnel` takes seconds here."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ CONFIG = Path("/etc/tunneld/tunnel.toml")
 STATE = Path("/var/lib/tunneld")
 RUNNING = "active/running"
 HTTP = ["127.0.0.1:7011"]
-"""Where the relay's HTTP face is at present."""
+"""The current address of the relay's HTTP interface."""
 SLOW = "[Service]\nWatchdogSec=900\nTimeoutStartSec=900\nTimeoutStopSec=900\n"
-"""The machine may stand still for longer than systemd waits elsewhere: its processor is a process of low priority."""
+"""Longer timeouts, since the processor of the machine is a process of low priority that may be suspended."""
 OF_CONTROL = "handshake_timeout = 300.0\n"
 DRAIN = "drain_timeout = 600.0"
 BASELINE: list[str] = []
-"""The configuration, as the first steps leave it."""
+"""The configuration after the first steps."""
 
 
 def ask(verb: str, *words: str, **options: str) -> dict[str, Any]:
-    """A verb of the control protocol, as the operator; waits until somebody answers. Raises `WrongError` where it is
+    """Send a verb of the control protocol as the operator, and wait for the answer. Raises `WrongError` if it is
     refused.
     """
     secret = Path("/root/operator").read_text().strip()
@@ -64,13 +64,13 @@ def ask(verb: str, *words: str, **options: str) -> dict[str, Any]:
 
 
 def tcp_tunnel(**options: str) -> tuple[str, str]:
-    """A new persistent tunnel of the operator's: server and client URI."""
+    """Open a persistent tunnel as the operator; returns its server and client URI."""
     server = ask("openTunnel", "tcp", persist="yes", **options)["text"]
     return server, ask("getTunnelAddress", server)["text"]
 
 
 def addresses(*owners: str) -> list[str]:
-    """Where visitors connect, of all tunnels of these credentials."""
+    """The client URIs of all tunnels of these credentials."""
     return sorted(item["client"] for item in ask("list")["items"] if item["owner"].partition("@")[0] in owners)
 
 
@@ -84,7 +84,7 @@ def serves(address: str) -> bool:
 
 
 def put_back() -> None:
-    """After a step that failed: all is as the first steps left it, with a new daemon and no tunnel of the operator's.
+    """Restore the state after the first steps when a step failed, with a new daemon and no tunnel of the operator.
 
     Raises `WrongError`.
     """
@@ -105,7 +105,7 @@ def put_back() -> None:
 
 @first
 def it_is_installed_as_its_unit_says() -> Iterator[str]:
-    """Does what the head of tunneld.service says, as root; systemd-analyze finds nothing wrong with the units."""
+    """Follow the instructions in tunneld.service, as root; systemd-analyze finds no problem with the units."""
     sh("/opt/tunneld/bin/pip install --no-index --no-deps --find-links /mnt/wheels tunneld")
     sh("ln -s /opt/tunneld/bin/tunneld /opt/tunneld/bin/tunnel /usr/local/bin")
     yield sh("tunneld --version")
@@ -124,7 +124,7 @@ def it_is_installed_as_its_unit_says() -> Iterator[str]:
 
 @first
 def it_is_ready_when_systemd_says_so() -> Iterator[str]:
-    """Enables and starts the unit: who it is, what it may do, what it keeps, what the journal and systemctl show."""
+    """Enable and start the unit; check its user, privileges and state, the journal and systemctl status."""
     RELAY.drop_in("[Service]\nTimeoutStartSec=900\n")
     RELAY.do("enable --now")
     expect(RELAY.state, RUNNING, "state after systemctl start")

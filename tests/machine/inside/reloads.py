@@ -1,4 +1,4 @@
-"""Reloads by systemd."""
+"""Reloads with systemctl."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.machine.inside.units import no_tracebacks
 
 
 def port_of_control() -> str:
-    """Where it listens, of two ports."""
+    """Which of two ports the daemon listens on."""
     return sh("ss -Hltn sport = 7110 or sport = 7010").split()[3].rpartition(":")[2]
 
 
 @step
 def a_reload_changes_ports_and_certificates_at_once() -> Iterator[str]:
-    """systemctl reload with another port and another certificate: both are in force when it returns."""
+    """systemctl reload with a new port and a new certificate: both are in force when it returns."""
     pid = RELAY.MainPID
     sh("rm -rf /root/other && tunneld init --host relay.example.org --output /root/other")
     sh("cp -a /etc/tunneld /root/before && cp --no-preserve=mode,ownership /root/other/relay.* /etc/tunneld")
@@ -37,8 +37,8 @@ def a_reload_changes_ports_and_certificates_at_once() -> Iterator[str]:
 
 
 @step
-def a_reload_of_a_bad_file_fails_and_changes_nothing() -> Iterator[str]:
-    """A table that is none, then a key that the daemon may not read: systemctl reload fails, the daemon goes on, and
+def a_reload_of_an_invalid_file_fails_and_changes_nothing() -> Iterator[str]:
+    """An unknown table, then a key file that the daemon cannot read: systemctl reload fails, the daemon continues, and
     journal and systemctl status say why.
     """
     pid = RELAY.MainPID
@@ -63,8 +63,8 @@ def a_reload_of_a_bad_file_fails_and_changes_nothing() -> Iterator[str]:
 
 
 @step
-def a_reload_to_a_port_that_is_taken_is_in_the_status() -> Iterator[str]:
-    """--check opens no port, so systemctl reload cannot fail; but the status tells, and the daemon goes on."""
+def a_reload_to_a_port_in_use_is_shown_in_the_status() -> Iterator[str]:
+    """--check opens no port, so systemctl reload succeeds; but the status shows the error, and the daemon continues."""
     pid = RELAY.MainPID
     with socket.create_server(("", 7110)), changed(CONFIG, BASELINE[0].replace("port = 7010", "port = 7110")):
         RELAY.do("reload")

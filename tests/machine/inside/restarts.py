@@ -1,4 +1,4 @@
-"""Restarts by systemd and by itself, and stops, each in the middle of a transfer."""
+"""Restarts by systemd and by the daemon itself, and stops, each in the middle of a transfer."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import threading
 import time
 from collections.abc import Iterator
 
-from tests.machine.inside.people import Greeter, Transfer, dial, pair, visitors
 from tests.machine.inside.relay import BASELINE, CONFIG, DRAIN, RELAY, RUNNING, ask, tcp_tunnel
 from tests.machine.inside.steps import step
 from tests.machine.inside.tools import WrongError, changed, expect, sh, wait_until
+from tests.machine.inside.traffic import Greeter, Transfer, dial, pair, visitors
 from tests.machine.inside.units import no_tracebacks
 
 MANY = 1000
-"""Relays at once: beyond one message to systemd, and what one of them could hide."""
+"""Relayed connections at the same time: more than one message to systemd can carry."""
 
 
 @step
 def systemctl_restart_keeps_a_transfer_and_refuses_no_visitor() -> Iterator[str]:
-    """Twice: the transfer's hash is right in the end, and each of many short visitors is greeted."""
+    """Twice: the hash of the transfer is right in the end, and each of many short visitors is served."""
     pid = RELAY.MainPID
     greeted = tcp_tunnel()
     with Greeter(greeted[0]), Transfer(*tcp_tunnel()) as transfer, visitors(greeted[1]) as people:
@@ -36,8 +36,8 @@ def systemctl_restart_keeps_a_transfer_and_refuses_no_visitor() -> Iterator[str]
 
 
 @step
-def a_restart_while_the_last_one_still_starts_keeps_a_transfer() -> Iterator[str]:
-    """systemctl restart as soon as the new process is there, which has no handler for its signal yet: no failure."""
+def a_restart_during_the_start_of_the_previous_one_keeps_a_transfer() -> Iterator[str]:
+    """systemctl restart as soon as the new process exists, before it handles the signal: no failure."""
     with Transfer(*tcp_tunnel()) as transfer:
         RELAY.do("restart --no-block")
         wait_until("it starts", lambda: RELAY.SubState == "start", every=0.02)
@@ -49,7 +49,7 @@ def a_restart_while_the_last_one_still_starts_keeps_a_transfer() -> Iterator[str
 
 @step
 def tunnel_restart_keeps_a_transfer_and_the_process() -> Iterator[str]:
-    """The same by `restart` of the control protocol: systemd notices nothing, and the process has the same number."""
+    """The same with `restart` of the control protocol: systemd notices nothing, and the process id is the same."""
     pid = RELAY.MainPID
     greeted = tcp_tunnel()
     with Greeter(greeted[0]), Transfer(*tcp_tunnel()) as transfer, visitors(greeted[1]) as people:
@@ -67,8 +67,8 @@ def tunnel_restart_keeps_a_transfer_and_the_process() -> Iterator[str]:
 
 
 @step
-def systemctl_restart_keeps_a_thousand_relays() -> Iterator[str]:
-    """Each of them says something before and after."""
+def systemctl_restart_keeps_a_thousand_connections() -> Iterator[str]:
+    """Each of them transfers data before and after."""
     server, client = tcp_tunnel()
     pairs = [pair(server, client) for _ in range(MANY)]
     yield f"{MANY} relays"
@@ -83,22 +83,22 @@ def systemctl_restart_keeps_a_thousand_relays() -> Iterator[str]:
 
 @step
 def systemctl_stop_drains() -> Iterator[str]:
-    """A transfer goes on and ends in order, newcomers are refused, systemctl status says how many are left."""
+    """A transfer continues and finishes, new visitors are refused, systemctl status shows how many visitors remain."""
     server, client = tcp_tunnel()
     stopping = threading.Thread(target=RELAY.do, args=["stop"], daemon=True)
     with Transfer(server, client) as transfer:
         RELAY.listen()
         stopping.start()
         yield RELAY.must_say("draining")
-        wait_until("the status says so", lambda: "1 visitor left" in RELAY.StatusText)
+        wait_until("the status says so", lambda: "1 visitor still connected" in RELAY.StatusText)
         yield RELAY.StatusText
         transfer.must_move()
         try:
             dial(client).close()
         except ConnectionRefusedError:
-            yield "newcomers are refused"
+            yield "new visitors are refused"
         else:
-            raise WrongError("a newcomer was accepted")
+            raise WrongError("a new visitor was accepted")
     stopping.join()
     expect((RELAY.ActiveState, RELAY.Result, RELAY.ExecMainStatus), ("inactive", "success", "0"), "the unit")
     no_tracebacks([RELAY])
@@ -106,8 +106,8 @@ def systemctl_stop_drains() -> Iterator[str]:
 
 
 @step
-def a_drain_that_cuts_is_no_failure() -> Iterator[str]:
-    """drain_timeout of a second: the transfer is cut, the exit status is 75, the unit has not failed."""
+def a_drain_that_cuts_connections_is_no_failure() -> Iterator[str]:
+    """With a drain_timeout of one second the transfer is cut, the exit status is 75, and the unit has not failed."""
     with changed(CONFIG, BASELINE[0].replace(DRAIN, "drain_timeout = 1.0")):
         RELAY.do("reload")
         with Transfer(*tcp_tunnel()) as transfer:
@@ -120,9 +120,9 @@ def a_drain_that_cuts_is_no_failure() -> Iterator[str]:
 
 
 @step
-def a_restart_with_a_bad_file_loses_nobody() -> Iterator[str]:
+def a_restart_with_an_invalid_file_loses_no_connection() -> Iterator[str]:
     """`restart` of the control protocol is refused and the daemon goes on; systemctl restart fails, with the reason in
-    the journal, and a transfer stands still until the file is mended.
+    the journal, and a transfer pauses until the file is corrected.
     """
     with Transfer(*tcp_tunnel()) as transfer:
         with changed(CONFIG, BASELINE[0] + "[contrl]\n"):
@@ -144,8 +144,8 @@ def a_restart_with_a_bad_file_loses_nobody() -> Iterator[str]:
 
 
 @step
-def a_start_with_a_bad_file_is_tried_once() -> Iterator[str]:
-    """Nobody waits for it, so the unit has failed, with the reason in the journal."""
+def a_start_with_an_invalid_file_is_tried_once() -> Iterator[str]:
+    """No connections wait for it, so the unit has failed, with the reason in the journal."""
     RELAY.do("stop")
     with changed(CONFIG, BASELINE[0] + "[contrl]\n"):
         RELAY.do("start", status=1)

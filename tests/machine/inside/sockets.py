@@ -1,4 +1,4 @@
-"""Ports that systemd opens, and ports below 1024."""
+"""Socket activation, and ports below 1024."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SOCKETS = "tunneld.socket tunneld-webmux.socket tunneld-http.socket"
 
 @step
 def systemd_opens_ports_and_starts_the_daemon() -> Iterator[str]:
-    """tunneld.socket and two like it, below 1024: the first connection starts the daemon, which has no privileges; over
-    a restart, kill -9 and `restart` of the control protocol the ports stay, and so does the agent's address.
+    """tunneld.socket and two similar units, below 1024: the first connection starts the daemon without privileges. Over
+    a restart, kill -9 and `restart` of the control protocol, the ports and the agent's address are kept.
     """
     wait_until("the agent is there", is_there)
     before = addresses("alice")
@@ -30,7 +30,7 @@ def systemd_opens_ports_and_starts_the_daemon() -> Iterator[str]:
     AGENT.do("stop")
     RELAY.do("stop")
     sh(f"systemctl enable --now {SOCKETS}")
-    expect(RELAY.ActiveState, "inactive", "the daemon before anybody came")
+    expect(RELAY.ActiveState, "inactive", "the daemon before the first connection")
     with socket.create_connection(("127.0.0.1", 7010)):
         RELAY.must_be(RUNNING)
     HTTP[0] = "127.0.0.1:80"
@@ -51,7 +51,7 @@ def systemd_opens_ports_and_starts_the_daemon() -> Iterator[str]:
     RELAY.listen()
     yield ask("restart")["text"]
     RELAY.must_say("ready ")
-    took = wait_until("the page is there after it became another", lambda: serves(before[0]))
+    took = wait_until("the page is there after a restart by the daemon itself", lambda: serves(before[0]))
     yield f"the page is back {took:.0f} s after that"
     sh(f"systemctl disable --now {SOCKETS}; systemctl stop tunneld; rm {UNITS}/tunneld-*.socket")
     sh("systemctl daemon-reload")
@@ -61,7 +61,7 @@ def systemd_opens_ports_and_starts_the_daemon() -> Iterator[str]:
 
 
 @step
-def a_socket_without_a_name_is_a_sentence() -> Iterator[str]:
+def a_socket_without_a_name_is_reported() -> Iterator[str]:
     """A socket unit without FileDescriptorName=: the daemon does not start, and the journal says what is missing."""
     odd = UNITS / "tunneld-odd.socket"
     text = (UNITS / "tunneld.socket").read_text()

@@ -1,8 +1,8 @@
-"""The steps, in their order: each is a function whose name is its sentence and whose docstring says what it does; what
-it yields are remarks.
+"""The steps in their order. Each is a function: its name is a sentence, its docstring describes it in detail, and it
+yields remarks.
 
-One that finds something else than it should raises `WrongError`. Then everything is put back as the first steps left
-it, and the next one is tried all the same; but where one of the first ones fails, nothing that builds on it is.
+A step that fails raises `WrongError`. Then the state after the first steps is restored and the next step runs. But if
+one of the first steps fails, no further step runs, since all of them depend on it.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from dataclasses import dataclass
 from importlib import import_module
 
 MODULES = ("relay", "agents", "reloads", "restarts", "deaths", "sockets", "troubles")
-"""Where the steps are, in their order."""
+"""The modules with steps, in their order."""
 
 Run = Callable[[], Iterator[str] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do, and whether others build on it."""
+    """A step, and whether other steps depend on it."""
 
     run: Run
     is_first: bool
 
     @property
     def name(self) -> str:
-        """Its sentence."""
+        """The name as a sentence."""
         return self.run.__name__.replace("_", " ")
 
     @property
     def what(self) -> str:
-        """What it does."""
+        """The docstring on one line."""
         return " ".join((self.run.__doc__ or "").split())
 
 
@@ -39,29 +39,29 @@ _found: list[Step] = []
 
 
 def step(run: Run) -> Run:
-    """Make it one of the steps."""
+    """Register a step."""
     _found.append(Step(run, is_first=False))
     return run
 
 
 def first(run: Run) -> Run:
-    """A step that is not left out."""
+    """Register a step that always runs, since others depend on it."""
     _found.append(Step(run, is_first=True))
     return run
 
 
 def all_steps() -> Sequence[Step]:
-    """Those on which others build, then the others."""
+    """Return the steps that others depend on, then the rest."""
     for module in MODULES:
         import_module(f"{__package__}.{module}")
     return sorted(_found, key=lambda step: not step.is_first)
 
 
 def chosen(steps: Sequence[Step], words: Sequence[str], start: str | None) -> list[Step]:
-    """Those on which others build; and of the others, from the one on whose name has `start` in it, those whose name
-    has one of the words, or all where there are none.
+    """Return the steps that others depend on and, from the first one with `start` in its name, those with one of the
+    words in their name, or all if there are no words.
 
-    Raises `ValueError` where a word is in no name.
+    Raises `ValueError` if a word is in no name.
     """
     for word in [*words, *([start] if start else [])]:
         if not any(word in step.name for step in steps):

@@ -1,4 +1,4 @@
-"""What the steps have in hand: commands, and patience."""
+"""Helpers of the steps: running commands, waiting, changing files."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PATIENCE = 600.0
-"""Seconds for whatever must happen. The machine is emulated, ten times slower than others or, where others want the
+"""Seconds for everything that must happen. The machine is emulated, ten times slower than others or, if others use the
 processor, a hundred times; and it may stand still for a minute. Nothing takes longer because of it but a failure.
 """
 PATH = "/usr/local/bin:/usr/sbin:/usr/bin"
 
 
 class WrongError(Exception):
-    """A step found something else than it should."""
+    """A step found a wrong value."""
 
 
 def expect(found: object, wanted: object, what: str) -> None:
-    """Raises `WrongError` unless both are the same."""
+    """Raise `WrongError` unless both values are equal."""
     if found != wanted:
         raise WrongError(f"{what}: {found!r}, not {wanted!r}")
 
 
 def sh(command: str, *, status: int | None = 0, **variables: str) -> str:
-    """What a line of shell says on both of its outputs. Raises `WrongError` where its exit status is another."""
+    """Run a shell command; returns its output and errors. Raises `WrongError` for another exit status."""
     environment = {**os.environ, "PATH": PATH, **variables}
     try:
         done = subprocess.run(
@@ -45,7 +45,7 @@ def sh(command: str, *, status: int | None = 0, **variables: str) -> str:
 
 
 def wait_until(what: str, happens: Callable[[], bool], *, every: float = 0.5) -> float:
-    """Ask until it is so; the seconds that it took. Raises `WrongError`."""
+    """Wait until a condition holds; returns the seconds it took. Raises `WrongError`."""
     began = time.monotonic()
     while not happens():
         if time.monotonic() - began > PATIENCE:
@@ -56,7 +56,7 @@ def wait_until(what: str, happens: Callable[[], bool], *, every: float = 0.5) ->
 
 @contextmanager
 def changed(path: Path, text: str) -> Iterator[None]:
-    """A file has this text while the block lasts, and then what it had."""
+    """Replace the text of a file for the length of the block."""
     before = path.read_text()
     path.write_text(text)
     try:

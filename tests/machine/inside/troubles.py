@@ -1,4 +1,4 @@
-"""What an operator finds at three in the morning: a port that is taken, a full disk, a clock that jumps, a certificate
+"""Problems of operation: a port in use, a full disk, a clock that jumps, a certificate
 whose time is over, no descriptors, no memory.
 """
 
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from tests.machine.inside.agents import is_there
-from tests.machine.inside.people import Transfer, dial, pair
 from tests.machine.inside.relay import RELAY, RUNNING, SLOW, STATE, addresses, ask, serves, tcp_tunnel
 from tests.machine.inside.steps import step
 from tests.machine.inside.tools import expect, sh, wait_until
+from tests.machine.inside.traffic import Transfer, dial, pair
 from tests.machine.inside.units import no_tracebacks
 
 ROOM = "256k"
-"""Of the small disk: the file of reservations fits in, and little else."""
+"""Size of the small disk: enough for the file of reservations, and little else."""
 DAY = 86400
 EXPIRED = """
 import datetime, pathlib
@@ -31,8 +31,8 @@ pathlib.Path("/etc/tunneld/relay.key").write_bytes(papers.key)
 
 
 @step
-def a_port_that_is_taken_is_waited_for() -> Iterator[str]:
-    """Somebody else has the control port when the daemon starts: an error in the journal, and systemd tries again until
+def a_start_waits_for_a_port_in_use() -> Iterator[str]:
+    """Another program has the control port when the daemon starts: the journal has an error, systemd tries again until
     the port is free.
     """
     RELAY.do("stop")
@@ -49,8 +49,8 @@ def a_port_that_is_taken_is_waited_for() -> Iterator[str]:
 
 
 @step
-def a_full_disk_costs_nobody_anything() -> Iterator[str]:
-    """No room in /var/lib/tunneld: tunnels open and serve, journal and status say what is not stored, until it is."""
+def a_full_disk_affects_no_connection() -> Iterator[str]:
+    """No space in /var/lib/tunneld: tunnels open and serve; journal and status report that reservations are not stored."""
     with _small_disk():
         sh(f"head -c 1M /dev/zero > {STATE}/fill", status=None)
         RELAY.listen()
@@ -68,8 +68,8 @@ def a_full_disk_costs_nobody_anything() -> Iterator[str]:
 
 
 @step
-def a_disk_that_is_read_only_costs_nobody_anything() -> Iterator[str]:
-    """The same with a disk that became read-only, as broken ones do, before a start: it starts, and tunnels open."""
+def a_read_only_disk_affects_no_connection() -> Iterator[str]:
+    """The same with a disk that became read-only before the start: the daemon starts, and tunnels open."""
     with _small_disk():
         RELAY.do("stop")
         sh(f"mount -o remount,ro {STATE}")
@@ -86,7 +86,7 @@ def a_disk_that_is_read_only_costs_nobody_anything() -> Iterator[str]:
 
 @contextmanager
 def _small_disk() -> Iterator[None]:
-    """Under the daemon's state."""
+    """Mount a small disk for the daemon's state."""
     RELAY.do("stop")
     sh(f"mount -t tmpfs -o size={ROOM},mode=0700,uid=tunneld,gid=tunneld tmpfs {STATE}")
     RELAY.do("start")
@@ -97,8 +97,8 @@ def _small_disk() -> Iterator[None]:
 
 
 @step
-def a_certificate_whose_time_is_over_is_told() -> Iterator[str]:
-    """A reload with one that has expired: an error in the journal and in the status; agents that check are told."""
+def an_expired_certificate_is_reported() -> Iterator[str]:
+    """A reload with an expired certificate: an error in the journal and the status; agents that verify it report it."""
     sh("cp -a /etc/tunneld /root/before")
     sh(f"/opt/tunneld/bin/python - <<'END'{EXPIRED}END")
     RELAY.do("reload")
@@ -117,8 +117,8 @@ def a_certificate_whose_time_is_over_is_told() -> Iterator[str]:
 
 
 @step
-def a_clock_that_jumps_is_not_noticed() -> Iterator[str]:
-    """A year ahead and back, in the middle of a transfer: nothing ends; all addresses are the same after a kill -9."""
+def a_clock_jump_has_no_effect() -> Iterator[str]:
+    """A year forwards and back during a transfer: nothing ends, and all addresses are the same after kill -9."""
     wait_until("the agent is there", is_there)
     before, pid, real = addresses("alice"), RELAY.MainPID, time.time() - time.monotonic()
     RELAY.listen()
@@ -137,8 +137,8 @@ def a_clock_that_jumps_is_not_noticed() -> Iterator[str]:
 
 
 @step
-def without_descriptors_the_operator_is_still_heard() -> Iterator[str]:
-    """LimitNOFILE=256 and more visitors than that: they wait, the operator asks and closes, and then all is well."""
+def without_descriptors_the_operator_is_still_served() -> Iterator[str]:
+    """LimitNOFILE=256 and more visitors: they wait, the operator closes a tunnel, and the relay recovers."""
     RELAY.drop_in(SLOW + "LimitNOFILE=256\n")
     RELAY.do("restart")
     server, client = tcp_tunnel()
@@ -165,8 +165,8 @@ def without_descriptors_the_operator_is_still_heard() -> Iterator[str]:
 
 
 @step
-def a_daemon_without_memory_is_killed_and_comes_back() -> Iterator[str]:
-    """MemoryMax= below what it needs: the kernel ends it, systemd says why, and starts it again until there is more."""
+def a_daemon_without_memory_is_killed_and_restarted() -> Iterator[str]:
+    """MemoryMax= below what it needs: the kernel kills it, systemd logs why, and restarts it until there is more."""
     wait_until("the agent is there", is_there)
     before, pid, has = addresses("alice"), RELAY.MainPID, int(RELAY.MemoryCurrent)
     RELAY.listen()

@@ -1,4 +1,4 @@
-"""Units of the system's manager, or of a user's."""
+"""Units of the system manager and of user managers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AS_USER = "setpriv --reuid {0} --regid {0} --init-groups env XDG_RUNTIME_DIR=/ru
 
 
 class Unit:
-    """One of them."""
+    """A unit."""
 
     def __init__(self, name: str, user: str = "") -> None:
         self.name = name
@@ -24,52 +24,52 @@ class Unit:
         self._began = 0.0
 
     def __getattr__(self, name: str) -> str:
-        """A property, as `systemctl show` has it: `unit.MainPID`."""
+        """Return a property, as `systemctl show` prints it: `unit.MainPID`."""
         if not name[0].isupper():
             raise AttributeError(name)
         return sh(f"{self.ctl} show --value -p {name} {self.name}")
 
     @property
     def state(self) -> str:
-        """ActiveState/SubState, both of one moment."""
+        """ActiveState/SubState, both at the same moment."""
         return "/".join(sh(f"{self.ctl} show --value -p ActiveState -p SubState {self.name}").split())
 
     def listen(self) -> None:
-        """What is looked for in the journal from here on is what comes from here on."""
+        """Search only lines of the journal that are written from now on."""
         self._began = now()
 
     def do(self, verb: str, *, status: int | None = 0) -> str:
-        """`unit.do("restart")`; and `listen`, before it."""
+        """Call `listen`, then run a command of systemctl: `unit.do("restart")`."""
         self.listen()
         return sh(f"{self.ctl} {verb} {self.name}", status=status)
 
     def journal(self) -> list[Line]:
-        """Its own lines."""
+        """Return the unit's own lines in the journal."""
         return JOURNAL.since(self._began, self._is_ours)
 
     def of_manager(self) -> str:
-        """What systemd says of it."""
+        """Return what systemd logged about the unit."""
         lines = JOURNAL.since(self._began, lambda line: line.get(self._of_manager) == self.name)
         return "\n".join(messages(lines))
 
     def must_say(self, text: str) -> str:
-        """The line with this text, waited for. Raises `WrongError`."""
+        """Wait for a line with this text, and return it. Raises `WrongError`."""
         what = f"{self.name} says {text!r}"
         line = JOURNAL.wait(self._began, lambda line: self._is_ours(line) and text in line["MESSAGE"], what)
         return str(line["MESSAGE"])
 
     def must_not_say(self, *texts: str) -> None:
-        """Raises `WrongError` where it has said any of them."""
+        """Raise `WrongError` if one of these texts is in the journal."""
         for said in messages(self.journal()):
             if any(text in said for text in texts):
                 raise WrongError(f"{self.name} says {said!r}")
 
     def must_be(self, state: str) -> None:
-        """Waits for an ActiveState/SubState. Raises `WrongError`."""
+        """Wait for an ActiveState/SubState. Raises `WrongError`."""
         wait_until(f"{self.name} is {state}", lambda: self.state == state)
 
     def drop_in(self, text: str) -> None:
-        """What `systemctl edit` writes; empty: no more."""
+        """Write a drop-in, as `systemctl edit` does; an empty text removes it."""
         self._folder.mkdir(exist_ok=True, parents=True)
         (self._folder / "override.conf").write_text(text)
         sh(f"{self.ctl} daemon-reload")
@@ -79,6 +79,6 @@ class Unit:
 
 
 def no_tracebacks(units: Sequence[Unit]) -> None:
-    """Raises `WrongError` where a person who did nothing wrong would see one."""
+    """Raise `WrongError` if the journal of a unit has a traceback."""
     for unit in units:
         unit.must_not_say("Traceback", "internal error", "a bug")

@@ -1,4 +1,4 @@
-"""People at both ends of a tunnel, in threads, for as long as their block lasts."""
+"""Visitors and hidden servers, in threads that run for the length of a block."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tests.machine.inside.tools import PATIENCE, WrongError, expect, wait_until
 
 BLOCK = random.Random(7).randbytes(1 << 14)
 PAUSE = 0.03
-"""Seconds between two blocks: other things must go on beside."""
+"""Seconds between two blocks, so that other processes can run."""
 
 
 def dial(uri: str) -> socket.socket:
-    """A connection to `tcp://HOST:PORT` or `http://HOST:PORT/`."""
+    """Connect to `tcp://HOST:PORT` or `http://HOST:PORT/`."""
     host, port = re.findall(r"//([^:/]+):(\d+)", uri)[0]
     return socket.create_connection((host, int(port)), timeout=PATIENCE)
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Until its end."""
+    """Read until EOF."""
     return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
 def pair(server: str, client: str) -> tuple[socket.socket, socket.socket]:
-    """A hidden server and its visitor, who have met."""
+    """Connect a hidden server and a visitor, and check that they are relayed."""
     hidden, visitor = dial(server), dial(client)
     hidden.sendall(b"x")
     expect(visitor.recv(1), b"x", "what the visitor got first")
@@ -39,7 +39,7 @@ def pair(server: str, client: str) -> tuple[socket.socket, socket.socket]:
 
 
 class Transfer:
-    """Octets from a hidden server to a visitor; its end compares hashes."""
+    """A transfer from a hidden server to a visitor. Hashes are compared at the end of the block."""
 
     def __init__(self, server: str, client: str) -> None:
         self.octets = 0
@@ -71,7 +71,7 @@ class Transfer:
         expect(self._hashes[1].hexdigest(), self._hashes[0].hexdigest(), "hash of what arrived")
 
     def must_move(self) -> None:
-        """Raises `WrongError` where no more octets arrive."""
+        """Wait for more bytes. Raises `WrongError` if none arrive."""
         before = self.octets
         wait_until("octets arrive", lambda: self._error is not None or self.octets > before + (1 << 17), every=0.1)
         if self._error is not None:
@@ -101,7 +101,7 @@ class Transfer:
 
 
 class Greeter:
-    """A hidden server that dials in for each visitor, whatever happens."""
+    """A hidden server that connects again after each visitor and each error."""
 
     def __init__(self, server: str) -> None:
         self._server = server
@@ -125,20 +125,20 @@ class Greeter:
 
 
 class Visitors:
-    """One after the other, and what each got: an answer, or what went wrong."""
+    """Visitors one after another, and the response or error of each."""
 
     def __init__(self) -> None:
         self.answers: list[str] = []
 
     def more_must_come(self, count: int = 3) -> None:
-        """So many more than now. Raises `WrongError`."""
+        """Wait for this many more responses. Raises `WrongError`."""
         before = len(self.answers)
         wait_until("visitors are answered", lambda: len(self.answers) > before + count, every=0.1)
 
 
 @contextmanager
 def visitors(client: str) -> Iterator[Visitors]:
-    """They come until the block ends."""
+    """Run visitors until the block ends."""
     made, enough = Visitors(), threading.Event()
 
     def visit() -> None:
