@@ -8,9 +8,9 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from tests.machine.inside.journal import JOURNAL
-from tests.machine.inside.steps import Step, all_steps, chosen
-from tests.machine.inside.tools import WrongError
+from .journal import JOURNAL
+from .steps import Step, all_steps, chosen
+from .tools import WrongError
 
 LINES = 60
 """Lines of the journal that are shown when a step failed."""
@@ -50,7 +50,7 @@ def _go_through(steps: Sequence[Step]) -> int:
 
 def _try(step: Step) -> str:
     """Run a step. Returns `ok`, or `FAILED` after restoring the state."""
-    from tests.machine.inside.relay import put_back  # noqa: PLC0415 - what the steps have in hand, and they are wanted by name elsewhere
+    from .relay import put_back  # noqa: PLC0415 - not needed for --list
 
     began = time.monotonic()
     try:

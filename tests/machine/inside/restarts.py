@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-from tests.machine.inside.relay import BASELINE, CONFIG, DRAIN, RELAY, RUNNING, ask, tcp_tunnel
-from tests.machine.inside.steps import step
-from tests.machine.inside.tools import WrongError, changed, expect, sh, wait_until
-from tests.machine.inside.traffic import Greeter, Transfer, dial, pair, visitors
-from tests.machine.inside.units import no_tracebacks
+from .relay import BASELINE, CONFIG, DRAIN, RELAY, RUNNING, ask, tcp_tunnel
+from .steps import step
+from .tools import WrongError, changed, expect, sh, wait_until
+from .traffic import Greeter, Transfer, dial, pair, visitors
+from .units import no_tracebacks
 
 MANY = 1000
 """Relayed connections at the same time: more than one message to systemd can carry."""

@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from tests.machine.inside.agents import is_there
-from tests.machine.inside.relay import RELAY, RUNNING, SLOW, STATE, addresses, ask, serves, tcp_tunnel
-from tests.machine.inside.steps import step
-from tests.machine.inside.tools import expect, sh, wait_until
-from tests.machine.inside.traffic import Transfer, dial, pair
-from tests.machine.inside.units import no_tracebacks
+from .agents import is_there
+from .relay import RELAY, RUNNING, SLOW, STATE, addresses, ask, serves, tcp_tunnel
+from .steps import step
+from .tools import expect, sh, wait_until
+from .traffic import Transfer, dial, pair
+from .units import no_tracebacks
 
 ROOM = "256k"
 """Size of the small disk: enough for the file of reservations, and little else."""
@@ -50,7 +50,7 @@ def a_start_waits_for_a_port_in_use() -> Iterator[str]:
 
 @step
 def a_full_disk_affects_no_connection() -> Iterator[str]:
-    """No space in /var/lib/tunneld: tunnels open and serve; journal and status report that reservations are not stored."""
+    """No space in /var/lib/tunneld: tunnels open and serve; journal and status report that nothing is stored."""
     with _small_disk():
         sh(f"head -c 1M /dev/zero > {STATE}/fill", status=None)
         RELAY.listen()
