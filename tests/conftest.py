@@ -1,4 +1,4 @@
-"""What every test can ask for: a running engine, a running service, system programs that may be missing."""
+"""Fixtures for all tests: a running engine, a running service, system programs that may be missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ settings.load_profile("house")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where our own code is compiled, nothing can be put in its place."""
+    """Skip tests that replace functions of the data plane if it is compiled."""
     if COMPILED:
         for item in items:
             if item.get_closest_marker("interpreted"):
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, None, None]:
-    """A test that is skipped within a nursery is skipped with its reason; pytest-trio drops that."""
+    """Report a skip inside a nursery with its reason, which pytest-trio drops."""
     try:
         return (yield)
     except (BaseExceptionGroup, pytest.skip.Exception) as raised:
@@ -45,21 +45,21 @@ def pytest_runtest_call() -> Generator[None, None, None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _signals_as_on_a_terminal() -> None:
-    """A shell that runs this in the background has it ignore Ctrl-C, and so would all programs that are started."""
+    """Handle SIGINT, which a shell ignores for background jobs, and which started programs would ignore, too."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _people_go_home() -> Iterator[None]:
-    """No connection outlives its test."""
+    """Close all connections of a test at its end."""
     yield
     go_home()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No daemon of a test reads or writes what those of this machine have reserved."""
+    """Give daemons of tests a state folder of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.delenv("STATE_DIRECTORY", raising=False)
@@ -68,7 +68,7 @@ def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture
 async def engine(nursery: trio.Nursery) -> AsyncIterator[Engine]:
-    """The data plane, running."""
+    """A running engine."""
     engine = new_engine()
     await nursery.start(engine.run)
     yield engine
@@ -91,5 +91,5 @@ async def service(nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnel
 
 @pytest.fixture
 def program_path() -> Callable[[str], str]:
-    """Finds a system program; skips the test where it is missing, unless the run requires all of them."""
+    """A function that returns the path of a system program, and skips the test if it is missing."""
     return find_program

@@ -1,4 +1,4 @@
-"""Those who attack a relay over real sockets: in crowds, slowly, endlessly, or with nonsense."""
+"""Attacks on a relay over real sockets: many connections, slow or endless requests, random data."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tunneld.net.endpoint import Endpoint
 from tunneld.tls.connection import TlsSocket
 
 AT_ONCE = 64
-"""Attackers that connect at the same time: fewer than a listening socket's queue holds."""
+"""Connections at the same time: fewer than the queue of a listening socket holds."""
 
 
 @asynccontextmanager
 async def crowd(endpoint: Endpoint, count: int, says: bytes = b"") -> AsyncIterator[list[trio.SocketStream]]:
-    """Connections that each said `says` and stay, for as long as the block runs."""
+    """Open connections that each send `says` and stay open for the length of the block."""
     async with AsyncExitStack() as stack:
         streams = []
         for _ in range(count):
@@ -32,7 +32,7 @@ async def crowd(endpoint: Endpoint, count: int, says: bytes = b"") -> AsyncItera
 
 
 async def flood(endpoint: Endpoint, count: int, says: bytes = b"") -> None:
-    """So many connections that say `says` and leave at once."""
+    """Open `count` connections that send `says` and close at once."""
     left = iter(range(count))
 
     async def attack() -> None:
@@ -47,9 +47,9 @@ async def flood(endpoint: Endpoint, count: int, says: bytes = b"") -> None:
 
 
 async def pour(endpoint: Endpoint, beginning: bytes, chunk: bytes, most: int) -> int:
-    """Send `chunk` again and again, until the relay hangs up or `most` octets are gone; how many those were.
+    """Send `chunk` repeatedly, until the relay closes the connection or `most` bytes are sent. Returns the bytes sent.
 
-    Octets in the buffers of the kernel count, so some millions go where the relay took a few thousand.
+    Bytes in kernel buffers count, too, so these are some millions if the relay read a few thousand.
     """
     sent = 0
     async with await trio.open_tcp_stream(endpoint.host, endpoint.port) as stream:
@@ -62,7 +62,7 @@ async def pour(endpoint: Endpoint, beginning: bytes, chunk: bytes, most: int) ->
 
 
 async def whisper(endpoint: Endpoint, papers: Papers, says: bytes) -> None:
-    """Say it in TLS, and hear the relay out."""
+    """Send `says` over TLS, and read until the relay closes the connection."""
     with socket.create_connection((endpoint.host, endpoint.port)) as below:
         below.setblocking(False)
         tls = TlsSocket(below, papers.client, server_hostname="localhost")
@@ -76,14 +76,14 @@ async def whisper(endpoint: Endpoint, papers: Papers, says: bytes) -> None:
 
 
 async def babble(endpoint: Endpoint, beginning: bytes, seed: int, count: int) -> None:
-    """So many connections that each say `beginning` and 512 octets to 2 KiB of nonsense, always the same for a seed."""
+    """Open `count` connections that each send `beginning` and 512 bytes to 2 KiB of data that depends on the seed."""
     dice = random.Random(seed)
     for _ in range(count):
         await _say(endpoint, beginning + dice.randbytes(dice.randrange(512, 2048)))
 
 
 async def _say(endpoint: Endpoint, says: bytes) -> None:
-    """One connection that says it and leaves."""
+    """Send on a new connection, and close it."""
     async with await trio.open_tcp_stream(endpoint.host, endpoint.port) as stream:
         with suppress(trio.BrokenResourceError):
             await stream.send_all(says)

@@ -1,8 +1,10 @@
-"""A real relay under attack: a bystander whose tunnel must not notice, and the marks that an attack may leave: none.
+"""A real relay under attack, and a bystander with a tunnel that must not be affected.
 
 besieged
-├─ send                 a hidden server, as fast as it goes, hashing
-└─ receive              its visitor, hashing too
+├─ send                 the bystander's hidden server, which sends as fast as possible and hashes
+└─ receive              its visitor, which hashes, too
+
+After an attack, the relay must use as much memory and as many descriptors and tasks as before.
 """
 
 from __future__ import annotations
@@ -27,26 +29,26 @@ KIB = 1024
 MIB = 1024 * KIB
 
 LIST_DEADLINE = 1.0
-"""Seconds within which `list` answers whatever strangers do: the one promise about time."""
+"""Seconds within which `list` is answered during any attack."""
 
 PER_CONNECTION = 64 * KIB
-"""Octets of resident memory that one connection may add, wherever it is; tunneld(8), SECURITY, has the sum."""
+"""Bytes of resident memory that a connection to any port may add; see Resource usage in tunneld(8)."""
 
 PER_PROCESS = 32 * MIB
-"""Octets that an attack may add beside: the allocator's arenas, modules that are loaded late."""
+"""Bytes that an attack may add in addition: arenas of the allocator, modules that are loaded late."""
 
 SPARE_DESCRIPTORS = 16
-"""Pipes that the bystander's bulk has borrowed now and had not before; every attack opens far more."""
+"""Descriptors of pipes that the bystander's transfer may use in addition; every attack opens far more."""
 
 SPARE_TASKS = 8
-"""An operator's connection that comes or goes just now; every attack that leaves tasks leaves far more."""
+"""Tasks of an operator's connection that opens or closes just now; an attack that leaks tasks leaks far more."""
 
 BLOCK = 64 * KIB
 ADMIN = ("root", SECRET)
 
 
 class Siege:
-    """A relay and its bystander."""
+    """A relay under attack, and its bystander."""
 
     def __init__(self, relay: Daemon, folder: Path, papers: Papers | None) -> None:
         self.relay = relay
@@ -54,15 +56,15 @@ class Siege:
         self._tls = None if papers is None else papers.client
         self.http = Endpoint("tcp", "127.0.0.1", int(relay.http.rstrip("/").rpartition(":")[2]))
         self.progress = 0
-        """Octets that the bystander has received."""
+        """Bytes that the bystander has received."""
         self._config = folder / "tunnel.toml"
         self._credential: tuple[str, str] | None = None
-        self._there: client.Client | None = None  # an operator who was there before the attack
+        self._there: client.Client | None = None  # an operator connected before the attack
         self._stopping = False
 
     @asynccontextmanager
     async def operator(self) -> AsyncIterator[client.Client]:
-        """Whoever looks after the relay: in TLS one who stays, since a newcomer is one among many strangers."""
+        """Connect as the operator. Returns the connection of `stay`, if there is one."""
         if self._there is not None:
             yield self._there
         else:
@@ -74,8 +76,8 @@ class Siege:
 
     @asynccontextmanager
     async def stay(self) -> AsyncIterator[None]:
-        """While the block runs the operator stays connected, where newcomers are strangers: they must authenticate, in
-        TLS or with a secret.
+        """Keep the operator connected for the length of the block if connections must authenticate or use TLS, since a
+        new one could be refused during an attack.
         """
         if self._tls is None and self._credential is None:
             yield
@@ -86,7 +88,7 @@ class Siege:
             self._there = None
 
     async def tasks(self) -> int:
-        """How many tasks the relay has."""
+        """Return the number of tasks of the relay."""
         async with self.operator() as operator:
             return int((await operator.status())["tasks"])
 
@@ -98,7 +100,7 @@ class Siege:
             await operator.call("reload")
 
     async def ask_for_secrets(self) -> None:
-        """From here on everybody must authenticate."""
+        """Configure a credential, so that connections must authenticate from here on."""
         proof = derive(SECRET, b"salt", MIN_ITERATIONS).reveal()
         self._config.write_text(
             f'{self._config.read_text()}\n[[credential]]\nname = "{ADMIN[0]}"\nrole = "admin"\nverifier = "{proof}"\n'
@@ -108,14 +110,14 @@ class Siege:
         self._credential = ADMIN
 
     async def opened(self, **options: str) -> tuple[Endpoint, Endpoint]:
-        """Open a tunnel that persists: its server URI and its client URI."""
+        """Open a persistent tunnel; returns its server URI and client URI."""
         async with self.operator() as operator:
             server = await operator.open_tunnel("tcp", persist="yes", **options)
             return Endpoint.parse(server), Endpoint.parse(await operator.get_tunnel_address(server))
 
     @asynccontextmanager
     async def ports(self) -> AsyncIterator[dict[str, Endpoint]]:
-        """Every kind of port, for an attack; its tunnel is closed at the end, for what was said to it stays parked."""
+        """Yield ports of all kinds. The tunnel is closed at the end, since connections to it stay parked."""
         secure = {"secure": "yes"} if self._tls is not None else {}
         server, visitors = await self.opened(**secure)
         shared = Endpoint.parse((await self.relay.wait_logged("webmux listens"))["uri"])
@@ -125,7 +127,7 @@ class Siege:
             await operator.close(str(server))
 
     async def check_answers(self) -> float:
-        """An operator who is there asks for the list; the seconds it took, below `LIST_DEADLINE`."""
+        """Call `list` as the operator. Returns the seconds it took; fails after `LIST_DEADLINE`."""
         async with self.operator() as operator:
             began = trio.current_time()
             with trio.fail_after(LIST_DEADLINE):
@@ -133,28 +135,28 @@ class Siege:
             return trio.current_time() - began
 
     async def check_progress(self, octets: int = MIB) -> None:
-        """The bystander receives so many octets more."""
+        """Wait until the bystander has received this many more bytes."""
         goal = self.progress + octets
         with trio.fail_after(PATIENCE):
             while self.progress < goal:
                 await trio.lowlevel.checkpoint()
 
     async def check_calm(self, descriptors: int, tasks: int) -> None:
-        """The relay comes back to as many descriptors and tasks as before; each question gives it time to."""
+        """Wait until the relay has as many descriptors and tasks as before."""
         with trio.fail_after(PATIENCE):
             while self.relay.descriptors > descriptors + SPARE_DESCRIPTORS or await self.tasks() > tasks + SPARE_TASKS:
                 await self.check_answers()
 
     @property
     def resident(self) -> int:
-        """Octets of memory that the relay has resident."""
+        """Resident memory of the relay in bytes."""
         told = Path(f"/proc/{self.relay.process.pid}/status").read_text()
         found = re.search(r"^VmRSS:\s+(\d+) kB", told, re.MULTILINE)
         assert found is not None
         return int(found[1]) * KIB
 
     async def send(self, stream: trio.SocketStream, digest: hashlib._Hash) -> None:
-        """The bystander's hidden server, until it is told to stop."""
+        """Send as the bystander's hidden server, until `stop`."""
         number = 0
         while not self._stopping:
             block = number.to_bytes(8, "big") * (BLOCK // 8)
@@ -164,20 +166,20 @@ class Siege:
         await stream.send_eof()
 
     async def receive(self, stream: trio.SocketStream, digest: hashlib._Hash) -> None:
-        """The bystander's visitor, to the end of file."""
+        """Receive as the bystander's visitor, until EOF."""
         async for chunk in stream:
             digest.update(chunk)
             self.progress += len(chunk)
 
     def stop(self) -> None:
-        """The bystander has sent enough."""
+        """Let the bystander stop sending."""
         self._stopping = True
 
 
 @asynccontextmanager
 async def besieged(folder: Path, papers: Papers | None = None, words: str = "") -> AsyncIterator[Siege]:
-    """A relay whose bystander is at work, every face in TLS where there are papers. When the block ends, everything
-    sent must have arrived. `words` is what its configuration says besides.
+    """Run a relay and a bystander with a transfer; with `papers`, all ports use TLS. When the block ends, everything
+    sent must have arrived. `words` is added to the configuration.
     """
     if papers is not None:
         words += TLS.format(folder=papers.folder).replace("control", "http")
@@ -200,9 +202,9 @@ async def besieged(folder: Path, papers: Papers | None = None, words: str = "") 
 
 @asynccontextmanager
 async def under_attack(siege: Siege, connections: int) -> AsyncIterator[None]:
-    """Once the block has ended the relay works and is as before; what holds during the attack, the block checks.
+    """Check after the block that the relay works and uses no more resources than before.
 
-    `connections` is how many the attack holds at once, at most. The block must leave with nothing open.
+    `connections` is the highest number of connections that the attack has open. The block must close all of them.
     """
     descriptors, resident, tasks = siege.relay.descriptors, siege.resident, await siege.tasks()
     yield

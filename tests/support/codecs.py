@@ -1,7 +1,7 @@
-"""Every codec of `tunneld.wire` as the same thing: events in, octets out, events again. `test_codecs.py` holds them
-all to one set of laws.
+"""Every codec of `tunneld.wire` with one interface: events become bytes, bytes become events. `test_codecs.py` tests
+that all of them have the same properties.
 
-A new codec joins by one entry in `CODECS`.
+To add a codec, add an entry to `CODECS`.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ class Decoder(Protocol):
     """The receiving half of a codec."""
 
     def feed(self, data: bytes) -> Events:
-        """What these octets complete. Raises `RemoteProtocolError`; after that it is not fed again."""
+        """Return the events that these bytes complete. Not called again after it raised `RemoteProtocolError`."""
 
     @property
     def held(self) -> int:
-        """Octets that wait for more."""
+        """Number of buffered bytes."""
 
 
 @dataclass(frozen=True)
 class Codec:
     """One codec under test.
 
-    `memory` is the most octets that its decoder may hold after each feeding; `endless` begins something that cannot
-    be let grow.
+    `memory` is the largest number of bytes that its decoder may buffer; `endless` is the beginning of a message that
+    never ends.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Codec:
     decoder: Callable[[], Decoder]
     memory: int
     endless: bytes
-    many: bool = True  # False: one event at the start of a stream, whatever follows is somebody else's
+    many: bool = True  # False: only one event, at the start of a stream
 
 
 class LineDecoder:
-    """Lines, each parsed by itself; an unfit request is an event too, for the connection goes on."""
+    """Decodes lines. An invalid request is an event, too, since the connection goes on."""
 
     def __init__(self, limit: int, parse: Callable[[bytes], Any]) -> None:
         self._lines = LineBuffer(limit)
@@ -91,7 +91,7 @@ class LineDecoder:
         except RemoteProtocolError as error:
             if not events:
                 raise
-            self._failure = error  # told with the next octets, so that what came before is not lost
+            self._failure = error  # raised with the next bytes, so that the previous events are not lost
         return events
 
     @property
@@ -100,7 +100,7 @@ class LineDecoder:
 
 
 class HeaderDecoder:
-    """One PROXY protocol header, then the visitor's octets."""
+    """Decodes one PROXY protocol header, and ignores what follows."""
 
     def __init__(self, decode: Callable[[bytes], tuple[ProxyHeader, int] | None]) -> None:
         self._decode = decode
@@ -124,7 +124,7 @@ class HeaderDecoder:
 
 
 def parse_or_refuse(line: bytes) -> Request | str:
-    """What a server makes of a line: a request, or the sentence it answers."""
+    """Parse a request as a server does: return the request, or the message of the error."""
     try:
         return parse_request(line)
     except UsageError as error:
@@ -132,7 +132,7 @@ def parse_or_refuse(line: bytes) -> Request | str:
 
 
 def identifiers(first: str, rest: str) -> st.SearchStrategy[str]:
-    """Names that begin with one alphabet and go on with another."""
+    """Names with one alphabet for the first character and another for the rest."""
     return st.builds(str.__add__, st.sampled_from(first), st.text(rest, max_size=12))
 
 
@@ -157,7 +157,7 @@ replies = st.one_of(
 
 
 def as_received(item: Item) -> Mapping[str, str]:
-    """An item as the other side reads it."""
+    """An item as it is received."""
     words = {True: "yes", False: "no"}
     return {
         key: words[value] if isinstance(value, bool) else str(value) for key, value in item.items() if value is not None
@@ -165,7 +165,7 @@ def as_received(item: Item) -> Mapping[str, str]:
 
 
 def format_reply(line: ItemLine | Ok | Err) -> bytes:
-    """Any line of a reply."""
+    """Format a line of a reply."""
     match line:
         case ItemLine(item):
             return format_item(item)

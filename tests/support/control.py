@@ -1,4 +1,4 @@
-"""A control server with a scripted daemon behind it, and the people who talk to it."""
+"""A control server with a scripted executor, and a client that sends and receives lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVENTS = [{"event": "opened", "id": "t1"}, {"event": "closed", "id": "t1", "reas
 
 @dataclass
 class Script:
-    """What stands behind the server: it knows a few verbs and remembers what it was asked."""
+    """An executor with a few verbs, which records requests."""
 
     asked: list[Request] = field(default_factory=list)
     callers: list[Caller] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Script:
         return Reply()
 
     async def stream(self, once: bool) -> AsyncGenerator[Item, None]:
-        """The two events of a watch, then silence until it is closed, or the end."""
+        """Two events of a watch, then the end, or nothing until it is closed."""
         self.streams += 1
         try:
             for event in EVENTS:
@@ -74,7 +74,7 @@ class Script:
             self.streams_closed += 1
 
     async def endless_stream(self) -> AsyncGenerator[Item, None]:
-        """More events than anybody reads."""
+        """Events without end."""
         self.streams += 1
         try:
             while True:
@@ -83,24 +83,24 @@ class Script:
             self.streams_closed += 1
 
     async def failing_stream(self) -> AsyncGenerator[Item, None]:
-        """One event, then the tunnel is gone."""
+        """One event, then an error."""
         yield EVENTS[0]
         raise NoSuchTunnelError("no tunnel t1")
 
 
 class Person:
-    """Somebody at the other end of a control connection, who types and reads lines."""
+    """A client of a control server that sends and receives lines."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self._lines = LineBuffer(MAX_REPLY_LINE)
 
     async def types(self, text: str | bytes) -> None:
-        """Send octets as they are, or text as one line."""
+        """Send bytes unchanged, or text as one line."""
         await self.stream.send_all(text if isinstance(text, bytes) else f"{text}\n".encode())
 
     async def hears(self) -> str:
-        """The next line; empty where there is none any more."""
+        """Receive a line; empty at the end of the connection."""
         while (line := self._lines.next_line()) is None:
             try:
                 data = await self.stream.receive_some(65536)
@@ -112,20 +112,20 @@ class Person:
         return line.decode()
 
     async def hears_verdict(self) -> str:
-        """The next line that is no item."""
+        """Receive the next line that is not an item."""
         while (line := await self.hears()).startswith("*"):
             pass
         return line
 
     async def hears_all(self) -> list[str]:
-        """Everything up to the end of the connection."""
+        """Receive all lines until the end of the connection."""
         lines = []
         while line := await self.hears():
             lines.append(line)
         return lines
 
     async def asks(self, text: str) -> str:
-        """Type a line and hear the verdict."""
+        """Send a line, and receive the final line of its reply."""
         await self.types(text)
         return await self.hears_verdict()
 
@@ -144,14 +144,14 @@ class Server:
 
     @asynccontextmanager
     async def person(self) -> AsyncIterator[Person]:
-        """Somebody who is connected and was greeted."""
+        """Connect a client, and receive the greeting."""
         async with await connect(self.endpoint) as stream:
             person = Person(stream)
             assert (await person.hears()).startswith("OK tunneld")
             yield person
 
     async def is_well(self) -> bool:
-        """Whether it serves somebody new."""
+        """Whether the server serves a new client."""
         async with self.person() as person:
             return await person.asks("echo well") == "OK well"
 
@@ -164,7 +164,7 @@ async def running_server(
     patience: float = PATIENCE,
     gate: Authenticator | None = None,
 ) -> AsyncIterator[Server]:
-    """A control server on a free port of loopback; the `async with` may take `patience` seconds of the test's clock."""
+    """Run a control server on a free port of loopback, for at most `patience` seconds of the test's clock."""
     door = ReloadableListener("control", sockets.bind_tcp(host, 0))
     endpoint = Endpoint("tls" if tls else "tcp", "127.0.0.1", door.port)
     server = Server(endpoint, Script(), settings or ControlSettings(), trio.CancelScope())

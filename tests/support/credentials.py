@@ -1,4 +1,4 @@
-"""Credentials for tests: cheap to check, and a gate that asks for them."""
+"""Credentials with few iterations, and an authenticator for them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ SECRET = "correct horse battery"
 
 
 def credential(name: str, secret: str = SECRET, **keys: Any) -> Credential:
-    """A user, unless `role` says otherwise; the least work that there may be."""
+    """Make a credential with the smallest number of iterations; it is a user unless `role` is given."""
     return Credential(name=name, verifier=derive(secret, f"salt of {name}".encode(), MIN_ITERATIONS), **keys)
 
 
 def gate_of(*credentials: Credential) -> Authenticator:
-    """A gate with these credentials for ever."""
+    """Make an authenticator with these credentials."""
     return Authenticator(lambda: credentials)
 
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch, name: str, module: ModuleType = verifier) -> Iterator[list[int]]:
-    """How often a function of a module was called: the list has an element a call."""
+    """Count the calls of a function: the yielded list has an element for each."""
     calls: list[int] = []
     real = getattr(module, name)
 

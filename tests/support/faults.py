@@ -1,4 +1,4 @@
-"""A Trio stream that goes wrong in a planned way, for everything that relays between streams."""
+"""A Trio stream that fails in a planned way, for tests of relays between streams."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from trio.abc import HalfCloseableStream
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is wrong with a stream. The default is nothing."""
+    """The faults of a stream; by default none."""
 
     step: int | None = None
-    "Receive and send no more than so many bytes at a time."
+    "The largest number of bytes to receive or send at a time."
     stall_at: int | None = None
-    "Neither receive nor send anything after so many bytes of each."
+    "Stop receiving, or sending, after this many bytes."
     cut_at: int | None = None
-    "Break for good, in both directions, after so many bytes of either."
+    "Break the stream after this many bytes in one direction."
 
 
 class FaultyStream(HalfCloseableStream):
-    """A stream around another; it counts what passes and carries out its plan."""
+    """A stream around another one, with planned faults."""
 
     def __init__(self, inner: HalfCloseableStream, plan: Plan) -> None:
         self._inner = inner
@@ -30,14 +30,14 @@ class FaultyStream(HalfCloseableStream):
         self._sent = 0
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """At most what the plan still allows."""
+        """Receive at most as much as the plan permits."""
         most = await self._allowed(self._received, max_bytes or 65536)
         data = bytes(await self._inner.receive_some(most))
         self._received += len(data)
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Piece by piece, as far as the plan allows."""
+        """Send in parts, as far as the plan permits."""
         rest = memoryview(data)
         while rest:
             most = await self._allowed(self._sent, len(rest))
@@ -56,7 +56,7 @@ class FaultyStream(HalfCloseableStream):
         await self._inner.aclose()
 
     async def _allowed(self, passed: int, wanted: int) -> int:
-        """How many of the wanted bytes may pass now; it never returns from a stall."""
+        """Return how many of the wanted bytes may pass now; does not return during a stall."""
         plan = self._plan
         limits = [wanted]
         if plan.step is not None:

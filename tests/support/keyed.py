@@ -1,4 +1,4 @@
-"""Hidden servers that show a key, in TLS or not: what `people.connect` is for tunnels that ask for none."""
+"""Connections of hidden servers that present a key, with or without TLS."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tunneld.net.endpoint import Endpoint
 from tunneld.tls.connection import TlsSocket, TlsStream
 
 PATIENT = 10.0
-"""Seconds that a newcomer has."""
+"""Seconds for a handshake."""
 
 
 async def open_lobby(
     nursery: trio.Nursery, papers: Papers | None, gate: Authenticator | None = None
 ) -> HandshakeSupervisor:
-    """A lobby at work, of a relay that shows these papers."""
+    """Start a handshake supervisor, with these certificates."""
     context = papers.server if papers is not None else None
     lobby = HandshakeSupervisor(gate or Authenticator(lambda: ()), lambda: context, lambda: PATIENT)
     await nursery.start(lobby.run)
@@ -30,9 +30,9 @@ async def open_lobby(
 
 
 async def connect_hidden(uri: Endpoint, papers: Papers) -> trio.SocketStream:
-    """Connect as the hidden server and show the key, if there is one. The relay's OK is read with what comes first.
+    """Connect as the hidden server, and present the key, if there is one. The relay's OK is read before the first data.
 
-    It is a `trio.SocketStream`, or works like one.
+    Returns a `trio.SocketStream`, or a stream that works like one.
     """
     stream = await connect(uri)
     if not uri.key:
@@ -45,12 +45,12 @@ async def connect_hidden(uri: Endpoint, papers: Papers) -> trio.SocketStream:
         await tls.shake_hands()
         await tls.send_all(f"{uri.key}\n".encode())
     except (OSError, ssl.SSLError):
-        return stream  # turned away before it could say anything
+        return stream  # the relay closed the connection during the handshake
     return cast(trio.SocketStream, Told(Polite(tls)))
 
 
 class Polite(TlsStream):
-    """One that reads away what it has been told before it closes, for closing on unread octets is a reset."""
+    """A TLS stream that reads all received bytes before it closes, since closing with unread bytes sends a reset."""
 
     async def aclose(self) -> None:
         with suppress(OSError):
@@ -60,7 +60,7 @@ class Polite(TlsStream):
 
 
 class Told(trio.abc.HalfCloseableStream):
-    """A stream in front of whose octets the relay says OK."""
+    """A stream that reads the relay's OK before the data."""
 
     def __init__(self, stream: trio.SocketStream | TlsStream) -> None:
         self.socket = stream.socket

@@ -1,6 +1,6 @@
-"""A service manager that fits into a test: it gives sockets, keeps descriptors and starts the daemon again.
+"""A service manager for tests, which passes sockets, stores descriptors and restarts the daemon.
 
-Of systemd it has what sd_notify(3) and sd_listen_fds(3) describe: NOTIFY_SOCKET with FDSTORE, FDSTOREREMOVE and
+It implements what sd_notify(3) and sd_listen_fds(3) describe: NOTIFY_SOCKET with FDSTORE, FDSTOREREMOVE and
 BARRIER, and LISTEN_FDS with names.
 """
 
@@ -36,20 +36,20 @@ os.execv(sys.argv[2 + count], sys.argv[2 + count :])
 
 
 class Manager:
-    """One service and the descriptors that are kept for it."""
+    """A service, and the descriptors stored for it."""
 
     def __init__(self, folder: Path) -> None:
         self.told: list[str] = []
         self.kept: list[tuple[str, int]] = []
-        self.sockets: list[tuple[str, socket.socket]] = []  # as of socket units
-        self.deaf = False  # descriptors are not kept, nor is anything answered
+        self.sockets: list[tuple[str, socket.socket]] = []  # as from socket units
+        self.deaf = False  # stores no descriptors and answers no barrier
         self._heard = trio.Condition()
         self._config = folder / "tunnel.toml"
         self._path = str(folder / "notify")
         self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     async def listen(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Hear what the service has to say."""
+        """Receive the messages of the service."""
         with self._socket:
             await self._socket.bind(self._path)
             task_status.started()
@@ -65,7 +65,7 @@ class Manager:
                     self._heard.notify_all()
 
     async def wait_status(self, pattern: str) -> str:
-        """The status, from when the whole of it is like this."""
+        """Wait until the status matches the pattern, and return it."""
         with trio.fail_after(PATIENCE):
             while not re.fullmatch(pattern, self.status):
                 async with self._heard:
@@ -74,7 +74,7 @@ class Manager:
 
     @property
     def status(self) -> str:
-        """What `systemctl status` would show now."""
+        """The status line that `systemctl status` would show."""
         said = [line for message in self.told for line in message.split("\n") if line.startswith("STATUS=")]
         return said[-1].removeprefix("STATUS=") if said else ""
 
@@ -89,11 +89,11 @@ class Manager:
                 if name == fields["FDNAME"]:
                     os.close(fd)
             self.kept = [(name, fd) for name, fd in self.kept if name != fields["FDNAME"]]
-        for fd in fds:  # also those of a barrier: that is its answer
+        for fd in fds:  # closing the descriptor of a barrier answers it
             os.close(fd)
 
     def command(self) -> tuple[list[str], dict[str, str], list[int]]:
-        """How the service is started: the words, the environment, the descriptors to pass on."""
+        """Return how to start the service: the command, the environment, the descriptors to pass."""
         given = [*((name, one.fileno()) for name, one in self.sockets), *self.kept]
         words = [sys.executable, "-m", "tunneld", "--config", str(self._config), "--log-format", "json"]
         launcher = [sys.executable, "-c", LAUNCHER, str(len(given)), *(str(fd) for _name, fd in given), *words]
@@ -102,7 +102,7 @@ class Manager:
 
     @asynccontextmanager
     async def service(self) -> AsyncIterator[Daemon]:
-        """The daemon, ready, with the sockets that it was given and the descriptors that were kept."""
+        """Start the daemon with the sockets and the stored descriptors; it is ready when the block begins."""
         words, variables, fds = self.command()
         async with (
             program(words, stderr=subprocess.PIPE, env=variables, pass_fds=fds) as process,
@@ -116,7 +116,7 @@ class Manager:
             nursery.cancel_scope.cancel()
 
     async def failed_start(self) -> tuple[int, str]:
-        """A service that does not get as far: its exit status, and what it said."""
+        """Start a daemon that fails; returns its exit status and standard error."""
         words, variables, fds = self.command()
         with trio.fail_after(PATIENCE):
             done = await trio.run_process(
@@ -125,17 +125,17 @@ class Manager:
         return done.returncode, done.stderr.decode()
 
     async def stop_for_restart(self, daemon: Daemon) -> int:
-        """What `systemctl restart` does first, with the unit's RestartKillSignal; the exit status."""
+        """Stop the daemon as `systemctl restart` does, with the unit's RestartKillSignal=; returns the exit status."""
         daemon.process.send_signal(signal.SIGUSR1)
         with trio.fail_after(PATIENCE):
             return await daemon.process.wait()
 
     def write(self, control: int = 0) -> None:
-        """Configure the service; `control` is the port of its control socket, as it would be without a socket unit."""
+        """Write the configuration; `control` is the control port, which a socket unit overrides."""
         self._config.write_text(CONFIG.format(drain_timeout=20.0, control=control, ports="0", of_daemon=""))
 
     def forget(self) -> None:
-        """Close everything."""
+        """Close all descriptors."""
         for fd in [*(fd for _name, fd in self.kept), *(one.detach() for _name, one in self.sockets)]:
             os.close(fd)
         self.kept, self.sockets = [], []
@@ -143,7 +143,7 @@ class Manager:
 
 @asynccontextmanager
 async def manager(folder: Path, sockets: Sequence[tuple[str, socket.socket]] = ()) -> AsyncIterator[Manager]:
-    """A manager for the length of the block."""
+    """Run a manager for the length of the block."""
     async with trio.open_nursery() as nursery:
         made = Manager(folder)
         made.sockets = list(sockets)

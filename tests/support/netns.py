@@ -1,4 +1,4 @@
-"""Machines of a small internet: network namespaces, wires between them, one behind a NAT.
+"""A small internet of network namespaces with wires between them, one of them behind a NAT.
 
     hidden 10.77.1.2 ── 10.77.1.1 nat 10.77.0.2 ── 10.77.0.1 relay 10.77.2.1 ── 10.77.2.2 visitor
 
@@ -28,27 +28,27 @@ LACKING = (
     "qdisc kind is unknown",
     "Read-only file system",
 )
-"""What the programs say where the kernel lacks something or we may not: everything else is a failure."""
+"""Errors of the programs if the kernel lacks a feature or the test lacks permission; other errors are failures."""
 
 
 class Namespace:
-    """One machine, known by the name that its namespace has."""
+    """A machine, identified by the name of its namespace."""
 
     def __init__(self, find: Find, name: str) -> None:
         self.name = name
         self._find = find
 
     def command(self, *words: str) -> list[str]:
-        """A command line that runs `words` on this machine."""
+        """Return the command line that runs `words` on this machine."""
         return [self._find("ip"), "netns", "exec", self.name, *words]
 
     def must(self, *words: str) -> None:
-        """Run a system program here; skip the test, with its reason, where the kernel or our rights do not do."""
+        """Run a system program on this machine. Skips the test if the kernel or the permissions do not suffice."""
         program, *arguments = words
         _must(self.command(self._find(program), *arguments))
 
     def masquerade(self) -> None:
-        """Forward, and show every address behind this machine as its own (NAT)."""
+        """Forward packets, and replace source addresses by that of this machine (NAT)."""
         self.must("sysctl", "-qw", "net.ipv4.ip_forward=1")
         self.must("nft", "add table ip nat")
         self.must("nft", "add chain ip nat leave { type nat hook postrouting priority 100; }")
@@ -56,7 +56,7 @@ class Namespace:
 
     @contextmanager
     def drop(self, rule: str) -> Iterator[None]:
-        """While the block runs, packets that come in and match `rule` (as `tcp dport 7010`) vanish without a word."""
+        """Drop incoming packets that match `rule` (such as `tcp dport 7010`) for the length of the block."""
         self.must("nft", "add table inet drop")
         self.must("nft", "add chain inet drop come { type filter hook input priority 0; }")
         self.must("nft", f"add rule inet drop come {rule} drop")
@@ -65,7 +65,7 @@ class Namespace:
 
     @contextmanager
     def delay(self, device: str, milliseconds: int) -> Iterator[None]:
-        """While the block runs, what leaves by `device` leaves later."""
+        """Delay packets that leave through `device` for the length of the block."""
         self.must("tc", "qdisc", "add", "dev", device, "root", "netem", "delay", f"{milliseconds}ms")
         yield
         self.must("tc", "qdisc", "del", "dev", device, "root")
@@ -80,7 +80,7 @@ def _must(command: list[str]) -> None:
 
 
 class Internet:
-    """The machines of a test, gone when its block ends."""
+    """The machines of a test."""
 
     def __init__(self, find: Find) -> None:
         self._find = find
@@ -89,7 +89,7 @@ class Internet:
         self.machines: list[Namespace] = []
 
     def machine(self, word: str) -> Namespace:
-        """One more, that reaches nobody but itself."""
+        """Add a machine without a network."""
         machine = Namespace(self._find, f"{self._prefix}-{word}")
         _must([self._find("ip"), "netns", "add", machine.name])
         self.machines.append(machine)
@@ -97,7 +97,7 @@ class Internet:
         return machine
 
     def wire(self, one: Namespace, one_address: str, other: Namespace, other_address: str) -> tuple[str, str]:
-        """Connect two machines, by addresses of one /24; returns the names of the devices."""
+        """Connect two machines with addresses of one /24; returns the names of the devices."""
         self._wires += 1
         names = f"w{self._wires}a", f"w{self._wires}b"
         peer = ("peer", "name", names[1], "netns", other.name)
@@ -108,14 +108,14 @@ class Internet:
         return names
 
     def end(self) -> None:
-        """Take every machine away; its wires go with it."""
+        """Remove all machines and wires."""
         for machine in self.machines:
             subprocess.run([self._find("ip"), "netns", "delete", machine.name], check=False, timeout=20)
 
 
 @contextmanager
 def internet(find: Find) -> Iterator[Internet]:
-    """An internet of this test's own."""
+    """Make an internet, and remove it when the block ends."""
     made = Internet(find)
     try:
         yield made

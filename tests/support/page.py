@@ -1,8 +1,8 @@
-"""A web application for hypercorn that shows what a tunnel does to a page: `hypercorn tests.support.page:app`.
+"""A web application for hypercorn, to test web protocols through a tunnel: `hypercorn tests.support.page:app`.
 
-PUT  /sha256    the digest of what was uploaded, once all of it is here
-GET  /events    server-sent events; the Nth is made when `POST /tick` was called N times
-GET  /echo      a WebSocket that answers what it hears
+PUT  /sha256    the digest of the upload, once it is complete
+GET  /events    server-sent events, one for each `POST /tick`
+GET  /echo      a WebSocket that echoes messages
 """
 
 from __future__ import annotations

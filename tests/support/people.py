@@ -1,4 +1,4 @@
-"""The people of a test: whoever connects to a relay over real sockets, as a visitor or as the hidden server."""
+"""Connections of visitors and hidden servers over real sockets."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import trio
 from tunneld.net.endpoint import Endpoint
 
 PATIENCE = 20.0
-"""Seconds of real time before a test that waits for the other side has failed."""
+"""Seconds of real time after which a test that waits for its peer fails."""
 
 
 _connected: list[trio.SocketStream] = []
 
 
 async def connect(endpoint: Endpoint, source: str | None = None) -> trio.SocketStream:
-    """Connect as anybody would, from the address `source` if given; the connection is closed when the test ends, if
-    the test did not.
+    """Connect, from the address `source` if given. The connection is closed when the test ends, if
+    the test did not close it.
     """
     stream = await trio.open_tcp_stream(endpoint.host, endpoint.port, local_address=source)
     _connected.append(stream)
@@ -27,15 +27,15 @@ async def connect(endpoint: Endpoint, source: str | None = None) -> trio.SocketS
 
 
 def go_home() -> None:
-    """Close whatever the test left open."""
+    """Close all connections that the test left open."""
     while _connected:
         descriptor = _connected.pop().socket.detach()
         if descriptor >= 0:
-            os.close(descriptor)  # Trio's own close wants a running loop, and the test's has ended
+            os.close(descriptor)  # closing the Trio socket would need a running event loop
 
 
 async def read_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
-    """Read `count` octets; fewer only where the stream ends."""
+    """Read `count` bytes, or fewer if the stream ends."""
     received = bytearray()
     while len(received) < count and (chunk := await stream.receive_some(count - len(received))):
         received += chunk
@@ -43,7 +43,7 @@ async def read_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
 
 
 async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
-    """Read to the end of file."""
+    """Read until EOF."""
     received = bytearray()
     async for chunk in stream:
         received += chunk
@@ -51,7 +51,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 async def is_dropped(stream: trio.SocketStream) -> bool:
-    """Wait for the connection to end, by an end of file or a reset, without another byte."""
+    """Whether the connection ends, with EOF or a reset, before another byte."""
     try:
         return await stream.receive_some(1) == b""
     except trio.BrokenResourceError:
@@ -59,7 +59,7 @@ async def is_dropped(stream: trio.SocketStream) -> bool:
 
 
 async def is_refused(endpoint: Endpoint) -> bool:
-    """Whether nobody listens there."""
+    """Whether the address refuses connections."""
     try:
         await (await connect(endpoint)).aclose()
     except OSError:
@@ -68,6 +68,6 @@ async def is_refused(endpoint: Endpoint) -> bool:
 
 
 def reset(stream: trio.SocketStream) -> None:
-    """Close with a reset (RST), as a crashed machine's kernel does."""
+    """Close with a reset (RST), as the kernel does for a crashed process."""
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     stream.socket.close()

@@ -1,4 +1,4 @@
-"""The real daemon and real programs beside it, as child processes that end with their block."""
+"""The real daemon and other programs, as child processes that end with their block."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ key = "{folder}/relay.key"
 
 
 class Daemon:
-    """A running `tunneld`: where it listens, what it logs."""
+    """A running `tunneld`: its addresses and its log."""
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process
@@ -61,7 +61,7 @@ class Daemon:
                 self._heard.notify_all()
 
     async def wait_logged(self, event: str, times: int = 1) -> dict[str, Any]:
-        """Wait until the log has told of an event so many times, also earlier; the last one."""
+        """Wait until the log has an event this many times in total; returns the last one."""
         with trio.fail_after(PATIENCE):
             while True:
                 found = [line for line in self.log if line["event"] == event]
@@ -72,16 +72,16 @@ class Daemon:
 
     @property
     def control_port(self) -> int:
-        """The port of the line protocol."""
+        """The number of the control port."""
         return int(self.control.rpartition(":")[2])
 
     @property
     def descriptors(self) -> int:
-        """How many descriptors it has open."""
+        """The number of open descriptors."""
         return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
     async def ask(self, *lines: str) -> str:
-        """Speak to the control port as a person with nc does; everything it said, the greeting included."""
+        """Send lines to the control port; returns everything received, including the greeting."""
         stream = await trio.open_tcp_stream("127.0.0.1", self.control_port)
         async with stream:
             await stream.send_all(("\n".join([*lines, "quit"]) + "\n").encode())
@@ -99,9 +99,10 @@ async def daemon(
     of_daemon: str = "",
     how: Sequence[str] = (sys.executable, "-m", "tunneld"),
 ) -> AsyncIterator[Daemon]:
-    """A `tunneld` of its own on free ports, ready; killed at the end where it has not ended. With `papers` in TLS;
-    `words` is what its configuration says besides, `of_daemon` what it says in `[daemon]`, `how` the program. What it
-    has to keep it keeps in `folder`.
+    """Run a `tunneld` on free ports, with its state in `folder`. It is ready when the block begins, and killed at the end.
+
+    With `papers`, it uses TLS. `words` is added to the configuration, `of_daemon` to its table `[daemon]`. `how` is the
+    command.
     """
     config = folder / "tunnel.toml"
     tls = TLS.format(folder=papers.folder) if papers else ""
@@ -121,7 +122,7 @@ async def daemon(
 
 @asynccontextmanager
 async def program(command: list[str], **options: Any) -> AsyncIterator[trio.Process]:
-    """A child process, killed when the block ends."""
+    """Run a child process, and kill it when the block ends."""
     process = await trio.lowlevel.open_process(command, **options)
     try:
         yield process
@@ -136,14 +137,14 @@ async def program(command: list[str], **options: Any) -> AsyncIterator[trio.Proc
 
 
 async def free_port() -> int:
-    """A port that was free a moment ago: for programs that do not tell which one they got."""
+    """Return a free port, for programs that cannot report their port."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         return int(listener.socket.getsockname()[1])
 
 
 def lasting_port() -> int:
-    """A free port below those that kernels give to outgoing connections: nobody takes it while its program is away."""
+    """Return a free port that the kernel does not use for outgoing connections, so that it stays free for restarts."""
     while True:
         port = random.randrange(20_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
@@ -153,7 +154,7 @@ def lasting_port() -> int:
 
 @asynccontextmanager
 async def listening(command: list[str], port: int, **options: Any) -> AsyncIterator[trio.Process]:
-    """A program, from when it listens on `port` of loopback."""
+    """Run a program; it listens on `port` of loopback when the block begins."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     async with program(command, **(quiet | options)) as process:
         with trio.fail_after(PATIENCE):
@@ -168,7 +169,7 @@ async def listening(command: list[str], port: int, **options: Any) -> AsyncItera
 
 
 async def run(command: list[str], **options: Any) -> str:
-    """What a program printed; it must succeed, within a minute."""
+    """Run a program, which must succeed within a minute; returns its output."""
     with trio.fail_after(60):
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False, **options)
     assert done.returncode == 0, f"{command[0]} ended with {done.returncode}: {done.stderr.decode()}"
@@ -176,5 +177,5 @@ async def run(command: list[str], **options: Any) -> str:
 
 
 def tunnel_command(*arguments: str) -> list[str]:
-    """The command line of `tunnel`, of the checkout under test."""
+    """Return a command line of `tunnel`, of the checkout under test."""
     return [sys.executable, "-c", "import sys; from tunneld.cli.tunnel import main; sys.exit(main())", *arguments]

@@ -1,4 +1,4 @@
-"""Relays that are none, and the people who connect to relays."""
+"""Scripted relays, and clients of control servers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
 @asynccontextmanager
 async def fake_relay(serve: Serve, patience: float = PATIENCE) -> AsyncIterator[Endpoint]:
-    """Something that accepts connections and does as told."""
+    """Run a TCP server with this handler."""
     with trio.fail_after(patience):
         async with trio.open_nursery() as nursery:
             (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
@@ -32,7 +32,7 @@ async def fake_relay(serve: Serve, patience: float = PATIENCE) -> AsyncIterator[
 
 
 def saying(*lines: bytes, then: Serve | None = None) -> Serve:
-    """A relay that says these lines and then hangs up, or goes on."""
+    """Make a handler that sends these lines, and then closes the connection or calls `then`."""
 
     async def serve(stream: trio.SocketStream) -> None:
         await stream.send_all(b"".join(lines))

@@ -1,4 +1,4 @@
-"""A process that is short of something."""
+"""Lack of resources in this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def no_descriptors_left() -> Iterator[None]:
-    """The process may open nothing more."""
+    """Let every new descriptor fail for the length of the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(entry.name) for entry in Path("/dev/fd").iterdir())
     fillers: list[socket.socket] = []

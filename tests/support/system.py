@@ -1,6 +1,6 @@
-"""What a test needs of the machine and may not find there: the test is skipped with a reason that names it.
+"""Requirements of tests that a machine may lack. Then the test is skipped, with a reason.
 
-Where `TUNNELD_REQUIRE_PROGRAMS` is set, as CI does, the test fails instead: no skip hides what CI is to test.
+If `TUNNELD_REQUIRE_PROGRAMS` is set, as in CI, the test fails instead.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import NoReturn
 import pytest
 
 PLACES = ["/usr/sbin", "/sbin", *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
-"""Where programs live beside PATH."""
+"""Folders of programs in addition to PATH."""
 
 
 def find_program(name: str) -> str:
-    """The path of a system program."""
+    """Return the path of a system program. Skips the test if it is not installed."""
     path = shutil.which(name, path=":".join([os.environ.get("PATH", ""), *PLACES]))
     return path or lacking(f"{name} is not installed")
 
 
 def lacking(reason: str) -> NoReturn:
-    """Skip the test, or fail it where the run requires everything."""
+    """Skip the test, or fail it if the run requires all programs."""
     if os.environ.get("TUNNELD_REQUIRE_PROGRAMS"):
         pytest.fail(f"{reason}, and this run requires it")
     pytest.skip(reason)
 
 
 def has_ipv6() -> bool:
-    """Whether ::1 is an address of this machine; the kernel may know IPv6 and have it switched off."""
+    """Whether ::1 is an address of this machine; IPv6 may be disabled in the kernel."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
             probe.bind(("::1", 0))
@@ -42,21 +42,21 @@ def has_ipv6() -> bool:
 
 
 def need_ipv6() -> None:
-    """For tests of it."""
+    """Skip the test if this machine has no IPv6."""
     if not has_ipv6():
         lacking("this machine has no IPv6")
 
 
 def open_terminal() -> tuple[int, int]:
-    """A pseudo-terminal: its two ends."""
+    """Open a pseudo-terminal; returns both ends. Skips the test if there is none."""
     try:
         return pty.openpty()
     except OSError as error:
-        lacking(f"no pseudo-terminal is to be had, see /dev/pts ({error})")
+        lacking(f"no pseudo-terminal is available, see /dev/pts ({error})")
 
 
 def only_skip(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The skip in a group that holds nothing else: what a nursery makes of one that was raised in its block."""
+    """Return the skip in a group with nothing else, which a nursery makes of a skip in its block; otherwise None."""
     first: BaseException | None = None
     for error in group.exceptions:
         each = only_skip(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,4 +1,4 @@
-"""Visitors of persistent tunnels: where they call from, and waiting until the relay has noticed."""
+"""Visitors of persistent tunnels, with chosen source addresses, and waiting for counts of the relay."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def call_from(host: str, tunnel: Tunnel) -> trio.SocketStream:
 
 
 async def until_parked(tunnel: Tunnel, count: int) -> None:
-    """Wait until the relay has parked so many server connections; each wakes us by an event of the engine."""
+    """Wait until the relay has parked this many server connections."""
     while tunnel.parked != count:
         await trio.lowlevel.checkpoint()
 

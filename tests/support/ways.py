@@ -1,6 +1,6 @@
-"""The ways from a visitor to a hidden server: a real relay and a real agent, as a person starts them.
+"""A real relay and a real agent in front of a hidden server, for each backend.
 
-visitor ──► tunneld ◄── tcp: a connection each; webmux: one for all; webmuxs: that in TLS ── tunnel expose ──► server
+visitor ──► tunneld ◄── tcp: a connection each; webmux: one for all; webmuxs: with TLS ── tunnel expose ──► server
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ WAYS = ("tcp", "webmux", "webmuxs")
 
 @dataclass
 class Exposed:
-    """A server that visitors reach."""
+    """An exposed server."""
 
     address: Endpoint
     relay: Daemon
     agent: trio.Process
 
     def url(self, path: str = "/", scheme: str = "http") -> str:
-        """What a visitor types."""
+        """Return a URL for visitors."""
         return f"{scheme}://{self.address.authority}{path}"
 
 
 @asynccontextmanager
 async def exposed(way: str, folder: Path, target: str, *options: str) -> AsyncIterator[Exposed]:
-    """`tunneld` and `tunnel expose TARGET`, from when the public address is known."""
+    """Run `tunneld` and `tunnel expose TARGET`; the tunnel is open when the block begins."""
     papers = Papers.issue(folder / "papers") if way == "webmuxs" else None
     async with daemon(folder, papers=papers) as relay:
         trust = ["--pin", papers.pin] if papers else []
@@ -47,7 +47,7 @@ async def exposed(way: str, folder: Path, target: str, *options: str) -> AsyncIt
 
 @asynccontextmanager
 async def agent_of(*words: str) -> AsyncIterator[tuple[trio.Process, Endpoint]]:
-    """`tunnel expose`, and the public address that it printed."""
+    """Run `tunnel expose`; yields its process and the public address that it printed."""
     command = tunnel_command("expose", *words)
     async with program(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as agent:
         assert agent.stdout is not None
