@@ -99,7 +99,7 @@ async def daemon(
     of_daemon: str = "",
     how: Sequence[str] = (sys.executable, "-m", "tunneld"),
 ) -> AsyncIterator[Daemon]:
-    """Run a `tunneld` on free ports, with its state in `folder`. It is ready when the block begins, and killed at the end.
+    """Run a `tunneld` on free ports, with its state in `folder`; ready when the block begins, killed at the end.
 
     With `papers`, it uses TLS. `words` is added to the configuration, `of_daemon` to its table `[daemon]`. `how` is the
     command.
