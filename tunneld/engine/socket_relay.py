@@ -1,16 +1,15 @@
-"""A pair of sockets in the pump: two flows, and one end for both.
+"""A relay between two sockets in the pump: two flows with one end.
 
-A pair ends once, in one of four ways (`Cause`), and always whole: both sockets are closed at that moment, what a flow
-still held is forgotten, its pipe goes back. The owner is told a little later, when the pump has finished what it is at,
-so that its callback never finds the pump in the middle of something.
+A relay ends once, in one of four ways (`Cause`). At that moment both sockets are closed, buffered bytes are dropped and
+pipes are given back. `on_end` is called after the batch, so that the callback may call the pump.
 
-    both flows done                 FINISHED   what was shut down in both directions is closed
-    a side breaks                   RESET      the other side is reset
-    `linger` seconds without a byte LINGERED   after one side has ended
-    `drop()`, a bug, the pump stops DROPPED
+    both flows have passed on an end of file   FINISHED   both sockets were shut down in both directions; close them
+    a side fails                               RESET      the other side is reset
+    `linger` seconds without a byte            LINGERED   only after one side has ended
+    `drop`, a bug, or the pump stops           DROPPED
 
-A connection into which undelivered bytes were flowing is always closed with a reset, so that its peer cannot take a
-part for the whole.
+A connection for which bytes were still undelivered is always closed with a reset, so that its peer cannot take a part
+for the whole.
 """
 
 from __future__ import annotations
@@ -30,25 +29,16 @@ if TYPE_CHECKING:
     from tunneld.engine.pump import Pump
     from tunneld.engine.throttle import Throttle
 
-log = structlog.get_logger("relay")
+log = structlog.get_logger("engine")
 
 
 class SocketRelay:
-    """Two sockets joined in the pump: the `Relay` its owner holds."""
+    """Two sockets joined in the pump; the `Relay` that the owner holds."""
 
     __slots__ = (
-        "broken",
-        "deadline",
-        "from_server",
-        "from_visitor",
-        "linger",
-        "lingering",
-        "on_end",
-        "over",
-        "pump",
-        "seen",
-        "throttle",
-    )
+        "closed", "deadline", "from_server", "from_visitor", "linger", "lingering", "moved_before", "on_end", "pump",
+        "side_failed", "throttle",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -64,9 +54,10 @@ class SocketRelay:
         self.throttle = throttle
         self.linger = linger
         self.on_end = on_end
-        self.over = self.broken = self.lingering = False
-        self.deadline = 0.0  # Trio time at which a lingering pair ends
-        self.seen = 0  # bytes moved when the deadline was set
+        self.closed = self.side_failed = False
+        self.lingering = False  # one side has ended
+        self.deadline = 0.0  # Trio time at which a lingering relay ends
+        self.moved_before = 0  # bytes that had moved when the deadline was set
         self.from_visitor = SocketFlow(self, Side.VISITOR, visitor, server)
         self.from_server = SocketFlow(self, Side.SERVER, server, visitor)
         self.from_visitor.reverse = self.from_server
@@ -84,39 +75,38 @@ class SocketRelay:
 
     def drop(self) -> None:
         """See `Relay.drop`."""
-        self.end(RelayEnd(Cause.DROPPED))
+        self.close(RelayEnd(Cause.DROPPED))
         self.pump.timers.wake_soon()
 
     def export(self) -> RelayState:
-        """Let go of both sockets without closing them; the owner is told nothing."""
-        self.over = True
+        """Release both sockets without closing them, and return the state of the relay. `on_end` is not called."""
+        self.closed = True
         rest = max(0.0, self.deadline - trio.current_time()) if self.lingering else None
         self.pump.timers.forget(self)
         up, down = self.from_visitor.export(), self.from_server.export()
-        lifted = RelayState(self.from_visitor.source, self.from_server.source, up, down, self.linger, rest)
-        for flow in (self.from_visitor, self.from_server):
-            del flow.reverse, flow.pair
-        return lifted
+        state = RelayState(self.from_visitor.source, self.from_server.source, up, down, self.linger, rest)
+        self._break_cycle()
+        return state
 
-    def restore(self, lifted: RelayState) -> None:
-        """Go on from there, before the pump attaches the flows."""
-        self.from_visitor.restore(lifted.up)
-        self.from_server.restore(lifted.down)
-        if lifted.rest is not None:
+    def restore(self, state: RelayState) -> None:
+        """Continue from `state`, before the pump attaches the flows."""
+        self.from_visitor.restore(state.up)
+        self.from_server.restore(state.down)
+        if state.rest is not None:
             self.start_lingering()
-            self.deadline = trio.current_time() + lifted.rest
+            self.deadline = trio.current_time() + state.rest
             self.pump.timers.watch(self)
 
     def fail_side(self, side: Side, error: OSError) -> None:
-        """One side is broken: the other is told in kind."""
-        self.broken = True
-        self.end(RelayEnd(Cause.RESET, side, error))
+        """One side failed: end the relay and reset the other side."""
+        self.side_failed = True
+        self.close(RelayEnd(Cause.RESET, side, error))
 
-    def end(self, how: RelayEnd) -> None:
-        """Close both sockets now; the owner hears of it when the pump has finished its batch. Harmless if repeated."""
-        if self.over:
+    def close(self, how: RelayEnd) -> None:
+        """Close both sockets now; `on_end` is called after the pump's batch. May be called again."""
+        if self.closed:
             return
-        self.over = True
+        self.closed = True
         if self.lingering:
             self.lingering = False
             self.pump.timers.forget(self)
@@ -127,30 +117,33 @@ class SocketRelay:
         self.pump.ended_relays.append((self, how))
 
     def notify_ended(self, how: RelayEnd) -> None:
-        """Tell the owner, and part the objects from each other so that they die without the garbage collector."""
-        for flow in (self.from_visitor, self.from_server):
-            del flow.reverse, flow.pair
+        """Call `on_end`, and break the reference cycle, so that memory is freed without the garbage collector."""
+        self._break_cycle()
         try:
             self.on_end(self, how)
         except Exception as error:
-            log.exception("could not tell the end of a relay", exc_info=error)
+            log.exception("on_end callback failed: internal error", exc_info=error)
 
     def start_lingering(self) -> None:
-        """One side has ended: from now on the relay has `linger` seconds from byte to byte, in whatever direction."""
+        """One side has ended: from now on the relay ends after `linger` seconds without a byte in either direction."""
         if self.lingering:
             return
         self.lingering = True
-        self.seen = self.up + self.down
+        self.moved_before = self.up + self.down
         self.deadline = trio.current_time() + self.linger
         self.pump.timers.watch(self)
 
-    def note_progress(self) -> None:
-        """Put the deadline off if bytes have moved since it was set."""
+    def extend_deadline(self) -> None:
+        """Move the deadline back if bytes have moved since it was set."""
         moved = self.up + self.down
-        if moved != self.seen:
-            self.seen = moved
+        if moved != self.moved_before:
+            self.moved_before = moved
             self.deadline = trio.current_time() + self.linger
 
     def on_deadline(self) -> None:
-        """`linger` seconds have passed without a byte."""
-        self.end(RelayEnd(Cause.LINGERED))
+        """No byte has moved for `linger` seconds."""
+        self.close(RelayEnd(Cause.LINGERED))
+
+    def _break_cycle(self) -> None:
+        for flow in (self.from_visitor, self.from_server):
+            del flow.reverse, flow.relay
