@@ -10,6 +10,7 @@ Linux: one Trio task over one epoll set
     pump            the event loop and its handlers
     timers          deadlines
     acceptor        listeners and parked connections; descriptors that visitors do not get
+    relay           what the relays in the pump have in common
     socket_relay    two sockets: one object for the relay ...
     socket_flow     ... and one for each direction (`recv`/`send`, or `splice`)
     pipes           the pipes that `splice` borrows

@@ -15,10 +15,9 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-import structlog
-
 from tunneld.engine.engine import Cause, Limiter, Relay, RelayEnd, Side
 from tunneld.engine.failures import reset_on_close
+from tunneld.engine.relay import PumpRelay
 from tunneld.engine.socket_flow import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.throttle import Allowance, Throttle
 from tunneld.errors import reason_of
@@ -32,16 +31,13 @@ MIN_READ_COST = 2048
 much time as a long one.
 """
 
-log = structlog.get_logger("engine")
 
-
-class EndRelay:
-    """The `Relay` that the owner holds, the pump's handler for the socket, and the handler of the end."""
+class EndRelay(PumpRelay):
+    """An end joined to a socket: also the pump's handler for the socket, and the handler of the end."""
 
     __slots__ = (
-        "allowances", "blocked", "closed", "connection", "deadline", "end", "eof_received", "eof_sent", "fd",
-        "from_end", "from_socket", "linger", "lingering", "moved_before", "on_end", "paused", "pump", "side",
-        "until_eagain",
+        "allowances", "blocked", "connection", "end", "eof_received", "eof_sent", "fd", "from_end", "from_socket",
+        "paused", "side", "until_eagain",
     )  # fmt: skip
 
     def __init__(
@@ -54,13 +50,11 @@ class EndRelay:
         throttle: Limiter | None,
     ) -> None:
         """See `End.join`. Nothing is attached before `start`."""
+        super().__init__(end.pump, linger, on_end)
         self.end = end
-        self.pump = end.pump
         self.connection = connection
         self.fd = connection.fileno()
         self.side = side  # the socket's
-        self.linger = linger
-        self.on_end = on_end
         self.from_socket = self.from_end = 0  # bytes delivered to the end; to the socket
         self.until_eagain = False  # a short read does not mean that the socket is drained, see `socket_flow`
         self.eof_received = False  # the socket's end of file was read
@@ -71,9 +65,6 @@ class EndRelay:
         if throttle is not None:
             limiter = cast(Throttle, throttle)
             self.allowances = Allowance(limiter, self._rearm), Allowance(limiter, self._rearm)
-        self.closed = self.lingering = False
-        self.deadline = 0.0  # Trio time at which a lingering relay ends
-        self.moved_before = 0  # bytes that had moved when the deadline was set
 
     def start(self) -> Relay:
         """Attach both sides. `on_end` is never called from inside."""
@@ -93,23 +84,16 @@ class EndRelay:
 
     @property
     def up(self) -> int:
-        """Bytes delivered from the visitor to the server."""
+        """See `Relay.up`."""
         return self.from_socket if self.side is Side.VISITOR else self.from_end
 
     @property
     def down(self) -> int:
-        """Bytes delivered from the server to the visitor."""
+        """See `Relay.down`."""
         return self.from_end if self.side is Side.VISITOR else self.from_socket
 
-    def drop(self) -> None:
-        """See `Relay.drop`."""
-        self.close(RelayEnd(Cause.DROPPED))
-        self.pump.timers.wake_soon()
-
     def close(self, how: RelayEnd) -> None:
-        """Close the socket now, and reset the end unless both directions are finished; `on_end` is called after the
-        pump's batch. May be called again.
-        """
+        """See `PumpRelay.close`. The end is reset unless both directions are finished."""
         if self.closed:
             return
         self.closed = True
@@ -126,17 +110,6 @@ class EndRelay:
         else:
             self.end.reset(reason_of(how.error) if how.error else how.cause.value)
 
-    def notify_ended(self, how: RelayEnd) -> None:
-        """Call `on_end`."""
-        try:
-            self.on_end(self, how)
-        except Exception as error:
-            log.exception("on_end callback failed: internal error", exc_info=error)
-
-    def on_deadline(self) -> None:
-        """No byte has moved for `linger` seconds."""
-        self.close(RelayEnd(Cause.LINGERED))
-
     # The pump's handler for the socket
 
     def on_event(self, events: int) -> None:
@@ -151,16 +124,7 @@ class EndRelay:
         if events & BROKEN and (self.paused or self.eof_received) and not self.closed:
             self._check_error()
         if self.lingering:
-            self._extend_deadline()
-
-    def on_failure(self, error: Exception) -> None:
-        """A bug while serving this relay: drop the relay and nothing else."""
-        log.error("relay failed", exc_info=error)
-        self.close(RelayEnd(Cause.DROPPED))
-
-    def on_stop(self) -> None:
-        """The pump stops."""
-        self.close(RelayEnd(Cause.DROPPED))
+            self.extend_deadline()
 
     # The handler of the end
 
@@ -186,7 +150,7 @@ class EndRelay:
         elif self.blocked:
             self._rearm()  # the socket could take more: epoll reports it again, for what is buffered from now on
         if self.lingering:
-            self._extend_deadline()
+            self.extend_deadline()
         return sent
 
     def on_writable(self) -> None:
@@ -312,18 +276,8 @@ class EndRelay:
         """One direction is over: finish if the other is, too; else start the linger time."""
         if self.eof_sent and self.eof_received:
             self.close(RelayEnd(Cause.FINISHED))
-        elif not self.lingering and not self.closed:
-            self.lingering = True
-            self.moved_before = -1
-            self._extend_deadline()
-            self.pump.timers.watch(self)
-
-    def _extend_deadline(self) -> None:
-        """Move the deadline back if bytes have moved since it was set."""
-        moved = self.from_socket + self.from_end
-        if moved != self.moved_before:
-            self.moved_before = moved
-            self.deadline = self.pump.now() + self.linger
+        elif not self.closed:
+            self.start_lingering()
 
     def _fail_socket(self, error: OSError) -> None:
         """The socket is broken: end the relay and reset the end."""

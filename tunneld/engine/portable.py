@@ -231,7 +231,7 @@ class TaskRelay:
             with self._scope:
                 end = await self._connect() or await self._relay()
         except Exception as error:
-            log.exception("relay failed", exc_info=error)
+            log.exception("relay failed: internal error", exc_info=error)
         finally:
             if self._scope.cancel_called:
                 end = RelayEnd(Cause.DROPPED)

@@ -39,8 +39,6 @@ import select
 import socket
 from typing import TYPE_CHECKING
 
-import structlog
-
 from tunneld.engine.engine import Cause, RelayEnd, Side
 from tunneld.engine.failures import reset_on_close
 from tunneld.engine.handover import FlowState
@@ -59,8 +57,6 @@ READABLE = UNTIL_EAGAIN | select.EPOLLIN
 """Events after which a read may succeed or report an end."""
 WRITABLE = BROKEN | select.EPOLLOUT
 """Events after which a write may succeed or report an error."""
-
-log = structlog.get_logger("engine")
 
 
 class SocketFlow:
@@ -105,13 +101,12 @@ class SocketFlow:
             relay.extend_deadline()
 
     def on_failure(self, error: Exception) -> None:
-        """A bug while serving this relay: drop the relay and nothing else."""
-        log.error("relay failed", exc_info=error)
-        self.relay.close(RelayEnd(Cause.DROPPED))
+        """See `PumpRelay.on_failure`."""
+        self.relay.on_failure(error)
 
     def on_stop(self) -> None:
-        """The pump stops."""
-        self.relay.close(RelayEnd(Cause.DROPPED))
+        """See `PumpRelay.on_stop`."""
+        self.relay.on_stop()
 
     def close_source(self) -> None:
         """Close the source, with a reset if bytes for it are lost, so that it cannot take a part for the whole."""
