@@ -183,6 +183,32 @@ async def test_out_of_descriptors_it_backs_off_and_logs_once(autojump_clock: tri
     assert [log["event"] for log in logs] == ["could not accept test connections"]
 
 
+class AbortedListener(socket.socket):
+    """A listener whose first client aborts before the connection is accepted."""
+
+    calls = 0
+
+    def accept(self) -> Any:
+        self.calls += 1
+        connection, address = super().accept()
+        if self.calls == 1:
+            connection.close()
+            raise OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+        return connection, address
+
+
+async def test_an_aborted_connection_is_no_shortage_and_does_not_delay_the_next_client() -> None:
+    listener = AbortedListener()
+    listener.bind((HERE, 0))
+    listener.listen()
+    listener.setblocking(False)
+    with capture_logs() as logs, connect(listener.getsockname()[1]), connect(listener.getsockname()[1]):
+        async with serving(listener) as (_, accepted):
+            await wait_all_tasks_blocked()
+            assert len(accepted.connections) == 1
+    assert logs == []
+
+
 async def test_a_failing_callback_costs_one_connection() -> None:
     service = ReloadableListener("test", sockets.bind_tcp(HERE, 0))
 

@@ -5,7 +5,10 @@ All accept loops of the program follow this one rule: the pump's acceptor and th
 
     shortage                no descriptors or no socket memory are left: log it once, wait `ACCEPT_BACKOFF`, try again
     not a listening socket  a bug of the owner, or the listener was closed: stop
-    any other error         it belongs to the one connection that accept would have returned: go on with the next one
+    a lost connection       accept(2) reports an error of the connection that it would have returned: go on at once
+
+An error that is in none of these groups is treated as a lost connection by the engines, as accept(2) suggests, and as a
+shortage by `ReloadableListener`, which serves few connections and would rather wait than spin.
 """
 
 from __future__ import annotations
@@ -18,6 +21,19 @@ ACCEPT_BACKOFF = 0.1
 
 NOT_LISTENING = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 """The socket does not listen (any more)."""
+
+CONNECTION_LOST = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.ENETDOWN,
+        errno.EPROTO,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+    }
+)
+"""The client or the network ended the connection before it was accepted."""
 
 
 class AcceptShortage:

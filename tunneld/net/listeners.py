@@ -19,7 +19,7 @@ import trio
 
 from tunneld.errors import reason_of
 from tunneld.net import sockets
-from tunneld.net.accept import ACCEPT_BACKOFF, AcceptShortage
+from tunneld.net.accept import ACCEPT_BACKOFF, CONNECTION_LOST, AcceptShortage
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("net")
 
@@ -119,14 +119,16 @@ class ReloadableListener:
                     await trio.sleep(ACCEPT_BACKOFF)
 
     def _accept_one(self, listener: socket.socket) -> bool:
-        """Accept one connection and hand it over. Return False if none waits or the kernel refuses to accept it; in
-        that case it stays in the queue.
+        """Accept one connection and hand it over. Return False if none waits, or if accept fails, as in a shortage; in
+        that case connections stay in the queue.
         """
         try:
             connection, address = listener.accept()
         except BlockingIOError:
             return False
         except OSError as error:
+            if error.errno in CONNECTION_LOST:
+                return True
             self._shortage.begin(error)
             return False
         self._shortage.end()
