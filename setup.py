@@ -14,15 +14,17 @@ from typing import Any
 from setuptools import setup
 
 HOT = {
+    "net": "dial",
     "wire/webmux": "*",
     "wire": "proxy_protocol",
-    "relay": "acceptor engine failures flow lift limits look pair pipes pump room throttle timers",
-    "session": "__init__ carrier channel duct heartbeat joint limits link outbox owner tls window",
-    "backends": "*",
-    "tunnel": "client_side tunnel visitors",
-    "agent": "carriers dial local secured visitors ways",
+    "engine": "acceptor end end_relay engine failures handover limits pipes pump socket_flow socket_relay throttle timers tls_end",
+    "mux": "carrier channel connection heartbeat limits send_buffer window",
+    "tunnel": "client_side keys server_side tunnel visitors",
+    "backends": "keyed mux_side queue tcp webmux",
+    "backends/ssh": "side",
+    "agent": "carriers end_visitor local source visitors",
 }
-"""By room. What costs by the byte or by the visitor, and no more: what awaits most of the time gains nothing."""
+"""By package. What costs by the byte or by the visitor, and no more: what awaits most of the time gains nothing."""
 
 
 def hot_files() -> list[str]:

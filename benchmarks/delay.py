@@ -24,7 +24,7 @@ from benchmarks.machines import Machine, connect, machines
 from benchmarks.processes import BenchError, Crew, orphans_ended
 from benchmarks.topologies import TLS_TOML, TUNNEL
 from benchmarks.wire import ADDRESSES
-from tunneld.cli.papers import make_papers
+from tunneld.tls.self_signed import make_self_signed
 
 RELAY, HOME = ADDRESSES
 CONTROL, CARRIERS, PUBLIC = 7010, 7012, 20080
@@ -80,7 +80,7 @@ class World:
         with Crew() as crew:
             text, where, trust = TOML, f"{RELAY}:{CONTROL}", []
             if column == "webmuxs":
-                papers = make_papers(RELAY)
+                papers = make_self_signed(RELAY)
                 certificate = crew.file("relay.pem", papers.certificate.decode())
                 text += TLS_TOML.format(certificate=certificate, key=crew.file("relay.key", papers.key.decode()))
                 where, trust = f"tls://{where}", ["--pin", papers.pin]

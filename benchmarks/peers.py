@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.x509 import load_pem_x509_certificate
 
 from benchmarks.processes import LOOPBACK, Address, BenchError, Child, Crew, free_port, need
-from tunneld.cli.papers import make_papers
+from tunneld.tls.self_signed import make_self_signed
 
 Build = Callable[[Crew, Address], tuple[Address, Child]]
 """Runs both ends in front of a server; gives where clients connect, and the end that they meet there."""
@@ -65,7 +65,7 @@ def _nothing(_: Crew) -> tuple[str, str]:
 
 
 def _rathole_tls(crew: Crew) -> tuple[str, str]:
-    papers = make_papers(HOST)
+    papers = make_self_signed(HOST)
     certificate = load_pem_x509_certificate(papers.certificate)
     key = load_pem_private_key(papers.key, None)
     assert isinstance(key, EllipticCurvePrivateKey)

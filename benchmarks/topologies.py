@@ -16,7 +16,7 @@ from benchmarks import peers, ssh
 from benchmarks.processes import LOOPBACK, Address, Child, Crew, descriptor_limit, find, free_port, need
 from benchmarks.servers import nginx_basics, nginx_command
 from benchmarks.versions import nginx_module
-from tunneld.cli.papers import make_papers
+from tunneld.tls.self_signed import make_self_signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def ours(backend: str, *, tls: bool = False, python: str = sys.executable) -> Ca
     def build(crew: Crew, server: Address) -> Reach:
         text, trust = TUNNEL_TOML, []
         if tls:
-            papers = make_papers(LOOPBACK)
+            papers = make_self_signed(LOOPBACK)
             text += TLS_TOML.format(
                 certificate=crew.file("relay.pem", papers.certificate.decode()),
                 key=crew.file("relay.key", papers.key.decode()),

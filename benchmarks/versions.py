@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.network import congestion_control
 from benchmarks.processes import BenchError, find, need
-from tunneld.build import BUILD
+from tunneld.cli.build import BUILD
 
 COMMANDS = {
     "haproxy": ("haproxy", "-v"),

@@ -19,7 +19,7 @@ import trio
 from benchmarks.processes import BenchError
 from tunneld.client import connect
 from tunneld.errors import TunneldError
-from tunneld.trust import client_tls_context
+from tunneld.tls.contexts import client_tls_context
 
 EVERY, WITHIN = 0.1, 0.5
 LOOK = 0.2

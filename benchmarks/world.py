@@ -23,7 +23,7 @@ from benchmarks.processes import BenchError
 from benchmarks.topologies import TUNNEL
 from benchmarks.watcher import NAME, Seen
 from benchmarks.witness import proven
-from tunneld.pin import first_fingerprint
+from tunneld.tls.pins import first_fingerprint
 
 RELAY, HOME = "10.78.0.1", "10.78.0.2"
 CONTROL, CARRIERS, PUBLIC, SERVER = 7010, 7012, 20080, 8000

@@ -11,11 +11,12 @@ from hypothesis import settings
 
 from tests.support.people import go_home
 from tests.support.system import find_program, only_skip
-from tunneld.build import COMPILED
-from tunneld.config.schema import Settings, Tunnels
-from tunneld.relay import new_engine
-from tunneld.relay.engine import Engine
-from tunneld.service import TunnelService
+from tunneld.backends import BACKENDS
+from tunneld.cli.build import COMPILED
+from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.directory.service import TunnelService
+from tunneld.engine import new_engine
+from tunneld.engine.engine import Engine
 
 settings.register_profile("house", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("house")
@@ -75,15 +76,15 @@ async def engine(nursery: trio.Nursery) -> AsyncIterator[Engine]:
 
 
 @pytest.fixture
-def tunnel_settings() -> Tunnels:
+def tunnel_settings() -> TunnelSettings:
     """Any free port; a module overrides this fixture for other settings."""
-    return Tunnels(ports="0")
+    return TunnelSettings(ports="0")
 
 
 @pytest.fixture
-async def service(nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnels) -> TunnelService:
+async def service(nursery: trio.Nursery, engine: Engine, tunnel_settings: TunnelSettings) -> TunnelService:
     """A running service on loopback."""
-    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine)
+    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, BACKENDS)
     await nursery.start(service.run)
     return service
 

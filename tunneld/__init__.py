@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tunneld.agent.listener import TunnelListener, VisitorStream, open_listener
     from tunneld.client import Client, connect
     from tunneld.errors import RefusedError, RelayUnreachableError, TunneldError, UsageError
-    from tunneld.trust import client_tls_context
+    from tunneld.tls.contexts import client_tls_context
 
 __all__ = [
     "Client",
@@ -38,7 +38,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_MODULES = {
     "Client": "client",
     "RefusedError": "errors",
     "RelayUnreachableError": "errors",
@@ -46,16 +46,16 @@ _ROOMS = {
     "TunnelListener": "agent.listener",
     "UsageError": "errors",
     "VisitorStream": "agent.listener",
-    "client_tls_context": "trust",
+    "client_tls_context": "tls.contexts",
     "connect": "client",
     "open_listener": "agent.listener",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'tunneld' has no attribute {name!r}")
-    value = getattr(import_module(f"tunneld.{_ROOMS[name]}"), name)
+    value = getattr(import_module(f"tunneld.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

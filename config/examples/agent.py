@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A small agent for a tunneld relay, of which it knows what tunneld-control(7) and the WebMUX draft say.
+"""A small agent for a tunneld relay, written from tunneld-control(7) and the WebMUX draft alone.
 
     agent.py RELAY:PORT LOCAL_PORT [--ca FILE] [--credential NAME]       the secret is $TUNNEL_SECRET
 
-It opens a tunnel, prints its public address, and serves visitors from LOCAL_PORT until it is ended; when its connection
-is lost it comes back. It is here to show how little that takes: two threads a visitor, no limits, no health checks.
+It opens a tunnel, prints its public address, connects visitors to LOCAL_PORT until it is stopped, and reconnects
+after a loss. It is an example, kept short: two threads per visitor, no limits, no health checks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FRAGMENT = 16384
 WINDOW = 65536
 
 
-# The control port: lines
+# The control port: a protocol of lines
 
 
 class Relay:
@@ -52,7 +52,7 @@ class Relay:
             self.authenticate(credential or "", os.environ.get("TUNNEL_SECRET", ""))
 
     def ask(self, request: str) -> str:
-        """The text of the verdict; items are left out."""
+        """Send a request; return the text of the final line, without the items before it. Failure raises OSError."""
         self.connection.sendall(f"{request}\n".encode())
         while (line := self.lines.readline()).startswith("*"):
             pass
@@ -62,7 +62,7 @@ class Relay:
         return text
 
     def authenticate(self, name: str, secret: str) -> None:
-        """SCRAM-SHA-256 (RFC 5802, RFC 7677)."""
+        """Log in with SCRAM-SHA-256 (RFC 5802, RFC 7677)."""
 
         def step(words: str, message: str) -> str:
             answer = self.ask(f"auth {words}{base64.b64encode(message.encode()).decode()}")
@@ -86,11 +86,11 @@ class Relay:
             raise OSError("the relay does not know the secret")
 
 
-# The carrier: WebMUX
+# The connection that carries all visitors: WebMUX
 
 
 class Carrier:
-    """A connection to the server URI, and the visitors on it."""
+    """A connection to the server URI of a tunnel, and its visitors by session number."""
 
     def __init__(self, uri: str, relay: Relay, local_port: int) -> None:
         where = urlsplit(uri)
@@ -104,7 +104,7 @@ class Carrier:
         self.local_port = local_port
         self.sending = threading.Lock()
         self.visitors: dict[int, Visitor] = {}
-        self.default_credit = 16384  # the draft's, until the relay says another one
+        self.default_credit = 16384  # the default of the draft, until the relay sets another
         self.taken = False
         name = uri.encode()
         self.say(0, CONTROL | INTERN_ATOM << 19, len(name), name)
@@ -113,13 +113,13 @@ class Carrier:
         self.say(PING_SESSION, SYN, PING)
 
     def say(self, session: int, flags: int, value: int, payload: bytes = b"") -> None:
-        """One message; the payload is filled up to a multiple of four octets."""
+        """Send one message, with the payload padded to a multiple of four bytes."""
         word = struct.pack(">I", session << 24 | flags | value)
         with self.sending:
             self.connection.sendall(word + payload + bytes(-len(payload) % 4))
 
     def serve(self) -> None:
-        """Read until the connection ends."""
+        """Handle messages until the connection ends, then drop its visitors."""
         try:
             with self.connection.makefile("rb", buffering=1 << 16) as said:
                 while len(header := said.read(4)) == 4:
@@ -136,7 +136,7 @@ class Carrier:
             self.connection.close()
 
     def hear(self, word: int, value: int, read: Callable[[int], bytes]) -> None:
-        """One message, whose payload `read` gives."""
+        """Handle one message; `read(n)` returns n bytes of its payload."""
         session = word >> 24
         if word & CONTROL:
             code = word >> 19 & 15
@@ -145,7 +145,7 @@ class Carrier:
             elif code == SET_DEFAULT_CREDIT:
                 self.default_credit = value
             elif code not in (DEFINE_ENDPOINT, SET_MSS, ADD_CREDIT):
-                read(value + -value % 4)  # all others have a payload
+                read(value + -value % 4)  # every other control message has a payload
             return
         if word & SYN:
             if session == PING_SESSION:
@@ -156,7 +156,7 @@ class Carrier:
                 self.visitors[session] = Visitor(self, session, value)
             return
         data = read(value + -value % 4)[:value]
-        if session == PING_SESSION:  # any answer is one; usually it is this RST
+        if session == PING_SESSION:  # any answer to the ping will do; usually it is this RST
             self.taken = True
         elif (visitor := self.visitors.get(session)) is not None:
             if word & RST:
@@ -166,7 +166,7 @@ class Carrier:
 
 
 class Visitor:
-    """One session, and a connection to the local server; a thread for each direction."""
+    """One session of a carrier and its connection to the local server, with a thread per direction."""
 
     def __init__(self, carrier: Carrier, session: int, protocol: int) -> None:
         self.carrier, self.session = carrier, session
@@ -174,19 +174,19 @@ class Visitor:
         self.changed = threading.Condition()
         self.heard: list[bytes] = []
         self.over = False
-        self.halves = 2  # directions that have not ended
+        self.halves = 2  # directions that are still open
         self.server: socket.socket | None = None
         threading.Thread(target=self.connect, args=(protocol,), daemon=True).start()
 
     def connect(self, protocol: int) -> None:
-        """Find the local server, answer, then relay."""
+        """Connect to the local server, accept the session, then relay."""
         try:
             self.server = socket.create_connection(("127.0.0.1", self.carrier.local_port), timeout=10)
             self.server.settimeout(None)
         except OSError:
             self.reset()
             return
-        if self.over:  # reset before we had answered
+        if self.over:  # reset before it was accepted
             self.server.close()
             return
         self.carrier.say(self.session, SYN, protocol)
@@ -194,19 +194,19 @@ class Visitor:
         self.to_visitor()
 
     def hear(self, data: bytes, *, end: bool) -> None:
-        """Octets of the visitor: the credit that we gave bounds them."""
+        """Queue bytes from the visitor. The queue is bounded by the credit that was granted."""
         with self.changed:
             self.heard += [data] * bool(data) + [b""] * end
             self.changed.notify_all()
 
     def add_credit(self, octets: int) -> None:
-        """The relay takes so many more; none named: as many as you like."""
+        """The relay accepts this many bytes more; zero means without limit."""
         with self.changed:
             self.credit = self.credit + octets if octets else 1 << 62
             self.changed.notify_all()
 
     def to_server(self) -> None:
-        """From the visitor to the server; credit is given for what the server has taken."""
+        """Copy from the visitor to the server, and grant credit for what the server has taken."""
         assert self.server is not None
         try:
             while True:
@@ -226,7 +226,7 @@ class Visitor:
             self.reset()
 
     def to_visitor(self) -> None:
-        """From the server to the visitor, as far as there is credit."""
+        """Copy from the server to the visitor, as far as there is credit."""
         assert self.server is not None
         try:
             while True:
@@ -248,7 +248,7 @@ class Visitor:
             self.reset()
 
     def end_half(self) -> None:
-        """One direction is over; the other may go on."""
+        """One direction has ended; the other may continue."""
         with self.changed:
             self.halves -= 1
             done = not self.halves
@@ -256,14 +256,14 @@ class Visitor:
             self.drop()
 
     def reset(self) -> None:
-        """Both directions are over, by our doing."""
+        """End both directions and tell the relay."""
         if not self.over:
             with suppress(OSError):
                 self.carrier.say(self.session, RST, 0)
             self.drop()
 
     def drop(self) -> None:
-        """Forget it: the relay may use the session again."""
+        """Close the local connection and free the session number for the next visitor."""
         with self.changed:
             self.over = True
             self.changed.notify_all()
@@ -271,12 +271,12 @@ class Visitor:
             del self.carrier.visitors[self.session]
         if self.server is not None:
             with suppress(OSError):
-                self.server.shutdown(socket.SHUT_RDWR)  # whoever reads or writes there wakes up
+                self.server.shutdown(socket.SHUT_RDWR)  # wakes the threads that read or write there
             self.server.close()
 
 
 def main() -> None:
-    """Open a tunnel and serve it for ever; after a loss at the same address."""
+    """Open a tunnel and serve it until stopped; after a loss reconnect at the same address."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("relay", metavar="RELAY:PORT")
     parser.add_argument("local_port", metavar="LOCAL_PORT", type=int)
@@ -296,7 +296,7 @@ def main() -> None:
             while taken:
                 carrier = Carrier(uri, relay, options.local_port)
                 carrier.serve()
-                taken = carrier.taken  # else the relay does not know the tunnel any more: open it anew
+                taken = carrier.taken  # if not, the relay no longer knows the tunnel: open it again
         except OSError as error:
             print(f"{options.relay}: {error}", file=sys.stderr)
         time.sleep(1)

@@ -10,7 +10,7 @@ import trio
 
 from tests.support.besieged import MIB, Siege, besieged
 from tests.support.people import PATIENCE
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 VANISHING = "127.0.0.2"
 EACH = 40

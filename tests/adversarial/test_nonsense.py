@@ -16,7 +16,7 @@ from tests.support.besieged import KIB, MIB, Siege, besieged, under_attack
 from tests.support.papers import Papers
 from tests.support.people import PATIENCE, read_all
 from tunneld.wire import scram
-from tunneld.wire.scram import Login
+from tunneld.wire.scram import ScramClient
 
 SEED = int(os.environ.get("TUNNELD_FUZZ_SEED", "7010"))
 """Set it to try others; a failure prints it."""
@@ -146,7 +146,7 @@ async def test_a_login_that_was_overheard_opens_nothing(tmp_path: Path) -> None:
     """The relay's nonce is another each time, so the proof of one login proves nothing in the next."""
     async with besieged(tmp_path) as siege:
         await siege.ask_for_secrets()
-        login = Login("root", "correct horse battery", "overheard")
+        login = ScramClient("root", "correct horse battery", "overheard")
         hello = f"auth SCRAM-SHA-256 {scram.encode(login.message)}\n".encode()
         async with under_attack(siege, 2):
             async with crowd(siege.control, 1, hello) as (overheard,):

@@ -18,8 +18,8 @@ from tests.support.papers import Papers
 from tests.support.people import PATIENCE, connect, go_home, read_exactly
 from tests.support.programs import CONFIG, TLS, free_port, program
 from tunneld import client
-from tunneld.endpoint import Endpoint
-from tunneld.trust import client_tls_context
+from tunneld.net.endpoint import Endpoint
+from tunneld.tls.contexts import client_tls_context
 
 LINES = 1500
 """Refused requests: their lines are several times what a pipe holds."""

@@ -11,27 +11,28 @@ from dataclasses import dataclass, field
 import trio
 
 from tests.support.papers import Papers
-from tunneld import net
 from tunneld.agent.access import RelayAccess
+from tunneld.agent.config import ExposureConfig
 from tunneld.agent.events import Field
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.health import Check
-from tunneld.agent.opening import Wish
-from tunneld.agent.plan import Plan
-from tunneld.agent.wake import Wake
-from tunneld.backends.shared import Endpoints
-from tunneld.carriers import serve_carriers
-from tunneld.config.schema import Control, Settings, Tunnels
+from tunneld.agent.network import NetworkMonitor
+from tunneld.agent.request import TunnelRequest
+from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.backends import BACKENDS
+from tunneld.backends.webmux_port import serve_carriers
+from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.control.commands import executor
-from tunneld.control.gate import Gate
 from tunneld.control.server import serve_lines
-from tunneld.doors import Door
-from tunneld.endpoint import Target
-from tunneld.lobby import Lobby
-from tunneld.relay import new_engine
-from tunneld.relay.pump import Pump
-from tunneld.service import TunnelService
-from tunneld.tunnel import Tunnel
+from tunneld.directory.service import TunnelService
+from tunneld.engine import new_engine
+from tunneld.engine.pump import Pump
+from tunneld.net import sockets
+from tunneld.net.endpoint import Target
+from tunneld.net.listeners import ReloadableListener
+from tunneld.tunnel.keys import KeyRegistry
+from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import Item
 
 PATIENCE = 20.0
@@ -106,19 +107,19 @@ async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: flo
     """A relay on loopback; `port` is that of its control socket, which speaks TLS where there are papers."""
     papers = papers or SECURE.get()
     tls = papers.server if papers is not None else None
-    settings = Settings(control=Control(), tunnels=Tunnels.model_validate({"ports": "0", **tunnels}))
+    settings = Settings(control=ControlSettings(), tunnels=TunnelSettings.model_validate({"ports": "0", **tunnels}))
     listener = socket.create_server(("127.0.0.1", port))
     engine = new_engine()
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
-        endpoints = Endpoints()
-        lobby = Lobby(Gate(lambda: ()), lambda: tls, lambda: PATIENCE)
+        endpoints = KeyRegistry()
+        lobby = HandshakeSupervisor(Authenticator(lambda: ()), lambda: tls, lambda: PATIENCE)
         await nursery.start(lobby.run)
-        service = TunnelService(lambda: settings, engine, endpoints, lobby=lobby)
+        service = TunnelService(lambda: settings, engine, BACKENDS, endpoints, lobby=lobby)
         await nursery.start(service.run)
         here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
         if BACKEND.get() == "webmux":
-            door = Door("webmux", net.bind_tcp("127.0.0.1", 0))
+            door = ReloadableListener("webmux", sockets.bind_tcp("127.0.0.1", 0))
             assert isinstance(engine, Pump)
             await nursery.start(serve_carriers, door, lambda: here.settings.webmux, lobby, endpoints, engine)
         await nursery.start(_serve_control, here, listener)
@@ -133,7 +134,9 @@ async def _serve_control(here: RelayHere, listener: socket.socket, *, task_statu
         listener.setblocking(False)
         with trio.CancelScope() as here.control:
             task_status.started()
-            await serve_lines(Door("control", [listener]), lambda: here.settings.control, lambda: tls, executor(here))
+            await serve_lines(
+                ReloadableListener("control", [listener]), lambda: here.settings.control, lambda: tls, executor(here)
+            )
         task_status = trio.TASK_STATUS_IGNORED
         listener = socket.create_server(("127.0.0.1", here.port))
 
@@ -143,10 +146,10 @@ class Told:
     """A teller that remembers, and lets a test wait for what it will be told."""
 
     events: list[tuple[str, dict[str, Field]]] = field(default_factory=list)
-    visits: bool = True
+    wants_visitors: bool = True
     _more: trio.Event = field(default_factory=trio.Event)
 
-    def tell(self, event: str, /, **fields: Field) -> None:
+    def report(self, event: str, /, **fields: Field) -> None:
         self.events.append((event, fields))
         self._more.set()
         self._more = trio.Event()
@@ -190,7 +193,7 @@ async def agent(
     target: Target,
     relay: RelayAccess,
     told: Told,
-    wish: Wish | None = None,
+    wish: TunnelRequest | None = None,
     check: Check | None = None,
     scheme: str = "tcp",
 ) -> AsyncIterator[Exposure]:
@@ -198,15 +201,15 @@ async def agent(
     async with trio.open_nursery() as nursery:
         engine = new_engine()
         await nursery.start(engine.run)
-        plan = Plan(target, wish or Wish(), check, scheme, linger=PATIENCE)
-        async with open_exposure(plan, relay, told, engine, Wake()) as exposure:
+        plan = ExposureConfig(target, wish or TunnelRequest(), check, scheme, linger=PATIENCE)
+        async with open_exposure(plan, relay, told, engine, NetworkMonitor()) as exposure:
             yield exposure
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def exposed(
-    target: Target, relay: RelayAccess, told: Told, wish: Wish | None = None, scheme: str = "tcp"
+    target: Target, relay: RelayAccess, told: Told, wish: TunnelRequest | None = None, scheme: str = "tcp"
 ) -> AsyncIterator[Exposure]:
     """An agent that runs for the length of the block."""
     async with agent(target, relay, told, wish, scheme=scheme) as exposure, trio.open_nursery() as nursery:

@@ -8,15 +8,15 @@ from itertools import islice, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.agent.backoff import FIRST, GROWTH, LASTING, LONGEST, Backoff, delays
+from tunneld.agent.backoff import FIRST_DELAY, GROWTH, LASTING, MAX_DELAY, Backoff, delays
 
 
 @given(st.randoms(use_true_random=False))
 def test_every_delay_lies_between_half_its_step_and_its_step(chance: random.Random) -> None:
-    step = FIRST
+    step = FIRST_DELAY
     for delay in islice(delays(chance.random), 20):
         assert step / 2 <= delay <= step
-        step = min(GROWTH * step, LONGEST)
+        step = min(GROWTH * step, MAX_DELAY)
 
 
 def test_the_steps_grow_until_a_minute() -> None:
@@ -30,11 +30,11 @@ def test_only_a_connection_that_lasted_makes_the_waits_short_again() -> None:
     backoff = Backoff(lambda: 1.0)
     waits = [backoff.after(LASTING - 0.1) for _ in range(4)]
     assert waits == sorted(waits)
-    assert waits[-1] > FIRST
-    assert backoff.after(LASTING) == FIRST
+    assert waits[-1] > FIRST_DELAY
+    assert backoff.after(LASTING) == FIRST_DELAY
     backoff.after(0)
     backoff.forget()
-    assert backoff.after(0) == FIRST
+    assert backoff.after(0) == FIRST_DELAY
 
 
 def test_two_agents_do_not_come_back_in_step() -> None:

@@ -14,27 +14,27 @@ from structlog.testing import capture_logs
 
 from tests.agent.support import BACKEND, PATIENCE, RelayHere, Told, echo, exposed, local_server, relay_here
 from tests.agent.test_expose import address, ask
-from tests.relay.bench import stream
+from tests.engine.bench import stream
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_exactly
-from tunneld import carriers as relay_carriers
-from tunneld.agent import backoff, opening
+from tunneld.agent import backoff, request
 from tunneld.agent import carriers as agent_carriers
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.opening import Wish
-from tunneld.backends.shared import Endpoints
-from tunneld.backends.webmux import WebMux, find_side
-from tunneld.endpoint import Endpoint
+from tunneld.agent.request import TunnelRequest
+from tunneld.backends import webmux_port as relay_carriers
+from tunneld.backends.webmux import WebMuxServerSide, find_side
+from tunneld.directory.service import Requester
 from tunneld.errors import RefusedError, UsageError
-from tunneld.rules.options import TunnelOptions
-from tunneld.service import Asker
-from tunneld.session import Carrier
-from tunneld.session import carrier as session_carrier
-from tunneld.session.carrier import TALKATIVE
-from tunneld.tls import HANDSHAKE, TlsSocket
-from tunneld.trust import client_tls_context
-from tunneld.tunnel import Phase
-from tunneld.wire.webmux import Mux, Opened, Refused
+from tunneld.mux import carrier as session_carrier
+from tunneld.mux.carrier import PREAUTH_EXCEEDED, Carrier
+from tunneld.net.endpoint import Endpoint
+from tunneld.policy.options import TunnelOptions
+from tunneld.tls.connection import HANDSHAKE, TlsSocket
+from tunneld.tls.contexts import client_tls_context
+from tunneld.tunnel.keys import KeyRegistry
+from tunneld.tunnel.tunnel import Phase
+from tunneld.wire.webmux.events import Opened, SessionRefused
+from tunneld.wire.webmux.mux import Mux
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 def carriers(relay: RelayHere) -> list[Carrier]:
     """Those of the only tunnel."""
     side = relay.tunnel._server_side
-    assert isinstance(side, WebMux)
+    assert isinstance(side, WebMuxServerSide)
     return [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
 
 
@@ -84,14 +84,14 @@ async def test_encryption_is_not_lost_without_a_word(papers: Papers) -> None:
         async with relay_here(papers=papers) as relay, local_server(echo) as target:
             for options, scheme in (({}, "tls"), ({"secure": "key"}, "tcp"), ({"secure": "no"}, "tcp")):
                 told = Told()
-                async with exposed(target, relay.access, told, Wish(options)):
+                async with exposed(target, relay.access, told, TunnelRequest(options)):
                     server = relay.tunnel.server_uri
                     assert (server.scheme, bool(server.key)) == (scheme, options != {"secure": "no"})
                     assert await ask(address(told), b"meant") == b"meant"
 
 
 async def test_a_system_that_cannot_encrypt_says_so(papers: Papers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "HAS_CARRIERS", False)
+    monkeypatch.setattr(request, "HAS_CARRIERS", False)
     with trio.fail_after(PATIENCE):
         async with relay_here(papers=papers) as relay, local_server(echo) as target:
             with pytest.RaisesGroup(pytest.RaisesExc(UsageError, match="--secure no"), flatten_subgroups=True):
@@ -103,7 +103,7 @@ async def test_a_wrong_option_is_not_taken_for_a_missing_backend(papers: Papers)
     with trio.fail_after(PATIENCE):
         async with relay_here(papers=papers) as relay, local_server(echo) as target:
             with pytest.RaisesGroup(pytest.RaisesExc(RefusedError, match="max_visitors"), flatten_subgroups=True):
-                async with exposed(target, relay.access, Told(), Wish({"max_visitors": "0"})):
+                async with exposed(target, relay.access, Told(), TunnelRequest({"max_visitors": "0"})):
                     pass
 
 
@@ -111,7 +111,7 @@ async def test_a_wrong_option_is_not_taken_for_a_missing_backend(papers: Papers)
 
 
 async def test_hundreds_of_visitors_at_once_bring_further_carriers_and_all_are_served() -> None:
-    told = Told(visits=False)
+    told = Told(wants_visitors=False)
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
@@ -137,7 +137,7 @@ class Rounds:
         self.begin = trio.Event()
         self._together = 0
         self._really_dial = RelayAccess.dial_carrier
-        monkeypatch.setattr(session_carrier, "MOST_CHANNELS", places)
+        monkeypatch.setattr(session_carrier, "MAX_CHANNELS", places)
         monkeypatch.setattr(agent_carriers, "NEARLY_FULL", places - 1)
 
         async def dial(access: RelayAccess, uri: Endpoint) -> socket.socket | TlsSocket:
@@ -172,7 +172,7 @@ async def served(visitors: list[trio.SocketStream]) -> None:
 
 async def test_a_crowd_that_waits_brings_ever_more_carriers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One, two, four: not a round trip for each of them. And when it is served, one at a time again."""
-    told, rounds = Told(visits=False), Rounds(monkeypatch, places=4)
+    told, rounds = Told(wants_visitors=False), Rounds(monkeypatch, places=4)
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
             visitors = await rounds.crowd(relay, told, 55)
@@ -185,8 +185,8 @@ async def test_a_crowd_that_waits_brings_ever_more_carriers_at_once(monkeypatch:
 
 
 async def test_a_crowd_does_not_make_more_carriers_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_carriers, "MOST", 5)
-    told, rounds = Told(visits=False), Rounds(monkeypatch, places=2)
+    monkeypatch.setattr(agent_carriers, "MAX_CARRIERS", 5)
+    told, rounds = Told(wants_visitors=False), Rounds(monkeypatch, places=2)
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
             visitors = await rounds.crowd(relay, told, 12)
@@ -202,7 +202,7 @@ async def test_a_crowd_does_not_make_more_carriers_than_there_may_be(monkeypatch
 async def test_who_is_refused_a_carrier_of_several_begins_with_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay that allows fewer than we would like is not asked for eight at a time for ever."""
     monkeypatch.setattr(backoff.delays, "__kwdefaults__", {"first": 0.01, "longest": 0.02})
-    told, rounds = Told(visits=False), Rounds(monkeypatch, places=2)
+    told, rounds = Told(wants_visitors=False), Rounds(monkeypatch, places=2)
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
             webmux = relay.settings.webmux.model_copy(update={"max_carriers": 5})
@@ -253,7 +253,7 @@ async def test_an_agent_that_the_relay_does_not_know_knocks_once_and_then_asks(m
     """Knocking again and again with a key from before the relay's restart looks like guessing."""
     knocks: list[str | None] = []
 
-    def counting(endpoints: Endpoints, uri: str | None) -> WebMux:
+    def counting(endpoints: KeyRegistry, uri: str | None) -> WebMuxServerSide:
         knocks.append(uri)
         return find_side(endpoints, uri)
 
@@ -303,10 +303,10 @@ async def test_who_comes_back_gets_the_visitors_although_its_old_carrier_seems_t
             hung = Stranger(relay.tunnel.server_uri)  # what a lost network leaves: nobody answers there
             await hung.define(str(relay.tunnel.server_uri))
             await until(relay, 2)
-            first.heartbeat.ask_now()
-            while first.heartbeat.asking and not first.heartbeat.heard:
+            first.heartbeat.ping_now()
+            while first.heartbeat.awaiting_reply and not first.heartbeat.received:
                 await trio.lowlevel.checkpoint()
-            carriers(relay)[1].heartbeat.ask_now()
+            carriers(relay)[1].heartbeat.ping_now()
             for _ in range(5):
                 assert await ask(address(told), b"served") == b"served"
             await hung.stream.aclose()
@@ -345,7 +345,7 @@ async def test_who_talks_and_does_not_say_whose_it_is_is_cut_off_and_has_failed(
             await here.stream.aclose()
             assert len(carriers(relay)) == 1
     failures = [line for line in lines if line["event"] == "authentication failed"]
-    assert [(line["face"], line["reason"]) for line in failures] == [("webmux", TALKATIVE)]
+    assert [(line["face"], line["reason"]) for line in failures] == [("webmux", PREAUTH_EXCEEDED)]
 
 
 async def test_the_relay_calls_back_with_the_port_of_the_client_side_and_serves_nothing_itself() -> None:
@@ -356,9 +356,9 @@ async def test_the_relay_calls_back_with_the_port_of_the_client_side_and_serves_
             await here.define(f"webmux://another.name:1/{relay.tunnel.server_uri.key}")  # only the key counts
             session = here.mux.open(80)
             await here.flush()
-            while not any(isinstance(item, Refused) and item.session == session for item in await here.hear()):
+            while not any(isinstance(item, SessionRefused) and item.session == session for item in await here.hear()):
                 pass
-            while any(each.heartbeat.asking and not each.heartbeat.heard for each in carriers(relay)):
+            while any(each.heartbeat.awaiting_reply and not each.heartbeat.received for each in carriers(relay)):
                 await trio.lowlevel.checkpoint()
             visitor = await connect(relay.tunnel.client_uri)  # of two that are idle, the newest gets it
             opened: list[Opened] = []
@@ -375,9 +375,9 @@ async def test_a_tunnel_whose_hidden_server_does_not_answer_is_not_ready() -> No
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, Told()):
             (carrier,) = await until(relay, 1)
             phases = [relay.tunnel.phase]
-            carrier.heartbeat.silent, carrier.heartbeat.heard = True, False
+            carrier.heartbeat.unresponsive, carrier.heartbeat.received = True, False
             phases.append(relay.tunnel.phase)
-            carrier.heartbeat.heard = True
+            carrier.heartbeat.received = True
             phases.append(relay.tunnel.phase)
             assert phases == [Phase.READY, Phase.WAITING, Phase.READY]
 
@@ -427,7 +427,7 @@ async def test_a_carrier_beyond_the_limit_is_refused_unless_another_does_not_ans
             while await second.hear():
                 pass
             assert await until(relay, 1) == [first]
-            first.heartbeat.silent, first.heartbeat.heard = True, False
+            first.heartbeat.unresponsive, first.heartbeat.received = True, False
             third = Stranger(relay.tunnel.server_uri)
             await third.define(str(relay.tunnel.server_uri))
             while await until(relay, 1) == [first]:
@@ -438,7 +438,7 @@ async def test_a_carrier_beyond_the_limit_is_refused_unless_another_does_not_ans
 
 async def test_a_carrier_from_where_hidden_servers_may_not_come_is_not_taken() -> None:
     """In plain text, where whoever overheard the key has it."""
-    asker = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
+    asker = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
     options = TunnelOptions.parse({"persist": "yes", "server_from": "192.0.2.0/24"})
     with trio.fail_after(PATIENCE), capture_logs() as lines:
         async with relay_here() as relay:

@@ -8,13 +8,13 @@ import trio
 from tests.agent.support import PATIENCE, Told, access_to, agent, echo, exposed, local_server, relay_here, unused_port
 from tests.agent.test_expose import address, ask
 from tests.support.people import connect, read_exactly
-from tunneld.agent import backoff, keeper
+from tunneld.agent import backoff, session
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.opening import Wish
-from tunneld.agent.sizing import Limits
-from tunneld.endpoint import Target
+from tunneld.agent.pool import PoolLimits
+from tunneld.agent.request import TunnelRequest
 from tunneld.errors import RefusedError, RelayUnreachableError
-from tunneld.rules.access import Grant, Role
+from tunneld.net.endpoint import Target
+from tunneld.policy.access import Grant, Role
 from tunneld.wire.lines import Value
 
 ROOT = Grant("root", Role.ADMIN)
@@ -88,7 +88,7 @@ async def test_a_lost_control_connection_alone_is_noticed_costs_no_visitor_and_k
 
 
 async def test_visitors_of_a_draining_tunnel_finish(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "REVIEW", 0.05)
+    monkeypatch.setattr(session, "RESIZE_INTERVAL", 0.05)
     told = Told()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
@@ -117,7 +117,7 @@ async def test_a_tunnel_that_somebody_closed_is_not_opened_again() -> None:
 async def test_of_a_tunnel_that_somebody_drains_the_visitors_finish_and_it_is_not_opened_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keeper, "REVIEW", 0.05)
+    monkeypatch.setattr(session, "RESIZE_INTERVAL", 0.05)
     told = Told()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target:
@@ -138,7 +138,7 @@ async def test_of_a_tunnel_that_somebody_drains_the_visitors_finish_and_it_is_no
 
 async def test_an_agent_whose_name_another_one_took_over_waits_until_that_ends() -> None:
     """Two devices of one name, cloned say, must not take it from each other for ever."""
-    old, new, wish = Told(), Told(), Wish({"name": "device"})
+    old, new, wish = Told(), Told(), TunnelRequest({"name": "device"})
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, old, wish):
             async with exposed(target, relay.access, new, wish):
@@ -167,7 +167,7 @@ async def test_a_refusal_for_good_carries_the_relays_code() -> None:
             with pytest.RaisesGroup(
                 pytest.RaisesExc(RefusedError, check=lambda error: error.status == 64), flatten_subgroups=True
             ):
-                async with agent(Target.parse("1"), relay.access, Told(), Wish({"name": "a b"})) as exposure:
+                async with agent(Target.parse("1"), relay.access, Told(), TunnelRequest({"name": "a b"})) as exposure:
                     await exposure.run()
 
 
@@ -176,20 +176,20 @@ async def test_the_end_of_the_ttl_is_the_end_of_the_agent() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
-            agent(Target.parse("1"), relay.access, told, Wish({"ttl": 0.2})) as exposure,
+            agent(Target.parse("1"), relay.access, told, TunnelRequest({"ttl": 0.2})) as exposure,
         ):
             await exposure.run()
     assert told.all("closed")[0]["reason"] == "its 0.2 s are over (ttl)"
 
 
 async def test_a_pool_grows_with_its_visitors_and_shrinks_without_losing_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "REVIEW", 0.02)
-    told = Told(visits=False)
+    monkeypatch.setattr(session, "RESIZE_INTERVAL", 0.02)
+    told = Told(wants_visitors=False)
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, Wish(limits=Limits(2, 64), backend="tcp")) as exposure,
+            exposed(target, relay.access, told, TunnelRequest(limits=PoolLimits(2, 64), backend="tcp")) as exposure,
         ):
             streams = [await connect(address(told)) for _ in range(40)]
             largest = 0
@@ -212,7 +212,7 @@ async def test_a_pool_that_the_relay_emptied_is_filled_again() -> None:
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, Wish(limits=Limits(4, 4), backend="tcp")),
+            exposed(target, relay.access, told, TunnelRequest(limits=PoolLimits(4, 4), backend="tcp")),
         ):
             while relay.tunnel.parked < 4:
                 await trio.lowlevel.checkpoint()
@@ -229,7 +229,7 @@ async def test_a_relay_that_drops_parked_connections_is_not_dialled_in_a_tight_l
         async with (
             relay_here(max_parked=1) as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, Wish(limits=Limits(4, 4), backend="tcp")),
+            exposed(target, relay.access, told, TunnelRequest(limits=PoolLimits(4, 4), backend="tcp")),
         ):
             reason = str((await told.wait_for("trouble"))["reason"])
             assert reason.startswith(f"parked connections to {relay.tunnel.server_uri.without_key}: ")
@@ -241,7 +241,7 @@ async def test_the_end_of_the_idle_timeout_is_the_end_of_the_agent() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
-            agent(Target.parse("1"), relay.access, told, Wish({"idle_timeout": 0.2})) as exposure,
+            agent(Target.parse("1"), relay.access, told, TunnelRequest({"idle_timeout": 0.2})) as exposure,
         ):
             await exposure.run()
     assert told.all("closed")[0]["reason"] == "no byte moved for 0.2 s (idle_timeout)"
@@ -274,14 +274,14 @@ async def test_an_agent_that_was_killed_has_its_address_back_at_once() -> None:
             assert await read_exactly(visitor, 5) == b"hello"
             nursery.cancel_scope.cancel()
             again = Told()
-            async with exposed(target, relay.access, again, Wish({"name": "web"})):
+            async with exposed(target, relay.access, again, TunnelRequest({"name": "web"})):
                 assert address(again) == address(told)
                 assert await ask(address(again), b"again") == b"again"
 
 
 async def run_and_vanish(target: Target, access: RelayAccess, told: Told) -> None:
     """An agent that closes nothing: for the relay its tunnel stands."""
-    async with agent(target, access, told, Wish({"name": "web"})) as exposure:
+    async with agent(target, access, told, TunnelRequest({"name": "web"})) as exposure:
         exposure.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         try:
             await exposure.run()

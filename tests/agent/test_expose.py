@@ -15,8 +15,8 @@ import trio
 
 from tests.agent.support import PATIENCE, Told, echo, exposed, local_server, relay_here, unused_port
 from tests.support.people import connect, is_dropped, read_all, read_exactly
-from tunneld.agent.opening import Wish
-from tunneld.endpoint import Endpoint, Target
+from tunneld.agent.request import TunnelRequest
+from tunneld.net.endpoint import Endpoint, Target
 from tunneld.wire.proxy_protocol import decode_v2
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -54,7 +54,7 @@ async def test_a_visitor_reaches_the_local_server_and_both_events_are_told() -> 
 
 async def test_visitors_leave_nothing_to_the_garbage_collector() -> None:
     """Neither at the relay nor at the agent: it does not know how much OpenSSL holds, so that piles up."""
-    told = Told(visits=False)
+    told = Told(wants_visitors=False)
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told) as exposure:
             with collector_off() as left:
@@ -128,7 +128,7 @@ async def test_200_visitors_at_once_each_get_their_own_bytes() -> None:
         answers[question] = await ask(endpoint, question)
 
     questions = [os.urandom(20_000) for _ in range(200)]
-    told = Told(visits=False)
+    told = Told(wants_visitors=False)
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told) as exposure:
             async with trio.open_nursery() as nursery:
@@ -219,7 +219,7 @@ async def test_the_header_reaches_the_local_server_where_it_is_asked_for(keep_he
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, Wish(keep_header=keep_header)),
+            exposed(target, relay.access, told, TunnelRequest(keep_header=keep_header)),
         ):
             stream = await connect(address(told))
             me = stream.socket.getsockname()
@@ -246,7 +246,7 @@ async def test_a_tunnel_whose_quota_is_used_up_closes_and_says_so() -> None:
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, Wish({"quota": "10k", "bandwidth": "100M"})),
+            exposed(target, relay.access, told, TunnelRequest({"quota": "10k", "bandwidth": "100M"})),
         ):
             tunnel = relay.tunnel
             assert (tunnel.terms.quota, tunnel.terms.bandwidth) == (10_000, 100_000_000)

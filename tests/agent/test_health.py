@@ -13,16 +13,15 @@ from trio.testing import MockClock
 from tests.agent.support import PATIENCE, Handler, Told, agent, local_server, relay_here, unused_port
 from tests.agent.test_expose import address
 from tests.support.people import connect, read_all
-from tunneld.agent import wake
-from tunneld.agent.health import Check, Conduct, How, Judgement
+from tunneld.agent import network
+from tunneld.agent.health import Check, HealthState, How, UnhealthyPolicy, judge, probe
 from tunneld.agent.local import LocalServer
-from tunneld.agent.probe import judge, probe
-from tunneld.endpoint import Target
+from tunneld.net.endpoint import Target
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.lists(st.booleans(), max_size=60))
 def test_it_takes_so_many_looks_in_a_row_to_change_the_judgement(down: int, up: int, looks: list[bool]) -> None:
-    judgement = Judgement(Check("tcp", unhealthy_after=down, healthy_after=up))
+    judgement = HealthState(Check("tcp", unhealthy_after=down, healthy_after=up))
     healthy, row = True, 0
     for passed in looks:
         row = 0 if passed is healthy else row + 1
@@ -113,23 +112,23 @@ async def unhealthy_visit(check: Check, each_backend: str) -> tuple[bytes, Told]
     raise AssertionError
 
 
-def quick(conduct: Conduct) -> Check:
+def quick(conduct: UnhealthyPolicy) -> Check:
     return Check("http", interval=0.01, unhealthy_after=1, conduct=conduct)
 
 
 async def test_visitors_of_an_unhealthy_server_are_told_so(each_backend: str) -> None:
-    heard, _ = await unhealthy_visit(quick(Conduct.ANSWER), each_backend)
+    heard, _ = await unhealthy_visit(quick(UnhealthyPolicy.ANSWER), each_backend)
     assert heard.startswith(b"HTTP/1.1 503 ")
 
 
 async def test_visitors_of_a_withdrawn_server_wait_at_the_relay_in_vain(each_backend: str) -> None:
-    heard, told = await unhealthy_visit(quick(Conduct.WITHDRAW), each_backend)
+    heard, told = await unhealthy_visit(quick(UnhealthyPolicy.WITHDRAW), each_backend)
     assert heard == b""
     assert not told.all("visitor")
 
 
 async def test_visitors_may_be_served_as_ever(each_backend: str) -> None:
-    heard, _ = await unhealthy_visit(quick(Conduct.TELL), each_backend)
+    heard, _ = await unhealthy_visit(quick(UnhealthyPolicy.TELL), each_backend)
     assert heard.startswith(b"HTTP/1.1 500 ")
 
 
@@ -140,7 +139,7 @@ async def test_a_withdrawn_server_is_back_when_it_is_well_again(each_backend: st
         await stream.receive_some()
         await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n" if well else b"HTTP/1.1 500 Oh\r\n\r\n")
 
-    check = Check("http", interval=0.01, unhealthy_after=1, healthy_after=1, conduct=Conduct.WITHDRAW)
+    check = Check("http", interval=0.01, unhealthy_after=1, healthy_after=1, conduct=UnhealthyPolicy.WITHDRAW)
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
@@ -164,12 +163,12 @@ async def test_a_withdrawn_server_is_back_when_it_is_well_again(each_backend: st
 
 
 async def test_time_that_the_scheduler_did_not_see_wakes(autojump_clock: MockClock) -> None:
-    jumps = iter([0.0, 0.0, wake.JUMP, wake.JUMP])
-    woken = wake.Wake(lambda: next(jumps, wake.JUMP), lambda: None)
+    jumps = iter([0.0, 0.0, network.JUMP, network.JUMP])
+    woken = network.NetworkMonitor(lambda: next(jumps, network.JUMP), lambda: None)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(woken.run)
         assert await woken.sleep(1000) is True
-        assert trio.current_time() == pytest.approx(2 * wake.TICK, abs=0.1)
+        assert trio.current_time() == pytest.approx(2 * network.TICK, abs=0.1)
         assert await woken.sleep(1000) is False
         nursery.cancel_scope.cancel()
 
@@ -177,7 +176,7 @@ async def test_time_that_the_scheduler_did_not_see_wakes(autojump_clock: MockClo
 async def test_a_change_of_the_network_wakes(autojump_clock: MockClock) -> None:
     far, near = socket.socketpair()
     near.setblocking(False)
-    woken = wake.Wake(lambda: 0.0, lambda: near)
+    woken = network.NetworkMonitor(lambda: 0.0, lambda: near)
     with far:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(woken.run)
@@ -187,6 +186,6 @@ async def test_a_change_of_the_network_wakes(autojump_clock: MockClock) -> None:
 
 
 def test_an_address_is_ours_until_it_is_not() -> None:
-    assert wake.is_ours(("127.0.0.1", 1))
-    assert not wake.is_ours(("192.0.2.1", 1)), "which is nobody's (RFC 5737)"
-    assert not wake.is_ours(("2001:db8::1", 1, 0, 0))
+    assert network.is_ours(("127.0.0.1", 1))
+    assert not network.is_ours(("192.0.2.1", 1)), "which is nobody's (RFC 5737)"
+    assert not network.is_ours(("2001:db8::1", 1, 0, 0))

@@ -11,7 +11,7 @@ import trio
 import tunneld
 from tests.agent.support import PATIENCE, relay_here
 from tests.support.people import connect, is_dropped, read_all
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 
 async def test_the_example_runs() -> None:

@@ -14,9 +14,9 @@ import trio
 from tests.agent.support import PATIENCE, Told, echo, exposed, local_server, relay_here, unused_port
 from tests.agent.test_expose import address, ask
 from tests.support.system import lacking
-from tunneld.agent import listening
-from tunneld.agent.listening import complaint
-from tunneld.endpoint import Target
+from tunneld.agent import local
+from tunneld.agent.local import complaint
+from tunneld.net.endpoint import Target
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 
@@ -74,7 +74,7 @@ def test_of_what_nobody_can_know_nothing_is_said(monkeypatch: pytest.MonkeyPatch
     assert complaint(Target("192.0.2.1", 80)) is None
     odd = tmp_path / "tcp"
     odd.write_text("a table\nof another kind\n")
-    monkeypatch.setattr(listening, "TABLES", (odd,))
+    monkeypatch.setattr(local, "TABLES", (odd,))
     assert complaint(Target("127.0.0.1", 80)) is None
 
 

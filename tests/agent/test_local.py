@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from tunneld.agent.local import REFRESH, LocalServer
-from tunneld.endpoint import Target
+from tunneld.net.endpoint import Target
 
 
 class Names(trio.abc.HostnameResolver):

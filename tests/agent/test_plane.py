@@ -11,19 +11,19 @@ import trio
 
 from tests.agent.support import PATIENCE, RelayHere, Told, echo, local_server, relay_here
 from tests.agent.test_expose import address
-from tests.agent.test_fleet import Harbour, harbour, hears, saying
+from tests.agent.test_exposures import Harbour, harbour, hears, saying
 from tests.agent.test_withdrawing import asleep
 from tests.support.people import connect, is_dropped, read_exactly
-from tunneld import net
-from tunneld.agent import backoff, ending, keeper
-from tunneld.agent.fleet import Berth
+from tunneld.agent import backoff, session, shutdown
+from tunneld.agent.config import ExposureConfig
+from tunneld.agent.exposures import ExposureSpec
 from tunneld.agent.health import Check
-from tunneld.agent.opening import Wish
-from tunneld.agent.plan import Plan
-from tunneld.backends.webmux import WebMux
-from tunneld.endpoint import Target
-from tunneld.relay.pump import Pump
-from tunneld.tunnel import Phase, Tunnel
+from tunneld.agent.request import TunnelRequest
+from tunneld.backends.webmux import WebMuxServerSide
+from tunneld.engine.pump import Pump
+from tunneld.net import sockets
+from tunneld.net.endpoint import Target
+from tunneld.tunnel.tunnel import Phase, Tunnel
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -43,7 +43,7 @@ def held(here: Harbour) -> Held:
     assert isinstance(engine, Pump)
     return {
         "owners": sum(handler is not None for handler in engine.handlers.values()),
-        "descriptors": net.open_descriptors(),
+        "descriptors": sockets.open_descriptors(),
         "tasks": trio.lowlevel.current_statistics().tasks_living,
     }
 
@@ -60,7 +60,7 @@ def tunnel_of(relay: RelayHere, name: str) -> Tunnel:
     (tunnel,) = (
         tunnel
         for tunnel in relay.service.tunnels()
-        if tunnel.opening.options.name == name and tunnel.phase is not Phase.DRAINING
+        if tunnel.spec.options.name == name and tunnel.phase is not Phase.DRAINING
     )
     return tunnel
 
@@ -68,7 +68,7 @@ def tunnel_of(relay: RelayHere, name: str) -> Tunnel:
 def expected(tunnel: Tunnel) -> int:
     """Owners in the agents' engine: what is parked and two sockets a visitor, or a carrier and one socket a visitor."""
     visitors = len(tunnel.visitors)
-    return 1 + visitors if tunnel.opening.backend == "webmux" else 8 + 2 * visitors
+    return 1 + visitors if tunnel.spec.backend == "webmux" else 8 + 2 * visitors
 
 
 async def until_ready(relay: RelayHere, here: Harbour, *names: str) -> None:
@@ -106,7 +106,7 @@ class Bystander:
 
 
 @asynccontextmanager
-async def two(goes: Berth, stays: Berth, relay: RelayHere) -> AsyncIterator[tuple[Harbour, Bystander]]:
+async def two(goes: ExposureSpec, stays: ExposureSpec, relay: RelayHere) -> AsyncIterator[tuple[Harbour, Bystander]]:
     """Two exposures, and a visitor of the one that stays, who must not notice what becomes of the other. When the block
     ends, all is as it was before that came.
     """
@@ -127,8 +127,10 @@ async def two(goes: Berth, stays: Berth, relay: RelayHere) -> AsyncIterator[tupl
         assert [event for event, _ in here.of("stays").events if event not in {"visitor", "left"}] == ["opened"]
 
 
-def named(name: str, target: Target, relay: RelayHere, drain_timeout: float = PATIENCE) -> Berth:
-    return Berth(Plan(target, Wish({"name": name}), drain_timeout=drain_timeout), relay.access)
+def named(name: str, target: Target, relay: RelayHere, drain_timeout: float = PATIENCE) -> ExposureSpec:
+    return ExposureSpec(
+        ExposureConfig(target, TunnelRequest({"name": name}), drain_timeout=drain_timeout), relay.access
+    )
 
 
 async def guest_of(here: Harbour, word: bytes) -> trio.SocketStream:
@@ -168,7 +170,7 @@ async def test_visitors_of_one_that_is_removed_finish_and_nothing_of_it_is_left(
 
 async def test_visitors_of_its_former_tunnels_are_dropped_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not on the tunnel that it closes."""
-    monkeypatch.setattr(keeper, "REVIEW", 0.02)
+    monkeypatch.setattr(session, "RESIZE_INTERVAL", 0.02)
     async with relay_here() as relay, local_server(saying(b"word")) as target, local_server(echo) as other:
         stays = named("stays", other, relay)
         async with two(named("goes", target, relay, drain_timeout=0), stays, relay) as (here, _):
@@ -203,7 +205,7 @@ async def test_one_that_loses_everything_on_its_way_to_the_relay_has_it_again_an
 @pytest.mark.parametrize("each_backend", ["webmux"], indirect=True)
 async def test_carriers_that_lead_nowhere_are_cut(each_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody at their other end says that they have gone."""
-    monkeypatch.setattr(ending, "CLOSE_WITHIN", 0.5)
+    monkeypatch.setattr(shutdown, "CLOSE_WITHIN", 0.5)
     async with relay_here() as relay, local_server(saying(b"word")) as target, local_server(echo) as other:
         stays = named("stays", other, relay)
         async with two(named("goes", target, relay, drain_timeout=0), stays, relay) as (here, bystander):
@@ -221,7 +223,7 @@ async def test_carriers_that_lead_nowhere_are_cut(each_backend: str, monkeypatch
 def break_off(tunnel: Tunnel) -> None:
     """All that its hidden server has with it ends: carriers, or what is parked and what was."""
     side = tunnel._server_side
-    if isinstance(side, WebMux):
+    if isinstance(side, WebMuxServerSide):
         for carrier in list(side.carriers):
             carrier.close("a test")
     else:
@@ -268,7 +270,9 @@ async def test_a_visitor_who_is_being_told_that_the_server_is_unhealthy_goes_wit
     check = Check("http", interval=0.01, unhealthy_after=1)
     async with relay_here() as relay, local_server(saying(b"no HTTP\r\n")) as target, local_server(echo) as other:
         stays = named("stays", other, relay)
-        goes = Berth(Plan(target, Wish({"name": "goes"}), check, drain_timeout=0), relay.access)
+        goes = ExposureSpec(
+            ExposureConfig(target, TunnelRequest({"name": "goes"}), check, drain_timeout=0), relay.access
+        )
         async with two(goes, stays, relay) as (here, _):
             await here.of("goes").wait_for("unhealthy")
             guest = await connect(address(here.of("goes")))

@@ -12,13 +12,11 @@ import trio.testing
 from tests.agent.support import PATIENCE
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.carriers import Carriers
-from tunneld.agent.keyed import KeyedPool
-from tunneld.agent.pool import Pool
-from tunneld.agent.sizing import Limits
-from tunneld.agent.supply import Owner, Supply
-from tunneld.agent.ways import Way
-from tunneld.endpoint import Endpoint
-from tunneld.relay.engine import Engine
+from tunneld.agent.handshake_pool import HandshakePool
+from tunneld.agent.pool import Pool, PoolLimits
+from tunneld.agent.source import ConnectionSource, SourceEvents, VisitorConnection
+from tunneld.engine.engine import Engine
+from tunneld.net.endpoint import Endpoint
 from tunneld.wire.proxy_protocol import encode_v2
 
 HEADER = encode_v2(("2001:db8::1", 4242), ("2001:db8::2", 80))  # the long kind
@@ -28,9 +26,9 @@ class Hearer:
     """An owner that remembers."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[Way, bytes]] = []
+        self.taken: list[tuple[VisitorConnection, bytes]] = []
         self.troubles: list[str] = []
-        self.owner = Owner(lambda way, head: self.taken.append((way, head)), self._trouble, self._fail)
+        self.owner = SourceEvents(lambda way, head: self.taken.append((way, head)), self._trouble, self._fail)
 
     def _fail(self, error: Exception) -> None:
         raise error
@@ -43,7 +41,7 @@ class Hearer:
 async def test_trouble_is_told_once_and_nothing_is_dialled_until_resume(engine: Engine) -> None:
     hearer = Hearer()
     nowhere = (socket.AF_UNIX, "/nowhere/at.all")
-    pool = Pool(engine, nowhere, Limits(4, 4), hearer.owner, keep_header=False)
+    pool = Pool(engine, nowhere, PoolLimits(4, 4), hearer.owner, keep_header=False)
     pool.resume()
     assert hearer.troubles == ["no such file or directory"]
     assert pool.parked == 0
@@ -57,7 +55,7 @@ async def test_a_header_that_comes_octet_by_octet_is_taken_whole_and_nothing_beh
     with socket.create_server(("127.0.0.1", 0)) as listener, trio.fail_after(PATIENCE):
         listener.setblocking(False)
         pool = Pool(
-            engine, (socket.AF_INET, listener.getsockname()), Limits(1, 1), hearer.owner, keep_header=keep_header
+            engine, (socket.AF_INET, listener.getsockname()), PoolLimits(1, 1), hearer.owner, keep_header=keep_header
         )
         pool.resume()
         await trio.lowlevel.wait_readable(listener)
@@ -83,7 +81,7 @@ async def test_what_is_no_header_is_trouble(engine: Engine) -> None:
     hearer = Hearer()
     with socket.create_server(("127.0.0.1", 0)) as listener, trio.fail_after(PATIENCE):
         listener.setblocking(False)
-        pool = Pool(engine, (socket.AF_INET, listener.getsockname()), Limits(1, 1), hearer.owner, keep_header=False)
+        pool = Pool(engine, (socket.AF_INET, listener.getsockname()), PoolLimits(1, 1), hearer.owner, keep_header=False)
         pool.resume()
         await trio.lowlevel.wait_readable(listener)
         relay, _ = listener.accept()
@@ -105,7 +103,9 @@ async def test_what_is_trimmed_as_we_asked_is_no_trouble_though_visitors_have_co
         ExitStack() as stack,
     ):
         listener.setblocking(False)
-        pool = Pool(engine, (socket.AF_INET, listener.getsockname()), Limits(1, 64), hearer.owner, keep_header=False)
+        pool = Pool(
+            engine, (socket.AF_INET, listener.getsockname()), PoolLimits(1, 64), hearer.owner, keep_header=False
+        )
         pool.resume()
         relay: list[socket.socket] = []
 
@@ -127,8 +127,8 @@ async def test_what_is_trimmed_as_we_asked_is_no_trouble_though_visitors_have_co
         for count in (1, 2, 4):
             await visit(count)
         parked = pool.parked
-        pool.review()
-        assert pool.review(), "nobody came since the last one"
+        pool.resize()
+        assert pool.resize(), "nobody came since the last one"
         surplus = parked - pool.size
         await visit(pool.size)
         assert pool.size > parked - surplus
@@ -166,9 +166,9 @@ async def test_what_is_made_in_the_moment_in_which_all_is_closed_is_closed_too(
     monkeypatch.setattr(RelayAccess, "dial_keyed", dial_keyed)
     monkeypatch.setattr(RelayAccess, "dial_carrier", dial)
     relay, uri, owner = RelayAccess("127.0.0.1:1"), Endpoint.parse("tcp://127.0.0.1:1/key"), Hearer().owner
-    supply: Supply = Carriers(engine, relay, uri, owner, nursery, keep_header=False)
+    supply: ConnectionSource = Carriers(engine, relay, uri, owner, nursery, keep_header=False)
     if kind == "keyed":
-        supply = KeyedPool(engine, relay, uri, Limits(1, 1), owner, nursery, keep_header=False)
+        supply = HandshakePool(engine, relay, uri, PoolLimits(1, 1), owner, nursery, keep_header=False)
     with far:
         supply.resume()
         await trio.testing.wait_all_tasks_blocked()

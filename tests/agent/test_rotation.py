@@ -14,7 +14,7 @@ from tests.agent.test_expose import address, ask
 from tests.control.test_auth_daemon import HEAD, Running, running
 from tests.support.credentials import SECRET, credential
 from tests.support.people import connect, read_exactly
-from tunneld.agent import access, backoff, keeper
+from tunneld.agent import access, backoff, session
 from tunneld.agent.access import RelayAccess
 from tunneld.client import connect as connect_to
 from tunneld.errors import RefusedError
@@ -27,8 +27,8 @@ ROOT = ("root", SECRET)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of waiting add nothing to what is tested here."""
     monkeypatch.setattr(backoff.delays, "__kwdefaults__", {"first": 0.01, "longest": 0.02})
-    monkeypatch.setattr(keeper, "REVIEW", 0.01)
-    monkeypatch.setattr(access, "LOOK", 0.01)
+    monkeypatch.setattr(session, "RESIZE_INTERVAL", 0.01)
+    monkeypatch.setattr(access, "SECRET_CHECK_INTERVAL", 0.01)
 
 
 def with_secret(secret: str) -> str:

@@ -14,10 +14,10 @@ from tests.agent.test_expose import address
 from tests.support.people import connect, is_dropped, is_refused, read_all, read_exactly
 from tunneld.agent import backoff
 from tunneld.agent.expose import Exposure
-from tunneld.agent.health import Check, Conduct
-from tunneld.agent.opening import Wish
-from tunneld.endpoint import Target
+from tunneld.agent.health import Check, UnhealthyPolicy
+from tunneld.agent.request import TunnelRequest
 from tunneld.errors import RefusedError
+from tunneld.net.endpoint import Target
 from tunneld.wire.lines import Value
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -40,7 +40,7 @@ def saying(word: bytes) -> Handler:
 
 
 @asynccontextmanager
-async def living(target: Target, relay: RelayHere, told: Told, wish: Wish) -> AsyncIterator[Exposure]:
+async def living(target: Target, relay: RelayHere, told: Told, wish: TunnelRequest) -> AsyncIterator[Exposure]:
     """An agent that may end before the block does."""
     async with trio.open_nursery() as nursery:
         exposure = await nursery.start(live, target, relay, told, wish)
@@ -50,7 +50,7 @@ async def living(target: Target, relay: RelayHere, told: Told, wish: Wish) -> As
 
 
 async def live(
-    target: Target, relay: RelayHere, told: Told, wish: Wish, *, task_status: trio.TaskStatus[Exposure]
+    target: Target, relay: RelayHere, told: Told, wish: TunnelRequest, *, task_status: trio.TaskStatus[Exposure]
 ) -> None:
     async with agent(target, relay.access, told, wish) as exposure:
         task_status.started(exposure)
@@ -61,13 +61,13 @@ async def live(
 async def member(relay: RelayHere, handler: Handler, told: Told, **more: Value) -> AsyncIterator[Exposure]:
     async with (
         local_server(handler) as target,
-        living(target, relay, told, Wish({**SHARED, **more})) as exposure,
+        living(target, relay, told, TunnelRequest({**SHARED, **more})) as exposure,
     ):
         yield exposure
 
 
 async def until_members(relay: RelayHere, count: int) -> None:
-    while len(relay.tunnel.members) != count:
+    while len(relay.tunnel.agents) != count:
         await trio.lowlevel.checkpoint()
 
 
@@ -116,14 +116,14 @@ async def test_one_that_ends_leaves_the_tunnel_to_the_other_and_the_last_one_tak
                 await until_ready(relay, first, second)
                 first.drain("told to stop", PATIENCE)
                 await one.wait_for("closed")
-                assert len(relay.tunnel.members) == 1
+                assert len(relay.tunnel.agents) == 1
                 assert set(await words_of(two, 20)) == {b"two"}
                 tunnel = relay.tunnel
                 second.drain("told to stop", PATIENCE)
                 await two.wait_for("closed")
                 await tunnel.wait_closed()
             assert await is_refused(address(two))
-            (kept,) = relay.service.addresses.book
+            (kept,) = relay.service.reservations.table
             assert kept.client_port == address(one).port
             assert kept.expires is not None
 
@@ -161,7 +161,11 @@ async def test_a_visitor_of_an_agent_that_ends_finishes_and_nobody_new_goes_ther
 async def test_of_a_tunnel_that_is_not_shared_a_visitor_finishes_too_and_others_are_refused() -> None:
     told = Told()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, local_server(echo) as target, living(target, relay, told, Wish()) as exposure:
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            living(target, relay, told, TunnelRequest()) as exposure,
+        ):
             stream = await connect(address(told))
             await stream.send_all(b"before")
             assert await read_exactly(stream, 6) == b"before"
@@ -177,7 +181,7 @@ async def test_of_a_tunnel_that_is_not_shared_a_visitor_finishes_too_and_others_
 
 
 async def test_one_whose_local_server_is_unhealthy_leaves_its_visitors_to_the_others() -> None:
-    one, two, check = Told(), Told(), Check("tcp", conduct=Conduct.WITHDRAW)
+    one, two, check = Told(), Told(), Check("tcp", conduct=UnhealthyPolicy.WITHDRAW)
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
@@ -186,7 +190,7 @@ async def test_one_whose_local_server_is_unhealthy_leaves_its_visitors_to_the_ot
         ):
             await until_ready(relay, first, second)
             first.heed(check, healthy=False)
-            while first.figures.parked or relay.tunnel.parked > ONE_SHARE[relay.tunnel.opening.backend]:
+            while first.figures.parked or relay.tunnel.parked > ONE_SHARE[relay.tunnel.spec.backend]:
                 await trio.lowlevel.checkpoint()
             assert set(await words_of(two, 20)) == {b"two"}
             first.heed(check, healthy=True)
@@ -199,7 +203,11 @@ async def test_one_whose_local_server_is_unhealthy_leaves_its_visitors_to_the_ot
 async def test_who_does_not_finish_in_time_is_cut() -> None:
     told = Told()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, local_server(echo) as target, living(target, relay, told, Wish()) as exposure:
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            living(target, relay, told, TunnelRequest()) as exposure,
+        ):
             stream = await connect(address(told))
             await stream.send_all(b"before")
             assert await read_exactly(stream, 6) == b"before"
@@ -270,7 +278,7 @@ async def test_who_does_not_share_replaces_those_who_do(each_backend: str) -> No
             await client.open_tunnel(each_backend, name="web", persist=True)
             assert shared.reason == "replaced: its owner opened it anew"
             await client.open_tunnel(each_backend, **SHARED, persist=True)
-            assert relay.tunnel.opening.options.share
+            assert relay.tunnel.spec.options.share
             assert len(relay.service.tunnels()) == 1
 
 
@@ -281,7 +289,7 @@ async def test_of_many_connections_that_joined_only_those_that_stand_count(each_
                 await client.open_tunnel(each_backend, **SHARED, persist=True)
             async with relay.access.connect() as other:
                 await other.open_tunnel(each_backend, **SHARED, persist=True)
-                assert len(relay.tunnel.members) == 2
+                assert len(relay.tunnel.agents) == 2
             await until_members(relay, 1)
             await client.call("leave", relay.tunnel.id)
             while relay.service.tunnels():

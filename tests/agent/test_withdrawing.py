@@ -11,25 +11,25 @@ import trio
 from tests.agent.support import PATIENCE, RelayHere, Told, agent, echo, exposed, local_server, relay_here
 from tests.agent.test_expose import address, ask
 from tests.support.people import connect, is_dropped, read_exactly
-from tunneld import net
-from tunneld.agent import keeper
+from tunneld.agent import session
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.expose import Exposure
-from tunneld.agent.health import Check, Conduct
-from tunneld.agent.opening import Wish
-from tunneld.agent.sizing import Limits
-from tunneld.backends.webmux import WebMux
-from tunneld.config.schema import Control
+from tunneld.agent.health import Check, UnhealthyPolicy
+from tunneld.agent.pool import PoolLimits
+from tunneld.agent.request import TunnelRequest
+from tunneld.backends.webmux import WebMuxServerSide
+from tunneld.config.schema import ControlSettings
 from tunneld.control.reply import Caller, Reply
 from tunneld.control.server import serve_lines
-from tunneld.doors import Door
-from tunneld.session import Carrier
-from tunneld.tunnel import Phase, Tunnel
+from tunneld.mux.carrier import Carrier
+from tunneld.net import sockets
+from tunneld.net.listeners import ReloadableListener
+from tunneld.tunnel.tunnel import Phase, Tunnel
 from tunneld.wire.lines import Request
 from tunneld.wire.proxy_protocol import encode_v2
 
 HEADER = encode_v2(("192.0.2.1", 4242), ("192.0.2.2", 80))
-WITHDRAW = Check("tcp", conduct=Conduct.WITHDRAW)
+WITHDRAW = Check("tcp", conduct=UnhealthyPolicy.WITHDRAW)
 
 
 class SlowRelay:
@@ -62,11 +62,11 @@ class SlowRelay:
 async def one_parked() -> AsyncIterator[tuple[SlowRelay, Exposure, trio.SocketStream, Told]]:
     """An agent of such a relay, which has parked one connection."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    relay, door, told = SlowRelay(listener), Door("control", net.bind_tcp("127.0.0.1", 0)), Told()
+    relay, door, told = SlowRelay(listener), ReloadableListener("control", sockets.bind_tcp("127.0.0.1", 0)), Told()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery, listener:
-            await nursery.start(serve_lines, door, Control, lambda: None, relay)
-            access, wish = RelayAccess(f"127.0.0.1:{door.port}"), Wish(limits=Limits(1, 1), backend="tcp")
+            await nursery.start(serve_lines, door, ControlSettings, lambda: None, relay)
+            access, wish = RelayAccess(f"127.0.0.1:{door.port}"), TunnelRequest(limits=PoolLimits(1, 1), backend="tcp")
             async with (
                 local_server(echo) as target,
                 exposed(target, access, told, wish) as exposure,
@@ -126,11 +126,11 @@ async def test_what_was_lost_just_before_is_not_dialled_again() -> None:
 
 
 async def test_what_the_relay_never_lets_go_of_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "SETTLE", 0.001)
+    monkeypatch.setattr(session, "SETTLE", 0.001)
     async with withdrawn() as (relay, exposure, parked):
         relay.answers.set()
         assert await is_dropped(parked)
-        assert (relay.trims, exposure.figures.parked) == (keeper.ROUNDS, 0)
+        assert (relay.trims, exposure.figures.parked) == (session.ROUNDS, 0)
 
 
 async def test_who_is_withdrawn_without_a_control_connection_stays_so_when_it_has_one_again(each_backend: str) -> None:
@@ -172,7 +172,7 @@ async def test_an_agent_that_is_cut_closes_its_tunnel_over_the_connection_that_i
 def asleep(tunnel: Tunnel) -> Iterator[None]:
     """The relay's ends of its carriers read nothing for the length of the block."""
     side = tunnel._server_side
-    assert isinstance(side, WebMux)
+    assert isinstance(side, WebMuxServerSide)
     carriers = [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
     for carrier in carriers:
         carrier.pump.detach(carrier._fd, carrier)

@@ -9,11 +9,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import trio
 
 from tests.agent.support import Handler, RelayHere, Told, exposed, local_server, relay_here
-from tests.ssh.support import Relay, client, openssh, relay
-from tunneld.agent.opening import Wish
-from tunneld.endpoint import Endpoint, Target
-from tunneld.service import TunnelService
-from tunneld.tunnel import Tunnel
+from tests.backends.ssh.support import Relay, client, openssh, relay
+from tunneld.agent.request import TunnelRequest
+from tunneld.directory.service import TunnelService
+from tunneld.net.endpoint import Endpoint, Target
+from tunneld.tunnel.tunnel import Tunnel
 
 LOCAL = "127.0.0.1"
 
@@ -70,7 +70,9 @@ class AgentWay(Way):
 
     @asynccontextmanager
     async def hidden(self) -> AsyncIterator[None]:
-        async with exposed(self.target, self._here.access, Told(visits=False), Wish({"name": "the-one"})):
+        async with exposed(
+            self.target, self._here.access, Told(wants_visitors=False), TunnelRequest({"name": "the-one"})
+        ):
             yield
 
 

@@ -15,11 +15,11 @@ import trio
 
 from tests.agent.support import BACKEND, SECURE, echo, unused_port
 from tests.backends.support import Way, way, way_to
-from tests.relay.bench import NOISE, open_descriptors
+from tests.engine.bench import NOISE, open_descriptors
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_all, read_exactly, reset
 from tests.support.system import find_program
-from tunneld.endpoint import Target
+from tunneld.net.endpoint import Target
 
 WAYS = ["tcp", "tcp in TLS", "webmux", "webmux in TLS", "ssh"]
 PATIENCE = 60.0

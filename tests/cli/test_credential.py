@@ -14,7 +14,7 @@ from tests.support.people import PATIENCE
 from tests.support.programs import tunnel_command
 from tunneld.cli.tunneld import PORTS
 from tunneld.config import load
-from tunneld.endpoint import CONTROL_PORT
+from tunneld.net.endpoint import CONTROL_PORT
 from tunneld.wire.verifier import matches
 
 Captured = pytest.CaptureFixture[str]

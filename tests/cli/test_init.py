@@ -18,12 +18,12 @@ import trio
 
 from tests.support.people import PATIENCE, connect, read_exactly
 from tests.support.programs import Daemon, program, tunnel_command
-from tunneld.cli.papers import make_papers
 from tunneld.cli.tunneld import PORTS, main
 from tunneld.config import Settings, load
-from tunneld.endpoint import CONTROL_PORT, Endpoint
-from tunneld.pin import fingerprint
-from tunneld.trust import client_tls_context
+from tunneld.net.endpoint import CONTROL_PORT, Endpoint
+from tunneld.tls.contexts import client_tls_context
+from tunneld.tls.pins import fingerprint
+from tunneld.tls.self_signed import make_self_signed
 from tunneld.wire.verifier import matches
 
 KEPT = {key: value for key, value in os.environ.items() if not key.startswith("TUNNEL")}
@@ -131,7 +131,7 @@ def test_the_default_ports_are_those_of_the_schema() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "relay.example.org", f"{'a.' * 60}example.org"])
 def test_the_certificate_can_be_its_own_authority(tmp_path: Path, host: str) -> None:
-    papers = make_papers(host)
+    papers = make_self_signed(host)
     for name, content in (("relay.pem", papers.certificate), ("relay.key", papers.key)):
         (tmp_path / name).write_bytes(content)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -19,7 +19,7 @@ from tests.agent.support import PATIENCE, RelayHere, echo, local_server, relay_h
 from tests.agent.test_expose import ask
 from tests.support.people import connect, is_dropped
 from tunneld.cli.tunnel import main, parser
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 ROOT = Path(tunneld.__file__).parents[1]
 COMMAND = [sys.executable, "-c", "import sys; from tunneld.cli.tunnel import main; sys.exit(main())"]

@@ -16,13 +16,13 @@ from tests.cli.test_tunnel import tunnel
 from tests.support.control import running_server
 from tests.support.credentials import SECRET, credential, gate_of
 from tests.support.people import PATIENCE
-from tunneld import trust
-from tunneld.cli import secret
+from tunneld.cli import access as access_module
 from tunneld.cli.access import access
 from tunneld.cli.tunnel import parser
-from tunneld.config.schema import Tls
+from tunneld.config.schema import TlsFiles
 from tunneld.errors import UsageError
-from tunneld.pin import fingerprint
+from tunneld.tls import contexts
+from tunneld.tls.pins import fingerprint
 
 ALICE = credential("alice")
 NO_PIN = "sha256:" + "0" * 64
@@ -43,14 +43,14 @@ def secret_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tls, str]:
+def papers(tmp_path_factory: pytest.TempPathFactory) -> tuple[TlsFiles, str]:
     """A relay's certificate that no authority of the system knows, and its fingerprint."""
     folder = tmp_path_factory.mktemp("papers")
     issued = trustme.CA().issue_cert("127.0.0.1")
     issued.private_key_pem.write_to_path(folder / "key")
     issued.cert_chain_pems[0].write_to_path(folder / "pem")
     der = ssl.PEM_cert_to_DER_cert((folder / "pem").read_text())
-    return Tls(certificate=folder / "pem", key=folder / "key"), fingerprint(der)
+    return TlsFiles(certificate=folder / "pem", key=folder / "key"), fingerprint(der)
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
@@ -96,12 +96,12 @@ def test_what_is_typed_goes_before_what_is_set(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(getpass, "getpass", lambda prompt: f"answer to {prompt}")
     monkeypatch.setenv("TUNNEL_CREDENTIAL", "alice")
-    assert secret.credential(parsed()) == ("alice", "answer to secret of alice: ")
+    assert access_module.credential(parsed()) == ("alice", "answer to secret of alice: ")
     monkeypatch.setenv("TUNNEL_SECRET_FILE", paths["set"])
-    assert secret.credential(parsed()) == ("alice", "set in a file")
+    assert access_module.credential(parsed()) == ("alice", "set in a file")
     monkeypatch.setenv("TUNNEL_SECRET", "the variable")
-    assert secret.credential(parsed("--credential", "bob")) == ("bob", "the variable")
-    assert secret.credential(parsed("--secret-file", paths["typed"])) == ("alice", "typed in a file")
+    assert access_module.credential(parsed("--credential", "bob")) == ("bob", "the variable")
+    assert access_module.credential(parsed("--secret-file", paths["typed"])) == ("alice", "typed in a file")
 
 
 class Terminal:
@@ -119,23 +119,23 @@ def test_a_secret_without_a_name_is_nobodys(monkeypatch: pytest.MonkeyPatch, sec
 def test_where_nobody_can_be_asked_the_ways_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UsageError, match="no secret for the credential 'alice': give --secret-file, "):
-        secret.credential(parsed("--credential", "alice"))
+        access_module.credential(parsed("--credential", "alice"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines\n", b"x" * 1025])
 def test_a_file_that_is_no_secret_is_refused_and_not_repeated(secret_file: Path, content: bytes) -> None:
     secret_file.write_bytes(content)
     with pytest.raises(UsageError, match="is not one line of at most 1024 octets") as caught:
-        secret.from_file(str(secret_file))
+        access_module.from_file(str(secret_file))
     assert "two" not in str(caught.value)
 
 
 def test_a_file_that_every_user_can_read_is_refused(secret_file: Path) -> None:
     secret_file.chmod(0o644)
     with pytest.raises(UsageError, match=r"every user of this machine can read .*chmod o-rwx"):
-        secret.from_file(str(secret_file))
+        access_module.from_file(str(secret_file))
     with pytest.raises(UsageError, match="no such file or directory"):
-        secret.from_file(f"{secret_file}.nowhere")
+        access_module.from_file(f"{secret_file}.nowhere")
 
 
 def test_no_option_takes_the_secret_itself_and_access_does_not_print_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,10 +148,10 @@ def test_no_option_takes_the_secret_itself_and_access_does_not_print_it(monkeypa
 # Pins
 
 
-async def test_a_relay_is_known_by_its_pin_or_refused(papers: tuple[Tls, str]) -> None:
+async def test_a_relay_is_known_by_its_pin_or_refused(papers: tuple[TlsFiles, str]) -> None:
     settings, pin = papers
     with trio.fail_after(PATIENCE):
-        async with running_server(tls=trust.server_tls_context(settings)) as server:
+        async with running_server(tls=contexts.server_tls_context(settings)) as server:
             plain, tls = server.endpoint.authority, str(server.endpoint)
             for relay in (plain, tls):
                 assert (await tunnel("list", "--pin", pin, relay=relay)).returncode == 0

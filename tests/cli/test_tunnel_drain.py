@@ -15,7 +15,7 @@ from tests.support.people import connect
 from tests.support.programs import program, tunnel_command
 from tests.support.relays import GREETING, fake_relay, stay
 from tunneld.client import connect as control
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 
 async def served(relay: RelayHere, count: int) -> tuple[str, list[trio.SocketStream]]:

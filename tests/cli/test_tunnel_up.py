@@ -14,11 +14,11 @@ from tests.agent.test_expose import ask
 from tests.cli.test_tunnel import Reader, running, tunnel
 from tests.support.people import connect, read_exactly
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.planfile import Relay
+from tunneld.agent.expose_file import RelayTable
 from tunneld.cli import up
-from tunneld.endpoint import Endpoint
 from tunneld.errors import UsageError
-from tunneld.tunnel import Tunnel
+from tunneld.net.endpoint import Endpoint
+from tunneld.tunnel.tunnel import Tunnel
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def edit(file: Path, text: str) -> None:
 
 
 def tunnels(relay: RelayHere) -> dict[str, Tunnel]:
-    return {tunnel.opening.options.name: tunnel for tunnel in relay.service.tunnels()}
+    return {tunnel.spec.options.name: tunnel for tunnel in relay.service.tunnels()}
 
 
 async def test_each_address_is_a_line_with_its_name(file: Path) -> None:
@@ -170,27 +170,27 @@ def test_the_way_stays_the_same_object_until_something_of_it_changes(tmp_path: P
     secret = tmp_path / "secret"
     secret.write_text("one secret")
     secret.chmod(0o600)
-    table = Relay(where="tls://h:1", credential="alice", secret_file=secret)
+    table = RelayTable(where="tls://h:1", credential="alice", secret_file=secret)
     first = up.reach_of(table, None)
     assert up.reach_of(table.model_copy(), first) is first
     secret.write_text("another secret")
     second = up.reach_of(table, first)
     assert second.access.credential == ("alice", "another secret")
-    third = up.reach_of(Relay(where="tls://i:1", credential="alice", secret_file=secret), second)
+    third = up.reach_of(RelayTable(where="tls://i:1", credential="alice", secret_file=secret), second)
     assert third.access.where == "tls://i:1"
 
 
 @pytest.mark.usefixtures("_nothing_set")
 def test_nobody_is_asked_for_a_secret_twice() -> None:
-    table = Relay(where="127.0.0.1:1", credential="alice")
+    table = RelayTable(where="127.0.0.1:1", credential="alice")
     first = up.Reach(RelayAccess("127.0.0.1:1", credential=("alice", "typed")), table, ())
     assert up.reach_of(table, first) is first
     with pytest.raises(UsageError, match="no secret for the credential 'bob'"):
-        up.reach_of(Relay(credential="bob"), first)
+        up.reach_of(RelayTable(credential="bob"), first)
 
 
 @pytest.mark.usefixtures("_nothing_set")
 def test_what_the_file_does_not_say_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNNEL_RELAY", "relay.example.org:7010")
-    assert up.reach_of(Relay(), None).access.where == "relay.example.org:7010"
-    assert up.reach_of(Relay(where="h:1"), None).access.where == "h:1"
+    assert up.reach_of(RelayTable(), None).access.where == "relay.example.org:7010"
+    assert up.reach_of(RelayTable(where="h:1"), None).access.where == "h:1"

@@ -22,8 +22,8 @@ from tunneld.cli import common
 from tunneld.cli.tunneld import FORMATS, LEVELS, parser
 from tunneld.config import Settings, load
 from tunneld.config.keys import keys
-from tunneld.endpoint import Endpoint
 from tunneld.errors import ConfigError, ListenError, RefusedError, UsageError
+from tunneld.net.endpoint import Endpoint
 
 ROOT = Path(__file__).parents[2]
 ON_ANY_PORT = '[control]\nport = 0\n[http]\nport = 0\n[tunnels]\nports = "0"\n[webmux]\nport = 0\n'

@@ -12,13 +12,8 @@ from tests.support.control import EVENTS, running_server
 from tests.support.people import PATIENCE
 from tests.support.relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
 from tunneld.client import Client, connect
-from tunneld.client.exchange import Exchange
-from tunneld.errors import (
-    LocalProtocolError,
-    RefusedError,
-    RelayUnreachableError,
-    UsageError,
-)
+from tunneld.client.exchange import ControlExchange
+from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableError, UsageError
 from tunneld.wire.lines import Request
 
 
@@ -183,7 +178,7 @@ class Dripping(trio.abc.SendStream):
 async def test_a_call_that_is_cancelled_while_it_is_sent_is_sent_whole() -> None:
     dripping = Dripping()
     silent = memory_stream_pair()[0]
-    exchange = Exchange("tcp://relay:7010", trio.StapledStream(dripping, silent), PATIENCE)
+    exchange = ControlExchange("tcp://relay:7010", trio.StapledStream(dripping, silent), PATIENCE)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(exchange.request, Request("list"))

@@ -15,14 +15,9 @@ from tests.support.people import reset
 from tests.support.relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
 from tunneld.client import connect
 from tunneld.client.exchange import why
-from tunneld.config.schema import Control
-from tunneld.errors import (
-    RefusedError,
-    RelayUnreachableError,
-    RemoteProtocolError,
-    UsageError,
-)
-from tunneld.tls import HUNG_UP
+from tunneld.config.schema import ControlSettings
+from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, UsageError
+from tunneld.tls.connection import PEER_CLOSED
 from tunneld.wire.lines import MAX_REPLY_LINE
 
 
@@ -72,7 +67,7 @@ async def test_what_is_no_tunneld_is_told_apart(greeting: bytes, complaint: str)
 
 
 async def test_a_full_relay_refuses() -> None:
-    async with running_server(Control(max_connections=1)) as server, client_of(server):
+    async with running_server(ControlSettings(max_connections=1)) as server, client_of(server):
         with pytest.raises(RefusedError, match="1 control connections are open") as refused:
             async with client_of(server):
                 pass
@@ -203,7 +198,7 @@ def test_a_relay_that_hung_up_did_so_whatever_python_calls_it(reason: str | None
     error, cause = trio.BrokenResourceError(), ssl.SSLError() if reason else ssl.SSLEOFError()
     cause.reason = reason or ""
     error.__cause__ = cause
-    assert why(error) == HUNG_UP
+    assert why(error) == PEER_CLOSED
 
 
 async def test_a_wrong_name_is_told(authority: trustme.CA) -> None:

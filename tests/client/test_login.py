@@ -14,11 +14,11 @@ import trustme
 from tests.support.control import running_server
 from tests.support.credentials import SECRET, credential, gate_of
 from tests.support.relays import GREETING, fake_relay, saying, stay
-from tunneld import trust
 from tunneld.client import connect
 from tunneld.config.credentials import Credential
-from tunneld.config.schema import Tls
+from tunneld.config.schema import TlsFiles
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError
+from tunneld.tls import contexts
 from tunneld.wire import scram
 
 ALICE = credential("alice")
@@ -160,14 +160,14 @@ def fingerprint(certificate: Path) -> str:
 
 async def test_a_certificate_names_the_credential(papers: Path) -> None:
     bob = Credential(name="bob", certificate=fingerprint(papers / "bob.pem"))
-    tls = trust.server_tls_context(
-        Tls(certificate=papers / "127.0.0.1.pem", key=papers / "127.0.0.1.key", client_ca=papers / "ca.pem")
+    tls = contexts.server_tls_context(
+        TlsFiles(certificate=papers / "127.0.0.1.pem", key=papers / "127.0.0.1.key", client_ca=papers / "ca.pem")
     )
     async with running_server(tls=tls, gate=gate_of(bob, ALICE)) as server:
-        known = trust.client_tls_context(papers / "ca.pem", papers / "bob.pem", papers / "bob.key")
+        known = contexts.client_tls_context(papers / "ca.pem", papers / "bob.pem", papers / "bob.key")
         async with connect(str(server.endpoint), tls=known) as client:
             await client.call("echo")
-        other = trust.client_tls_context(papers / "ca.pem", papers / "carol.pem", papers / "carol.key")
+        other = contexts.client_tls_context(papers / "ca.pem", papers / "carol.pem", papers / "carol.key")
         with pytest.raises(NotAllowedError, match="wants a credential"):
             async with connect(str(server.endpoint), tls=other):
                 pass

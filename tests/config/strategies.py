@@ -7,8 +7,17 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tunneld.config import Control, Credential, Daemon, Http, Log, Settings, Tls, Tunnels
-from tunneld.endpoint import is_loopback
+from tunneld.config import (
+    ControlSettings,
+    Credential,
+    DaemonSettings,
+    HttpSettings,
+    LogSettings,
+    Settings,
+    TlsFiles,
+    TunnelSettings,
+)
+from tunneld.net.endpoint import is_loopback
 from tunneld.wire.verifier import MAX_ITERATIONS, MIN_ITERATIONS, Verifier
 
 SECONDS = st.one_of(
@@ -41,13 +50,13 @@ def startups(draw: st.DrawFn) -> str:
     return f"{start}:{draw(st.integers(1, 100))}:{draw(st.integers(start, 1_000_000))}"
 
 
-def tls_tables(folder: Path) -> st.SearchStrategy[Tls | None]:
+def tls_tables(folder: Path) -> st.SearchStrategy[TlsFiles | None]:
     """No TLS, or certificates of the folder that the fixture `certificates` fills."""
     prefixes = st.sampled_from(["", "it's #1 \\ "])
     authority = st.one_of(st.none(), prefixes.map(lambda prefix: folder / f"{prefix}clients.pem"))
     pair = prefixes.map(lambda prefix: (folder / f"{prefix}relay.pem", folder / f"{prefix}relay.key"))
     return st.one_of(
-        st.none(), st.builds(lambda two, ca: Tls(certificate=two[0], key=two[1], client_ca=ca), pair, authority)
+        st.none(), st.builds(lambda two, ca: TlsFiles(certificate=two[0], key=two[1], client_ca=ca), pair, authority)
     )
 
 
@@ -92,7 +101,7 @@ def settings(draw: st.DrawFn, folder: Path) -> Settings:
     return Settings(
         control=_control(draw, folder),
         http=_http(draw),
-        tunnels=Tunnels(
+        tunnels=TunnelSettings(
             host=draw(HOSTS),
             advertised_host=draw(st.one_of(st.just(""), NAMES.filter(lambda name: name not in WILDCARDS))),
             ports=draw(port_ranges()),
@@ -102,7 +111,7 @@ def settings(draw: st.DrawFn, folder: Path) -> Settings:
             **_all(draw, SECONDS, "pairing_timeout", "open_timeout", "linger", "accept_backoff", "keepalive"),
             **_visitors(draw),
         ),
-        daemon=Daemon(
+        daemon=DaemonSettings(
             user=draw(st.sampled_from(["", "nobody"])),
             group=draw(st.sampled_from(["", "nogroup"])),
             drain_timeout=draw(SECONDS),
@@ -111,7 +120,7 @@ def settings(draw: st.DrawFn, folder: Path) -> Settings:
             state=draw(st.sampled_from([None, folder / "state"])),
         ),
         credential=draw(credentials()),
-        log=Log(
+        log=LogSettings(
             format=draw(st.sampled_from(["auto", "human", "json"])),
             level=draw(st.sampled_from(["debug", "info", "warning", "error"])),
         ),
@@ -129,10 +138,10 @@ def _visitors(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def _control(draw: st.DrawFn, folder: Path) -> Control:
+def _control(draw: st.DrawFn, folder: Path) -> ControlSettings:
     host, tls = draw(HOSTS), draw(tls_tables(folder))
     guarded = is_loopback(host) or (tls is not None and tls.client_ca is not None)
-    return Control(
+    return ControlSettings(
         host=host,
         port=draw(PORTS),
         tls=tls,
@@ -143,9 +152,9 @@ def _control(draw: st.DrawFn, folder: Path) -> Control:
     )
 
 
-def _http(draw: st.DrawFn) -> Http:
+def _http(draw: st.DrawFn) -> HttpSettings:
     host, enabled = draw(HOSTS), draw(st.booleans())
-    return Http(
+    return HttpSettings(
         enabled=enabled,
         host=host,
         port=draw(PORTS),

@@ -12,9 +12,9 @@ from tests.support.credentials import SECRET, credential
 from tunneld.config import Settings, diff, dump, load, make_verifier
 from tunneld.config.credentials import LONGEST_SECRET, Credential
 from tunneld.config.file import parse
-from tunneld.endpoint import parse_network
 from tunneld.errors import ConfigError, UsageError
-from tunneld.rules.access import Grant, Role
+from tunneld.net.endpoint import parse_network
+from tunneld.policy.access import Grant, Role
 from tunneld.wire.verifier import ITERATIONS, Verifier, matches
 
 VERIFIER = (  # of RFC 7677's "pencil"

@@ -9,9 +9,8 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from tests.config import strategies
-from tunneld.config import Control, Daemon, Settings, Tls, Tunnels, diff, reloaded
-from tunneld.config.changes import value
-from tunneld.config.keys import keys
+from tunneld.config import ControlSettings, DaemonSettings, Settings, TlsFiles, TunnelSettings, diff, reloaded
+from tunneld.config.keys import keys, value
 
 relaxed = limits(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
@@ -23,7 +22,7 @@ def test_exactly_what_is_opened_once_needs_a_restart() -> None:
 
 
 def test_a_change_reads_as_a_sentence() -> None:
-    new = Settings(tunnels=Tunnels(linger=5, host="::1", accept_backoff=1), control=Control(port=0))
+    new = Settings(tunnels=TunnelSettings(linger=5, host="::1", accept_backoff=1), control=ControlSettings(port=0))
     assert [str(change) for change in diff(Settings(), new)] == [
         "control.port: 7010 -> 0",
         'tunnels.host: "127.0.0.1" -> "::1"',
@@ -33,7 +32,7 @@ def test_a_change_reads_as_a_sentence() -> None:
 
 
 def test_a_table_that_comes_is_a_change_of_its_keys() -> None:
-    new = Settings(control=Control(tls=Tls(certificate=Path("a"), key=Path("b"))))
+    new = Settings(control=ControlSettings(tls=TlsFiles(certificate=Path("a"), key=Path("b"))))
     changes = diff(Settings(), new)
     assert [(change.key, change.old, change.new, change.live) for change in changes] == [
         ("control.tls.certificate", None, Path("a"), True),
@@ -42,8 +41,8 @@ def test_a_table_that_comes_is_a_change_of_its_keys() -> None:
 
 
 def test_a_restart_key_stays_as_it_was_until_the_restart() -> None:
-    old = Settings(tunnels=Tunnels(accept_backoff=1), daemon=Daemon(drain_timeout=1))
-    new = Settings(tunnels=Tunnels(accept_backoff=2, linger=7), daemon=Daemon(drain_timeout=2))
+    old = Settings(tunnels=TunnelSettings(accept_backoff=1), daemon=DaemonSettings(drain_timeout=1))
+    new = Settings(tunnels=TunnelSettings(accept_backoff=2, linger=7), daemon=DaemonSettings(drain_timeout=2))
     now = reloaded(old, new)
     assert (now.tunnels.accept_backoff, now.tunnels.linger, now.daemon.drain_timeout) == (1, 7, 2)
 

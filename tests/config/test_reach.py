@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.credentials import credential
-from tunneld.config import Control, Http, Settings, Tls
+from tunneld.config import ControlSettings, HttpSettings, Settings, TlsFiles
 from tunneld.config.reach import check_reach
 from tunneld.errors import ConfigError
 
@@ -19,14 +19,14 @@ def test_strangers_are_kept_out_as_if_the_host_were_configured(face: str) -> Non
     check_reach(Settings(), face, "127.0.0.1")
     with pytest.raises(ConfigError, match=f'{face}.open_to_anyone: is false, but host "{EVERYWHERE}" lets strangers'):
         check_reach(Settings(), face, EVERYWHERE)
-    open_to_anyone = Settings(control=Control(open_to_anyone=True), http=Http(open_to_anyone=True))
+    open_to_anyone = Settings(control=ControlSettings(open_to_anyone=True), http=HttpSettings(open_to_anyone=True))
     check_reach(open_to_anyone, face, EVERYWHERE)
 
 
 @pytest.mark.parametrize("face", ["control", "http"])
 def test_tls_and_a_credential_are_enough(face: str, certificates: Path) -> None:
-    tls = Tls(certificate=certificates / "relay.pem", key=certificates / "relay.key")
-    settings = Settings(control=Control(tls=tls), http=Http(tls=tls))
+    tls = TlsFiles(certificate=certificates / "relay.pem", key=certificates / "relay.key")
+    settings = Settings(control=ControlSettings(tls=tls), http=HttpSettings(tls=tls))
     with pytest.raises(ConfigError):
         check_reach(settings, face, EVERYWHERE)
     check_reach(settings.model_copy(update={"credential": (credential("alice"),)}), face, EVERYWHERE)

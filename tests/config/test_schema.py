@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.config import strategies
-from tunneld.config import Control, Http, Settings, Tls, Tunnels
+from tunneld.config import ControlSettings, HttpSettings, Settings, TlsFiles, TunnelSettings
 from tunneld.config.values import parse_port_range
 
 CERTIFICATES = {"certificate": Path("a"), "key": Path("b")}
@@ -19,32 +19,32 @@ CERTIFICATES = {"certificate": Path("a"), "key": Path("b")}
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
 def test_loopback_needs_no_lock(host: str) -> None:
-    Control(host=host)
-    Http(host=host)
+    ControlSettings(host=host)
+    HttpSettings(host=host)
 
 
 @pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "192.0.2.1", "relay.example.org", "localhost.example.org"])
 def test_a_public_host_is_refused_until_somebody_says_so(host: str) -> None:
     with pytest.raises(ValidationError, match="lets strangers open tunnels"):
-        Control(host=host)
+        ControlSettings(host=host)
     with pytest.raises(ValidationError, match="lets strangers open tunnels"):
-        Http(host=host)
-    Control(host=host, open_to_anyone=True)
-    Http(host=host, open_to_anyone=True)
+        HttpSettings(host=host)
+    ControlSettings(host=host, open_to_anyone=True)
+    HttpSettings(host=host, open_to_anyone=True)
 
 
 def test_tls_alone_is_no_lock_but_client_certificates_are() -> None:
     with pytest.raises(ValidationError, match="lets strangers open tunnels"):
-        Control(host="", tls=Tls(**CERTIFICATES))
-    Control(host="", tls=Tls(**CERTIFICATES, client_ca=Path("c")))
+        ControlSettings(host="", tls=TlsFiles(**CERTIFICATES))
+    ControlSettings(host="", tls=TlsFiles(**CERTIFICATES, client_ca=Path("c")))
 
 
 def test_an_http_face_that_is_off_lets_nobody_in() -> None:
-    Http(enabled=False, host="")
+    HttpSettings(enabled=False, host="")
 
 
 def test_an_ipv6_host_is_written_with_or_without_brackets() -> None:
-    assert Tunnels(host="[2001:DB8::1]").host == Tunnels(host="2001:db8:0::1").host == "2001:db8::1"
+    assert TunnelSettings(host="[2001:DB8::1]").host == TunnelSettings(host="2001:db8:0::1").host == "2001:db8::1"
 
 
 def test_settings_do_not_change_and_can_be_keys() -> None:

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from tests.support.system import lacking
-from tunneld.agent.ending import CLOSE_WITHIN, DRAIN_WITHIN, FINISH_WITHIN
-from tunneld.agent.planfile import Relay, load_plans
-from tunneld.config import Settings, Tunnels, load
+from tunneld.agent.expose_file import RelayTable, load_plans
+from tunneld.agent.shutdown import CLOSE_WITHIN, DRAIN_WITHIN, FINISH_WITHIN
+from tunneld.config import Settings, TunnelSettings, load
 from tunneld.config.keys import keys
-from tunneld.daemon.faces import FACES
+from tunneld.daemon.listeners import SERVICES
 from tunneld.errors import ConfigError, LimitReachedError, NotAllowedError, UsageError
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -94,13 +94,13 @@ def test_the_public_relay_asks_for_certificates(certificates: Path) -> None:
 
 
 def test_the_firewall_example_has_two_ports_for_each_tunnel() -> None:
-    tunnels: Tunnels = load(CONFIG / "examples/behind-firewall.toml").tunnels
+    tunnels: TunnelSettings = load(CONFIG / "examples/behind-firewall.toml").tunnels
     assert len(tunnels.port_range) == 2 * tunnels.max_tunnels
 
 
 def test_the_example_of_several_exposures_loads() -> None:
     file = load_plans(OF_AGENTS)
-    assert file.relay != Relay()
+    assert file.relay != RelayTable()
     assert list(file.plans) == ["blog", "shell", "files"]
 
 
@@ -142,7 +142,7 @@ def test_a_restart_by_systemd_hands_over_and_a_stop_drains() -> None:
     service = unit_of("tunneld.service")["Service"]
     assert service["RestartKillSignal"] == signal.SIGUSR1.name
     if sys.platform == "linux":
-        from tunneld.handover.successor import MOST_STORED  # noqa: PLC0415
+        from tunneld.daemon.handover.successor import MOST_STORED  # noqa: PLC0415
 
         assert int(service["FileDescriptorStoreMax"]) == MOST_STORED
     assert "KillSignal" not in service
@@ -150,7 +150,7 @@ def test_a_restart_by_systemd_hands_over_and_a_stop_drains() -> None:
 
 def test_the_socket_unit_is_named_after_a_face() -> None:
     socket = unit_of("tunneld.socket")["Socket"]
-    assert socket["FileDescriptorName"] in FACES
+    assert socket["FileDescriptorName"] in SERVICES
     assert socket["ListenStream"] == str(Settings().control.port)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from tunneld.config import Control
-from tunneld.config.startups import MAX_STRANGERS, Startups
+from tunneld.config import ControlSettings
+from tunneld.config.values import MAX_PREAUTH, Startups
 
 
-@pytest.mark.parametrize("text", ["1:1:1", "10:30:60", "64:100:64", f"{MAX_STRANGERS}:1:{MAX_STRANGERS}"])
+@pytest.mark.parametrize("text", ["1:1:1", "10:30:60", "64:100:64", f"{MAX_PREAUTH}:1:{MAX_PREAUTH}"])
 def test_what_is_right_reads_back(text: str) -> None:
-    assert str(Startups.parse(text)) == Control(max_startups=text).max_startups == text
+    assert str(Startups.parse(text)) == ControlSettings(max_startups=text).max_startups == text
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ def test_what_is_right_reads_back(text: str) -> None:
         ("1:30:60\n", "not of the form"),
         ("0:30:60", "not in order"),
         ("61:30:60", "not in order"),
-        (f"1:30:{MAX_STRANGERS + 1}", "not in order"),
+        (f"1:30:{MAX_PREAUTH + 1}", "not in order"),
         ("10:0:60", "RATE is a percentage from 1 to 100"),
         ("10:101:60", "RATE is a percentage from 1 to 100"),
     ],
 )
 def test_what_is_wrong_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
-        Control(max_startups=text)
+        ControlSettings(max_startups=text)
 
 
 @pytest.mark.parametrize(("strangers", "odds"), [(0, 0), (9, 0), (10, 0.3), (35, 0.65), (59, 0.986), (60, 1), (99, 1)])
@@ -39,6 +39,6 @@ def test_the_odds_are_a_line_from_rate_to_certain(strangers: int, odds: float) -
 
 
 def test_the_default_leaves_half_of_all_connections_to_those_that_are_known() -> None:
-    control = Control()
+    control = ControlSettings()
     assert control.startups.full * 2 == control.max_connections
     assert control.max_startups_per_source * 8 == control.startups.full

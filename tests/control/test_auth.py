@@ -15,16 +15,16 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.support.control import Person, Server, running_server
 from tests.support.credentials import SECRET, counted, credential, gate_of
 from tests.support.people import connect, is_dropped
+from tunneld.auth.authenticator import Authenticator
 from tunneld.config.credentials import Credential
-from tunneld.config.schema import Control
-from tunneld.control.entry import MAX_FAILURES, Entry
-from tunneld.control.gate import Gate
+from tunneld.config.schema import ControlSettings
+from tunneld.control.login import MAX_FAILURES, LoginState
+from tunneld.daemon.log.lines import Human, Json
 from tunneld.errors import NotAllowedError, RemoteProtocolError, UsageError
-from tunneld.log.lines import Human, Json
-from tunneld.pin import fingerprint
+from tunneld.tls.pins import fingerprint
 from tunneld.wire import scram
 from tunneld.wire.lines import Request, parse_request
-from tunneld.wire.scram import Login
+from tunneld.wire.scram import ScramClient
 from tunneld.wire.verifier import sign
 
 LONG = 1e6
@@ -36,7 +36,7 @@ FAILED = "ERR not-allowed authentication failed"
 
 async def log_in(person: Person, name: str = "alice", secret: str = SECRET, nonce: str = "abc") -> str:
     """Both steps; the verdict of the last one. A proof of the relay's is checked."""
-    login = Login(name, secret, nonce)
+    login = ScramClient(name, secret, nonce)
     verdict = await person.asks(f"auth SCRAM-SHA-256 {scram.encode(login.message)}")
     proof = login.prove(scram.decode(verdict.removeprefix("OK ")))
     verdict = await person.asks(f"auth {scram.encode(proof.message)}")
@@ -45,16 +45,16 @@ async def log_in(person: Person, name: str = "alice", secret: str = SECRET, nonc
     return verdict
 
 
-def entry(gate: Gate, host: str = "127.0.0.1", certificate: bytes | None = None) -> Entry:
-    return Entry(gate, host, f"{host}:9", "127.0.0.1", certificate)
+def entry(gate: Authenticator, host: str = "127.0.0.1", certificate: bytes | None = None) -> LoginState:
+    return LoginState(gate, host, f"{host}:9", "127.0.0.1", certificate)
 
 
 def timed_server() -> AbstractAsyncContextManager[Server]:
     """A server that asks for alice and gives strangers 10 seconds, of a clock that the test moves."""
-    return running_server(Control(handshake_timeout=10.0), patience=LONG, gate=gate_of(ALICE))
+    return running_server(ControlSettings(handshake_timeout=10.0), patience=LONG, gate=gate_of(ALICE))
 
 
-def enter(at: Entry, login: Login) -> None:
+def enter(at: LoginState, login: ScramClient) -> None:
     """Both steps, without a network."""
     first = at.answer(Request("auth", ("SCRAM-SHA-256", scram.encode(login.message)))).text
     proof = login.prove(scram.decode(first))
@@ -121,7 +121,7 @@ async def test_the_log_says_which_credential_failed_and_repeats_nothing_else() -
 )
 async def test_every_failure_looks_the_same(name: str, secret: str, credentials: Sequence[Credential]) -> None:
     now: Sequence[Credential] = [ALICE]
-    gate = Gate(lambda: now)
+    gate = Authenticator(lambda: now)
     assert not gate.is_open
     now = credentials
     async with running_server(gate=gate) as server, server.person() as person:
@@ -152,7 +152,7 @@ async def test_an_unknown_name_costs_the_relay_the_same_work(monkeypatch: pytest
     for name in ("alice", "nobody"):
         with counted(monkeypatch, "sign", scram) as signatures, counted(monkeypatch, "derive") as derivations:
             at = entry(gate_of(ALICE))
-            login = Login(name, "wrong", "abc")
+            login = ScramClient(name, "wrong", "abc")
             first = at.answer(Request("auth", ("SCRAM-SHA-256", scram.encode(login.message)))).text
             proof = login.prove(scram.decode(first))
             signatures.clear()
@@ -203,7 +203,7 @@ async def test_nonsense_is_told_what_would_be_right(line: str) -> None:
 # Replays
 
 
-def recorded(gate: Gate, login: Login) -> tuple[Request, Request]:
+def recorded(gate: Authenticator, login: ScramClient) -> tuple[Request, Request]:
     """What somebody on the way has heard of a login that went well."""
     said = []
     at = entry(gate)
@@ -220,7 +220,7 @@ def recorded(gate: Gate, login: Login) -> tuple[Request, Request]:
 
 async def test_what_was_overheard_is_of_no_use() -> None:
     gate = gate_of(ALICE)
-    first, final = recorded(gate, Login("alice", SECRET, "abc"))
+    first, final = recorded(gate, ScramClient("alice", SECRET, "abc"))
     at = entry(gate)
     assert at.answer(first).text
     with pytest.raises(NotAllowedError):
@@ -229,7 +229,7 @@ async def test_what_was_overheard_is_of_no_use() -> None:
 
 async def test_a_final_message_is_judged_once() -> None:
     gate = gate_of(ALICE)
-    first, final = recorded(gate, Login("alice", SECRET, "abc"))
+    first, final = recorded(gate, ScramClient("alice", SECRET, "abc"))
     at = entry(gate)
     at.answer(first)
     for expected in (NotAllowedError, UsageError):
@@ -241,7 +241,7 @@ def test_a_relay_that_does_not_know_the_secret_cannot_prove_it() -> None:
     """It has the salt, which it can ask the real relay for, and accepts whatever comes."""
     assert ALICE.proof is not None
     pretender = credential("alice", "a guess")
-    login = Login("alice", SECRET, "abc")
+    login = ScramClient("alice", SECRET, "abc")
     proof = login.prove(scram.Challenge(scram.Hello.parse(login.message), ALICE.proof, "def").message)
     assert pretender.proof is not None
     with pytest.raises(RemoteProtocolError):
@@ -289,7 +289,7 @@ async def test_a_stranger_that_reads_nothing_is_gone_too(mock_clock: MockClock) 
 
 async def test_a_credential_that_is_removed_is_a_stranger_again() -> None:
     now = [ALICE]
-    async with running_server(gate=Gate(lambda: now)) as server, server.person() as person:
+    async with running_server(gate=Authenticator(lambda: now)) as server, server.person() as person:
         await log_in(person)
         now.clear()
         await person.asks("echo hi")
@@ -303,12 +303,12 @@ async def test_a_credential_that_is_removed_is_a_stranger_again() -> None:
 
 def test_taking_the_last_credential_away_admits_nobody() -> None:
     now = [ALICE]
-    gate = Gate(lambda: now)
+    gate = Authenticator(lambda: now)
     assert not gate.is_open
     now.clear()
     assert not gate.is_open
     assert entry(gate).grant is None
-    assert Gate(lambda: now).is_open
+    assert Authenticator(lambda: now).is_open
 
 
 # Certificates

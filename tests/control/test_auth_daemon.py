@@ -19,8 +19,8 @@ from tunneld import config
 from tunneld.client import connect
 from tunneld.config.keys import keys
 from tunneld.daemon import Daemon
-from tunneld.endpoint import Endpoint
 from tunneld.errors import NotAllowedError, RefusedError
+from tunneld.net.endpoint import Endpoint
 
 HEAD = '[control]\nport = 0\n[http]\nport = 0\n[webmux]\nport = 0\n[tunnels]\nports = "0"\n'
 ALICE, ROOT = credential("alice"), credential("root", role="admin")

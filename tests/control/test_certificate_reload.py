@@ -12,11 +12,11 @@ import trio
 from tests.control.test_auth_daemon import HEAD, Running, running, table
 from tests.support.credentials import SECRET
 from tests.support.papers import Papers
-from tunneld import trust
 from tunneld.client import Client, connect
-from tunneld.endpoint import Endpoint
 from tunneld.errors import RefusedError, RelayUnreachableError
-from tunneld.pin import fingerprint
+from tunneld.net.endpoint import Endpoint
+from tunneld.tls import contexts
+from tunneld.tls.pins import fingerprint
 
 WEB = "[http]\nport = 0\n"
 TLS = 'tls = { certificate = "relay.pem", key = "relay.key" }\n'
@@ -33,7 +33,7 @@ async def relay(tmp_path: Path) -> AsyncIterator[Running]:
 
 def root(relay: Running) -> AbstractAsyncContextManager[Client]:
     """An admin who takes any certificate."""
-    return connect(relay.control, credential=("root", SECRET), tls=trust.unverified_tls_context())
+    return connect(relay.control, credential=("root", SECRET), tls=contexts.unverified_tls_context())
 
 
 async def pin_of(relay: Running) -> str:
@@ -43,7 +43,7 @@ async def pin_of(relay: Running) -> str:
 
 async def shown_at(endpoint: Endpoint) -> str:
     async with await trio.open_tcp_stream(endpoint.host, endpoint.port) as transport:
-        stream = trio.SSLStream(transport, trust.unverified_tls_context())
+        stream = trio.SSLStream(transport, contexts.unverified_tls_context())
         await stream.do_handshake()
         shown = stream.getpeercert(binary_form=True)
         assert shown is not None
@@ -105,14 +105,14 @@ async def test_authorities_are_read_again_too(tmp_path: Path) -> None:
     path = tmp_path / "tunnel.toml"
     path.write_text(HEAD.replace("port = 0\n", f"port = 0\n{TLS}", 1).replace(" }", ', client_ca = "ca.pem" }'))
     Papers.issue(tmp_path)
-    old = trust.unverified_tls_context(tmp_path / "client.pem")
+    old = contexts.unverified_tls_context(tmp_path / "client.pem")
     async with running(path) as relay, connect(relay.control, tls=old) as admin:
         Papers.issue(tmp_path)
         await admin.call("reload")
         with pytest.raises(RelayUnreachableError):
             async with connect(relay.control, tls=old):
                 pass
-        async with connect(relay.control, tls=trust.unverified_tls_context(tmp_path / "client.pem")) as newcomer:
+        async with connect(relay.control, tls=contexts.unverified_tls_context(tmp_path / "client.pem")) as newcomer:
             assert (await newcomer.status())["phase"] == "ready"
         assert (await admin.status())["phase"] == "ready"
 

@@ -13,10 +13,10 @@ import trio
 from tests.control.test_auth_daemon import HEAD, Running, running
 from tests.control.test_certificate_reload import TLS
 from tests.support.papers import Papers
-from tunneld import trust
 from tunneld.client import connect
-from tunneld.endpoint import Endpoint
 from tunneld.errors import RefusedError, RelayUnreachableError
+from tunneld.net.endpoint import Endpoint
+from tunneld.tls import contexts
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ async def test_tls_comes_with_a_reload_for_those_who_connect_from_then_on(relay:
         assert uri.startswith("webmux://")
         relay.path.write_text(relay.path.read_text().replace("port = 0\n", f"port = 0\n{TLS}", 1))
         await before.call("reload")
-        async with connect(relay.control.replace("tcp:", "tls:"), tls=trust.unverified_tls_context()) as after:
+        async with connect(relay.control.replace("tcp:", "tls:"), tls=contexts.unverified_tls_context()) as after:
             (tunnel,) = await after.list()
         assert tunnel["server"] == uri.replace("webmux:", "webmuxs:")
         assert (await before.status())["phase"] == "ready"

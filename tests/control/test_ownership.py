@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from tests.control.http_face import Relay
-from tunneld.config.schema import Settings, Tunnels
+from tests.http.face import Relay
+from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.commands import COMMANDS, executor
 from tunneld.control.reply import Caller, Reply
+from tunneld.directory.service import TunnelService
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError
-from tunneld.rules.access import EVERYBODY, Grant, Role
-from tunneld.service import TunnelService
+from tunneld.policy.access import EVERYBODY, Grant, Role
 from tunneld.wire.lines import Item, parse_request
 
 ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)
@@ -48,7 +48,7 @@ class House:
 
 @pytest.fixture
 async def house(service: TunnelService) -> House:
-    house = House(Relay(Settings(tunnels=Tunnels(ports="0")), service), "", "")
+    house = House(Relay(Settings(tunnels=TunnelSettings(ports="0")), service), "", "")
     house.alices = (await house.ask(ALICE, "openTunnel")).text
     house.bobs = (await house.ask(BOB, "openTunnel")).text
     return house
@@ -204,17 +204,17 @@ async def test_a_tunnel_that_could_not_be_opened_does_not_count(house: House) ->
 
 @pytest.mark.parametrize(("granted", "configured", "holds"), [(2, 3, 2), (3, 2, 2), (None, 3, 3)])
 async def test_the_lower_limit_of_visitors_holds(
-    service: TunnelService, tunnel_settings: Tunnels, granted: int | None, configured: int, holds: int
+    service: TunnelService, tunnel_settings: TunnelSettings, granted: int | None, configured: int, holds: int
 ) -> None:
     service._settings = lambda: Settings(tunnels=tunnel_settings.model_copy(update={"max_visitors": configured}))
     house = House(Relay(Settings(), service), "", "")
     await house.ask(Grant("carol", max_visitors=granted), "openTunnel")
-    assert service.tunnels()[0].opening.settings.max_visitors == holds
+    assert service.tunnels()[0].spec.settings.max_visitors == holds
 
 
 async def test_the_ttl_of_a_grant_reaches_the_tunnel(house: House) -> None:
     await house.ask(Grant("carol", max_ttl=60.0), "openTunnel")
-    assert house.relay.service.tunnels()[-1].opening.options.ttl == 60.0
+    assert house.relay.service.tunnels()[-1].spec.options.ttl == 60.0
 
 
 async def test_what_is_not_granted_is_refused_and_nothing_is_left(house: House) -> None:

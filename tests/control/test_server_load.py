@@ -12,8 +12,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.control import Person, running_server
 from tests.support.people import connect, is_dropped, is_refused, reset
-from tunneld import __version__, net
-from tunneld.config.schema import Control
+from tunneld import __version__
+from tunneld.config.schema import ControlSettings
+from tunneld.net import sockets
 
 GREETING = f"OK tunneld {__version__} protocol=1 auth=none"
 LONG = 1e6
@@ -29,7 +30,7 @@ async def test_silent_people_hold_nobody_up() -> None:
 
 
 async def test_over_the_cap_one_is_told_and_turned_away_until_somebody_leaves() -> None:
-    async with running_server(Control(max_connections=2)) as server:
+    async with running_server(ControlSettings(max_connections=2)) as server:
         with capture_logs() as logs:
             async with server.person(), server.person() as second:
                 for _ in range(3):
@@ -44,20 +45,20 @@ async def test_over_the_cap_one_is_told_and_turned_away_until_somebody_leaves() 
 
 
 async def test_a_reload_applies_to_what_is_running() -> None:
-    async with running_server(Control(max_connections=1)) as server, server.person():
-        server.settings = Control(max_connections=2)
+    async with running_server(ControlSettings(max_connections=1)) as server, server.person():
+        server.settings = ControlSettings(max_connections=2)
         assert await server.is_well()
 
 
 async def test_an_idle_connection_is_told_and_closed(mock_clock: MockClock) -> None:
-    async with running_server(Control(idle_timeout=600.0), patience=LONG) as server, server.person() as person:
+    async with running_server(ControlSettings(idle_timeout=600.0), patience=LONG) as server, server.person() as person:
         await wait_all_tasks_blocked()
         mock_clock.jump(601)
         assert await person.hears_all() == ["ERR limit no request came for 600 s; connect again"]
 
 
 async def test_dripping_octets_is_idling(mock_clock: MockClock) -> None:
-    async with running_server(Control(idle_timeout=600.0), patience=LONG) as server, server.person() as person:
+    async with running_server(ControlSettings(idle_timeout=600.0), patience=LONG) as server, server.person() as person:
         for _ in range(3):
             await person.types(b"x")
             await wait_all_tasks_blocked()
@@ -66,7 +67,7 @@ async def test_dripping_octets_is_idling(mock_clock: MockClock) -> None:
 
 
 async def test_any_line_keeps_a_connection_alive_even_an_empty_one(mock_clock: MockClock) -> None:
-    async with running_server(Control(idle_timeout=600.0), patience=LONG) as server, server.person() as person:
+    async with running_server(ControlSettings(idle_timeout=600.0), patience=LONG) as server, server.person() as person:
         for _ in range(5):
             await person.types("")
             await wait_all_tasks_blocked()
@@ -84,7 +85,7 @@ async def test_somebody_who_watches_is_not_idle(mock_clock: MockClock) -> None:
 
 
 async def test_a_flood_without_reading_is_held_back_and_ended(mock_clock: MockClock) -> None:
-    async with running_server(Control(write_timeout=30.0), patience=LONG) as server, server.person() as person:
+    async with running_server(ControlSettings(write_timeout=30.0), patience=LONG) as server, server.person() as person:
 
         async def flood() -> None:
             try:
@@ -107,7 +108,7 @@ async def test_a_flood_without_reading_is_held_back_and_ended(mock_clock: MockCl
 
 
 async def test_a_slow_reader_of_a_long_list_is_served_while_it_reads(mock_clock: MockClock) -> None:
-    async with running_server(Control(write_timeout=30.0), patience=LONG) as server, server.person() as person:
+    async with running_server(ControlSettings(write_timeout=30.0), patience=LONG) as server, server.person() as person:
         assert isinstance(person.stream, trio.SocketStream)
         person.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         await person.types("list 200000")
@@ -123,7 +124,7 @@ async def test_a_slow_reader_of_a_long_list_is_served_while_it_reads(mock_clock:
 
 
 async def test_a_reader_that_stops_is_left(mock_clock: MockClock) -> None:
-    async with running_server(Control(write_timeout=30.0), patience=LONG) as server, server.person() as person:
+    async with running_server(ControlSettings(write_timeout=30.0), patience=LONG) as server, server.person() as person:
         await person.types("list 500000")
         await wait_all_tasks_blocked(0.01)
         mock_clock.jump(31)
@@ -131,7 +132,7 @@ async def test_a_reader_that_stops_is_left(mock_clock: MockClock) -> None:
 
 
 async def test_somebody_who_breaks_off_anywhere_costs_nothing() -> None:
-    async with running_server(Control(max_connections=3)) as server:
+    async with running_server(ControlSettings(max_connections=3)) as server:
         with capture_logs() as logs:
             for text in (b"", b"x", b"list 100000\n" * 5, b"watch\n", b"GET / HTTP/1.1\n", b"x" * 10_000):
                 stream = await connect(server.endpoint)
@@ -165,7 +166,7 @@ async def test_out_of_descriptors_it_waits_says_so_once_and_recovers(mock_clock:
 
 
 async def test_when_it_stops_every_connection_ends_and_nothing_is_left() -> None:
-    before = net.open_descriptors()
+    before = sockets.open_descriptors()
     async with running_server() as server:
         async with server.person() as one, server.person() as two:
             await two.types("watch")
@@ -175,7 +176,7 @@ async def test_when_it_stops_every_connection_ends_and_nothing_is_left() -> None
             await two.hears_all()
         assert await is_refused(server.endpoint)
         assert (server.script.streams, server.script.streams_closed) == (1, 1)
-    assert net.open_descriptors() == before
+    assert sockets.open_descriptors() == before
 
 
 async def test_the_request_that_stops_the_daemon_is_answered() -> None:

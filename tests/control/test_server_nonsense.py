@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from tests.support.control import running_server
 from tunneld import __version__
-from tunneld.control.conversation import MAX_MISTAKES
+from tunneld.control.session import MAX_MISTAKES
 from tunneld.wire.lines import MAX_LINE
 
 GREETING = f"OK tunneld {__version__} protocol=1 auth=none"

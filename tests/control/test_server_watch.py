@@ -8,7 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.control import Person, running_server
 from tests.support.people import connect, reset
-from tunneld.config.schema import Control
+from tunneld.config.schema import ControlSettings
 
 LONG = 1e6
 """Seconds of a clock that the test moves by hand."""
@@ -90,7 +90,7 @@ async def test_a_stream_that_fails_is_a_refusal() -> None:
 
 @pytest.mark.parametrize("how", ["stops reading", "breaks off"])
 async def test_a_watcher_lost_in_the_middle_of_an_event_ends_its_watch(mock_clock: MockClock, how: str) -> None:
-    async with running_server(Control(write_timeout=30.0), patience=LONG) as server:
+    async with running_server(ControlSettings(write_timeout=30.0), patience=LONG) as server:
         stream = await connect(server.endpoint)
         await stream.send_all(b"watch-forever\n")
         await wait_all_tasks_blocked(0.01)

@@ -18,9 +18,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.control import Person, Server, running_server
 from tests.support.people import connect, is_dropped, read_all
-from tunneld import trust
-from tunneld.config.schema import Control, Tls
-from tunneld.control.connection import LAST_WORD, Connection
+from tunneld.config.schema import ControlSettings, TlsFiles
+from tunneld.control.connection import LAST_WORD, LineConnection
+from tunneld.tls import contexts
 
 LONG = 1e6
 """Seconds of a clock that the test moves by hand."""
@@ -38,7 +38,7 @@ class Papers:
 
     def context(self, certificate: Path | None = None) -> ssl.SSLContext:
         """What a client uses that believes this authority and shows a certificate, if any."""
-        return trust.client_tls_context(self.ca, certificate)
+        return contexts.client_tls_context(self.ca, certificate)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,11 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
     server.private_key_pem.write_to_path(folder / "server.key")
     ca.issue_cert("agent@example.org").private_key_and_cert_chain_pem.write_to_path(folder / "client.pem")
     foreign.issue_cert("agent@example.org").private_key_and_cert_chain_pem.write_to_path(folder / "foreigner.pem")
-    tls = Tls(certificate=folder / "server.pem", key=folder / "server.key")
+    tls = TlsFiles(certificate=folder / "server.pem", key=folder / "server.key")
     return Papers(
         folder / "ca.pem",
-        trust.server_tls_context(tls),
-        trust.server_tls_context(tls.model_copy(update={"client_ca": folder / "ca.pem"})),
+        contexts.server_tls_context(tls),
+        contexts.server_tls_context(tls.model_copy(update={"client_ca": folder / "ca.pem"})),
         folder / "client.pem",
         folder / "foreigner.pem",
     )
@@ -124,7 +124,7 @@ async def test_without_a_certificate_of_our_authority_nobody_gets_in(papers: Pap
 
 
 async def test_slow_handshakes_hold_nobody_up_and_end(papers: Papers, mock_clock: MockClock) -> None:
-    async with running_server(Control(handshake_timeout=10.0), papers.server, patience=LONG) as server:
+    async with running_server(ControlSettings(handshake_timeout=10.0), papers.server, patience=LONG) as server:
         slow = [await connect(server.endpoint) for _ in range(20)]
         for number, stream in enumerate(slow):
             await stream.send_all(b"\x16\x03\x01\x02\x00\x01\x00"[:number])
@@ -137,7 +137,10 @@ async def test_slow_handshakes_hold_nobody_up_and_end(papers: Papers, mock_clock
 
 
 async def test_connections_in_a_handshake_count(papers: Papers) -> None:
-    async with running_server(Control(max_connections=1), papers.server) as server, await connect(server.endpoint):
+    async with (
+        running_server(ControlSettings(max_connections=1), papers.server) as server,
+        await connect(server.endpoint),
+    ):
         second = await connect(server.endpoint)
         assert (await Person(second).hears()).startswith("ERR limit 1 control connections")
         await second.aclose()
@@ -258,7 +261,7 @@ async def send_while_the_end_begins(stream: Steps) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(end)
         with trio.CancelScope() as scope:
-            await Connection(stream, Control).send(b"OK stopping\n")
+            await LineConnection(stream, ControlSettings).send(b"OK stopping\n")
 
 
 async def test_an_answer_that_is_on_its_way_as_the_end_begins_gets_out() -> None:

@@ -8,15 +8,15 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.auth.test_preauth import FOE, FRIEND, HOME, LONG, gate_with, person_from
 from tests.control.test_auth import log_in
-from tests.control.test_strangers import FOE, FRIEND, HOME, LONG, gate_with, person_from
 from tests.support.control import Person, Server, running_server
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_all
-from tunneld import trust
-from tunneld.config.schema import Control
-from tunneld.control.gate import Gate
-from tunneld.control.strangers import Reason, Strangers
+from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.preauth import PreauthLimiter, PreauthReason
+from tunneld.config.schema import ControlSettings
+from tunneld.tls import contexts
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +34,22 @@ async def encrypted_person(server: Server, papers: Papers, source: str) -> Perso
 
 
 async def test_a_handshake_is_a_stranger_and_who_is_refused_hears_nothing_in_clear(papers: Papers) -> None:
-    settings = Control(max_startups="2:100:2")
+    settings = ControlSettings(max_startups="2:100:2")
     gate = gate_with(settings)
     async with running_server(settings, papers.server, gate=gate) as server:
         known = await encrypted_person(server, papers, HOME)
         assert (await log_in(known)).startswith("OK")
-        assert len(gate.strangers) == 0
+        assert len(gate.preauth) == 0
         await connect(server.endpoint)  # says nothing
         await encrypted_person(server, papers, HOME)  # does not authenticate
         assert await read_all(await connect(server.endpoint)) == b""
         assert await known.asks("echo hi") == "OK hi"
-        assert gate.strangers.refusals == {Reason.STARTUPS: 1}
+        assert gate.preauth.refusals == {PreauthReason.STARTUPS: 1}
 
 
 @pytest.mark.parametrize("said", [b"\x16" + b"x" * 500, b"GET / HTTP/1.1\r\n\r\n"])
 async def test_what_is_no_handshake_is_a_failure(papers: Papers, said: bytes) -> None:
-    settings = Control()
+    settings = ControlSettings()
     gate = gate_with(settings)
     async with running_server(settings, papers.server, gate=gate) as server:
         for _ in range(3):
@@ -58,14 +58,14 @@ async def test_what_is_no_handshake_is_a_failure(papers: Papers, said: bytes) ->
             await person.hears_all()
             await person.stream.aclose()
             await wait_all_tasks_blocked(0.005)
-        assert gate.strangers.penalised(trio.current_time()) == 1
+        assert gate.preauth.penalised(trio.current_time()) == 1
         assert await is_dropped(await connect(server.endpoint, FOE))
         await encrypted_person(server, papers, FRIEND)
 
 
 async def test_who_gives_up_in_the_middle_of_a_handshake_has_failed_nothing(papers: Papers) -> None:
     """An agent does, when the relay hangs for longer than it waits."""
-    settings = Control()
+    settings = ControlSettings()
     gate = gate_with(settings)
     hello = ssl.MemoryBIO()
     client = papers.client.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="127.0.0.1")
@@ -82,7 +82,7 @@ async def test_who_gives_up_in_the_middle_of_a_handshake_has_failed_nothing(pape
 
 
 async def test_a_slow_handshake_is_a_failure_and_a_probe_is_none(papers: Papers, mock_clock: MockClock) -> None:
-    settings = Control(handshake_timeout=10.0)
+    settings = ControlSettings(handshake_timeout=10.0)
     gate = gate_with(settings)
     async with running_server(settings, papers.server, patience=LONG, gate=gate) as server:
         slow = [await connect(server.endpoint, FOE) for _ in range(3)]
@@ -95,12 +95,12 @@ async def test_a_slow_handshake_is_a_failure_and_a_probe_is_none(papers: Papers,
             assert await is_dropped(stream)
         await wait_all_tasks_blocked(0.005)
         assert gate.penalty(FOE) == 5.0
-        assert len(gate.strangers) == 0
+        assert len(gate.preauth) == 0
 
 
 async def test_tls_that_asks_nobody_who_they_are_has_no_strangers(papers: Papers) -> None:
-    settings = Control(max_startups="1:100:1")
-    gate = Gate(lambda: (), Strangers(lambda: settings))
+    settings = ControlSettings(max_startups="1:100:1")
+    gate = Authenticator(lambda: (), PreauthLimiter(lambda: settings))
     async with running_server(settings, papers.server, gate=gate) as server:
         for _ in range(5):
             await connect(server.endpoint)
@@ -109,13 +109,13 @@ async def test_tls_that_asks_nobody_who_they_are_has_no_strangers(papers: Papers
 
 
 async def test_a_certificate_that_is_asked_for_makes_strangers_and_ends_being_one(papers: Papers) -> None:
-    settings = Control(max_startups="1:100:1")
-    gate = Gate(lambda: (), Strangers(lambda: settings))
+    settings = ControlSettings(max_startups="1:100:1")
+    gate = Authenticator(lambda: (), PreauthLimiter(lambda: settings))
     async with running_server(settings, papers.mutual, gate=gate) as server:
-        context = trust.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
+        context = contexts.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
         known = Person(trio.SSLStream(await connect(server.endpoint), context, server_hostname="127.0.0.1"))
         assert (await known.hears()).startswith("OK tunneld")
-        assert len(gate.strangers) == 0
+        assert len(gate.preauth) == 0
         await connect(server.endpoint)
         assert await read_all(await connect(server.endpoint)) == b""
-        assert gate.strangers.refusals == {Reason.STARTUPS: 1}
+        assert gate.preauth.refusals == {PreauthReason.STARTUPS: 1}

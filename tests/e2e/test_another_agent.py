@@ -19,7 +19,7 @@ import trio
 from tests.support.papers import Papers
 from tests.support.people import PATIENCE, connect, is_dropped, read_all, read_exactly, reset
 from tests.support.programs import Daemon, daemon, program
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 from tunneld.wire.verifier import derive
 
 AGENT = Path(__file__).parents[2] / "config" / "examples" / "agent.py"

@@ -16,7 +16,7 @@ from tests.support.papers import Papers
 from tests.support.people import PATIENCE, connect, read_exactly
 from tests.support.programs import TLS, free_port, lasting_port, listening
 from tests.support.ways import WAYS, agent_of
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 LONG = 3 * PATIENCE
 """Seconds for a kernel, two interpreters and an agent's second try, on a machine that does other things."""

@@ -15,7 +15,7 @@ from tests.support.netns import Find, Namespace, internet
 from tests.support.people import PATIENCE
 from tests.support.programs import program, tunnel_command
 from tunneld.config import make_verifier
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 RELAY, OLD, NEW = "10.79.0.1", "10.79.0.2", "10.79.0.3"
 SECRET = "correct horse battery"

@@ -19,10 +19,10 @@ from tests.support.people import connect, read_exactly
 from tests.support.programs import daemon
 from tests.support.system import is_root_with
 from tunneld.config import Settings
-from tunneld.config.schema import Daemon, Tunnels
+from tunneld.config.schema import DaemonSettings, TunnelSettings
 from tunneld.daemon import privileges
-from tunneld.endpoint import Endpoint
 from tunneld.errors import ConfigError
+from tunneld.net.endpoint import Endpoint
 
 NOBODY = pwd.getpwnam("nobody")
 
@@ -142,7 +142,7 @@ async def test_it_starts_again_as_the_same_nobody(folder: Path) -> None:
 
 
 def with_user(user: str, group: str = "") -> Settings:
-    return Settings(daemon=Daemon(user=user, group=group))
+    return Settings(daemon=DaemonSettings(user=user, group=group))
 
 
 def test_a_user_or_a_group_that_is_not_there_is_a_sentence() -> None:
@@ -166,4 +166,4 @@ def test_only_root_becomes_somebody_else(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("ports", "low"), [("0", False), ("1023-2000", True), ("1024-2000", False), ("443", True)])
 def test_ports_below_1024_want_the_capability(ports: str, low: bool) -> None:
-    assert privileges.wants_low_ports(Settings(tunnels=Tunnels(ports=ports))) == low
+    assert privileges.wants_low_ports(Settings(tunnels=TunnelSettings(ports=ports))) == low

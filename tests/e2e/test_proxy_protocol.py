@@ -15,7 +15,7 @@ import trio
 
 from tests.support.people import PATIENCE, connect, is_dropped, read_exactly
 from tests.support.programs import Daemon, daemon, free_port, listening, program
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 Find = Callable[[str], str]
 VISITOR = "127.0.0.9"

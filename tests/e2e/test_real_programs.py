@@ -18,7 +18,7 @@ from tests.support.papers import Papers
 from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_all, read_exactly
 from tests.support.programs import Daemon, daemon, free_port, listening, program, tunnel_command
 from tunneld import client
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 MIB = 1 << 20
 Find = Callable[[str], str]

@@ -16,7 +16,7 @@ from tests.agent.support import local_server
 from tests.e2e.test_same_address import Agent, agent
 from tests.support.people import PATIENCE, connect
 from tests.support.programs import Daemon, daemon
-from tunneld.endpoint import Endpoint, Target
+from tunneld.net.endpoint import Endpoint, Target
 
 LONG = 6 * PATIENCE
 """Seconds of real time for the whole story, on a busy machine."""

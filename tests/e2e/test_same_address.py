@@ -14,7 +14,7 @@ import trio
 from tests.agent.support import echo, local_server, unused_port
 from tests.support.people import PATIENCE, connect, read_exactly
 from tests.support.programs import Daemon, daemon, program, tunnel_command
-from tunneld.endpoint import Endpoint, Target
+from tunneld.net.endpoint import Endpoint, Target
 
 LONG = 3 * PATIENCE
 """Seconds of real time for a story with several processes, on a busy machine."""

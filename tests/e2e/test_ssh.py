@@ -12,7 +12,7 @@ import trio
 
 from tests.support.programs import free_port, listening, run
 from tests.support.ways import exposed
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 MIB = 1 << 20
 Find = Callable[[str], str]

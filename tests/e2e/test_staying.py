@@ -21,7 +21,7 @@ import trio
 from tests.support.manager import manager
 from tests.support.people import PATIENCE, connect, is_refused, read_all, read_exactly
 from tests.support.programs import Daemon, daemon, program, tunnel_command
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="connections are handed over on Linux only"),

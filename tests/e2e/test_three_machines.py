@@ -15,7 +15,7 @@ import trio
 from tests.support.netns import Find, Namespace, internet
 from tests.support.people import PATIENCE
 from tests.support.programs import program, tunnel_command
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 RELAY, VISITOR = "10.77.0.1", "10.77.2.2"
 PORT = "8000"

@@ -1,4 +1,4 @@
-"""Imports point one way, down the floors of the house; no import has side effects worth a task."""
+"""Imports point one way, down the layers; the pure packages do no input or output."""
 
 from __future__ import annotations
 
@@ -11,26 +11,35 @@ import tunneld
 
 ROOT = Path(tunneld.__file__).parent
 
-FLOORS = [  # from the street down to the cellar; a room may import from its own floor and from those below
-    {"cli", "__main__"},
-    {"agent", "daemon", ""},  # "": the package itself, which only hands out names
-    {"control", "lobby", "carriers", "ssh", "handover", "client"},
-    {"service"},
+LAYERS = [  # from the bottom up: a package may import from its own layer and from those below it
+    {"errors"},
+    {"net"},
+    {"tls"},
+    {"wire"},
+    {"engine"},
+    {"mux"},
+    {"policy"},
+    {"config"},
+    {"auth"},
     {"tunnel"},
+    {"directory"},
     {"backends"},
-    {"session", "net", "trust", "tls", "pin", "config", "events", "log", "notify", "doors", "store"},
-    {"wire", "endpoint", "rules"},
-    {"relay", "errors", "build"},
+    {"control"},
+    {"http"},
+    {"client"},
+    {"agent", ""},  # "": the package itself, which only names the public interface
+    {"daemon"},
+    {"cli", "__main__"},
 ]
-PURE = {"wire", "endpoint", "rules"}
+PURE = {"wire", "policy"}
 IMPURE = {"trio", "socket", "ssl", "time", "random", "secrets", "logging", "structlog", "select", "datetime"}
 
 
-def floor_of(room: str) -> int:
-    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+def layer_of(package: str) -> int:
+    return next(number for number, packages in enumerate(LAYERS) if package in packages)
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else ""
 
@@ -51,34 +60,36 @@ def files() -> list[Path]:
     return sorted(ROOT.rglob("*.py"))
 
 
-def module_room(path: Path) -> str:
+def package_of_file(path: Path) -> str:
     first = path.relative_to(ROOT).parts[0].removesuffix(".py")
     return "" if first == "__init__" else first
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path: Path) -> None:
-    here = module_room(path)
+    here = package_of_file(path)
     for name in imports(path):
         if name.split(".")[0] == "tunneld" and name != "tunneld.__version__":
-            there = room_of(name)
-            assert floor_of(here) <= floor_of(there), f"{path.relative_to(ROOT)} imports {name} from a floor above it"
+            there = package_of(name)
+            assert layer_of(there) <= layer_of(here), f"{path.relative_to(ROOT)} imports {name} from a layer above it"
 
 
 def test_the_two_ends_of_the_control_protocol_know_only_the_wire() -> None:
     for path in files():
-        if module_room(path) in {"agent", "client"}:
+        if package_of_file(path) in {"agent", "client"}:
             assert not {
-                name for name in imports(path) if room_of(name) in {"control", "service", "tunnel", "daemon"}
+                name for name in imports(path) if package_of(name) in {"control", "directory", "tunnel", "daemon"}
             }, path
 
 
-@pytest.mark.parametrize("path", [path for path in files() if module_room(path) in PURE], ids=lambda path: path.name)
-def test_pure_rooms_do_no_input_or_output(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path", [path for path in files() if package_of_file(path) in PURE], ids=lambda path: path.name
+)
+def test_pure_packages_do_no_input_or_output(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & IMPURE
 
 
 def test_the_check_sees_an_upward_import(tmp_path: Path) -> None:
     upward = tmp_path / "errors.py"
-    upward.write_text("from tunneld.cli import tunneld\nimport tunneld.service\n")
-    assert {floor_of(room_of(name)) for name in imports(upward)} == {0, 3}
+    upward.write_text("from tunneld.cli import tunneld\nimport tunneld.directory\n")
+    assert {layer_of(package_of(name)) for name in imports(upward)} == {10, 17}

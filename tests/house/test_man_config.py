@@ -19,8 +19,8 @@ from tunneld import daemon
 from tunneld.cli import common
 from tunneld.cli.tunneld import parser
 from tunneld.config.keys import Key, keys
-from tunneld.config.literals import literal
 from tunneld.config.problems import bounds
+from tunneld.config.values import literal
 from tunneld.daemon.signals import SIGNALS
 from tunneld.errors import AwaitedConfigError, ConfigError, ListenError, LocalProtocolError, UsageError
 
@@ -29,8 +29,8 @@ SOURCE = Path(tunneld.__file__).parent
 PAGES = ["tunneld.8", "tunnel.toml.5", "tunneld-control.7"]
 
 ENTRY_END = re.compile(
-    r"^(?:The default is\n\.Ql (?P<default>.+) ;|There is no default;)\n"
-    r"(?:(?P<live>a reload applies a change)|a change needs a restart)\.\s*\Z",
+    r"^(?:The default is\n\.Ql (?P<default>.+) \.|Not set by default\.|This key is (?P<required>required)\.)\n"
+    r"Applied on (?:(?P<live>reload)|restart)\.\s*\Z",
     re.MULTILINE,
 )
 
@@ -55,6 +55,7 @@ WORDS = {  # what strings are there, of which the schema knows a pattern only
     "ssh.host": "host",
     "credential.authorized_keys": "array of lines",
     "tunnels.reservation": "seconds, or 0",
+    "daemon.spin": "seconds, between 0 and 0.01",
     "daemon.state": "folder",
 }
 
@@ -66,6 +67,7 @@ class Entry:
     takes: str
     default: str | None
     live: bool
+    required: bool
 
 
 def plain(mdoc: str) -> str:
@@ -76,7 +78,7 @@ def plain(mdoc: str) -> str:
 def entries() -> dict[str, Entry]:
     """The keys of tunnel.toml(5) by their paths."""
     found = {}
-    tables = re.split(r"^\.Ss Bq (.+)\n", (MAN / "tunnel.toml.5").read_text(), flags=re.MULTILINE)
+    tables = re.split(r"^\.Ss Bq (?:Bq )?(.+)\n", (MAN / "tunnel.toml.5").read_text(), flags=re.MULTILINE)
     for table, section in zip(tables[1::2], tables[2::2], strict=True):
         body = section.split("\n.El\n")[0]
         items = re.split(r"^\.It Ic (\S+) Pq (.+)\n", body, flags=re.MULTILINE)
@@ -84,7 +86,9 @@ def entries() -> dict[str, Entry]:
             end = ENTRY_END.search(text)
             assert end is not None, f"{table}.{name} does not end with its default and what a reload does"
             default = None if end["default"] is None else plain(end["default"])
-            found[f"{table}.{name}"] = Entry(plain(takes), default, end["live"] is not None)
+            found[f"{table}.{name}"] = Entry(
+                plain(takes), default, live=end["live"] is not None, required=end["required"] is not None
+            )
     return found
 
 
@@ -96,7 +100,7 @@ def takes(key: Key) -> str:
     if kind in (int, int | None):
         lowest, highest = bounds(key.field)
         named = {("0", "65535"): "port", ("1", "1000000"): "count"}
-        return named.get((lowest, highest), f"octets, between {lowest} and {highest}")
+        return named.get((lowest, highest), f"bytes, between {lowest} and {highest.replace('1e+', '10^')}")
     if get_origin(kind) is Literal:
         *others, last = get_args(kind)
         return f"{', '.join(others)} or {last}"
@@ -117,7 +121,18 @@ def test_every_key_has_an_entry_and_nothing_else_has() -> None:
 def test_an_entry_says_what_the_schema_says(key: Key) -> None:
     default = key.field.default
     expected = None if default in (None, PydanticUndefined) else literal(default)
-    assert entries()[key.path] == Entry(takes(key), expected, key.live)
+    assert entries()[key.path] == Entry(takes(key), expected, key.live, key.field.is_required())
+
+
+def test_tables_and_the_keys_in_each_are_in_alphabetical_order() -> None:
+    paths = list(entries())
+    assert paths == sorted(paths, key=lambda path: path.rpartition(".")[::2])
+
+
+def test_the_bounds_of_the_times_with_bounds_of_their_own_are_those_of_the_schema() -> None:
+    fields = {key.path: key.field for key in keys()}
+    assert bounds(fields["daemon.spin"]) == ("0", "0.01")
+    assert bounds(fields["tunnels.reservation"])[0] == "0"
 
 
 @pytest.mark.parametrize(
@@ -174,19 +189,36 @@ def test_the_exit_statuses_are_those_of_the_program() -> None:
 
 
 def test_the_environment_is_what_the_program_reads() -> None:
-    files = [
-        *SOURCE.glob("config/*.py"),
-        *SOURCE.glob("log/*.py"),
-        SOURCE / "notify.py",
-        SOURCE / "daemon" / "daemon.py",
-    ]
-    files += SOURCE.glob("handover/*.py")
+    files = [*SOURCE.glob("config/*.py"), *SOURCE.glob("daemon/**/*.py")]
     read = {name for file in files for name in re.findall(r'environ\.get\("([A-Z_]+)"', file.read_text())}
     items = "".join(re.findall(r"^\.It Ev .*$", section("ENVIRONMENT"), re.MULTILINE))
     assert set(re.findall(r"[A-Z_]{2,}", items)) == read | {"HOME"}  # which pathlib reads
 
 
-# Both
+# All pages
+
+
+def lists(page: str) -> list[list[str]]:
+    """The tags of every list of options, words, keys, signals or variables; consecutive tags count as one."""
+    found: list[list[str]] = []
+    open_lists: list[list[str]] = []
+    above = ""
+    for line in (MAN / page).read_text().splitlines():
+        if line.startswith(".Bl"):
+            open_lists.append([])
+        elif line.startswith(".El"):
+            found.append(open_lists.pop())
+        elif line.startswith(".It") and not above.startswith(".It"):
+            tag = re.match(r"\.It (?:Fl|Cm|Ic|Ev|Va|Dv) -?(\S+(?: [a-z]\S*)*)", line)
+            open_lists[-1].append(tag[1].lower() if tag else "")
+        above = line
+    return [tags for tags in found if all(tags)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "tunnel.1"])
+def test_lists_are_in_alphabetical_order(page: str) -> None:
+    for tags in lists(page):
+        assert tags == sorted(tags)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -10,11 +10,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import tunneld
-from tests.control.http_face import open_face
+from tests.http.face import open_face
 from tunneld.control.commands import COMMANDS
-from tunneld.control.http.problems import FAULTS, STATUSES
 from tunneld.errors import EXIT_STATUSES
-from tunneld.rules.options import OPTIONS
+from tunneld.http.problems import FAULTS, STATUSES
+from tunneld.policy.options import OPTIONS
 
 SOURCE = Path(tunneld.__file__).parent
 MANUAL = (Path(__file__).parents[2] / "man" / "tunneld-control.7").read_text()
@@ -44,8 +44,36 @@ def published() -> set[str]:
     return names
 
 
+def keys_of(verb: str) -> list[str]:
+    """The keys listed in the entry of a verb."""
+    entry = re.split(r"^\.It Cm ", section("VERBS").partition(f"\n.It Cm {verb}\n")[2], flags=re.MULTILINE)[0]
+    return re.findall(r"^\.It Va (\w+)$", entry.partition("\n.El\n")[0], flags=re.MULTILINE)
+
+
+def made(path: str, function: str) -> set[str]:
+    """The keys of the dictionary that a function of the source returns."""
+    tree = ast.parse((SOURCE / path).read_text())
+    found = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function)
+    returned = next(node.value for node in ast.walk(found) if isinstance(node, ast.Return))
+    assert isinstance(returned, ast.Dict)
+    return {key.value for key in returned.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
+
+
 def test_every_verb_and_every_option_is_told() -> None:
-    assert sorted(items("VERBS")) == sorted([*(command.verb for command in COMMANDS.values()), *OPTIONS])
+    assert sorted(items("VERBS")) == sorted(command.verb for command in COMMANDS.values())
+    assert sorted(items("TUNNEL OPTIONS")) == sorted(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "function"),
+    [
+        ("list", "control/verbs.py", "describe_tunnel"),
+        ("reservations Op Ar port | name", "control/verbs.py", "describe_reservation"),
+        ("status", "daemon/daemon.py", "status"),
+    ],
+)
+def test_every_key_of_an_item_is_told_in_alphabetical_order(verb: str, path: str, function: str) -> None:
+    assert keys_of(verb) == sorted(made(path, function))
 
 
 def test_every_event_is_told() -> None:
@@ -57,9 +85,9 @@ def test_every_code_is_told() -> None:
     assert set(items("ERROR CODES")) == set(EXIT_STATUSES)
 
 
-@pytest.mark.parametrize("title", ["VERBS", "EVENTS", "ERROR CODES"])
-def test_no_word_is_told_twice(title: str) -> None:
-    assert len(items(title)) == len(set(items(title)))
+@pytest.mark.parametrize("title", ["VERBS", "TUNNEL OPTIONS", "EVENTS", "ERROR CODES"])
+def test_each_word_is_told_once_in_alphabetical_order(title: str) -> None:
+    assert items(title) == sorted(set(items(title)), key=str.lower)
 
 
 def test_every_wire_code_has_its_status_and_its_fault() -> None:

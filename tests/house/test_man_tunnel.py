@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import tunneld
-from tunneld.agent import events, planfile
-from tunneld.cli import access, common, keyring, secret
+from tunneld.agent import events, expose_file
+from tunneld.cli import access, common, keyring
 from tunneld.cli.tunnel import parser
 from tunneld.cli.verbs import VERBS
 from tunneld.control.commands import COMMANDS
@@ -83,7 +83,7 @@ def test_every_verb_of_the_control_protocol_has_a_command() -> None:
 
 
 def test_every_variable_is_in_the_page_and_no_other() -> None:
-    source = Path(access.__file__).read_text() + Path(secret.__file__).read_text()
+    source = Path(access.__file__).read_text() + Path(access.__file__).read_text()
     read = (
         set(re.findall(r"TUNNEL_[A-Z][A-Z_]*", source))
         | {f"TUNNEL_{name}" for name in ("CA", "CERT", "KEY")}
@@ -120,7 +120,7 @@ def test_every_default_is_in_the_page() -> None:
 def test_every_key_of_the_file_is_in_the_page_and_no_other() -> None:
     room = TEXT.split(".Ss Several local servers\n")[1].split("\n.Ss ")[0]
     relay, exposed = room.split("Each table\n")
-    for text, table in ((relay, planfile.Relay), (exposed, planfile.Exposed)):
+    for text, table in ((relay, expose_file.RelayTable), (exposed, expose_file.ExposureTable)):
         named = [word for line in re.findall(r"^\.It Ic (.+)$", text, re.MULTILINE) for word in line.split(" , ")]
         assert sorted(named) == sorted(table.model_fields)
 
@@ -128,12 +128,12 @@ def test_every_key_of_the_file_is_in_the_page_and_no_other() -> None:
 def test_every_key_of_the_file_is_an_option_with_the_same_default() -> None:
     """`name` and `target` are the table's own way to say things; `http` and `https` are options of their own."""
     made = {action.dest: action for action in commands()["expose"]._actions}
-    for name, field in planfile.Exposed.model_fields.items():
+    for name, field in expose_file.ExposureTable.model_fields.items():
         default = made[name].default
         if name not in {"target", "scheme", "proxy_protocol", "share"}:
             assert default == (field.default or None), name
     spelled = {"where": "relay"}
-    assert {spelled.get(name, name) for name in planfile.Relay.model_fields} <= made.keys()
+    assert {spelled.get(name, name) for name in expose_file.RelayTable.model_fields} <= made.keys()
 
 
 def test_the_roles_are_in_the_page() -> None:

@@ -11,8 +11,8 @@ import trio
 
 from tests.support.papers import Papers
 from tests.support.people import PATIENCE
-from tunneld.endpoint import Endpoint
-from tunneld.tls import TlsSocket
+from tunneld.net.endpoint import Endpoint
+from tunneld.tls.connection import TlsSocket
 
 AT_ONCE = 64
 """Attackers that connect at the same time: fewer than a listening socket's queue holds."""

@@ -20,7 +20,7 @@ from tests.support.papers import Papers
 from tests.support.people import PATIENCE, connect
 from tests.support.programs import TLS, Daemon, daemon
 from tunneld import client
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 from tunneld.wire.verifier import MIN_ITERATIONS, derive
 
 KIB = 1024

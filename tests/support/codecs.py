@@ -14,13 +14,13 @@ from typing import Any, Protocol
 from hypothesis import strategies as st
 
 from tunneld.errors import RemoteProtocolError, UsageError
-from tunneld.wire.linebuffer import LineBuffer
 from tunneld.wire.lines import (
     MAX_LINE,
     MAX_REPLY_LINE,
     Err,
     Item,
     ItemLine,
+    LineBuffer,
     Ok,
     Request,
     format_err,

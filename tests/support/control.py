@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 import trio
 
 from tests.support.people import PATIENCE, connect
-from tunneld import net
-from tunneld.config.schema import Control
-from tunneld.control.gate import Gate
+from tunneld.auth.authenticator import Authenticator
+from tunneld.config.schema import ControlSettings
 from tunneld.control.reply import Caller, Reply
 from tunneld.control.server import serve_lines
-from tunneld.doors import Door
-from tunneld.endpoint import Endpoint
 from tunneld.errors import NoSuchTunnelError
-from tunneld.wire.linebuffer import LineBuffer
-from tunneld.wire.lines import MAX_REPLY_LINE, Item, Request
+from tunneld.net import sockets
+from tunneld.net.endpoint import Endpoint
+from tunneld.net.listeners import ReloadableListener
+from tunneld.wire.lines import MAX_REPLY_LINE, Item, LineBuffer, Request
 
 EVENTS = [{"event": "opened", "id": "t1"}, {"event": "closed", "id": "t1", "reason": "ttl is over"}]
 
@@ -140,7 +139,7 @@ class Server:
 
     endpoint: Endpoint
     script: Script
-    settings: Control
+    settings: ControlSettings
     scope: trio.CancelScope
 
     @asynccontextmanager
@@ -159,16 +158,16 @@ class Server:
 
 @asynccontextmanager
 async def running_server(
-    settings: Control | None = None,
+    settings: ControlSettings | None = None,
     tls: ssl.SSLContext | None = None,
     host: str = "127.0.0.1",
     patience: float = PATIENCE,
-    gate: Gate | None = None,
+    gate: Authenticator | None = None,
 ) -> AsyncIterator[Server]:
     """A control server on a free port of loopback; the `async with` may take `patience` seconds of the test's clock."""
-    door = Door("control", net.bind_tcp(host, 0))
+    door = ReloadableListener("control", sockets.bind_tcp(host, 0))
     endpoint = Endpoint("tls" if tls else "tcp", "127.0.0.1", door.port)
-    server = Server(endpoint, Script(), settings or Control(), trio.CancelScope())
+    server = Server(endpoint, Script(), settings or ControlSettings(), trio.CancelScope())
     server.script.stop = server.scope.cancel
 
     async def serve(task_status: trio.TaskStatus[None]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tunneld.auth.authenticator import Authenticator
 from tunneld.config.credentials import Credential
-from tunneld.control.gate import Gate
 from tunneld.wire import verifier
 from tunneld.wire.verifier import MIN_ITERATIONS, derive
 
@@ -22,9 +22,9 @@ def credential(name: str, secret: str = SECRET, **keys: Any) -> Credential:
     return Credential(name=name, verifier=derive(secret, f"salt of {name}".encode(), MIN_ITERATIONS), **keys)
 
 
-def gate_of(*credentials: Credential) -> Gate:
+def gate_of(*credentials: Credential) -> Authenticator:
     """A gate with these credentials for ever."""
-    return Gate(lambda: credentials)
+    return Authenticator(lambda: credentials)
 
 
 @contextmanager

@@ -10,19 +10,21 @@ import trio
 
 from tests.support.papers import Papers
 from tests.support.people import connect
-from tunneld.control.gate import Gate
-from tunneld.endpoint import Endpoint
-from tunneld.lobby import Lobby
-from tunneld.tls import TlsSocket, TlsStream
+from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.net.endpoint import Endpoint
+from tunneld.tls.connection import TlsSocket, TlsStream
 
 PATIENT = 10.0
 """Seconds that a newcomer has."""
 
 
-async def open_lobby(nursery: trio.Nursery, papers: Papers | None, gate: Gate | None = None) -> Lobby:
+async def open_lobby(
+    nursery: trio.Nursery, papers: Papers | None, gate: Authenticator | None = None
+) -> HandshakeSupervisor:
     """A lobby at work, of a relay that shows these papers."""
     context = papers.server if papers is not None else None
-    lobby = Lobby(gate or Gate(lambda: ()), lambda: context, lambda: PATIENT)
+    lobby = HandshakeSupervisor(gate or Authenticator(lambda: ()), lambda: context, lambda: PATIENT)
     await nursery.start(lobby.run)
     return lobby
 

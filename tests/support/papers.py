@@ -8,9 +8,9 @@ from pathlib import Path
 
 import trustme
 
-from tunneld import trust
-from tunneld.config.schema import Tls
-from tunneld.pin import first_fingerprint
+from tunneld.config.schema import TlsFiles
+from tunneld.tls import contexts
+from tunneld.tls.pins import first_fingerprint
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,19 @@ class Papers:
 
     @property
     def server(self) -> ssl.SSLContext:
-        return trust.server_tls_context(Tls(certificate=self.folder / "relay.pem", key=self.folder / "relay.key"))
+        return contexts.server_tls_context(
+            TlsFiles(certificate=self.folder / "relay.pem", key=self.folder / "relay.key")
+        )
 
     @property
     def mutual(self) -> ssl.SSLContext:
         folder = self.folder
-        tls = Tls(certificate=folder / "relay.pem", key=folder / "relay.key", client_ca=folder / "ca.pem")
-        return trust.server_tls_context(tls)
+        tls = TlsFiles(certificate=folder / "relay.pem", key=folder / "relay.key", client_ca=folder / "ca.pem")
+        return contexts.server_tls_context(tls)
 
     @property
     def client(self) -> ssl.SSLContext:
-        return trust.client_tls_context(self.folder / "ca.pem")
+        return contexts.client_tls_context(self.folder / "ca.pem")
 
     @property
     def pin(self) -> str:

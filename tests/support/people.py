@@ -8,7 +8,7 @@ import struct
 
 import trio
 
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 PATIENCE = 20.0
 """Seconds of real time before a test that waits for the other side has failed."""

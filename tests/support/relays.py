@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.support.control import Server
 from tests.support.people import PATIENCE
 from tunneld.client import Client, connect
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 LONG = 1e6
 GREETING = b"OK tunneld 9.9 protocol=1 auth=none\n"

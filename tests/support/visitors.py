@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import trio
 
-from tunneld.rules.options import TunnelOptions
-from tunneld.service import Asker, TunnelService
-from tunneld.tunnel import Tunnel
+from tunneld.directory.service import Requester, TunnelService
+from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.tunnel import Tunnel
 
-ME = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
+ME = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
 
 
 async def open_tunnel(service: TunnelService, **words: str) -> Tunnel:

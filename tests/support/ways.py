@@ -16,7 +16,7 @@ import trio
 from tests.support.papers import Papers
 from tests.support.people import PATIENCE
 from tests.support.programs import Daemon, daemon, program, tunnel_command
-from tunneld.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint
 
 WAYS = ("tcp", "webmux", "webmuxs")
 

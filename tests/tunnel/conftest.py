@@ -10,10 +10,11 @@ import trio
 from tests.support.keyed import open_lobby
 from tests.support.papers import Papers
 from tests.tunnel.support import PAPERS, SECURE
-from tunneld.config.schema import Settings, Tunnels
-from tunneld.lobby import Lobby
-from tunneld.relay.engine import Engine
-from tunneld.service import TunnelService
+from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.backends import BACKENDS
+from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.directory.service import TunnelService
+from tunneld.engine.engine import Engine
 
 
 @pytest.fixture(scope="session")
@@ -30,15 +31,15 @@ def secure(request: pytest.FixtureRequest, papers: Papers) -> Iterator[Papers]:
 
 
 @pytest.fixture
-async def lobby(nursery: trio.Nursery, papers: Papers) -> Lobby:
+async def lobby(nursery: trio.Nursery, papers: Papers) -> HandshakeSupervisor:
     return await open_lobby(nursery, papers)
 
 
 @pytest.fixture
 async def each_way(
-    nursery: trio.Nursery, engine: Engine, tunnel_settings: Tunnels, lobby: Lobby, secure: Papers
+    nursery: trio.Nursery, engine: Engine, tunnel_settings: TunnelSettings, lobby: HandshakeSupervisor, secure: Papers
 ) -> TunnelService:
     """A running service on loopback, once for each way to show who the hidden server is."""
-    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, lobby=lobby)
+    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, BACKENDS, lobby=lobby)
     await nursery.start(service.run)
     return service

@@ -11,12 +11,12 @@ import trio
 from tests.support import people
 from tests.support.keyed import connect_hidden
 from tests.support.papers import Papers
-from tunneld.endpoint import Endpoint
-from tunneld.rules.options import TunnelOptions
-from tunneld.service import Asker, TunnelService
-from tunneld.tunnel import Tunnel
+from tunneld.directory.service import Requester, TunnelService
+from tunneld.net.endpoint import Endpoint
+from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.tunnel import Tunnel
 
-ME = Asker(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
+ME = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
 SECURE = ContextVar("SECURE", default="no")
 """How the hidden servers of a test show who they are; see conftest.py."""
 PAPERS: ContextVar[Papers] = ContextVar("PAPERS")

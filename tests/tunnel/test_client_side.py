@@ -14,12 +14,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.people import connect, is_dropped
 from tests.support.visitors import call_from, open_tunnel, refused, until_gone, until_served, until_waiting
-from tunneld.config.schema import Settings, Tunnels
+from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.verbs import describe_tunnel
+from tunneld.directory.service import TunnelService
 from tunneld.errors import UsageError
-from tunneld.rules.admission import Refused
-from tunneld.service import TunnelService
-from tunneld.tunnel import REFUSALS_LOGGED
+from tunneld.policy.admission import RefusalKind
+from tunneld.tunnel.visitors import REFUSALS_LOGGED
 
 
 class TestWhoMayCome:
@@ -38,7 +38,7 @@ class TestWhoMayCome:
         await until_waiting(tunnel, 1)
 
     async def test_what_is_configured_holds_as_well(self, service: TunnelService) -> None:
-        settings = Tunnels(ports="0", allow_from=("127.0.0.0/8",), deny_from=("127.0.0.2",))
+        settings = TunnelSettings(ports="0", allow_from=("127.0.0.0/8",), deny_from=("127.0.0.2",))
         service._settings = lambda: Settings(tunnels=settings)
         tunnel = await open_tunnel(service, allow_from="127.0.0.2,127.0.0.3")
         for host, comes_in in (("127.0.0.1", False), ("127.0.0.2", False), ("127.0.0.3", True)):
@@ -89,7 +89,7 @@ class TestHowMany:
         self, service: TunnelService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Broken(socket.socket):
-            def introduce(self, _visitor: Any) -> None:
+            def set_originator(self, _visitor: Any) -> None:
                 pass
 
             def send(self, *_: Any) -> int:
@@ -114,7 +114,7 @@ class TestHowMany:
         assert await is_dropped(await connect(tunnel.client_uri))
         mock_clock.jump(1)
         visitor = await connect(tunnel.client_uri)
-        while tunnel.refusals[Refused.RATE] != 2 or tunnel.waiting + tunnel.refusals[Refused.UNSERVED] != 3:
+        while tunnel.refusals[RefusalKind.RATE] != 2 or tunnel.waiting + tunnel.refusals[RefusalKind.UNSERVED] != 3:
             await trio.lowlevel.checkpoint()
         await visitor.aclose()
 
@@ -129,8 +129,8 @@ class TestHowMany:
 
 class TestCeilings:
     @pytest.fixture
-    def tunnel_settings(self) -> Tunnels:
-        return Tunnels(ports="0", max_visitors=100, max_per_source=10, visitor_rate="5/s")
+    def tunnel_settings(self) -> TunnelSettings:
+        return TunnelSettings(ports="0", max_visitors=100, max_per_source=10, visitor_rate="5/s")
 
     @pytest.mark.parametrize(
         ("option", "most", "beyond"),
@@ -174,6 +174,6 @@ class TestWhatIsSaid:
     async def test_totals_outlive_their_tunnels(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, deny_from="127.0.0.0/8")
         assert await is_dropped(await connect(tunnel.client_uri))
-        assert service.refusals == Counter({Refused.ADDRESS: 1})
+        assert service.refusals == Counter({RefusalKind.ADDRESS: 1})
         await service.close(tunnel.id)
-        assert service.refusals == Counter({Refused.ADDRESS: 1})
+        assert service.refusals == Counter({RefusalKind.ADDRESS: 1})

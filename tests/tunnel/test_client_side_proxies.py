@@ -8,17 +8,17 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_exactly, reset
 from tests.support.visitors import call_from, open_tunnel, refused, until_served, until_waiting
-from tunneld.config.schema import Tunnels
-from tunneld.rules.admission import Refused
-from tunneld.service import TunnelService
+from tunneld.config.schema import TunnelSettings
+from tunneld.directory.service import TunnelService
+from tunneld.policy.admission import RefusalKind
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
 
-PROXIED = Tunnels(ports="0", trusted_proxies=("127.0.0.1",), max_waiting=2)
+PROXIED = TunnelSettings(ports="0", trusted_proxies=("127.0.0.1",), max_waiting=2)
 
 
 class TestTrustedProxies:
     @pytest.fixture
-    def tunnel_settings(self) -> Tunnels:
+    def tunnel_settings(self) -> TunnelSettings:
         return PROXIED
 
     async def test_the_visitor_is_whom_the_proxy_names(self, service: TunnelService) -> None:
@@ -100,7 +100,7 @@ class TestTrustedProxies:
             assert await is_dropped(proxy)
         reset(await connect(tunnel.client_uri))
         await (await connect(tunnel.client_uri)).send_eof()
-        while tunnel.refusals[Refused.HEADER] < 4:
+        while tunnel.refusals[RefusalKind.HEADER] < 4:
             await trio.lowlevel.checkpoint()
 
     async def test_those_who_say_nothing_are_as_many_as_may_wait(self, service: TunnelService) -> None:

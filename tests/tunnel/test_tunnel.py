@@ -15,13 +15,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.support.people import PATIENCE, is_dropped, is_refused, read_all, read_exactly, reset
 from tests.support.visitors import until_parked, until_waiting
 from tests.tunnel.support import ME, SECURE, connect, joined, open_tunnel, until_served
-from tunneld.config.schema import Settings, Tunnels
-from tunneld.endpoint import Endpoint
+from tunneld.backends import BACKENDS
+from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.directory.service import Requester, TunnelService
+from tunneld.engine.engine import Engine
 from tunneld.errors import LimitReachedError, ListenError, NoSuchTunnelError, UsageError
-from tunneld.relay.engine import Engine
-from tunneld.rules.options import TunnelOptions
-from tunneld.service import Asker, TunnelService
-from tunneld.tunnel import Phase
+from tunneld.net.endpoint import Endpoint
+from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.tunnel import Phase
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ class TestPersistent:
 
     async def test_who_trims_a_shared_tunnel_leaves_what_other_agents_have_parked(self, service: TunnelService) -> None:
         options = {"persist": "yes", "share": "yes", "name": "web", "secure": SECURE.get()}
-        near, far = (Asker(host, f"{host}:9", host, at_end=lambda *_: None) for host in ("127.0.0.1", "127.0.0.2"))
+        near, far = (Requester(host, f"{host}:9", host, at_end=lambda *_: None) for host in ("127.0.0.1", "127.0.0.2"))
         tunnel = await service.open_tunnel("tcp", TunnelOptions.parse(options), near)
         service.join(tunnel.id, far)
         parked = []
@@ -309,8 +310,8 @@ class TestWhoMayConnect:
 
 class TestLimits:
     @pytest.fixture
-    def tunnel_settings(self) -> Tunnels:
-        return Tunnels(ports="0", max_tunnels=2)
+    def tunnel_settings(self) -> TunnelSettings:
+        return TunnelSettings(ports="0", max_tunnels=2)
 
     async def test_the_limit_of_tunnels(self, service: TunnelService) -> None:
         first = await open_tunnel(service)
@@ -323,7 +324,7 @@ class TestLimits:
 
 class TestPorts:
     async def test_a_port_outside_the_range_is_refused(self, service: TunnelService) -> None:
-        service._settings = lambda: Settings(tunnels=Tunnels(ports="20000-20010"))
+        service._settings = lambda: Settings(tunnels=TunnelSettings(ports="20000-20010"))
         with pytest.raises(UsageError, match="client_port"):
             await open_tunnel(service, client_port="8080")
 
@@ -336,7 +337,7 @@ class TestPorts:
 
 async def test_a_service_that_stops_says_so_of_its_tunnels(engine: Engine) -> None:
     async with trio.open_nursery() as nursery:
-        service = TunnelService(lambda: Settings(tunnels=Tunnels(ports="0")), engine)
+        service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS)
         await nursery.start(service.run)
         tunnel = await open_tunnel(service)
         _server, visitor = await joined(tunnel)

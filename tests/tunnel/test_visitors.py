@@ -13,9 +13,9 @@ import trio
 from tests.support.people import is_dropped, read_all, read_exactly
 from tests.support.visitors import until_parked, until_waiting
 from tests.tunnel.support import connect, joined, open_tunnel
-from tunneld.config.schema import Settings, Tunnels
-from tunneld.endpoint import Endpoint
-from tunneld.service import TunnelService
+from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.directory.service import TunnelService
+from tunneld.net.endpoint import Endpoint
 from tunneld.wire.lines import Item
 
 
@@ -39,7 +39,7 @@ class TestTheProxyHeader:
     async def test_the_proxy_header_says_which_of_several_addresses_was_called(
         self, service: TunnelService, host: str
     ) -> None:
-        service._settings = lambda: Settings(tunnels=Tunnels(ports="0", host=host))
+        service._settings = lambda: Settings(tunnels=TunnelSettings(ports="0", host=host))
         tunnel = await open_tunnel(service, persist="yes", proxy_protocol="v1")
         for called in ("127.0.0.1", "127.0.0.2"):
             server = await connect(tunnel.server_uri)
@@ -52,8 +52,8 @@ class TestTheProxyHeader:
 
 class TestLimits:
     @pytest.fixture
-    def tunnel_settings(self) -> Tunnels:
-        return Tunnels(ports="0", max_tunnels=2, max_visitors=1, max_waiting=1, max_parked=2)
+    def tunnel_settings(self) -> TunnelSettings:
+        return TunnelSettings(ports="0", max_tunnels=2, max_visitors=1, max_waiting=1, max_parked=2)
 
     async def test_the_limit_of_visitors(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")

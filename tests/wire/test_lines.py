@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunneld.errors import LocalProtocolError, RemoteProtocolError, UsageError
-from tunneld.wire.linebuffer import LineBuffer
 from tunneld.wire.lines import (
     MAX_LINE,
     MAX_REPLY_LINE,
     Err,
     Item,
     ItemLine,
+    LineBuffer,
     Ok,
     Request,
     format_err,

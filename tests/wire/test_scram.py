@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tunneld.errors import NotAllowedError, RemoteProtocolError, UsageError
 from tunneld.wire import scram
 from tunneld.wire.lines import Request, format_request, parse_request
-from tunneld.wire.scram import FAILED, Challenge, Hello, Login, Proof
+from tunneld.wire.scram import FAILED, Challenge, Hello, Proof, ScramClient
 from tunneld.wire.verifier import (
     MAX_ITERATIONS,
     MIN_ITERATIONS,
@@ -34,7 +34,7 @@ CLIENT_FINAL = (
 )
 SERVER_FINAL = b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
 
-LOGIN = Login("user", "pencil", "rOprNGfwEbeRWgbNEkqO")
+LOGIN = ScramClient("user", "pencil", "rOprNGfwEbeRWgbNEkqO")
 VERIFIER = derive("pencil", SALT, 4096)
 NONCE = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
 
@@ -64,7 +64,7 @@ def test_our_server_says_what_the_rfc_says() -> None:
 )
 @example(name="a,b=c=2C", secret="", salt=b"s")
 def test_whatever_the_name_and_secret_both_ends_agree(name: str, secret: str, salt: bytes) -> None:
-    login = Login(name, secret, "abc")
+    login = ScramClient(name, secret, "abc")
     server = Challenge(Hello.parse(login.message), derive(secret, salt, MIN_ITERATIONS), "def")
     assert server.hello.name == name
     proof = login.prove(server.message)
@@ -82,7 +82,7 @@ def test_whatever_the_name_and_secret_both_ends_agree(name: str, secret: str, sa
         pytest.param(CLIENT_FINAL.rpartition(b"p=")[0] + b"p=", id="no proof"),
         pytest.param(CLIENT_FINAL.replace(b"NlF$k0", b"NlF$k1"), id="nonce"),
         pytest.param(CLIENT_FINAL.replace(b"c=biws", b"c=eSws"), id="channel binding"),
-        pytest.param(Login("user", "pencils", LOGIN.nonce).prove(SERVER_FIRST).message, id="secret"),
+        pytest.param(ScramClient("user", "pencils", LOGIN.nonce).prove(SERVER_FIRST).message, id="secret"),
     ],
 )
 def test_nothing_but_the_right_proof_is_accepted(wrong: bytes) -> None:
@@ -174,7 +174,7 @@ def test_any_challenge_is_answered_or_a_protocol_error(message: bytes) -> None:
 
 def test_a_secret_that_is_not_ascii_is_the_callers_fault() -> None:
     with pytest.raises(UsageError, match="printable ASCII") as caught:
-        Login("user", "päncil", LOGIN.nonce).prove(SERVER_FIRST)
+        ScramClient("user", "päncil", LOGIN.nonce).prove(SERVER_FIRST)
     assert "päncil" not in str(caught.value)
 
 

@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tunneld.agent.dial import dial, resolve_relay
 from tunneld.client import Client, connect
-from tunneld.endpoint import Endpoint, parse_relay
 from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, UsageError, reason_of
-from tunneld.tls import TlsSocket, shake_hands
-from tunneld.trust import client_tls_context
+from tunneld.net.dial import dial, resolve_relay
+from tunneld.net.endpoint import Endpoint, parse_relay
+from tunneld.tls.connection import TlsSocket, shake_hands
+from tunneld.tls.contexts import client_tls_context
 
-LONGEST_ANSWER = 1024
+MAX_KEY_REPLY = 1024
 """Octets of the relay's answer to a key: OK, or a code and a sentence."""
 
 
-LOOK = 5.0
+SECRET_CHECK_INTERVAL = 5.0
 """Seconds between two looks at the file of a secret that is worth nothing any more. Only this machine is asked."""
 
 
@@ -43,7 +43,7 @@ class RelayAccess:
         each failure costs everybody at our address.
         """
         while self.credential == refused:
-            await trio.sleep(LOOK)
+            await trio.sleep(SECRET_CHECK_INTERVAL)
             if self.reread is not None and self.credential == refused:
                 with suppress(UsageError):  # it is just being written, say
                     self.credential = refused[0], self.reread()
@@ -118,10 +118,10 @@ async def _show_key(way: socket.socket | TlsSocket, uri: Endpoint) -> bytes:
         way.send(line)
     heard = b""
     while (end := heard.find(b"\n")) < 0:
-        if len(heard) >= LONGEST_ANSWER:
+        if len(heard) >= MAX_KEY_REPLY:
             raise RemoteProtocolError(f"the port of {uri.without_key} does not answer as a tunneld does")
         if isinstance(way, TlsSocket):
-            more = await way.receive(LONGEST_ANSWER - len(heard))
+            more = await way.receive(MAX_KEY_REPLY - len(heard))
         else:
             await trio.lowlevel.wait_readable(way)
             more = way.recv(1)  # the line and not an octet more: the next may be a visitor's

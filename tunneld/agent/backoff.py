@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-FIRST = 0.2
+FIRST_DELAY = 0.2
 """Seconds: what only hiccuped is back by then, and nobody notices the gap."""
 GROWTH = 2.5
 """0.2, 0.5, 1.25, 3.1, ...: a daemon that is restarted meets the second or third try, the eighth is a minute apart."""
-LONGEST = 60.0
+MAX_DELAY = 60.0
 """Seconds: what a person who mended the network is willing to wait."""
 LASTING = 30.0
 """Seconds for which a connection must have lasted to count as a success. One that is lost at once, again and again, is
@@ -16,7 +16,7 @@ tried ever more slowly, like one that cannot be made.
 """
 
 
-def delays(dice: Callable[[], float], *, first: float = FIRST, longest: float = LONGEST) -> Iterator[float]:
+def delays(dice: Callable[[], float], *, first: float = FIRST_DELAY, longest: float = MAX_DELAY) -> Iterator[float]:
     """Yield seconds for ever: a random half to whole of 0.2, 0.5, 1.25, 3.125, ... 48.8, 60, 60, 60, ...
 
     `dice` returns a float in [0, 1). Half of each step is fixed, so that nobody hammers; half is chance, so that

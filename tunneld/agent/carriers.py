@@ -26,20 +26,22 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import delays
-from tunneld.agent.secured import DuctWay, WayOwner
-from tunneld.agent.supply import AT_ONCE, Owner
-from tunneld.agent.wake import is_ours
-from tunneld.endpoint import Endpoint
+from tunneld.agent.end_visitor import EndVisitor, VisitorSink
+from tunneld.agent.network import is_ours
+from tunneld.agent.source import MAX_DIALS_AT_ONCE, SourceEvents
+from tunneld.engine.engine import Engine
+from tunneld.engine.pump import Pump
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError
-from tunneld.relay.engine import Engine
-from tunneld.relay.pump import Pump
-from tunneld.session import Carrier, CarrierLimits, Channel, link_over
-from tunneld.session.carrier import MOST_CHANNELS
-from tunneld.tls import TlsSocket
+from tunneld.mux.carrier import MAX_CHANNELS, Carrier
+from tunneld.mux.channel import Channel
+from tunneld.mux.connection import connection_over
+from tunneld.mux.limits import CarrierLimits
+from tunneld.net.endpoint import Endpoint
+from tunneld.tls.connection import TlsSocket
 
-MOST = 80
+MAX_CARRIERS = 80
 """Carriers of one tunnel: ten thousand visitors, which is what a relay takes unless told otherwise."""
-NEARLY_FULL = MOST_CHANNELS * 3 // 4
+NEARLY_FULL = MAX_CHANNELS * 3 // 4
 """Channels of a carrier. When each has so many, another one is dialled, before a visitor has to wait."""
 FIRST, LONGEST = 0.25, 2.0
 """Seconds between attempts to dial: short, since a silent network answers no attempt and a relay's own restart is over
@@ -50,7 +52,7 @@ in a second; the tunnel, and thereby the reason to try, ends when the keeper say
 class Carriers:
     """See `Supply`."""
 
-    what = "carriers"
+    description = "carriers"
     size = 0
 
     def __init__(
@@ -58,7 +60,7 @@ class Carriers:
         engine: Engine,
         relay: RelayAccess,
         uri: Endpoint,
-        owner: Owner,
+        owner: SourceEvents,
         nursery: trio.Nursery,
         *,
         keep_header: bool,
@@ -67,14 +69,14 @@ class Carriers:
         """`uri` is the server URI; `nursery` owns the task that dials. `keep_header`: leave it in front of what the
         visitor says.
         """
-        self.visitors = WayOwner(owner.take, owner.failed, keep_header)  # who takes them
+        self.visitors = VisitorSink(owner.on_visitor, owner.on_failure, keep_header)  # who takes them
         self.closed = False  # carriers end with their last visitor
         self._engine = cast(Pump, engine)
         self._relay = relay
         self._uri = uri
         self._owner = owner
         self._limits = limits or CarrierLimits()
-        self._lines: dict[_Line, None] = {}
+        self._lines: dict[_AgentCarrier, None] = {}
         self._nursery = nursery
         self._wake = trio.Event()
         self._changed = trio.Event()
@@ -95,18 +97,18 @@ class Carriers:
             self._running = True
             self._nursery.start_soon(self._run)
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """See `Supply.rest`: visitors still come on the carriers that stand."""
         self._resting = True
 
-    def review(self) -> bool:
+    def resize(self) -> bool:
         """Nothing is parked."""
         return False
 
-    def doubt(self) -> None:
+    def probe(self) -> None:
         """See `Supply.doubt`: every carrier is asked, and an attempt from before that begins anew."""
         for line in self._lines:
-            line.doubt()
+            line.probe()
         self._attempt.cancel()
         self.stirred()
 
@@ -127,7 +129,7 @@ class Carriers:
         while not all(line.confirmed for line in self._lines):
             await self._changed.wait()
 
-    async def wait_gone(self) -> None:
+    async def wait_closed(self) -> None:
         """See `Supply.wait_gone`."""
         while self._lines:
             await self._changed.wait()
@@ -139,16 +141,16 @@ class Carriers:
         if not self._resting and self._lacks():
             self._wake.set()
 
-    def lost(self, line: _Line, reason: str) -> None:
+    def lost(self, line: _AgentCarrier, reason: str) -> None:
         """A carrier ended."""
         self._lines.pop(line, None)
         self.tell_changed()
         if not self.closed and not line.retired:
             if not line.taken:
                 self._resting = True  # the relay does not know us: the keeper asks, and says when to go on
-                self._owner.disowned()
+                self._owner.on_unknown_tunnel()
             if not line.taken or not self._lines:
-                self._owner.trouble(reason)
+                self._owner.on_trouble(reason)
         self._wake.set()
 
     def tell_changed(self) -> None:
@@ -171,7 +173,7 @@ class Carriers:
                     continue
                 with trio.CancelScope() as self._attempt:
                     if await self._dial_several(count):
-                        count = min(2 * count, AT_ONCE) if self._answering else 1
+                        count = min(2 * count, MAX_DIALS_AT_ONCE) if self._answering else 1
                         waits = delays(random.random, first=FIRST, longest=LONGEST)
                     else:
                         count = 1
@@ -185,10 +187,10 @@ class Carriers:
     def _lacks(self) -> bool:
         """Whether no carrier answers and has places left, and there may be one more."""
         answering = self._answering
-        return len(answering) < MOST and all(line.channels >= NEARLY_FULL for line in answering)
+        return len(answering) < MAX_CARRIERS and all(line.channels >= NEARLY_FULL for line in answering)
 
     @property
-    def _answering(self) -> list[_Line]:
+    def _answering(self) -> list[_AgentCarrier]:
         return [line for line in self._lines if line.answering and not line.retired]
 
     async def _dial_several(self, count: int) -> bool:
@@ -200,22 +202,22 @@ class Carriers:
             taken.append(line is not None and await line.is_taken())
 
         async with trio.open_nursery() as nursery:
-            for _ in range(min(count, MOST - len(self._answering))):
+            for _ in range(min(count, MAX_CARRIERS - len(self._answering))):
                 nursery.start_soon(dial)
         return all(taken)
 
-    async def _dial(self) -> _Line | None:
+    async def _dial(self) -> _AgentCarrier | None:
         """One more carrier; None where that failed, which is told."""
         try:
             connection = await self._relay.dial_carrier(self._uri)
         except (RelayUnreachableError, RemoteProtocolError) as error:
-            self._owner.trouble(str(error))
+            self._owner.on_trouble(str(error))
             return None
         if self.closed:  # when all was done, which cancels nothing any more
             connection.close()
             return None
         try:
-            line = _Line(self, self._engine, connection, self._limits)
+            line = _AgentCarrier(self, self._engine, connection, self._limits)
         except OSError:
             connection.close()
             return None
@@ -224,7 +226,7 @@ class Carriers:
         return line
 
 
-class _Line:
+class _AgentCarrier:
     """One carrier, and its owner. See `session.Owner`."""
 
     def __init__(
@@ -236,7 +238,7 @@ class _Line:
         self._farewell = ""
         self._decided = trio.Event()
         self._carriers = carriers
-        link = link_over(connection)
+        link = connection_over(connection)
         self._address = link.connection.getsockname()
         self._cut_off = False  # its own address is none of this machine's
         self._carrier = Carrier(engine, link, self, initiator=True, limits=limits)
@@ -252,25 +254,25 @@ class _Line:
     def introduce(self, uri: Endpoint) -> None:
         """Say who we are, then ask for an answer: it comes behind whatever the relay thinks of that."""
         self._farewell = str(replace(uri, key=""))
-        self._carrier.define(str(uri))
-        self._carrier.heartbeat.ask_now()
+        self._carrier.define_endpoint(str(uri))
+        self._carrier.heartbeat.ping_now()
 
     async def is_taken(self) -> bool:
         """Wait until the relay has taken this carrier, or it is gone."""
         await self._decided.wait()
         return self.taken
 
-    def doubt(self) -> None:
+    def probe(self) -> None:
         """Is anybody there? The answer takes back what is assumed here."""
         self._cut_off = not is_ours(self._address)
-        self._carrier.heartbeat.ask_now()
+        self._carrier.heartbeat.ping_now()
 
     def retire(self) -> None:
         """Say that we are to be called no more. Visitors that were on their way are here before the answer is."""
         if not self.retired:
             self.retired = True
-            self._carrier.define(self._farewell)
-            self._carrier.confirm()
+            self._carrier.define_endpoint(self._farewell)
+            self._carrier.request_ack()
 
     def cut(self) -> None:
         """End, and so does every visitor on it."""
@@ -278,22 +280,22 @@ class _Line:
 
     # What the carrier reports
 
-    def opened(self, channel: Channel, protocol: int) -> None:
+    def on_opened(self, channel: Channel, protocol: int) -> None:
         """A visitor; who it is comes first."""
         channel.accept()
-        channel.user = DuctWay(channel, self._carriers.visitors)
+        channel.handler = EndVisitor(channel, self._carriers.visitors)
         if len(self._carrier.channels) >= NEARLY_FULL:
             self._carriers.stirred()
 
-    def defined(self, uri: str | None) -> None:
+    def on_endpoint(self, uri: str | None) -> None:
         """We call nobody back."""
 
-    def freed(self) -> None:
+    def on_capacity(self) -> None:
         """A visitor left. Of the last one the relay shall have read everything before the carrier ends."""
         if self.retired and not self._carrier.channels:
-            self._carrier.confirm()
+            self._carrier.request_ack()
 
-    def answered(self) -> None:
+    def on_pong(self) -> None:
         """The relay has read what we said, who we are or that we go, and has not hung up."""
         self.taken = True
         self._cut_off = False
@@ -304,9 +306,9 @@ class _Line:
             if not self._carrier.channels:
                 self._carrier.close()
 
-    def silent(self) -> None:
+    def on_unresponsive(self) -> None:
         self._carriers.stirred()
 
-    def ended(self, reason: str) -> None:
+    def on_closed(self, reason: str) -> None:
         self._decided.set()
         self._carriers.lost(self, reason)

@@ -22,20 +22,19 @@ from functools import partial
 
 import trio
 
-from tunneld.agent.access import LOOK, RelayAccess
+from tunneld.agent.access import SECRET_CHECK_INTERVAL, RelayAccess
 from tunneld.agent.backoff import Backoff
-from tunneld.agent.ending import Ending
-from tunneld.agent.events import Figures, Teller
-from tunneld.agent.health import Check, Conduct
-from tunneld.agent.keeper import Ground, Keeper
-from tunneld.agent.listening import complaint
-from tunneld.agent.local import LocalServer
-from tunneld.agent.opening import Wish
-from tunneld.agent.plan import Plan
-from tunneld.agent.visitors import Visitors
-from tunneld.agent.wake import Wake, is_ours
-from tunneld.agent.watch import watch
+from tunneld.agent.config import ExposureConfig
+from tunneld.agent.events import Reporter, Stats
+from tunneld.agent.health import Check, UnhealthyPolicy, watch
+from tunneld.agent.local import LocalServer, complaint
+from tunneld.agent.network import NetworkMonitor, is_ours
+from tunneld.agent.request import TunnelRequest
+from tunneld.agent.session import AgentContext, TunnelSession
+from tunneld.agent.shutdown import AgentShutdown
+from tunneld.agent.visitors import LocalVisitors
 from tunneld.client import Client
+from tunneld.engine.engine import Engine
 from tunneld.errors import (
     EndedError,
     LimitReachedError,
@@ -47,7 +46,6 @@ from tunneld.errors import (
     TunneldError,
     UsageError,
 )
-from tunneld.relay.engine import Engine
 
 FOR_GOOD = frozenset({UsageError.code, NotAllowedError.code, EndedError.code})
 """Refusals that trying again does not mend."""
@@ -57,17 +55,17 @@ PORT_TAKEN = frozenset({LimitReachedError.code, ListenError.code, UsageError.cod
 CLOCKS_DIFFER = 1.0
 """Seconds before our end of the `ttl` at which the relay's may come."""
 
-Start = Callable[[Client, Wish], Awaitable[Keeper]]
+Start = Callable[[Client, TunnelRequest], Awaitable[TunnelSession]]
 """Opens a tunnel of this kind whose visitors are served."""
 
 
 @asynccontextmanager
 async def open_exposure(
-    plan: Plan,
+    plan: ExposureConfig,
     relay: RelayAccess,
-    teller: Teller,
+    teller: Reporter,
     engine: Engine,
-    wake: Wake,
+    wake: NetworkMonitor,
     *,
     patient: bool = False,
     on_left: Callable[[], None] = lambda: None,
@@ -81,18 +79,18 @@ async def open_exposure(
     """
     async with trio.open_nursery() as nursery:
         http = plan.scheme == "http"
-        visitors = Visitors(LocalServer(plan.target), nursery, teller, linger=plan.linger, http=http)
+        visitors = LocalVisitors(LocalServer(plan.target), nursery, teller, linger=plan.linger, http=http)
 
-        async def start(client: Client, wish: Wish) -> Keeper:
-            ground = Ground(engine, nursery, relay, teller, exposure.hurry)
-            return await Keeper.start(client, ground, wish, take=visitors.take, failed=exposure.fail)
+        async def start(client: Client, wish: TunnelRequest) -> TunnelSession:
+            ground = AgentContext(engine, nursery, relay, teller, exposure.hurry)
+            return await TunnelSession.start(client, ground, wish, take=visitors.take, failed=exposure.fail)
 
-        ending = Ending(relay, visitors, teller, on_left, shared=bool(plan.wish.options.get("share")))
-        exposure = Exposure(relay, plan.wish, teller, visitors, start, ending, wake=wake, patient=patient)
+        ending = AgentShutdown(relay, visitors, teller, on_left, shared=bool(plan.request.options.get("share")))
+        exposure = Exposure(relay, plan.request, teller, visitors, start, ending, wake=wake, patient=patient)
         if (check := plan.check) is not None:
             nursery.start_soon(watch, LocalServer(plan.target), check, teller, partial(exposure.heed, check))
         if (nothing_there := complaint(plan.target)) is not None:
-            teller.tell("trouble", reason=nothing_there, repeated=0)
+            teller.report("trouble", reason=nothing_there, repeated=0)
         try:
             yield exposure
         finally:
@@ -106,13 +104,13 @@ class Exposure:
     def __init__(
         self,
         relay: RelayAccess,
-        wish: Wish,
-        teller: Teller,
-        visitors: Visitors,
+        wish: TunnelRequest,
+        teller: Reporter,
+        visitors: LocalVisitors,
         start: Start,
-        ending: Ending,
+        ending: AgentShutdown,
         *,
-        wake: Wake,
+        wake: NetworkMonitor,
         patient: bool,
     ) -> None:
         """Made by `open_exposure`."""
@@ -126,7 +124,7 @@ class Exposure:
         self._ending = ending
         self._withdrawn = False  # nothing is to be parked at the relay
         self._connected_at: float | None = None  # in `trio.current_time`
-        self._keeper: Keeper | None = None  # of the tunnel that is open, or was when we last knew
+        self._keeper: TunnelSession | None = None  # of the tunnel that is open, or was when we last knew
         self._ends_at: float | None = None  # when the first tunnel's ttl is over, in `trio.current_time`
         self._was_open = False
         self._bug: Exception | None = None
@@ -136,11 +134,11 @@ class Exposure:
         self._local_host = ""  # our address of it
 
     @property
-    def figures(self) -> Figures:
+    def figures(self) -> Stats:
         """How it is doing."""
         up, down = self._visitors.octets
         parked = self._keeper.supply.parked if self._keeper else 0
-        return Figures(self._visitors.now, self._visitors.served, self._visitors.failed, parked, up, down)
+        return Stats(self._visitors.now, self._visitors.served, self._visitors.failed, parked, up, down)
 
     async def run(self) -> None:
         """Be reachable until the tunnel's `ttl` is over.
@@ -152,15 +150,17 @@ class Exposure:
             with self._at_work, self._wake.telling(self._doubt):
                 await self._come_back_for_ever()
             if self._ending.patience is not None:
-                await self._ending.let_finish(self._keeper)
+                await self._ending.drain(self._keeper)
         if self._bug:
             raise self._bug
 
     def heed(self, check: Check, healthy: bool) -> None:
         """Act on what the local server counts as. May be told the same again."""
-        if check.conduct is Conduct.TELL or self._ending.patience is not None:
+        if check.conduct is UnhealthyPolicy.TELL or self._ending.patience is not None:
             return
-        if check.conduct is Conduct.WITHDRAW:  # whoever is on the way to us has no other, and is served all the same
+        if (
+            check.conduct is UnhealthyPolicy.WITHDRAW
+        ):  # whoever is on the way to us has no other, and is served all the same
             if self._keeper is not None and healthy is self._withdrawn:
                 (self._keeper.resume if healthy else self._keeper.withdraw)()
             self._withdrawn = not healthy
@@ -202,7 +202,7 @@ class Exposure:
         if self._local_host and not is_ours((self._local_host, 0)):
             self._line.cancel()
         if self._keeper is not None:
-            self._keeper.supply.doubt()
+            self._keeper.supply.probe()
 
     async def _come_back_for_ever(self) -> None:
         backoff = Backoff(random.random)
@@ -220,8 +220,10 @@ class Exposure:
                 if self._is_over(error):
                     return
                 if credential and self._may_have_another_secret(error):
-                    self._teller.tell(
-                        "reconnecting", reason=f"{error}; waiting for another one in its file", delay=LOOK
+                    self._teller.report(
+                        "reconnecting",
+                        reason=f"{error}; waiting for another one in its file",
+                        delay=SECRET_CHECK_INTERVAL,
                     )
                     await self._relay.wait_for_another_secret(credential)
                     continue
@@ -231,18 +233,18 @@ class Exposure:
                     raise
                 connected_at = self._connected_at
                 delay = backoff.after(0.0 if connected_at is None else trio.current_time() - connected_at)
-                self._teller.tell("reconnecting", reason=str(error), delay=round(delay, 1))
+                self._teller.report("reconnecting", reason=str(error), delay=round(delay, 1))
                 if await self._wake.sleep(delay):
                     backoff.forget()
 
-    async def _keep(self, client: Client, keeper: Keeper) -> None:
+    async def _keep(self, client: Client, keeper: TunnelSession) -> None:
         """Look after the tunnel until it or the connection is lost, which an exception says."""
         self._local_host = client.local_host
         try:
             with trio.CancelScope() as self._line:
                 await keeper.keep(client)
         except* trio.Cancelled:  # of each task that was in there
-            await self._ending.take_leave(client, keeper)
+            await self._ending.begin(client, keeper)
             raise
         finally:
             self._local_host = ""
@@ -271,7 +273,7 @@ class Exposure:
         refused = isinstance(error, RefusedError) and error.reply_code == NotAllowedError.code
         return refused and self._relay.reread is not None and (self._was_open or self._patient)
 
-    async def _find_or_open(self, client: Client) -> Keeper:
+    async def _find_or_open(self, client: Client) -> TunnelSession:
         """The tunnel that only our control connection lost, or a new one."""
         keeper = self._keeper
         if keeper is not None:
@@ -281,15 +283,15 @@ class Exposure:
             except NoSuchTunnelError:
                 keeper.supply.close()
             else:
-                self._teller.tell("resumed", address=str(keeper.tunnel.client), id=keeper.tunnel.id)
+                self._teller.report("resumed", address=str(keeper.tunnel.client), id=keeper.tunnel.id)
                 return keeper
         self._keeper = keeper = await self._open(client, keeper)
         self._was_open = True
         tunnel = keeper.tunnel
-        self._teller.tell("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
+        self._teller.report("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
         return keeper
 
-    async def _open(self, client: Client, former: Keeper | None) -> Keeper:
+    async def _open(self, client: Client, former: TunnelSession | None) -> TunnelSession:
         """Open a tunnel, after a loss at the former address where it is free: visitors know that one."""
         wish = self._wish
         if former is None:

@@ -20,14 +20,14 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Field
-from tunneld.agent.keeper import Ground, Keeper
-from tunneld.agent.opening import Wish
-from tunneld.agent.sizing import Limits
+from tunneld.agent.pool import PoolLimits
+from tunneld.agent.request import TunnelRequest
+from tunneld.agent.session import AgentContext, TunnelSession
+from tunneld.agent.source import VisitorConnection
 from tunneld.agent.visitors import visitor_of
-from tunneld.agent.ways import Way
 from tunneld.client import Client
+from tunneld.engine import new_engine
 from tunneld.errors import TunneldError
-from tunneld.relay import new_engine
 from tunneld.wire.lines import Value
 
 CLOSE_WITHIN = 3.0
@@ -53,9 +53,9 @@ async def open_listener(
         engine = new_engine()
         await nursery.start(engine.run)
         listener = TunnelListener(backlog)
-        wish = Wish(options, Limits(pool, max_pool), backend="tcp")
-        ground = Ground(engine, nursery, RelayAccess(str(client.relay), client.tls), _Nobody())
-        keeper = await Keeper.start(client, ground, wish, take=listener.take, failed=listener.fail)
+        wish = TunnelRequest(options, PoolLimits(pool, max_pool), backend="tcp")
+        ground = AgentContext(engine, nursery, RelayAccess(str(client.relay), client.tls), _NoReporter())
+        keeper = await TunnelSession.start(client, ground, wish, take=listener.take, failed=listener.fail)
         listener.attach(keeper)
         nursery.start_soon(listener.keep, client)
         try:
@@ -102,10 +102,10 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
 
     def __init__(self, backlog: int) -> None:
         self._backlog = backlog
-        self._queue: deque[tuple[Way, bytes]] = deque()
+        self._queue: deque[tuple[VisitorConnection, bytes]] = deque()
         self._waiting = trio.lowlevel.ParkingLot()
         self._ended: BaseException | None = None
-        self._keeper: Keeper
+        self._keeper: TunnelSession
 
     @property
     def address(self) -> str:
@@ -130,19 +130,19 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
     async def aclose(self) -> None:
         """Take nobody new; visitors that nobody accepted are dropped. Streams that were accepted go on."""
         self._end(trio.ClosedResourceError("this listener was closed"))
-        self._keeper.supply.rest()
+        self._keeper.supply.pause()
         while self._queue:
             self._queue.popleft()[0].close("the listener was closed")
         await trio.lowlevel.checkpoint()
 
     # What the pool and its keeper report
 
-    def attach(self, keeper: Keeper) -> None:
+    def attach(self, keeper: TunnelSession) -> None:
         """Called once by `open_listener`."""
         self._keeper = keeper
         keeper.resume()
 
-    def take(self, way: Way, header: bytes) -> None:
+    def take(self, way: VisitorConnection, header: bytes) -> None:
         """A visitor came."""
         if isinstance(self._ended, trio.ClosedResourceError):
             way.close("the listener was closed")
@@ -150,7 +150,7 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
         self._queue.append((way, header))
         self._waiting.unpark()
         if len(self._queue) >= self._backlog:
-            self._keeper.supply.rest()
+            self._keeper.supply.pause()
 
     def fail(self, error: Exception) -> None:
         """A bug in a callback."""
@@ -169,10 +169,10 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
         self._waiting.unpark_all()
 
 
-class _Nobody:
+class _NoReporter:
     """A teller for programs that have their own ways to say things."""
 
-    visits = False
+    wants_visitors = False
 
-    def tell(self, event: str, /, **fields: Field) -> None:
+    def report(self, event: str, /, **fields: Field) -> None:
         """Nobody listens."""

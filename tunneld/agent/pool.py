@@ -12,22 +12,64 @@ A connection that ends without a header is *trouble*: the tunnel is gone, or the
 dials no more until its owner has looked and says `resume`. Otherwise an agent whose tunnel was closed would dial in a
 tight loop. Connections beyond `size` may end: that is how a pool shrinks. Shrinking is left to the relay (`trim`),
 since only the relay knows which connections no visitor got: so no visitor is lost by it.
+
+How many connections to keep parked at the relay. Pure.
+
+A visitor who finds a parked connection is served at once; one who finds none waits a round trip until a new one has
+been dialled. While connections are being replaced the visitors of one round trip must find others, so the pool holds
+what arrives in half a second: enough for a relay on the other side of the world, and for bursts.
+
+    it grows      at once, inside the burst           whatever arrived in this window wants twice as many
+    it shrinks    by half per review, when quiet      never below what the busiest window since the last review wants
 """
 
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
-from tunneld.agent.dial import Address, dial_nowait
-from tunneld.agent.sizing import WINDOW, Limits, grown, shrunk
-from tunneld.agent.supply import Owner
-from tunneld.agent.ways import SocketWay, Way
+from tunneld.agent.source import SocketVisitor, SourceEvents, VisitorConnection
+from tunneld.engine.engine import Engine, Registration
 from tunneld.errors import RemoteProtocolError, reason_of
-from tunneld.relay.engine import Engine, Registration
+from tunneld.net.dial import Address, dial_nowait
 from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
+
+WINDOW = 0.25
+"""Seconds over which arrivals are counted: a long round trip."""
+RESIZE_INTERVAL = 15.0
+"""Seconds between looks at whether the pool is larger than it needs to be; parked connections cost next to nothing."""
+AHEAD = 2
+"""Windows of arrivals that the pool holds: one is being replaced while the other is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """The pool's least and most, in connections; 1 <= least <= most."""
+
+    least: int = 8
+    most: int = 200
+
+    def clamp(self, size: int) -> int:
+        """The nearest size that is allowed."""
+        return max(self.least, min(size, self.most))
+
+
+def wanted(arrivals: int, limits: PoolLimits) -> int:
+    """The size that so many visitors in one window want."""
+    return limits.clamp(AHEAD * arrivals)
+
+
+def grown(size: int, arrivals: int, limits: PoolLimits) -> int:
+    """The size from now on, when the window has seen `arrivals` so far: never less than before."""
+    return max(size, wanted(arrivals, limits))
+
+
+def shrunk(size: int, busiest: int, limits: PoolLimits) -> int:
+    """The size after a review, when the busiest window since the last one saw `busiest` visitors: never more."""
+    return min(size, max(wanted(busiest, limits), size // 2))
 
 
 class Parked(Protocol):
@@ -43,9 +85,11 @@ class Parked(Protocol):
 class Pool:
     """The parked connections of one tunnel. See `Supply`."""
 
-    what = "parked connections"
+    description = "parked connections"
 
-    def __init__(self, engine: Engine, address: Address, limits: Limits, owner: Owner, *, keep_header: bool) -> None:
+    def __init__(
+        self, engine: Engine, address: Address, limits: PoolLimits, owner: SourceEvents, *, keep_header: bool
+    ) -> None:
         """`address` is the tunnel's server side. `keep_header`: leave it in front of the visitor's bytes."""
         self.size = limits.least
         self.engine = engine
@@ -71,18 +115,18 @@ class Pool:
         while len(self._parked) < self.size and not self._resting:
             self._dial()
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Dial nothing until `resume`; visitors that come use up what is parked."""
         self._resting = True
 
-    def review(self) -> bool:
+    def resize(self) -> bool:
         """Shrink the pool if it is larger than it needs to be; tells whether there is a surplus to trim."""
         self.size = shrunk(self.size, self._busiest, self._limits)
         self._busiest = 0
         self._surplus = max(0, len(self._parked) - self.size)
         return self._surplus > 0
 
-    def doubt(self) -> None:
+    def probe(self) -> None:
         """Parked connections cannot be asked; what the kernel does not end, the relay's visitors find out."""
 
     def close(self) -> None:
@@ -97,12 +141,12 @@ class Pool:
 
     # What its connections report
 
-    def came(self, parked: Parked, way: Way, header: bytes) -> None:
+    def came(self, parked: Parked, way: VisitorConnection, header: bytes) -> None:
         """A visitor is here; the connection is its own from now on."""
         if parked in self._parked:
             self._forget(parked)
             self._count()
-            self.owner.take(way, header)
+            self.owner.on_visitor(way, header)
             if not self._resting:
                 self.resume()
 
@@ -131,12 +175,12 @@ class Pool:
 
     def withdraw(self) -> None:
         """See `Supply.withdraw`: nothing can be said on a parked connection; the relay is asked to trim them."""
-        self.rest()
+        self.pause()
 
     async def wait_withdrawn(self) -> None:
         """See `Supply.wait_withdrawn`."""
 
-    async def wait_gone(self) -> None:
+    async def wait_closed(self) -> None:
         """See `Supply.wait_gone`."""
         while self._parked:
             await self._emptied.wait()
@@ -162,7 +206,7 @@ class Pool:
         """Told once: whoever rests already knows."""
         if not self._resting:
             self._resting = True
-            self.owner.trouble(reason)
+            self.owner.on_trouble(reason)
 
 
 class PlainParked:
@@ -176,7 +220,7 @@ class PlainParked:
         self.connection = connection
         self._handle = handle
         self.head = b""
-        self.watching: Registration | None = pool.engine.watch(connection, self.look, pool.owner.failed)
+        self.watching: Registration | None = pool.engine.watch(connection, self.look, pool.owner.on_failure)
 
     def look(self) -> None:
         """See `Parked`."""
@@ -191,7 +235,7 @@ class PlainParked:
         except OSError as error:
             self._lose(reason_of(error))
         else:
-            self._pool.came(self._release(), SocketWay(self._pool.engine, self.connection), whole)
+            self._pool.came(self._release(), SocketVisitor(self._pool.engine, self.connection), whole)
 
     def close(self) -> None:
         """See `Parked`."""

@@ -17,15 +17,14 @@ import socket
 
 import trio
 
-from tunneld.agent import refusal
-from tunneld.agent.dial import check_not_refused
-from tunneld.agent.events import Teller
+from tunneld.agent import health
+from tunneld.agent.events import RepeatLimiter, Reporter
 from tunneld.agent.local import LocalServer
-from tunneld.agent.repeats import Repeats
-from tunneld.agent.ways import Way
-from tunneld.endpoint import join_host_port
+from tunneld.agent.source import VisitorConnection
+from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
 from tunneld.errors import RemoteProtocolError, reason_of
-from tunneld.relay.engine import Cause, Relay, RelayEnd, Side
+from tunneld.net.dial import check_not_refused
+from tunneld.net.endpoint import join_host_port
 from tunneld.wire.proxy_protocol import decode_v2
 
 _NEVER_CONNECTED = frozenset(
@@ -33,11 +32,11 @@ _NEVER_CONNECTED = frozenset(
 )
 
 
-class Visitors:
+class LocalVisitors:
     """The visitors that are being served, and the counts of those that were."""
 
     def __init__(
-        self, local: LocalServer, nursery: trio.Nursery, teller: Teller, *, linger: float, http: bool = False
+        self, local: LocalServer, nursery: trio.Nursery, teller: Reporter, *, linger: float, http: bool = False
     ) -> None:
         """`nursery` owns the few visitors for whom the local server is dialled the long way. `linger` in seconds.
         `http`: who comes while that does not answer is told so over HTTP.
@@ -52,7 +51,7 @@ class Visitors:
         self._http = http
         self._relays: dict[Relay, bytes] = {}  # each with its visitor's PROXY header
         self._ended_up = self._ended_down = 0
-        self._repeats = Repeats()
+        self._repeats = RepeatLimiter()
         self._away: str | None = None  # why nobody is served at present
         self._answering = False  # over HTTP
         self._being_answered = 0
@@ -99,7 +98,7 @@ class Visitors:
         """Serve nobody who comes from now on: they are closed, or, `answering`, told so over HTTP."""
         self._away, self._answering = reason, answering
 
-    def take(self, way: Way, header: bytes) -> None:
+    def take(self, way: VisitorConnection, header: bytes) -> None:
         """Serve one visitor: dial the local server and relay. Never waits; `way` is ours from now on."""
         if self._away is not None:
             self._refuse(way, header, self._away)
@@ -115,20 +114,20 @@ class Visitors:
         else:
             self._join(way, server, header)
 
-    def _refuse(self, way: Way, header: bytes, reason: str) -> None:
+    def _refuse(self, way: VisitorConnection, header: bytes, reason: str) -> None:
         self._end(way, reason, answering=self._answering)
         self._fail(header, reason)
 
-    def _end(self, way: Way, reason: str, *, answering: bool) -> None:
-        if answering and self._being_answered < refusal.MOST:
+    def _end(self, way: VisitorConnection, reason: str, *, answering: bool) -> None:
+        if answering and self._being_answered < health.MAX_ANSWERS:
             self._nursery.start_soon(self._answer, way)
         else:
             way.close(reason)
 
-    async def _answer(self, way: Way) -> None:
+    async def _answer(self, way: VisitorConnection) -> None:
         self._being_answered += 1
         try:
-            await refusal.answer(way.stream())
+            await health.answer(way.stream())
         except BaseException:
             way.close("the agent stopped")
             raise
@@ -136,7 +135,7 @@ class Visitors:
             self._being_answered -= 1
             self._one_less()
 
-    async def _take_patiently(self, way: Way, header: bytes) -> None:
+    async def _take_patiently(self, way: VisitorConnection, header: bytes) -> None:
         self._being_dialled += 1
         try:
             server = await self._local.dial()
@@ -151,11 +150,11 @@ class Visitors:
             self._being_dialled -= 1
             self._one_less()
 
-    def _join(self, way: Way, server: socket.socket, header: bytes) -> None:
+    def _join(self, way: VisitorConnection, server: socket.socket, header: bytes) -> None:
         self.served += 1
         self._relays[way.join(server, linger=self._linger, on_end=self._left)] = header
-        if self._teller.visits:
-            self._teller.tell("visitor", visitor=visitor_of(header))
+        if self._teller.wants_visitors:
+            self._teller.report("visitor", visitor=visitor_of(header))
 
     def _left(self, relay: Relay, end: RelayEnd) -> None:
         header, up, down = self._relays.pop(relay, None), relay.up, relay.down
@@ -170,11 +169,11 @@ class Visitors:
             self.served -= 1
             self._local.failed()
             self._fail(header, self._no_connection(end.error))
-        elif self._teller.visits:
+        elif self._teller.wants_visitors:
             who, why = visitor_of(header), describe(end)
-            self._teller.tell("left", visitor=who, up=up, down=down, reason=why)
+            self._teller.report("left", visitor=who, up=up, down=down, reason=why)
 
-    def _lose(self, way: Way, header: bytes, error: OSError) -> None:
+    def _lose(self, way: VisitorConnection, header: bytes, error: OSError) -> None:
         """The local server cannot be dialled for this visitor."""
         reason = self._no_connection(error)
         self._end(way, reason, answering=self._http)
@@ -188,7 +187,7 @@ class Visitors:
         self._stirred_at = now = trio.current_time()
         repeated = self._repeats.admit(reason, now)
         if repeated is not None:
-            self._teller.tell("failed", visitor=visitor_of(header), reason=reason, repeated=repeated)
+            self._teller.report("failed", visitor=visitor_of(header), reason=reason, repeated=repeated)
 
 
 def visitor_of(header: bytes) -> str:

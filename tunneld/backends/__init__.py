@@ -6,47 +6,15 @@ this floor asks which backend it is; a new one is a file here and a line in `BAC
 
 import sys
 
-from tunneld.backends.base import (
-    NOTHING_MORE,
-    Backend,
-    Host,
-    Lobby,
-    Premises,
-    ServerConnection,
-    ServerSide,
-    SideLegacy,
-)
-from tunneld.backends.tcp import Tcp
-from tunneld.errors import UsageError
+from tunneld.backends.tcp import TcpServerSide
+from tunneld.tunnel.server_side import Backend
 
-BACKENDS: dict[str, Backend] = {"tcp": Tcp}
+BACKENDS: dict[str, Backend] = {"tcp": TcpServerSide}
 """Backend names as openTunnel takes them."""
 
 if sys.platform == "linux":  # carriers live in the pump
-    from tunneld.backends.ssh import Ssh
-    from tunneld.backends.webmux import WebMux
+    from tunneld.backends.ssh.side import SshServerSide
+    from tunneld.backends.webmux import WebMuxServerSide
 
-    BACKENDS["webmux"] = WebMux
-    BACKENDS["ssh"] = Ssh
-
-
-def backend_of(name: str) -> Backend:
-    """Raises `UsageError` for one that this relay does not have."""
-    backend = BACKENDS.get(name)
-    if backend is None:
-        raise UsageError(f"unrecognized backend {name!r}: this relay has {', '.join(BACKENDS)}")
-    return backend
-
-
-__all__ = [
-    "BACKENDS",
-    "NOTHING_MORE",
-    "Backend",
-    "Host",
-    "Lobby",
-    "Premises",
-    "ServerConnection",
-    "ServerSide",
-    "SideLegacy",
-    "backend_of",
-]
+    BACKENDS["webmux"] = WebMuxServerSide
+    BACKENDS["ssh"] = SshServerSide

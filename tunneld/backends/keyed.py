@@ -17,22 +17,22 @@ from typing import Any
 
 import trio
 
-from tunneld.backends.base import Host, Lobby
+from tunneld.engine.end import NO_HANDLER
+from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
+from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import NotAllowedError, RemoteProtocolError
-from tunneld.relay.engine import Failure, Limiter, Registration, Relay, RelayEnd
-from tunneld.session.duct import UNUSED
-from tunneld.session.tls import TlsDuct
-from tunneld.tls import HANDSHAKE, TlsSocket
+from tunneld.tls.connection import HANDSHAKE, TlsSocket
+from tunneld.tunnel.server_side import Handshakes, TunnelContext
 from tunneld.wire.lines import format_err
 
-LONGEST = 128
+MAX_KEY_LINE = 128
 """Octets of a first line: a key, blanks around it and any line end."""
 OK = b"OK\n"
 
 Way = socket.socket | TlsSocket
 
 
-async def hear_key(connection: socket.socket, key: str, lobby: Lobby, *, encrypted: bool) -> tuple[Way, bytes]:
+async def read_key(connection: socket.socket, key: str, lobby: Handshakes, *, encrypted: bool) -> tuple[Way, bytes]:
     """The connection of somebody who has shown the key, and what it said ahead. Closed where this raises.
 
     Raises `NotAllowedError` for a wrong key, `RemoteProtocolError`, OSError.
@@ -70,7 +70,7 @@ def close(way: Way) -> None:
     way.close()
 
 
-async def _encrypt(connection: socket.socket, lobby: Lobby) -> TlsSocket:
+async def _encrypt(connection: socket.socket, lobby: Handshakes) -> TlsSocket:
     context = lobby.tls
     if context is None:
         raise RemoteProtocolError("this relay has no certificate any more")
@@ -91,9 +91,9 @@ async def _tls_line(tls: TlsSocket) -> tuple[bytes, bytes]:
     """The first line, and what came behind it."""
     heard = b""
     while (end := heard.find(b"\n")) < 0:
-        if len(heard) >= LONGEST:
+        if len(heard) >= MAX_KEY_LINE:
             raise NotAllowedError("wrong key")
-        if not (more := await tls.receive(LONGEST - len(heard))):
+        if not (more := await tls.receive(MAX_KEY_LINE - len(heard))):
             raise RemoteProtocolError("it left before it showed its key")
         heard += more
     return heard[:end], heard[end + 1 :]
@@ -103,10 +103,10 @@ async def _line(connection: socket.socket) -> tuple[bytes, bytes]:
     """The first line; what comes behind it stays in the kernel."""
     heard = b""
     while not heard.endswith(b"\n"):
-        if len(heard) >= LONGEST:
+        if len(heard) >= MAX_KEY_LINE:
             raise NotAllowedError("wrong key")
         await trio.lowlevel.wait_readable(connection)
-        seen = connection.recv(LONGEST - len(heard), socket.MSG_PEEK)
+        seen = connection.recv(MAX_KEY_LINE - len(heard), socket.MSG_PEEK)
         if not seen:
             raise RemoteProtocolError("it left before it showed its key")
         if not heard and seen.startswith(HANDSHAKE):
@@ -115,20 +115,20 @@ async def _line(connection: socket.socket) -> tuple[bytes, bytes]:
     return heard, b""
 
 
-class TlsConnection:
+class TlsServerConnection:
     """A connection in TLS that the hidden server made, for one visitor. See `ServerConnection`."""
 
     __slots__ = ("_duct", "peer")
 
-    def __init__(self, duct: TlsDuct, peer: Any) -> None:
+    def __init__(self, duct: TlsEnd, peer: Any) -> None:
         self._duct = duct
         self.peer = peer
 
-    def watch(self, left: Callable[[], None], failed: Failure) -> Registration:
+    def watch(self, left: Callable[[], None], failed: FailureCallback) -> Registration:
         """Call `left` when the hidden server leaves without having said anything."""
-        return _Watch(self._duct, left, failed)
+        return _ParkedWatch(self._duct, left, failed)
 
-    def introduce(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Any | None) -> None:
         """TLS has no word for it."""
 
     def send(self, data: bytes) -> None:
@@ -151,46 +151,46 @@ class TlsConnection:
         self._duct.close()
 
 
-class _Watch:
+class _ParkedWatch:
     """The user of a duct that is parked: it takes nothing, and sees whether the peer leaves."""
 
-    def __init__(self, duct: TlsDuct, left: Callable[[], None], failed: Failure) -> None:
+    def __init__(self, duct: TlsEnd, left: Callable[[], None], failed: FailureCallback) -> None:
         self._duct = duct
         self._left = left
-        self.failed = failed
-        if duct.over or (duct.ended and not duct.held):
-            duct.pump.after_batch(self._leave)
-        duct.user = self
+        self.on_internal_error = failed
+        if duct.closed or (duct.eof_received and not duct.buffered):
+            duct.pump.call_after_batch(self._leave)
+        duct.handler = self
 
     def release(self) -> None:
         """See `Registration.release`."""
-        self._duct.user = UNUSED
+        self._duct.handler = NO_HANDLER
 
-    def receive(self, _data: memoryview) -> int:
+    def on_data(self, _data: memoryview) -> int:
         return 0
 
-    def resume(self) -> None:
+    def on_writable(self) -> None:
         """Nothing is said here."""
 
-    def finished(self) -> None:
+    def on_eof(self) -> None:
         self._left()
 
-    def broken(self, _error: OSError) -> None:
+    def on_reset(self, _error: OSError) -> None:
         self._left()
 
     def _leave(self) -> None:
         try:
             self._left()
         except Exception as error:
-            self.failed(error)
+            self.on_internal_error(error)
 
 
-def serve(tls: TlsSocket, ahead: bytes, host: Host, peer: Any) -> TlsConnection:
+def serve(tls: TlsSocket, ahead: bytes, host: TunnelContext, peer: Any) -> TlsServerConnection:
     """Hand it to the engine. Raises OSError."""
-    from tunneld.relay.pump import Pump  # noqa: PLC0415  # where there is a lobby, there is a pump
+    from tunneld.engine.pump import Pump  # noqa: PLC0415  # where there is a lobby, there is a pump
 
     assert isinstance(host.engine, Pump)
-    duct = TlsDuct(host.engine, tls)
-    duct.put_back(ahead)
+    duct = TlsEnd(host.engine, tls)
+    duct.unread(ahead)
     duct.start()
-    return TlsConnection(duct, peer)
+    return TlsServerConnection(duct, peer)

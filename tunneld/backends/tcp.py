@@ -20,15 +20,15 @@ from typing import Any, Protocol
 
 import trio
 
-from tunneld.backends.base import Host, Premises, ServerConnection, SideLegacy
-from tunneld.backends.line import Line
-from tunneld.config.schema import Tunnels
-from tunneld.endpoint import Endpoint, unmap
+from tunneld.backends.queue import WaitQueue
+from tunneld.config.schema import TunnelSettings
+from tunneld.engine.acceptor import peer_closed
+from tunneld.engine.engine import Engine, FailureCallback, Limiter, Registration, Relay, RelayEnd
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
-from tunneld.net import bind_in_range, taken_out
-from tunneld.relay.engine import Engine, Failure, Limiter, Registration, Relay, RelayEnd
-from tunneld.relay.look import has_left
-from tunneld.rules.options import TunnelOptions
+from tunneld.net.endpoint import Endpoint, unmap
+from tunneld.net.sockets import bind_in_range, taken_out
+from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.server_side import BackendServices, ServerConnection, ServerSideSnapshot, TunnelContext
 from tunneld.wire.lines import format_err
 
 KEY_OCTETS = 16
@@ -44,45 +44,45 @@ class Parkable(ServerConnection, Protocol):
     def peer(self) -> Any:
         """The hidden server's address."""
 
-    def watch(self, left: Callable[[], None], failed: Failure, /) -> Registration:
+    def watch(self, left: Callable[[], None], failed: FailureCallback, /) -> Registration:
         """Call `left` when the hidden server leaves without having said anything; perhaps more than once."""
 
 
-class Tcp:
+class TcpServerSide:
     """A listener for the hidden server, and its connections that wait for visitors."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: TunnelContext) -> None:
         settings = host.settings
         self._host = host
-        legacy = host.legacy
+        legacy = host.snapshot
         self._key = _key(host)
         self._listener = _bind(settings, host.former, host.reserved) if legacy is None else legacy.listener
         port = self._listener.getsockname()[1] if self._listener is not None else legacy.port if legacy else 0
         self._uri = Endpoint("tls" if host.secure == "yes" else "tcp", host.advertised_host, port, self._key)
         self._parked = OrderedDict[Parkable, Registration]()  # in the order in which they came
-        self._line = Line[Parkable]()
+        self._line = WaitQueue[Parkable]()
         self._newcomers: set[trio.CancelScope] = set()
         self._closed = False
         self._accepting = (
-            host.engine.listen(self._listener, self._arrived, host.failed) if self._listener is not None else None
+            host.engine.listen(self._listener, self._arrived, host.on_failure) if self._listener is not None else None
         )
         for connection, peer in legacy.parked if legacy is not None else ():
-            self._offer(TcpConnection(host.engine, connection, peer))
+            self._offer(TcpServerConnection(host.engine, connection, peer))
 
     @staticmethod
-    def check(premises: Premises, options: TunnelOptions) -> None:
+    def check(premises: BackendServices, options: TunnelOptions) -> None:
         """See `Backend`: every relay has it, but not every one has a lobby and a certificate."""
         if options.secure == "no":
             return
-        if premises.lobby is None:
+        if premises.handshakes is None:
             raise UsageError(f"option secure={options.secure}: this relay's system has no epoll, which it needs")
-        if options.secure == "yes" and premises.lobby.tls is None:
+        if options.secure == "yes" and premises.handshakes.tls is None:
             raise UsageError(
                 "option secure=yes: this relay has no certificate ([control.tls]); secure=key asks for a key alone"
             )
 
     @staticmethod
-    def hides_key(_premises: Premises, options: TunnelOptions) -> bool:
+    def hides_key(_premises: BackendServices, options: TunnelOptions) -> bool:
         """See `Backend`."""
         return options.secure == "yes"
 
@@ -97,12 +97,12 @@ class Tcp:
         return len(self._parked)
 
     @property
-    def standing(self) -> int:
+    def live_connections(self) -> int:
         """None: each of them serves one visitor."""
         return 0
 
     @property
-    def silent(self) -> bool:
+    def unresponsive(self) -> bool:
         """Never: a parked connection cannot be asked."""
         return False
 
@@ -132,19 +132,19 @@ class Tcp:
         if self._accepting is not None:
             self._accepting.release()
 
-    def leave(self) -> SideLegacy:
+    def export(self) -> ServerSideSnapshot:
         """See `ServerSide`."""
         self.pause()
         parked = []
         while self._parked:
             connection = self._take()
-            if isinstance(connection, TcpConnection):
+            if isinstance(connection, TcpServerConnection):
                 parked.append((taken_out(connection.socket), connection.peer))
             else:
                 connection.close()  # what is in TLS is in this process; the hidden server dials again
         listening = self._listener is not None and self._listener.fileno() != -1
         listener = taken_out(self._listener) if self._listener is not None and listening else None
-        return SideLegacy(self._uri.port, listener, parked, self._key)
+        return ServerSideSnapshot(self._uri.port, listener, parked, self._key)
 
     def close(self) -> None:
         """Stop listening, close what is parked, send those in line away. Harmless when repeated."""
@@ -159,20 +159,20 @@ class Tcp:
 
     def _arrived(self, connection: socket.socket, peer: Any) -> None:
         """Admit one connection that claims to be the hidden server."""
-        lobby = self._host.premises.lobby
+        lobby = self._host.services.handshakes
         if reason := self._refusal(peer):
             connection.close()
-            self._host.refused(peer, reason)
+            self._host.on_refused(peer, reason)
         elif self._key and lobby is not None:
-            lobby.arrive(connection, peer, "tcp", partial(self._hear_out, connection, peer))
+            lobby.start(connection, peer, "tcp", partial(self._hear_out, connection, peer))
         else:
-            self._admit(TcpConnection(self._host.engine, connection, peer))
+            self._admit(TcpServerConnection(self._host.engine, connection, peer))
 
     def _refusal(self, peer: Any) -> str:
         """Why it is not taken, if so."""
-        if reason := self._host.stranger(peer):
+        if reason := self._host.why_not_allowed(peer):
             return reason
-        if len(self._parked) >= self._host.room():
+        if len(self._parked) >= self._host.parking_capacity():
             return f"{len(self._parked)} server connections are parked already"
         return ""
 
@@ -180,12 +180,14 @@ class Tcp:
         """Somebody who must show the key; see `Lobby.arrive`."""
         from tunneld.backends import keyed  # noqa: PLC0415  # only where there is a pump, as its lobby
 
-        assert self._host.premises.lobby is not None
+        assert self._host.services.handshakes is not None
         with trio.CancelScope() as scope:
             self._newcomers.add(scope)
             try:
                 encrypted = self._host.secure == "yes"
-                way, ahead = await keyed.hear_key(connection, self._key, self._host.premises.lobby, encrypted=encrypted)
+                way, ahead = await keyed.read_key(
+                    connection, self._key, self._host.services.handshakes, encrypted=encrypted
+                )
             finally:
                 self._newcomers.discard(scope)
             try:
@@ -196,7 +198,7 @@ class Tcp:
                 await keyed.say(way, keyed.OK)
                 self._check_open()
                 if isinstance(way, socket.socket):
-                    self._admit(TcpConnection(self._host.engine, way, peer))
+                    self._admit(TcpServerConnection(self._host.engine, way, peer))
                 else:
                     self._admit(keyed.serve(way, ahead, self._host, peer))
             except BaseException:
@@ -210,14 +212,14 @@ class Tcp:
 
     def _admit(self, connection: Parkable) -> None:
         self._offer(connection)
-        self._host.attached(connection.peer)
+        self._host.on_attached(connection.peer)
 
     def _offer(self, connection: Parkable) -> None:
         """Give a connection to whoever waits longest, or park it."""
         if self._line.waiters:
             self._line.serve(connection)
         else:
-            self._parked[connection] = connection.watch(lambda: self._left(connection), self._host.failed)
+            self._parked[connection] = connection.watch(lambda: self._left(connection), self._host.on_failure)
 
     def _take(self) -> Parkable:
         """Unpark the connection parked longest."""
@@ -230,15 +232,15 @@ class Tcp:
         if connection in self._parked:
             self._parked.pop(connection).release()
             connection.close()
-            self._host.detached(connection.peer)
+            self._host.on_detached(connection.peer)
 
 
-def _key(host: Host) -> str:
+def _key(host: TunnelContext) -> str:
     """The key to show: none, the one of the tunnel whose place this one takes, or a new one."""
     if host.secure == "no":
         return ""
-    if host.legacy is not None:
-        return host.legacy.key
+    if host.snapshot is not None:
+        return host.snapshot.key
     former = host.former
     return (
         former.key
@@ -247,7 +249,7 @@ def _key(host: Host) -> str:
     )
 
 
-def _bind(settings: Tunnels, former: Endpoint | None, reserved: Container[int]) -> socket.socket:
+def _bind(settings: TunnelSettings, former: Endpoint | None, reserved: Container[int]) -> socket.socket:
     """A listener, on the former port where that is free. Raises as `bind_in_range`."""
     if former is not None and (former.port in settings.port_range or settings.port_range[0] == 0):
         with suppress(LimitReachedError):
@@ -255,7 +257,7 @@ def _bind(settings: Tunnels, former: Endpoint | None, reserved: Container[int]) 
     return bind_in_range(settings.host, settings.port_range, keepalive=settings.keepalive, reserved=reserved)
 
 
-class TcpConnection:
+class TcpServerConnection:
     """A connection that the hidden server made, for one visitor. See `ServerConnection`."""
 
     __slots__ = ("_engine", "peer", "socket")
@@ -265,16 +267,16 @@ class TcpConnection:
         self.socket = connection
         self.peer = peer
 
-    def watch(self, left: Callable[[], None], failed: Failure) -> Registration:
+    def watch(self, left: Callable[[], None], failed: FailureCallback) -> Registration:
         """See `Parkable`."""
 
         def look() -> None:
-            if has_left(self.socket):
+            if peer_closed(self.socket):
                 left()
 
         return self._engine.watch(self.socket, look, failed)
 
-    def introduce(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Any | None) -> None:
         """TCP has no word for it."""
 
     def send(self, data: bytes) -> None:

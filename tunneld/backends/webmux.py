@@ -13,19 +13,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tunneld.backends.carried import Carried
-from tunneld.backends.shared import Endpoints
-from tunneld.endpoint import Endpoint
+from tunneld.backends.mux_side import MuxServerSide
 from tunneld.errors import NoSuchTunnelError, UsageError
+from tunneld.net.endpoint import Endpoint
+from tunneld.tunnel.keys import KeyRegistry
 
 
-class WebMux(Carried):
+class WebMuxServerSide(MuxServerSide):
     """The carriers of one tunnel, at `webmux://HOST:PORT/KEY`, or `webmuxs://` where the shared port speaks TLS."""
 
     backend: ClassVar[str] = "webmux"
 
 
-def find_side(endpoints: Endpoints, uri: str | None) -> WebMux:
+def find_side(endpoints: KeyRegistry, uri: str | None) -> WebMuxServerSide:
     """Who is called back as this URI. Only the key counts: the relay's name may differ from where it is seen.
 
     Raises `NoSuchTunnelError`, which does not tell a wrong key from one that is no more. Nobody guesses a key, and the
@@ -36,6 +36,6 @@ def find_side(endpoints: Endpoints, uri: str | None) -> WebMux:
     except UsageError:
         key = ""
     side = endpoints.find(key)
-    if not isinstance(side, WebMux):
+    if not isinstance(side, WebMuxServerSide):
         raise NoSuchTunnelError("no open tunnel has the server URI that it defines")
     return side

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from signal import SIGINT, SIGPIPE
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tunneld.build import BUILD
+from tunneld.cli.build import BUILD
 from tunneld.errors import ConfigError, RefusedError, TunneldError, reason_of
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _end(program: str, error: BaseException) -> int:
 
 def _grave(text: str) -> str:
     """As the journal wants errors, where standard error leads there: `journalctl -p err` finds why nothing runs."""
-    from tunneld.log.lines import PRIORITIES, is_journal  # noqa: PLC0415 - 30 ms, and who is well has no need of it
+    from tunneld.daemon.log.lines import PRIORITIES, is_journal  # noqa: PLC0415 - 30 ms, and who is well has no need of it
 
     if not is_journal(sys.stderr):
         return text

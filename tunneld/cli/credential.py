@@ -18,18 +18,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunneld.agent.access import RelayAccess
-from tunneld.cli import splice
-from tunneld.cli.access import form
+from tunneld.cli import toml_edit
+from tunneld.cli.access import credential, form
 from tunneld.cli.common import complain, say
-from tunneld.cli.secret import credential
-from tunneld.cli.tables import Column, Form, json_lines, table
+from tunneld.cli.tables import Form, TableColumn, json_lines, table
 from tunneld.config import Credential, Settings, find_config, load, make_verifier
 from tunneld.config.file import parse
 from tunneld.config.problems import sentences
-from tunneld.endpoint import is_wildcard, join_host_port
 from tunneld.errors import ConfigError, RelayUnreachableError, TunneldError, UsageError, reason_of
-from tunneld.pin import first_fingerprint
-from tunneld.trust import client_tls_context
+from tunneld.net.endpoint import is_wildcard, join_host_port
+from tunneld.tls.contexts import client_tls_context
+from tunneld.tls.pins import first_fingerprint
 
 SECRET_OCTETS = 24
 """Of randomness, 32 characters."""
@@ -41,7 +40,7 @@ LIMITS = (
 
 
 PROOFS = ("verifier", "secret_file", "secret_env", "certificate", "authorized_keys")
-COLUMNS = tuple(Column(key) for key in ("name", "role", "proof", "limits"))
+COLUMNS = tuple(TableColumn(key) for key in ("name", "role", "proof", "limits"))
 
 
 async def add(options: argparse.Namespace) -> int:
@@ -50,10 +49,10 @@ async def add(options: argparse.Namespace) -> int:
     limits = {key: value for key in LIMITS if (value := getattr(options, key)) is not None}
     new = {"name": options.name, "role": options.role, "verifier": make_verifier(secret), **limits}
     if options.ssh_key:
-        from tunneld.cli.publickey import read_public_key  # noqa: PLC0415  # asyncssh takes half a second to import
+        from tunneld.cli.public_key import read_public_key  # noqa: PLC0415  # asyncssh takes half a second to import
 
         new["authorized_keys"] = [read_public_key(file) for file in options.ssh_key]
-    status = await _edit(options, lambda text: splice.added(text, new))
+    status = await _edit(options, lambda text: toml_edit.added(text, new))
     say(secret)
     return status
 
@@ -61,14 +60,14 @@ async def add(options: argparse.Namespace) -> int:
 async def rotate(options: argparse.Namespace) -> int:
     """Another secret, printed once; the rest of the credential stays."""
     secret = secrets.token_urlsafe(SECRET_OCTETS)
-    status = await _edit(options, lambda text: splice.rotated(text, options.name, make_verifier(secret)))
+    status = await _edit(options, lambda text: toml_edit.rotated(text, options.name, make_verifier(secret)))
     say(secret)
     return status
 
 
 async def remove(options: argparse.Namespace) -> int:
     """Take a credential away."""
-    return await _edit(options, lambda text: splice.removed(text, options.name))
+    return await _edit(options, lambda text: toml_edit.removed(text, options.name))
 
 
 async def list_credentials(options: argparse.Namespace) -> int:

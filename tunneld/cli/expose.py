@@ -24,17 +24,16 @@ from contextlib import AsyncExitStack
 import structlog
 import trio
 
-from tunneld.agent.events import Figures, Teller
+from tunneld.agent.config import plan_of
+from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.expose import Exposure, open_exposure
-from tunneld.agent.plan import plan_of
-from tunneld.agent.wake import Wake
+from tunneld.agent.network import NetworkMonitor
 from tunneld.cli.access import access, as_option
-from tunneld.cli.board import Board
-from tunneld.cli.tellers import JsonLines, Lines, Live, Quiet
-from tunneld.cli.writer import Writer
-from tunneld.net import raise_descriptor_limit
-from tunneld.relay import new_engine
-from tunneld.relay.limits import DOZE
+from tunneld.cli.board import Board, Writer
+from tunneld.cli.reporters import JsonReporter, LineReporter, LiveReporter, QuietReporter
+from tunneld.engine import new_engine
+from tunneld.engine.limits import POLL_TIMEOUT
+from tunneld.net.sockets import raise_descriptor_limit
 
 STDOUT, STDERR = 1, 2
 WARNING = 30  # of `logging`: the engine says nothing lower that concerns a person
@@ -54,13 +53,13 @@ async def run(options: argparse.Namespace) -> int:
         board = Board(err)
         current: list[Exposure] = []  # one, once it is there
 
-        def figures() -> Figures:
-            return current[0].figures if current else Figures()
+        def figures() -> Stats:
+            return current[0].figures if current else Stats()
 
         teller = teller_of(options, out, err, plan.scheme, board=board, figures=figures)
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
-        wake, engine = Wake(), new_engine(doze=DOZE)
+        wake, engine = NetworkMonitor(), new_engine(poll_timeout=POLL_TIMEOUT)
         nursery.start_soon(wake.run)
         await nursery.start(engine.run)
         async with open_exposure(plan, relay, teller, engine, wake) as exposure:
@@ -90,16 +89,16 @@ def teller_of(
     name: str = "",
     *,
     board: Board,
-    figures: Callable[[], Figures],
-) -> Teller:
+    figures: Callable[[], Stats],
+) -> Reporter:
     """Who talks: see tellers.py."""
     if options.json:
-        return JsonLines(out, scheme, name)
+        return JsonReporter(out, scheme, name)
     if options.quiet:
-        return Quiet(out, err, scheme, name)
+        return QuietReporter(out, err, scheme, name)
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-        return Live(out, board, scheme, name, figures=figures)
-    return Lines(out, err, scheme, name)
+        return LiveReporter(out, board, scheme, name, figures=figures)
+    return LineReporter(out, err, scheme, name)
 
 
 def signals_to_obey() -> list[signal.Signals]:

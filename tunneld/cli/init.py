@@ -24,16 +24,15 @@ from pathlib import Path
 
 import tomli_w
 
+from tunneld.backends.ssh import host_key
 from tunneld.cli.common import complain, say
-from tunneld.cli.papers import make_papers
-from tunneld.cli.publickey import read_public_key
+from tunneld.cli.public_key import read_public_key
 from tunneld.config import load, make_verifier
-from tunneld.config.literals import literal
 from tunneld.config.places import default_config
-from tunneld.config.values import parse_port_range
-from tunneld.endpoint import CONTROL_PORT, is_loopback, is_wildcard, join_host_port, parse_host
+from tunneld.config.values import literal, parse_port_range
 from tunneld.errors import ConfigError, UsageError, reason_of
-from tunneld.ssh import hostkey
+from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, join_host_port, parse_host
+from tunneld.tls.self_signed import make_self_signed
 
 CARRIER_PORT = 7012
 SSH_PORT = 7022
@@ -80,7 +79,7 @@ role = "user"                   # its own tunnels only; "admin" sees and ends al
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class InitPlan:
     """Where things go, and what they are to say."""
 
     config: Path
@@ -101,21 +100,21 @@ class Plan:
     @property
     def host_key(self) -> Path:
         """Beside the configuration."""
-        return self.config.with_name(hostkey.NAME)
+        return self.config.with_name(host_key.NAME)
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the files and print the line. Raises `UsageError`, and `ConfigError` where a file cannot be written."""
     if options.config or options.check or options.print_config or options.log_format or options.log_level:
         raise UsageError("the options in front of init are for running the daemon; where to write is said by --output")
-    plan = Plan(_place(options.output), _public_host(options.host), _ports(options.ports), _keys(options.ssh_key))
-    secret, papers, host_key = secrets.token_urlsafe(SECRET_OCTETS), make_papers(plan.host), hostkey.make()
-    fingerprint = hostkey.fingerprint(host_key)
+    plan = InitPlan(_place(options.output), _public_host(options.host), _ports(options.ports), _keys(options.ssh_key))
+    secret, papers, ssh_key = secrets.token_urlsafe(SECRET_OCTETS), make_self_signed(plan.host), host_key.make()
+    fingerprint = host_key.fingerprint(ssh_key)
     _write(
         {
             plan.key: papers.key,
             plan.certificate: papers.certificate,
-            plan.host_key: host_key,
+            plan.host_key: ssh_key,
             plan.config: text(plan, papers.pin, fingerprint, make_verifier(secret)).encode(),
         },
         force=options.force,
@@ -136,7 +135,7 @@ def run(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-def text(plan: Plan, pin: str, fingerprint: str, verifier: str) -> str:
+def text(plan: InitPlan, pin: str, fingerprint: str, verifier: str) -> str:
     """The configuration file."""
     certificate, key = _line("certificate", plan.certificate.name), _line("key", plan.key.name)
     return FILE.format(
@@ -162,7 +161,7 @@ def _keys(files: Sequence[Path]) -> Sequence[str]:
     return [read_public_key(file) for file in files]
 
 
-def _where_keys_go(plan: Plan) -> str:
+def _where_keys_go(plan: InitPlan) -> str:
     return "" if plan.ssh_keys else f" (first put its public key into authorized_keys in\n{plan.config})"
 
 

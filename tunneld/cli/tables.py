@@ -79,7 +79,7 @@ SHAPES: Mapping[str, Callable[[str], str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class TableColumn:
     """A key of the records and whether its values are counted, hence aligned on the right."""
 
     key: str
@@ -87,21 +87,21 @@ class Column:
 
 
 TUNNELS = (
-    *(Column(key) for key in ("id", "name", "backend", "phase", "client", "server", "owner")),
-    *(Column(key, right=True) for key in ("visitors", "waiting", "parked", "served", "up", "down", "age")),
+    *(TableColumn(key) for key in ("id", "name", "backend", "phase", "client", "server", "owner")),
+    *(TableColumn(key, right=True) for key in ("visitors", "waiting", "parked", "served", "up", "down", "age")),
 )
-VISITORS = (Column("visitor"), Column("up", right=True), Column("down", right=True))
+VISITORS = (TableColumn("visitor"), TableColumn("up", right=True), TableColumn("down", right=True))
 RESERVATIONS = (
-    *(Column(key) for key in ("name", "owner", "backend")),
-    *(Column(key, right=True) for key in ("client_port", "server_port")),
-    Column("tunnel"),
-    Column("left", right=True),
+    *(TableColumn(key) for key in ("name", "owner", "backend")),
+    *(TableColumn(key, right=True) for key in ("client_port", "server_port")),
+    TableColumn("tunnel"),
+    TableColumn("left", right=True),
 )
-SETTINGS = tuple(Column(key) for key in ("key", "value"))
-CHANGES = tuple(Column(key) for key in ("key", "old", "new", "needs_restart"))
+SETTINGS = tuple(TableColumn(key) for key in ("key", "value"))
+CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart"))
 
 
-def table(records: Sequence[Record], columns: Sequence[Column], form: Form) -> str:
+def table(records: Sequence[Record], columns: Sequence[TableColumn], form: Form) -> str:
     """All records under headings, or as `form` wants them; ends in a line end unless it is empty."""
     if form is Form.JSON:
         return json_lines(records)
@@ -151,7 +151,7 @@ def _fields(values: Iterable[str]) -> str:
     return "\t".join(values) + "\n"
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int], columns: Sequence[Column]) -> str:
+def _aligned(row: Sequence[str], widths: Sequence[int], columns: Sequence[TableColumn]) -> str:
     cells = (
         f"{cell:>{width}}" if column.right else f"{cell:<{width}}"
         for cell, width, column in zip(row, widths, columns, strict=True)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tunneld.agent.ending import DRAIN_WITHIN
-from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MOST_LOOKS, PATH, TIMEOUT, UNHEALTHY_AFTER, Conduct
+from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MAX_CHECKS, PATH, TIMEOUT, UNHEALTHY_AFTER, UnhealthyPolicy
+from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.cli.access import add_relay_options, positive_seconds, some_seconds
 from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
 from tunneld.cli.verbs import VERBS, Verb, carry_out
-from tunneld.endpoint import parse_port
 from tunneld.errors import UsageError
+from tunneld.net.endpoint import parse_port
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,8 +188,8 @@ def _add_health_options(group: argparse._ArgumentGroup) -> None:
         add(f"--{option}-after", metavar="COUNT", type=_looks, default=count, help=f"{what} (%(default)s)")
     add(
         "--unhealthy",
-        choices=[conduct.value for conduct in Conduct],
-        default=Conduct.ANSWER.value,
+        choices=[conduct.value for conduct in UnhealthyPolicy],
+        default=UnhealthyPolicy.ANSWER.value,
         help="then visitors are told so where the check is http, and else closed (answer), are left to other agents of "
         "the tunnel or to wait (withdraw), or are served as ever (tell); now %(default)s",
     )
@@ -209,8 +209,8 @@ def _port(text: str) -> int:
 
 
 def _looks(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 0 < int(text) <= MOST_LOOKS):
-        raise argparse.ArgumentTypeError(f"not a count between 1 and {MOST_LOOKS}: {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 0 < int(text) <= MAX_CHECKS):
+        raise argparse.ArgumentTypeError(f"not a count between 1 and {MAX_CHECKS}: {text!r}")
     return int(text)
 
 

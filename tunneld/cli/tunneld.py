@@ -116,7 +116,7 @@ def _is_awaited() -> bool:
     """Whether systemd keeps connections for us, of a process before."""
     if sys.platform != "linux":
         return False
-    from tunneld.handover import Inherited  # noqa: PLC0415 - as above
+    from tunneld.daemon.handover import Inherited  # noqa: PLC0415 - as above
 
     return bool(Inherited.parse(os.environ, os.getpid()).stored)
 
@@ -130,7 +130,8 @@ def _overridden(settings: Settings, options: argparse.Namespace) -> Settings:
 def _serve(settings: Settings, path: Path | None, load: Callable[[], Settings]) -> int:
     import trio  # noqa: PLC0415 - as above
 
-    from tunneld import daemon, log  # noqa: PLC0415
+    from tunneld import daemon  # noqa: PLC0415
+    from tunneld.daemon import log  # noqa: PLC0415
 
     log.configure(settings.log)
     gc.freeze()  # what is there now stays: looking it through again and again stopped everybody for 16 ms

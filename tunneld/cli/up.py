@@ -25,19 +25,17 @@ from pathlib import Path
 import trio
 
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.fleet import Berth, Fleet
-from tunneld.agent.plan import Changes, Plan
-from tunneld.agent.planfile import PlanFile, Relay, load_plans
-from tunneld.agent.wake import Wake
-from tunneld.cli.access import access, add_relay_options
-from tunneld.cli.board import Board
+from tunneld.agent.config import Changes, ExposureConfig
+from tunneld.agent.expose_file import ExposeFile, RelayTable, load_plans
+from tunneld.agent.exposures import Exposures, ExposureSpec
+from tunneld.agent.network import NetworkMonitor
+from tunneld.cli.access import access, add_relay_options, from_terminal
+from tunneld.cli.board import Board, Writer
 from tunneld.cli.common import Parser, say, status_of
 from tunneld.cli.expose import STDERR, STDOUT, TOLD, prepare, teller_of
-from tunneld.cli.secret import from_terminal
-from tunneld.cli.writer import Writer
 from tunneld.config.places import user_file
 from tunneld.errors import ConfigError, TunneldError, UsageError
-from tunneld.pin import parse_pins
+from tunneld.tls.pins import parse_pins
 
 FILE = "expose.toml"
 
@@ -47,11 +45,11 @@ class Reach:
     """How the relay was reached when the file was last read, and all that this was made of."""
 
     access: RelayAccess
-    table: Relay
+    table: RelayTable
     papers: tuple[bytes, ...]  # what the files of certificates and keys held
 
 
-class Wanted:
+class WantedFile:
     """The file, and what it last said."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
@@ -60,17 +58,17 @@ class Wanted:
         self._names = names
         self._reach: Reach | None = None
 
-    def read(self) -> dict[str, Berth]:
+    def read(self) -> dict[str, ExposureSpec]:
         """Read the file again. Raises `ConfigError`, `UsageError`; then nothing changed."""
         file = load_plans(self.path)
         chosen = chosen_of(file, self._names, self.path, strict=self._reach is None)
         self._reach = reach_of(file.relay, self._reach)
-        return {name: Berth(plan, self._reach.access) for name, plan in chosen.items()}
+        return {name: ExposureSpec(plan, self._reach.access) for name, plan in chosen.items()}
 
 
 async def run(options: argparse.Namespace) -> int:
     """Expose until told to stop. Returns the exit status."""
-    wanted = Wanted(options.file or default_file(), options.names)
+    wanted = WantedFile(options.file or default_file(), options.names)
     berths = wanted.read()
     if options.check:
         say(f"{wanted.path}: ok")
@@ -82,8 +80,8 @@ async def run(options: argparse.Namespace) -> int:
         err = await stack.enter_async_context(Writer(STDERR, vital=False).open())
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
-        board, wake = Board(err), Wake()
-        fleet = Fleet(
+        board, wake = Board(err), NetworkMonitor()
+        fleet = Exposures(
             lambda name, plan, figures: teller_of(options, out, err, plan.scheme, name, board=board, figures=figures),
             wake,
         )
@@ -103,7 +101,7 @@ def default_file() -> Path:
     return path
 
 
-def chosen_of(file: PlanFile, names: Sequence[str], path: Path, *, strict: bool) -> Mapping[str, Plan]:
+def chosen_of(file: ExposeFile, names: Sequence[str], path: Path, *, strict: bool) -> Mapping[str, ExposureConfig]:
     """The plans of those names, or of all where there are no names. Raises `UsageError` if `strict` and one is not
     there; else it is left out.
     """
@@ -114,7 +112,7 @@ def chosen_of(file: PlanFile, names: Sequence[str], path: Path, *, strict: bool)
     return {name: plan for name, plan in plans.items() if not names or name in names}
 
 
-def reach_of(table: Relay, former: Reach | None) -> Reach:
+def reach_of(table: RelayTable, former: Reach | None) -> Reach:
     """The way to the relay; the former one where nothing about it changed, so that exposures can be told alike.
 
     Raises `ConfigError`, `UsageError`. Somebody is asked for a secret at most once, when there is no former way.
@@ -143,7 +141,7 @@ def _remembered(former: RelayAccess, name: str) -> str:
     return former.credential[1]
 
 
-def _reload(wanted: Wanted, fleet: Fleet, board: Board) -> None:
+def _reload(wanted: WantedFile, fleet: Exposures, board: Board) -> None:
     """Read the file again and apply it; a file that cannot be used changes nothing, and is complained about."""
     try:
         made = fleet.apply(wanted.read())
@@ -162,7 +160,7 @@ def summary(made: Changes) -> str:
     return "; ".join(f"{what} {', '.join(names)}" for what, names in parts if names) or "nothing changed"
 
 
-async def _obey(signals: AsyncIterator[int], fleet: Fleet, scope: trio.CancelScope, reload: partial[None]) -> None:
+async def _obey(signals: AsyncIterator[int], fleet: Exposures, scope: trio.CancelScope, reload: partial[None]) -> None:
     """HUP also comes when the terminal that we were started on is gone, and then it means the end. The first word of
     that lets visitors finish, the second cuts them.
     """

@@ -5,6 +5,6 @@ exchange    requests out, replies and events in, in their order
 login       the client's half of authentication
 """
 
-from .client import Client, connect
+from tunneld.client.client import Client, connect
 
 __all__ = ["Client", "connect"]

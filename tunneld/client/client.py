@@ -17,12 +17,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
-from tunneld.client.exchange import Answer, Exchange, Record, why
+from tunneld.client.exchange import Answer, ControlExchange, Record, why
 from tunneld.client.login import authenticate
-from tunneld.endpoint import Endpoint, parse_relay, unmap
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.tls import HUNG_UP
-from tunneld.trust import client_tls_context
+from tunneld.net.endpoint import Endpoint, parse_relay, unmap
+from tunneld.tls.connection import PEER_CLOSED
+from tunneld.tls.contexts import client_tls_context
 from tunneld.wire.lines import Request, Value
 
 PROTOCOL = "1"
@@ -59,7 +59,7 @@ async def connect(
     endpoint = parse_relay(relay, tls=tls is not None)
     stream = await _dial(endpoint, tls, timeout)
     try:
-        exchange = Exchange(str(endpoint), stream, timeout)
+        exchange = ControlExchange(str(endpoint), stream, timeout)
         version, method = await _hear_greeting(exchange, endpoint)
         await authenticate(exchange, endpoint, method, credential)
         yield Client(endpoint, version, _ends(stream), exchange, tls)
@@ -83,7 +83,7 @@ class Client:
         relay: Endpoint,
         version: str,
         ends: tuple[str, str],
-        exchange: Exchange,
+        exchange: ControlExchange,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.relay = relay
@@ -201,7 +201,7 @@ async def _dial(endpoint: Endpoint, tls: ssl.SSLContext | None, timeout: float) 
         reason = _innermost(error)
     except trio.BrokenResourceError as error:
         reason = why(error)
-        if reason == HUNG_UP or isinstance(error.__cause__, ConnectionResetError):
+        if reason == PEER_CLOSED or isinstance(error.__cause__, ConnectionResetError):
             reason += "; after a wrong secret, it does that for some time to everybody at the same address"
     raise RelayUnreachableError(f"could not {step} relay {endpoint}: {reason}")
 
@@ -237,7 +237,7 @@ def _ends(stream: Stream) -> tuple[str, str]:
         return "", ""  # gone between the greeting and here; the next call says so
 
 
-async def _hear_greeting(exchange: Exchange, endpoint: Endpoint) -> tuple[str, str]:
+async def _hear_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tuple[str, str]:
     """The relay's version and how it wants us to authenticate, out of `tunneld VERSION protocol=1 auth=none`."""
     where = "give the address of a control port"
     try:

@@ -16,9 +16,18 @@ from datetime import UTC, datetime
 import trio
 
 from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.tls import EXPIRED, HUNG_UP, NOT_YET, hung_up
-from tunneld.wire.linebuffer import LineBuffer
-from tunneld.wire.lines import MAX_REPLY_LINE, Err, ItemLine, Ok, ReplyLine, Request, format_request, parse_reply
+from tunneld.tls.connection import EXPIRED, NOT_YET, PEER_CLOSED, is_truncation
+from tunneld.wire.lines import (
+    MAX_REPLY_LINE,
+    Err,
+    ItemLine,
+    LineBuffer,
+    Ok,
+    ReplyLine,
+    Request,
+    format_request,
+    parse_reply,
+)
 
 READ_SIZE = 64 * 1024
 """Octets read at once: a list of 250 tunnels."""
@@ -35,7 +44,7 @@ class Answer:
     items: Sequence[Record] = ()
 
 
-class Exchange:
+class ControlExchange:
     """One control connection, seen as calls. `relay` names it in messages, `timeout` is the seconds for each answer."""
 
     def __init__(self, relay: str, stream: trio.abc.Stream, timeout: float) -> None:
@@ -154,7 +163,7 @@ class Exchange:
             while (line := self._lines.next_line()) is None:
                 data = await self._stream.receive_some(READ_SIZE)
                 if not data:
-                    raise self._lose(HUNG_UP)
+                    raise self._lose(PEER_CLOSED)
                 self._lines.feed(data)
             return parse_reply(line)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -185,7 +194,7 @@ class Exchange:
 class _Items:
     """The items of a watch. Not an async generator, so that leaving it half-read leaves nothing to finalize."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: ControlExchange) -> None:
         self._exchange = exchange
 
     def __aiter__(self) -> _Items:
@@ -208,8 +217,8 @@ def why(error: BaseException) -> str:
             advice = f"it is {now} UTC by the clock here; if that is right, its operator must renew it"
         return f"its certificate does not hold: {cause.verify_message}; {advice}"
     if isinstance(cause, ssl.SSLError):
-        if hung_up(cause) or isinstance(cause, ssl.SSLZeroReturnError):
-            return HUNG_UP
+        if is_truncation(cause) or isinstance(cause, ssl.SSLZeroReturnError):
+            return PEER_CLOSED
         if cause.reason == "WRONG_VERSION_NUMBER":
             return "it does not speak TLS there; use tcp://"
         return f"TLS failed: {(cause.reason or str(cause)).replace('_', ' ').lower()}"

@@ -10,23 +10,25 @@ import secrets
 
 import trio
 
-from tunneld.client.exchange import Exchange
-from tunneld.endpoint import Endpoint
+from tunneld.client.exchange import ControlExchange
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, UsageError
+from tunneld.net.endpoint import Endpoint
 from tunneld.wire import scram
 from tunneld.wire.lines import Request
-from tunneld.wire.scram import Login
+from tunneld.wire.scram import ScramClient
 from tunneld.wire.verifier import MECHANISM
 
 NONCE_OCTETS = 18
 """Of randomness, 24 characters: never the same twice."""
 
 
-async def authenticate(exchange: Exchange, relay: Endpoint, method: str, credential: tuple[str, str] | None) -> None:
+async def authenticate(
+    exchange: ControlExchange, relay: Endpoint, method: str, credential: tuple[str, str] | None
+) -> None:
     """Do what the greeting's `auth=` asks for, with a name and its secret.
 
     Raises `NotAllowedError` where that cannot be done with what we have, `RefusedError` where the relay says no,
-    `RemoteProtocolError` where it does not know the secret itself, and as `Exchange.request`.
+    `RemoteProtocolError` where it does not know the secret itself, and as `ControlExchange.request`.
     """
     if method == "none" and credential is not None:
         raise NotAllowedError(
@@ -39,10 +41,10 @@ async def authenticate(exchange: Exchange, relay: Endpoint, method: str, credent
         raise NotAllowedError(f"relay {relay} wants authentication by {method!r}, which is not possible here")
     if credential is None:
         raise NotAllowedError(f"relay {relay} wants a credential: give the name of one and its secret")
-    await _log_in(exchange, relay, Login(*credential, secrets.token_urlsafe(NONCE_OCTETS)))
+    await _log_in(exchange, relay, ScramClient(*credential, secrets.token_urlsafe(NONCE_OCTETS)))
 
 
-async def _log_in(exchange: Exchange, relay: Endpoint, login: Login) -> None:
+async def _log_in(exchange: ControlExchange, relay: Endpoint, login: ScramClient) -> None:
     """The two steps of RFC 5802 §3; the slow part is in a thread."""
     try:
         challenge = await _say(exchange, MECHANISM, scram.encode(login.message, padded=False))
@@ -58,7 +60,7 @@ async def _log_in(exchange: Exchange, relay: Endpoint, login: Login) -> None:
         raise RemoteProtocolError(f"{detail}; somebody may stand in its place") from None
 
 
-async def _say(exchange: Exchange, *words: str) -> bytes:
+async def _say(exchange: ControlExchange, *words: str) -> bytes:
     """One `auth` request; the text of its answer is a message. Raises `RemoteProtocolError` where it is none."""
     text = (await exchange.request(Request("auth", words))).text
     try:

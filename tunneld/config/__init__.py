@@ -1,21 +1,29 @@
 """The configuration: tunnel.toml as frozen values, read strictly, written back completely, compared purely."""
 
-from tunneld.config.changes import Change, diff, reloaded
 from tunneld.config.credentials import Credential, make_verifier
 from tunneld.config.file import dump, load
+from tunneld.config.keys import Change, diff, reloaded
 from tunneld.config.places import find_config
-from tunneld.config.schema import Control, Daemon, Http, Log, Settings, Tls, Tunnels
+from tunneld.config.schema import (
+    ControlSettings,
+    DaemonSettings,
+    HttpSettings,
+    LogSettings,
+    Settings,
+    TlsFiles,
+    TunnelSettings,
+)
 
 __all__ = [
     "Change",
-    "Control",
+    "ControlSettings",
     "Credential",
-    "Daemon",
-    "Http",
-    "Log",
+    "DaemonSettings",
+    "HttpSettings",
+    "LogSettings",
     "Settings",
-    "Tls",
-    "Tunnels",
+    "TlsFiles",
+    "TunnelSettings",
     "diff",
     "dump",
     "find_config",

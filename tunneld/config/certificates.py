@@ -12,8 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationInfo
 
-from tunneld.config.context import Loading
-from tunneld.config.literals import literal
+from tunneld.config.values import Loading, literal
 from tunneld.errors import reason_of
 
 

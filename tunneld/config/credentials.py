@@ -27,13 +27,11 @@ from pydantic import (
 )
 
 from tunneld.config.certificates import locate
-from tunneld.config.context import Loading
-from tunneld.config.literals import literal
-from tunneld.config.values import MILLISECOND, YEAR, File, Octets, Table, parse_port_range
-from tunneld.endpoint import parse_network
+from tunneld.config.values import MILLISECOND, YEAR, File, Loading, Octets, Table, literal, parse_port_range
 from tunneld.errors import UsageError, reason_of
-from tunneld.pin import SUBJECT, parse_pin, parse_subject
-from tunneld.rules.access import Grant, Role
+from tunneld.net.endpoint import parse_network
+from tunneld.policy.access import Grant, Role
+from tunneld.tls.pins import SUBJECT, parse_pin, parse_subject
 from tunneld.wire.verifier import Verifier, check_secret, derive
 
 LONGEST_SECRET = 1024  # octets of a secret's file: a larger one is the wrong file
@@ -124,7 +122,7 @@ Ttl = Annotated[float | None, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False
 
 def _authorized_key(value: str) -> str:
     """A line of authorized_keys: one that ssh would pass over in silence is a mistake here."""
-    from tunneld.config.sshkeys import check_line  # noqa: PLC0415  # asyncssh takes half a second to import
+    from tunneld.config.ssh_keys import check_line  # noqa: PLC0415  # asyncssh takes half a second to import
 
     check_line(value)
     return value

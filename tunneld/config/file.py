@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
-from tunneld.config.context import Loading
 from tunneld.config.problems import sentences
 from tunneld.config.schema import Settings
-from tunneld.config.values import Table
+from tunneld.config.values import Loading, Table
 from tunneld.errors import ConfigError, reason_of
 
 AnyTable = TypeVar("AnyTable", bound=Table)

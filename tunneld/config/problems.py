@@ -16,9 +16,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tunneld.config.keys import keys, schema_path, tables
-from tunneld.config.literals import dotted, literal
 from tunneld.config.schema import Settings
-from tunneld.config.values import Table
+from tunneld.config.values import Table, dotted, literal
 
 NOUNS = {
     "int_type": "an integer",

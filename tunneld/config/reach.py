@@ -6,15 +6,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tunneld.config.context import Loading
 from tunneld.config.problems import sentences
-from tunneld.config.schema import Control, Http, Settings
+from tunneld.config.schema import ControlSettings, HttpSettings, Settings
+from tunneld.config.values import Loading
 from tunneld.errors import ConfigError
 
 
 def check_reach(settings: Settings, face: str, host: str) -> None:
     """Hold the face to what its table would have to say if `host` were its own. Raises `ConfigError`."""
-    table: Control | Http
+    table: ControlSettings | HttpSettings
     if face == "control":
         table = settings.control
     elif face == "http":

@@ -15,10 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tunneld.config.certificates import check_authority, check_pair, locate, place
-from tunneld.config.context import Loading
 from tunneld.config.credentials import Credential, check_unique
-from tunneld.config.literals import literal
-from tunneld.config.startups import MaxStartups, Startups
 from tunneld.config.values import (
     DAY,
     HOUR,
@@ -31,18 +28,23 @@ from tunneld.config.values import (
     File,
     Folder,
     Guard,
+    Loading,
+    MaxStartups,
     Moment,
+    NetworkList,
     Octets,
     Port,
     Seconds,
     SecondsOrNone,
+    Startups,
     Table,
+    VisitorRate,
     Window,
+    literal,
     parse_port_range,
 )
-from tunneld.config.visitors import NetworkList, VisitorRate
-from tunneld.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
 from tunneld.errors import UsageError
+from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
 
 
 def _host(value: str) -> str:
@@ -67,7 +69,7 @@ def _name(value: str) -> str:
 Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], Field(strict=False)]
 
 
-class Tls(Table):
+class TlsFiles(Table):
     """`[control.tls]`, `[http.tls]`: the socket speaks TLS and nothing else."""
 
     certificate: File
@@ -77,7 +79,7 @@ class Tls(Table):
     _locate = field_validator("certificate", "key", "client_ca")(locate)
 
     @model_validator(mode="after")
-    def _fits(self, info: ValidationInfo) -> Tls:
+    def _fits(self, info: ValidationInfo) -> TlsFiles:
         """Only in `load`, which says so by its context: other code may name files that are not there yet."""
         if info.context is not None:
             check_pair(self.certificate, self.key)
@@ -86,12 +88,12 @@ class Tls(Table):
         return self
 
 
-class Control(Table):
+class ControlSettings(Table):
     """`[control]`: the line protocol, tunneld-control(7)."""
 
     host: str = "127.0.0.1"  # without credentials nobody is asked, so only this machine may speak
     port: Port = CONTROL_PORT
-    tls: Tls | None = None
+    tls: TlsFiles | None = None
     open_to_anyone: Guard = False
     max_connections: Count = 256  # one agent keeps one; 256 x (two descriptors and about 60 KiB) is bearable
     max_startups: MaxStartups = "64:30:128"  # half of max_connections stays for those that are known
@@ -115,7 +117,7 @@ class Control(Table):
         """A check of one field, not of the table, so that it speaks even while other keys of the table are wrong."""
         decided = {"host", "tls"} <= info.data.keys()
         if decided and not value and not is_loopback(info.data["host"]):
-            tls: Tls | None = info.data["tls"]
+            tls: TlsFiles | None = info.data["tls"]
             credentials = isinstance(info.context, Loading) and info.context.credentials
             if credentials and tls is None:
                 raise ValueError(
@@ -132,13 +134,13 @@ class Control(Table):
         return value
 
 
-class Http(Table):
+class HttpSettings(Table):
     """`[http]`: XML-RPC, JSON, health and metrics."""
 
     enabled: bool = True
     host: str = "127.0.0.1"
     port: Port = 7011
-    tls: Tls | None = None
+    tls: TlsFiles | None = None
     open_to_anyone: Guard = False
     allowed_hosts: Names = ()  # beside loopback's names: a page on another site must not reach us
     max_connections: Count = 256  # each is a descriptor and one or two tasks, as with control.max_connections
@@ -155,7 +157,7 @@ class Http(Table):
         listens = info.data.get("enabled", False) and {"host", "tls"} <= info.data.keys()
         if not listens or value or is_loopback(info.data["host"]):
             return value
-        tls: Tls | None = info.data["tls"]
+        tls: TlsFiles | None = info.data["tls"]
         credentials = isinstance(info.context, Loading) and info.context.credentials
         if tls is not None and (credentials or tls.client_ca is not None):
             return value
@@ -166,7 +168,7 @@ class Http(Table):
         )
 
 
-class Tunnels(Table):
+class TunnelSettings(Table):
     """`[tunnels]`: where tunnels listen, how many there may be, how long anything waits. Read at each openTunnel."""
 
     host: str = "127.0.0.1"  # nothing is public until somebody says so
@@ -215,7 +217,7 @@ class Tunnels(Table):
         return parse_port_range(self.ports)
 
 
-class WebMux(Table):
+class WebMuxSettings(Table):
     """`[webmux]`: the shared port to which hidden servers connect their carriers. TLS is that of `[control.tls]`."""
 
     enabled: bool = True
@@ -231,7 +233,7 @@ class WebMux(Table):
     _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
 
 
-class Ssh(Table):
+class SshSettings(Table):
     """`[ssh]`: the shared port to which hidden servers connect with nothing but an ssh client."""
 
     enabled: bool = False  # a port and a key that stays are to be wanted; `tunneld init` wants them
@@ -257,7 +259,7 @@ class Ssh(Table):
     _locate = field_validator("host_key")(place)
 
 
-class Daemon(Table):
+class DaemonSettings(Table):
     """`[daemon]`: the process itself."""
 
     user: Annotated[str, RESTART] = ""  # whom root becomes; the systemd unit says who it is instead
@@ -270,7 +272,7 @@ class Daemon(Table):
     _place = field_validator("state")(place)
 
 
-class Log(Table):
+class LogSettings(Table):
     """`[log]`: one event a line on standard error."""
 
     format: Literal["auto", "human", "json"] = "auto"
@@ -280,13 +282,13 @@ class Log(Table):
 class Settings(Table):
     """A whole tunnel.toml."""
 
-    control: Control = Control()
-    http: Http = Http()
-    tunnels: Tunnels = Tunnels()
-    webmux: WebMux = WebMux()
-    ssh: Ssh = Ssh()
-    daemon: Daemon = Daemon()
-    log: Log = Log()
+    control: ControlSettings = ControlSettings()
+    http: HttpSettings = HttpSettings()
+    tunnels: TunnelSettings = TunnelSettings()
+    webmux: WebMuxSettings = WebMuxSettings()
+    ssh: SshSettings = SshSettings()
+    daemon: DaemonSettings = DaemonSettings()
+    log: LogSettings = LogSettings()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()
 
     @field_validator("credential")
@@ -294,7 +296,7 @@ class Settings(Table):
     def _check_credentials(cls, value: tuple[Credential, ...], info: ValidationInfo) -> tuple[Credential, ...]:
         """Each on its own is right by now; are they together?"""
         check_unique(value)
-        faces: list[Control | Http | None] = [info.data.get("control"), info.data.get("http")]
+        faces: list[ControlSettings | HttpSettings | None] = [info.data.get("control"), info.data.get("http")]
         if None not in faces and not any(face and face.tls and face.tls.client_ca for face in faces):
             for credential in value:
                 if credential.certificate is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tunneld.backends import BACKENDS
 from tunneld.control.reply import Caller, Execute, Reply
 from tunneld.control.verbs import (
-    Daemon,
+    DaemonControl,
     close_tunnel,
     drain_tunnel,
     get_tunnel_address,
@@ -33,8 +33,8 @@ from tunneld.control.verbs import (
     watch_tunnels,
 )
 from tunneld.errors import UsageError
-from tunneld.rules.access import Role, check_role
-from tunneld.rules.options import OPTIONS
+from tunneld.policy.access import Role, check_role
+from tunneld.policy.options import OPTIONS
 from tunneld.wire.lines import Item, Request
 
 
@@ -45,14 +45,14 @@ class Command:
     verb: str
     usage: str
     summary: str
-    run: Callable[[Daemon, Request, Caller], Awaitable[Reply]]
+    run: Callable[[DaemonControl, Request, Caller], Awaitable[Reply]]
     arguments: tuple[int, int] = (0, 0)  # fewest, most
     options: bool = False
     changes: bool = True  # False: looking only, safe to repeat, allowed to GET
     role: Role | None = Role.USER  # who may: None is for strangers, too
 
 
-async def give_help(_daemon: Daemon, request: Request, _caller: Caller) -> Reply:
+async def give_help(_daemon: DaemonControl, request: Request, _caller: Caller) -> Reply:
     """All verbs, or one with what it takes."""
     if not request.args:
         return Reply(items=[{"verb": usage(command), "does": command.summary} for command in COMMANDS.values()])
@@ -64,12 +64,12 @@ async def give_help(_daemon: Daemon, request: Request, _caller: Caller) -> Reply
     return Reply(items=items)
 
 
-async def authenticate(_daemon: Daemon, _request: Request, _caller: Caller) -> Reply:
+async def authenticate(_daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
     """The line face keeps this verb for itself: it is about the connection. Everywhere else it makes no sense."""
     raise UsageError("auth is for connections of the line protocol; over HTTP send an Authorization header instead")
 
 
-async def leave(_daemon: Daemon, _request: Request, _caller: Caller) -> Reply:
+async def leave(_daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
     """End this control connection; tunnels stay."""
     return Reply(text="bye", closing=True)
 
@@ -188,7 +188,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def executor(daemon: Daemon) -> Execute:
+def executor(daemon: DaemonControl) -> Execute:
     """The function through which every face carries out requests."""
 
     async def execute(request: Request, caller: Caller) -> Reply:

@@ -11,10 +11,10 @@ from typing import Self
 
 import trio
 
-from tunneld.config.schema import Control
+from tunneld.config.schema import ControlSettings
 from tunneld.errors import RemoteProtocolError
-from tunneld.tls import HUNG_UP, hung_up
-from tunneld.wire.linebuffer import LineBuffer
+from tunneld.tls.connection import PEER_CLOSED, is_truncation
+from tunneld.wire.lines import LineBuffer
 
 READ_SIZE = 4096
 """Octets read at once, and so the most that is read ahead of the request being carried out: one longest line."""
@@ -40,10 +40,10 @@ class PeerLeftError(Exception):
     """The peer broke the connection or takes nothing any more. Only its conversation ends."""
 
 
-class Connection:
+class LineConnection:
     """Lines in, octets out, over TCP or TLS. One task reads, one writes; they may be the same."""
 
-    def __init__(self, stream: trio.abc.Stream, settings: Callable[[], Control]) -> None:
+    def __init__(self, stream: trio.abc.Stream, settings: Callable[[], ControlSettings]) -> None:
         self._stream = stream
         self._settings = settings
         self._lines = LineBuffer()
@@ -158,6 +158,6 @@ async def _hurry(waiting: trio.CancelScope) -> None:
 def why(error: Exception) -> str:
     """The reason behind a broken stream: the system's or OpenSSL's, which trio keeps as the cause."""
     cause = error.__cause__
-    if hung_up(cause):
-        return HUNG_UP
+    if is_truncation(cause):
+        return PEER_CLOSED
     return str(cause or error) or "connection is broken"

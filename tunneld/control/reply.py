@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from tunneld.rules.access import Grant
-from tunneld.service import AtEnd, at_once
+from tunneld.directory.service import AtEnd, at_once
+from tunneld.policy.access import Grant
 from tunneld.wire.lines import Item, Request
 
 

@@ -9,25 +9,24 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from tunneld.config.changes import value
-from tunneld.config.keys import keys
-from tunneld.config.literals import literal
+from tunneld.config.keys import keys, value
 from tunneld.config.schema import Settings
+from tunneld.config.values import literal
 from tunneld.control.reply import Caller, Reply
-from tunneld.endpoint import format_peer
+from tunneld.directory.reservations import ReservationView
+from tunneld.directory.service import Requester, TunnelService
 from tunneld.errors import LocalProtocolError, UsageError
-from tunneld.rules.access import Grant
-from tunneld.rules.options import ANYWHERE, TunnelOptions
-from tunneld.service import Asker, TunnelService
-from tunneld.service.addresses import Kept
-from tunneld.tunnel import Tunnel
+from tunneld.net.endpoint import format_peer
+from tunneld.policy.access import Grant
+from tunneld.policy.options import ANYWHERE, TunnelOptions
+from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import Item, Request
 
 MAX_TRIM = 1_000_000
 """Parked connections: far above any `tunnels.max_parked`."""
 
 
-class Daemon(Protocol):
+class DaemonControl(Protocol):
     """What the verbs need of the process around them."""
 
     @property
@@ -53,7 +52,7 @@ class Daemon(Protocol):
         """Begin to become the program as it is on the disk now. Raises `ConfigError`, `DrainingError`, `UsageError`."""
 
 
-async def open_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+async def open_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """Open a tunnel; the text is its server URI."""
     backend = request.args[0] if request.args else "tcp"
     options = TunnelOptions.parse(request.options)
@@ -61,18 +60,18 @@ async def open_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply
     return Reply(text=str(tunnel.server_uri))
 
 
-async def get_tunnel_address(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+async def get_tunnel_address(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """The text is the client URI of the tunnel with this server URI."""
     return Reply(text=str(daemon.service.get_tunnel_address(request.args[0], known(caller))))
 
 
-async def list_tunnels(daemon: Daemon, _request: Request, caller: Caller) -> Reply:
+async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Caller) -> Reply:
     """One item for each open tunnel that the caller may see, oldest first."""
     items = [describe_tunnel(tunnel) for tunnel in daemon.service.tunnels(known(caller))]
     return Reply(text=count(len(items), "tunnel"), items=items)
 
 
-async def show_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+async def show_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """One item for the tunnel, then one for each visitor."""
     tunnel = daemon.service.find(request.args[0], known(caller))
     visitors: list[Item] = [
@@ -82,7 +81,7 @@ async def show_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply
     return Reply(text=count(len(visitors), "visitor"), items=[describe_tunnel(tunnel), *visitors])
 
 
-async def close_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+async def close_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """Stop a tunnel now, and give its address up unless told to keep it."""
     reference, *how = request.args
     if how not in ([], ["keep"]):
@@ -91,40 +90,40 @@ async def close_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Repl
     return Reply(text=f"closed {tunnel.id}")
 
 
-async def list_reservations(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+async def list_reservations(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """One item for each reservation that the caller may see, or for those of one port or name."""
-    addresses, grant = daemon.service.addresses, known(caller)
+    addresses, grant = daemon.service.reservations, known(caller)
     found = addresses.find(request.args[0], grant) if request.args else addresses.kept(grant)
     return Reply(text=count(len(found), "reservation"), items=[describe_reservation(kept) for kept in found])
 
 
-async def release_reservation(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+async def release_reservation(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """Give an address up that no open tunnel has."""
-    record = await daemon.service.addresses.release(request.args[0], known(caller))
+    record = await daemon.service.reservations.release(request.args[0], known(caller))
     return Reply(text=f"released port {record.client_port} of {record.holder.name}")
 
 
-async def drain_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+async def drain_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """Take nobody new; the tunnel closes when its last relay ends."""
     tunnel = daemon.service.drain_one(request.args[0], known(caller))
     return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
 
 
-async def join_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+async def join_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """The agent that asks serves this tunnel, from the address that it asks from."""
     tunnel = daemon.service.join(request.args[0], asker_of(caller))
     return Reply(text=f"joined {tunnel.id}")
 
 
-async def leave_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """The agent that asks serves this tunnel no more; the last one drains it."""
     tunnel = daemon.service.find(request.args[0], known(caller))
     if tunnel.dismiss(caller.owner):
         return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
-    return Reply(text=f"left {tunnel.id} to {count(len(tunnel.members), 'other agent')}")
+    return Reply(text=f"left {tunnel.id} to {count(len(tunnel.agents), 'other agent')}")
 
 
-async def trim_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """Close surplus parked server connections."""
     tunnel = daemon.service.find(request.args[0], known(caller))
     keep = request.args[1]
@@ -133,14 +132,14 @@ async def trim_tunnel(daemon: Daemon, request: Request, caller: Caller) -> Reply
     return Reply(text=f"closed {count(tunnel.trim(int(keep), caller.host), 'parked server connection')} of {tunnel.id}")
 
 
-async def watch_tunnels(daemon: Daemon, request: Request, caller: Caller) -> Reply:
+async def watch_tunnels(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
     """A stream of events, of all tunnels that the caller may see or of one. The first says that watching has begun."""
     grant = known(caller)
     tunnel = daemon.service.find(request.args[0], grant).id if request.args else None
     return Reply(stream=_stream(daemon, tunnel, caller))
 
 
-async def _stream(daemon: Daemon, tunnel: str | None, caller: Caller) -> AsyncGenerator[Item, None]:
+async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Caller) -> AsyncGenerator[Item, None]:
     """It ends with the first event after the caller's credential is gone, and does not tell it."""
     service = daemon.service
 
@@ -156,12 +155,12 @@ async def _stream(daemon: Daemon, tunnel: str | None, caller: Caller) -> AsyncGe
             yield event
 
 
-async def status(daemon: Daemon, _request: Request, _caller: Caller) -> Reply:
+async def status(daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
     """The process in one item."""
     return Reply(items=[daemon.status()])
 
 
-async def settings(daemon: Daemon, request: Request, _caller: Caller) -> Reply:
+async def settings(daemon: DaemonControl, request: Request, _caller: Caller) -> Reply:
     """One item for each key in force whose path begins with what was asked for. Credentials are not among them."""
     prefix = request.args[0].lower() if request.args else ""
     paths = [key.path for key in keys() if not key.repeated and f"{key.path}.".startswith(prefix)]
@@ -172,13 +171,13 @@ async def settings(daemon: Daemon, request: Request, _caller: Caller) -> Reply:
     return Reply(text=count(len(items), "key"), items=items)
 
 
-async def reload(daemon: Daemon, _request: Request, _caller: Caller) -> Reply:
+async def reload(daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
     """Read the configuration again."""
     items = daemon.reload()
     return Reply(text=f"{count(len(items), 'key')} changed", items=items)
 
 
-async def shut_down(daemon: Daemon, request: Request, _caller: Caller) -> Reply:
+async def shut_down(daemon: DaemonControl, request: Request, _caller: Caller) -> Reply:
     """End the daemon, now or after a drain."""
     if request.args not in {(), ("drain",)}:
         raise UsageError(f"shutdown takes nothing or the word drain, not {request.args[0]!r}")
@@ -187,15 +186,15 @@ async def shut_down(daemon: Daemon, request: Request, _caller: Caller) -> Reply:
     return Reply(text="draining, then stopping" if drain else "stopping")
 
 
-async def restart(daemon: Daemon, _request: Request, _caller: Caller) -> Reply:
+async def restart(daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
     """Become the program as it is on the disk now, and keep what can be kept."""
     await daemon.restart()
     return Reply(text=f"starting again, with {count(len(daemon.service.tunnels()), 'tunnel')}")
 
 
-def asker_of(caller: Caller) -> Asker:
+def asker_of(caller: Caller) -> Requester:
     """A caller as the service sees it."""
-    return Asker(caller.host, caller.owner, caller.local_host, known(caller), caller.at_end)
+    return Requester(caller.host, caller.owner, caller.local_host, known(caller), caller.at_end)
 
 
 def known(caller: Caller) -> Grant:
@@ -210,7 +209,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def describe_reservation(kept: Kept) -> Item:
+def describe_reservation(kept: ReservationView) -> Item:
     """What `reservations` says of one. The server URI would tell its key, so only the port of that is told."""
     record = kept.record
     return {
@@ -226,7 +225,7 @@ def describe_reservation(kept: Kept) -> Item:
 
 def describe_tunnel(tunnel: Tunnel) -> Item:
     """What `list` and `show` say of a tunnel; times in seconds, sizes in octets."""
-    opening, options, terms = tunnel.opening, tunnel.opening.options, tunnel.terms
+    opening, options, terms = tunnel.spec, tunnel.spec.options, tunnel.terms
     up, down = tunnel.octets
     return {
         "id": tunnel.id,
@@ -236,9 +235,9 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
         "owner": opening.owner,
-        "agents": len(tunnel.members) if options.share else None,
+        "agents": len(tunnel.agents) if options.share else None,
         "secure": None if options.secure == "no" else options.secure,
-        "server_from": ANYWHERE if tunnel.members.networks is None else ",".join(map(str, tunnel.members.networks)),
+        "server_from": ANYWHERE if tunnel.agents.networks is None else ",".join(map(str, tunnel.agents.networks)),
         "persist": opening.options.persist,
         "allow_from": ",".join(map(str, options.allow_from)) or None,
         "deny_from": ",".join(map(str, options.deny_from)) or None,

@@ -28,27 +28,29 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld import __version__, config, log, net, notify
-from tunneld.backends.shared import Endpoints
+from tunneld import __version__, config
+from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.auth.preauth import PreauthLimiter
+from tunneld.backends import BACKENDS
 from tunneld.config.places import state_folder
 from tunneld.config.schema import Settings
-from tunneld.control.gate import Gate
-from tunneld.control.strangers import Strangers
-from tunneld.daemon import endings, privileges
-from tunneld.daemon.endings import Ending
-from tunneld.daemon.front import Front
+from tunneld.daemon import ending, log, privileges, systemd
+from tunneld.daemon.ending import DaemonEnding
+from tunneld.daemon.servers import Servers
 from tunneld.daemon.signals import SIGNALS, obey
-from tunneld.daemon.standing import Standing
+from tunneld.daemon.status import SystemdStatus
+from tunneld.directory.service import TunnelService
+from tunneld.engine import new_engine
+from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
-from tunneld.lobby import Lobby
-from tunneld.relay import new_engine
-from tunneld.relay.limits import DOZE
-from tunneld.service import TunnelService
-from tunneld.tunnel import STOPPED
+from tunneld.net import sockets
+from tunneld.tunnel.keys import KeyRegistry
+from tunneld.tunnel.tunnel import STOPPED
 from tunneld.wire.lines import Item
 
 if sys.platform == "linux":
-    from tunneld import handover
+    from tunneld.daemon import handover
 
 logger = structlog.get_logger("daemon")
 
@@ -65,7 +67,7 @@ async def run(
     started, and is started again.
     Raises `ListenError`, `ShortageError` or `ConfigError` where it cannot start.
     """
-    net.raise_descriptor_limit()
+    sockets.raise_descriptor_limit()
     daemon = Daemon(settings, config_path, load, command)
     await daemon.run()
     return daemon.exit_status
@@ -84,20 +86,22 @@ class Daemon:
         self._load = load
         self._engine = new_engine(
             accept_backoff=settings.tunnels.accept_backoff,
-            doze=DOZE,
-            spin=settings.daemon.spin,
-            descriptors=net.descriptors_for_tunnels(),
+            poll_timeout=POLL_TIMEOUT,
+            busy_poll=settings.daemon.spin,
+            descriptors=sockets.descriptors_for_tunnels(),
         )
         self._state = settings.daemon.state or state_folder()
-        self._strangers = Strangers(lambda: self.settings.control)
-        gate, endpoints = Gate(lambda: self.settings.credential, self._strangers), Endpoints()
-        self._lobby = Lobby(gate, lambda: self._front.papers.control, lambda: self.settings.control.handshake_timeout)
+        self._strangers = PreauthLimiter(lambda: self.settings.control)
+        gate, endpoints = Authenticator(lambda: self.settings.credential, self._strangers), KeyRegistry()
+        self._lobby = HandshakeSupervisor(
+            gate, lambda: self._front.certificates.control, lambda: self.settings.control.handshake_timeout
+        )
         lobby = self._lobby if sys.platform == "linux" else None  # what it lets in lives in the pump
-        self.service = TunnelService(lambda: self.settings, self._engine, endpoints, self._state, lobby)
-        self._front = Front(self, self._engine, endpoints, gate, self._lobby)
-        self._standing = Standing(self.service, lambda: self._front.papers.shown(self.settings))
+        self.service = TunnelService(lambda: self.settings, self._engine, BACKENDS, endpoints, self._state, lobby)
+        self._front = Servers(self, self._engine, endpoints, gate, self._lobby)
+        self._standing = SystemdStatus(self.service, lambda: self._front.certificates.shown(self.settings))
         self._command = command
-        self._ending = Ending.DRAIN
+        self._ending = DaemonEnding.DRAIN
         self._end_asked = trio.Event()
         self._stop = trio.CancelScope()
 
@@ -113,20 +117,20 @@ class Daemon:
                 await root.start(self._engine.run)
                 await root.start(self._lobby.run)
                 await root.start(self.service.run)
-                await self.service.take_over(legacy)
+                await self.service.adopt(legacy)
                 self._drain_revoked()
                 await root.start(self._front.run)
-                if notify.watchdog_interval() is not None:
+                if systemd.watchdog_interval() is not None:
                     faulthandler.enable()  # systemd ends who hangs with SIGABRT: then the log says where it hung
                 if sys.platform == "linux":
                     handover.settle()
-                notify.ready()
+                systemd.ready()
                 root.start_soon(self._standing.tell)
                 logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
                 await self._end_asked.wait()
-                await (self._drain() if self._ending is Ending.DRAIN else self._hand_over(self._ending))
+                await (self._drain() if self._ending is DaemonEnding.DRAIN else self._hand_over(self._ending))
                 root.cancel_scope.cancel()
-        notify.stopping()
+        systemd.stopping()
         logger.info("stopped", exit_status=self.exit_status)
 
     # What the control commands ask
@@ -135,7 +139,7 @@ class Daemon:
         """The process in one line of facts; times in seconds, sizes in octets."""
         tunnels = self.service.tunnels()
         up, down = self.service.octets
-        host_key = self._front.papers.host_key
+        host_key = self._front.certificates.host_key
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return {
             "version": __version__,
@@ -148,23 +152,23 @@ class Daemon:
             "served": self.service.served,
             "up": up,
             "down": down,
-            "descriptors": net.open_descriptors(),
+            "descriptors": sockets.open_descriptors(),
             "max_descriptors": soft,
             "strangers": len(self._strangers),
             "strangers_refused": self._strangers.refusals.total(),
             "penalised": self._strangers.penalised(trio.current_time()),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
-            "reservations": len(self.service.addresses.book),
+            "reservations": len(self.service.reservations.table),
             "ssh_host_key": host_key.get_fingerprint() if host_key is not None else None,
             "config": str(self._config_path or "built-in defaults"),
-            "state": self.service.addresses.place,
+            "state": self.service.reservations.place,
         }
 
     def reload(self) -> Sequence[Item]:
         """Read the configuration file again, and the certificates it names; what can change without a restart applies
         now, listeners included. Raises `ConfigError`, `ListenError` or `ShortageError`, and has changed nothing then.
         """
-        with self._standing.attempt("reload"), notify.reloading():
+        with self._standing.attempt("reload"), systemd.reloading():
             loaded = self._load()
             changes, settings = config.diff(self.settings, loaded), config.reloaded(self.settings, loaded)
             prepared = self._front.prepare(self.settings, settings)
@@ -183,7 +187,7 @@ class Daemon:
         """End: the first time with `drain` lets relays finish, everything else stops now."""
         if drain and not self.service.draining:
             self.service.draining = True
-            self._end(Ending.DRAIN)
+            self._end(DaemonEnding.DRAIN)
         else:
             self._cut()
 
@@ -199,20 +203,20 @@ class Daemon:
         if sys.platform != "linux" or not self._command:
             raise UsageError("could not restart: this system cannot hand connections over, so stop and start instead")
         with self._standing.attempt("restart"):
-            await endings.check_program(self._command)
+            await ending.check_program(self._command)
             privileges.identity(self._load())
             self.reload()
-        self._end(Ending.BECOME)
+        self._end(DaemonEnding.BECOME)
 
     def store(self) -> None:
         """Systemd ends this process in order to start another one: it keeps for that what goes along."""
-        self._end(Ending.STORE)
+        self._end(DaemonEnding.STORE)
 
     # Inside
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, ending: DaemonEnding) -> None:
         """The first ending that is asked for is it, but a drain comes before everything that has not begun."""
-        if not self._end_asked.is_set() or ending is Ending.DRAIN:
+        if not self._end_asked.is_set() or ending is DaemonEnding.DRAIN:
             self._ending = ending
         self._end_asked.set()
 
@@ -234,18 +238,18 @@ class Daemon:
     def _drain_revoked(self) -> None:
         self.service.drain_revoked({credential.name for credential in self.settings.credential})
 
-    async def _hand_over(self, ending: Ending) -> None:
+    async def _hand_over(self, how: DaemonEnding) -> None:
         """Control and HTTP connections end in order first, while relays go on; then everything goes along at once."""
-        faces, given = await self._front.leave()
+        faces, given = await self._front.export()
         if self.service.draining:  # somebody was told to stop it meanwhile
             for listener in chain.from_iterable(faces.values()):
                 listener.close()
             await self._drain()
         else:
-            await endings.hand_over(ending, self._command, SIGNALS, faces, given, self.service)
+            await ending.hand_over(how, self._command, SIGNALS, faces, given, self.service)
 
     async def _drain(self) -> None:
-        await endings.drain(self.service, self.settings.daemon.drain_timeout)
+        await ending.drain(self.service, self.settings.daemon.drain_timeout)
         self._cut()
 
     def _cut(self) -> None:

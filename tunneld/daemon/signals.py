@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from tunneld.daemon import endings
+from tunneld.daemon import ending
 from tunneld.errors import TunneldError
 
 log = structlog.get_logger("daemon")
@@ -60,7 +60,7 @@ def _reload(daemon: Obedient) -> None:
 
 
 def _store(daemon: Obedient) -> None:
-    if endings.is_kept():
+    if ending.is_kept():
         daemon.store()
     else:
         log.warning("nobody keeps connections for the next process (FDSTORE), so they are drained")

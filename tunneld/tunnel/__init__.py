@@ -1,19 +1,14 @@
 """One tunnel: its nursery, its phase, its two sides.
 
-opening      what is known of a tunnel before it is open
-terms        what its options and the configuration come to together
-tunnel       the nursery, the phase, and what joins its two sides; the server side is a backend, see backends/
-client_side  the half that clients connect to
-visitors     a visitor's way: admitted, paired, relayed, gone
-refusals     who was turned away
-proxied      who a trusted proxy says that a visitor is
-members      the agents that serve it, and from where
-clocks       the times after which a tunnel closes
-legacy       what a tunnel leaves to its successor in the next process
+spec         what is known of a tunnel before it is open
+limits       what its options and the configuration come to together
+tunnel       the nursery, the phase, and what joins the two sides
+server_side  what a tunnel asks of a backend
+keys         the keys in server URIs, for ports that tunnels share
+client_side  the listener for visitors
+visitors     visitors: admitted, relayed, counted
+agents       the agents that serve it, and the addresses they may connect from
+timeouts     the times after which a tunnel closes
+events       what `watch` reports
+snapshot     what is handed to the next process
 """
-
-from .opening import Opening
-from .refusals import REFUSALS_LOGGED
-from .tunnel import STOPPED, Phase, Tunnel
-
-__all__ = ["REFUSALS_LOGGED", "STOPPED", "Opening", "Phase", "Tunnel"]

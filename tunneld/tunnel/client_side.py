@@ -4,37 +4,44 @@ A visitor that finds a server connection parked is paired inside the engine's ca
 finds none waits in a task of the tunnel's nursery, until a server connection comes, `pairing_timeout` is over, or
 the visitor leaves. One that a trusted proxy brings has a task until the proxy has said who it is; nobody else waits
 for that.
+
+Who a trusted proxy says a visitor is: the PROXY protocol header, taken off the socket and not one octet more.
+
+Where it ends is not known before it was seen, and what stands behind it belongs to the hidden server. So look first
+(MSG_PEEK): as long as the header is not whole, all that has come is part of it and may be taken; once it is, exactly
+the rest of it is. The kernel keeps the visitor's octets for the relay.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Container
 from typing import Any
 
 import trio
 
-from tunneld.backends import ServerConnection, ServerSide
-from tunneld.config.schema import Tunnels
-from tunneld.endpoint import Endpoint, is_wildcard, parse_network
+from tunneld.config.schema import TunnelSettings
+from tunneld.engine.acceptor import peer_closed
+from tunneld.engine.engine import Engine, FailureCallback, Registration
 from tunneld.errors import RemoteProtocolError, UsageError, reason_of
-from tunneld.net import bind_in_range, taken_out
-from tunneld.relay.engine import Engine, Failure, Registration
-from tunneld.relay.look import has_left
-from tunneld.rules.admission import Refusal, Refused
-from tunneld.rules.networks import NetworkSet, read_address
-from tunneld.rules.options import TunnelOptions
-from tunneld.tunnel.legacy import ClientLegacy, Waiting
-from tunneld.tunnel.opening import Opening
-from tunneld.tunnel.proxied import receive_header
-from tunneld.tunnel.terms import Terms
-from tunneld.tunnel.visitors import Visitors
+from tunneld.net.endpoint import Endpoint, is_wildcard, parse_network
+from tunneld.net.sockets import bind_in_range, taken_out
+from tunneld.policy.admission import AdmissionRefusal, RefusalKind
+from tunneld.policy.networks import NetworkSet, read_address
+from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.limits import EffectiveLimits
+from tunneld.tunnel.server_side import ServerConnection, ServerSide
+from tunneld.tunnel.snapshot import ClientSideSnapshot, WaitingVisitor
+from tunneld.tunnel.spec import TunnelSpec
+from tunneld.tunnel.visitors import VisitorRelays
+from tunneld.wire.proxy_protocol import MAX_V2, Address, ProxyHeader, decode_v1, decode_v2
 
 
 class ClientSide:
     """A listener for clients. Bound when made, listening from `listen`, gone after `close`."""
 
-    def __init__(self, opening: Opening, terms: Terms, legacy: ClientLegacy | None = None) -> None:
+    def __init__(self, opening: TunnelSpec, terms: EffectiveLimits, legacy: ClientSideSnapshot | None = None) -> None:
         """Bind the port asked for, or any of the range that is not reserved; or take over the `legacy` of another
         process.
 
@@ -45,7 +52,7 @@ class ClientSide:
         self._terms = terms
         self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
         self._hearing = 0  # visitors of whom a proxy has not told yet
-        legacy = legacy or ClientLegacy(0, _bind(settings, opening.options, opening.reserved))
+        legacy = legacy or ClientSideSnapshot(0, _bind(settings, opening.options, opening.reserved))
         self._listener = legacy.listener
         self._closed = self._listener is None
         place = ("", legacy.port) if self._listener is None else self._listener.getsockname()
@@ -56,12 +63,17 @@ class ClientSide:
         self._accepting: Registration | None = None
         self._engine: Engine
         self._server_side: ServerSide
-        self._visitors: Visitors
+        self._visitors: VisitorRelays
         self._nursery: trio.Nursery
-        self._failed: Failure
+        self._failed: FailureCallback
 
     def listen(
-        self, engine: Engine, server_side: ServerSide, visitors: Visitors, nursery: trio.Nursery, failed: Failure
+        self,
+        engine: Engine,
+        server_side: ServerSide,
+        visitors: VisitorRelays,
+        nursery: trio.Nursery,
+        failed: FailureCallback,
     ) -> None:
         """Take visitors from now on. `nursery` owns those that wait; `failed` hears of bugs."""
         self._engine, self._server_side, self._visitors = engine, server_side, visitors
@@ -83,17 +95,17 @@ class ClientSide:
         if self._accepting is not None:
             self._accepting.release()
 
-    def leave(self) -> ClientLegacy:
+    def export(self) -> ClientSideSnapshot:
         """Let go of the listener and of everybody who waits, closing nothing. Then `close`, as ever."""
         self.pause()
         now = trio.current_time()
         line, self._line = self._line, {}
         waiting = [
-            Waiting(taken_out(visitor), peer, reached, max(0.0, deadline - now))
+            WaitingVisitor(taken_out(visitor), peer, reached, max(0.0, deadline - now))
             for visitor, (peer, reached, deadline) in line.items()
         ]
         listener = taken_out(self._listener) if self._listener is not None and not self._closed else None
-        return ClientLegacy(self.uri.port, listener, waiting)
+        return ClientSideSnapshot(self.uri.port, listener, waiting)
 
     def close(self) -> None:
         """Take nobody new. Harmless when repeated."""
@@ -109,7 +121,9 @@ class ClientSide:
         if read_address(peer[0]) not in self._proxies:
             self._visit(visitor, peer)
         elif self.waiting + self._hearing >= most:
-            self._refuse(visitor, peer, Refusal(Refused.FULL, f"{most} visitors wait already (tunnels.max_waiting)"))
+            self._refuse(
+                visitor, peer, AdmissionRefusal(RefusalKind.FULL, f"{most} visitors wait already (tunnels.max_waiting)")
+            )
         else:
             self._hearing += 1
             self._nursery.start_soon(self._hear_proxy, visitor, peer)
@@ -131,13 +145,15 @@ class ClientSide:
             if header is None:
                 visitor.close()
         if header is None:
-            self._visitors.refused(proxy, Refusal(Refused.HEADER, reason))
+            self._visitors.refused(proxy, AdmissionRefusal(RefusalKind.HEADER, reason))
         elif self._closed:
-            self._refuse(visitor, header.source or proxy, Refusal(Refused.UNSERVED, "the tunnel takes nobody new"))
+            self._refuse(
+                visitor, header.source or proxy, AdmissionRefusal(RefusalKind.UNSERVED, "the tunnel takes nobody new")
+            )
         else:
             self._visit(visitor, header.source or proxy, header.destination)
 
-    def _refuse(self, visitor: socket.socket, peer: Any, refusal: Refusal) -> None:
+    def _refuse(self, visitor: socket.socket, peer: Any, refusal: AdmissionRefusal) -> None:
         visitor.close()
         self._visitors.refused(peer, refusal)
 
@@ -154,7 +170,7 @@ class ClientSide:
         except trio.WouldBlock:
             self._wait(visitor, peer, reached, self._terms.pairing_timeout)
         else:
-            self._visitors.pair(visitor, server, peer, reached or self._place)
+            self._visitors.relay(visitor, server, peer, reached or self._place)
 
     def _wait(self, visitor: socket.socket, peer: Any, reached: Any, patience: float) -> None:
         deadline = trio.current_time() + patience
@@ -168,7 +184,7 @@ class ClientSide:
 
         def look() -> None:
             nonlocal reason
-            if has_left(visitor):
+            if peer_closed(visitor):
                 reason = "it left before a server connection came"
                 scope.cancel()
 
@@ -184,20 +200,57 @@ class ClientSide:
             if server is None:
                 visitor.close()
         if server is None:
-            self._visitors.gave_up(peer, reason)
+            self._visitors.pairing_failed(peer, reason)
         else:
-            self._visitors.pair(visitor, server, peer, reached or self._place)
+            self._visitors.relay(visitor, server, peer, reached or self._place)
 
 
-def _bind(settings: Tunnels, options: TunnelOptions, reserved: Container[int]) -> socket.socket:
+def _bind(settings: TunnelSettings, options: TunnelOptions, reserved: Container[int]) -> socket.socket:
     unless = reserved if options.client_port is None else ()
     return bind_in_range(settings.host, _ports(settings, options), keepalive=settings.keepalive, reserved=unless)
 
 
-def _ports(settings: Tunnels, options: TunnelOptions) -> range:
+def _ports(settings: TunnelSettings, options: TunnelOptions) -> range:
     ports, wanted = settings.port_range, options.client_port
     if wanted is None:
         return ports
     if wanted not in ports and ports[0] != 0:
         raise UsageError(f"option client_port={wanted}: this relay's tunnels listen on {settings.ports}")
     return range(wanted, wanted + 1)
+
+
+async def receive_header(connection: socket.socket) -> ProxyHeader:
+    """Take the header of version 1 or 2 that `connection` (non-blocking) starts with.
+
+    IPv4-mapped addresses in it come out as IPv4. Raises `RemoteProtocolError` where there is none, `OSError` where the
+    connection breaks. Cancelled, it may have taken part of the header: then the connection is of no more use.
+    """
+    taken = b""
+    while True:
+        await trio.lowlevel.wait_readable(connection)
+        try:
+            seen = connection.recv(MAX_V2, socket.MSG_PEEK)
+        except BlockingIOError:
+            continue
+        if not seen:
+            raise RemoteProtocolError("it ended before its PROXY protocol header did")
+        found = decode(taken + seen)
+        if found is None:
+            taken += connection.recv(len(seen))
+        else:
+            header, size = found
+            connection.recv(size - len(taken))
+            return ProxyHeader(_plain(header.source), _plain(header.destination))
+
+
+def decode(data: bytes) -> tuple[ProxyHeader, int] | None:
+    """Read a header of either version; see `decode_v1`. They differ in their first octet."""
+    return decode_v2(data) if data.startswith(b"\r") else decode_v1(data)
+
+
+def _plain(address: Address | None) -> Address | None:
+    if address is None:
+        return None
+    host = ipaddress.ip_address(address[0])
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    return str(mapped or host), address[1]

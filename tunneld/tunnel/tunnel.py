@@ -27,19 +27,18 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.backends import Host, backend_of
-from tunneld.endpoint import Endpoint, format_peer
-from tunneld.events import Events
-from tunneld.relay.engine import Engine
-from tunneld.rules.admission import Refused
-from tunneld.tunnel import clocks
+from tunneld.engine.engine import Engine
+from tunneld.net.endpoint import Endpoint, format_peer
+from tunneld.policy.admission import RefusalKind
+from tunneld.tunnel import timeouts
+from tunneld.tunnel.agents import TunnelAgents
 from tunneld.tunnel.client_side import ClientSide
-from tunneld.tunnel.legacy import Account, TunnelLegacy
-from tunneld.tunnel.members import Members
-from tunneld.tunnel.opening import Opening
-from tunneld.tunnel.refusals import Refusals
-from tunneld.tunnel.terms import Terms
-from tunneld.tunnel.visitors import Visitors
+from tunneld.tunnel.events import Events
+from tunneld.tunnel.limits import EffectiveLimits
+from tunneld.tunnel.server_side import TunnelContext
+from tunneld.tunnel.snapshot import TunnelCounters, TunnelSnapshot
+from tunneld.tunnel.spec import TunnelSpec
+from tunneld.tunnel.visitors import RefusalLog, VisitorRelays
 
 STOPPED = "the relay stopped"
 """The reason where nobody gave one: its task was cancelled with all others."""
@@ -58,19 +57,24 @@ class Phase(Enum):
 class Tunnel:
     """A client side, a server side and the relays between them."""
 
-    def __init__(self, opening: Opening, engine: Engine, events: Events, legacy: TunnelLegacy | None = None) -> None:
+    def __init__(
+        self, opening: TunnelSpec, engine: Engine, events: Events, legacy: TunnelSnapshot | None = None
+    ) -> None:
         """Bind both sides; or take over the `legacy` of another process, and go on as if nothing had happened.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and holds nothing then.
         """
-        backend, terms = backend_of(opening.backend), Terms.of(opening.settings, opening.options)
-        account, now = legacy.account if legacy is not None else Account(), trio.current_time()
-        self.opening = opening
+        backend, terms = (
+            opening.services.backend(opening.backend),
+            EffectiveLimits.of(opening.settings, opening.options),
+        )
+        account, now = legacy.counters if legacy is not None else TunnelCounters(), trio.current_time()
+        self.spec = opening
         self.terms = terms
-        self.opened_at, self.unused_since = now - account.age, now - account.unused
-        self.quiet = account.quiet
+        self.opened_at, self.idle_since = now - account.age, now - account.idle
+        self.idle_checks = account.quiet
         self.reason = ""  # why it closed
-        self.members = Members(opening.admits)
+        self.agents = TunnelAgents(opening.allowed_sources)
         self._phase = Phase.OPENING
         self._engine = engine
         self._events = events
@@ -79,8 +83,8 @@ class Tunnel:
         self._left_to_another = False
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
-        self._refusals = Refusals(opening.id, events, account.refused)
-        self.visitors = Visitors(opening.id, terms, engine, events, self._refusals, self, account)
+        self._refusals = RefusalLog(opening.id, events, account.refused)
+        self.visitors = VisitorRelays(opening.id, terms, engine, events, self._refusals, self, account)
         self._client_side = ClientSide(opening, terms, legacy.client if legacy is not None else None)
         try:
             self._server_side = backend(self._host())
@@ -93,12 +97,12 @@ class Tunnel:
     @property
     def id(self) -> str:
         """A short name, unique in this process."""
-        return self.opening.id
+        return self.spec.id
 
     @property
     def phase(self) -> Phase:
         """What it is doing. A hidden server that is connected and does not answer makes nothing ready."""
-        return Phase.WAITING if self._phase is Phase.READY and self._server_side.silent else self._phase
+        return Phase.WAITING if self._phase is Phase.READY and self._server_side.unresponsive else self._phase
 
     @property
     def server_uri(self) -> Endpoint:
@@ -131,7 +135,7 @@ class Tunnel:
         return self.visitors.served
 
     @property
-    def refusals(self) -> Counter[Refused]:
+    def refusals(self) -> Counter[RefusalKind]:
         """Visitors that were turned away, ever, by the class of the reason."""
         return self._refusals.visitors
 
@@ -154,7 +158,7 @@ class Tunnel:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until closed. An exception out of here is a bug; both sides and all relays are gone all the same."""
-        options, settings = self.opening.options, self.opening.settings
+        options, settings = self.spec.options, self.spec.settings
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -162,11 +166,11 @@ class Tunnel:
                     self._enter(Phase.READY if self.parked else Phase.WAITING)
                     if self._legacy is not None:
                         self._take_over(self._legacy)
-                    nursery.start_soon(clocks.close_when_unused, self, options.open_timeout or settings.open_timeout)
+                    nursery.start_soon(timeouts.close_when_unused, self, options.open_timeout or settings.open_timeout)
                     if options.ttl is not None:
-                        nursery.start_soon(clocks.close_after, self, options.ttl)
+                        nursery.start_soon(timeouts.close_after, self, options.ttl)
                     if options.idle_timeout is not None:
-                        nursery.start_soon(clocks.close_when_idle, self, options.idle_timeout)
+                        nursery.start_soon(timeouts.close_when_idle, self, options.idle_timeout)
                     task_status.started()
         finally:
             self._stop()
@@ -196,35 +200,35 @@ class Tunnel:
         self._client_side.pause()
         self._server_side.pause()
 
-    def leave(self) -> TunnelLegacy:
+    def export(self) -> TunnelSnapshot:
         """Let go of everything that a successor can go on with, and end the rest: webmux, whose state is in this
         process. The tunnel is over then, here, and tells nobody.
         """
         self._left_to_another = True
         self.reason = STOPPED  # here; its address stays its own
         now = trio.current_time()
-        relays, cut = self.visitors.leave()
+        relays, cut = self.visitors.export()
         up, down = self.octets
-        account = Account(
+        account = TunnelCounters(
             age=now - self.opened_at,
-            unused=now - self.unused_since,
-            quiet=self.quiet,
+            idle=now - self.idle_since,
+            quiet=self.idle_checks,
             served=self.served,
             refused={kind.value: count for kind, count in self.refusals.items()},
             up=up,
             down=down,
             quota_left=self.visitors.quota_left,
         )
-        client, server = self._client_side.leave(), self._server_side.leave()
-        legacy = TunnelLegacy(self.opening, self._phase is Phase.DRAINING, account, client, server, relays, cut)
+        client, server = self._client_side.export(), self._server_side.export()
+        legacy = TunnelSnapshot(self.spec, self._phase is Phase.DRAINING, account, client, server, relays, cut)
         self._scope.cancel()
         return legacy
 
     def dismiss(self, member: str) -> bool:
         """An agent wants no more visitors. Drain unless others serve it; tells whether that is so."""
-        self.members.part(member)
-        alone = not self.members and not self._server_side.standing
-        if alone or not self.opening.options.share:
+        self.agents.leave(member)
+        alone = not self.agents and not self._server_side.live_connections
+        if alone or not self.spec.options.share:
             self.drain()
         return self._phase in {Phase.DRAINING, Phase.CLOSED}
 
@@ -232,7 +236,7 @@ class Tunnel:
         """Close surplus parked server connections, see `ServerSide.trim`; none that another agent has made, as far as
         that can be told: whoever asks, from the address `host`, knows only what it needs itself.
         """
-        return self._server_side.trim(keep, self.members.elsewhere(host))
+        return self._server_side.trim(keep, self.agents.elsewhere(host))
 
     def fail(self, error: Exception) -> None:
         """A bug in one of this tunnel's callbacks: log it once, close this tunnel, leave the others alone."""
@@ -245,28 +249,28 @@ class Tunnel:
 
     # What its server side reports
 
-    def _host(self) -> Host:
-        return Host(
+    def _host(self) -> TunnelContext:
+        return TunnelContext(
             engine=self._engine,
-            settings=self.opening.settings,
-            advertised_host=self.opening.advertised_host,
+            settings=self.spec.settings,
+            advertised_host=self.spec.advertised_host,
             client_port=self.client_uri.port,
-            premises=self.opening.premises,
-            secure=self.opening.options.secure,
-            former=self.opening.former,
-            reserved=self.opening.reserved,
-            stranger=self.members.stranger,
-            room=self._room,
-            attached=self._attached,
-            detached=self._detached,
-            refused=self._refusals.server,
-            failed=self.fail,
-            legacy=self._legacy.server if self._legacy is not None else None,
+            services=self.spec.services,
+            secure=self.spec.options.secure,
+            former=self.spec.former_uri,
+            reserved=self.spec.reserved,
+            why_not_allowed=self.agents.why_not_allowed,
+            parking_capacity=self._room,
+            on_attached=self._attached,
+            on_detached=self._detached,
+            on_refused=self._refusals.server,
+            on_failure=self.fail,
+            snapshot=self._legacy.server if self._legacy is not None else None,
         )
 
     def _room(self) -> int:
         if self.terms.persist:
-            return self.opening.settings.max_parked
+            return self.spec.settings.max_parked
         return 0 if self.served else 1
 
     def _attached(self, peer: Any) -> None:
@@ -278,16 +282,16 @@ class Tunnel:
     def _detached(self, peer: Any) -> None:
         if self._events.watched:
             self._events.publish("detached", id=self.id, **{"from": format_peer(peer)})
-        self.one_less("the hidden server left before a visitor came")
+        self.on_visitor_left("the hidden server left before a visitor came")
 
     # What its visitors report
 
-    def one_less(self, reason: str) -> None:
+    def on_visitor_left(self, reason: str) -> None:
         """Somebody went: what does that mean for the tunnel? `reason` is told where a one-shot one closes of it."""
         if not self.terms.persist:
             self.close(reason)
         elif not self.visitors.relays:
-            self.unused_since = trio.current_time()
+            self.idle_since = trio.current_time()
             if self._phase is Phase.DRAINING:
                 self.close("drained")
             elif self._phase is Phase.READY and not self.parked:
@@ -295,10 +299,10 @@ class Tunnel:
 
     # The beginning, where another process had one before, and the end
 
-    def _take_over(self, legacy: TunnelLegacy) -> None:
+    def _take_over(self, legacy: TunnelSnapshot) -> None:
         """Go on with the relays, and with a drain."""
         self._legacy = None
-        self.visitors.take_over(legacy.relays, [waiting.peer for waiting in legacy.client.waiting])
+        self.visitors.adopt(legacy.relays, [waiting.peer for waiting in legacy.client.waiting])
         if self.visitors and self._phase is Phase.WAITING:
             self._enter(Phase.READY)
         if legacy.draining:

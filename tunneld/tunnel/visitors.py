@@ -6,44 +6,55 @@
     refused   gave_up                           closed
 
 All of it runs inside the engine's callbacks, some ten thousand times a second: what is the same for every visitor is in
-the tunnel's `Terms`.
+the tunnel's `EffectiveLimits`.
+
+Who was turned away from one tunnel: counted, told to whoever watches, and logged as far as a flood lets.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import structlog
 import trio
 
-from tunneld.backends import ServerConnection
-from tunneld.endpoint import format_peer
+from tunneld.engine.engine import Engine, Relay, RelayEnd
+from tunneld.engine.handover import RelayState
 from tunneld.errors import reason_of
-from tunneld.events import Events
-from tunneld.relay.engine import Engine, Relay, RelayEnd
-from tunneld.relay.lift import Lifted
-from tunneld.rules.admission import Admission, Refusal, Refused
-from tunneld.tunnel.legacy import Account
-from tunneld.tunnel.refusals import Refusals
-from tunneld.tunnel.terms import Terms
+from tunneld.net.endpoint import format_peer
+from tunneld.policy.admission import Admission, AdmissionRefusal, RefusalKind
+from tunneld.policy.rates import LogLimiter, Rate
+from tunneld.tunnel.events import Events
+from tunneld.tunnel.limits import EffectiveLimits
+from tunneld.tunnel.server_side import ServerConnection
+from tunneld.tunnel.snapshot import TunnelCounters
 
 
-class Owner(Protocol):
+class VisitorEvents(Protocol):
     """What visitors tell their tunnel."""
 
-    def one_less(self, reason: str) -> None:
+    def on_visitor_left(self, reason: str) -> None:
         """Somebody went, or waited in vain; `reason` is why a one-shot tunnel closes of it."""
 
     def close(self, reason: str) -> None:
         """Stop now."""
 
 
-class Visitors:
+class VisitorRelays:
     """Those of one tunnel. `len` counts those that are relayed."""
 
     def __init__(
-        self, tunnel: str, terms: Terms, engine: Engine, events: Events, refusals: Refusals, owner: Owner, past: Account
+        self,
+        tunnel: str,
+        terms: EffectiveLimits,
+        engine: Engine,
+        events: Events,
+        refusals: RefusalLog,
+        owner: VisitorEvents,
+        past: TunnelCounters,
     ) -> None:
         """`tunnel` is its id; `past` is what another process has counted of it."""
         self.relays: dict[Relay, Any] = {}  # each with its visitor's address
@@ -77,31 +88,35 @@ class Visitors:
 
     # One after another
 
-    def admit(self, peer: Any, waiting: int) -> Refusal | None:
+    def admit(self, peer: Any, waiting: int) -> AdmissionRefusal | None:
         """Count a visitor in, or say why not, while so many wait already."""
         terms = self._terms
         if not terms.persist and (self.served or waiting):
-            return Refusal(Refused.FULL, "a one-shot tunnel serves one visitor")
+            return AdmissionRefusal(RefusalKind.FULL, "a one-shot tunnel serves one visitor")
         if len(self.relays) >= terms.max_visitors:
-            return Refusal(Refused.FULL, f"{terms.max_visitors} visitors are relayed already (max_visitors)")
+            return AdmissionRefusal(
+                RefusalKind.FULL, f"{terms.max_visitors} visitors are relayed already (max_visitors)"
+            )
         if waiting >= terms.max_waiting:
-            return Refusal(Refused.FULL, f"{terms.max_waiting} visitors wait already (tunnels.max_waiting)")
+            return AdmissionRefusal(
+                RefusalKind.FULL, f"{terms.max_waiting} visitors wait already (tunnels.max_waiting)"
+            )
         return None if self._admission is None else self._admission.admit(peer[0], trio.current_time())
 
-    def pair(self, visitor: socket.socket, server: ServerConnection, peer: Any, reached: Any) -> None:
+    def relay(self, visitor: socket.socket, server: ServerConnection, peer: Any, reached: Any) -> None:
         """Relay between a visitor that was admitted and a server connection; both belong to the relay from now on.
 
         `reached` is the address that the visitor connected to; None: its socket knows.
         """
         terms = self._terms
-        server.introduce(None if terms.hide_visitor else peer)
+        server.set_originator(None if terms.hide_visitor else peer)
         if terms.proxy_header is not None:
             try:
                 server.send(terms.proxy_header(peer, reached or visitor.getsockname()))
             except OSError as error:
                 visitor.close()
                 server.close()
-                self.gave_up(peer, f"its server connection broke: {reason_of(error)}")
+                self.pairing_failed(peer, f"its server connection broke: {reason_of(error)}")
                 return
         self.served += 1
         relay = server.join(visitor, linger=terms.linger, on_end=self._left, throttle=self._throttle)
@@ -109,16 +124,16 @@ class Visitors:
         if self._events.watched:
             self._events.publish("visitor", id=self._tunnel, **{"from": format_peer(peer)})
 
-    def refused(self, peer: Any, refusal: Refusal) -> None:
+    def refused(self, peer: Any, refusal: AdmissionRefusal) -> None:
         """A visitor was not admitted and was closed."""
         self._refusals.visitor(peer, refusal)
 
-    def gave_up(self, peer: Any, reason: str) -> None:
+    def pairing_failed(self, peer: Any, reason: str) -> None:
         """A visitor that was admitted found no server connection and was closed."""
         if self._admission is not None:
             self._admission.left(peer[0])
-        self._refusals.visitor(peer, Refusal(Refused.UNSERVED, reason))
-        self._owner.one_less(f"its visitor was given up: {reason}")
+        self._refusals.visitor(peer, AdmissionRefusal(RefusalKind.UNSERVED, reason))
+        self._owner.on_visitor_left(f"its visitor was given up: {reason}")
 
     def _left(self, relay: Relay, end: RelayEnd) -> None:
         """A relay ended."""
@@ -135,7 +150,7 @@ class Visitors:
             self._events.publish(
                 "left", id=self._tunnel, up=relay.up, down=relay.down, reason=str(end), **{"from": format_peer(peer)}
             )
-        self._owner.one_less("" if self._terms.persist else str(end))
+        self._owner.on_visitor_left("" if self._terms.persist else str(end))
 
     def _use_up(self) -> None:
         self._owner.close(f"its quota of {self._terms.quota} octets is used up (quota)")
@@ -148,24 +163,55 @@ class Visitors:
         for relay in list(self.relays):
             relay.drop()
 
-    def leave(self) -> tuple[Sequence[tuple[Lifted, Any]], int]:
+    def export(self) -> tuple[Sequence[tuple[RelayState, Any]], int]:
         """Let go of the relays that another process can go on with, each with its visitor's address; and how many there
         are beside them, whose octets are counted and whose ends are told to nobody.
         """
         relays, self.relays = self.relays, {}
         lifted = []
         for relay, peer in relays.items():
-            if (taken := self._engine.lift(relay)) is not None:
+            if (taken := self._engine.export_relay(relay)) is not None:
                 lifted.append((taken, peer))
             else:
                 self._ended_up += relay.up
                 self._ended_down += relay.down
         return lifted, len(relays) - len(lifted)
 
-    def take_over(self, relays: Sequence[tuple[Lifted, Any]], waiting: Sequence[Any]) -> None:
+    def adopt(self, relays: Sequence[tuple[RelayState, Any]], waiting: Sequence[Any]) -> None:
         """Go on with relays that another process has left; those at these addresses wait."""
         for lifted, peer in relays:
-            self.relays[self._engine.put_down(lifted, on_end=self._left, throttle=self._throttle)] = peer
+            self.relays[self._engine.import_relay(lifted, on_end=self._left, throttle=self._throttle)] = peer
         if self._admission is not None:
             for peer in (*waiting, *(peer for _, peer in relays)):
                 self._admission.count_in(peer[0])
+
+
+REFUSALS_LOGGED = Rate.parse("60/m")
+"""Lines about refused connections of one tunnel: as many at once show what goes on, one a second that it still does."""
+
+
+class RefusalLog:
+    """Those of one tunnel, on either side."""
+
+    def __init__(self, tunnel: str, events: Events, before: Mapping[str, int]) -> None:
+        """`tunnel` is its id; `before` is what another process has counted of it, by the names of `RefusalKind`."""
+        self.visitors = Counter({RefusalKind(kind): count for kind, count in before.items()})
+        self._tunnel = tunnel
+        self._events = events
+        self._log = structlog.get_logger("tunnel").bind(tunnel=tunnel)
+        self._thinning = LogLimiter(REFUSALS_LOGGED)
+
+    def visitor(self, peer: Any, refusal: AdmissionRefusal) -> None:
+        """A visitor was closed."""
+        self.visitors[refusal.kind] += 1
+        self._tell("client", peer, refusal.reason)
+
+    def server(self, peer: Any, reason: str) -> None:
+        """Somebody who connected as the hidden server was closed."""
+        self._tell("server", peer, reason)
+
+    def _tell(self, side: str, peer: Any, reason: str) -> None:
+        if self._events.watched:
+            self._events.publish("refused", id=self._tunnel, side=side, reason=reason, **{"from": format_peer(peer)})
+        if (left_out := self._thinning.passes(trio.current_time())) is not None:
+            self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason, left_out=left_out)

@@ -10,6 +10,8 @@ Requests are typed by people, hence the shell's rules; replies are read by progr
 language can undo. Nothing that arrives as a value can end a line early: requests refuse control characters, items
 escape whatever does not print (controls, line separators, direction marks) reversibly, and the free text of verdicts
 gets U+FFFD in its place.
+
+Octets in, lines out, in bounded memory. Pure.
 """
 
 from __future__ import annotations
@@ -244,3 +246,44 @@ def _unquote(value: str) -> str:
 def _excerpt(text: str) -> str:
     """At most 60 characters of something unfit, in a form that is safe to show."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+class LineBuffer:
+    """Cuts a stream into lines.
+
+    `feed` what arrived, then take lines until `next_line` has none; whoever reads from the network only when there is
+    none holds at most one unfinished line and one read. Lines stay octets inside, so a pipelined flood costs what it
+    weighs and no more.
+    """
+
+    def __init__(self, limit: int = MAX_LINE) -> None:
+        self._limit = limit
+        self._octets = bytearray()
+        self._scanned = 0  # no line end lies before this, so a line that comes octet by octet is searched once
+
+    def __len__(self) -> int:
+        """Octets held: at most one line and one read."""
+        return len(self._octets)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Add what arrived."""
+        self._octets += data
+
+    def next_line(self) -> bytes | None:
+        """Take the next whole line, without its LF or CRLF; None when none is complete.
+
+        Raises `RemoteProtocolError` when the next line is longer than the limit, complete or not, and then for good:
+        feed no more.
+        """
+        end = self._octets.find(b"\n", self._scanned)
+        self._scanned = len(self._octets) if end < 0 else 0
+        line = bytes(self._octets[: end if end >= 0 else self._limit + 2]).removesuffix(b"\r")
+        if len(line) > self._limit:
+            self._scanned = 0
+            raise RemoteProtocolError(
+                f"line is longer than {self._limit} octets; send shorter ones, each with a line end"
+            )
+        if end < 0:
+            return None
+        del self._octets[: end + 1]
+        return line

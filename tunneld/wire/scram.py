@@ -111,7 +111,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class ScramClient:
     """A client's half of one login. `nonce` is fresh, printable and without commas."""
 
     name: str

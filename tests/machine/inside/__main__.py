@@ -8,9 +8,9 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from .journal import JOURNAL
-from .steps import Step, all_steps, chosen
-from .tools import WrongError
+from tests.machine.inside.journal import JOURNAL
+from tests.machine.inside.steps import Step, all_steps, chosen
+from tests.machine.inside.tools import WrongError
 
 LINES = 60
 """Of the journal, shown where a step failed."""
@@ -50,7 +50,7 @@ def _go_through(steps: Sequence[Step]) -> int:
 
 def _try(step: Step) -> str:
     """Do it; `ok`, or `FAILED`, and then all is as it was before."""
-    from .relay import put_back  # noqa: PLC0415 - what the steps have in hand, and they are wanted by name elsewhere
+    from tests.machine.inside.relay import put_back  # noqa: PLC0415 - what the steps have in hand, and they are wanted by name elsewhere
 
     began = time.monotonic()
     try:

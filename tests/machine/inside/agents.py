@@ -8,11 +8,11 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from .journal import JOURNAL
-from .relay import BASELINE, CONFIG, RELAY, addresses, serves
-from .steps import first, step
-from .tools import changed, expect, sh, wait_until
-from .units import Unit, no_tracebacks
+from tests.machine.inside.journal import JOURNAL
+from tests.machine.inside.relay import BASELINE, CONFIG, RELAY, addresses, serves
+from tests.machine.inside.steps import first, step
+from tests.machine.inside.tools import changed, expect, sh, wait_until
+from tests.machine.inside.units import Unit, no_tracebacks
 
 AGENT = Unit("tunnel.service", "alice")
 HOME = Path("/home/alice")

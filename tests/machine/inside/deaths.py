@@ -7,10 +7,10 @@ import signal
 import time
 from collections.abc import Iterator
 
-from .agents import is_there
-from .relay import RELAY, RUNNING, SLOW, addresses
-from .steps import step
-from .tools import expect, wait_until
+from tests.machine.inside.agents import is_there
+from tests.machine.inside.relay import RELAY, RUNNING, SLOW, addresses
+from tests.machine.inside.steps import step
+from tests.machine.inside.tools import expect, wait_until
 
 WATCHED = SLOW.replace("WatchdogSec=900", "WatchdogSec=30")
 """The unit's own."""

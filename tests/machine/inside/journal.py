@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
-from .tools import PATIENCE, WrongError, sh
+from tests.machine.inside.tools import PATIENCE, WrongError, sh
 
 Line = dict[str, Any]
 NATIVE = "/run/systemd/journal/socket"

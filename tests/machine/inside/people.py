@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
-from .tools import PATIENCE, WrongError, expect, wait_until
+from tests.machine.inside.tools import PATIENCE, WrongError, expect, wait_until
 
 BLOCK = random.Random(7).randbytes(1 << 14)
 PAUSE = 0.03

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .journal import JOURNAL
-from .steps import first
-from .tools import PATIENCE, WrongError, expect, sh, wait_until
-from .units import Unit
+from tests.machine.inside.journal import JOURNAL
+from tests.machine.inside.steps import first
+from tests.machine.inside.tools import PATIENCE, WrongError, expect, sh, wait_until
+from tests.machine.inside.units import Unit
 
 RELAY = Unit("tunneld.service")
 CONFIG = Path("/etc/tunneld/tunnel.toml")
@@ -96,7 +96,7 @@ def put_back() -> None:
     RELAY.drop_in(SLOW)
     sh("systemctl reset-failed")
     RELAY.do("start")
-    from .agents import AGENT, SECRET, is_there  # noqa: PLC0415 - which builds on this here
+    from tests.machine.inside.agents import AGENT, SECRET, is_there  # noqa: PLC0415 - which builds on this here
 
     SECRET.write_text(Path("/root/alice").read_text())
     AGENT.do("restart")

@@ -7,10 +7,10 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from .relay import BASELINE, CONFIG, RELAY, RUNNING
-from .steps import step
-from .tools import changed, expect, sh
-from .units import no_tracebacks
+from tests.machine.inside.relay import BASELINE, CONFIG, RELAY, RUNNING
+from tests.machine.inside.steps import step
+from tests.machine.inside.tools import changed, expect, sh
+from tests.machine.inside.units import no_tracebacks
 
 
 def port_of_control() -> str:

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-from .people import Greeter, Transfer, dial, pair, visitors
-from .relay import BASELINE, CONFIG, DRAIN, RELAY, RUNNING, ask, tcp_tunnel
-from .steps import step
-from .tools import WrongError, changed, expect, sh, wait_until
-from .units import no_tracebacks
+from tests.machine.inside.people import Greeter, Transfer, dial, pair, visitors
+from tests.machine.inside.relay import BASELINE, CONFIG, DRAIN, RELAY, RUNNING, ask, tcp_tunnel
+from tests.machine.inside.steps import step
+from tests.machine.inside.tools import WrongError, changed, expect, sh, wait_until
+from tests.machine.inside.units import no_tracebacks
 
 MANY = 1000
 """Relays at once: beyond one message to systemd, and what one of them could hide."""

@@ -8,10 +8,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from .agents import AGENT, is_there
-from .relay import BASELINE, CONFIG, HTTP, RELAY, RUNNING, SLOW, addresses, ask, serves
-from .steps import step
-from .tools import WrongError, changed, expect, sh, wait_until
+from tests.machine.inside.agents import AGENT, is_there
+from tests.machine.inside.relay import BASELINE, CONFIG, HTTP, RELAY, RUNNING, SLOW, addresses, ask, serves
+from tests.machine.inside.steps import step
+from tests.machine.inside.tools import WrongError, changed, expect, sh, wait_until
 
 UNITS = Path("/etc/systemd/system")
 SOCKETS = "tunneld.socket tunneld-webmux.socket tunneld-http.socket"

@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .agents import is_there
-from .people import Transfer, dial, pair
-from .relay import RELAY, RUNNING, SLOW, STATE, addresses, ask, serves, tcp_tunnel
-from .steps import step
-from .tools import expect, sh, wait_until
-from .units import no_tracebacks
+from tests.machine.inside.agents import is_there
+from tests.machine.inside.people import Transfer, dial, pair
+from tests.machine.inside.relay import RELAY, RUNNING, SLOW, STATE, addresses, ask, serves, tcp_tunnel
+from tests.machine.inside.steps import step
+from tests.machine.inside.tools import expect, sh, wait_until
+from tests.machine.inside.units import no_tracebacks
 
 ROOM = "256k"
 """Of the small disk: the file of reservations fits in, and little else."""

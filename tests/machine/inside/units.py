@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .journal import JOURNAL, Line, messages, now
-from .tools import WrongError, sh, wait_until
+from tests.machine.inside.journal import JOURNAL, Line, messages, now
+from tests.machine.inside.tools import WrongError, sh, wait_until
 
 AS_USER = "setpriv --reuid {0} --regid {0} --init-groups env XDG_RUNTIME_DIR=/run/user/$(id -u {0}) "
 

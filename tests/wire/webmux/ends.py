@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from tests.wire.webmux.helpers import take
-from tunneld.wire.webmux import Mux
-from tunneld.wire.webmux.ids import SessionIds
+from tunneld.wire.webmux.mux import Mux
+from tunneld.wire.webmux.sessions import SessionIds
 from tunneld.wire.webmux.states import State
 
 

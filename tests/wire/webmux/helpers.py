@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from hypothesis import HealthCheck, settings
 
-from tunneld.wire.webmux import Broken, Event, Item, Mux
+from tunneld.wire.webmux.events import Broken, Event, Item
 from tunneld.wire.webmux.header import FIELD, LONG, PADDING, SYN, TWO_WORDS, WORD
+from tunneld.wire.webmux.mux import Mux
 from tunneld.wire.webmux.states import OVER, UNANSWERED, State
 
 quick = settings(

@@ -6,9 +6,9 @@ import pytest
 
 from tests.wire.webmux.helpers import frame, hear, reach
 from tunneld.errors import RemoteProtocolError
-from tunneld.wire.webmux import AtomInterned, EndpointDefined, Mux
-from tunneld.wire.webmux.header import CONTROL, Code
-from tunneld.wire.webmux.limits import MAX_TEXT
+from tunneld.wire.webmux.events import AtomInterned, EndpointDefined
+from tunneld.wire.webmux.header import CONTROL, MAX_TEXT, Code
+from tunneld.wire.webmux.mux import Mux
 from tunneld.wire.webmux.states import State
 
 

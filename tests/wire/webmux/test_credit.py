@@ -8,8 +8,9 @@ import pytest
 
 from tests.wire.webmux.helpers import Pair, frame, hear, reach, take
 from tunneld.errors import LocalProtocolError
-from tunneld.wire.webmux import DEFAULT_CREDIT, UNLIMITED, Broken, CreditAdded, DefaultCreditSet, Mux
-from tunneld.wire.webmux.header import CONTROL, FIN, RST, SYN, Code
+from tunneld.wire.webmux.events import Broken, CreditAdded, DefaultCreditSet
+from tunneld.wire.webmux.header import CONTROL, DEFAULT_CREDIT, FIN, RST, SYN, UNLIMITED, Code
+from tunneld.wire.webmux.mux import Mux
 from tunneld.wire.webmux.states import State
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.wire.webmux.helpers import Pair, frame, hear, take
-from tunneld.wire.webmux import AtomInterned, Broken, CreditAdded, Mux, NoFreeSessionError, Opened
+from tunneld.wire.webmux.events import AtomInterned, Broken, CreditAdded, Opened
 from tunneld.wire.webmux.header import CONTROL, FIN, RST, SYN, Code
+from tunneld.wire.webmux.mux import Mux
+from tunneld.wire.webmux.sessions import NoFreeSessionError
 from tunneld.wire.webmux.states import State
 
 ALL = 127

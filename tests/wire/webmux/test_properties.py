@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from tests.wire.webmux.helpers import Seen, frame, hear, merged, quick, seen, take
 from tunneld.errors import RemoteProtocolError
-from tunneld.wire.webmux import Mux
-from tunneld.wire.webmux.header import CONTROL, FIN, PUSH, RST, SYN, WITHOUT_PAYLOAD, Code
-from tunneld.wire.webmux.limits import MAX_TEXT
+from tunneld.wire.webmux.header import CONTROL, FIN, MAX_TEXT, PUSH, RST, SYN, WITHOUT_PAYLOAD, Code
+from tunneld.wire.webmux.mux import Mux
 
 sessions = st.sampled_from([0, 1, 2, 3, 4, 5, 254, 255])
 payloads = st.one_of(st.binary(max_size=20), st.sampled_from([20, 6000, 16384]).map(bytes))
@@ -99,7 +98,7 @@ def test_any_number_of_fragments_at_once_yields_the_same_too(wire: list[bytes], 
             scratch = bytearray(octets[at : at + step])
             items += [seen(item) for item in mux.receive(memoryview(scratch), most)]
             scratch[:] = bytes(len(scratch))  # as the next read into the same buffer does
-            while mux.behind:
+            while mux.has_unparsed:
                 items += [seen(item) for item in mux.receive(b"", most)]
             at, turn = at + step, turn + 1
         return items

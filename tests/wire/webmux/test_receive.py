@@ -6,18 +6,9 @@ import pytest
 
 from tests.wire.webmux.helpers import Pair, frame, hear, merged, reach, seen, take
 from tunneld.errors import LocalProtocolError, RemoteProtocolError
-from tunneld.wire.webmux import (
-    UNLIMITED,
-    Accepted,
-    Broken,
-    Finished,
-    Mux,
-    Opened,
-    Refused,
-    Reset,
-)
-from tunneld.wire.webmux.header import CONTROL, FIN, PUSH, RST, SYN, Code
-from tunneld.wire.webmux.limits import MAX_OFFENCES, MAX_TEXT, MAX_UNSENT
+from tunneld.wire.webmux.events import Accepted, Broken, Finished, Opened, Reset, SessionRefused
+from tunneld.wire.webmux.header import CONTROL, FIN, MAX_OFFENCES, MAX_TEXT, MAX_UNSENT, PUSH, RST, SYN, UNLIMITED, Code
+from tunneld.wire.webmux.mux import Mux
 from tunneld.wire.webmux.states import State
 
 
@@ -90,7 +81,7 @@ def test_rst_with_anything_is_rst() -> None:
     mux, session = reach(State.OPEN)
     assert hear(mux, frame(session, RST | FIN | PUSH, b"urn:e\0gone\0")) == [Reset(session, "urn:e", "gone")]
     mux, session = reach(State.SYN_SENT)
-    assert hear(mux, frame(session, RST | SYN, value=80)) == [Refused(session, "", "")]
+    assert hear(mux, frame(session, RST | SYN, value=80)) == [SessionRefused(session, "", "")]
 
 
 def test_a_reason_may_be_cut_anywhere_and_is_cut_at_the_limit() -> None:
@@ -98,7 +89,7 @@ def test_a_reason_may_be_cut_anywhere_and_is_cut_at_the_limit() -> None:
     long = b"urn:e\0" + bytes([0xC3]) + b"x" * 70_000
     items = hear(mux, frame(session, RST, long)[:900]) + hear(mux, frame(session, RST, long)[900:])
     (refused,) = items
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, SessionRefused)
     assert refused.text.startswith("\ufffdx")
     assert len(refused.text) == MAX_TEXT - len("urn:e\0")
 
@@ -227,10 +218,10 @@ def test_input_must_be_read_to_its_end() -> None:
 def test_no_more_fragments_are_read_at_once_than_the_caller_wants() -> None:
     mux = Mux(initiator=False)
     octets = frame(2, SYN, value=80) + frame(2, 0, b"hello") * 3 + b"\x02"
-    turns = [([seen(item) for item in mux.receive(octets, 2)], mux.behind)]
+    turns = [([seen(item) for item in mux.receive(octets, 2)], mux.has_unparsed)]
     with pytest.raises(LocalProtocolError, match="before what is behind"):
         mux.receive(b"more", 2)
-    turns.append(([seen(item) for item in mux.receive(b"", 2)], mux.behind))
+    turns.append(([seen(item) for item in mux.receive(b"", 2)], mux.has_unparsed))
     data = (2, b"hello", False)
     assert turns == [([Opened(2, 80), data], True), ([data, data], False)]
     assert hear(mux, frame(2, FIN)[1:]) == [Finished(2)]

@@ -6,9 +6,20 @@ import pytest
 
 from tests.wire.webmux.helpers import Pair, frame, hear, merged, reach, take
 from tunneld.errors import LocalProtocolError
-from tunneld.wire.webmux import UNLIMITED, Accepted, Finished, Mux, Opened, Refused, Reset
-from tunneld.wire.webmux.header import CONTROL, FIN, PUSH, RST, SYN, Code
-from tunneld.wire.webmux.limits import MAX_FRAGMENT, MAX_FRAGMENTS, MAX_TEXT
+from tunneld.wire.webmux.events import Accepted, Finished, Opened, Reset, SessionRefused
+from tunneld.wire.webmux.header import (
+    CONTROL,
+    FIN,
+    MAX_FRAGMENT,
+    MAX_FRAGMENTS,
+    MAX_TEXT,
+    PUSH,
+    RST,
+    SYN,
+    UNLIMITED,
+    Code,
+)
+from tunneld.wire.webmux.mux import Mux
 from tunneld.wire.webmux.states import State
 
 
@@ -89,7 +100,7 @@ def test_a_long_reason_is_cut_between_characters() -> None:
     pair.settle()
     pair.acceptor.reset(session, text="\u00e9" * MAX_TEXT)
     (refused,) = pair.settle()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, SessionRefused)
     assert refused.text == "\u00e9" * ((MAX_TEXT - 2) // 2)
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from tests.wire.webmux.helpers import check_books, frame, hear, reach, take
 from tunneld.errors import LocalProtocolError
-from tunneld.wire.webmux import Broken, Mux
+from tunneld.wire.webmux.events import Broken
 from tunneld.wire.webmux.header import FIN, PUSH, RST, SYN
+from tunneld.wire.webmux.mux import Mux
 from tunneld.wire.webmux.states import OVER, RECEIVING, SENDING, TABLE, UNANSWERED, Said, State, Who
 
 STATES = list(State)

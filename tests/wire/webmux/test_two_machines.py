@@ -14,18 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.wire.webmux.ends import End, Life
 from tests.wire.webmux.helpers import check_books, quick, seen
-from tunneld.wire.webmux import (
-    UNLIMITED,
-    Accepted,
-    Broken,
-    CreditAdded,
-    Finished,
-    NoFreeSessionError,
-    Opened,
-    Refused,
-    Reset,
-)
-from tunneld.wire.webmux.limits import FIRST_INITIATOR_ID
+from tunneld.wire.webmux.events import Accepted, Broken, CreditAdded, Finished, Opened, Reset, SessionRefused
+from tunneld.wire.webmux.header import FIRST_INITIATOR_ID, UNLIMITED
+from tunneld.wire.webmux.sessions import NoFreeSessionError
 from tunneld.wire.webmux.states import CALLED, OVER, SENDING, TABLE, Said, State, Who
 
 FINISHED = {State.LOCAL_CLOSED}
@@ -156,7 +147,7 @@ class TwoMachines(RuleBasedStateMachine):
     def note(self, end: End, entry: object) -> None:
         other = self.ends[1 - end.number]
         match entry:
-            case Broken() | Refused() | Reset() | Finished() if not self.strict:
+            case Broken() | SessionRefused() | Reset() | Finished() if not self.strict:
                 pass
             case Opened(session, 80):
                 end.lives[session] = other.calls[session].popleft()
@@ -172,7 +163,7 @@ class TwoMachines(RuleBasedStateMachine):
                 assert way.finished
                 assert way.heard == way.sent
                 way.ended = True
-            case Refused(session) | Reset(session):
+            case SessionRefused(session) | Reset(session):
                 assert end.lives[session].reset
             case Accepted(session) | CreditAdded(session):
                 assert session in end.lives

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.wire.webmux.helpers import Pair, Seen, hear, merged, take
-from tunneld.wire.webmux import (
-    UNLIMITED,
+from tunneld.wire.webmux.events import (
     Accepted,
     AtomInterned,
     CreditAdded,
@@ -18,11 +17,11 @@ from tunneld.wire.webmux import (
     EndpointDefined,
     Finished,
     MssSet,
-    Mux,
     Opened,
     Reset,
 )
-from tunneld.wire.webmux.header import pack_header
+from tunneld.wire.webmux.header import UNLIMITED, pack_header
+from tunneld.wire.webmux.mux import Mux
 
 NAMES = ("name", "from", "hex", "decode", "note")
 

@@ -40,12 +40,12 @@ from tunneld.wire.webmux.events import (
     Item,
     MssSet,
     Opened,
-    Refused,
     Reset,
+    SessionRefused,
 )
-from tunneld.wire.webmux.ids import NoFreeSessionError
-from tunneld.wire.webmux.limits import DEFAULT_CREDIT, UNLIMITED
+from tunneld.wire.webmux.header import DEFAULT_CREDIT, UNLIMITED
 from tunneld.wire.webmux.mux import Mux
+from tunneld.wire.webmux.sessions import NoFreeSessionError
 
 __all__ = [
     "DEFAULT_CREDIT",
@@ -64,6 +64,6 @@ __all__ = [
     "Mux",
     "NoFreeSessionError",
     "Opened",
-    "Refused",
     "Reset",
+    "SessionRefused",
 ]

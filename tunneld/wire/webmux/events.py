@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tunneld.wire.webmux.limits import SESSION_IDS
+from tunneld.wire.webmux.header import SESSION_IDS
 
 Data = tuple[int, memoryview, bool]
 """(session, payload, push): octets of a session in order. `payload` is a slice of what was given to `receive`: use or
@@ -36,7 +36,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class SessionRefused:
     """The peer has answered our SYN by RST: the session is over. `uri` and `text` say why, often not at all."""
 
     session: int
@@ -111,7 +111,7 @@ class EndpointDefined:
 Event = (
     Opened
     | Accepted
-    | Refused
+    | SessionRefused
     | Finished
     | Reset
     | Broken

@@ -13,12 +13,21 @@
 
 The payload is padded with 0 to 3 octets of any value (we send zeros) so that every header is aligned. The draft prints
 the mask of L as 0xFF040000; beside its own picture that can only be a misprint.
+
+Every number of the WebMUX codec that is not the shape of a header.
+
+From the draft (draft-gettys-webmux-00): session ids, protocol ids and the first credit. Ours: what bounds memory and
+work where the draft sets no bound.
+
+What stands inside WebMUX messages: texts, amounts of credit, protocol ids. Pure.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
+
+from tunneld.errors import LocalProtocolError
 
 # From the draft.
 
@@ -79,3 +88,96 @@ def pack_control(code: Code, session: int, value: int, payload: bytes = b"") -> 
 def code_of(word: int) -> int:
     """The code of a control message, 0 to 15."""
     return word >> 19 & 15
+
+
+# From the draft.
+
+SESSION_IDS = 256
+FIRST_INITIATOR_ID = 2
+"""Whoever made the TCP connection opens 2, 4 ... 254. 0 and 1 are reserved."""
+FIRST_ACCEPTOR_ID = 3
+"""Whoever accepted it opens 3, 5 ... 255."""
+
+FIRST_ATOM = 0x20000
+"""Protocol id of the atom with index 0. The text prints 0x2000, against its own range of 0x20000 to 0x200ff."""
+ATOMS = 256
+MAX_PROTOCOL = 0x3FFFF
+"""Up to 0xffff TCP ports, then UDP ports, atoms, and from 0x30000 on whatever the server assigns."""
+
+DEFAULT_CREDIT = 16384
+"""Octets that may be sent on a session, in each direction, before anything else was said."""
+
+# Ours.
+
+UNLIMITED = 1 << 63
+"""Credit that never ends; on the wire it is 0. A stream of this length takes centuries, so it is added and used up like
+any other credit and needs no case of its own. There is no cap either: both ends add the same numbers in the same order.
+"""
+
+MAX_FRAGMENT = 0x3FFFC
+"""Octets of payload we put into one fragment: the most that needs neither LONG nor padding."""
+
+MAX_FRAGMENTS = 256
+"""Fragments made by one `send`. A peer may ask for fragments of one octet (SetMSS 1), and then a large `send` would
+stop everything else; this many take well under a millisecond.
+"""
+
+MAX_TEXT = 1024
+"""Octets of an atom or of the payload of a RST that are kept. A server URI with its key takes about 100. Kept for
+each of 256 atoms that makes 256 KiB for a connection; longer atoms end it, longer reasons are cut.
+"""
+
+MAX_OFFENCES = 16
+"""SYNs on ids that are not the peer's to open, each answered by RST, before the connection ends. No race makes one; a
+peer that has the roles mixed up makes every SYN wrong, and this is enough of them to be seen in a trace.
+"""
+
+MAX_UNSENT = 1 << 20
+"""Octets in `outgoing` beyond which nothing more is received: the peer sends, makes us answer, and does not read. A
+carrier pauses its sources at a quarter of this, so that only answers can reach it, of which an honest peer makes a few
+thousandths of what it sends.
+"""
+
+
+def credit_to_wire(octets: int) -> int:
+    """The field of AddCredit and SetDefaultCredit: 0 is unlimited. Raises `LocalProtocolError` for other oddities."""
+    if octets == UNLIMITED:
+        return 0
+    if not 0 < octets <= MAX_LONG:
+        raise LocalProtocolError(f"credit of {octets} octets cannot be said; give 1 to {MAX_LONG} or UNLIMITED")
+    return octets
+
+
+def credit_from_wire(value: int) -> int:
+    """Octets of credit that the field means."""
+    return value or UNLIMITED
+
+
+def check_protocol(protocol: int) -> None:
+    """Raises `LocalProtocolError` for what is no protocol id."""
+    if not 0 <= protocol <= MAX_PROTOCOL:
+        raise LocalProtocolError(f"protocol id {protocol:#x} is beyond {MAX_PROTOCOL:#x}")
+
+
+def atom_to_wire(text: str) -> bytes:
+    """The payload of InternAtom. Raises `LocalProtocolError` when it would be longer than `MAX_TEXT` octets."""
+    payload = text.encode(errors="replace")
+    if len(payload) > MAX_TEXT:
+        raise LocalProtocolError(f"atom of {len(payload)} octets is longer than {MAX_TEXT}")
+    return payload
+
+
+def reason_to_wire(uri: str, text: str) -> bytes:
+    """The payload of RST: URI, NUL, explanation, NUL, or nothing at all. Cut to `MAX_TEXT` octets; a NUL inside becomes
+    a blank.
+    """
+    if not uri and not text:
+        return b""
+    payload = "\0".join(part.replace("\0", " ") for part in (uri, text)).encode(errors="replace")
+    return payload[: MAX_TEXT - 1].decode(errors="ignore").encode() + b"\0"
+
+
+def reason_from_wire(payload: bytes) -> tuple[str, str]:
+    """URI and explanation in the payload of RST, as far as they are there and UTF-8."""
+    uri, _, rest = payload.decode(errors="replace").partition("\0")
+    return uri, rest.partition("\0")[0]

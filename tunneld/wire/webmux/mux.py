@@ -25,6 +25,8 @@ from tunneld.wire.webmux.header import (
     FIELD,
     FIN,
     LONG,
+    MAX_TEXT,
+    MAX_UNSENT,
     PUSH,
     RARE,
     RST,
@@ -35,9 +37,8 @@ from tunneld.wire.webmux.header import (
     Code,
     code_of,
 )
-from tunneld.wire.webmux.hearer import Hearer
-from tunneld.wire.webmux.limits import MAX_TEXT, MAX_UNSENT
-from tunneld.wire.webmux.session import Session
+from tunneld.wire.webmux.receiver import Receiver
+from tunneld.wire.webmux.sessions import Session
 
 _Reading = Generator[Item, None, int]
 """Reads some input; returns where the next header starts, which may be behind the end of the input."""
@@ -61,7 +62,7 @@ class _Fragment:
         self.kept = bytearray()
 
 
-class Mux(Hearer):
+class Mux(Receiver):
     """Both halves of one end. `initiator` says who made the TCP connection, which decides who opens which ids.
 
     Take what is to be written from `outgoing`: write from a memoryview of it, release the view, `del outgoing[:n]`.
@@ -77,7 +78,7 @@ class Mux(Hearer):
         self._behind = _NOTHING  # of the last input: more fragments than were to be read at once
 
     @property
-    def behind(self) -> bool:
+    def has_unparsed(self) -> bool:
         """Whether the last input was not read to its end: go on with `receive(b"")`."""
         return len(self._behind) > 0
 

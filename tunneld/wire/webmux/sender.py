@@ -8,22 +8,28 @@ from __future__ import annotations
 
 from tunneld.errors import LocalProtocolError
 from tunneld.wire.webmux.header import (
+    ATOMS,
     FIELD,
     FIN,
+    FIRST_ATOM,
+    MAX_FRAGMENT,
+    MAX_FRAGMENTS,
     MAX_LONG,
     PADDING,
     PUSH,
     RST,
     SYN,
+    UNLIMITED,
     WORD,
     Code,
+    atom_to_wire,
+    check_protocol,
+    credit_to_wire,
     pack_control,
+    reason_to_wire,
 )
-from tunneld.wire.webmux.limits import ATOMS, FIRST_ATOM, MAX_FRAGMENT, MAX_FRAGMENTS, UNLIMITED
-from tunneld.wire.webmux.lives import Lives
-from tunneld.wire.webmux.session import Session
+from tunneld.wire.webmux.sessions import Session, SessionTable
 from tunneld.wire.webmux.states import OUR_FIN, OUR_RST, OUR_SYN, State
-from tunneld.wire.webmux.values import atom_to_wire, check_protocol, credit_to_wire, reason_to_wire
 
 _pack = WORD.pack
 
@@ -33,7 +39,7 @@ class Sender:
 
     def __init__(self, *, initiator: bool) -> None:
         self.outgoing = bytearray()
-        self._lives = Lives(initiator=initiator)
+        self._lives = SessionTable(initiator=initiator)
         self._sessions = self._lives.sessions
         self._fragment = MAX_FRAGMENT  # octets; what the peer's MSS leaves of it
         self._atoms: set[int] = set()  # protocol ids of ours

@@ -167,7 +167,7 @@ CALLED = frozenset({State.SYN_RCVD, State.SYN_RCVD_FIN})
 """The peer waits for ours."""
 
 
-class Column(dict[State, State]):
+class StateColumn(dict[State, State]):
     """What one end says, as a column of the table: from each state in which it may, the state that follows."""
 
     def __init__(self, who: Who, said: Said) -> None:
@@ -176,10 +176,10 @@ class Column(dict[State, State]):
         self.said = said
 
 
-OUR_SYN, OUR_DATA, OUR_FIN, OUR_RST = (Column(Who.US, said) for said in Said)
-PEER_SYN, PEER_DATA, PEER_FIN, PEER_RST = (Column(Who.PEER, said) for said in Said)
+OUR_SYN, OUR_DATA, OUR_FIN, OUR_RST = (StateColumn(Who.US, said) for said in Said)
+PEER_SYN, PEER_DATA, PEER_FIN, PEER_RST = (StateColumn(Who.PEER, said) for said in Said)
 
-FAULT = Column(Who.US, Said.RST)
+FAULT = StateColumn(Who.US, Said.RST)
 FAULT.update(dict.fromkeys(State, State.RESET))
 """Our RST in answer to a fault of the peer: from every state, also where the table has none."""
 

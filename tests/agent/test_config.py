@@ -1,0 +1,149 @@
+"""What is wanted: plans, the file that they are read from, and how one file becomes the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunneld.agent.config import ExposureConfig, changes
+from tunneld.agent.expose_file import load_plans
+from tunneld.agent.health import Check, UnhealthyPolicy
+from tunneld.agent.pool import PoolLimits
+from tunneld.agent.request import TunnelRequest
+from tunneld.errors import ConfigError
+from tunneld.net.endpoint import Target
+from tunneld.wire.lines import Value
+
+plans = st.dictionaries(st.sampled_from("abcde"), st.integers(0, 2))
+
+
+@given(plans, plans)
+def test_applying_the_changes_to_what_runs_gives_what_is_wanted(old: dict[str, int], new: dict[str, int]) -> None:
+    made = changes(old, new)
+    running = {name: plan for name, plan in old.items() if name not in {*made.removed, *made.replaced}}
+    untouched = dict(running)
+    running |= {name: new[name] for name in (*made.added, *made.replaced)}
+    assert running == new
+    assert untouched == {name: plan for name, plan in new.items() if old.get(name) == plan}
+
+
+def read(folder: Path, content: str) -> dict[str, ExposureConfig]:
+    path = folder / "expose.toml"
+    path.write_text(content)
+    return dict(load_plans(path).plans)
+
+
+def problems(folder: Path, content: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read(folder, content)
+    return [problem.removeprefix(f"{folder / 'expose.toml'}: ") for problem in caught.value.problems]
+
+
+def test_a_table_with_a_target_is_enough(tmp_path: Path) -> None:
+    wish = TunnelRequest({"name": "blog", "linger": 60.0}, PoolLimits(8, 200))
+    assert read(tmp_path, "[expose.blog]\ntarget = 8000") == {"blog": ExposureConfig(Target("127.0.0.1", 8000), wish)}
+
+
+def test_every_key_reaches_the_plan(tmp_path: Path) -> None:
+    (plan,) = read(
+        tmp_path,
+        """
+        [expose.x]
+        target = "unix:/run/x"
+        scheme = "https"
+        name = "blog"
+        client_port = 20080
+        backend = "tcp"
+        secure = "key"
+        ttl = 3600.0
+        idle_timeout = 60.0
+        pairing_timeout = 5.0
+        linger = 7.0
+        pool = 1
+        max_pool = 2
+        proxy_protocol = true
+        allow_from = ["192.0.2.0/24", "2001:db8::1"]
+        deny_from = ["192.0.2.7"]
+        max_visitors = 10
+        max_per_source = 2
+        visitor_rate = "3/m"
+        bandwidth = "2M"
+        quota = "50G"
+        health = "http"
+        health_path = "/up"
+        health_interval = 1.0
+        health_timeout = 0.5
+        unhealthy_after = 1
+        healthy_after = 4
+        unhealthy = "withdraw"
+        """,
+    ).values()
+    options: dict[str, Value] = {
+        "name": "blog",
+        "secure": "key",
+        "client_port": 20080,
+        "ttl": 3600.0,
+        "idle_timeout": 60.0,
+        "pairing_timeout": 5.0,
+        "linger": 7.0,
+        "allow_from": "192.0.2.0/24,2001:db8::1/128",
+        "deny_from": "192.0.2.7/32",
+        "max_visitors": 10,
+        "max_per_source": 2,
+        "visitor_rate": "3/m",
+        "bandwidth": "2M",
+        "quota": "50G",
+    }
+    assert plan == ExposureConfig(
+        Target(path="/run/x"),
+        TunnelRequest(options, PoolLimits(1, 2), keep_header=True, backend="tcp"),
+        Check("http", "/up", 1.0, 0.5, 1, 4, UnhealthyPolicy.WITHDRAW),
+        "https",
+        7.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "expose: there is nothing to expose: add a table [expose.NAME] with a target"),
+        ("expose = 3", "expose: 3 is not a table"),
+        ("[expose.b]", "expose.b.target: missing, and it has no default"),
+        ("[expose.b]\ntarget = 80\ntraget = 1", "expose.b.traget: unrecognized key; did you mean target?"),
+        ("[expose.b]\ntarget = 80\npin = 'x'", "expose.b.pin: unrecognized key; did you mean relay.pin?"),
+        ("[expose.b]\ntarget = 80\n[exposed.b]", "exposed: unrecognized table; did you mean expose?"),
+        (
+            '[expose."a b"]\ntarget = 80',
+            'expose: "a b" is not a name of at most 64 letters, digits, dots, dashes and underscores',
+        ),
+        ("[expose.b]\ntarget = true", "expose.b.target: true is not a string in quotes"),
+        ("[expose.b]\ntarget = 0", "expose.b.target: port out of range in '0': 0 is not between 1 and 65535"),
+        ("[expose.b]\ntarget = 80\nhealth = 'htp'", 'expose.b.health: "htp" is not one of tcp, http'),
+        ("[expose.b]\ntarget = 80\npool = 9\nmax_pool = 8", "expose.b: pool 9 is more than max_pool 8"),
+        ("[expose.b]\ntarget = 80\nunhealthy_after = 101", "expose.b.unhealthy_after: 101 is not between 1 and 100"),
+        ("[expose.b]\ntarget = 80\nclient_port = 0", "expose.b.client_port: 0 is not between 1 and 65535"),
+        (
+            "[expose.b]\ntarget = 80\nallow_from = ['9']",
+            'expose.b.allow_from[0]: "9" is not an address or a network',
+        ),
+        (
+            "[expose.b]\ntarget = 80\nhealth_path = 'x y'",
+            'expose.b.health_path: "x y" is not a path that a request line can carry',
+        ),
+        ("[relay]\nwhre = 'x'", "relay.whre: unrecognized key; did you mean where?"),
+        (
+            "[relay]\npin = 'x'",
+            "relay.pin: not a fingerprint of the form sha256: and 64 hexadecimal digits: 'x'",
+        ),
+    ],
+)
+def test_each_mistake_is_one_sentence(tmp_path: Path, content: str, problem: str) -> None:
+    assert problems(tmp_path, content)[0] == problem
+
+
+def test_all_mistakes_are_told_at_once_each_with_the_name_of_its_table(tmp_path: Path) -> None:
+    found = problems(tmp_path, "[expose.a]\ntarget = 'x'\n[expose.b]\ntarget = 80\nttl = 0.0\n[relay]\nca = 'nowhere'")
+    assert [problem.split(":")[0] for problem in found] == ["relay.ca", "expose.a.target", "expose.b.ttl"]

@@ -1,0 +1,176 @@
+"""An ssh that was lost and comes back has its tunnel and port again; two that are alive do not push each other out."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import structlog
+import trio
+
+from tests.agent.support import echo, local_server, unused_port
+from tests.agent.test_expose import ask
+from tests.backends.ssh.support import client, make_key, openssh, relay, side_of
+from tests.support.credentials import credential
+from tests.support.people import PATIENCE, connect, read_exactly
+from tunneld.backends.ssh.forwards import Forward, name_of
+from tunneld.backends.ssh.login import SshLogin
+
+LOCAL = "127.0.0.1"
+
+
+async def test_who_comes_back_after_a_loss_has_the_same_tunnel_and_its_waiting_visitors(tmp_path: Path) -> None:
+    key, line = make_key(tmp_path)
+    with trio.fail_after(PATIENCE):
+        async with relay([credential("me", authorized_keys=[line])]) as here, local_server(echo) as target:
+            command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL, key=key)
+            async with client(command) as first:
+                (tunnel,) = await here.until_served()
+                first.process.send_signal(signal.SIGKILL)  # no good-bye
+                await here.until(lambda: not tunnel.parked)
+            visitor = await connect(tunnel.client_uri)
+            await visitor.send_all(b"hello")
+            await here.until(lambda: bool(tunnel.waiting))
+            async with client(command) as second:
+                assert await second.port() == tunnel.client_uri.port
+                assert await read_exactly(visitor, 5) == b"hello"
+                assert here.tunnel is tunnel
+
+
+async def test_who_says_good_bye_takes_the_tunnel_along_and_finds_its_port_again() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay() as here:
+            ports = []
+            for _ in range(2):
+                async with client(openssh(here, "-N", "-R", f"0:{LOCAL}:9", LOCAL)) as ssh:
+                    ports.append(await ssh.port())
+                    (tunnel,) = await here.until_served()
+                    ssh.process.send_signal(signal.SIGTERM)
+                    await tunnel.wait_closed()
+                    assert tunnel.reason == "its ssh said good-bye"
+            assert ports[0] == ports[1]
+
+
+async def test_a_session_that_does_not_answer_gives_way_within_the_patience() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay(patience=0.2) as here, local_server(echo) as target:
+            command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
+            async with client(command) as first:
+                (tunnel,) = await here.until_served()
+                first.process.send_signal(signal.SIGSTOP)
+                async with client(command) as second:
+                    assert await second.port() == tunnel.client_uri.port
+                    assert await ask(tunnel.client_uri, b"hello") == b"hello"
+                    assert len(side_of(tunnel).carriers) == 1
+                first.process.send_signal(signal.SIGKILL)
+
+
+async def test_two_that_look_alike_and_live_have_a_tunnel_each() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay() as here, local_server(echo) as target:
+            command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
+            async with client(command), client(command), client(command):
+                tunnels = await here.until_served(3)
+                names = [tunnel.spec.options.name for tunnel in tunnels]
+                assert names[1:] == [f"{names[0]}-2", f"{names[0]}-3"]
+                for tunnel in tunnels:
+                    assert await ask(tunnel.client_uri, b"hello") == b"hello"
+
+
+async def test_a_port_that_a_dead_session_holds_is_free_for_the_same_credential_at_once(tmp_path: Path) -> None:
+    (key, line), port = make_key(tmp_path), unused_port()
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay([credential("me", authorized_keys=[line])], patience=0.2) as here,
+            local_server(echo) as target,
+        ):
+            forward = ["-N", "-R", f"{port}:{LOCAL}:{target.port}", LOCAL]
+            async with client(openssh(here, *forward, key=key, user="one")) as first:
+                (tunnel,) = await here.until_served()
+                first.process.send_signal(signal.SIGSTOP)
+                async with client(openssh(here, *forward, key=key, user="two")):
+                    await tunnel.wait_closed()
+                    (other,) = await here.until_served()
+                    assert (other.client_uri.port, await ask(other.client_uri, b"hello")) == (port, b"hello")
+                first.process.send_signal(signal.SIGKILL)
+
+
+async def test_a_port_that_is_kept_for_an_absent_one_is_free_for_the_same_credential(tmp_path: Path) -> None:
+    (key, line), port = make_key(tmp_path), unused_port()
+    with trio.fail_after(PATIENCE):
+        async with relay([credential("me", authorized_keys=[line])]) as here:
+            forward = ["-N", "-R", f"{port}:{LOCAL}:9", LOCAL]
+            for user in ("one", "two"):
+                async with client(openssh(here, *forward, key=key, user=user)) as ssh:
+                    (tunnel,) = await here.until_served()
+                    ssh.process.send_signal(signal.SIGTERM)
+                    await tunnel.wait_closed()
+
+
+async def test_a_port_that_a_living_session_holds_stays_its_own(tmp_path: Path) -> None:
+    port = unused_port()
+    with trio.fail_after(PATIENCE):
+        async with relay() as here, client(openssh(here, "-N", "-R", f"{port}:{LOCAL}:9", LOCAL, user="one")):
+            (tunnel,) = await here.until_served()
+            command = openssh(here, "-R", f"{port}:{LOCAL}:9", LOCAL, "list", user="two")
+            async with client(command) as second:
+                await second.ended()
+                await second.wait_said(rf"no port is free in {port}|is in use|could not open")
+            assert here.tunnel is tunnel
+
+
+async def test_a_tunnel_whose_ssh_does_not_come_back_closes_after_its_open_timeout() -> None:
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay(tunnels={"open_timeout": 0.1}) as here,
+            client(openssh(here, "-N", "-R", f"0:{LOCAL}:9", LOCAL)) as ssh,
+        ):
+            (tunnel,) = await here.until_served()
+            ssh.process.send_signal(signal.SIGKILL)
+            await tunnel.wait_closed()
+
+
+async def test_an_ssh_that_hangs_is_given_up_within_three_heartbeats() -> None:
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay(heartbeat=0.2, patience=0.1) as here,
+            client(openssh(here, "-N", "-R", f"0:{LOCAL}:9", LOCAL)) as ssh,
+        ):
+            (tunnel,) = await here.until_served()
+            (forward,) = side_of(tunnel).carriers
+            assert forward.heartbeat is not None
+            ssh.process.send_signal(signal.SIGSTOP)
+            await here.until(lambda: not side_of(tunnel).carriers)
+            ssh.process.send_signal(signal.SIGKILL)
+
+
+def test_the_name_is_the_users_and_tells_keys_and_wishes_apart() -> None:
+    names = {
+        name_of(SshLogin(user, proof=proof), wish)
+        for user in ("alice", "../b ö", "")
+        for proof in ("", "SHA256:x")
+        for wish in ("localhost:0:1", "localhost:0:2")
+    }
+    assert len(names) == 12
+    assert {name.rpartition("-")[0] for name in names} == {"alice", "b", "ssh"}
+    assert name_of(SshLogin("-" * 3 + "x" * 200), "").startswith("x" * 50)
+
+
+async def test_a_newcomer_that_is_lost_while_the_former_is_asked_changes_nothing() -> None:
+    with trio.fail_after(PATIENCE), structlog.testing.capture_logs() as logged:
+        async with relay(patience=2.0) as here, local_server(echo) as target:
+            command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
+            async with client(command) as first:
+                (tunnel,) = await here.until_served()
+                (forward,) = side_of(tunnel).carriers
+                assert isinstance(forward, Forward)
+                first.process.send_signal(signal.SIGSTOP)
+                async with client(command) as second:
+                    await here.until(lambda: forward.carrier.connection.asked > 0)
+                    second.process.send_signal(signal.SIGKILL)
+                    await here.until(lambda: [line["event"] for line in logged].count("ssh left") >= 1)
+                first.process.send_signal(signal.SIGKILL)
+            async with client(command) as third:
+                assert await third.port() == tunnel.client_uri.port
+                assert await ask(tunnel.client_uri, b"hello") == b"hello"
+    assert [line for line in logged if line["log_level"] == "error"] == []

@@ -1,0 +1,217 @@
+"""Who comes in: by a key of a credential, by a certificate, by the key of an open tunnel; and who does not."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.agent.support import echo, local_server
+from tests.agent.test_expose import ask
+from tests.backends.ssh.support import Client, Relay, client, make_key, openssh, relay
+from tests.support.credentials import credential
+from tests.support.people import PATIENCE
+from tests.support.system import find_program
+from tunneld.auth.preauth import PreauthReason
+from tunneld.backends.ssh.login import tagged
+
+LOCAL = "127.0.0.1"
+FORWARD = ["-N", "-R", f"0:{LOCAL}:9"]
+
+
+async def outcome(here: Relay, *words: str, key: Path | None = None, user: str = "somebody") -> tuple[int, Client]:
+    """The exit status of `list`, and what was said."""
+    async with client(openssh(here, *words, LOCAL, "list", key=key, user=user)) as ssh:
+        return await ssh.ended(), ssh
+
+
+async def test_a_key_of_a_credential_opens_tunnels_for_it_and_another_does_not(tmp_path: Path) -> None:
+    (key, line), (stranger, _) = make_key(tmp_path), make_key(tmp_path, "stranger")
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay([credential("me", authorized_keys=[line])]) as here,
+            client(openssh(here, *FORWARD, LOCAL, key=key)),
+        ):
+            (tunnel,) = await here.until_served()
+            assert tunnel.spec.owner == "me"
+            status, ssh = await outcome(here, key=stranger)
+            assert status == 255
+            assert "Permission denied (publickey)" in ssh.err
+
+
+async def test_what_a_credential_may_do_holds_for_ssh(tmp_path: Path) -> None:
+    key, line = make_key(tmp_path)
+    me = credential("me", authorized_keys=[line], ports=["20000-20009"], max_tunnels=1, max_visitors=3)
+    with trio.fail_after(PATIENCE):
+        async with relay([me]) as here:
+            _, ssh = await outcome(here, "-R", f"30000:{LOCAL}:9", key=key)
+            assert "may not ask for client_port=30000, only for 20000-20009" in ssh.err
+            async with client(openssh(here, *FORWARD, LOCAL, key=key)):
+                (tunnel,) = await here.until_served()
+                assert tunnel.terms.max_visitors == 3
+                _, ssh = await outcome(here, "-R", f"0:{LOCAL}:9", key=key, user="another")
+                assert "(its max_tunnels)" in ssh.err
+
+
+async def test_a_credential_for_other_backends_opens_none_by_ssh(tmp_path: Path) -> None:
+    key, line = make_key(tmp_path)
+    with trio.fail_after(PATIENCE):
+        async with relay([credential("me", authorized_keys=[line], backends=["tcp"])]) as here:
+            _, ssh = await outcome(here, "-R", f"0:{LOCAL}:9", key=key)
+            assert "may open tunnels of tcp, not of 'ssh'" in ssh.err
+
+
+async def test_a_key_is_not_taken_from_where_its_credential_or_its_line_may_not_come(tmp_path: Path) -> None:
+    (one, first), (two, second) = make_key(tmp_path, "one"), make_key(tmp_path, "two")
+    here_only = credential("a", authorized_keys=[first], networks=["192.0.2.0/24"])
+    with trio.fail_after(PATIENCE):
+        async with relay([here_only, credential("b", authorized_keys=[f'from="192.0.2.1" {second}'])]) as here:
+            assert (await outcome(here, key=one))[0] == 255
+            assert (await outcome(here, key=two))[0] == 255
+
+
+async def test_a_line_that_forbids_forwarding_lets_in_and_does_not_forward(tmp_path: Path) -> None:
+    key, line = make_key(tmp_path)
+    with trio.fail_after(PATIENCE):
+        async with relay([credential("me", authorized_keys=[f"restrict {line}"])]) as here:
+            status, ssh = await outcome(here, "-R", f"0:{LOCAL}:9", key=key)
+            assert status == 0
+            assert "remote port forwarding failed" in ssh.err
+
+
+def certify(folder: Path, authority: Path, key: Path, principal: str) -> None:
+    command = [
+        find_program("ssh-keygen"),
+        "-q",
+        "-s",
+        str(authority),
+        "-I",
+        "me",
+        "-n",
+        principal,
+        str(key.with_suffix(".pub")),
+    ]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+async def test_a_certificate_of_an_authority_lets_in_whom_it_names(tmp_path: Path) -> None:
+    (authority, line), (key, _) = make_key(tmp_path, "ca"), make_key(tmp_path)
+    certify(tmp_path, authority, key, "alice")
+    with trio.fail_after(PATIENCE):
+        async with relay([credential("home", authorized_keys=[f"cert-authority {line}"])]) as here:
+            assert (await outcome(here, key=key, user="alice"))[0] == 0
+            assert (await outcome(here, key=key, user="bob"))[0] == 255
+            assert (await outcome(here, key=authority, user="alice"))[0] == 255  # the authority itself is nobody
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("ssh-ed25519 AAAA me", 'tunneld-credential="c" ssh-ed25519 AAAA me'),
+        ("restrict ssh-ed25519 AAAA", 'tunneld-credential="c",no-port-forwarding ssh-ed25519 AAAA'),
+        ("restrict,port-forwarding ssh-ed25519 AAAA", 'tunneld-credential="c" ssh-ed25519 AAAA'),
+        ('from="a b",no-pty ssh-rsa AAAA', 'tunneld-credential="c",from="a b",no-pty ssh-rsa AAAA'),
+    ],
+)
+def test_a_line_is_told_whose_it_is(line: str, expected: str) -> None:
+    assert tagged("c", line) == expected
+
+
+def test_a_line_cannot_say_that_it_is_somebody_elses() -> None:
+    assert tagged("mine", 'tunneld-credential="theirs" ssh-ed25519 A') == 'tunneld-credential="mine" ssh-ed25519 A'
+
+
+# The key of an open tunnel
+
+
+async def test_who_has_the_key_of_an_open_tunnel_needs_nothing_else(tmp_path: Path) -> None:
+    _, line = make_key(tmp_path)
+    with trio.fail_after(PATIENCE):
+        async with relay([credential("me", authorized_keys=[line])]) as here, local_server(echo) as target:
+            tunnel = await here.open()
+            assert str(tunnel.server_uri) == f"ssh://{tunnel.server_uri.key}@127.0.0.1:{here.port}"
+            command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", str(tunnel.server_uri))
+            del command[command.index("-p") : command.index("-p") + 4]  # the URI says both
+            async with client(command) as ssh:
+                assert await ssh.port() == tunnel.client_uri.port
+                assert await ask(tunnel.client_uri, b"hello") == b"hello"
+
+
+async def test_the_forward_of_a_tunnels_key_may_name_its_port_and_no_other() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay() as here:
+            tunnel = await here.open()
+            port, user = tunnel.client_uri.port, tunnel.server_uri.key
+            wrong = openssh(
+                here, "-v", "-N", "-oExitOnForwardFailure=yes", "-R", f"1{port % 1000:04}:x:9", LOCAL, user=user
+            )
+            async with client(wrong) as ssh:
+                assert await ssh.ended() == 255
+                await ssh.wait_said(rf"the tunnel of this key has port {port}, not")
+            async with client(openssh(here, "-v", "-N", "-R", f"{port}:x:9", "-R", "0:x:8", LOCAL, user=user)) as ssh:
+                await here.until_served()
+                await ssh.wait_said("it is forwarded already")
+
+
+async def test_the_tunnel_of_a_key_stays_when_its_ssh_leaves_and_takes_the_next() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay() as here, local_server(echo) as target:
+            tunnel = await here.open()
+            for _ in range(2):
+                forward = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL, user=tunnel.server_uri.key)
+                async with client(forward):
+                    await here.until_served()
+                    assert await ask(tunnel.client_uri, b"hello") == b"hello"
+                await here.until(lambda: not tunnel.parked)
+
+
+async def test_a_session_with_the_key_of_a_tunnel_shows_that_tunnel_and_leaves_it_open() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay() as here:
+            tunnel = await here.open()
+            command = openssh(here, "-tt", "-R", f"0:{LOCAL}:9", LOCAL, user=tunnel.server_uri.key)
+            async with client(command) as ssh:
+                await ssh.wait_said("visitors 0, served 0", "out")
+                assert str(tunnel.client_uri) in ssh.out
+                await ssh.process.stdin.send_all(b"\x03")  # type: ignore[union-attr]
+                assert await ssh.ended() == 0
+            assert here.tunnel is tunnel
+
+
+async def test_a_wrong_key_is_nobodys_and_costs_a_penalty(tmp_path: Path) -> None:
+    _, line = make_key(tmp_path)
+    with trio.fail_after(PATIENCE):
+        async with relay([credential("me", authorized_keys=[line])], exempt=False) as here:
+            for _ in range(3):
+                assert (await outcome(here, user="AAAAAAAAAAAAAAAAAAAAAAAA"))[0] == 255
+            assert here.strangers.penalty("127.0.0.1", trio.current_time()) > 0
+            assert (await outcome(here, user="AAAAAAAAAAAAAAAAAAAAAAAA"))[0] == 255
+            assert here.strangers.refusals[PreauthReason.PENALTY] == 1
+
+
+async def test_without_credentials_nobody_from_elsewhere_is_let_in_without_a_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tunneld.backends.ssh.login.is_loopback", lambda host: False)  # as if it listened there
+    with trio.fail_after(PATIENCE):
+        async with relay() as here:
+            assert (await outcome(here))[0] == 255
+            tunnel = await here.open()
+            async with client(openssh(here, *FORWARD, LOCAL, user=tunnel.server_uri.key)):
+                await here.until_served()
+
+
+async def test_a_credential_that_was_removed_forwards_nothing_more(tmp_path: Path) -> None:
+    (key, line), control = make_key(tmp_path), tmp_path / "c"
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay([credential("me", authorized_keys=[line])]) as here,
+            client(openssh(here, "-v", "-M", "-S", control, "-N", LOCAL, key=key)) as ssh,
+        ):
+            await ssh.wait_said("Entering interactive session")
+            here.credentials = (credential("other"),)
+            command = [find_program("ssh"), "-S", str(control), "-O", "forward", "-R", f"0:{LOCAL}:9", LOCAL]
+            await trio.run_process(command, check=False, capture_stdout=True, capture_stderr=True)
+            await ssh.wait_said("the credential is gone")

@@ -1,0 +1,80 @@
+"""Options of openTunnel hold for a tunnel that an ssh serves."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import trio
+
+from tests.agent.support import echo, local_server
+from tests.backends.ssh.support import client, openssh, relay
+from tests.support.people import PATIENCE, connect, is_dropped, read_exactly
+
+LOCAL = "127.0.0.1"
+
+
+async def test_the_proxy_header_is_what_the_hidden_server_hears_first() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay() as here, local_server(echo) as target:
+            tunnel = await here.open(proxy_protocol="v1")
+            forward = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL, user=tunnel.server_uri.key)
+            async with client(forward):
+                await here.until_served()
+                visitor = await connect(tunnel.client_uri, source="127.0.0.9")
+                port = visitor.socket.getsockname()[1]
+                header = f"PROXY TCP4 127.0.0.9 127.0.0.1 {port} {tunnel.client_uri.port}\r\n".encode()
+                await visitor.send_all(b"hello")
+                assert await read_exactly(visitor, len(header) + 5) == header + b"hello"
+
+
+async def test_a_quota_that_is_used_up_closes_the_tunnel_and_the_session_is_told() -> None:
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay(tunnels={"quota": 1000}) as here,
+            local_server(echo) as target,
+            client(openssh(here, "-R", f"0:{LOCAL}:{target.port}", LOCAL)) as ssh,
+        ):
+            await ssh.wait_said("hidden server ssh://", "out")
+            tunnel = here.tunnel
+            visitor = await connect(tunnel.client_uri)
+            with suppress(trio.BrokenResourceError):
+                await visitor.send_all(bytes(5000))
+                while await visitor.receive_some():
+                    pass
+            await ssh.wait_said(r"Received disconnect .* its quota of 1000 octets is used up")
+            assert await ssh.ended() == 255
+            assert sum(tunnel.octets) <= 1000
+
+
+async def test_a_one_shot_tunnel_serves_one_visitor() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay() as here, local_server(echo) as target:
+            tunnel = await here.open(persist="no")
+            forward = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL, user=tunnel.server_uri.key)
+            async with client(forward) as ssh:
+                await here.until_served()
+                visitor = await connect(tunnel.client_uri)
+                await visitor.send_all(b"hello")
+                assert await read_exactly(visitor, 5) == b"hello"
+                assert await is_dropped(await connect(tunnel.client_uri))
+                await visitor.aclose()
+                await tunnel.wait_closed()
+                await ssh.ended()
+
+
+async def test_a_tunnel_that_is_closed_takes_its_forward_along_and_the_others_stay() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay() as here, local_server(echo) as target:
+            forwards = [word for _ in range(2) for word in ("-R", f"0:{LOCAL}:{target.port}")]
+            forwards[3] = f"0:localhost:{target.port}"
+            async with client(openssh(here, *forwards, LOCAL)) as ssh:
+                first, second = await here.until_served(2)
+                await ssh.wait_said("(?s)hidden server.*hidden server", "out")
+                await here.service.close(first.id)
+                await ssh.wait_said(rf"tunnel {first.id} closed: closed by request", "out")
+                visitor = await connect(second.client_uri)
+                await visitor.send_all(b"hello")
+                assert await read_exactly(visitor, 5) == b"hello"
+                await here.service.close(second.id)
+                await ssh.ended()
+                await ssh.wait_said("Received disconnect .* closed by request")

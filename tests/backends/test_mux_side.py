@@ -1,0 +1,172 @@
+"""Which carrier a visitor goes to. Nobody is at the other end of these, and nobody need be."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.mux.bench import Person
+from tunneld.backends import BACKENDS
+from tunneld.backends.webmux import WebMuxServerSide
+from tunneld.config.schema import TunnelSettings
+from tunneld.engine.engine import Engine
+from tunneld.engine.pump import Pump
+from tunneld.mux.carrier import MAX_CHANNELS, Carrier
+from tunneld.mux.connection import connection_over
+from tunneld.mux.limits import CarrierLimits
+from tunneld.tunnel.keys import KeyRegistry
+from tunneld.tunnel.server_side import BackendServices, TunnelContext
+
+MOST = 8
+"""Carriers of the tunnel."""
+
+
+class Side:
+    """A server side, and the far ends of its carriers."""
+
+    def __init__(self, engine: Engine) -> None:
+        assert isinstance(engine, Pump)
+        endpoints = KeyRegistry()
+        endpoints.set_port("webmux", "webmux", 7012)
+        self._pump = engine
+        self._ends: list[socket.socket] = []
+        self.side = WebMuxServerSide(
+            TunnelContext(
+                engine=engine,
+                settings=TunnelSettings(),
+                advertised_host="localhost",
+                client_port=20000,
+                services=BackendServices(BACKENDS, endpoints),
+                secure="no",
+                former=None,
+                reserved=(),
+                why_not_allowed=lambda _peer: "",
+                parking_capacity=lambda: MOST,
+                on_attached=lambda _peer: None,
+                on_detached=lambda _peer: None,
+                on_refused=lambda _peer, _reason: None,
+                on_failure=lambda _error: None,
+            )
+        )
+
+    def carrier(self) -> Carrier:
+        """One more comes; nobody doubts the others."""
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        self._ends.append(far)
+        person = Person()
+        made = Carrier(self._pump, connection_over(near), person, initiator=False, limits=CarrierLimits())
+        person.on_capacity = self.side.on_capacity  # type: ignore[method-assign]
+        self.side.admit(made, ("127.0.0.1", 1), MOST)
+        for carrier in self.side.carriers:
+            carrier.heartbeat.received = True
+        return made
+
+    def visit(self) -> object:
+        """Which carrier a visitor gets."""
+        return self.side.dial_nowait().carrier
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
+
+
+def fill(carrier: Carrier) -> None:
+    """Let it have as many visitors as it takes."""
+    for _ in range(MAX_CHANNELS - len(carrier.channels)):
+        carrier.open(20000)
+
+
+@pytest.fixture
+def here(engine: Engine) -> Iterator[Side]:
+    here = Side(engine)
+    yield here
+    here.close()
+
+
+async def test_of_two_the_one_with_fewer_visitors_gets_the_next(here: Side) -> None:
+    old, new = here.carrier(), here.carrier()
+    assert [here.visit() for _ in range(4)] == [new, old, new, old]
+    old.open(20000)
+    assert [here.visit() for _ in range(2)] == [new, new]
+
+
+async def test_one_that_does_not_answer_gets_nobody_while_another_does(here: Side) -> None:
+    old, new = here.carrier(), here.carrier()
+    new.heartbeat.unresponsive, new.heartbeat.received = True, False
+    assert [here.visit() for _ in range(3)] == [old, old, old]
+    fill(old)
+    assert here.visit() is new
+
+
+async def test_one_that_is_doubted_gets_nobody_while_another_is_not(here: Side) -> None:
+    old, new = here.carrier(), here.carrier()
+    new.heartbeat.awaiting_reply, new.heartbeat.received = True, False
+    assert [here.visit() for _ in range(3)] == [old, old, old]
+
+
+async def test_one_that_is_full_is_passed_over_although_it_is_to_be_preferred(here: Side) -> None:
+    old, new = here.carrier(), here.carrier()
+    old.heartbeat.unresponsive, old.heartbeat.received = True, False
+    fill(new)
+    assert here.visit() is old
+
+
+async def test_where_all_are_full_a_visitor_waits_and_a_newcomer_serves_it(here: Side, nursery: trio.Nursery) -> None:
+    for carrier in (here.carrier(), here.carrier()):
+        fill(carrier)
+    with pytest.raises(trio.WouldBlock):
+        here.visit()
+    served: list[object] = []
+
+    async def wait() -> None:
+        served.append((await here.side.dial()).carrier)
+
+    nursery.start_soon(wait)
+    await wait_all_tasks_blocked()
+    assert served == []
+    newcomer = here.carrier()
+    await wait_all_tasks_blocked()
+    assert served == [newcomer]
+
+
+async def test_one_that_wants_nobody_new_gets_nobody_new_and_is_not_counted(here: Side) -> None:
+    old, new = here.carrier(), here.carrier()
+    old.open(20000)
+    here.side.retire(new)
+    here.side.retire(new)
+    assert here.visit() is old
+    assert (here.side.live_connections, here.side.parked) == (1, MAX_CHANNELS - 2)
+    here.side.retire(old)
+    assert here.side.unresponsive
+    with pytest.raises(trio.WouldBlock):
+        here.visit()
+
+
+async def test_one_that_is_lost_is_forgotten(here: Side) -> None:
+    old, new = here.carrier(), here.carrier()
+    here.side.on_carrier_closed(new)
+    assert here.visit() is old
+    assert list(here.side.carriers) == [old]
+    here.side.on_carrier_closed(old)
+    assert (here.side.unresponsive, here.side.parked) == (False, 0)
+
+
+async def test_a_newcomer_is_admitted_although_asking_after_another_finds_that_lost(here: Side) -> None:
+    old, other = here.carrier(), here.carrier()
+    old.heartbeat.awaiting_reply = False
+    old._ping = None
+    old.touch = lambda: here.side.on_carrier_closed(old)
+    new = here.carrier()
+    assert list(here.side.carriers) == [other, new]
+
+
+async def test_a_visitor_goes_to_another_carrier_where_opening_finds_one_lost(here: Side) -> None:
+    old, new = here.carrier(), here.carrier()
+    new.touch = lambda: new.close("its connection broke")
+    assert here.visit() is old
+    assert new.over

@@ -1,0 +1,265 @@
+"""How `tunnel expose` talks, and that nobody who does not listen can stop it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+import trio
+
+from tests.agent.support import PATIENCE
+from tunneld.agent.events import Stats
+from tunneld.cli import board
+from tunneld.cli.board import Board, Row, Writer, fitting, traffic
+from tunneld.cli.common import OutputGoneError
+from tunneld.cli.reporters import JsonReporter, LineReporter, LiveReporter, QuietReporter, public_address
+
+ADDRESS = "tcp://192.0.2.1:20000"
+OPENED = {"address": ADDRESS, "uri": "tcp://192.0.2.1:20001", "id": "t1"}
+FAILED = {"visitor": "203.0.113.5:4242", "reason": "could not connect to 127.0.0.1:8000: connection refused"}
+
+
+class Memory(Writer):
+    """A writer that writes nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__(-1, vital=False)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._lines)
+
+
+class Terminal(Memory):
+    """One that a person reads."""
+
+    is_terminal = True
+
+
+def test_standard_output_has_the_address_alone() -> None:
+    out, err = Memory(), Memory()
+    lines = LineReporter(out, err, "http")
+    lines.report("opened", **OPENED)
+    lines.report("visitor", visitor="203.0.113.5:4242")
+    lines.report("left", visitor="203.0.113.5:4242", up=1, down=2, reason="finished")
+    lines.report("failed", **FAILED, repeated=0)
+    lines.report("failed", **FAILED, repeated=12)
+    lines.report("reconnecting", reason="control connection to relay lost", delay=2.0)
+    lines.report("closed", reason="told to stop", served=1, failed=13, up=1, down=2)
+    assert out.text == "http://192.0.2.1:20000/\n"
+    assert err.text.splitlines() == [
+        "visitor 203.0.113.5:4242",
+        "left 203.0.113.5:4242 up=1 down=2: finished",
+        "visitor 203.0.113.5:4242: could not connect to 127.0.0.1:8000: connection refused",
+        "visitor 203.0.113.5:4242: could not connect to 127.0.0.1:8000: connection refused (and 12 more)",
+        "reconnecting in 2 s: control connection to relay lost",
+        "closed: told to stop, served=1 failed=13 up=1 down=2",
+    ]
+
+
+def test_json_lines_parse_and_carry_the_time() -> None:
+    out = Memory()
+    JsonReporter(out, "https").report("opened", **OPENED)
+    record = json.loads(out.text)
+    assert record.pop("time").endswith("+00:00")
+    assert record == {"event": "opened", **OPENED, "address": "https://192.0.2.1:20000/"}
+
+
+def test_quiet_tells_failures_and_not_the_end() -> None:
+    out, err = Memory(), Memory()
+    quiet = QuietReporter(out, err, "tcp")
+    quiet.report("opened", **OPENED)
+    quiet.report("failed", **FAILED, repeated=0)
+    quiet.report("closed", reason="told to stop", served=0, failed=1, up=0, down=0)
+    assert (out.text, err.text.count("\n")) == (ADDRESS + "\n", 1)
+
+
+def test_of_several_exposures_every_line_begins_with_a_name() -> None:
+    out, err = Memory(), Memory()
+    lines = LineReporter(out, err, "http", "blog")
+    lines.report("opened", **OPENED)
+    lines.report("unhealthy", reason="no answer in 5 s")
+    lines.report("ended", reason="the relay refused the credential 'bob'")
+    JsonReporter(out, "tcp", "blog").report("healthy")
+    address, healthy = out.text.splitlines()
+    assert address == "blog\thttp://192.0.2.1:20000/"
+    assert json.loads(healthy)["exposure"] == "blog"
+    assert err.text.splitlines() == [
+        "blog: the local server is unhealthy: no answer in 5 s",
+        "blog: failed for good: the relay refused the credential 'bob'",
+    ]
+
+
+# On a terminal
+
+
+async def test_lines_are_in_the_order_of_their_names_whoever_comes_first() -> None:
+    err = Memory()
+    board = Board(err)
+    for name in ("web", "shell", "blog"):
+        board.add(name, Stats)
+    with trio.move_on_after(0.01):
+        await board.run()
+    assert [line.partition(":")[0] for line in err.text.splitlines()[:3]] == ["blog", "shell", "web"]
+
+
+async def test_the_address_stands_on_a_line_of_its_own_where_all_goes_to_one_terminal() -> None:
+    out, err = Terminal(), Terminal()
+    board = Board(err)
+    live = LiveReporter(out, board, "http")
+    with trio.move_on_after(0.01):
+        await board.run()
+    live.report("opened", **OPENED)
+    assert (out.text, screen(err.text)) == ("", ["http://192.0.2.1:20000/", ""])
+
+
+async def test_the_live_line_is_redrawn_in_place_and_only_when_it_changed(autojump_clock: trio.abc.Clock) -> None:
+    err = Memory()
+    board, figures = Board(err), Stats()
+    live = LiveReporter(Memory(), board, "tcp", figures=lambda: figures)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(board.run)
+        live.report("opened", **OPENED)
+        await trio.sleep(3.2)
+        figures = Stats(now=1, served=1, parked=8)
+        await trio.sleep(3)
+        nursery.cancel_scope.cancel()
+    assert err.text.count("0 visitors now, 0 served") == 1
+    assert err.text.count("1 visitor now, 1 served") == 1
+    assert err.text.startswith("connected since ")
+    assert err.text.endswith("\r\x1b[K")
+
+
+async def test_two_exposures_have_a_line_each_and_notices_stay_above(autojump_clock: trio.abc.Clock) -> None:
+    err = Memory()
+    board = Board(err)
+    tellers = [LiveReporter(Memory(), board, "tcp", name) for name in ("blog", "shell")]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(board.run)
+        await trio.sleep(1)
+        tellers[0].report("reconnecting", reason="lost", delay=4.0)
+        await trio.sleep(1)
+        tellers[1].report("ended", reason="refused")
+        await trio.sleep(1)
+        assert screen(err.text) == [
+            "blog: reconnecting in 4 s: lost",
+            "shell: failed for good: refused",
+            "blog: reconnecting in 2 s: lost",
+        ]
+        nursery.cancel_scope.cancel()
+    assert screen(err.text)[2:] == [""]
+
+
+async def test_one_that_is_replaced_has_its_line_until_its_last_visitor_has_left(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    err = Memory()
+    board = Board(err)
+    former = LiveReporter(Memory(), board, "tcp", "blog", figures=lambda: Stats(now=1, served=1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(board.run)
+        former.report("draining", id="t1", visitors=1, delay=30.0)
+        successor = LiveReporter(Memory(), board, "tcp", "blog")
+        await trio.sleep(1.2)
+        assert [line[:13] for line in screen(err.text)[1:]] == ["blog: ending,", "blog: connect"]
+        former.report("closed", id="t1", reason="wanted in another way", served=1, failed=0, up=0, down=0)
+        successor.report("reconnecting", reason="lost", delay=4.0)
+        await trio.sleep(1.2)
+        assert list(filter(None, screen(err.text)))[3:] == ["blog: reconnecting in 3 s: lost"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_drawn_where_nothing_is_live(autojump_clock: trio.abc.Clock) -> None:
+    err = Memory()
+    with trio.move_on_after(5):
+        await Board(err).run()
+    assert err.text == ""
+
+
+async def test_a_row_says_in_plain_words_what_its_exposure_does(autojump_clock: trio.abc.Clock) -> None:
+    row, now = Row("", Stats), trio.current_time()
+    assert row.line(now) == "connecting"
+    row.update("opened", OPENED)
+    assert re.match(r"connected since \d\d:\d\d   0 visitors now", row.line(now))
+    row.update("unhealthy", {"reason": "no answer in 5 s"})
+    assert "   unhealthy: no answer in 5 s   0 visitors now" in row.line(now)
+    row.update("healthy", {})
+    row.update("reconnecting", {"reason": "lost", "delay": 3.7})
+    assert row.line(now) == "reconnecting in 4 s: lost"
+    assert row.line(now + 4) == "reconnecting now: lost"
+    row.update("resumed", OPENED)
+    assert row.line(now).startswith("connected since ")
+
+
+def test_a_board_never_wraps_and_never_scrolls() -> None:
+    assert fitting(["abcdef", "b", "c"], (4, 25)) == ["abc", "b", "c"]
+    assert fitting(list("abcd"), (80, 5)) == list("abcd")
+    assert fitting(list("abcde"), (80, 5)) == ["a", "b", "c", "and 2 more"]
+    assert fitting(list("ab"), (80, 1)) == ["and 2 more"]
+
+
+def screen(text: str) -> list[str]:
+    """What a terminal shows after it was sent `text`."""
+    lines, row = [""], 0
+    for part in re.split(r"(\n|\r\x1b\[K|\x1b\[A)", text):
+        match part:
+            case "\n":
+                row += 1
+                lines += [""] * (row + 1 - len(lines))
+            case "\r\x1b[K":
+                lines[row] = ""
+            case "\x1b[A":
+                row -= 1
+            case _:
+                lines[row] += part
+    return lines
+
+
+def test_the_traffic() -> None:
+    before, now = Stats(up=0, down=0), Stats(3, 40, 1, 8, up=2048, down=20 << 20)
+    assert traffic(now, before, 0.5) == (
+        "3 visitors now, 40 served, 1 failed   up 2.0 KiB (4.0 KiB/s)   down 20 MiB (40 MiB/s)   8 parked"
+    )
+
+
+def test_an_ipv6_address_keeps_its_brackets() -> None:
+    assert public_address("tcp://[2001:db8::1]:80", "http") == "http://[2001:db8::1]:80/"
+
+
+async def test_a_writer_writes_everything_in_order_before_its_block_ends() -> None:
+    receive, send = os.pipe()
+    with trio.fail_after(PATIENCE):
+        async with Writer(send, vital=True).open() as written:
+            for number in range(1000):
+                written.put(f"{number}\n")
+    os.close(send)
+    with os.fdopen(receive) as lines:
+        assert [int(line) for line in lines] == list(range(1000))
+
+
+async def test_a_reader_that_stalls_stalls_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "FAREWELL", 0.01)
+    receive, send = os.pipe()
+    with trio.fail_after(PATIENCE):
+        async with Writer(send, vital=True).open() as written:
+            for _ in range(3 * board.HELD):
+                written.put("x" * 99 + "\n")
+            await trio.lowlevel.checkpoint()
+            assert len(written._lines) <= board.HELD
+    os.close(receive)  # the thread that still writes ends by it
+    os.close(send)
+
+
+async def test_a_reader_that_leaves_ends_what_is_vital_and_nothing_else() -> None:
+    receive, send = os.pipe()
+    os.close(receive)
+    with trio.fail_after(PATIENCE):
+        async with Writer(send, vital=False).open() as written:
+            written.put("line\n")
+        with pytest.RaisesGroup(OutputGoneError):
+            async with Writer(send, vital=True).open() as written:
+                written.put("line\n")
+                await trio.sleep_forever()
+    os.close(send)

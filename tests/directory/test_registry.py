@@ -1,0 +1,117 @@
+"""Which tunnels there are, by what they are found, and what is still counted when they are gone."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from tests.support.people import connect, is_dropped
+from tests.support.visitors import open_tunnel, until_gone, until_served
+from tunneld.config.schema import TunnelSettings
+from tunneld.directory import registry
+from tunneld.directory.registry import TunnelRegistry
+from tunneld.directory.service import TunnelService
+from tunneld.errors import EndedError, LimitReachedError, NoSuchTunnelError
+from tunneld.policy.access import Grant, Role
+
+
+async def test_a_tunnel_is_found_by_its_id_its_uris_and_the_port_of_its_visitors(service: TunnelService) -> None:
+    other, tunnel = await open_tunnel(service), await open_tunnel(service)
+    for reference in (tunnel.id.upper(), str(tunnel.server_uri), str(tunnel.client_uri), str(tunnel.client_uri.port)):
+        assert service.find(reference) is tunnel
+    assert list(service.tunnels()) == [other, tunnel]
+
+
+@pytest.mark.parametrize("reference", ["t99", "1", "tcp://127.0.0.1:1", ""])
+async def test_what_is_no_tunnel_is_said_to_be_none(service: TunnelService, reference: str) -> None:
+    await open_tunnel(service)
+    with pytest.raises(NoSuchTunnelError, match="no open tunnel"):
+        service.find(reference)
+
+
+async def test_the_tunnel_of_somebody_else_is_none(service: TunnelService) -> None:
+    tunnel, stranger = await open_tunnel(service), Grant(name="somebody-else")
+    for ask in (service.find, service.get_tunnel_address):
+        with pytest.raises(NoSuchTunnelError):
+            ask(str(tunnel.server_uri), stranger)
+    assert (list(service.tunnels(stranger)), service.is_of(stranger, tunnel.id)) == ([], False)
+
+
+async def test_what_tunnels_have_counted_outlives_them_and_the_process(service: TunnelService) -> None:
+    tunnel = await open_tunnel(service, max_visitors="1")
+    server = await connect(tunnel.server_uri)
+    visitor = await connect(tunnel.client_uri)
+    await until_served(tunnel, 1)
+    assert await is_dropped(await connect(tunnel.client_uri))
+    await visitor.send_all(b"12345")
+    await visitor.aclose()
+    await server.aclose()
+    await until_gone(tunnel)
+
+    def counts(registry: TunnelRegistry) -> tuple[int, int, tuple[int, int], int]:
+        return registry.opened, registry.served, registry.octets, registry.refusals.total()
+
+    counted = counts(service)
+    assert counted == (1, 1, (5, 0), 1)
+    await service.close(tunnel.id)
+    while service.tunnels():
+        await trio.lowlevel.checkpoint()
+    assert counts(service) == counted
+    successor = TunnelRegistry()
+    successor._resume(service._past)
+    assert counts(successor) == counted
+
+
+async def test_who_served_a_tunnel_that_somebody_ended_on_purpose_hears_that(service: TunnelService) -> None:
+    root = Grant("root", Role.ADMIN)
+    closed, drained = await open_tunnel(service), await open_tunnel(service)
+    await service.close(closed.id, root)
+    service.drain_one(drained.id, root)
+    while service.tunnels():
+        await trio.lowlevel.checkpoint()
+    for tunnel, how in ((closed, "closed"), (drained, "drained")):
+        for ask in (service.find, service.get_tunnel_address):
+            with pytest.raises(EndedError, match=f"^tunnel {tunnel.id} was {how} by request of root$"):
+                ask(str(tunnel.server_uri))
+            with pytest.raises(NoSuchTunnelError):
+                ask(str(tunnel.server_uri), Grant("somebody-else"))
+
+
+async def test_one_whose_agent_may_open_it_again_or_did_was_not_ended_on_purpose(service: TunnelService) -> None:
+    kept, given_up = await open_tunnel(service, name="kept"), await open_tunnel(service)
+    await service.close(kept.id, keep=True)
+    with pytest.raises(NoSuchTunnelError):
+        service.find(str(kept.server_uri))
+    await service.close(given_up.id)
+    service._enter(given_up, "")  # a plain tcp tunnel may get the server URI of one before
+    assert service.find(str(given_up.server_uri)) is given_up
+    service._remove(given_up)
+    with pytest.raises(NoSuchTunnelError):
+        service.find(str(given_up.server_uri))
+
+
+async def test_of_those_ended_on_purpose_only_the_last_are_remembered(
+    service: TunnelService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "MAX_ENDED", 2)
+    tunnels = [await open_tunnel(service) for _ in range(3)]
+    for tunnel in tunnels:
+        await service.close(tunnel.id)
+    with pytest.raises(NoSuchTunnelError):
+        service.find(str(tunnels[0].server_uri))
+    for tunnel in tunnels[1:]:
+        with pytest.raises(EndedError):
+            service.find(str(tunnel.server_uri))
+
+
+class TestAFew:
+    @pytest.fixture
+    def tunnel_settings(self) -> TunnelSettings:
+        return TunnelSettings(ports="0", max_tunnels=2)
+
+    async def test_no_more_tunnels_are_open_than_may_be(self, service: TunnelService) -> None:
+        first, _ = await open_tunnel(service), await open_tunnel(service)
+        with pytest.raises(LimitReachedError, match=r"2 are open \(tunnels.max_tunnels\)"):
+            await open_tunnel(service)
+        await service.close(first.id)
+        await open_tunnel(service)

@@ -1,0 +1,98 @@
+"""Relays that linger: one side has ended, the other is silent.
+
+The clock is virtual and jumped by hand; it also runs, because the bytes go through the kernel.
+"""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import MockClock
+
+from tests.engine.bench import Bench, Ends, Joined, flood, read_all, read_exactly
+from tunneld.engine.engine import Cause, RelayEnd
+
+LINGERED = RelayEnd(Cause.LINGERED)
+
+
+async def half_closed(bench: Bench, linger: float) -> Joined:
+    """A relay whose visitor has ended."""
+    joined = bench.join(linger=linger)
+    await joined.visitor.send_eof()
+    assert await read_all(joined.server) == b""
+    return joined
+
+
+async def answered(joined: Joined) -> None:
+    """A byte goes from the server to the visitor."""
+    await joined.server.send_all(b"x")
+    assert await read_exactly(joined.visitor, 1) == b"x"
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_silence_ends_a_half_closed_relay(bench: Bench, mock_clock: MockClock) -> None:
+    mock_clock.rate = 1
+    joined = await half_closed(bench, linger=10)
+    mock_clock.jump(9)
+    await answered(joined)
+    assert joined.ends.told == []
+    mock_clock.jump(11)
+    assert await joined.ends.one() == LINGERED
+    assert await read_all(joined.visitor) == b""
+
+
+async def test_every_byte_gives_it_more_time(bench: Bench, mock_clock: MockClock) -> None:
+    mock_clock.rate = 1
+    joined = await half_closed(bench, linger=10)
+    for _ in range(4):
+        mock_clock.jump(6)
+        await answered(joined)
+    assert joined.ends.told == []
+    await joined.server.aclose()
+    assert (await joined.ends.one()).cause is Cause.FINISHED
+
+
+async def test_a_relay_open_both_ways_may_be_silent_for_ever(bench: Bench, mock_clock: MockClock) -> None:
+    mock_clock.rate = 1
+    joined = bench.join(linger=1)
+    await joined.visitor.send_all(b"x")
+    assert await read_exactly(joined.server, 1) == b"x"
+    mock_clock.jump(30)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert joined.ends.told == []
+
+
+async def test_a_shorter_linger_is_not_kept_waiting_by_a_longer_one(bench: Bench, mock_clock: MockClock) -> None:
+    mock_clock.rate = 1
+    long, short = await half_closed(bench, linger=40), await half_closed(bench, linger=5)
+    mock_clock.jump(6)
+    assert await short.ends.one() == LINGERED
+    assert long.ends.told == []
+    mock_clock.jump(36)
+    assert await long.ends.one() == LINGERED
+
+
+async def test_a_reader_that_stopped_for_good_is_not_waited_for(bench: Bench, mock_clock: MockClock) -> None:
+    mock_clock.rate = 1
+    joined = bench.join(linger=10)
+    await joined.visitor.send_eof()
+    bench.nursery.start_soon(flood, joined.server)
+    await trio.testing.wait_all_tasks_blocked(0.1)
+    mock_clock.jump(11)
+    assert await joined.ends.one() == LINGERED
+
+
+async def test_a_server_that_never_connects_is_not_waited_for_by_a_visitor_that_left(
+    pump: Bench, mock_clock: MockClock
+) -> None:
+    mock_clock.rate = 1
+    listener = pump.listener()
+    listener.listen(0)
+    pump.dialled(listener.getsockname())
+    server = pump.dialled(listener.getsockname())  # there is no room for it in the queue
+    visitor, near_visitor = pump.tcp()
+    ends = Ends()
+    pump.engine.join(near_visitor, server, linger=10, on_end=ends.note)
+    await visitor.send_eof()
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    mock_clock.jump(11)
+    assert await ends.one() == LINGERED

@@ -1,0 +1,194 @@
+"""A relay with an HTTP face, in the test's own loop, and somebody who speaks HTTP to it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from xmlrpc.client import ServerProxy
+
+import h11
+import trio
+
+from tests.support.people import PATIENCE
+from tunneld import http
+from tunneld.auth.authenticator import Authenticator
+from tunneld.backends import BACKENDS
+from tunneld.config.schema import HttpSettings, Settings, TunnelSettings
+from tunneld.directory.service import TunnelService
+from tunneld.engine import new_engine
+from tunneld.net.listeners import ReloadableListener
+from tunneld.net.sockets import bind_tcp
+from tunneld.wire.lines import Item
+
+T = TypeVar("T")
+
+
+class Relay:
+    """What the verbs see as the daemon: a real service; the process around it is told, not run."""
+
+    def __init__(self, settings: Settings, service: TunnelService) -> None:
+        self.settings = settings
+        self.service = service
+        self.shutdowns: list[bool] = []
+        self.restarts = 0
+        self.on_shutdown: Callable[[], None] = lambda: None
+        self.facts: dict[str, Any] = {}  # what `status` shall say instead
+
+    def status(self) -> Item:
+        up, down = self.service.octets
+        visitors = sum(len(tunnel.visitors) for tunnel in self.service.tunnels())
+        facts = {"version": "1.2.3", "uptime": 7, "descriptors": 20, "max_descriptors": 1024, "visitors": visitors}
+        counted = {"opened": self.service.opened, "served": self.service.served, "up": up, "down": down}
+        return {**facts, **counted, **self.facts}
+
+    def reload(self) -> Sequence[Item]:
+        return []
+
+    async def restart(self) -> None:
+        self.restarts += 1
+
+    def shutdown(self, *, drain: bool) -> None:
+        self.shutdowns.append(drain)
+        self.on_shutdown()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole response."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Face:
+    """The address of the HTTP face, and what is behind it."""
+
+    host: str
+    port: int
+    relay: Relay
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # around `http.serve`
+    ended: trio.Event = field(default_factory=trio.Event)
+    gate: Authenticator | None = None
+    tls: ssl.SSLContext | None = None
+
+    async def serve(self, listeners: list[socket.socket], *, task_status: trio.TaskStatus[None]) -> None:
+        with self.scope:
+            await http.serve(
+                ReloadableListener("http", listeners), self.relay, self.gate, lambda: self.tls, task_status=task_status
+            )
+        self.ended.set()
+
+    async def end(self) -> None:
+        """Cancel the face, and wait until it is gone."""
+        self.scope.cancel()
+        await self.ended.wait()
+
+    @property
+    def authority(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    async def connect(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream(self.host, self.port)
+
+    async def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
+        """One request on a connection of its own; an underscore in a header's name stands for a dash."""
+        named = {"host": self.authority} | {name.replace("_", "-"): value for name, value in headers.items()}
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in named.items())]
+        if body:
+            lines.append(f"content-length: {len(body)}")
+        async with await self.connect() as stream:
+            await stream.send_all("\r\n".join([*lines, "connection: close", "", ""]).encode() + body)
+            return await read_answer(stream, method)
+
+    async def call_xml(self, body: str | bytes, path: str = "/RPC2") -> Answer:
+        raw = body if isinstance(body, bytes) else body.encode()
+        return await self.ask("POST", path, raw, content_type="text/xml")
+
+    async def post_json(self, verb: str, words: Any = None) -> Answer:
+        body = b"" if words is None else json.dumps(words).encode()
+        return await self.ask("POST", f"/api/v1/{verb}", body, content_type="application/json")
+
+    async def with_stock_client(self, talk: Callable[[ServerProxy], T], path: str = "") -> T:
+        """Let Python's own XML-RPC client talk, in a thread."""
+
+        def run() -> T:
+            with ServerProxy(f"http://{self.authority}{path}") as proxy:
+                return talk(proxy)
+
+        return await trio.to_thread.run_sync(run)
+
+
+HEAD = "POST /RPC2 HTTP/1.1\r\nhost: {}\r\ncontent-type: text/xml\r\n"
+
+
+async def begin(face: Face, stream: trio.SocketStream, framing: str) -> None:
+    """Send the head of a call, without its body."""
+    await stream.send_all(f"{HEAD.format(face.authority)}{framing}\r\n\r\n".encode())
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    """A bug, in place of any function."""
+
+    def bug(*_: object) -> Any:
+        raise error
+
+    return bug
+
+
+async def read_answer(stream: trio.abc.ReceiveStream, method: str = "GET") -> Answer:
+    """Read one response, however it is framed."""
+    reader = h11.Connection(h11.CLIENT)
+    reader.send(h11.Request(method=method, target="/", headers=[("host", "x")]))
+    reader.send(h11.EndOfMessage())
+    head: h11.Response | None = None
+    body = bytearray()
+    while True:
+        match reader.next_event():
+            case h11.NEED_DATA:
+                reader.receive_data(bytes(await stream.receive_some(65536)))
+            case h11.Response() as head:
+                pass
+            case h11.Data(data=data):
+                body += data
+            case h11.EndOfMessage():
+                assert head is not None
+                names = {name.decode(): value.decode() for name, value in head.headers}
+                return Answer(head.status_code, names, bytes(body))
+
+
+@asynccontextmanager
+async def open_face(
+    listeners: list[socket.socket] | None = None,
+    gate: Authenticator | None = None,
+    tls: ssl.SSLContext | None = None,
+    **keys: Any,
+) -> AsyncIterator[Face]:
+    """A running relay; `keys` are those of `[http]`. Everything in the block ends within `PATIENCE` seconds."""
+    settings = Settings(http=HttpSettings(**keys), tunnels=TunnelSettings(ports="0"))
+    listeners = listeners or bind_tcp("127.0.0.1", 0)
+    host, port = listeners[0].getsockname()[:2]
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            engine = new_engine()
+            await nursery.start(engine.run)
+            service = TunnelService(lambda: settings, engine, BACKENDS)
+            await nursery.start(service.run)
+            face = Face(host, port, Relay(settings, service), gate=gate, tls=tls)
+            await nursery.start(face.serve, listeners)
+            yield face
+            nursery.cancel_scope.cancel()

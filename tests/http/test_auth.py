@@ -1,0 +1,236 @@
+"""Credentials over HTTP: names and secrets in a header, over loopback alone, checked in equal time and not for ever."""
+
+from __future__ import annotations
+
+import threading
+from base64 import b64encode
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from tests.http.face import Answer, Face, open_face
+from tests.support.credentials import SECRET, counted, credential, gate_of
+from tests.support.people import PATIENCE
+from tunneld.auth import authenticator as gate_module
+from tunneld.auth.authenticator import MAX_REMEMBERED, Authenticator
+from tunneld.http.auth import OPEN, AuthMiddleware
+from tunneld.http.translate import GRANT
+from tunneld.policy.access import EVERYBODY
+
+ALICE, ROOT = credential("alice"), credential("root", "another secret", role="admin")
+NETWORKED = credential("far", networks=("192.0.2.0/24",))
+
+
+@pytest.fixture
+async def face() -> AsyncIterator[Face]:
+    async with open_face(gate=gate_of(ALICE, ROOT, NETWORKED)) as face:
+        yield face
+
+
+def header(name: str, secret: str, scheme: str = "Basic") -> str:
+    return f"{scheme} {b64encode(f'{name}:{secret}'.encode()).decode()}"
+
+
+async def ask(face: Face, path: str, authorization: str, method: str = "GET") -> Answer:
+    return await face.ask(method, path, authorization=authorization, content_type="application/json")
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "Bearer", "basic", "BEARER"])
+async def test_who_knows_the_secret_is_known(face: Face, scheme: str) -> None:
+    answer = await ask(face, "/api/v1/openTunnel", header("alice", SECRET, scheme), "POST")
+    assert answer.status == 200
+    (tunnel,) = face.relay.service.tunnels()
+    assert tunnel.spec.owner.startswith("http alice@127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        header("alice", "wrong"),
+        header("nobody", SECRET),
+        header("far", SECRET),
+        header("alice", ""),
+        header("alice", "päss"),
+        "Basic",
+        "Basic !!!",
+        "Digest x",
+        f"Basic {b64encode(b'alice').decode()}",
+        f"Basic {b64encode(bytes([255])).decode()}",
+    ],
+)
+async def test_everybody_else_is_told_one_thing_and_logged(face: Face, authorization: str) -> None:
+    with capture_logs() as logs:
+        answer = await ask(face, "/api/v1/list", authorization)
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"].startswith('Basic realm="tunneld"')
+    assert (answer.json["code"], answer.json["detail"]) == ("not-allowed", "authentication failed")
+    (told,) = [log for log in logs if log["event"] == "authentication failed"]
+    assert (told["peer"], told["face"]) == ("127.0.0.1", "http")
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/list", "/metrics", "/RPC2", "/tristero/servlet/tunnel", "/nowhere"])
+async def test_without_a_header_nothing_is_said_but_how(face: Face, path: str) -> None:
+    with capture_logs() as logs:
+        answer = await face.ask("GET", path)
+    assert answer.status == 401
+    assert "send its name and secret" in answer.text
+    assert not [log for log in logs if log["event"] == "authentication failed"]
+
+
+@pytest.mark.parametrize("path", sorted(OPEN))
+async def test_probes_are_for_everybody(face: Face, path: str) -> None:
+    assert (await face.ask("GET", path)).status == 200
+
+
+async def test_two_headers_are_no_credential(face: Face) -> None:
+    right = header("alice", SECRET)
+    async with await face.connect() as stream:
+        request = f"GET /api/v1/list HTTP/1.1\r\nhost: {face.authority}\r\nconnection: close\r\n"
+        await stream.send_all(f"{request}authorization: {right}\r\nauthorization: {right}\r\n\r\n".encode())
+        assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 401 ")
+
+
+async def test_metrics_are_for_admins(face: Face) -> None:
+    assert (await ask(face, "/metrics", header("alice", SECRET))).status == 403
+    assert (await ask(face, "/metrics", header("root", "another secret"))).status == 200
+
+
+async def test_metrics_are_for_everybody_without_credentials() -> None:
+    async with open_face() as face:
+        assert (await face.ask("GET", "/metrics")).status == 200
+
+
+async def test_a_role_is_a_role_over_http_too(face: Face) -> None:
+    assert (await ask(face, "/api/v1/status", header("alice", SECRET))).status == 403
+    assert (await ask(face, "/api/v1/status", header("root", "another secret"))).status == 200
+
+
+async def test_auth_is_no_verb_of_http(face: Face) -> None:
+    body = b'{"args": ["x"]}'
+    answer = await face.ask(
+        "POST", "/api/v1/auth", body, content_type="application/json", authorization=header("alice", SECRET)
+    )
+    assert (answer.status, answer.json["code"]) == (400, "usage")
+
+
+@pytest.mark.parametrize(("host", "asked"), [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True)])
+async def test_loopback_may_say_a_secret(host: str, asked: bool) -> None:
+    assert (await asked_of(host))[0] == 200
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", ""])
+async def test_nobody_else_may(host: str) -> None:
+    status, headers = await asked_of(host)
+    assert status == 403
+    assert b"www-authenticate" not in headers  # never ask for a secret in clear
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+async def test_everybody_may_in_tls(host: str) -> None:
+    assert (await asked_of(host, "https"))[0] == 200
+
+
+async def asked_of(host: str, scheme: str = "http") -> tuple[int, dict[bytes, bytes]]:
+    """The answer to a right header from this address, from the middleware alone."""
+    sent: list[dict[str, object]] = []
+
+    async def app(scope: object, _receive: object, send: object) -> None:
+        assert isinstance(scope, dict)
+        assert scope[GRANT] == ALICE.grant
+        sent.append({"status": 200, "headers": []})
+
+    async def send(message: object) -> None:
+        assert isinstance(message, dict)
+        sent.append(message)
+
+    async def receive() -> dict[str, object]:
+        raise AssertionError("no body is wanted")
+
+    scope = {
+        "type": "http",
+        "path": "/api/v1/list",
+        "scheme": scheme,
+        "client": (host, 9),
+        "headers": [(b"authorization", header("alice", SECRET).encode())],
+    }
+    await AuthMiddleware(app, gate_of(ALICE))(scope, receive, send)
+    headers = sent[0]["headers"]
+    assert isinstance(headers, list)
+    return int(str(sent[0]["status"])), dict(headers)
+
+
+async def test_without_credentials_everybody_is_an_admin() -> None:
+    granted: list[object] = []
+
+    async def app(scope: object, _receive: object, _send: object) -> None:
+        assert isinstance(scope, dict)
+        granted.append(scope[GRANT])
+
+    scope = {"type": "http", "path": "/", "client": ("192.0.2.1", 9), "headers": []}
+    await AuthMiddleware(app, Authenticator(lambda: ()))(scope, None, None)  # type: ignore[arg-type]
+    assert granted == [EVERYBODY]
+
+
+# The work
+
+
+@pytest.mark.parametrize("name", ["alice", "nobody"])
+async def test_a_wrong_secret_is_one_derivation_whoever_it_is_for(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with counted(monkeypatch, "derive") as derivations:
+        assert await gate_of(ALICE).admit_secret(name, "wrong", "127.0.0.1") is None
+    assert len(derivations) == 1
+
+
+async def test_a_right_secret_is_derived_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [ALICE]
+    gate = Authenticator(lambda: now)
+    with counted(monkeypatch, "derive") as derivations:
+        for _ in range(5):
+            assert await gate.admit_secret("alice", SECRET, "127.0.0.1") == ALICE
+    assert len(derivations) == 1
+    now[0] = credential("alice", "another one")
+    assert await gate.admit_secret("alice", SECRET, "127.0.0.1") is None
+    now.clear()
+    assert await gate.admit_secret("alice", SECRET, "127.0.0.1") is None
+
+
+async def test_who_is_right_at_a_wrong_place_is_not_told_so_by_how_soon_they_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = gate_of(credential("alice", networks=["192.0.2.0/24"]))
+    with counted(monkeypatch, "derive") as derivations:
+        assert await gate.admit_secret("alice", SECRET, "192.0.2.1") is not None
+        for _ in range(3):
+            assert await gate.admit_secret("alice", SECRET, "127.0.0.1") is None
+    assert len(derivations) == 4
+
+
+async def test_a_flood_of_guesses_has_one_thread_and_delays_nobody_who_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, begun, release = gate_of(ALICE), threading.Semaphore(0), threading.Event()
+    assert await gate.admit_secret("alice", SECRET, "127.0.0.1")
+
+    def guess(*_: object) -> bool:
+        begun.release()
+        return not release.wait(PATIENCE)
+
+    monkeypatch.setattr(gate_module, "matches", guess)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(gate.admit_secret, "alice", f"guess {number}", "127.0.0.1")
+            await trio.to_thread.run_sync(begun.acquire)
+            await trio.testing.wait_all_tasks_blocked()
+            assert gate._deriving.statistics().tasks_waiting == 19
+            assert await gate.admit_secret("alice", SECRET, "127.0.0.1") == ALICE
+            release.set()
+
+
+async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = gate_of(ALICE)
+    for number in range(MAX_REMEMBERED + 1):
+        gate._remember(number.to_bytes(2))
+    assert len(gate._right) == 1

@@ -1,0 +1,93 @@
+"""What Prometheus reads."""
+
+from __future__ import annotations
+
+import re
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.http.face import Face, open_face
+from tests.support.people import connect, is_dropped, read_exactly
+from tunneld.auth.preauth import PreauthReason
+from tunneld.http import metrics
+from tunneld.net.endpoint import Endpoint
+from tunneld.policy.admission import RefusalKind
+
+
+async def scrape(face: Face) -> dict[str, float]:
+    """Every sample by its name and its labels."""
+    answer = await face.ask("GET", "/metrics")
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    samples = {}
+    for family in text_string_to_metric_families(answer.text):
+        assert family.documentation
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sample.labels.items())
+            samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return samples
+
+
+async def test_an_idle_relay_has_every_sample() -> None:
+    async with open_face() as face:
+        assert await scrape(face) == {
+            "tunneld_build_info{version=1.2.3}": 1,
+            "tunneld_ready": 1,
+            "tunneld_uptime_seconds": 7,
+            "tunneld_visitors": 0,
+            "tunneld_strangers": 0,
+            **{f"tunneld_strangers_refused_total{{reason={reason.value}}}": 0 for reason in PreauthReason},
+            "tunneld_open_descriptors": 20,
+            "tunneld_max_descriptors": 1024,
+            "tunneld_tunnels_opened_total": 0,
+            "tunneld_visitors_served_total": 0,
+            **{f"tunneld_visitors_refused_total{{reason={kind.value}}}": 0 for kind in RefusalKind},
+            "tunneld_relayed_bytes_total{direction=up}": 0,
+            "tunneld_relayed_bytes_total{direction=down}": 0,
+            "tunneld_tunnels{phase=opening}": 0,
+            "tunneld_tunnels{phase=waiting}": 0,
+            "tunneld_tunnels{phase=ready}": 0,
+            "tunneld_tunnels{phase=draining}": 0,
+            "tunneld_visitors_waiting": 0,
+            "tunneld_server_connections_parked": 0,
+        }
+
+
+async def test_counters_count_and_do_not_go_back_when_a_tunnel_closes() -> None:
+    async with open_face() as face:
+        server_uri = (await face.post_json("openTunnel")).json["text"]
+        (tunnel,) = face.relay.service.tunnels()
+        assert (await scrape(face))["tunneld_tunnels{phase=waiting}"] == 1
+        visitor = await connect(tunnel.client_uri)
+        server = await connect(Endpoint.parse(server_uri))
+        await visitor.send_all(b"question")
+        assert await read_exactly(server, 8) == b"question"
+        await server.send_all(b"answer")
+        assert await read_exactly(visitor, 6) == b"answer"
+        during = await scrape(face)
+        assert during["tunneld_visitors"] == 1
+        await visitor.aclose()
+        assert await is_dropped(server)  # half-closed: the visitor was the first to end
+        await server.aclose()
+        await tunnel.wait_closed()
+        after = await scrape(face)
+        counters = {name: value for name, value in during.items() if "_total" in name}
+        assert counters == {name: value for name, value in after.items() if "_total" in name}
+        assert set(counters.values()) == {0, 1, 8, 6}
+        assert after["tunneld_visitors"] == sum(v for name, v in after.items() if "phase" in name) == 0
+
+
+async def test_a_draining_relay_is_not_ready() -> None:
+    async with open_face() as face:
+        face.relay.service.draining = True
+        assert (await scrape(face))["tunneld_ready"] == 0
+
+
+async def test_the_docstring_lists_what_is_there_and_nothing_names_a_person() -> None:
+    async with open_face() as face:
+        await face.post_json("openTunnel", {"options": {"name": "somebody"}})
+        text = (await face.ask("GET", "/metrics")).text
+        listed = set(re.findall(r"^    (tunneld_\w+)", metrics.__doc__ or "", re.MULTILINE))
+        assert listed == set(re.findall(r"^(tunneld_\w+)", text, re.MULTILINE))
+        assert "somebody" not in text
+        assert face.host not in text

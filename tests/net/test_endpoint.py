@@ -1,0 +1,138 @@
+"""URIs and addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunneld.errors import UsageError
+from tunneld.net import endpoint
+from tunneld.net.endpoint import Endpoint, Target, parse_relay
+
+HOSTS = st.one_of(
+    st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z]{2,5})?", fullmatch=True),
+    st.ip_addresses().map(str),
+)
+PORTS = st.integers(0, endpoint.MAX_PORT)
+
+
+@given(host=HOSTS, port=PORTS, scheme=st.sampled_from(["tcp", "tls", "webmux"]))
+def test_what_prints_reads_back(host: str, port: int, scheme: str) -> None:
+    written = Endpoint(scheme, host, port)
+    assert Endpoint.parse(str(written)) == written
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_an_endpoint_or_a_usage_error(text: str) -> None:
+    try:
+        parsed = Endpoint.parse(text)
+    except UsageError:
+        return
+    assert Endpoint.parse(str(parsed)) == parsed
+
+
+def test_letter_case_and_a_closing_slash_make_no_difference() -> None:
+    assert Endpoint.parse("TCP://Relay.Example.ORG:8010/") == Endpoint("tcp", "relay.example.org", 8010)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tcp:/x:1",
+        "tcp://x",
+        "tcp://:1",
+        "tcp://x:65536",
+        "tcp://x:-1",
+        "tcp://u@x:1",
+        "tcp://x:1/p/q",
+        "http://x:1/p",
+        "tcp://[::1:1",
+        "tcp://x:1٣",
+    ],
+)
+def test_what_is_no_endpoint_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        Endpoint.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("8000", Target("127.0.0.1", 8000)),
+        ("web.local:80", Target("web.local", 80)),
+        ("[::1]:65535", Target("::1", 65535)),
+        ("unix:/run/web.sock", Target(path="/run/web.sock")),
+    ],
+)
+def test_targets(text: str, target: Target) -> None:
+    assert Target.parse(text) == target
+    assert Target.parse(str(target)) == target
+
+
+@pytest.mark.parametrize("text", ["", "0", "65536", "unix:", "host", "host:0", ":80:90", "٨٠٠٠"])
+def test_what_is_no_target_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        Target.parse(text)
+
+
+def test_a_mapped_address_lies_in_its_ipv4_network() -> None:
+    network = endpoint.parse_network("192.0.2.0/24")
+    assert endpoint.contains(network, ("::ffff:192.0.2.9", 1, 0, 0))
+    assert not endpoint.contains(network, ("::ffff:198.51.100.9", 1, 0, 0))
+    assert not endpoint.contains(network, ("2001:db8::1", 1, 0, 0))
+    assert endpoint.contains(ipaddress.ip_network("fe80::/10"), ("fe80::1%eth0", 1, 0, 2))
+
+
+def test_peers_print_as_people_write_them() -> None:
+    assert endpoint.format_peer(("::ffff:192.0.2.9", 5, 0, 0)) == "192.0.2.9:5"
+    assert endpoint.format_peer(("2001:db8::1", 5, 0, 0)) == "[2001:db8::1]:5"
+    assert endpoint.format_peer("") == "unix"
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.8.0.1", True), ("::1", True), ("localhost", True), ("", False), ("::", False), ("relay", False)],
+)
+def test_loopback_is_only_this_machine(host: str, loopback: bool) -> None:
+    assert endpoint.is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("relay.example.org", Endpoint("tcp", "relay.example.org", 7010)),
+        ("Relay.example.org:7", Endpoint("tcp", "relay.example.org", 7)),
+        ("tls://relay.example.org", Endpoint("tls", "relay.example.org", 7010)),
+        ("TLS://192.0.2.1:7/", Endpoint("tls", "192.0.2.1", 7)),
+        ("[2001:db8::1]", Endpoint("tcp", "2001:db8::1", 7010)),
+        ("tcp://[2001:db8::1]:7", Endpoint("tcp", "2001:db8::1", 7)),
+    ],
+)
+def test_a_relay_has_a_port_also_where_nobody_says_one(text: str, endpoint: Endpoint) -> None:
+    assert parse_relay(text) == endpoint
+    assert parse_relay(text, tls=True) == replace(endpoint, scheme="tls")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("https://relay.example.org", "not a relay: 'https://relay.example.org' is neither HOST nor HOST:PORT"),
+        ("2001:db8::1", "not a relay: '2001:db8::1'"),
+        ("", "not a relay: ''"),
+        ("relay:", "not a relay: 'relay:'"),
+        ("relay:0", "port out of range in 'relay:0'"),
+        ("re lay", "not a host name or address in 're lay'"),
+        ("webmux://relay:7012/SECRET", "not a relay: a server URI is where"),
+        ("ssh://SECRET@relay:7022", "not a relay: a server URI is where"),
+    ],
+)
+def test_what_is_no_relay_is_said_to_be_none_and_no_key_is_shown(text: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(complaint)}") as caught:
+        parse_relay(text)
+    assert "SECRET" not in str(caught.value)

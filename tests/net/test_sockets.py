@@ -1,0 +1,242 @@
+"""Listening sockets, free ports, descriptors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import pytest
+
+from tests.support.system import has_ipv6, need_ipv6
+from tunneld.errors import SHORTAGES, LimitReachedError, ListenError, ShortageError
+from tunneld.net import sockets
+
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def listening(host: str = LOOPBACK, port: int = 0) -> Iterator[list[socket.socket]]:
+    listeners = sockets.bind_tcp(host, port)
+    try:
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+@contextmanager
+def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A non-blocking connection that a listener of ours accepted, and its peer."""
+    with listening() as (listener,), socket.create_connection(listener.getsockname()) as peer:
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.setblocking(False)
+            yield accepted, peer
+
+
+def port_of(listener: socket.socket) -> int:
+    return int(listener.getsockname()[1])
+
+
+def test_a_listener_is_ready_for_the_pump_and_what_it_accepts_is_kept_alive() -> None:
+    with listening() as (listener,):
+        assert listener.getblocking() is False
+        assert listener.get_inheritable() is False
+    with connected() as (accepted, _):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+
+
+def test_keep_alive_times_stay_within_what_the_system_takes() -> None:
+    for asked, got in ((0.2, 1), (90.0, 90), (1e6, 32767)):
+        (listener,) = sockets.bind_tcp(LOOPBACK, 0, keepalive=asked)
+        with listener:
+            assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == got
+
+
+@pytest.mark.parametrize("host", ["", "::"])
+def test_the_wildcard_takes_both_families_where_there_are_both(host: str) -> None:
+    with listening(host) as (listener,):
+        socket.create_connection((LOOPBACK, port_of(listener))).close()
+        if has_ipv6():
+            socket.create_connection(("::1", port_of(listener))).close()
+
+
+def test_without_ipv6_the_wildcard_is_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with listening("") as (listener,):
+        assert listener.getsockname()[0] == "0.0.0.0"
+
+
+def two_addresses(*_: object, **__: object) -> list[tuple[object, ...]]:
+    return [(socket.AF_INET, 0, 0, "", (LOOPBACK, 0)), (socket.AF_INET6, 0, 0, "", ("::1", 0, 0, 0))]
+
+
+def test_all_addresses_of_a_name_get_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_ipv6()
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    with listening("localhost") as listeners:
+        assert [listener.family for listener in listeners] == [socket.AF_INET, socket.AF_INET6]
+        assert len({port_of(listener) for listener in listeners}) == 1
+
+
+def test_an_address_the_machine_lacks_is_passed_over_while_another_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = (socket.AF_INET, 0, 0, "", ("203.0.113.1", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [lacking, two_addresses()[0]])
+    with listening("some.name") as (listener,):
+        assert listener.getsockname()[0] == LOOPBACK
+
+
+def test_a_port_that_is_taken_on_one_address_fails_all_and_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_ipv6()
+    with listening("::1") as (taken,):
+        monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+        before = sockets.open_descriptors()
+        with pytest.raises(ListenError, match="address already in use"):
+            sockets.bind_tcp("localhost", port_of(taken))
+        assert sockets.open_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("host", "place", "reason"),
+    [
+        (LOOPBACK, f"tcp://{LOOPBACK}", "address already in use"),
+        ("", "tcp://*", "address already in use"),
+        ("203.0.113.1", "tcp://203.0.113.1", "cannot assign requested address"),
+        ("2001:db8::1", "tcp://[2001:db8::1]", ""),
+    ],
+)
+def test_a_failure_names_the_place_and_the_reason(host: str, place: str, reason: str) -> None:
+    with listening(LOOPBACK) as (taken,):
+        port = port_of(taken)
+        with pytest.raises(ListenError) as failed:
+            sockets.bind_tcp(host, port)
+    assert str(failed.value).startswith(f"could not listen on {place}:{port}: {reason}")
+
+
+@pytest.mark.parametrize("code", sorted(SHORTAGES))
+def test_what_the_machine_ran_out_of_is_a_shortage(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fail(*_: object) -> socket.socket:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(socket, "socket", fail)
+    with pytest.raises(ShortageError, match=r"could not listen on tcp://127.0.0.1:0: "):
+        sockets.bind_tcp(LOOPBACK, 0)
+    with pytest.raises(ShortageError):
+        sockets.bind_in_range(LOOPBACK, range(1))
+
+
+def test_running_out_of_descriptors_is_a_shortage_for_real() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest_free := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        with pytest.raises(ShortageError, match="too many open files"):
+            sockets.bind_tcp(LOOPBACK, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_port_that_is_for_others_says_what_it_takes() -> None:
+    error = sockets._listen_error("", "443", OSError(errno.EACCES, "Permission denied"))
+    assert re.fullmatch(r"could not listen on tcp://\*:443: permission denied: ports below .*_SERVICE .*", str(error))
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[tuple[range, list[socket.socket]]]:
+    """So many listeners on successive ports, wherever there is room below the ports that the system gives to
+    connections.
+    """
+    with ExitStack() as held:
+        for _ in range(100):
+            first = random.randrange(10_000, 30_000)
+            ports = range(first, first + count)
+            try:
+                listeners = [held.enter_context(listening(port=port))[0] for port in ports]
+            except ListenError:
+                held.close()
+                continue
+            yield ports, listeners
+            return
+    pytest.skip("no free neighbouring ports")
+
+
+def test_the_only_free_port_of_a_range_is_found_from_anywhere() -> None:
+    with neighbours(8) as (ports, held):
+        held[3].close()
+        for start in range(8):
+            with closing(sockets.bind_in_range(LOOPBACK, ports, start=start)) as listener:
+                assert port_of(listener) == ports[3]
+
+
+def test_the_search_starts_anywhere() -> None:
+    with neighbours(8) as (ports, held):
+        for listener in held:
+            listener.close()
+        found: set[int] = set()
+        for _ in range(200):  # missing one of eight by chance: once in 10^10 runs
+            with closing(sockets.bind_in_range(LOOPBACK, ports)) as listener:
+                found.add(port_of(listener))
+        assert found == set(ports)
+
+
+def test_a_full_range_is_a_limit_and_leaves_no_descriptor() -> None:
+    with neighbours(3) as (ports, _):
+        before = sockets.open_descriptors()
+        with pytest.raises(LimitReachedError, match=rf"no port is free in {ports[0]}-{ports[-1]} on 127.0.0.1"):
+            sockets.bind_in_range(LOOPBACK, ports)
+        assert sockets.open_descriptors() == before
+
+
+def test_a_range_on_an_address_the_machine_lacks_fails_at_once() -> None:
+    with pytest.raises(ListenError, match=r"tcp://203.0.113.1:20000-29999: cannot assign"):
+        sockets.bind_in_range("203.0.113.1", range(20000, 30000))
+
+
+def test_the_range_zero_is_any_port() -> None:
+    with closing(sockets.bind_in_range(LOOPBACK, range(1))) as listener:
+        assert port_of(listener) > 0
+
+
+def test_where_it_listens_is_told_as_uris() -> None:
+    with listening() as (listener,):
+        assert sockets.describe([listener, listener], "tls") == " ".join([f"tls://127.0.0.1:{port_of(listener)}"] * 2)
+
+
+def test_the_descriptor_limit_goes_as_far_as_it_may() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard // 2), hard))
+    try:
+        assert sockets.raise_descriptor_limit() == hard
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(("limit", "for_tunnels"), [(8, 6), (256, 192), (1024, 960), (262_144, 262_080)])
+def test_tunnels_leave_some_descriptors_to_whoever_looks_after_them(
+    limit: int, for_tunnels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert sockets.descriptors_for_tunnels() == for_tunnels
+
+
+def test_where_there_is_no_limit_tunnels_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert sockets.descriptors_for_tunnels() > 1 << 20
+
+
+def test_a_system_that_refuses_keeps_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError(errno.EINVAL)
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert sockets.raise_descriptor_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,0 +1,105 @@
+"""TLS contexts: what they insist on, and which file is to blame."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
+
+from tunneld.config.schema import TlsFiles
+from tunneld.errors import ConfigError
+from tunneld.tls import contexts
+from tunneld.tls.connection import is_truncation
+
+Pem = Callable[[str], Path]
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> Pem:
+    """Files by name: `ca`, and certificate and key of `one` and `two`, as `one.pem` and `one.key`."""
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca")
+    for name in ("one", "two"):
+        certificate = ca.issue_cert("localhost")
+        certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    (tmp_path / "garbage").write_text("no certificate")
+    return lambda name: tmp_path / name
+
+
+def test_a_server_speaks_modern_tls_and_asks_for_certificates_only_where_told(pem: Pem) -> None:
+    context = contexts.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=pem("one.key")))
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert context.verify_mode == ssl.CERT_NONE
+    context = contexts.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=pem("one.key"), client_ca=pem("ca")))
+    assert context.verify_mode == ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("side", ["server", "client", "pinned"])
+def test_an_end_without_a_goodbye_is_none_and_known_as_such(pem: Pem, side: str) -> None:
+    """Anybody on the way can end a connection; Python 3.11.2 takes that for a goodbye."""
+    context = {
+        "server": lambda: contexts.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=pem("one.key"))),
+        "client": lambda: contexts.client_tls_context(pem("ca")),
+        "pinned": lambda: contexts.client_tls_context(pin="sha256:" + 64 * "0"),
+    }[side]()
+    incoming = ssl.MemoryBIO()
+    connection = context.wrap_bio(
+        incoming, ssl.MemoryBIO(), side == "server", None if side == "server" else "localhost"
+    )
+    with pytest.raises(ssl.SSLWantReadError):
+        connection.do_handshake()
+    incoming.write_eof()
+    with pytest.raises(ssl.SSLError) as caught:
+        connection.do_handshake()
+    assert is_truncation(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "client_ca", "problem"),
+    [
+        ("nosuch", "one.key", None, "control.tls.certificate: cannot read {}/nosuch: no such file or directory"),
+        ("one.pem", "nosuch", None, "control.tls.key: cannot read {}/nosuch: no such file or directory"),
+        ("one.pem", "one.key", "nosuch", "control.tls.client_ca: cannot read {}/nosuch: no such file or directory"),
+        ("one.pem", "two.key", None, "control.tls.key: {}/two.key does not belong to the certificate in {}/one.pem"),
+        ("garbage", "one.key", None, "control.tls.certificate: {0}/garbage and {0}/one.key are not a PEM certificate"),
+        ("one.pem", "garbage", None, "control.tls.certificate: {0}/one.pem and {0}/garbage are not a PEM certificate"),
+        ("one.pem", "one.key", "garbage", "control.tls.client_ca: {}/garbage has no PEM certificates"),
+    ],
+)
+def test_unfit_files_are_named(pem: Pem, certificate: str, key: str, client_ca: str | None, problem: str) -> None:
+    settings = TlsFiles(certificate=pem(certificate), key=pem(key), client_ca=pem(client_ca) if client_ca else None)
+    with pytest.raises(ConfigError) as failed:
+        contexts.server_tls_context(settings)
+    folder = str(pem("ca").parent)
+    assert failed.value.problems[0].startswith(problem.format(folder, folder))
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked(pem: Pem) -> None:
+    locked = pem("locked.key")
+    key = serialization.load_pem_private_key(pem("one.key").read_bytes(), None)
+    locked.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    with pytest.raises(ConfigError, match=r"^a key that asks for a password cannot be used"):
+        contexts.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=locked))
+
+
+def test_a_client_checks_names_and_believes_whom_it_is_told(pem: Pem) -> None:
+    context = contexts.client_tls_context(pem("ca"), pem("one.pem"), pem("one.key"))
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert len(context.get_ca_certs()) == 1
+    assert contexts.client_tls_context().verify_mode == ssl.CERT_REQUIRED
+    with pytest.raises(ConfigError, match=r"^ca: cannot read .*/nosuch: no such file"):
+        contexts.client_tls_context(pem("nosuch"))
+    with pytest.raises(ConfigError, match=r"^key: .*/two.key does not belong"):
+        contexts.client_tls_context(None, pem("one.pem"), pem("two.key"))

@@ -1,0 +1,162 @@
+"""What a line looks like. Pure but for the clock: a level, an event and its context become text without its newline."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from tunneld.daemon.log.sink import descriptor_of
+
+Render = Callable[[str, str, Mapping[str, Any]], str]
+
+EVENT_WIDTH = 24  # most events are shorter, so that their contexts stand below each other
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # sd-daemon(3)
+COLOURS = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
+PLAIN = "\x1b[0m"
+SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+@dataclass(frozen=True, slots=True)
+class Json:
+    """`{"time": "2026-02-03T12:04:31.482Z", "level": "info", "event": "visitor came", "tunnel": "t4", ...}`"""
+
+    def __call__(self, level: str, event: str, context: Mapping[str, Any]) -> str:
+        line: dict[str, Any] = {"time": _iso_time(), "level": level, "event": event}
+        line.update((str(key), value) for key, value in context.items() if key not in {*line, "exc_info"})
+        if error := _exception(context):
+            line["exception"] = "".join(traceback.format_exception(error))
+        try:
+            return json.dumps(line, default=text, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):  # NaN, an odd key in a mapping, a list within itself
+            return json.dumps({key: text(value) for key, value in line.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Human:
+    """`12:04:31 info    visitor came             tunnel=t4 visitor=192.0.2.7:51311`"""
+
+    time: Callable[[], str] | None
+    colours: bool = False
+    priorities: bool = False
+
+    @classmethod
+    def fitting(cls, stream: TextIO | None, *, journal: bool) -> Human:
+        """Local time and colours on a terminal, `<N>` priorities but no time in the journal, UTC elsewhere."""
+        if journal and is_journal(stream):
+            return cls(time=None, priorities=True)
+        if stream is not None and not stream.closed and stream.isatty():
+            plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+            return cls(time=_short_time, colours=not plain)
+        return cls(time=_iso_time)
+
+    def __call__(self, level: str, event: str, context: Mapping[str, Any]) -> str:
+        pairs = [f"{escape(str(key))}={_shown(value)}" for key, value in context.items() if key != "exc_info"]
+        if error := _exception(context):
+            pairs.append(f"exception={_shown(brief(error))}")
+        words = [self._level(level), escape(event).ljust(EVENT_WIDTH if pairs else 0), *pairs]
+        if self.time is not None:
+            words.insert(0, self.time())
+        return (f"<{PRIORITIES.get(level, 6)}>" if self.priorities else "") + " ".join(words)
+
+    def _level(self, level: str) -> str:
+        colour = COLOURS.get(level) if self.colours else None
+        return f"{colour}{level:<7}{PLAIN}" if colour else f"{level:<7}"
+
+
+def text(value: object) -> str:
+    """A value as text, whatever it is and does."""
+    match value:
+        case str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case float() if math.isfinite(value):
+            return f"{value:.6g}"
+        case None:
+            return "-"
+        case BaseException():
+            return brief(value) if isinstance(value, BaseExceptionGroup) else _safely(value) or type(value).__name__
+        case _:
+            return _safely(value)
+
+
+def escape(line: str) -> str:
+    r"""Everything that does not print (controls, line separators, direction marks) as `\n`, `\x1b`, `\u202e`."""
+    return line if line.isprintable() else "".join(map(_escaped, line))
+
+
+def brief(error: BaseException) -> str:
+    """A traceback on one line, innermost last: `server.py:88 serve > lines.py:31 parse: ValueError: no such verb`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
+    what = f"{type(error).__name__}: {_safely(error)}"
+    if isinstance(error, BaseExceptionGroup):
+        what += " [" + "; ".join(brief(inner) for inner in error.exceptions) + "]"
+    if error.__cause__ is not None:
+        what += f" (from {brief(error.__cause__)})"
+    return f"{where}: {what}" if where else what
+
+
+def _shown(value: object) -> str:
+    """A value behind its `=`: in quotes where its end or its beginning would not be seen."""
+    shown = text(value)
+    if shown and shown.isprintable() and not any(character in shown for character in ' "='):
+        return shown
+    return '"' + escape(shown.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    if character in SHORT_ESCAPES:
+        return SHORT_ESCAPES[character]
+    code = ord(character)
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def _safely(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # whatever a `__str__` may do, a log line must not raise
+        return f"<a {type(value).__name__} that cannot be printed>"
+
+
+def _exception(context: Mapping[str, Any]) -> BaseException | None:
+    """What `exc_info` stands for: an exception, the tuple of `sys.exc_info`, or True for the one being handled."""
+    match context.get("exc_info"):
+        case BaseException() as error:
+            return error
+        case (_, BaseException() as error, _):
+            return error
+        case True:
+            return sys.exc_info()[1]
+        case _:
+            return None
+
+
+def is_journal(stream: TextIO | None) -> bool:
+    """Whether it leads there. systemd.exec(5): the variable names device and inode, for it outlives a redirection of
+    standard error.
+    """
+    descriptor = descriptor_of(stream)
+    try:
+        status = os.fstat(descriptor) if descriptor is not None else None
+    except OSError:
+        return False
+    return status is not None and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _iso_time() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _short_time() -> str:
+    return datetime.now().astimezone().strftime("%H:%M:%S")

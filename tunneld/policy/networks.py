@@ -1,0 +1,74 @@
+"""Addresses as numbers, and networks as sets of them. Pure.
+
+IPv4-mapped IPv6 addresses (`::ffff:192.0.2.1`), which dual-stack listeners report and which some people write, count as
+the IPv4 addresses that they are, so that no list can be passed by writing an address in another way.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tunneld.net.endpoint import Network, parse_network, unmap
+
+MAX_NETWORKS = 256
+"""Networks in one option: about as many as a line of the control protocol has room for, so no other face takes more."""
+
+_V4_IN_V6 = ipaddress.IPv6Network("::ffff:0:0/96")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address as numbers."""
+
+    version: int
+    number: int
+    source: int  # one number for everything that counts as the same source; negative for IPv6
+
+
+@lru_cache(maxsize=4096)  # visitors come back, and parsing takes some µs; 4096 are about 1 MiB
+def read_address(host: str) -> Address:
+    """The numbers of an IPv4 or IPv6 address, as `accept` or a PROXY protocol header names it."""
+    address = ipaddress.ip_address(unmap(host).partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            return Address(6, int(address), ~(int(address) >> 64))
+        address = address.ipv4_mapped
+    return Address(4, int(address), int(address))
+
+
+class NetworkSet:
+    """Networks that an address is in or not. A look costs more the more prefix lengths there are, not networks."""
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._prefixes: dict[tuple[int, int], set[int]] = {}
+        for network in map(_plain, networks):
+            shift = network.max_prefixlen - network.prefixlen
+            self._prefixes.setdefault((network.version, shift), set()).add(int(network.network_address) >> shift)
+
+    def __bool__(self) -> bool:
+        return bool(self._prefixes)
+
+    def __contains__(self, address: Address) -> bool:
+        return any(
+            version == address.version and address.number >> shift in prefixes
+            for (version, shift), prefixes in self._prefixes.items()
+        )
+
+
+def _plain(network: Network) -> Network:
+    """The IPv4 network inside an IPv4-mapped one (`::ffff:192.0.2.0/120`), any other as it is."""
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_V4_IN_V6):
+        first = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)
+        return ipaddress.IPv4Network((first, network.prefixlen - 96))
+    return network
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Read `192.0.2.0/24,2001:db8::/32,...`. Raises `UsageError` or `ValueError`."""
+    words = text.split(",")
+    if len(words) > MAX_NETWORKS:
+        raise ValueError(f"more than {MAX_NETWORKS} networks")
+    return tuple(parse_network(word.strip()) for word in words)
