@@ -3,7 +3,7 @@
     the hidden server           the relay
     KEY line end          ──►                   in TLS, with the certificate of the control port
                           ◄──   OK line end     the connection is parked; or ERR code reason, and it is closed
-    bytes                 ◄─►   bytes           from here on, those of the visitor; its PROXY header first, if requested
+    bytes                 ◄─►   bytes           from here on, the visitor's; its PROXY header first, if requested
 
 Bytes that the hidden server sends early, after the key's line, are for the visitor. Keys are compared in constant time.
 """

@@ -65,7 +65,7 @@ class MuxServerSide:
         self._registry = self._port(context.services)
         self._key = self._registry.register(self, _known_key(context))
         self._carriers: dict[VisitorCarrier, Any] = {}  # each with its peer's address
-        self._accepting: list[VisitorCarrier] = []  # those that take new visitors; of equals, the newest is preferred
+        self._accepting: list[VisitorCarrier] = []  # for new visitors; of equals, the newest is preferred
         self._queue = WaitQueue[Channel]()
         self._closed = False
 
@@ -161,7 +161,7 @@ class MuxServerSide:
         self._queue.close()
 
     def admit(self, carrier: VisitorCarrier, peer: Any, limit: int) -> None:
-        """Add a carrier whose peer has sent this tunnel's key, unless there are `limit` already. Raises
+        """Add a carrier that has authenticated with this tunnel's key, unless there are `limit` already. Raises
         `NotAllowedError` or `LimitReachedError`; the carrier stays the caller's then.
         """
         if reason := self._context.why_not_allowed(peer):
@@ -219,7 +219,7 @@ class MuxServerSide:
         raise trio.WouldBlock
 
     def _replace_unresponsive(self) -> bool:
-        """Close one carrier whose peer does not reply, to make room for a new one; False if all reply."""
+        """Close one unresponsive carrier, to make room for a new one; False if there is none."""
         for carrier in self._carriers:
             if not carrier.answering:
                 carrier.close("replaced by a new connection because it did not answer")
@@ -245,7 +245,7 @@ def _known_key(context: TunnelContext) -> str:
 
 
 def _rank(carrier: VisitorCarrier) -> tuple[bool, bool, int]:
-    """Sort key: carriers that reply first, then those without an unanswered ping, then those with fewer channels."""
+    """Sort key: prefer carriers that reply, then carriers without an unanswered ping, then fewer channels."""
     return (
         not carrier.answering,
         carrier.heartbeat.awaiting_reply and not carrier.heartbeat.received,

@@ -3,7 +3,7 @@
 The hidden server connects before its visitors do, and each connection is *parked* until a visitor needs it. A parked
 connection is not read: bytes that arrive early stay in the kernel, in order, limited by the socket's receive buffer. It
 is watched, though. If the peer closes a connection on which it has sent nothing, the connection is dropped at once. If
-it sent something first, the connection is kept, because a visitor can still receive those bytes.
+it sent something first, the connection is kept, because a visitor can still receive the bytes.
 
 With the option `secure`, a hidden server sends a key first, inside TLS if requested, and is parked after that: see
 keyed.py.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -133,9 +133,12 @@ async def test_an_unsupported_forward_is_refused_with_a_reason(forward: str, rea
 
 
 async def test_a_visitor_of_a_server_that_does_not_accept_is_closed_in_time_and_the_next_one_is_served() -> None:
-    with trio.fail_after(PATIENCE), socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+    with ExitStack() as stack:
+        stack.enter_context(trio.fail_after(PATIENCE))
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         port = server.getsockname()[1]
-        full = socket.create_connection(("127.0.0.1", port))  # it fills the backlog, and is not accepted
+        # It fills the backlog, and is not accepted.
+        full = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         async with (
             relay(dial_timeout=0.3) as here,
             client(openssh(here, "-N", "-R", f"0:127.0.0.1:{port}", "127.0.0.1")),

@@ -7,9 +7,9 @@ The relay opens the channel, and the client connects to its local server before 
 no credit, so nothing is read from its visitor. A visitor does not wait longer than `dial_timeout`; a later confirmation
 is answered with CLOSE.
 
-SSH and TCP end a connection differently in one case. A client whose local server closes its socket sends EOF and CLOSE
-at once, while the visitor may still be sending. Everything that was received is delivered, then the end of file. The
-channel is reset only if the visitor sends more, as a kernel would do for a closed socket.
+SSH and TCP end a connection differently in one case. When the local server closes its socket, the client sends EOF and
+CLOSE at once, while the visitor may still be sending. Everything that was received is delivered, then the end of file.
+The channel is reset only if the visitor sends more, as a kernel would do for a closed socket.
 """
 
 from __future__ import annotations

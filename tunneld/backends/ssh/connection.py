@@ -219,7 +219,7 @@ class SshConnection:
         return [tunnel for tunnel in self.service.tunnels() if tunnel.server_uri.key in keys]
 
     def _join(self, side: SshServerSide, forward: Forward) -> None:
-        """Let `forward` serve the tunnel whose key was the user name. Raises `TunneldError`."""
+        """Let `forward` serve the tunnel that the user name is the key of. Raises `TunneldError`."""
         port = forward.place[1]
         if port not in {0, side.client_port}:
             raise UsageError(f"the tunnel of this key has port {side.client_port}, not {port}; use -R 0:HOST:PORT")

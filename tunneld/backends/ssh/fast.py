@@ -92,7 +92,7 @@ class FastConnection(RestrictedConnection):
 
     @property
     def channel_count(self) -> int:
-        """Channels of all kinds, including those that the peer has not closed yet."""
+        """Channels of all kinds, including channels that the peer has not closed yet."""
         return len(self._channels)
 
     def take_partial_packet(self) -> bytes:

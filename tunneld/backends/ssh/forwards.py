@@ -10,7 +10,8 @@ digest of the credential, the public key, the user name and the -R, by which the
 If the former client is still alive, there are two clients with the same label, and the tunnel of the second one gets
 the next label (`-2`). The relay finds out with a keepalive, which the former client must answer within `ssh.patience`.
 
-A client that requests a port by number gets it from a dead client of the same credential, whose tunnel is closed.
+A client that requests a port by number gets it from a dead client of the same credential. The dead client's tunnel is
+closed.
 """
 
 from __future__ import annotations
@@ -231,8 +232,8 @@ class Leases:
         return False
 
     async def _free_port(self, owner: str, grant: Grant, port: int, label: str) -> None:
-        """Free a port that this owner holds under another label: close a tunnel whose client is dead, and release a
-        reservation without a tunnel.
+        """Free a port that this owner holds under another label: close the tunnel of a dead client, and release
+        a reservation without a tunnel.
         """
         for (other, other_label), lease in list(self._leases.items()):
             holds = other == owner and lease.is_open and lease.tunnel.client_uri.port == port

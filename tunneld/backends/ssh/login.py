@@ -35,7 +35,7 @@ class SshLogin:
     """An authenticated client."""
 
     user: str  # its user name
-    side: SshServerSide | None = None  # of the tunnel whose key it sent; None: it opens tunnels
+    side: SshServerSide | None = None  # of the tunnel, if the user name was its key; None: the client opens tunnels
     credential: Credential | None = None
     proof: str = ""  # the fingerprint of its public key
 
@@ -57,7 +57,7 @@ class SshAuthenticator:
     def __init__(self, authenticator: Authenticator, registry: KeyRegistry) -> None:
         self._authenticator = authenticator
         self._registry = registry
-        self._parsed_credentials: Sequence[Credential] = ()  # whose lines `_keys` were parsed from
+        self._parsed_credentials: Sequence[Credential] = ()  # that `_keys` were parsed from
         self._keys: dict[tuple[str, ...], asyncssh.SSHAuthorizedKeys] = {}  # by the names of the credentials
 
     def login_without_key(self, user: str, local_host: str) -> SshLogin | None:

@@ -49,7 +49,7 @@ class RestrictedConnection(NegotiatingConnection):
         return self._record_key(await super()._validate_client_public_key(username, key_data))
 
     def _record_key(self, key: asyncssh.SSHKey | None) -> asyncssh.SSHKey | None:
-        """Remember the key's fingerprint. The last one before a login is the one whose signature was verified."""
+        """Remember the key's fingerprint. The last one before a login had its signature verified."""
         if key is not None:
             self.key_fingerprint = key.get_fingerprint()
         return key
