@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 
 from tests.agent.support import echo, local_server
@@ -16,6 +17,7 @@ from tests.support.people import PATIENCE
 from tests.support.system import find_program
 from tunneld.auth.preauth import PreauthReason
 from tunneld.backends.ssh.login import tagged
+from tunneld.errors import NotAllowedError
 
 LOCAL = "127.0.0.1"
 FORWARD = ["-N", "-R", f"0:{LOCAL}:9"]
@@ -180,6 +182,24 @@ async def test_a_session_with_a_tunnels_key_shows_the_tunnel_and_leaves_it_open(
                 await ssh.process.stdin.send_all(b"\x03")  # type: ignore[union-attr]
                 assert await ssh.ended() == 0
             assert here.tunnel is tunnel
+
+
+@pytest.mark.parametrize("command", ["list", "close t1"])
+@pytest.mark.parametrize("has_credentials", [True, False])
+async def test_a_tunnels_key_permits_no_commands(tmp_path: Path, command: str, has_credentials: bool) -> None:
+    _, line = make_key(tmp_path)
+    credentials = [credential("me", authorized_keys=[line])] if has_credentials else []
+    with trio.fail_after(PATIENCE), structlog.testing.capture_logs() as logged:
+        async with relay(credentials) as here:
+            tunnel = await here.open()
+            async with client(openssh(here, LOCAL, command, user=tunnel.server_uri.key)) as ssh:
+                assert await ssh.ended() == NotAllowedError.exit_status
+                assert "a tunnel's key permits no commands" in ssh.err
+                assert ssh.out == ""
+            async with client(openssh(here, LOCAL, "help", user=tunnel.server_uri.key)) as ssh:
+                assert await ssh.ended() == 0
+            assert here.tunnel is tunnel
+    assert [line for line in logged if line["log_level"] == "error"] == []
 
 
 async def test_a_wrong_key_is_penalised(tmp_path: Path) -> None:

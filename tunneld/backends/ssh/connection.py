@@ -34,6 +34,7 @@ from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError, UsageError
 from tunneld.mux.connection import Connection
 from tunneld.net.endpoint import format_peer, unmap
+from tunneld.policy.access import Grant
 from tunneld.tunnel.tunnel import Tunnel
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
@@ -113,8 +114,12 @@ class SshConnection:
 
     @property
     def requester(self) -> Requester:
-        """The client as a requester of tunnels. Raises `NotAllowedError` if its credential was removed."""
+        """The client as a requester. Raises `NotAllowedError` if its credential was removed, or if it logged in with a
+        tunnel's key, which permits serving that tunnel and nothing else.
+        """
         login, grant = self._authorize()
+        if grant is None:
+            raise NotAllowedError("a tunnel's key permits no commands; log in with a public key of a credential")
         owner = login.owner or format_peer(self._peer)
         local = unmap(self.transport.get_extra_info("sockname")[0])
         return Requester(unmap(self._peer[0]), owner, local, grant)
@@ -188,7 +193,7 @@ class SshConnection:
 
     async def _open_forward(self, requested: tuple[str, int]) -> Forward:
         """A forward for one `-R`. Raises `TunneldError`."""
-        login, grant = self._authorize()
+        login, _grant = self._authorize()
         if self._carrier is None or self.closed.is_set():
             raise NotAllowedError("the connection was lost")
         if len(self.forwards) >= self._settings.max_forwards:
@@ -203,8 +208,7 @@ class SshConnection:
             if login.side is not None:
                 self._join(login.side, forward)
             else:
-                requester = self.requester
-                tunnel = await self._context.leases.take(login, grant, requester, self._peer, forward)
+                tunnel = await self._context.leases.take(login, self.requester, self._peer, forward)
                 self._console.on_tunnel_opened(tunnel)
         except BaseException:
             self.forwards.remove(forward)
@@ -229,8 +233,8 @@ class SshConnection:
         for tunnel in self._tunnels_of({side.key}):
             self._console.on_tunnel_opened(tunnel)
 
-    def _authorize(self) -> tuple[SshLogin, Any]:
-        """The login and its present grant. Raises `NotAllowedError` if the credential was removed."""
+    def _authorize(self) -> tuple[SshLogin, Grant | None]:
+        """The login and its present grant, if any. Raises `NotAllowedError` if its credential was removed."""
         grant = self.login.grant(self._context.authenticator) if self.login is not None else None
         if self.login is None or (grant is None and self.login.side is None):
             raise NotAllowedError("the credential was removed")

@@ -53,7 +53,7 @@ class ConsoleUser(Protocol):
 
     @property
     def requester(self) -> Requester:
-        """The client, as a requester of commands. Raises `NotAllowedError` if its credential was removed."""
+        """The client, as a requester of commands. Raises `NotAllowedError` if it may run none."""
 
     @property
     def tunnels(self) -> list[Tunnel]:
@@ -213,14 +213,14 @@ class ConsoleSession(asyncssh.SSHServerSession[str]):
             self._channel.exit(status)
 
     async def _execute(self) -> str:
-        service, requester = self._console.user.service, self._console.user.requester
+        user = self._console.user
         match self._command:
             case ["help" | "--help" | "?"]:
                 return f"tunneld {__version__}\n\n{HELP}"
             case ["list"]:
-                return "".join(map(row, service.tunnels(requester.grant))) or "no tunnel is open\n"
+                return "".join(map(row, user.service.tunnels(user.requester.grant))) or "no tunnel is open\n"
             case ["close", reference]:
-                return f"closed {(await service.close(reference, requester.grant)).id}\n"
+                return f"closed {(await user.service.close(reference, user.requester.grant)).id}\n"
         raise UsageError(
             f"unknown command {self._command[0][:40]!r}: this relay has no shell; use list, close ID, qr or help"
         )

@@ -171,9 +171,9 @@ class Leases:
         self._leases: dict[tuple[str, str], Lease] = {}  # by owner and label
         self._locks: dict[str, trio.Lock] = {}  # by owner: two equal clients must not take the same label at once
 
-    async def take(self, login: SshLogin, grant: Grant, requester: Requester, peer: Any, forward: Forward) -> Tunnel:
+    async def take(self, login: SshLogin, requester: Requester, peer: Any, forward: Forward) -> Tunnel:
         """Find or open the tunnel of one `-R`, and let `forward` serve it. Raises as `TunnelService.open_tunnel`."""
-        host, port = forward.requested
+        (host, port), grant = forward.requested, requester.grant
         if host.lower() not in LISTEN_HOSTS:
             raise NotAllowedError(
                 f"cannot listen on {host[:80]!r}: host names are reserved for HTTP; "

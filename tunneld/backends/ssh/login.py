@@ -40,7 +40,9 @@ class SshLogin:
     proof: str = ""  # the fingerprint of its public key
 
     def grant(self, authenticator: Authenticator) -> Grant | None:
-        """What the client may do now; None if its credential was removed."""
+        """What the client may do now; None if its credential was removed, or if it may only serve its tunnel."""
+        if self.side is not None:
+            return None
         if self.credential is None:
             return EVERYBODY if authenticator.is_open else None
         return authenticator.renew(self.credential)
