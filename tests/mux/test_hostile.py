@@ -51,18 +51,13 @@ class Host(Person):
 class Raw:
     """The far end of a carrier of the relay's, which says whatever it likes."""
 
-    def __init__(self, two: Two, *, unauthenticated: bool = False) -> None:
+    def __init__(self, two: Two, *, is_strange: bool = False) -> None:
         self.two = two
         self.socket, near = tcp_pair()
         self.person = Host()
         self.stream = stream(self.socket)
         self.carrier = Carrier(
-            two.pump,
-            Connection(near),
-            self.person,
-            initiator=False,
-            limits=two.relay.limits,
-            unauthenticated=unauthenticated,
+            two.pump, Connection(near), self.person, initiator=False, limits=two.relay.limits, is_strange=is_strange
         )
 
     async def say(self, *octets: bytes) -> None:
@@ -235,7 +230,7 @@ async def test_of_a_storm_nothing_is_lost(two: Two, raw: Raw) -> None:
 
 @pytest.fixture
 async def stranger(two: Two) -> AsyncIterator[Raw]:
-    raw = Raw(two, unauthenticated=True)
+    raw = Raw(two, is_strange=True)
     yield raw
     raw.carrier.close()
     await trio.aclose_forcefully(raw.stream)
@@ -250,7 +245,7 @@ async def test_somebody_strange_may_say_so_much_and_no_octet_more(stranger: Raw)
 
 
 async def test_who_is_welcome_may_go_on_in_the_same_breath(two: Two) -> None:
-    raw = Raw(two, unauthenticated=True)
+    raw = Raw(two, is_strange=True)
     raw.person.welcomes = raw.carrier
     name = b"webmux://localhost:1/key"
     named = head(0, CONTROL | Code.INTERN_ATOM << 19, len(name)) + name

@@ -71,10 +71,10 @@ class Carrier:
         *,
         initiator: bool,
         limits: CarrierLimits,
-        unauthenticated: bool = False,
+        is_strange: bool = False,
     ) -> None:
-        """Begin to serve. `initiator` says whether this side made the connection. An `unauthenticated` peer may send
-        `PREAUTH_LIMIT` bytes until `mark_authenticated` is called. Raises OSError if the connection is closed already.
+        """Begin to serve; `initiator` says who made the connection. Somebody strange may say `PREAUTH_LIMIT` octets
+        until `welcome`. Raises OSError where it is closed already.
         """
         self.pump = pump
         self.limits = limits
@@ -91,8 +91,8 @@ class Carrier:
         self._outbox = SendBuffer(pump, link, self.mux.outgoing, limits, self._end)
         self.touch = self._outbox.schedule_flush
         self._exact = False
-        self._unauthenticated = unauthenticated
-        self._said = 0  # bytes received while unauthenticated
+        self._is_strange = is_strange
+        self._said = 0  # octets, while it was strange
         self._ping: int | None = None  # the session that asks for a sign of life
         self._ask_again = False  # what was said since then is to be confirmed as well
         link.keep_unsent_below(limits.unsent)
@@ -133,7 +133,7 @@ class Carrier:
 
     def mark_authenticated(self) -> None:
         """It is known whose it is."""
-        self._unauthenticated = False
+        self._is_strange = False
 
     def define_endpoint(self, uri: str) -> None:
         """Say that we can be called back as `uri` (InternAtom, DefineEndpoint)."""
@@ -251,7 +251,7 @@ class Carrier:
                     self._end("the peer closed it")
                     return
                 self.heartbeat.received = True
-                if self._unauthenticated:
+                if self._is_strange:
                     self._hear_out(view[:count])
                 else:
                     self._hear(view[:count])
@@ -271,7 +271,7 @@ class Carrier:
             self._hear(NOTHING)
         if len(data) <= room or self.over:
             return
-        if self._unauthenticated:
+        if self._is_strange:
             self._end(PREAUTH_EXCEEDED)
         else:
             self._hear(data[room:])
