@@ -260,7 +260,8 @@ async def test_an_invalid_file_loses_no_connection_if_it_is_corrected(
             config.write_text(right + wrong)
             status, said = await systemd.failed_start()
             assert status == os.EX_UNAVAILABLE
-            assert said.splitlines()[-1].startswith("connections of the process before are kept until this is mended")
+            notice = "connections of the previous process are kept until this is corrected"
+            assert said.splitlines()[-1].startswith(notice)
             assert systemd.kept == kept
         config.write_text(right)
         async with systemd.service():

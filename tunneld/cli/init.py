@@ -103,7 +103,7 @@ class InitPlan:
     @property
     def host_key(self) -> Path:
         """Path of the SSH host key."""
-        return self.config.with_name(host_key.NAME)
+        return self.config.with_name(host_key.KEY_FILE)
 
 
 def run(options: argparse.Namespace) -> int:
