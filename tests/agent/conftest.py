@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.agent.support import BACKEND, SECURE
+from tests.agent.support import SECURE, using_backend
 from tests.support.papers import Papers
 
 
@@ -20,7 +20,7 @@ def relay_papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 def each_backend(request: pytest.FixtureRequest, relay_papers: Papers) -> Iterator[str]:
     """Runs the test once per backend: its relays have it, and its agents use it."""
     name, _, secure = request.param.partition(" ")
-    tokens = BACKEND.set(name), SECURE.set(relay_papers if secure else None)
-    yield name
-    BACKEND.reset(tokens[0])
-    SECURE.reset(tokens[1])
+    token = SECURE.set(relay_papers if secure else None)
+    with using_backend(name):
+        yield name
+    SECURE.reset(token)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -45,6 +45,14 @@ SECURE: ContextVar[Papers | None] = ContextVar("SECURE", default=None)
 """The certificate of relays that a test starts without one of their own; with it, agents use TLS."""
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+@contextmanager
+def using_backend(name: str) -> Iterator[None]:
+    """Have the relays of the block offer this backend, and their agents use it."""
+    token = BACKEND.set(name)
+    yield
+    BACKEND.reset(token)
 
 
 class RelayHere:

@@ -11,7 +11,6 @@ import trio
 import trio.testing
 
 from tests.agent.support import (
-    BACKEND,
     PATIENCE,
     Handler,
     RecordingReporter,
@@ -19,6 +18,7 @@ from tests.agent.support import (
     local_server,
     relay_here,
     unused_port,
+    using_backend,
 )
 from tests.agent.test_expose import address, ask
 from tests.support.people import connect, is_dropped, is_refused, read_exactly
@@ -237,9 +237,8 @@ async def first_word(uri: Endpoint) -> bytes:
 
 @pytest.fixture
 def _webmux() -> Iterator[None]:
-    token = BACKEND.set("webmux")
-    yield
-    BACKEND.reset(token)
+    with using_backend("webmux"):
+        yield
 
 
 @pytest.mark.usefixtures("_webmux")

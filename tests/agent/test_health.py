@@ -1,8 +1,6 @@
-"""Health checks of the local server, and what happens to visitors of an unhealthy one; the network monitor."""
+"""Health checks of the local server, and what happens to visitors of an unhealthy one."""
 
 from __future__ import annotations
-
-import socket
 
 import pytest
 import trio
@@ -13,7 +11,6 @@ from trio.testing import MockClock
 from tests.agent.support import PATIENCE, Handler, RecordingReporter, agent, local_server, relay_here, unused_port
 from tests.agent.test_expose import address
 from tests.support.people import connect, read_all
-from tunneld.agent import network
 from tunneld.agent.health import Check, HealthState, How, UnhealthyPolicy, judge, probe
 from tunneld.agent.local import LocalServer
 from tunneld.net.endpoint import Target
@@ -157,35 +154,3 @@ async def test_a_withdrawn_server_is_back_when_it_is_healthy_again(each_backend:
             healthy = True
             assert (await read_all(visitor)).startswith(b"HTTP/1.1 200 ")
             nursery.cancel_scope.cancel()
-
-
-# The network monitor
-
-
-async def test_a_suspend_ends_a_sleep(autojump_clock: MockClock) -> None:
-    jumps = iter([0.0, 0.0, network.MIN_SUSPEND, network.MIN_SUSPEND])
-    monitor = network.NetworkMonitor(lambda: next(jumps, network.MIN_SUSPEND), lambda: None)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(monitor.run)
-        assert await monitor.sleep(1000) is True
-        assert trio.current_time() == pytest.approx(2 * network.CLOCK_INTERVAL, abs=0.1)
-        assert await monitor.sleep(1000) is False
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_network_change_ends_a_sleep(autojump_clock: MockClock) -> None:
-    far, near = socket.socketpair()
-    near.setblocking(False)
-    monitor = network.NetworkMonitor(lambda: 0.0, lambda: near)
-    with far:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(monitor.run)
-            far.send(b"change")
-            assert await monitor.sleep(1000) is True
-            nursery.cancel_scope.cancel()
-
-
-def test_local_addresses_are_told_from_foreign_ones() -> None:
-    assert network.is_local_address(("127.0.0.1", 1))
-    assert not network.is_local_address(("192.0.2.1", 1)), "reserved for documentation (RFC 5737)"
-    assert not network.is_local_address(("2001:db8::1", 1, 0, 0))
