@@ -112,7 +112,7 @@ def _literal_address(target: Target) -> list[Address]:
     return [(socket.AF_INET if version == 4 else socket.AF_INET6, (target.host, target.port))]
 
 
-SOCKET_TABLES: Sequence[Path] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+SOCKET_TABLES: tuple[Path, ...] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 LISTEN_STATE = "0A"
 """TCP_LISTEN, as those tables print it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -133,9 +133,12 @@ async def test_what_cannot_be_had_is_refused_with_a_sentence(forward: str, why: 
 
 
 async def test_a_visitor_of_a_server_that_cannot_be_reached_is_told_in_time_and_the_next_one_is_served() -> None:
-    with trio.fail_after(PATIENCE), socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+    with ExitStack() as stack:
+        stack.enter_context(trio.fail_after(PATIENCE))
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         port = server.getsockname()[1]
-        full = socket.create_connection(("127.0.0.1", port))  # nobody accepts, and nobody else gets through
+        # Nobody accepts it, and nobody else gets through.
+        full = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         async with (
             relay(dial_timeout=0.3) as here,
             client(openssh(here, "-N", "-R", f"0:127.0.0.1:{port}", "127.0.0.1")),
