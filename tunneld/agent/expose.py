@@ -245,12 +245,12 @@ class Exposure:
         """Whether the tunnel is gone because its `ttl` or `idle_timeout` passed, as the user asked, not by accident."""
         now, options = trio.current_time() + EXPIRY_TOLERANCE, self._request.options
         if self._expires_at is not None and now >= self._expires_at:
-            self._shutdown.reason = f"lifetime of {options['ttl']} s reached (ttl)"
+            self._shutdown.reason = f"lifetime of {options['ttl']} s is over (ttl)"
             return True
         idle = options.get("idle_timeout")
         if idle is None or not isinstance(error, NoSuchTunnelError) or now < self._visitors.last_active + float(idle):
             return False
-        self._shutdown.reason = f"idle for {idle} s (idle_timeout)"
+        self._shutdown.reason = f"no data for {idle} s (idle_timeout)"
         return True
 
     def _is_permanent(self, error: TunneldError) -> bool:

@@ -224,7 +224,7 @@ def why(error: BaseException) -> str:
         if cause.verify_code in {NOT_YET, EXPIRED}:
             now = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
             advice = (
-                f"by this machine's clock it is {now} UTC; if that is right, the relay's certificate must be renewed"
+                f"it is {now} UTC by this machine's clock; if that is right, the relay's operator must renew it"
             )
         return f"certificate verification failed ({cause.verify_message}); {advice}"
     if isinstance(cause, ssl.SSLError):
