@@ -55,7 +55,7 @@ async def test_an_agent_with_a_secret_file_waits_for_the_new_secret_and_its_visi
     config.write_text(with_secret(SECRET))
     file.write_text(SECRET)
     async with running(config) as relay, local_server(echo) as target:
-        alice = RelayAccess(relay.control, credential=("alice", SECRET), reread=file.read_text)
+        alice = RelayAccess(relay.control, credential=("alice", SECRET), reread_secret=file.read_text)
         async with exposed(target, alice, reporter):
             stream = await connect(address(reporter))
             await stream.send_all(b"before")

@@ -40,7 +40,7 @@ Resources = Mapping[str, int]
 
 def resources(here: RecordedExposures) -> Resources:
     """Handlers in the agents' engine, descriptors of the process, tasks."""
-    engine = here.exposures._engine
+    engine = here.exposures.engine
     assert isinstance(engine, Pump)
     return {
         "handlers": sum(handler is not None for handler in engine.handlers.values()),

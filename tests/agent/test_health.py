@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from tests.agent.support import PATIENCE, Handler, RecordingReporter, agent, local_server, relay_here, unused_port
 from tests.agent.test_expose import address
 from tests.support.people import connect, read_all
-from tunneld.agent.health import Check, HealthState, How, UnhealthyPolicy, judge, probe
+from tunneld.agent.health import Check, CheckKind, HealthState, UnhealthyPolicy, judge, probe
 from tunneld.agent.local import LocalServer
 from tunneld.net.endpoint import Target
 
@@ -62,7 +62,7 @@ async def silent(stream: trio.SocketStream) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "handler", "reason"),
+    ("kind", "handler", "reason"),
     [
         ("http", responding(b"HTTP/1.1 204 No Content\r\n\r\n"), None),
         ("http", responding(b"HTTP/1.1 503 Busy\r\n\r\n"), "status 503"),
@@ -71,10 +71,10 @@ async def silent(stream: trio.SocketStream) -> None:
     ],
 )
 async def test_checking_a_real_server(
-    autojump_clock: MockClock, how: How, handler: Handler, reason: str | None
+    autojump_clock: MockClock, kind: CheckKind, handler: Handler, reason: str | None
 ) -> None:
     async with local_server(handler) as target:
-        found = await probe(LocalServer(target), Check(how, timeout=3))
+        found = await probe(LocalServer(target), Check(kind, timeout=3))
     assert (found is None) if reason is None else (found is not None and found.endswith(reason))
 
 

@@ -29,7 +29,7 @@ SECRET_CHECK_INTERVAL = 5.0
 class RelayAccess:
     """How to reach a relay's control port. All exposures at one relay share one of these.
 
-    `credential` is a name and a secret. `reread` returns the secret's current value if it comes from a file, else it
+    `credential` is a name and a secret. `reread_secret` returns the present secret if that comes from a file, else it
     is None. `timeout` bounds each step, in seconds.
     """
 
@@ -37,7 +37,7 @@ class RelayAccess:
     tls: ssl.SSLContext | None = None
     timeout: float = 10.0
     credential: tuple[str, str] | None = field(default=None, repr=False)
-    reread: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+    reread_secret: Callable[[], str] | None = field(default=None, repr=False, compare=False)
 
     async def wait_for_new_secret(self, refused: tuple[str, str]) -> None:
         """Wait until `credential` differs from the `refused` one, rereading the secret file now and then.
@@ -46,9 +46,9 @@ class RelayAccess:
         """
         while self.credential == refused:
             await trio.sleep(SECRET_CHECK_INTERVAL)
-            if self.reread is not None and self.credential == refused:
+            if self.reread_secret is not None and self.credential == refused:
                 with suppress(UsageError):  # for example while the file is being written
-                    self.credential = refused[0], self.reread()
+                    self.credential = refused[0], self.reread_secret()
 
     def connect(self) -> AbstractAsyncContextManager[Client]:
         """Open a control connection, for the length of the `async with`. Raises as `tunneld.client.connect`."""
@@ -60,7 +60,7 @@ class RelayAccess:
         With the scheme `webmuxs` the connection uses TLS, and the peer must show the certificate of the control port.
         Raises `RelayUnreachableError`, or `RemoteProtocolError` for a wrong pin.
         """
-        with self._one_error(uri):
+        with self._connecting(uri):
             connection = await dial(await resolve_relay(uri.host, uri.port))
             if uri.scheme == "webmuxs":
                 return await shake_hands(connection, self._tls_context(), server_hostname=self._host)
@@ -75,7 +75,7 @@ class RelayAccess:
         earlier connection, see `TlsSocket.session`. Raises `RelayUnreachableError`, `RefusedError`, or
         `RemoteProtocolError`, also for a wrong pin.
         """
-        with self._one_error(uri):
+        with self._connecting(uri):
             connection = await dial(await resolve_relay(uri.host, uri.port))
             stream: socket.socket | TlsSocket = connection
             try:
@@ -88,7 +88,7 @@ class RelayAccess:
                 raise
 
     @contextmanager
-    def _one_error(self, uri: Endpoint) -> Iterator[None]:
+    def _connecting(self, uri: Endpoint) -> Iterator[None]:
         """Bound an attempt to connect by the timeout, and turn `OSError` into `RelayUnreachableError`."""
         try:
             with trio.fail_after(self.timeout):

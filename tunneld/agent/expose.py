@@ -159,7 +159,7 @@ class Exposure:
         elif healthy:
             self._visitors.accept()
         else:
-            self._visitors.turn_away("the local server is unhealthy", answer_http=check.how == "http")
+            self._visitors.turn_away("the local server is unhealthy", answer_http=check.kind == "http")
 
     def stop(self, reason: str) -> None:
         """End `run` now; `reason` is reported."""
@@ -262,7 +262,7 @@ class Exposure:
     def _may_get_new_secret(self, error: TunneldError) -> bool:
         """Whether the relay refused a secret that comes from a file: it was rotated, and the file may follow."""
         refused = isinstance(error, RefusedError) and error.reply_code == NotAllowedError.code
-        return refused and self._relay.reread is not None and (self._was_open or self._patient)
+        return refused and self._relay.reread_secret is not None and (self._was_open or self._patient)
 
     async def _find_or_open(self, client: Client) -> TunnelSession:
         """Return the session of the tunnel if only the control connection was lost, else open a new tunnel."""

@@ -44,9 +44,10 @@ class Exposures:
         """`new_reporter` is called each time an exposure starts. The caller runs the `monitor`."""
         self.failures: dict[str, TunneldError] = {}
         """The errors of the exposures that failed permanently, by name."""
+        self.engine = new_engine(poll_timeout=POLL_TIMEOUT)
+        """Moves the bytes of all exposures; `run` runs it."""
         self._new_reporter = new_reporter
         self._monitor = monitor
-        self._engine = new_engine(poll_timeout=POLL_TIMEOUT)
         self._specs: dict[str, ExposureSpec] = {}  # by name, as last applied
         self._tasks: set[str] = set()  # names that have a task
         self._running: dict[Exposure, tuple[str, ExposureConfig]] = {}  # also former ones whose visitors finish
@@ -57,7 +58,7 @@ class Exposures:
     async def run(self, specs: Mapping[str, ExposureSpec]) -> None:
         """Run these exposures, and what `apply` makes of them, until the last one has ended."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._engine.run)
+            await nursery.start(self.engine.run)
             self._nursery = nursery
             self.apply(specs)
             await self._ended.wait()
@@ -119,7 +120,7 @@ class Exposures:
         reporter = self._new_reporter(name, config, lambda: opened[0].stats if opened else Stats())
         try:
             async with open_exposure(
-                config, spec.relay, reporter, self._engine, self._monitor, patient=True, on_withdrawn=withdrawn.set
+                config, spec.relay, reporter, self.engine, self._monitor, patient=True, on_withdrawn=withdrawn.set
             ) as exposure:
                 opened.append(exposure)
                 self._running[exposure] = name, config

@@ -41,7 +41,7 @@ MAX_CHECKS = 100
 PATH = "/"
 """The path of the HTTP request."""
 
-How = Literal["tcp", "http"]
+CheckKind = Literal["tcp", "http"]
 
 
 class UnhealthyPolicy(Enum):
@@ -58,7 +58,7 @@ class Check:
     `healthy_after` in checks.
     """
 
-    how: How
+    kind: CheckKind
     path: str = PATH
     interval: float = INTERVAL
     timeout: float = TIMEOUT
@@ -100,7 +100,7 @@ async def probe(local: LocalServer, check: Check) -> str | None:
             connection = await local.dial()
         except OSError as error:
             return f"could not connect to {local.target}: {reason_of(error)}"
-        if check.how == "tcp":
+        if check.kind == "tcp":
             connection.close()
             return None
         return await _probe_http(connection, local, check.path)
