@@ -164,7 +164,7 @@ async def test_one_that_is_replaced_has_its_line_until_its_last_visitor_has_left
         successor = LiveReporter(Memory(), board, "tcp", "blog")
         await trio.sleep(1.2)
         assert [line[:13] for line in screen(err.text)[1:]] == ["blog: ending,", "blog: connect"]
-        former.report("closed", id="t1", reason="configuration changed", served=1, failed=0, up=0, down=0)
+        former.report("closed", id="t1", reason="wanted in another way", served=1, failed=0, up=0, down=0)
         successor.report("reconnecting", reason="lost", delay=4.0)
         await trio.sleep(1.2)
         assert list(filter(None, screen(err.text)))[3:] == ["blog: reconnecting in 3 s: lost"]
