@@ -204,7 +204,7 @@ def end_reason(end: RelayEnd) -> str:
     if end.cause is not Cause.RESET:
         return str(end.cause.value)
     side = "the local server" if end.side is Side.SERVER else "the visitor"
-    return f"connection to {side} lost: {reason_of(end.error)}" if end.error else f"connection to {side} lost"
+    return f"connection to {side} failed: {reason_of(end.error)}" if end.error else f"connection to {side} failed"
 
 
 def _never_connected(error: OSError, moved: int) -> bool:
