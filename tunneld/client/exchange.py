@@ -223,9 +223,7 @@ def why(error: BaseException) -> str:
         advice = "pass --pin (printed by `tunneld init`) or --ca FILE"
         if cause.verify_code in {NOT_YET, EXPIRED}:
             now = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
-            advice = (
-                f"it is {now} UTC by this machine's clock; if that is right, the relay's operator must renew it"
-            )
+            advice = f"it is {now} UTC by this machine's clock; if that is right, the relay's operator must renew it"
         return f"certificate verification failed ({cause.verify_message}); {advice}"
     if isinstance(cause, ssl.SSLError):
         if is_truncation(cause) or isinstance(cause, ssl.SSLZeroReturnError):
