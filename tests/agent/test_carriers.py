@@ -25,7 +25,7 @@ from tunneld.backends import webmux_port as relay_carriers
 from tunneld.backends.webmux import WebMuxServerSide, find_side
 from tunneld.directory.service import Requester
 from tunneld.errors import RefusedError, UsageError
-from tunneld.mux import carrier as session_carrier
+from tunneld.mux import carrier as mux_carrier
 from tunneld.mux.carrier import PREAUTH_EXCEEDED, Carrier
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.options import TunnelOptions
@@ -137,7 +137,7 @@ class Rounds:
         self.begin = trio.Event()
         self._together = 0
         self._really_dial = RelayAccess.dial_carrier
-        monkeypatch.setattr(session_carrier, "MAX_CHANNELS", places)
+        monkeypatch.setattr(mux_carrier, "MAX_CHANNELS", places)
         monkeypatch.setattr(agent_carriers, "NEARLY_FULL", places - 1)
 
         async def dial(access: RelayAccess, uri: Endpoint) -> socket.socket | TlsSocket:
@@ -326,7 +326,7 @@ async def test_who_leaves_in_the_handshake_is_told_as_that_and_has_not_failed(pa
             while not refused:
                 await trio.lowlevel.checkpoint()
                 refused = [line for line in lines if line["event"] == "hidden server refused"]
-    assert [(line["face"], line["reason"]) for line in refused] == [("webmux", "it hung up")]
+    assert [(line["face"], line["reason"]) for line in refused] == [("webmux", "the peer closed the connection")]
     assert not [line for line in lines if line["event"] == "authentication failed"]
 
 

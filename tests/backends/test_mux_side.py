@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.mux.bench import Person
+from tests.mux.bench import RecordingOwner
 from tunneld.backends import BACKENDS
 from tunneld.backends.webmux import WebMuxServerSide
 from tunneld.config.schema import TunnelSettings
@@ -58,7 +58,7 @@ class Side:
         near, far = socket.socketpair()
         near.setblocking(False)
         self._ends.append(far)
-        person = Person()
+        person = RecordingOwner()
         made = Carrier(self._pump, connection_over(near), person, initiator=False, limits=CarrierLimits())
         person.on_capacity = self.side.on_capacity  # type: ignore[method-assign]
         self.side.admit(made, ("127.0.0.1", 1), MOST)
@@ -159,14 +159,14 @@ async def test_one_that_is_lost_is_forgotten(here: Side) -> None:
 async def test_a_newcomer_is_admitted_although_asking_after_another_finds_that_lost(here: Side) -> None:
     old, other = here.carrier(), here.carrier()
     old.heartbeat.awaiting_reply = False
-    old._ping = None
-    old.touch = lambda: here.side.on_carrier_closed(old)
+    old._ping.sid = None
+    old.schedule_flush = lambda: here.side.on_carrier_closed(old)
     new = here.carrier()
     assert list(here.side.carriers) == [other, new]
 
 
 async def test_a_visitor_goes_to_another_carrier_where_opening_finds_one_lost(here: Side) -> None:
     old, new = here.carrier(), here.carrier()
-    new.touch = lambda: new.close("its connection broke")
+    new.schedule_flush = lambda: new.close("its connection broke")
     assert here.visit() is old
     assert new.over

@@ -80,7 +80,7 @@ class _WebMuxPort:
             newcomer = _IncomingCarrier(self._endpoints, peer, settings.max_carriers)
             limits = carrier_limits(settings)
             newcomer.carrier = carrier = Carrier(
-                self._engine, connection_over(way), newcomer, initiator=False, limits=limits, is_strange=True
+                self._engine, connection_over(way), newcomer, initiator=False, limits=limits, authenticated=False
             )
         except BaseException:
             connection.close()

@@ -1,6 +1,6 @@
 """A connection in TLS as a duct: the relay of one visitor, served inside the pump, without a task.
 
-    epoll ──► on_event ──► decipher ──► the user, at once          read no further while anything is held
+    epoll ──► on_event ──► decrypt  ──► the user, at once          read no further while anything is held
     the user ──► put ──► encipher ──► one write after the batch    no room until the kernel has all of it
 
 So a stopped direction holds one buffer, as between plain sockets. An end is TLS's goodbye and then TCP's; a connection
@@ -61,7 +61,7 @@ class TlsEnd(End):
     def start(self) -> None:
         """Begin to serve; what OpenSSL has already is held. Raises OSError where the connection is broken."""
         with memoryview(self._pump.wide_buffer) as plain:
-            octets = self._tls.decipher(plain)
+            octets = self._tls.decrypt(plain)
             self.buffered += plain[:octets]
         self.eof_received = self._tls.ended
         self._stopped = bool(self.buffered)
