@@ -11,12 +11,11 @@ import math
 import socket
 import sys
 
+from tunneld.net.dial import TCP_RTO_MAX_MS
 from tunneld.tls.connection import TlsSocket
 
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 """Linux's number; Python's `socket` does not name it everywhere."""
-TCP_RTO_MAX_MS = 44
-"""Linux's number (6.15)."""
 TCP_USER_TIMEOUT = 18
 """Linux's number."""
 MAX_USER_TIMEOUT = (1 << 31) - 1

@@ -34,9 +34,7 @@ def server_tls_context(settings: CertificateFiles, *, table: str = "control.tls"
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= (
-        ssl.OP_NO_RENEGOTIATION
-    )  # it costs the server more than the peer; OpenSSL 3 refuses it by default
+    context.options |= ssl.OP_NO_RENEGOTIATION  # it costs us more than the peer; OpenSSL 3 refuses it by default
     require_close_notify(context)
     _load_certificate(context, settings.certificate, settings.key, table)
     if settings.client_ca is not None:

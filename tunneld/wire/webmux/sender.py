@@ -72,7 +72,7 @@ class Sender:
 
         Raises `NoFreeSessionError` if `can_open` is False.
         """
-        if not 0 <= protocol < FIRST_ATOM:  # otherwise it is a port
+        if not 0 <= protocol < FIRST_ATOM:  # a port needs no check
             self._check_protocol(protocol)
         session = self.table.open(protocol)
         self.outgoing += _pack(session.sid << 24 | SYN | protocol)
