@@ -43,7 +43,7 @@ from tunneld.wire.webmux.mux import Mux
 
 MAX_CHANNELS = 126
 """Channels that one side may have open: of its 127 session ids one is kept for the ping."""
-PREAUTH_EXCEEDED = f"sent more than {PREAUTH_LIMIT} bytes without naming a tunnel"
+PREAUTH_EXCEEDED = f"the peer sent more than {PREAUTH_LIMIT} bytes without naming a tunnel"
 NO_DATA = memoryview(b"")
 UNLIMITED_WRITE = 1 << 30
 
