@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from tests.engine.bench import NOISE, Ends, flood, read_all, read_exactly, stream, tcp_pair
 from tests.mux.bench import CarrierPair, RecordingOwner
-from tunneld.engine.end_relay import LEAST, EndRelay
+from tunneld.engine.end_relay import MIN_READ_COST, EndRelay
 from tunneld.engine.engine import Cause
 from tunneld.mux.carrier import PREAUTH_EXCEEDED, Carrier
 from tunneld.mux.channel import Channel
@@ -354,4 +354,4 @@ async def test_a_peer_with_an_mss_of_one_byte_gets_its_turn_and_no_more(pair: Ca
             while channel.handler.from_socket < sent:
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-    assert 0 < max(recorder.steps) <= channel.quantum // LEAST * MAX_FRAGMENTS
+    assert 0 < max(recorder.steps) <= channel.quantum // MIN_READ_COST * MAX_FRAGMENTS

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from tunneld.engine.pump import Pump
-from tunneld.engine.socket_flow import INEXACT, READABLE, WRITABLE
+from tunneld.engine.socket_flow import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
 from tunneld.mux.channel import CarrierEvents, Channel
 from tunneld.mux.connection import Connection
@@ -159,9 +159,9 @@ class Carrier:
         self.schedule_flush()
         return sent
 
-    def grant_credit(self, sid: int, octets: int) -> None:
+    def grant_credit(self, sid: int, size: int) -> None:
         """Send AddCredit."""
-        self.mux.grant(sid, octets)
+        self.mux.grant(sid, size)
         self.schedule_flush()
 
     def finish(self, channel: Channel) -> None:
@@ -182,7 +182,7 @@ class Carrier:
 
     def on_event(self, events: int) -> None:
         """Handle events of the socket."""
-        if events & INEXACT:
+        if events & UNTIL_EAGAIN:
             self._until_eagain = True
         if events & WRITABLE:
             self._send_buffer.unblock()
@@ -337,8 +337,7 @@ class Carrier:
             return
         self.over = True
         self.heartbeat.stop()
-        if self.pump.handlers.get(self._fd) is self:
-            del self.pump.handlers[self._fd]
+        self.pump.remove(self._fd, self)
         self._send_buffer.close()
         self._connection.close()
         channels, self.channels = self.channels, {}

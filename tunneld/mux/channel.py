@@ -43,7 +43,7 @@ class ChannelTransport(Protocol):
     def write(self, sid: int, data: memoryview) -> int:
         """Write `data`. Returns how many bytes were accepted: all within `send_capacity`, else what credit allows."""
 
-    def grant_credit(self, sid: int, octets: int) -> None:
+    def grant_credit(self, sid: int, size: int) -> None:
         """Allow the peer to send that many more bytes."""
 
     def finish(self, channel: Channel) -> None:
@@ -127,8 +127,8 @@ class Channel(End):
         super()._discard()
         self.window.close()
 
-    def _consumed(self, octets: int) -> None:
-        credit = self.window.delivered(octets, len(self.buffered))
+    def _consumed(self, count: int) -> None:
+        credit = self.window.delivered(count, len(self.buffered))
         if self.eof_received:
             self.release_window()
         elif credit and not self.closed:
