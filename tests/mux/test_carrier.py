@@ -173,7 +173,8 @@ async def test_a_visitor_that_reads_nothing_delays_no_other_and_is_buffered_with
         limits = pair.relay.limits
         for channel in pair.relay.channels.values():
             assert len(channel.buffered) <= channel.window.size <= limits.max_window
-        assert sum(len(c.buffered) for c in pair.relay.channels.values()) <= 5 * limits.first_window + limits.memory
+        buffered = sum(len(channel.buffered) for channel in pair.relay.channels.values())
+        assert buffered <= 5 * limits.initial_window + limits.window_budget
         assert len(pair.agent.mux.outgoing) <= limits.pause_at + limits.quantum
         nursery.cancel_scope.cancel()
 
@@ -226,7 +227,7 @@ async def test_hundreds_of_visitors_one_after_another_leave_nothing(pair: Carrie
     assert not pair.relay.channels
     assert not pair.agent.channels
     assert pair.relay.channels_left == MAX_CHANNELS
-    assert pair.relay._budget.available == pair.relay.limits.memory
+    assert pair.relay._budget.available == pair.relay.limits.window_budget
 
 
 # Failures and hostile peers
@@ -413,7 +414,7 @@ async def test_a_cancelled_send_breaks_only_its_channel(pair: CarrierPair) -> No
 
 def test_the_default_limits_are_consistent() -> None:
     limits = CarrierLimits()
-    assert limits.first_window <= limits.max_window <= limits.memory
+    assert limits.initial_window <= limits.max_window <= limits.window_budget
     assert limits.quantum <= limits.pause_at
     assert limits.patience <= limits.heartbeat
 

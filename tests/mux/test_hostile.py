@@ -286,7 +286,7 @@ async def test_the_growth_of_a_window_stays_reserved_while_its_bytes_are_buffere
     channel.consume(999)
     assert budget.available == left
     channel.consume(1)
-    assert budget.available == left + (1 << 20) == raw.carrier.limits.memory
+    assert budget.available == left + (1 << 20) == raw.carrier.limits.window_budget
 
 
 async def test_bytes_consumed_after_the_end_do_not_grow_the_window(pair: CarrierPair, raw: RawPeer) -> None:
@@ -296,7 +296,7 @@ async def test_bytes_consumed_after_the_end_do_not_grow_the_window(pair: Carrier
     channel.finish()
     await raw.send(head(3, FIN))
     channel.consume(len(channel.buffered))
-    assert channel.window._budget.available == raw.carrier.limits.memory
+    assert channel.window._budget.available == raw.carrier.limits.window_budget
 
 
 async def test_a_lost_channel_sends_nothing_on_an_id_that_was_reused(raw: RawPeer) -> None:

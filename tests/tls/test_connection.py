@@ -90,6 +90,6 @@ async def test_parked_connections_of_a_tunnel_share_a_session(papers: Papers) ->
             assert session is not None
             for _ in range(20):
                 assert await ask(address(told), b"hello") == b"hello"
-            assert pool.session is session, "every connection resumed it"
+            assert pool.session is session, "each went on with it"
     BACKEND.reset(tokens[0])
     SECURE.reset(tokens[1])

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import trio
 
 from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.tls.connection import EXPIRED, NOT_YET, PEER_CLOSED, SELF_SIGNED, is_truncation
+from tunneld.tls.connection import EXPIRED, NOT_YET, PEER_CLOSED, is_truncation
 from tunneld.wire.lines import (
     MAX_REPLY_LINE,
     Err,
@@ -211,12 +211,11 @@ def why(error: BaseException) -> str:
     """The reason behind a stream that broke, from the system or from TLS, for a person."""
     cause = error.__cause__ or error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        reason = "self-signed" if cause.verify_code == SELF_SIGNED else cause.verify_message
         advice = "pass --pin (printed by `tunneld init`) or --ca FILE"
         if cause.verify_code in {NOT_YET, EXPIRED}:
             now = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
             advice = f"it is {now} UTC by this machine's clock; if that is right, the relay's operator must renew it"
-        return f"certificate verification failed ({reason}); {advice}"
+        return f"certificate verification failed ({cause.verify_message}); {advice}"
     if isinstance(cause, ssl.SSLError):
         if is_truncation(cause) or isinstance(cause, ssl.SSLZeroReturnError):
             return PEER_CLOSED

@@ -75,7 +75,7 @@ class Carrier:
         self._parity = 0 if initiator else 1  # of the session ids that we open
         self._connection = connection
         self._fd = connection.connection.fileno()
-        self._budget = WindowBudget(limits.memory, pump.now, connection.round_trip)
+        self._budget = WindowBudget(limits.window_budget, pump.now, connection.round_trip)
         self._opened = 0  # channels that we opened and that are not over
         self._max_write = UNLIMITED_WRITE  # bytes that one `write` may take, by the peer's MSS
         self._send_buffer = SendBuffer(pump, connection, self.mux.outgoing, limits, self._close)
@@ -84,9 +84,9 @@ class Carrier:
         self._authenticated = authenticated
         self._preauth_bytes = 0  # received while unauthenticated
         self._ping = PingSession(self.mux)
-        connection.keep_unsent_below(limits.unsent)
+        connection.keep_unsent_below(limits.max_unsent)
         connection.limit_retransmission(limits.max_rto, USER_TIMEOUT_HEARTBEATS * limits.heartbeat)
-        self.mux.set_default_credit(limits.first_window)
+        self.mux.set_default_credit(limits.initial_window)
         pump.attach(self._fd, self)
         self.heartbeat = Heartbeat(self, limits, pump.timers, connection.idle_seconds)
         self.schedule_flush()
@@ -319,7 +319,7 @@ class Carrier:
             self.owner.on_pong()
 
     def _add(self, sid: int) -> Channel:
-        window = ReceiveWindow(self.limits.first_window, self.limits.max_window, self._budget)
+        window = ReceiveWindow(self.limits.initial_window, self.limits.max_window, self._budget)
         self.channels[sid] = channel = Channel(self, sid, window)
         return channel
 

@@ -39,7 +39,7 @@ class Connection:
 
     @property
     def has_buffered_input(self) -> bool:
-        """Whether bytes were read from the kernel and not yet returned: epoll does not report those."""
+        """Whether bytes were read from the kernel and not yet returned. epoll does not report them."""
         return False
 
     @property

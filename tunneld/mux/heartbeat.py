@@ -1,6 +1,6 @@
 """Keep-alive of a carrier: if nothing arrives for a while, the peer is pinged, and given up if it does not answer.
 
-TCP's own keep-alive is not enough: a peer whose kernel lives and whose program hangs still answers it. (WebMUX's NoOp
+TCP's own keep-alive is not enough: the kernel still answers it when the peer's program hangs. (WebMUX's NoOp
 is no help either, since it has no answer; see `ping` for what is sent instead.)
 
     idle ──nothing for a heartbeat──► pinged ──nothing within `patience`──► unresponsive ──two heartbeats──► dead

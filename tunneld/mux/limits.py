@@ -25,13 +25,13 @@ USER_TIMEOUT_HEARTBEATS = 6
 class CarrierLimits:
     """The limits of a carrier. Sizes are bytes, times are seconds."""
 
-    first_window: int = 64 * KIB
+    initial_window: int = 64 * KIB
     "Initial receive window of a channel, in bytes: a page and its answer; 127 of them are 8 MiB."
 
     max_window: int = 8 * MIB
     "Largest receive window of a channel, in bytes: what 600 Mbit/s have in flight over a round trip of 100 ms."
 
-    memory: int = 32 * MIB
+    window_budget: int = 32 * MIB
     """Bytes by which all windows of a carrier together may exceed their initial size. This much is buffered in the
     worst case, when no visitor reads.
     """
@@ -39,7 +39,7 @@ class CarrierLimits:
     pause_at: int = 256 * KIB
     "Bytes of pending output above which visitors are not read: a small response queues behind this much."
 
-    unsent: int = 128 * KIB
+    max_unsent: int = 128 * KIB
     "Bytes that the kernel may hold unsent (TCP_NOTSENT_LOWAT); no frame can overtake what is queued there either."
 
     coalesce: float = 0.0002

@@ -1,8 +1,8 @@
 """Pending output of a carrier, and the one place that writes it to the connection.
 
 It writes after everything that was ready has been served, so all frames of a wake-up leave in one write; or as soon as
-there is enough for a write of its own, while the bytes are still in the processor's cache; or when serving the others
-takes longer than `CarrierLimits.coalesce`, since the peer could already be working on the first frames. What the
+there is enough for a write of its own, while the bytes are still in the processor's cache; or when the rest of the
+batch takes longer than `CarrierLimits.coalesce`, since the peer could already be working on the first frames. What the
 connection does not accept stays in the codec's buffer, or encrypted in the TLS connection. While pending output leaves
 less than `MIN_CAPACITY` of `CarrierLimits.pause_at`, channels wait, and are resumed in the order in which they asked.
 """

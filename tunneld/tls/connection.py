@@ -26,8 +26,8 @@ HANDSHAKE = b"\x16"
 READ_SIZE = 65536
 """Bytes that the coroutines read from the kernel at a time: four records."""
 NO_DATA = memoryview(b"")
-NOT_YET, EXPIRED, SELF_SIGNED = 9, 10, 18
-"""OpenSSL's verify codes X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED and _DEPTH_ZERO_SELF_SIGNED_CERT."""
+NOT_YET, EXPIRED = 9, 10
+"""OpenSSL's verify codes X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 PEER_CLOSED = "the peer closed the connection"
 """The reason given for a connection that ended without any other."""
 
@@ -166,7 +166,7 @@ class TlsSocket:
 
     @property
     def has_buffered_input(self) -> bool:
-        """Whether bytes were read from the kernel and not yet returned; epoll does not report those. This is possible
+        """Whether bytes were read from the kernel and not yet returned; epoll does not report them. This is possible
         right after the handshake.
         """
         return bool(self._decrypted) or self._incoming.pending > 0 or self._tls.pending() > 0

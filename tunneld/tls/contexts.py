@@ -50,8 +50,8 @@ def client_tls_context(
     *,
     pin: str | None = None,
 ) -> ssl.SSLContext:
-    """A client's context: TLS 1.2 or later. It trusts the system's authorities, or those in the file `ca`, or only the
-    certificate with the fingerprint `pin`. With `ca` and `pin`, a certificate must satisfy both.
+    """A client's context: TLS 1.2 or later. It trusts the system's authorities, or the ones in the file `ca`, or only
+    the certificate with the fingerprint `pin`. With `ca` and `pin`, a certificate must satisfy both.
 
     `certificate` and `key` (by default in the same file) are for relays that require a client certificate. Raises
     `ConfigError`, `UsageError`.

@@ -48,7 +48,7 @@ _NO_DATA = memoryview(b"")
 
 
 class _Fragment:
-    """A fragment whose payload is being received."""
+    """A fragment during the receipt of its payload."""
 
     __slots__ = ("generation", "is_text", "kept", "left", "padding", "session", "word")
 

@@ -2,7 +2,7 @@
 that the caller must know of; methods that may have several events yield them. Pure.
 
 Errors: whatever the peer does wrong to one session resets that session (`Broken`). `RemoteProtocolError` ends the
-connection; it is for a peer whose input cannot be parsed or that would make us buffer without bound.
+connection; it is for input that cannot be parsed or that would make us buffer without bound.
 """
 
 from __future__ import annotations
