@@ -71,7 +71,7 @@ async def test_only_a_credential_with_its_secret_file_is_accepted(secret_file: P
         for arguments, says in (
             (["--credential", "alice", "--secret-file", str(wrong)], "refused the credential 'alice'"),
             (["--credential", "bob", "--secret-file", str(secret_file)], "refused the credential 'bob'"),
-            ([], "wants a credential"),
+            ([], "requires authentication"),
         ):
             done = await tunnel("list", *arguments, relay=relay)
             assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (77, b"", 1)
@@ -161,7 +161,8 @@ async def test_a_relay_is_verified_by_its_pin(certificate: tuple[TlsFiles, str])
                 assert pin in wrong.stderr.decode()
                 assert NO_PIN in wrong.stderr.decode()
             unknown = await tunnel("list", relay=tls)
-            assert (unknown.returncode, b"give its authority (--ca) or its --pin" in unknown.stderr) == (69, True)
+            hint = b"pass --pin (printed by `tunneld init`) or --ca FILE"
+            assert (unknown.returncode, hint in unknown.stderr) == (69, True)
             anybody = await tunnel("list", "--insecure", relay=tls)
             assert (anybody.returncode, b"warning: --insecure" in anybody.stderr) == (0, True)
 

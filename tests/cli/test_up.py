@@ -104,7 +104,7 @@ async def test_sighup_cuts_no_visitors_and_the_new_server_keeps_the_address(file
                 await visitor.aclose()
                 while (event := json.loads(await lines.line()))["event"] != "closed":
                     pass
-                assert (event["id"], event["reason"], event["served"]) == (opened["id"], "wanted in another way", 1)
+                assert (event["id"], event["reason"], event["served"]) == (opened["id"], "configuration changed", 1)
 
 
 async def test_a_permanent_failure_sets_the_exit_status_and_the_other_exposures_continue(file: Path) -> None:

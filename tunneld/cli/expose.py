@@ -55,7 +55,7 @@ async def run(options: argparse.Namespace) -> int:
         current: list[Exposure] = []  # empty until the exposure is open
 
         def stats() -> Stats:
-            return current[0].figures if current else Stats()
+            return current[0].stats if current else Stats()
 
         reporter = make_reporter(options, out, err, config.scheme, board=board, stats=stats)
         scope = stack.enter_context(trio.CancelScope())

@@ -205,7 +205,6 @@ def known(caller: Caller) -> Grant:
     return caller.grant
 
 
-
 def describe_reservation(kept: ReservationView) -> Item:
     """What `reservations` says of one. The server URI would tell its key, so only the port of that is told."""
     record = kept.record
