@@ -21,18 +21,18 @@ def systemctl_restart_keeps_a_transfer_and_refuses_no_visitor() -> Iterator[str]
     """Twice: the hash of the transfer is right in the end, and each of many short visitors is served."""
     pid = RELAY.MainPID
     greeted = tcp_tunnel()
-    with Greeter(greeted[0]), Transfer(*tcp_tunnel()) as transfer, visitors(greeted[1]) as people:
+    with Greeter(greeted[0]), Transfer(*tcp_tunnel()) as transfer, visitors(greeted[1]) as clients:
         for _ in range(2):
             began = time.monotonic()
             RELAY.do("restart")
             yield f"systemctl restart took {time.monotonic() - began:.0f} s"
             transfer.must_move()
-            people.more_must_come()
+            clients.more_must_come()
             expect((RELAY.Result, RELAY.NFileDescriptorStore, RELAY.NRestarts), ("success", "0", "0"), "the unit")
-    expect(set(people.answers), {"hello"}, "what visitors got")
+    expect(set(clients.answers), {"hello"}, "what visitors got")
     expect(RELAY.MainPID != pid, True, "another process")
     no_tracebacks([RELAY])
-    yield f"{transfer.octets >> 10} KiB and {len(people.answers)} visitors"
+    yield f"{transfer.octets >> 10} KiB and {len(clients.answers)} visitors"
 
 
 @step
@@ -52,15 +52,15 @@ def tunnel_restart_keeps_a_transfer_and_the_process() -> Iterator[str]:
     """The same with `restart` of the control protocol: systemd notices nothing, and the process id is the same."""
     pid = RELAY.MainPID
     greeted = tcp_tunnel()
-    with Greeter(greeted[0]), Transfer(*tcp_tunnel()) as transfer, visitors(greeted[1]) as people:
+    with Greeter(greeted[0]), Transfer(*tcp_tunnel()) as transfer, visitors(greeted[1]) as clients:
         RELAY.listen()
         yield ask("restart")["text"]
         yield RELAY.must_say("taken over")
         yield RELAY.must_say("ready ")
         expect(RELAY.state, RUNNING, "the unit")
         transfer.must_move()
-        people.more_must_come()
-    expect(set(people.answers), {"hello"}, "what visitors got")
+        clients.more_must_come()
+    expect(set(clients.answers), {"hello"}, "what visitors got")
     expect((RELAY.MainPID, RELAY.NRestarts), (pid, "0"), "the process")
     expect(sh(f"cat /proc/{pid}/comm"), "tunneld", "its name")
     no_tracebacks([RELAY])
