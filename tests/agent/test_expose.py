@@ -104,12 +104,13 @@ async def test_the_local_server_is_not_dialled_before_a_visitor_arrives() -> Non
     async def count(stream: trio.SocketStream) -> None:
         nonlocal connections
         connections += 1
+        await read_all(stream)
         await stream.send_eof()
 
     reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(count) as target, exposed(target, relay.access, reporter):
-            assert await ask(address(reporter), b"") == b""
+            assert await ask(address(reporter), b"?") == b""
             assert connections == 1
 
 

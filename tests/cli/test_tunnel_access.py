@@ -161,7 +161,10 @@ async def test_a_relay_is_known_by_its_pin_or_refused(papers: tuple[TlsFiles, st
                 assert pin in wrong.stderr.decode()
                 assert NO_PIN in wrong.stderr.decode()
             unknown = await tunnel("list", relay=tls)
-            assert (unknown.returncode, b"pass --pin (printed by `tunneld init`) or --ca FILE" in unknown.stderr) == (69, True)
+            assert (unknown.returncode, b"pass --pin (printed by `tunneld init`) or --ca FILE" in unknown.stderr) == (
+                69,
+                True,
+            )
             anybody = await tunnel("list", "--insecure", relay=tls)
             assert (anybody.returncode, b"warning: --insecure" in anybody.stderr) == (0, True)
 
