@@ -115,7 +115,7 @@ async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: flo
         endpoints = KeyRegistry()
         lobby = HandshakeSupervisor(Authenticator(lambda: ()), lambda: tls, lambda: PATIENCE)
         await nursery.start(lobby.run)
-        service = TunnelService(lambda: settings, engine, BACKENDS, endpoints, lobby=lobby)
+        service = TunnelService(lambda: settings, engine, BACKENDS, endpoints, handshakes=lobby)
         await nursery.start(service.run)
         here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
         if BACKEND.get() == "webmux":

@@ -23,7 +23,7 @@ from tunneld.agent.access import RelayAccess
 from tunneld.agent.request import TunnelRequest
 from tunneld.backends import webmux_port as relay_carriers
 from tunneld.backends.webmux import WebMuxServerSide, find_side
-from tunneld.directory.service import Requester
+from tunneld.directory.requester import Requester
 from tunneld.errors import RefusedError, UsageError
 from tunneld.mux import carrier as session_carrier
 from tunneld.mux.carrier import PREAUTH_EXCEEDED, Carrier
@@ -51,7 +51,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 def carriers(relay: RelayHere) -> list[Carrier]:
     """Those of the only tunnel."""
-    side = relay.tunnel._server_side
+    side = relay.tunnel.server_side
     assert isinstance(side, WebMuxServerSide)
     return [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
 

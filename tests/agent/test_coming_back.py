@@ -144,7 +144,7 @@ async def test_an_agent_whose_name_another_one_took_over_waits_until_that_ends()
             async with exposed(target, relay.access, new, wish):
                 for _ in range(3):
                     lost = await old.wait_for("reconnecting", len(old.all("reconnecting")) + 1)
-                assert "another agent serves 'device' now, 127.0.0.1" in str(lost["reason"])
+                assert "tunnel 'device' is served by another agent, 127.0.0.1" in str(lost["reason"])
                 assert "with t2; this one may when that has ended" in str(lost["reason"])
                 assert await ask(address(new), b"new") == b"new"
                 assert not new.all("reconnecting")
@@ -179,7 +179,7 @@ async def test_the_end_of_the_ttl_is_the_end_of_the_agent() -> None:
             agent(Target.parse("1"), relay.access, told, TunnelRequest({"ttl": 0.2})) as exposure,
         ):
             await exposure.run()
-    assert told.all("closed")[0]["reason"] == "its 0.2 s are over (ttl)"
+    assert told.all("closed")[0]["reason"] == "lifetime of 0.2 s is over (ttl)"
 
 
 async def test_a_pool_grows_with_its_visitors_and_shrinks_without_losing_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ async def test_the_end_of_the_idle_timeout_is_the_end_of_the_agent() -> None:
             agent(Target.parse("1"), relay.access, told, TunnelRequest({"idle_timeout": 0.2})) as exposure,
         ):
             await exposure.run()
-    assert told.all("closed")[0]["reason"] == "no byte moved for 0.2 s (idle_timeout)"
+    assert told.all("closed")[0]["reason"] == "no data for 0.2 s (idle_timeout)"
 
 
 async def test_who_opens_a_tunnel_of_its_own_name_anew_takes_its_address_over(each_backend: str) -> None:
@@ -256,7 +256,7 @@ async def test_who_opens_a_tunnel_of_its_own_name_anew_takes_its_address_over(ea
             former, _ = relay.service.tunnels()
             address = await client.get_tunnel_address(first)
             again = await client.open_tunnel(each_backend, **options)
-            assert former.reason == "replaced: its owner opened it anew"
+            assert former.reason == "replaced by a new tunnel of the same name and owner"
             assert again == first
             assert await client.get_tunnel_address(again) == address
             assert await client.get_tunnel_address(other) != address

@@ -246,7 +246,7 @@ async def test_a_successor_can_bring_further_carriers_after_its_former_is_gone()
         await web.wait_for("closed")
         while len(relay.service.tunnels()) != 1:
             await trio.lowlevel.checkpoint()
-        side = relay.tunnel._server_side
+        side = relay.tunnel.server_side
         assert isinstance(side, WebMuxServerSide)
         for carrier in list(side.carriers):
             carrier.close("a test")

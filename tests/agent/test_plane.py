@@ -222,7 +222,7 @@ async def test_carriers_that_lead_nowhere_are_cut(each_backend: str, monkeypatch
 
 def break_off(tunnel: Tunnel) -> None:
     """All that its hidden server has with it ends: carriers, or what is parked and what was."""
-    side = tunnel._server_side
+    side = tunnel.server_side
     if isinstance(side, WebMuxServerSide):
         for carrier in list(side.carriers):
             carrier.close("a test")

@@ -24,7 +24,8 @@ from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthLimiter
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Endpoint, parse_network
@@ -51,7 +52,7 @@ def gate() -> Authenticator:
 @pytest.fixture
 async def service(nursery: trio.Nursery, engine: Engine, papers: Papers, gate: Authenticator) -> TunnelService:
     lobby = await open_lobby(nursery, papers, gate)
-    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, lobby=lobby)
+    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, handshakes=lobby)
     await nursery.start(service.run)
     return service
 
@@ -227,7 +228,7 @@ async def test_a_tunnel_that_is_opened_anew_keeps_its_key(service: TunnelService
 
 async def test_without_a_certificate_a_key_alone_can_be_had(nursery: trio.Nursery, engine: Engine) -> None:
     lobby = await open_lobby(nursery, None)
-    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, lobby=lobby)
+    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, handshakes=lobby)
     await nursery.start(service.run)
     with pytest.raises(UsageError, match=r"control\.tls.*secure=key"):
         await open_tunnel(service, secure="yes")
@@ -291,7 +292,7 @@ async def test_who_shows_the_key_in_the_moment_in_which_the_tunnel_closes_is_not
     service: TunnelService, papers: Papers, gate: Authenticator, secure: str
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
-    side = tunnel._server_side
+    side = tunnel.server_side
     with trio.fail_after(PATIENT):
         stream = await connect(tunnel.server_uri)
         await until_strangers(gate, 1)

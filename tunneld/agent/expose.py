@@ -254,12 +254,12 @@ class Exposure:
         """Whether the tunnel is gone because its time was over, which the person asked for, and not by a mishap."""
         soon, options = trio.current_time() + CLOCKS_DIFFER, self._wish.options
         if self._ends_at is not None and soon >= self._ends_at:
-            self._ending.reason = f"its {options['ttl']} s are over (ttl)"
+            self._ending.reason = f"lifetime of {options['ttl']} s is over (ttl)"
             return True
         idle = options.get("idle_timeout")
         if idle is None or not isinstance(error, NoSuchTunnelError) or soon < self._visitors.stirred_at + float(idle):
             return False
-        self._ending.reason = f"no byte moved for {idle} s (idle_timeout)"
+        self._ending.reason = f"no data for {idle} s (idle_timeout)"
         return True
 
     def _is_for_good(self, error: TunneldError) -> bool:

@@ -17,7 +17,7 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import delays
-from tunneld.agent.events import RepeatLimiter, Reporter
+from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Reporter
 from tunneld.agent.handshake_pool import HandshakePool
 from tunneld.agent.pool import RESIZE_INTERVAL, Pool
 from tunneld.agent.request import OpenTunnel, TunnelRequest, open_tunnel
@@ -27,6 +27,7 @@ from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import NoSuchTunnelError, RefusedError, TunneldError
 from tunneld.net.dial import resolve_relay
 from tunneld.net.endpoint import Endpoint
+from tunneld.policy.rates import LogLimiter
 
 WEBMUX = frozenset({"webmux", "webmuxs"})
 """Schemes of server URIs to which carriers go."""
@@ -62,7 +63,7 @@ class TunnelSession:
         self._news = news
         self._wanted = False  # visitors are
         self._waits: Iterator[float] = delays(random.random)
-        self._repeats = RepeatLimiter()
+        self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
 
     @classmethod
     async def start(
@@ -192,7 +193,7 @@ class TunnelSession:
     async def _mend(self, client: Client, reason: str) -> None:
         """Parked connections ended: if the tunnel stands, dial again, ever more slowly while they do not last."""
         await self.check(client)
-        repeated = self._repeats.admit(reason, trio.current_time())
+        repeated = self._repeats.passes(trio.current_time(), reason)
         if repeated is not None:
             what = f"{self.supply.description} to {self.tunnel.server.without_key}: {reason}"
             self._teller.report("trouble", reason=what, repeated=repeated)

@@ -71,11 +71,11 @@ class MuxServerSide:
     def check(cls, premises: BackendServices, options: TunnelOptions) -> None:
         """See `Backend`."""
         cls._port(premises)
-        if options.secure == "yes" and not cls.hides_key(premises, options):
+        if options.secure == "yes" and not cls.is_encrypted(premises, options):
             raise UsageError("option secure=yes: this relay has no certificate ([control.tls])")
 
     @classmethod
-    def hides_key(cls, premises: BackendServices, _options: TunnelOptions) -> bool:
+    def is_encrypted(cls, premises: BackendServices, _options: TunnelOptions) -> bool:
         """See `Backend`."""
         return cls._port(premises).scheme(cls.backend) in SECURE
 

@@ -82,7 +82,7 @@ class TcpServerSide:
             )
 
     @staticmethod
-    def hides_key(_premises: BackendServices, options: TunnelOptions) -> bool:
+    def is_encrypted(_premises: BackendServices, options: TunnelOptions) -> bool:
         """See `Backend`."""
         return options.secure == "yes"
 

@@ -47,12 +47,12 @@ async def test_what_a_credential_may_do_holds_for_ssh(tmp_path: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with relay([me]) as here:
             _, ssh = await outcome(here, "-R", f"30000:{LOCAL}:9", key=key)
-            assert "may not ask for client_port=30000, only for 20000-20009" in ssh.err
+            assert "may not use public port 30000, only 20000-20009" in ssh.err
             async with client(openssh(here, *FORWARD, LOCAL, key=key)):
                 (tunnel,) = await here.until_served()
-                assert tunnel.terms.max_visitors == 3
+                assert tunnel.limits.max_visitors == 3
                 _, ssh = await outcome(here, "-R", f"0:{LOCAL}:9", key=key, user="another")
-                assert "(its max_tunnels)" in ssh.err
+                assert "(max_tunnels)" in ssh.err
 
 
 async def test_a_credential_for_other_backends_opens_none_by_ssh(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ async def test_a_credential_for_other_backends_opens_none_by_ssh(tmp_path: Path)
     with trio.fail_after(PATIENCE):
         async with relay([credential("me", authorized_keys=[line], backends=["tcp"])]) as here:
             _, ssh = await outcome(here, "-R", f"0:{LOCAL}:9", key=key)
-            assert "may open tunnels of tcp, not of 'ssh'" in ssh.err
+            assert "may not use the backend 'ssh', only tcp" in ssh.err
 
 
 async def test_a_key_is_not_taken_from_where_its_credential_or_its_line_may_not_come(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ async def test_a_quota_that_is_used_up_closes_the_tunnel_and_the_session_is_told
                 await visitor.send_all(bytes(5000))
                 while await visitor.receive_some():
                     pass
-            await ssh.wait_said(r"Received disconnect .* its quota of 1000 octets is used up")
+            await ssh.wait_said(r"Received disconnect .* quota of 1000 bytes is used up")
             assert await ssh.ended() == 255
             assert sum(tunnel.octets) <= 1000
 

@@ -17,7 +17,8 @@ import trio
 
 from tunneld import __version__
 from tunneld.backends.ssh.terminal import Terminal, describe, row
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.errors import TunneldError, UsageError
 from tunneld.tunnel.tunnel import Tunnel
 
@@ -216,9 +217,9 @@ class ConsoleSession(asyncssh.SSHServerSession[str]):
             case ["help" | "--help" | "?"]:
                 return f"tunneld {__version__}\n\n{HELP}"
             case ["list"]:
-                return "".join(map(row, service.tunnels(asker.grant))) or "no tunnel is open\n"
+                return "".join(map(row, service.tunnels(asker.known_grant))) or "no tunnel is open\n"
             case ["close", reference]:
-                return f"closed {(await service.close(reference, asker.grant)).id}\n"
+                return f"closed {(await service.close(reference, asker.known_grant)).id}\n"
         raise UsageError(
             f"{self._words[0][:40]!r} is not answered here, there is no shell: say list, close ID, qr or help"
         )

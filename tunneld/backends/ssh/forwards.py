@@ -28,7 +28,8 @@ import trio
 from tunneld.backends.ssh.carrier import SshCarrier
 from tunneld.backends.ssh.login import SshLogin
 from tunneld.backends.ssh.side import SshServerSide, find_side
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
@@ -183,7 +184,7 @@ class Leases:
                 lease = self._leases.get((login.owner, name))
                 if lease is None or not await self._is_taken(lease):
                     break
-            former = self._service.named(name, asker)  # also one that a daemon before this one had opened
+            former = self._service.find_named(name, asker)  # also one that a daemon before this one had opened
             if former is not None and self._join(former, forward, peer):
                 self._leases[login.owner, name] = Lease(former, forward)
                 return former
