@@ -1,4 +1,4 @@
-"""Visitors over real sockets: limits, PROXY headers, events and data. See conftest.py for the three kinds of tunnels."""
+"""Visitors over real sockets: limits, PROXY headers, events and data. See conftest.py for the kinds of tunnels."""
 
 from __future__ import annotations
 
