@@ -145,7 +145,7 @@ async def test_an_agent_whose_name_another_one_took_over_waits_until_that_ends()
                 for _ in range(3):
                     lost = await old.wait_for("reconnecting", len(old.all("reconnecting")) + 1)
                 assert "tunnel 'device' is served by another agent, 127.0.0.1" in str(lost["reason"])
-                assert "with t2; this one may when that has ended" in str(lost["reason"])
+                assert "(t2); stop that agent, or use another name" in str(lost["reason"])
                 assert await ask(address(new), b"new") == b"new"
                 assert not new.all("reconnecting")
             await old.wait_for("opened", 2)

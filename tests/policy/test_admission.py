@@ -106,17 +106,17 @@ def test_a_source_is_an_ipv4_address_or_an_ipv6_slash_64(one: str, other: str, s
 
 
 @given(
-    most=st.integers(1, 3),
+    limit=st.integers(1, 3),
     steps=st.lists(st.tuples(st.booleans(), st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"]))),
 )
-def test_a_source_never_exceeds_its_limit_and_leaves_nothing_behind(most: int, steps: list[tuple[bool, str]]) -> None:
-    admission, inside = Admission(Rules(max_per_source=most)), Counter[int]()
+def test_a_source_never_exceeds_its_limit_and_leaves_nothing_behind(limit: int, steps: list[tuple[bool, str]]) -> None:
+    admission, inside = Admission(Rules(max_per_source=limit)), Counter[int]()
     hosts: list[str] = []
     for arrives, host in steps:
         source = read_address(host).source
         if arrives:
             refused = admission.admit(host, 0)
-            assert kind(refused) is (RefusalKind.PER_SOURCE if inside[source] == most else None)
+            assert kind(refused) is (RefusalKind.PER_SOURCE if inside[source] == limit else None)
             if refused is None:
                 inside[source] += 1
                 hosts.append(host)
@@ -124,7 +124,7 @@ def test_a_source_never_exceeds_its_limit_and_leaves_nothing_behind(most: int, s
             hosts.remove(host)
             inside[source] -= 1
             admission.left(host)
-        assert max(inside.values(), default=0) <= most
+        assert max(inside.values(), default=0) <= limit
         assert admission.sources == len(+inside)
     for host in hosts:
         admission.left(host)

@@ -123,7 +123,7 @@ HOLDERS = st.builds(ReservationKey, st.sampled_from(["", "alice", "bob"]), st.sa
 
 
 class AnySequence(RuleBasedStateMachine):
-    """After any sequence of changes the ports are those of the records, and the limits hold."""
+    """After any sequence of changes the ports match the records, and the limits hold."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""All tunnels of a process, and the addresses reserved for their owners.
+"""The tunnels of a process, and the addresses reserved for their owners.
 
 service       opens, closes and drains tunnels
+requester     the peer that asks for it
 registry      which tunnels are open, and the counters of those that have closed
 reservations  the reserved addresses, as tunnels open and close
 store         the task that writes reservations to disk

@@ -1,8 +1,7 @@
 """Which tunnels are open, which credential owns each, and the counters of tunnels that have closed.
 
-This is all that a service knows of tunnels; several machines would share it here.
-
-Below it: whether the options of an agent agree with those of the shared tunnel that it wants to serve.
+This is all that a service knows of tunnels; several machines would share it here. `check_agrees` tells whether the
+options of an agent fit the shared tunnel that it is to serve.
 """
 
 from __future__ import annotations
@@ -199,7 +198,7 @@ the tunnel was opened holds.
 def check_agrees(tunnel: Tunnel, backend: str, options: TunnelOptions, requested: TunnelOptions, grant: Grant) -> None:
     """Raise `UsageError` where an option that an agent `requested` contradicts the shared tunnel that it is to serve.
     An option that it left out agrees with every value. `options` are the requested ones as `permit` returned them; the
-    limits of the grant are applied before they are compared, as they were to those of the tunnel.
+    limits of the grant are applied before the comparison, as they were when the tunnel was opened.
     """
     bound = effective_limits(tunnel.spec.settings, grant, options).bound(options)
     theirs, defaults = tunnel.spec.options, TunnelOptions()

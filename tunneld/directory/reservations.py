@@ -72,7 +72,7 @@ class Reservations:
 
     def recall(self, holder: ReservationKey | None, port: int | None, grant: Grant) -> Reservation | None:
         """The reservation of this holder, which requests `port` (None: any). Raises `LimitReachedError` where that port
-        is reserved for another holder whose tunnel is closed.
+        is reserved for a closed tunnel of another holder.
         """
         self.table.expire(trio.current_time())
         for other in [record for record in self.table if port in record.ports and record.expires is not None]:

@@ -53,9 +53,9 @@ class TunnelService(TunnelRegistry):
         state: Path | None = None,
         handshakes: Handshakes | None = None,
     ) -> None:
-        """`settings` is called for every request, so that a reload applies to the next tunnel. `backends` are those of
-        openTunnel by name, `keys` the shared ports, `state` the directory for reservations (None: memory only), and
-        `handshakes` runs those of hidden servers that present keys.
+        """`settings` is called for every request, so that a reload applies to the next tunnel. `backends` has the names
+        that openTunnel accepts, `keys` the shared ports. `state` is the directory for reservations; None: they are kept
+        in memory only. `handshakes` authenticates hidden servers on ports of their own.
         """
         super().__init__()
         self.settings = settings
@@ -66,7 +66,7 @@ class TunnelService(TunnelRegistry):
         self.keys = keys if keys is not None else KeyRegistry()
         self._engine = engine
         self._services = BackendServices(backends, self.keys, handshakes)
-        self._given_up: set[str] = set()  # ids of tunnels whose addresses are not to be kept
+        self._given_up: set[str] = set()  # ids of tunnels that lose their reservation when they close
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -265,7 +265,7 @@ class TunnelService(TunnelRegistry):
         if current is not None and (current.phase is Phase.READY or current.age < NEW_TUNNEL_GRACE):
             raise LimitReachedError(
                 f"tunnel {current.spec.options.name!r} is served by another agent, {current.spec.owner} "
-                f"({current.id}): stop that agent, or do not pass replace=no"
+                f"({current.id}); stop that agent, or use another name (replace=no)"
             )
 
     async def _replace(self, holder: ReservationKey | None) -> None:
@@ -276,7 +276,7 @@ class TunnelService(TunnelRegistry):
 
     def _replaceable(self, holder: ReservationKey | None) -> int:
         """How many tunnels do not count against the limit of a new one of this holder: the open one, which it replaces,
-        and one of those that drain. Otherwise a credential with all its tunnels open could not replace a draining one
+        and one that drains. Otherwise a credential with all its tunnels open could not replace a draining one
         before its last visitor has left.
         """
         tunnels = self.all_of(holder)
@@ -296,9 +296,7 @@ class TunnelService(TunnelRegistry):
             self._release(tunnel)
 
     def _release(self, tunnel: Tunnel) -> None:
-        """Keep or drop the reservation of a closed tunnel. Those that close with the daemon stay in the table as they
-        are.
-        """
+        """Keep or drop the reservation of a closed tunnel. One that closes with the daemon keeps it."""
         keep = tunnel.id not in self._given_up
         self._given_up.discard(tunnel.id)
         if not (keep and (self.draining or tunnel.reason == STOPPED)):

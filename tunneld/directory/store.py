@@ -117,7 +117,9 @@ class ReservationStore:
         """Close the file in a thread. Waits at most `DISK_TIMEOUT`; a thread that hangs on the disk closes it later."""
         database, self.database = self.database, None
         if database is not None:
-            with trio.move_on_after(DISK_TIMEOUT, shield=True):  # not by `_in_thread`, whose thread may hang in a write
+            with trio.move_on_after(
+                DISK_TIMEOUT, shield=True
+            ):  # not by `_in_thread`: its one thread may hang in a write
                 await trio.to_thread.run_sync(database.close, abandon_on_cancel=True)
 
     async def saved(self) -> None:

@@ -71,7 +71,7 @@ def check_role(grant: Grant | None, needed: Role | None, verb: str) -> None:
     """Raise `NotAllowedError` unless `grant` may use the verb. `needed` is the role that the verb requires; None: it
     requires no authentication.
 
-    `grant` is None for a peer that has not authenticated, or whose credential has been removed.
+    `grant` is None for a peer that has not authenticated, or has lost its credential.
     """
     if needed is None:
         return

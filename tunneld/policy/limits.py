@@ -1,16 +1,18 @@
 """The limits of one tunnel, from the relay's configuration, the credential's grant and the options of openTunnel.
 
-                     the option          without the option
-    max_visitors     at most the ceiling  the ceiling: the smaller of grant and configuration
-    max_per_source   at most the ceiling  the ceiling
-    visitor_rate     at most the ceiling  the ceiling
+    max_visitors     the option, refused above the ceiling: the smaller of grant and configuration; default the ceiling
+    max_per_source   the option, refused above the configured ceiling; default the ceiling
+    visitor_rate     the same
     bandwidth        the smallest of option, grant and configuration
     quota            the same
     ttl              the smaller of option and grant
-    *_timeout, linger   the option wins    the configuration
+    pairing_timeout  the option; default the configuration
+    open_timeout     the same
+    linger           the same
+    idle_timeout     the option; default none
 
-The first three are refused above their ceiling, with an error that names the option. The next three are lowered without
-an error: an agent cannot know them, and a slower tunnel serves better than none.
+A refusal names the option. Bandwidth, quota and ttl are lowered without an error: an agent cannot know the ceilings,
+and a slower tunnel is more useful than none.
 """
 
 from __future__ import annotations

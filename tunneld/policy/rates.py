@@ -96,7 +96,7 @@ class Buckets:
 
 
 class LogLimiter:
-    """Lets some of many similar messages through and counts the others, for each kind of message by itself.
+    """Lets some of many similar messages through and counts the suppressed ones, by kind of message.
 
     Beyond `max_kinds`, new kinds share one bucket, and the counts of suppressed messages start anew.
     """

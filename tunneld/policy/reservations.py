@@ -5,8 +5,8 @@
                └──────── hold ──────┘    the same holder opens its tunnel again
 
 A *holder* is a credential and the name that it gives a tunnel. Without credentials every peer may do everything, and
-the requester's address takes the place of the credential. That separates users who mean no harm; an attacker could
-close another user's tunnel as well. A record is independent of the backend: it has the client port and the complete
+the requester's address takes the place of the credential. That separates well-meaning users; an attacker could close
+another user's tunnel as well. A record is independent of the backend: it has the client port and the complete
 server URI, with its key, and a backend reuses what it can of that.
 
 Times are readings of one monotonic clock; the store, which outlives it, translates them.
@@ -55,9 +55,9 @@ class ReservationTable:
     """All reservations. `port in table` tells whether a port is reserved."""
 
     def __init__(self, changed: Callable[[ReservationKey], None] = lambda _holder: None) -> None:
-        """`changed` is called with each holder whose record was replaced or dropped."""
+        """`changed` is called with the holder of each record that was replaced or dropped."""
         self.changed = changed
-        self._records: dict[ReservationKey, Reservation] = {}  # those of closed tunnels in the order of their closing
+        self._records: dict[ReservationKey, Reservation] = {}  # closed tunnels in the order of their closing
         self._ports = Counter[int]()
 
     def __contains__(self, port: object) -> bool:
@@ -120,9 +120,7 @@ class ReservationTable:
             self.drop(record.holder)
 
     def retain(self, credentials: Iterable[str]) -> list[Reservation]:
-        """Drop and return the reservations of all other credentials. Where there are no credentials, drop those of
-        every credential.
-        """
+        """Drop and return the reservations of all other credentials; without `credentials`, of every one."""
         known = frozenset(credentials) or {""}
         dropped = [record for record in self if record.holder.credential not in known]
         for record in dropped:
@@ -141,7 +139,7 @@ class ReservationTable:
             yield oldest
 
     def _put(self, record: Reservation) -> None:
-        """Store a record behind all others, which keeps them in the order of their closing."""
+        """Store a record at the end, which keeps closed tunnels in the order of their closing."""
         self._take(record.holder)
         self._records[record.holder] = record
         self._ports.update(set(record.ports))

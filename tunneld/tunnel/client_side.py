@@ -47,7 +47,7 @@ class ClientSide:
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range,
         `UsageError`.
         """
-        self.pending_headers = 0  # connections of trusted proxies whose PROXY protocol header has not arrived
+        self.pending_headers = 0  # connections of trusted proxies before their PROXY protocol header
         self._settings = settings = spec.settings
         self._limits = limits
         self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
@@ -117,7 +117,7 @@ class ClientSide:
             self._listener.close()
 
     def _on_connection(self, visitor: socket.socket, peer: Any) -> None:
-        """The engine accepted a client, or a trusted proxy, whose header has to be read first."""
+        """The engine accepted a client, or a trusted proxy, and then the header has to be read first."""
         max_waiting = self._limits.max_waiting
         if read_address(peer[0]) not in self._proxies:
             self._on_visitor(visitor, peer)

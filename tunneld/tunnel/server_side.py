@@ -99,8 +99,8 @@ class ServerConnection(Protocol):
     """A connection to the hidden server for one visitor: a socket of its own, or a channel of a carrier."""
 
     def set_originator(self, visitor: Any | None) -> None:
-        """Set the address of the visitor, once and before anything else; None hides it. A backend whose protocol
-        carries it tells the hidden server.
+        """Set the address of the visitor, once and before anything else; None hides it. The
+        backend passes it on to the hidden server if its protocol can.
         """
 
     def send(self, data: bytes) -> None:
@@ -153,8 +153,8 @@ class ServerSide(Protocol):
         """
 
     def trim(self, keep: int, spared: Container[str] = ()) -> int:
-        """Close parked connections until `keep` are left, not counting those from the addresses in `spared`. Returns
-        how many were closed. A connection that a visitor has got is never closed.
+        """Close parked connections until `keep` are left, without the ones from addresses in `spared`, which all stay.
+        Returns how many were closed. A connection that a visitor has got is never closed.
         """
 
     def pause(self) -> None:

@@ -97,7 +97,7 @@ class Tunnel:
 
     @property
     def phase(self) -> Phase:
-        """The phase. A tunnel whose hidden server is connected but does not answer is WAITING."""
+        """The phase. It is WAITING, not READY, while the connected hidden server does not answer."""
         return Phase.WAITING if self._phase is Phase.READY and self.server_side.unresponsive else self._phase
 
     @property
@@ -196,7 +196,7 @@ class Tunnel:
         self.server_side.pause()
 
     def export(self) -> TunnelSnapshot:
-        """Hand over what another process can continue, and end the rest: carriers, whose state is in this process. The
+        """Hand over what another process can continue, and end the rest: carriers have their state in this process. The
         tunnel closes here without an event. The caller owns the sockets of the snapshot.
         """
         self._exported = True

@@ -54,7 +54,7 @@ class VisitorRelays:
         owner: VisitorEvents,
         counters: TunnelCounters,
     ) -> None:
-        """`tunnel` is the tunnel's id; `counters` are those of the process that had the tunnel before."""
+        """`tunnel` is the tunnel's id; `counters` come from the process that had the tunnel before."""
         self.relays: dict[Relay, Any] = {}  # each with its visitor's address
         self.served = counters.served  # visitors that got a server connection, since the tunnel was opened
         self._tunnel = tunnel
@@ -143,7 +143,7 @@ class VisitorRelays:
             self._admission.left(peer[0])
         self._ended_up += relay.up
         self._ended_down += relay.down
-        if self._dropped:  # together with the tunnel, whose `closed` event is out already
+        if self._dropped:  # together with the tunnel; its `closed` event is out already
             return
         if self._events.watched:
             self._events.publish(
