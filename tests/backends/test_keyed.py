@@ -52,7 +52,8 @@ def authenticator() -> Authenticator:
 @pytest.fixture
 async def service(nursery: trio.Nursery, engine: Engine, papers: Papers, authenticator: Authenticator) -> TunnelService:
     handshakes = await open_lobby(nursery, papers, authenticator)
-    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, handshakes=handshakes)
+    settings = Settings(tunnels=TunnelSettings(ports="0"))
+    service = TunnelService(lambda: settings, engine, BACKENDS, handshakes=handshakes)
     await nursery.start(service.run)
     return service
 
@@ -228,7 +229,8 @@ async def test_a_reopened_tunnel_keeps_its_key(service: TunnelService, secure: s
 
 async def test_without_a_certificate_only_secure_key_is_available(nursery: trio.Nursery, engine: Engine) -> None:
     handshakes = await open_lobby(nursery, None)
-    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, handshakes=handshakes)
+    settings = Settings(tunnels=TunnelSettings(ports="0"))
+    service = TunnelService(lambda: settings, engine, BACKENDS, handshakes=handshakes)
     await nursery.start(service.run)
     with pytest.raises(UsageError, match=r"control\.tls.*secure=key"):
         await open_tunnel(service, secure="yes")

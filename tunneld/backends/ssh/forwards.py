@@ -174,7 +174,7 @@ class Leases:
 
     async def take(self, login: SshLogin, requester: Requester, peer: Any, forward: Forward) -> Tunnel:
         """Find or open the tunnel of one `-R`, and let `forward` serve it. Raises as `TunnelService.open_tunnel`."""
-        (host, port), grant = forward.requested, requester.grant
+        (host, port), grant = forward.requested, requester.known_grant
         if host.lower() not in LISTEN_HOSTS:
             raise NotAllowedError(
                 f"cannot listen on {host[:80]!r}: host names are reserved for HTTP; "
