@@ -42,9 +42,6 @@ class TunnelRegistry:
 
     # Finding tunnels
 
-    def __len__(self) -> int:
-        return len(self._tunnels)
-
     def tunnels(self, grant: Grant = EVERYBODY) -> Sequence[Tunnel]:
         """The open tunnels that this grant may see, oldest first."""
         return [tunnel for tunnel in self._tunnels.values() if self.is_of(grant, tunnel.id)]
@@ -100,6 +97,11 @@ class TunnelRegistry:
     def all_of(self, holder: ReservationKey | None) -> Sequence[Tunnel]:
         """All tunnels of this holder, draining ones included, oldest first."""
         return [tunnel for tunnel in self._tunnels.values() if holder and self._holders.get(tunnel.id) == holder]
+
+    @property
+    def count(self) -> int:
+        """How many tunnels are open or opening."""
+        return len(self._tunnels)
 
     def count_of(self, owner: str) -> int:
         """How many tunnels a credential has."""

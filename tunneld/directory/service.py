@@ -66,7 +66,7 @@ class TunnelService(TunnelRegistry):
         self.keys = keys if keys is not None else KeyRegistry()
         self._engine = engine
         self._services = BackendServices(backends, self.keys, handshakes)
-        self._given_up: set[str] = set()  # ids of tunnels that lose their reservation when they close
+        self._released_on_close: set[str] = set()  # ids of tunnels that lose their reservation when they close
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -99,9 +99,9 @@ class TunnelService(TunnelRegistry):
         before = self.reservations.recall(holder, options.client_port, grant)  # fails before a tunnel is replaced
         await self._replace(holder)
         address = self.reservations.recall(holder, options.client_port, grant) or before
-        if len(self) >= settings.max_tunnels:
+        if self.count >= settings.max_tunnels:
             raise LimitReachedError(
-                f"tunnel limit reached: this relay has {len(self)} of {settings.max_tunnels} open (tunnels.max_tunnels)"
+                f"tunnel limit reached: this relay has {self.count} of {settings.max_tunnels} open (tunnels.max_tunnels)"
             )
         spec = TunnelSpec(
             id=self.next_id,
@@ -174,7 +174,7 @@ class TunnelService(TunnelRegistry):
         """
         tunnel = self.find(reference, grant)
         if not keep:
-            self._given_up.add(tunnel.id)
+            self._released_on_close.add(tunnel.id)
         tunnel.close(self.end_by_request(tunnel, "closed", grant, reopen=keep))
         await tunnel.wait_closed()
         await self.reservations.saved()
@@ -276,8 +276,8 @@ class TunnelService(TunnelRegistry):
 
     def _replaceable(self, holder: ReservationKey | None) -> int:
         """How many tunnels do not count against the limit of a new one of this holder: the open one, which it replaces,
-        and one that drains. Otherwise a credential with all its tunnels open could not replace a draining one
-        before its last visitor has left.
+        and one that drains. Otherwise a credential with all its tunnels open could not replace a draining one before
+        its last visitor has left.
         """
         tunnels = self.all_of(holder)
         draining = sum(tunnel.phase is Phase.DRAINING for tunnel in tunnels)
@@ -297,8 +297,8 @@ class TunnelService(TunnelRegistry):
 
     def _release(self, tunnel: Tunnel) -> None:
         """Keep or drop the reservation of a closed tunnel. One that closes with the daemon keeps it."""
-        keep = tunnel.id not in self._given_up
-        self._given_up.discard(tunnel.id)
+        keep = tunnel.id not in self._released_on_close
+        self._released_on_close.discard(tunnel.id)
         if not (keep and (self.draining or tunnel.reason == STOPPED)):
             self.reservations.on_closed(tunnel, keep=keep)
 
