@@ -162,7 +162,7 @@ async def test_out_of_descriptors_it_waits_says_so_once_and_recovers(mock_clock:
             mock_clock.jump(0.2)
             assert await server.is_well()
         problems = [(log["event"], log["reason"]) for log in logs if log["log_level"] != "debug"]
-        assert problems == [("control accepts no connections for now", "too many open files")]
+        assert problems == [("could not accept control connections", "too many open files")]
 
 
 async def test_when_it_stops_every_connection_ends_and_nothing_is_left() -> None:
