@@ -101,7 +101,7 @@ class TunnelService(TunnelRegistry):
         address = self.reservations.recall(holder, options.client_port, grant) or before
         if self.count >= settings.max_tunnels:
             raise LimitReachedError(
-                f"tunnel limit reached: this relay has {self.count} of {settings.max_tunnels} open (tunnels.max_tunnels)"
+                f"tunnel limit reached: the relay has {self.count} of {settings.max_tunnels} open (tunnels.max_tunnels)"
             )
         spec = TunnelSpec(
             id=self.next_id,
