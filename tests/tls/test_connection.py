@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.support import BACKEND, PATIENCE, SECURE, Told, echo, exposed, local_server, relay_here
+from tests.agent.support import BACKEND, PATIENCE, SECURE, RecordingReporter, echo, exposed, local_server, relay_here
 from tests.agent.test_expose import address, ask
 from tests.engine.bench import tcp_pair
 from tests.support.papers import Papers
@@ -81,22 +81,22 @@ async def test_a_server_that_asks_for_a_certificate_knows_it_again(papers: Paper
 
 
 async def test_parked_connections_of_a_tunnel_share_a_session(papers: Papers) -> None:
-    tokens, told = (BACKEND.set("tcp"), SECURE.set(papers)), Told()
+    tokens, told = (BACKEND.set("tcp"), SECURE.set(papers)), RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
             local_server(echo) as target,
             exposed(target, relay.access, told) as exposure,
         ):
-            assert exposure._keeper is not None
-            pool = exposure._keeper.supply
+            assert exposure.session is not None
+            pool = exposure.session.source
             assert isinstance(pool, HandshakePool)
             for _ in range(20):
                 assert await ask(address(told), b"hello") == b"hello"
-            session = pool.session
+            session = pool.tls_session
             assert session is not None
             for _ in range(20):
                 assert await ask(address(told), b"hello") == b"hello"
-            assert pool.session is session, "each went on with it"
+            assert pool.tls_session is session, "each went on with it"
     BACKEND.reset(tokens[0])
     SECURE.reset(tokens[1])
