@@ -37,7 +37,7 @@ async def test_a_line_of_a_megabyte_is_refused_so_that_its_sender_hears_it() -> 
     async with running_server() as server, server.person() as person:
         await person.types(b"x" * 1_000_000)
         assert await person.hears_all() == [
-            f"ERR protocol line is longer than {MAX_LINE} octets; send shorter ones, each with a line end"
+            f"ERR protocol line is longer than {MAX_LINE} bytes; send shorter lines, each with a line end"
         ]
         assert await server.is_well()
 
