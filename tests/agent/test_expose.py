@@ -262,12 +262,12 @@ async def test_a_tunnel_whose_quota_is_used_up_closes_with_that_reason() -> None
             exposed(target, relay.access, reporter, TunnelRequest({"quota": "10k", "bandwidth": "100M"})),
         ):
             tunnel = relay.tunnel
-            assert (tunnel.terms.quota, tunnel.terms.bandwidth) == (10_000, 100_000_000)
+            assert (tunnel.limits.quota, tunnel.limits.bandwidth) == (10_000, 100_000_000)
             stream = await connect(address(reporter))
             await stream.send_all(bytes(6_000))
             assert await is_dropped_after(stream, 4_000)
             await tunnel.wait_closed()
-            assert tunnel.reason == "its quota of 10000 octets is used up (quota)"
+            assert tunnel.reason == "quota of 10000 bytes is used up (quota)"
 
 
 async def is_dropped_after(stream: trio.SocketStream, limit: int) -> bool:
