@@ -12,7 +12,8 @@ import trio
 from tests.http.face import Relay
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.commands import COMMANDS, executor
-from tunneld.control.reply import Caller, Reply
+from tunneld.control.reply import Reply
+from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError
 from tunneld.policy.access import EVERYBODY, Grant, Role
@@ -32,7 +33,7 @@ class House:
 
     async def ask(self, grant: Grant | None, line: str) -> Reply:
         owner = f"{grant.name}@127.0.0.1:9" if grant else "127.0.0.1:9"
-        caller = Caller("127.0.0.1", owner, "127.0.0.1", grant)
+        caller = Requester("127.0.0.1", owner, "127.0.0.1", grant)
         return await executor(self.relay)(parse_request(line.encode()), caller)
 
     async def outcome(self, grant: Grant | None, line: str) -> str:
@@ -157,7 +158,7 @@ async def test_a_watch_tells_of_what_one_may_see(house: House, nursery: trio.Nur
 @pytest.mark.parametrize("about", ["", " {}"])
 async def test_a_watch_tells_nothing_more_once_its_credential_is_gone_or_may_do_less(house: House, about: str) -> None:
     now: list[Grant | None] = [ROOT]
-    caller = Caller("127.0.0.1", "root@127.0.0.1:9", "127.0.0.1", ROOT, lambda: now[0])
+    caller = Requester("127.0.0.1", "root@127.0.0.1:9", "127.0.0.1", ROOT, lambda: now[0])
     request = parse_request(f"watch{about.format(house.bobs)}".encode())
     stream = (await executor(house.relay)(request, caller)).stream
     assert stream is not None
@@ -206,10 +207,10 @@ async def test_a_tunnel_that_could_not_be_opened_does_not_count(house: House) ->
 async def test_the_lower_limit_of_visitors_holds(
     service: TunnelService, tunnel_settings: TunnelSettings, granted: int | None, configured: int, holds: int
 ) -> None:
-    service._settings = lambda: Settings(tunnels=tunnel_settings.model_copy(update={"max_visitors": configured}))
+    service.settings = lambda: Settings(tunnels=tunnel_settings.model_copy(update={"max_visitors": configured}))
     house = House(Relay(Settings(), service), "", "")
     await house.ask(Grant("carol", max_visitors=granted), "openTunnel")
-    assert service.tunnels()[0].spec.settings.max_visitors == holds
+    assert service.tunnels()[0].limits.max_visitors == holds
 
 
 async def test_the_ttl_of_a_grant_reaches_the_tunnel(house: House) -> None:

@@ -21,12 +21,13 @@ VAGUE = {
 }
 """Words in place of which a docstring should name the peer, the client, the caller, ..."""
 
-MAX_VAGUE_PER_1000 = 6.5
+MAX_VAGUE_PER_1000 = 3.5
 """Vague words per 1000 docstring words. The goal is 3; the value shrinks as packages are rewritten."""
 
 MAX_TINY_LINES = 30
 TINY = {
     "backends/ssh/side.py": "compiled, see setup.py; the rest of its package is not",
+    "control/reply.py": "imported by the server and by executors, which do not import each other",
     "config/reach.py": "shared by the schema and the daemon's listeners, without an import cycle",
 }
 """Files of 30 lines or fewer, each with the reason why it is not part of another."""
@@ -34,6 +35,7 @@ TINY = {
 COVERED_BY = {
     "agent/access.py": "agent/test_expose_reconnect.py",
     "agent/end_visitor.py": "agent/test_carriers.py",
+    "agent/events.py": "cli/test_reporters.py",
     "agent/expose_file.py": "agent/test_config.py",
     "agent/handshake_pool.py": "agent/test_pool.py",
     "agent/request.py": "agent/test_expose.py",
@@ -84,6 +86,7 @@ COVERED_BY = {
     "daemon/privileges.py": "e2e/test_privileges.py",
     "daemon/signals.py": "e2e/test_staying.py",
     "directory/service.py": "control/test_ownership.py",
+    "directory/requester.py": "control/test_ownership.py",
     "engine/copy.py": "engine/test_join.py",
     "engine/end.py": "mux/test_carrier.py",
     "engine/end_relay.py": "mux/test_carrier.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from tunneld.cli.access import add_relay_options, positive_seconds, seconds_or_z
 from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
 from tunneld.cli.verbs import VERBS, Verb, carry_out
-from tunneld.errors import UsageError
-from tunneld.net.endpoint import parse_port
+from tunneld.policy.options import parse_client_port, parse_count
+
+MAX_POOL = 100_000
+"""Largest number of idle connections for --pool and --max-pool."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,7 +125,7 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
     add("--name", metavar="NAME", help=name_help)
     add("--share", action="store_true", help="serve the tunnel of this name together with other agents")
     port_help = "port to which clients connect; must be free and within the range of the relay"
-    add("--port", dest="client_port", metavar="PORT", type=_port, help=port_help)
+    add("--port", dest="client_port", metavar="PORT", type=_reads(parse_client_port), help=port_help)
     _add_tunnel_times(group)
     add(
         "--backend",
@@ -140,14 +142,14 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--pool",
         metavar="COUNT",
-        type=_count,
+        type=_reads(partial(parse_count, maximum=MAX_POOL)),
         default=8,
         help="idle connections to keep with tcp when there is no load (default: %(default)s)",
     )
     add(
         "--max-pool",
         metavar="COUNT",
-        type=_count,
+        type=_reads(partial(parse_count, maximum=MAX_POOL)),
         default=200,
         help="idle connections to keep with tcp under load (default: %(default)s)",
     )
@@ -227,7 +229,13 @@ def _add_health_options(group: argparse._ArgumentGroup) -> None:
         ("healthy", HEALTHY_AFTER, "successful checks in a row after which it is healthy again"),
     ):
         help_text = f"{what} (default: %(default)s)"
-        add(f"--{option}-after", metavar="COUNT", type=_check_count, default=count, help=help_text)
+        add(
+            f"--{option}-after",
+            metavar="COUNT",
+            type=_reads(partial(parse_count, maximum=MAX_CHECKS)),
+            default=count,
+            help=help_text,
+        )
     add(
         "--unhealthy",
         choices=[policy.value for policy in UnhealthyPolicy],
@@ -245,22 +253,13 @@ def _path(text: str) -> str:
     return text
 
 
-def _port(text: str) -> int:
-    try:
-        return parse_port(text, text, lowest=1)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _reads(parse: Callable[[str], int]) -> Callable[[str], int]:
+    """Make the `type` of an argument from a parser of policy.options; its `ValueError` becomes the message."""
 
+    def read(text: str) -> int:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{error}: {text!r}") from None
 
-def _check_count(text: str) -> int:
-    return _integer(text, MAX_CHECKS)
-
-
-def _count(text: str) -> int:
-    return _integer(text, 100_000)
-
-
-def _integer(text: str, highest: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(highest)) and 0 < int(text) <= highest):
-        raise argparse.ArgumentTypeError(f"not a number between 1 and {highest}: {text!r}")
-    return int(text)
+    return read

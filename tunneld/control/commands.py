@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tunneld.backends import BACKENDS
-from tunneld.control.reply import Caller, Execute, Reply
+from tunneld.control.reply import Execute, Reply
 from tunneld.control.verbs import (
     DaemonControl,
     close_tunnel,
@@ -32,6 +32,7 @@ from tunneld.control.verbs import (
     trim_tunnel,
     watch_tunnels,
 )
+from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.policy.access import Role, check_role
 from tunneld.policy.options import OPTIONS
@@ -45,14 +46,14 @@ class Command:
     verb: str
     usage: str
     summary: str
-    run: Callable[[DaemonControl, Request, Caller], Awaitable[Reply]]
+    run: Callable[[DaemonControl, Request, Requester], Awaitable[Reply]]
     arguments: tuple[int, int] = (0, 0)  # fewest, most
     options: bool = False
     changes: bool = True  # False: looking only, safe to repeat, allowed to GET
     role: Role | None = Role.USER  # who may: None is for strangers, too
 
 
-async def give_help(_daemon: DaemonControl, request: Request, _caller: Caller) -> Reply:
+async def give_help(_daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
     """All verbs, or one with what it takes."""
     if not request.args:
         return Reply(items=[{"verb": usage(command), "does": command.summary} for command in COMMANDS.values()])
@@ -64,12 +65,12 @@ async def give_help(_daemon: DaemonControl, request: Request, _caller: Caller) -
     return Reply(items=items)
 
 
-async def authenticate(_daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
+async def authenticate(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
     """The line face keeps this verb for itself: it is about the connection. Everywhere else it makes no sense."""
     raise UsageError("auth is for connections of the line protocol; over HTTP send an Authorization header instead")
 
 
-async def leave(_daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
+async def leave(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
     """End this control connection; tunnels stay."""
     return Reply(text="bye", closing=True)
 
@@ -191,7 +192,7 @@ COMMANDS: dict[str, Command] = {
 def executor(daemon: DaemonControl) -> Execute:
     """The function through which every face carries out requests."""
 
-    async def execute(request: Request, caller: Caller) -> Reply:
+    async def execute(request: Request, caller: Requester) -> Reply:
         command = find_command(request.verb)
         check_role(caller.grant, command.role, command.verb)
         fewest, most = command.arguments

@@ -12,10 +12,11 @@ from typing import Protocol
 from tunneld.config.keys import keys, value
 from tunneld.config.schema import Settings
 from tunneld.config.values import literal
-from tunneld.control.reply import Caller, Reply
+from tunneld.control.reply import Reply
+from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
-from tunneld.directory.service import Requester, TunnelService
-from tunneld.errors import LocalProtocolError, UsageError
+from tunneld.directory.service import TunnelService
+from tunneld.errors import UsageError
 from tunneld.net.endpoint import format_peer
 from tunneld.policy.access import Grant
 from tunneld.policy.options import ANYWHERE, TunnelOptions
@@ -53,26 +54,26 @@ class DaemonControl(Protocol):
         """Begin to become the program as it is on the disk now. Raises `ConfigError`, `DrainingError`, `UsageError`."""
 
 
-async def open_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def open_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Open a tunnel; the text is its server URI."""
     backend = request.args[0] if request.args else "tcp"
     options = TunnelOptions.parse(request.options)
-    tunnel = await daemon.service.open_tunnel(backend, options, asker_of(caller))
+    tunnel = await daemon.service.open_tunnel(backend, options, caller)
     return Reply(text=str(tunnel.server_uri))
 
 
-async def get_tunnel_address(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def get_tunnel_address(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """The text is the client URI of the tunnel with this server URI."""
     return Reply(text=str(daemon.service.get_tunnel_address(request.args[0], known(caller))))
 
 
-async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Caller) -> Reply:
+async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Requester) -> Reply:
     """One item for each open tunnel that the caller may see, oldest first."""
     items = [describe_tunnel(tunnel) for tunnel in daemon.service.tunnels(known(caller))]
     return Reply(text=count(len(items), "tunnel"), items=items)
 
 
-async def show_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def show_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """One item for the tunnel, then one for each visitor."""
     tunnel = daemon.service.find(request.args[0], known(caller))
     visitors: list[Item] = [
@@ -82,7 +83,7 @@ async def show_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -
     return Reply(text=count(len(visitors), "visitor"), items=[describe_tunnel(tunnel), *visitors])
 
 
-async def close_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def close_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Stop a tunnel now, and give its address up unless told to keep it."""
     reference, *how = request.args
     if how not in ([], ["keep"]):
@@ -91,32 +92,32 @@ async def close_tunnel(daemon: DaemonControl, request: Request, caller: Caller) 
     return Reply(text=f"closed {tunnel.id}")
 
 
-async def list_reservations(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def list_reservations(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """One item for each reservation that the caller may see, or for those of one port or name."""
     addresses, grant = daemon.service.reservations, known(caller)
     found = addresses.find(request.args[0], grant) if request.args else addresses.kept(grant)
     return Reply(text=count(len(found), "reservation"), items=[describe_reservation(kept) for kept in found])
 
 
-async def release_reservation(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def release_reservation(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Give an address up that no open tunnel has."""
     record = await daemon.service.reservations.release(request.args[0], known(caller))
     return Reply(text=f"released port {record.client_port} of {record.holder.name}")
 
 
-async def drain_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def drain_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Take nobody new; the tunnel closes when its last relay ends."""
     tunnel = daemon.service.drain_one(request.args[0], known(caller))
     return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
 
 
-async def join_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def join_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """The agent that asks serves this tunnel, from the address that it asks from."""
-    tunnel = daemon.service.join(request.args[0], asker_of(caller))
+    tunnel = daemon.service.join(request.args[0], caller)
     return Reply(text=f"joined {tunnel.id}")
 
 
-async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """The agent that asks serves this tunnel no more; the last one drains it."""
     tunnel = daemon.service.find(request.args[0], known(caller))
     if tunnel.dismiss(caller.owner):
@@ -124,7 +125,7 @@ async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Caller) 
     return Reply(text=f"left {tunnel.id} to {count(len(tunnel.agents), 'other agent')}")
 
 
-async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Close surplus parked server connections."""
     tunnel = daemon.service.find(request.args[0], known(caller))
     keep = request.args[1]
@@ -133,14 +134,14 @@ async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -
     return Reply(text=f"closed {count(tunnel.trim(int(keep), caller.host), 'parked server connection')} of {tunnel.id}")
 
 
-async def watch_tunnels(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def watch_tunnels(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """A stream of events, of all tunnels that the caller may see or of one. The first says that watching has begun."""
     grant = known(caller)
     tunnel = daemon.service.find(request.args[0], grant).id if request.args else None
     return Reply(stream=_stream(daemon, tunnel, caller))
 
 
-async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Caller) -> AsyncGenerator[Item, None]:
+async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) -> AsyncGenerator[Item, None]:
     """It ends with the first event after the caller's credential is gone, and does not tell it."""
     service = daemon.service
 
@@ -156,12 +157,12 @@ async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Caller) -> 
             yield event
 
 
-async def status(daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
+async def status(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
     """The process in one item."""
     return Reply(items=[daemon.status()])
 
 
-async def settings(daemon: DaemonControl, request: Request, _caller: Caller) -> Reply:
+async def settings(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
     """One item for each key in force whose path begins with what was asked for. Credentials are not among them."""
     prefix = request.args[0].lower() if request.args else ""
     paths = [key.path for key in keys() if not key.repeated and f"{key.path}.".startswith(prefix)]
@@ -172,13 +173,13 @@ async def settings(daemon: DaemonControl, request: Request, _caller: Caller) -> 
     return Reply(text=count(len(items), "key"), items=items)
 
 
-async def reload(daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
+async def reload(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
     """Read the configuration again."""
     items = daemon.reload()
     return Reply(text=f"{count(len(items), 'key')} changed", items=items)
 
 
-async def shut_down(daemon: DaemonControl, request: Request, _caller: Caller) -> Reply:
+async def shut_down(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
     """End the daemon, now or after a drain."""
     if request.args not in {(), ("drain",)}:
         raise UsageError(f"shutdown takes nothing or the word drain, not {request.args[0]!r}")
@@ -187,22 +188,15 @@ async def shut_down(daemon: DaemonControl, request: Request, _caller: Caller) ->
     return Reply(text="draining, then stopping" if drain else "stopping")
 
 
-async def restart(daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
+async def restart(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
     """Become the program as it is on the disk now, and keep what can be kept."""
     await daemon.restart()
     return Reply(text=f"starting again, with {count(len(daemon.service.tunnels()), 'tunnel')}")
 
 
-def asker_of(caller: Caller) -> Requester:
-    """A caller as the service sees it."""
-    return Requester(caller.host, caller.owner, caller.local_host, known(caller), caller.at_end)
-
-
-def known(caller: Caller) -> Grant:
+def known(caller: Requester) -> Grant:
     """The grant of a caller whose role was checked."""
-    if caller.grant is None:
-        raise LocalProtocolError("a stranger came past the check of roles")
-    return caller.grant
+    return caller.known_grant
 
 
 def describe_reservation(kept: ReservationView) -> Item:
@@ -221,7 +215,7 @@ def describe_reservation(kept: ReservationView) -> Item:
 
 def describe_tunnel(tunnel: Tunnel) -> Item:
     """What `list` and `show` say of a tunnel; times in seconds, sizes in octets."""
-    opening, options, terms = tunnel.spec, tunnel.spec.options, tunnel.terms
+    opening, options, terms = tunnel.spec, tunnel.spec.options, tunnel.limits
     up, down = tunnel.octets
     return {
         "id": tunnel.id,

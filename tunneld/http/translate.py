@@ -13,7 +13,8 @@ from typing import Any
 
 from starlette.types import Scope
 
-from tunneld.control.reply import Caller, Execute, Reply
+from tunneld.control.reply import Execute, Reply
+from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import join_host_port, unmap
 from tunneld.policy.access import Grant
@@ -37,21 +38,21 @@ def build(verb: str, args: Sequence[Any], options: Mapping[str, Any]) -> Request
     )
 
 
-async def carry_out(execute: Execute, request: Request, caller: Caller) -> Reply:
+async def carry_out(execute: Execute, request: Request, caller: Requester) -> Reply:
     """Carry out a request, except for the one verb that is about the connection itself."""
     if request.verb == QUIT:
         raise UsageError("quit ends a connection of the line protocol; over HTTP close the connection instead")
     return await execute(request, caller)
 
 
-def caller_of(scope: Scope) -> Caller:
+def caller_of(scope: Scope) -> Requester:
     """Who asks: an address from what the HTTP server knows of the connection, never from a header, and the grant that
     `Porter` found.
     """
     _, port = scope["client"] or ("", 0)
     host, grant = client_of(scope), grant_of(scope)
     name = f"{grant.name}@" if grant and grant.name else ""
-    return Caller(host, f"http {name}{join_host_port(host, port)}", server_of(scope), grant, scope.get(RENEW))
+    return Requester(host, f"http {name}{join_host_port(host, port)}", server_of(scope), grant, scope.get(RENEW))
 
 
 def grant_of(scope: Scope) -> Grant | None:

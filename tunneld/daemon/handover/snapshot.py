@@ -255,7 +255,10 @@ class _Packing:
     def _waiting(self, client: ClientSideSnapshot) -> tuple[_WaitingRecord, ...]:
         return tuple(
             _WaitingRecord(
-                visitor=self._bundle.put(one.visitor), peer=one.peer, reached=one.reached, time_left=one.patience
+                visitor=self._bundle.put(one.visitor),
+                peer=one.peer,
+                reached=one.destination,
+                time_left=one.seconds_left,
             )
             for one in client.waiting
             if self._has_room(one.visitor)
