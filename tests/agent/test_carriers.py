@@ -326,7 +326,7 @@ async def test_who_leaves_in_the_handshake_is_told_as_that_and_has_not_failed(pa
             while not refused:
                 await trio.lowlevel.checkpoint()
                 refused = [line for line in lines if line["event"] == "hidden server refused"]
-    assert [(line["face"], line["reason"]) for line in refused] == [("webmux", "it hung up")]
+    assert [(line["service"], line["reason"]) for line in refused] == [("webmux", "it hung up")]
     assert not [line for line in lines if line["event"] == "authentication failed"]
 
 
@@ -345,7 +345,7 @@ async def test_who_talks_and_does_not_say_whose_it_is_is_cut_off_and_has_failed(
             await here.stream.aclose()
             assert len(carriers(relay)) == 1
     failures = [line for line in lines if line["event"] == "authentication failed"]
-    assert [(line["face"], line["reason"]) for line in failures] == [("webmux", PREAUTH_EXCEEDED)]
+    assert [(line["service"], line["reason"]) for line in failures] == [("webmux", PREAUTH_EXCEEDED)]
 
 
 async def test_the_relay_calls_back_with_the_port_of_the_client_side_and_serves_nothing_itself() -> None:

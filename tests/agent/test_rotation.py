@@ -62,7 +62,7 @@ async def test_an_agent_with_its_secret_in_a_file_waits_for_the_new_one_and_its_
             async with rotated(relay, "another"):
                 first, second = await told.wait_for("reconnecting"), await told.wait_for("reconnecting", 2)
                 assert (
-                    first["reason"] == "credential 'alice' was removed, or has another secret, since you authenticated"
+                    first["reason"] == "credential 'alice' was removed or its secret changed since you authenticated"
                 )
                 assert str(second["reason"]).endswith(
                     "check its name and its secret; waiting for another one in its file"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.auth.preauth import FREE_FAILURES, MAX_FAILURES, Penalties
+from tunneld.auth.preauth import FREE_FAILURES, MAX_COUNTED_FAILURES, Penalties
 from tunneld.config.schema import ControlSettings
 
 PENALTY, LONGEST = ControlSettings().penalty, ControlSettings().max_penalty
@@ -32,7 +32,7 @@ def test_a_penalty_doubles_up_to_the_longest(failures: int, seconds: float) -> N
 
 def test_it_doubles_as_long_as_the_configuration_can_ask_for() -> None:
     penalties, shortest, year = Penalties(), 0.001, 365 * 24 * 3600.0
-    for _ in range(MAX_FAILURES):
+    for _ in range(MAX_COUNTED_FAILURES):
         penalties.add(7, 0.0, shortest, year)
     assert penalties.remaining(7, 0.0) == year
 

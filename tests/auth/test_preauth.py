@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.control.test_auth import log_in
-from tests.http.face import open_face
-from tests.support.control import Person, Server, running_server
+from tests.http.support import running_http
+from tests.support.control import LineClient, Server, running_server
 from tests.support.credentials import credential
 from tests.support.people import connect, is_dropped
 from tunneld.auth.authenticator import REFUSALS_LOGGED, Authenticator
@@ -30,30 +30,30 @@ ALICE = credential("alice")
 HOME, FOE, FRIEND = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 
 
-def gate_with(settings: ControlSettings) -> Authenticator:
+def authenticator_with(settings: ControlSettings) -> Authenticator:
     """It asks for alice, and exempts HOME alone."""
     return Authenticator(lambda: (ALICE,), PreauthLimiter(lambda: settings, exempt=lambda host: host == HOME))
 
 
-async def person_from(server: Server, source: str) -> Person:
-    return Person(await connect(server.endpoint, source))
+async def client_from(server: Server, source: str) -> LineClient:
+    return LineClient(await connect(server.endpoint, source))
 
 
 async def greeting(server: Server, source: str) -> str:
     """The first line that somebody from there hears, who then leaves and is gone for the server."""
-    person = await person_from(server, source)
-    line = await person.hears()
-    await person.stream.aclose()
+    client = await client_from(server, source)
+    line = await client.read_line()
+    await client.stream.aclose()
     await wait_all_tasks_blocked(0.005)
     return line
 
 
 async def fail_from(server: Server, source: str, times: int = 1) -> None:
-    person = await person_from(server, source)
-    await person.hears()
+    client = await client_from(server, source)
+    await client.read_line()
     for _ in range(times):
-        assert (await log_in(person, secret="wrong")).startswith("ERR not-allowed")
-    await person.stream.aclose()
+        assert (await log_in(client, secret="wrong")).startswith("ERR not-allowed")
+    await client.stream.aclose()
 
 
 # The decision
@@ -112,8 +112,8 @@ def test_who_came_is_counted_until_it_ends_once(steps: list[tuple[int, bool, flo
             here.append((source, came))
         assert len(strangers) == len(here) <= 8
         assert all(sum(one == other for other, _ in here) <= 3 for one, _ in here)
-        assert strangers._here.total() == len(here)
-        assert all(strangers._here.values())  # who is gone takes no memory
+        assert strangers._by_source.total() == len(here)
+        assert all(strangers._by_source.values())  # who is gone takes no memory
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
@@ -140,25 +140,25 @@ def test_a_whole_ipv6_network_of_64_bits_is_one_source() -> None:
 
 async def test_over_max_startups_newcomers_are_told_and_leave_a_place_when_known() -> None:
     settings = ControlSettings(max_startups="2:100:2")
-    async with running_server(settings, gate=gate_with(settings)) as server:
-        async with server.person() as one, server.person():
-            refused = await person_from(server, HOME)
-            assert await refused.hears_all() == [
+    async with running_server(settings, authenticator=authenticator_with(settings)) as server:
+        async with server.client() as one, server.client():
+            refused = await client_from(server, HOME)
+            assert await refused.read_all() == [
                 "ERR limit 2 connections have not authenticated yet (control.max_startups); try again later"
             ]
             assert (await log_in(one)).startswith("OK")
             assert (await greeting(server, HOME)).startswith("OK tunneld")
-            assert await one.asks("echo hi") == "OK hi"
+            assert await one.request("echo hi") == "OK hi"
         await wait_all_tasks_blocked(0.005)
-        async with server.person(), server.person():
+        async with server.client(), server.client():
             pass
 
 
 async def test_one_source_cannot_have_every_place() -> None:
     settings = ControlSettings(max_startups_per_source=2)
-    async with running_server(settings, gate=gate_with(settings)) as server:
-        people = [await person_from(server, FOE) for _ in range(2)]
-        assert all([(await person.hears()).startswith("OK") for person in people])
+    async with running_server(settings, authenticator=authenticator_with(settings)) as server:
+        people = [await client_from(server, FOE) for _ in range(2)]
+        assert all([(await client.read_line()).startswith("OK") for client in people])
         assert (await greeting(server, FOE)).startswith("ERR limit 2 connections from your address")
         assert (await greeting(server, FRIEND)).startswith("OK tunneld")
         assert (await log_in(people[0])).startswith("OK")
@@ -167,14 +167,19 @@ async def test_one_source_cannot_have_every_place() -> None:
 
 async def test_where_nobody_is_asked_nobody_is_a_stranger() -> None:
     settings = ControlSettings(max_startups="1:100:1", max_startups_per_source=1)
-    gate = Authenticator(lambda: (), PreauthLimiter(lambda: settings))
-    async with running_server(settings, gate=gate) as server, server.person(), server.person(), server.person():
-        assert await server.is_well()
+    authenticator = Authenticator(lambda: (), PreauthLimiter(lambda: settings))
+    async with (
+        running_server(settings, authenticator=authenticator) as server,
+        server.client(),
+        server.client(),
+        server.client(),
+    ):
+        assert await server.is_serving()
 
 
 async def test_a_refused_stranger_costs_no_descriptor() -> None:
     settings = ControlSettings(max_startups="1:100:1")
-    async with running_server(settings, gate=gate_with(settings)) as server, server.person():
+    async with running_server(settings, authenticator=authenticator_with(settings)) as server, server.client():
         before = sockets.open_descriptors()
         for _ in range(20):
             assert (await greeting(server, HOME)).startswith("ERR limit")
@@ -183,13 +188,16 @@ async def test_a_refused_stranger_costs_no_descriptor() -> None:
 
 async def test_a_flood_does_not_flood_the_log(mock_clock: MockClock) -> None:
     settings = ControlSettings(max_startups="1:100:1")
-    async with running_server(settings, patience=LONG, gate=gate_with(settings)) as server, server.person():
+    async with (
+        running_server(settings, patience=LONG, authenticator=authenticator_with(settings)) as server,
+        server.client(),
+    ):
         with capture_logs() as logs:
             for _ in range(30):
                 await greeting(server, HOME)
             mock_clock.jump(9)  # the stranger in the only place has 10 s
             await greeting(server, HOME)
-        told = [log for log in logs if log["event"] == "stranger refused"]
+        told = [log for log in logs if log["event"] == "unauthenticated connection refused"]
         assert len(told) == REFUSALS_LOGGED.count + 1
         assert [log["left_out"] for log in told[-2:]] == [0, 30 - REFUSALS_LOGGED.count]
         assert told[0]["peer"] == HOME
@@ -197,53 +205,53 @@ async def test_a_flood_does_not_flood_the_log(mock_clock: MockClock) -> None:
 
 async def test_who_failed_too_often_is_refused_for_a_time_and_nobody_else(mock_clock: MockClock) -> None:
     settings = ControlSettings(penalty=5.0)
-    async with running_server(settings, patience=LONG, gate=gate_with(settings)) as server:
-        known = await person_from(server, FOE)
-        await known.hears()
+    async with running_server(settings, patience=LONG, authenticator=authenticator_with(settings)) as server:
+        known = await client_from(server, FOE)
+        await known.read_line()
         assert (await log_in(known)).startswith("OK")
         await fail_from(server, FOE, 2)
         assert (await greeting(server, FOE)).startswith("OK")
         await fail_from(server, FOE)
-        assert await greeting(server, FOE) == "ERR limit too many failures from your address; try again in 5 s"
+        assert await greeting(server, FOE) == "ERR limit too many failed logins from your address; try again in 5 s"
         assert (await greeting(server, FRIEND)).startswith("OK")
-        assert await known.asks("echo hi") == "OK hi"
+        assert await known.request("echo hi") == "OK hi"
         mock_clock.jump(4.9)
         assert (await greeting(server, FOE)).startswith("ERR limit")
         mock_clock.jump(0.1)
         await fail_from(server, FOE)
-        assert await greeting(server, FOE) == "ERR limit too many failures from your address; try again in 10 s"
+        assert await greeting(server, FOE) == "ERR limit too many failed logins from your address; try again in 10 s"
 
 
 async def test_connections_that_are_open_already_are_no_further_guesses(mock_clock: MockClock) -> None:
     settings = ControlSettings()
-    async with running_server(settings, patience=LONG, gate=gate_with(settings)) as server:
-        second = await person_from(server, FOE)
-        await second.hears()
+    async with running_server(settings, patience=LONG, authenticator=authenticator_with(settings)) as server:
+        second = await client_from(server, FOE)
+        await second.read_line()
         await fail_from(server, FOE, 3)
         hello = "auth SCRAM-SHA-256 biwsbj1hbGljZSxyPWFiYw=="
-        assert await second.asks(hello) == "ERR limit too many failures from your address; try again in 5 s"
+        assert await second.request(hello) == "ERR limit too many failed logins from your address; try again in 5 s"
         mock_clock.jump(5)
         assert (await log_in(second)).startswith("OK")
 
 
 async def test_who_takes_a_place_and_says_nothing_has_failed_but_a_probe_has_not(mock_clock: MockClock) -> None:
     settings = ControlSettings(handshake_timeout=10.0)
-    gate = gate_with(settings)
-    async with running_server(settings, patience=LONG, gate=gate) as server:
-        silent = [await person_from(server, FOE) for _ in range(3)]
-        probes = [await person_from(server, FRIEND) for _ in range(5)]
-        for person in silent + probes:
-            await person.hears()
-        for person in probes:
-            await person.stream.aclose()
+    authenticator = authenticator_with(settings)
+    async with running_server(settings, patience=LONG, authenticator=authenticator) as server:
+        silent = [await client_from(server, FOE) for _ in range(3)]
+        probes = [await client_from(server, FRIEND) for _ in range(5)]
+        for client in silent + probes:
+            await client.read_line()
+        for client in probes:
+            await client.stream.aclose()
         await wait_all_tasks_blocked(0.005)
         mock_clock.jump(11)
-        for person in silent:
-            assert (await person.hears()).startswith("ERR limit nobody authenticated in time")
-            await person.stream.aclose()
+        for client in silent:
+            assert (await client.read_line()).startswith("ERR limit authentication timed out")
+            await client.stream.aclose()
         await wait_all_tasks_blocked(0.005)
-        assert (gate.penalty(FOE), gate.penalty(FRIEND)) == (5.0, 0.0)
-        assert len(gate.preauth) == 0
+        assert (authenticator.penalty(FOE), authenticator.penalty(FRIEND)) == (5.0, 0.0)
+        assert len(authenticator.preauth) == 0
 
 
 # Both faces
@@ -252,15 +260,18 @@ async def test_who_takes_a_place_and_says_nothing_has_failed_but_a_probe_has_not
 async def test_a_penalty_of_one_face_holds_on_the_other(mock_clock: MockClock) -> None:
     settings = ControlSettings()
     strangers = PreauthLimiter(lambda: settings, exempt=lambda _: False)
-    gate = Authenticator(lambda: (ALICE,), strangers)
-    async with running_server(settings, patience=LONG, gate=gate) as server, open_face(gate=gate) as face:
+    authenticator = Authenticator(lambda: (ALICE,), strangers)
+    async with (
+        running_server(settings, patience=LONG, authenticator=authenticator) as server,
+        running_http(authenticator=authenticator) as face,
+    ):
         assert (await face.ask("GET", "/healthz")).status == 200
         for number in range(3):
             answer = await face.ask("GET", "/api/v1/list", authorization=f"Bearer {number}")
             assert answer.status == 401
         async with await face.connect() as stream:
             assert await is_dropped(stream)
-        assert (await greeting(server, HOME)).startswith("ERR limit too many failures")
+        assert (await greeting(server, HOME)).startswith("ERR limit too many failed logins")
         assert strangers.refusals == {PreauthReason.PENALTY: 2}
         mock_clock.jump(5)
         assert (await face.ask("GET", "/healthz")).status == 200

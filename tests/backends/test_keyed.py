@@ -101,7 +101,7 @@ async def test_a_wrong_key_is_refused_and_counts(
     assert gate.penalty("127.0.0.1") > 0
     assert await is_dropped(await connect(tunnel.server_uri))
     told = [log for log in logs if log["event"] == "authentication failed"]
-    assert [(log["peer"], log["face"]) for log in told] == [("127.0.0.1", "tcp")] * 3
+    assert [(log["peer"], log["service"]) for log in told] == [("127.0.0.1", "tcp")] * 3
     assert tunnel.server_uri.key not in str(logs)
 
 

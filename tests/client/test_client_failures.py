@@ -93,7 +93,10 @@ async def test_a_relay_that_hangs_up_is_lost_for_good() -> None:
     ("last", "reason"),
     [
         (b"", "it hung up"),
-        (b"ERR limit no request came for 300 s; connect again\n", "no request came for 300 s; connect again"),
+        (
+            b"ERR limit no request for 300 s (control.idle_timeout); connect again\n",
+            "no request for 300 s (control.idle_timeout); connect again",
+        ),
         (b"OK by the way\n", "it answered what nobody asked"),
         (b"* what?\n", "not an item of key=value pairs"),
     ],

@@ -12,13 +12,13 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.control import Person, Server, running_server
-from tests.support.credentials import SECRET, counted, credential, gate_of
+from tests.support.control import LineClient, Server, running_server
+from tests.support.credentials import SECRET, authenticator_of, counted, credential
 from tests.support.people import connect, is_dropped
 from tunneld.auth.authenticator import Authenticator
 from tunneld.config.credentials import Credential
 from tunneld.config.schema import ControlSettings
-from tunneld.control.login import MAX_FAILURES, LoginState
+from tunneld.control.login import MAX_LOGIN_FAILURES, LoginState
 from tunneld.daemon.log.lines import Human, Json
 from tunneld.errors import NotAllowedError, RemoteProtocolError, UsageError
 from tunneld.tls.pins import fingerprint
@@ -34,64 +34,67 @@ ALICE = credential("alice", networks=("127.0.0.0/8",))
 FAILED = "ERR not-allowed authentication failed"
 
 
-async def log_in(person: Person, name: str = "alice", secret: str = SECRET, nonce: str = "abc") -> str:
+async def log_in(client: LineClient, name: str = "alice", secret: str = SECRET, nonce: str = "abc") -> str:
     """Both steps; the verdict of the last one. A proof of the relay's is checked."""
     login = ScramClient(name, secret, nonce)
-    verdict = await person.asks(f"auth SCRAM-SHA-256 {scram.encode(login.message)}")
+    verdict = await client.request(f"auth SCRAM-SHA-256 {scram.encode(login.message)}")
     proof = login.prove(scram.decode(verdict.removeprefix("OK ")))
-    verdict = await person.asks(f"auth {scram.encode(proof.message)}")
+    verdict = await client.request(f"auth {scram.encode(proof.message)}")
     if verdict.startswith("OK"):
         proof.check(scram.decode(verdict.removeprefix("OK ")))
     return verdict
 
 
-def entry(gate: Authenticator, host: str = "127.0.0.1", certificate: bytes | None = None) -> LoginState:
-    return LoginState(gate, host, f"{host}:9", "127.0.0.1", certificate)
+def entry(authenticator: Authenticator, host: str = "127.0.0.1", certificate: bytes | None = None) -> LoginState:
+    return LoginState(authenticator, host, f"{host}:9", "127.0.0.1", certificate)
 
 
 def timed_server() -> AbstractAsyncContextManager[Server]:
     """A server that asks for alice and gives strangers 10 seconds, of a clock that the test moves."""
-    return running_server(ControlSettings(handshake_timeout=10.0), patience=LONG, gate=gate_of(ALICE))
+    return running_server(ControlSettings(handshake_timeout=10.0), patience=LONG, authenticator=authenticator_of(ALICE))
 
 
 def enter(at: LoginState, login: ScramClient) -> None:
     """Both steps, without a network."""
-    first = at.answer(Request("auth", ("SCRAM-SHA-256", scram.encode(login.message)))).text
+    first = at.authenticate(Request("auth", ("SCRAM-SHA-256", scram.encode(login.message)))).text
     proof = login.prove(scram.decode(first))
-    proof.check(scram.decode(at.answer(Request("auth", (scram.encode(proof.message),))).text))
+    proof.check(scram.decode(at.authenticate(Request("auth", (scram.encode(proof.message),))).text))
 
 
 async def test_the_greeting_says_what_is_wanted() -> None:
-    async with running_server(gate=gate_of(ALICE)) as server, await connect(server.endpoint) as stream:
-        assert (await Person(stream).hears()).endswith("protocol=1 auth=scram-sha-256")
+    async with (
+        running_server(authenticator=authenticator_of(ALICE)) as server,
+        await connect(server.endpoint) as stream,
+    ):
+        assert (await LineClient(stream).read_line()).endswith("protocol=1 auth=scram-sha-256")
 
 
 async def test_who_knows_the_secret_is_known_by_name() -> None:
-    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
-        assert (await log_in(person)).startswith("OK ")
-        assert await person.asks("echo hi") == "OK hi"
+    async with running_server(authenticator=authenticator_of(ALICE)) as server, server.client() as client:
+        assert (await log_in(client)).startswith("OK ")
+        assert await client.request("echo hi") == "OK hi"
         (caller,) = server.script.callers
         assert caller.grant == ALICE.grant
         assert caller.owner.startswith("alice@127.0.0.1:")
 
 
 async def test_a_stranger_has_no_grant() -> None:
-    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
-        await person.asks("echo hi")
+    async with running_server(authenticator=authenticator_of(ALICE)) as server, server.client() as client:
+        await client.request("echo hi")
         assert server.script.callers[0].grant is None
 
 
 async def test_without_credentials_nobody_is_asked() -> None:
-    async with running_server() as server, server.person() as person:
-        assert await person.asks("auth x") == "ERR usage this relay asks nobody to authenticate"
-        assert await person.asks("echo hi") == "OK hi"
+    async with running_server() as server, server.client() as client:
+        assert await client.request("auth x") == "ERR usage this relay does not require authentication"
+        assert await client.request("echo hi") == "OK hi"
 
 
 async def test_who_is_known_stays_who_it_is() -> None:
-    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
-        await log_in(person)
-        assert (await person.asks("auth SCRAM-SHA-256 AAAA")).startswith("ERR usage authenticated already")
-        assert await person.asks("echo hi") == "OK hi"
+    async with running_server(authenticator=authenticator_of(ALICE)) as server, server.client() as client:
+        await log_in(client)
+        assert (await client.request("auth SCRAM-SHA-256 AAAA")).startswith("ERR usage already authenticated")
+        assert await client.request("echo hi") == "OK hi"
 
 
 # What a failure tells
@@ -99,10 +102,10 @@ async def test_who_is_known_stays_who_it_is() -> None:
 
 async def test_the_log_says_which_credential_failed_and_repeats_nothing_else() -> None:
     """A name that nobody has may be a secret in the wrong place."""
-    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
+    async with running_server(authenticator=authenticator_of(ALICE)) as server, server.client() as client:
         with capture_logs() as logs:
-            await log_in(person, "alice", "wrong")
-            await log_in(person, "hunter2", "wrong")
+            await log_in(client, "alice", "wrong")
+            await log_in(client, "hunter2", "wrong")
     told = [log for log in logs if log["event"] == "authentication failed"]
     assert [log.get("credential") for log in told] == ["alice", None]
     assert "hunter2" not in str(logs)
@@ -121,28 +124,28 @@ async def test_the_log_says_which_credential_failed_and_repeats_nothing_else() -
 )
 async def test_every_failure_looks_the_same(name: str, secret: str, credentials: Sequence[Credential]) -> None:
     now: Sequence[Credential] = [ALICE]
-    gate = Authenticator(lambda: now)
-    assert not gate.is_open
+    authenticator = Authenticator(lambda: now)
+    assert not authenticator.is_open
     now = credentials
-    async with running_server(gate=gate) as server, server.person() as person:
+    async with running_server(authenticator=authenticator) as server, server.client() as client:
         with capture_logs() as logs:
-            assert await log_in(person, name, secret) == FAILED
+            assert await log_in(client, name, secret) == FAILED
         (told,) = [log for log in logs if log["event"] == "authentication failed"]
         assert told == {
             "event": "authentication failed",
             "log_level": "warning",
             "peer": "127.0.0.1",
-            "face": "control",
+            "service": "control",
             "reason": "authentication failed",
         } | ({} if name not in {one.name for one in credentials} else {"credential": name})
 
 
 def test_an_unknown_name_has_the_same_challenge_each_time_and_one_like_the_others() -> None:
-    gate = gate_of(ALICE)
-    assert gate.verifier_of("nobody") == gate.verifier_of("nobody")
-    assert gate.verifier_of("nobody") != gate.verifier_of("nobody else")
+    authenticator = authenticator_of(ALICE)
+    assert authenticator.verifier_of("nobody") == authenticator.verifier_of("nobody")
+    assert authenticator.verifier_of("nobody") != authenticator.verifier_of("nobody else")
     for name in ("nobody", "x" * 2000, "", "\udc80"):
-        pretended = gate.verifier_of(name)
+        pretended = authenticator.verifier_of(name)
         assert ALICE.proof is not None
         assert (pretended.iterations, len(pretended.salt)) == (ALICE.proof.iterations, len(ALICE.proof.salt))
 
@@ -151,32 +154,32 @@ async def test_an_unknown_name_costs_the_relay_the_same_work(monkeypatch: pytest
     work = []
     for name in ("alice", "nobody"):
         with counted(monkeypatch, "sign", scram) as signatures, counted(monkeypatch, "derive") as derivations:
-            at = entry(gate_of(ALICE))
+            at = entry(authenticator_of(ALICE))
             login = ScramClient(name, "wrong", "abc")
-            first = at.answer(Request("auth", ("SCRAM-SHA-256", scram.encode(login.message)))).text
+            first = at.authenticate(Request("auth", ("SCRAM-SHA-256", scram.encode(login.message)))).text
             proof = login.prove(scram.decode(first))
             signatures.clear()
             with pytest.raises(NotAllowedError):
-                at.answer(Request("auth", (scram.encode(proof.message),)))
+                at.authenticate(Request("auth", (scram.encode(proof.message),)))
             work.append((len(signatures), len(derivations)))
     assert work[0] == work[1] == (1, 0)
 
 
 async def test_the_third_failure_ends_the_connection() -> None:
-    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
-        for _ in range(MAX_FAILURES - 1):
-            assert await log_in(person, secret="wrong") == FAILED
-        await person.types("auth SCRAM-SHA-256 bm9uc2Vuc2U=\necho hi")
-        heard = await person.hears_all()
+    async with running_server(authenticator=authenticator_of(ALICE)) as server, server.client() as client:
+        for _ in range(MAX_LOGIN_FAILURES - 1):
+            assert await log_in(client, secret="wrong") == FAILED
+        await client.send("auth SCRAM-SHA-256 bm9uc2Vuc2U=\necho hi")
+        heard = await client.read_all()
         assert [line.split()[:2] for line in heard] == [["ERR", "usage"]]
-        assert server.script.asked == []
+        assert server.script.requests == []
 
 
 async def test_two_failures_do_not() -> None:
-    async with running_server(gate=gate_of(ALICE)) as server, server.person() as person:
-        for _ in range(MAX_FAILURES - 1):
-            assert await log_in(person, secret="wrong") == FAILED
-        assert (await log_in(person)).startswith("OK ")
+    async with running_server(authenticator=authenticator_of(ALICE)) as server, server.client() as client:
+        for _ in range(MAX_LOGIN_FAILURES - 1):
+            assert await log_in(client, secret="wrong") == FAILED
+        assert (await log_in(client)).startswith("OK ")
 
 
 @pytest.mark.parametrize(
@@ -194,47 +197,47 @@ async def test_two_failures_do_not() -> None:
     ],
 )
 async def test_nonsense_is_told_what_would_be_right(line: str) -> None:
-    at = entry(gate_of(ALICE))
+    at = entry(authenticator_of(ALICE))
     with pytest.raises(UsageError):
-        at.answer(parse_request(line.encode()))
+        at.authenticate(parse_request(line.encode()))
     assert (at.failures, at.grant) == (1, None)
 
 
 # Replays
 
 
-def recorded(gate: Authenticator, login: ScramClient) -> tuple[Request, Request]:
+def recorded(authenticator: Authenticator, login: ScramClient) -> tuple[Request, Request]:
     """What somebody on the way has heard of a login that went well."""
     said = []
-    at = entry(gate)
-    real = at.answer
+    at = entry(authenticator)
+    real = at.authenticate
 
     def record(request: Request) -> object:
         said.append(request)
         return real(request)
 
-    at.answer = record  # type: ignore[assignment,method-assign]
+    at.authenticate = record  # type: ignore[assignment,method-assign]
     enter(at, login)
     return said[0], said[1]
 
 
 async def test_what_was_overheard_is_of_no_use() -> None:
-    gate = gate_of(ALICE)
-    first, final = recorded(gate, ScramClient("alice", SECRET, "abc"))
-    at = entry(gate)
-    assert at.answer(first).text
+    authenticator = authenticator_of(ALICE)
+    first, final = recorded(authenticator, ScramClient("alice", SECRET, "abc"))
+    at = entry(authenticator)
+    assert at.authenticate(first).text
     with pytest.raises(NotAllowedError):
-        at.answer(final)
+        at.authenticate(final)
 
 
 async def test_a_final_message_is_judged_once() -> None:
-    gate = gate_of(ALICE)
-    first, final = recorded(gate, ScramClient("alice", SECRET, "abc"))
-    at = entry(gate)
-    at.answer(first)
+    authenticator = authenticator_of(ALICE)
+    first, final = recorded(authenticator, ScramClient("alice", SECRET, "abc"))
+    at = entry(authenticator)
+    at.authenticate(first)
     for expected in (NotAllowedError, UsageError):
         with pytest.raises(expected):
-            at.answer(final)
+            at.authenticate(final)
 
 
 def test_a_relay_that_does_not_know_the_secret_cannot_prove_it() -> None:
@@ -254,24 +257,24 @@ def test_a_relay_that_does_not_know_the_secret_cannot_prove_it() -> None:
 @pytest.mark.parametrize("typed", [b"", b"help\n", b"\n", b"au"])
 async def test_a_stranger_has_one_deadline_from_the_accept_on(mock_clock: MockClock, typed: bytes) -> None:
     async with timed_server() as server, await connect(server.endpoint) as stream:
-        person = Person(stream)
-        await person.hears()
+        client = LineClient(stream)
+        await client.read_line()
         for _ in range(9):
             mock_clock.jump(1)
-            await person.types(typed)
+            await client.send(typed)
             await wait_all_tasks_blocked(0.01)
         mock_clock.jump(1)
-        heard = await person.hears_all()
-        assert heard[-1] == "ERR limit nobody authenticated in time (control.handshake_timeout)"
+        heard = await client.read_all()
+        assert heard[-1] == "ERR limit authentication timed out (control.handshake_timeout)"
 
 
 async def test_who_is_known_in_time_may_stay(mock_clock: MockClock) -> None:
-    async with timed_server() as server, server.person() as person:
+    async with timed_server() as server, server.client() as client:
         mock_clock.jump(9)
-        assert (await log_in(person)).startswith("OK ")
+        assert (await log_in(client)).startswith("OK ")
         mock_clock.jump(60)
         await wait_all_tasks_blocked(0.01)
-        assert await person.asks("echo hi") == "OK hi"
+        assert await client.request("echo hi") == "OK hi"
 
 
 async def test_a_stranger_that_reads_nothing_is_gone_too(mock_clock: MockClock) -> None:
@@ -280,7 +283,7 @@ async def test_a_stranger_that_reads_nothing_is_gone_too(mock_clock: MockClock) 
         mock_clock.jump(10)
         await wait_all_tasks_blocked(0.01)
         mock_clock.jump(10)
-        await Person(stream).hears_all()
+        await LineClient(stream).read_all()
         assert await is_dropped(stream)
 
 
@@ -289,25 +292,25 @@ async def test_a_stranger_that_reads_nothing_is_gone_too(mock_clock: MockClock) 
 
 async def test_a_credential_that_is_removed_is_a_stranger_again() -> None:
     now = [ALICE]
-    async with running_server(gate=Authenticator(lambda: now)) as server, server.person() as person:
-        await log_in(person)
+    async with running_server(authenticator=Authenticator(lambda: now)) as server, server.client() as client:
+        await log_in(client)
         now.clear()
-        await person.asks("echo hi")
+        await client.request("echo hi")
         now.append(credential("alice", "another secret"))
-        await person.asks("echo hi")
+        await client.request("echo hi")
         now[0] = ALICE.model_copy(update={"role": "admin"})
-        await person.asks("echo hi")
+        await client.request("echo hi")
         grants = [caller.grant for caller in server.script.callers]
         assert grants == [None, None, now[0].grant]
 
 
 def test_taking_the_last_credential_away_admits_nobody() -> None:
     now = [ALICE]
-    gate = Authenticator(lambda: now)
-    assert not gate.is_open
+    authenticator = Authenticator(lambda: now)
+    assert not authenticator.is_open
     now.clear()
-    assert not gate.is_open
-    assert entry(gate).grant is None
+    assert not authenticator.is_open
+    assert entry(authenticator).grant is None
     assert Authenticator(lambda: now).is_open
 
 
@@ -316,11 +319,13 @@ def test_taking_the_last_credential_away_admits_nobody() -> None:
 
 def test_a_certificate_lets_in_from_where_it_may() -> None:
     shown = b"a certificate in DER"
-    gate = gate_of(Credential(name="bob", certificate=fingerprint(shown), networks=("192.0.2.0/24",)), ALICE)
-    known, elsewhere = entry(gate, "192.0.2.1", shown), entry(gate, "127.0.0.1", shown)
+    authenticator = authenticator_of(
+        Credential(name="bob", certificate=fingerprint(shown), networks=("192.0.2.0/24",)), ALICE
+    )
+    known, elsewhere = entry(authenticator, "192.0.2.1", shown), entry(authenticator, "127.0.0.1", shown)
     assert (known.method, known.caller.owner) == ("certificate", "bob@192.0.2.1:9")
     assert (elsewhere.method, elsewhere.grant) == ("scram-sha-256", None)
-    assert entry(gate, "192.0.2.1", b"another one").grant is None
+    assert entry(authenticator, "192.0.2.1", b"another one").grant is None
 
 
 # The log
@@ -328,7 +333,7 @@ def test_a_certificate_lets_in_from_where_it_may() -> None:
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "2001:db8::7"])
 def test_the_filter_that_comes_with_it_finds_the_line(host: str, shipped_filter: list[str]) -> None:
-    context = {"peer": host, "face": "control", "reason": "authentication failed"}
+    context = {"peer": host, "service": "control", "reason": "authentication failed"}
     for render in (Human(time=lambda: "12:00"), Json()):
         line = render("warning", "authentication failed", context)
         for beginning in ("", "relay tunneld[7]: "):
@@ -339,7 +344,7 @@ def test_the_filter_that_comes_with_it_finds_the_line(host: str, shipped_filter:
 @pytest.mark.parametrize("said", [" ", "relay tunneld[7]: warning ", '{"time": "", "level": "warning", "event": "'])
 def test_the_filter_does_not_believe_what_somebody_says(said: str, shipped_filter: list[str]) -> None:
     """A reason may be the last words of a peer: nobody is banned for those of another."""
-    reason = f'{said}authentication failed    peer=192.0.2.9 face=x", "peer": "192.0.2.9", "face":'
+    reason = f'{said}authentication failed    peer=192.0.2.9 service=x", "peer": "192.0.2.9", "service":'
     for render in (Human(time=lambda: "12:00"), Json()):
         line = render("info", "ssh left", {"peer": "192.0.2.66", "reason": reason})
         assert not [pattern for pattern in shipped_filter if re.search(pattern, line)]
@@ -354,8 +359,8 @@ def shipped_filter() -> list[str]:
 
 
 async def test_nobody_waits_for_a_stranger() -> None:
-    async with running_server(gate=gate_of(ALICE)) as server, trio.open_nursery() as nursery:
+    async with running_server(authenticator=authenticator_of(ALICE)) as server, trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(connect, server.endpoint)
-        async with server.person() as person:
-            assert (await log_in(person)).startswith("OK ")
+        async with server.client() as client:
+            assert (await log_in(client)).startswith("OK ")

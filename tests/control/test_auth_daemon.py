@@ -144,7 +144,7 @@ async def test_a_reload_takes_a_credential_and_its_tunnels_away(relay: Running) 
         relay.path.write_text(HEAD + table("root", "admin"))
         answer = await root.call("reload")
         assert [item["key"] for item in answer.items] == ["credential.alice"]
-        with pytest.raises(RefusedError, match=r"^credential 'alice' was removed, or has another secret"):
+        with pytest.raises(RefusedError, match=r"^credential 'alice' was removed or its secret changed"):
             await alice.list()
         await trio.testing.wait_all_tasks_blocked()
         assert [tunnel["owner"].partition("@")[0] for tunnel in await root.list()] == ["root"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from tests.http.face import Relay
+from tests.http.support import Relay
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.commands import COMMANDS, executor
 from tunneld.control.reply import Caller, Reply

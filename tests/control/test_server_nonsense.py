@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from tests.support.control import running_server
 from tunneld import __version__
-from tunneld.control.session import MAX_MISTAKES
+from tunneld.control.session import MAX_UNREADABLE_LINES
 from tunneld.wire.lines import MAX_LINE
 
 GREETING = f"OK tunneld {__version__} protocol=1 auth=none"
@@ -19,33 +19,37 @@ LONG = 1e6
 
 
 async def test_unreadable_lines_are_refused_one_by_one() -> None:
-    async with running_server() as server, server.person() as person:
+    async with running_server() as server, server.client() as client:
         for line in (b"\xff\n", b"a\0b\n", b"close 'x\n", b"@\n"):
-            await person.types(line)
-            assert (await person.hears()).startswith("ERR usage")
-        assert await person.asks("echo on") == "OK on"
+            await client.send(line)
+            assert (await client.read_line()).startswith("ERR usage")
+        assert await client.request("echo on") == "OK on"
 
 
 async def test_nothing_but_unreadable_lines_ends_the_connection() -> None:
-    async with running_server() as server, server.person() as person:
-        await person.types(b"\xff\n" * (MAX_MISTAKES - 1) + b"echo patience\n" + b"\xff\n" * 5 * MAX_MISTAKES)
-        heard = [line.split()[1] for line in await person.hears_all()]
-        assert heard == ["usage"] * (MAX_MISTAKES - 1) + ["patience"] + ["usage"] * (MAX_MISTAKES - 1) + ["protocol"]
+    async with running_server() as server, server.client() as client:
+        await client.send(
+            b"\xff\n" * (MAX_UNREADABLE_LINES - 1) + b"echo patience\n" + b"\xff\n" * 5 * MAX_UNREADABLE_LINES
+        )
+        heard = [line.split()[1] for line in await client.read_all()]
+        assert heard == ["usage"] * (MAX_UNREADABLE_LINES - 1) + ["patience"] + ["usage"] * (
+            MAX_UNREADABLE_LINES - 1
+        ) + ["protocol"]
 
 
 async def test_a_line_of_a_megabyte_is_refused_so_that_its_sender_hears_it() -> None:
-    async with running_server() as server, server.person() as person:
-        await person.types(b"x" * 1_000_000)
-        assert await person.hears_all() == [
+    async with running_server() as server, server.client() as client:
+        await client.send(b"x" * 1_000_000)
+        assert await client.read_all() == [
             f"ERR protocol line is longer than {MAX_LINE} octets; send shorter ones, each with a line end"
         ]
-        assert await server.is_well()
+        assert await server.is_serving()
 
 
 async def test_the_lines_before_an_endless_one_are_answered() -> None:
-    async with running_server() as server, server.person() as person:
-        await person.types(b"echo first\n" + b"x" * 2 * MAX_LINE)
-        assert [line.split()[1] for line in await person.hears_all()] == ["first", "protocol"]
+    async with running_server() as server, server.client() as client:
+        await client.send(b"echo first\n" + b"x" * 2 * MAX_LINE)
+        assert [line.split()[1] for line in await client.read_all()] == ["first", "protocol"]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -53,14 +57,14 @@ async def test_binary_garbage_costs_only_its_connection(seed: int) -> None:
     dice = random.Random(seed)
     async with running_server() as server:
         with capture_logs() as logs:
-            async with server.person() as person:
-                await person.types(dice.randbytes(dice.choice([1, 100, 5000, 200_000])))
-                assert isinstance(person.stream, trio.SocketStream)
-                await person.stream.send_eof()
-                assert all(line.startswith("ERR ") for line in await person.hears_all())
+            async with server.client() as client:
+                await client.send(dice.randbytes(dice.choice([1, 100, 5000, 200_000])))
+                assert isinstance(client.stream, trio.SocketStream)
+                await client.stream.send_eof()
+                assert all(line.startswith("ERR ") for line in await client.read_all())
         assert [log for log in logs if log["log_level"] == "error"] == []
-        assert server.script.asked == []
-        assert await server.is_well()
+        assert server.script.requests == []
+        assert await server.is_serving()
 
 
 HTTP = [
@@ -74,16 +78,16 @@ HTTP = [
 
 @pytest.mark.parametrize("request_", HTTP, ids=range(len(HTTP)))
 async def test_a_page_in_a_browser_cannot_ask_anything(request_: bytes) -> None:
-    async with running_server() as server, server.person() as person:
-        await person.types(request_)
-        (line,) = await person.hears_all()
+    async with running_server() as server, server.client() as client:
+        await client.send(request_)
+        (line,) = await client.read_all()
         assert line.startswith("ERR protocol")
-        assert server.script.asked == []
+        assert server.script.requests == []
 
 
 async def test_tls_on_the_plain_port_is_told_apart_at_its_first_octet() -> None:
-    async with running_server() as server, server.person() as person:
-        await person.types(b"\x16")
-        assert await person.hears_all() == [
+    async with running_server() as server, server.client() as client:
+        await client.send(b"\x16")
+        assert await client.read_all() == [
             "ERR protocol this port speaks plain text, not TLS; use tcp:// or set [control.tls]"
         ]

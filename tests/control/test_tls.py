@@ -16,10 +16,10 @@ import trustme
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.control import Person, Server, running_server
+from tests.support.control import LineClient, Server, running_server
 from tests.support.people import connect, is_dropped, read_all
 from tunneld.config.schema import ControlSettings, TlsFiles
-from tunneld.control.connection import LAST_WORD, LineConnection
+from tunneld.control.connection import FINAL_REPLY_TIMEOUT, LineConnection
 from tunneld.tls import contexts
 
 LONG = 1e6
@@ -62,50 +62,50 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 
 @asynccontextmanager
-async def encrypted(server: Server, context: ssl.SSLContext) -> AsyncIterator[Person]:
+async def encrypted(server: Server, context: ssl.SSLContext) -> AsyncIterator[LineClient]:
     """Somebody who speaks TLS and has not heard the greeting yet."""
     stream = trio.SSLStream(await connect(server.endpoint), context, server_hostname="127.0.0.1")
     try:
-        yield Person(stream)
+        yield LineClient(stream)
     finally:
         await trio.aclose_forcefully(stream)
 
 
-async def is_well(server: Server, context: ssl.SSLContext) -> bool:
-    async with encrypted(server, context) as person:
-        return (await person.hears()).startswith("OK tunneld") and await person.asks("echo hi") == "OK hi"
+async def is_serving(server: Server, context: ssl.SSLContext) -> bool:
+    async with encrypted(server, context) as client:
+        return (await client.read_line()).startswith("OK tunneld") and await client.request("echo hi") == "OK hi"
 
 
-async def is_shut_out(person: Person) -> bool:
+async def is_shut_out(client: LineClient) -> bool:
     """Whether TLS fails; with TLS 1.3 a client hears so only after its own part of the handshake."""
     try:
-        await person.types("echo hi")
-        await person.stream.receive_some(1)
+        await client.send("echo hi")
+        await client.stream.receive_some(1)
     except trio.BrokenResourceError:
         return True
     return False
 
 
 async def test_requests_are_answered_in_tls(papers: Papers) -> None:
-    async with running_server(tls=papers.server) as server, encrypted(server, papers.context()) as person:
-        assert (await person.hears()).endswith("protocol=1 auth=none")
-        assert await person.asks("list 5000") == "OK 5000 tunnels"
-        await person.types("watch")
-        assert await person.hears() == "* event=watching"
-        assert await person.asks("") == "OK watched"
+    async with running_server(tls=papers.server) as server, encrypted(server, papers.context()) as client:
+        assert (await client.read_line()).endswith("protocol=1 auth=none")
+        assert await client.request("list 5000") == "OK 5000 tunnels"
+        await client.send("watch")
+        assert await client.read_line() == "* event=watching"
+        assert await client.request("") == "OK watched"
 
 
 async def test_the_end_is_said_as_tls_wants_it(papers: Papers) -> None:
-    async with running_server(tls=papers.server) as server, encrypted(server, papers.context()) as person:
-        await person.types("quit")
-        assert len([await person.hears(), await person.hears()]) == 2
-        assert await person.stream.receive_some(1) == b""  # without close_notify this raises BrokenResourceError
+    async with running_server(tls=papers.server) as server, encrypted(server, papers.context()) as client:
+        await client.send("quit")
+        assert len([await client.read_line(), await client.read_line()]) == 2
+        assert await client.stream.receive_some(1) == b""  # without close_notify this raises BrokenResourceError
 
 
 async def test_a_certificate_of_our_authority_lets_in(papers: Papers) -> None:
     context = papers.context(papers.client)
-    async with running_server(tls=papers.mutual) as server, encrypted(server, context) as person:
-        assert (await person.hears()).endswith("protocol=1 auth=certificate")
+    async with running_server(tls=papers.mutual) as server, encrypted(server, context) as client:
+        assert (await client.read_line()).endswith("protocol=1 auth=certificate")
 
 
 @pytest.mark.parametrize("who", ["nobody", "foreigner"])
@@ -113,10 +113,10 @@ async def test_without_a_certificate_of_our_authority_nobody_gets_in(papers: Pap
     context = papers.context(papers.foreigner if who == "foreigner" else None)
     async with running_server(tls=papers.mutual) as server:
         with capture_logs() as logs:
-            async with encrypted(server, context) as person:
-                assert await is_shut_out(person)
-            assert await is_well(server, papers.context(papers.client))
-        assert [request.args for request in server.script.asked] == [("hi",)]  # is_well's
+            async with encrypted(server, context) as client:
+                assert await is_shut_out(client)
+            assert await is_serving(server, papers.context(papers.client))
+        assert [request.args for request in server.script.requests] == [("hi",)]  # is_serving's
         (failure,) = [log for log in logs if log["log_level"] == "info"]
         assert failure["event"] == "TLS handshake on control connection failed"
         assert failure["peer"].startswith("127.0.0.1:")
@@ -128,7 +128,7 @@ async def test_slow_handshakes_hold_nobody_up_and_end(papers: Papers, mock_clock
         slow = [await connect(server.endpoint) for _ in range(20)]
         for number, stream in enumerate(slow):
             await stream.send_all(b"\x16\x03\x01\x02\x00\x01\x00"[:number])
-        assert await is_well(server, papers.context())
+        assert await is_serving(server, papers.context())
         await wait_all_tasks_blocked(0.01)
         mock_clock.jump(11)
         for stream in slow:
@@ -142,15 +142,17 @@ async def test_connections_in_a_handshake_count(papers: Papers) -> None:
         await connect(server.endpoint),
     ):
         second = await connect(server.endpoint)
-        assert (await Person(second).hears()).startswith("ERR limit 1 control connections")
+        assert (await LineClient(second).read_line()).startswith("ERR limit 1 of 1 control connections")
         await second.aclose()
 
 
 async def test_plain_text_on_the_tls_port_is_told_so(papers: Papers) -> None:
     async with running_server(tls=papers.server) as server, await connect(server.endpoint) as stream:
         await stream.send_all(b"list\n")
-        assert await Person(stream).hears_all() == ["ERR protocol this port speaks TLS; use tls:// or openssl s_client"]
-        assert server.script.asked == []
+        assert await LineClient(stream).read_all() == [
+            "ERR protocol this port speaks TLS; use tls:// or openssl s_client"
+        ]
+        assert server.script.requests == []
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -162,16 +164,16 @@ async def test_garbage_instead_of_a_handshake_costs_only_its_connection(papers: 
                 with suppress(trio.BrokenResourceError):  # an alert, then perhaps a reset, for nobody read on
                     await read_all(stream)
         assert {log["log_level"] for log in logs} <= {"debug", "info"}
-        assert await is_well(server, papers.context())
+        assert await is_serving(server, papers.context())
 
 
 async def test_garbage_inside_tls_costs_only_its_connection(papers: Papers) -> None:
     async with running_server(tls=papers.server) as server:
-        async with encrypted(server, papers.context()) as person:
-            await person.hears()
-            await person.types(b"x" * 300_000)
-            assert (await person.hears()).startswith("ERR protocol line is longer than")
-        assert await is_well(server, papers.context())
+        async with encrypted(server, papers.context()) as client:
+            await client.read_line()
+            await client.send(b"x" * 300_000)
+            assert (await client.read_line()).startswith("ERR protocol line is longer than")
+        assert await is_serving(server, papers.context())
 
 
 async def test_old_tls_is_refused(papers: Papers) -> None:
@@ -179,15 +181,15 @@ async def test_old_tls_is_refused(papers: Papers) -> None:
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
     old.set_ciphers("ALL:@SECLEVEL=0")
-    async with running_server(tls=papers.server) as server, encrypted(server, old) as person:
-        assert await is_shut_out(person)
+    async with running_server(tls=papers.server) as server, encrypted(server, old) as client:
+        assert await is_shut_out(client)
 
 
 Program = Callable[[str], str]
 
 
 async def s_client(program: str, server: Server, *arguments: str, script: bytes) -> subprocess.CompletedProcess[bytes]:
-    """OpenSSL's client, as a person would use it; it stays until the server hangs up."""
+    """OpenSSL's client, as a client would use it; it stays until the server hangs up."""
     place = f"{server.endpoint.host}:{server.endpoint.port}"
     return await trio.run_process(
         [program, "s_client", "-connect", place, "-quiet", "-verify_return_error", *arguments],
@@ -223,7 +225,7 @@ async def test_openssl_without_the_right_certificate_does_not(
         done = await s_client(openssl, server, "-CAfile", str(papers.ca), *foreign, script=b"echo hi\nquit\n")
         assert done.stdout == b""
         assert done.returncode != 0
-        assert server.script.asked == []
+        assert server.script.requests == []
 
 
 class Steps(trio.abc.Stream):
@@ -275,4 +277,4 @@ async def test_but_nobody_is_waited_for_who_does_not_take_it(mock_clock: MockClo
     mock_clock.autojump_threshold = 0.01
     began = trio.current_time()
     await send_while_the_end_begins(Steps(float("inf")))
-    assert trio.current_time() - began == pytest.approx(LAST_WORD, abs=0.1)
+    assert trio.current_time() - began == pytest.approx(FINAL_REPLY_TIMEOUT, abs=0.1)

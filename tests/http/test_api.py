@@ -9,7 +9,7 @@ import pytest
 import structlog
 import trio
 
-from tests.http.face import Face, open_face, raising, read_answer
+from tests.http.support import Face, raising, read_answer, running_http
 from tunneld.control import verbs
 from tunneld.control.commands import COMMANDS
 from tunneld.http.origin import SERVLET
@@ -18,13 +18,13 @@ from tunneld.http.problems import INTERNAL
 
 class TestApi:
     async def test_every_verb_is_in_the_index(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             for path in ("/api/v1", "/api/v1/"):
                 index = (await face.ask("GET", path)).json
                 assert {item["verb"].split()[0] for item in index["items"]} == {row.verb for row in COMMANDS.values()}
 
     async def test_a_tunnel_lives_and_ends_by_json(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             opened = await face.post_json("openTunnel", {"args": ["tcp"], "options": {"persist": True, "ttl": 60}})
             uri = opened.json["text"]
             assert (opened.status, opened.headers["content-type"]) == (200, "application/json")
@@ -42,7 +42,7 @@ class TestApi:
             assert (await face.ask("GET", "/api/v1/list")).json == {"text": "0 tunnels", "items": []}
 
     async def test_verbs_are_read_in_any_case_and_take_no_body_where_they_take_nothing(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             assert (await face.post_json("OPENTUNNEL")).status == 200
             assert (await face.post_json("list", {})).json["text"] == "1 tunnel"
             assert (await face.ask("GET", "/api/v1/help?verb=openTunnel")).json["items"][0]["verb"].startswith("open")
@@ -68,7 +68,7 @@ class TestApi:
         ],
     )
     async def test_a_mistake_is_a_problem(self, words: Any, detail: str) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             answer = await face.post_json("openTunnel", words)
             assert answer.headers["content-type"] == "application/problem+json"
             problem = answer.json
@@ -85,7 +85,7 @@ class TestApi:
 
     @pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 60_000, b"9" * 5000, b'{"args": ["t1"]} x', b"\x00"])
     async def test_what_is_not_json_is_a_problem(self, body: bytes) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             answer = await face.ask("POST", "/api/v1/openTunnel", body, content_type="application/json")
             assert (answer.status, answer.json["code"]) == (400, "usage")
             assert "the body is not" in answer.json["detail"]
@@ -108,7 +108,7 @@ class TestApi:
     async def test_problems_have_fitting_statuses(
         self, method: str, path: str, status: int, code: str, detail: str
     ) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             answer = await face.ask(method, path)
             assert answer.status == status
             if method != "HEAD":
@@ -118,7 +118,7 @@ class TestApi:
 
     async def test_a_bug_is_a_problem_without_details_and_logged_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(verbs, "describe_tunnel", raising(RuntimeError("the secret")))
-        async with open_face() as face:
+        async with running_http() as face:
             await face.post_json("openTunnel")
             with structlog.testing.capture_logs() as logs:
                 answer = await face.ask("GET", "/api/v1/list")
@@ -146,7 +146,7 @@ async def read_line(stream: trio.SocketStream, marker: bytes) -> Any:
 
 class TestWatch:
     async def test_events_are_lines_until_the_client_leaves(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             async with await face.connect() as stream:
                 await stream.send_all(f"GET /api/v1/watch HTTP/1.1\r\nHost: {face.authority}\r\n\r\n".encode())
                 assert await read_line(stream, b"watching") == {"event": "watching", "id": "all"}
@@ -157,7 +157,7 @@ class TestWatch:
 
     async def test_a_connection_that_watches_outlives_the_timeouts_of_requests(self) -> None:
         async with (
-            open_face(read_timeout=0.02, keep_alive_timeout=0.02) as face,
+            running_http(read_timeout=0.02, keep_alive_timeout=0.02) as face,
             await face.connect() as idle,
             await face.connect() as stream,
         ):
@@ -168,14 +168,14 @@ class TestWatch:
             assert (await read_line(stream, b'"opened"'))["id"] == "t1"
 
     async def test_one_tunnel_can_be_watched_and_an_unknown_one_cannot(self) -> None:
-        async with open_face() as face, await face.connect() as stream:
+        async with running_http() as face, await face.connect() as stream:
             assert (await face.ask("GET", "/api/v1/watch?ref=t1")).status == 404
             await face.post_json("openTunnel")
             await stream.send_all(f"GET /api/v1/watch?ref=t1 HTTP/1.1\r\nHost: {face.authority}\r\n\r\n".encode())
             assert (await read_line(stream, b"watching"))["id"] == "t1"
 
     async def test_head_has_no_events_and_leaves_no_watcher(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             answer = await face.ask("HEAD", "/api/v1/watch")
             assert (answer.status, answer.headers["content-type"]) == (200, "application/x-ndjson")
             await watchers(face, 0)
@@ -183,7 +183,7 @@ class TestWatch:
     async def test_a_bug_in_the_middle_ends_the_stream_short_and_is_logged_once(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async with open_face() as face, await face.connect() as stream:
+        async with running_http() as face, await face.connect() as stream:
             await stream.send_all(f"GET /api/v1/watch HTTP/1.1\r\nHost: {face.authority}\r\n\r\n".encode())
             await read_line(stream, b"watching")
             monkeypatch.setattr("tunneld.http.api.as_fields", raising(RuntimeError("the secret")))
@@ -198,7 +198,7 @@ class TestWatch:
 
 class TestRest:
     async def test_the_root_and_unknown_paths_say_what_there_is(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             assert "/tristero/servlet/tunnel" in (await face.ask("GET", "/")).text
             missing = await face.ask("GET", "/healthz/")
             assert missing.text == "404 Not Found\nnothing is at '/healthz/'; GET / says what there is\n"
@@ -206,7 +206,7 @@ class TestRest:
             assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
 
     async def test_health_is_life_and_readiness_is_taking_tunnels(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             for method, body in (("GET", "ok\n"), ("HEAD", "")):
                 for path in ("/healthz", "/readyz"):
                     answer = await face.ask(method, path)
@@ -217,14 +217,14 @@ class TestRest:
             assert (ready.status, ready.text) == (503, "draining\n")
 
     async def test_curl_opens_a_tunnel(self, program_path: Any) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             url = f"http://{face.authority}{SERVLET}?method=openTunnel"
             done = await trio.run_process([program_path("curl"), "-sf", url], capture_stdout=True)
             (tunnel,) = face.relay.service.tunnels()
             assert done.stdout.decode() == f"{tunnel.server_uri}\n"
 
     async def test_a_websocket_is_refused(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             keys = {"connection": "upgrade", "sec_websocket_key": "dGhlIHNhbXBsZSBub25jZQ==", "upgrade": "websocket"}
             lines = [f"{name.replace('_', '-')}: {value}" for name, value in keys.items()]
             request = "\r\n".join(

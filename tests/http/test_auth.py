@@ -10,11 +10,11 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from tests.http.face import Answer, Face, open_face
-from tests.support.credentials import SECRET, counted, credential, gate_of
+from tests.http.support import Answer, Face, running_http
+from tests.support.credentials import SECRET, authenticator_of, counted, credential
 from tests.support.people import PATIENCE
 from tunneld.auth import authenticator as gate_module
-from tunneld.auth.authenticator import MAX_REMEMBERED, Authenticator
+from tunneld.auth.authenticator import MAX_VERIFIED_SECRETS, Authenticator
 from tunneld.http.auth import OPEN, AuthMiddleware
 from tunneld.http.translate import GRANT
 from tunneld.policy.access import EVERYBODY
@@ -25,7 +25,7 @@ NETWORKED = credential("far", networks=("192.0.2.0/24",))
 
 @pytest.fixture
 async def face() -> AsyncIterator[Face]:
-    async with open_face(gate=gate_of(ALICE, ROOT, NETWORKED)) as face:
+    async with running_http(authenticator=authenticator_of(ALICE, ROOT, NETWORKED)) as face:
         yield face
 
 
@@ -98,7 +98,7 @@ async def test_metrics_are_for_admins(face: Face) -> None:
 
 
 async def test_metrics_are_for_everybody_without_credentials() -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         assert (await face.ask("GET", "/metrics")).status == 200
 
 
@@ -155,7 +155,7 @@ async def asked_of(host: str, scheme: str = "http") -> tuple[int, dict[bytes, by
         "client": (host, 9),
         "headers": [(b"authorization", header("alice", SECRET).encode())],
     }
-    await AuthMiddleware(app, gate_of(ALICE))(scope, receive, send)
+    await AuthMiddleware(app, authenticator_of(ALICE))(scope, receive, send)
     headers = sent[0]["headers"]
     assert isinstance(headers, list)
     return int(str(sent[0]["status"])), dict(headers)
@@ -179,39 +179,39 @@ async def test_without_credentials_everybody_is_an_admin() -> None:
 @pytest.mark.parametrize("name", ["alice", "nobody"])
 async def test_a_wrong_secret_is_one_derivation_whoever_it_is_for(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     with counted(monkeypatch, "derive") as derivations:
-        assert await gate_of(ALICE).admit_secret(name, "wrong", "127.0.0.1") is None
+        assert await authenticator_of(ALICE).admit_secret(name, "wrong", "127.0.0.1") is None
     assert len(derivations) == 1
 
 
 async def test_a_right_secret_is_derived_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [ALICE]
-    gate = Authenticator(lambda: now)
+    authenticator = Authenticator(lambda: now)
     with counted(monkeypatch, "derive") as derivations:
         for _ in range(5):
-            assert await gate.admit_secret("alice", SECRET, "127.0.0.1") == ALICE
+            assert await authenticator.admit_secret("alice", SECRET, "127.0.0.1") == ALICE
     assert len(derivations) == 1
     now[0] = credential("alice", "another one")
-    assert await gate.admit_secret("alice", SECRET, "127.0.0.1") is None
+    assert await authenticator.admit_secret("alice", SECRET, "127.0.0.1") is None
     now.clear()
-    assert await gate.admit_secret("alice", SECRET, "127.0.0.1") is None
+    assert await authenticator.admit_secret("alice", SECRET, "127.0.0.1") is None
 
 
 async def test_who_is_right_at_a_wrong_place_is_not_told_so_by_how_soon_they_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate = gate_of(credential("alice", networks=["192.0.2.0/24"]))
+    authenticator = authenticator_of(credential("alice", networks=["192.0.2.0/24"]))
     with counted(monkeypatch, "derive") as derivations:
-        assert await gate.admit_secret("alice", SECRET, "192.0.2.1") is not None
+        assert await authenticator.admit_secret("alice", SECRET, "192.0.2.1") is not None
         for _ in range(3):
-            assert await gate.admit_secret("alice", SECRET, "127.0.0.1") is None
+            assert await authenticator.admit_secret("alice", SECRET, "127.0.0.1") is None
     assert len(derivations) == 4
 
 
 async def test_a_flood_of_guesses_has_one_thread_and_delays_nobody_who_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate, begun, release = gate_of(ALICE), threading.Semaphore(0), threading.Event()
-    assert await gate.admit_secret("alice", SECRET, "127.0.0.1")
+    authenticator, begun, release = authenticator_of(ALICE), threading.Semaphore(0), threading.Event()
+    assert await authenticator.admit_secret("alice", SECRET, "127.0.0.1")
 
     def guess(*_: object) -> bool:
         begun.release()
@@ -221,16 +221,16 @@ async def test_a_flood_of_guesses_has_one_thread_and_delays_nobody_who_is_known(
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             for number in range(20):
-                nursery.start_soon(gate.admit_secret, "alice", f"guess {number}", "127.0.0.1")
+                nursery.start_soon(authenticator.admit_secret, "alice", f"guess {number}", "127.0.0.1")
             await trio.to_thread.run_sync(begun.acquire)
             await trio.testing.wait_all_tasks_blocked()
-            assert gate._deriving.statistics().tasks_waiting == 19
-            assert await gate.admit_secret("alice", SECRET, "127.0.0.1") == ALICE
+            assert authenticator._derivations.statistics().tasks_waiting == 19
+            assert await authenticator.admit_secret("alice", SECRET, "127.0.0.1") == ALICE
             release.set()
 
 
 async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = gate_of(ALICE)
-    for number in range(MAX_REMEMBERED + 1):
-        gate._remember(number.to_bytes(2))
-    assert len(gate._right) == 1
+    authenticator = authenticator_of(ALICE)
+    for number in range(MAX_VERIFIED_SECRETS + 1):
+        authenticator._remember(number.to_bytes(2))
+    assert len(authenticator._verified) == 1

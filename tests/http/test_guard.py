@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.http.face import open_face
+from tests.http.support import running_http
 from tunneld.config.schema import HttpSettings
 from tunneld.http.origin import SERVLET, Head, refusal
 
@@ -170,7 +170,7 @@ def test_a_body_has_the_type_that_cannot_cross_sites(path: str, content_type: st
 
 
 async def test_the_guard_stands_before_every_face() -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         for path in ("/", "/RPC2", SERVLET, "/api/v1/list", "/healthz", "/readyz", "/metrics", "/nothing"):
             assert (await face.ask("GET", path, host="evil.example")).status == 421, path
         refused = await face.ask("GET", f"{SERVLET}?method=openTunnel", origin="https://evil.example")
@@ -181,13 +181,13 @@ async def test_the_guard_stands_before_every_face() -> None:
 
 
 async def test_a_content_type_may_have_parameters() -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         answer = await face.ask("POST", "/RPC2", b"<x/>", content_type="Text/XML; charset=utf-8")
         assert answer.status == 200
 
 
 async def test_no_answer_can_be_read_or_embedded_by_another_site() -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         for method, path in (("GET", "/api/v1/list"), ("GET", "/nothing"), ("OPTIONS", "/RPC2"), ("GET", "/metrics")):
             answer = await face.ask(method, path)
             assert not [name for name in answer.headers if name.startswith("access-control-")]
@@ -198,7 +198,7 @@ async def test_no_answer_can_be_read_or_embedded_by_another_site() -> None:
 
 
 async def test_names_are_read_anew_after_a_reload() -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         assert (await face.ask("GET", "/healthz", host="relay.example")).status == 421
         face.relay.settings = face.relay.settings.model_copy(
             update={"http": HttpSettings(allowed_hosts=("relay.example",))}

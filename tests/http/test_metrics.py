@@ -6,7 +6,7 @@ import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.http.face import Face, open_face
+from tests.http.support import Face, running_http
 from tests.support.people import connect, is_dropped, read_exactly
 from tunneld.auth.preauth import PreauthReason
 from tunneld.http import metrics
@@ -29,7 +29,7 @@ async def scrape(face: Face) -> dict[str, float]:
 
 
 async def test_an_idle_relay_has_every_sample() -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         assert await scrape(face) == {
             "tunneld_build_info{version=1.2.3}": 1,
             "tunneld_ready": 1,
@@ -54,7 +54,7 @@ async def test_an_idle_relay_has_every_sample() -> None:
 
 
 async def test_counters_count_and_do_not_go_back_when_a_tunnel_closes() -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         server_uri = (await face.post_json("openTunnel")).json["text"]
         (tunnel,) = face.relay.service.tunnels()
         assert (await scrape(face))["tunneld_tunnels{phase=waiting}"] == 1
@@ -78,13 +78,13 @@ async def test_counters_count_and_do_not_go_back_when_a_tunnel_closes() -> None:
 
 
 async def test_a_draining_relay_is_not_ready() -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         face.relay.service.draining = True
         assert (await scrape(face))["tunneld_ready"] == 0
 
 
 async def test_the_docstring_lists_what_is_there_and_nothing_names_a_person() -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         await face.post_json("openTunnel", {"options": {"name": "somebody"}})
         text = (await face.ask("GET", "/metrics")).text
         listed = set(re.findall(r"^    (tunneld_\w+)", metrics.__doc__ or "", re.MULTILINE))

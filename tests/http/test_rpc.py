@@ -12,7 +12,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.http.face import Answer, Face, open_face, raising
+from tests.http.support import Answer, Face, raising, running_http
 from tests.support.people import connect, is_dropped, read_exactly
 from tunneld.control import verbs
 from tunneld.control.commands import COMMANDS
@@ -40,7 +40,7 @@ async def test_bytes_cross_a_tunnel_that_the_stock_client_opened(path: str, pref
         uri = getattr(proxy, f"{prefix}openTunnel")()
         return uri, getattr(proxy, f"{prefix}getTunnelAddress")(uri)
 
-    async with open_face() as face:
+    async with running_http() as face:
         server_uri, client_uri = await face.with_stock_client(talk, path)
         server = await connect(Endpoint.parse(server_uri))
         visitor = await connect(Endpoint.parse(client_uri))
@@ -53,7 +53,7 @@ async def test_bytes_cross_a_tunnel_that_the_stock_client_opened(path: str, pref
 async def test_a_call_in_http_1_0_without_host_is_answered() -> None:
     call = xmlrpc.client.dumps((), "tunnel.openTunnel").encode()
     head = f"POST /RPC2 HTTP/1.0\r\nContent-Type: text/xml\r\nContent-Length: {len(call)}\r\n\r\n".encode()
-    async with open_face() as face, await face.connect() as stream:
+    async with running_http() as face, await face.connect() as stream:
         await stream.send_all(head + call)
         received = b"".join([chunk async for chunk in stream])
         assert b"tcp://127.0.0.1:" in received
@@ -64,7 +64,7 @@ async def test_options_come_in_a_struct_with_their_own_types() -> None:
         proxy.tunnel.openTunnel({"persist": True, "ttl": 60.5, "name": "one"})
         proxy.tunnel.openTunnel("tcp", {"persist": "no", "idle_timeout": 9, "name": "two"})
 
-    async with open_face() as face:
+    async with running_http() as face:
         await face.with_stock_client(talk)
         one, two = (tunnel.spec for tunnel in face.relay.service.tunnels())
         assert (one.options.name, one.options.persist, one.options.ttl) == ("one", True, 60.5)
@@ -82,7 +82,7 @@ async def test_lists_are_arrays_of_structs_and_deeds_are_told_in_words() -> None
         trimmed = proxy.trim("t1", 0)
         return [empty, shown == listed, listed[0]["server"] == uri, trimmed, proxy.drain("t1"), proxy.tunnel.list()]
 
-    async with open_face() as face:
+    async with running_http() as face:
         said = await face.with_stock_client(talk)
         assert said[:3] == [[], True, True]
         assert said[3:] == ["closed 0 parked server connections of t1", "draining t1, 0 visitors left", []]
@@ -92,14 +92,14 @@ async def test_counters_beyond_32_bits_reach_the_stock_client() -> None:
     def talk(proxy: Any) -> Any:
         return proxy.tunnel.status()
 
-    async with open_face() as face:
+    async with running_http() as face:
         face.relay.facts = {"up": 5 * 2**32, "down": 3}
         (status,) = await face.with_stock_client(talk)
         assert (status["up"], status["down"]) == (5 * 2**32, 3)
 
 
 async def test_a_client_can_look_around() -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         methods = await face.with_stock_client(lambda proxy: proxy.system.listMethods())
         expected = {f"tunnel.{row.verb}" for row in COMMANDS.values()} - {"tunnel.auth", "tunnel.quit", "tunnel.watch"}
         assert set(methods) == expected  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ def test_every_verb_that_answers_with_items_is_in_the_table_of_commands() -> Non
 async def test_a_mistake_is_a_fault_with_its_wire_code(
     method: str, params: tuple[Any, ...], code: str, reason: str
 ) -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         number, text = await fault_of(face, method, *params)
         assert number == FAULTS[code]
         assert text.startswith(f"{code}: ")
@@ -149,14 +149,14 @@ async def test_a_mistake_is_a_fault_with_its_wire_code(
 
 
 async def test_a_relay_that_drains_says_so() -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         face.relay.service.draining = True
         assert (await fault_of(face, "openTunnel"))[0] == FAULTS["draining"] == 6
 
 
 @pytest.mark.parametrize("body", ["", "<", "hello", "<methodCall/>", "<!DOCTYPE x><methodCall/>"])
 async def test_a_malformed_call_is_a_fault(body: str) -> None:
-    async with open_face() as face:
+    async with running_http() as face:
         number, text = fault_in(await face.call_xml(body))
         assert number == FAULTS["protocol"] == 9
         assert text.startswith("protocol: not an XML-RPC call: ")
@@ -166,7 +166,7 @@ async def test_a_malformed_call_is_a_fault(body: str) -> None:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_posted_there_is_an_answer_in_xml(body: bytes) -> None:
     async def main() -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             answer = await face.call_xml(body)
             assert answer.status == 200
             assert answer.body.startswith(b"<?xml")
@@ -177,7 +177,7 @@ def test_whatever_is_posted_there_is_an_answer_in_xml(body: bytes) -> None:
 
 async def test_a_bug_is_a_fault_without_details_and_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verbs, "describe_tunnel", raising(RuntimeError("the secret")))
-    async with open_face() as face:
+    async with running_http() as face:
         await face.with_stock_client(lambda proxy: proxy.openTunnel())
         with structlog.testing.capture_logs() as logs:
             answer = await face.call_xml(xmlrpc.client.dumps((), "list"))

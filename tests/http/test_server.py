@@ -13,7 +13,7 @@ import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.http.face import Face, begin, open_face, read_answer
+from tests.http.support import Face, begin, read_answer, running_http
 from tests.support.people import is_dropped
 from tunneld.http import connection
 from tunneld.net.sockets import bind_tcp, open_descriptors
@@ -27,14 +27,14 @@ H2_HELLO = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x01\x01\x05\x00\x0
 
 class TestConnections:
     async def test_a_connection_is_kept_for_the_next_request_and_closed_when_none_comes(self) -> None:
-        async with open_face(keep_alive_timeout=0.2) as face, await face.connect() as stream:
+        async with running_http(keep_alive_timeout=0.2) as face, await face.connect() as stream:
             for _ in range(3):
                 await stream.send_all(f"GET /healthz HTTP/1.1\r\nhost: {face.authority}\r\n\r\n".encode())
                 assert (await read_answer(stream)).status == 200
             assert await is_dropped(stream)
 
     async def test_requests_on_the_heels_of_each_other_are_answered_in_turn(self) -> None:
-        async with open_face() as face, await face.connect() as stream:
+        async with running_http() as face, await face.connect() as stream:
             ends = f" HTTP/1.1\r\nhost: {face.authority}\r\n"
             requests = f"GET /nothing{ends}\r\nGET /healthz{ends}\r\nGET /api/v1/list{ends}connection: close\r\n\r\n"
             await stream.send_all(requests.encode())
@@ -43,7 +43,7 @@ class TestConnections:
 
     @pytest.mark.parametrize("start", [b"", b"GET /healthz HTTP/1.1\r\nhost: x"])
     async def test_a_head_that_never_ends_costs_its_connection(self, start: bytes) -> None:
-        async with open_face(keep_alive_timeout=0.05) as face, await face.connect() as stream:
+        async with running_http(keep_alive_timeout=0.05) as face, await face.connect() as stream:
             await stream.send_all(start)
             assert await is_dropped(stream)
 
@@ -64,7 +64,7 @@ class TestConnections:
         ],
     )
     async def test_strangers_cost_their_own_connection_and_nothing_else(self, said: bytes) -> None:
-        async with open_face(keep_alive_timeout=0.05) as face:
+        async with running_http(keep_alive_timeout=0.05) as face:
             async with await face.connect() as stream:
                 await stream.send_all(said)
                 await stream.send_eof()
@@ -74,7 +74,7 @@ class TestConnections:
             assert (await face.ask("GET", "/healthz")).status == 200
 
     async def test_an_offer_of_http_2_is_not_taken_up(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             answer = await face.ask("GET", "/healthz", upgrade="h2c", http2_settings="AAMAAABkAAQAAP__")
             assert (answer.status, answer.text) == (200, "ok\n")
 
@@ -84,7 +84,7 @@ class TestConnections:
         async def fail(*_: object) -> None:
             raise ExceptionGroup("", [RuntimeError("no such thing")])
 
-        async with open_face() as face:
+        async with running_http() as face:
             with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
                 patch.setattr(connection.HttpConnection, "_read", fail)
                 async with await face.connect() as stream:
@@ -94,7 +94,7 @@ class TestConnections:
             assert (await face.ask("GET", "/healthz")).status == 200
 
     async def test_the_number_of_connections_is_capped(self) -> None:
-        async with open_face(max_connections=2) as face:
+        async with running_http(max_connections=2) as face:
             async with await face.connect() as one, await face.connect() as two:
                 for stream in (one, two):
                     await stream.send_all(f"GET /healthz HTTP/1.1\r\nhost: {face.authority}\r\n\r\n".encode())
@@ -136,7 +136,7 @@ async def slow_reader(**keys: Any) -> AsyncIterator[tuple[Face, trio.SocketStrea
     listeners = bind_tcp("127.0.0.1", 0)
     for listener in listeners:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * KIB)
-    async with open_face(listeners, **keys) as face, await face.connect() as stream:
+    async with running_http(listeners, **keys) as face, await face.connect() as stream:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * KIB)
         yield face, stream
 
@@ -144,7 +144,7 @@ async def slow_reader(**keys: Any) -> AsyncIterator[tuple[Face, trio.SocketStrea
 class TestTheEnd:
     async def test_nothing_is_left_though_clients_idle_send_and_watch(self) -> None:
         before = open_descriptors()
-        async with open_face() as face:
+        async with running_http() as face:
             idle, kept, sending, watching = [await face.connect() for _ in range(4)]
             await kept.send_all(f"GET /healthz HTTP/1.1\r\nhost: {face.authority}\r\n\r\n".encode())
             assert (await read_answer(kept)).status == 200
@@ -186,14 +186,14 @@ class TestTheEnd:
             assert patience.deadline <= trio.current_time() + connection.LAST_WORD
 
     async def test_a_listener_is_closed_with_it(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             await face.end()
             with pytest.raises(OSError, match="failed"):
                 await face.connect()
 
     @pytest.mark.parametrize("words", [{}, {"args": ["drain"]}])
     async def test_who_asks_for_the_end_is_answered(self, words: dict[str, list[str]]) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             face.relay.on_shutdown = face.scope.cancel
             with structlog.testing.capture_logs() as logs:
                 answer = await face.post_json("shutdown", words)
@@ -212,14 +212,14 @@ class TestTheEnd:
                 await trio.lowlevel.checkpoint()
             face.scope.cancel()
 
-        async with open_face() as face:
+        async with running_http() as face:
             face.relay.on_shutdown = lambda: nursery.start_soon(end)
             answer = await face.post_json("shutdown", {})
             await face.ended.wait()
             assert answer.json["text"] == "stopping"
 
     async def test_a_stream_does_not_hold_up_the_end(self, autojump_clock: MockClock) -> None:
-        async with open_face() as face, await face.connect() as stream:
+        async with running_http() as face, await face.connect() as stream:
             await stream.send_all(f"GET /api/v1/watch HTTP/1.1\r\nHost: {face.authority}\r\n\r\n".encode())
             assert b"200" in await stream.receive_some()
             await until_watched(face, True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.http.face import open_face
+from tests.http.support import running_http
 from tunneld.http.origin import SERVLET
 
 
 class TestServlet:
     @pytest.mark.parametrize("method", ["GET", "POST"])
     async def test_the_two_calls_answer_with_a_uri_and_a_line_end(self, method: str) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             opened = await face.ask(method, f"{SERVLET}?method=openTunnel")
             (tunnel,) = face.relay.service.tunnels()
             assert (opened.status, opened.text) == (200, f"{tunnel.server_uri}\n")
@@ -24,7 +24,7 @@ class TestServlet:
 
     async def test_a_form_says_the_same_as_a_query(self) -> None:
         form = b"method=openTunnel&persist=yes&backend=tcp&name=one"
-        async with open_face() as face:
+        async with running_http() as face:
             answer = await face.ask("POST", SERVLET, form, content_type="application/x-www-form-urlencoded")
             assert answer.status == 200
             (tunnel,) = face.relay.service.tunnels()
@@ -47,7 +47,7 @@ class TestServlet:
         ],
     )
     async def test_a_mistake_is_a_phrase_and_a_sentence(self, query: str, status: str, sentence: str) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             answer = await face.ask("GET", f"{SERVLET}{query}")
             phrase, detail, end = answer.text.split("\n")
             assert (answer.status, phrase, end) == (int(status[:3]), status, "")
@@ -55,12 +55,12 @@ class TestServlet:
             assert list(face.relay.service.tunnels()) == []
 
     async def test_a_relay_that_drains_is_unavailable(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             face.relay.service.draining = True
             assert (await face.ask("GET", f"{SERVLET}?method=openTunnel")).status == 503
 
     async def test_head_opens_nothing(self) -> None:
-        async with open_face() as face:
+        async with running_http() as face:
             answer = await face.ask("HEAD", f"{SERVLET}?method=openTunnel")
             assert (answer.status, answer.headers["allow"]) == (405, "GET, POST")
             assert list(face.relay.service.tunnels()) == []

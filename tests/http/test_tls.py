@@ -16,7 +16,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.http.face import Answer, Face, open_face, read_answer
+from tests.http.support import Answer, Face, read_answer, running_http
 from tests.support.credentials import SECRET, credential
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_all
@@ -40,13 +40,13 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 
 def strict(*credentials: Credential) -> Authenticator:
-    """A gate for which those on loopback are strangers like others."""
+    """A authenticator for which those on loopback are strangers like others."""
     return Authenticator(lambda: credentials, PreauthLimiter(ControlSettings, exempt=lambda _host: False))
 
 
 @pytest.fixture
 async def face(papers: Papers) -> AsyncIterator[Face]:
-    async with open_face(gate=strict(ALICE), tls=papers.server) as face:
+    async with running_http(authenticator=strict(ALICE), tls=papers.server) as face:
         yield face
 
 
@@ -75,12 +75,12 @@ async def test_a_program_with_the_authority_and_a_secret_is_let_in(face: Face, p
 
 
 async def test_who_has_shown_a_secret_is_no_stranger_any_more(face: Face, papers: Papers) -> None:
-    assert face.gate is not None
+    assert face.authenticator is not None
     stream = await encrypted(face, papers.client)
     assert (await ask(face, stream)).status == 401
-    assert len(face.gate.preauth) == 1
+    assert len(face.authenticator.preauth) == 1
     assert (await ask(face, stream, BASIC)).status == 200
-    assert len(face.gate.preauth) == 0
+    assert len(face.authenticator.preauth) == 0
     assert (await ask(face, stream, BASIC)).status == 200
 
 
@@ -120,20 +120,20 @@ async def test_plain_http_is_told_so(face: Face) -> None:
 async def test_who_does_not_finish_a_handshake_has_a_deadline(
     papers: Papers, says: bytes, mock_clock: MockClock
 ) -> None:
-    async with open_face(gate=strict(ALICE), tls=papers.server) as face:
-        assert face.gate is not None
+    async with running_http(authenticator=strict(ALICE), tls=papers.server) as face:
+        assert face.authenticator is not None
         stream = await connect(Endpoint("tcp", face.host, face.port))
         await stream.send_all(says)
-        while not len(face.gate.preauth):
+        while not len(face.authenticator.preauth):
             await trio.lowlevel.checkpoint()
         await wait_all_tasks_blocked()
         mock_clock.jump(10)
         assert await is_dropped(stream)
-        assert not len(face.gate.preauth)
+        assert not len(face.authenticator.preauth)
 
 
 async def test_who_says_nothing_after_it_has_the_same_deadline(papers: Papers, mock_clock: MockClock) -> None:
-    async with open_face(gate=strict(ALICE), tls=papers.server) as face:
+    async with running_http(authenticator=strict(ALICE), tls=papers.server) as face:
         stream = await encrypted(face, papers.client)
         await wait_all_tasks_blocked(0.05)
         mock_clock.jump(10)
@@ -149,7 +149,7 @@ async def test_strangers_of_one_source_are_few(face: Face) -> None:
 
 
 async def test_an_answer_larger_than_the_kernel_takes_arrives_whole(papers: Papers) -> None:
-    async with open_face(gate=strict(credential("alice", role="admin")), tls=papers.server) as face:
+    async with running_http(authenticator=strict(credential("alice", role="admin")), tls=papers.server) as face:
         face.relay.facts = {"version": "x" * 4_000_000}
         stream = await encrypted(face, papers.client)
         await stream.send_all(
@@ -176,21 +176,23 @@ def named(papers: Papers) -> Sequence[Credential]:
 
 async def test_a_subject_lets_in_without_a_header(papers: Papers, named: Sequence[Credential]) -> None:
     context = contexts.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
-    async with open_face(gate=strict(*named), tls=papers.mutual) as face:
+    async with running_http(authenticator=strict(*named), tls=papers.mutual) as face:
         stream = await encrypted(face, context)
         assert (await ask(face, stream)).status == 200
-        assert face.gate is not None
-        assert len(face.gate.preauth) == 0
+        assert face.authenticator is not None
+        assert len(face.authenticator.preauth) == 0
 
 
 async def test_another_subject_of_the_same_authority_does_not(papers: Papers) -> None:
     context = contexts.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
-    async with open_face(gate=strict(Credential(name="c", certificate="subject:CN=other")), tls=papers.mutual) as face:
+    async with running_http(
+        authenticator=strict(Credential(name="c", certificate="subject:CN=other")), tls=papers.mutual
+    ) as face:
         assert (await ask(face, await encrypted(face, context))).status == 401
 
 
 async def test_without_a_certificate_nobody_comes_in(papers: Papers, named: Sequence[Credential]) -> None:
-    async with open_face(gate=strict(*named), tls=papers.mutual) as face:
+    async with running_http(authenticator=strict(*named), tls=papers.mutual) as face:
         stream = await encrypted(face, papers.client)  # in TLS 1.3 the client hears of it only afterwards
         with pytest.raises((trio.BrokenResourceError, RuntimeError)):
             await ask(face, stream)
@@ -198,13 +200,13 @@ async def test_without_a_certificate_nobody_comes_in(papers: Papers, named: Sequ
 
 async def test_where_a_certificate_is_all_that_is_asked_for_who_has_none_is_a_stranger(papers: Papers) -> None:
     context = contexts.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
-    async with open_face(gate=strict(), tls=papers.mutual) as face:
-        assert face.gate is not None
+    async with running_http(authenticator=strict(), tls=papers.mutual) as face:
+        assert face.authenticator is not None
         silent = await connect(Endpoint("tcp", face.host, face.port))
-        while not len(face.gate.preauth):
+        while not len(face.authenticator.preauth):
             await trio.lowlevel.checkpoint()
         assert (await ask(face, await encrypted(face, context))).status == 200
-        assert len(face.gate.preauth) == 1
+        assert len(face.authenticator.preauth) == 1
         await silent.aclose()
 
 

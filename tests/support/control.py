@@ -27,7 +27,7 @@ EVENTS = [{"event": "opened", "id": "t1"}, {"event": "closed", "id": "t1", "reas
 class Script:
     """What stands behind the server: it knows a few verbs and remembers what it was asked."""
 
-    asked: list[Request] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     callers: list[Caller] = field(default_factory=list)
     streams: int = 0
     streams_closed: int = 0
@@ -35,7 +35,7 @@ class Script:
 
     async def __call__(self, request: Request, caller: Caller) -> Reply:
         await trio.lowlevel.checkpoint()
-        self.asked.append(request)
+        self.requests.append(request)
         self.callers.append(caller)
         match request.verb:
             case "echo":
@@ -88,18 +88,18 @@ class Script:
         raise NoSuchTunnelError("no tunnel t1")
 
 
-class Person:
+class LineClient:
     """Somebody at the other end of a control connection, who types and reads lines."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self._lines = LineBuffer(MAX_REPLY_LINE)
 
-    async def types(self, text: str | bytes) -> None:
+    async def send(self, text: str | bytes) -> None:
         """Send octets as they are, or text as one line."""
         await self.stream.send_all(text if isinstance(text, bytes) else f"{text}\n".encode())
 
-    async def hears(self) -> str:
+    async def read_line(self) -> str:
         """The next line; empty where there is none any more."""
         while (line := self._lines.next_line()) is None:
             try:
@@ -111,23 +111,23 @@ class Person:
             self._lines.feed(data)
         return line.decode()
 
-    async def hears_verdict(self) -> str:
+    async def read_verdict(self) -> str:
         """The next line that is no item."""
-        while (line := await self.hears()).startswith("*"):
+        while (line := await self.read_line()).startswith("*"):
             pass
         return line
 
-    async def hears_all(self) -> list[str]:
+    async def read_all(self) -> list[str]:
         """Everything up to the end of the connection."""
         lines = []
-        while line := await self.hears():
+        while line := await self.read_line():
             lines.append(line)
         return lines
 
-    async def asks(self, text: str) -> str:
+    async def request(self, text: str) -> str:
         """Type a line and hear the verdict."""
-        await self.types(text)
-        return await self.hears_verdict()
+        await self.send(text)
+        return await self.read_verdict()
 
 
 @dataclass
@@ -143,17 +143,17 @@ class Server:
     scope: trio.CancelScope
 
     @asynccontextmanager
-    async def person(self) -> AsyncIterator[Person]:
+    async def client(self) -> AsyncIterator[LineClient]:
         """Somebody who is connected and was greeted."""
         async with await connect(self.endpoint) as stream:
-            person = Person(stream)
-            assert (await person.hears()).startswith("OK tunneld")
-            yield person
+            client = LineClient(stream)
+            assert (await client.read_line()).startswith("OK tunneld")
+            yield client
 
-    async def is_well(self) -> bool:
+    async def is_serving(self) -> bool:
         """Whether it serves somebody new."""
-        async with self.person() as person:
-            return await person.asks("echo well") == "OK well"
+        async with self.client() as client:
+            return await client.request("echo well") == "OK well"
 
 
 @asynccontextmanager
@@ -162,7 +162,7 @@ async def running_server(
     tls: ssl.SSLContext | None = None,
     host: str = "127.0.0.1",
     patience: float = PATIENCE,
-    gate: Authenticator | None = None,
+    authenticator: Authenticator | None = None,
 ) -> AsyncIterator[Server]:
     """A control server on a free port of loopback; the `async with` may take `patience` seconds of the test's clock."""
     door = ReloadableListener("control", sockets.bind_tcp(host, 0))
@@ -177,7 +177,7 @@ async def running_server(
                 lambda: server.settings,
                 lambda: tls,
                 server.script,
-                gate,
+                authenticator,
                 task_status=task_status,
             )
 

@@ -1,4 +1,4 @@
-"""Credentials for tests: cheap to check, and a gate that asks for them."""
+"""Credentials for tests: cheap to check, and a authenticator that asks for them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def credential(name: str, secret: str = SECRET, **keys: Any) -> Credential:
     return Credential(name=name, verifier=derive(secret, f"salt of {name}".encode(), MIN_ITERATIONS), **keys)
 
 
-def gate_of(*credentials: Credential) -> Authenticator:
-    """A gate with these credentials for ever."""
+def authenticator_of(*credentials: Credential) -> Authenticator:
+    """A authenticator with these credentials for ever."""
     return Authenticator(lambda: credentials)
 
 

@@ -72,7 +72,7 @@ async def test_a_wrong_pin_ends_every_connection_and_names_both(papers: Path, ve
             assert pin_of(papers) in str(caught.value)
             assert OTHER in str(caught.value)
             assert caught.value.exit_status == 76
-        assert server.script.asked == []
+        assert server.script.requests == []
 
 
 async def test_a_pin_that_differs_in_its_last_digit_is_another(papers: Path) -> None:

@@ -177,7 +177,7 @@ class TcpServerSide:
         return ""
 
     async def _hear_out(self, connection: socket.socket, peer: Any) -> None:
-        """Somebody who must show the key; see `Lobby.arrive`."""
+        """Somebody who must show the key; see `Handshakes.start`."""
         from tunneld.backends import keyed  # noqa: PLC0415  # only where there is a pump, as its lobby
 
         assert self._host.services.handshakes is not None

@@ -72,7 +72,7 @@ class _WebMuxPort:
         self._lobby.start(connection, peer, "webmux", partial(self._hear_out, connection, peer), timeout)
 
     async def _hear_out(self, connection: socket.socket, peer: Any) -> None:
-        """See `lobby.Hear`: one newcomer, until its tunnel has it or it is gone."""
+        """See `handshakes.Handshake`: one newcomer, until its tunnel has it or it is gone."""
         context = self._lobby.tls
         try:
             way = await shake_hands(connection, context, server_side=True) if context else connection

@@ -109,7 +109,7 @@ GUEST = "tunneld.guest"
 class ConnectionInfo:
     """Who is at the other end: a stranger, until a request of theirs has shown a credential."""
 
-    stranger: PreauthSlot = field(default_factory=PreauthSlot.mark_authenticated)
+    stranger: PreauthSlot = field(default_factory=PreauthSlot.exempt)
     certificate: bytes | None = None  # in DER, which TLS has verified
     deadline: float = math.inf  # in Trio's time, for the head of the first request
 

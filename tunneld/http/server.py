@@ -102,7 +102,7 @@ class HttpServer:
         asked = not self._gate.is_open or (context is not None and context.verify_mode != ssl.CERT_NONE)
         if not asked or strangers.is_exempt(host):
             refusal = strangers.refuse_penalised(host, now)
-            stranger = PreauthSlot.mark_authenticated() if refusal is None else refusal
+            stranger = PreauthSlot.exempt() if refusal is None else refusal
         else:
             stranger = strangers.acquire(host, now, random.random())
         if isinstance(stranger, PreauthRefusal):

@@ -130,7 +130,7 @@ class ReloadableListener:
             self._arrive(connection, address)
         except Exception:
             connection.close()
-            log.exception("could not take a connection: a bug", face=self.face)
+            log.exception("could not take a connection: a bug", service=self.face)
         return True
 
     def _cannot_accept(self, error: OSError) -> None:

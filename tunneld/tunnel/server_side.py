@@ -32,10 +32,12 @@ class Handshakes(Protocol):
     def tls(self) -> ssl.SSLContext | None:
         """For a handshake that begins now; None where this relay has no certificate."""
 
-    def start(self, connection: socket.socket, peer: Any, face: str, hear: Callable[[], Awaitable[None]]) -> None:
-        """Call `hear` for a newcomer, in a task that is bounded in time, unless there are too many strangers.
+    def start(
+        self, connection: socket.socket, peer: Any, service: str, handshake: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Run `handshake` for a new connection, in a task with a deadline, unless too many are unauthenticated.
 
-        `hear` takes the connection, or closes it and raises OSError or a `TunneldError` that says why.
+        `handshake` takes the connection, or closes it and raises OSError or a `TunneldError` that says why.
         """
 
 

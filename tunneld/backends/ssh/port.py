@@ -92,7 +92,7 @@ class _SshPort:
         self._lobby.start(connection, peer, "ssh", partial(self._hear_out, connection, peer), settings.login_timeout)
 
     async def _hear_out(self, connection: socket.socket, peer: Any) -> None:
-        """See `lobby.Hear`: a newcomer, until it is known or gone."""
+        """See `handshakes.Handshake`: one connection, until it is authenticated or gone."""
         guest = SshConnection(self._house, connection, peer)
         await self._nursery.start(self._host, guest)
         try:

@@ -83,13 +83,17 @@ class Face:
     relay: Relay
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # around `http.serve`
     ended: trio.Event = field(default_factory=trio.Event)
-    gate: Authenticator | None = None
+    authenticator: Authenticator | None = None
     tls: ssl.SSLContext | None = None
 
     async def serve(self, listeners: list[socket.socket], *, task_status: trio.TaskStatus[None]) -> None:
         with self.scope:
             await http.serve(
-                ReloadableListener("http", listeners), self.relay, self.gate, lambda: self.tls, task_status=task_status
+                ReloadableListener("http", listeners),
+                self.relay,
+                self.authenticator,
+                lambda: self.tls,
+                task_status=task_status,
             )
         self.ended.set()
 
@@ -172,9 +176,9 @@ async def read_answer(stream: trio.abc.ReceiveStream, method: str = "GET") -> An
 
 
 @asynccontextmanager
-async def open_face(
+async def running_http(
     listeners: list[socket.socket] | None = None,
-    gate: Authenticator | None = None,
+    authenticator: Authenticator | None = None,
     tls: ssl.SSLContext | None = None,
     **keys: Any,
 ) -> AsyncIterator[Face]:
@@ -188,7 +192,7 @@ async def open_face(
             await nursery.start(engine.run)
             service = TunnelService(lambda: settings, engine, BACKENDS)
             await nursery.start(service.run)
-            face = Face(host, port, Relay(settings, service), gate=gate, tls=tls)
+            face = Face(host, port, Relay(settings, service), authenticator=authenticator, tls=tls)
             await nursery.start(face.serve, listeners)
             yield face
             nursery.cancel_scope.cancel()
