@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from datetime import UTC, datetime
 
@@ -105,7 +106,9 @@ async def test_the_end_is_heard_of_without_a_call(last: bytes, reason: str) -> N
     async with fake_relay(saying(GREETING, last)) as relay, connect(str(relay)) as client:
         await client.wait_lost()
         await client.wait_lost()
-        with pytest.raises(RelayUnreachableError, match=f"^control connection to relay {relay} closed: {reason}"):
+        with pytest.raises(
+            RelayUnreachableError, match=f"^control connection to relay {relay} closed: {re.escape(reason)}"
+        ):
             await client.list()
 
 
