@@ -1,5 +1,6 @@
-"""Strangers: the decision, the penalties, and both on the line face. Sources are addresses of 127.0.0.0/8, of which the
-tests exempt one instead of all.
+"""Limits and penalties for unauthenticated connections: the decision, and both on the control and HTTP ports.
+
+Sources are addresses of 127.0.0.0/8, of which the tests exempt one instead of all.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def test_a_whole_ipv6_network_of_64_bits_is_one_source() -> None:
     assert isinstance(strangers.acquire("2001:db8:0:1::1", 0.0, 0.0), PreauthSlot)
 
 
-# On the line face
+# On the line relay
 
 
 async def test_over_max_startups_newcomers_are_told_and_leave_a_place_when_known() -> None:
@@ -263,15 +264,15 @@ async def test_a_penalty_of_one_face_holds_on_the_other(mock_clock: MockClock) -
     authenticator = Authenticator(lambda: (ALICE,), strangers)
     async with (
         running_server(settings, patience=LONG, authenticator=authenticator) as server,
-        running_http(authenticator=authenticator) as face,
+        running_http(authenticator=authenticator) as relay,
     ):
-        assert (await face.ask("GET", "/healthz")).status == 200
+        assert (await relay.request("GET", "/healthz")).status == 200
         for number in range(3):
-            answer = await face.ask("GET", "/api/v1/list", authorization=f"Bearer {number}")
+            answer = await relay.request("GET", "/api/v1/list", authorization=f"Bearer {number}")
             assert answer.status == 401
-        async with await face.connect() as stream:
+        async with await relay.connect() as stream:
             assert await is_dropped(stream)
         assert (await greeting(server, HOME)).startswith("ERR limit too many failed logins")
         assert strangers.refusals == {PreauthReason.PENALTY: 2}
         mock_clock.jump(5)
-        assert (await face.ask("GET", "/healthz")).status == 200
+        assert (await relay.request("GET", "/healthz")).status == 200

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from tests.http.support import Relay
+from tests.http.support import FakeDaemon
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.commands import COMMANDS, executor
 from tunneld.control.reply import Caller, Reply
@@ -19,26 +19,26 @@ from tunneld.policy.access import EVERYBODY, Grant, Role
 from tunneld.wire.lines import Item, parse_request
 
 ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)
-WHO: dict[str, Grant | None] = {"user": ALICE, "admin": ROOT, "stranger": None}
+GRANTS: dict[str, Grant | None] = {"user": ALICE, "admin": ROOT, "unauthenticated": None}
 
 
 @dataclass
-class House:
+class TwoTunnels:
     """A relay with two tunnels: alice's and bob's."""
 
-    relay: Relay
-    alices: str
-    bobs: str
+    daemon: FakeDaemon
+    of_alice: str
+    of_bob: str
 
-    async def ask(self, grant: Grant | None, line: str) -> Reply:
+    async def request(self, grant: Grant | None, line: str) -> Reply:
         owner = f"{grant.name}@127.0.0.1:9" if grant else "127.0.0.1:9"
         caller = Caller("127.0.0.1", owner, "127.0.0.1", grant)
-        return await executor(self.relay)(parse_request(line.encode()), caller)
+        return await executor(self.daemon)(parse_request(line.encode()), caller)
 
     async def outcome(self, grant: Grant | None, line: str) -> str:
         """The code of the refusal, or ok."""
         try:
-            reply = await self.ask(grant, line)
+            reply = await self.request(grant, line)
         except TunneldError as error:
             return error.code
         if reply.stream:
@@ -47,14 +47,14 @@ class House:
 
 
 @pytest.fixture
-async def house(service: TunnelService) -> House:
-    house = House(Relay(Settings(tunnels=TunnelSettings(ports="0")), service), "", "")
-    house.alices = (await house.ask(ALICE, "openTunnel")).text
-    house.bobs = (await house.ask(BOB, "openTunnel")).text
-    return house
+async def relay(service: TunnelService) -> TwoTunnels:
+    relay = TwoTunnels(FakeDaemon(Settings(tunnels=TunnelSettings(ports="0")), service), "", "")
+    relay.of_alice = (await relay.request(ALICE, "openTunnel")).text
+    relay.of_bob = (await relay.request(BOB, "openTunnel")).text
+    return relay
 
 
-#                        user, own    user, other's     admin   stranger
+#                        user, own    user, other's     admin   unauthenticated
 ABOUT_A_TUNNEL = {
     "getTunnelAddress {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "show {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
@@ -65,7 +65,7 @@ ABOUT_A_TUNNEL = {
     "leave {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "close {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
 }
-#              user   admin   stranger
+#              user   admin   unauthenticated
 ABOUT_ALL = {
     "openTunnel": ("ok", "ok", "not-allowed"),
     "list": ("ok", "ok", "not-allowed"),
@@ -88,37 +88,37 @@ def test_the_tables_have_every_verb() -> None:
 
 
 @pytest.mark.parametrize(("line", "expected"), ABOUT_A_TUNNEL.items())
-async def test_verbs_about_a_tunnel(house: House, line: str, expected: tuple[str, ...]) -> None:
-    assert await house.outcome(None, line.format(house.alices)) == expected[3]
-    assert await house.outcome(ALICE, line.format(house.bobs)) == expected[1]
-    assert await house.outcome(ALICE, line.format(house.alices)) == expected[0]
-    assert await house.outcome(ROOT, line.format(house.bobs)) == expected[2]
+async def test_verbs_about_a_tunnel(relay: TwoTunnels, line: str, expected: tuple[str, ...]) -> None:
+    assert await relay.outcome(None, line.format(relay.of_alice)) == expected[3]
+    assert await relay.outcome(ALICE, line.format(relay.of_bob)) == expected[1]
+    assert await relay.outcome(ALICE, line.format(relay.of_alice)) == expected[0]
+    assert await relay.outcome(ROOT, line.format(relay.of_bob)) == expected[2]
 
 
 @pytest.mark.parametrize(("line", "expected"), ABOUT_ALL.items())
-@pytest.mark.parametrize("who", WHO)
-async def test_verbs_about_all(house: House, line: str, expected: tuple[str, ...], who: str) -> None:
-    assert await house.outcome(WHO[who], line) == expected[list(WHO).index(who)]
+@pytest.mark.parametrize("role", GRANTS)
+async def test_verbs_about_all(relay: TwoTunnels, line: str, expected: tuple[str, ...], role: str) -> None:
+    assert await relay.outcome(GRANTS[role], line) == expected[list(GRANTS).index(role)]
 
 
 @pytest.mark.parametrize("verb", ["show", "close", "getTunnelAddress"])
-async def test_a_tunnel_of_others_is_as_unknown_as_none(house: House, verb: str) -> None:
+async def test_a_tunnel_of_others_is_as_unknown_as_none(relay: TwoTunnels, verb: str) -> None:
     told = []
-    for reference in (house.bobs, house.bobs.replace("127.0.0.1", "127.0.0.9")):
+    for reference in (relay.of_bob, relay.of_bob.replace("127.0.0.1", "127.0.0.9")):
         with pytest.raises(NoSuchTunnelError) as caught:
-            await house.ask(ALICE, f"{verb} {reference}")
+            await relay.request(ALICE, f"{verb} {reference}")
         told.append(str(caught.value).replace("127.0.0.9", "127.0.0.1"))
     assert told[0] == told[1]
 
 
-async def test_by_id_and_by_client_uri_too(house: House) -> None:
-    assert await house.outcome(ALICE, "show t2") == "no-such-tunnel"
-    client = house.relay.service.get_tunnel_address(house.bobs)
-    assert await house.outcome(ALICE, f"show {client}") == "no-such-tunnel"
+async def test_by_id_and_by_client_uri_too(relay: TwoTunnels) -> None:
+    assert await relay.outcome(ALICE, "show t2") == "no-such-tunnel"
+    client = relay.daemon.service.get_tunnel_address(relay.of_bob)
+    assert await relay.outcome(ALICE, f"show {client}") == "no-such-tunnel"
 
 
-async def test_a_list_has_what_one_may_see(house: House) -> None:
-    lists = {grant.name: (await house.ask(grant, "list")).items for grant in (ALICE, BOB, ROOT, EVERYBODY)}
+async def test_a_list_has_what_one_may_see(relay: TwoTunnels) -> None:
+    lists = {grant.name: (await relay.request(grant, "list")).items for grant in (ALICE, BOB, ROOT, EVERYBODY)}
     assert {name: [item["id"] for item in items] for name, items in lists.items()} == {
         "alice": ["t1"],
         "bob": ["t2"],
@@ -128,9 +128,9 @@ async def test_a_list_has_what_one_may_see(house: House) -> None:
     assert lists["alice"][0]["owner"] == "alice@127.0.0.1:9"
 
 
-async def test_a_name_that_begins_alike_is_another(house: House) -> None:
-    assert (await house.ask(Grant("ali"), "list")).items == []
-    assert (await house.ask(Grant(""), "list")).items == []
+async def test_a_name_that_begins_alike_is_another(relay: TwoTunnels) -> None:
+    assert (await relay.request(Grant("ali"), "list")).items == []
+    assert (await relay.request(Grant(""), "list")).items == []
 
 
 async def events_of(stream: AsyncGenerator[Item, None], count: int) -> list[tuple[object, object]]:
@@ -138,15 +138,15 @@ async def events_of(stream: AsyncGenerator[Item, None], count: int) -> list[tupl
         return [(event["event"], event.get("id")) for event in [await anext(stream) for _ in range(count)]]
 
 
-async def test_a_watch_tells_of_what_one_may_see(house: House, nursery: trio.Nursery) -> None:
-    streams = {grant.name: (await house.ask(grant, "watch")).stream for grant in (ALICE, ROOT)}
+async def test_a_watch_tells_of_what_one_may_see(relay: TwoTunnels, nursery: trio.Nursery) -> None:
+    streams = {grant.name: (await relay.request(grant, "watch")).stream for grant in (ALICE, ROOT)}
     first = {}
     for name, stream in streams.items():
         assert stream is not None
         first[name] = (await anext(stream))["event"]
-    await house.ask(BOB, f"close {house.bobs}")
-    await house.ask(ALICE, "openTunnel")
-    await house.ask(ALICE, f"close {house.alices}")
+    await relay.request(BOB, f"close {relay.of_bob}")
+    await relay.request(ALICE, "openTunnel")
+    await relay.request(ALICE, f"close {relay.of_alice}")
     alice, root = streams["alice"], streams["root"]
     assert alice is not None
     assert root is not None
@@ -155,21 +155,23 @@ async def test_a_watch_tells_of_what_one_may_see(house: House, nursery: trio.Nur
 
 
 @pytest.mark.parametrize("about", ["", " {}"])
-async def test_a_watch_tells_nothing_more_once_its_credential_is_gone_or_may_do_less(house: House, about: str) -> None:
+async def test_a_watch_tells_nothing_more_once_its_credential_is_gone_or_may_do_less(
+    relay: TwoTunnels, about: str
+) -> None:
     now: list[Grant | None] = [ROOT]
     caller = Caller("127.0.0.1", "root@127.0.0.1:9", "127.0.0.1", ROOT, lambda: now[0])
-    request = parse_request(f"watch{about.format(house.bobs)}".encode())
-    stream = (await executor(house.relay)(request, caller)).stream
+    request = parse_request(f"watch{about.format(relay.of_bob)}".encode())
+    stream = (await executor(relay.daemon)(request, caller)).stream
     assert stream is not None
     assert (await anext(stream))["event"] == "watching"
     now[0] = Grant("root")  # no admin any more
-    async with await trio.open_tcp_stream("127.0.0.1", house.relay.service.find(house.bobs).server_uri.port):
+    async with await trio.open_tcp_stream("127.0.0.1", relay.daemon.service.find(relay.of_bob).server_uri.port):
         await trio.testing.wait_all_tasks_blocked()  # "attached" is not told
         now[0] = ROOT
-        await house.ask(BOB, f"close {house.bobs}")
+        await relay.request(BOB, f"close {relay.of_bob}")
     assert (await anext(stream))["event"] == "closed"
     now[0] = None
-    await house.ask(ALICE, f"close {house.alices}")
+    await relay.request(ALICE, f"close {relay.of_alice}")
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
 
@@ -177,29 +179,29 @@ async def test_a_watch_tells_nothing_more_once_its_credential_is_gone_or_may_do_
 # Limits of a grant, in the service
 
 
-async def test_as_many_tunnels_as_granted_also_at_once(house: House) -> None:
+async def test_as_many_tunnels_as_granted_also_at_once(relay: TwoTunnels) -> None:
     carol = Grant("carol", max_tunnels=2)
     results: list[str] = []
 
     async def open_one() -> None:
-        results.append(await house.outcome(carol, "openTunnel"))
+        results.append(await relay.outcome(carol, "openTunnel"))
 
     async with trio.open_nursery() as nursery:
         for _ in range(4):
             nursery.start_soon(open_one)
     assert sorted(results) == ["limit", "limit", "ok", "ok"]
     with pytest.raises(LimitReachedError):
-        await house.ask(carol, "openTunnel")
-    mine = (await house.ask(carol, "list")).items[0]["id"]
-    await house.ask(carol, f"close {mine}")
-    assert await house.outcome(carol, "openTunnel") == "ok"
+        await relay.request(carol, "openTunnel")
+    mine = (await relay.request(carol, "list")).items[0]["id"]
+    await relay.request(carol, f"close {mine}")
+    assert await relay.outcome(carol, "openTunnel") == "ok"
 
 
-async def test_a_tunnel_that_could_not_be_opened_does_not_count(house: House) -> None:
+async def test_a_tunnel_that_could_not_be_opened_does_not_count(relay: TwoTunnels) -> None:
     carol = Grant("carol", max_tunnels=1)
     with pytest.raises(UsageError):
-        await house.ask(carol, "openTunnel egtp")
-    assert await house.outcome(carol, "openTunnel") == "ok"
+        await relay.request(carol, "openTunnel egtp")
+    assert await relay.outcome(carol, "openTunnel") == "ok"
 
 
 @pytest.mark.parametrize(("granted", "configured", "holds"), [(2, 3, 2), (3, 2, 2), (None, 3, 3)])
@@ -207,24 +209,24 @@ async def test_the_lower_limit_of_visitors_holds(
     service: TunnelService, tunnel_settings: TunnelSettings, granted: int | None, configured: int, holds: int
 ) -> None:
     service._settings = lambda: Settings(tunnels=tunnel_settings.model_copy(update={"max_visitors": configured}))
-    house = House(Relay(Settings(), service), "", "")
-    await house.ask(Grant("carol", max_visitors=granted), "openTunnel")
+    relay = TwoTunnels(FakeDaemon(Settings(), service), "", "")
+    await relay.request(Grant("carol", max_visitors=granted), "openTunnel")
     assert service.tunnels()[0].spec.settings.max_visitors == holds
 
 
-async def test_the_ttl_of_a_grant_reaches_the_tunnel(house: House) -> None:
-    await house.ask(Grant("carol", max_ttl=60.0), "openTunnel")
-    assert house.relay.service.tunnels()[-1].spec.options.ttl == 60.0
+async def test_the_ttl_of_a_grant_reaches_the_tunnel(relay: TwoTunnels) -> None:
+    await relay.request(Grant("carol", max_ttl=60.0), "openTunnel")
+    assert relay.daemon.service.tunnels()[-1].spec.options.ttl == 60.0
 
 
-async def test_what_is_not_granted_is_refused_and_nothing_is_left(house: House) -> None:
+async def test_what_is_not_granted_is_refused_and_nothing_is_left(relay: TwoTunnels) -> None:
     with pytest.raises(NotAllowedError):
-        await house.ask(Grant("carol", backends=("webmux",)), "openTunnel")
-    assert len(house.relay.service.tunnels()) == 2
+        await relay.request(Grant("carol", backends=("webmux",)), "openTunnel")
+    assert len(relay.daemon.service.tunnels()) == 2
 
 
-async def test_tunnels_of_a_removed_credential_drain(house: House) -> None:
-    await house.ask(EVERYBODY, "openTunnel")
-    house.relay.service.drain_revoked({"bob"})
+async def test_tunnels_of_a_removed_credential_drain(relay: TwoTunnels) -> None:
+    await relay.request(EVERYBODY, "openTunnel")
+    relay.daemon.service.drain_revoked({"bob"})
     await trio.testing.wait_all_tasks_blocked()
-    assert [item["id"] for item in (await house.ask(ROOT, "list")).items] == ["t2", "t3"]
+    assert [item["id"] for item in (await relay.request(ROOT, "list")).items] == ["t2", "t3"]
