@@ -360,7 +360,7 @@ async def test_a_socket_that_strangers_reach_needs_what_such_a_host_would_need(t
         command, variables, fds = systemd.command()
         done = await trio.run_process(command, capture_stderr=True, check=False, pass_fds=fds, env=variables)
     assert done.returncode == 78
-    assert b'control.open_to_anyone: is false, but host "0.0.0.0" lets strangers open tunnels: set ' in done.stderr
+    assert b'control.open_to_anyone: is false, but host "0.0.0.0" lets anyone open tunnels: set ' in done.stderr
 
 
 async def test_a_person_restarts_it_and_is_told_when_it_is_back(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from tunneld.auth.preauth import PreauthLimiter, PreauthRefusal
-from tunneld.config.credentials import Credential, own_digest, own_salt
+from tunneld.config.credentials import Credential, default_salt, process_digest
 from tunneld.config.schema import ControlSettings
 from tunneld.policy.access import Grant
 from tunneld.policy.rates import LogLimiter, Rate
@@ -93,7 +93,7 @@ class Authenticator:
         time until the refusal reveals nothing.
         """
         verifier = self.verifier_of(name)
-        digest = own_digest("right", name, secret, verifier.reveal())
+        digest = process_digest("right", name, secret, verifier.reveal())
         credential = self.admit(name, host)
         if credential is not None and digest in self._verified:  # a keyed digest: the time of this lookup leaks nothing
             return credential
@@ -149,11 +149,11 @@ class Authenticator:
     def _decoy_verifier(self, name: str) -> Verifier:
         """A verifier for a name without one, with the iteration count and salt length of an existing verifier."""
         proofs = [credential.proof for credential in self._credentials() if credential.proof is not None]
-        salt, iterations = own_salt(name), ITERATIONS
+        salt, iterations = default_salt(name), ITERATIONS
         if proofs:
-            model = proofs[own_digest("model", name)[0] % len(proofs)]
+            model = proofs[process_digest("model", name)[0] % len(proofs)]
             salt, iterations = (salt * len(model.salt))[: len(model.salt)], model.iterations
-        return Verifier(iterations, salt, own_digest("stored", name), own_digest("server", name))
+        return Verifier(iterations, salt, process_digest("stored", name), process_digest("server", name))
 
     def _remember(self, digest: bytes) -> None:
         if len(self._verified) >= MAX_VERIFIED_SECRETS:
