@@ -70,9 +70,9 @@ async def test_who_gives_up_in_the_middle_of_a_handshake_has_failed_nothing(pape
     settings = ControlSettings()
     authenticator = authenticator_with(settings)
     hello = ssl.MemoryBIO()
-    client = papers.client.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="127.0.0.1")
+    handshake = papers.client.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="127.0.0.1")
     with pytest.raises(ssl.SSLWantReadError):
-        client.do_handshake()
+        handshake.do_handshake()
     said = hello.read()
     async with running_server(settings, papers.server, authenticator=authenticator) as server:
         for _ in range(5):

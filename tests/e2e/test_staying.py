@@ -107,7 +107,7 @@ async def test_one_shot_and_persistent_tunnels_wait_on(tmp_path: Path) -> None:
         once, many = await opened(relay, "tcp"), await opened(relay, "tcp", "persist=yes")
         early, parked = await connect(once[1]), await connect(many[0])
         await early.send_all(b"early")
-        assert "starting again, with 2 tunnels" in await relay.ask("restart")
+        assert "restarting with 2 tunnels" in await relay.ask("restart")
         await relay.wait_logged("ready", 2)
         assert await read_exactly(await connect(once[0]), 5) == b"early"
         visitor = await connect(many[1])

@@ -103,7 +103,7 @@ class TestApi:
             ("PUT", "/api/v1/list", 405, "usage", "does not support PUT, only GET, HEAD, POST"),
             ("GET", "/api/v1/show?ref=t9", 404, "no-such-tunnel", "no open tunnel is called 't9'"),
             ("GET", "/api/v1/show", 400, "usage", "usage: show URI|ID"),
-            ("GET", "/api/v1/list?persist=yes", 400, "usage", "list takes no persist="),
+            ("GET", "/api/v1/list?persist=yes", 400, "usage", "list does not accept persist="),
             ("GET", "/api/v1/quit", 400, "usage", "over HTTP, close the connection instead"),
         ],
     )

@@ -85,7 +85,7 @@ async def test_lists_are_arrays_of_structs_and_other_verbs_return_text() -> None
     async with running_http() as relay:
         said = await relay.with_stock_client(talk)
         assert said[:3] == [[], True, True]
-        assert said[3:] == ["closed 0 parked server connections of t1", "draining t1, 0 visitors left", []]
+        assert said[3:] == ["closed 0 idle server connections of t1", "draining t1, 0 visitors left", []]
 
 
 async def test_counters_beyond_32_bits_reach_the_stock_client() -> None:
@@ -104,7 +104,7 @@ async def test_introspection() -> None:
         expected = {f"tunnel.{row.verb}" for row in COMMANDS.values()} - {"tunnel.auth", "tunnel.quit", "tunnel.watch"}
         assert set(methods) == expected  # type: ignore[arg-type]
         help_text = await relay.with_stock_client(lambda proxy: proxy.system.methodHelp("tunnel.close"))
-        assert help_text == "close URI|ID [keep]: stop a tunnel now; with keep, its address stays reserved"
+        assert help_text == "close URI|ID [keep]: close a tunnel now; with keep, its address stays reserved"
         assert (await fault_of(relay, "system.shutdown"))[0] == FAULTS["usage"]
 
 
@@ -130,7 +130,7 @@ def test_every_verb_that_answers_with_items_is_in_the_table_of_commands() -> Non
         ("openTunnel", ({"ttl": -1},), "usage", "option ttl='-1'"),
         ("openTunnel", ({"ttl": [1]},), "usage", "option ttl is neither a string, a number nor a boolean"),
         ("openTunnel", ({"ttl": {}}, "tcp"), "usage", "argument 1 is neither a string nor an integer but a struct"),
-        ("list", ({"ttl": 1},), "usage", "list takes no ttl="),
+        ("list", ({"ttl": 1},), "usage", "list does not accept ttl="),
         ("tunnel.sing", (), "usage", "unrecognized verb 'sing'"),
         ("tunnel.quit", (), "usage", "quit ends a connection of the control protocol"),
         ("tunnel.watch", (), "usage", "use GET /api/v1/watch"),
