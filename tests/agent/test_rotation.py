@@ -11,7 +11,7 @@ import trio
 
 from tests.agent.support import Told, echo, exposed, local_server
 from tests.agent.test_expose import address, ask
-from tests.control.test_auth_daemon import HEAD, Running, running
+from tests.control.test_daemon_auth import HEAD, Running, running
 from tests.support.credentials import SECRET, credential
 from tests.support.people import connect, read_exactly
 from tunneld.agent import access, backoff, session
@@ -61,9 +61,7 @@ async def test_an_agent_with_its_secret_in_a_file_waits_for_the_new_one_and_its_
             assert await read_exactly(stream, 6) == b"before"
             async with rotated(relay, "another"):
                 first, second = await told.wait_for("reconnecting"), await told.wait_for("reconnecting", 2)
-                assert (
-                    first["reason"] == "credential 'alice' was removed or its secret changed since you authenticated"
-                )
+                assert first["reason"] == "credential 'alice' was removed or its secret changed since you authenticated"
                 assert str(second["reason"]).endswith(
                     "check its name and its secret; waiting for another one in its file"
                 )

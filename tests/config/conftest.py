@@ -1,4 +1,4 @@
-"""Real certificates in a folder whose names need quoting in TOML."""
+"""Real certificates in a folder with names that need quoting in TOML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The line face over real sockets: what it says to people who behave."""
+"""The control port over real sockets, with well-behaved clients."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tunneld import __version__
 
 GREETING = f"OK tunneld {__version__} protocol=1 auth=none"
 LONG = 1e6
-"""Seconds of a clock that the test moves by hand."""
+"""Timeout of a test in seconds of a mock clock, which the test advances by hand."""
 
 
-async def test_it_greets() -> None:
+async def test_the_greeting() -> None:
     async with running_server() as server, await connect(server.endpoint) as stream:
         assert await LineClient(stream).read_line() == GREETING
 
 
-async def test_it_answers_with_items_and_a_verdict() -> None:
+async def test_a_reply_has_items_and_a_status_line() -> None:
     async with running_server() as server, server.client() as client:
         await client.send("list 2")
         assert [await client.read_line() for _ in range(3)] == [
@@ -32,7 +32,7 @@ async def test_it_answers_with_items_and_a_verdict() -> None:
         ]
 
 
-async def test_a_long_list_arrives_whole() -> None:
+async def test_a_long_reply_arrives_whole() -> None:
     async with running_server() as server, server.client() as client:
         await client.send("list 5000\nquit")
         items = [f'* id=t{number} name="a b"' for number in range(5000)]
@@ -40,26 +40,26 @@ async def test_a_long_list_arrives_whole() -> None:
 
 
 @pytest.mark.parametrize("line", [b"echo hi\n", b"ECHO hi\r\n", b"\n\r\n  \necho 'hi'\n"])
-async def test_it_reads_what_people_type(line: bytes) -> None:
+async def test_line_ends_quotes_and_case_are_accepted(line: bytes) -> None:
     async with running_server() as server, server.client() as client:
         await client.send(line)
         assert await client.read_line() == "OK hi"
 
 
-async def test_a_request_may_come_octet_by_octet() -> None:
+async def test_a_request_may_arrive_byte_by_byte() -> None:
     async with running_server() as server, server.client() as client:
-        for octet in b"echo slow\r\n":
-            await client.send(bytes([octet]))
+        for byte in b"echo slow\r\n":
+            await client.send(bytes([byte]))
         assert await client.read_line() == "OK slow"
 
 
-async def test_a_refusal_has_its_code_and_the_connection_goes_on() -> None:
+async def test_an_error_has_its_code_and_the_connection_continues() -> None:
     async with running_server() as server, server.client() as client:
         assert await client.request("show t9") == "ERR no-such-tunnel no tunnel t9"
         assert await client.request("echo on") == "OK on"
 
 
-async def test_a_bug_is_logged_once_told_without_secrets_and_the_connection_goes_on() -> None:
+async def test_a_bug_is_logged_once_and_reported_without_details() -> None:
     async with running_server() as server, server.client() as client:
         with capture_logs() as logs:
             assert (
@@ -70,11 +70,11 @@ async def test_a_bug_is_logged_once_told_without_secrets_and_the_connection_goes
         assert await client.request("echo on") == "OK on"
 
 
-async def test_an_item_that_cannot_be_said_is_our_bug_and_closes_its_stream() -> None:
+async def test_an_item_that_cannot_be_formatted_is_a_bug_and_closes_its_stream() -> None:
     async with running_server() as server, server.client() as client:
         assert (await client.request("unspeakable")).startswith("ERR internal")
         assert await client.request("echo on") == "OK on"
-        assert server.script.streams == 0  # it was closed before it began
+        assert server.script.streams == 0  # it was closed before it started
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
@@ -83,7 +83,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
         assert [await client.read_line() for _ in range(500)] == [f"OK {number}" for number in range(500)]
 
 
-async def test_who_asks_is_told_to_the_command() -> None:
+async def test_a_command_gets_the_caller() -> None:
     async with running_server(host="") as server, server.client() as client:
         await client.request("echo")
         (caller,) = server.script.callers
@@ -102,15 +102,15 @@ async def test_quit_ends_the_connection() -> None:
         assert await client.read_all() == ["OK bye"]
 
 
-async def test_somebody_who_ends_first_still_hears_all_answers() -> None:
+async def test_a_half_closed_client_gets_all_replies() -> None:
     async with running_server() as server, await connect(server.endpoint) as stream:
         await stream.send_all(b"echo one\nlist 3000\necho two\n")
         await stream.send_eof()
-        verdicts = [line for line in await LineClient(stream).read_all() if not line.startswith("*")]
-        assert verdicts == [GREETING, "OK one", "OK 3000 tunnels", "OK two"]
+        statuses = [line for line in await LineClient(stream).read_all() if not line.startswith("*")]
+        assert statuses == [GREETING, "OK one", "OK 3000 tunnels", "OK two"]
 
 
-async def test_an_unfinished_last_line_is_not_carried_out() -> None:
+async def test_an_unfinished_last_line_is_not_executed() -> None:
     async with running_server() as server, server.client() as client:
         assert isinstance(client.stream, trio.SocketStream)
         await client.send(b"close t1")  # of "close t12", perhaps

@@ -1,4 +1,4 @@
-"""Peers that are slow, silent, many, or gone, and a machine that runs out, cost their own connection."""
+"""Slow, silent, many and vanished peers, and a shortage of descriptors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tunneld.net import sockets
 
 GREETING = f"OK tunneld {__version__} protocol=1 auth=none"
 LONG = 1e6
-"""Seconds of a clock that the test moves by hand."""
+"""Timeout of a test in seconds of a mock clock, which the test advances by hand."""
 
 
-async def test_silent_people_hold_nobody_up() -> None:
+async def test_silent_connections_delay_no_other_client() -> None:
     async with running_server() as server:
         silent = [await connect(server.endpoint) for _ in range(50)]
         assert await server.is_serving()
@@ -29,7 +29,7 @@ async def test_silent_people_hold_nobody_up() -> None:
             await stream.aclose()
 
 
-async def test_over_the_cap_one_is_told_and_turned_away_until_somebody_leaves() -> None:
+async def test_over_max_connections_a_client_is_refused_with_the_reason() -> None:
     async with running_server(ControlSettings(max_connections=2)) as server:
         with capture_logs() as logs:
             async with server.client(), server.client() as second:
@@ -41,23 +41,23 @@ async def test_over_the_cap_one_is_told_and_turned_away_until_somebody_leaves() 
                 assert await second.request("quit") == "OK bye"
                 assert await second.read_line() == ""
                 assert await server.is_serving()
-        assert [log["log_level"] for log in logs if log["log_level"] != "debug"] == ["warning"]  # said once
+        assert [log["log_level"] for log in logs if log["log_level"] != "debug"] == ["warning"]  # logged once
 
 
-async def test_a_reload_applies_to_what_is_running() -> None:
+async def test_a_reload_applies_to_a_running_server() -> None:
     async with running_server(ControlSettings(max_connections=1)) as server, server.client():
         server.settings = ControlSettings(max_connections=2)
         assert await server.is_serving()
 
 
-async def test_an_idle_connection_is_told_and_closed(mock_clock: MockClock) -> None:
+async def test_an_idle_connection_is_closed_with_the_reason(mock_clock: MockClock) -> None:
     async with running_server(ControlSettings(idle_timeout=600.0), patience=LONG) as server, server.client() as client:
         await wait_all_tasks_blocked()
         mock_clock.jump(601)
         assert await client.read_all() == ["ERR limit no request for 600 s (control.idle_timeout); connect again"]
 
 
-async def test_dripping_octets_is_idling(mock_clock: MockClock) -> None:
+async def test_dripping_bytes_is_idling(mock_clock: MockClock) -> None:
     async with running_server(ControlSettings(idle_timeout=600.0), patience=LONG) as server, server.client() as client:
         for _ in range(3):
             await client.send(b"x")
@@ -66,7 +66,7 @@ async def test_dripping_octets_is_idling(mock_clock: MockClock) -> None:
         assert (await client.read_line()).startswith("ERR limit")
 
 
-async def test_any_line_keeps_a_connection_alive_even_an_empty_one(mock_clock: MockClock) -> None:
+async def test_an_empty_line_keeps_a_connection_alive(mock_clock: MockClock) -> None:
     async with running_server(ControlSettings(idle_timeout=600.0), patience=LONG) as server, server.client() as client:
         for _ in range(5):
             await client.send("")
@@ -75,7 +75,7 @@ async def test_any_line_keeps_a_connection_alive_even_an_empty_one(mock_clock: M
         assert await client.request("echo alive") == "OK alive"
 
 
-async def test_somebody_who_watches_is_not_idle(mock_clock: MockClock) -> None:
+async def test_a_watch_is_not_idle(mock_clock: MockClock) -> None:
     async with running_server(patience=LONG) as server, server.client() as client:
         await client.send("watch")
         assert [(await client.read_line()).split("=")[1] for _ in range(3)] == ["watching", "opened id", "closed id"]
@@ -84,7 +84,7 @@ async def test_somebody_who_watches_is_not_idle(mock_clock: MockClock) -> None:
         assert await client.request("") == "OK watched"
 
 
-async def test_a_flood_without_reading_is_held_back_and_ended(mock_clock: MockClock) -> None:
+async def test_a_client_that_sends_without_reading_is_throttled_and_closed(mock_clock: MockClock) -> None:
     async with running_server(ControlSettings(write_timeout=30.0), patience=LONG) as server, server.client() as client:
 
         async def flood() -> None:
@@ -99,7 +99,7 @@ async def test_a_flood_without_reading_is_held_back_and_ended(mock_clock: MockCl
             await wait_all_tasks_blocked(0.01)
             asked = len(server.script.requests)
             await wait_all_tasks_blocked(0.01)
-            assert len(server.script.requests) == asked  # it does not read what it cannot answer
+            assert len(server.script.requests) == asked  # the server does not read requests that it cannot answer
             assert await server.is_serving()
             mock_clock.jump(31)
             await wait_all_tasks_blocked(0.01)
@@ -123,7 +123,7 @@ async def test_a_slow_reader_of_a_long_list_is_served_while_it_reads(mock_clock:
             received = received[-100:] + chunk
 
 
-async def test_a_reader_that_stops_is_left(mock_clock: MockClock) -> None:
+async def test_a_client_that_stops_reading_is_closed(mock_clock: MockClock) -> None:
     async with running_server(ControlSettings(write_timeout=30.0), patience=LONG) as server, server.client() as client:
         await client.send("list 500000")
         await wait_all_tasks_blocked(0.01)
@@ -131,7 +131,7 @@ async def test_a_reader_that_stops_is_left(mock_clock: MockClock) -> None:
         assert (await client.read_all())[-1].startswith("*")
 
 
-async def test_somebody_who_breaks_off_anywhere_costs_nothing() -> None:
+async def test_a_reset_at_any_point_releases_the_connection() -> None:
     async with running_server(ControlSettings(max_connections=3)) as server:
         with capture_logs() as logs:
             for text in (b"", b"x", b"list 100000\n" * 5, b"watch\n", b"GET / HTTP/1.1\n", b"x" * 10_000):
@@ -143,7 +143,7 @@ async def test_somebody_who_breaks_off_anywhere_costs_nothing() -> None:
         assert {log["log_level"] for log in logs} <= {"debug", "info"}
 
 
-async def test_out_of_descriptors_it_waits_says_so_once_and_recovers(mock_clock: MockClock) -> None:
+async def test_a_shortage_of_descriptors_is_logged_once_and_recovered_from(mock_clock: MockClock) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with running_server(patience=LONG) as server, server.client() as friend:
         with socket.socket() as late, capture_logs() as logs:
@@ -165,7 +165,7 @@ async def test_out_of_descriptors_it_waits_says_so_once_and_recovers(mock_clock:
         assert problems == [("control accepts no connections for now", "too many open files")]
 
 
-async def test_when_it_stops_every_connection_ends_and_nothing_is_left() -> None:
+async def test_stopping_closes_every_connection() -> None:
     before = sockets.open_descriptors()
     async with running_server() as server:
         async with server.client() as one, server.client() as two:

@@ -1,4 +1,4 @@
-"""A control server with a scripted daemon behind it, and the people who talk to it."""
+"""A control server with a scripted daemon behind it, and a client for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVENTS = [{"event": "opened", "id": "t1"}, {"event": "closed", "id": "t1", "reas
 
 @dataclass
 class Script:
-    """What stands behind the server: it knows a few verbs and remembers what it was asked."""
+    """The `Execute` of the server: it supports a few verbs and records requests and callers."""
 
     requests: list[Request] = field(default_factory=list)
     callers: list[Caller] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Script:
         return Reply()
 
     async def stream(self, once: bool) -> AsyncGenerator[Item, None]:
-        """The two events of a watch, then silence until it is closed, or the end."""
+        """The two events of a watch; then it ends if `once`, or waits until it is closed."""
         self.streams += 1
         try:
             for event in EVENTS:
@@ -74,7 +74,7 @@ class Script:
             self.streams_closed += 1
 
     async def endless_stream(self) -> AsyncGenerator[Item, None]:
-        """More events than anybody reads."""
+        """Endless large events."""
         self.streams += 1
         try:
             while True:
@@ -89,18 +89,18 @@ class Script:
 
 
 class LineClient:
-    """Somebody at the other end of a control connection, who types and reads lines."""
+    """The client side of a control connection, which sends and reads lines."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self._lines = LineBuffer(MAX_REPLY_LINE)
 
     async def send(self, text: str | bytes) -> None:
-        """Send octets as they are, or text as one line."""
+        """Send bytes unchanged, or text as one line."""
         await self.stream.send_all(text if isinstance(text, bytes) else f"{text}\n".encode())
 
     async def read_line(self) -> str:
-        """The next line; empty where there is none any more."""
+        """The next line; empty at the end of the connection."""
         while (line := self._lines.next_line()) is None:
             try:
                 data = await self.stream.receive_some(65536)
@@ -111,8 +111,8 @@ class LineClient:
             self._lines.feed(data)
         return line.decode()
 
-    async def read_verdict(self) -> str:
-        """The next line that is no item."""
+    async def read_status(self) -> str:
+        """The next line that is not an item."""
         while (line := await self.read_line()).startswith("*"):
             pass
         return line
@@ -125,9 +125,9 @@ class LineClient:
         return lines
 
     async def request(self, text: str) -> str:
-        """Type a line and hear the verdict."""
+        """Send a line and return the status line of the reply."""
         await self.send(text)
-        return await self.read_verdict()
+        return await self.read_status()
 
 
 @dataclass
@@ -144,14 +144,14 @@ class Server:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[LineClient]:
-        """Somebody who is connected and was greeted."""
+        """A client that is connected and has read the greeting."""
         async with await connect(self.endpoint) as stream:
             client = LineClient(stream)
             assert (await client.read_line()).startswith("OK tunneld")
             yield client
 
     async def is_serving(self) -> bool:
-        """Whether it serves somebody new."""
+        """Whether it serves a new connection."""
         async with self.client() as client:
             return await client.request("echo well") == "OK well"
 

@@ -3,7 +3,7 @@ random number are arguments.
 
 **Limits.** A connection is unauthenticated until its TLS handshake and authentication are done. Each costs a
 descriptor, a task and memory, so their number is limited, as in OpenSSH's `MaxStartups`: the more there are, the
-likelier the next one is refused at random. Random refusal means that an attacker who holds every place cannot shut
+likelier the next one is refused at random. Random refusal means that an attacker that holds every place cannot shut
 honest peers out for certain. A source, which is an IPv4 address or the /64 of an IPv6 address, also has a limit of its
 own, and a penalty once it has failed.
 
@@ -20,7 +20,7 @@ A source is forgiven completely when `max_penalty` seconds have passed since its
 failure, if that brought no refusal). With the defaults and perfect timing, one source gets 34 guesses an hour.
 
 Memory holds `max_sources` sources. When it is full, the source with the fewest failures is forgotten, and among equals
-the one whose last failure is oldest. To be forgotten, a source needs that many other sources that have failed at least
+the one with the oldest last failure. To be forgotten, a source needs that many other sources that have failed at least
 as often; an attacker that has them can guess from each of them anyway, and gains nothing by clearing one. No source
 pays for another: with one penalty shared by all unknown sources, a flood would lock everyone out.
 """
@@ -120,7 +120,7 @@ class PreauthLimiter:
         return PreauthSlot(lambda: self._count(source, -1), lambda at: self.fail(host, at))
 
     def refuse_penalised(self, host: str, now: float) -> PreauthRefusal | None:
-        """The refusal of a connection whose source has a penalty, counted; else None. For connections that take no
+        """The refusal of a connection from a source with a penalty, counted; else None. For connections that take no
         place.
         """
         return self._decide(PreauthCounts(0, 0, self.penalty(host, now)), 0.0)

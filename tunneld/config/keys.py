@@ -90,7 +90,7 @@ AnyTable = TypeVar("AnyTable", bound=Table)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One key whose value differs; None is a key that is not set. `live`: a reload applies it."""
+    """One key with a different value; None is a key that is not set. `live`: a reload applies it."""
 
     key: str
     old: object

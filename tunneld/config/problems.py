@@ -104,7 +104,7 @@ def _unrecognized(path: Sequence[str | int], kind: str, root: type[Table]) -> st
 
 def check_reach(settings: Settings, service: str, host: str) -> None:
     """Raise `ConfigError` unless `service` may listen on `host`, where its listener was passed in, by systemd for
-    example: the rules are those for a configured `host`.
+    example: the rules for a configured `host` apply.
     """
     table: ControlSettings | HttpSettings
     if service == "control":

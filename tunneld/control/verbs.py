@@ -47,7 +47,7 @@ class DaemonControl(Protocol):
         """Stop the process; with `drain`, connections may finish first."""
 
     async def restart(self) -> None:
-        """Begin to replace the process by the installed program. Raises `ConfigError`, `DrainingError`, `UsageError`."""
+        """Begin to replace the process by the installed one. Raises `ConfigError`, `DrainingError` or `UsageError`."""
 
 
 async def open_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:

@@ -4,7 +4,7 @@ The relay listens on loopback, and without credentials any program on the machin
 browser on that machine could send requests through the browser; with credentials, the browser may store one and add it
 by itself. Four checks prevent this:
 
-- *Host.* For the browser, a page whose own name points at 127.0.0.1 (DNS rebinding) has the same origin as the relay,
+- *Host.* For the browser, a page with a name that points at 127.0.0.1 (DNS rebinding) has the same origin as the relay,
   but its requests still carry its name. Only the names of loopback, our own address, the configured host and
   `http.allowed_hosts` are accepted. A request without Host is HTTP/1.0 and not from a browser.
 - *Origin, Sec-Fetch-Site, and Referer if both are missing.* With these, browsers say where a request comes from, and

@@ -45,7 +45,7 @@ async def execute_request(execute: Execute, request: Request, caller: Caller) ->
 
 
 def caller_of(scope: Scope) -> Caller:
-    """Who made a request: the address of the connection, never one from a header, and the grant that `AuthMiddleware`
+    """The caller of a request: the address of the connection, never one from a header, and the grant that `AuthMiddleware`
     stored.
     """
     _, port = scope["client"] or ("", 0)
@@ -78,7 +78,7 @@ def bare_address(address: str) -> str:
 
 
 def as_fields(item: Item) -> dict[str, Value]:
-    """An item without the keys whose value is None, as in the control protocol."""
+    """An item without the keys that have the value None, as in the control protocol."""
     return {key: value for key, value in item.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""Peers that talk nonsense, or something else than our protocol, cost their own connection."""
+"""Garbage and other protocols on the control port end only their own connection."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tunneld.wire.lines import MAX_LINE
 
 GREETING = f"OK tunneld {__version__} protocol=1 auth=none"
 LONG = 1e6
-"""Seconds of a clock that the test moves by hand."""
+"""Timeout of a test in seconds of a mock clock, which the test advances by hand."""
 
 
-async def test_unreadable_lines_are_refused_one_by_one() -> None:
+async def test_unreadable_lines_are_refused_individually() -> None:
     async with running_server() as server, server.client() as client:
         for line in (b"\xff\n", b"a\0b\n", b"close 'x\n", b"@\n"):
             await client.send(line)
@@ -26,18 +26,18 @@ async def test_unreadable_lines_are_refused_one_by_one() -> None:
         assert await client.request("echo on") == "OK on"
 
 
-async def test_nothing_but_unreadable_lines_ends_the_connection() -> None:
+async def test_many_unreadable_lines_in_a_row_end_the_connection() -> None:
     async with running_server() as server, server.client() as client:
         await client.send(
             b"\xff\n" * (MAX_UNREADABLE_LINES - 1) + b"echo patience\n" + b"\xff\n" * 5 * MAX_UNREADABLE_LINES
         )
-        heard = [line.split()[1] for line in await client.read_all()]
-        assert heard == ["usage"] * (MAX_UNREADABLE_LINES - 1) + ["patience"] + ["usage"] * (
+        codes = [line.split()[1] for line in await client.read_all()]
+        assert codes == ["usage"] * (MAX_UNREADABLE_LINES - 1) + ["patience"] + ["usage"] * (
             MAX_UNREADABLE_LINES - 1
         ) + ["protocol"]
 
 
-async def test_a_line_of_a_megabyte_is_refused_so_that_its_sender_hears_it() -> None:
+async def test_the_sender_of_a_huge_line_receives_the_error() -> None:
     async with running_server() as server, server.client() as client:
         await client.send(b"x" * 1_000_000)
         assert await client.read_all() == [
@@ -46,19 +46,19 @@ async def test_a_line_of_a_megabyte_is_refused_so_that_its_sender_hears_it() -> 
         assert await server.is_serving()
 
 
-async def test_the_lines_before_an_endless_one_are_answered() -> None:
+async def test_lines_before_an_endless_one_are_answered() -> None:
     async with running_server() as server, server.client() as client:
         await client.send(b"echo first\n" + b"x" * 2 * MAX_LINE)
         assert [line.split()[1] for line in await client.read_all()] == ["first", "protocol"]
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_binary_garbage_costs_only_its_connection(seed: int) -> None:
-    dice = random.Random(seed)
+async def test_binary_garbage_ends_only_its_connection(seed: int) -> None:
+    generator = random.Random(seed)
     async with running_server() as server:
         with capture_logs() as logs:
             async with server.client() as client:
-                await client.send(dice.randbytes(dice.choice([1, 100, 5000, 200_000])))
+                await client.send(generator.randbytes(generator.choice([1, 100, 5000, 200_000])))
                 assert isinstance(client.stream, trio.SocketStream)
                 await client.stream.send_eof()
                 assert all(line.startswith("ERR ") for line in await client.read_all())
@@ -77,7 +77,7 @@ HTTP = [
 
 
 @pytest.mark.parametrize("request_", HTTP, ids=range(len(HTTP)))
-async def test_a_page_in_a_browser_cannot_ask_anything(request_: bytes) -> None:
+async def test_an_http_request_executes_nothing(request_: bytes) -> None:
     async with running_server() as server, server.client() as client:
         await client.send(request_)
         (line,) = await client.read_all()
@@ -85,7 +85,7 @@ async def test_a_page_in_a_browser_cannot_ask_anything(request_: bytes) -> None:
         assert server.script.requests == []
 
 
-async def test_tls_on_the_plain_port_is_told_apart_at_its_first_octet() -> None:
+async def test_tls_on_the_plain_port_is_detected_by_its_first_byte() -> None:
     async with running_server() as server, server.client() as client:
         await client.send(b"\x16")
         assert await client.read_all() == [

@@ -1,4 +1,4 @@
-"""Whose tunnel it is: every verb, by every role, about one's own tunnels and those of others."""
+"""Every verb with every role, for tunnels of the same and of another credential; limits of grants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GRANTS: dict[str, Grant | None] = {"user": ALICE, "admin": ROOT, "unauthenticate
 
 @dataclass
 class TwoTunnels:
-    """A relay with two tunnels: alice's and bob's."""
+    """A relay with two tunnels, one of alice and one of bob."""
 
     daemon: FakeDaemon
     of_alice: str
@@ -36,7 +36,7 @@ class TwoTunnels:
         return await executor(self.daemon)(parse_request(line.encode()), caller)
 
     async def outcome(self, grant: Grant | None, line: str) -> str:
-        """The code of the refusal, or ok."""
+        """The code of the error, or ok."""
         try:
             reply = await self.request(grant, line)
         except TunneldError as error:
@@ -79,7 +79,7 @@ ABOUT_ALL = {
     "shutdown": ("not-allowed", "ok", "not-allowed"),
     "help": ("ok", "ok", "ok"),
     "quit": ("ok", "ok", "ok"),
-    "auth x": ("usage", "usage", "usage"),  # the line face keeps it for itself
+    "auth x": ("usage", "usage", "usage"),  # ControlSession handles it itself
 }
 
 
@@ -102,22 +102,22 @@ async def test_verbs_about_all(relay: TwoTunnels, line: str, expected: tuple[str
 
 
 @pytest.mark.parametrize("verb", ["show", "close", "getTunnelAddress"])
-async def test_a_tunnel_of_others_is_as_unknown_as_none(relay: TwoTunnels, verb: str) -> None:
-    told = []
+async def test_a_tunnel_of_another_credential_looks_like_a_missing_one(relay: TwoTunnels, verb: str) -> None:
+    messages = []
     for reference in (relay.of_bob, relay.of_bob.replace("127.0.0.1", "127.0.0.9")):
         with pytest.raises(NoSuchTunnelError) as caught:
             await relay.request(ALICE, f"{verb} {reference}")
-        told.append(str(caught.value).replace("127.0.0.9", "127.0.0.1"))
-    assert told[0] == told[1]
+        messages.append(str(caught.value).replace("127.0.0.9", "127.0.0.1"))
+    assert messages[0] == messages[1]
 
 
-async def test_by_id_and_by_client_uri_too(relay: TwoTunnels) -> None:
+async def test_it_is_also_hidden_by_id_and_client_uri(relay: TwoTunnels) -> None:
     assert await relay.outcome(ALICE, "show t2") == "no-such-tunnel"
     client = relay.daemon.service.get_tunnel_address(relay.of_bob)
     assert await relay.outcome(ALICE, f"show {client}") == "no-such-tunnel"
 
 
-async def test_a_list_has_what_one_may_see(relay: TwoTunnels) -> None:
+async def test_list_shows_the_tunnels_of_the_credential(relay: TwoTunnels) -> None:
     lists = {grant.name: (await relay.request(grant, "list")).items for grant in (ALICE, BOB, ROOT, EVERYBODY)}
     assert {name: [item["id"] for item in items] for name, items in lists.items()} == {
         "alice": ["t1"],
@@ -128,7 +128,7 @@ async def test_a_list_has_what_one_may_see(relay: TwoTunnels) -> None:
     assert lists["alice"][0]["owner"] == "alice@127.0.0.1:9"
 
 
-async def test_a_name_that_begins_alike_is_another(relay: TwoTunnels) -> None:
+async def test_a_common_prefix_of_names_grants_nothing(relay: TwoTunnels) -> None:
     assert (await relay.request(Grant("ali"), "list")).items == []
     assert (await relay.request(Grant(""), "list")).items == []
 
@@ -138,7 +138,7 @@ async def events_of(stream: AsyncGenerator[Item, None], count: int) -> list[tupl
         return [(event["event"], event.get("id")) for event in [await anext(stream) for _ in range(count)]]
 
 
-async def test_a_watch_tells_of_what_one_may_see(relay: TwoTunnels, nursery: trio.Nursery) -> None:
+async def test_watch_reports_the_tunnels_of_the_credential(relay: TwoTunnels, nursery: trio.Nursery) -> None:
     streams = {grant.name: (await relay.request(grant, "watch")).stream for grant in (ALICE, ROOT)}
     first = {}
     for name, stream in streams.items():
@@ -155,18 +155,16 @@ async def test_a_watch_tells_of_what_one_may_see(relay: TwoTunnels, nursery: tri
 
 
 @pytest.mark.parametrize("about", ["", " {}"])
-async def test_a_watch_tells_nothing_more_once_its_credential_is_gone_or_may_do_less(
-    relay: TwoTunnels, about: str
-) -> None:
+async def test_watch_stops_after_its_credential_is_revoked_or_restricted(relay: TwoTunnels, about: str) -> None:
     now: list[Grant | None] = [ROOT]
     caller = Caller("127.0.0.1", "root@127.0.0.1:9", "127.0.0.1", ROOT, lambda: now[0])
     request = parse_request(f"watch{about.format(relay.of_bob)}".encode())
     stream = (await executor(relay.daemon)(request, caller)).stream
     assert stream is not None
     assert (await anext(stream))["event"] == "watching"
-    now[0] = Grant("root")  # no admin any more
+    now[0] = Grant("root")  # no longer an admin
     async with await trio.open_tcp_stream("127.0.0.1", relay.daemon.service.find(relay.of_bob).server_uri.port):
-        await trio.testing.wait_all_tasks_blocked()  # "attached" is not told
+        await trio.testing.wait_all_tasks_blocked()  # "attached" is not reported
         now[0] = ROOT
         await relay.request(BOB, f"close {relay.of_bob}")
     assert (await anext(stream))["event"] == "closed"
@@ -179,7 +177,7 @@ async def test_a_watch_tells_nothing_more_once_its_credential_is_gone_or_may_do_
 # Limits of a grant, in the service
 
 
-async def test_as_many_tunnels_as_granted_also_at_once(relay: TwoTunnels) -> None:
+async def test_max_tunnels_holds_for_parallel_requests(relay: TwoTunnels) -> None:
     carol = Grant("carol", max_tunnels=2)
     results: list[str] = []
 
@@ -192,12 +190,12 @@ async def test_as_many_tunnels_as_granted_also_at_once(relay: TwoTunnels) -> Non
     assert sorted(results) == ["limit", "limit", "ok", "ok"]
     with pytest.raises(LimitReachedError):
         await relay.request(carol, "openTunnel")
-    mine = (await relay.request(carol, "list")).items[0]["id"]
-    await relay.request(carol, f"close {mine}")
+    own = (await relay.request(carol, "list")).items[0]["id"]
+    await relay.request(carol, f"close {own}")
     assert await relay.outcome(carol, "openTunnel") == "ok"
 
 
-async def test_a_tunnel_that_could_not_be_opened_does_not_count(relay: TwoTunnels) -> None:
+async def test_a_tunnel_that_failed_to_open_does_not_count(relay: TwoTunnels) -> None:
     carol = Grant("carol", max_tunnels=1)
     with pytest.raises(UsageError):
         await relay.request(carol, "openTunnel egtp")
@@ -205,7 +203,7 @@ async def test_a_tunnel_that_could_not_be_opened_does_not_count(relay: TwoTunnel
 
 
 @pytest.mark.parametrize(("granted", "configured", "holds"), [(2, 3, 2), (3, 2, 2), (None, 3, 3)])
-async def test_the_lower_limit_of_visitors_holds(
+async def test_the_lower_max_visitors_applies(
     service: TunnelService, tunnel_settings: TunnelSettings, granted: int | None, configured: int, holds: int
 ) -> None:
     service._settings = lambda: Settings(tunnels=tunnel_settings.model_copy(update={"max_visitors": configured}))
@@ -214,12 +212,12 @@ async def test_the_lower_limit_of_visitors_holds(
     assert service.tunnels()[0].spec.settings.max_visitors == holds
 
 
-async def test_the_ttl_of_a_grant_reaches_the_tunnel(relay: TwoTunnels) -> None:
+async def test_max_ttl_is_the_ttl_of_the_tunnel(relay: TwoTunnels) -> None:
     await relay.request(Grant("carol", max_ttl=60.0), "openTunnel")
     assert relay.daemon.service.tunnels()[-1].spec.options.ttl == 60.0
 
 
-async def test_what_is_not_granted_is_refused_and_nothing_is_left(relay: TwoTunnels) -> None:
+async def test_a_refused_request_opens_nothing(relay: TwoTunnels) -> None:
     with pytest.raises(NotAllowedError):
         await relay.request(Grant("carol", backends=("webmux",)), "openTunnel")
     assert len(relay.daemon.service.tunnels()) == 2
