@@ -3,7 +3,8 @@
     HandshakeSupervisor.run
     └─ handshake ×N            one task per connection, until it has proved its key or is closed
 
-A connection in a handshake is unauthenticated: it is counted and penalised together with unauthenticated connections to the control port.
+A connection in a handshake is unauthenticated: it is counted and penalised together with such connections to the
+control port.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ async def execute_request(execute: Execute, request: Request, caller: Caller) ->
 
 
 def caller_of(scope: Scope) -> Caller:
-    """The caller of a request: the address of the connection, never one from a header, and the grant that `AuthMiddleware`
-    stored.
+    """The caller of a request: the address of the connection, never one from a header, and the grant from
+    `AuthMiddleware`.
     """
     _, port = scope["client"] or ("", 0)
     host, grant = client_of(scope), grant_of(scope)

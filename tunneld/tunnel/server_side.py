@@ -33,11 +33,12 @@ class Handshakes(Protocol):
         """For a handshake that begins now; None where this relay has no certificate."""
 
     def start(
-        self, connection: socket.socket, peer: Any, service: str, handshake: Callable[[], Awaitable[None]]
+        self, connection: socket.socket, peer: Any, listener: str, handshake: Callable[[], Awaitable[None]], /
     ) -> None:
-        """Run `handshake` for a new connection, in a task with a deadline, unless too many are unauthenticated.
+        """Run `handshake` for a new connection in a task of bounded time, or close the connection where there are too
+        many unauthenticated ones. `listener` names the port in the log.
 
-        `handshake` takes the connection, or closes it and raises OSError or a `TunneldError` that says why.
+        `handshake` takes over the connection, or closes it and raises `OSError` or a `TunneldError` with the reason.
         """
 
 
