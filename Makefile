@@ -58,6 +58,8 @@ COMPILED_TESTS := $(addprefix tests/,wire engine mux backends tunnel directory a
 
 wheel: $(STAMP)
 	@command -v $(CC) >/dev/null || { echo 'no C compiler: on Debian and Ubuntu run: apt install gcc python3-dev' >&2; exit 1; }
+	@$(BIN)/python -c 'import os.path, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	    || { echo 'no headers of Python: on Debian and Ubuntu run: apt install python3-dev' >&2; exit 1; }
 	@rm -rf build dist
 	@echo 'compiling the data plane, about two minutes ...'
 	@TUNNELD_COMPILE=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps \
@@ -81,7 +83,7 @@ bench-compiled: $(COMPILED)/.installed
 clean:
 	rm -rf $(VENV) $(COMPILED) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# Python makes an environment without pip, and says why, where Debian's python3-venv is missing.
+# Without Debian's python3-venv, Python makes an environment that has no pip.
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	    || { echo '$(PYTHON) is too old or missing: Python 3.11 or newer is needed (make PYTHON=python3.12 ...)' >&2; exit 1; }

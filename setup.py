@@ -17,7 +17,9 @@ HOT = {
     "net": "dial",
     "wire/webmux": "*",
     "wire": "proxy_protocol",
-    "engine": "acceptor end end_relay engine failures handover limits pipes pump socket_flow socket_relay throttle timers tls_end",
+    "engine": (
+        "acceptor end end_relay engine failures handover limits pipes pump socket_flow socket_relay throttle timers tls_end"
+    ),
     "mux": "carrier channel connection heartbeat limits send_buffer window",
     "tunnel": "client_side keys server_side tunnel visitors",
     "backends": "keyed mux_side queue tcp webmux",

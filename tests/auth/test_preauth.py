@@ -18,7 +18,7 @@ from tests.http.support import running_http
 from tests.support.control import LineClient, Server, running_server
 from tests.support.credentials import credential
 from tests.support.people import connect, is_dropped
-from tunneld.auth.authenticator import REFUSALS_LOGGED, Authenticator
+from tunneld.auth.authenticator import PREAUTH_LOG_RATE, Authenticator
 from tunneld.auth.preauth import PreauthCounts, PreauthLimiter, PreauthReason, PreauthRefusal, PreauthSlot, decide
 from tunneld.config.schema import ControlSettings
 from tunneld.config.values import Startups
@@ -201,8 +201,8 @@ async def test_a_flood_does_not_flood_the_log(mock_clock: MockClock) -> None:
             mock_clock.jump(9)  # the connection in the only place has 10 s
             await greeting(server, EXEMPT)
         refusals = [log for log in logs if log["event"] == "unauthenticated connection refused"]
-        assert len(refusals) == REFUSALS_LOGGED.count + 1
-        assert [log["left_out"] for log in refusals[-2:]] == [0, 30 - REFUSALS_LOGGED.count]
+        assert len(refusals) == PREAUTH_LOG_RATE.count + 1
+        assert [log["left_out"] for log in refusals[-2:]] == [0, 30 - PREAUTH_LOG_RATE.count]
         assert refusals[0]["peer"] == EXEMPT
 
 

@@ -1,4 +1,4 @@
-"""A hidden server behind each backend, as its real client makes it: the same to a test, whatever the backend is."""
+"""A tunnel of each backend with its real client, behind one interface: conformance tests need not know the backend."""
 
 from __future__ import annotations
 
@@ -18,73 +18,73 @@ from tunneld.tunnel.tunnel import Tunnel
 LOCAL = "127.0.0.1"
 
 
-class Way(ABC):
-    """From visitors to a local server, over a relay; the hidden server's end can be lost, and come back."""
+class BackendTunnel(ABC):
+    """A tunnel from a relay to a local server. Its client, the agent or ssh, can be lost and reconnect."""
 
     def __init__(self, service: TunnelService, target: Target, nursery: trio.Nursery) -> None:
         self.service = service
         self.target = target
         self.address: Endpoint
         self._nursery = nursery
-        self._hidden = trio.CancelScope()
+        self._client_scope = trio.CancelScope()
 
     @property
     def tunnel(self) -> Tunnel:
-        """The only one that is open."""
+        """The only open tunnel."""
         (tunnel,) = self.service.tunnels()
         return tunnel
 
-    async def come(self) -> None:
-        """The hidden server's end connects, for the first time or again."""
-        self._hidden = await self._nursery.start(self._run)
+    async def connect(self) -> None:
+        """Start the client, for the first time or again, and wait until the relay has its connection."""
+        self._client_scope = await self._nursery.start(self._run)
         await self.until(lambda: any(tunnel.parked for tunnel in self.service.tunnels()))
         self.address = self.tunnel.client_uri
 
-    def lose(self) -> None:
-        """It is gone, without a word to the relay."""
-        self._hidden.cancel()
+    def disconnect(self) -> None:
+        """Kill the client, without a disconnect message."""
+        self._client_scope.cancel()
 
     async def _run(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         with trio.CancelScope() as scope:
-            async with self.hidden():
+            async with self.client():
                 task_status.started(scope)
                 await trio.sleep_forever()
 
     @abstractmethod
-    def hidden(self) -> AbstractAsyncContextManager[None]:
-        """The hidden server's end, for the length of a block."""
+    def client(self) -> AbstractAsyncContextManager[None]:
+        """A running client, for the length of a block."""
 
     @staticmethod
     async def until(condition: Callable[[], bool]) -> None:
-        """Wait for something inside."""
+        """Poll a condition of the relay."""
         while not condition():
             await trio.lowlevel.checkpoint()
 
 
-class AgentWay(Way):
-    """`tunnel expose` in this process."""
+class AgentTunnel(BackendTunnel):
+    """A tunnel whose client is `tunnel expose`, in this process."""
 
     def __init__(self, here: RelayHere, target: Target, nursery: trio.Nursery) -> None:
         super().__init__(here.service, target, nursery)
         self._here = here
 
     @asynccontextmanager
-    async def hidden(self) -> AsyncIterator[None]:
+    async def client(self) -> AsyncIterator[None]:
         async with exposed(
             self.target, self._here.access, Told(wants_visitors=False), TunnelRequest({"name": "the-one"})
         ):
             yield
 
 
-class SshWay(Way):
-    """OpenSSH's client, a process."""
+class SshTunnel(BackendTunnel):
+    """A tunnel whose client is OpenSSH's, a process."""
 
     def __init__(self, here: Relay, target: Target, nursery: trio.Nursery) -> None:
         super().__init__(here.service, target, nursery)
         self._here = here
 
     @asynccontextmanager
-    async def hidden(self) -> AsyncIterator[None]:
+    async def client(self) -> AsyncIterator[None]:
         forward = f"0:{self.target.host}:{self.target.port}"
         async with client(openssh(self._here, "-N", "-R", forward, LOCAL)) as ssh:
             await ssh.port()
@@ -92,26 +92,26 @@ class SshWay(Way):
 
 
 @asynccontextmanager
-async def way_to(backend: str, target: Target) -> AsyncIterator[Way]:
-    """A way to this local server; the hidden server's end has come."""
+async def tunnel_to(backend: str, target: Target) -> AsyncIterator[BackendTunnel]:
+    """A tunnel to this local server, with its client connected."""
     async with trio.open_nursery() as nursery:
-        made: Way
+        made: BackendTunnel
         if backend == "ssh":
             async with relay() as here:
-                made = SshWay(here, target, nursery)
-                await made.come()
+                made = SshTunnel(here, target, nursery)
+                await made.connect()
                 yield made
-                made.lose()
+                made.disconnect()
         else:
             async with relay_here() as there:
-                made = AgentWay(there, target, nursery)
-                await made.come()
+                made = AgentTunnel(there, target, nursery)
+                await made.connect()
                 yield made
-                made.lose()
+                made.disconnect()
 
 
 @asynccontextmanager
-async def way(backend: str, handler: Handler) -> AsyncIterator[Way]:
-    """The same; the local server does this with each visitor."""
-    async with local_server(handler, backlog=1024) as target, way_to(backend, target) as made:
+async def tunnel_with(backend: str, handler: Handler) -> AsyncIterator[BackendTunnel]:
+    """A tunnel to a local server that calls `handler` with each connection."""
+    async with local_server(handler, backlog=1024) as target, tunnel_to(backend, target) as made:
         yield made

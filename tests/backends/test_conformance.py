@@ -1,6 +1,6 @@
-"""What every backend must do, told once and run over each: a new one is a line in `WAYS`.
+"""The conformance suite of backends: each test runs over each of `VARIANTS`. A new backend is one more variant.
 
-The hidden server's end is the real one: the agent, or OpenSSH's client.
+The clients are real: the agent, or OpenSSH's client.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import pytest
 import trio
 
 from tests.agent.support import BACKEND, SECURE, echo, unused_port
-from tests.backends.support import Way, way, way_to
+from tests.backends.support import BackendTunnel, tunnel_to, tunnel_with
 from tests.engine.bench import NOISE, open_descriptors
 from tests.support.papers import Papers
 from tests.support.people import connect, is_dropped, read_all, read_exactly, reset
 from tests.support.system import find_program
 from tunneld.net.endpoint import Target
 
-WAYS = ["tcp", "tcp in TLS", "webmux", "webmux in TLS", "ssh"]
+VARIANTS = ["tcp", "tcp in TLS", "webmux", "webmux in TLS", "ssh"]
 PATIENCE = 60.0
-"""Seconds of real time: the large ones are large, and the machine may be busy."""
+"""Seconds of real time per test: some transfer a lot, and the machine may be busy."""
 VISITORS = 500
 
 
@@ -32,7 +32,7 @@ def relay_papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
     return Papers.issue(tmp_path_factory.mktemp("papers"))
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=VARIANTS)
 def backend(request: pytest.FixtureRequest, relay_papers: Papers) -> Iterator[str]:
     name, _, secure = request.param.partition(" ")
     if name == "ssh":
@@ -44,9 +44,9 @@ def backend(request: pytest.FixtureRequest, relay_papers: Papers) -> Iterator[st
 
 
 @pytest.fixture
-async def nothing_is_left() -> AsyncIterator[None]:
-    """No more descriptors after the test than before."""
-    gc.collect()  # of the test before
+async def no_descriptors_leaked() -> AsyncIterator[None]:
+    """Check that as many descriptors are open after the test as before."""
+    gc.collect()  # what the previous test left
     before = open_descriptors()
     yield
     assert open_descriptors() <= before
@@ -58,27 +58,27 @@ async def in_time() -> AsyncIterator[None]:
         yield
 
 
-def noise(size: int) -> bytes:
+def pattern(size: int) -> bytes:
     return (NOISE * (size // len(NOISE) + 1))[:size]
 
 
-# Octets
+# Transfers
 
 
-async def test_8_mib_cross_both_ways_at_once(backend: str, nothing_is_left: None) -> None:
-    data = noise(8 << 20)
+async def test_8_mib_in_both_directions_at_once(backend: str, no_descriptors_leaked: None) -> None:
+    data = pattern(8 << 20)
     digests: list[str] = []
 
-    async def talk(stream: trio.SocketStream) -> None:
-        """Say and hear 8 MiB at the same time."""
+    async def transfer(stream: trio.SocketStream) -> None:
+        """Send and receive 8 MiB at the same time."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(say_all, stream, data[::-1])
+            nursery.start_soon(send_and_finish, stream, data[::-1])
             digests.append(hashlib.sha256(await read_all(stream)).hexdigest())
 
-    async with in_time(), way(backend, talk) as there:
+    async with in_time(), tunnel_with(backend, transfer) as there:
         visitor = await connect(there.address)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(say_all, visitor, data)
+            nursery.start_soon(send_and_finish, visitor, data)
             assert await read_all(visitor) == data[::-1]
         await visitor.aclose()
         await there.until(lambda: bool(digests) and not there.tunnel.visitors)
@@ -86,78 +86,78 @@ async def test_8_mib_cross_both_ways_at_once(backend: str, nothing_is_left: None
         assert there.tunnel.octets == (len(data), len(data))
 
 
-async def say_all(stream: trio.SocketStream, data: bytes) -> None:
+async def send_and_finish(stream: trio.SocketStream, data: bytes) -> None:
     await stream.send_all(data)
     await stream.send_eof()
 
 
-async def test_a_slow_reader_holds_up_its_own_relay_and_no_other(backend: str) -> None:
-    async with in_time(), way(backend, echo) as there:
+async def test_a_slow_reader_delays_no_other_visitor(backend: str) -> None:
+    async with in_time(), tunnel_with(backend, echo) as there:
         slow, quick = await connect(there.address), await connect(there.address)
         with trio.move_on_after(0.5):
-            await slow.send_all(noise(64 << 20))  # it reads nothing
+            await slow.send_all(pattern(64 << 20))  # its peer echoes, and it reads nothing
         await quick.send_all(b"hello")
         assert await read_exactly(quick, 5) == b"hello"
 
 
 @pytest.mark.parametrize("size", [1, 1000, 100_000])
-async def test_the_visitor_ends_first_and_is_answered_after_that(backend: str, size: int) -> None:
+async def test_a_visitor_that_sends_eof_first_receives_the_reply(backend: str, size: int) -> None:
     async def answer(stream: trio.SocketStream) -> None:
-        heard = await read_all(stream)
-        await stream.send_all(heard[::-1])
+        received = await read_all(stream)
+        await stream.send_all(received[::-1])
 
-    async with in_time(), way(backend, answer) as there:
+    async with in_time(), tunnel_with(backend, answer) as there:
         visitor = await connect(there.address)
-        await say_all(visitor, noise(size))
-        assert await read_all(visitor) == noise(size)[::-1]
+        await send_and_finish(visitor, pattern(size))
+        assert await read_all(visitor) == pattern(size)[::-1]
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 100_000])
-async def test_the_server_ends_first_and_hears_the_visitor_after_that(backend: str, size: int) -> None:
-    heard: list[bytes] = []
+async def test_a_server_that_sends_eof_first_receives_the_rest(backend: str, size: int) -> None:
+    received: list[bytes] = []
 
     async def greet(stream: trio.SocketStream) -> None:
-        await say_all(stream, noise(size))
-        heard.append(await read_all(stream))
+        await send_and_finish(stream, pattern(size))
+        received.append(await read_all(stream))
 
-    async with in_time(), way(backend, greet) as there:
+    async with in_time(), tunnel_with(backend, greet) as there:
         visitor = await connect(there.address)
-        assert await read_all(visitor) == noise(size)
-        await say_all(visitor, b"and now I speak")
-        await there.until(lambda: heard == [b"and now I speak"])
+        assert await read_all(visitor) == pattern(size)
+        await send_and_finish(visitor, b"and now I speak")
+        await there.until(lambda: received == [b"and now I speak"])
 
 
-async def test_a_server_that_closes_whole_is_heard_to_the_end(backend: str) -> None:
-    async def say_and_close(stream: trio.SocketStream) -> None:
+async def test_everything_that_a_server_sends_before_close_arrives(backend: str) -> None:
+    async def send_and_close(stream: trio.SocketStream) -> None:
         async with stream:
-            await stream.send_all(noise(1 << 20))
+            await stream.send_all(pattern(1 << 20))
 
-    async with in_time(), way(backend, say_and_close) as there:
+    async with in_time(), tunnel_with(backend, send_and_close) as there:
         for _ in range(5):
-            assert await read_all(await connect(there.address)) == noise(1 << 20)
+            assert await read_all(await connect(there.address)) == pattern(1 << 20)
 
 
-# Refused, lost, back
+# Refused, lost, reconnected
 
 
-async def test_a_server_that_is_not_there_costs_the_visitor_and_not_the_tunnel(backend: str) -> None:
-    async with in_time(), way_to(backend, Target("127.0.0.1", unused_port())) as there:
+async def test_an_unreachable_server_costs_the_visitor_and_not_the_tunnel(backend: str) -> None:
+    async with in_time(), tunnel_to(backend, Target("127.0.0.1", unused_port())) as there:
         for _ in range(3):
-            with suppress(OSError):  # it may be refused before we know that we were connected
+            with suppress(OSError):  # it may be reset before `connect` returns
                 assert await is_dropped(await connect(there.address))
         await there.until(lambda: not there.tunnel.visitors)
         assert there.tunnel.served == 3
 
 
-async def test_the_end_is_lost_and_comes_back_at_the_same_address(backend: str) -> None:
-    async with in_time(), way(backend, echo) as there:
+async def test_a_client_that_is_lost_and_reconnects_has_the_same_address(backend: str) -> None:
+    async with in_time(), tunnel_with(backend, echo) as there:
         address = there.address
         visitor = await connect(address)
         await visitor.send_all(b"hello")
         assert await read_exactly(visitor, 5) == b"hello"
-        there.lose()
+        there.disconnect()
         assert await is_dropped(visitor)
-        await there.come()
+        await there.connect()
         assert there.address == address
         again = await connect(address)
         await again.send_all(b"hello again")
@@ -167,15 +167,15 @@ async def test_the_end_is_lost_and_comes_back_at_the_same_address(backend: str) 
 # Many
 
 
-async def test_500_visitors_at_once_get_the_right_octets(backend: str) -> None:
-    async with in_time(), way(backend, echo) as there:
+async def test_500_visitors_at_once_get_their_own_bytes(backend: str) -> None:
+    async with in_time(), tunnel_with(backend, echo) as there:
         wrong: list[int] = []
 
         async def visit(number: int) -> None:
             question = b"%06d" % number * 500
             visitor = await connect(there.address)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(say_all, visitor, question)
+                nursery.start_soon(send_and_finish, visitor, question)
                 if await read_all(visitor) != question:
                     wrong.append(number)
             await visitor.aclose()
@@ -188,74 +188,74 @@ async def test_500_visitors_at_once_get_the_right_octets(backend: str) -> None:
         assert there.tunnel.served == VISITORS
 
 
-# Cancelled at every point
+# Ended at every point
 
-POINTS = ["connected", "spoke", "heard", "in the middle", "ended", "half"]
+POINTS = ["connected", "sent", "received", "in the middle", "eof", "half-closed"]
 
 
-async def go_to(point: str, visitor: trio.SocketStream) -> None:
-    """Bring a visit of an echo as far as this."""
+async def advance(point: str, visitor: trio.SocketStream) -> None:
+    """Bring a connection to an echo server to this point."""
     match point:
         case "connected":
             await trio.lowlevel.checkpoint()
-        case "spoke":
+        case "sent":
             await visitor.send_all(b"hello")
-        case "heard":
+        case "received":
             await visitor.send_all(b"hello")
             await read_exactly(visitor, 5)
         case "in the middle":
             with trio.move_on_after(0.05):
-                await visitor.send_all(noise(8 << 20))
-        case "ended":
-            await say_all(visitor, b"hello")
-        case "half":
-            await say_all(visitor, b"hello")
+                await visitor.send_all(pattern(8 << 20))
+        case "eof":
+            await send_and_finish(visitor, b"hello")
+        case "half-closed":
+            await send_and_finish(visitor, b"hello")
             await read_exactly(visitor, 5)
 
 
-async def nobody_is_left(there: Way) -> None:
+async def until_no_visitors(there: BackendTunnel) -> None:
     await there.until(lambda: not there.tunnel.visitors and not there.tunnel.waiting)
 
 
 @pytest.mark.parametrize("how", ["closes", "resets"])
-async def test_a_visitor_may_leave_at_every_point(backend: str, how: str) -> None:
-    async with in_time(), way(backend, echo) as there:
+async def test_a_visitor_disconnects_at_every_point(backend: str, how: str) -> None:
+    async with in_time(), tunnel_with(backend, echo) as there:
         for point in POINTS:
             visitor = await connect(there.address)
-            await go_to(point, visitor)
+            await advance(point, visitor)
             if how == "resets":
                 reset(visitor)
             else:
                 await visitor.aclose()
-            await nobody_is_left(there)
+            await until_no_visitors(there)
         assert await ask(there, b"still there") == b"still there"
 
 
-async def ask(there: Way, question: bytes) -> bytes:
+async def ask(there: BackendTunnel, question: bytes) -> bytes:
     visitor = await connect(there.address)
-    await say_all(visitor, question)
+    await send_and_finish(visitor, question)
     return await read_all(visitor)
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_a_tunnel_may_be_closed_at_every_point(backend: str, point: str, nothing_is_left: None) -> None:
-    async with in_time(), way(backend, echo) as there:
+async def test_a_tunnel_is_closed_at_every_point(backend: str, point: str, no_descriptors_leaked: None) -> None:
+    async with in_time(), tunnel_with(backend, echo) as there:
         visitor, tunnel = await connect(there.address), there.tunnel
-        await go_to(point, visitor)
-        tunnel.close("the test wants it")
+        await advance(point, visitor)
+        tunnel.close("closed by the test")
         with suppress(trio.BrokenResourceError):
             await read_all(visitor)
         await tunnel.wait_closed()
-        await there.until(lambda: not tunnel.visitors)  # their ends are told after the batch
+        await there.until(lambda: not tunnel.visitors)  # they end after the batch of events
         await visitor.aclose()
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_the_hidden_server_may_be_lost_at_every_point(backend: str, point: str) -> None:
-    async with in_time(), way(backend, echo) as there:
+async def test_the_client_is_lost_at_every_point(backend: str, point: str) -> None:
+    async with in_time(), tunnel_with(backend, echo) as there:
         visitor, tunnel = await connect(there.address), there.tunnel
-        await go_to(point, visitor)
-        there.lose()
+        await advance(point, visitor)
+        there.disconnect()
         with suppress(trio.BrokenResourceError):
             await read_all(visitor)
         await there.until(lambda: not tunnel.visitors)

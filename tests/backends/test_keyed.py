@@ -1,6 +1,6 @@
-"""Tunnels whose hidden server shows a key: who is let in, what strangers hear, what is left of them.
+"""The handshake of tunnels with a key: which connections are admitted, what the refused ones receive, and cleanup.
 
-That such a tunnel relays as every other is in test_tunnel.py, that agents use it in agent/.
+Relaying over such tunnels is tested in tests/tunnel/test_tunnel.py, and agents that use them in tests/agent/.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tunneld.tls.connection import TlsSocket
 from tunneld.tunnel.tunnel import Tunnel
 
 ME = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
-BOTH = pytest.mark.parametrize("secure", ["key", "yes"])
+BOTH_MODES = pytest.mark.parametrize("secure", ["key", "yes"])
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +43,21 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 
 @pytest.fixture
-def gate() -> Authenticator:
-    """Also those on loopback are strangers like others."""
+def authenticator() -> Authenticator:
+    """Limits for unauthenticated connections, loopback included."""
     return Authenticator(lambda: (), PreauthLimiter(ControlSettings, exempt=lambda _host: False))
 
 
 @pytest.fixture
-async def service(nursery: trio.Nursery, engine: Engine, papers: Papers, gate: Authenticator) -> TunnelService:
-    lobby = await open_lobby(nursery, papers, gate)
-    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, lobby=lobby)
+async def service(nursery: trio.Nursery, engine: Engine, papers: Papers, authenticator: Authenticator) -> TunnelService:
+    handshakes = await open_lobby(nursery, papers, authenticator)
+    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, lobby=handshakes)
     await nursery.start(service.run)
     return service
 
 
-async def open_tunnel(service: TunnelService, asker: Requester = ME, **words: str) -> Tunnel:
-    return await service.open_tunnel("tcp", TunnelOptions.parse({"persist": "yes", **words}), asker)
+async def open_tunnel(service: TunnelService, requester: Requester = ME, **options: str) -> Tunnel:
+    return await service.open_tunnel("tcp", TunnelOptions.parse({"persist": "yes", **options}), requester)
 
 
 def raw(stream: trio.SocketStream) -> Any:
@@ -65,61 +65,61 @@ def raw(stream: trio.SocketStream) -> Any:
     return cast(Any, stream.socket)._sock
 
 
-async def until_strangers(gate: Authenticator, count: int) -> None:
-    while len(gate.preauth) != count:
+async def until_unauthenticated(authenticator: Authenticator, count: int) -> None:
+    while len(authenticator.preauth) != count:
         await trio.lowlevel.checkpoint()
 
 
-async def say(tunnel: Tunnel, papers: Papers, said: bytes) -> bytes:
-    """What is heard by somebody who says this first, after a handshake where there is one."""
+async def exchange(tunnel: Tunnel, papers: Papers, data: bytes) -> bytes:
+    """Connect, send `data`, in TLS if the tunnel uses it, and return all that is received."""
     stream = await connect(tunnel.server_uri)
     if tunnel.server_uri.scheme == "tcp":
-        await stream.send_all(said)
+        await stream.send_all(data)
         return await read_all(stream)
     tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
     await tls.shake_hands()
-    await tls.send_all(said)
-    heard = b""
+    await tls.send_all(data)
+    received = b""
     while more := await tls.receive(1000):
-        heard += more
-    return heard
+        received += more
+    return received
 
 
-@BOTH
+@BOTH_MODES
 @pytest.mark.parametrize(
-    "said", [b"wrong\n", b"\n", b"\xff\x00\n", b"x" * 128], ids=["wrong", "none", "odd", "endless"]
+    "data", [b"wrong\n", b"\n", b"\xff\x00\n", b"x" * 128], ids=["wrong", "empty", "binary", "too long"]
 )
-async def test_a_wrong_key_is_refused_and_counts(
-    service: TunnelService, papers: Papers, gate: Authenticator, secure: str, said: bytes
+async def test_a_wrong_key_is_refused_and_penalised(
+    service: TunnelService, papers: Papers, authenticator: Authenticator, secure: str, data: bytes
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     with capture_logs() as logs:
         for _ in range(3):
-            assert await say(tunnel, papers, said) == b"ERR not-allowed wrong key\n"
-    await until_strangers(gate, 0)
+            assert await exchange(tunnel, papers, data) == b"ERR not-allowed wrong key\n"
+    await until_unauthenticated(authenticator, 0)
     assert tunnel.parked == 0
-    assert gate.penalty("127.0.0.1") > 0
+    assert authenticator.penalty("127.0.0.1") > 0
     assert await is_dropped(await connect(tunnel.server_uri))
-    told = [log for log in logs if log["event"] == "authentication failed"]
-    assert [(log["peer"], log["service"]) for log in told] == [("127.0.0.1", "tcp")] * 3
+    failures = [log for log in logs if log["event"] == "authentication failed"]
+    assert [(log["peer"], log["service"]) for log in failures] == [("127.0.0.1", "tcp")] * 3
     assert tunnel.server_uri.key not in str(logs)
 
 
-@BOTH
-async def test_who_has_shown_the_key_is_no_stranger(
-    service: TunnelService, papers: Papers, gate: Authenticator, secure: str
+@BOTH_MODES
+async def test_a_connection_with_the_key_frees_its_preauth_slot(
+    service: TunnelService, papers: Papers, authenticator: Authenticator, secure: str
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     server = await connect_hidden(tunnel.server_uri, papers)
     while not tunnel.parked:
         await trio.lowlevel.checkpoint()
-    assert len(gate.preauth) == 0
+    assert len(authenticator.preauth) == 0
     visitor = await connect(tunnel.client_uri)
     await visitor.send_all(b"x")
     assert await read_exactly(server, 1) == b"x"
 
 
-@BOTH
+@BOTH_MODES
 async def test_a_carriage_return_and_blanks_around_the_key_are_ignored(
     service: TunnelService, papers: Papers, secure: str
 ) -> None:
@@ -130,72 +130,72 @@ async def test_a_carriage_return_and_blanks_around_the_key_are_ignored(
         await trio.lowlevel.checkpoint()
 
 
-@BOTH
+@BOTH_MODES
 @pytest.mark.parametrize("size", [1, 200, 5000, 40_000])
-async def test_what_is_said_in_one_breath_with_the_key_is_for_the_visitor(
+async def test_bytes_sent_together_with_the_key_go_to_the_visitor(
     service: TunnelService, papers: Papers, secure: str, size: int
 ) -> None:
-    """In TLS all of it may be in the record of the key, of which no more than a line was wanted at first."""
+    """In TLS all of them may be in the record of the key, of which only a line was requested."""
     tunnel = await open_tunnel(service, secure=secure)
     stream = await connect(tunnel.server_uri)
-    said = f"{tunnel.server_uri.key}\n".encode() + bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    data = f"{tunnel.server_uri.key}\n".encode() + bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     if secure == "yes":
         tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
         await tls.shake_hands()
-        await tls.send_all(said)
+        await tls.send_all(data)
     else:
-        await stream.send_all(said)
+        await stream.send_all(data)
     visitor = await connect(tunnel.client_uri)
-    assert await read_exactly(visitor, size) == said.partition(b"\n")[2]
+    assert await read_exactly(visitor, size) == data.partition(b"\n")[2]
 
 
-@BOTH
-async def test_who_says_nothing_has_a_deadline(
-    service: TunnelService, gate: Authenticator, secure: str, mock_clock: MockClock
+@BOTH_MODES
+async def test_a_silent_connection_is_closed_after_the_deadline(
+    service: TunnelService, authenticator: Authenticator, secure: str, mock_clock: MockClock
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     silent = await connect(tunnel.server_uri)
-    await until_strangers(gate, 1)
+    await until_unauthenticated(authenticator, 1)
     await wait_all_tasks_blocked()
     mock_clock.jump(PATIENT)
     assert await is_dropped(silent)
-    await until_strangers(gate, 0)
+    await until_unauthenticated(authenticator, 0)
 
 
-@BOTH
-async def test_strangers_have_few_places_and_a_tunnel_that_closes_sends_them_away(
-    service: TunnelService, gate: Authenticator, secure: str
+@BOTH_MODES
+async def test_unauthenticated_connections_are_limited_and_close_with_the_tunnel(
+    service: TunnelService, authenticator: Authenticator, secure: str
 ) -> None:
     before = open_descriptors()
     tunnel = await open_tunnel(service, secure=secure)
-    crowd = [await connect(tunnel.server_uri) for _ in range(16)]
-    await until_strangers(gate, 16)
+    streams = [await connect(tunnel.server_uri) for _ in range(16)]
+    await until_unauthenticated(authenticator, 16)
     assert await is_dropped(await connect(tunnel.server_uri))
     await service.close(tunnel.id)
-    for stream in crowd:
+    for stream in streams:
         assert await is_dropped(stream)
         await stream.aclose()
-    await until_strangers(gate, 0)
+    await until_unauthenticated(authenticator, 0)
     assert open_descriptors() <= before + 1
 
 
-async def test_plain_text_where_tls_is_spoken_is_told_so(service: TunnelService) -> None:
+async def test_plain_text_on_a_tls_port_gets_an_error_line(service: TunnelService) -> None:
     tunnel = await open_tunnel(service, secure="yes")
     stream = await connect(tunnel.server_uri)
     await stream.send_all(b"key\n")
     assert await read_all(stream) == b"ERR protocol this port speaks TLS; use openssl s_client\n"
 
 
-async def test_tls_where_plain_text_is_spoken_ends(service: TunnelService, papers: Papers) -> None:
+async def test_tls_on_a_plain_text_port_is_closed(service: TunnelService, papers: Papers) -> None:
     tunnel = await open_tunnel(service, secure="key")
     stream = await connect(tunnel.server_uri)
     tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
-    with pytest.raises(OSError):  # noqa: PT011  OpenSSL's errors, all of them
+    with pytest.raises(OSError):  # noqa: PT011  any of OpenSSL's errors
         await tls.shake_hands()
 
 
 @pytest.mark.parametrize(
-    ("words", "admits"),
+    ("options", "allowed"),
     [
         ({"secure": "yes"}, "any"),
         ({"secure": "key"}, "192.0.2.1/32"),
@@ -203,21 +203,21 @@ async def test_tls_where_plain_text_is_spoken_ends(service: TunnelService, paper
         ({"secure": "yes", "server_from": "192.0.2.0/24"}, "192.0.2.0/24"),
     ],
 )
-async def test_who_shows_a_hidden_key_may_come_from_anywhere(
-    service: TunnelService, words: dict[str, str], admits: str
+async def test_an_encrypted_key_admits_any_address(
+    service: TunnelService, options: dict[str, str], allowed: str
 ) -> None:
-    tunnel = await open_tunnel(service, replace(ME, host="192.0.2.1"), **words)
-    assert str(tunnel.spec.allowed_sources or "any") == admits
+    tunnel = await open_tunnel(service, replace(ME, host="192.0.2.1"), **options)
+    assert str(tunnel.spec.allowed_sources or "any") == allowed
 
 
-async def test_but_not_where_its_credential_bounds_that(service: TunnelService) -> None:
+async def test_an_encrypted_key_does_not_override_the_limits_of_a_credential(service: TunnelService) -> None:
     grant = Grant("alice", server_from=(parse_network("192.0.2.0/24"),))
     tunnel = await open_tunnel(service, replace(ME, host="192.0.2.1", grant=grant), secure="yes")
     assert str(tunnel.spec.allowed_sources) == "192.0.2.1/32"
 
 
-@BOTH
-async def test_a_tunnel_that_is_opened_anew_keeps_its_key(service: TunnelService, secure: str) -> None:
+@BOTH_MODES
+async def test_a_reopened_tunnel_keeps_its_key(service: TunnelService, secure: str) -> None:
     first = await open_tunnel(service, secure=secure, name="web")
     again = await open_tunnel(service, secure=secure, name="web")
     assert again.server_uri == first.server_uri
@@ -225,16 +225,16 @@ async def test_a_tunnel_that_is_opened_anew_keeps_its_key(service: TunnelService
     assert other.server_uri.key != first.server_uri.key
 
 
-async def test_without_a_certificate_a_key_alone_can_be_had(nursery: trio.Nursery, engine: Engine) -> None:
-    lobby = await open_lobby(nursery, None)
-    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, lobby=lobby)
+async def test_without_a_certificate_only_secure_key_is_available(nursery: trio.Nursery, engine: Engine) -> None:
+    handshakes = await open_lobby(nursery, None)
+    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, lobby=handshakes)
     await nursery.start(service.run)
     with pytest.raises(UsageError, match=r"control\.tls.*secure=key"):
         await open_tunnel(service, secure="yes")
     assert (await open_tunnel(service, secure="key")).server_uri.scheme == "tcp"
 
 
-async def test_a_system_without_a_pump_says_so(engine: Engine, nursery: trio.Nursery) -> None:
+async def test_a_system_without_a_pump_refuses_keys(engine: Engine, nursery: trio.Nursery) -> None:
     service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS)
     await nursery.start(service.run)
     with pytest.raises(UsageError, match="epoll"):
@@ -243,7 +243,7 @@ async def test_a_system_without_a_pump_says_so(engine: Engine, nursery: trio.Nur
 
 @pytest.fixture
 async def parked(service: TunnelService, papers: Papers) -> tuple[Tunnel, TlsSocket]:
-    """A tunnel, and its hidden server in TLS, which has heard OK."""
+    """A tunnel, and the parked TLS connection of its hidden server."""
     tunnel = await open_tunnel(service, secure="yes")
     stream = await connect(tunnel.server_uri)
     tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
@@ -253,8 +253,8 @@ async def parked(service: TunnelService, papers: Papers) -> tuple[Tunnel, TlsSoc
     return tunnel, tls
 
 
-async def test_a_hidden_server_that_says_goodbye_is_not_parked_any_more(parked: tuple[Tunnel, TlsSocket]) -> None:
-    """The goodbye is octets to the kernel; it must not pass for something said."""
+async def test_a_parked_connection_that_sends_close_notify_is_dropped(parked: tuple[Tunnel, TlsSocket]) -> None:
+    """To the kernel the close_notify is bytes; it must not count as data for a visitor."""
     tunnel, tls = parked
     assert tunnel.parked == 1
     tls.finish()
@@ -263,38 +263,38 @@ async def test_a_hidden_server_that_says_goodbye_is_not_parked_any_more(parked: 
         await trio.lowlevel.checkpoint()
 
 
-async def test_a_hidden_server_that_is_cut_off_is_not_parked_any_more(parked: tuple[Tunnel, TlsSocket]) -> None:
+async def test_a_parked_connection_that_is_truncated_is_dropped(parked: tuple[Tunnel, TlsSocket]) -> None:
     tunnel, tls = parked
     tls.connection.shutdown(socket.SHUT_WR)
     while tunnel.parked:
         await trio.lowlevel.checkpoint()
 
 
-def test_keys_are_for_servers_of_tunnels() -> None:
+def test_server_uris_have_keys() -> None:
     assert Endpoint.parse("tls://h:1/abc") == Endpoint("tls", "h", 1, "abc")
     assert Endpoint.parse("tls://h:1/abc").without_key == "tls://h:1/..."
 
 
-class AfterWaiting(trio.abc.Instrument):
-    """Does something once what was waited for is there, and before anybody has had a look at it."""
+class AfterNextIoWait(trio.abc.Instrument):
+    """Calls a function once, after the next wait for I/O and before the woken tasks run."""
 
-    def __init__(self, do: Callable[[], None]) -> None:
-        self._do = do
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
 
     def after_io_wait(self, timeout: float) -> None:
         trio.lowlevel.remove_instrument(self)
-        self._do()
+        self._callback()
 
 
-@BOTH
-async def test_who_shows_the_key_in_the_moment_in_which_the_tunnel_closes_is_not_parked_for_ever(
-    service: TunnelService, papers: Papers, gate: Authenticator, secure: str
+@BOTH_MODES
+async def test_a_key_that_arrives_while_the_tunnel_closes_is_not_parked(
+    service: TunnelService, papers: Papers, authenticator: Authenticator, secure: str
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     side = tunnel._server_side
     with trio.fail_after(PATIENT):
         stream = await connect(tunnel.server_uri)
-        await until_strangers(gate, 1)
+        await until_unauthenticated(authenticator, 1)
         key = f"{tunnel.server_uri.key}\n".encode()
         if secure == "yes":
             tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
@@ -305,19 +305,19 @@ async def test_who_shows_the_key_in_the_moment_in_which_the_tunnel_closes_is_not
         else:
             await wait_all_tasks_blocked()
             raw(stream).send(key)
-        trio.lowlevel.add_instrument(AfterWaiting(side.close))
-        await until_strangers(gate, 0)
+        trio.lowlevel.add_instrument(AfterNextIoWait(side.close))
+        await until_unauthenticated(authenticator, 0)
         assert side.parked == 0
         assert b"OK" not in await read_all(stream)
 
 
-async def test_who_does_not_manage_the_handshake_has_failed(service: TunnelService, gate: Authenticator) -> None:
+async def test_a_failed_tls_handshake_is_penalised(service: TunnelService, authenticator: Authenticator) -> None:
     tunnel = await open_tunnel(service, secure="yes")
     for _ in range(3):
-        assert gate.penalty("127.0.0.1") == 0
+        assert authenticator.penalty("127.0.0.1") == 0
         async with await connect(tunnel.server_uri) as stream:
-            await stream.send_all(b"\x16\x03\x01\x00\x05nonsense")
+            await stream.send_all(b"\x16\x03\x01\x00\x05garbage")
             with suppress(trio.BrokenResourceError):
-                await read_all(stream)  # an alert
-        await until_strangers(gate, 0)
-    assert gate.penalty("127.0.0.1") > 0
+                await read_all(stream)  # a TLS alert
+        await until_unauthenticated(authenticator, 0)
+    assert authenticator.penalty("127.0.0.1") > 0

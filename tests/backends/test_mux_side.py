@@ -1,4 +1,4 @@
-"""Which carrier a visitor goes to. Nobody is at the other end of these, and nobody need be."""
+"""Which carrier a visitor goes to. The far ends of these carriers are idle sockets."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tunneld.mux.limits import CarrierLimits
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import BackendServices, TunnelContext
 
-MOST = 8
+MAX_CARRIERS = 8
 """Carriers of the tunnel."""
 
 
-class Side:
+class ServerSideBench:
     """A server side, and the far ends of its carriers."""
 
     def __init__(self, engine: Engine) -> None:
         assert isinstance(engine, Pump)
-        endpoints = KeyRegistry()
-        endpoints.set_port("webmux", "webmux", 7012)
+        registry = KeyRegistry()
+        registry.set_port("webmux", "webmux", 7012)
         self._pump = engine
         self._ends: list[socket.socket] = []
         self.side = WebMuxServerSide(
@@ -40,12 +40,12 @@ class Side:
                 settings=TunnelSettings(),
                 advertised_host="localhost",
                 client_port=20000,
-                services=BackendServices(BACKENDS, endpoints),
+                services=BackendServices(BACKENDS, registry),
                 secure="no",
                 former=None,
                 reserved=(),
                 why_not_allowed=lambda _peer: "",
-                parking_capacity=lambda: MOST,
+                parking_capacity=lambda: MAX_CARRIERS,
                 on_attached=lambda _peer: None,
                 on_detached=lambda _peer: None,
                 on_refused=lambda _peer, _reason: None,
@@ -54,20 +54,20 @@ class Side:
         )
 
     def carrier(self) -> Carrier:
-        """One more comes; nobody doubts the others."""
+        """Admit one more carrier; all of them have replied to their pings."""
         near, far = socket.socketpair()
         near.setblocking(False)
         self._ends.append(far)
         person = Person()
         made = Carrier(self._pump, connection_over(near), person, initiator=False, limits=CarrierLimits())
         person.on_capacity = self.side.on_capacity  # type: ignore[method-assign]
-        self.side.admit(made, ("127.0.0.1", 1), MOST)
+        self.side.admit(made, ("127.0.0.1", 1), MAX_CARRIERS)
         for carrier in self.side.carriers:
             carrier.heartbeat.received = True
         return made
 
     def visit(self) -> object:
-        """Which carrier a visitor gets."""
+        """Dial for a visitor; returns the carrier that was chosen."""
         return self.side.dial_nowait().carrier
 
     def close(self) -> None:
@@ -76,26 +76,26 @@ class Side:
 
 
 def fill(carrier: Carrier) -> None:
-    """Let it have as many visitors as it takes."""
+    """Open as many channels as the carrier allows."""
     for _ in range(MAX_CHANNELS - len(carrier.channels)):
         carrier.open(20000)
 
 
 @pytest.fixture
-def here(engine: Engine) -> Iterator[Side]:
-    here = Side(engine)
+def here(engine: Engine) -> Iterator[ServerSideBench]:
+    here = ServerSideBench(engine)
     yield here
     here.close()
 
 
-async def test_of_two_the_one_with_fewer_visitors_gets_the_next(here: Side) -> None:
+async def test_the_carrier_with_fewer_visitors_gets_the_next(here: ServerSideBench) -> None:
     old, new = here.carrier(), here.carrier()
     assert [here.visit() for _ in range(4)] == [new, old, new, old]
     old.open(20000)
     assert [here.visit() for _ in range(2)] == [new, new]
 
 
-async def test_one_that_does_not_answer_gets_nobody_while_another_does(here: Side) -> None:
+async def test_an_unresponsive_carrier_gets_no_visitors_while_another_one_responds(here: ServerSideBench) -> None:
     old, new = here.carrier(), here.carrier()
     new.heartbeat.unresponsive, new.heartbeat.received = True, False
     assert [here.visit() for _ in range(3)] == [old, old, old]
@@ -103,20 +103,22 @@ async def test_one_that_does_not_answer_gets_nobody_while_another_does(here: Sid
     assert here.visit() is new
 
 
-async def test_one_that_is_doubted_gets_nobody_while_another_is_not(here: Side) -> None:
+async def test_a_carrier_with_an_unanswered_ping_gets_no_visitors_while_another_has_none(here: ServerSideBench) -> None:
     old, new = here.carrier(), here.carrier()
     new.heartbeat.awaiting_reply, new.heartbeat.received = True, False
     assert [here.visit() for _ in range(3)] == [old, old, old]
 
 
-async def test_one_that_is_full_is_passed_over_although_it_is_to_be_preferred(here: Side) -> None:
+async def test_a_full_carrier_is_skipped_although_it_is_preferred(here: ServerSideBench) -> None:
     old, new = here.carrier(), here.carrier()
     old.heartbeat.unresponsive, old.heartbeat.received = True, False
     fill(new)
     assert here.visit() is old
 
 
-async def test_where_all_are_full_a_visitor_waits_and_a_newcomer_serves_it(here: Side, nursery: trio.Nursery) -> None:
+async def test_if_all_carriers_are_full_a_visitor_waits_for_a_new_one(
+    here: ServerSideBench, nursery: trio.Nursery
+) -> None:
     for carrier in (here.carrier(), here.carrier()):
         fill(carrier)
     with pytest.raises(trio.WouldBlock):
@@ -129,12 +131,12 @@ async def test_where_all_are_full_a_visitor_waits_and_a_newcomer_serves_it(here:
     nursery.start_soon(wait)
     await wait_all_tasks_blocked()
     assert served == []
-    newcomer = here.carrier()
+    new = here.carrier()
     await wait_all_tasks_blocked()
-    assert served == [newcomer]
+    assert served == [new]
 
 
-async def test_one_that_wants_nobody_new_gets_nobody_new_and_is_not_counted(here: Side) -> None:
+async def test_a_retired_carrier_gets_no_new_visitors_and_is_not_counted(here: ServerSideBench) -> None:
     old, new = here.carrier(), here.carrier()
     old.open(20000)
     here.side.retire(new)
@@ -147,7 +149,7 @@ async def test_one_that_wants_nobody_new_gets_nobody_new_and_is_not_counted(here
         here.visit()
 
 
-async def test_one_that_is_lost_is_forgotten(here: Side) -> None:
+async def test_a_lost_carrier_is_removed(here: ServerSideBench) -> None:
     old, new = here.carrier(), here.carrier()
     here.side.on_carrier_closed(new)
     assert here.visit() is old
@@ -156,7 +158,7 @@ async def test_one_that_is_lost_is_forgotten(here: Side) -> None:
     assert (here.side.unresponsive, here.side.parked) == (False, 0)
 
 
-async def test_a_newcomer_is_admitted_although_asking_after_another_finds_that_lost(here: Side) -> None:
+async def test_a_carrier_is_admitted_although_a_ping_finds_another_one_lost(here: ServerSideBench) -> None:
     old, other = here.carrier(), here.carrier()
     old.heartbeat.awaiting_reply = False
     old._ping = None
@@ -165,7 +167,7 @@ async def test_a_newcomer_is_admitted_although_asking_after_another_finds_that_l
     assert list(here.side.carriers) == [other, new]
 
 
-async def test_a_visitor_goes_to_another_carrier_where_opening_finds_one_lost(here: Side) -> None:
+async def test_a_visitor_goes_to_another_carrier_if_opening_finds_one_lost(here: ServerSideBench) -> None:
     old, new = here.carrier(), here.carrier()
     new.touch = lambda: new.close("its connection broke")
     assert here.visit() is old

@@ -1,4 +1,4 @@
-"""The line of visitors who wait for a way to the hidden server."""
+"""The queue of visitors that wait for a connection to the hidden server."""
 
 from __future__ import annotations
 
@@ -9,86 +9,86 @@ from trio.testing import wait_all_tasks_blocked
 from tunneld.backends.queue import WaitQueue
 
 
-class Standing:
-    """Somebody in line, in a task of its own."""
+class Waiter:
+    """A task that waits in the queue."""
 
-    def __init__(self, line: WaitQueue[str], nursery: trio.Nursery) -> None:
-        self.way = ""
-        self.sent_away = self.left = False
+    def __init__(self, queue: WaitQueue[str], nursery: trio.Nursery) -> None:
+        self.item = ""
+        self.was_closed = self.was_cancelled = False
         self.scope = trio.CancelScope()
-        self._line = line
-        nursery.start_soon(self._stand)
+        self._queue = queue
+        nursery.start_soon(self._wait)
 
-    async def _stand(self) -> None:
+    async def _wait(self) -> None:
         with self.scope:
             try:
-                self.way = await self._line.wait()
+                self.item = await self._queue.wait()
             except trio.ClosedResourceError:
-                self.sent_away = True
-        self.left = self.scope.cancelled_caught
+                self.was_closed = True
+        self.was_cancelled = self.scope.cancelled_caught
 
 
 @pytest.fixture
-def line() -> WaitQueue[str]:
+def queue() -> WaitQueue[str]:
     return WaitQueue()
 
 
-async def three(line: WaitQueue[str], nursery: trio.Nursery) -> list[Standing]:
-    """Three in line, one after another."""
-    standing = []
+async def three_waiters(queue: WaitQueue[str], nursery: trio.Nursery) -> list[Waiter]:
+    """Three waiters, in this order."""
+    waiters = []
     for _ in range(3):
-        standing.append(Standing(line, nursery))
+        waiters.append(Waiter(queue, nursery))
         await wait_all_tasks_blocked()
-    return standing
+    return waiters
 
 
-async def test_whoever_came_first_is_served_first(line: WaitQueue[str], nursery: trio.Nursery) -> None:
-    standing = await three(line, nursery)
-    for way in ("a", "b"):
-        line.serve(way)
+async def test_the_first_waiter_is_served_first(queue: WaitQueue[str], nursery: trio.Nursery) -> None:
+    waiters = await three_waiters(queue, nursery)
+    for item in ("a", "b"):
+        queue.serve(item)
     await wait_all_tasks_blocked()
-    assert [one.way for one in standing] == ["a", "b", ""]
-    line.serve("c")
-    assert not line.waiters
+    assert [one.item for one in waiters] == ["a", "b", ""]
+    queue.serve("c")
+    assert not queue.waiters
 
 
-async def test_who_leaves_is_passed_over(line: WaitQueue[str], nursery: trio.Nursery) -> None:
-    standing = await three(line, nursery)
-    standing[1].scope.cancel()
+async def test_a_cancelled_waiter_is_skipped(queue: WaitQueue[str], nursery: trio.Nursery) -> None:
+    waiters = await three_waiters(queue, nursery)
+    waiters[1].scope.cancel()
     await wait_all_tasks_blocked()
-    assert standing[1].left
-    for way in ("a", "b"):
-        line.serve(way)
+    assert waiters[1].was_cancelled
+    for item in ("a", "b"):
+        queue.serve(item)
     await wait_all_tasks_blocked()
-    assert [one.way for one in standing] == ["a", "", "b"]
+    assert [one.item for one in waiters] == ["a", "", "b"]
 
 
-async def test_who_leaves_in_the_moment_in_which_it_is_served_takes_its_way(
-    line: WaitQueue[str], nursery: trio.Nursery
+async def test_a_waiter_that_is_cancelled_after_it_was_served_keeps_its_item(
+    queue: WaitQueue[str], nursery: trio.Nursery
 ) -> None:
-    standing = await three(line, nursery)
-    line.serve("a")
-    standing[0].scope.cancel()
+    waiters = await three_waiters(queue, nursery)
+    queue.serve("a")
+    waiters[0].scope.cancel()
     await wait_all_tasks_blocked()
-    assert (standing[0].way, standing[0].left) == ("a", False)
-    assert len(line.waiters) == 2
+    assert (waiters[0].item, waiters[0].was_cancelled) == ("a", False)
+    assert len(queue.waiters) == 2
 
 
-async def test_a_way_that_comes_in_the_moment_in_which_the_first_leaves_is_not_lost(
-    line: WaitQueue[str], nursery: trio.Nursery
+async def test_an_item_served_right_after_a_cancellation_is_not_lost(
+    queue: WaitQueue[str], nursery: trio.Nursery
 ) -> None:
-    standing = await three(line, nursery)
-    standing[0].scope.cancel()
-    line.serve("a")
+    waiters = await three_waiters(queue, nursery)
+    waiters[0].scope.cancel()
+    queue.serve("a")
     await wait_all_tasks_blocked()
-    assert [one.way for one in standing] == ["", "a", ""]
+    assert [one.item for one in waiters] == ["", "a", ""]
 
 
-async def test_everybody_is_sent_away_when_it_closes(line: WaitQueue[str], nursery: trio.Nursery) -> None:
-    standing = await three(line, nursery)
-    line.serve("a")
-    line.close()
-    line.close()
+async def test_close_wakes_all_waiters(queue: WaitQueue[str], nursery: trio.Nursery) -> None:
+    waiters = await three_waiters(queue, nursery)
+    queue.serve("a")
+    queue.close()
+    queue.close()
     await wait_all_tasks_blocked()
-    assert standing[0].way == "a"
-    assert [one.sent_away for one in standing] == [False, True, True]
+    assert waiters[0].item == "a"
+    assert [one.was_closed for one in waiters] == [False, True, True]

@@ -129,7 +129,7 @@ async def test_a_visitor_who_does_not_read_holds_up_nobody(tmp_path: Path) -> No
 async def test_it_answers_the_relay_and_is_not_taken_for_dead(tmp_path: Path) -> None:
     async with served(tmp_path) as (relay, address, _):
         await trio.sleep(6 * BEAT)  # time is what is tested here: a dead peer is given up after three beats
-        assert not [line for line in relay.log if line["event"] == "carrier ended"]
+        assert not [line for line in relay.log if line["event"] == "carrier closed"]
         visitor = await connect(address)
         await visitor.send_eof()
         with trio.fail_after(PATIENCE):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,6 +55,14 @@ def open_terminal() -> tuple[int, int]:
         return pty.openpty()
     except OSError as error:
         lacking(f"no pseudo-terminal is to be had, see /dev/pts ({error})")
+
+
+def is_root_with(*capabilities: int) -> bool:
+    """Whether we are root and have these capabilities (by their numbers), which a container may have taken away."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return False
+    (effective,) = re.findall(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return all(int(effective, 16) >> each & 1 for each in capabilities)
 
 
 def only_skip(group: BaseExceptionGroup[BaseException]) -> BaseException | None:

@@ -106,7 +106,7 @@ def _literal(target: Target) -> list[Address]:
     return [(socket.AF_INET if version == 4 else socket.AF_INET6, (target.host, target.port))]
 
 
-TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+TABLES: tuple[Path, ...] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 LISTEN = "0A"
 """TCP_LISTEN, as the tables have it."""
 

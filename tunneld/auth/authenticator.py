@@ -24,7 +24,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("auth")
 MAX_VERIFIED_SECRETS = 1000
 """Digests of secrets received in clear and found correct. Beyond that the cache starts empty again."""
 
-REFUSALS_LOGGED = Rate(10, 60)
+PREAUTH_LOG_RATE = Rate(10, 60)
 """Log lines about refused connections: enough to show a flood and some of its sources, too few to become one."""
 
 
@@ -43,7 +43,7 @@ class Authenticator:
     ) -> None:
         self.preauth = PreauthLimiter(ControlSettings) if preauth is None else preauth
         self._clock = clock
-        self._refusal_log = LogLimiter(REFUSALS_LOGGED)
+        self._refusal_log = LogLimiter(PREAUTH_LOG_RATE)
         self._credentials = credentials
         self._had_credentials = False
         self._derivations = trio.CapacityLimiter(1)  # guessing uses at most one core

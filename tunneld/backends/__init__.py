@@ -1,7 +1,12 @@
-"""Server sides: what stands between a tunnel and its hidden server.
+"""Backends: the ways from a tunnel to its hidden server.
 
-A backend says what *dial* means: take the next parked TCP connection, open a channel on a carrier. Nothing above
-this floor asks which backend it is; a new one is a file here and a line in `BACKENDS`.
+    tcp       the hidden server opens a TCP connection per visitor, in advance; see tcp.py and, with a key, keyed.py
+    webmux    an agent's multiplexed connections (carriers) to a shared port; see webmux.py and webmux_port.py
+    ssh       `ssh -R` connections to a shared port; see ssh/
+
+A backend is a class that implements `tunneld.tunnel.server_side.ServerSide`. It defines what *dial* means: take a
+parked TCP connection, or open a channel on a carrier. No other package depends on which backend a tunnel has; a new
+backend is one file here and one row of `BACKENDS`.
 """
 
 import sys
@@ -10,9 +15,9 @@ from tunneld.backends.tcp import TcpServerSide
 from tunneld.tunnel.server_side import Backend
 
 BACKENDS: dict[str, Backend] = {"tcp": TcpServerSide}
-"""Backend names as openTunnel takes them."""
+"""The backends of this platform, by the names that the control verb openTunnel accepts."""
 
-if sys.platform == "linux":  # carriers live in the pump
+if sys.platform == "linux":  # carriers need the pump, which needs epoll
     from tunneld.backends.ssh.side import SshServerSide
     from tunneld.backends.webmux import WebMuxServerSide
 

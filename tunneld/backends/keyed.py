@@ -1,11 +1,11 @@
-"""Who connects as the hidden server shows a key first: `openTunnel tcp secure=yes`, or `secure=key` without encryption.
+"""The handshake of tcp tunnels with a key: `openTunnel tcp secure=yes`, or `secure=key` without encryption.
 
     the hidden server           the relay
     KEY line end          ──►                   in TLS, with the certificate of the control port
-                          ◄──   OK line end     it is parked; or ERR code reason, and the end
-    octets                ◄─►   octets          from here on, of the visitor that comes; its PROXY header first, if any
+                          ◄──   OK line end     the connection is parked; or ERR code reason, and it is closed
+    bytes                 ◄─►   bytes           from here on, the visitor's; its PROXY header first, if requested
 
-What is said ahead, behind the key's line, is for the visitor. The key is compared in constant time.
+Bytes that the hidden server sends early, after the key's line, are for the visitor. Keys are compared in constant time.
 """
 
 from __future__ import annotations
@@ -26,114 +26,122 @@ from tunneld.tunnel.server_side import Handshakes, TunnelContext
 from tunneld.wire.lines import format_err
 
 MAX_KEY_LINE = 128
-"""Octets of a first line: a key, blanks around it and any line end."""
+"""Bytes of the first line: a key, blanks around it and any line end."""
 OK = b"OK\n"
+CLOSED_BEFORE_KEY = "the connection closed before a key was sent"
 
-Way = socket.socket | TlsSocket
+KeyedTransport = socket.socket | TlsSocket
 
 
-async def read_key(connection: socket.socket, key: str, lobby: Handshakes, *, encrypted: bool) -> tuple[Way, bytes]:
-    """The connection of somebody who has shown the key, and what it said ahead. Closed where this raises.
+async def read_key(
+    connection: socket.socket, key: str, handshakes: Handshakes, *, encrypted: bool
+) -> tuple[KeyedTransport, bytes]:
+    """Do the TLS handshake, if `encrypted`, and read the key. Returns the connection, which the caller owns, and the
+    bytes that came with the key's line.
 
-    Raises `NotAllowedError` for a wrong key, `RemoteProtocolError`, OSError.
+    Raises `NotAllowedError` for a wrong key, `RemoteProtocolError` or OSError; the connection is closed then.
     """
-    way: Way = connection
+    transport: KeyedTransport = connection
     try:
         if encrypted:
-            way = await _encrypt(connection, lobby)
-        line, ahead = await (_tls_line(way) if isinstance(way, TlsSocket) else _line(way))
+            transport = await _encrypt(connection, handshakes)
+        if isinstance(transport, TlsSocket):
+            line, early = await _read_tls_line(transport)
+        else:
+            line, early = await _read_line(transport)
         if not hmac.compare_digest(line.strip(), key.encode()):
             raise NotAllowedError("wrong key")
     except NotAllowedError as error:
-        await say(way, format_err(error.code, str(error)))
-        close(way)
+        await send_line(transport, format_err(error.code, str(error)))
+        close(transport)
         raise
     except BaseException:
-        way.close()
+        transport.close()
         raise
-    return way, ahead
+    return transport, early
 
 
-async def say(way: Way, line: bytes) -> None:
-    """A line of ours. Raises OSError."""
-    if isinstance(way, TlsSocket):
-        await way.send_all(line)
+async def send_line(transport: KeyedTransport, line: bytes) -> None:
+    """Send one line of the handshake. Raises OSError."""
+    if isinstance(transport, TlsSocket):
+        await transport.send_all(line)
     else:
-        way.send(line)  # the empty buffer of a new connection takes it
+        transport.send(line)  # it fits the empty send buffer of a new connection
 
 
-def close(way: Way) -> None:
-    """Close behind a last word."""
-    if isinstance(way, TlsSocket):
-        way.finish()
-        way.flush_if_possible()
-    way.close()
+def close(transport: KeyedTransport) -> None:
+    """Close the connection, in TLS with a close_notify if the kernel takes it now."""
+    if isinstance(transport, TlsSocket):
+        transport.finish()
+        transport.flush_if_possible()
+    transport.close()
 
 
-async def _encrypt(connection: socket.socket, lobby: Handshakes) -> TlsSocket:
-    context = lobby.tls
+async def _encrypt(connection: socket.socket, handshakes: Handshakes) -> TlsSocket:
+    """Do the TLS handshake. A peer that starts in plain text gets an error line in plain text. Raises as `read_key`."""
+    context = handshakes.tls
     if context is None:
-        raise RemoteProtocolError("this relay has no certificate any more")
+        raise RemoteProtocolError("this relay no longer has a certificate")
     await trio.lowlevel.wait_readable(connection)
     first = connection.recv(1, socket.MSG_PEEK)
-    if first and first != HANDSHAKE:  # somebody with nc: tell them
+    if first and first != HANDSHAKE:  # a person with nc, perhaps
         connection.send(format_err("protocol", "this port speaks TLS; use openssl s_client"))
-        connection.recv(4096)  # closing on unread octets is a reset, and a reset destroys what we said
-        raise RemoteProtocolError("peer spoke plain text to a port for TLS")
+        connection.recv(4096)  # closing with unread bytes resets the connection, which would destroy our error line
+        raise RemoteProtocolError("the peer sent plain text to a TLS port")
     if not first:
-        raise RemoteProtocolError("it left before it showed its key")
+        raise RemoteProtocolError(CLOSED_BEFORE_KEY)
     tls = TlsSocket(connection, context, server_side=True)
     await tls.shake_hands()
     return tls
 
 
-async def _tls_line(tls: TlsSocket) -> tuple[bytes, bytes]:
-    """The first line, and what came behind it."""
-    heard = b""
-    while (end := heard.find(b"\n")) < 0:
-        if len(heard) >= MAX_KEY_LINE:
+async def _read_tls_line(tls: TlsSocket) -> tuple[bytes, bytes]:
+    """The first line without its line feed, and the bytes that were decrypted with it."""
+    received = b""
+    while (end := received.find(b"\n")) < 0:
+        if len(received) >= MAX_KEY_LINE:
             raise NotAllowedError("wrong key")
-        if not (more := await tls.receive(MAX_KEY_LINE - len(heard))):
-            raise RemoteProtocolError("it left before it showed its key")
-        heard += more
-    return heard[:end], heard[end + 1 :]
+        if not (more := await tls.receive(MAX_KEY_LINE - len(received))):
+            raise RemoteProtocolError(CLOSED_BEFORE_KEY)
+        received += more
+    return received[:end], received[end + 1 :]
 
 
-async def _line(connection: socket.socket) -> tuple[bytes, bytes]:
-    """The first line; what comes behind it stays in the kernel."""
-    heard = b""
-    while not heard.endswith(b"\n"):
-        if len(heard) >= MAX_KEY_LINE:
+async def _read_line(connection: socket.socket) -> tuple[bytes, bytes]:
+    """The first line, and nothing else: the bytes after it stay in the kernel."""
+    received = b""
+    while not received.endswith(b"\n"):
+        if len(received) >= MAX_KEY_LINE:
             raise NotAllowedError("wrong key")
         await trio.lowlevel.wait_readable(connection)
-        seen = connection.recv(MAX_KEY_LINE - len(heard), socket.MSG_PEEK)
-        if not seen:
-            raise RemoteProtocolError("it left before it showed its key")
-        if not heard and seen.startswith(HANDSHAKE):
-            raise RemoteProtocolError("peer spoke TLS to a port for plain text")
-        heard += connection.recv(seen.find(b"\n") + 1 or len(seen))
-    return heard, b""
+        peeked = connection.recv(MAX_KEY_LINE - len(received), socket.MSG_PEEK)
+        if not peeked:
+            raise RemoteProtocolError(CLOSED_BEFORE_KEY)
+        if not received and peeked.startswith(HANDSHAKE):
+            raise RemoteProtocolError("the peer started TLS on a plain-text port")
+        received += connection.recv(peeked.find(b"\n") + 1 or len(peeked))
+    return received, b""
 
 
 class TlsServerConnection:
-    """A connection in TLS that the hidden server made, for one visitor. See `ServerConnection`."""
+    """A TLS connection of the hidden server, for one visitor. Implements `ParkableConnection`."""
 
-    __slots__ = ("_duct", "peer")
+    __slots__ = ("_end", "peer")
 
-    def __init__(self, duct: TlsEnd, peer: Any) -> None:
-        self._duct = duct
+    def __init__(self, end: TlsEnd, peer: Any) -> None:
+        self._end = end
         self.peer = peer
 
-    def watch(self, left: Callable[[], None], failed: FailureCallback) -> Registration:
-        """Call `left` when the hidden server leaves without having said anything."""
-        return _ParkedWatch(self._duct, left, failed)
+    def watch(self, on_closed: Callable[[], None], on_failure: FailureCallback) -> Registration:
+        """See `ParkableConnection.watch`."""
+        return _ParkedWatch(self._end, on_closed, on_failure)
 
     def set_originator(self, visitor: Any | None) -> None:
-        """TLS has no word for it."""
+        """Nothing: TLS cannot carry the visitor's address."""
 
     def send(self, data: bytes) -> None:
         """See `ServerConnection.send`."""
-        self._duct.send(data)
+        self._end.send(data)
 
     def join(
         self,
@@ -144,53 +152,53 @@ class TlsServerConnection:
         throttle: Limiter | None = None,
     ) -> Relay:
         """See `ServerConnection.join`."""
-        return self._duct.join(visitor, linger=linger, on_end=on_end, throttle=throttle)
+        return self._end.join(visitor, linger=linger, on_end=on_end, throttle=throttle)
 
     def close(self) -> None:
-        """Close it with a goodbye."""
-        self._duct.close()
+        """Close the connection with a close_notify."""
+        self._end.close()
 
 
 class _ParkedWatch:
-    """The user of a duct that is parked: it takes nothing, and sees whether the peer leaves."""
+    """The handler of a parked TLS end: it takes no data and reports when the peer closes."""
 
-    def __init__(self, duct: TlsEnd, left: Callable[[], None], failed: FailureCallback) -> None:
-        self._duct = duct
-        self._left = left
-        self.on_internal_error = failed
-        if duct.closed or (duct.eof_received and not duct.buffered):
-            duct.pump.call_after_batch(self._leave)
-        duct.handler = self
+    def __init__(self, end: TlsEnd, on_closed: Callable[[], None], on_failure: FailureCallback) -> None:
+        self._end = end
+        self._on_closed = on_closed
+        self.on_internal_error = on_failure
+        if end.closed or (end.eof_received and not end.buffered):
+            end.pump.call_after_batch(self._report_closed)
+        end.handler = self
 
     def release(self) -> None:
         """See `Registration.release`."""
-        self._duct.handler = NO_HANDLER
+        self._end.handler = NO_HANDLER
 
     def on_data(self, _data: memoryview) -> int:
         return 0
 
     def on_writable(self) -> None:
-        """Nothing is said here."""
+        """Nothing: this handler sends nothing."""
 
     def on_eof(self) -> None:
-        self._left()
+        self._on_closed()
 
     def on_reset(self, _error: OSError) -> None:
-        self._left()
+        self._on_closed()
 
-    def _leave(self) -> None:
+    def _report_closed(self) -> None:
         try:
-            self._left()
+            self._on_closed()
         except Exception as error:
             self.on_internal_error(error)
 
 
-def serve(tls: TlsSocket, ahead: bytes, host: TunnelContext, peer: Any) -> TlsServerConnection:
-    """Hand it to the engine. Raises OSError."""
-    from tunneld.engine.pump import Pump  # noqa: PLC0415  # where there is a lobby, there is a pump
+def serve(tls: TlsSocket, early: bytes, context: TunnelContext, peer: Any) -> TlsServerConnection:
+    """Hand the connection to the engine, with the bytes that it sent `early` in its receive buffer. Raises OSError."""
+    from tunneld.engine.pump import Pump  # noqa: PLC0415  # a relay that does handshakes has a pump
 
-    assert isinstance(host.engine, Pump)
-    duct = TlsEnd(host.engine, tls)
-    duct.unread(ahead)
-    duct.start()
-    return TlsServerConnection(duct, peer)
+    assert isinstance(context.engine, Pump)
+    end = TlsEnd(context.engine, tls)
+    end.unread(early)
+    end.start()
+    return TlsServerConnection(end, peer)

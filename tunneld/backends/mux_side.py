@@ -1,8 +1,8 @@
-"""What all backends on carriers have in common: connections of the hidden server, each of which takes many visitors.
+"""The common part of the backends with carriers: each connection of the hidden server carries many visitors.
 
-A visitor goes to the least loaded carrier that has room. A hidden server that lost its network comes back before its
-old carrier is known to be dead. So a newcomer casts doubt on the others: they are asked for a sign of life, and until
-they give one, visitors go to those that have.
+A visitor goes to the least loaded carrier with a free channel. When an agent's network fails, the agent reconnects
+before the relay knows that the old carrier is dead. A new carrier therefore makes the relay ping the existing carriers,
+and until they reply, visitors go to carriers that have.
 """
 
 from __future__ import annotations
@@ -14,191 +14,195 @@ from typing import Any, ClassVar, Protocol
 import trio
 
 from tunneld.backends.queue import WaitQueue
+from tunneld.config import schema
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
+from tunneld.mux.limits import CarrierLimits
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, TunnelContext
 
-SECURE = frozenset({"webmuxs", "ssh"})
-"""Schemes of ports to which the key crosses enciphered."""
+ENCRYPTED_SCHEMES = frozenset({"webmuxs", "ssh"})
+"""Schemes of shared ports that receive the key in encrypted form."""
 
 
 class VisitorCarrier(Protocol):
-    """A connection that carries channels: `session.Carrier`, or another that does the same."""
+    """A connection of the hidden server that carries channels, as `mux.carrier.Carrier` does."""
 
     @property
     def answering(self) -> bool:
-        """Whether the peer has not fallen silent, as far as we know."""
+        """False after the peer failed to reply to a ping."""
 
     @property
     def channels_left(self) -> int:
-        """How many channels could be opened, at least about."""
+        """How many more channels can be opened, approximately."""
 
     @property
     def channels(self) -> Collection[int]:
-        """Those there are."""
+        """The ids of the open channels."""
 
     @property
     def heartbeat(self) -> Heartbeat:
-        """Is the peer alive?"""
+        """Tells whether the peer is alive."""
 
     def open(self, protocol: int) -> Channel:
-        """Open a channel for a visitor of this port. Raises `LimitReachedError` where there is no room for one."""
+        """Open a channel for a visitor of this port; the caller owns it. Raises `LimitReachedError` if it cannot."""
 
     def close(self, reason: str) -> None:
-        """End it and every channel on it. Harmless when repeated."""
+        """Close the connection and all of its channels. Idempotent."""
 
 
 class MuxServerSide:
-    """The carriers of one tunnel. See `ServerSide`."""
+    """The carriers of one tunnel. Implements `ServerSide`; a subclass names its backend."""
 
     backend: ClassVar[str]
 
-    def __init__(self, host: TunnelContext) -> None:
-        """Raises `UsageError` where the relay has no port for such carriers."""
-        self._host = host
-        self._endpoints = self._port(host.services)
-        self._key = self._endpoints.register(self, _known_key(host))
+    def __init__(self, context: TunnelContext) -> None:
+        """Register a key with the relay's shared port. Raises `UsageError` if the relay has no such port."""
+        self._context = context
+        self._registry = self._port(context.services)
+        self._key = self._registry.register(self, _known_key(context))
         self._carriers: dict[VisitorCarrier, Any] = {}  # each with its peer's address
-        self._taking: list[VisitorCarrier] = []  # those of them that take visitors; the newest before its equals
-        self._line = WaitQueue[Channel]()
+        self._accepting: list[VisitorCarrier] = []  # for new visitors; of equals, the newest is preferred
+        self._queue = WaitQueue[Channel]()
         self._closed = False
 
     @classmethod
-    def check(cls, premises: BackendServices, options: TunnelOptions) -> None:
-        """See `Backend`."""
-        cls._port(premises)
-        if options.secure == "yes" and not cls.hides_key(premises, options):
-            raise UsageError("option secure=yes: this relay has no certificate ([control.tls])")
+    def check(cls, services: BackendServices, options: TunnelOptions) -> None:
+        """See `Backend.check`."""
+        cls._port(services)
+        if options.secure == "yes" and not cls.hides_key(services, options):
+            raise UsageError("option secure=yes requires a certificate, and this relay has none ([control.tls])")
 
     @classmethod
-    def hides_key(cls, premises: BackendServices, _options: TunnelOptions) -> bool:
-        """See `Backend`."""
-        return cls._port(premises).scheme(cls.backend) in SECURE
+    def hides_key(cls, services: BackendServices, _options: TunnelOptions) -> bool:
+        """See `Backend.hides_key`."""
+        return cls._port(services).scheme(cls.backend) in ENCRYPTED_SCHEMES
 
     @classmethod
-    def _port(cls, premises: BackendServices) -> KeyRegistry:
-        if premises.keys is None:
+    def _port(cls, services: BackendServices) -> KeyRegistry:
+        if services.keys is None:
             raise UsageError(f"this relay has no {cls.backend} backend")
-        premises.keys.check(cls.backend)
-        return premises.keys
+        services.keys.check(cls.backend)
+        return services.keys
 
     @property
     def uri(self) -> Endpoint:
-        """With the key by which the hidden server says that it is this one's."""
-        return self._endpoints.uri(self.backend, self._host.advertised_host, self._key)
+        """The server URI, with the key by which a carrier is assigned to this tunnel."""
+        return self._registry.uri(self.backend, self._context.advertised_host, self._key)
 
     @property
     def parked(self) -> int:
-        """How many more visitors the carriers could take."""
-        return sum(carrier.channels_left for carrier in self._taking)
+        """How many more visitors the carriers can take."""
+        return sum(carrier.channels_left for carrier in self._accepting)
 
     @property
     def live_connections(self) -> int:
-        """How many carriers answer and take visitors."""
-        return sum(carrier.answering for carrier in self._taking)
+        """How many carriers take visitors and reply to pings."""
+        return sum(carrier.answering for carrier in self._accepting)
 
     @property
     def unresponsive(self) -> bool:
-        """Whether there are carriers and none of them answers and takes visitors."""
+        """Whether there are carriers and none of them takes visitors and replies to pings."""
         return bool(self._carriers) and not self.live_connections
 
     @property
     def key(self) -> str:
-        """The key alone."""
+        """The key of the server URI."""
         return self._key
 
     @property
     def carriers(self) -> Collection[VisitorCarrier]:
-        """Those there are."""
+        """All carriers."""
         return self._carriers.keys()
 
     @property
     def client_port(self) -> int:
-        """The port that visitors reach."""
-        return self._host.client_port
+        """The port that visitors connect to."""
+        return self._context.client_port
 
     def dial_nowait(self) -> Channel:
-        """A channel on the least loaded carrier. Raises `trio.WouldBlock`."""
-        if self._line.waiters:
+        """A channel on the least loaded carrier; the caller owns it. Raises `trio.WouldBlock` if there is none."""
+        if self._queue.waiters:
             raise trio.WouldBlock
         return self._open()
 
     async def dial(self) -> Channel:
-        """Wait in line for a carrier that has room. Raises `trio.ClosedResourceError` once closed."""
+        """Wait for a channel, which the caller then owns. Raises `trio.ClosedResourceError` once this is closed."""
         with suppress(trio.WouldBlock):
             return self.dial_nowait()
-        return await self._line.wait()
+        return await self._queue.wait()
 
     def trim(self, keep: int, spared: Container[str] = ()) -> int:
-        """Nothing is parked ahead, so there is nothing to trim."""
+        """See `ServerSide.trim`. Always 0: no connections are parked."""
         return 0
 
     def pause(self) -> None:
-        """See `ServerSide`: the shared port's door does that."""
+        """See `ServerSide.pause`. Nothing: the owner of the shared port stops accepting."""
 
     def export(self) -> ServerSideSnapshot:
-        """See `ServerSide`. What a carrier is about to say, and how it is enciphered, is in this process and cannot go
-        along: the hidden server dials again, to the same address.
+        """See `ServerSide.export`. Closes the carriers: their send buffers and TLS state are in this process, and the
+        hidden server reconnects to the same address.
         """
         self._closed = True
         for carrier in list(self._carriers):
-            carrier.close("the relay starts again")
+            carrier.close("the relay is restarting")
         return ServerSideSnapshot(key=self._key)
 
     def close(self) -> None:
-        """Take no carriers; end those that carry nobody, and each other one with its last visitor. Harmless when
-        repeated.
+        """Admit no carriers, close idle ones, and close the remaining ones when their last visitor has left.
+        Idempotent.
         """
         self._closed = True
-        self._endpoints.unregister(self, self._key)
+        self._registry.unregister(self, self._key)
         self._close_idle()
-        self._line.close()
+        self._queue.close()
 
-    def admit(self, carrier: VisitorCarrier, peer: Any, most: int) -> None:
-        """Take a carrier whose peer has said our key, if that makes no more than `most`, or raise `NotAllowedError` or
-        `LimitReachedError`.
+    def admit(self, carrier: VisitorCarrier, peer: Any, limit: int) -> None:
+        """Add a carrier that has authenticated with this tunnel's key, unless there are `limit` already. Raises
+        `NotAllowedError` or `LimitReachedError`; the carrier stays the caller's then.
         """
-        if reason := self._host.why_not_allowed(peer):
+        if reason := self._context.why_not_allowed(peer):
             raise NotAllowedError(reason)
-        if len(self._carriers) >= min(self._host.parking_capacity(), most) and not self._replace_silent():
-            raise LimitReachedError(f"the tunnel has {len(self._carriers)} carriers already (max_carriers)")
-        for other in list(self._carriers):  # asking may find that it is lost
+        if len(self._carriers) >= min(self._context.parking_capacity(), limit) and not self._replace_unresponsive():
+            raise LimitReachedError(
+                f"connection limit reached: the tunnel has {len(self._carriers)} server connections (max_carriers)"
+            )
+        for other in list(self._carriers):  # a ping may find that a carrier is lost, and remove it
             other.heartbeat.ping_now()
         self._carriers[carrier] = peer
-        self._taking.insert(0, carrier)
-        self._host.on_attached(peer)
+        self._accepting.insert(0, carrier)
+        self._context.on_attached(peer)
         self.on_capacity()
 
     def retire(self, carrier: VisitorCarrier) -> None:
-        """Its peer wants to be called no more: those that it serves may finish, others go elsewhere or wait."""
-        if carrier in self._taking:
-            self._taking.remove(carrier)
+        """Send no new visitors to this carrier, as its peer requested; its present visitors finish. Idempotent."""
+        if carrier in self._accepting:
+            self._accepting.remove(carrier)
 
-    # What its carriers report
+    # Called by carriers
 
     def on_capacity(self) -> None:
-        """There may be room: serve whoever waits longest."""
+        """A carrier may have a free channel: serve the visitors that wait, oldest first."""
         if self._closed:
             self._close_idle()
-        while self._line.waiters:
+        while self._queue.waiters:
             try:
                 channel = self._open()
             except trio.WouldBlock:
                 return
-            self._line.serve(channel)
+            self._queue.serve(channel)
 
     def on_carrier_closed(self, carrier: VisitorCarrier) -> None:
-        """A carrier ended."""
+        """A carrier was closed or lost: remove it."""
         self.retire(carrier)
         peer = self._carriers.pop(carrier, None)
         if peer is not None:
-            self._host.on_detached(peer)
+            self._context.on_detached(peer)
 
-    # Inside
+    # Internals
 
     def _close_idle(self) -> None:
         for carrier in list(self._carriers):
@@ -206,32 +210,42 @@ class MuxServerSide:
                 carrier.close("the tunnel closed")
 
     def _open(self) -> Channel:
-        carriers = self._taking
+        carriers = self._accepting
         for carrier in carriers[:] if len(carriers) < 2 else sorted(carriers, key=_rank):
             try:
-                return carrier.open(self._host.client_port)
+                return carrier.open(self._context.client_port)
             except LimitReachedError:
                 pass
         raise trio.WouldBlock
 
-    def _replace_silent(self) -> bool:
-        """Make room by giving up a carrier whose peer does not answer; whether there was one."""
+    def _replace_unresponsive(self) -> bool:
+        """Close one unresponsive carrier, to make room for a new one; False if there is none."""
         for carrier in self._carriers:
             if not carrier.answering:
-                carrier.close("another one came while it did not answer")
+                carrier.close("replaced by a new connection because it did not answer")
                 return True
         return False
 
 
-def _known_key(host: TunnelContext) -> str:
-    """The key that a hidden server may know already."""
-    if host.snapshot is not None:
-        return host.snapshot.key
-    return host.former.key if host.former is not None else ""
+def carrier_limits(settings: schema.WebMuxSettings | schema.SshSettings, memory: int) -> CarrierLimits:
+    """The limits of a carrier, from its port's table of the configuration; `memory` is in bytes."""
+    return CarrierLimits(
+        heartbeat=settings.heartbeat,
+        patience=min(settings.patience, settings.heartbeat),
+        max_window=settings.max_window,
+        memory=memory,
+    )
+
+
+def _known_key(context: TunnelContext) -> str:
+    """The key that the hidden server may know already; empty if there is none."""
+    if context.snapshot is not None:
+        return context.snapshot.key
+    return context.former.key if context.former is not None else ""
 
 
 def _rank(carrier: VisitorCarrier) -> tuple[bool, bool, int]:
-    """A new visitor goes to one that answers, then to one that nobody doubts, then to one with fewer channels."""
+    """Sort key: prefer carriers that reply, then carriers without an unanswered ping, then fewer channels."""
     return (
         not carrier.answering,
         carrier.heartbeat.awaiting_reply and not carrier.heartbeat.received,

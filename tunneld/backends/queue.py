@@ -1,4 +1,4 @@
-"""The line in which visitors wait for a way to the hidden server, first come, first served."""
+"""The queue of visitors that wait for a connection to the hidden server, first in, first out."""
 
 from __future__ import annotations
 
@@ -11,44 +11,48 @@ Item = TypeVar("Item")
 
 
 class WaitQueue(Generic[Item]):
-    """Those who wait for ways of one kind. No way is lost: who is cancelled is out of the line in that moment, and who
-    was served before it is not cancelled any more.
+    """Tasks that wait for an item: a parked connection or a channel.
+
+    No item is lost. A task that is cancelled leaves the queue at once, and a task that has been given an item returns
+    it even if it is cancelled before it runs again.
     """
 
     def __init__(self) -> None:
-        self.waiters: deque[_Waiter[Item]] = deque()  # the first in front; others only ask whether there are any
+        self.waiters: deque[_Waiter[Item]] = deque()  # oldest first; server sides only test whether it is empty
 
     async def wait(self) -> Item:
-        """Stand in line until served. Raises `trio.ClosedResourceError` where it is sent away."""
+        """Wait until `serve` hands an item to this task, which then owns it. Raises `trio.ClosedResourceError` when
+        the queue is closed first.
+        """
         waiter = _Waiter[Item]()
         self.waiters.append(waiter)
 
-        def leave(_: object) -> trio.lowlevel.Abort:
+        def abort(_: object) -> trio.lowlevel.Abort:
             self.waiters.remove(waiter)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        await trio.lowlevel.wait_task_rescheduled(leave)
-        if waiter.way is None:
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        if waiter.item is None:
             raise trio.ClosedResourceError
-        return waiter.way
+        return waiter.item
 
-    def serve(self, way: Item) -> None:
-        """The first in line has this one; there must be somebody."""
+    def serve(self, item: Item) -> None:
+        """Give `item` to the task that has waited longest. The queue must not be empty."""
         waiter = self.waiters.popleft()
-        waiter.way = way
+        waiter.item = item
         trio.lowlevel.reschedule(waiter.task)
 
     def close(self) -> None:
-        """Send everybody away."""
+        """Wake all waiting tasks with `trio.ClosedResourceError`. Idempotent."""
         while self.waiters:
             trio.lowlevel.reschedule(self.waiters.popleft().task)
 
 
 class _Waiter(Generic[Item]):
-    """Somebody in line."""
+    """A waiting task, and the item it was given; None: the queue was closed."""
 
-    __slots__ = ("task", "way")
+    __slots__ = ("item", "task")
 
     def __init__(self) -> None:
         self.task = trio.lowlevel.current_task()
-        self.way: Item | None = None
+        self.item: Item | None = None

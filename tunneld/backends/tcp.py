@@ -1,11 +1,12 @@
-"""The reference backend: plain TCP, one connection from the hidden server for each visitor.
+"""The reference backend: plain TCP, one connection of the hidden server per visitor.
 
-The hidden server connects ahead of its visitors and its connection is *parked*: not read from, so what it says
-before a visitor comes stays in the kernel, in order, bounded by the socket's buffer. Parked connections are watched,
-though: one whose peer leaves without having said anything is gone at once. One that spoke and then ended is kept,
-since a visitor can still be told what it said.
+The hidden server connects before its visitors do, and each connection is *parked* until a visitor needs it. A parked
+connection is not read: bytes that arrive early stay in the kernel, in order, limited by the socket's receive buffer. It
+is watched, though. If the peer closes a connection on which it has sent nothing, the connection is dropped at once. If
+it sent something first, the connection is kept, because a visitor can still receive the bytes.
 
-With `secure=` it shows a key first, in TLS where that was asked for, and is parked then: see keyed.py.
+With the option `secure`, a hidden server sends a key first, inside TLS if requested, and is parked after that: see
+keyed.py.
 """
 
 from __future__ import annotations
@@ -31,95 +32,103 @@ from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import BackendServices, ServerConnection, ServerSideSnapshot, TunnelContext
 from tunneld.wire.lines import format_err
 
-KEY_OCTETS = 16
-"""Of randomness, 32 hexadecimal digits: nobody guesses one, a person can copy it, and none of them is among the letters
-that `openssl s_client` takes for a command.
+SERVER_KEY_BYTES = 16
+"""Random bytes of a key, which is written as 32 hexadecimal digits. It cannot be guessed, a person can copy it, and it
+contains none of the letters that `openssl s_client` takes for a command.
 """
 
 
-class Parkable(ServerConnection, Protocol):
-    """A connection of the hidden server that can wait for a visitor."""
+class ParkableConnection(ServerConnection, Protocol):
+    """A connection of the hidden server that can be parked."""
 
     @property
     def peer(self) -> Any:
-        """The hidden server's address."""
+        """The address of the hidden server."""
 
-    def watch(self, left: Callable[[], None], failed: FailureCallback, /) -> Registration:
-        """Call `left` when the hidden server leaves without having said anything; perhaps more than once."""
+    def watch(self, on_closed: Callable[[], None], on_failure: FailureCallback, /) -> Registration:
+        """Call `on_closed`, perhaps more than once, when the hidden server closes without having sent anything.
+        `on_failure` receives an exception of `on_closed`.
+        """
 
 
 class TcpServerSide:
-    """A listener for the hidden server, and its connections that wait for visitors."""
+    """The listener for the hidden server of one tunnel, and its parked connections. Implements `ServerSide`."""
 
-    def __init__(self, host: TunnelContext) -> None:
-        settings = host.settings
-        self._host = host
-        legacy = host.snapshot
-        self._key = _key(host)
-        self._listener = _bind(settings, host.former, host.reserved) if legacy is None else legacy.listener
-        port = self._listener.getsockname()[1] if self._listener is not None else legacy.port if legacy else 0
-        self._uri = Endpoint("tls" if host.secure == "yes" else "tcp", host.advertised_host, port, self._key)
-        self._parked = OrderedDict[Parkable, Registration]()  # in the order in which they came
-        self._line = WaitQueue[Parkable]()
-        self._newcomers: set[trio.CancelScope] = set()
+    def __init__(self, context: TunnelContext) -> None:
+        """Listen, or adopt the listener and the parked connections of `context.snapshot`. Raises as `bind_in_range`."""
+        snapshot = context.snapshot
+        self._context = context
+        self._key = _choose_key(context)
+        self._listener = (
+            _bind(context.settings, context.former, context.reserved) if snapshot is None else snapshot.listener
+        )
+        port = self._listener.getsockname()[1] if self._listener is not None else snapshot.port if snapshot else 0
+        scheme = "tls" if context.secure == "yes" else "tcp"
+        self._uri = Endpoint(scheme, context.advertised_host, port, self._key)
+        self._parked = OrderedDict[ParkableConnection, Registration]()  # oldest first
+        self._queue = WaitQueue[ParkableConnection]()
+        self._handshakes: set[trio.CancelScope] = set()
         self._closed = False
         self._accepting = (
-            host.engine.listen(self._listener, self._arrived, host.on_failure) if self._listener is not None else None
+            context.engine.listen(self._listener, self._on_connection, context.on_failure)
+            if self._listener is not None
+            else None
         )
-        for connection, peer in legacy.parked if legacy is not None else ():
-            self._offer(TcpServerConnection(host.engine, connection, peer))
+        for connection, peer in snapshot.parked if snapshot is not None else ():
+            self._serve_or_park(TcpServerConnection(context.engine, connection, peer))
 
     @staticmethod
-    def check(premises: BackendServices, options: TunnelOptions) -> None:
-        """See `Backend`: every relay has it, but not every one has a lobby and a certificate."""
+    def check(services: BackendServices, options: TunnelOptions) -> None:
+        """See `Backend.check`. Every relay has this backend, but `secure` needs the pump, and TLS a certificate."""
         if options.secure == "no":
             return
-        if premises.handshakes is None:
-            raise UsageError(f"option secure={options.secure}: this relay's system has no epoll, which it needs")
-        if options.secure == "yes" and premises.handshakes.tls is None:
+        if services.handshakes is None:
+            raise UsageError(f"option secure={options.secure} requires epoll, which this relay's system does not have")
+        if options.secure == "yes" and services.handshakes.tls is None:
             raise UsageError(
-                "option secure=yes: this relay has no certificate ([control.tls]); secure=key asks for a key alone"
+                "option secure=yes requires a certificate, and this relay has none ([control.tls]); "
+                "use secure=key for a key without encryption"
             )
 
     @staticmethod
-    def hides_key(_premises: BackendServices, options: TunnelOptions) -> bool:
-        """See `Backend`."""
+    def hides_key(_services: BackendServices, options: TunnelOptions) -> bool:
+        """See `Backend.hides_key`."""
         return options.secure == "yes"
 
     @property
     def uri(self) -> Endpoint:
-        """`tcp://HOST:PORT`, or with a key behind it `tls://HOST:PORT/KEY` or `tcp://HOST:PORT/KEY`."""
+        """`tcp://HOST:PORT`; with a key `tls://HOST:PORT/KEY` or `tcp://HOST:PORT/KEY`."""
         return self._uri
 
     @property
     def parked(self) -> int:
-        """How many connections of the hidden server wait for a visitor."""
+        """The number of parked connections."""
         return len(self._parked)
 
     @property
     def live_connections(self) -> int:
-        """None: each of them serves one visitor."""
+        """Always 0: a connection serves one visitor only."""
         return 0
 
     @property
     def unresponsive(self) -> bool:
-        """Never: a parked connection cannot be asked."""
+        """Always False: a parked connection cannot be pinged."""
         return False
 
-    def dial_nowait(self) -> Parkable:
-        """The connection parked longest. Raises `trio.WouldBlock`."""
-        if not self._parked or self._line.waiters:
+    def dial_nowait(self) -> ParkableConnection:
+        """Unpark the oldest connection, which the caller then owns. Raises `trio.WouldBlock` if none is parked."""
+        if not self._parked or self._queue.waiters:
             raise trio.WouldBlock
-        return self._take()
+        return self._unpark()
 
-    async def dial(self) -> Parkable:
-        """Wait in line for the next connection of the hidden server. Raises `trio.ClosedResourceError` once closed."""
-        if self._parked and not self._line.waiters:  # one came since dial_nowait, and nobody stands in line before us
-            return self._take()
-        return await self._line.wait()
+    async def dial(self) -> ParkableConnection:
+        """Wait for a connection, which the caller then owns. Raises `trio.ClosedResourceError` once this is closed."""
+        if self._parked and not self._queue.waiters:  # one was parked since dial_nowait, and no visitor is ahead
+            return self._unpark()
+        return await self._queue.wait()
 
     def trim(self, keep: int, spared: Container[str] = ()) -> int:
-        """See `ServerSide`: those parked longest go first."""
+        """See `ServerSide.trim`. Closes the connections that have been parked longest."""
         parked = [connection for connection in self._parked if unmap(str(connection.peer[0])) not in spared]
         surplus = parked[: max(0, len(parked) - keep)]
         for connection in surplus:
@@ -128,129 +137,134 @@ class TcpServerSide:
         return len(surplus)
 
     def pause(self) -> None:
-        """See `ServerSide`."""
+        """See `ServerSide.pause`."""
         if self._accepting is not None:
             self._accepting.release()
 
     def export(self) -> ServerSideSnapshot:
-        """See `ServerSide`."""
+        """See `ServerSide.export`. Connections in TLS are closed: their TLS state is in this process, and the hidden
+        server connects again.
+        """
         self.pause()
         parked = []
         while self._parked:
-            connection = self._take()
+            connection = self._unpark()
             if isinstance(connection, TcpServerConnection):
                 parked.append((taken_out(connection.socket), connection.peer))
             else:
-                connection.close()  # what is in TLS is in this process; the hidden server dials again
+                connection.close()
         listening = self._listener is not None and self._listener.fileno() != -1
         listener = taken_out(self._listener) if self._listener is not None and listening else None
         return ServerSideSnapshot(self._uri.port, listener, parked, self._key)
 
     def close(self) -> None:
-        """Stop listening, close what is parked, send those in line away. Harmless when repeated."""
+        """Stop listening, close parked connections, cancel handshakes, and fail waiting `dial` calls. Idempotent."""
         self._closed = True
         self.pause()
         if self._listener is not None:
             self._listener.close()
-        for scope in self._newcomers:
+        for scope in self._handshakes:
             scope.cancel()
         self.trim(0)
-        self._line.close()
+        self._queue.close()
 
-    def _arrived(self, connection: socket.socket, peer: Any) -> None:
-        """Admit one connection that claims to be the hidden server."""
-        lobby = self._host.services.handshakes
+    def _on_connection(self, connection: socket.socket, peer: Any) -> None:
+        """The engine accepted a connection: refuse it, start its handshake, or park it."""
+        handshakes = self._context.services.handshakes
         if reason := self._refusal(peer):
             connection.close()
-            self._host.on_refused(peer, reason)
-        elif self._key and lobby is not None:
-            lobby.start(connection, peer, "tcp", partial(self._hear_out, connection, peer))
+            self._context.on_refused(peer, reason)
+        elif self._key and handshakes is not None:
+            handshakes.start(connection, peer, "tcp", partial(self._handshake, connection, peer))
         else:
-            self._admit(TcpServerConnection(self._host.engine, connection, peer))
+            self._admit(TcpServerConnection(self._context.engine, connection, peer))
 
     def _refusal(self, peer: Any) -> str:
-        """Why it is not taken, if so."""
-        if reason := self._host.why_not_allowed(peer):
+        """Why a connection of this peer is refused; empty if it is not."""
+        if reason := self._context.why_not_allowed(peer):
             return reason
-        if len(self._parked) >= self._host.parking_capacity():
-            return f"{len(self._parked)} server connections are parked already"
+        if len(self._parked) >= self._context.parking_capacity():
+            return f"limit of idle connections reached: {len(self._parked)} wait for visitors already"
         return ""
 
-    async def _hear_out(self, connection: socket.socket, peer: Any) -> None:
-        """Somebody who must show the key; see `Handshakes.start`."""
-        from tunneld.backends import keyed  # noqa: PLC0415  # only where there is a pump, as its lobby
+    async def _handshake(self, connection: socket.socket, peer: Any) -> None:
+        """Read the key and park the connection. Runs in a task of the `Handshakes`, which see for what it raises."""
+        from tunneld.backends import keyed  # noqa: PLC0415  # needs the pump, as `Handshakes` do
 
-        assert self._host.services.handshakes is not None
+        assert self._context.services.handshakes is not None
         with trio.CancelScope() as scope:
-            self._newcomers.add(scope)
+            self._handshakes.add(scope)
             try:
-                encrypted = self._host.secure == "yes"
-                way, ahead = await keyed.read_key(
-                    connection, self._key, self._host.services.handshakes, encrypted=encrypted
+                encrypted = self._context.secure == "yes"
+                transport, early = await keyed.read_key(
+                    connection, self._key, self._context.services.handshakes, encrypted=encrypted
                 )
             finally:
-                self._newcomers.discard(scope)
+                self._handshakes.discard(scope)
             try:
                 self._check_open()
                 if reason := self._refusal(peer):
-                    await keyed.say(way, format_err(LimitReachedError.code, reason))
+                    await keyed.send_line(transport, format_err(LimitReachedError.code, reason))
                     raise LimitReachedError(reason)
-                await keyed.say(way, keyed.OK)
+                await keyed.send_line(transport, keyed.OK)
                 self._check_open()
-                if isinstance(way, socket.socket):
-                    self._admit(TcpServerConnection(self._host.engine, way, peer))
+                if isinstance(transport, socket.socket):
+                    self._admit(TcpServerConnection(self._context.engine, transport, peer))
                 else:
-                    self._admit(keyed.serve(way, ahead, self._host, peer))
+                    self._admit(keyed.serve(transport, early, self._context, peer))
             except BaseException:
-                keyed.close(way)
+                keyed.close(transport)
                 raise
 
     def _check_open(self) -> None:
-        """Nobody is parked any more once it is closed, also who showed the key in that moment."""
+        """Raise `NoSuchTunnelError` if this was closed during the handshake, so that no connection is parked after."""
         if self._closed:
             raise NoSuchTunnelError("the tunnel closed")
 
-    def _admit(self, connection: Parkable) -> None:
-        self._offer(connection)
-        self._host.on_attached(connection.peer)
+    def _admit(self, connection: ParkableConnection) -> None:
+        self._serve_or_park(connection)
+        self._context.on_attached(connection.peer)
 
-    def _offer(self, connection: Parkable) -> None:
-        """Give a connection to whoever waits longest, or park it."""
-        if self._line.waiters:
-            self._line.serve(connection)
+    def _serve_or_park(self, connection: ParkableConnection) -> None:
+        """Give the connection to the visitor that has waited longest, or park it."""
+        if self._queue.waiters:
+            self._queue.serve(connection)
         else:
-            self._parked[connection] = connection.watch(lambda: self._left(connection), self._host.on_failure)
+            on_failure = self._context.on_failure
+            self._parked[connection] = connection.watch(lambda: self._on_parked_closed(connection), on_failure)
 
-    def _take(self) -> Parkable:
-        """Unpark the connection parked longest."""
+    def _unpark(self) -> ParkableConnection:
+        """Remove and return the connection that has been parked longest."""
         connection, watching = self._parked.popitem(last=False)
         watching.release()
         return connection
 
-    def _left(self, connection: Parkable) -> None:
-        """The hidden server has left, and has said nothing to a visitor to come."""
+    def _on_parked_closed(self, connection: ParkableConnection) -> None:
+        """The hidden server closed a parked connection on which it had sent nothing."""
         if connection in self._parked:
             self._parked.pop(connection).release()
             connection.close()
-            self._host.on_detached(connection.peer)
+            self._context.on_detached(connection.peer)
 
 
-def _key(host: TunnelContext) -> str:
-    """The key to show: none, the one of the tunnel whose place this one takes, or a new one."""
-    if host.secure == "no":
+def _choose_key(context: TunnelContext) -> str:
+    """The key of this server side: empty without `secure`, else the one that its hidden server knows already, or a new
+    one.
+    """
+    if context.secure == "no":
         return ""
-    if host.snapshot is not None:
-        return host.snapshot.key
-    former = host.former
+    if context.snapshot is not None:
+        return context.snapshot.key
+    former = context.former
     return (
         former.key
         if former is not None and former.key and former.scheme in {"tcp", "tls"}
-        else secrets.token_hex(KEY_OCTETS)
+        else secrets.token_hex(SERVER_KEY_BYTES)
     )
 
 
 def _bind(settings: TunnelSettings, former: Endpoint | None, reserved: Container[int]) -> socket.socket:
-    """A listener, on the former port where that is free. Raises as `bind_in_range`."""
+    """A listener, on the former port if that is free and still in range. Raises as `bind_in_range`."""
     if former is not None and (former.port in settings.port_range or settings.port_range[0] == 0):
         with suppress(LimitReachedError):
             return bind_in_range(settings.host, range(former.port, former.port + 1), keepalive=settings.keepalive)
@@ -258,7 +272,7 @@ def _bind(settings: TunnelSettings, former: Endpoint | None, reserved: Container
 
 
 class TcpServerConnection:
-    """A connection that the hidden server made, for one visitor. See `ServerConnection`."""
+    """A plain TCP connection of the hidden server, for one visitor. Implements `ParkableConnection`."""
 
     __slots__ = ("_engine", "peer", "socket")
 
@@ -267,20 +281,20 @@ class TcpServerConnection:
         self.socket = connection
         self.peer = peer
 
-    def watch(self, left: Callable[[], None], failed: FailureCallback) -> Registration:
-        """See `Parkable`."""
+    def watch(self, on_closed: Callable[[], None], on_failure: FailureCallback) -> Registration:
+        """See `ParkableConnection.watch`."""
 
-        def look() -> None:
+        def on_readable() -> None:
             if peer_closed(self.socket):
-                left()
+                on_closed()
 
-        return self._engine.watch(self.socket, look, failed)
+        return self._engine.watch(self.socket, on_readable, on_failure)
 
     def set_originator(self, visitor: Any | None) -> None:
-        """TCP has no word for it."""
+        """Nothing: TCP cannot carry the visitor's address."""
 
     def send(self, data: bytes) -> None:
-        """A header fits the empty buffer of a connection on which nothing was said."""
+        """See `ServerConnection.send`. A PROXY header fits the empty send buffer of an unused connection."""
         self.socket.send(data)
 
     def join(
@@ -291,7 +305,7 @@ class TcpServerConnection:
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None = None,
     ) -> Relay:
-        """Hand both sockets to the engine."""
+        """See `ServerConnection.join`. The engine takes both sockets."""
         return self._engine.join(visitor, self.socket, linger=linger, on_end=on_end, throttle=throttle)
 
     def close(self) -> None:

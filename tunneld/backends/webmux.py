@@ -1,12 +1,12 @@
-"""The WebMUX backend: one connection from the hidden server carries all of its visitors.
+"""The WebMUX backend: one connection of the hidden server carries all of its visitors.
 
-    Endpoints                       the shared port's book: which server side has which key
-    └─ WebMux ×tunnel               a server URI with a key; its carriers, the least loaded of which takes a visitor
-       └─ Carrier ×N                a connection that the hidden server made; see session/
+    KeyRegistry                 which server side has which key
+    └─ WebMuxServerSide ×tunnel a server URI with a key; a visitor goes to its least loaded carrier
+       └─ Carrier ×N            a connection that the hidden server made; see tunneld/mux/
 
-The hidden server connects to the shared port and says by InternAtom and DefineEndpoint (draft-gettys-webmux-00) that it
-is to be called back as the server URI, key included: who knows the key is the hidden server. From then on we open a
-session for each visitor, with the client side's port as the protocol id.
+The hidden server connects to the shared port and declares with InternAtom and DefineEndpoint (draft-gettys-webmux-00)
+that it can be called back as the server URI, key included. The key proves that it is the hidden server. After that, the
+relay opens a WebMUX session per visitor, with the public port as the protocol id.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from tunneld.tunnel.keys import KeyRegistry
 
 
 class WebMuxServerSide(MuxServerSide):
-    """The carriers of one tunnel, at `webmux://HOST:PORT/KEY`, or `webmuxs://` where the shared port speaks TLS."""
+    """The carriers of one tunnel, at `webmux://HOST:PORT/KEY`, or `webmuxs://` if the shared port speaks TLS."""
 
     backend: ClassVar[str] = "webmux"
 
 
-def find_side(endpoints: KeyRegistry, uri: str | None) -> WebMuxServerSide:
-    """Who is called back as this URI. Only the key counts: the relay's name may differ from where it is seen.
+def find_side(registry: KeyRegistry, uri: str | None) -> WebMuxServerSide:
+    """The server side with this server URI. Only the key is compared, because a relay can have several names.
 
-    Raises `NoSuchTunnelError`, which does not tell a wrong key from one that is no more. Nobody guesses a key, and the
-    agents of a relay that was started again have them from before: that is no failure to prove something.
+    Raises `NoSuchTunnelError`, for a wrong key and for a key of a closed tunnel alike. Keys cannot be guessed, and the
+    agents of a restarted relay still send old ones, so this is not an authentication failure.
     """
     try:
         key = Endpoint.parse(uri or "").key
     except UsageError:
         key = ""
-    side = endpoints.find(key)
+    side = registry.find(key)
     if not isinstance(side, WebMuxServerSide):
-        raise NoSuchTunnelError("no open tunnel has the server URI that it defines")
+        raise NoSuchTunnelError("no open tunnel has the server URI that the agent defined")
     return side

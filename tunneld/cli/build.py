@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunneld import __version__
 
-COMPILED = any(Path(__file__).with_name("relay").joinpath(f"pump{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
+COMPILED = any((Path(__file__).parents[1] / "engine" / f"pump{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
 """Whether the data plane is."""
 
 BUILD = f"{__version__} (compiled)" if COMPILED else __version__

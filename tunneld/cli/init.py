@@ -100,7 +100,7 @@ class InitPlan:
     @property
     def host_key(self) -> Path:
         """Beside the configuration."""
-        return self.config.with_name(host_key.NAME)
+        return self.config.with_name(host_key.KEY_FILE)
 
 
 def run(options: argparse.Namespace) -> int:

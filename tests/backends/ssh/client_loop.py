@@ -104,7 +104,7 @@ async def run_asyncio(loop: asyncio.AbstractEventLoop, awaitable: Awaitable[T]) 
 
 @asynccontextmanager
 async def open_client(host: str, port: int, **options: Any) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    """A connection that has logged in."""
+    """A connection that has logged in, for the length of a block."""
     async with trio.open_nursery() as nursery:
         loop = await start_loop(nursery, lambda _loop, _context: None, cast("type[TrioEventLoop]", ClientLoop))
         stream = await trio.open_tcp_stream(host, port)

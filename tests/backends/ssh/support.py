@@ -1,4 +1,4 @@
-"""A relay with an SSH port inside the test, and real ssh clients beside it."""
+"""A relay with an SSH port in the test's process, and real ssh clients in processes of their own."""
 
 from __future__ import annotations
 
@@ -41,38 +41,38 @@ HOST_KEY = asyncssh.generate_private_key("ssh-ed25519")
 
 @dataclass
 class Relay:
-    """The daemon without its process: engine, service, SSH port. What is in `settings` can be exchanged."""
+    """The parts of a daemon that SSH needs: engine, service, SSH port. Its `settings` can be replaced."""
 
     settings: Settings
     credentials: tuple[Credential, ...] = ()
-    exempt: bool = True  # loopback, of caps and penalties
+    exempt: bool = True  # loopback, from limits and penalties
     control: ControlSettings = field(default_factory=ControlSettings)
     service: TunnelService = field(init=False)
-    strangers: PreauthLimiter = field(init=False)
+    preauth: PreauthLimiter = field(init=False)
     port: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     @property
     def tunnel(self) -> Tunnel:
-        """The only one."""
+        """The only open tunnel."""
         (tunnel,) = self.service.tunnels()
         return tunnel
 
     def change(self, **keys: Any) -> None:
-        """As a reload does with keys of [ssh]."""
+        """Change keys of [ssh], as a reload does."""
         self.settings = self.settings.model_copy(update={"ssh": self.settings.ssh.model_copy(update=keys)})
 
-    async def open(self, **words: str) -> Tunnel:
-        """OpenTunnel ssh."""
-        return await self.service.open_tunnel("ssh", TunnelOptions.parse({"persist": "yes", **words}), ME)
+    async def open(self, **options: str) -> Tunnel:
+        """Do `openTunnel ssh`."""
+        return await self.service.open_tunnel("ssh", TunnelOptions.parse({"persist": "yes", **options}), ME)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something inside."""
+        """Poll a condition of the relay."""
         while not condition():
             await trio.lowlevel.checkpoint()
 
     async def until_served(self, count: int = 1) -> list[Tunnel]:
-        """Wait until so many tunnels have their hidden server."""
+        """Wait until `count` tunnels have a connection of their hidden server; returns all tunnels."""
         await self.until(lambda: sum(bool(tunnel.parked) for tunnel in self.service.tunnels()) == count)
         return list(self.service.tunnels())
 
@@ -84,29 +84,31 @@ async def relay(
     """A relay on loopback."""
     settings = Settings.model_validate({"tunnels": {"ports": "0", **(tunnels or {})}})
     here = Relay(settings.model_copy(update={"ssh": SshSettings(enabled=True, **ssh)}), tuple(credentials), exempt)
-    here.strangers = PreauthLimiter(lambda: here.control, (lambda host: True) if exempt else (lambda host: False))
-    gate = Authenticator(lambda: here.credentials, here.strangers)
+    here.preauth = PreauthLimiter(lambda: here.control, (lambda host: True) if exempt else (lambda host: False))
+    authenticator = Authenticator(lambda: here.credentials, here.preauth)
     engine = new_engine()
     assert isinstance(engine, Pump)
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
-        lobby = HandshakeSupervisor(gate, lambda: None, lambda: PATIENCE)
-        await nursery.start(lobby.run)
-        here.service = TunnelService(lambda: here.settings, engine, BACKENDS, KeyRegistry(), lobby=lobby)
+        handshakes = HandshakeSupervisor(authenticator, lambda: None, lambda: PATIENCE)
+        await nursery.start(handshakes.run)
+        here.service = TunnelService(lambda: here.settings, engine, BACKENDS, KeyRegistry(), lobby=handshakes)
         await nursery.start(here.service.run)
-        door = ReloadableListener("ssh", sockets.bind_tcp("127.0.0.1", port))
-        here.port = door.port
+        listener = ReloadableListener("ssh", sockets.bind_tcp("127.0.0.1", port))
+        here.port = listener.port
         with here.scope:
-            async with trio.open_nursery() as face:
+            async with trio.open_nursery() as servers:
                 ssh_settings = lambda: here.settings.ssh  # noqa: E731
-                await face.start(serve_ssh, door, ssh_settings, HOST_KEY, here.service, lobby, engine, gate)
+                await servers.start(
+                    serve_ssh, listener, ssh_settings, HOST_KEY, here.service, handshakes, engine, authenticator
+                )
                 yield here
-                face.cancel_scope.cancel()
+                servers.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
 
 
 def side_of(tunnel: Tunnel) -> SshServerSide:
-    """Its server side."""
+    """The server side of a tunnel."""
     side = tunnel._server_side
     assert isinstance(side, SshServerSide)
     return side
@@ -116,28 +118,28 @@ def side_of(tunnel: Tunnel) -> SshServerSide:
 
 
 class Client:
-    """A running ssh of somebody else."""
+    """A running ssh client."""
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process
         self.out = self.err = ""
         self._more = trio.Event()
-        self._speaking = 2  # of its two pipes
+        self._open_pipes = 2
 
-    async def listen(self, stream: Any, name: str) -> None:
-        """Collect what it says."""
+    async def collect(self, stream: Any, name: str) -> None:
+        """Collect the output of one pipe."""
         async for chunk in stream:
             setattr(self, name, getattr(self, name) + chunk.decode(errors="replace"))
-            self._tell()
-        self._speaking -= 1
-        self._tell()
+            self._notify()
+        self._open_pipes -= 1
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._more.set()
         self._more = trio.Event()
 
-    async def wait_said(self, pattern: str, where: str = "err") -> re.Match[str]:
-        """Wait for it to say something."""
+    async def wait_output(self, pattern: str, where: str = "err") -> re.Match[str]:
+        """Wait until its output matches."""
         with trio.fail_after(PATIENCE):
             while not (found := re.search(pattern, getattr(self, where))):
                 more = self._more
@@ -145,33 +147,33 @@ class Client:
             return found
 
     async def port(self) -> int:
-        """The port that it says was allocated."""
-        return int((await self.wait_said(r"[Aa]llocated port (\d+)"))[1])
+        """The port that the client reports as allocated."""
+        return int((await self.wait_output(r"[Aa]llocated port (\d+)"))[1])
 
     async def ended(self) -> int:
-        """Wait until it has said everything; its exit status."""
+        """Wait until its output has ended; returns its exit status."""
         with trio.fail_after(PATIENCE):
-            while self._speaking:
+            while self._open_pipes:
                 await self._more.wait()
             return await self.process.wait()
 
 
 @asynccontextmanager
 async def client(command: Sequence[str | Path], **options: Any) -> AsyncIterator[Client]:
-    """Run one; killed at the end."""
+    """Run a client, which is killed at the end of the block."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     async with program([str(word) for word in command], **pipes) as process, trio.open_nursery() as nursery:
         running = Client(process)
-        nursery.start_soon(running.listen, process.stdout, "out")
-        nursery.start_soon(running.listen, process.stderr, "err")
+        nursery.start_soon(running.collect, process.stdout, "out")
+        nursery.start_soon(running.collect, process.stderr, "err")
         yield running
         nursery.cancel_scope.cancel()
 
 
 def openssh(
-    relay: Relay | int, *words: str | Path, key: Path | None = None, user: str = "somebody"
+    relay: Relay | int, *arguments: str | Path, key: Path | None = None, user: str = "user"
 ) -> list[str | Path]:
-    """OpenSSH's client, to a relay or a port, with nothing from this person's configuration, agent or known hosts."""
+    """A command of OpenSSH's client for a relay or a port, without this user's configuration, agent and known hosts."""
     settings = {
         "BatchMode": "yes",
         "GlobalKnownHostsFile": os.devnull,
@@ -184,11 +186,11 @@ def openssh(
     options = [f"-o{name}={value}" for name, value in settings.items()]
     identity: list[str | Path] = ["-i", key] if key is not None else []
     port = str(relay if isinstance(relay, int) else relay.port)
-    return [find_program("ssh"), "-F", "none", *options, *identity, "-p", port, "-l", user, *words[:-1], words[-1]]
+    return [find_program("ssh"), "-F", "none", *options, *identity, "-p", port, "-l", user, *arguments]
 
 
 def make_key(folder: Path, name: str = "id") -> tuple[Path, str]:
-    """A private key's file, and the public one as a line."""
+    """Generate a key pair; returns the private key's file and the public key as a line."""
     key = asyncssh.generate_private_key("ssh-ed25519", comment=name)
     path = folder / name
     path.write_bytes(key.export_private_key())
@@ -198,6 +200,6 @@ def make_key(folder: Path, name: str = "id") -> tuple[Path, str]:
     return path, line
 
 
-def visitors_of(port: int) -> Endpoint:
-    """Where visitors connect."""
+def public_address(port: int) -> Endpoint:
+    """The public address with this port."""
     return Endpoint("tcp", "127.0.0.1", port)

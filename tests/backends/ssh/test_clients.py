@@ -1,4 +1,4 @@
-"""Clients that others wrote: PuTTY's plink, dropbear's dbclient, paramiko, autossh. Each with a key, end to end."""
+"""Clients other than OpenSSH: PuTTY's plink, dropbear's dbclient, paramiko, autossh. Each with a key, end to end."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ LOCAL = "127.0.0.1"
 Find = Callable[[str], str]
 
 
-def run(*words: str | Path) -> None:
-    """A program that makes a file."""
-    subprocess.run([str(word) for word in words], check=True, stdin=subprocess.DEVNULL, capture_output=True)
+def run(*command: str | Path) -> None:
+    """Run a program to completion."""
+    subprocess.run([str(word) for word in command], check=True, stdin=subprocess.DEVNULL, capture_output=True)
 
 
 @pytest.fixture
 def key(tmp_path: Path) -> tuple[Path, Credential]:
-    """A key in OpenSSH's format, and who has it."""
+    """A key in OpenSSH's format, and its credential."""
     path, line = make_key(tmp_path)
     return path, credential("me", authorized_keys=[line])
 
 
-async def is_a_good_way(address: Endpoint) -> None:
-    """Octets cross both ways, many and few, and the end of one direction does not end the other."""
+async def check_relaying(address: Endpoint) -> None:
+    """Transfer much and little in both directions, at once and after an end of file."""
     assert await ask(address, NOISE) == NOISE
     assert await ask(address, b"") == b""
     answers: list[bytes] = []
@@ -64,11 +64,11 @@ async def test_plink(program_path: Find, tmp_path: Path, key: tuple[Path, Creden
         async with relay([key[1]]) as here, local_server(echo) as target:
             trust: list[str | Path] = ["-batch", "-hostkey", HOST_KEY.get_fingerprint(), "-i", tmp_path / "id.ppk"]
             forward = ["-N", "-R", f"{port}:{LOCAL}:{target.port}", "-P", str(here.port), "me@127.0.0.1"]
-            home = os.environ | {"HOME": str(tmp_path)}  # it makes a folder there
+            home = os.environ | {"HOME": str(tmp_path)}  # it creates a directory there
             async with client([plink, "-ssh", *trust, *forward], env=home) as process:
                 (tunnel,) = await here.until_served()
                 assert (tunnel.client_uri.port, tunnel.spec.owner) == (port, "me")
-                await is_a_good_way(tunnel.client_uri)
+                await check_relaying(tunnel.client_uri)
                 process.process.send_signal(signal.SIGTERM)
                 await here.until(lambda: not tunnel.parked)
 
@@ -85,11 +85,11 @@ async def test_dbclient(program_path: Find, tmp_path: Path, key: tuple[Path, Cre
                 port = await process.port()
                 (tunnel,) = await here.until_served()
                 assert (tunnel.client_uri.port, tunnel.spec.owner) == (port, "me")
-                await is_a_good_way(tunnel.client_uri)
+                await check_relaying(tunnel.client_uri)
 
 
 class Paramiko:
-    """A hidden server that is a Python program, in threads of its own."""
+    """A client that is a Python program, with its own threads."""
 
     def __init__(self, here: Relay, key: Path, target: Target) -> None:
         self._target = target
@@ -129,13 +129,13 @@ class Paramiko:
             server.close()
 
 
-async def test_paramiko_and_where_visitors_come_from(key: tuple[Path, Credential]) -> None:
+async def test_paramiko_and_the_originators_of_visitors(key: tuple[Path, Credential]) -> None:
     with trio.fail_after(PATIENCE):
         async with relay([key[1]]) as here, local_server(echo) as target:
             hidden = await trio.to_thread.run_sync(Paramiko, here, key[0], target)
             (tunnel,) = await here.until_served()
             assert hidden.port == tunnel.client_uri.port
-            await is_a_good_way(tunnel.client_uri)
+            await check_relaying(tunnel.client_uri)
             visitor = await connect(tunnel.client_uri, source="127.0.0.7")
             await visitor.send_eof()
             assert await read_all(visitor) == b""
@@ -143,7 +143,7 @@ async def test_paramiko_and_where_visitors_come_from(key: tuple[Path, Credential
             await trio.to_thread.run_sync(hidden.close)
 
 
-async def test_a_visitor_can_be_hidden_from_the_ssh(tmp_path: Path) -> None:
+async def test_hide_visitor_hides_the_originator(tmp_path: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with relay() as here, local_server(echo) as target:
             tunnel = await here.open(hide_visitor="yes")
@@ -153,10 +153,10 @@ async def test_a_visitor_can_be_hidden_from_the_ssh(tmp_path: Path) -> None:
             async with client(command) as ssh:
                 await here.until_served()
                 assert await ask(tunnel.client_uri, b"hello") == b"hello"
-                assert "originator 0.0.0.0 port 0" in (await ssh.wait_said(r"client_request_forwarded_tcpip.*"))[0]
+                assert "originator 0.0.0.0 port 0" in (await ssh.wait_output(r"client_request_forwarded_tcpip.*"))[0]
 
 
-# autossh and a relay that is started again
+# autossh and a relay that is restarted
 
 CONFIG = """
 [control]
@@ -186,39 +186,39 @@ async def test_under_autossh_a_restart_of_the_relay_changes_no_address(
     autossh, port = program_path("autossh"), unused_port()
     config = tmp_path / "tunnel.toml"
     config.write_text(CONFIG.format(port=port))
-    patient = os.environ | {"AUTOSSH_GATETIME": "0", "AUTOSSH_POLL": "5"}
+    environment = os.environ | {"AUTOSSH_GATETIME": "0", "AUTOSSH_POLL": "5"}
     twice = r"(?s)Allocated port (\d+).*Allocated port (\d+)"
     with trio.fail_after(3 * PATIENCE):
         async with local_server(echo) as target, program(daemon(config), stderr=subprocess.DEVNULL) as first:
-            words = openssh(port, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
-            async with client([autossh, "-M", "0", *words[1:]], env=patient) as ssh:
+            command = openssh(port, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
+            async with client([autossh, "-M", "0", *command[1:]], env=environment) as ssh:
                 address = Endpoint("tcp", LOCAL, await ssh.port())
                 assert await ask(address, b"before") == b"before"
                 first.send_signal(number)
                 await first.wait()
                 async with program(daemon(config), stderr=subprocess.DEVNULL):
-                    found = await ssh.wait_said(twice)
+                    found = await ssh.wait_output(twice)
                     assert found[1] == found[2]
                     assert await ask(address, b"after") == b"after"
                     ssh.process.send_signal(signal.SIGTERM)
                     await ssh.ended()
 
 
-async def test_a_relay_that_starts_again_by_itself_keeps_the_tunnel_open_for_its_ssh(
+async def test_a_restart_with_a_handover_keeps_the_tunnel_open_for_its_client(
     program_path: Find, tmp_path: Path
 ) -> None:
     autossh, port, control = program_path("autossh"), unused_port(), unused_port()
     config = tmp_path / "tunnel.toml"
     config.write_text(CONFIG.format(port=port).replace("[control]\nport = 0", f"[control]\nport = {control}"))
-    patient = os.environ | {"AUTOSSH_GATETIME": "0", "AUTOSSH_POLL": "5"}
+    environment = os.environ | {"AUTOSSH_GATETIME": "0", "AUTOSSH_POLL": "5"}
     with trio.fail_after(3 * PATIENCE):
         async with local_server(echo) as target, program(daemon(config), stderr=subprocess.DEVNULL):
-            words = openssh(port, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
-            async with client([autossh, "-M", "0", *words[1:]], env=patient) as ssh:
+            command = openssh(port, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
+            async with client([autossh, "-M", "0", *command[1:]], env=environment) as ssh:
                 address = Endpoint("tcp", LOCAL, await ssh.port())
                 restart = tunnel_command("restart", "--relay", f"{LOCAL}:{control}")
                 await trio.run_process(restart, capture_stdout=True)
-                visitor = await connect(address)  # the port is listened on all the time, and who comes waits
+                visitor = await connect(address)  # the port is open all the time, and visitors wait
                 await visitor.send_all(b"hello")
                 assert await read_exactly(visitor, 5) == b"hello"
                 listed = await trio.run_process(

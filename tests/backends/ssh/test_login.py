@@ -1,4 +1,4 @@
-"""Who comes in: by a key of a credential, by a certificate, by the key of an open tunnel; and who does not."""
+"""Authentication: by a public key of a credential, a certificate, or the key of an open tunnel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 
 from tests.agent.support import echo, local_server
@@ -16,19 +17,20 @@ from tests.support.people import PATIENCE
 from tests.support.system import find_program
 from tunneld.auth.preauth import PreauthReason
 from tunneld.backends.ssh.login import tagged
+from tunneld.errors import NotAllowedError
 
 LOCAL = "127.0.0.1"
 FORWARD = ["-N", "-R", f"0:{LOCAL}:9"]
 
 
-async def outcome(here: Relay, *words: str, key: Path | None = None, user: str = "somebody") -> tuple[int, Client]:
-    """The exit status of `list`, and what was said."""
-    async with client(openssh(here, *words, LOCAL, "list", key=key, user=user)) as ssh:
+async def outcome(here: Relay, *arguments: str, key: Path | None = None, user: str = "user") -> tuple[int, Client]:
+    """Run the command `list`; returns its exit status, and the client for its output."""
+    async with client(openssh(here, *arguments, LOCAL, "list", key=key, user=user)) as ssh:
         return await ssh.ended(), ssh
 
 
-async def test_a_key_of_a_credential_opens_tunnels_for_it_and_another_does_not(tmp_path: Path) -> None:
-    (key, line), (stranger, _) = make_key(tmp_path), make_key(tmp_path, "stranger")
+async def test_a_key_of_a_credential_opens_tunnels_for_it_and_another_key_is_refused(tmp_path: Path) -> None:
+    (key, line), (other_key, _) = make_key(tmp_path), make_key(tmp_path, "other")
     with trio.fail_after(PATIENCE):
         async with (
             relay([credential("me", authorized_keys=[line])]) as here,
@@ -36,12 +38,12 @@ async def test_a_key_of_a_credential_opens_tunnels_for_it_and_another_does_not(t
         ):
             (tunnel,) = await here.until_served()
             assert tunnel.spec.owner == "me"
-            status, ssh = await outcome(here, key=stranger)
+            status, ssh = await outcome(here, key=other_key)
             assert status == 255
             assert "Permission denied (publickey)" in ssh.err
 
 
-async def test_what_a_credential_may_do_holds_for_ssh(tmp_path: Path) -> None:
+async def test_the_limits_of_a_credential_apply_to_ssh(tmp_path: Path) -> None:
     key, line = make_key(tmp_path)
     me = credential("me", authorized_keys=[line], ports=["20000-20009"], max_tunnels=1, max_visitors=3)
     with trio.fail_after(PATIENCE):
@@ -55,7 +57,7 @@ async def test_what_a_credential_may_do_holds_for_ssh(tmp_path: Path) -> None:
                 assert "(its max_tunnels)" in ssh.err
 
 
-async def test_a_credential_for_other_backends_opens_none_by_ssh(tmp_path: Path) -> None:
+async def test_a_credential_without_the_ssh_backend_opens_no_tunnels(tmp_path: Path) -> None:
     key, line = make_key(tmp_path)
     with trio.fail_after(PATIENCE):
         async with relay([credential("me", authorized_keys=[line], backends=["tcp"])]) as here:
@@ -63,7 +65,7 @@ async def test_a_credential_for_other_backends_opens_none_by_ssh(tmp_path: Path)
             assert "may open tunnels of tcp, not of 'ssh'" in ssh.err
 
 
-async def test_a_key_is_not_taken_from_where_its_credential_or_its_line_may_not_come(tmp_path: Path) -> None:
+async def test_a_key_is_refused_from_outside_the_networks_of_its_credential_or_line(tmp_path: Path) -> None:
     (one, first), (two, second) = make_key(tmp_path, "one"), make_key(tmp_path, "two")
     here_only = credential("a", authorized_keys=[first], networks=["192.0.2.0/24"])
     with trio.fail_after(PATIENCE):
@@ -72,7 +74,7 @@ async def test_a_key_is_not_taken_from_where_its_credential_or_its_line_may_not_
             assert (await outcome(here, key=two))[0] == 255
 
 
-async def test_a_line_that_forbids_forwarding_lets_in_and_does_not_forward(tmp_path: Path) -> None:
+async def test_a_restricted_key_logs_in_and_does_not_forward(tmp_path: Path) -> None:
     key, line = make_key(tmp_path)
     with trio.fail_after(PATIENCE):
         async with relay([credential("me", authorized_keys=[f"restrict {line}"])]) as here:
@@ -96,14 +98,16 @@ def certify(folder: Path, authority: Path, key: Path, principal: str) -> None:
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
-async def test_a_certificate_of_an_authority_lets_in_whom_it_names(tmp_path: Path) -> None:
+async def test_a_certificate_of_an_authority_admits_its_principal(tmp_path: Path) -> None:
     (authority, line), (key, _) = make_key(tmp_path, "ca"), make_key(tmp_path)
     certify(tmp_path, authority, key, "alice")
     with trio.fail_after(PATIENCE):
         async with relay([credential("home", authorized_keys=[f"cert-authority {line}"])]) as here:
             assert (await outcome(here, key=key, user="alice"))[0] == 0
             assert (await outcome(here, key=key, user="bob"))[0] == 255
-            assert (await outcome(here, key=authority, user="alice"))[0] == 255  # the authority itself is nobody
+            assert (await outcome(here, key=authority, user="alice"))[
+                0
+            ] == 255  # the authority's own key is not a user's
 
 
 @pytest.mark.parametrize(
@@ -115,31 +119,31 @@ async def test_a_certificate_of_an_authority_lets_in_whom_it_names(tmp_path: Pat
         ('from="a b",no-pty ssh-rsa AAAA', 'tunneld-credential="c",from="a b",no-pty ssh-rsa AAAA'),
     ],
 )
-def test_a_line_is_told_whose_it_is(line: str, expected: str) -> None:
+def test_a_line_is_tagged_with_its_credential(line: str, expected: str) -> None:
     assert tagged("c", line) == expected
 
 
-def test_a_line_cannot_say_that_it_is_somebody_elses() -> None:
+def test_a_line_cannot_claim_another_credential() -> None:
     assert tagged("mine", 'tunneld-credential="theirs" ssh-ed25519 A') == 'tunneld-credential="mine" ssh-ed25519 A'
 
 
 # The key of an open tunnel
 
 
-async def test_who_has_the_key_of_an_open_tunnel_needs_nothing_else(tmp_path: Path) -> None:
+async def test_the_key_of_an_open_tunnel_is_sufficient(tmp_path: Path) -> None:
     _, line = make_key(tmp_path)
     with trio.fail_after(PATIENCE):
         async with relay([credential("me", authorized_keys=[line])]) as here, local_server(echo) as target:
             tunnel = await here.open()
             assert str(tunnel.server_uri) == f"ssh://{tunnel.server_uri.key}@127.0.0.1:{here.port}"
             command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", str(tunnel.server_uri))
-            del command[command.index("-p") : command.index("-p") + 4]  # the URI says both
+            del command[command.index("-p") : command.index("-p") + 4]  # the URI has both
             async with client(command) as ssh:
                 assert await ssh.port() == tunnel.client_uri.port
                 assert await ask(tunnel.client_uri, b"hello") == b"hello"
 
 
-async def test_the_forward_of_a_tunnels_key_may_name_its_port_and_no_other() -> None:
+async def test_a_forward_with_a_tunnels_key_may_request_its_port_and_no_other() -> None:
     with trio.fail_after(PATIENCE):
         async with relay() as here:
             tunnel = await here.open()
@@ -149,13 +153,13 @@ async def test_the_forward_of_a_tunnels_key_may_name_its_port_and_no_other() -> 
             )
             async with client(wrong) as ssh:
                 assert await ssh.ended() == 255
-                await ssh.wait_said(rf"the tunnel of this key has port {port}, not")
+                await ssh.wait_output(rf"the tunnel of this key has port {port}, not")
             async with client(openssh(here, "-v", "-N", "-R", f"{port}:x:9", "-R", "0:x:8", LOCAL, user=user)) as ssh:
                 await here.until_served()
-                await ssh.wait_said("it is forwarded already")
+                await ssh.wait_output("can have one -R, and there is one already")
 
 
-async def test_the_tunnel_of_a_key_stays_when_its_ssh_leaves_and_takes_the_next() -> None:
+async def test_a_tunnel_served_by_its_key_stays_open_when_its_client_disconnects() -> None:
     with trio.fail_after(PATIENCE):
         async with relay() as here, local_server(echo) as target:
             tunnel = await here.open()
@@ -167,34 +171,52 @@ async def test_the_tunnel_of_a_key_stays_when_its_ssh_leaves_and_takes_the_next(
                 await here.until(lambda: not tunnel.parked)
 
 
-async def test_a_session_with_the_key_of_a_tunnel_shows_that_tunnel_and_leaves_it_open() -> None:
+async def test_a_session_with_a_tunnels_key_shows_the_tunnel_and_leaves_it_open() -> None:
     with trio.fail_after(PATIENCE):
         async with relay() as here:
             tunnel = await here.open()
             command = openssh(here, "-tt", "-R", f"0:{LOCAL}:9", LOCAL, user=tunnel.server_uri.key)
             async with client(command) as ssh:
-                await ssh.wait_said("visitors 0, served 0", "out")
+                await ssh.wait_output("visitors 0, served 0", "out")
                 assert str(tunnel.client_uri) in ssh.out
                 await ssh.process.stdin.send_all(b"\x03")  # type: ignore[union-attr]
                 assert await ssh.ended() == 0
             assert here.tunnel is tunnel
 
 
-async def test_a_wrong_key_is_nobodys_and_costs_a_penalty(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["list", "close t1"])
+@pytest.mark.parametrize("has_credentials", [True, False])
+async def test_a_tunnels_key_permits_no_commands(tmp_path: Path, command: str, has_credentials: bool) -> None:
+    _, line = make_key(tmp_path)
+    credentials = [credential("me", authorized_keys=[line])] if has_credentials else []
+    with trio.fail_after(PATIENCE), structlog.testing.capture_logs() as logged:
+        async with relay(credentials) as here:
+            tunnel = await here.open()
+            async with client(openssh(here, LOCAL, command, user=tunnel.server_uri.key)) as ssh:
+                assert await ssh.ended() == NotAllowedError.exit_status
+                assert "a tunnel's key permits no commands" in ssh.err
+                assert ssh.out == ""
+            async with client(openssh(here, LOCAL, "help", user=tunnel.server_uri.key)) as ssh:
+                assert await ssh.ended() == 0
+            assert here.tunnel is tunnel
+    assert [line for line in logged if line["log_level"] == "error"] == []
+
+
+async def test_a_wrong_key_is_penalised(tmp_path: Path) -> None:
     _, line = make_key(tmp_path)
     with trio.fail_after(PATIENCE):
         async with relay([credential("me", authorized_keys=[line])], exempt=False) as here:
             for _ in range(3):
                 assert (await outcome(here, user="AAAAAAAAAAAAAAAAAAAAAAAA"))[0] == 255
-            assert here.strangers.penalty("127.0.0.1", trio.current_time()) > 0
+            assert here.preauth.penalty("127.0.0.1", trio.current_time()) > 0
             assert (await outcome(here, user="AAAAAAAAAAAAAAAAAAAAAAAA"))[0] == 255
-            assert here.strangers.refusals[PreauthReason.PENALTY] == 1
+            assert here.preauth.refusals[PreauthReason.PENALTY] == 1
 
 
-async def test_without_credentials_nobody_from_elsewhere_is_let_in_without_a_key(
+async def test_without_credentials_a_remote_client_needs_a_tunnels_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tunneld.backends.ssh.login.is_loopback", lambda host: False)  # as if it listened there
+    monkeypatch.setattr("tunneld.backends.ssh.login.is_loopback", lambda host: False)  # as for a remote client
     with trio.fail_after(PATIENCE):
         async with relay() as here:
             assert (await outcome(here))[0] == 255
@@ -203,15 +225,15 @@ async def test_without_credentials_nobody_from_elsewhere_is_let_in_without_a_key
                 await here.until_served()
 
 
-async def test_a_credential_that_was_removed_forwards_nothing_more(tmp_path: Path) -> None:
+async def test_a_removed_credential_forwards_nothing_more(tmp_path: Path) -> None:
     (key, line), control = make_key(tmp_path), tmp_path / "c"
     with trio.fail_after(PATIENCE):
         async with (
             relay([credential("me", authorized_keys=[line])]) as here,
             client(openssh(here, "-v", "-M", "-S", control, "-N", LOCAL, key=key)) as ssh,
         ):
-            await ssh.wait_said("Entering interactive session")
+            await ssh.wait_output("Entering interactive session")
             here.credentials = (credential("other"),)
             command = [find_program("ssh"), "-S", str(control), "-O", "forward", "-R", f"0:{LOCAL}:9", LOCAL]
             await trio.run_process(command, check=False, capture_stdout=True, capture_stderr=True)
-            await ssh.wait_said("the credential is gone")
+            await ssh.wait_output("the credential was removed")

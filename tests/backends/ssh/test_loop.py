@@ -1,4 +1,4 @@
-"""The asyncio loop on Trio: what asyncssh relies on, on the virtual clock."""
+"""What asyncssh relies on in the asyncio loop on Trio, with a virtual clock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Failures = list[dict[str, Any]]
 
 @pytest.fixture
 def failures() -> Failures:
-    """What nobody was left to receive."""
+    """The contexts that the exception handler received."""
     return []
 
 

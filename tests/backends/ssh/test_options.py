@@ -1,4 +1,4 @@
-"""Options of openTunnel hold for a tunnel that an ssh serves."""
+"""Options of openTunnel apply to tunnels with an ssh client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.people import PATIENCE, connect, is_dropped, read_exactly
 LOCAL = "127.0.0.1"
 
 
-async def test_the_proxy_header_is_what_the_hidden_server_hears_first() -> None:
+async def test_the_local_server_receives_the_proxy_header_first() -> None:
     with trio.fail_after(PATIENCE):
         async with relay() as here, local_server(echo) as target:
             tunnel = await here.open(proxy_protocol="v1")
@@ -27,21 +27,21 @@ async def test_the_proxy_header_is_what_the_hidden_server_hears_first() -> None:
                 assert await read_exactly(visitor, len(header) + 5) == header + b"hello"
 
 
-async def test_a_quota_that_is_used_up_closes_the_tunnel_and_the_session_is_told() -> None:
+async def test_an_exhausted_quota_closes_the_tunnel_and_is_reported_to_the_session() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay(tunnels={"quota": 1000}) as here,
             local_server(echo) as target,
             client(openssh(here, "-R", f"0:{LOCAL}:{target.port}", LOCAL)) as ssh,
         ):
-            await ssh.wait_said("hidden server ssh://", "out")
+            await ssh.wait_output("server URI      ssh://", "out")
             tunnel = here.tunnel
             visitor = await connect(tunnel.client_uri)
             with suppress(trio.BrokenResourceError):
                 await visitor.send_all(bytes(5000))
                 while await visitor.receive_some():
                     pass
-            await ssh.wait_said(r"Received disconnect .* its quota of 1000 octets is used up")
+            await ssh.wait_output(r"Received disconnect .* its quota of 1000 octets is used up")
             assert await ssh.ended() == 255
             assert sum(tunnel.octets) <= 1000
 
@@ -62,19 +62,19 @@ async def test_a_one_shot_tunnel_serves_one_visitor() -> None:
                 await ssh.ended()
 
 
-async def test_a_tunnel_that_is_closed_takes_its_forward_along_and_the_others_stay() -> None:
+async def test_closing_a_tunnel_ends_its_forward_and_no_other() -> None:
     with trio.fail_after(PATIENCE):
         async with relay() as here, local_server(echo) as target:
             forwards = [word for _ in range(2) for word in ("-R", f"0:{LOCAL}:{target.port}")]
             forwards[3] = f"0:localhost:{target.port}"
             async with client(openssh(here, *forwards, LOCAL)) as ssh:
                 first, second = await here.until_served(2)
-                await ssh.wait_said("(?s)hidden server.*hidden server", "out")
+                await ssh.wait_output("(?s)server URI.*server URI", "out")
                 await here.service.close(first.id)
-                await ssh.wait_said(rf"tunnel {first.id} closed: closed by request", "out")
+                await ssh.wait_output(rf"tunnel {first.id} closed: closed by request", "out")
                 visitor = await connect(second.client_uri)
                 await visitor.send_all(b"hello")
                 assert await read_exactly(visitor, 5) == b"hello"
                 await here.service.close(second.id)
                 await ssh.ended()
-                await ssh.wait_said("Received disconnect .* closed by request")
+                await ssh.wait_output("Received disconnect .* closed by request")

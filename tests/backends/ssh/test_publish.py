@@ -1,9 +1,9 @@
-"""A person with nothing but OpenSSH: one command publishes a local server."""
+"""Publishing a local server with one command of OpenSSH."""
 
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import trio
 
 from tests.agent.support import echo, local_server, unused_port
 from tests.agent.test_expose import ask
-from tests.backends.ssh.support import Relay, client, make_key, openssh, relay, visitors_of
+from tests.backends.ssh.support import Relay, client, make_key, openssh, public_address, relay
 from tests.support.credentials import credential
 from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_exactly
 from tests.support.system import find_program
@@ -19,7 +19,7 @@ from tests.support.system import find_program
 LOCAL = "127.0.0.1"
 
 
-async def test_one_command_without_a_session_prints_the_port_and_works() -> None:
+async def test_a_forward_without_a_session_prints_the_port_and_relays() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay() as here,
@@ -28,7 +28,7 @@ async def test_one_command_without_a_session_prints_the_port_and_works() -> None
         ):
             port = await ssh.port()
             assert port == here.tunnel.client_uri.port
-            assert await ask(visitors_of(port), b"x" * 300_000) == b"x" * 300_000
+            assert await ask(public_address(port), b"x" * 300_000) == b"x" * 300_000
             assert here.tunnel.served == 1
 
 
@@ -37,22 +37,22 @@ async def test_a_session_shows_both_addresses_and_counts_until_ctrl_c() -> None:
         async with relay() as here, local_server(echo) as target:
             command = openssh(here, "-tt", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
             async with client(command) as ssh:
-                await ssh.wait_said(r"visitors 0, served 0", "out")
+                await ssh.wait_output(r"visitors 0, served 0", "out")
                 tunnel = here.tunnel
                 assert str(tunnel.client_uri) in ssh.out
                 assert str(tunnel.server_uri) in ssh.out
                 visitor = await connect(tunnel.client_uri)
                 await visitor.send_all(b"hello")
                 assert await read_exactly(visitor, 5) == b"hello"
-                await ssh.wait_said(r"visitors 1, served 1, up 5 B, down 5 B", "out")
+                await ssh.wait_output(r"visitors 1, served 1, up 5 B, down 5 B", "out")
                 await ssh.process.stdin.send_all(b"\x03")  # type: ignore[union-attr]
                 assert await ssh.ended() == 0
                 assert await is_dropped(visitor)
                 await tunnel.wait_closed()
-                assert tunnel.reason == "its owner has ended it"
+                assert tunnel.reason == "closed by its owner"
 
 
-async def test_without_a_terminal_the_addresses_are_plain_lines() -> None:
+async def test_without_a_terminal_the_output_is_plain_lines() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay() as here,
@@ -60,20 +60,20 @@ async def test_without_a_terminal_the_addresses_are_plain_lines() -> None:
             client(openssh(here, "-R", f"0:{LOCAL}:{target.port}", LOCAL)) as ssh,
         ):
             await ssh.process.stdin.aclose()  # type: ignore[union-attr]
-            await ssh.wait_said(r"hidden server ssh://", "out")
+            await ssh.wait_output(r"server URI      ssh://", "out")
             assert "\r" not in ssh.out
             assert "\x1b" not in ssh.out
             assert await ask(here.tunnel.client_uri, b"still there") == b"still there"
 
 
-async def test_the_word_qr_draws_the_address() -> None:
+async def test_qr_draws_the_address() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay() as here,
             local_server(echo) as target,
             client(openssh(here, "-R", f"0:{LOCAL}:{target.port}", LOCAL, "qr", "https")) as ssh,
         ):
-            await ssh.wait_said(r"https://127.0.0.1:\d+/", "out")
+            await ssh.wait_output(r"https://127.0.0.1:\d+/", "out")
             assert "█" in ssh.out
 
 
@@ -91,7 +91,7 @@ async def test_several_forwards_are_several_tunnels() -> None:
                 assert await ask(second.client_uri, b"") == b"the other"
 
 
-async def test_a_port_can_be_asked_for_and_a_forward_be_cancelled(tmp_path: Path) -> None:
+async def test_a_port_can_be_requested_and_a_forward_cancelled(tmp_path: Path) -> None:
     control, port = tmp_path / "c", unused_port()
     with trio.fail_after(PATIENCE):
         async with relay() as here, local_server(echo) as target:
@@ -102,7 +102,7 @@ async def test_a_port_can_be_asked_for_and_a_forward_be_cancelled(tmp_path: Path
                 assert await ask(tunnel.client_uri, b"hello") == b"hello"
                 await trio.run_process([find_program("ssh"), "-S", str(control), "-O", "cancel", "-R", forward, LOCAL])
                 await tunnel.wait_closed()
-                assert await is_refused(visitors_of(port))
+                assert await is_refused(public_address(port))
                 await trio.run_process(
                     [find_program("ssh"), "-S", str(control), "-O", "forward", "-R", f"0:{LOCAL}:{target.port}", LOCAL],
                     capture_stdout=True,
@@ -112,74 +112,77 @@ async def test_a_port_can_be_asked_for_and_a_forward_be_cancelled(tmp_path: Path
 
 
 REFUSED = [
-    ("name:80:127.0.0.1:9", r"'name' cannot be had: names are kept for HTTP"),
-    ("/tmp/socket:127.0.0.1:9", r"'/tmp/socket' is not listened on"),
+    ("name:80:127.0.0.1:9", r"cannot listen on 'name': host names are reserved for HTTP"),
+    ("/tmp/socket:127.0.0.1:9", r"cannot listen on '/tmp/socket': this relay forwards ports only"),
 ]
 
 
-@pytest.mark.parametrize(("forward", "why"), REFUSED)
-async def test_what_cannot_be_had_is_refused_with_a_sentence(forward: str, why: str) -> None:
+@pytest.mark.parametrize(("forward", "reason"), REFUSED)
+async def test_an_unsupported_forward_is_refused_with_a_reason(forward: str, reason: str) -> None:
     with trio.fail_after(PATIENCE):
         async with relay() as here:
             async with client(openssh(here, "-R", forward, LOCAL, "list")) as ssh:
                 assert await ssh.ended() == 0
-                await ssh.wait_said(why)
+                await ssh.wait_output(reason)
                 assert "no tunnel is open" in ssh.out
             strict = openssh(here, "-v", "-N", "-oExitOnForwardFailure=yes", "-R", forward, LOCAL)
             async with client(strict) as ssh:
                 assert await ssh.ended() == 255
                 assert "remote port forwarding failed" in ssh.err
-                await ssh.wait_said(why)  # with -v also where there is no session
+                await ssh.wait_output(reason)  # with -v also without a session
 
 
-async def test_a_visitor_of_a_server_that_cannot_be_reached_is_told_in_time_and_the_next_one_is_served() -> None:
-    with trio.fail_after(PATIENCE), socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+async def test_a_visitor_of_a_server_that_does_not_accept_is_closed_in_time_and_the_next_one_is_served() -> None:
+    with ExitStack() as stack:
+        stack.enter_context(trio.fail_after(PATIENCE))
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         port = server.getsockname()[1]
-        full = socket.create_connection(("127.0.0.1", port))  # nobody accepts, and nobody else gets through
+        # It fills the backlog, and is not accepted.
+        full = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         async with (
             relay(dial_timeout=0.3) as here,
             client(openssh(here, "-N", "-R", f"0:127.0.0.1:{port}", "127.0.0.1")),
         ):
             (tunnel,) = await here.until_served()
-            room = tunnel.parked
+            capacity = tunnel.parked
             assert await is_dropped(await connect(tunnel.client_uri))
-            assert tunnel.parked == room - 1  # the ssh still tries
+            assert tunnel.parked == capacity - 1  # the client is still connecting
             full.close()
-            for _ in range(2):  # the one that was full, and the one that came too late
+            for _ in range(2):  # `full`, and the visitor that was closed
                 await trio.lowlevel.wait_readable(server)
                 server.accept()[0].close()
-            await here.until(lambda: tunnel.parked == room)
+            await here.until(lambda: tunnel.parked == capacity)
             visitor = await connect(tunnel.client_uri)
             await trio.lowlevel.wait_readable(server)
             with server.accept()[0] as served:
                 served.sendall(b"hello")
                 assert await read_exactly(visitor, 5) == b"hello"
                 with socket.create_connection(("127.0.0.1", port)):
-                    assert await is_dropped(await connect(tunnel.client_uri))  # after as long as this one is here
+                    assert await is_dropped(await connect(tunnel.client_uri))  # while this one is connected
                 served.sendall(b"still here")
                 assert await read_exactly(visitor, 10) == b"still here"
 
 
-async def test_what_the_hidden_server_refuses_resets_the_visitor_and_nothing_else() -> None:
+async def test_a_refused_channel_resets_its_visitor_and_nothing_else() -> None:
     with trio.fail_after(PATIENCE):
         async with relay() as here, client(openssh(here, "-N", "-R", f"0:{LOCAL}:{unused_port()}", LOCAL)):
             (tunnel,) = await here.until_served()
             for _ in range(3):
-                with suppress(OSError):  # it may be refused before we know that we were connected
+                with suppress(OSError):  # it may be reset before `connect` returns
                     assert await is_dropped(await connect(tunnel.client_uri))
             assert tunnel.parked
 
 
-# The words
+# Commands
 
 
-async def run(here: Relay, *words: str, key: Path | None = None) -> tuple[int, str, str]:
-    async with client(openssh(here, LOCAL, *words, key=key)) as ssh:
+async def run(here: Relay, *command: str, key: Path | None = None) -> tuple[int, str, str]:
+    async with client(openssh(here, LOCAL, *command, key=key)) as ssh:
         status = await ssh.ended()
         return status, ssh.out, ssh.err
 
 
-async def test_list_and_close_are_about_the_tunnels_of_the_credential(tmp_path: Path) -> None:
+async def test_list_and_close_apply_to_the_tunnels_of_the_credential(tmp_path: Path) -> None:
     (mine, line), (theirs, other) = make_key(tmp_path, "mine"), make_key(tmp_path, "theirs")
     me, them = credential("me", authorized_keys=[line]), credential("them", authorized_keys=[other])
     with trio.fail_after(PATIENCE):
@@ -198,12 +201,12 @@ async def test_list_and_close_are_about_the_tunnels_of_the_credential(tmp_path: 
             await tunnel.wait_closed()
 
 
-async def test_there_is_no_shell_behind_the_words() -> None:
+async def test_there_is_no_shell() -> None:
     with trio.fail_after(PATIENCE):
         async with relay() as here:
             status, out, err = await run(here, "cat", "/etc/passwd")
             assert (status, out) == (64, "")
-            assert "there is no shell" in err
+            assert "unknown command 'cat': this relay has no shell" in err
             assert "ssh -R 0:localhost:8000" in (await run(here, "help"))[1]
             async with client(openssh(here, "-s", LOCAL, "sftp")) as sftp:
                 assert await sftp.ended() == 255

@@ -1,22 +1,29 @@
-"""SSH: a hidden server needs nothing but the `ssh` that it has.
+"""The SSH backend: a hidden server needs nothing but its own `ssh` client.
 
-    port        the shared port: newcomers, their logins, their deadlines; a task for each connection
-    login       who connects: by the key of an open tunnel, or by a public key of a credential
-    forwards    what `-R` asks for becomes a tunnel, or joins one; who comes back gets the former address
-    words       the few words that a person at the other end may say, and their answers
-    board       what is shown there
-    negotiation which algorithms, and by whose order
-    narrow      what of asyncssh's connection is not answered
-    connection  asyncssh's connection, on the short path: packets between octets of ours
-    transport   the socket below, read and written in the pump
-    carrier     the channels of a connection: the `Carries` of session/channel.py
-    flow        one of them, in the words of RFC 4254
-    gcm         the cipher of the short path
-    loop        the asyncio loop, a Trio task, that asyncssh's tasks and timers run in
-    hostkey     the key by which the relay is known
+    side         the server side of a tunnel; the only file here that does not import asyncssh
+    port         the shared port: accepts connections, supervises logins, one task per connection
+    login        authentication: the key of an open tunnel, or a public key of a credential
+    forwards     `-R` opens a tunnel or joins one; a client that reconnects gets its former address
+    console      the sessions of a user: a few commands, and lines about the tunnels
+    terminal     what a session displays
+    server       asyncssh's callbacks: authentication, requests, sessions
+    connection   one client's connection, from accept to close
+    negotiation  which algorithms are offered, and in which order
+    restricted   which requests are refused, limits, and what is the peer's fault
+    fast         asyncssh's connection with a fast path: packets between byte buffers, without asyncio
+    transport    the socket below, read and written in the pump
+    carrier      the channels of a connection: implements `mux.channel.ChannelTransport`
+    channel      one of them, in the terms of RFC 4254
+    gcm          the cipher of the fast path
+    loop         the asyncio event loop, a Trio task, in which asyncssh's tasks and timers run
+    host_key     the relay's host key
 
-The work is shared with asyncssh: it does the key exchange, the logins, requests and sessions, all that is rare and must
-be right. What comes for every visitor and every octet is ours: a forwarded channel is a `session.Channel`, joined to
-the visitor's socket in the pump, without a task and without a loop between. asyncssh's tasks and timers run in an
-asyncio loop on Trio; no packet waits for it.
+The work is shared with asyncssh, which does key exchange, authentication, requests and sessions: everything that is
+rare and must be right. What happens per visitor and per byte is ours: a forwarded channel is a `mux.channel.Channel`,
+which the pump joins to the visitor's socket, without a task and without an event loop between. asyncssh's tasks and
+timers run in an asyncio loop on Trio; no data packet waits for it.
+
+    asyncssh.SSHServerConnection < NegotiatingConnection < RestrictedConnection < FastConnection
+
+These subclasses override private methods of asyncssh, whose version is therefore pinned to one minor release.
 """

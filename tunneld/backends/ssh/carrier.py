@@ -1,4 +1,4 @@
-"""The channels of one SSH connection, as `session.Channel` knows carriers; what each has said is in `flow`."""
+"""The channels of one SSH connection: a `ChannelTransport`. The protocol state of each channel is in channel.py."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tunneld.net.endpoint import unmap
 log = structlog.get_logger("ssh")
 
 HIDDEN_ORIGINATOR = ("0.0.0.0", 0)
-"""The originator of a visitor who is to be hidden: the form of RFC 4254 takes an address."""
+"""The originator of a visitor whose address is hidden; RFC 4254, section 7.2, requires an address."""
 
 
 class SshCarrier:
-    """Everything on a connection that is not asyncssh's."""
+    """The part of an SSH connection that asyncssh does not handle: forwarded channels and the heartbeat."""
 
     def __init__(
         self,
@@ -35,9 +35,11 @@ class SshCarrier:
         transport: SshTransport,
         limits: CarrierLimits,
         dial_timeout: float,
-        silent: Callable[[], None],
+        on_unresponsive: Callable[[], None],
     ) -> None:
-        """`dial_timeout` is in seconds, see `SshChannel`; `silent` is told of a sign of life that did not come in time."""
+        """`dial_timeout` is in seconds, see `SshChannel`. `on_unresponsive` is called when a keepalive is not answered
+        in time.
+        """
         self.pump = transport.pump
         self.limits = limits
         self.dial_timeout = dial_timeout
@@ -45,134 +47,134 @@ class SshCarrier:
         self.connection = connection
         self.transport = transport
         self.heartbeat = Heartbeat(self, limits, transport.pump.timers, transport.link.idle_seconds)
-        self._sign = trio.Event()  # of life
-        self._silent = silent
+        self._reply = trio.Event()  # to a keepalive
+        self._on_unresponsive = on_unresponsive
         self._outbox = transport.outbox
         self._budget = WindowBudget(limits.memory, transport.pump.now, transport.link.round_trip)
-        self.flows: dict[int, SshChannel] = {}
-        self._mute: dict[Channel, None] = {}  # channels that wait for a key exchange to end, in that order
-        transport.pulse = self.heartbeat
-        connection.on_channel_data = self._hear_data
-        connection.on_new_keys = self._hear_keys
-        connection.on_keepalive_reply = self._hear_sign
+        self.channels: dict[int, SshChannel] = {}
+        self._waiting_for_keys: dict[Channel, None] = {}  # channels that a key exchange blocks, oldest first
+        transport.heartbeat = self.heartbeat
+        connection.on_channel_data = self._on_channel_data
+        connection.on_new_keys = self._on_new_keys
+        connection.on_keepalive_reply = self._on_keepalive_reply
 
-    def open(self, owner: ForwardEvents) -> Channel:
-        """A channel for a visitor, of whom nothing is said before `Channel.introduce`."""
-        flow = SshChannel(self, owner)
-        number = self.connection.add_channel(flow)  # type: ignore[arg-type]  # it asks for what Flow has
+    def open(self, events: ForwardEvents) -> Channel:
+        """A channel for a visitor; the caller owns it. Nothing is sent before `Channel.set_originator`."""
+        opened = SshChannel(self, events)
+        number = self.connection.add_channel(opened)  # type: ignore[arg-type]  # SshChannel has the methods it needs
         window = ReceiveWindow(self.limits.first_window, self.limits.max_window, self._budget)
-        flow.number, flow.channel = number, Channel(self, number, window)
-        self.flows[number] = flow
-        return flow.channel
+        opened.number, opened.channel = number, Channel(self, number, window)
+        self.channels[number] = opened
+        return opened.channel
 
-    def lose(self, reason: str) -> None:
-        """The connection is gone: so are all channels."""
+    def on_lost(self, reason: str) -> None:
+        """The connection was closed: reset all channels."""
         self.over = True
         self.heartbeat.stop()
-        self._sign.set()
-        flows, self.flows = self.flows, {}
-        for flow in flows.values():
-            flow.channel.notify_reset(f"the carrier was lost: {reason}")
+        self._reply.set()
+        channels, self.channels = self.channels, {}
+        for each in channels.values():
+            each.channel.notify_reset(f"the ssh connection was lost: {reason}")
 
-    # What channels do, see `Carries`
+    # Called by channels, see `ChannelTransport`
 
     def accept(self, channel: Channel) -> None:
-        """Nobody opens one towards us."""
+        """Nothing: the peer cannot open a forwarded channel."""
 
     def set_originator(self, channel: Channel, visitor: Any | None) -> None:
-        """SSH_MSG_CHANNEL_OPEN "forwarded-tcpip", with the visitor as its originator."""
-        if flow := self.flows.get(channel.sid):
-            flow.ask(HIDDEN_ORIGINATOR if visitor is None else (unmap(str(visitor[0])), int(visitor[1])))
+        """Send SSH_MSG_CHANNEL_OPEN "forwarded-tcpip", with the visitor as its originator."""
+        if found := self.channels.get(channel.sid):
+            found.send_open(HIDDEN_ORIGINATOR if visitor is None else (unmap(str(visitor[0])), int(visitor[1])))
 
     def send_capacity(self, channel: Channel) -> int:
-        """See `Carries`: by the carrier's own room and the peer's window."""
+        """See `ChannelTransport.send_capacity`: limited by the send buffer and the peer's window."""
         if self.connection.can_send:
-            flow = self.flows.get(channel.sid)
-            return 0 if flow is None else min(self._outbox.send_capacity(channel), flow.credit)
-        self._mute[channel] = None
+            found = self.channels.get(channel.sid)
+            return 0 if found is None else min(self._outbox.send_capacity(channel), found.credit)
+        self._waiting_for_keys[channel] = None
         return 0
 
     def write(self, sid: int, data: memoryview) -> int:
-        """SSH_MSG_CHANNEL_DATA, as many as the peer's largest packet makes of it."""
-        flow = self.flows[sid]
-        taken = min(len(data), flow.credit)
-        if flow.closed_by_peer:
-            flow.close()
-            flow.channel.notify_reset("closed by the peer")
+        """Send SSH_MSG_CHANNEL_DATA, split by the peer's maximum packet size."""
+        target = self.channels[sid]
+        taken = min(len(data), target.credit)
+        if target.closed_by_peer:
+            target.close()
+            target.channel.notify_reset("closed by the peer")
             return taken
-        most, say = flow.most, self.connection.send_data
-        if taken <= most:
+        limit, send_data = target.max_data, self.connection.send_data
+        if taken <= limit:
             if taken:
-                say(flow.head, data[:taken])
+                send_data(target.data_header, data[:taken])
         else:
-            for start in range(0, taken, most):
-                say(flow.head, data[start : min(start + most, taken)])
-        flow.credit -= taken
+            for start in range(0, taken, limit):
+                send_data(target.data_header, data[start : min(start + limit, taken)])
+        target.credit -= taken
         return taken
 
-    def grant_credit(self, sid: int, octets: int) -> None:
-        """SSH_MSG_CHANNEL_WINDOW_ADJUST."""
-        if (flow := self.flows.get(sid)) and not flow.closed_by_peer:
-            flow.allowed += octets
-            flow.say(MSG_CHANNEL_WINDOW_ADJUST, UInt32(octets))
+    def grant_credit(self, sid: int, credit: int) -> None:
+        """Send SSH_MSG_CHANNEL_WINDOW_ADJUST."""
+        if (found := self.channels.get(sid)) and not found.closed_by_peer:
+            found.window += credit
+            found.send(MSG_CHANNEL_WINDOW_ADJUST, UInt32(credit))
 
     def finish(self, channel: Channel) -> None:
-        """SSH_MSG_CHANNEL_EOF; where the peer's came, too, it is the end of the channel."""
-        if flow := self.flows.get(channel.sid):
-            flow.finish()
+        """Send SSH_MSG_CHANNEL_EOF; if the peer has sent its own, this ends the channel."""
+        if found := self.channels.get(channel.sid):
+            found.finish()
 
     def reset(self, channel: Channel, reason: str) -> None:
-        """SSH_MSG_CHANNEL_CLOSE without an end before it."""
-        if (flow := self.flows.get(channel.sid)) and flow.channel is channel:
-            flow.close()
+        """Send SSH_MSG_CHANNEL_CLOSE without an EOF before it."""
+        if (found := self.channels.get(channel.sid)) and found.channel is channel:
+            found.close()
 
-    # Its heartbeat
+    # Heartbeat
 
     async def is_alive(self) -> bool:
-        """Ask for a sign of life now, and wait for it as long as `CarrierLimits.patience`."""
+        """Send a keepalive now, and wait at most `CarrierLimits.patience` seconds for the reply."""
         with trio.move_on_after(self.limits.patience):
-            if self._sign.is_set():
-                self._sign = trio.Event()
+            if self._reply.is_set():
+                self._reply = trio.Event()
             self.connection.send_keepalive()
             self.pump.timers.wake_soon()
-            await self._sign.wait()
+            await self._reply.wait()
             return not self.over
         return False
 
     def send_ping(self) -> bool:
-        """See `Heart`."""
+        """See `HeartbeatTarget.send_ping`."""
         self.connection.send_keepalive()
         return True
 
     def on_unresponsive(self) -> None:
-        """See `Heart`."""
-        self._silent()
+        """See `HeartbeatTarget.on_unresponsive`."""
+        self._on_unresponsive()
 
     def on_dead(self, reason: str) -> None:
-        """See `Heart`."""
+        """See `HeartbeatTarget.on_dead`."""
         self.transport.end(reason)
 
-    # What the connection reports
+    # Called by SSH channels and the connection
 
-    def forget(self, flow: SshChannel) -> None:
-        """We say nothing more on it."""
-        if self.flows.pop(flow.number, None) is not None:
-            flow.channel.release_window()
-            flow.owner.on_capacity(flow.channel)
+    def release(self, channel: SshChannel) -> None:
+        """Remove a channel on which nothing more is sent. Idempotent."""
+        if self.channels.pop(channel.number, None) is not None:
+            channel.channel.release_window()
+            channel.events.on_capacity(channel.channel)
 
-    def _hear_data(self, number: int, packet: bytes, start: int, stop: int) -> None:
-        flow = self.flows.get(number)
-        if flow is not None:
-            flow.hear_data(packet, start, stop)
+    def _on_channel_data(self, number: int, packet: bytes, start: int, stop: int) -> None:
+        found = self.channels.get(number)
+        if found is not None:
+            found.receive_data(packet, start, stop)
         elif number in self.connection._channels:
-            self.connection._obey(packet[1:stop])  # a session's, or of a channel on which we said CLOSE
+            self.connection._dispatch(packet[1:stop])  # of a session, or of a channel on which we have sent CLOSE
         else:
-            raise asyncssh.ProtocolError(f"Invalid channel number {number} received")
+            raise asyncssh.ProtocolError(f"invalid channel number {number}")
 
-    def _hear_keys(self) -> None:
-        mute, self._mute = self._mute, {}
-        for channel in mute:
+    def _on_new_keys(self) -> None:
+        waiting, self._waiting_for_keys = self._waiting_for_keys, {}
+        for channel in waiting:
             channel.notify_writable()
 
-    def _hear_sign(self) -> None:
-        self._sign.set()
+    def _on_keepalive_reply(self) -> None:
+        self._reply.set()

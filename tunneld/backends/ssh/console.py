@@ -1,10 +1,10 @@
-"""What a person at the other end sees, and the few words that are answered.
+"""The sessions of a user: lines about the tunnels, and a few commands.
 
-    ssh -R 0:localhost:8000 relay -p 7022           the addresses, then a line of counts, until Ctrl-C
-    ssh -R 0:localhost:8000 relay -p 7022 qr        the same, with a picture for a telephone
-    ssh relay -p 7022 list | close ID | help        about the tunnels of this credential
+    ssh -R 0:localhost:8000 relay -p 7022           the addresses, then a status line, until Ctrl-C
+    ssh -R 0:localhost:8000 relay -p 7022 qr        the same, with a QR code of the public address
+    ssh relay -p 7022 list | close ID | help        commands about the tunnels of this credential
 
-Everything else that a shell could do is not here.
+There is no shell.
 """
 
 from __future__ import annotations
@@ -22,206 +22,208 @@ from tunneld.errors import TunneldError, UsageError
 from tunneld.tunnel.tunnel import Tunnel
 
 MAX_SESSIONS = 10
-"""On one connection, as OpenSSH's MaxSessions."""
-LONGEST_SCHEME = 32
-"""Characters: the longest that IANA lists has 29 and is nothing that a tunnel carries. Large pictures take long."""
-ENDS = frozenset("\x03\x04q")
+"""Sessions per connection, as OpenSSH's MaxSessions."""
+MAX_SCHEME_CHARACTERS = 32
+"""Length of a URI scheme in a QR code: the longest that IANA lists has 29. Large codes take long to draw."""
+QUIT_KEYS = frozenset("\x03\x04q")
 """Ctrl-C, Ctrl-D and q: a terminal in raw mode sends them as characters."""
 HELP = """\
-list              the tunnels of your credential
-close ID          end one of them
-help              this
-qr [SCHEME]       with -R: the address as a QR code, too; http://HOST:PORT/ unless SCHEME is another
+list           list the tunnels of your credential
+close ID       close one of them
+help           show this help
+qr [SCHEME]    with -R: also show the public address as a QR code, as http://HOST:PORT/ or with another scheme
 
-ssh -R 0:localhost:8000 ...      opens a tunnel to port 8000 at your end and prints its address; -N does so silently
+ssh -R 0:localhost:8000 ...    open a tunnel to port 8000 on your side and show its addresses
+                               (with -N, ssh shows only the public port)
+
+A client that reconnects with the same key, user name and -R gets the same address.
 """
 
 
 class ConsoleUser(Protocol):
-    """What a conversation needs of its connection."""
+    """The connection that a console belongs to."""
 
     @property
     def nursery(self) -> trio.Nursery:
-        """For what it shows."""
+        """For the tasks of its sessions."""
 
     @property
     def service(self) -> TunnelService:
-        """The tunnels."""
+        """The tunnels of the relay."""
 
     @property
-    def asker(self) -> Requester:
-        """As whom it speaks. Raises `NotAllowedError` where its credential is gone."""
+    def requester(self) -> Requester:
+        """The client, as a requester of commands. Raises `NotAllowedError` if it may run none."""
 
     @property
     def tunnels(self) -> list[Tunnel]:
-        """Those that are served by this connection."""
+        """The tunnels that this connection serves."""
 
     def drain(self) -> None:
-        """The person wants no more: its tunnels close, and the client may go by itself."""
+        """The user quits: close the tunnels, and let the client disconnect."""
 
 
 class Console:
-    """All that is said to one connection's sessions; what comes before there is one is kept, a few lines."""
+    """The output of one connection to its sessions. Lines from before the first session are kept, up to a limit."""
 
-    MOST_KEPT = 64
+    MAX_KEPT_LINES = 64
 
-    def __init__(self, person: ConsoleUser) -> None:
-        self.person = person
+    def __init__(self, user: ConsoleUser) -> None:
+        self.user = user
         self.sessions = 0
-        self._screens: list[Terminal] = []
+        self._terminals: list[Terminal] = []
         self._kept: list[tuple[bool, str]] = []
 
-    def attach(self, screen: Terminal) -> None:
-        """A session wants to see what there is."""
-        self._screens.append(screen)
-        for tunnel in self.person.tunnels:
-            screen.tell(describe(tunnel, screen.scheme))
-        for is_complaint, text in self.take_kept():
-            screen.tell(text, is_complaint=is_complaint)
+    def attach(self, terminal: Terminal) -> None:
+        """A session displays the tunnels: show the open ones, and the kept lines."""
+        self._terminals.append(terminal)
+        for tunnel in self.user.tunnels:
+            terminal.print(describe(tunnel, terminal.scheme))
+        for is_error, text in self.take_kept():
+            terminal.print(text, is_error=is_error)
 
     def take_kept(self) -> list[tuple[bool, str]]:
-        """What was said before anybody was there to see it: whether it is a complaint, and the lines."""
+        """Remove and return the kept lines: whether each is an error, and its text."""
         kept, self._kept = self._kept, []
         return kept
 
-    def detach(self, screen: Terminal) -> None:
-        """A session has ended. Harmless when repeated."""
+    def detach(self, terminal: Terminal) -> None:
+        """A session has ended. Idempotent."""
         with suppress(ValueError):
-            self._screens.remove(screen)
+            self._terminals.remove(terminal)
 
-    def opened(self, tunnel: Tunnel) -> None:
-        """A tunnel is there."""
-        for screen in self._screens:
-            screen.tell(describe(tunnel, screen.scheme))
+    def on_tunnel_opened(self, tunnel: Tunnel) -> None:
+        """Show a tunnel that this connection opened or joined."""
+        for terminal in self._terminals:
+            terminal.print(describe(tunnel, terminal.scheme))
 
-    def closed(self, tunnel: Tunnel | None, reason: str) -> None:
-        """One is no more."""
-        self._say(f"tunnel {tunnel.id} closed: {reason}" if tunnel is not None else f"closed: {reason}")
+    def on_tunnel_closed(self, tunnel: Tunnel | None, reason: str) -> None:
+        """Report a closed tunnel; None: the tunnel was opened elsewhere, and its forward was closed."""
+        self._print(f"tunnel {tunnel.id} closed: {reason}" if tunnel is not None else f"closed: {reason}")
 
-    def complain(self, reason: str) -> None:
-        """Something was refused."""
-        self._say(f"tunneld: {reason}", is_complaint=True)
+    def print_error(self, reason: str) -> None:
+        """Report a refused request."""
+        self._print(f"tunneld: {reason}", is_error=True)
 
-    def _say(self, text: str, *, is_complaint: bool = False) -> None:
-        for screen in self._screens:
-            screen.tell(text + "\n", is_complaint=is_complaint)
-        if not self._screens and len(self._kept) < self.MOST_KEPT:
-            self._kept.append((is_complaint, text + "\n"))
+    def _print(self, text: str, *, is_error: bool = False) -> None:
+        for terminal in self._terminals:
+            terminal.print(text + "\n", is_error=is_error)
+        if not self._terminals and len(self._kept) < self.MAX_KEPT_LINES:
+            self._kept.append((is_error, text + "\n"))
 
 
 class ConsoleSession(asyncssh.SSHServerSession[str]):
-    """A shell or a word, on a terminal or not."""
+    """A session with a command or without one, with a terminal or without one. asyncssh calls its methods."""
 
-    def __init__(self, conversation: Console) -> None:
-        conversation.sessions += 1  # from here on: what is asked for at once must not pass for the first
-        self._conversation = conversation
-        self._words: list[str] = []
+    def __init__(self, console: Console) -> None:
+        console.sessions += 1  # counted now: sessions that are requested at once must not exceed the limit
+        self._console = console
+        self._command: list[str] = []
         self._is_terminal = False
-        self._screen: Terminal | None = None
+        self._terminal: Terminal | None = None
         self._channel: asyncssh.SSHServerChannel[str]
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[str]) -> None:
-        """See asyncssh."""
+        """See `asyncssh.SSHServerSession.connection_made`."""
         self._channel = chan
 
     def pty_requested(self, term_type: str, term_size: tuple[int, int, int, int], term_modes: object) -> bool:
-        """Lines are told over, and Ctrl-C comes as a character."""
+        """Accept: the status line is redrawn in place, and Ctrl-C arrives as a character."""
         self._is_terminal = True
         return True
 
     def shell_requested(self) -> bool:
-        """What there is to see."""
+        """Accept: `session_started` shows the tunnels."""
         return True
 
     def exec_requested(self, command: str) -> bool:
-        """A word."""
-        self._words = command.split()
+        """Accept: `session_started` runs the command."""
+        self._command = command.split()
         return True
 
     def subsystem_requested(self, subsystem: str) -> bool:
-        """None: no sftp."""
+        """Refuse: there is no sftp."""
         return False
 
     def session_started(self) -> None:
-        """Answer."""
-        match self._words:
+        """Show the tunnels, or run a command."""
+        match self._command:
             case []:
                 self._show("")
             case ["qr"]:
                 self._show("http")
-            case ["qr", scheme] if scheme.isalnum() and len(scheme) <= LONGEST_SCHEME:
+            case ["qr", scheme] if scheme.isalnum() and len(scheme) <= MAX_SCHEME_CHARACTERS:
                 self._show(scheme)
             case _:
-                self._conversation.person.nursery.start_soon(self._answer)
+                self._console.user.nursery.start_soon(self._run_command)
 
     def data_received(self, data: str, datatype: int | None = None) -> None:
-        """A key was pressed."""
-        if self._is_terminal and self._screen is not None and ENDS & set(data):
-            self._end()
+        """The user pressed keys."""
+        if self._is_terminal and self._terminal is not None and QUIT_KEYS & set(data):
+            self._quit()
 
     def break_received(self, msec: int) -> bool:
-        """As Ctrl-C."""
-        self._end()
+        """Like Ctrl-C."""
+        self._quit()
         return True
 
     def signal_received(self, signal: str) -> None:
-        """As Ctrl-C."""
-        self._end()
+        """Like Ctrl-C."""
+        self._quit()
 
     def eof_received(self) -> bool:
-        """Standard input has ended, as with `< /dev/null`: that ends nothing."""
+        """Keep the session open: standard input may be /dev/null."""
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncssh."""
-        self._conversation.sessions -= 1
-        if self._screen is not None:
-            self._conversation.detach(self._screen)
-            self._screen.end()
+        """The session has ended."""
+        self._console.sessions -= 1
+        if self._terminal is not None:
+            self._console.detach(self._terminal)
+            self._terminal.end()
 
-    # Inside
+    # Internals
 
     def _show(self, scheme: str) -> None:
-        self._screen = Terminal(self._channel, is_terminal=self._is_terminal, scheme=scheme)
-        self._conversation.attach(self._screen)
+        self._terminal = Terminal(self._channel, is_terminal=self._is_terminal, scheme=scheme)
+        self._console.attach(self._terminal)
         if self._is_terminal:
-            person = self._conversation.person
-            person.nursery.start_soon(self._screen.run, lambda: person.tunnels)
+            user = self._console.user
+            user.nursery.start_soon(self._terminal.run, lambda: user.tunnels)
 
-    def _end(self) -> None:
-        """The person wants no more of it."""
-        if self._screen is not None:
-            self._screen.end()
-            self._conversation.detach(self._screen)
+    def _quit(self) -> None:
+        if self._terminal is not None:
+            self._terminal.end()
+            self._console.detach(self._terminal)
         self._channel.exit(0)
-        self._conversation.person.drain()
+        self._console.user.drain()
 
-    async def _answer(self) -> None:
-        """The words that are answered once."""
-        for is_complaint, kept in self._conversation.take_kept():
-            if is_complaint:
-                self._channel.write_stderr(self._lines(kept))
+    async def _run_command(self) -> None:
+        """Run a command, print its result and exit with its status."""
+        for is_error, kept in self._console.take_kept():
+            if is_error:
+                self._channel.write_stderr(self._convert_newlines(kept))
         try:
-            text, status = await self._run(), 0
+            text, status = await self._execute(), 0
         except TunneldError as error:
             text, status = "", error.exit_status
-            self._channel.write_stderr(self._lines(f"tunneld: {error}\n"))
+            self._channel.write_stderr(self._convert_newlines(f"tunneld: {error}\n"))
         with suppress(OSError):
-            self._channel.write(self._lines(text))
+            self._channel.write(self._convert_newlines(text))
             self._channel.exit(status)
 
-    async def _run(self) -> str:
-        service, asker = self._conversation.person.service, self._conversation.person.asker
-        match self._words:
+    async def _execute(self) -> str:
+        user = self._console.user
+        match self._command:
             case ["help" | "--help" | "?"]:
                 return f"tunneld {__version__}\n\n{HELP}"
             case ["list"]:
-                return "".join(map(row, service.tunnels(asker.grant))) or "no tunnel is open\n"
+                return "".join(map(row, user.service.tunnels(user.requester.grant))) or "no tunnel is open\n"
             case ["close", reference]:
-                return f"closed {(await service.close(reference, asker.grant)).id}\n"
+                return f"closed {(await user.service.close(reference, user.requester.grant)).id}\n"
         raise UsageError(
-            f"{self._words[0][:40]!r} is not answered here, there is no shell: say list, close ID, qr or help"
+            f"unknown command {self._command[0][:40]!r}: this relay has no shell; use list, close ID, qr or help"
         )
 
-    def _lines(self, text: str) -> str:
+    def _convert_newlines(self, text: str) -> str:
         return text.replace("\n", "\r\n") if self._is_terminal else text

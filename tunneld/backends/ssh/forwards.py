@@ -1,16 +1,17 @@
-"""What `-R` asks for: a tunnel of its own, or a place on one that is open.
+"""What `-R` requests: a new tunnel, or a share in an open one.
 
-    Forward            one `-R` of one connection: a carrier of its tunnel, as backends/carried.py knows them
-    Leases             who has opened which tunnel by `-R`, and under which name
+    Forward            one `-R` of one connection: a `VisitorCarrier` of its tunnel, see backends/mux_side.py
+    Leases             which tunnels were opened by `-R`, by owner and label
 
-**Coming back.** A tunnel that `-R` opened outlives a lost connection by `open_timeout`, while its visitors wait. It is
-called after whoever opened it: the user's name and a digest of credential, key, name and what was asked for. Whoever
-comes with the same is the same, and has the same tunnel again. Unless the former is alive: then there are two who look
-alike, and the newcomer's tunnel has the next name. That is found out by asking the former for a sign of life, which it
-has `ssh.patience` to give.
+**Reconnecting.** A client that reconnects with the same key, user name and -R gets the same address. A tunnel that was
+opened by `-R` survives a lost connection for `open_timeout`, and its visitors wait. Its label is the user name and a
+digest of the credential, the public key, the user name and the -R, by which the tunnel is found again.
 
-Who asks for a port by number, and finds it held by a dead session of the same credential, has it at once, too: that
-tunnel is closed.
+If the former client is still alive, there are two clients with the same label, and the tunnel of the second one gets
+the next label (`-2`). The relay finds out with a keepalive, which the former client must answer within `ssh.patience`.
+
+A client that requests a port by number gets it from a dead client of the same credential. The dead client's tunnel is
+closed.
 """
 
 from __future__ import annotations
@@ -38,86 +39,89 @@ from tunneld.tunnel.tunnel import Phase, Tunnel
 
 log = structlog.get_logger("ssh")
 
-DIGITS = 8
-"""Of a digest, in hexadecimal: among the few tunnels of one credential and name, none meets another by chance."""
-HERE = frozenset({"", "*", "localhost", "0.0.0.0", "::", "127.0.0.1", "::1"})
-"""What clients say for `-R PORT:...`, with or without an address in front that means any or this one."""
+DIGEST_DIGITS = 8
+"""Hexadecimal digits of a label's digest: no collisions among the few tunnels of one credential and user name."""
+LISTEN_HOSTS = frozenset({"", "*", "localhost", "0.0.0.0", "::", "127.0.0.1", "::1"})
+"""The bind addresses that clients send for `-R PORT:...`, and explicit ones that mean any address or this host."""
 
 
 class Forward:
-    """One `-R`: a carrier of its tunnel, and the owner of its visitors' channels."""
+    """One `-R`: a `VisitorCarrier` of its tunnel. It owns the channels of its visitors."""
 
     def __init__(
         self,
         carrier: SshCarrier,
-        wish: tuple[str, int],
+        requested: tuple[str, int],
         ordinal: int,
-        most: Callable[[], int],
+        max_channels: Callable[[], int],
         on_closed: Callable[[Forward, str], None],
     ) -> None:
-        """`wish` is what was asked for, and `ordinal` tells those of one connection apart that ask for the same; `most`
-        says how many channels the connection may have.
+        """`requested` is the address and port of the -R, and `ordinal` tells equal ones of one connection apart.
+        `max_channels` returns how many channels the connection may have.
         """
-        self.wish = self.place = wish  # `place` is what the client calls it by
+        self.requested = requested
+        self.place = requested  # with the port that was allocated for port 0: how the client knows this forward
         self.ordinal = ordinal
         self.carrier = carrier
         self.channels: dict[int, Channel] = {}
         self.over = self.cancelled = False
-        self.side: SshServerSide | None = None  # of the tunnel that it is a carrier of, once that is known
-        self.tunnel: Tunnel | None = None  # that it opened; None: it joined one
+        self.side: SshServerSide | None = None  # of the tunnel that it serves, once it does
+        self.tunnel: Tunnel | None = None  # that it opened or rejoined; None: it serves a tunnel by its key
         self._begun = False
-        self._most = most
+        self._max_channels = max_channels
         self._on_closed = on_closed
 
     @property
     def channels_left(self) -> int:
-        """See `Carrying`."""
-        return 0 if self.over or not self._begun else max(0, self._most() - self.carrier.connection.channel_count)
+        """See `VisitorCarrier.channels_left`."""
+        if self.over or not self._begun:
+            return 0
+        return max(0, self._max_channels() - self.carrier.connection.channel_count)
 
     @property
     def heartbeat(self) -> Heartbeat:
-        """See `Carrying`."""
+        """See `VisitorCarrier.heartbeat`."""
         return self.carrier.heartbeat
 
     @property
     def answering(self) -> bool:
-        """See `Carrying`."""
+        """See `VisitorCarrier.answering`."""
         return self.heartbeat.received or not self.heartbeat.unresponsive
 
-    def join(self, side: SshServerSide, peer: Any, most: int) -> None:
-        """Become a carrier of a tunnel that has at most so many. Raises as `Carried.admit`, and `NotAllowedError`."""
+    def join(self, side: SshServerSide, peer: Any, max_carriers: int) -> None:
+        """Serve this tunnel. Raises as `MuxServerSide.admit`, and `NotAllowedError` if the connection is lost."""
         if self.over:
-            raise NotAllowedError("the connection is gone")
-        side.admit(self, peer, most)
+            raise NotAllowedError("the connection was lost")
+        side.admit(self, peer, max_carriers)
         self.side = side
 
     @property
     def port(self) -> int:
-        """That visitors reach."""
+        """The public port; 0 before `join`."""
         return self.side.client_port if self.side is not None else 0
 
     def begin(self) -> None:
-        """The client knows of it: visitors may come."""
+        """The client has received the reply to its -R: visitors may come."""
         self._begun = True
         if self.side is not None and not self.over:
             self.side.on_capacity()
 
     def open(self, _port: int) -> Channel:
-        """See `Carrying`."""
+        """See `VisitorCarrier.open`."""
         if not self.channels_left:
-            raise LimitReachedError("could not open a channel: its ssh has as many as it may have")
+            raise LimitReachedError("could not open a channel: the ssh connection has as many as it may (max_channels)")
         channel = self.carrier.open(self)
         self.channels[channel.sid] = channel
         return channel
 
     def on_capacity(self, channel: Channel) -> None:
-        """See `carrier.Owner`."""
+        """See `ForwardEvents.on_capacity`."""
         self.channels.pop(channel.sid, None)
         if self.side is not None:
             self.side.on_capacity()
 
     def close(self, reason: str) -> None:
-        """The tunnel wants no more of it, or the client does not. Harmless when repeated."""
+        """End this forward and reset its visitors; the tunnel stays open. Idempotent."""
         if self.over:
             return
         self.over = True
@@ -129,16 +133,17 @@ class Forward:
         self._on_closed(self, reason)
 
     def cancel(self) -> None:
-        """The client wants it no more: what it opened is closed."""
+        """The client cancelled the -R: end this forward and the tunnel that it opened. Idempotent."""
         if self.over:
             return
+        reason = "the ssh client cancelled its -R"
         self.cancelled = True
-        self.close("its ssh ended the forward")
+        self.close(reason)
         if self.tunnel is not None:
-            self.tunnel.close("its ssh ended the forward")
+            self.tunnel.close(reason)
 
     async def is_alive(self) -> bool:
-        """Ask its client for a sign of life. False also where it ends meanwhile."""
+        """Whether the client answers a keepalive in time, and does not end the forward meanwhile."""
         if self.over:
             return False
         return await self.carrier.is_alive()
@@ -146,60 +151,61 @@ class Forward:
 
 @dataclass(slots=True)
 class Lease:
-    """A tunnel that `-R` opened; `forward` is the last one of it."""
+    """A tunnel that was opened by `-R`, and the last forward that served it."""
 
     tunnel: Tunnel
     forward: Forward
 
     @property
     def is_open(self) -> bool:
-        """Whether the tunnel takes anybody."""
+        """Whether the tunnel takes visitors."""
         return self.tunnel.phase not in {Phase.DRAINING, Phase.CLOSED}
 
 
 class Leases:
-    """All of them, of all connections."""
+    """The leases of all connections."""
 
     def __init__(self, service: TunnelService, max_carriers: Callable[[], int]) -> None:
         self._service = service
         self._max_carriers = max_carriers
-        self._leases: dict[tuple[str, str], Lease] = {}  # by owner and name
-        self._locks: dict[str, trio.Lock] = {}  # by owner: two that look alike must not both find nobody
+        self._leases: dict[tuple[str, str], Lease] = {}  # by owner and label
+        self._locks: dict[str, trio.Lock] = {}  # by owner: two equal clients must not take the same label at once
 
-    async def take(self, login: SshLogin, grant: Grant, asker: Requester, peer: Any, forward: Forward) -> Tunnel:
-        """A tunnel for one `-R`, and the forward on it. Raises as `TunnelService.open_tunnel`."""
-        host, port = forward.wish
-        if host.lower() not in HERE:
+    async def take(self, login: SshLogin, requester: Requester, peer: Any, forward: Forward) -> Tunnel:
+        """Find or open the tunnel of one `-R`, and let `forward` serve it. Raises as `TunnelService.open_tunnel`."""
+        (host, port), grant = forward.requested, requester.grant
+        if host.lower() not in LISTEN_HOSTS:
             raise NotAllowedError(
-                f"{host[:80]!r} cannot be had: names are kept for HTTP to come; say -R 0:... or -R PORT:..."
+                f"cannot listen on {host[:80]!r}: host names are reserved for HTTP; "
+                "use -R 0:HOST:PORT or -R PORT:HOST:PORT"
             )
-        base = name_of(login, f"{host}:{port}:{forward.ordinal}")
+        base = label_of(login, f"{host}:{port}:{forward.ordinal}")
         async with self._locks.setdefault(login.owner, trio.Lock()):
-            self._forget_closed()
+            self._remove_closed()
             if port:
                 await self._free_port(login.owner, grant, port, base)
             for number in count(1):
-                name = base if number == 1 else f"{base}-{number}"
-                lease = self._leases.get((login.owner, name))
+                label = base if number == 1 else f"{base}-{number}"
+                lease = self._leases.get((login.owner, label))
                 if lease is None or not await self._is_taken(lease):
                     break
-            former = self._service.named(name, asker)  # also one that a daemon before this one had opened
-            if former is not None and self._join(former, forward, peer):
-                self._leases[login.owner, name] = Lease(former, forward)
+            former = self._service.named(label, requester)  # perhaps opened before the daemon was restarted
+            if former is not None and self._rejoin(former, forward, peer):
+                self._leases[login.owner, label] = Lease(former, forward)
                 return former
             options = TunnelOptions(
                 persist=True,
                 server_from=ANYWHERE if grant.server_from is None else None,
                 client_port=port or None,
-                name=name,
+                name=label,
             )
-            tunnel = await self._service.open_tunnel("ssh", options, asker)
+            tunnel = await self._service.open_tunnel("ssh", options, requester)
             try:
                 self._attach(tunnel, forward, peer)
             except TunneldError:
-                tunnel.close("its ssh was not admitted")
+                tunnel.close("its ssh connection was not admitted")
                 raise
-            self._leases[login.owner, name] = Lease(tunnel, forward)
+            self._leases[login.owner, label] = Lease(tunnel, forward)
             return tunnel
 
     def _attach(self, tunnel: Tunnel, forward: Forward, peer: Any) -> None:
@@ -209,42 +215,46 @@ class Leases:
         forward.tunnel = tunnel
         forward.join(side, peer, self._max_carriers())
 
-    def _join(self, tunnel: Tunnel, forward: Forward, peer: Any) -> bool:
-        """Take the former place on an open tunnel; whether that was possible."""
+    def _rejoin(self, tunnel: Tunnel, forward: Forward, peer: Any) -> bool:
+        """Let `forward` serve an open tunnel; False if it is not admitted."""
         try:
             self._attach(tunnel, forward, peer)
         except TunneldError as error:
-            log.info("could not have its former tunnel", tunnel=tunnel.id, reason=str(error))
+            log.info("could not rejoin the former tunnel", tunnel=tunnel.id, reason=str(error))
             return False
         return True
 
     async def _is_taken(self, lease: Lease) -> bool:
-        """Whether the session of a lease is alive; one that is not is over now."""
+        """Whether the client of a lease is alive; if it is not, its connection is closed."""
         if not lease.forward.over and await lease.forward.is_alive():
             return lease.is_open
-        lease.forward.carrier.transport.end("another came while it did not answer")
+        lease.forward.carrier.transport.end("replaced by a new connection because it did not answer")
         return False
 
-    async def _free_port(self, owner: str, grant: Grant, port: int, name: str) -> None:
-        """Close another tunnel of this owner that holds the port for nobody."""
-        for (other, other_name), lease in list(self._leases.items()):
+    async def _free_port(self, owner: str, grant: Grant, port: int, label: str) -> None:
+        """Free a port that this owner holds under another label: close the tunnel of a dead client, and release
+        a reservation without a tunnel.
+        """
+        for (other, other_label), lease in list(self._leases.items()):
             holds = other == owner and lease.is_open and lease.tunnel.client_uri.port == port
-            if holds and other_name != name and not await self._is_taken(lease):
-                await self._service.close(lease.tunnel.id)  # on purpose: it is not reserved
+            if holds and other_label != label and not await self._is_taken(lease):
+                await self._service.close(lease.tunnel.id)  # closed on request, so the port is not reserved
         for kept in self._service.reservations.kept(grant):
             holder = kept.record.holder
-            away = kept.tunnel is None and kept.record.client_port == port
-            if away and holder.credential == owner and holder.name != name:
+            unused = kept.tunnel is None and kept.record.client_port == port
+            if unused and holder.credential == owner and holder.name != label:
                 await self._service.reservations.release(str(port), grant)
 
-    def _forget_closed(self) -> None:
+    def _remove_closed(self) -> None:
         for key in [key for key, lease in self._leases.items() if not lease.is_open]:
             del self._leases[key]
 
 
-def name_of(login: SshLogin, wish: str) -> str:
-    """What the tunnel is called: the user's name, as far as it is one, and a digest of everything that makes it."""
+def label_of(login: SshLogin, request: str) -> str:
+    """The label of a tunnel: the valid characters of the user name, and a digest of all that identifies the client and
+    its -R.
+    """
     user = re.sub(r"[^A-Za-z0-9._-]", "", login.user).lstrip("._-") or "ssh"
-    facts = f"{login.owner}\x00{login.proof}\x00{login.user}\x00{wish}"
-    digest = hashlib.sha256(facts.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]
-    return f"{user[: MAX_NAME - DIGITS - 6]}-{digest}"
+    facts = f"{login.owner}\x00{login.proof}\x00{login.user}\x00{request}"
+    digest = hashlib.sha256(facts.encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST_DIGITS]
+    return f"{user[: MAX_NAME - DIGEST_DIGITS - 6]}-{digest}"

@@ -1,7 +1,7 @@
-"""AES-GCM as SSH uses it (RFC 5647, with OpenSSH's names), one context a key.
+"""AES-GCM as SSH uses it (RFC 5647, under OpenSSH's names), with one cipher context per key.
 
-asyncssh makes a new one for each packet, which costs as much as the packet. Registered under the same names, this one
-serves all of asyncssh, and gives the short path what it needs: `seal` and `open`, which take views and copy nothing.
+asyncssh creates a new context per packet, which costs as much as the packet. This class is registered under the same
+names and serves all of asyncssh. For the fast path it has `seal` and `open`, which take views and copy nothing.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from asyncssh.encryption import Encryption, register_encryption_alg
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-TAG = 16
-"""Octets of a tag."""
-COUNTS = 1 << 64
-"""Of the invocation counter."""
+TAG_BYTES = 16
+INVOCATION_COUNTS = 1 << 64
+"""The invocation counter is 64 bits wide (RFC 5647, section 7.1)."""
 
-NAMES = (b"aes128-gcm@openssh.com", b"aes256-gcm@openssh.com")
+GCM_CIPHERS = (b"aes128-gcm@openssh.com", b"aes256-gcm@openssh.com")
 
 
 class Gcm(Encryption):
-    """One direction of a connection, between two key exchanges."""
+    """The cipher of one direction of a connection, between two key exchanges."""
 
     __slots__ = ("_cipher", "_count", "_fixed")
 
     def __init__(self, key: bytes, iv: bytes) -> None:
+        """The first 4 bytes of `iv` are fixed, and the other 8 are the first value of the invocation counter."""
         self._cipher = AESGCM(key)
         self._fixed = iv[:4]
         self._count = int.from_bytes(iv[4:], "big")
@@ -32,46 +32,46 @@ class Gcm(Encryption):
     def new(
         cls, cipher_name: str, key: bytes, iv: bytes, mac_alg: bytes = b"", mac_key: bytes = b"", etm: bool = False
     ) -> Gcm:
-        """See `Encryption`."""
+        """See `Encryption.new`."""
         return cls(key, iv)
 
     @classmethod
     def needs_mac(cls) -> bool:
-        """It is one."""
+        """False: the cipher authenticates."""
         return False
 
     @classmethod
     def get_mac_params(cls, mac_alg: bytes) -> tuple[int, int, bool]:
-        """Octets of the key, of the tag; the length is not enciphered."""
-        return 0, TAG, True
+        """Bytes of the MAC key, bytes of the tag, and whether the packet's length is sent unencrypted."""
+        return 0, TAG_BYTES, True
 
-    # The short path
+    # Fast path
 
     def seal(self, header: bytes, packet: bytes) -> bytes:
-        """The packet enciphered, with its tag; `header` is its length, as it goes in front."""
+        """The encrypted packet followed by its tag. `header` is the packet's length field, which is authenticated."""
         count = self._count
-        self._count = (count + 1) % COUNTS
+        self._count = (count + 1) % INVOCATION_COUNTS
         return self._cipher.encrypt(self._fixed + count.to_bytes(8, "big"), packet, header)
 
     def open(self, header: memoryview, packet: memoryview) -> bytes:
-        """The packet deciphered; it has its tag behind. Raises `InvalidTag`."""
+        """The decrypted packet; `packet` is followed by its tag. Raises `InvalidTag`."""
         count = self._count
-        self._count = (count + 1) % COUNTS
+        self._count = (count + 1) % INVOCATION_COUNTS
         return self._cipher.decrypt(self._fixed + count.to_bytes(8, "big"), packet, header)
 
-    # asyncssh's
+    # asyncssh's interface
 
     def encrypt_packet(self, seq: int, header: bytes, packet: bytes) -> tuple[bytes, bytes]:
-        """See `Encryption`."""
+        """See `Encryption.encrypt_packet`."""
         sealed = self.seal(header, packet)
-        return header + sealed[:-TAG], sealed[-TAG:]
+        return header + sealed[:-TAG_BYTES], sealed[-TAG_BYTES:]
 
     def decrypt_header(self, seq: int, first_block: bytes, header_len: int) -> tuple[bytes, bytes]:
-        """See `Encryption`."""
+        """See `Encryption.decrypt_header`."""
         return first_block, first_block[:header_len]
 
     def decrypt_packet(self, seq: int, first: bytes, rest: bytes, header_len: int, mac: bytes) -> bytes | None:
-        """See `Encryption`; None where the tag does not fit."""
+        """See `Encryption.decrypt_packet`. None if the tag is wrong."""
         try:
             return self.open(memoryview(first)[:header_len], memoryview(first[header_len:] + rest + mac))
         except InvalidTag:
@@ -79,6 +79,6 @@ class Gcm(Encryption):
 
 
 def register() -> None:
-    """Take the place of asyncssh's own. Harmless when repeated."""
-    for name in NAMES:
+    """Replace asyncssh's AES-GCM in this process. Idempotent."""
+    for name in GCM_CIPHERS:
         register_encryption_alg(name, Gcm, name.partition(b"@")[0].decode(), default=True)

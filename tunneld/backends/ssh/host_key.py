@@ -1,7 +1,7 @@
-"""The key by which the relay is known to ssh: made once, for the eyes of this user only, and kept.
+"""The relay's SSH host key: generated once, readable by the daemon's user and group only, and kept.
 
-Ed25519, which every client of this decade takes. Who has lost the file makes a new one, and every `known_hosts` says
-so.
+The key is Ed25519, which every current client supports. If the file is lost, the relay generates a new key, and clients
+report a changed host key until their `known_hosts` is updated.
 """
 
 from __future__ import annotations
@@ -18,55 +18,56 @@ from tunneld.errors import ConfigError, reason_of
 if TYPE_CHECKING:
     import asyncssh
 
-NAME = "ssh_host_key"
-ALGORITHM = "ssh-ed25519"
-LOOSE = 0o037
-"""Permissions that may not be on a private key. A group may read it: the daemon's, where root owns the file."""
+KEY_FILE = "ssh_host_key"
+"""The name of the file in the state directory."""
+KEY_ALGORITHM = "ssh-ed25519"
+FORBIDDEN_MODE = 0o037
+"""Permissions that a private key must not have. A group may read it: the daemon's, if root owns the file."""
 
 
 def make() -> bytes:
-    """A new private key, in OpenSSH's format."""
-    import asyncssh  # noqa: PLC0415  # half a second, for those who have no SSH port
+    """Generate a private key, in OpenSSH's format."""
+    import asyncssh  # noqa: PLC0415  # takes half a second, which a relay without an SSH port saves
 
-    return asyncssh.generate_private_key(ALGORITHM, comment="tunneld").export_private_key()
+    return asyncssh.generate_private_key(KEY_ALGORITHM, comment="tunneld").export_private_key()
 
 
 def place(settings: Settings) -> Path:
-    """The file that it is in. Raises `ConfigError` where there is no place for one."""
+    """The path of the key file. Raises `ConfigError` if neither a path nor a state directory is known."""
     if settings.ssh.host_key is not None:
         return settings.ssh.host_key
     folder = settings.daemon.state or state_folder()
     if folder is None:
-        raise ConfigError(["ssh.host_key: there is no folder for a key that stays; say where it is to be"])
-    return folder / NAME
+        raise ConfigError(["ssh.host_key: no state directory to keep the key in; set ssh.host_key or daemon.state"])
+    return folder / KEY_FILE
 
 
 def load_or_make(path: Path) -> asyncssh.SSHKey:
-    """The key in the file, which is made where there is none. Raises `ConfigError`."""
+    """The key in the file, which is generated if there is none. Raises `ConfigError`."""
     import asyncssh  # noqa: PLC0415
 
     try:
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write_new(path, make())
-        if path.stat().st_mode & LOOSE:
-            raise ConfigError([f"ssh.host_key: {path} can be read by others; say: chmod 600 {path}"])
+        if path.stat().st_mode & FORBIDDEN_MODE:
+            raise ConfigError([f"ssh.host_key: {path} is accessible to other users; run: chmod 600 {path}"])
         return asyncssh.import_private_key(path.read_bytes())
     except OSError as error:
         raise ConfigError([f"ssh.host_key: {path}: {reason_of(error)}"]) from None
     except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
-        raise ConfigError([f"ssh.host_key: {path} is no private key without a passphrase: {error}"]) from None
+        raise ConfigError([f"ssh.host_key: {path} is not a private key without a passphrase: {error}"]) from None
 
 
 def fingerprint(key: bytes | asyncssh.SSHKey) -> str:
-    """As `ssh` shows it: `SHA256:...`."""
+    """The fingerprint as `ssh` displays it: `SHA256:...`."""
     import asyncssh  # noqa: PLC0415
 
     return (asyncssh.import_private_key(key) if isinstance(key, bytes) else key).get_fingerprint("sha256")
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    """Whole or not at all, and never in the place of another that came first."""
+    """Write the file atomically. A file that another process created meanwhile is kept."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

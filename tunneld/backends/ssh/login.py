@@ -1,11 +1,11 @@
-"""Who connects, and by what proof.
+"""Authentication: which clients may log in, and as what.
 
-    KEY@relay      the key of an open tunnel, as `openTunnel ssh` gave it: a bearer's proof, inside the encrypted
-                   connection, so nothing else is asked
-    NAME@relay     a public key, or a certificate of an authority, that stands in the `authorized_keys` of a credential;
-                   the name is free, and is part of what the tunnel is called
+    KEY@relay      the key of an open tunnel, as `openTunnel ssh` returned it. Like a bearer token it is its own proof,
+                   sent inside the encrypted connection, so nothing else is required.
+    NAME@relay     a public key in the `authorized_keys` of a credential, or a certificate of an authority in it. The
+                   name is free and becomes part of the tunnel's label.
 
-Without credentials nobody is asked, as on the other faces; and as they, only on this machine.
+A relay without credentials requires no authentication, like its other ports, and then accepts only local clients.
 """
 
 from __future__ import annotations
@@ -23,56 +23,61 @@ from tunneld.net.endpoint import is_loopback
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.tunnel.keys import KeyRegistry
 
-OPTION = "tunneld-credential"
-"""The option of a line of authorized_keys, put in front by us, that says whose line it is."""
+CREDENTIAL_OPTION = "tunneld-credential"
+"""An option that we put in front of each line of authorized_keys: the name of the line's credential."""
 
-DROPPED = frozenset({"restrict", "port-forwarding", "no-port-forwarding", OPTION})
+DROPPED_OPTIONS = frozenset({"restrict", "port-forwarding", "no-port-forwarding", CREDENTIAL_OPTION})
+"""Options of authorized_keys that are not passed to asyncssh."""
 
 
 @dataclass(frozen=True, slots=True)
 class SshLogin:
-    """Somebody known."""
+    """An authenticated client."""
 
-    user: str  # the name that they gave
-    side: SshServerSide | None = None  # the tunnel whose key they have; None: they open tunnels
+    user: str  # its user name
+    side: SshServerSide | None = None  # of the tunnel, if the user name was its key; None: the client opens tunnels
     credential: Credential | None = None
-    proof: str = ""  # the fingerprint of their key
+    proof: str = ""  # the fingerprint of its public key
 
-    def grant(self, gate: Authenticator) -> Grant | None:
-        """What they may do now; None where their credential is gone."""
+    def grant(self, authenticator: Authenticator) -> Grant | None:
+        """What the client may do now; None if its credential was removed, or if it may only serve its tunnel."""
+        if self.side is not None:
+            return None
         if self.credential is None:
-            return EVERYBODY if gate.is_open else None
-        return gate.renew(self.credential)
+            return EVERYBODY if authenticator.is_open else None
+        return authenticator.renew(self.credential)
 
     @property
     def owner(self) -> str:
-        """Whose tunnels they open; empty where nobody is asked."""
+        """The credential's name, which owns the tunnels that the client opens; empty without a credential."""
         return self.credential.name if self.credential is not None else ""
 
 
 class SshAuthenticator:
-    """What logins are held against; asked anew each time, so that a reload applies to the next."""
+    """Verifies logins against open tunnels and credentials, as they are now: a reload applies to the next login."""
 
-    def __init__(self, gate: Authenticator, endpoints: KeyRegistry) -> None:
-        self._gate = gate
-        self._endpoints = endpoints
-        self._read_from: Sequence[Credential] = ()  # what `_keys` are of
+    def __init__(self, authenticator: Authenticator, registry: KeyRegistry) -> None:
+        self._authenticator = authenticator
+        self._registry = registry
+        self._parsed_credentials: Sequence[Credential] = ()  # that `_keys` were parsed from
         self._keys: dict[tuple[str, ...], asyncssh.SSHAuthorizedKeys] = {}  # by the names of the credentials
 
-    def admit_bearer(self, user: str, local_host: str) -> SshLogin | None:
-        """Somebody who needs no other proof, at an address of ours."""
-        side = find_side(self._endpoints, user)
+    def login_without_key(self, user: str, local_host: str) -> SshLogin | None:
+        """The login of a client that needs no public key: its user name is a tunnel's key, or the relay has no
+        credentials and `local_host`, the address that it connected to, is loopback. Otherwise None.
+        """
+        side = find_side(self._registry, user)
         if side is not None:
             return SshLogin(user, side)
-        return SshLogin(user) if self._gate.is_open and is_loopback(local_host) else None
+        return SshLogin(user) if self._authenticator.is_open and is_loopback(local_host) else None
 
     def keys_for(self, host: str) -> asyncssh.SSHAuthorizedKeys | None:
-        """The keys that may be used from the address `host`; None where there are none. Read once, not once a
-        stranger.
+        """The public keys that a client at the address `host` may use; None if there are none. Parsed once per set of
+        credentials, not once per connection.
         """
-        credentials = self._gate.credentials
-        if credentials is not self._read_from:
-            self._read_from = credentials
+        credentials = self._authenticator.credentials
+        if credentials is not self._parsed_credentials:
+            self._parsed_credentials = credentials
             self._keys.clear()
         admitted = [each for each in credentials if each.authorized_keys and each.grant.admits(host)]
         names = tuple(each.name for each in admitted)
@@ -80,9 +85,9 @@ class SshAuthenticator:
             self._keys[names] = asyncssh.import_authorized_keys("\n".join(_lines(admitted)))
         return self._keys.get(names)
 
-    def admit_key(self, user: str, name: str, proof: str) -> SshLogin | None:
-        """Somebody who proved to have a key of the credential `name`."""
-        credential = next((each for each in self._gate.credentials if each.name == name), None)
+    def login_with_key(self, user: str, name: str, proof: str) -> SshLogin | None:
+        """The login of a client that has proved a key of the credential `name`; None if that was removed since."""
+        credential = next((each for each in self._authenticator.credentials if each.name == name), None)
         return None if credential is None else SshLogin(user, None, credential, proof)
 
 
@@ -93,9 +98,10 @@ def _lines(credentials: Iterable[Credential]) -> Iterable[str]:
 
 
 def tagged(name: str, line: str) -> str:
-    """A line of authorized_keys that says whose it is, with `restrict` in words that asyncssh knows."""
+    """A line of authorized_keys with its credential's name, and with `restrict` in terms of options that asyncssh
+    knows.
+    """
     options, key = split(line)
-    kept = [option for option in options if option.partition("=")[0].lower() not in DROPPED]
-    return (
-        ",".join([f'{OPTION}="{name}"', *kept, *([] if may_forward(options) else ["no-port-forwarding"])]) + f" {key}"
-    )
+    kept = [option for option in options if option.partition("=")[0].lower() not in DROPPED_OPTIONS]
+    forwarding = [] if may_forward(options) else ["no-port-forwarding"]
+    return ",".join([f'{CREDENTIAL_OPTION}="{name}"', *kept, *forwarding]) + f" {key}"

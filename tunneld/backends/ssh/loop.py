@@ -8,8 +8,8 @@ event loops.
     call_soon, call_at ──► ready queue, timer heap ──► `run`: one batch of callbacks ──► Trio's scheduler
 
 Callbacks run between two Trio checkpoints, and asyncio's running loop is set only then: Trio code never sees it.
-Everything happens in Trio's thread; there is no `call_soon_threadsafe`. Methods that are not here raise
-NotImplementedError, as `AbstractEventLoop` has it.
+Everything runs in Trio's thread; there is no `call_soon_threadsafe`. Methods that are not implemented raise
+NotImplementedError, as in `AbstractEventLoop`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Ts = TypeVarTuple("Ts")
 ExceptionHandler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 
 MAX_SHUTDOWN_BATCHES = 100
-"""Batches that cancelled tasks get to end in. A task that swallows its cancellation is dropped then."""
+"""Batches in which cancelled tasks can finish. A task that ignores its cancellation is dropped after that."""
 
 
 class TrioEventLoop(asyncio.AbstractEventLoop):
@@ -39,18 +39,18 @@ class TrioEventLoop(asyncio.AbstractEventLoop):
 
     def __init__(self, nursery: trio.Nursery, exception_handler: ExceptionHandler) -> None:
         """`nursery` owns the Trio functions that `trio_as_future` starts. `exception_handler` receives exceptions that
-        no caller is left to receive, as in `loop.set_exception_handler`.
+        no awaiting code received, as in `loop.set_exception_handler`.
         """
         self._nursery = nursery
         self._exception_handler = exception_handler
         self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []  # a heap; the number keeps the order of equals
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []  # a heap; the number orders equal times
         self._timer_number = 0
         self._wake_up = trio.Event()
         self._is_closed = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run callbacks until cancelled; then cancel the asyncio tasks that are left and let them end."""
+        """Run callbacks until cancelled; then cancel the remaining asyncio tasks and let them finish."""
         task_status.started()
         try:
             while True:
@@ -59,7 +59,7 @@ class TrioEventLoop(asyncio.AbstractEventLoop):
                 await trio.lowlevel.checkpoint()
                 self._run_batch()
         finally:
-            self._end_tasks()
+            self._cancel_tasks()
             self._is_closed = True
 
     # Callbacks and timers
@@ -149,7 +149,7 @@ class TrioEventLoop(asyncio.AbstractEventLoop):
         """Run `func` in a thread of Trio's; `executor` is ignored."""
         return self.trio_as_future(trio.to_thread.run_sync, func, *args)
 
-    # What asyncio asks of a loop
+    # State and errors
 
     def get_debug(self) -> bool:
         """Whether asyncio's debug mode is on: never."""
@@ -164,12 +164,12 @@ class TrioEventLoop(asyncio.AbstractEventLoop):
         return self._is_closed
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
-        """The one of the constructor."""
+        """Call the exception handler of the constructor."""
         self._exception_handler(self, context)
 
     call_exception_handler = default_exception_handler
 
-    # Inside
+    # Internals
 
     def _next_deadline(self) -> float:
         self._drop_cancelled_timers()
@@ -180,12 +180,12 @@ class TrioEventLoop(asyncio.AbstractEventLoop):
             heapq.heappop(self._timers)
 
     def _run_batch(self) -> None:
-        """Run what is ready and due now. What these callbacks schedule waits for the next batch."""
+        """Run the callbacks that are ready or due now. Callbacks that they schedule run in the next batch."""
         self._wake_up = trio.Event()
         now = self.time()
         while self._timers and self._timers[0][0] <= now:
             self._ready.append(heapq.heappop(self._timers)[2])
-        outer_loop = _get_running_loop()  # Trio itself may be a guest of one
+        outer_loop = _get_running_loop()  # Trio itself may run in guest mode on asyncio
         _set_running_loop(self)
         try:
             for _ in range(len(self._ready)):
@@ -197,7 +197,7 @@ class TrioEventLoop(asyncio.AbstractEventLoop):
         if self._ready:
             self._wake_up.set()
 
-    def _end_tasks(self) -> None:
+    def _cancel_tasks(self) -> None:
         for task in asyncio.all_tasks(self):
             task.cancel()
         for _ in range(MAX_SHUTDOWN_BATCHES):

@@ -1,12 +1,12 @@
-"""The shared port to which hidden servers come with their own ssh.
+"""The shared port to which hidden servers connect with their own ssh clients.
 
 serve_ssh
-├─ event loop              see loop.py: asyncssh's timers and tasks, for all connections
-├─ door                    see doors.py
-└─ guest ×N                a task each, until it is gone; cancelling it drops its forwards
-   └─ session ×N           what is shown there
+├─ TrioEventLoop           asyncssh's timers and tasks, for all connections; see loop.py
+├─ ReloadableListener      accepts; see net/listeners.py
+└─ SshConnection ×N        a task per connection; cancelling it ends its forwards
+   └─ ConsoleSession ×N    the sessions' output
 
-A newcomer waits in the lobby until its login.
+A new connection is a handshake under a deadline (auth/handshakes.py) until its login.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tunneld.backends.ssh.connection import SshConnection, SshServerContext
 from tunneld.backends.ssh.forwards import Leases
 from tunneld.backends.ssh.login import SshAuthenticator
 from tunneld.backends.ssh.loop import start_loop
-from tunneld.backends.ssh.negotiation import EXCHANGES
+from tunneld.backends.ssh.negotiation import KEY_EXCHANGES
 from tunneld.config import schema
 from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
@@ -41,111 +41,115 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
 
 
 async def serve_ssh(
-    door: ReloadableListener,
+    listener: ReloadableListener,
     settings: Callable[[], schema.SshSettings],
-    key: asyncssh.SSHKey,
+    host_key: asyncssh.SSHKey,
     service: TunnelService,
-    lobby: HandshakeSupervisor,
+    handshakes: HandshakeSupervisor,
     engine: Pump,
-    gate: Authenticator,
+    authenticator: Authenticator,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve ssh clients who come through `door` until cancelled. `settings` is asked anew for each newcomer; the relay
-    is known by `key`. Whoever exchanges the door's listeners tells the service's endpoints.
+    """Accept ssh clients until cancelled; the daemon runs this. `settings` is called for each new connection. A caller
+    that rebinds the listener must update `service.keys`.
     """
     gcm.register()
     async with trio.open_nursery() as nursery:
-        loop = await start_loop(nursery, _tell_bug)
-        house = SshServerContext(
+        loop = await start_loop(nursery, _log_internal_error)
+        context = SshServerContext(
             settings=settings,
             service=service,
-            authenticator=gate,
-            ssh_authenticator=SshAuthenticator(gate, service.keys),
+            authenticator=authenticator,
+            ssh_authenticator=SshAuthenticator(authenticator, service.keys),
             leases=Leases(service, lambda: settings().max_carriers),
             pump=engine,
             loop=loop,
-            options=_OptionsCache(settings, key).get,
+            options=_OptionsCache(settings, host_key).get,
         )
-        port = _SshPort(house, lobby, nursery)
-        service.keys.set_port("ssh", "ssh", door.port)
-        await nursery.start(door.serve, port.on_connection)
+        port = _SshPort(context, handshakes, nursery)
+        service.keys.set_port("ssh", "ssh", listener.port)
+        await nursery.start(listener.serve, port.on_connection)
         task_status.started()
 
 
 class _SshPort:
-    """Who comes, and how many."""
+    """Limits, supervises and owns the connections."""
 
-    def __init__(self, house: SshServerContext, lobby: HandshakeSupervisor, nursery: trio.Nursery) -> None:
-        self._house = house
-        self._lobby = lobby
+    def __init__(self, context: SshServerContext, handshakes: HandshakeSupervisor, nursery: trio.Nursery) -> None:
+        self._context = context
+        self._handshakes = handshakes
         self._nursery = nursery
-        self._guests = 0
+        self._connections = 0
 
-    def on_connection(self, connection: socket.socket, peer: Any) -> None:
-        """Somebody connected: is there a place?"""
-        settings = self._house.settings()
-        if self._guests >= settings.max_connections:
-            connection.close()
-            log.info("ssh refused", peer=format_peer(peer), reason=f"{self._guests} are here (ssh.max_connections)")
+    def on_connection(self, client_socket: socket.socket, peer: Any) -> None:
+        """The listener accepted a connection: start its handshake, unless there are too many connections."""
+        settings = self._context.settings()
+        if self._connections >= settings.max_connections:
+            client_socket.close()
+            reason = f"connection limit reached: {self._connections} ssh connections are open (ssh.max_connections)"
+            log.info("ssh client refused", peer=format_peer(peer), reason=reason)
             return
-        self._lobby.start(connection, peer, "ssh", partial(self._hear_out, connection, peer), settings.login_timeout)
+        handshake = partial(self._handshake, client_socket, peer)
+        self._handshakes.start(client_socket, peer, "ssh", handshake, settings.login_timeout)
 
-    async def _hear_out(self, connection: socket.socket, peer: Any) -> None:
-        """See `handshakes.Handshake`: one connection, until it is authenticated or gone."""
-        guest = SshConnection(self._house, connection, peer)
-        await self._nursery.start(self._host, guest)
+    async def _handshake(self, client_socket: socket.socket, peer: Any) -> None:
+        """Wait for the login of one connection. Raises OSError or a `TunneldError` if it fails; the connection is
+        closed then.
+        """
+        connection = SshConnection(self._context, client_socket, peer)
+        await self._nursery.start(self._run, connection)
         try:
-            guest.start()
-            await guest.decided.wait()
+            connection.start()
+            await connection.decided.wait()
         finally:
-            if guest.login is None:
-                guest.transport.end("it has not logged in")
-        if guest.login is not None:
+            if connection.login is None:
+                connection.transport.end("the client did not log in")
+        if connection.login is not None:
             return
-        if guest.failures:
-            raise NotAllowedError("it had no key of a credential or of an open tunnel")
-        if guest.strange:
-            self._house.authenticator.preauth.fail(unmap(peer[0]), trio.current_time())
-            raise RemoteProtocolError(guest.reason)
+        if connection.failures:
+            raise NotAllowedError("no accepted public key, and the user name is not the key of an open tunnel")
+        if connection.broke_protocol:
+            self._context.authenticator.preauth.fail(unmap(peer[0]), trio.current_time())
+            raise RemoteProtocolError(connection.reason)
 
-    async def _host(self, guest: SshConnection, *, task_status: trio.TaskStatus[None]) -> None:
-        """One guest, until it is gone; cancelling it drops its forwards."""
-        self._guests += 1
+    async def _run(self, connection: SshConnection, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run one connection until it is closed."""
+        self._connections += 1
         try:
-            await guest.run(task_status=task_status)
+            await connection.run(task_status=task_status)
         except Exception:
-            log.exception("ssh connection failed: a bug")
+            log.exception("internal error: ssh connection closed")
         finally:
-            self._guests -= 1
+            self._connections -= 1
 
 
 class _OptionsCache:
-    """asyncssh's options, made anew where the settings changed."""
+    """asyncssh's options, created anew when the settings have changed."""
 
-    def __init__(self, settings: Callable[[], schema.SshSettings], key: asyncssh.SSHKey) -> None:
+    def __init__(self, settings: Callable[[], schema.SshSettings], host_key: asyncssh.SSHKey) -> None:
         self._settings = settings
-        self._key = key
-        self._made_of: schema.SshSettings | None = None
+        self._host_key = host_key
+        self._cached_for: schema.SshSettings | None = None
         self._options: asyncssh.SSHServerConnectionOptions
 
     def get(self) -> asyncssh.SSHServerConnectionOptions:
-        """For the next connection."""
+        """The options of the next connection."""
         settings = self._settings()
-        if settings is not self._made_of:
-            self._made_of = settings
+        if settings is not self._cached_for:
+            self._cached_for = settings
             self._options = asyncssh.SSHServerConnectionOptions(
                 config=None,
-                server_host_keys=[self._key],
+                server_host_keys=[self._host_key],
                 server_version=f"tunneld_{__version__}",
-                kex_algs=[name for name in EXCHANGES if name.encode() in asyncssh.kex.get_kex_algs()],
+                kex_algs=[name for name in KEY_EXCHANGES if name.encode() in asyncssh.kex.get_kex_algs()],
                 compression_algs=["none"],
                 host_based_auth=False,
                 kbdint_auth=False,
                 password_auth=False,
                 gss_host=None,
-                login_timeout=0,  # the port's deadline
-                keepalive_interval=0,  # the carrier's heartbeat
+                login_timeout=0,  # `HandshakeSupervisor` has the deadline
+                keepalive_interval=0,  # `SshCarrier` has a heartbeat
                 rekey_bytes=settings.rekey_octets,
                 rekey_seconds=settings.rekey_interval,
                 line_editor=False,
@@ -157,6 +161,6 @@ class _OptionsCache:
         return self._options
 
 
-def _tell_bug(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What nobody waited for: it costs its connection, at most."""
-    log.error("ssh: a task failed", reason=str(context.get("message")), exc_info=context.get("exception"))
+def _log_internal_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an exception of asyncio code that was not handled. It costs its connection at most."""
+    log.error("internal error in an ssh task", reason=str(context.get("message")), exc_info=context.get("exception"))

@@ -1,91 +1,88 @@
-"""What asyncssh asks about a connection: may this one come in, may it listen, may it have a session."""
+"""asyncssh's callbacks for one connection: authentication, port forwarding, sessions."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Protocol
 
 import asyncssh
 
 from tunneld.backends.ssh.fast import FastConnection
-from tunneld.backends.ssh.login import OPTION, SshAuthenticator, SshLogin
+from tunneld.backends.ssh.login import CREDENTIAL_OPTION, SshAuthenticator, SshLogin
 from tunneld.net.endpoint import unmap
 
 
 class SshServerEvents(Protocol):
-    """Whoever has the connection: told once it is known whose it is, and asked for what it wants then."""
+    """The connection that receives what asyncssh reports; see `SshConnection`."""
 
     def on_login(self, login: SshLogin) -> None:
-        """It is known."""
+        """The client has logged in."""
 
     def listen(self, host: str, port: int) -> Awaitable[asyncssh.SSHListener | bool]:
-        """`-R host:port:...`: a listener, or False where it is refused."""
+        """The client requested `-R host:port:...`: a listener, or False if that is refused."""
 
     def refuse(self, reason: str) -> None:
-        """Tell it why something was refused."""
+        """Tell the user why a request was refused."""
 
     def session(self) -> asyncssh.SSHServerSession[str]:
-        """A shell, or a word, is asked for."""
+        """The client requested a session. Raises `asyncssh.ChannelOpenError`."""
 
 
 class SshServer(asyncssh.SSHServer):
-    """The decisions about one connection."""
+    """Decides about one connection. asyncssh calls its methods."""
 
     connection: FastConnection
 
-    def __init__(self, doorkeeper: SshAuthenticator, guest: SshServerEvents, tell_banner: Callable[[str], str]) -> None:
-        """`tell_banner` says what a user of this name should know who is asked for a key; empty: nothing."""
-        self._doorkeeper = doorkeeper
-        self._guest = guest
-        self._tell_banner = tell_banner
+    def __init__(self, authenticator: SshAuthenticator, events: SshServerEvents) -> None:
+        self._authenticator = authenticator
+        self._events = events
         self._user = ""
         self._login: SshLogin | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        """See asyncssh."""
+        """See `asyncssh.SSHServer.connection_made`."""
         assert isinstance(conn, FastConnection)
         self.connection = conn
 
     def begin_auth(self, username: str) -> bool:
-        """Whether a proof is needed."""
+        """Whether the client must authenticate with a public key."""
         self._user = username
         peer, local = (unmap(self.connection.get_extra_info(name)[0]) for name in ("peername", "sockname"))
-        self._login = self._doorkeeper.admit_bearer(username, local)
+        self._login = self._authenticator.login_without_key(username, local)
         if self._login is not None:
             return False
-        self.connection.set_authorized_keys(self._doorkeeper.keys_for(peer))
-        if text := self._tell_banner(username):
-            self.connection.send_auth_banner(text)
+        self.connection.set_authorized_keys(self._authenticator.keys_for(peer))
         return True
 
     def public_key_auth_supported(self) -> bool:
-        """Where a credential has keys: see `begin_auth`."""
+        """False: asyncssh verifies keys against the ones that `begin_auth` set, without a callback."""
         return False
 
     def auth_completed(self) -> None:
-        """It is known who this is."""
+        """The client has logged in."""
         login = self._login
         if login is None:
-            names = self.connection.get_key_option(OPTION)
+            names = self.connection.get_key_option(CREDENTIAL_OPTION)
             assert isinstance(names, list)
-            login = self._doorkeeper.admit_key(self._user, names[0], self.connection.proof)
-        if login is None:  # the credential was removed while the proof was on its way
-            raise asyncssh.DisconnectError(asyncssh.DISC_BY_APPLICATION, "the credential is gone")
-        self._guest.on_login(login)
+            login = self._authenticator.login_with_key(self._user, names[0], self.connection.key_fingerprint)
+        if login is None:  # the credential was removed during the login
+            raise asyncssh.DisconnectError(asyncssh.DISC_BY_APPLICATION, "the credential was removed")
+        self._events.on_login(login)
 
-    # What one may ask for then
+    # Requests after the login
 
     async def server_requested(self, listen_host: str, listen_port: int) -> asyncssh.SSHListener | bool:
-        """`-R`."""
-        return await self._guest.listen(listen_host, listen_port)
+        """`-R PORT:...`."""
+        return await self._events.listen(listen_host, listen_port)
 
     def unix_server_requested(self, listen_path: str) -> bool:
-        """`-R /socket:...`."""
-        self._guest.refuse(
-            f"{listen_path[:80]!r} is not listened on: this relay forwards ports, so say -R 0:... or -R PORT:..."
+        """`-R /PATH:...`: refused."""
+        self._events.refuse(
+            f"cannot listen on {listen_path[:80]!r}: this relay forwards ports only; "
+            "use -R 0:HOST:PORT or -R PORT:HOST:PORT"
         )
         return False
 
     def session_requested(self) -> asyncssh.SSHServerSession[str]:
-        """A shell, or a word."""
-        return self._guest.session()
+        """A shell or a command."""
+        return self._events.session()

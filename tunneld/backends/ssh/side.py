@@ -1,11 +1,12 @@
-"""The SSH backend: a stock `ssh -R` is all that the hidden server needs.
+"""The server side of the SSH backend: a stock `ssh -R` is all that the hidden server needs.
 
-    Endpoints                       the shared port's book: which server side has which key
-    └─ Ssh ×tunnel                  ssh://KEY@HOST:PORT; its forwards, the least loaded of which takes a visitor
-       └─ Forward ×N                one `-R` of an SSH connection; see tunneld/ssh/
+    KeyRegistry                 which server side has which key
+    └─ SshServerSide ×tunnel    ssh://KEY@HOST:PORT; a visitor goes to its least loaded forward
+       └─ Forward ×N            one `-R` of an SSH connection; see forwards.py
 
-Whoever connects with the key as the user's name needs no other proof, and the first `-R` of that connection is this
-tunnel. Nothing here knows more of SSH than that.
+A client that connects with the key as its user name needs no other authentication, and the first `-R` of its connection
+serves this tunnel. This file does not import asyncssh, which takes half a second: every relay has the backend, but not
+every relay serves SSH.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class SshServerSide(MuxServerSide):
     backend: ClassVar[str] = "ssh"
 
 
-def find_side(endpoints: KeyRegistry, key: str) -> SshServerSide | None:
-    """Whose key this is."""
-    side = endpoints.find(key)
+def find_side(registry: KeyRegistry, key: str) -> SshServerSide | None:
+    """The server side with this key; None if no open ssh tunnel has it."""
+    side = registry.find(key)
     return side if isinstance(side, SshServerSide) else None

@@ -1,4 +1,4 @@
-"""What a session shows: addresses, a picture of one, and counts."""
+"""What a session displays: addresses, a QR code, and a status line."""
 
 from __future__ import annotations
 
@@ -13,76 +13,77 @@ import trio
 from tunneld.tunnel.tunnel import Tunnel
 
 MAX_UNREAD = 64 * 1024
-"""Octets that wait for somebody who does not read; what comes beyond that is not shown."""
-INTERVAL = 1.0
-"""Seconds between two looks at the counts: as often as a person reads."""
+"""Characters buffered for a client that does not read. More output is dropped."""
+STATUS_INTERVAL = 1.0
+"""Seconds between two updates of the status line."""
 
 
 class Terminal:
-    """What one session shows: lines, and below them, on a terminal, the counts."""
+    """The output of one session: lines, and on a terminal a status line below them."""
 
     def __init__(self, channel: asyncssh.SSHServerChannel[str], *, is_terminal: bool, scheme: str = "") -> None:
-        self.scheme = scheme  # of the address in a picture; empty: no picture
+        """`scheme` is that of the address in a QR code; empty: no code."""
+        self.scheme = scheme
         self._channel = channel
         self._is_terminal = is_terminal
-        self._shown = ""
+        self._status = ""
         self._scope = trio.CancelScope()
 
-    def tell(self, text: str, *, is_complaint: bool = False) -> None:
-        """Lines that stay, for somebody who reads."""
+    def print(self, text: str, *, is_error: bool = False) -> None:
+        """Print complete lines in place of the status line, unless too much is unread."""
         if self._channel.get_write_buffer_size() > MAX_UNREAD:
             return
         if self._is_terminal:
-            text = ("\r\x1b[K" if self._shown else "") + text.replace("\n", "\r\n")
-            self._shown = ""
+            text = ("\r\x1b[K" if self._status else "") + text.replace("\n", "\r\n")
+            self._status = ""
         with suppress(OSError):
-            (self._channel.write_stderr if is_complaint else self._channel.write)(text)
+            (self._channel.write_stderr if is_error else self._channel.write)(text)
 
     async def run(self, tunnels: Callable[[], list[Tunnel]]) -> None:
-        """Keep the counts right, until ended."""
+        """Keep the status line up to date until `end`. A task of the connection runs this."""
         with self._scope:
             while True:
-                line = counts(tunnels())
-                if line != self._shown and not self._channel.get_write_buffer_size():
-                    self._shown = line
+                line = status_line(tunnels())
+                if line != self._status and not self._channel.get_write_buffer_size():
+                    self._status = line
                     with suppress(OSError):
                         self._channel.write(f"\r\x1b[K{line}")
-                await trio.sleep(INTERVAL)
+                await trio.sleep(STATUS_INTERVAL)
 
     def end(self) -> None:
-        """Show nothing more. Harmless when repeated."""
-        if self._shown:
-            self._shown = ""  # the counts stay
-            self.tell("\n")
+        """Display nothing more; the last status line stays. Idempotent."""
+        if self._status:
+            self._status = ""
+            self.print("\n")
         self._scope.cancel()
 
 
 def describe(tunnel: Tunnel, scheme: str = "") -> str:
-    """Both addresses of a tunnel, and a picture of the one for visitors where a scheme is given."""
+    """The addresses of a tunnel, and a QR code of the public one if a scheme is given."""
     client = tunnel.client_uri
-    text = f"\ntunnel {tunnel.id} is open\n  visitors      {client}\n  hidden server {tunnel.server_uri}\n"
-    return text + (f"\n{picture(f'{scheme}://{client.authority}/')}" if scheme else "")
+    text = f"\ntunnel {tunnel.id} is open\n  public address  {client}\n  server URI      {tunnel.server_uri}\n"
+    return text + (f"\n{qr_code(f'{scheme}://{client.authority}/')}" if scheme else "")
 
 
-def picture(address: str) -> str:
-    """An address as a QR code of half blocks, with the address below."""
+def qr_code(address: str) -> str:
+    """A QR code in half blocks, and the address below it."""
     out = io.StringIO()
     segno.make(address, error="l").terminal(out, compact=True)
     return f"{out.getvalue()}{address}\n"
 
 
-def counts(tunnels: list[Tunnel]) -> str:
-    """One line of what goes on."""
+def status_line(tunnels: list[Tunnel]) -> str:
+    """Visitors and bytes of these tunnels, in one line."""
     if not tunnels:
-        return "no tunnel: say -R 0:localhost:PORT, or Ctrl-C"
-    up, down = (sum(way) for way in zip(*(tunnel.octets for tunnel in tunnels), strict=True))
+        return "no tunnel is open: use -R 0:localhost:PORT to open one   (Ctrl-C to quit)"
+    up, down = (sum(direction) for direction in zip(*(tunnel.octets for tunnel in tunnels), strict=True))
     visitors, served = sum(len(tunnel.visitors) for tunnel in tunnels), sum(tunnel.served for tunnel in tunnels)
-    return f"visitors {visitors}, served {served}, up {size(up)}, down {size(down)}   (Ctrl-C ends it)"
+    return f"visitors {visitors}, served {served}, up {format_size(up)}, down {format_size(down)}   (Ctrl-C to quit)"
 
 
-def size(octets: int) -> str:
-    """`0 B`, `1.5 kB`, `20 MB`."""
-    value = float(octets)
+def format_size(size: int) -> str:
+    """A number of bytes as `0 B`, `1.5 kB` or `20 MB`."""
+    value = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
@@ -91,9 +92,10 @@ def size(octets: int) -> str:
 
 
 def row(tunnel: Tunnel) -> str:
+    """The line of a tunnel in the output of `list`."""
     up, down = tunnel.octets
     name = tunnel.spec.options.name or "-"
     return (
         f"{tunnel.id}  {tunnel.phase.value:8}  {tunnel.client_uri}  {name}  "
-        f"visitors {len(tunnel.visitors)}  served {tunnel.served}  up {size(up)}  down {size(down)}\n"
+        f"visitors {len(tunnel.visitors)}  served {tunnel.served}  up {format_size(up)}  down {format_size(down)}\n"
     )

@@ -1,10 +1,10 @@
-"""The socket below an SSH connection, in the pump: what asyncio would call a transport, without asyncio's selector.
+"""The socket below an SSH connection, served by the pump: an asyncio transport without asyncio's selector.
 
-    epoll ──► on_event ──► connection.hear ──► channel.arrived ──► the visitor's socket, at once
-    connection.write ──► `outgoing` ──► one write after the batch, see session/outbox.py
+    epoll ──► on_event ──► connection.feed ──► channel.feed ──► the visitor's socket, at once
+    connection.write ──► `outgoing` ──► one write after the batch, see mux/send_buffer.py
 
-A peer that asks and does not read the answers, or that goes on talking while a key exchange is computed, is not read
-further: both are bounded.
+The transport stops reading from a peer that sends requests and does not read the replies, or that sends data while a
+key exchange is computed. Both buffers are bounded.
 """
 
 from __future__ import annotations
@@ -25,101 +25,105 @@ from tunneld.mux.send_buffer import SendBuffer
 
 log = structlog.get_logger("ssh")
 
-PREAUTH_READ = 1024
-"""Octets read of somebody who has not logged in before others have their turn: 64 of the smallest packets."""
-PREAUTH_LIMIT = 128 * 1024
-"""Octets that they say at most: a key exchange has about 3 KiB, and each of a few dozen keys and certificates less."""
-PREAUTH_EXCEEDED = f"it said more than {PREAUTH_LIMIT} octets and had not logged in"
-ANSWERS = 4
-"""Times `CarrierLimits.pause_at` that answers may wait in: what channels may say is within one."""
+PREAUTH_READ_BYTES = 1024
+"""Read per turn of the pump before the login: 64 of the smallest packets."""
+MAX_PREAUTH_BYTES = 128 * 1024
+"""Accepted before the login. A key exchange takes about 3 KiB, and each of a few dozen keys and certificates less."""
+PREAUTH_BYTES_EXCEEDED = f"the peer sent more than {MAX_PREAUTH_BYTES} bytes and did not log in"
+MAX_BUFFERED_REPLIES = 4
+"""Multiples of `CarrierLimits.pause_at` that the send buffer may hold before reading stops. Channels fill one of them
+at most; the rest is for replies.
+"""
 
 
 class PacketReceiver(Protocol):
-    """Who hears what arrives."""
+    """The protocol above the transport, which parses what is received."""
 
     def take_partial_packet(self) -> bytes:
-        """Octets of a packet that had not arrived as a whole, to be heard again in front of what comes."""
+        """Remove and return the bytes of an incomplete packet; the transport puts them in front of what it reads."""
 
     def feed(self, data: memoryview) -> None:
-        """Octets of the peer; `data` is gone when this returns."""
+        """Parse received bytes. `data` is invalid when this returns."""
 
     @property
     def is_busy(self) -> bool:
-        """Nothing more is to be read until `SshTransport.resume_reading`."""
+        """Whether reading must stop until `SshTransport.resume_reading`."""
 
     @property
     def has_unparsed(self) -> bool:
-        """It was told more than it hears at once: nothing more is to be read, and the rest is to be heard."""
+        """Whether complete packets were left over for the next turn, in which `feed` is called before reading."""
 
     @property
     def read_limit(self) -> int:
-        """Octets that are to be read at most, before others have their turn; 0: what there is."""
+        """Bytes to read per turn of the pump; 0: no limit."""
 
 
 class NoHeartbeat:
-    """Nobody's pulse."""
+    """Takes the place of a heartbeat before the login."""
 
     received = False
 
 
 class SshTransport(asyncio.Transport):
-    """A connected socket; the pump's handler for it."""
+    """A connected socket, and the pump's handler for it."""
 
     def __init__(
         self,
         pump: Pump,
         link: Connection,
-        hearer: PacketReceiver,
+        receiver: PacketReceiver,
         limits: CarrierLimits,
         on_lost: Callable[[str], None],
     ) -> None:
-        """`on_lost` is told once, also after `abort`; then the socket is closed. `start` begins to serve."""
+        """Own the socket, which `start` begins to serve. `on_lost` is called once, with a reason, when the socket has
+        been closed, also by `abort`.
+        """
         super().__init__()
         self.pump = pump
         self.outgoing = bytearray()
-        self.pulse: NoHeartbeat | Heartbeat = NoHeartbeat()  # is told of every arrival
+        self.heartbeat: NoHeartbeat | Heartbeat = NoHeartbeat()  # its `received` is set at every read
         self.outbox = SendBuffer(pump, link, self.outgoing, limits, self.end)
-        self._most_answers = ANSWERS * limits.pause_at
+        self._max_replies = MAX_BUFFERED_REPLIES * limits.pause_at
         self.link = link
         self._fd = link.connection.fileno()
-        self._hearer = hearer
+        self._receiver = receiver
         self._on_lost = on_lost
         self._names = {"peername": link.connection.getpeername(), "sockname": link.connection.getsockname()}
-        self._paused = self._over = self._exact = False
-        self._is_strange = True
-        self._said = 0  # octets, while it was strange
+        self._paused = self._over = self._until_eagain = False
+        self._unauthenticated = True
+        self._preauth_bytes = 0  # received before the login
         link.keep_unsent_below(limits.unsent)
 
     def mark_authenticated(self) -> None:
-        """It has logged in."""
-        self._is_strange = False
+        """The client has logged in: the limits before the login end."""
+        self._unauthenticated = False
 
     def reschedule(self) -> None:
-        """The hearer is behind: have it hear the rest, after others had their turn."""
+        """The receiver has unparsed packets: serve it again after the other connections."""
         self.pump.rearm(self._fd)
 
     def start(self) -> None:
-        """Serve. Raises OSError where it is closed already."""
+        """Begin to serve the socket. Raises OSError if it is closed."""
         self.pump.attach(self._fd, self)
 
-    # What asyncssh asks of it
+    # asyncio's transport interface, as far as asyncssh uses it
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Say it after the batch."""
+        """Append to the send buffer, which is written after the batch of events. Ignored after the end."""
         if not self._over:
             self.outgoing += data
             self.outbox.schedule_flush()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """`peername` and `sockname`."""
+        """`peername` or `sockname`."""
         return self._names.get(name, default)
 
     def is_closing(self) -> bool:
-        """Whether nothing can be said any more."""
+        """Whether the socket is closed."""
         return self._over
 
     def abort(self) -> None:
-        """Say what was said, as far as the kernel takes it, and close."""
+        """Write as much of the send buffer as the kernel takes now, and close. Idempotent."""
         if not self._over:
             self.outbox.flush()
             self.end("closed")
@@ -127,27 +131,27 @@ class SshTransport(asyncio.Transport):
     close = abort
 
     def resume_reading(self) -> None:
-        """The hearer is not busy any more."""
-        if self._paused and not self._over and not self._hearer.is_busy:
+        """Read again after a pause, unless the receiver is busy."""
+        if self._paused and not self._over and not self._receiver.is_busy:
             self._paused = False
             self.pump.rearm(self._fd)
 
     # The pump's handler
 
     def on_event(self, events: int) -> None:
-        """Something happened on the socket."""
+        """Epoll reported events of the socket."""
         if events & INEXACT:
-            self._exact = True
+            self._until_eagain = True
         if events & WRITABLE and self.outbox.blocked:
             self.outbox.unblock()
-            if self._paused and len(self.outgoing) < self._most_answers:
+            if self._paused and len(self.outgoing) < self._max_replies:
                 self.resume_reading()
-        if (events & READABLE or self._hearer.has_unparsed) and not self._over and not self._paused:
+        if (events & READABLE or self._receiver.has_unparsed) and not self._over and not self._paused:
             self._read()
 
     def on_failure(self, error: Exception) -> None:
-        """A bug of ours: it costs the connection, nothing else."""
-        log.error("ssh connection failed", exc_info=error)
+        """A handler raised, which is a bug: close this connection only."""
+        log.error("internal error: ssh connection closed", exc_info=error)
         self.end("internal error")
 
     def on_stop(self) -> None:
@@ -155,7 +159,7 @@ class SshTransport(asyncio.Transport):
         self.end("the relay stopped")
 
     def end(self, reason: str) -> None:
-        """Close the socket now. Harmless when repeated."""
+        """Close the socket now and report `reason`. Idempotent."""
         if self._over:
             return
         self._over = True
@@ -166,57 +170,53 @@ class SshTransport(asyncio.Transport):
         self._on_lost(reason)
         self.pump.timers.wake_soon()
 
-    # Inside
+    # Internals
 
     def _read(self) -> None:
-        """Read until the socket is drained, or this turn's share is used up."""
-        pump, hearer, share = self.pump, self._hearer, self.pump.quantum
+        """Read until the socket is drained or this turn's quantum is used up."""
+        pump, receiver, quantum = self.pump, self._receiver, self.pump.quantum
         with memoryview(pump.wide_buffer) as view:
             while not self._over:
-                if hearer.is_busy or len(self.outgoing) > self._most_answers:
+                if receiver.is_busy or len(self.outgoing) > self._max_replies:
                     self._paused = True
                     return
-                is_behind = hearer.has_unparsed
-                rest = hearer.take_partial_packet()
-                start = len(rest)
-                view[:start] = rest
-                if is_behind:
-                    hearer.feed(view[:start])
+                has_unparsed = receiver.has_unparsed
+                partial = receiver.take_partial_packet()
+                start = len(partial)
+                view[:start] = partial
+                if has_unparsed:
+                    receiver.feed(view[:start])
                     self.reschedule()
                     return
-                most = self._most()
+                limit = PREAUTH_READ_BYTES if self._unauthenticated else receiver.read_limit
                 try:
-                    count = self.link.receive_into(view[start : start + most] if most else view[start:])
+                    count = self.link.receive_into(view[start : start + limit] if limit else view[start:])
                 except BlockingIOError:
-                    hearer.feed(view[:start])
+                    receiver.feed(view[:start])
                     return
                 except OSError as error:
-                    self.end(f"its connection broke: {reason_of(error)}")
+                    self.end(f"the connection broke: {reason_of(error)}")
                     return
                 if not count:
-                    self.end("the peer closed it")
+                    self.end("closed by the peer")
                     return
-                self.pulse.received = True
-                hearer.feed(view[: start + count])
-                if self._is_strange and self._is_talkative(count):
+                self.heartbeat.received = True
+                receiver.feed(view[: start + count])
+                if self._unauthenticated and self._exceeds_preauth_limit(count):
                     return
-                if hearer.has_unparsed or (most and (count == most or self._exact)):
+                if receiver.has_unparsed or (limit and (count == limit or self._until_eagain)):
                     self.reschedule()
                     return
-                if start + count < len(view) and not self._exact:
+                if start + count < len(view) and not self._until_eagain:
                     return
-                share -= count
-                if share <= 0:
+                quantum -= count
+                if quantum <= 0:
                     pump.rearm(self._fd)
                     return
 
-    def _is_talkative(self, octets: int) -> bool:
-        """Whether somebody strange has said too much, and so is gone."""
-        self._said += octets
-        if self._said > PREAUTH_LIMIT:
-            self.end(PREAUTH_EXCEEDED)
+    def _exceeds_preauth_limit(self, count: int) -> bool:
+        """Count bytes received before the login, and close the connection beyond the limit. Whether it is closed."""
+        self._preauth_bytes += count
+        if self._preauth_bytes > MAX_PREAUTH_BYTES:
+            self.end(PREAUTH_BYTES_EXCEEDED)
         return self._over
-
-    def _most(self) -> int:
-        """Octets to read before others have their turn; 0: what there is."""
-        return PREAUTH_READ if self._is_strange else self._hearer.read_limit

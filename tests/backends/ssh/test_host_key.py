@@ -1,4 +1,4 @@
-"""The key by which the relay is known: made once, private, kept, and shown."""
+"""The relay's SSH host key: generated once, private, kept, and displayed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tunneld.config.schema import Settings
 from tunneld.errors import ConfigError
 
 
-def test_it_is_made_where_there_is_none_and_kept_from_then_on(tmp_path: Path) -> None:
+def test_a_missing_key_is_generated_once(tmp_path: Path) -> None:
     path, before = tmp_path / "new" / "key", os.umask(0)
     try:
         first = load_or_make(path)
@@ -31,14 +31,14 @@ def test_it_is_made_where_there_is_none_and_kept_from_then_on(tmp_path: Path) ->
     assert [each.name for each in path.parent.iterdir()] == ["key"]
 
 
-def test_its_fingerprint_is_what_ssh_shows(tmp_path: Path, program_path: Callable[[str], str]) -> None:
+def test_the_fingerprint_is_the_one_that_ssh_shows(tmp_path: Path, program_path: Callable[[str], str]) -> None:
     path = tmp_path / "key"
     key = load_or_make(path)
     shown = subprocess.run([program_path("ssh-keygen"), "-lf", path], capture_output=True, text=True, check=True).stdout
     assert shown.split()[1] == fingerprint(key) == fingerprint(path.read_bytes())
 
 
-def test_another_key_of_openssh_is_taken(tmp_path: Path) -> None:
+def test_an_existing_openssh_key_is_used(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(asyncssh.generate_private_key("ecdsa-sha2-nistp256").export_private_key())
     path.chmod(0o640)  # a group may read it
@@ -46,33 +46,33 @@ def test_another_key_of_openssh_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "mode", "why"),
+    ("content", "mode", "reason"),
     [
-        (make(), 0o644, "can be read by others; say: chmod 600"),
-        (b"nonsense", 0o600, "is no private key without a passphrase"),
+        (make(), 0o644, "is accessible to other users; run: chmod 600"),
+        (b"garbage", 0o600, "is not a private key without a passphrase"),
         (
             asyncssh.generate_private_key("ssh-ed25519").export_private_key(passphrase="secret"),
             0o600,
-            "is no private key without a passphrase",
+            "is not a private key without a passphrase",
         ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, mode: int, why: str) -> None:
+def test_an_unusable_file_is_reported(tmp_path: Path, content: bytes, mode: int, reason: str) -> None:
     path = tmp_path / "key"
     path.write_bytes(content)
     path.chmod(mode)
-    with pytest.raises(ConfigError, match=f"ssh.host_key: {path} {why}"):
+    with pytest.raises(ConfigError, match=f"ssh.host_key: {path} {reason}"):
         load_or_make(path)
     assert path.read_bytes() == content
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_an_unusable_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"ssh\.host_key: .*(file exists|not a directory)"):
         load_or_make(tmp_path / "file" / "key")
 
 
-def test_without_a_path_it_is_with_the_state(tmp_path: Path) -> None:
+def test_the_default_path_is_in_the_state_directory(tmp_path: Path) -> None:
     assert place(Settings.model_validate({"daemon": {"state": tmp_path}})) == tmp_path / "ssh_host_key"
     named = Settings.model_validate({"daemon": {"state": tmp_path}, "ssh": {"host_key": tmp_path / "own"}})
     assert place(named) == tmp_path / "own"

@@ -1,4 +1,4 @@
-"""An ssh that was lost and comes back has its tunnel and port again; two that are alive do not push each other out."""
+"""A client that reconnects gets its tunnel and port back, and does not displace a client that is alive."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tests.agent.test_expose import ask
 from tests.backends.ssh.support import client, make_key, openssh, relay, side_of
 from tests.support.credentials import credential
 from tests.support.people import PATIENCE, connect, read_exactly
-from tunneld.backends.ssh.forwards import Forward, name_of
+from tunneld.backends.ssh.forwards import Forward, label_of
 from tunneld.backends.ssh.login import SshLogin
 
 LOCAL = "127.0.0.1"
 
 
-async def test_who_comes_back_after_a_loss_has_the_same_tunnel_and_its_waiting_visitors(tmp_path: Path) -> None:
+async def test_a_client_that_reconnects_after_a_loss_gets_its_tunnel_and_its_waiting_visitors(tmp_path: Path) -> None:
     key, line = make_key(tmp_path)
     with trio.fail_after(PATIENCE):
         async with relay([credential("me", authorized_keys=[line])]) as here, local_server(echo) as target:
             command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL, key=key)
             async with client(command) as first:
                 (tunnel,) = await here.until_served()
-                first.process.send_signal(signal.SIGKILL)  # no good-bye
+                first.process.send_signal(signal.SIGKILL)  # without a disconnect message
                 await here.until(lambda: not tunnel.parked)
             visitor = await connect(tunnel.client_uri)
             await visitor.send_all(b"hello")
@@ -37,7 +37,7 @@ async def test_who_comes_back_after_a_loss_has_the_same_tunnel_and_its_waiting_v
                 assert here.tunnel is tunnel
 
 
-async def test_who_says_good_bye_takes_the_tunnel_along_and_finds_its_port_again() -> None:
+async def test_a_client_that_disconnects_closes_its_tunnel_and_gets_its_port_back_later() -> None:
     with trio.fail_after(PATIENCE):
         async with relay() as here:
             ports = []
@@ -47,11 +47,11 @@ async def test_who_says_good_bye_takes_the_tunnel_along_and_finds_its_port_again
                     (tunnel,) = await here.until_served()
                     ssh.process.send_signal(signal.SIGTERM)
                     await tunnel.wait_closed()
-                    assert tunnel.reason == "its ssh said good-bye"
+                    assert tunnel.reason == "the ssh client disconnected"
             assert ports[0] == ports[1]
 
 
-async def test_a_session_that_does_not_answer_gives_way_within_the_patience() -> None:
+async def test_an_unresponsive_client_is_replaced_within_the_patience() -> None:
     with trio.fail_after(PATIENCE):
         async with relay(patience=0.2) as here, local_server(echo) as target:
             command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
@@ -65,7 +65,7 @@ async def test_a_session_that_does_not_answer_gives_way_within_the_patience() ->
                 first.process.send_signal(signal.SIGKILL)
 
 
-async def test_two_that_look_alike_and_live_have_a_tunnel_each() -> None:
+async def test_equal_clients_that_are_alive_get_a_tunnel_each() -> None:
     with trio.fail_after(PATIENCE):
         async with relay() as here, local_server(echo) as target:
             command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
@@ -77,7 +77,7 @@ async def test_two_that_look_alike_and_live_have_a_tunnel_each() -> None:
                     assert await ask(tunnel.client_uri, b"hello") == b"hello"
 
 
-async def test_a_port_that_a_dead_session_holds_is_free_for_the_same_credential_at_once(tmp_path: Path) -> None:
+async def test_a_port_of_a_dead_client_is_free_for_the_same_credential_at_once(tmp_path: Path) -> None:
     (key, line), port = make_key(tmp_path), unused_port()
     with trio.fail_after(PATIENCE):
         async with (
@@ -95,7 +95,7 @@ async def test_a_port_that_a_dead_session_holds_is_free_for_the_same_credential_
                 first.process.send_signal(signal.SIGKILL)
 
 
-async def test_a_port_that_is_kept_for_an_absent_one_is_free_for_the_same_credential(tmp_path: Path) -> None:
+async def test_a_reserved_port_is_free_for_the_same_credential(tmp_path: Path) -> None:
     (key, line), port = make_key(tmp_path), unused_port()
     with trio.fail_after(PATIENCE):
         async with relay([credential("me", authorized_keys=[line])]) as here:
@@ -107,7 +107,7 @@ async def test_a_port_that_is_kept_for_an_absent_one_is_free_for_the_same_creden
                     await tunnel.wait_closed()
 
 
-async def test_a_port_that_a_living_session_holds_stays_its_own(tmp_path: Path) -> None:
+async def test_a_port_of_a_live_client_is_not_taken_over(tmp_path: Path) -> None:
     port = unused_port()
     with trio.fail_after(PATIENCE):
         async with relay() as here, client(openssh(here, "-N", "-R", f"{port}:{LOCAL}:9", LOCAL, user="one")):
@@ -115,11 +115,11 @@ async def test_a_port_that_a_living_session_holds_stays_its_own(tmp_path: Path) 
             command = openssh(here, "-R", f"{port}:{LOCAL}:9", LOCAL, "list", user="two")
             async with client(command) as second:
                 await second.ended()
-                await second.wait_said(rf"no port is free in {port}|is in use|could not open")
+                await second.wait_output(rf"no port is free in {port}|is in use|could not open")
             assert here.tunnel is tunnel
 
 
-async def test_a_tunnel_whose_ssh_does_not_come_back_closes_after_its_open_timeout() -> None:
+async def test_a_tunnel_whose_client_does_not_reconnect_closes_after_open_timeout() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay(tunnels={"open_timeout": 0.1}) as here,
@@ -130,7 +130,7 @@ async def test_a_tunnel_whose_ssh_does_not_come_back_closes_after_its_open_timeo
             await tunnel.wait_closed()
 
 
-async def test_an_ssh_that_hangs_is_given_up_within_three_heartbeats() -> None:
+async def test_a_hanging_client_is_dropped_within_three_heartbeats() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay(heartbeat=0.2, patience=0.1) as here,
@@ -144,19 +144,19 @@ async def test_an_ssh_that_hangs_is_given_up_within_three_heartbeats() -> None:
             ssh.process.send_signal(signal.SIGKILL)
 
 
-def test_the_name_is_the_users_and_tells_keys_and_wishes_apart() -> None:
+def test_the_label_has_the_user_name_and_depends_on_key_and_request() -> None:
     names = {
-        name_of(SshLogin(user, proof=proof), wish)
+        label_of(SshLogin(user, proof=proof), request)
         for user in ("alice", "../b ö", "")
         for proof in ("", "SHA256:x")
-        for wish in ("localhost:0:1", "localhost:0:2")
+        for request in ("localhost:0:1", "localhost:0:2")
     }
     assert len(names) == 12
     assert {name.rpartition("-")[0] for name in names} == {"alice", "b", "ssh"}
-    assert name_of(SshLogin("-" * 3 + "x" * 200), "").startswith("x" * 50)
+    assert label_of(SshLogin("-" * 3 + "x" * 200), "").startswith("x" * 50)
 
 
-async def test_a_newcomer_that_is_lost_while_the_former_is_asked_changes_nothing() -> None:
+async def test_a_new_client_that_is_lost_during_the_keepalive_of_the_former_changes_nothing() -> None:
     with trio.fail_after(PATIENCE), structlog.testing.capture_logs() as logged:
         async with relay(patience=2.0) as here, local_server(echo) as target:
             command = openssh(here, "-N", "-R", f"0:{LOCAL}:{target.port}", LOCAL)
@@ -166,9 +166,9 @@ async def test_a_newcomer_that_is_lost_while_the_former_is_asked_changes_nothing
                 assert isinstance(forward, Forward)
                 first.process.send_signal(signal.SIGSTOP)
                 async with client(command) as second:
-                    await here.until(lambda: forward.carrier.connection.asked > 0)
+                    await here.until(lambda: forward.carrier.connection.pending_keepalives > 0)
                     second.process.send_signal(signal.SIGKILL)
-                    await here.until(lambda: [line["event"] for line in logged].count("ssh left") >= 1)
+                    await here.until(lambda: [line["event"] for line in logged].count("ssh client disconnected") >= 1)
                 first.process.send_signal(signal.SIGKILL)
             async with client(command) as third:
                 assert await third.port() == tunnel.client_uri.port
