@@ -7,17 +7,16 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
 
+from tunneld.config.keys import AnyTable
 from tunneld.config.problems import sentences
 from tunneld.config.schema import Settings
-from tunneld.config.values import Loading, Table
+from tunneld.config.values import Loading
 from tunneld.errors import ConfigError, reason_of
-
-AnyTable = TypeVar("AnyTable", bound=Table)
 
 MAX_CONFIG_BYTES = 1024 * 1024
 """Largest configuration file in bytes. The annotated default has 6 KiB; a larger file is a wrong one, or a device."""

@@ -175,9 +175,7 @@ class TunnelSettings(Table):
 
     host: str = "127.0.0.1"  # nothing is public by default
     advertised_host: str = ""
-    ports: str = (
-        "20000-29999"  # below Linux's ephemeral range (32768-60999), from which outgoing connections take ports
-    )
+    ports: str = "20000-29999"  # below Linux's ephemeral range (32768-60999), which outgoing connections use
     max_tunnels: Count = 1000
     max_visitors: Count = 10_000  # per tunnel: two descriptors each
     max_parked: Count = 256  # per tunnel: idle server connections that wait for a visitor
@@ -232,9 +230,7 @@ class WebMuxSettings(Table):
     heartbeat: Seconds = 10.0  # a dead carrier is closed within three; a ping and its answer are 200 bytes
     patience: Seconds = 2.0  # for that answer; after that, visitors go to another carrier, if there is one
     max_window: WindowSize = 8 * MIB  # what 600 Mbit/s with 100 ms have in flight
-    carrier_memory: WindowSize = (
-        32 * MIB
-    )  # total growth of all windows of a carrier; held in memory if visitors do not read
+    carrier_memory: WindowSize = 32 * MIB  # total growth of a carrier's windows, held if visitors do not read
 
     _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
 

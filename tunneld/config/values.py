@@ -107,8 +107,8 @@ class Restart:
 RESTART = Restart()
 
 Seconds = Annotated[float, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False)]
-SecondsOrNone = Annotated[float, Field(ge=0, le=YEAR, allow_inf_nan=False)]  # 0: never
-SpinSeconds = Annotated[float, Field(ge=0, le=0.01, allow_inf_nan=False)]  # 0: never; it delays every connection
+SecondsOrNone = Annotated[float, Field(ge=0, le=YEAR, allow_inf_nan=False)]  # 0: not at all
+SpinSeconds = Annotated[float, Field(ge=0, le=0.01, allow_inf_nan=False)]  # 0: not at all; it delays every connection
 Port = Annotated[int, Field(ge=0, le=MAX_PORT)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 BodySize = Annotated[int, Field(ge=KIB, le=1024 * KIB)]

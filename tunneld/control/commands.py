@@ -75,7 +75,7 @@ async def leave(_daemon: DaemonControl, _request: Request, _caller: Caller) -> R
 
 
 ONE_ARGUMENT = (1, 1)
-REFERENCE = "URI|ID"
+TUNNEL_REFERENCE = "URI|ID"
 
 COMMANDS: dict[str, Command] = {
     row.verb.lower(): row
@@ -98,46 +98,51 @@ COMMANDS: dict[str, Command] = {
         ),
         Command("list", "", "list all open tunnels", list_tunnels, changes=False),
         Command(
-            "show", REFERENCE, "show one tunnel and its visitors", show_tunnel, arguments=ONE_ARGUMENT, changes=False
+            "show",
+            TUNNEL_REFERENCE,
+            "show one tunnel and its visitors",
+            show_tunnel,
+            arguments=ONE_ARGUMENT,
+            changes=False,
         ),
         Command(
             "close",
-            f"{REFERENCE} [keep]",
+            f"{TUNNEL_REFERENCE} [keep]",
             "close a tunnel now; with keep, its address stays reserved",
             close_tunnel,
             arguments=(1, 2),
         ),
         Command(
             "drain",
-            REFERENCE,
+            TUNNEL_REFERENCE,
             "accept no new visitors; close the tunnel after the last one",
             drain_tunnel,
             arguments=ONE_ARGUMENT,
         ),
         Command(
             "join",
-            REFERENCE,
+            TUNNEL_REFERENCE,
             "serve an open tunnel again, for an agent that lost its control connection",
             join_tunnel,
             arguments=ONE_ARGUMENT,
         ),
         Command(
             "leave",
-            REFERENCE,
+            TUNNEL_REFERENCE,
             "stop serving a tunnel; it is drained unless other agents share it",
             leave_tunnel,
             arguments=ONE_ARGUMENT,
         ),
         Command(
             "trim",
-            f"{REFERENCE} COUNT",
+            f"{TUNNEL_REFERENCE} COUNT",
             "close idle server connections until COUNT are left",
             trim_tunnel,
             arguments=(2, 2),
         ),
         Command(
             "watch",
-            f"[{REFERENCE}]",
+            f"[{TUNNEL_REFERENCE}]",
             "report events until a line is sent",
             watch_tunnels,
             arguments=(0, 1),

@@ -16,7 +16,7 @@ from tunneld.errors import RemoteProtocolError
 from tunneld.tls.connection import HANDSHAKE, PEER_CLOSED, is_truncation
 from tunneld.wire.lines import LineBuffer
 
-READ_SIZE = 4096
+CONTROL_READ_SIZE = 4096
 """Bytes per read, and so the most that is read ahead of the request being executed: one line of maximal length."""
 
 SEND_SLICE = 16 * 1024
@@ -124,7 +124,7 @@ class LineConnection:
 
     async def _receive(self) -> bool:
         try:
-            data = await self._stream.receive_some(READ_SIZE)
+            data = await self._stream.receive_some(CONTROL_READ_SIZE)
         except trio.BrokenResourceError as error:
             raise PeerLeftError(reason_of_break(error)) from None
         if not self._received_any and data[:1] == HANDSHAKE:

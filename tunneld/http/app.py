@@ -32,7 +32,7 @@ from tunneld.http.servlet import answer_servlet
 from tunneld.http.translate import grant_of
 from tunneld.policy.access import Role, check_role
 
-Answer = Callable[[Request, bytes, Execute], Awaitable[ASGIApp]]
+AnswerFunction = Callable[[Request, bytes, Execute], Awaitable[ASGIApp]]
 
 INDEX_PAGE = f"""\
 POST      /RPC2  /                    XML-RPC: tunnel.openTunnel, tunnel.getTunnelAddress, system.listMethods
@@ -51,7 +51,7 @@ class HttpApp:
     execute: Execute
     registry: CollectorRegistry
 
-    def with_body(self, answer: Answer) -> Callable[[Request], Awaitable[ASGIApp]]:
+    def with_body(self, answer: AnswerFunction) -> Callable[[Request], Awaitable[ASGIApp]]:
         """An endpoint that reads the body and passes it to `answer`."""
 
         async def endpoint(request: Request) -> ASGIApp:

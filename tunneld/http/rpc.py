@@ -25,7 +25,7 @@ from tunneld.errors import TunneldError, UsageError
 from tunneld.http.problems import FAULTS, internal_problem, problem_of
 from tunneld.http.responses import log_bug
 from tunneld.http.translate import QUIT, WATCH, caller_of, execute_request, make_request
-from tunneld.http.xml import Answer, format_answer, format_fault, parse_call
+from tunneld.http.xml import RpcAnswer, format_answer, format_fault, parse_call
 
 PREFIX = "tunnel."
 ANSWERS_WITH_ITEMS = frozenset({"list", "show", "status", "reload", "help"})
@@ -44,7 +44,7 @@ async def answer_call(request: HttpRequest, body: bytes, execute: Execute) -> Re
     return Response(answer, media_type="text/xml")
 
 
-async def _call(request: HttpRequest, body: bytes, execute: Execute) -> Answer:
+async def _call(request: HttpRequest, body: bytes, execute: Execute) -> RpcAnswer:
     method, params = parse_call(body)
     if method.startswith("system."):
         return _introspect(method, params)
@@ -63,7 +63,7 @@ def _split(params: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
     return params, {}
 
 
-def _introspect(method: str, params: Sequence[Any]) -> Answer:
+def _introspect(method: str, params: Sequence[Any]) -> RpcAnswer:
     """The two introspection calls of XML-RPC."""
     match method, *params:
         case ("system.listMethods",):

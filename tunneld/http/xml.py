@@ -22,7 +22,7 @@ from tunneld.wire.lines import Item, Value
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0 §2.2
 
-Answer = str | Sequence[Item] | Sequence[str]
+RpcAnswer = str | Sequence[Item] | Sequence[str]
 """The answer to a call: one string, or an array of structs or of strings."""
 
 _PARSE_ERRORS = (expat.ExpatError, Error, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
@@ -50,7 +50,7 @@ def parse_call(body: bytes) -> tuple[str, tuple[Any, ...]]:
     return name.strip(), params
 
 
-def format_answer(answer: Answer) -> bytes:
+def format_answer(answer: RpcAnswer) -> bytes:
     """A response with one value."""
     return dumps((_marshallable(answer),), methodresponse=True).encode()
 
@@ -68,7 +68,7 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, expat.ExpatError) else "its structure is not that of XML-RPC"
 
 
-def _marshallable(value: Answer | Item | Value) -> Any:
+def _marshallable(value: RpcAnswer | Item | Value) -> Any:
     """The value in the form that the standard library marshals as described above."""
     match value:
         case Mapping():
