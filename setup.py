@@ -18,7 +18,8 @@ HOT = {
     "wire/webmux": "*",
     "wire": "proxy_protocol",
     "engine": (
-        "acceptor end end_relay engine failures handover limits pipes pump socket_flow socket_relay throttle timers tls_end"
+        "acceptor end end_relay engine failures handover limits pipes pump relay socket_flow socket_relay"
+        " throttle timers tls_end"
     ),
     "mux": "carrier channel connection heartbeat limits send_buffer window",
     "tunnel": "client_side keys server_side tunnel visitors",

@@ -7,8 +7,8 @@
         async with tunneld.open_listener(client) as listener:
             await trio.serve_listeners(handler, [listener])
 
-The names below are the whole public interface. They are loaded when first used (PEP 562): the daemon and the commands
-import this package too, and want their `--help` at once.
+The names in `__all__` are the whole public interface. They are imported on first use (PEP 562), because the daemon and
+the commands import this package, too, and their `--help` must not wait for Trio.
 """
 
 from __future__ import annotations

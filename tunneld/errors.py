@@ -1,27 +1,27 @@
-"""Every exception raised on purpose.
+"""Every exception that the program raises on purpose.
 
-Each class answers two questions: whose fault is it, and what dies of it. The wire code is what the control protocol
-says after `ERR` (and the fault or problem of the HTTP face), the exit status is what `tunnel` and `tunneld` leave
-with (sysexits(3)).
+Each class answers two questions: what is at fault, and what ends because of it. The wire code follows `ERR` in the
+control protocol (and is the fault or problem over HTTP); the exit status is that of `tunnel` and `tunneld`
+(sysexits(3)).
 
-    class                  whose fault           what dies                wire code         exit status
-    UsageError             who typed it          nothing                  usage             64 EX_USAGE
-    NoSuchTunnelError      who asked             nothing                  no-such-tunnel    69 EX_UNAVAILABLE
-    EndedError             who closed it         the tunnel               ended             77 EX_NOPERM
-    NotAllowedError        who asked             nothing                  not-allowed       77 EX_NOPERM
+    class                  at fault              what ends                wire code         exit status
+    UsageError             the request           nothing                  usage             64 EX_USAGE
+    NoSuchTunnelError      the request           nothing                  no-such-tunnel    69 EX_UNAVAILABLE
+    EndedError             the owner, operator   the tunnel               ended             77 EX_NOPERM
+    NotAllowedError        the requester         nothing                  not-allowed       77 EX_NOPERM
     LimitReachedError      load                  the request              limit             75 EX_TEMPFAIL
     ShortageError          this machine          the request              shortage          71 EX_OSERR
     DrainingError          the operator          the request              draining          75 EX_TEMPFAIL
-    ConfigError            who wrote the file    the start or the reload  config            78 EX_CONFIG
-    AwaitedConfigError     who wrote the file    this try to start        (only logged)     69 EX_UNAVAILABLE
+    ConfigError            the file              the start or the reload  config            78 EX_CONFIG
+    AwaitedConfigError     the file              this attempt to start    (only logged)     69 EX_UNAVAILABLE
     ListenError            this machine          the listener             cannot-listen     71 EX_OSERR
     StoreError             this machine          nothing                  (only logged)
     RemoteProtocolError    the peer              its connection           protocol          76 EX_PROTOCOL
-    LocalProtocolError     us (a bug)            its connection           internal          70 EX_SOFTWARE
+    LocalProtocolError     this program (a bug)  its connection           internal          70 EX_SOFTWARE
     RelayUnreachableError  the network           the command              unreachable       69 EX_UNAVAILABLE
-    RefusedError           as its code says      the request              (the relay's)     by code
+    RefusedError           see the wire code     the request              (the relay's)     by code
 
-Messages are lower case, name the object with its kind and end in a reason:
+Messages are in lower case, name the object with its kind and end with a reason:
 `could not listen on tcp://0.0.0.0:8010: address already in use`.
 """
 
@@ -33,62 +33,60 @@ from typing import ClassVar
 
 
 class TunneldError(Exception):
-    """The root: a message for a person, a wire code for programs, an exit status for shells."""
+    """The base class: a message for people, a wire code for programs, an exit status for shells."""
 
     code: ClassVar[str] = "internal"
     exit_status: ClassVar[int] = os.EX_SOFTWARE
 
 
 class UsageError(TunneldError):
-    """A request that cannot be understood or asks for what does not exist; the asker can mend it."""
+    """A request that cannot be understood, or that asks for what does not exist; the requester can correct it."""
 
     code = "usage"
     exit_status = os.EX_USAGE
 
 
 class NoSuchTunnelError(TunneldError):
-    """The URI or id names no open tunnel (any more)."""
+    """The URI or id names no open tunnel, or no longer one."""
 
     code = "no-such-tunnel"
     exit_status = os.EX_UNAVAILABLE
 
 
 class EndedError(TunneldError):
-    """The URI names a tunnel that somebody closed or drained on purpose: it is not to be opened again unasked."""
+    """The tunnel was closed or drained on purpose; an agent must not open it again by itself."""
 
     code = "ended"
     exit_status = os.EX_NOPERM
 
 
 class NotAllowedError(TunneldError):
-    """Understood, but not for this asker."""
+    """The requester may not do this."""
 
     code = "not-allowed"
     exit_status = os.EX_NOPERM
 
 
 class LimitReachedError(TunneldError):
-    """A configured limit stands in the way now; later may be different."""
+    """A configured limit is reached; the request may succeed later."""
 
     code = "limit"
     exit_status = os.EX_TEMPFAIL
 
 
 class ShortageError(TunneldError):
-    """The machine ran out of something: descriptors, ports, memory for sockets."""
+    """The machine ran out of descriptors, ports or socket memory."""
 
     code = "shortage"
     exit_status = os.EX_OSERR
 
 
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""What `socket` and `accept` fail with when the process or the machine has no more of something; trying again at once
-would spin.
-"""
+"""Errors of `socket` and `accept` when descriptors or socket memory are used up; an immediate retry would spin."""
 
 
 class DrainingError(TunneldError):
-    """The daemon takes nothing new because it is being drained."""
+    """The daemon is draining and accepts nothing new."""
 
     code = "draining"
     exit_status = os.EX_TEMPFAIL
@@ -97,7 +95,7 @@ class DrainingError(TunneldError):
 class ConfigError(TunneldError):
     """A configuration file that cannot be used.
 
-    `problems` holds one sentence for each mistake, each with file, key path and reason.
+    `problems` holds one sentence per mistake, with file, key path and reason.
     """
 
     code = "config"
@@ -109,54 +107,51 @@ class ConfigError(TunneldError):
 
 
 class AwaitedConfigError(ConfigError):
-    """The same, while systemd keeps connections for whoever starts next: it tries again, and a file that was mended
-    by then loses nobody.
+    """The same while systemd holds the connections of the previous process. systemd starts the daemon again; once
+    the file is corrected, no connection is lost.
     """
 
     exit_status = os.EX_UNAVAILABLE
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__(
-            [*problems, "connections of the process before are kept until this is mended, or until a stop"]
-        )
+        kept = "connections of the previous process are kept until this is corrected or the service is stopped"
+        super().__init__([*problems, kept])
 
 
 class ListenError(TunneldError):
-    """A listening socket could not be made."""
+    """A listening socket could not be opened."""
 
     code = "cannot-listen"
     exit_status = os.EX_OSERR
 
 
 class StoreError(TunneldError):
-    """What should survive the process cannot be kept or read."""
+    """Persistent data could not be written or read."""
 
 
 class RemoteProtocolError(TunneldError):
-    """The peer broke the protocol: its connection ends, nothing else does."""
+    """The peer violated the protocol; only its connection ends."""
 
     code = "protocol"
     exit_status = os.EX_PROTOCOL
 
 
 class LocalProtocolError(TunneldError):
-    """We were about to break the protocol: a bug of ours."""
+    """A bug: this program was about to violate the protocol."""
 
     code = "internal"
     exit_status = os.EX_SOFTWARE
 
 
 class RelayUnreachableError(TunneldError):
-    """No control connection to the relay: it cannot be reached, does not answer, or went away."""
+    """There is no control connection: the relay cannot be reached, does not answer, or closed it."""
 
     code = "unreachable"
     exit_status = os.EX_UNAVAILABLE
 
 
 class RefusedError(TunneldError):
-    """The relay understood and said no. `reply_code` is the wire code it gave, so callers can tell the reasons
-    apart.
-    """
+    """The relay refused a request; `reply_code` is the wire code of the reason."""
 
     code = "refused"
 
@@ -166,7 +161,7 @@ class RefusedError(TunneldError):
 
     @property
     def status(self) -> int:
-        """The exit status that belongs to the relay's wire code."""
+        """The exit status for the relay's wire code."""
         return EXIT_STATUSES.get(self.reply_code, os.EX_SOFTWARE)
 
 
@@ -189,6 +184,6 @@ EXIT_STATUSES: dict[str, int] = {
 
 
 def reason_of(error: OSError) -> str:
-    """The reason inside an `OSError`, in lower case and without its number: `address already in use`."""
+    """Return the reason of an `OSError` in lower case, without its number: `address already in use`."""
     text = error.strerror or str(error) or type(error).__name__
     return text[:1].lower() + text[1:]

@@ -162,7 +162,7 @@ async def test_a_shortage_of_descriptors_is_logged_once_and_recovered_from(mock_
             mock_clock.jump(0.2)
             assert await server.is_serving()
         problems = [(log["event"], log["reason"]) for log in logs if log["log_level"] != "debug"]
-        assert problems == [("control accepts no connections for now", "too many open files")]
+        assert problems == [("could not accept control connections", "too many open files")]
 
 
 async def test_stopping_closes_every_connection() -> None:

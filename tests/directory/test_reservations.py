@@ -97,7 +97,7 @@ async def test_nobody_else_gets_its_ports_by_chance(service: TunnelService) -> N
     other = await open_as(service, BOB)
     mine, others = ({tunnel.client_uri.port, tunnel.server_uri.port} for tunnel in (first, other))
     assert not mine & others
-    with pytest.raises(LimitReachedError, match=r"no port is free in .*; 2 are reserved for tunnels that have names"):
+    with pytest.raises(LimitReachedError, match=r"no port is free in .*; 2 are reserved for named tunnels"):
         await open_as(service, BOB)
 
 

@@ -260,7 +260,8 @@ async def test_a_mistake_in_the_file_loses_nobody_where_it_is_mended_before_the_
             config.write_text(right + wrong)
             status, said = await systemd.failed_start()
             assert status == os.EX_UNAVAILABLE
-            assert said.splitlines()[-1].startswith("connections of the process before are kept until this is mended")
+            notice = "connections of the previous process are kept until this is corrected"
+            assert said.splitlines()[-1].startswith(notice)
             assert systemd.kept == kept
         config.write_text(right)
         async with systemd.service():

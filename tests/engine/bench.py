@@ -1,4 +1,7 @@
-"""What the tests of the data plane have in common: engines, sockets with a far and a near end, a recorder of ends."""
+"""Helpers of the engine tests: engines, connected sockets, and a recorder for `on_end`.
+
+Of each connection, the test holds the far socket and the engine the near one.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from tunneld.engine.portable import PortableEngine
 ENGINES: dict[str, Callable[[], Engine]] = {
     "native": new_engine,
     "native without pipes": lambda: new_engine(max_pipes=0),
-    "native in small sips": lambda: new_engine(buffer_size=512, pipe_size=4096, turn_size=1, accept_batch=1),
+    "native with tiny buffers": lambda: new_engine(buffer_size=512, pipe_size=4096, turn_size=1, accept_batch=1),
     "portable": lambda: PortableEngine(EngineLimits()),
 }
 
@@ -29,12 +32,12 @@ NOISE = random.Random(7).randbytes(1 << 20)
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has open."""
+    """The number of descriptors that this process has open."""
     return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
 def tcp_pair(**options: int) -> tuple[socket.socket, socket.socket]:
-    """A connected pair of non-blocking TCP sockets; options are socket options (`SO_RCVBUF=4096`) of both."""
+    """A connected pair of non-blocking TCP sockets, far and near, both with these socket options (`SO_RCVBUF=4096`)."""
     with socket.socket() as listener, socket.socket() as client:
         for name, value in options.items():
             listener.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
@@ -55,7 +58,7 @@ def stream(connection: socket.socket) -> trio.SocketStream:
 
 
 def reset(far: trio.SocketStream) -> None:
-    """Close with a reset."""
+    """Close the socket with a reset."""
     far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     far.socket.close()
 
@@ -68,12 +71,12 @@ async def flood(far: trio.SocketStream) -> None:
 
 
 async def read_all(far: trio.abc.ReceiveStream) -> bytes:
-    """Everything up to the end."""
+    """Read up to the end of file."""
     return b"".join([bytes(chunk) async for chunk in far])
 
 
 async def read_exactly(far: trio.abc.ReceiveStream, count: int) -> bytes:
-    """So many bytes; fewer where the stream ends before."""
+    """Read `count` bytes, or fewer if the stream ends before."""
     data = b""
     while len(data) < count:
         chunk = await far.receive_some(count - len(data))
@@ -85,7 +88,7 @@ async def read_exactly(far: trio.abc.ReceiveStream, count: int) -> bytes:
 
 @dataclass
 class Ends:
-    """Records the ends of relays; its `note` is an `on_end`."""
+    """Records how relays ended; `note` is an `on_end` callback."""
 
     told: list[tuple[Relay, RelayEnd]] = field(default_factory=list)
     _event: trio.Event = field(default_factory=trio.Event)
@@ -95,7 +98,7 @@ class Ends:
         self._event.set()
 
     async def one(self) -> RelayEnd:
-        """The end of the only relay."""
+        """Wait until the only relay has ended and return how."""
         await self._event.wait()
         assert len(self.told) == 1
         return self.told[0][1]
@@ -106,8 +109,8 @@ class Ends:
 
 
 @dataclass
-class Joined:
-    """A relay between two TCP connections, and their far ends."""
+class RelayBetweenSockets:
+    """A relay between two TCP connections, and their far sockets as streams."""
 
     relay: Relay
     ends: Ends
@@ -116,13 +119,13 @@ class Joined:
 
 
 def no_failure(error: Exception) -> None:
-    """An `on_failure` for where none is expected."""
+    """An `on_failure` callback that must not be called."""
     raise AssertionError(f"unexpected failure: {error!r}")
 
 
 @dataclass
 class Bench:
-    """One running engine and the sockets of one test, which are closed after it."""
+    """One running engine, and the sockets of one test, which the fixture closes."""
 
     engine: Engine
     nursery: trio.Nursery
@@ -130,7 +133,7 @@ class Bench:
     sockets: list[socket.socket] = field(default_factory=list)
 
     def tcp(self, **options: int) -> tuple[trio.SocketStream, socket.socket]:
-        """The far end, as a stream, and the near end of a new connection."""
+        """A new connection: the far socket as a stream, and the near socket."""
         far, near = tcp_pair(**options)
         self.sockets += [far, near]
         return stream(far), near
@@ -150,16 +153,16 @@ class Bench:
         self.sockets.append(connection)
         return connection
 
-    def join(self, *, linger: float = 30, throttle: Limiter | None = None, **options: int) -> Joined:
-        """A relay between two new connections."""
+    def join(self, *, linger: float = 30, throttle: Limiter | None = None, **options: int) -> RelayBetweenSockets:
+        """Relay between two new connections."""
         visitor, near_visitor = self.tcp(**options)
         server, near_server = self.tcp(**options)
         ends = Ends()
         relay = self.engine.join(near_visitor, near_server, linger=linger, on_end=ends.note, throttle=throttle)
-        return Joined(relay, ends, visitor, server)
+        return RelayBetweenSockets(relay, ends, visitor, server)
 
-    async def check(self) -> None:
-        """A bystander's relay works, start to end."""
+    async def check_still_works(self) -> None:
+        """Check that the engine still relays, from start to end."""
         joined = self.join()
         await joined.visitor.send_all(b"ping")
         await joined.visitor.send_eof()

@@ -1,4 +1,4 @@
-"""Fixtures of the data plane's tests."""
+"""Fixtures of the engine tests."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from tests.engine.bench import ENGINES, Bench, open_descriptors
 from tunneld.engine import new_engine
 from tunneld.engine.engine import Engine
 
-LIMIT = 60
-"Seconds, virtual ones included, after which a test has failed."
+TEST_TIMEOUT = 60
+"Seconds after which a test fails; virtual seconds count, too."
 
 
 @pytest.fixture
 def no_leak() -> Iterator[None]:
-    """The test leaves as many descriptors as it found."""
+    """The test closes every descriptor that it opens."""
     before = open_descriptors()
     yield
     if open_descriptors() != before:
-        gc.collect()  # an exception on its way may have kept something alive
+        gc.collect()  # an exception may have kept an object alive
     assert open_descriptors() == before
 
 
 @asynccontextmanager
 async def running(engine: Engine) -> AsyncIterator[Bench]:
-    """An engine at work, its test bounded in time."""
+    """A running engine; the test has a time limit."""
 
     async def guard() -> None:
-        with trio.fail_after(LIMIT):
+        with trio.fail_after(TEST_TIMEOUT):
             await trio.sleep_forever()
 
     async def serve(task_status: trio.TaskStatus[trio.CancelScope]) -> None:
@@ -53,7 +53,7 @@ async def running(engine: Engine) -> AsyncIterator[Bench]:
 
 @pytest.fixture(params=ENGINES)
 async def bench(request: pytest.FixtureRequest, no_leak: None) -> AsyncIterator[Bench]:
-    """Every engine in turn."""
+    """Each engine in turn."""
     name: str = request.param
     async with running(ENGINES[name]()) as bench:
         yield bench
@@ -61,7 +61,7 @@ async def bench(request: pytest.FixtureRequest, no_leak: None) -> AsyncIterator[
 
 @pytest.fixture
 async def pump(request: pytest.FixtureRequest, no_leak: None) -> AsyncIterator[Bench]:
-    """The Linux engine, for what only it promises; limits come by indirect parametrisation."""
+    """The Linux engine, with the limits of an indirect parametrisation."""
     if sys.platform != "linux":
         pytest.skip("the pump needs epoll and splice")
     async with running(new_engine(**getattr(request, "param", {}))) as bench:

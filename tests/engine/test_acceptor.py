@@ -1,4 +1,4 @@
-"""Whether a peer has left, without reading from it."""
+"""`peer_closed` sees an end of file without reading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunneld.engine.acceptor import peer_closed
 
 @pytest.fixture
 def ours_and_peer() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The two ends of a TCP connection; ours does not block."""
+    """The two sockets of a TCP connection; ours is non-blocking."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as peer,
@@ -22,7 +22,7 @@ def ours_and_peer() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, peer
 
 
-def test_a_peer_that_ended_has_left_once_its_octets_are_read(
+def test_a_peer_that_closed_counts_as_closed_once_its_bytes_are_read(
     ours_and_peer: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, peer = ours_and_peer
@@ -34,7 +34,7 @@ def test_a_peer_that_ended_has_left_once_its_octets_are_read(
     assert peer_closed(ours)
 
 
-def test_a_peer_that_broke_has_left(ours_and_peer: tuple[socket.socket, socket.socket]) -> None:
+def test_a_peer_that_reset_counts_as_closed(ours_and_peer: tuple[socket.socket, socket.socket]) -> None:
     ours, peer = ours_and_peer
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peer.close()

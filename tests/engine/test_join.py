@@ -1,4 +1,4 @@
-"""The contract of `join`, held by every engine."""
+"""The contract of `join`, which every engine keeps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DROPPED = RelayEnd(Cause.DROPPED)
 FINISHED = RelayEnd(Cause.FINISHED)
 
 
-async def test_every_byte_arrives_once_and_in_order_however_it_is_cut(bench: Bench) -> None:
+async def test_every_byte_arrives_once_and_in_order_in_chunks_of_any_size(bench: Bench) -> None:
     joined = bench.join()
     dice = random.Random(11)
     sums: dict[str, str] = {}
@@ -61,7 +61,7 @@ async def test_both_directions_are_counted(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("first", Side)
-async def test_a_side_that_has_ended_is_still_answered(bench: Bench, first: Side) -> None:
+async def test_a_half_closed_side_still_receives_the_answer(bench: Bench, first: Side) -> None:
     joined = bench.join()
     one, other = (joined.visitor, joined.server) if first is Side.VISITOR else (joined.server, joined.visitor)
     await one.send_all(b"request")
@@ -78,7 +78,7 @@ async def test_a_side_that_has_ended_is_still_answered(bench: Bench, first: Side
     assert await joined.ends.one() == FINISHED
 
 
-async def test_an_end_without_a_byte_is_passed_on(bench: Bench) -> None:
+async def test_an_end_of_file_without_data_is_passed_on(bench: Bench) -> None:
     joined = bench.join()
     await joined.visitor.send_eof()
     assert await read_all(joined.server) == b""
@@ -88,7 +88,7 @@ async def test_an_end_without_a_byte_is_passed_on(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("broken", Side)
-async def test_a_reset_of_one_side_is_a_reset_of_the_other(bench: Bench, broken: Side) -> None:
+async def test_a_reset_of_one_side_resets_the_other(bench: Bench, broken: Side) -> None:
     joined = bench.join()
     one, other = (joined.visitor, joined.server) if broken is Side.VISITOR else (joined.server, joined.visitor)
     await one.send_all(b"half a wo")
@@ -102,7 +102,7 @@ async def test_a_reset_of_one_side_is_a_reset_of_the_other(bench: Bench, broken:
     assert isinstance(end.error, ConnectionResetError)
 
 
-async def test_a_reset_in_the_middle_of_bulk_is_a_reset_of_the_other(bench: Bench) -> None:
+async def test_a_reset_during_a_bulk_transfer_resets_the_other_side(bench: Bench) -> None:
     joined = bench.join()
     bench.nursery.start_soon(flood, joined.visitor)
     await read_exactly(joined.server, 3_000_000)
@@ -111,7 +111,7 @@ async def test_a_reset_in_the_middle_of_bulk_is_a_reset_of_the_other(bench: Benc
     assert (end.cause, end.side) == (Cause.RESET, Side.SERVER)
 
 
-async def test_a_reset_after_its_own_end_is_noticed(bench: Bench) -> None:
+async def test_a_reset_after_the_end_of_file_is_noticed(bench: Bench) -> None:
     joined = bench.join()
     await joined.visitor.send_eof()
     assert await read_all(joined.server) == b""
@@ -122,7 +122,7 @@ async def test_a_reset_after_its_own_end_is_noticed(bench: Bench) -> None:
     assert (await joined.ends.one()).cause is Cause.RESET
 
 
-async def test_a_slow_reader_stops_the_source_and_loses_nothing(bench: Bench) -> None:
+async def test_a_slow_reader_stops_the_sender_and_loses_nothing(bench: Bench) -> None:
     small = 64 * 1024
     joined = bench.join(SO_SNDBUF=small, SO_RCVBUF=small)
     payload = memoryview(NOISE * 8)
@@ -148,12 +148,12 @@ async def test_a_slow_reader_stops_the_source_and_loses_nothing(bench: Bench) ->
 
 
 def send_at_once(far: trio.SocketStream, data: memoryview) -> int:
-    """Send what the kernel takes at once. Raises BlockingIOError where it takes nothing."""
+    """Send what the kernel takes at once. Raises BlockingIOError if it takes nothing."""
     with socket.socket(fileno=socket.dup(far.socket.fileno())) as twin:
         return twin.send(data, socket.MSG_DONTWAIT)
 
 
-async def test_drop_closes_both_and_is_told_once(bench: Bench) -> None:
+async def test_drop_closes_both_sides_and_calls_on_end_once(bench: Bench) -> None:
     joined = bench.join()
     await joined.visitor.send_all(b"hello")
     assert await read_exactly(joined.server, 5) == b"hello"
@@ -166,7 +166,7 @@ async def test_drop_closes_both_and_is_told_once(bench: Bench) -> None:
     assert await joined.ends.one() == DROPPED
 
 
-async def test_drop_at_once_never_tells_from_inside_join(bench: Bench) -> None:
+async def test_an_immediate_drop_calls_on_end_later(bench: Bench) -> None:
     joined = bench.join()
     joined.relay.drop()
     assert joined.ends.told == []
@@ -185,9 +185,9 @@ async def test_a_stopped_engine_drops_its_relays(bench: Bench) -> None:
 
 
 async def test_a_refused_connection_ends_the_relay(bench: Bench) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        server = bench.dialled(nobody.getsockname())
+    with socket.socket() as not_listening:
+        not_listening.bind(("127.0.0.1", 0))
+        server = bench.dialled(not_listening.getsockname())
         visitor, near_visitor = bench.tcp()
         ends = Ends()
         bench.engine.join(near_visitor, server, linger=30, on_end=ends.note)
@@ -198,8 +198,8 @@ async def test_a_refused_connection_ends_the_relay(bench: Bench) -> None:
         await read_all(visitor)
 
 
-async def test_bytes_and_their_end_wait_for_a_socket_that_is_still_connecting(bench: Bench) -> None:
-    """A listener whose queue is full makes the next connect wait (for its second SYN, a second later)."""
+async def test_bytes_and_end_of_file_wait_for_a_connecting_socket(bench: Bench) -> None:
+    """A listener with a full queue makes the next connect wait for its second SYN, a second later."""
     listener = bench.listener()
     listener.listen(0)
     bench.dialled(listener.getsockname())
@@ -224,16 +224,16 @@ async def test_bytes_and_their_end_wait_for_a_socket_that_is_still_connecting(be
 
 
 @pytest.mark.parametrize("data", [b"", b"early", NOISE], ids=["nothing", "little", "much"])
-async def test_what_stood_there_before_the_join_is_relayed_with_its_end(bench: Bench, data: bytes) -> None:
+async def test_bytes_and_end_of_file_from_before_the_join_are_relayed(bench: Bench, data: bytes) -> None:
     visitor, near_visitor = bench.tcp()
     server, near_server = bench.tcp()
 
-    async def speak(far: trio.SocketStream) -> None:
+    async def send(far: trio.SocketStream) -> None:
         await far.send_all(data)
         await far.send_eof()
 
-    bench.nursery.start_soon(speak, visitor)
-    bench.nursery.start_soon(speak, server)
+    bench.nursery.start_soon(send, visitor)
+    bench.nursery.start_soon(send, server)
     await trio.testing.wait_all_tasks_blocked(0.01)
     ends = Ends()
     bench.engine.join(near_visitor, near_server, linger=30, on_end=ends.note)
@@ -242,7 +242,7 @@ async def test_what_stood_there_before_the_join_is_relayed_with_its_end(bench: B
     assert await ends.one() == FINISHED
 
 
-async def test_an_end_that_follows_the_last_bytes_closely_is_not_missed(bench: Bench) -> None:
+async def test_an_end_of_file_right_after_the_last_bytes_is_not_missed(bench: Bench) -> None:
     joined = bench.join()
     for _ in range(50):
         other = bench.join()
@@ -254,15 +254,15 @@ async def test_an_end_that_follows_the_last_bytes_closely_is_not_missed(bench: B
     joined.relay.drop()
 
 
-async def test_bulk_does_not_keep_small_things_waiting(bench: Bench) -> None:
+async def test_a_bulk_transfer_does_not_delay_small_messages(bench: Bench) -> None:
     bulk, small = bench.join(), bench.join()
 
-    async def swallow() -> None:
+    async def discard() -> None:
         while await bulk.server.receive_some(1 << 20):
             pass
 
     bench.nursery.start_soon(flood, bulk.visitor)
-    bench.nursery.start_soon(swallow)
+    bench.nursery.start_soon(discard)
     for _ in range(100):
         await small.visitor.send_all(b"ping")
         assert await read_exactly(small.server, 4) == b"ping"

@@ -20,8 +20,8 @@ from tests.support.shortage import no_descriptors_left
 from tunneld.engine.limits import EngineLimits
 
 
-class Arrivals:
-    """Collects connections; its `note` is an `on_connection`."""
+class AcceptedConnections:
+    """Collects connections; `note` is an `on_connection` callback."""
 
     def __init__(self, bench: Bench) -> None:
         self.connections: list[tuple[socket.socket, Any]] = []
@@ -40,18 +40,18 @@ class Arrivals:
 
 
 def dial(bench: Bench, listener: socket.socket) -> socket.socket:
-    """A client, connected as far as its kernel is concerned."""
+    """A connected client socket; the connection may wait in the listener's queue."""
     client = socket.create_connection(listener.getsockname())
     bench.sockets.append(client)
     return client
 
 
-async def test_connections_arrive_with_their_address_not_blocking_and_not_inherited(bench: Bench) -> None:
-    listener, arrivals = bench.listener(), Arrivals(bench)
-    bench.engine.listen(listener, arrivals.note, no_failure)
+async def test_connections_come_with_their_address_non_blocking_and_not_inheritable(bench: Bench) -> None:
+    listener, accepted = bench.listener(), AcceptedConnections(bench)
+    bench.engine.listen(listener, accepted.note, no_failure)
     client = dial(bench, listener)
-    await arrivals.wait_for(1)
-    connection, address = arrivals.connections[0]
+    await accepted.wait_for(1)
+    connection, address = accepted.connections[0]
     assert address == client.getsockname()
     assert connection.gettimeout() == 0
     with pytest.raises(BlockingIOError):
@@ -59,126 +59,126 @@ async def test_connections_arrive_with_their_address_not_blocking_and_not_inheri
     assert not connection.get_inheritable()
 
 
-async def test_more_connections_than_one_batch_arrive(bench: Bench) -> None:
-    listener, arrivals = bench.listener(), Arrivals(bench)
+async def test_more_connections_than_one_batch_are_accepted(bench: Bench) -> None:
+    listener, accepted = bench.listener(), AcceptedConnections(bench)
     listener.listen(200)
     clients = {dial(bench, listener).getsockname() for _ in range(150)}
-    bench.engine.listen(listener, arrivals.note, no_failure)
-    await arrivals.wait_for(150)
-    assert {address for _, address in arrivals.connections} == clients
+    bench.engine.listen(listener, accepted.note, no_failure)
+    await accepted.wait_for(150)
+    assert {address for _, address in accepted.connections} == clients
 
 
-async def test_nobody_arrives_after_release(bench: Bench) -> None:
-    listener, arrivals = bench.listener(), Arrivals(bench)
-    registration = bench.engine.listen(listener, arrivals.note, no_failure)
+async def test_nothing_is_accepted_after_release(bench: Bench) -> None:
+    listener, accepted = bench.listener(), AcceptedConnections(bench)
+    registration = bench.engine.listen(listener, accepted.note, no_failure)
     await trio.testing.wait_all_tasks_blocked()
     registration.release()
     registration.release()
     dial(bench, listener)
     await trio.testing.wait_all_tasks_blocked(0.01)
-    assert arrivals.connections == []
-    bench.engine.listen(listener, arrivals.note, no_failure)
-    await arrivals.wait_for(1)
+    assert accepted.connections == []
+    bench.engine.listen(listener, accepted.note, no_failure)
+    await accepted.wait_for(1)
 
 
-async def test_an_owner_that_fails_costs_one_connection(bench: Bench) -> None:
+async def test_a_failing_callback_costs_one_connection(bench: Bench) -> None:
     listener, failures = bench.listener(), list[Exception]()
-    arrivals = Arrivals(bench)
+    accepted = AcceptedConnections(bench)
 
-    def stumble(connection: socket.socket, address: Any) -> None:
+    def fail_once(connection: socket.socket, address: Any) -> None:
         if not failures:
             raise ZeroDivisionError
-        arrivals.note(connection, address)
+        accepted.note(connection, address)
 
-    bench.engine.listen(listener, stumble, failures.append)
+    bench.engine.listen(listener, fail_once, failures.append)
     first = dial(bench, listener)
     dial(bench, listener)
-    await arrivals.wait_for(1)
+    await accepted.wait_for(1)
     assert [type(error) for error in failures] == [ZeroDivisionError]
     assert first.recv(1) == b""
-    await bench.check()
+    await bench.check_still_works()
 
 
-async def test_a_socket_that_does_not_listen_is_its_owners_failure(bench: Bench) -> None:
+async def test_a_socket_that_does_not_listen_is_reported_to_the_owner(bench: Bench) -> None:
     _, near = bench.tcp()
     failures: list[Exception] = []
-    told = trio.Event()
+    called = trio.Event()
 
     def on_failure(error: Exception) -> None:
         failures.append(error)
-        told.set()
+        called.set()
 
     near.shutdown(socket.SHUT_RD)
     bench.engine.listen(near, lambda *_: None, on_failure)
-    await told.wait()
+    await called.wait()
     assert isinstance(failures[0], OSError)
-    await bench.check()
+    await bench.check_still_works()
 
 
-class HastyListener(socket.socket):
-    """A listener whose first caller has hung up before it was answered."""
+class AbortedListener(socket.socket):
+    """A listener whose first client aborts before the connection is accepted."""
 
-    asked = 0
+    calls = 0
 
     def _accept(self) -> tuple[int, Any]:
-        self.asked += 1
+        self.calls += 1
         accepted: tuple[int, Any] = super()._accept()  # type: ignore[misc]  # typeshed does not know it
-        if self.asked == 1:
+        if self.calls == 1:
             socket.close(accepted[0])
             raise OSError(errno.ECONNABORTED, "connection aborted")
         return accepted
 
 
-async def test_who_hung_up_at_once_keeps_nobody_else_waiting(bench: Bench) -> None:
-    plain, arrivals = bench.listener(), Arrivals(bench)
-    listener = HastyListener(fileno=plain.detach())
+async def test_an_aborted_connection_does_not_delay_other_clients(bench: Bench) -> None:
+    plain, accepted = bench.listener(), AcceptedConnections(bench)
+    listener = AbortedListener(fileno=plain.detach())
     listener.setblocking(False)
     bench.sockets.append(listener)
     clients = [dial(bench, listener).getsockname() for _ in range(3)]
-    bench.engine.listen(listener, arrivals.note, no_failure)
-    await arrivals.wait_for(2)
-    assert [address for _, address in arrivals.connections] == clients[1:]
+    bench.engine.listen(listener, accepted.note, no_failure)
+    await accepted.wait_for(2)
+    assert [address for _, address in accepted.connections] == clients[1:]
 
 
 class CountingListener(socket.socket):
-    """A listener that counts how often it says no for want of descriptors."""
+    """A listener that counts failures of accept for lack of descriptors."""
 
-    refusals = 0
-    fourth_refusal: trio.Event
+    failures_seen = 0
+    fourth_failure: trio.Event
 
-    def _accept(self) -> tuple[int, Any]:  # which `socket.accept` calls, and the pump
+    def _accept(self) -> tuple[int, Any]:  # called by `socket.accept` and by the pump
         try:
             accepted: tuple[int, Any] = super()._accept()  # type: ignore[misc]  # typeshed does not know it
         except OSError as error:
             if error.errno == errno.EMFILE:
-                self.refusals += 1
-                if self.refusals == 4:
-                    self.fourth_refusal.set()
+                self.failures_seen += 1
+                if self.failures_seen == 4:
+                    self.fourth_failure.set()
             raise
         return accepted
 
 
-async def test_out_of_descriptors_it_rests_says_so_once_and_recovers(bench: Bench) -> None:
-    plain, arrivals = bench.listener(), Arrivals(bench)
+async def test_out_of_descriptors_the_acceptor_backs_off_logs_once_and_recovers(bench: Bench) -> None:
+    plain, accepted = bench.listener(), AcceptedConnections(bench)
     listener = CountingListener(fileno=plain.detach())
     listener.setblocking(False)
-    listener.fourth_refusal = trio.Event()
+    listener.fourth_failure = trio.Event()
     bench.sockets.append(listener)
-    bench.engine.listen(listener, arrivals.note, no_failure)
+    bench.engine.listen(listener, accepted.note, no_failure)
     for _ in range(3):
         dial(bench, listener)
     with structlog.testing.capture_logs() as logs, no_descriptors_left():
         began = trio.current_time()
-        await listener.fourth_refusal.wait()
+        await listener.fourth_failure.wait()
         elapsed = trio.current_time() - began
-        assert arrivals.connections == []
-    await arrivals.wait_for(3)
+        assert accepted.connections == []
+    await accepted.wait_for(3)
     assert [(entry["log_level"], entry["event"]) for entry in logs] == [("warning", "could not accept connections")]
-    assert elapsed > 0.25  # three rests of 0.1 s lie between four attempts
+    assert elapsed > 0.25  # three pauses of 0.1 s between four attempts
 
 
-class Told:
-    """A processor of structlog's: wakes whoever waits for the first line."""
+class LogRecorder:
+    """A structlog processor that records lines and signals the first one."""
 
     def __init__(self) -> None:
         self.lines: list[Any] = []
@@ -190,49 +190,49 @@ class Told:
         raise structlog.DropEvent
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the pump is Linux's")
-async def test_the_last_descriptors_are_left_to_others_and_nobody_who_comes_is_lost(
+@pytest.mark.skipif(sys.platform != "linux", reason="the pump needs Linux")
+async def test_the_descriptor_reserve_is_respected_and_no_client_is_lost(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tunneld.engine.acceptor import FdReserve  # noqa: PLC0415
     from tunneld.engine.pump import Pump  # noqa: PLC0415  # Linux only
 
-    told, pump = Told(), Pump(EngineLimits(accept_backoff=0.01))
-    monkeypatch.setattr("tunneld.engine.failures.log", structlog.wrap_logger(None, processors=[told]))
+    recorder, pump = LogRecorder(), Pump(EngineLimits(accept_backoff=0.01))
+    monkeypatch.setattr("tunneld.engine.failures.log", structlog.wrap_logger(None, processors=[recorder]))
     await nursery.start(pump.run)
-    with socket.create_server(("127.0.0.1", 0)) as listener, no_gaps() as first_free:
+    with socket.create_server(("127.0.0.1", 0)) as listener, consecutive_descriptors() as first_free:
         listener.setblocking(False)
         clients = [socket.socket() for _ in range(6)]
-        pump.fd_reserve = FdReserve(most=first_free + len(clients) + 2)
+        pump.fd_reserve = FdReserve(limit=first_free + len(clients) + 2)
         for client in clients:
             client.connect(listener.getsockname())
-        arrived, more = list[socket.socket](), trio.Event()
+        accepted, more = list[socket.socket](), trio.Event()
 
-        def arrive(connection: socket.socket, _address: Any) -> None:
+        def on_connection(connection: socket.socket, _address: Any) -> None:
             nonlocal more
-            arrived.append(connection)
+            accepted.append(connection)
             more.set()
             more = trio.Event()
 
-        registration = pump.listen(listener, arrive, no_failure)
-        await told.first.wait()
-        assert [one.fileno() for one in arrived] == [first_free + len(clients) + number for number in range(2)]
-        with socket.socket():  # others have more
-            for number in range(2, len(clients)):  # who waits comes as soon as there is room, and not before
-                coming = more
-                arrived[number - 2].close()
-                await coming.wait()
-                assert len(arrived) == number + 1
+        registration = pump.listen(listener, on_connection, no_failure)
+        await recorder.first.wait()
+        assert [one.fileno() for one in accepted] == [first_free + len(clients) + number for number in range(2)]
+        with socket.socket():  # the rest of the process may use the reserve
+            for number in range(2, len(clients)):  # one client per free descriptor
+                next_one = more
+                accepted[number - 2].close()
+                await next_one.wait()
+                assert len(accepted) == number + 1
         registration.release()
-        for one in [*arrived, *clients]:
+        for one in [*accepted, *clients]:
             one.close()
-    assert [line["reason"][:19] for line in told.lines] == ["too many open files"]
+    assert [line["reason"][:19] for line in recorder.lines] == ["too many open files"]
     nursery.cancel_scope.cancel()
 
 
 @contextmanager
-def no_gaps() -> Iterator[int]:
-    """Descriptors that are opened in this block have numbers from this one on, in order."""
+def consecutive_descriptors() -> Iterator[int]:
+    """Descriptors opened inside the block get consecutive numbers, starting with the yielded one."""
     highest = max(int(entry.name) for entry in Path("/dev/fd").iterdir())
     fillers: list[int] = []
     while not fillers or fillers[-1] <= highest:
@@ -242,21 +242,21 @@ def no_gaps() -> Iterator[int]:
         os.close(filler)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="pipes are Linux's")
-def test_a_pipe_of_the_last_descriptors_is_not_borrowed() -> None:
-    from tunneld.engine.pipes import Pipes  # noqa: PLC0415  # Linux only
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes need Linux")
+def test_a_pipe_with_reserved_descriptors_is_not_borrowed() -> None:
+    from tunneld.engine.pipes import PipePool  # noqa: PLC0415  # Linux only
 
-    with no_gaps() as first_free:
-        assert Pipes(4096, 8, least=1, below=first_free + 1).borrow() is None
+    with consecutive_descriptors() as first_free:
+        assert PipePool(4096, 8, min_size=1, fd_limit=first_free + 1).borrow() is None
         os.close(probe := os.dup(0))
         assert probe == first_free
-        pipe = Pipes(4096, 8, least=1, below=first_free + 2).borrow()
+        pipe = PipePool(4096, 8, min_size=1, fd_limit=first_free + 2).borrow()
         assert pipe is not None
         pipe.close()
 
 
 @pytest.mark.parametrize("make_engine", ENGINES.values(), ids=ENGINES)
-async def test_an_engine_that_does_not_run_refuses(make_engine: Callable[[], Any]) -> None:
+async def test_an_engine_that_is_not_running_raises(make_engine: Callable[[], Any]) -> None:
     engine = make_engine()
     far, near = tcp_pair()
     with far, near, pytest.raises(RuntimeError, match="not running"):

@@ -1,4 +1,4 @@
-"""The throttle: never more than the rate and the quota, shared evenly, and nobody waits for nothing."""
+"""The throttle: never more than the rate and the quota, shared evenly, and no needless waiting."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from trio.testing import MockClock
 
 from tests.engine.bench import NOISE, Bench, read_all, read_exactly
 from tunneld.engine.engine import Cause
-from tunneld.engine.throttle import BURST, LEAST_QUANTUM, MOST_QUANTUM, Bucket
+from tunneld.engine.throttle import BURST_SECONDS, MAX_QUANTUM, MIN_QUANTUM, TokenBucket
 
-STEPS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, MOST_QUANTUM)), max_size=200)
+STEPS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, MAX_QUANTUM)), max_size=200)
 
 
 @given(st.floats(1, 1e8), STEPS)
-def test_never_more_in_any_time_than_the_rate_gives_and_one_burst(rate: float, steps: list[tuple[float, int]]) -> None:
-    bucket, now, used, taken = Bucket(rate, None, 0.0), 0.0, 0, [(0.0, 0)]
+def test_no_interval_exceeds_the_rate_and_one_burst(rate: float, steps: list[tuple[float, int]]) -> None:
+    bucket, now, used, taken = TokenBucket(rate, None, 0.0), 0.0, 0, [(0.0, 0)]
     for pause, unused in steps:
         now += pause
-        octets = bucket.take(now)
-        back = min(octets, unused)
+        count = bucket.take(now)
+        back = min(count, unused)
         bucket.give_back(back)
-        used += octets - back
+        used += count - back
         taken.append((now, used))
     for index, (began, before) in enumerate(taken):
         for ended, after in taken[index:]:
@@ -31,32 +31,32 @@ def test_never_more_in_any_time_than_the_rate_gives_and_one_burst(rate: float, s
 
 
 @given(st.integers(1, 10**6), STEPS)
-def test_a_quota_is_given_out_once_and_to_the_last_octet(quota: int, steps: list[tuple[float, int]]) -> None:
-    bucket, used = Bucket(None, quota, 0.0), 0
+def test_a_quota_is_given_out_once_and_to_the_last_byte(quota: int, steps: list[tuple[float, int]]) -> None:
+    bucket, used = TokenBucket(None, quota, 0.0), 0
     for _, unused in steps:
-        octets = bucket.take(0.0)
-        back = min(octets, unused)
+        count = bucket.take(0.0)
+        back = min(count, unused)
         bucket.give_back(back)
-        used += octets - back
+        used += count - back
         assert used + (bucket.left or 0) == quota
-    while octets := bucket.take(0.0):
-        used += octets
+    while count := bucket.take(0.0):
+        used += count
     assert used == quota
     assert bucket.used_up
 
 
 @pytest.mark.parametrize(
     ("rate", "quantum"),
-    [(1, LEAST_QUANTUM), (10_240, 512), (10_260, 513), (327_680, MOST_QUANTUM), (1e9, MOST_QUANTUM)],
+    [(1, MIN_QUANTUM), (10_240, 512), (10_260, 513), (327_680, MAX_QUANTUM), (1e9, MAX_QUANTUM)],
 )
 def test_a_quantum_is_a_twentieth_of_a_second_within_bounds(rate: float, quantum: int) -> None:
-    bucket = Bucket(rate, None, 0.0)
+    bucket = TokenBucket(rate, None, 0.0)
     assert bucket.quantum == quantum
-    assert bucket.size == max(BURST * rate, quantum)
+    assert bucket.size == max(BURST_SECONDS * rate, quantum)
 
 
 def test_after_its_wait_there_is_a_quantum() -> None:
-    bucket = Bucket(1000, None, 0.0)
+    bucket = TokenBucket(1000, None, 0.0)
     while bucket.take(0.0):
         pass
     wait = bucket.wait
@@ -68,7 +68,7 @@ def test_after_its_wait_there_is_a_quantum() -> None:
 # In the engines
 
 
-async def test_a_transfer_takes_as_long_as_the_rate_says_and_loses_nothing(
+async def test_a_transfer_takes_as_long_as_the_rate_demands_and_loses_nothing(
     autojump_clock: MockClock, bench: Bench
 ) -> None:
     throttle = bench.engine.limit(100_000, None, lambda: None)
@@ -76,18 +76,18 @@ async def test_a_transfer_takes_as_long_as_the_rate_says_and_loses_nothing(
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
 
-        async def say() -> None:
+        async def send() -> None:
             await joined.server.send_all(NOISE[:500_000])
             await joined.server.send_eof()
 
-        nursery.start_soon(say)
+        nursery.start_soon(send)
         assert await read_all(joined.visitor) == NOISE[:500_000]
     assert 4.5 <= trio.current_time() - began <= 6
     await joined.visitor.send_eof()
     assert (await joined.ends.one()).cause is Cause.FINISHED
 
 
-async def test_visitors_share_the_rate_and_a_small_request_does_not_wait_for_the_large_ones(
+async def test_visitors_share_the_rate_and_a_small_request_does_not_wait_for_large_ones(
     autojump_clock: MockClock, bench: Bench
 ) -> None:
     throttle = bench.engine.limit(100_000, None, lambda: None)
@@ -104,24 +104,24 @@ async def test_visitors_share_the_rate_and_a_small_request_does_not_wait_for_the
             nursery.start_soon(joined.server.send_all, NOISE)
             nursery.start_soon(count, number)
         await trio.sleep(2)
-        asked = trio.current_time()
+        sent_at = trio.current_time()
         await small.visitor.send_all(b"small")
         assert await read_exactly(small.server, 5) == b"small"
-        assert trio.current_time() - asked <= 1
+        assert trio.current_time() - sent_at <= 1
         await trio.sleep(6)
         nursery.cancel_scope.cancel()
     assert min(counts) >= 0.7 * max(counts)
     assert sum(counts) <= 100_000 * (trio.current_time() + 1)
 
 
-async def test_a_used_up_quota_is_told_and_nothing_more_passes(autojump_clock: MockClock, bench: Bench) -> None:
-    told = trio.Event()
-    throttle = bench.engine.limit(None, 100_000, told.set)
+async def test_a_used_up_quota_is_reported_and_nothing_more_passes(autojump_clock: MockClock, bench: Bench) -> None:
+    used_up = trio.Event()
+    throttle = bench.engine.limit(None, 100_000, used_up.set)
     joined = bench.join(linger=10, throttle=throttle)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(joined.server.send_all, NOISE[:100_001])
         assert await read_exactly(joined.visitor, 100_000) == NOISE[:100_000]
-        await told.wait()
+        await used_up.wait()
         assert throttle.left == 0
         with trio.move_on_after(5) as waited:
             await joined.visitor.receive_some(1)
@@ -130,7 +130,7 @@ async def test_a_used_up_quota_is_told_and_nothing_more_passes(autojump_clock: M
     joined.relay.drop()
 
 
-async def test_who_is_dropped_while_in_line_leaves_it(autojump_clock: MockClock, bench: Bench) -> None:
+async def test_a_relay_that_is_dropped_while_queued_leaves_the_queue(autojump_clock: MockClock, bench: Bench) -> None:
     throttle = bench.engine.limit(1000, None, lambda: None)
     dropped, other = (bench.join(linger=10, throttle=throttle) for _ in range(2))
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""One connection in TLS for one visitor: what plain TCP does to ends, resets and slow readers, TLS does, too."""
+"""`TlsEnd`: one TLS connection per visitor treats ends of file, resets and slow readers as plain TCP does."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.tls.connection import TlsSocket
 
-LIMIT = 30
-"""Seconds, virtual ones included, after which a test has failed."""
+TEST_TIMEOUT = 30
+"""Seconds after which a test fails; virtual seconds count, too."""
 
-Pairs = Callable[[], tuple[socket.socket, socket.socket]]
+SocketPair = Callable[[], tuple[socket.socket, socket.socket]]
 
 
-async def encrypted(near: socket.socket, far: socket.socket, papers: Papers) -> tuple[TlsSocket, TlsSocket]:
-    """A relay's and an agent's end."""
+async def tls_pair(near: socket.socket, far: socket.socket, papers: Papers) -> tuple[TlsSocket, TlsSocket]:
+    """Both sides of a TLS connection after the handshake: the relay's and the agent's."""
     relay = TlsSocket(near, papers.server, server_side=True)
     agent = TlsSocket(far, papers.client, server_hostname="localhost")
     async with trio.open_nursery() as nursery:
@@ -37,7 +37,7 @@ async def encrypted(near: socket.socket, far: socket.socket, papers: Papers) -> 
 
 
 @dataclass
-class Visit:
+class RelayedVisitor:
     """visitor ── relay ══ TLS ══ agent ── server."""
 
     visitor: trio.SocketStream
@@ -50,25 +50,25 @@ class Visit:
 
 
 @dataclass
-class Room:
-    """A pump, and what is open."""
+class TlsBench:
+    """A running pump, and the far sockets of one test."""
 
     pump: Pump
     papers: Papers
     nursery: trio.Nursery
     far: list[trio.SocketStream] = field(default_factory=list)
 
-    async def ducts(self, pair: Pairs = tcp_pair) -> tuple[TlsEnd, TlsEnd]:
+    async def end_pair(self, pair: SocketPair = tcp_pair) -> tuple[TlsEnd, TlsEnd]:
         near, far = pair()
-        relay, agent = [TlsEnd(self.pump, end) for end in await encrypted(near, far, self.papers)]
+        relay, agent = [TlsEnd(self.pump, end) for end in await tls_pair(near, far, self.papers)]
         relay.start()
         agent.start()
         return relay, agent
 
     async def visit(
-        self, *, linger: float = 10, pair: Pairs = tcp_pair, rate: float | None = None, **options: int
-    ) -> Visit:
-        relay, agent = await self.ducts(pair)
+        self, *, linger: float = 10, pair: SocketPair = tcp_pair, rate: float | None = None, **options: int
+    ) -> RelayedVisitor:
+        relay, agent = await self.end_pair(pair)
         (visitor, near_visitor), (server, near_server) = tcp_pair(**options), tcp_pair(**options)
         ends = Ends(), Ends()
         throttle = self.pump.limit(rate, None, lambda: None) if rate else None
@@ -77,7 +77,7 @@ class Room:
             agent.join(near_server, linger=linger, on_end=ends[1].note, side=Side.SERVER),
         )
         self.far += [stream(visitor), stream(server)]
-        return Visit(self.far[-2], self.far[-1], relays, ends)
+        return RelayedVisitor(self.far[-2], self.far[-1], relays, ends)
 
 
 @pytest.fixture(scope="module")
@@ -85,52 +85,52 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
     return Papers.issue(tmp_path_factory.mktemp("papers"))
 
 
-@pytest.fixture(params=["as it is", "in small sips"])
-async def room(request: pytest.FixtureRequest, papers: Papers) -> AsyncIterator[Room]:
+@pytest.fixture(params=["default buffers", "tiny buffers"])
+async def bench(request: pytest.FixtureRequest, papers: Papers) -> AsyncIterator[TlsBench]:
     before = open_descriptors()
-    limits = EngineLimits() if request.param == "as it is" else EngineLimits(buffer_size=512, turn_size=1)
+    limits = EngineLimits() if request.param == "default buffers" else EngineLimits(buffer_size=512, turn_size=1)
     async with trio.open_nursery() as nursery:
-        with trio.fail_after(LIMIT):
-            room = Room(Pump(limits), papers, nursery)
-            await nursery.start(room.pump.run)
-            yield room
-            for far in room.far:
+        with trio.fail_after(TEST_TIMEOUT):
+            bench = TlsBench(Pump(limits), papers, nursery)
+            await nursery.start(bench.pump.run)
+            yield bench
+            for far in bench.far:
                 await trio.aclose_forcefully(far)
         nursery.cancel_scope.cancel()
     assert open_descriptors() == before
 
 
-async def say(far: trio.SocketStream, data: bytes) -> None:
+async def send_and_finish(far: trio.SocketStream, data: bytes) -> None:
     await far.send_all(data)
     await far.send_eof()
 
 
-async def both_ways(visit: Visit, up: bytes, down: bytes) -> None:
-    async def hear(far: trio.SocketStream, data: bytes) -> None:
+async def check_both_ways(visit: RelayedVisitor, up: bytes, down: bytes) -> None:
+    async def expect(far: trio.SocketStream, data: bytes) -> None:
         assert await read_all(far) == data
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(say, visit.visitor, up)
-        nursery.start_soon(say, visit.server, down)
-        nursery.start_soon(hear, visit.server, up)
-        nursery.start_soon(hear, visit.visitor, down)
+        nursery.start_soon(send_and_finish, visit.visitor, up)
+        nursery.start_soon(send_and_finish, visit.server, down)
+        nursery.start_soon(expect, visit.server, up)
+        nursery.start_soon(expect, visit.visitor, down)
     assert await visit.causes() == (Cause.FINISHED, Cause.FINISHED)
     for relay in visit.relays:
         assert (relay.up, relay.down) == (len(up), len(down))
 
 
-async def test_every_octet_arrives_both_ways_and_the_ends_after_them(room: Room) -> None:
-    size = 4 if room.pump.buffer_size > 512 else 0.1
+async def test_every_byte_arrives_both_ways_before_the_end_of_file(bench: TlsBench) -> None:
+    size = 4 if bench.pump.buffer_size > 512 else 0.1
     up, down = NOISE * 4, NOISE[::-1] * 4
-    await both_ways(await room.visit(), up[: int(size * len(NOISE))], down[: int(size * len(NOISE))])
+    await check_both_ways(await bench.visit(), up[: int(size * len(NOISE))], down[: int(size * len(NOISE))])
 
 
 @pytest.mark.parametrize("first", ["visitor", "server"])
-async def test_a_side_that_has_ended_is_still_answered(room: Room, first: str) -> None:
-    """Also when much stood there unread as it ended: the goodbye does not stumble over it."""
-    visit = await room.visit()
+async def test_a_half_closed_side_still_receives_the_answer(bench: TlsBench, first: str) -> None:
+    """Also when it had many unread bytes as it ended: close_notify does not fail because of them."""
+    visit = await bench.visit()
     here, there = (visit.visitor, visit.server) if first == "visitor" else (visit.server, visit.visitor)
-    room.nursery.start_soon(say, there, NOISE)
+    bench.nursery.start_soon(send_and_finish, there, NOISE)
     await here.send_all(b"request")
     await here.send_eof()
     assert await read_all(there) == b"request"
@@ -139,8 +139,8 @@ async def test_a_side_that_has_ended_is_still_answered(room: Room, first: str) -
 
 
 @pytest.mark.parametrize("first", ["visitor", "server"])
-async def test_an_end_without_an_octet_is_passed_on(room: Room, first: str) -> None:
-    visit = await room.visit()
+async def test_an_end_of_file_without_data_is_passed_on(bench: TlsBench, first: str) -> None:
+    visit = await bench.visit()
     here, there = (visit.visitor, visit.server) if first == "visitor" else (visit.server, visit.visitor)
     await here.send_eof()
     assert await read_all(there) == b""
@@ -149,63 +149,65 @@ async def test_an_end_without_an_octet_is_passed_on(room: Room, first: str) -> N
     assert await visit.causes() == (Cause.FINISHED, Cause.FINISHED)
 
 
-@pytest.mark.parametrize("who", ["visitor", "server"])
-async def test_a_reset_of_one_side_is_a_reset_to_the_other(room: Room, who: str) -> None:
-    visit = await room.visit()
+@pytest.mark.parametrize("broken", ["visitor", "server"])
+async def test_a_reset_of_one_side_resets_the_other(bench: TlsBench, broken: str) -> None:
+    visit = await bench.visit()
     await visit.visitor.send_all(b"hello")
     assert await read_exactly(visit.server, 5) == b"hello"
-    reset(visit.visitor if who == "visitor" else visit.server)
+    reset(visit.visitor if broken == "visitor" else visit.server)
     with pytest.raises(trio.BrokenResourceError):
-        await (visit.server if who == "visitor" else visit.visitor).receive_some(1)
+        await (visit.server if broken == "visitor" else visit.visitor).receive_some(1)
     for ends in visit.ends:
         end = await ends.one()
-        assert (end.cause, end.side) == (Cause.RESET, Side(who))
+        assert (end.cause, end.side) == (Cause.RESET, Side(broken))
 
 
-async def test_a_half_closed_relay_without_an_octet_is_abandoned(autojump_clock: MockClock, room: Room) -> None:
-    visit = await room.visit(linger=5)
+async def test_a_half_closed_relay_without_data_ends_after_the_linger_time(
+    autojump_clock: MockClock, bench: TlsBench
+) -> None:
+    visit = await bench.visit(linger=5)
     await visit.visitor.send_eof()
     assert Cause.LINGERED in await visit.causes()
 
 
-async def test_a_slow_reader_stops_its_sender_and_loses_nothing(room: Room) -> None:
+async def test_a_slow_reader_stops_the_sender_and_loses_nothing(bench: TlsBench) -> None:
     small = 64 * 1024
-    visit = await room.visit(SO_SNDBUF=small, SO_RCVBUF=small, pair=lambda: tcp_pair(SO_SNDBUF=small, SO_RCVBUF=small))
+    visit = await bench.visit(SO_SNDBUF=small, SO_RCVBUF=small, pair=lambda: tcp_pair(SO_SNDBUF=small, SO_RCVBUF=small))
     payload, sent = NOISE * 8, 0
-    room.nursery.start_soon(say, visit.server, payload)
+    bench.nursery.start_soon(send_and_finish, visit.server, payload)
     await trio.testing.wait_all_tasks_blocked(0.2)
     sent = visit.relays[1].down
-    assert sent < 3 * 2 * 2 * small + 3 * (1 << 18)  # three connections' buffers, and what each end holds
+    assert sent < 3 * 2 * 2 * small + 3 * (1 << 18)  # the buffers of three connections, and of both ends
     assert await read_all(visit.visitor) == payload
 
 
-async def test_a_throttle_holds_for_both_directions(autojump_clock: MockClock, room: Room) -> None:
-    visit = await room.visit(rate=100_000)
+async def test_a_throttle_limits_both_directions_together(autojump_clock: MockClock, bench: TlsBench) -> None:
+    visit = await bench.visit(rate=100_000)
     began = trio.current_time()
-    await both_ways(visit, NOISE[:100_000], NOISE[:100_000])
+    await check_both_ways(visit, NOISE[:100_000], NOISE[:100_000])
     assert 1.8 < trio.current_time() - began < 3
 
 
-async def test_dropping_a_relay_drops_its_other_end_and_nothing_else(room: Room) -> None:
-    dropped, other = await room.visit(), await room.visit()
+async def test_dropping_a_relay_resets_its_other_side_and_nothing_else(bench: TlsBench) -> None:
+    dropped, other = await bench.visit(), await bench.visit()
     await dropped.visitor.send_all(b"x")
     assert await read_exactly(dropped.server, 1) == b"x"
     dropped.relays[0].drop()
     assert await dropped.ends[1].one()
     with pytest.raises(trio.BrokenResourceError):
         await dropped.server.receive_some(1)
-    await both_ways(other, b"hello", b"world")
+    await check_both_ways(other, b"hello", b"world")
 
 
-async def test_a_goodbye_that_nobody_takes_is_not_waited_for_for_ever(autojump_clock: MockClock, room: Room) -> None:
-    """Both have ended, the peer reads nothing, and nobody but the duct is left."""
-    relay, agent = await encrypted(*tcp_pair(SO_SNDBUF=4096, SO_RCVBUF=4096), room.papers)
-    duct = TlsEnd(room.pump, relay)
-    duct.start()
-    duct.linger = 5
+async def test_a_close_notify_that_the_peer_does_not_read_times_out(autojump_clock: MockClock, bench: TlsBench) -> None:
+    """Both sides have finished, the peer reads nothing, and only the end is left."""
+    relay, agent = await tls_pair(*tcp_pair(SO_SNDBUF=4096, SO_RCVBUF=4096), bench.papers)
+    end = TlsEnd(bench.pump, relay)
+    end.start()
+    end.linger = 5
     for _ in range(4):
-        duct.write(memoryview(NOISE)[:50_000])
-    duct.finish()
+        end.write(memoryview(NOISE)[:50_000])
+    end.finish()
     agent.finish()
     assert agent.flush()
     await trio.sleep(4)
@@ -216,67 +218,69 @@ async def test_a_goodbye_that_nobody_takes_is_not_waited_for_for_ever(autojump_c
     agent.close()
 
 
-async def test_a_connection_that_is_cut_is_a_prefix_and_a_reset(papers: Papers) -> None:
-    """An end of file that anybody on the way can make never passes for an end: cut after every so many octets."""
+async def test_a_truncated_connection_is_a_prefix_and_a_reset(papers: Papers) -> None:
+    """A FIN without close_notify, which any machine on the path can forge, never counts as the end of the data."""
     text = NOISE[:3000]
     for cut in range(0, 3600, 97):
         async with trio.open_nursery() as nursery:
-            room = Room(Pump(EngineLimits()), papers, nursery)
-            await nursery.start(room.pump.run)
-            relay, ends, visitor, agent, inside = await _through_a_wire(room)
+            bench = TlsBench(Pump(EngineLimits()), papers, nursery)
+            await nursery.start(bench.pump.run)
+            relay, ends, visitor, agent, raw_stream = await relay_over_forged_connection(bench)
             agent.write(memoryview(text))
             agent.finish()
             raw = agent._unsent.tobytes() + agent._outgoing.read()
-            await inside.send_all(raw[:cut])
-            await inside.send_eof()
-            heard = b""
+            await raw_stream.send_all(raw[:cut])
+            await raw_stream.send_eof()
+            received = b""
             try:
                 async for chunk in visitor:
-                    heard += chunk
+                    received += chunk
                 ended = True
             except trio.BrokenResourceError:
                 ended = False
-            assert text.startswith(heard)
+            assert text.startswith(received)
             assert ended == (cut >= len(raw))
             if not ended:
                 assert (await ends.one()).cause is Cause.RESET
             relay.drop()
             await trio.aclose_forcefully(visitor)
-            await trio.aclose_forcefully(inside)
+            await trio.aclose_forcefully(raw_stream)
             agent.close()
             nursery.cancel_scope.cancel()
 
 
-async def _through_a_wire(room: Room) -> tuple[Relay, Ends, trio.SocketStream, TlsSocket, trio.SocketStream]:
-    """A relay whose agent's octets we carry ourselves after the handshake."""
+async def relay_over_forged_connection(
+    bench: TlsBench,
+) -> tuple[Relay, Ends, trio.SocketStream, TlsSocket, trio.SocketStream]:
+    """A relay whose agent's ciphertext the test sends itself after the handshake."""
     near, far = tcp_pair()
-    relay, agent = await encrypted(near, far, room.papers)
-    await agent_has_read_its_tickets(agent)
-    duct = TlsEnd(room.pump, relay)
-    duct.start()
+    relay, agent = await tls_pair(near, far, bench.papers)
+    await read_session_tickets(agent)
+    end = TlsEnd(bench.pump, relay)
+    end.start()
     visitor, near_visitor = tcp_pair()
     ends = Ends()
-    joined = duct.join(near_visitor, linger=30, on_end=ends.note)
+    joined = end.join(near_visitor, linger=30, on_end=ends.note)
     return joined, ends, stream(visitor), agent, stream(socket.socket(fileno=socket.dup(far.fileno())))
 
 
-async def agent_has_read_its_tickets(agent: TlsSocket) -> None:
+async def read_session_tickets(agent: TlsSocket) -> None:
     with trio.move_on_after(0.05):
         await agent.receive(1)
 
 
-async def test_octets_that_are_changed_on_the_way_break_the_connection(papers: Papers) -> None:
+async def test_modified_ciphertext_breaks_the_connection(papers: Papers) -> None:
     dice = random.Random(3)
     for _ in range(20):
         async with trio.open_nursery() as nursery:
-            room = Room(Pump(EngineLimits()), papers, nursery)
-            await nursery.start(room.pump.run)
-            _relay, ends, visitor, agent, inside = await _through_a_wire(room)
+            bench = TlsBench(Pump(EngineLimits()), papers, nursery)
+            await nursery.start(bench.pump.run)
+            _relay, ends, visitor, agent, raw_stream = await relay_over_forged_connection(bench)
             agent.write(memoryview(NOISE[:3000]))
             raw = bytearray(agent._outgoing.read())
             raw[dice.randrange(len(raw))] ^= 1 << dice.randrange(8)
-            await inside.send_all(raw + agent._outgoing.read())
-            await inside.aclose()
+            await raw_stream.send_all(raw + agent._outgoing.read())
+            await raw_stream.aclose()
             with pytest.raises(trio.BrokenResourceError):
                 await read_all(visitor)
             assert (await ends.one()).cause is Cause.RESET
@@ -285,55 +289,55 @@ async def test_octets_that_are_changed_on_the_way_break_the_connection(papers: P
             nursery.cancel_scope.cancel()
 
 
-async def test_whoever_spoke_before_it_was_joined_is_heard_first(room: Room) -> None:
-    relay, agent = await room.ducts()
+async def test_bytes_from_before_the_join_are_relayed_first(bench: TlsBench) -> None:
+    relay, agent = await bench.end_pair()
     agent.send(b"220 hidden.example ESMTP\r\n")
     agent.finish()
     while not relay.buffered:
         await trio.lowlevel.checkpoint()
     visitor, near_visitor = tcp_pair()
-    room.far.append(stream(visitor))
+    bench.far.append(stream(visitor))
     ends = Ends()
     relay.join(near_visitor, linger=10, on_end=ends.note)
-    assert await read_all(room.far[0]) == b"220 hidden.example ESMTP\r\n"
+    assert await read_all(bench.far[0]) == b"220 hidden.example ESMTP\r\n"
 
 
-async def test_an_end_that_is_told_twice_is_passed_on_once(room: Room) -> None:
-    """Somebody who only said good-bye is handed over while what stood ahead of the visitor is offered."""
-    relay, agent = await room.ducts()
+async def test_an_end_of_file_that_is_reported_twice_is_passed_on_once(bench: TlsBench) -> None:
+    """An end that has received only an end of file is joined while its buffered bytes are delivered."""
+    relay, agent = await bench.end_pair()
     agent.finish()
     while not relay.eof_received:
         await trio.lowlevel.checkpoint()
     visitor, near_visitor = tcp_pair()
-    room.far.append(stream(visitor))
+    bench.far.append(stream(visitor))
     ends = Ends()
     relay.join(near_visitor, linger=10, on_end=ends.note)
     relay.deliver_buffered()
-    assert await read_all(room.far[0]) == b""
-    await say(room.far[0], b"answer")
+    assert await read_all(bench.far[0]) == b""
+    await send_and_finish(bench.far[0], b"answer")
     while agent.buffered != b"answer":
         await trio.lowlevel.checkpoint()
     assert (await ends.one()).cause is Cause.FINISHED
 
 
-async def test_it_is_a_stream_like_any_other(room: Room) -> None:
+async def test_it_keeps_the_contract_of_a_trio_stream(bench: TlsBench) -> None:
     async def make() -> tuple[EndStream, EndStream]:
-        near, far = await room.ducts()
+        near, far = await bench.end_pair()
         return EndStream(near), EndStream(far)
 
     await check_half_closeable_stream(make, None)
 
 
-async def test_a_goodbye_does_not_stumble_over_what_has_come_and_was_not_read(papers: Papers) -> None:
-    relay, agent = await encrypted(*tcp_pair(), papers)
+async def test_close_notify_can_be_sent_while_received_bytes_are_unread(papers: Papers) -> None:
+    relay, agent = await tls_pair(*tcp_pair(), papers)
     await relay.send_all(NOISE[:50_000])
     assert await agent.receive(10) == NOISE[:10]
     agent.finish()
     assert agent.flush()
     assert await relay.receive(1) == b""
-    heard = NOISE[:10]
-    while len(heard) < 50_000:
-        heard += await agent.receive(50_000)
-    assert heard == NOISE[:50_000]
+    received = NOISE[:10]
+    while len(received) < 50_000:
+        received += await agent.receive(50_000)
+    assert received == NOISE[:50_000]
     agent.close()
     relay.close()

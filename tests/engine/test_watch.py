@@ -1,4 +1,4 @@
-"""The contract of `watch`, and of what comes after it."""
+"""The contract of `watch`, and of `join` after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tunneld.engine.engine import Cause
 
 
 class Events:
-    """Counts calls; its `note` is an `on_event`."""
+    """Counts calls; `note` is an `on_event` callback."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -24,13 +24,13 @@ class Events:
         self._called.set()
 
     async def more(self, than: int = 0) -> None:
-        """Wait for more calls than these."""
+        """Wait until there have been more than this many calls."""
         while self.count <= than:
             self._called = trio.Event()
             await self._called.wait()
 
 
-async def test_the_first_byte_is_told_and_not_taken(bench: Bench) -> None:
+async def test_the_first_byte_is_reported_and_not_read(bench: Bench) -> None:
     far, near = bench.tcp()
     events = Events()
     bench.engine.watch(near, events.note, no_failure)
@@ -39,7 +39,7 @@ async def test_the_first_byte_is_told_and_not_taken(bench: Bench) -> None:
     assert near.recv(10) == b"x"
 
 
-async def test_an_idle_connection_is_not_told(bench: Bench) -> None:
+async def test_an_idle_connection_is_not_reported(bench: Bench) -> None:
     _, near = bench.tcp()
     events = Events()
     bench.engine.watch(near, events.note, no_failure)
@@ -47,7 +47,7 @@ async def test_an_idle_connection_is_not_told(bench: Bench) -> None:
     assert events.count == 0
 
 
-async def test_bytes_that_came_before_the_watch_are_told(bench: Bench) -> None:
+async def test_bytes_from_before_the_watch_are_reported(bench: Bench) -> None:
     far, near = bench.tcp()
     await far.send_all(b"x")
     events = Events()
@@ -55,7 +55,7 @@ async def test_bytes_that_came_before_the_watch_are_told(bench: Bench) -> None:
     await events.more()
 
 
-async def test_a_peer_that_leaves_is_told(bench: Bench) -> None:
+async def test_an_end_of_file_is_reported(bench: Bench) -> None:
     far, near = bench.tcp()
     events = Events()
     bench.engine.watch(near, events.note, no_failure)
@@ -64,7 +64,7 @@ async def test_a_peer_that_leaves_is_told(bench: Bench) -> None:
     assert near.recv(10) == b""
 
 
-async def test_a_reset_is_told(bench: Bench) -> None:
+async def test_a_reset_is_reported(bench: Bench) -> None:
     far, near = bench.tcp()
     events = Events()
     bench.engine.watch(near, events.note, no_failure)
@@ -75,10 +75,10 @@ async def test_a_reset_is_told(bench: Bench) -> None:
         near.recv(10)
 
 
-async def test_a_refused_connection_is_told(bench: Bench) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        near = bench.dialled(nobody.getsockname())
+async def test_a_refused_connection_is_reported(bench: Bench) -> None:
+    with socket.socket() as not_listening:
+        not_listening.bind(("127.0.0.1", 0))
+        near = bench.dialled(not_listening.getsockname())
         events = Events()
         bench.engine.watch(near, events.note, no_failure)
         await events.more()
@@ -86,7 +86,7 @@ async def test_a_refused_connection_is_told(bench: Bench) -> None:
         near.recv(10)
 
 
-async def test_an_end_behind_unread_bytes_is_told_by_the_pump(pump: Bench) -> None:
+async def test_the_pump_reports_an_end_of_file_behind_unread_bytes(pump: Bench) -> None:
     far, near = pump.tcp()
     events = Events()
     pump.engine.watch(near, events.note, no_failure)
@@ -99,7 +99,7 @@ async def test_an_end_behind_unread_bytes_is_told_by_the_pump(pump: Bench) -> No
     assert near.recv(10) == b""
 
 
-async def test_nothing_is_told_after_release(bench: Bench) -> None:
+async def test_nothing_is_reported_after_release(bench: Bench) -> None:
     far, near = bench.tcp()
     events = Events()
     registration = bench.engine.watch(near, events.note, no_failure)
@@ -113,7 +113,7 @@ async def test_nothing_is_told_after_release(bench: Bench) -> None:
     assert near.recv(10) == b"xy"
 
 
-async def test_whoever_watches_after_a_release_is_told(bench: Bench) -> None:
+async def test_a_new_watch_after_a_release_is_served(bench: Bench) -> None:
     for _ in range(20):  # the portable engine starts its tasks in random order
         far, near = bench.tcp()
         first, second = Events(), Events()
@@ -125,8 +125,8 @@ async def test_whoever_watches_after_a_release_is_told(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("pause", [False, True], ids=["at once", "later"])
-@pytest.mark.parametrize("waiting", [b"", b"spoke first"], ids=["silent", "with bytes waiting"])
-async def test_a_released_connection_is_joined_with_all_that_stands_in_it(
+@pytest.mark.parametrize("waiting", [b"", b"banner"], ids=["silent", "with bytes waiting"])
+async def test_a_released_connection_is_joined_with_its_pending_bytes(
     bench: Bench, waiting: bytes, pause: bool
 ) -> None:
     server, near_server = bench.tcp()
@@ -148,12 +148,12 @@ async def test_a_released_connection_is_joined_with_all_that_stands_in_it(
     assert await read_all(visitor) == waiting
     assert await read_exactly(server, 5) == b"hello"
     for registration in registrations:
-        registration.release()  # too late to matter
+        registration.release()  # has no effect any more
     await visitor.aclose()
     assert (await ends.one()).cause is Cause.FINISHED
 
 
-async def test_an_owner_may_join_from_inside_its_callback(bench: Bench) -> None:
+async def test_join_may_be_called_from_an_on_event_callback(bench: Bench) -> None:
     server, near_server = bench.tcp()
     visitor, near_visitor = bench.tcp()
     ends = Ends()
@@ -170,7 +170,7 @@ async def test_an_owner_may_join_from_inside_its_callback(bench: Bench) -> None:
     assert (await ends.one()).cause is Cause.FINISHED
 
 
-async def test_a_descriptor_that_was_released_closed_and_given_out_again_is_a_new_one(pump: Bench) -> None:
+async def test_a_descriptor_that_was_released_closed_and_reused_is_a_new_one(pump: Bench) -> None:
     _, near = pump.tcp()
     registration = pump.engine.watch(near, Events().note, no_failure)
     await trio.testing.wait_all_tasks_blocked()
@@ -190,21 +190,21 @@ async def test_a_descriptor_that_was_released_closed_and_given_out_again_is_a_ne
     assert again.recv(10) == b"x"
 
 
-async def test_a_watch_that_fails_costs_its_owner_alone(bench: Bench) -> None:
+async def test_a_failing_callback_affects_only_its_owner(bench: Bench) -> None:
     far, near = bench.tcp()
     failures: list[Exception] = []
-    told = trio.Event()
+    called = trio.Event()
 
     def fail() -> None:
         raise ZeroDivisionError
 
     def on_failure(error: Exception) -> None:
         failures.append(error)
-        told.set()
+        called.set()
         raise RuntimeError("and this fails, too")
 
     bench.engine.watch(near, fail, on_failure)
     await far.send_all(b"x")
-    await told.wait()
+    await called.wait()
     assert [type(error) for error in failures] == [ZeroDivisionError]
-    await bench.check()
+    await bench.check_still_works()

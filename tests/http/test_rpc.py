@@ -116,7 +116,7 @@ def test_every_verb_that_answers_with_items_is_in_the_table_of_commands() -> Non
     ("method", "params", "code", "reason"),
     [
         ("tunnel.getTunnelAddress", ("tcp://127.0.0.1:1",), "no-such-tunnel", "no open tunnel has the server URI"),
-        ("tunnel.getTunnelAddress", ("127.0.0.1:1",), "usage", "not a URI"),
+        ("tunnel.getTunnelAddress", ("127.0.0.1:1",), "usage", "invalid URI"),
         ("tunnel.getTunnelAddress", (), "usage", "usage: getTunnelAddress URI"),
         ("tunnel.getTunnelAddress", (1, 2), "usage", "usage: getTunnelAddress URI"),
         ("tunnel.getTunnelAddress", (True,), "usage", "argument 1 is neither a string nor an integer"),

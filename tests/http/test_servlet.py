@@ -37,7 +37,7 @@ class TestServlet:
             ("?method=sing", "404 Not Found", "unrecognized method 'sing'; use openTunnel or getTunnelAddress"),
             ("?method=shutdown", "404 Not Found", "unrecognized method 'shutdown'"),
             ("?method=getTunnelAddress", "400 Bad Request", "usage: getTunnelAddress URI"),
-            ("?method=getTunnelAddress&uri=x", "400 Bad Request", "not a URI"),
+            ("?method=getTunnelAddress&uri=x", "400 Bad Request", "invalid URI"),
             ("?method=getTunnelAddress&uri=tcp://127.0.0.1:1", "404 Not Found", "no open tunnel has the server URI"),
             ("?method=openTunnel&method=openTunnel", "400 Bad Request", "parameter 'method' is given twice"),
             ("?method=openTunnel&color=red", "400 Bad Request", "unrecognized option 'color'"),

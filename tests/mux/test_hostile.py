@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from tests.engine.bench import NOISE, Ends, flood, read_all, read_exactly, stream, tcp_pair
 from tests.mux.bench import Person, Two
-from tunneld.engine.end_relay import LEAST, EndRelay
+from tunneld.engine.end_relay import MIN_READ_COST, EndRelay
 from tunneld.engine.engine import Cause
 from tunneld.mux.carrier import FRAGMENTS, MAX_FRAMES_PER_TURN, PREAUTH_EXCEEDED, PREAUTH_LIMIT, Carrier
 from tunneld.mux.channel import Channel
@@ -344,4 +344,4 @@ async def test_who_wants_single_octets_of_a_visitor_who_says_much_has_a_turn_and
             while channel.handler.from_socket < said:
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-    assert 0 < max(recorder.steps) <= channel.quantum // LEAST * FRAGMENTS
+    assert 0 < max(recorder.steps) <= channel.quantum // MIN_READ_COST * FRAGMENTS

@@ -22,7 +22,7 @@ PORTS = st.integers(0, endpoint.MAX_PORT)
 
 
 @given(host=HOSTS, port=PORTS, scheme=st.sampled_from(["tcp", "tls", "webmux"]))
-def test_what_prints_reads_back(host: str, port: int, scheme: str) -> None:
+def test_a_printed_endpoint_parses_back(host: str, port: int, scheme: str) -> None:
     written = Endpoint(scheme, host, port)
     assert Endpoint.parse(str(written)) == written
 
@@ -36,7 +36,7 @@ def test_any_text_is_an_endpoint_or_a_usage_error(text: str) -> None:
     assert Endpoint.parse(str(parsed)) == parsed
 
 
-def test_letter_case_and_a_closing_slash_make_no_difference() -> None:
+def test_letter_case_and_a_trailing_slash_make_no_difference() -> None:
     assert Endpoint.parse("TCP://Relay.Example.ORG:8010/") == Endpoint("tcp", "relay.example.org", 8010)
 
 
@@ -56,7 +56,7 @@ def test_letter_case_and_a_closing_slash_make_no_difference() -> None:
         "tcp://x:1٣",
     ],
 )
-def test_what_is_no_endpoint_is_refused(text: str) -> None:
+def test_an_invalid_uri_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         Endpoint.parse(text)
 
@@ -76,12 +76,12 @@ def test_targets(text: str, target: Target) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "65536", "unix:", "host", "host:0", ":80:90", "٨٠٠٠"])
-def test_what_is_no_target_is_refused(text: str) -> None:
+def test_an_invalid_target_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         Target.parse(text)
 
 
-def test_a_mapped_address_lies_in_its_ipv4_network() -> None:
+def test_a_mapped_address_is_in_its_ipv4_network() -> None:
     network = endpoint.parse_network("192.0.2.0/24")
     assert endpoint.contains(network, ("::ffff:192.0.2.9", 1, 0, 0))
     assert not endpoint.contains(network, ("::ffff:198.51.100.9", 1, 0, 0))
@@ -89,7 +89,7 @@ def test_a_mapped_address_lies_in_its_ipv4_network() -> None:
     assert endpoint.contains(ipaddress.ip_network("fe80::/10"), ("fe80::1%eth0", 1, 0, 2))
 
 
-def test_peers_print_as_people_write_them() -> None:
+def test_peers_print_as_host_and_port() -> None:
     assert endpoint.format_peer(("::ffff:192.0.2.9", 5, 0, 0)) == "192.0.2.9:5"
     assert endpoint.format_peer(("2001:db8::1", 5, 0, 0)) == "[2001:db8::1]:5"
     assert endpoint.format_peer("") == "unix"
@@ -99,7 +99,7 @@ def test_peers_print_as_people_write_them() -> None:
     ("host", "loopback"),
     [("127.8.0.1", True), ("::1", True), ("localhost", True), ("", False), ("::", False), ("relay", False)],
 )
-def test_loopback_is_only_this_machine(host: str, loopback: bool) -> None:
+def test_only_loopback_hosts_are_loopback(host: str, loopback: bool) -> None:
     assert endpoint.is_loopback(host) is loopback
 
 
@@ -114,25 +114,25 @@ def test_loopback_is_only_this_machine(host: str, loopback: bool) -> None:
         ("tcp://[2001:db8::1]:7", Endpoint("tcp", "2001:db8::1", 7)),
     ],
 )
-def test_a_relay_has_a_port_also_where_nobody_says_one(text: str, endpoint: Endpoint) -> None:
+def test_the_port_of_a_relay_has_a_default(text: str, endpoint: Endpoint) -> None:
     assert parse_relay(text) == endpoint
     assert parse_relay(text, tls=True) == replace(endpoint, scheme="tls")
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
-        ("https://relay.example.org", "not a relay: 'https://relay.example.org' is neither HOST nor HOST:PORT"),
-        ("2001:db8::1", "not a relay: '2001:db8::1'"),
-        ("", "not a relay: ''"),
-        ("relay:", "not a relay: 'relay:'"),
+        ("https://relay.example.org", "invalid relay address 'https://relay.example.org': expected HOST or HOST:PORT"),
+        ("2001:db8::1", "invalid relay address '2001:db8::1'"),
+        ("", "invalid relay address ''"),
+        ("relay:", "invalid relay address 'relay:'"),
         ("relay:0", "port out of range in 'relay:0'"),
-        ("re lay", "not a host name or address in 're lay'"),
-        ("webmux://relay:7012/SECRET", "not a relay: a server URI is where"),
-        ("ssh://SECRET@relay:7022", "not a relay: a server URI is where"),
+        ("re lay", "invalid host name or address in 're lay'"),
+        ("webmux://relay:7012/SECRET", "invalid relay address: this is the server URI of a tunnel"),
+        ("ssh://SECRET@relay:7022", "invalid relay address: this is the server URI of a tunnel"),
     ],
 )
-def test_what_is_no_relay_is_said_to_be_none_and_no_key_is_shown(text: str, complaint: str) -> None:
-    with pytest.raises(UsageError, match=f"^{re.escape(complaint)}") as caught:
+def test_an_invalid_relay_address_is_explained_without_showing_a_key(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}") as caught:
         parse_relay(text)
     assert "SECRET" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Doors: listeners that are exchanged while a face serves, and nobody is lost by it."""
+"""Listeners that a reload replaces while their service accepts; no client is lost."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from trio.testing import wait_all_tasks_blocked
 
 from tunneld.errors import ListenError
 from tunneld.net import sockets
-from tunneld.net.listeners import BATCH, BindAddress, ReloadableListener, bind_again
+from tunneld.net.listeners import MAX_ACCEPTS_PER_TURN, BindAddress, ReloadableListener, bind_again
 
 HERE = "127.0.0.1"
 
 
-class Guests:
-    """Those who came through a door."""
+class AcceptedConnections:
+    """Collects accepted connections."""
 
     def __init__(self) -> None:
-        self.came: list[socket.socket] = []
+        self.connections: list[socket.socket] = []
 
-    def arrive(self, connection: socket.socket, _peer: Any) -> None:
-        self.came.append(connection)
+    def add(self, connection: socket.socket, _peer: Any) -> None:
+        self.connections.append(connection)
 
 
 @asynccontextmanager
-async def open_door(*listeners: socket.socket) -> AsyncIterator[tuple[ReloadableListener, Guests]]:
-    door, guests = ReloadableListener("test", listeners), Guests()
+async def serving(*listeners: socket.socket) -> AsyncIterator[tuple[ReloadableListener, AcceptedConnections]]:
+    listener, accepted = ReloadableListener("test", listeners), AcceptedConnections()
     async with trio.open_nursery() as nursery:
-        await nursery.start(door.serve, guests.arrive)
-        yield door, guests
+        await nursery.start(listener.serve, accepted.add)
+        yield listener, accepted
         nursery.cancel_scope.cancel()
-    for connection in guests.came:
+    for connection in accepted.connections:
         connection.close()
 
 
-def call(port: int, host: str = HERE) -> socket.socket:
+def connect(port: int, host: str = HERE) -> socket.socket:
     return socket.create_connection((host, port))
 
 
@@ -51,73 +51,73 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-async def test_whoever_was_connected_to_a_listener_that_goes_is_taken_all_the_same() -> None:
-    async with open_door(*sockets.bind_tcp(HERE, 0)) as (door, guests):
-        with call(door.port), call(door.port):
-            door.exchange(sockets.bind_tcp(HERE, 0))
-            assert len(guests.came) == 2
+async def test_clients_in_the_queue_of_a_replaced_listener_are_accepted() -> None:
+    async with serving(*sockets.bind_tcp(HERE, 0)) as (service, accepted):
+        with connect(service.port), connect(service.port):
+            service.exchange(sockets.bind_tcp(HERE, 0))
+            assert len(accepted.connections) == 2
 
 
-async def test_a_door_listens_where_it_is_told_and_nowhere_else() -> None:
-    async with open_door(*sockets.bind_tcp(HERE, 0)) as (door, guests):
-        old = door.port
-        door.exchange(sockets.bind_tcp(HERE, 0))
+async def test_after_an_exchange_only_the_new_listeners_accept() -> None:
+    async with serving(*sockets.bind_tcp(HERE, 0)) as (service, accepted):
+        old = service.port
+        service.exchange(sockets.bind_tcp(HERE, 0))
         with pytest.raises(ConnectionRefusedError):
-            call(old)
-        with call(door.port):
+            connect(old)
+        with connect(service.port):
             await wait_all_tasks_blocked()
-            assert len(guests.came) == 1
-        port = door.port
-        door.exchange([])
-        assert door.port == 0
+            assert len(accepted.connections) == 1
+        port = service.port
+        service.exchange([])
+        assert service.port == 0
         with pytest.raises(ConnectionRefusedError):
-            call(port)
+            connect(port)
 
 
-class Turns(trio.abc.Instrument):
-    """How many guests came in each turn that a task had, whichever order the tasks had theirs in."""
+class AcceptsPerStep(trio.abc.Instrument):
+    """How many connections were accepted in each step of a task, in any order of the tasks."""
 
-    def __init__(self, guests: Guests) -> None:
-        self._guests, self._before = guests, 0
-        self.took: list[int] = []
+    def __init__(self, accepted: AcceptedConnections) -> None:
+        self._accepted, self._before = accepted, 0
+        self.counts: list[int] = []
 
     def before_task_step(self, _task: trio.lowlevel.Task) -> None:
-        self._before = len(self._guests.came)
+        self._before = len(self._accepted.connections)
 
     def after_task_step(self, _task: trio.lowlevel.Task) -> None:
-        if took := len(self._guests.came) - self._before:
-            self.took.append(took)
+        if count := len(self._accepted.connections) - self._before:
+            self.counts.append(count)
 
 
-async def test_a_crowd_is_taken_in_batches() -> None:
-    """So many in a turn, and then others have theirs."""
+async def test_many_connections_are_accepted_in_batches() -> None:
+    """Other tasks run between two batches."""
     listeners = sockets.bind_tcp(HERE, 0)
-    with ExitStack() as people:
-        for _ in range(BATCH + 1):
-            people.enter_context(call(listeners[0].getsockname()[1]))
-        async with open_door(*listeners) as (_door, guests):
-            turns = Turns(guests)
-            trio.lowlevel.add_instrument(turns)
+    with ExitStack() as clients:
+        for _ in range(MAX_ACCEPTS_PER_TURN + 1):
+            clients.enter_context(connect(listeners[0].getsockname()[1]))
+        async with serving(*listeners) as (_, accepted):
+            steps = AcceptsPerStep(accepted)
+            trio.lowlevel.add_instrument(steps)
             await wait_all_tasks_blocked()
-            trio.lowlevel.remove_instrument(turns)
-    assert turns.took == [BATCH, 1]
+            trio.lowlevel.remove_instrument(steps)
+    assert steps.counts == [MAX_ACCEPTS_PER_TURN, 1]
 
 
-async def test_a_listener_that_stays_is_not_disturbed() -> None:
-    async with open_door(*sockets.bind_tcp(HERE, 0)) as (door, guests):
-        (stays,) = door.listeners
-        door.exchange([stays, *sockets.bind_tcp(HERE, 0)])
-        assert len(door.listeners) == 2
-        for listener in door.listeners:
-            call(listener.getsockname()[1]).close()
+async def test_a_listener_that_stays_goes_on_accepting() -> None:
+    async with serving(*sockets.bind_tcp(HERE, 0)) as (service, accepted):
+        (stays,) = service.listeners
+        service.exchange([stays, *sockets.bind_tcp(HERE, 0)])
+        assert len(service.listeners) == 2
+        for listener in service.listeners:
+            connect(listener.getsockname()[1]).close()
         await wait_all_tasks_blocked()
-        assert len(guests.came) == 2
+        assert len(accepted.connections) == 2
 
 
-async def test_all_listeners_are_closed_with_the_face() -> None:
-    async with open_door(*sockets.bind_tcp(HERE, 0)) as (door, _guests):
-        listeners = [*door.listeners, *sockets.bind_tcp(HERE, 0)]
-        door.exchange(listeners)
+async def test_all_listeners_are_closed_when_the_service_stops() -> None:
+    async with serving(*sockets.bind_tcp(HERE, 0)) as (service, _):
+        listeners = [*service.listeners, *sockets.bind_tcp(HERE, 0)]
+        service.exchange(listeners)
     assert [listener.fileno() for listener in listeners] == [-1, -1]
 
 
@@ -125,39 +125,41 @@ async def test_all_listeners_are_closed_with_the_face() -> None:
 async def test_the_same_port_on_more_or_fewer_addresses(was: str, then: str) -> None:
     port = free_port()
     now, later = {"test": BindAddress(was, port)}, {"test": BindAddress(then, port)}
-    async with open_door(*sockets.bind_tcp(was, port)) as (door, guests):
-        door.exchange(bind_again({"test": door}, now, later)["test"])
-        with call(port):
+    async with serving(*sockets.bind_tcp(was, port)) as (service, accepted):
+        service.exchange(bind_again({"test": service}, now, later)["test"])
+        with connect(port):
             await wait_all_tasks_blocked()
-            assert len(guests.came) == 1
+            assert len(accepted.connections) == 1
 
 
-async def test_what_cannot_be_bound_leaves_everything_as_it_was() -> None:
+async def test_a_failed_bind_changes_nothing() -> None:
     with socket.create_server((HERE, 0)) as taken:
         port = taken.getsockname()[1]
         async with (
-            open_door(*sockets.bind_tcp(HERE, 0)) as (one, guests),
-            open_door(*sockets.bind_tcp(HERE, 0)) as (other, _guests),
+            serving(*sockets.bind_tcp(HERE, 0)) as (one, accepted),
+            serving(*sockets.bind_tcp(HERE, 0)) as (other, _),
         ):
-            doors = {"one": one, "other": other}
-            now: dict[str, BindAddress | None] = {name: BindAddress(HERE, door.port) for name, door in doors.items()}
+            services = {"one": one, "other": other}
+            now: dict[str, BindAddress | None] = {
+                name: BindAddress(HERE, service.port) for name, service in services.items()
+            }
             descriptors = sockets.open_descriptors()
             with pytest.raises(ListenError, match=f"could not listen on tcp://{HERE}:{port}: address already in use"):
-                bind_again(doors, now, {"one": BindAddress(HERE, 0), "other": BindAddress(HERE, port)})
+                bind_again(services, now, {"one": BindAddress(HERE, 0), "other": BindAddress(HERE, port)})
             assert sockets.open_descriptors() == descriptors
-            with call(one.port), call(other.port):
+            with connect(one.port), connect(other.port):
                 await wait_all_tasks_blocked()
-                assert len(guests.came) == 1
+                assert len(accepted.connections) == 1
 
 
-def test_faces_that_stay_where_they_are_are_not_bound() -> None:
-    place = BindAddress(HERE, 7010)
-    assert bind_again({"one": ReloadableListener("one")}, {"one": place}, {"one": place}) == {}
-    assert bind_again({"one": ReloadableListener("one")}, {"one": place}, {"one": None}) == {"one": []}
+def test_services_with_an_unchanged_address_are_not_bound() -> None:
+    address = BindAddress(HERE, 7010)
+    assert bind_again({"one": ReloadableListener("one")}, {"one": address}, {"one": address}) == {}
+    assert bind_again({"one": ReloadableListener("one")}, {"one": address}, {"one": None}) == {"one": []}
 
 
-class Short(socket.socket):
-    """A listener on a machine that is out of descriptors, for a while."""
+class FailingListener(socket.socket):
+    """A listener whose first two accepts fail for lack of descriptors."""
 
     tries = 0
 
@@ -168,32 +170,58 @@ class Short(socket.socket):
         return super().accept()
 
 
-async def test_out_of_descriptors_it_waits_and_says_so_once(autojump_clock: trio.testing.MockClock) -> None:
-    listener = Short()
+async def test_out_of_descriptors_it_backs_off_and_logs_once(autojump_clock: trio.testing.MockClock) -> None:
+    listener = FailingListener()
     listener.bind((HERE, 0))
     listener.listen()
     listener.setblocking(False)
     with capture_logs() as logs:
-        async with open_door(listener) as (door, guests):
-            with call(door.port):
+        async with serving(listener) as (service, accepted):
+            with connect(service.port):
                 await trio.sleep(10)
-                assert len(guests.came) == 1
-    assert [log["event"] for log in logs] == ["test accepts no connections for now"]
+                assert len(accepted.connections) == 1
+    assert [log["event"] for log in logs] == ["could not accept test connections"]
 
 
-async def test_a_bug_costs_the_connection_that_met_it() -> None:
-    door = ReloadableListener("test", sockets.bind_tcp(HERE, 0))
+class AbortedListener(socket.socket):
+    """A listener whose first client aborts before the connection is accepted."""
 
-    def bug(_connection: socket.socket, _peer: Any) -> None:
+    calls = 0
+
+    def accept(self) -> Any:
+        self.calls += 1
+        connection, address = super().accept()
+        if self.calls == 1:
+            connection.close()
+            raise OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+        return connection, address
+
+
+async def test_an_aborted_connection_is_no_shortage_and_does_not_delay_the_next_client() -> None:
+    listener = AbortedListener()
+    listener.bind((HERE, 0))
+    listener.listen()
+    listener.setblocking(False)
+    with capture_logs() as logs, connect(listener.getsockname()[1]), connect(listener.getsockname()[1]):
+        async with serving(listener) as (_, accepted):
+            await wait_all_tasks_blocked()
+            assert len(accepted.connections) == 1
+    assert logs == []
+
+
+async def test_a_failing_callback_costs_one_connection() -> None:
+    service = ReloadableListener("test", sockets.bind_tcp(HERE, 0))
+
+    def fail(_connection: socket.socket, _peer: Any) -> None:
         raise ZeroDivisionError
 
     with capture_logs() as logs:
         async with trio.open_nursery() as nursery:
-            await nursery.start(door.serve, bug)
+            await nursery.start(service.serve, fail)
             for _ in range(2):
-                with call(door.port) as connection:
+                with connect(service.port) as connection:
                     await wait_all_tasks_blocked()
                     connection.setblocking(False)
                     assert connection.recv(1) == b""
             nursery.cancel_scope.cancel()
-    assert [log["event"] for log in logs] == ["could not take a connection: a bug"] * 2
+    assert [log["event"] for log in logs] == ["could not handle a connection: internal error"] * 2

@@ -1,4 +1,4 @@
-"""Listening sockets, free ports, descriptors."""
+"""Listening sockets, free ports and the limit of descriptors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def listening(host: str = LOOPBACK, port: int = 0) -> Iterator[list[socket.socke
 
 @contextmanager
 def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A non-blocking connection that a listener of ours accepted, and its peer."""
+    """A non-blocking connection that one of our listeners accepted, and the client socket."""
     with listening() as (listener,), socket.create_connection(listener.getsockname()) as peer:
         listener.setblocking(True)
         accepted, _ = listener.accept()
@@ -45,7 +45,7 @@ def port_of(listener: socket.socket) -> int:
     return int(listener.getsockname()[1])
 
 
-def test_a_listener_is_ready_for_the_pump_and_what_it_accepts_is_kept_alive() -> None:
+def test_a_listener_is_non_blocking_and_accepted_connections_have_keep_alive() -> None:
     with listening() as (listener,):
         assert listener.getblocking() is False
         assert listener.get_inheritable() is False
@@ -55,7 +55,7 @@ def test_a_listener_is_ready_for_the_pump_and_what_it_accepts_is_kept_alive() ->
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
 
 
-def test_keep_alive_times_stay_within_what_the_system_takes() -> None:
+def test_keep_alive_times_are_clamped_to_what_the_system_accepts() -> None:
     for asked, got in ((0.2, 1), (90.0, 90), (1e6, 32767)):
         (listener,) = sockets.bind_tcp(LOOPBACK, 0, keepalive=asked)
         with listener:
@@ -63,7 +63,7 @@ def test_keep_alive_times_stay_within_what_the_system_takes() -> None:
 
 
 @pytest.mark.parametrize("host", ["", "::"])
-def test_the_wildcard_takes_both_families_where_there_are_both(host: str) -> None:
+def test_the_wildcard_accepts_ipv4_and_ipv6(host: str) -> None:
     with listening(host) as (listener,):
         socket.create_connection((LOOPBACK, port_of(listener))).close()
         if has_ipv6():
@@ -80,7 +80,7 @@ def two_addresses(*_: object, **__: object) -> list[tuple[object, ...]]:
     return [(socket.AF_INET, 0, 0, "", (LOOPBACK, 0)), (socket.AF_INET6, 0, 0, "", ("::1", 0, 0, 0))]
 
 
-def test_all_addresses_of_a_name_get_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_addresses_of_a_name_get_the_same_port(monkeypatch: pytest.MonkeyPatch) -> None:
     need_ipv6()
     monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
     with listening("localhost") as listeners:
@@ -88,14 +88,14 @@ def test_all_addresses_of_a_name_get_one_port(monkeypatch: pytest.MonkeyPatch) -
         assert len({port_of(listener) for listener in listeners}) == 1
 
 
-def test_an_address_the_machine_lacks_is_passed_over_while_another_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_the_machine_lacks_is_skipped_if_another_works(monkeypatch: pytest.MonkeyPatch) -> None:
     lacking = (socket.AF_INET, 0, 0, "", ("203.0.113.1", 0))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [lacking, two_addresses()[0]])
     with listening("some.name") as (listener,):
         assert listener.getsockname()[0] == LOOPBACK
 
 
-def test_a_port_that_is_taken_on_one_address_fails_all_and_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken_on_one_address_leaves_no_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     need_ipv6()
     with listening("::1") as (taken,):
         monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
@@ -114,7 +114,7 @@ def test_a_port_that_is_taken_on_one_address_fails_all_and_leaves_none(monkeypat
         ("2001:db8::1", "tcp://[2001:db8::1]", ""),
     ],
 )
-def test_a_failure_names_the_place_and_the_reason(host: str, place: str, reason: str) -> None:
+def test_a_failure_names_the_address_and_the_reason(host: str, place: str, reason: str) -> None:
     with listening(LOOPBACK) as (taken,):
         port = port_of(taken)
         with pytest.raises(ListenError) as failed:
@@ -123,7 +123,7 @@ def test_a_failure_names_the_place_and_the_reason(host: str, place: str, reason:
 
 
 @pytest.mark.parametrize("code", sorted(SHORTAGES))
-def test_what_the_machine_ran_out_of_is_a_shortage(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_each_shortage_error_raises_shortage_error(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail(*_: object) -> socket.socket:
         raise OSError(code, os.strerror(code))
 
@@ -134,7 +134,7 @@ def test_what_the_machine_ran_out_of_is_a_shortage(monkeypatch: pytest.MonkeyPat
         sockets.bind_in_range(LOOPBACK, range(1))
 
 
-def test_running_out_of_descriptors_is_a_shortage_for_real() -> None:
+def test_a_real_lack_of_descriptors_raises_shortage_error() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     os.close(lowest_free := os.dup(0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
@@ -145,16 +145,14 @@ def test_running_out_of_descriptors_is_a_shortage_for_real() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_port_that_is_for_others_says_what_it_takes() -> None:
+def test_a_privileged_port_names_the_required_capability() -> None:
     error = sockets._listen_error("", "443", OSError(errno.EACCES, "Permission denied"))
     assert re.fullmatch(r"could not listen on tcp://\*:443: permission denied: ports below .*_SERVICE .*", str(error))
 
 
 @contextmanager
 def neighbours(count: int) -> Iterator[tuple[range, list[socket.socket]]]:
-    """So many listeners on successive ports, wherever there is room below the ports that the system gives to
-    connections.
-    """
+    """`count` listeners on consecutive ports, below the ports that the system assigns to connections."""
     with ExitStack() as held:
         for _ in range(100):
             first = random.randrange(10_000, 30_000)
@@ -169,7 +167,7 @@ def neighbours(count: int) -> Iterator[tuple[range, list[socket.socket]]]:
     pytest.skip("no free neighbouring ports")
 
 
-def test_the_only_free_port_of_a_range_is_found_from_anywhere() -> None:
+def test_the_only_free_port_of_a_range_is_found_from_any_start() -> None:
     with neighbours(8) as (ports, held):
         held[3].close()
         for start in range(8):
@@ -177,7 +175,7 @@ def test_the_only_free_port_of_a_range_is_found_from_anywhere() -> None:
                 assert port_of(listener) == ports[3]
 
 
-def test_the_search_starts_anywhere() -> None:
+def test_the_search_starts_at_a_random_port() -> None:
     with neighbours(8) as (ports, held):
         for listener in held:
             listener.close()
@@ -188,7 +186,7 @@ def test_the_search_starts_anywhere() -> None:
         assert found == set(ports)
 
 
-def test_a_full_range_is_a_limit_and_leaves_no_descriptor() -> None:
+def test_a_full_range_raises_limit_reached_and_leaves_no_descriptor() -> None:
     with neighbours(3) as (ports, _):
         before = sockets.open_descriptors()
         with pytest.raises(LimitReachedError, match=rf"no port is free in {ports[0]}-{ports[-1]} on 127.0.0.1"):
@@ -196,7 +194,7 @@ def test_a_full_range_is_a_limit_and_leaves_no_descriptor() -> None:
         assert sockets.open_descriptors() == before
 
 
-def test_a_range_on_an_address_the_machine_lacks_fails_at_once() -> None:
+def test_a_range_on_an_address_that_the_machine_lacks_fails_at_once() -> None:
     with pytest.raises(ListenError, match=r"tcp://203.0.113.1:20000-29999: cannot assign"):
         sockets.bind_in_range("203.0.113.1", range(20000, 30000))
 
@@ -206,12 +204,12 @@ def test_the_range_zero_is_any_port() -> None:
         assert port_of(listener) > 0
 
 
-def test_where_it_listens_is_told_as_uris() -> None:
+def test_listeners_are_described_as_uris() -> None:
     with listening() as (listener,):
         assert sockets.describe([listener, listener], "tls") == " ".join([f"tls://127.0.0.1:{port_of(listener)}"] * 2)
 
 
-def test_the_descriptor_limit_goes_as_far_as_it_may() -> None:
+def test_the_descriptor_limit_is_raised_to_the_hard_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard // 2), hard))
     try:
@@ -222,19 +220,17 @@ def test_the_descriptor_limit_goes_as_far_as_it_may() -> None:
 
 
 @pytest.mark.parametrize(("limit", "for_tunnels"), [(8, 6), (256, 192), (1024, 960), (262_144, 262_080)])
-def test_tunnels_leave_some_descriptors_to_whoever_looks_after_them(
-    limit: int, for_tunnels: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_some_descriptors_are_reserved(limit: int, for_tunnels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     assert sockets.descriptors_for_tunnels() == for_tunnels
 
 
-def test_where_there_is_no_limit_tunnels_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_limit_no_descriptors_are_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert sockets.descriptors_for_tunnels() > 1 << 20
 
 
-def test_a_system_that_refuses_keeps_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_stays_if_the_system_refuses_to_raise_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise ValueError(errno.EINVAL)
 

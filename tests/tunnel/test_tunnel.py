@@ -124,7 +124,7 @@ class TestOneShot:
         with pytest.raises(trio.BrokenResourceError):
             await visitor.receive_some(1)
         await tunnel.wait_closed()
-        assert "server broke off" in tunnel.reason
+        assert "connection to the server failed" in tunnel.reason
 
 
 class TestPersistent:

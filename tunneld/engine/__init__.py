@@ -1,10 +1,30 @@
-"""The data plane: it relays bytes between two ends. `new_engine` makes the one for this system.
+"""The data plane: it relays bytes between two ends. `new_engine` makes the engine for this system.
 
-engine        the contract of both engines
-pump          Linux: one Trio task over one epoll set; `socket_relay` and `socket_flow` splice between two sockets
-portable      any other system: two Trio tasks per relay
-end           one side of a relay that is no plain socket: a channel, or a TLS connection (`tls_end`)
-end_relay     an end joined to a socket
+The contract
+    engine          `Engine`, `Relay`, `Limiter` and how a relay ends; both engines keep it
+    limits          sizes and times, each with its reason
+    handover        the state of a relay that moves to another engine or process
+    failures        reports bugs, shortages and resets
+
+Linux: one Trio task over one epoll set
+    pump            the event loop and its handlers
+    timers          deadlines
+    acceptor        listeners and parked connections; descriptors that visitors do not get
+    relay           what the relays in the pump have in common
+    socket_relay    two sockets: one object for the relay ...
+    socket_flow     ... and one for each direction (`recv`/`send`, or `splice`)
+    pipes           the pipes that `splice` borrows
+    throttle        bandwidth and quota
+
+One side is no plain socket (Linux)
+    end             a byte stream in the pump: a channel of a carrier, or `tls_end`
+    tls_end         a TLS connection as an end
+    end_relay       an end joined to a socket
+    end_stream      an end as a Trio stream
+
+Any other system: Trio tasks
+    portable        the engine
+    copy            two streams joined by two tasks
 """
 
 from __future__ import annotations
@@ -17,8 +37,8 @@ from tunneld.engine.limits import EngineLimits
 
 
 def new_engine(**limits: Any) -> Engine:
-    """The best engine for this system; `limits` are the fields of `EngineLimits`. It serves once its `run` does."""
-    if sys.platform == "linux":  # pump.py needs epoll and splice even to be imported
+    """Return the best engine for this system; `limits` are fields of `EngineLimits`. It serves while `run` runs."""
+    if sys.platform == "linux":  # pump.py cannot even be imported without epoll and splice
         from tunneld.engine.pump import Pump as NativeEngine  # noqa: PLC0415
     else:
         from tunneld.engine.portable import PortableEngine as NativeEngine  # noqa: PLC0415

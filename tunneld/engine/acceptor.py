@@ -1,13 +1,10 @@
-"""The handlers that end in somebody's callback: listeners, and connections that are parked.
+"""The pump's handlers for sockets that it does not relay: listeners, and parked connections.
 
-What an owner can learn of a watched connection without taking a byte from it.
-
-Descriptors that tunnels leave to others: however many visitors come, whoever looks after the daemon is still heard.
-
-The kernel gives the lowest number that is free, so the number of a new connection tells how many there have been:
-nothing is counted. Once it comes near the last ones, each acceptor asks for the next number before it accepts, which
-costs a microsecond, and where it is one of the last, rests as it does when the kernel has none. Whoever comes waits in
-the queue of the listener.
+Also the descriptor reserve, which keeps the last descriptors of the process out of reach of visitors, so that the
+control port, a reload and a restart still work. The kernel assigns the lowest free number, so the number of a new
+descriptor tells how many are in use and nothing has to be counted. Once a number comes close to the reserve, each
+acceptor probes for the next number before it accepts, which costs a microsecond. If that number is reserved, the
+acceptor waits as it does when the kernel has no descriptor left, and clients wait in the listener's queue.
 """
 
 from __future__ import annotations
@@ -22,17 +19,27 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tunneld.engine.engine import FailureCallback
-from tunneld.engine.failures import OUR_FAULTS, log_shortage, tell_failure
+from tunneld.engine.failures import log_shortage, report_failure
 from tunneld.errors import SHORTAGES
+from tunneld.net.accept import NOT_LISTENING, AcceptShortage
 
 if TYPE_CHECKING:
     from tunneld.engine.pump import Pump
 
-EPOLLOUT = select.EPOLLOUT
+WRITE_EVENT = select.EPOLLOUT
+"""Space in the send buffer: of no interest for a parked connection."""
+
+RESERVE_REACHED = OSError(errno.EMFILE, "Too many open files: raise LimitNOFILE= in the systemd unit, or ulimit -n")
+"""What the kernel would report a little later, and what to do."""
+
+PROBE_MARGIN = 64
+"""Descriptors below the reserve from which on acceptors probe: more than the rest of the process opens while one
+connection is accepted.
+"""
 
 
 class Acceptor:
-    """A listening socket: connections leave the kernel in batches, without a task each."""
+    """The pump's handler for a listening socket: it accepts in batches, without a task per connection."""
 
     deadline = 0.0
 
@@ -51,7 +58,7 @@ class Acceptor:
         self._on_connection = on_connection
         self._failure = on_failure
         self._released = False
-        self._short = False  # a shortage was logged, and is not logged again before everybody has come who waits
+        self._shortage = AcceptShortage(log_shortage)  # it ends once the listener's queue is empty
 
     def release(self) -> None:
         """See `Registration.release`."""
@@ -60,27 +67,27 @@ class Acceptor:
         self._pump.detach(self._fd, self)
 
     def on_event(self, events: int) -> None:
-        """Accept until nobody waits, the batch is full or there is no room."""
-        room = self._pump.fd_reserve
+        """Accept until the queue is empty, the batch is full or descriptors run out."""
+        reserve = self._pump.fd_reserve
         for _ in range(self._pump.limits.accept_batch):
             if self._released:
                 return
-            if not room.has_spare(self._fd):
-                self._rest(FULL)
+            if not reserve.has_spare(self._fd):
+                self._back_off(RESERVE_REACHED)
                 return
             try:
                 connection, address = self._accept()
             except BlockingIOError:
-                self._short = False
+                self._shortage.end()
                 return
             except OSError as error:
                 if error.errno in SHORTAGES:
-                    self._rest(error)
+                    self._back_off(error)
                     return
-                if error.errno in OUR_FAULTS:
+                if error.errno in NOT_LISTENING:
                     raise
-                continue  # it concerns the one who would have come
-            room.update(connection.fileno())
+                continue  # the client closed this connection before it was accepted
+            reserve.update(connection.fileno())
             try:
                 self._on_connection(connection, address)
             except Exception as error:
@@ -89,37 +96,35 @@ class Acceptor:
         self._pump.rearm(self._fd)
 
     def on_deadline(self) -> None:
-        """The rest is over: let epoll tell again who waits."""
+        """The back-off is over: let epoll report the listener again."""
         self._pump.rearm(self._fd)
 
     def on_failure(self, error: Exception) -> None:
-        """A callback raised, or the listener is none."""
-        tell_failure(self._failure, error)
+        """`on_connection` raised, or the socket does not listen."""
+        report_failure(self._failure, error)
 
     def on_stop(self) -> None:
         """The pump stops."""
         self.release()
 
     def _accept(self) -> tuple[socket.socket, Any]:
-        """What `socket.accept` does, but that one asks each time what kind of socket it is and looks the numbers up in
-        enumerations, which takes longer than the system call.
+        """Do what `socket.accept` does, except that it asks for the kind of the socket each time and looks the numbers
+        up in enumerations, which takes longer than the system call.
         """
         fd, address = self._listener._accept()  # type: ignore[attr-defined]  # typeshed does not know it
         connection = socket.socket(*self._kind, fd)
         connection.setblocking(False)
         return connection, address
 
-    def _rest(self, error: OSError) -> None:
-        """Wait for better times."""
-        if not self._short:
-            self._short = True
-            log_shortage(error)
+    def _back_off(self, error: OSError) -> None:
+        """Try again after `accept_backoff` seconds."""
+        self._shortage.begin(error)
         self.deadline = trio.current_time() + self._pump.limits.accept_backoff
         self._pump.timers.watch(self)
 
 
 class SocketWatch:
-    """A parked connection that belongs to somebody else: only its events are of interest."""
+    """The pump's handler for a parked connection: it reports events to the owner and reads nothing."""
 
     __slots__ = ("_failure", "_fd", "_on_event", "_pump")
 
@@ -135,13 +140,13 @@ class SocketWatch:
         self._pump.detach(self._fd, self)
 
     def on_event(self, events: int) -> None:
-        """Tell the owner, except of mere room to write."""
-        if events & ~EPOLLOUT:
+        """Call the owner, except for mere space in the send buffer."""
+        if events & ~WRITE_EVENT:
             self._on_event()
 
     def on_failure(self, error: Exception) -> None:
-        """The callback raised."""
-        tell_failure(self._failure, error)
+        """`on_event` of the owner raised."""
+        report_failure(self._failure, error)
 
     def on_stop(self) -> None:
         """The pump stops."""
@@ -149,9 +154,9 @@ class SocketWatch:
 
 
 def peer_closed(connection: socket.socket) -> bool:
-    """Whether the peer ended or broke the connection with nothing left to read.
+    """Whether the peer ended or reset the connection, and no byte is left to read. Reads nothing.
 
-    A peer that spoke before it ended has not left yet: somebody may still want to hear it.
+    A peer that sent bytes before it closed does not count as closed until they are read.
     """
     try:
         return not connection.recv(1, socket.MSG_PEEK)
@@ -161,29 +166,21 @@ def peer_closed(connection: socket.socket) -> bool:
         return True
 
 
-FULL = OSError(errno.EMFILE, "Too many open files: LimitNOFILE= of the unit, or ulimit -n, would allow more")
-"""What the kernel would say a little later, and what to do."""
-
-
-NEAR = 64
-"""Descriptors before the last ones: more than others open while one connection is accepted."""
-
-
 class FdReserve:
-    """Of one engine."""
+    """The descriptors that visitors of one engine do not get."""
 
-    def __init__(self, most: int) -> None:
-        """Descriptors from the number `most` on are for others."""
-        self._most = most
-        self._is_near = most <= NEAR
+    def __init__(self, limit: int) -> None:
+        """Descriptors from the number `limit` on are reserved."""
+        self._limit = limit
+        self._is_near = limit <= PROBE_MARGIN
 
     def update(self, fd: int) -> None:
         """A descriptor was opened."""
-        if fd >= self._most - NEAR:
+        if fd >= self._limit - PROBE_MARGIN:
             self._is_near = True
 
     def has_spare(self, fd: int) -> bool:
-        """Whether another one may be taken. `fd` is any that is open: the number of a copy is the next one."""
+        """Whether another descriptor may be opened. `fd` is any open one: a copy of it gets the next free number."""
         if not self._is_near:
             return True
         try:
@@ -191,4 +188,4 @@ class FdReserve:
         except OSError:
             return False
         os.close(probe)
-        return probe < self._most
+        return probe < self._limit

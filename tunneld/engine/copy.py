@@ -1,12 +1,12 @@
-"""The portable relay: two copying tasks between any two Trio streams.
+"""The portable relay: two tasks that copy between any two Trio streams.
 
-    StreamRelay.run
-    ├─ visitor -> server       receive_some, send_all, and so on; at the end send_eof
+    StreamCopier.run
+    ├─ visitor -> server       receive_some, send_all, ...; at the end send_eof
     └─ server -> visitor       the same
 
-Backpressure is `send_all`: nothing is read while a chunk is on its way, so a direction holds one chunk. The price is
-that a reset of its source is not noticed meanwhile. Cancelling `run` closes both streams without ceremony, and so does
-every end but a good one.
+Backpressure is `send_all`: nothing is read while a chunk is being sent, so a direction holds one chunk. The price is
+that a reset of the source is not noticed meanwhile. Cancelling `run` closes both streams at once, as does every end
+other than FINISHED.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from trio.abc import HalfCloseableStream
 
 from tunneld.engine.engine import Cause, RelayEnd, Side
 from tunneld.engine.failures import reset_on_close
-from tunneld.engine.throttle import PatientThrottle
+from tunneld.engine.throttle import TaskThrottle
 
-CHUNK = 64 * 1024
+COPY_BYTES = 64 * 1024
 "Bytes read at a time, and so the most that a stopped direction holds."
 
-BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
+STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class SideBrokenError(Exception):
-    """One side of a copy is broken; the cause says how."""
+    """One side of a copy is broken; the cause of the exception says how."""
 
     def __init__(self, side: Side) -> None:
         super().__init__(f"{side.value} side broke")
@@ -40,18 +40,18 @@ async def copy(
     target: HalfCloseableStream,
     sides: tuple[Side, Side],
     on_moved: Callable[[int], None],
-    throttle: PatientThrottle | None = None,
+    throttle: TaskThrottle | None = None,
 ) -> None:
-    """Copy until the end of `source` and pass that on, too; as fast and as much as `throttle` allows.
+    """Copy until the end of file of `source` and pass that on; as fast and as much as `throttle` allows.
 
-    `on_moved` hears of the size of every delivered chunk, and of 0 when the end is read.
+    `on_moved` is called with the size of every delivered chunk in bytes, and with 0 at the end of file.
 
-    Raises SideBrokenError with the one of `sides` (source's, target's) that broke.
+    Raises SideBrokenError with the one of `sides` (of source and target) that broke.
     """
     while True:
         try:
-            chunk = await source.receive_some(CHUNK)
-        except BROKEN as error:
+            chunk = await source.receive_some(COPY_BYTES)
+        except STREAM_ERRORS as error:
             raise SideBrokenError(sides[0]) from error
         try:
             if not chunk:
@@ -59,16 +59,16 @@ async def copy(
                 await target.send_eof()
                 return
             while chunk:
-                count = len(chunk) if throttle is None else await throttle.pay(len(chunk))
+                count = len(chunk) if throttle is None else await throttle.acquire(len(chunk))
                 await target.send_all(chunk[:count])
                 on_moved(count)
                 chunk = chunk[count:]
-        except BROKEN as error:
+        except STREAM_ERRORS as error:
             raise SideBrokenError(sides[1]) from error
 
 
 class StreamCopier:
-    """Two streams joined by two tasks. See `Relay` for `up` and `down`."""
+    """Two streams joined by two tasks. It owns both. See `Relay` for `up` and `down`."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class StreamCopier:
         server: HalfCloseableStream,
         *,
         linger: float,
-        throttle: PatientThrottle | None = None,
+        throttle: TaskThrottle | None = None,
     ) -> None:
         """`linger` is in seconds, see `Engine.join`."""
         self.up = 0
@@ -91,9 +91,9 @@ class StreamCopier:
         self._bug: Exception | None = None
 
     async def run(self) -> RelayEnd:
-        """Relay until both directions ended, then close both streams.
+        """Relay until both directions have ended, close both streams, and return how the relay ended.
 
-        Raises what a stream raises beyond Trio's own BrokenResourceError and ClosedResourceError: a bug in it.
+        Raises what a stream raises besides BrokenResourceError and ClosedResourceError: a bug in it.
         """
         try:
             with self._scope:
@@ -109,7 +109,7 @@ class StreamCopier:
             if self._scope.cancelled_caught and self._end.cause is Cause.FINISHED:
                 self._end = RelayEnd(Cause.LINGERED)
             if self._end.cause is Cause.FINISHED:
-                with trio.move_on_after(self._linger), contextlib.suppress(*BROKEN):
+                with trio.move_on_after(self._linger), contextlib.suppress(*STREAM_ERRORS):
                     await self._visitor.aclose()
                     await self._server.aclose()
             return self._end
@@ -123,7 +123,7 @@ class StreamCopier:
         sides: tuple[Side, Side],
         count: Callable[[int], None],
     ) -> None:
-        """One direction; what stops it stops the other, except a good end."""
+        """Copy one direction. An end of file leaves the other direction running; a failure stops it."""
         try:
             await copy(source, target, sides, count, self._throttle)
         except SideBrokenError as broke:
@@ -133,37 +133,39 @@ class StreamCopier:
             self._scope.cancel()
 
     def _finish(self, end: RelayEnd) -> None:
-        """The first reason counts."""
+        """Stop both directions. The first reason counts."""
         if self._end.cause is Cause.FINISHED:
             self._end = end
         self._scope.cancel()
 
     def _count_up(self, count: int) -> None:
         self.up += count
-        self._put_off(count)
+        self._extend_deadline(count)
 
     def _count_down(self, count: int) -> None:
         self.down += count
-        self._put_off(count)
+        self._extend_deadline(count)
 
-    def _put_off(self, count: int) -> None:
-        """Bytes moved, or one side ended (0): from then on there are `linger` seconds from byte to byte."""
+    def _extend_deadline(self, count: int) -> None:
+        """Bytes moved, or one side ended (0): after the first end, `linger` seconds may pass from byte to byte."""
         self._lingering = self._lingering or not count
         if self._lingering:
             self._scope.deadline = trio.current_time() + self._linger
 
     async def _close_now(self) -> None:
-        """Close both without ceremony; with a reset where a reset is what happened. Harmless after a good close."""
+        """Close both streams without waiting, sockets with a reset if the relay was reset. Harmless after a regular
+        close.
+        """
         with trio.CancelScope(shield=True):
             for stream in (self._visitor, self._server):
                 if self._end.cause is Cause.RESET and isinstance(stream, trio.SocketStream):
-                    reset_on_close(stream.socket)  # other streams have no word for it
-                with contextlib.suppress(*BROKEN):
+                    reset_on_close(stream.socket)  # other streams cannot be reset
+                with contextlib.suppress(*STREAM_ERRORS):
                     await trio.aclose_forcefully(stream)
 
 
 def os_error(error: BaseException) -> OSError | None:
-    """The operating system's error behind one of Trio's, if there is any."""
+    """Return the OSError in the chain of causes of one of Trio's exceptions, or None."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__

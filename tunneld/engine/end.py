@@ -1,7 +1,7 @@
-"""A duct: one byte stream inside the pump, whatever lies under it: a channel of a carrier, or a connection in TLS.
+"""An end: one byte stream in the pump that is no plain socket, such as a channel of a carrier or a TLS connection.
 
-Received octets go straight to the duct's user; what it does not take at once is *held* here. The other way, `room` says
-how much may be put in now; where it is 0, the user hears `resume` when that changes.
+Received bytes go straight to the end's handler. What the handler does not take at once is kept in `buffered`. To send,
+the handler asks `send_capacity` how many bytes `write` accepts now; after 0, `on_writable` is called once that changes.
 """
 
 from __future__ import annotations
@@ -17,104 +17,106 @@ from tunneld.engine.end_relay import EndRelay
 from tunneld.engine.engine import Limiter, Relay, RelayEnd, Side
 from tunneld.engine.pump import Pump
 
-log = structlog.get_logger("session")
+log = structlog.get_logger("engine")
 
 
 class EndHandler(Protocol):
-    """Whoever has a duct. An exception of its costs this duct, and `failed` tells the user of it."""
+    """The consumer of an end. If a method raises, the end is reset and `on_internal_error` is called."""
 
     def on_data(self, data: memoryview) -> int:
-        """Octets arrived while none were held: how many of them are taken? `data` is gone when this returns."""
+        """Bytes arrived while `buffered` was empty; return how many are taken. `data` is valid only during the call."""
 
     def on_writable(self) -> None:
-        """There may be room again."""
+        """`send_capacity` may be more than 0 again."""
 
     def on_eof(self) -> None:
-        """The peer sends no more, and nothing is held."""
+        """The peer sends no more, and `buffered` is empty."""
 
     def on_reset(self, error: OSError) -> None:
-        """The duct is gone; what was on its way is lost."""
+        """The end is gone; undelivered bytes are lost."""
 
     def on_internal_error(self, error: Exception) -> None:
-        """A callback of this user raised: a bug. The duct has been reset."""
+        """A method of this handler raised: a bug. The end has been reset."""
 
 
 class End:
-    """What all kinds have in common. The kind says what is below `room`."""
+    """The part that all kinds of ends share; a subclass implements the methods of the first group."""
 
     __slots__ = ("buffered", "closed", "eof_received", "eof_sent", "handler")
 
     def __init__(self) -> None:
-        self.buffered = bytearray()
-        self.eof_received = False  # the peer sends no more
-        self.eof_sent = False  # we send no more
-        self.closed = False
+        self.buffered = bytearray()  # received and not taken by the handler
+        self.eof_received = False
+        self.eof_sent = False
+        self.closed = False  # both directions are over
         self.handler: EndHandler = NO_HANDLER
 
-    # What a kind is
+    # Implemented by each kind of end
 
     @property
     def pump(self) -> Pump:
-        """Where it lives."""
+        """The pump that serves this end."""
         raise NotImplementedError
 
     @property
     def quantum(self) -> int:
-        """Octets that may be put in before others have their turn."""
+        """Bytes that a handler may write before other handlers are served."""
         raise NotImplementedError
 
     def send_capacity(self) -> int:
-        """Octets that `put` takes now. 0: `EndHandler.resume` comes when that changes, or the duct is over."""
+        """Bytes that `write` accepts now. After 0, `on_writable` is called once there is space, or the end closes."""
         raise NotImplementedError
 
     def write(self, data: memoryview) -> None:
-        """Put octets in, at most as many as there is `room` for; `data` may be written over after."""
+        """Send `data`, at most `send_capacity` bytes. The caller may reuse its memory afterwards."""
         raise NotImplementedError
 
     def send(self, data: bytes) -> None:
-        """Say something of ours before the user does: a header, small enough to be kept where there is no room."""
+        """Send a header of our own before the handler's data. It must be small: it is queued without regard to
+        `send_capacity`.
+        """
         raise NotImplementedError
 
     def finish(self) -> None:
-        """We send no more; the other direction goes on."""
+        """Send an end of file; the other direction goes on."""
         raise NotImplementedError
 
     def reset(self, reason: str) -> None:
-        """End both directions now; the peer is told why, where there is a way to. Harmless on one that is over."""
+        """End both directions now, and tell the peer the reason if the protocol can. Does nothing on a closed end."""
         raise NotImplementedError
 
-    def _consumed(self, octets: int) -> None:
-        """The user has taken so many, which are not among those held any more."""
+    def _consumed(self, count: int) -> None:
+        """The handler has taken `count` bytes; they are not in `buffered`. A carrier grants credit for them."""
         raise NotImplementedError
 
-    # What its user does
+    # Called by the handler
 
-    def consume(self, octets: int) -> None:
-        """The user has taken so many of those held."""
-        del self.buffered[:octets]
-        self._consumed(octets)
+    def consume(self, count: int) -> None:
+        """Take the first `count` bytes out of `buffered`. Calls `on_eof` if they were the last."""
+        del self.buffered[:count]
+        self._consumed(count)
         if self.eof_received and not self.buffered and not self.closed:
             self._call(self.handler.on_eof)
 
     def deliver_buffered(self) -> None:
-        """Offer what is held to a user that has just come and takes it as it arrives."""
-        held, self.buffered = self.buffered, bytearray()
-        if held:
-            self.feed(memoryview(held))
+        """Offer the buffered bytes, and an end of file behind them, to a handler that has just been set."""
+        data, self.buffered = self.buffered, bytearray()
+        if data:
+            self.feed(memoryview(data))
         if self.eof_received and not self.buffered and not self.closed:
             self._call(self.handler.on_eof)
 
     def unread(self, data: bytes) -> None:
-        """Hold octets that were taken; few, since they are held beyond what is allowed."""
+        """Put `data` back in front of `buffered`. It is not counted against the window, so keep it to a header."""
         self.buffered[:0] = data
 
     def detach_handler(self) -> None:
-        """The user goes; nothing is left to tell it. Parted from each other, both die without the garbage collector."""
+        """Remove the handler of a finished end. Breaks the reference cycle, so no garbage collection is needed."""
         self.handler = NO_HANDLER
 
     def close(self) -> None:
-        """Let go of it, unused."""
-        self.reset("not wanted")
+        """Close an end that is not needed."""
+        self.reset("not needed")
 
     def join(
         self,
@@ -125,13 +127,13 @@ class End:
         side: Side = Side.VISITOR,
         throttle: Limiter | None = None,
     ) -> Relay:
-        """Relay between the duct and a socket, which is this `side` of the relay; see `Engine.join`."""
+        """Relay between this end and a socket, which is the given side of the relay. See `Engine.join`."""
         return EndRelay(self, connection, side, linger, on_end, throttle).start()
 
-    # What is reported from below
+    # Called by the carrier or the connection below
 
     def feed(self, data: memoryview) -> None:
-        """Octets of the peer."""
+        """Deliver bytes of the peer to the handler, and buffer what it does not take."""
         size = len(data)
         taken = self._deliver(data, size) if size and not self.buffered else 0
         if self.closed:
@@ -148,37 +150,37 @@ class End:
             self._call(self.handler.on_eof)
 
     def notify_writable(self) -> None:
-        """There is more room."""
+        """There is space to send again."""
         self._call(self.handler.on_writable)
 
     def notify_reset(self, reason: str) -> None:
-        """The duct, or all that is below it, is gone."""
+        """The peer reset this end, or the carrier is lost."""
         self._notify_broken(ConnectionResetError(errno.ECONNRESET, reason))
 
-    # Inside
+    # Internal
 
     def _notify_broken(self, error: OSError) -> None:
-        user = self.handler
+        handler = self.handler
         self._discard()
         try:
-            user.on_reset(error)
+            handler.on_reset(error)
         except Exception as bug:
-            user.on_internal_error(bug)
+            handler.on_internal_error(bug)
 
     def _deliver(self, data: memoryview, size: int) -> int:
-        """Let the user take what it can; one that hands the duct on takes its part, and the next one the rest."""
-        taken, user = 0, self.handler
+        """Return how many bytes are taken. If the handler sets another one meanwhile, that one is offered the rest."""
+        taken, handler = 0, self.handler
         try:
-            taken = user.on_data(data)
-            while user is not self.handler and taken < size and not self.closed and not self.buffered:
-                user = self.handler
-                taken += user.on_data(data[taken:])
+            taken = handler.on_data(data)
+            while handler is not self.handler and taken < size and not self.closed and not self.buffered:
+                handler = self.handler
+                taken += handler.on_data(data[taken:])
         except Exception as error:
             self._fail(error)
         return taken
 
     def _discard(self) -> None:
-        """Both directions are over: nothing is held, nobody is told anything more."""
+        """Both directions are over: drop the buffer and the handler."""
         self.closed = True
         self.handler = NO_HANDLER
         self.buffered = bytearray()
@@ -190,13 +192,13 @@ class End:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        user = self.handler
+        handler = self.handler
         self.reset("internal error")
-        user.on_internal_error(error)
+        handler.on_internal_error(error)
 
 
 class _NoHandler:
-    """The user of a duct that nobody has yet, or nobody any more: everything is held."""
+    """The handler of an end that has none yet, or none any more: everything is buffered."""
 
     def on_data(self, _data: memoryview) -> int:
         return 0
@@ -211,7 +213,7 @@ class _NoHandler:
         pass
 
     def on_internal_error(self, error: Exception) -> None:
-        log.error("channel failed", exc_info=error)
+        log.error("connection failed: internal error", exc_info=error)
 
 
 NO_HANDLER = _NoHandler()

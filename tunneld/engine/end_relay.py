@@ -1,89 +1,82 @@
-"""A channel, or another duct, joined to a kernel socket: a relay like `relay.pair`, one of whose ends is not a socket.
+"""A relay between an end (a channel of a carrier, or a TLS connection) and a socket, in the pump.
 
-The socket is read only as far as there is room on the channel, so a slow peer stops its sender; what the socket does
-not take stays in the channel, bounded by its window, so a slow visitor stops the peer's sending on this channel and
-holds up no other. Both are resumed through epoll (`arm_again`), behind whoever else is ready: nothing here calls the
-carrier in the middle of its reading, and no joint can keep the pump to itself.
+The socket is read only as far as the end has `send_capacity`, so a slow peer stops the sender behind the socket. What
+the socket does not take stays in the end's buffer, which the window bounds, so a slow visitor stops the peer's sending
+on this channel and delays no other channel. Both directions are resumed through epoll (`Pump.rearm`), behind other
+ready sockets: nothing here calls into a carrier while it reads, and no relay can keep the pump to itself.
 
-How a joint ends is the same as with a pair, with one more way: the channel is reset, or its carrier is lost, and then
-the socket is reset.
+The relay ends as one between two sockets does (`socket_relay`). In addition, the socket is reset when the end is reset
+or its carrier is lost.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-import structlog
-
 from tunneld.engine.engine import Cause, Limiter, Relay, RelayEnd, Side
 from tunneld.engine.failures import reset_on_close
-from tunneld.engine.socket_flow import BROKEN, INEXACT, READABLE, WRITABLE
+from tunneld.engine.relay import PumpRelay
+from tunneld.engine.socket_flow import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.throttle import Allowance, Throttle
 from tunneld.errors import reason_of
+from tunneld.net.sockets import pending_error
 
 if TYPE_CHECKING:
     from tunneld.engine.end import End
 
-LEAST = 2048
-"""Octets of its share that a read takes at least: where the peer wants fragments of one octet, each read costs as much.
+MIN_READ_COST = 2048
+"""Bytes of the quantum that each read costs at least. If the peer asks for fragments of one byte, a short read costs as
+much time as a long one.
 """
 
-log = structlog.get_logger("session")
 
-
-class EndRelay:
-    """The `Relay` its owner holds, the pump's handler for the socket, and the channel's user."""
+class EndRelay(PumpRelay):
+    """An end joined to a socket: also the pump's handler for the socket, and the handler of the end."""
 
     __slots__ = (
-        "allowances", "blocked", "channel", "connection", "deadline", "ended", "exact", "fd", "from_channel",
-        "from_socket", "linger", "lingering", "on_end", "over", "passed", "paused", "pump", "seen", "side",
+        "allowances", "blocked", "connection", "end", "eof_received", "eof_sent", "fd", "from_end", "from_socket",
+        "paused", "side", "until_eagain",
     )  # fmt: skip
 
     def __init__(
         self,
-        channel: End,
+        end: End,
         connection: socket.socket,
         side: Side,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None,
     ) -> None:
-        """See `End.join`. `start` attaches it."""
-        self.channel = channel
-        self.pump = channel.pump
+        """See `End.join`. Nothing is attached before `start`."""
+        super().__init__(end.pump, linger, on_end)
+        self.end = end
         self.connection = connection
         self.fd = connection.fileno()
-        self.side = side
-        self.linger = linger
-        self.on_end = on_end
-        self.from_socket = self.from_channel = 0  # octets delivered to the channel; to the socket
-        self.exact = False  # the socket's end may stand behind its last octets: read until EAGAIN
-        self.ended = False  # the socket's end was read
-        self.passed = False  # the channel's end was passed to the socket
-        self.paused = False  # no room on the channel: the socket is not read
-        self.blocked = bool(channel.buffered or channel.eof_received)  # the socket has to take something first
-        self.allowances: tuple[Allowance, Allowance] | None = None  # for what the socket says, and what it is told
+        self.side = side  # the socket's
+        self.from_socket = self.from_end = 0  # bytes delivered to the end; to the socket
+        self.until_eagain = False  # a short read does not mean that the socket is drained, see `socket_flow`
+        self.eof_received = False  # the socket's end of file was read
+        self.eof_sent = False  # the end's end of file was passed to the socket
+        self.paused = False  # the end has no capacity: the socket is not read
+        self.blocked = bool(end.buffered or end.eof_received)  # the socket has to take something first
+        self.allowances: tuple[Allowance, Allowance] | None = None  # for bytes from the socket, and to it
         if throttle is not None:
             limiter = cast(Throttle, throttle)
-            self.allowances = Allowance(limiter, self._arm), Allowance(limiter, self._arm)
-        self.over = self.lingering = False
-        self.deadline = 0.0
-        self.seen = 0
+            self.allowances = Allowance(limiter, self._rearm), Allowance(limiter, self._rearm)
 
     def start(self) -> Relay:
-        """Begin. The end is never told from inside."""
-        if self.channel.closed:
-            self.end(RelayEnd(Cause.RESET, self._far_side, ConnectionResetError("the carrier was lost")))
+        """Attach both sides. `on_end` is never called from inside."""
+        if self.end.closed:
+            self.close(RelayEnd(Cause.RESET, self._end_side, ConnectionResetError("the carrier was lost")))
         else:
-            self.channel.handler = self
+            self.end.handler = self
             try:
                 self.pump.attach(self.fd, self)
             except OSError as error:
-                self._break(error)
-        if self.over:
+                self._fail_socket(error)
+        if self.closed:
             self.pump.timers.wake_soon()
         return self
 
@@ -91,83 +84,57 @@ class EndRelay:
 
     @property
     def up(self) -> int:
-        """Bytes delivered from the visitor to the server."""
-        return self.from_socket if self.side is Side.VISITOR else self.from_channel
+        """See `Relay.up`."""
+        return self.from_socket if self.side is Side.VISITOR else self.from_end
 
     @property
     def down(self) -> int:
-        """Bytes delivered from the server to the visitor."""
-        return self.from_channel if self.side is Side.VISITOR else self.from_socket
+        """See `Relay.down`."""
+        return self.from_end if self.side is Side.VISITOR else self.from_socket
 
-    def drop(self) -> None:
-        """See `Relay.drop`."""
-        self.end(RelayEnd(Cause.DROPPED))
-        self.pump.timers.wake_soon()
-
-    def end(self, how: RelayEnd) -> None:
-        """Close the socket now, reset the channel unless both are done; the owner hears of it after the batch."""
-        if self.over:
+    def close(self, how: RelayEnd) -> None:
+        """See `PumpRelay.close`. The end is reset unless both directions are finished."""
+        if self.closed:
             return
-        self.over = True
+        self.closed = True
         self.pump.timers.forget(self)
         for allowance in self.allowances or ():
-            allowance.end()
-        if self.channel.buffered or how.cause is Cause.RESET:
+            allowance.close()
+        if self.end.buffered or how.cause is Cause.RESET:
             reset_on_close(self.connection)
-        if self.pump.handlers.get(self.fd) is self:
-            del self.pump.handlers[self.fd]
+        self.pump.remove(self.fd, self)
         self.connection.close()
         self.pump.ended_relays.append((self, how))
         if how.cause is Cause.FINISHED:
-            self.channel.detach_handler()
+            self.end.detach_handler()
         else:
-            self.channel.reset(reason_of(how.error) if how.error else how.cause.value)
+            self.end.reset(reason_of(how.error) if how.error else how.cause.value)
 
-    def notify_ended(self, how: RelayEnd) -> None:
-        """Tell the owner."""
-        try:
-            self.on_end(self, how)
-        except Exception as error:
-            log.exception("could not tell the end of a relay", exc_info=error)
-
-    def on_deadline(self) -> None:
-        """`linger` seconds have passed without a byte."""
-        self.end(RelayEnd(Cause.LINGERED))
-
-    # The pump's handler
+    # The pump's handler for the socket
 
     def on_event(self, events: int) -> None:
-        """Something happened on the socket."""
-        if events & READABLE and not self.ended:
-            if events & INEXACT:
-                self.exact = True
+        """An event of the socket."""
+        if events & READABLE and not self.eof_received:
+            if events & UNTIL_EAGAIN:
+                self.until_eagain = True
             if not self.paused:
-                self._serve()
-        if self.blocked and events & WRITABLE and not self.over:
-            self._deliver_held()
-        if events & BROKEN and (self.paused or self.ended) and not self.over:
-            self._look_for_error()
+                self._read()
+        if self.blocked and events & WRITABLE and not self.closed:
+            self._send_buffered()
+        if events & BROKEN and (self.paused or self.eof_received) and not self.closed:
+            self._check_error()
         if self.lingering:
-            self._touch()
+            self.extend_deadline()
 
-    def on_failure(self, error: Exception) -> None:
-        """A bug of ours while serving this relay: it costs the relay, nothing else."""
-        log.error("relay failed", exc_info=error)
-        self.end(RelayEnd(Cause.DROPPED))
-
-    def on_stop(self) -> None:
-        """The pump stops."""
-        self.end(RelayEnd(Cause.DROPPED))
-
-    # The channel's user
+    # The handler of the end
 
     def on_data(self, data: memoryview) -> int:
-        """Octets of the channel: the socket takes what it can."""
+        """Send bytes of the end to the socket and return how many it takes."""
         if self.blocked:
             return 0
         if self.allowances is not None:
             allowed = self.allowances[1].get()
-            if allowed < len(data):  # the rest is held, and comes when the throttle or the socket lets it
+            if allowed < len(data):  # the rest is buffered until the throttle or the socket allows it
                 self.blocked = True
                 data = data[:allowed]
         try:
@@ -175,158 +142,149 @@ class EndRelay:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._break(error)
+            self._fail_socket(error)
             return 0
-        self._told(sent)
+        self._count_sent(sent)
         if sent < len(data):
             self.blocked = True
         elif self.blocked:
-            self._arm()  # the socket could take more: let epoll say so again, for what is held from now on
+            self._rearm()  # the socket could take more: epoll reports it again, for what is buffered from now on
         if self.lingering:
-            self._touch()
+            self.extend_deadline()
         return sent
 
     def on_writable(self) -> None:
-        """There is room again: let epoll tell what stands in the socket."""
+        """The end has capacity again: let epoll report what is pending in the socket."""
         if self.paused:
             self.paused = False
             self.pump.rearm(self.fd)
 
     def on_eof(self) -> None:
-        """The channel's end, behind all of its octets: pass it on."""
-        self._pass_end()
+        """The end's end of file, behind all of its bytes: pass it on."""
+        self._send_eof()
 
     def on_reset(self, error: OSError) -> None:
-        """The channel is gone."""
-        self.end(RelayEnd(Cause.RESET, self._far_side, error))
+        """The end is gone."""
+        self.close(RelayEnd(Cause.RESET, self._end_side, error))
 
     def on_internal_error(self, error: Exception) -> None:
         """A bug; see `on_failure`."""
         self.on_failure(error)
 
-    # Inside
+    # Internal
 
     @property
-    def _far_side(self) -> Side:
+    def _end_side(self) -> Side:
         return Side.SERVER if self.side is Side.VISITOR else Side.VISITOR
 
-    def _serve(self) -> None:
-        """Read from the socket until it is drained, the channel is full, or this turn's share is used up."""
-        pump, channel, receive_into = self.pump, self.channel, self.connection.recv_into
-        share = channel.quantum
+    def _read(self) -> None:
+        """Read from the socket until it is drained, the end has no capacity, or the quantum is used up."""
+        pump, end, receive_into = self.pump, self.end, self.connection.recv_into
+        share = end.quantum
         while share > 0:
-            room = channel.send_capacity()
-            if not room or self.over:
+            capacity = end.send_capacity()
+            if not capacity or self.closed:
                 self.paused = True
                 return
-            want = min(room, pump.buffer_size)
-            if self.allowances is not None and not (want := min(want, self.allowances[0].get())):
+            wanted = min(capacity, pump.buffer_size)
+            if self.allowances is not None and not (wanted := min(wanted, self.allowances[0].get())):
                 return
             try:
-                count = receive_into(pump.buffer, want)
+                count = receive_into(pump.buffer, wanted)
             except BlockingIOError:
                 break
             except OSError as error:
-                self._break(error)
+                self._fail_socket(error)
                 return
             if not count:
-                self._end_socket()
+                self._on_socket_eof()
                 return
-            channel.write(pump.view[:count])
+            end.write(pump.view[:count])
             self.from_socket += count
             if self.allowances is not None:
                 self.allowances[0].use(count)
-            if count < want and not self.exact:
+            if count < wanted and not self.until_eagain:
                 break
-            share -= max(LEAST, count)
+            share -= max(MIN_READ_COST, count)
         else:
             pump.rearm(self.fd)
             return
         if self.allowances is not None:
-            self.allowances[0].rest()
+            self.allowances[0].give_back()
 
-    def _end_socket(self) -> None:
-        """The socket's end was read."""
-        self.ended = True
-        self.channel.finish()
-        self._half_done()
+    def _on_socket_eof(self) -> None:
+        self.eof_received = True
+        self.end.finish()
+        self._on_half_closed()
 
-    def _deliver_held(self) -> None:
-        """The socket may take octets again."""
-        held = self.channel.buffered
-        if held:
-            most = len(held) if self.allowances is None else min(len(held), self.allowances[1].get())
+    def _send_buffered(self) -> None:
+        """The socket may take bytes again: send what the end has buffered, or its end of file."""
+        buffered = self.end.buffered
+        if buffered:
+            allowed = len(buffered) if self.allowances is None else min(len(buffered), self.allowances[1].get())
             try:
-                with memoryview(held) as view:
-                    sent = self.connection.send(view[:most]) if most else 0
+                with memoryview(buffered) as view:
+                    sent = self.connection.send(view[:allowed]) if allowed else 0
             except BlockingIOError:
                 return
             except OSError as error:
-                self._break(error)
+                self._fail_socket(error)
                 return
-            self._told(sent)
-            self.blocked = sent < len(held)
-            if self.blocked and sent == most and most:
-                self._arm()
-            self.channel.consume(sent)  # which comes back to `finished` behind the last
+            self._count_sent(sent)
+            self.blocked = sent < len(buffered)
+            if self.blocked and sent == allowed and allowed:
+                self._rearm()
+            self.end.consume(sent)  # which calls `on_eof` behind the last byte
         else:
             self.blocked = False
-            if self.channel.eof_received:
-                self._pass_end()
+            if self.end.eof_received:
+                self._send_eof()
 
-    def _told(self, octets: int) -> None:
-        """So many were delivered to the socket."""
-        self.from_channel += octets
+    def _count_sent(self, count: int) -> None:
+        """`count` bytes were delivered to the socket."""
+        self.from_end += count
         if self.allowances is not None:
-            self.allowances[1].use(octets)
-            self.allowances[1].rest()
+            self.allowances[1].use(count)
+            self.allowances[1].give_back()
 
-    def _arm(self) -> None:
-        """Let epoll tell what stands in the socket, and whether it takes more."""
-        if not self.over:
+    def _rearm(self) -> None:
+        """Let epoll report what is pending in the socket, and whether it takes more."""
+        if not self.closed:
             self.pump.rearm(self.fd)
 
-    def _pass_end(self) -> None:
-        if self.passed:  # told already: who joins a channel that has ended hears of it, and finds it when it can write
+    def _send_eof(self) -> None:
+        if (
+            self.eof_sent
+        ):  # an end that had ended before it was joined may report it, and a WRITABLE event finds it, too
             return
-        if self.ended:  # both are over: closing says it
-            self.end(RelayEnd(Cause.FINISHED))
+        if self.eof_received:  # both directions are over: closing the socket says so
+            self.close(RelayEnd(Cause.FINISHED))
             return
         try:
-            if not self.from_channel:
-                self.connection.send(b"")  # EAGAIN from a socket that is still connecting
+            if not self.from_end:
+                self.connection.send(b"")  # EAGAIN if the socket is still connecting
             self.connection.shutdown(socket.SHUT_WR)
         except BlockingIOError:
             self.blocked = True
         except OSError as error:
-            self._break(error)
+            self._fail_socket(error)
         else:
-            self.passed = True
-            self._half_done()
+            self.eof_sent = True
+            self._on_half_closed()
 
-    def _half_done(self) -> None:
-        """One direction is over: the other, too, or does it have `linger` seconds from byte to byte?"""
-        if self.passed and self.ended:
-            self.end(RelayEnd(Cause.FINISHED))
-        elif not self.lingering and not self.over:
-            self.lingering = True
-            self.seen = -1
-            self._touch()
-            self.pump.timers.watch(self)
+    def _on_half_closed(self) -> None:
+        """One direction is over: finish if the other is, too; else start the linger time."""
+        if self.eof_sent and self.eof_received:
+            self.close(RelayEnd(Cause.FINISHED))
+        elif not self.closed:
+            self.start_lingering()
 
-    def _touch(self) -> None:
-        """Put the deadline off if bytes have moved since it was set."""
-        moved = self.from_socket + self.from_channel
-        if moved != self.seen:
-            self.seen = moved
-            self.deadline = self.pump.now() + self.linger
+    def _fail_socket(self, error: OSError) -> None:
+        """The socket is broken: end the relay and reset the end."""
+        self.close(RelayEnd(Cause.RESET, self.side, error))
 
-    def _break(self, error: OSError) -> None:
-        """The socket is broken: the channel is reset."""
-        self.end(RelayEnd(Cause.RESET, self.side, error))
-
-    def _look_for_error(self) -> None:
-        """Ask the kernel whether the socket is broken, without reading from it."""
-        number = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            self._break(OSError(number, os.strerror(number)))
+    def _check_error(self) -> None:
+        """End the relay if the socket is broken."""
+        error = pending_error(self.connection)
+        if error is not None:
+            self._fail_socket(error)

@@ -1,18 +1,19 @@
-"""What the rest of the program asks of the data plane: one contract, two engines.
+"""The contract of the data plane. Two engines keep it.
 
-An engine moves all bytes between plain sockets of a process. On Linux it is the pump (`pump.py`, one task over one
-epoll set), elsewhere the portable engine (`portable.py`, Trio tasks). Nobody above this floor knows which one runs.
+An engine moves all bytes between the sockets of a process. On Linux it is the pump (`pump.py`, one task over one epoll
+set), elsewhere the portable engine (`portable.py`, Trio tasks). No package above this one depends on which of them
+runs.
 
-Every method is synchronous, so that a visitor can be accepted, paired and relayed without a task of its own;
-callbacks run inside the engine's task and must not block. An exception out of a callback goes to the owner's
-`on_failure` and never ends the engine.
+Every method is synchronous, so that a visitor is accepted, paired and relayed without a task of its own. Callbacks run
+in the engine's task and must not block. An exception of a callback is passed to the owner's `on_failure` and never ends
+the engine.
 
-    watch(socket)   -> the owner looks at a parked connection when something happened on it
-    listen(socket)  -> connections in batches
-    join(a, b)      -> a relay: bytes flow both ways until both directions ended
-    limit(...)      -> what relays may have together
+    listen(socket)  accept connections in batches
+    watch(socket)   report activity on a parked connection, without reading from it
+    join(a, b)      relay bytes both ways until both directions have ended
+    limit(...)      a bandwidth and a quota that relays share
 
-The sockets are `socket.socket` objects in non-blocking mode. From `join` on the engine owns both and closes them.
+Sockets are `socket.socket` objects in non-blocking mode. From `join` on, the engine owns both sockets and closes them.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ from tunneld.engine.handover import RelayState
 from tunneld.errors import reason_of
 
 FailureCallback = Callable[[Exception], None]
-"""Called when a callback of this owner raised: a bug. The owner is expected to die of it, alone."""
+"""Called when another callback of the same owner has raised: a bug. The owner should close itself and nothing else."""
 
 
 class Cause(Enum):
     """Why a relay ended."""
 
     FINISHED = "finished"
-    "Both directions reached their end and everything was delivered."
+    "Both directions reached end of file, and everything was delivered."
     RESET = "reset"
-    "One side broke: a reset, a refused or timed-out connect, a vanished network. `side` and `error` say which and how."
+    "One side failed: a reset, a refused or timed-out connect, a lost network. `side` and `error` say which and how."
     LINGERED = "lingered"
-    "One side had ended and no byte moved, in either direction, for `linger` seconds."
+    "One side had ended, and no byte moved in either direction for `linger` seconds."
     DROPPED = "dropped"
-    "Its owner dropped it."
+    "The owner dropped it, the engine stopped, or the engine had a bug."
 
 
 class Side(Enum):
-    """The two ends of a relay, as seen from the middle."""
+    """The two sides of a relay."""
 
     VISITOR = "visitor"
     SERVER = "server"
@@ -54,7 +55,7 @@ class Side(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RelayEnd:
-    """How a relay ended; `side` and `error` are set where `cause` is RESET."""
+    """How a relay ended; `side` and `error` are set if `cause` is RESET."""
 
     cause: Cause
     side: Side | None = None
@@ -66,16 +67,16 @@ class RelayEnd:
             case Cause.FINISHED:
                 return "both sides finished"
             case Cause.LINGERED:
-                return "one side had finished and the other was silent (linger)"
+                return "one side had finished and no data followed (linger)"
             case Cause.DROPPED:
                 return "dropped"
             case Cause.RESET:
-                side = f"the {self.side.value}" if self.side else "one side"
-                return f"{side} broke off: {reason_of(self.error)}" if self.error else f"{side} broke off"
+                failed = f"connection to the {self.side.value} failed" if self.side else "connection failed"
+                return f"{failed}: {reason_of(self.error)}" if self.error else failed
 
 
 class Relay(Protocol):
-    """Two sockets joined."""
+    """Two ends joined by an engine. Its owner holds it until `on_end` is called."""
 
     @property
     def up(self) -> int:
@@ -86,49 +87,49 @@ class Relay(Protocol):
         """Bytes delivered from the server to the visitor."""
 
     def drop(self) -> None:
-        """Close both connections now; bytes in flight are lost. `on_end` is told DROPPED. Harmless on an ended
-        relay.
+        """Close both connections now; undelivered bytes are lost. `on_end` is called with DROPPED. Does nothing on an
+        ended relay.
         """
 
 
 class Limiter(Protocol):
-    """What the relays of one tunnel share: a rate and a quota. Made by an engine, for that engine."""
+    """A bandwidth and a quota that the relays of one tunnel share. It belongs to the engine that made it."""
 
     @property
     def left(self) -> int | None:
-        """Octets of the quota that are left; None: there is none."""
+        """Bytes left of the quota, or None if there is no quota."""
 
 
 class Registration(Protocol):
-    """A socket the engine looks after for somebody."""
+    """A socket that an engine watches or accepts from; the caller still owns the socket."""
 
     def release(self) -> None:
-        """Forget the socket, and do not close it. No callback comes after this. Harmless when repeated."""
+        """Stop watching the socket; do not close it. No callback follows. May be called again."""
 
 
 class Engine(Protocol):
-    """The data plane of one process. All of it needs `run` to be running."""
+    """The data plane of one process. All methods except `run` require that `run` is running."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; then every relay is dropped and every registration released."""
+        """Serve until cancelled; then drop every relay and release every registration."""
 
     def listen(
         self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], on_failure: FailureCallback
     ) -> Registration:
-        """Accept from `listener` and hand each connection (non-blocking, close-on-exec) and its peer address to
-        `on_connection`.
+        """Accept from `listener`; call `on_connection` with each connection and the peer's address.
 
-        Out of descriptors or socket memory: the acceptor logs it once, waits `accept_backoff` seconds and goes on;
-        nothing spins.
+        The callback owns the connection, which is non-blocking and close-on-exec. Without descriptors or socket memory
+        the acceptor logs it once and tries again every `accept_backoff` seconds; clients wait in the listener's queue.
         """
 
     def watch(
         self, connection: socket.socket, on_event: Callable[[], None], on_failure: FailureCallback
     ) -> Registration:
-        """Call `on_event` when `connection` becomes readable, its peer closes or it breaks; the owner looks by itself.
+        """Call `on_event` when `connection` becomes readable, or its peer closes or resets it. Nothing is read.
 
-        Calls may be spurious. At least one comes when the first byte arrives or the connection (being dialled, too)
-        ends; the pump calls again at every later edge, also where unread bytes stand before an end.
+        Calls may be spurious. There is at least one when the first byte arrives or the connection ends, which includes
+        a refused connect. The pump calls again for each later event, such as an end of file behind unread bytes; the
+        portable engine does not.
         """
 
     def join(
@@ -140,28 +141,31 @@ class Engine(Protocol):
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None = None,
     ) -> Relay:
-        """Relay between the two until both directions ended, then close both and call `on_end` once, never from
-        inside `join`.
+        """Relay between two sockets until both directions have ended, then close both and call `on_end`.
 
-        `linger` is in seconds; `throttle` is one of this engine's, see `limit`. Either socket may still be connecting
-        (EINPROGRESS): bytes wait for it, and a refused connect ends the relay with RESET on that side. An end of file
-        from one side is forwarded as one (`shutdown`), the other direction goes on; a reset from one side is a reset
-        to the other; bytes accepted from one side are delivered before its end is.
+        `on_end` is called once, never from inside `join`. `linger` is in seconds: once one side has ended, the relay
+        ends after this long without a byte. `throttle` was made by this engine's `limit`.
+
+        Either socket may still be connecting (EINPROGRESS): bytes wait for it, and a refused connect ends the relay
+        with RESET on that side. An end of file from one side is forwarded (`shutdown`) and the other direction goes
+        on. A reset from one side resets the other. Bytes read from one side are delivered before its end of file.
         """
 
     def export_relay(self, relay: Relay) -> RelayState | None:
-        """Take a relay out of this engine as it is, without closing anything, for `put_down`; `on_end` is not told.
+        """Take a running relay out of this engine without closing its sockets, for `import_relay`.
 
-        None where that cannot be, or where it has ended: then nothing has changed.
+        The caller owns the sockets afterwards; `on_end` is not called. Returns None, and changes nothing, if the relay
+        has ended or the engine cannot export it.
         """
 
     def import_relay(
-        self, lifted: RelayState, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
+        self, state: RelayState, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
     ) -> Relay:
-        """Go on with a relay that was lifted, perhaps out of another process' engine; for the rest see `join`."""
+        """Continue an exported relay, perhaps of another process. The engine owns the sockets; see also `join`."""
 
     def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
-        """A rate in octets per second, and a quota in octets, that relays share: both directions together, fairly.
+        """Make a limiter of `rate` bytes per second and `quota` bytes, both directions of all its relays together.
 
-        `on_used_up` is called when somebody wants more than the quota, perhaps more than once. Either may be None.
+        Relays share the rate fairly. `on_used_up` is called when a relay wants more than the quota, perhaps more than
+        once. None means no such limit.
         """

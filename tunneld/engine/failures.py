@@ -1,9 +1,8 @@
-"""Which errors of accept(2) mean what, how an owner hears of its bugs, how a peer hears of a reset."""
+"""How the engines report failures: a bug to the owner of a callback, a shortage to the log, a reset to the peer."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 import struct
 from typing import Any, Protocol
@@ -13,35 +12,33 @@ import structlog
 from tunneld.engine.engine import FailureCallback
 from tunneld.errors import reason_of
 
-OUR_FAULTS = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
-"Not a listening socket (any more). All other errors are those of the one connection that accept would have returned."
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""The value of SO_LINGER that makes close(2) send RST: on, 0 seconds."""
 
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # on, 0 seconds
-
-log = structlog.get_logger("relay")
+log = structlog.get_logger("engine")
 
 
-def tell_failure(on_failure: FailureCallback, error: Exception) -> None:
-    """Hand a bug in an owner's callback to the owner; a bug in that, too, is only logged."""
+def report_failure(on_failure: FailureCallback, error: Exception) -> None:
+    """Pass an exception of a callback to its owner's `on_failure`; an exception of that is logged."""
     try:
         on_failure(error)
     except Exception as second:
-        log.exception("could not tell an owner of its failure", exc_info=second)
+        log.exception("on_failure callback failed: internal error", exc_info=second)
 
 
 def log_shortage(error: OSError) -> None:
-    """Say once that an acceptor has to rest."""
+    """Log that an acceptor has to wait for descriptors or socket memory."""
     log.warning("could not accept connections", reason=reason_of(error))
 
 
 class HasOptions(Protocol):
-    """A socket, the standard library's or Trio's."""
+    """A socket of the standard library or of Trio."""
 
     def setsockopt(self, level: int, option: int, value: Any, /) -> None:
         """Set one option, as the standard library does."""
 
 
 def reset_on_close(connection: HasOptions) -> None:
-    """Make the coming close send RST instead of FIN. Harmless where there is nobody left to hear it."""
+    """Make the next close of this socket send RST instead of FIN. Does nothing on a closed or broken socket."""
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)

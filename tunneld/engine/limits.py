@@ -1,8 +1,10 @@
-"""What one engine may use, each number with its reason."""
+"""The sizes and times of an engine, each with its reason."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from tunneld.net.accept import ACCEPT_BACKOFF
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -10,45 +12,49 @@ MIB = 1024 * KIB
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """The sizes of an engine; the portable one has no pipes and ignores theirs."""
+    """The limits of one engine. The portable engine uses only `accept_backoff`."""
 
     buffer_size: int = 64 * KIB
-    "Bytes of the shared buffer. A read that fills it counts as bulk; a stopped flow holds no more than this in memory."
+    "Bytes of the shared buffer. A read that fills it starts splicing; a blocked flow keeps at most this in memory."
 
     wide_size: int = 256 * KIB
-    "Bytes of the buffer that carriers read into: dozens of frames, or one that is full, in a system call."
+    "Bytes of the buffer that carriers read into: one large frame or dozens of small ones per system call."
 
     pipe_size: int = MIB
-    "Bytes asked for per pipe: the largest that Linux grants without privilege (fs.pipe-max-size)."
+    "Bytes to ask for per pipe: the most that Linux grants without privilege (fs.pipe-max-size)."
 
     max_pipes: int = 64
-    "Pipes at one time, idle ones included: 64 of 1 MiB are all that fs.pipe-user-pages-soft grants without privilege."
+    "Pipes open at one time, idle ones included: fs.pipe-user-pages-soft grants 64 of 1 MiB without privilege."
 
     turn_size: int = 4 * MIB
-    "Bytes that one batch of events should move in all: about two milliseconds."
+    "Bytes that one batch of events should move in total: about two milliseconds of work."
 
     turn_time: float = 0.002
-    "Seconds after which other tasks have their turn, though somebody has more to do."
+    "Seconds after which the pump returns to Trio's scheduler even if more handlers are ready."
 
     poll_timeout: float = 0.0
-    "Seconds (a millisecond is the least) that a turn waits for more, in which other tasks have to wait, too."
+    """Seconds that the pump waits in `epoll_wait` for the next event before it returns to Trio's scheduler; no other
+    task runs meanwhile. epoll counts in milliseconds. 0: it does not wait.
+    """
 
     busy_poll: float = 0.0001
-    """Seconds at the beginning of a doze in which the pump looks again and again, where the last wait was no longer:
-    about what it takes a processor to fall asleep and be woken. 0: it sleeps at once.
+    """Seconds at the beginning of that wait in which the pump polls instead of sleeping, if the last wait was no
+    longer: about the time a processor takes to go to sleep and wake up. 0: it sleeps at once.
     """
 
     accept_batch: int = 64
-    "Connections accepted from one listener before others have their turn."
+    "Connections accepted from one listener before other handlers are served."
 
-    accept_backoff: float = 0.1
-    "Seconds an acceptor rests when the machine is out of descriptors or socket memory."
+    accept_backoff: float = ACCEPT_BACKOFF
+    "Seconds an acceptor waits when the machine is out of descriptors or socket memory."
 
     descriptors: int = 1 << 30
-    "The first of the numbers that connections to tunnels, and pipes, leave to others; see room.py."
+    """Descriptors with this number or a higher one are reserved for the rest of the process (control port, reload,
+    restart): neither visitors nor pipes get them. See `FdReserve`.
+    """
 
 
 POLL_TIMEOUT = 0.001
-"""For a process that moves bytes and does little else: shorter than the way to the next machine and back, longer than
-to the next process.
+"""`EngineLimits.poll_timeout`, in seconds, for a process that does little but relay: less than a round trip to another
+machine, more than one to another process.
 """

@@ -1,19 +1,16 @@
 """The engine of systems without epoll: the same contract, kept by Trio tasks.
 
-run
-├─ listening ×N            accepts, hands over, and so on
-├─ watching ×N             sleeps until its connection stirs, tells once
-└─ joined ×N               waits for its sockets to be connected, then copies both ways
+    run
+    ├─ AcceptTask ×N     accepts from one listener
+    ├─ WatchTask ×N      waits for the first event of one parked connection
+    └─ TaskRelay ×N      waits until its sockets are connected, then copies both ways
 
-The tasks of the portable engine: one for a listener, a watched connection, a relay.
-
-Each has a cancel scope; releasing or dropping cancels it. Callbacks run in these tasks, all of them the engine's own.
+Each task has a cancel scope; releasing or dropping cancels it. Callbacks run in these tasks.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from collections.abc import Callable
 from typing import Any, cast
@@ -23,18 +20,22 @@ import trio
 
 from tunneld.engine.copy import StreamCopier
 from tunneld.engine.engine import Cause, FailureCallback, Limiter, Registration, Relay, RelayEnd, Side
-from tunneld.engine.failures import OUR_FAULTS, log_shortage, reset_on_close, tell_failure
+from tunneld.engine.failures import log_shortage, report_failure, reset_on_close
 from tunneld.engine.handover import RelayState
 from tunneld.engine.limits import EngineLimits
-from tunneld.engine.throttle import PatientThrottle
+from tunneld.engine.throttle import TaskThrottle
 from tunneld.errors import SHORTAGES
+from tunneld.net.accept import NOT_LISTENING, AcceptShortage
+from tunneld.net.sockets import pending_error
+
+log = structlog.get_logger("engine")
 
 
 class PortableEngine:
     """Trio tasks in one nursery. See `Engine` for the contract."""
 
     def __init__(self, limits: EngineLimits) -> None:
-        """Nothing happens before `run`."""
+        """Starts nothing; `run` does."""
         self._limits = limits
         self._nursery: trio.Nursery | None = None
 
@@ -51,17 +52,17 @@ class PortableEngine:
         self, listener: socket.socket, on_connection: Callable[[socket.socket, Any], None], on_failure: FailureCallback
     ) -> Registration:
         """See `Engine.listen`."""
-        listening = AcceptTask(listener, on_connection, on_failure, self._limits)
-        self._running().start_soon(listening.run)
-        return listening
+        task = AcceptTask(listener, on_connection, on_failure, self._limits)
+        self._tasks().start_soon(task.run)
+        return task
 
     def watch(
         self, connection: socket.socket, on_event: Callable[[], None], on_failure: FailureCallback
     ) -> Registration:
         """See `Engine.watch`."""
-        watching = WatchTask(connection, on_event, on_failure)
-        self._running().start_soon(watching.run)
-        return watching
+        task = WatchTask(connection, on_event, on_failure)
+        self._tasks().start_soon(task.run)
+        return task
 
     def join(
         self,
@@ -73,36 +74,33 @@ class PortableEngine:
         throttle: Limiter | None = None,
     ) -> Relay:
         """See `Engine.join`."""
-        joined = TaskRelay(visitor, server, linger, on_end, cast("PatientThrottle | None", throttle))
-        self._running().start_soon(joined.run)
-        return joined
+        relay = TaskRelay(visitor, server, linger, on_end, cast("TaskThrottle | None", throttle))
+        self._tasks().start_soon(relay.run)
+        return relay
 
     def export_relay(self, relay: Relay) -> RelayState | None:
-        """See `Engine.lift`: what is on its way is in the tasks."""
+        """See `Engine.export_relay`. Not possible here: undelivered bytes are in the tasks."""
         return None
 
     def import_relay(
-        self, lifted: RelayState, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
+        self, state: RelayState, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
     ) -> Relay:
-        """See `Engine.put_down`: nothing was lifted, so nothing comes."""
+        """Not possible: this engine exports nothing."""
         raise NotImplementedError
 
     def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
         """See `Engine.limit`."""
-        return PatientThrottle(rate, quota, on_used_up)
+        return TaskThrottle(rate, quota, on_used_up)
 
-    def _running(self) -> trio.Nursery:
+    def _tasks(self) -> trio.Nursery:
         """The nursery. Raises RuntimeError outside `run`."""
         if self._nursery is None:
-            raise RuntimeError("engine cannot take sockets: it is not running")
+            raise RuntimeError("the engine is not running")
         return self._nursery
 
 
-log = structlog.get_logger("relay")
-
-
 class EngineTask:
-    """A task that stands for a socket of somebody else."""
+    """A task that serves a socket which the caller owns."""
 
     def __init__(self) -> None:
         self._scope = trio.CancelScope()
@@ -113,7 +111,7 @@ class EngineTask:
 
     @property
     def released(self) -> bool:
-        """Whether no callback may come any more."""
+        """Whether callbacks must no longer be called."""
         return self._scope.cancel_called
 
 
@@ -134,8 +132,8 @@ class AcceptTask(EngineTask):
         self._limits = limits
 
     async def run(self) -> None:
-        """Accept until released."""
-        short = False
+        """Accept until released, or until the socket stops listening."""
+        shortage = AcceptShortage(log_shortage)
         with self._scope:
             while not self.released:
                 try:
@@ -146,30 +144,28 @@ class AcceptTask(EngineTask):
                 except trio.ClosedResourceError:
                     return
                 except OSError as error:
-                    if error.errno in OUR_FAULTS:
-                        tell_failure(self._on_failure, error)
+                    if error.errno in NOT_LISTENING:
+                        report_failure(self._on_failure, error)
                         return
                     if error.errno in SHORTAGES:
-                        if not short:
-                            log_shortage(error)
-                        short = True
+                        shortage.begin(error)
                         await trio.sleep(self._limits.accept_backoff)
                     continue
-                short = False
+                shortage.end()
                 self._hand_over(connection, address)
 
     def _hand_over(self, connection: socket.socket, address: Any) -> None:
-        """Give the connection to the owner, or its bug to whom it concerns."""
+        """Call `on_connection`. If it raises, close the connection and report the failure."""
         connection.setblocking(False)
         try:
             self._on_connection(connection, address)
         except Exception as error:
             connection.close()
-            tell_failure(self._on_failure, error)
+            report_failure(self._on_failure, error)
 
 
 class WatchTask(EngineTask):
-    """See `Engine.watch`. It tells once: a second time would spin, for the bytes still stand there."""
+    """See `Engine.watch`. It reports one event: a second wait would spin, since the bytes are still unread."""
 
     def __init__(self, connection: socket.socket, on_event: Callable[[], None], on_failure: FailureCallback) -> None:
         super().__init__()
@@ -178,10 +174,10 @@ class WatchTask(EngineTask):
         self._on_failure = on_failure
 
     async def run(self) -> None:
-        """Sleep until something is there to be read, an end and an error included."""
+        """Wait until a read would return bytes, an end of file or an error; then call `on_event`."""
         with self._scope:
             if self.released:
-                return  # before it began: the connection may have the next owner already
+                return  # released before it began: the connection may have another owner already
             try:
                 await trio.lowlevel.wait_readable(self._connection)
             except (trio.ClosedResourceError, OSError, ValueError):
@@ -189,11 +185,11 @@ class WatchTask(EngineTask):
             try:
                 self._on_event()
             except Exception as error:
-                tell_failure(self._on_failure, error)
+                report_failure(self._on_failure, error)
 
 
 class TaskRelay:
-    """Two sockets joined by two tasks: the `Relay` its owner holds."""
+    """Two sockets joined by two tasks; the `Relay` that the owner holds."""
 
     def __init__(
         self,
@@ -201,56 +197,56 @@ class TaskRelay:
         server: socket.socket,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
-        throttle: PatientThrottle | None = None,
+        throttle: TaskThrottle | None = None,
     ) -> None:
         self._sockets = {Side.VISITOR: visitor, Side.SERVER: server}
         self._linger = linger
         self._throttle = throttle
         self._on_end = on_end
         self._scope = trio.CancelScope()
-        self._copying: StreamCopier | None = None
+        self._copier: StreamCopier | None = None
 
     @property
     def up(self) -> int:
         """Bytes delivered from the visitor to the server."""
-        return self._copying.up if self._copying is not None else 0
+        return self._copier.up if self._copier is not None else 0
 
     @property
     def down(self) -> int:
         """Bytes delivered from the server to the visitor."""
-        return self._copying.down if self._copying is not None else 0
+        return self._copier.down if self._copier is not None else 0
 
     def drop(self) -> None:
         """See `Relay.drop`."""
         self._scope.cancel()
-        for side in self._sockets.values():
-            if side.fileno() != -1:
-                trio.lowlevel.notify_closing(side)
-                side.close()
+        for connection in self._sockets.values():
+            if connection.fileno() != -1:
+                trio.lowlevel.notify_closing(connection)
+                connection.close()
 
     async def run(self) -> None:
-        """Relay, and tell the owner how it ended, in any case."""
+        """Relay, then close both sockets and call `on_end`, whatever happens."""
         end = RelayEnd(Cause.DROPPED)
         try:
             with self._scope:
                 end = await self._connect() or await self._relay()
         except Exception as error:
-            log.exception("relay failed", exc_info=error)
+            log.exception("relay failed: internal error", exc_info=error)
         finally:
             if self._scope.cancel_called:
                 end = RelayEnd(Cause.DROPPED)
-            for side in self._sockets.values():
-                side.close()
-            self._tell(end)
+            for connection in self._sockets.values():
+                connection.close()
+            self._notify_ended(end)
 
     async def _connect(self) -> RelayEnd | None:
-        """Wait until both sockets are connected; how it ended if one is not to be."""
+        """Wait until both sockets are connected. Return how the relay ended if one cannot connect."""
         for side, connection in self._sockets.items():
             try:
                 await wait_connected(connection)
             except OSError as error:
-                for both in self._sockets.values():
-                    reset_on_close(both)
+                for each in self._sockets.values():
+                    reset_on_close(each)
                 return RelayEnd(Cause.RESET, side, error)
         return None
 
@@ -258,18 +254,18 @@ class TaskRelay:
         visitor, server = (
             trio.SocketStream(trio.socket.from_stdlib_socket(connection)) for connection in self._sockets.values()
         )
-        self._copying = StreamCopier(visitor, server, linger=self._linger, throttle=self._throttle)
-        return await self._copying.run()
+        self._copier = StreamCopier(visitor, server, linger=self._linger, throttle=self._throttle)
+        return await self._copier.run()
 
-    def _tell(self, end: RelayEnd) -> None:
+    def _notify_ended(self, end: RelayEnd) -> None:
         try:
             self._on_end(self, end)
         except Exception as error:
-            log.exception("could not tell the end of a relay", exc_info=error)
+            log.exception("on_end callback failed: internal error", exc_info=error)
 
 
 async def wait_connected(connection: socket.socket) -> None:
-    """Wait for a socket that may still be connecting. Raises OSError where that fails."""
+    """Wait for a socket that may still be connecting. Raises OSError if it cannot connect."""
     try:
         connection.getpeername()
     except OSError as error:
@@ -278,6 +274,6 @@ async def wait_connected(connection: socket.socket) -> None:
     else:
         return
     await trio.lowlevel.wait_writable(connection)
-    number = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if number:
-        raise OSError(number, os.strerror(number))
+    failure = pending_error(connection)
+    if failure is not None:
+        raise failure

@@ -1,40 +1,43 @@
-"""The Linux engine: one Trio task that moves every byte between plain sockets.
+"""The Linux engine: one Trio task that moves the bytes of every relay and every carrier.
 
-The naive relay has two tasks a connection; each byte then costs a task switch and an `epoll_ctl` on top of the read and
-the write, and those two cost more than the bytes. Here one task owns one epoll set of handlers, sleeps until the set
-itself is readable, and serves every ready handler before it goes back to Trio's scheduler.
+A naive relay has two tasks per connection; each read and write then costs a task switch and an `epoll_ctl` as well, and
+these cost more than the bytes. Here one task owns one epoll set of handlers. It sleeps until the set itself is
+readable, and serves every ready handler before it returns to Trio's scheduler.
 
-**Edges, told once.** Every socket is registered once, for everything, edge-triggered. From then on nothing is asked of
-epoll but `poll`; the handler knows what its socket is waiting for, and an event is only a hint to go and try. So an
-event that comes too often, too late, or for a descriptor that was closed and given out again within the same batch does
-no harm: the system call that follows says EAGAIN. An event whose descriptor has no handler is dropped.
+**Edge-triggered, registered once.** Every socket is registered once, for all events, edge-triggered. From then on the
+pump only calls `epoll_wait`. A handler knows what its socket waits for, and an event is only a hint to try. An event
+that comes too often, too late, or for a descriptor that was closed and reused within the same batch does no harm: the
+system call that follows says EAGAIN. An event for a descriptor without a handler is dropped.
 
-**The kernel keeps the ready list.** Whoever stops before its socket is drained (its share of the wake-up is used up,
-its batch of accepts is full, its rest is over) must not wait for an edge that has already passed. It is armed again
-(`EPOLL_CTL_MOD`), which makes epoll look anew and put it behind all others that are ready. `join` does the same with
-sockets that were watched before: whatever stands in them is told again, flags and all. Hence no queues here, and nobody
-can starve.
+**The kernel keeps the ready list.** A handler that stops before its socket is drained (its quantum is used up, its
+batch of accepts is full, its back-off is over) must not wait for an edge that has passed already. It calls `rearm`
+(`EPOLL_CTL_MOD`), which makes epoll test the socket again and put it behind all other ready ones. `attach` does the
+same for a socket that was watched before: everything that is pending is reported again, with all flags. So the pump
+needs no queues, and no handler can starve another one.
 
-**Shares.** A batch may move about `turn_size` bytes; each handler gets its part, at least a buffer. Where somebody had
-to stop, the next batch follows at once, since a trip through Trio's scheduler costs some 30 µs. For the same reason a
-relay's process dozes a moment in `epoll_wait` before it makes that trip: the answer is often there by then. After
-`turn_time` Trio has its turn all the same: the control protocol waits a few milliseconds at worst.
+**Quanta.** A batch should move about `turn_size` bytes; each handler gets an equal part, at least one buffer. If a
+handler rearms itself, the next batch follows at once, since a trip through Trio's scheduler costs about 30 µs. For the
+same reason a process that only relays waits a moment in `epoll_wait` (`poll_timeout`) before it makes that trip: often
+the answer arrives by then. After `turn_time` the pump returns to the scheduler in any case, so the control protocol
+waits a few milliseconds at worst.
 
-**Waiting costs, too.** A processor that fell asleep takes as long to wake up as some visitors take to serve, and
-between processes that hand work to each other this adds up: a quarter of two processors did nothing at all. So the
-beginning of a doze is spent looking (`spin`), giving way to whoever wants the processor, as long as this pays: only if
-the last wait was over as soon.
+**Sleeping costs, too.** A processor that fell asleep takes as long to wake up as some requests take to serve. Between
+processes that hand work to each other this adds up: a quarter of two processors was idle. So the pump polls during the
+beginning of a wait (`busy_poll`), and yields the processor between polls. It does so only while this pays, that is if
+the last wait was as short.
 
-**Released is not closed.** A parked connection is watched, released and joined within microseconds. `release` therefore
-leaves the registration in the epoll set, only without a handler. The next owner of the descriptor re-arms it; if none
-comes and it still stirs, it is taken out then. Closing a socket removes it by itself.
+**Detached is not closed.** A parked connection is watched, released and joined within microseconds. `detach` therefore
+leaves the registration in the epoll set, without a handler. The next handler of the descriptor rearms it; if there is
+none and an event comes, the pump removes the registration then. Closing a socket removes it without a system call; a
+handler that closes its socket calls `remove` first.
 
-**Callbacks** run from this task or its sibling, the timers. Ends are told after the batch, so that an owner may do what
-it likes. What many handlers write to one place (a carrier) is written after the batch, too, and then all at once.
+**Callbacks** run in this task or in that of the timers. `on_end` callbacks run after the batch, so that an owner may
+call the engine again. Handlers that write to one carrier have it flushed after the batch, in one system call
+(`call_after_batch`).
 
     run
     ├─ the pump itself       sleeps in wait_readable(epoll)
-    └─ timers                lingering relays, resting acceptors, drops to be told
+    └─ timers                half-closed relays, acceptors that back off, `on_end` of dropped relays
 """
 
 from __future__ import annotations
@@ -53,79 +56,80 @@ import trio
 
 from tunneld.engine.acceptor import Acceptor, FdReserve, SocketWatch
 from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
-from tunneld.engine.failures import tell_failure
+from tunneld.engine.failures import report_failure
 from tunneld.engine.handover import RelayState
 from tunneld.engine.limits import MIB, EngineLimits
-from tunneld.engine.pipes import Pipes
+from tunneld.engine.pipes import PipePool
 from tunneld.engine.socket_relay import SocketRelay
 from tunneld.engine.throttle import Throttle
 from tunneld.engine.timers import Timers
 
-EVERYTHING = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+EPOLL_MASK = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+"What every socket is registered for."
 
-BATCH = 256
-"Events taken per wake-up. Enough to make the scheduler's share of each negligible, few enough to come back soon."
+MAX_BATCH_EVENTS = 256
+"Events taken per `epoll_wait`: enough that the scheduler's share of each is negligible, few enough to return soon."
 
-log = structlog.get_logger("relay")
+log = structlog.get_logger("engine")
 
 
 class Handler(Protocol):
-    """What the pump knows about the owner of a descriptor."""
+    """The owner of a descriptor in the pump."""
 
     def on_event(self, events: int) -> None:
-        """Something may have happened (epoll's flags); try, and believe only the system calls."""
+        """An event may have happened (epoll's flags). Try, and rely only on what the system calls return."""
 
     def on_failure(self, error: Exception) -> None:
-        """`on_event` raised."""
+        """`on_event` raised: a bug."""
 
     def on_stop(self) -> None:
-        """The pump stops; the handler removes itself."""
+        """The pump stops; the handler closes or releases its socket."""
 
 
 class EndedRelay(Protocol):
-    """A relay whose owner is to be told."""
+    """A relay whose `on_end` callback is due."""
 
     def notify_ended(self, how: RelayEnd) -> None:
-        """Tell it; raises nothing."""
+        """Call `on_end`. Must not raise."""
 
 
 class Pump:
-    """One epoll set and all that lives in it. See `Engine` for the contract."""
+    """One epoll set and its handlers. See `Engine` for the contract."""
 
     def __init__(self, limits: EngineLimits) -> None:
-        """Nothing is opened before `run`."""
+        """Opens nothing; `run` does."""
         self.limits = limits
-        self.handlers: dict[int, Handler | None] = {}  # None: released, its registration stands
+        self.handlers: dict[int, Handler | None] = {}  # None: detached, still registered with epoll
         self.buffer_size = limits.buffer_size
         self.buffer = bytearray(limits.buffer_size)
         self.view = memoryview(self.buffer)
-        self.quantum = limits.turn_size
+        self.quantum = limits.turn_size  # bytes that a handler may move in this batch
         self.fd_reserve = FdReserve(limits.descriptors)
-        self.pipes = Pipes(limits.pipe_size, limits.max_pipes, least=limits.buffer_size, below=limits.descriptors)
+        self.pipes = PipePool(limits.pipe_size, limits.max_pipes, limits.buffer_size, limits.descriptors)
         self.ended_relays: list[tuple[EndedRelay, RelayEnd]] = []
         self.timers = Timers(self._finish_batch)
-        self._later: list[Callable[[], None]] = []
+        self._after_batch: list[Callable[[], None]] = []
         self._in_batch = False
-        self._time: float | None = None  # Trio's, as somebody in this batch has asked for it
-        self._wide: bytearray | None = None
-        self._armed = False  # somebody has more to do
-        self._brisk = False  # the last wait was a short one
+        self._batch_time: float | None = None  # Trio's time, if a handler of this batch has asked for it
+        self._wide_buffer: bytearray | None = None
+        self._poll_at_once = False  # a handler has rearmed itself
+        self._last_wait_was_short = False
         self._epoll: select.epoll | None = None
 
     @property
     def wide_buffer(self) -> bytearray:
-        """For handlers that read more at once than a flow: carriers. Overwritten by whoever reads next."""
-        if self._wide is None:  # where no carriers are, nobody needs it
-            self._wide = bytearray(self.limits.wide_size)
-        return self._wide
+        """A buffer for handlers that read more at once than a flow: carriers. Valid until another handler reads."""
+        if self._wide_buffer is None:  # a process without carriers never needs it
+            self._wide_buffer = bytearray(self.limits.wide_size)
+        return self._wide_buffer
 
     def now(self) -> float:
-        """Trio's time, in seconds; within a batch it is asked for once, by the first who wants it."""
+        """Trio's time, in seconds; within a batch it is read once, at the first call."""
         if not self._in_batch:
             return trio.current_time()
-        if self._time is None:
-            self._time = trio.current_time()
-        return self._time
+        if self._batch_time is None:
+            self._batch_time = trio.current_time()
+        return self._batch_time
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See `Engine.run`."""
@@ -134,7 +138,7 @@ class Pump:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self.timers.run)
                     task_status.started()
-                    await self._turn_for_ever(self._epoll)
+                    await self._serve(self._epoll)
             finally:
                 self._stop()
 
@@ -164,144 +168,150 @@ class Pump:
         throttle: Limiter | None = None,
     ) -> Relay:
         """See `Engine.join`."""
-        return self._attach(SocketRelay(self, visitor, server, linger, on_end, cast("Throttle | None", throttle)))
+        return self._start(SocketRelay(self, visitor, server, linger, on_end, cast("Throttle | None", throttle)))
 
     def export_relay(self, relay: Relay) -> RelayState | None:
-        """See `Engine.lift`."""
-        if not isinstance(relay, SocketRelay) or relay.over:
+        """See `Engine.export_relay`. Only relays between two sockets can be exported."""
+        if not isinstance(relay, SocketRelay) or relay.closed:
             return None
         return relay.export()
 
     def import_relay(
-        self, lifted: RelayState, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
+        self, state: RelayState, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
     ) -> Relay:
-        """See `Engine.put_down`."""
-        pair = SocketRelay(
-            self, lifted.visitor, lifted.server, lifted.linger, on_end, cast("Throttle | None", throttle)
-        )
-        pair.restore(lifted)
-        return self._attach(pair)
-
-    def _attach(self, pair: SocketRelay) -> SocketRelay:
-        for flow in (pair.from_visitor, pair.from_server):
-            try:
-                self.attach(flow.fd, flow)
-            except OSError as error:
-                pair.fail_side(flow.side, error)
-                self.timers.wake_soon()
-                break
-        return pair
-
-    def attach(self, fd: int, handler: Handler) -> None:
-        """Make `handler` the owner of `fd`; epoll tells what stands there already. Raises OSError if it is closed."""
-        epoll = self._running()
-        if fd < 0:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        if fd in self.handlers:
-            try:
-                epoll.modify(fd, EVERYTHING)
-            except FileNotFoundError:  # closed since, and the number was given out again
-                epoll.register(fd, EVERYTHING)
-        else:
-            epoll.register(fd, EVERYTHING)
-        self.handlers[fd] = handler
+        """See `Engine.import_relay`."""
+        relay = SocketRelay(self, state.visitor, state.server, state.linger, on_end, cast("Throttle | None", throttle))
+        relay.restore(state)
+        return self._start(relay)
 
     def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
         """See `Engine.limit`."""
         return Throttle(rate, quota, self.timers, on_used_up)
 
+    def _start(self, relay: SocketRelay) -> SocketRelay:
+        for flow in (relay.from_visitor, relay.from_server):
+            try:
+                self.attach(flow.fd, flow)
+            except OSError as error:
+                relay.fail_side(flow.side, error)
+                self.timers.wake_soon()
+                break
+        return relay
+
+    def attach(self, fd: int, handler: Handler) -> None:
+        """Make `handler` the owner of `fd`; epoll reports everything that is pending already.
+
+        Raises OSError if the descriptor is closed, and RuntimeError outside `run`.
+        """
+        epoll = self._epoll_set()
+        if fd < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if fd in self.handlers:
+            try:
+                epoll.modify(fd, EPOLL_MASK)
+            except FileNotFoundError:  # it was closed, and the number was reused
+                epoll.register(fd, EPOLL_MASK)
+        else:
+            epoll.register(fd, EPOLL_MASK)
+        self.handlers[fd] = handler
+
     def detach(self, fd: int, handler: Handler) -> None:
-        """The handler wants no more events of `fd`; the registration stands for whoever comes next."""
+        """Send no more events of `fd` to `handler`. The registration stays for the next handler of the socket."""
         if self.handlers.get(fd) is handler:
             self.handlers[fd] = None
 
+    def remove(self, fd: int, handler: Handler) -> None:
+        """Forget `fd` before `handler` closes it. Does nothing if another handler owns the number by now."""
+        if self.handlers.get(fd) is handler:
+            del self.handlers[fd]
+
     def rearm(self, fd: int) -> None:
-        """Let epoll tell again what stands in `fd`, behind whoever is ready already. Harmless on a closed one."""
-        self._armed = True
+        """Let epoll report pending events of `fd` again, behind all ready sockets. Does nothing on a closed one."""
+        self._poll_at_once = True
         with contextlib.suppress(OSError):
-            self._running().modify(fd, EVERYTHING)
+            self._epoll_set().modify(fd, EPOLL_MASK)
 
     def call_after_batch(self, callback: Callable[[], None]) -> None:
-        """Call it, once, when everything that is ready now has been served. It raises nothing; what it raises all the
-        same is logged, and nobody else notices.
-        """
-        self._later.append(callback)
+        """Call `callback` once, after the current batch of events. It must not raise; an exception is logged."""
+        self._after_batch.append(callback)
         if not self._in_batch:
             self.timers.wake_soon()
 
-    def _running(self) -> select.epoll:
+    def _epoll_set(self) -> select.epoll:
         """The epoll set. Raises RuntimeError outside `run`."""
         if self._epoll is None:
-            raise RuntimeError("engine cannot take sockets: it is not running")
+            raise RuntimeError("the engine is not running")
         return self._epoll
 
-    async def _turn_for_ever(self, epoll: select.epoll) -> None:
-        """Sleep until something is ready, serve it, let Trio have its turn, and so on."""
+    async def _serve(self, epoll: select.epoll) -> None:
+        """Sleep until a socket is ready, take a turn, return to Trio's scheduler; until cancelled."""
         fd = epoll.fileno()
-        keep_memory_at_hand()
+        keep_freed_memory()
         while True:
             await trio.lowlevel.wait_readable(fd)
-            self._turn(epoll)
+            self._take_turn(epoll)
 
-    def _turn(self, epoll: select.epoll) -> None:
-        """Serve who is ready, whoever has more and who comes while we doze, until the turn is over."""
+    def _take_turn(self, epoll: select.epoll) -> None:
+        """Serve batches until no socket is ready within `poll_timeout`, or `turn_time` is over."""
         end = perf_counter() + self.limits.turn_time
-        self._armed = True
-        while batch := epoll.poll(0, BATCH) if self._armed else self._wait(epoll):
-            self._armed = False
-            self._serve(batch)
+        self._poll_at_once = True
+        while batch := epoll.poll(0, MAX_BATCH_EVENTS) if self._poll_at_once else self._wait(epoll):
+            self._poll_at_once = False
+            self._dispatch(batch)
             if perf_counter() >= end:
                 return
 
     def _wait(self, epoll: select.epoll) -> list[tuple[int, int]]:
-        """Who is ready now or comes while we doze: looking first, if that paid the last time, and then asleep."""
+        """Return the events that are ready or come within `poll_timeout`: polling at first, if the last wait was
+        short, and then asleep.
+        """
         limits = self.limits
-        batch = epoll.poll(0, BATCH)
+        batch = epoll.poll(0, MAX_BATCH_EVENTS)
         if not limits.poll_timeout:
             return batch
         began = perf_counter()
-        while not batch and self._brisk and perf_counter() - began < limits.busy_poll:
+        while not batch and self._last_wait_was_short and perf_counter() - began < limits.busy_poll:
             os.sched_yield()
-            batch = epoll.poll(0, BATCH)
+            batch = epoll.poll(0, MAX_BATCH_EVENTS)
         if not batch:
-            batch = epoll.poll(limits.poll_timeout, BATCH)
-        self._brisk = perf_counter() - began < limits.busy_poll
+            batch = epoll.poll(limits.poll_timeout, MAX_BATCH_EVENTS)
+        self._last_wait_was_short = perf_counter() - began < limits.busy_poll
         return batch
 
-    def _serve(self, batch: list[tuple[int, int]]) -> None:
-        """One wake-up: every handler that epoll told of, then the owners whose relays ended."""
+    def _dispatch(self, batch: list[tuple[int, int]]) -> None:
+        """Serve one batch: call every handler with its event, then the callbacks that are due after it."""
         handlers = self.handlers
-        self._time = None
+        self._batch_time = None
         self._in_batch = True
         self.quantum = max(self.buffer_size, self.limits.turn_size // (len(batch) or 1))
         for fd, events in batch:
             handler = handlers.get(fd)
             if handler is None:
-                self._forget(fd)
+                self._unregister(fd)
                 continue
             try:
                 handler.on_event(events)
             except Exception as error:
-                tell_failure(handler.on_failure, error)
-        if self.ended_relays or self._later:
+                report_failure(handler.on_failure, error)
+        if self.ended_relays or self._after_batch:
             self._finish_batch()
         self._in_batch = False
 
-    def _forget(self, fd: int) -> None:
-        """A descriptor stirs that nobody owns: released, or closed earlier in this batch."""
+    def _unregister(self, fd: int) -> None:
+        """Remove a descriptor that has an event and no handler: detached, or closed earlier in this batch."""
         self.handlers.pop(fd, None)
         with contextlib.suppress(OSError):
-            self._running().unregister(fd)
+            self._epoll_set().unregister(fd)
 
     def _finish_batch(self) -> None:
-        """Write what was gathered, tell the owners of the relays that have ended; either may bring more of both."""
-        while self.ended_relays or self._later:
-            later, self._later = self._later, []
-            for callback in later:
+        """Run the callbacks of `call_after_batch`, then `on_end` of ended relays, until neither adds more."""
+        while self.ended_relays or self._after_batch:
+            callbacks, self._after_batch = self._after_batch, []
+            for callback in callbacks:
                 try:
                     callback()
                 except Exception as error:
-                    log.exception("could not write what was gathered: a bug", exc_info=error)
+                    log.exception("callback after a batch failed: internal error", exc_info=error)
             ended, self.ended_relays = self.ended_relays, []
             for relay, how in ended:
                 relay.notify_ended(how)
@@ -317,10 +327,10 @@ class Pump:
         self.pipes.close()
 
 
-def keep_memory_at_hand() -> None:
-    """Have malloc keep some freed memory rather than give it back to the kernel after every buffer of a carrier.
+def keep_freed_memory() -> None:
+    """Make malloc keep some freed memory instead of returning it to the kernel after each buffer of a carrier.
 
-    glibc starts to keep more (twice as much) when a large block is freed, see M_MMAP_THRESHOLD in mallopt(3). Without
-    this, where buffers happen to be the last of the heap, each comes as fresh pages, zeroed: half of what TLS costs.
+    glibc keeps more, twice as much, once a large block has been freed (M_MMAP_THRESHOLD in mallopt(3)). Without this,
+    if buffers happen to be last on the heap, each one takes fresh pages that the kernel zeroes: half the cost of TLS.
     """
     bytearray(MIB)

@@ -1,16 +1,12 @@
-"""A pair of sockets in the pump: two flows, and one end for both.
+"""A relay between two sockets in the pump: two flows with one end.
 
-A pair ends once, in one of four ways (`Cause`), and always whole: both sockets are closed at that moment, what a flow
-still held is forgotten, its pipe goes back. The owner is told a little later, when the pump has finished what it is at,
-so that its callback never finds the pump in the middle of something.
+    both flows have passed on an end of file   FINISHED   both sockets were shut down in both directions; close them
+    a side fails                               RESET      the other side is reset
+    `linger` seconds without a byte            LINGERED   only after one side has ended
+    `drop`, a bug, or the pump stops           DROPPED
 
-    both flows done                 FINISHED   what was shut down in both directions is closed
-    a side breaks                   RESET      the other side is reset
-    `linger` seconds without a byte LINGERED   after one side has ended
-    `drop()`, a bug, the pump stops DROPPED
-
-A connection into which undelivered bytes were flowing is always closed with a reset, so that its peer cannot take a
-part for the whole.
+A connection for which bytes were still undelivered is always closed with a reset, so that its peer cannot take a part
+for the whole.
 """
 
 from __future__ import annotations
@@ -19,36 +15,22 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import structlog
 import trio
 
 from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
 from tunneld.engine.handover import RelayState
+from tunneld.engine.relay import PumpRelay
 from tunneld.engine.socket_flow import SocketFlow
 
 if TYPE_CHECKING:
     from tunneld.engine.pump import Pump
     from tunneld.engine.throttle import Throttle
 
-log = structlog.get_logger("relay")
 
+class SocketRelay(PumpRelay):
+    """Two sockets joined in the pump."""
 
-class SocketRelay:
-    """Two sockets joined in the pump: the `Relay` its owner holds."""
-
-    __slots__ = (
-        "broken",
-        "deadline",
-        "from_server",
-        "from_visitor",
-        "linger",
-        "lingering",
-        "on_end",
-        "over",
-        "pump",
-        "seen",
-        "throttle",
-    )
+    __slots__ = ("from_server", "from_visitor", "side_failed", "throttle")
 
     def __init__(
         self,
@@ -60,13 +42,9 @@ class SocketRelay:
         throttle: Throttle | None = None,
     ) -> None:
         """See `Engine.join`. The pump attaches the flows."""
-        self.pump = pump
+        super().__init__(pump, linger, on_end)
         self.throttle = throttle
-        self.linger = linger
-        self.on_end = on_end
-        self.over = self.broken = self.lingering = False
-        self.deadline = 0.0  # Trio time at which a lingering pair ends
-        self.seen = 0  # bytes moved when the deadline was set
+        self.side_failed = False
         self.from_visitor = SocketFlow(self, Side.VISITOR, visitor, server)
         self.from_server = SocketFlow(self, Side.SERVER, server, visitor)
         self.from_visitor.reverse = self.from_server
@@ -74,49 +52,43 @@ class SocketRelay:
 
     @property
     def up(self) -> int:
-        """Bytes delivered from the visitor to the server."""
+        """See `Relay.up`."""
         return self.from_visitor.moved
 
     @property
     def down(self) -> int:
-        """Bytes delivered from the server to the visitor."""
+        """See `Relay.down`."""
         return self.from_server.moved
 
-    def drop(self) -> None:
-        """See `Relay.drop`."""
-        self.end(RelayEnd(Cause.DROPPED))
-        self.pump.timers.wake_soon()
-
     def export(self) -> RelayState:
-        """Let go of both sockets without closing them; the owner is told nothing."""
-        self.over = True
+        """Release both sockets without closing them, and return the state of the relay. `on_end` is not called."""
+        self.closed = True
         rest = max(0.0, self.deadline - trio.current_time()) if self.lingering else None
         self.pump.timers.forget(self)
         up, down = self.from_visitor.export(), self.from_server.export()
-        lifted = RelayState(self.from_visitor.source, self.from_server.source, up, down, self.linger, rest)
-        for flow in (self.from_visitor, self.from_server):
-            del flow.reverse, flow.pair
-        return lifted
+        state = RelayState(self.from_visitor.source, self.from_server.source, up, down, self.linger, rest)
+        self._break_cycle()
+        return state
 
-    def restore(self, lifted: RelayState) -> None:
-        """Go on from there, before the pump attaches the flows."""
-        self.from_visitor.restore(lifted.up)
-        self.from_server.restore(lifted.down)
-        if lifted.rest is not None:
+    def restore(self, state: RelayState) -> None:
+        """Continue from `state`, before the pump attaches the flows."""
+        self.from_visitor.restore(state.up)
+        self.from_server.restore(state.down)
+        if state.rest is not None:
             self.start_lingering()
-            self.deadline = trio.current_time() + lifted.rest
+            self.deadline = trio.current_time() + state.rest
             self.pump.timers.watch(self)
 
     def fail_side(self, side: Side, error: OSError) -> None:
-        """One side is broken: the other is told in kind."""
-        self.broken = True
-        self.end(RelayEnd(Cause.RESET, side, error))
+        """One side failed: end the relay and reset the other side."""
+        self.side_failed = True
+        self.close(RelayEnd(Cause.RESET, side, error))
 
-    def end(self, how: RelayEnd) -> None:
-        """Close both sockets now; the owner hears of it when the pump has finished its batch. Harmless if repeated."""
-        if self.over:
+    def close(self, how: RelayEnd) -> None:
+        """See `PumpRelay.close`."""
+        if self.closed:
             return
-        self.over = True
+        self.closed = True
         if self.lingering:
             self.lingering = False
             self.pump.timers.forget(self)
@@ -127,30 +99,10 @@ class SocketRelay:
         self.pump.ended_relays.append((self, how))
 
     def notify_ended(self, how: RelayEnd) -> None:
-        """Tell the owner, and part the objects from each other so that they die without the garbage collector."""
+        """Call `on_end`. Break the reference cycle first, so that memory is freed without the garbage collector."""
+        self._break_cycle()
+        super().notify_ended(how)
+
+    def _break_cycle(self) -> None:
         for flow in (self.from_visitor, self.from_server):
-            del flow.reverse, flow.pair
-        try:
-            self.on_end(self, how)
-        except Exception as error:
-            log.exception("could not tell the end of a relay", exc_info=error)
-
-    def start_lingering(self) -> None:
-        """One side has ended: from now on the relay has `linger` seconds from byte to byte, in whatever direction."""
-        if self.lingering:
-            return
-        self.lingering = True
-        self.seen = self.up + self.down
-        self.deadline = trio.current_time() + self.linger
-        self.pump.timers.watch(self)
-
-    def note_progress(self) -> None:
-        """Put the deadline off if bytes have moved since it was set."""
-        moved = self.up + self.down
-        if moved != self.seen:
-            self.seen = moved
-            self.deadline = trio.current_time() + self.linger
-
-    def on_deadline(self) -> None:
-        """`linger` seconds have passed without a byte."""
-        self.end(RelayEnd(Cause.LINGERED))
+            del flow.reverse, flow.relay

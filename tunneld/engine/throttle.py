@@ -1,15 +1,16 @@
-"""How fast and how much a tunnel may relay: a bucket of tokens that its relays share fairly, and a quota.
+"""Bandwidth and quota of a tunnel: a token bucket that its relays share fairly.
 
-A token is an octet, of either direction. Whoever wants to read takes a *quantum* of them first, reads no more than
-that, and comes again. Where the bucket has none it stands in line, and is given its quantum in its turn; meanwhile it
-reads nothing, so its sender stops by itself. Everybody's quantum is the same and everybody has one place in the line
-for each direction, so N that want all get a Nth each, one that wants little gets it after at most one round, and what
-somebody does not want is the others'.
+A token is one byte, of either direction. Before a flow reads, it takes a *quantum* of tokens and then reads no more
+than that. If the bucket holds less than a quantum, the flow joins a queue and reads nothing, so flow control stops its
+sender; it gets its quantum when its turn comes. All quanta have the same size and a flow has one place in the queue for
+each direction. So N busy flows get a Nth of the rate each, a flow that wants little gets it after at most one round,
+and what a flow does not use is left to the remaining ones.
 
-    never more, in any time of t seconds, than rate * t + burst
+    bytes in any t seconds  <=  rate * t + burst
 
-The quantum is small where the rate is, so that a round is short: a twentieth of a second's octets, within bounds. The
-burst is what comes in a tenth of a second, which is longer than the engine's clock takes to notice.
+The quantum is small when the rate is low, so that a round is short: the bytes of a twentieth of a second, within
+bounds. The burst is the bytes of a tenth of a second, which is longer than the engine's timers take to notice a
+deadline.
 """
 
 from __future__ import annotations
@@ -21,170 +22,177 @@ import trio
 
 from tunneld.engine.timers import Timers
 
-LEAST_QUANTUM, MOST_QUANTUM = 512, 16 * 1024
-"""Octets: less would be all system calls; more would be felt by those in line at a few hundred KiB a second."""
-ROUND = 0.05
-"""Seconds' worth of octets in a quantum."""
-BURST = 0.1
-"""Seconds' worth of octets in a full bucket."""
-TICK = 0.001
-"""Seconds: what is lacking may be less than a float can tell from nothing."""
+MIN_QUANTUM, MAX_QUANTUM = 512, 16 * 1024
+"""Bytes. A smaller quantum would spend all time in system calls; a larger one would make the queue noticeably slow at a
+few hundred KiB per second.
+"""
+QUANTUM_SECONDS = 0.05
+"""A quantum is the bytes of this many seconds."""
+BURST_SECONDS = 0.1
+"""A full bucket is the bytes of this many seconds."""
+MIN_WAIT = 0.001
+"""Seconds. The missing tokens may be too few for a float to show that time passes."""
 
 
-class Bucket:
-    """Tokens that come at a rate, and a quota of them. Pure: time is an argument."""
+class TokenBucket:
+    """Tokens that accrue at a rate, and a quota of them. Pure: the time is an argument."""
 
     def __init__(self, rate: float | None, quota: int | None, now: float) -> None:
-        """`rate` in octets per second and `quota` in octets, at least 1; None: no such limit."""
+        """`rate` in bytes per second and `quota` in bytes, at least 1; None means no such limit."""
         self.rate = rate
         self.left = quota
-        self.quantum = MOST_QUANTUM if rate is None else int(max(LEAST_QUANTUM, min(ROUND * rate, MOST_QUANTUM)))
-        self.size = 0.0 if rate is None else max(BURST * rate, self.quantum)
+        self.quantum = MAX_QUANTUM if rate is None else int(max(MIN_QUANTUM, min(QUANTUM_SECONDS * rate, MAX_QUANTUM)))
+        self.size = 0.0 if rate is None else max(BURST_SECONDS * rate, self.quantum)
         self._tokens = self.size
         self._filled_at = now
 
-    def take(self, now: float, most: int = MOST_QUANTUM) -> int:
-        """A quantum, or `most`, or the rest of the quota; 0 where the bucket holds less, or the quota is used up."""
-        octets = min(most, self.quantum)
+    def take(self, now: float, max_bytes: int = MAX_QUANTUM) -> int:
+        """Take a quantum, or `max_bytes`, or the rest of the quota, whichever is least, and return its size.
+
+        Returns 0, and takes nothing, if the bucket holds less or the quota is used up.
+        """
+        count = min(max_bytes, self.quantum)
         if self.left is not None:
-            octets = min(octets, self.left)
+            count = min(count, self.left)
         if self.rate is not None:
             self._tokens = min(self.size, self._tokens + (now - self._filled_at) * self.rate)
             self._filled_at = now
-            if self._tokens < octets:
+            if self._tokens < count:
                 return 0
-            self._tokens -= octets
+            self._tokens -= count
         if self.left is not None:
-            self.left -= octets
-        return octets
+            self.left -= count
+        return count
 
-    def give_back(self, octets: int) -> None:
-        """So many were taken and not used."""
-        self._tokens = min(self.size, self._tokens + octets)
+    def give_back(self, count: int) -> None:
+        """Return tokens that were taken and not used."""
+        self._tokens = min(self.size, self._tokens + count)
         if self.left is not None:
-            self.left += octets
+            self.left += count
 
     @property
     def used_up(self) -> bool:
-        """Whether the quota is."""
+        """Whether the quota is used up."""
         return self.left == 0
 
     @property
     def wait(self) -> float:
-        """Seconds from the last look until there is a quantum; not so few that a clock would not see them pass."""
-        return TICK if self.rate is None else max(TICK, (self.quantum - self._tokens) / self.rate)
+        """Seconds from the last `take` until the bucket holds a quantum; at least `MIN_WAIT`."""
+        return MIN_WAIT if self.rate is None else max(MIN_WAIT, (self.quantum - self._tokens) / self.rate)
 
 
 class Throttle:
-    """The bucket of one tunnel in the pump, and the line before it."""
+    """The bucket of one tunnel in the pump, and the queue of flows that wait for tokens."""
 
     def __init__(self, rate: float | None, quota: int | None, timers: Timers, on_used_up: Callable[[], None]) -> None:
-        """`on_used_up` is called when somebody wants more than the quota: perhaps more than once."""
-        self.bucket = Bucket(rate, quota, trio.current_time())
+        """`on_used_up` is called when a flow asks for more than the quota, perhaps more than once."""
+        self.bucket = TokenBucket(rate, quota, trio.current_time())
         self.deadline = 0.0
         self._timers = timers
         self._on_used_up = on_used_up
-        self._line: deque[Allowance] = deque()
+        self._queue: deque[Allowance] = deque()
 
     @property
     def left(self) -> int | None:
-        """Octets of the quota that are left; None: there is none."""
+        """Bytes left of the quota, or None if there is no quota."""
         return self.bucket.left
 
     def take(self, allowance: Allowance) -> int:
-        """A quantum now, unless others stand in line; otherwise 0, and a place in the line."""
-        octets = 0 if self._line else self.bucket.take(trio.current_time())
-        if not octets:
+        """Return a quantum now, or put the allowance into the queue and return 0."""
+        count = 0 if self._queue else self.bucket.take(trio.current_time())
+        if not count:
             if self.bucket.used_up:
                 self._on_used_up()
-            self._line.append(allowance)
-            if len(self._line) == 1:
-                self._set_clock()
-        return octets
+            self._queue.append(allowance)
+            if len(self._queue) == 1:
+                self._set_timer()
+        return count
 
-    def leave(self, allowance: Allowance) -> None:
-        """A relay ended, perhaps in the line."""
-        if allowance in self._line:
-            self._line.remove(allowance)
+    def remove(self, allowance: Allowance) -> None:
+        """Take the allowance of an ended relay out of the queue, if it is there."""
+        if allowance in self._queue:
+            self._queue.remove(allowance)
 
     def on_deadline(self) -> None:
-        """Serve the line as far as the bucket reaches."""
+        """Serve the queue as far as the tokens reach."""
         now = trio.current_time()
-        while self._line:
-            octets = self.bucket.take(now)
-            if not octets:
-                self._set_clock()
+        while self._queue:
+            count = self.bucket.take(now)
+            if not count:
+                self._set_timer()
                 return
-            self._line.popleft().go(octets)
+            self._queue.popleft().grant(count)
 
-    def _set_clock(self) -> None:
+    def _set_timer(self) -> None:
         if not self.bucket.used_up:
             self.deadline = trio.current_time() + self.bucket.wait
             self._timers.watch(self)
 
 
 class Allowance:
-    """What one direction of one relay may pass now."""
+    """The bytes that one direction of one relay may pass now."""
 
     __slots__ = ("_resume", "_throttle", "left", "waiting")
 
     def __init__(self, throttle: Throttle, resume: Callable[[], None]) -> None:
-        """`resume` is called when there is some again."""
+        """`resume` is called when `get` has returned 0 and tokens have been granted since."""
         self.left = 0
         self.waiting = False
         self._throttle = throttle
         self._resume = resume
 
     def get(self) -> int:
-        """Octets that may pass now; 0: `resume` comes."""
+        """Return the number of bytes that may pass now. After 0, `resume` is called once that changes."""
         if not self.left and not self.waiting:
             self.left = self._throttle.take(self)
             self.waiting = not self.left
         return self.left
 
-    def use(self, octets: int) -> None:
-        """So many passed."""
-        self.left -= octets
+    def use(self, count: int) -> None:
+        """`count` bytes have passed."""
+        self.left -= count
 
-    def go(self, octets: int) -> None:
-        """Our turn in the line."""
+    def grant(self, count: int) -> None:
+        """Add tokens and resume the flow. Called by the throttle when the allowance reaches the head of the queue."""
         self.waiting = False
-        self.left += octets
+        self.left += count
         self._resume()
 
-    def rest(self) -> None:
-        """Nothing is there to pass: others may have what is left."""
+    def give_back(self) -> None:
+        """Return the unused tokens, since no data is there to pass."""
         if self.left:
             self._throttle.bucket.give_back(self.left)
             self.left = 0
 
-    def end(self) -> None:
-        """The relay is over. Harmless when repeated."""
-        self.rest()
-        self._throttle.leave(self)
+    def close(self) -> None:
+        """The relay has ended: return the tokens and leave the queue. May be called again."""
+        self.give_back()
+        self._throttle.remove(self)
         self.waiting = True
 
 
-class PatientThrottle:
-    """The same for tasks, of which each has its place in the line by waiting."""
+class TaskThrottle:
+    """The throttle of the portable engine: each task waits for its turn itself."""
 
     def __init__(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> None:
         """See `Throttle`."""
-        self.bucket = Bucket(rate, quota, trio.current_time())
+        self.bucket = TokenBucket(rate, quota, trio.current_time())
         self._on_used_up = on_used_up
-        self._line = trio.StrictFIFOLock()
+        self._queue = trio.StrictFIFOLock()
 
     @property
     def left(self) -> int | None:
-        """Octets of the quota that are left; None: there is none."""
+        """Bytes left of the quota, or None if there is no quota."""
         return self.bucket.left
 
-    async def pay(self, octets: int) -> int:
-        """Wait until some of so many may pass, and return how many; for ever, where the quota is used up."""
-        async with self._line:
-            while not (paid := self.bucket.take(trio.current_time(), octets)):
+    async def acquire(self, count: int) -> int:
+        """Wait until at least one of `count` bytes may pass and return how many may. Waits for ever if the quota is
+        used up.
+        """
+        async with self._queue:
+            while not (taken := self.bucket.take(trio.current_time(), count)):
                 if self.bucket.used_up:
                     self._on_used_up()
                     await trio.sleep_forever()
                 await trio.sleep(self.bucket.wait)
-        return paid
+        return taken

@@ -1,8 +1,8 @@
-"""What the pump does by the clock: one task, asleep until the earliest deadline of whatever waits for one.
+"""The timers of the pump: one task that sleeps until the earliest deadline.
 
-Deadlines may move back while the task sleeps (a lingering relay that still moves bytes); it wakes at the old one,
-looks, and sleeps again. Only few things have deadlines at a time, so a plain set is swept; sweeps keep a distance so
-that many cannot crowd out the bytes.
+A deadline may move back while the task sleeps (a half-closed relay that still moves bytes): the task wakes at the old
+deadline, finds nothing due and sleeps again. Few objects have deadlines at one time, so each sweep looks at all of
+them; sweeps keep a minimum interval so that many deadlines cannot crowd out the relayed bytes.
 """
 
 from __future__ import annotations
@@ -14,63 +14,63 @@ from typing import Protocol
 import structlog
 import trio
 
-SWEEP_SPACING = 0.05
-"Seconds between two sweeps at least, and so the most by which something can overstay."
+MIN_SWEEP_INTERVAL = 0.05
+"Seconds between two sweeps at least; so a deadline is served at most this much too late."
 
-log = structlog.get_logger("relay")
+log = structlog.get_logger("engine")
 
 
 class Timed(Protocol):
-    """Something with a deadline."""
+    """An object with a deadline."""
 
     deadline: float
-    "Trio time, seconds."
+    "Trio's clock, in seconds."
 
     def on_deadline(self) -> None:
-        """The deadline has passed, and `Timers` has forgotten the object. An exception is a bug: it is logged, and
-        nobody else notices.
+        """The deadline has passed and `Timers` has forgotten the object. Must not raise; an exception is logged as a
+        bug.
         """
 
 
 class Timers:
     """The deadlines of one pump."""
 
-    def __init__(self, on_ring: Callable[[], None]) -> None:
-        """`on_ring` is called from this task after every sweep and every `ring`."""
-        self._on_ring = on_ring
+    def __init__(self, on_wake: Callable[[], None]) -> None:
+        """`on_wake` is called in the task of `run`, after each sweep and after each `wake_soon`."""
+        self._on_wake = on_wake
         self._timed: set[Timed] = set()
         self._sleep = trio.CancelScope()
 
     def watch(self, timed: Timed) -> None:
-        """Call `on_deadline` when its deadline has passed."""
+        """Call `on_deadline` once its deadline has passed."""
         self._timed.add(timed)
         if timed.deadline < self._sleep.deadline:
             self._sleep.deadline = timed.deadline
 
     def forget(self, timed: Timed) -> None:
-        """Call no more. Harmless when repeated."""
+        """Do not call `on_deadline`. Does nothing if the object is not watched."""
         self._timed.discard(timed)
 
     def wake_soon(self) -> None:
-        """Call `on_ring` soon, from the engine's own task."""
+        """Call `on_wake` soon, in the task of `run`."""
         self._sleep.deadline = -math.inf
 
     async def run(self) -> None:
-        """Sweep for ever."""
+        """Serve deadlines until cancelled."""
         while True:
             with self._sleep:
                 await trio.sleep_forever()
             self._sweep(trio.current_time())
-            self._on_ring()
+            self._on_wake()
             await trio.lowlevel.checkpoint()
 
     def _sweep(self, now: float) -> None:
-        """Serve whose deadline has passed, then set the clock for the next."""
+        """Serve every deadline that has passed, then sleep until the next one."""
         for timed in [timed for timed in self._timed if timed.deadline <= now]:
             self._timed.discard(timed)
             try:
                 timed.on_deadline()
             except Exception as error:
-                log.exception("could not do what was due: a bug", exc_info=error)
+                log.exception("on_deadline callback failed: internal error", exc_info=error)
         earliest = min((timed.deadline for timed in self._timed), default=math.inf)
-        self._sleep = trio.CancelScope(deadline=max(earliest, now + SWEEP_SPACING))
+        self._sleep = trio.CancelScope(deadline=max(earliest, now + MIN_SWEEP_INTERVAL))

@@ -1,18 +1,17 @@
-"""A connection in TLS as a duct: the relay of one visitor, served inside the pump, without a task.
+"""A TLS connection as an end: the connection of one visitor, served in the pump, without a task.
 
-    epoll ──► on_event ──► decipher ──► the user, at once          read no further while anything is held
-    the user ──► put ──► encipher ──► one write after the batch    no room until the kernel has all of it
+    epoll ──► on_event ──► decrypt ──► the handler, at once         nothing more is read while bytes are buffered
+    handler ──► write ──► encrypt ──► one send after the batch      no capacity until the kernel has taken all of it
 
-So a stopped direction holds one buffer, as between plain sockets. An end is TLS's goodbye and then TCP's; a connection
-that ends without one is broken, and a reset is a reset.
+So a stopped direction holds one buffer, as between plain sockets. An end of file is TLS's close_notify followed by
+TCP's FIN. A connection that ends without close_notify is broken (RFC 8446 §6.1), and a reset is a reset.
 
-Our own goodbye may still have to wait for the peer to read, when the relay and its user are done. Then nobody is left
-but this, and it waits no longer than `linger`.
+When the relay is finished, our close_notify may still have to wait for the peer to read. Then only this object is left,
+and it waits no longer than `linger` seconds.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 
@@ -20,53 +19,45 @@ from tunneld.engine.end import End, log
 from tunneld.engine.engine import Limiter, Relay, RelayEnd, Side
 from tunneld.engine.failures import reset_on_close
 from tunneld.engine.pump import Pump
-from tunneld.engine.socket_flow import BROKEN, INEXACT, READABLE, WRITABLE
+from tunneld.engine.socket_flow import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
+from tunneld.net.sockets import pending_error
 from tunneld.tls.connection import TlsSocket
 
-LINGER = 60.0
-"""Seconds for the peer to take our goodbye, where no relay has said it."""
+DEFAULT_LINGER = 60.0
+"""Seconds for the peer to read our close_notify, if no relay has set `linger`."""
 
 
 class TlsEnd(End):
     """A `TlsSocket` after its handshake, which it owns. It is the pump's handler from `start` on."""
 
     __slots__ = (
-        "_blocked",
-        "_exact",
-        "_fd",
-        "_parted",
-        "_paused",
-        "_pump",
-        "_stopped",
-        "_tls",
-        "_touched",
-        "deadline",
-        "linger",
-    )
+        "_blocked", "_fd", "_flush_scheduled", "_handler_waits", "_pump", "_reading_stopped", "_shutdown_sent", "_tls",
+        "_until_eagain", "deadline", "linger",
+    )  # fmt: skip
 
     def __init__(self, pump: Pump, tls: TlsSocket) -> None:
         super().__init__()
         self.deadline = 0.0
-        self.linger = LINGER
+        self.linger = DEFAULT_LINGER
         self._pump = pump
         self._tls = tls
         self._fd = tls.connection.fileno()
-        self._exact = False  # the end may stand behind the last octets: read until EAGAIN
-        self._blocked = False  # the kernel takes nothing now
-        self._paused = False  # the user waits for room
-        self._stopped = False  # it is not read while something is held
-        self._parted = False  # our end is sent
-        self._touched = False  # a flush comes after the batch
+        self._until_eagain = False  # a short read does not mean that the socket is drained, see `socket_flow`
+        self._blocked = False  # the kernel takes no more bytes now
+        self._handler_waits = False  # `send_capacity` was 0: `on_writable` is due
+        self._reading_stopped = False  # until the buffered bytes are consumed
+        self._shutdown_sent = False  # close_notify and FIN are on their way
+        self._flush_scheduled = False
 
     def start(self) -> None:
-        """Begin to serve; what OpenSSL has already is held. Raises OSError where the connection is broken."""
+        """Attach to the pump, and buffer bytes that OpenSSL has. Raises OSError if the connection is broken."""
         with memoryview(self._pump.wide_buffer) as plain:
-            octets = self._tls.decipher(plain)
-            self.buffered += plain[:octets]
+            count = self._tls.decipher(plain)
+            self.buffered += plain[:count]
         self.eof_received = self._tls.ended
-        self._stopped = bool(self.buffered)
+        self._reading_stopped = bool(self.buffered)
         self._pump.attach(self._fd, self)
-        self._touch()
+        self._schedule_flush()
 
     @property
     def pump(self) -> Pump:
@@ -75,41 +66,41 @@ class TlsEnd(End):
 
     @property
     def quantum(self) -> int:
-        """That of any flow."""
+        """See `End.quantum`: that of the current batch."""
         return self._pump.quantum
 
-    # What its user does
+    # Called by the handler
 
     def send_capacity(self) -> int:
-        """See `End.room`: a buffer, once the kernel has taken the one before."""
+        """See `End.send_capacity`: one buffer, once the kernel has taken the one before."""
         if self.closed or self.eof_sent:
             return 0
-        if self._touched:
+        if self._flush_scheduled:
             self._flush()
         if self._blocked or self.closed:
-            self._paused = True
+            self._handler_waits = True
             return 0
         return self._pump.buffer_size
 
     def write(self, data: memoryview) -> None:
-        """See `End.put`."""
+        """See `End.write`."""
         self._tls.write(data)
-        self._touch()
+        self._schedule_flush()
 
     def send(self, data: bytes) -> None:
         """See `End.send`. Raises OSError."""
         self.write(memoryview(data))
 
-    def consume(self, octets: int) -> None:
-        """See `End.take`. Where all is taken, epoll tells what stands in the connection."""
-        super().consume(octets)
-        if self._stopped and not self.buffered and not self.closed:
-            self._stopped = False
+    def consume(self, count: int) -> None:
+        """See `End.consume`. Once the buffer is empty, epoll reports what is pending in the connection."""
+        super().consume(count)
+        if self._reading_stopped and not self.buffered and not self.closed:
+            self._reading_stopped = False
             self._pump.rearm(self._fd)
-        self._end_if_done()
+        self._close_if_finished()
 
     def deliver_buffered(self) -> None:
-        """See `End.offer`."""
+        """See `End.deliver_buffered`."""
         super().deliver_buffered()
         self.consume(0)
 
@@ -119,23 +110,23 @@ class TlsEnd(End):
             return
         self.eof_sent = True
         self._tls.finish()
-        self._touch()
-        self._end_if_done()
+        self._schedule_flush()
+        self._close_if_finished()
 
     def reset(self, reason: str) -> None:
-        """See `End.reset`; TLS has no words for it."""
+        """See `End.reset`. TLS cannot tell the peer the reason."""
         if not self.closed:
             self._discard()
             reset_on_close(self._tls.connection)
-            self._leave()
+            self._close_socket()
 
     def close(self) -> None:
-        """Let go of it with a goodbye, as far as the kernel takes one now."""
+        """Close an end that is not needed, with as much of a close_notify as the kernel takes now."""
         if not self.closed:
             self._tls.finish()
             self._tls.flush_if_possible()
             self._discard()
-            self._leave()
+            self._close_socket()
 
     def join(
         self,
@@ -153,40 +144,40 @@ class TlsEnd(End):
     # The pump's handler
 
     def on_event(self, events: int) -> None:
-        """Something happened on the connection."""
+        """An event of the connection."""
         if self._blocked and events & WRITABLE:
             self._blocked = False
             self._flush()
-        if events & INEXACT:
-            self._exact = True
+        if events & UNTIL_EAGAIN:
+            self._until_eagain = True
         if events & READABLE and not self.eof_received and not self.closed:
             if self.buffered:
-                self._stopped = True
+                self._reading_stopped = True
             else:
                 self._read()
         if events & BROKEN and (self.buffered or self.eof_received) and not self.closed:
-            self._look_for_error()
+            self._check_error()
 
     def on_failure(self, error: Exception) -> None:
-        """A bug of ours: it costs this connection, nothing else."""
-        log.error("tls connection failed", exc_info=error)
-        self._break(ConnectionAbortedError("internal error"))
+        """A bug: close this connection and nothing else."""
+        log.error("tls connection failed: internal error", exc_info=error)
+        self._fail_connection(ConnectionAbortedError("internal error"))
 
     def on_stop(self) -> None:
         """The pump stops."""
         self.reset("the relay stopped")
 
     def on_deadline(self) -> None:
-        """The peer has not taken our goodbye for `linger` seconds."""
-        self._break(TimeoutError("it took nothing more"))
+        """The peer has not read our close_notify for `linger` seconds."""
+        self._fail_connection(TimeoutError("the peer stopped reading"))
 
-    # Inside
+    # Internal
 
-    def _consumed(self, octets: int) -> None:
-        """Nobody is given credit."""
+    def _consumed(self, count: int) -> None:
+        """TCP's own window is the flow control; no credit is granted."""
 
     def _read(self) -> None:
-        """Read until the connection is drained, the user takes no more, or this turn's share is used up."""
+        """Read until the connection is drained, the handler takes no more, or the quantum is used up."""
         pump, tls = self._pump, self._tls
         share = pump.quantum
         try:
@@ -196,8 +187,13 @@ class TlsEnd(End):
                     if count:
                         self.feed(plain[:count])
                     if self.buffered:
-                        self._stopped = True
-                    if self.buffered or tls.ended or self.closed or (read < pump.buffer_size and not self._exact):
+                        self._reading_stopped = True
+                    if (
+                        self.buffered
+                        or tls.ended
+                        or self.closed
+                        or (read < pump.buffer_size and not self._until_eagain)
+                    ):
                         break
                     share -= read
                 else:
@@ -205,41 +201,41 @@ class TlsEnd(End):
         except BlockingIOError:
             pass
         except OSError as error:
-            self._break(error)
+            self._fail_connection(error)
         if self.closed:
             return
         if tls.ended:
             self.feed_eof()
-            self._end_if_done()
+            self._close_if_finished()
         if tls.pending_output:
-            self._touch()
+            self._schedule_flush()
 
-    def _touch(self) -> None:
-        """Something was said: send it after the batch."""
-        if not self._touched and not self._blocked:
-            self._touched = True
+    def _schedule_flush(self) -> None:
+        """Send what was written after the current batch of events."""
+        if not self._flush_scheduled and not self._blocked:
+            self._flush_scheduled = True
             self._pump.call_after_batch(self._flush)
 
     def _flush(self) -> None:
-        self._touched = False
+        self._flush_scheduled = False
         if self.closed or self._blocked:
             return
         try:
             self._blocked = not self._tls.flush()
-            if self.eof_sent and not self._blocked and not self._parted:
-                self._parted = True
+            if self.eof_sent and not self._blocked and not self._shutdown_sent:
+                self._shutdown_sent = True
                 self._tls.connection.shutdown(socket.SHUT_WR)
         except OSError as error:
-            self._break(error)
+            self._fail_connection(error)
             return
         if self.eof_sent:
-            self._end_if_done()
-        if self._paused and not self._blocked and not self.closed:
-            self._paused = False
+            self._close_if_finished()
+        if self._handler_waits and not self._blocked and not self.closed:
+            self._handler_waits = False
             self.notify_writable()
 
-    def _end_if_done(self) -> None:
-        """Both have said goodbye and ours is sent: nothing is left but what the user has yet to take."""
+    def _close_if_finished(self) -> None:
+        """Close the socket once both directions have ended, our close_notify is sent and the buffer is consumed."""
         if not (self.eof_sent and self.eof_received) or self.closed:
             return
         if self._tls.pending_output:
@@ -247,24 +243,23 @@ class TlsEnd(End):
             self._pump.timers.watch(self)
         elif not self.buffered:
             self._discard()
-            self._leave()
+            self._close_socket()
 
-    def _leave(self) -> None:
+    def _close_socket(self) -> None:
         self._pump.timers.forget(self)
-        if self._pump.handlers.get(self._fd) is self:
-            del self._pump.handlers[self._fd]
+        self._pump.remove(self._fd, self)
         self._tls.close()
 
-    def _break(self, error: OSError) -> None:
-        """The connection is broken: the user hears of it."""
+    def _fail_connection(self, error: OSError) -> None:
+        """The connection is broken: close it and notify the handler."""
         if self.closed:
             return
         reset_on_close(self._tls.connection)
-        self._leave()
+        self._close_socket()
         self._notify_broken(error)
 
-    def _look_for_error(self) -> None:
-        """Ask the kernel whether the connection is broken, without reading from it."""
-        number = self._tls.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            self._break(OSError(number, os.strerror(number)))
+    def _check_error(self) -> None:
+        """Close the connection if it is broken."""
+        error = pending_error(self._tls.connection)
+        if error is not None:
+            self._fail_connection(error)

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from tunneld.engine.pump import Pump
-from tunneld.engine.socket_flow import INEXACT, READABLE, WRITABLE
+from tunneld.engine.socket_flow import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
 from tunneld.mux.channel import CarrierEvents, Channel
 from tunneld.mux.connection import Connection
@@ -193,7 +193,7 @@ class Carrier:
 
     def on_event(self, events: int) -> None:
         """Something happened on the connection."""
-        if events & INEXACT:
+        if events & UNTIL_EAGAIN:
             self._exact = True
         if events & WRITABLE:
             self._outbox.unblock()
@@ -374,8 +374,7 @@ class Carrier:
             return
         self.over = True
         self.heartbeat.stop()
-        if self.pump.handlers.get(self._fd) is self:
-            del self.pump.handlers[self._fd]
+        self.pump.remove(self._fd, self)
         self._outbox.close()
         self._link.close()
         channels, self.channels = self.channels, {}

@@ -1,3 +1,8 @@
-"""Addresses and sockets: URIs and networks (`endpoint`), binding and tuning sockets (`sockets`), listeners that a reload
-can move (`listeners`), dialling with a deadline (`dial`).
+"""Addresses and sockets.
+
+endpoint     URIs, hosts, ports and networks: parsed, printed, compared
+sockets      listening sockets, free ports, the limit of descriptors
+accept       what an error of accept(2) means
+listeners    the listeners of one service, which a reload can replace
+dial         outgoing connections
 """

@@ -1,4 +1,4 @@
-"""Sockets that are on their way to somewhere: non-blocking from the first moment, so that no task waits for them."""
+"""Outgoing connections. Their sockets are non-blocking from the start, so no task has to wait for one to connect."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ import trio
 
 from tunneld.errors import RelayUnreachableError, reason_of
 from tunneld.net.endpoint import join_host_port
+from tunneld.net.sockets import pending_error
 
 Address = tuple[socket.AddressFamily, Any]
-"""A family and what `connect` of that family takes: a resolved host and port, or a path."""
+"""A family, and what `connect` of that family takes: a resolved host and port, or a path."""
 
-KEEPALIVE = 60
-"""Seconds: as the relay does it. Carrier NATs forget idle connections after 2 minutes and more."""
+KEEPALIVE_SECONDS = 60
+"""Idle time before TCP probes the peer, as on the relay. Carrier NATs drop idle connections after 2 minutes or more."""
 
-ASK_AGAIN = 1000
-"""Milliseconds."""
+MAX_SYN_INTERVAL_MS = 1000
+"""Milliseconds between two SYNs while `dial` waits."""
 TCP_RTO_MAX_MS = 44
-"""Linux's number."""
+"""The socket option (Linux 6.15); Python has no name for it."""
 
-_ON_ITS_WAY = frozenset({0, errno.EINPROGRESS})
-_THIS_MACHINE = frozenset({"127.0.0.1", "::1"})
-_AT_ONCE = getattr(socket, "SOCK_NONBLOCK", 0)
+_CONNECTING = frozenset({0, errno.EINPROGRESS})
+_LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1"})
+_SOCK_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 
 
 def dial_nowait(address: Address) -> socket.socket:
-    """Begin to connect. A refusal that comes later shows on the socket.
+    """Begin to connect and return the socket, which the caller owns. A later refusal shows on the socket.
 
-    Raises `OSError` for one that comes at once, and for a shortage of descriptors. `BlockingIOError` is a Unix
-    socket whose backlog is full.
+    Raises `OSError` for an immediate refusal and for a shortage of descriptors. `BlockingIOError` means a Unix socket
+    with a full backlog.
     """
     family, where = address
-    connection = socket.socket(family, socket.SOCK_STREAM | _AT_ONCE)
+    connection = socket.socket(family, socket.SOCK_STREAM | _SOCK_NONBLOCK)
     try:
-        if not _AT_ONCE:
+        if not _SOCK_NONBLOCK:
             connection.setblocking(False)
         if family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if where[0] not in _THIS_MACHINE:  # its kernel knows when the other end is gone
+            if where[0] not in _LOOPBACK_HOSTS:  # on loopback the kernel knows when the peer is gone
                 _keep_alive(connection)
         outcome = connection.connect_ex(where)
-        if outcome not in _ON_ITS_WAY:
+        if outcome not in _CONNECTING:
             raise OSError(outcome, os.strerror(outcome))
     except BaseException:
         connection.close()
@@ -55,41 +56,42 @@ def dial_nowait(address: Address) -> socket.socket:
 
 
 def check_not_refused(connection: socket.socket) -> None:
-    """Raise `OSError`, and close, where a connection that was begun has been refused by now: this machine does so
-    before `dial_nowait` returns, and some kernels of Linux do not say so then.
+    """Close the socket and raise `OSError` if the connect has been refused by now.
+
+    On loopback the refusal comes before `dial_nowait` returns, but some Linux kernels do not report it there.
     """
-    if outcome := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+    if (error := pending_error(connection)) is not None:
         connection.close()
-        raise OSError(outcome, os.strerror(outcome))
+        raise error
 
 
 def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
 
 
 async def resolve(host: str, port: int) -> list[Address]:
-    """Look a host up, in the order in which its addresses should be tried. Raises `OSError`."""
+    """Resolve a host; the addresses are in the order in which to try them. Raises `OSError`."""
     found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
 async def resolve_relay(host: str, port: int) -> Address:
-    """The address of a relay's server side: the first that answers. Raises `RelayUnreachableError`."""
+    """The first reachable address of the relay. Raises `RelayUnreachableError`."""
     where = join_host_port(host, port)
     try:
         addresses = await resolve(host, port)
         if len(addresses) == 1:
             return addresses[0]
-        return await first_that_answers(addresses)
+        return await first_reachable(addresses)
     except OSError as error:
         raise RelayUnreachableError(f"could not connect to tcp://{where}: {reason_of(error)}") from None
 
 
-async def first_that_answers(addresses: list[Address]) -> Address:
-    """The first address at which a connection can be made; it is closed again. Raises the last `OSError`."""
-    failure: OSError = OSError(errno.EADDRNOTAVAIL, "host has no address")
+async def first_reachable(addresses: list[Address]) -> Address:
+    """The first address that accepts a connection, which is closed again. Raises the `OSError` of the last address."""
+    failure: OSError = OSError(errno.EADDRNOTAVAIL, "the host name has no address")
     for address in addresses:
         try:
             (await dial(address)).close()
@@ -101,14 +103,13 @@ async def first_that_answers(addresses: list[Address]) -> Address:
 
 
 async def dial(address: Address) -> socket.socket:
-    """Connect, and wait until it is done. Raises `OSError`."""
+    """Connect and return the socket, which the caller owns. Raises `OSError`. There is no deadline but the kernel's."""
     connection = dial_nowait(address)
     try:
-        with _hurry(connection):
+        with _frequent_syns(connection):
             await trio.lowlevel.wait_writable(connection)
-        outcome = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if outcome:
-            raise OSError(outcome, os.strerror(outcome))
+        if (error := pending_error(connection)) is not None:
+            raise error
     except BaseException:
         connection.close()
         raise
@@ -116,15 +117,16 @@ async def dial(address: Address) -> socket.socket:
 
 
 @contextmanager
-def _hurry(connection: socket.socket) -> Iterator[None]:
-    """While the block runs, who does not answer is asked again each second, where the kernel can be told (Linux 6.15):
-    it would soon wait for four and for eight, and a network that comes back in between would not be noticed.
+def _frequent_syns(connection: socket.socket) -> Iterator[None]:
+    """Inside the block, send a SYN every second, if the kernel supports that (Linux 6.15).
+
+    By default the interval doubles to four and eight seconds, and a network that comes back meanwhile goes unnoticed.
     """
     try:
-        usual = connection.getsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS)
-        connection.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, ASK_AGAIN)
+        default = connection.getsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS)
+        connection.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, MAX_SYN_INTERVAL_MS)
     except OSError:
         yield
     else:
         yield
-        connection.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, usual)
+        connection.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, default)

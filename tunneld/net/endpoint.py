@@ -2,12 +2,12 @@
 
     tcp://relay.example.org:8010      an endpoint: scheme, host, port
     tcp://[2001:db8::1]:8010          IPv6 hosts in brackets (RFC 3986 §3.2.2)
-    tls://host:8010/KEY               who knows the key may connect
-    webmuxs://host:7012/KEY           the same for one of several behind a shared port
-    ssh://KEY@host:7022               the same, where the key takes the place of a user's name
+    tls://host:8010/KEY               the same with a key, which a hidden server must present
+    webmuxs://host:7012/KEY           the same for one of several tunnels behind a shared port
+    ssh://KEY@host:7022               the same, with the key as the user name
     8000   host:8000   unix:/path     a target: where a local server listens
 
-Two endpoints are equal when they print the same: scheme and host are lower-cased on the way in.
+Two endpoints are equal if they print the same: parsing puts scheme and host in lower case.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from typing import Any
 from tunneld.errors import UsageError
 
 MAX_PORT = 65535
-KEYED = ("tcp", "tls", "webmux", "webmuxs")
-"""Schemes whose URIs may carry a key behind the port."""
-KEYED_BY_USER = ("ssh",)
-"""Schemes that carry it in front of the host."""
-_ENDPOINT = re.compile(
+KEY_IN_PATH_SCHEMES = ("tcp", "tls", "webmux", "webmuxs")
+"""Schemes whose URIs may have a key after the port."""
+KEY_AS_USER_SCHEMES = ("ssh",)
+"""Schemes whose URIs may have a key as the user name."""
+_ENDPOINT_PATTERN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://((?P<user>[\w-]+)@)?(?P<authority>[^/?#@]+)/?(?P<key>[\w-]*)",
     re.IGNORECASE | re.ASCII,
 )
-_RELAY = re.compile(
+_RELAY_PATTERN = re.compile(
     r"((?P<scheme>tcp|tls)://)?(?P<host>\[[^\]]*\]|[^:/?#@]+)(:(?P<port>[0-9]+))?/?", re.IGNORECASE | re.ASCII
 )
-_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.IGNORECASE)
-_HOST_PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]+)")
+_HOST_PATTERN = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.IGNORECASE)
+_HOST_PORT_PATTERN = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]+)")
 
 CONTROL_PORT = 7010
-"""Where a relay's control port is unless somebody says otherwise."""
+"""The default port of the control protocol."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A place to connect to, as a URI: `str()` prints what `parse()` reads."""
+    """An address to connect to, as a URI: `str()` prints what `parse()` reads."""
 
     scheme: str
     host: str
@@ -52,17 +52,20 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Read `scheme://host:port`, `scheme://host:port/KEY` or `scheme://KEY@host:port`. Raises `UsageError` naming
-        the text and what is wrong with it.
+        """Parse `scheme://host:port`, `scheme://host:port/KEY` or `scheme://KEY@host:port`.
+
+        Raises `UsageError`, which names the text and the reason.
         """
-        match = _ENDPOINT.fullmatch(text)
+        match = _ENDPOINT_PATTERN.fullmatch(text)
         if match is None:
-            raise UsageError(f"not a URI of the form scheme://host:port: {text!r}")
+            raise UsageError(f"invalid URI {text!r}: expected scheme://host:port")
         scheme = match["scheme"].lower()
-        if match["key"] and scheme not in KEYED:
-            raise UsageError(f"not a URI of the form scheme://host:port: {text!r}; only {', '.join(KEYED)} have a key")
-        if match["user"] and scheme not in KEYED_BY_USER:
-            raise UsageError(f"not a URI of the form scheme://host:port: {text!r}; only ssh has a key before the host")
+        if match["key"] and scheme not in KEY_IN_PATH_SCHEMES:
+            raise UsageError(
+                f"invalid URI {text!r}: only {', '.join(KEY_IN_PATH_SCHEMES)} URIs have a key after the port"
+            )
+        if match["user"] and scheme not in KEY_AS_USER_SCHEMES:
+            raise UsageError(f"invalid URI {text!r}: only ssh URIs have a key before the host")
         host, port = parse_host_port(match["authority"])
         return cls(scheme, host, port, match["key"] or match["user"] or "")
 
@@ -73,13 +76,13 @@ class Endpoint:
 
     @property
     def without_key(self) -> str:
-        """The URI for a log: who knows the key may pose as the hidden server."""
+        """The URI for a log, without the secret: a peer that knows the key can act as the hidden server."""
         return str(replace(self, key="...")) if self.key else str(self)
 
     def __str__(self) -> str:
         if not self.key:
             return f"{self.scheme}://{self.authority}"
-        if self.scheme in KEYED_BY_USER:
+        if self.scheme in KEY_AS_USER_SCHEMES:
             return f"{self.scheme}://{self.key}@{self.authority}"
         return f"{self.scheme}://{self.authority}/{self.key}"
 
@@ -94,16 +97,16 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read `PORT`, `HOST:PORT` or `unix:/PATH`. Raises `UsageError`."""
+        """Parse `PORT`, `HOST:PORT` or `unix:/PATH`. Raises `UsageError`."""
         if text.startswith("unix:"):
             path = text.removeprefix("unix:")
             if not path:
-                raise UsageError(f"no path behind unix: in {text!r}")
+                raise UsageError(f"invalid local server {text!r}: the path is missing")
             return cls(path=path)
         if text.isascii() and text.isdigit():
             return cls("127.0.0.1", parse_port(text, text, lowest=1))
-        if not _HOST_PORT.fullmatch(text):
-            raise UsageError(f"not a local server: {text!r} is neither PORT nor HOST:PORT nor unix:PATH")
+        if not _HOST_PORT_PATTERN.fullmatch(text):
+            raise UsageError(f"invalid local server {text!r}: expected PORT, HOST:PORT or unix:PATH")
         host, port = parse_host_port(text, lowest=1)
         return cls(host, port)
 
@@ -112,16 +115,19 @@ class Target:
 
 
 def parse_relay(text: str, *, tls: bool = False) -> Endpoint:
-    """Read where a control port is: `HOST`, `HOST:PORT`, or one of them behind `tcp://` or `tls://`, and with `tls` the
-    latter in any case. Raises `UsageError`.
+    """Parse the address of a control port: `HOST` or `HOST:PORT`, optionally with `tcp://` or `tls://` in front.
+
+    With `tls` the scheme is `tls` in any case. Raises `UsageError`, which never shows the key of a server URI.
     """
-    match = _RELAY.fullmatch(text)
+    match = _RELAY_PATTERN.fullmatch(text)
     if match is None:
-        uri = _ENDPOINT.fullmatch(text)
+        uri = _ENDPOINT_PATTERN.fullmatch(text)
         if uri is not None and (uri["key"] or uri["user"]):
-            raise UsageError("not a relay: a server URI is where a tunnel's hidden server connects")
+            raise UsageError(
+                "invalid relay address: this is the server URI of a tunnel; pass HOST or HOST:PORT of the relay"
+            )
         raise UsageError(
-            f"not a relay: {text!r} is neither HOST nor HOST:PORT, nor one of them behind tcp:// or tls://"
+            f"invalid relay address {text!r}: expected HOST or HOST:PORT, optionally after tcp:// or tls://"
         )
     scheme = "tls" if tls else (match["scheme"] or "tcp").lower()
     port = match["port"] or str(CONTROL_PORT)
@@ -129,28 +135,31 @@ def parse_relay(text: str, *, tls: bool = False) -> Endpoint:
 
 
 def parse_host_port(text: str, *, lowest: int = 0) -> tuple[str, int]:
-    """Split `host:port` or `[v6]:port`; the port lies in `lowest`..65535. Raises `UsageError`."""
-    match = _HOST_PORT.fullmatch(text)
+    """Parse `host:port` or `[v6]:port` with a port in `lowest`..65535. Raises `UsageError`."""
+    match = _HOST_PORT_PATTERN.fullmatch(text)
     if match is None:
-        raise UsageError(f"not of the form host:port: {text!r}")
+        raise UsageError(f"invalid address {text!r}: expected host:port")
     return parse_host(match["host"], text), parse_port(match["port"], text, lowest=lowest)
 
 
 def parse_host(text: str, whole: str | None = None) -> str:
-    """Check a host name or address and return it in lower case without brackets. Raises `UsageError`."""
+    """Check a host name or address, part of the text `whole`, and return it in lower case without brackets.
+
+    Raises `UsageError`.
+    """
     whole = text if whole is None else whole
     if text.startswith("["):
         try:
             return ipaddress.IPv6Address(text.strip("[]")).compressed
         except ValueError:
-            raise UsageError(f"not an IPv6 address in {whole!r}: {text}") from None
-    if not _HOST.fullmatch(text):
-        raise UsageError(f"not a host name or address in {whole!r}: {text!r}")
+            raise UsageError(f"invalid IPv6 address in {whole!r}: {text}") from None
+    if not _HOST_PATTERN.fullmatch(text):
+        raise UsageError(f"invalid host name or address in {whole!r}: {text!r}")
     return text.lower()
 
 
 def parse_port(text: str, whole: str, *, lowest: int = 0) -> int:
-    """Read a port number in `lowest`..65535. Raises `UsageError`."""
+    """Parse a port number in `lowest`..65535, part of the text `whole`. Raises `UsageError`."""
     if (
         not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PORT)))
         or not lowest <= int(text) <= MAX_PORT
@@ -174,14 +183,14 @@ def format_peer(address: Any) -> str:
 
 
 def unmap(host: str) -> str:
-    """The IPv4 address inside an IPv4-mapped IPv6 one (`::ffff:192.0.2.1`), which dual-stack listeners report; any
-    other as it is.
+    """Turn an IPv4-mapped IPv6 address (`::ffff:192.0.2.1`), as dual-stack listeners report, into the IPv4 address;
+    return any other host unchanged.
     """
     return host.removeprefix("::ffff:") if host.startswith("::ffff:") and "." in host else host
 
 
 def parse_network(text: str) -> Network:
-    """Read an address or a network: `192.0.2.7`, `192.0.2.0/24`, `2001:db8::/32`. Raises `UsageError`."""
+    """Parse an address or a network: `192.0.2.7`, `192.0.2.0/24`, `2001:db8::/32`. Raises `UsageError`."""
     try:
         return ipaddress.ip_network(text, strict=False)
     except ValueError:
@@ -189,11 +198,11 @@ def parse_network(text: str) -> Network:
 
 
 def contains(network: Network, peer: Any) -> bool:
-    """Whether a peer address, as `accept` returned it, lies in the network."""
+    """Whether a peer address, as `accept` returned it, is in the network."""
     return _contains(network, str(peer[0]))
 
 
-@lru_cache(maxsize=1024)  # a hidden server comes from one address thousands of times, and parsing it takes 10 µs
+@lru_cache(maxsize=1024)  # a hidden server connects from one address thousands of times; parsing takes 10 µs
 def _contains(network: Network, host: str) -> bool:
     return ipaddress.ip_address(unmap(host).partition("%")[0]) in network
 
@@ -204,7 +213,7 @@ def is_wildcard(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine alone; a name other than localhost is not looked up and counts as public."""
+    """Whether a host is this machine only. A name other than localhost is not resolved and counts as public."""
     if host == "localhost":
         return True
     try:

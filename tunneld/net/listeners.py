@@ -1,10 +1,10 @@
-"""A door: the listening sockets of one face, which can be exchanged while the face serves.
+"""The listening sockets of one service (control, http, webmux, ssh), which a reload can replace while it serves.
 
-    door
-    └─ acceptor ×listener    never waits for a peer; ends with its listener, and no connection ends with it
+    ReloadableListener.serve
+    └─ accept loop × listener    never waits for a peer; ends with its listener, while accepted connections go on
 
-Exchanging is `bind_again` and then `ReloadableListener.exchange`: what can fail comes first and changes nothing. A listener that goes
-is emptied before it is closed, so that nobody who was connected already is lost.
+A reload calls `bind_again` and then `ReloadableListener.exchange`: what can fail comes first and changes nothing. A
+listener that is replaced is drained before it is closed, so that no client that was connected already is lost.
 """
 
 from __future__ import annotations
@@ -19,52 +19,54 @@ import trio
 
 from tunneld.errors import reason_of
 from tunneld.net import sockets
+from tunneld.net.accept import ACCEPT_BACKOFF, CONNECTION_LOST, AcceptShortage
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("doors")
+log: structlog.stdlib.BoundLogger = structlog.get_logger("net")
 
-ACCEPT_BACKOFF = 0.1
-"""Seconds until the next try when descriptors ran out: long enough not to spin, short enough not to be noticed."""
-
-BATCH = 16
-"""Connections taken before others have their turn: a turn may come only every few milliseconds while relays are busy,
-and what each of them costs at once is little.
+MAX_ACCEPTS_PER_TURN = 16
+"""Connections accepted before other tasks run. A turn may come only every few milliseconds while relays are busy, and
+the work that each connection causes at once is small.
 """
 
-Arrive = Callable[[socket.socket, Any], None]
-"""Takes a connection (non-blocking, close-on-exec) and its peer's address; it neither waits nor raises."""
+ConnectionCallback = Callable[[socket.socket, Any], None]
+"""Called with a connection (non-blocking, close-on-exec), which it owns, and the peer's address. It must not wait or
+raise.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class BindAddress:
-    """Where a face listens, as it is configured: a host, which may be several addresses, and a port; 0 is any."""
+    """Where a service listens, as configured: a host, which may resolve to several addresses, and a port; 0 is any."""
 
     host: str
     port: int
 
 
 class ReloadableListener:
-    """The listeners of the face called `face`, ours from here on. They accept while `serve` runs."""
+    """The listeners of the service `name`. It owns them, and accepts while `serve` runs."""
 
-    def __init__(self, face: str, listeners: Iterable[socket.socket] = ()) -> None:
-        self.face = face
-        self._listeners: dict[socket.socket, trio.CancelScope] = {one: trio.CancelScope() for one in listeners}
+    def __init__(self, name: str, listeners: Iterable[socket.socket] = ()) -> None:
+        self.name = name
+        self._listeners: dict[socket.socket, trio.CancelScope] = {each: trio.CancelScope() for each in listeners}
         self._nursery: trio.Nursery | None = None
-        self._arrive: Arrive
-        self._failing = False  # said once, not once a try
+        self._on_connection: ConnectionCallback
+        self._shortage = AcceptShortage(self._log_shortage)
 
     @property
     def listeners(self) -> list[socket.socket]:
-        """Those that accept now."""
+        """The sockets that accept now."""
         return list(self._listeners)
 
     @property
     def port(self) -> int:
-        """Of the first listener; 0 where there is none."""
-        return next((int(one.getsockname()[1]) for one in self._listeners), 0)
+        """The port of the first listener, or 0 if there is none."""
+        return next((int(listener.getsockname()[1]) for listener in self._listeners), 0)
 
-    async def serve(self, arrive: Arrive, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Accept until cancelled; then every listener is closed."""
-        self._arrive = arrive
+    async def serve(
+        self, on_connection: ConnectionCallback, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Accept until cancelled; then close every listener."""
+        self._on_connection = on_connection
         async with trio.open_nursery() as self._nursery:
             for listener, scope in self._listeners.items():
                 self._nursery.start_soon(self._accept, listener, scope)
@@ -72,98 +74,101 @@ class ReloadableListener:
             await trio.sleep_forever()
 
     def exchange(self, listeners: Iterable[socket.socket]) -> None:
-        """Listen on these from now on, and on no others. Those that are among them already go on undisturbed."""
+        """Accept from these listeners from now on, and close all previous ones that are not among them.
+
+        Listeners that stay are not interrupted.
+        """
         before, now = self._listeners, list(listeners)
-        self._listeners = {one: before.get(one) or trio.CancelScope() for one in now}
+        self._listeners = {each: before.get(each) or trio.CancelScope() for each in now}
         for listener, scope in before.items():
             if listener not in self._listeners:
-                self._empty(listener)
-                self._shut(listener, scope)
+                self._drain(listener)
+                self._close(listener, scope)
         for listener, scope in self._listeners.items():
             if listener not in before and self._nursery is not None:
                 self._nursery.start_soon(self._accept, listener, scope)
 
     def export(self) -> list[socket.socket]:
-        """The listeners, for another owner; nobody is accepted any more, and whoever comes stands in their queues."""
-        left = []
+        """Return copies of the listeners for another owner and stop accepting. New clients wait in the queues."""
+        exported = []
         for listener, scope in self._listeners.items():
-            left.append(listener.dup())
-            self._shut(listener, scope)
+            exported.append(listener.dup())
+            self._close(listener, scope)
         self._listeners = {}
-        return left
+        return exported
 
-    def _shut(self, listener: socket.socket, scope: trio.CancelScope) -> None:
+    def _close(self, listener: socket.socket, scope: trio.CancelScope) -> None:
         scope.cancel()
         if self._nursery is not None:
             trio.lowlevel.notify_closing(listener)
         listener.close()
 
-    def _empty(self, listener: socket.socket) -> None:
+    def _drain(self, listener: socket.socket) -> None:
         while self._nursery is not None and self._accept_one(listener):
             pass
 
     async def _accept(self, listener: socket.socket, scope: trio.CancelScope) -> None:
-        """Accept for ever."""
+        """Accept until the listener is closed or cancelled."""
         with listener, scope:
-            while not scope.cancel_called:  # it may be gone before this task has begun
+            while not scope.cancel_called:  # it may be closed before this task has begun
                 try:
                     await trio.lowlevel.wait_readable(listener)
                 except trio.ClosedResourceError:
                     return
-                if not all(self._accept_one(listener) for _ in range(BATCH)) and self._failing:
+                if not all(self._accept_one(listener) for _ in range(MAX_ACCEPTS_PER_TURN)) and self._shortage.active:
                     await trio.sleep(ACCEPT_BACKOFF)
 
     def _accept_one(self, listener: socket.socket) -> bool:
-        """Take one connection, where one waits and there is a descriptor for it; what cannot be taken goes on waiting
-        in its queue.
+        """Accept one connection and hand it over. Return False if none waits, or if accept fails, as in a shortage; in
+        that case connections stay in the queue.
         """
         try:
             connection, address = listener.accept()
         except BlockingIOError:
             return False
         except OSError as error:
-            self._cannot_accept(error)
+            if error.errno in CONNECTION_LOST:
+                return True
+            self._shortage.begin(error)
             return False
-        self._failing = False
+        self._shortage.end()
         connection.setblocking(False)
         try:
-            self._arrive(connection, address)
+            self._on_connection(connection, address)
         except Exception:
             connection.close()
-            log.exception("could not take a connection: a bug", service=self.face)
+            log.exception("could not handle a connection: internal error", service=self.name)
         return True
 
-    def _cannot_accept(self, error: OSError) -> None:
-        if not self._failing:
-            event = f"{self.face} accepts no connections for now"
-            log.error(event, reason=reason_of(error))
-        self._failing = True
+    def _log_shortage(self, error: OSError) -> None:
+        event = f"could not accept {self.name} connections"
+        log.error(event, reason=reason_of(error))
 
 
 def bind_again(
-    doors: Mapping[str, ReloadableListener],
+    listeners: Mapping[str, ReloadableListener],
     now: Mapping[str, BindAddress | None],
     then: Mapping[str, BindAddress | None],
 ) -> Bound:
-    """Bind what lies between two plans, by face; None: that face listens nowhere. Nothing has changed until each is
-    exchanged.
+    """Bind what differs between two configurations, by service name; None means that a service does not listen.
 
-    Raises `ListenError` or `ShortageError`, and has closed everything it bound then.
+    Nothing changes until `exchange` is called with the result for each service. Raises `ListenError` or
+    `ShortageError`, and closes everything that it has bound.
     """
     bound: Bound = {}
     try:
-        for face, place in then.items():
-            if place == now[face]:
+        for name, address in then.items():
+            if address == now[name]:
                 continue
-            held = doors[face].listeners
-            bound[face] = sockets.bind_tcp(place.host, place.port, held=held) if place is not None else []
+            held = listeners[name].listeners
+            bound[name] = sockets.bind_tcp(address.host, address.port, held=held) if address is not None else []
     except BaseException:
-        for face, listeners in bound.items():
-            for fresh in set(listeners) - set(doors[face].listeners):
-                fresh.close()
+        for name, fresh in bound.items():
+            for listener in set(fresh) - set(listeners[name].listeners):
+                listener.close()
         raise
     return bound
 
 
 Bound = dict[str, list[socket.socket]]
-"""The listeners to exchange for those of each face that changes, and none of the others."""
+"""The listeners for `ReloadableListener.exchange`, by service name; only services that change are in it."""

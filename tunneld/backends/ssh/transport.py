@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from tunneld.engine.pump import Pump
-from tunneld.engine.socket_flow import INEXACT, READABLE, WRITABLE
+from tunneld.engine.socket_flow import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.errors import reason_of
 from tunneld.mux.connection import Connection
 from tunneld.mux.heartbeat import Heartbeat
@@ -140,7 +140,7 @@ class SshTransport(asyncio.Transport):
 
     def on_event(self, events: int) -> None:
         """Epoll reported events of the socket."""
-        if events & INEXACT:
+        if events & UNTIL_EAGAIN:
             self._until_eagain = True
         if events & WRITABLE and self.outbox.blocked:
             self.outbox.unblock()
@@ -163,8 +163,7 @@ class SshTransport(asyncio.Transport):
         if self._over:
             return
         self._over = True
-        if self.pump.handlers.get(self._fd) is self:
-            del self.pump.handlers[self._fd]
+        self.pump.remove(self._fd, self)
         self.outbox.close()
         self.link.close()
         self._on_lost(reason)
