@@ -192,7 +192,7 @@ async def test_a_refused_connection_costs_no_descriptor() -> None:
 async def test_a_flood_does_not_flood_the_log(mock_clock: MockClock) -> None:
     settings = ControlSettings(max_startups="1:100:1")
     async with (
-        running_server(settings, patience=LONG, authenticator=authenticator_with(settings)) as server,
+        running_server(settings, timeout=LONG, authenticator=authenticator_with(settings)) as server,
         server.client(),
     ):
         with capture_logs() as logs:
@@ -208,7 +208,7 @@ async def test_a_flood_does_not_flood_the_log(mock_clock: MockClock) -> None:
 
 async def test_a_source_that_failed_too_often_is_refused_for_a_time(mock_clock: MockClock) -> None:
     settings = ControlSettings(penalty=5.0)
-    async with running_server(settings, patience=LONG, authenticator=authenticator_with(settings)) as server:
+    async with running_server(settings, timeout=LONG, authenticator=authenticator_with(settings)) as server:
         authenticated = await client_from(server, ATTACKER)
         await authenticated.read_line()
         assert (await log_in(authenticated)).startswith("OK")
@@ -231,7 +231,7 @@ async def test_a_source_that_failed_too_often_is_refused_for_a_time(mock_clock: 
 
 async def test_open_connections_allow_no_further_guesses(mock_clock: MockClock) -> None:
     settings = ControlSettings()
-    async with running_server(settings, patience=LONG, authenticator=authenticator_with(settings)) as server:
+    async with running_server(settings, timeout=LONG, authenticator=authenticator_with(settings)) as server:
         second = await client_from(server, ATTACKER)
         await second.read_line()
         await fail_from(server, ATTACKER, 3)
@@ -244,7 +244,7 @@ async def test_open_connections_allow_no_further_guesses(mock_clock: MockClock) 
 async def test_silence_until_the_deadline_is_a_failure_but_a_probe_is_none(mock_clock: MockClock) -> None:
     settings = ControlSettings(handshake_timeout=10.0)
     authenticator = authenticator_with(settings)
-    async with running_server(settings, patience=LONG, authenticator=authenticator) as server:
+    async with running_server(settings, timeout=LONG, authenticator=authenticator) as server:
         silent = [await client_from(server, ATTACKER) for _ in range(3)]
         probes = [await client_from(server, OTHER) for _ in range(5)]
         for client in silent + probes:
@@ -269,7 +269,7 @@ async def test_a_penalty_of_one_port_holds_on_the_other(mock_clock: MockClock) -
     limiter = PreauthLimiter(lambda: settings, exempt=lambda _: False)
     authenticator = Authenticator(lambda: (ALICE,), limiter)
     async with (
-        running_server(settings, patience=LONG, authenticator=authenticator) as server,
+        running_server(settings, timeout=LONG, authenticator=authenticator) as server,
         running_http(authenticator=authenticator) as relay,
     ):
         assert (await relay.request("GET", "/healthz")).status == 200

@@ -51,7 +51,7 @@ def new_login(authenticator: Authenticator, host: str = "127.0.0.1", certificate
 
 def timed_server() -> AbstractAsyncContextManager[Server]:
     """A server with the credential alice and a deadline of 10 seconds of a mock clock."""
-    return running_server(ControlSettings(handshake_timeout=10.0), patience=LONG, authenticator=authenticator_of(ALICE))
+    return running_server(ControlSettings(handshake_timeout=10.0), timeout=LONG, authenticator=authenticator_of(ALICE))
 
 
 def authenticate(state: LoginState, client: ScramClient) -> None:
@@ -170,8 +170,8 @@ async def test_the_third_failure_ends_the_connection() -> None:
         for _ in range(MAX_LOGIN_FAILURES - 1):
             assert await log_in(client, secret="wrong") == FAILED
         await client.send("auth SCRAM-SHA-256 bm9uc2Vuc2U=\necho hi")
-        heard = await client.read_all()
-        assert [line.split()[:2] for line in heard] == [["ERR", "usage"]]
+        lines = await client.read_all()
+        assert [line.split()[:2] for line in lines] == [["ERR", "usage"]]
         assert server.script.requests == []
 
 
@@ -264,8 +264,8 @@ async def test_authentication_has_one_deadline_counted_from_accept(mock_clock: M
             await client.send(sent)
             await wait_all_tasks_blocked(0.01)
         mock_clock.jump(1)
-        heard = await client.read_all()
-        assert heard[-1] == "ERR limit authentication timed out (control.handshake_timeout)"
+        lines = await client.read_all()
+        assert lines[-1] == "ERR limit authentication timed out (control.handshake_timeout)"
 
 
 async def test_an_authenticated_connection_has_no_deadline(mock_clock: MockClock) -> None:

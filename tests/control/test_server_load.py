@@ -51,14 +51,14 @@ async def test_a_reload_applies_to_a_running_server() -> None:
 
 
 async def test_an_idle_connection_is_closed_with_the_reason(mock_clock: MockClock) -> None:
-    async with running_server(ControlSettings(idle_timeout=600.0), patience=LONG) as server, server.client() as client:
+    async with running_server(ControlSettings(idle_timeout=600.0), timeout=LONG) as server, server.client() as client:
         await wait_all_tasks_blocked()
         mock_clock.jump(601)
         assert await client.read_all() == ["ERR limit no request for 600 s (control.idle_timeout); connect again"]
 
 
 async def test_dripping_bytes_is_idling(mock_clock: MockClock) -> None:
-    async with running_server(ControlSettings(idle_timeout=600.0), patience=LONG) as server, server.client() as client:
+    async with running_server(ControlSettings(idle_timeout=600.0), timeout=LONG) as server, server.client() as client:
         for _ in range(3):
             await client.send(b"x")
             await wait_all_tasks_blocked()
@@ -67,7 +67,7 @@ async def test_dripping_bytes_is_idling(mock_clock: MockClock) -> None:
 
 
 async def test_an_empty_line_keeps_a_connection_alive(mock_clock: MockClock) -> None:
-    async with running_server(ControlSettings(idle_timeout=600.0), patience=LONG) as server, server.client() as client:
+    async with running_server(ControlSettings(idle_timeout=600.0), timeout=LONG) as server, server.client() as client:
         for _ in range(5):
             await client.send("")
             await wait_all_tasks_blocked()
@@ -76,7 +76,7 @@ async def test_an_empty_line_keeps_a_connection_alive(mock_clock: MockClock) -> 
 
 
 async def test_a_watch_is_not_idle(mock_clock: MockClock) -> None:
-    async with running_server(patience=LONG) as server, server.client() as client:
+    async with running_server(timeout=LONG) as server, server.client() as client:
         await client.send("watch")
         assert [(await client.read_line()).split("=")[1] for _ in range(3)] == ["watching", "opened id", "closed id"]
         await wait_all_tasks_blocked()
@@ -85,7 +85,7 @@ async def test_a_watch_is_not_idle(mock_clock: MockClock) -> None:
 
 
 async def test_a_client_that_sends_without_reading_is_throttled_and_closed(mock_clock: MockClock) -> None:
-    async with running_server(ControlSettings(write_timeout=30.0), patience=LONG) as server, server.client() as client:
+    async with running_server(ControlSettings(write_timeout=30.0), timeout=LONG) as server, server.client() as client:
 
         async def flood() -> None:
             try:
@@ -108,7 +108,7 @@ async def test_a_client_that_sends_without_reading_is_throttled_and_closed(mock_
 
 
 async def test_a_slow_reader_of_a_long_list_is_served_while_it_reads(mock_clock: MockClock) -> None:
-    async with running_server(ControlSettings(write_timeout=30.0), patience=LONG) as server, server.client() as client:
+    async with running_server(ControlSettings(write_timeout=30.0), timeout=LONG) as server, server.client() as client:
         assert isinstance(client.stream, trio.SocketStream)
         client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         await client.send("list 200000")
@@ -124,7 +124,7 @@ async def test_a_slow_reader_of_a_long_list_is_served_while_it_reads(mock_clock:
 
 
 async def test_a_client_that_stops_reading_is_closed(mock_clock: MockClock) -> None:
-    async with running_server(ControlSettings(write_timeout=30.0), patience=LONG) as server, server.client() as client:
+    async with running_server(ControlSettings(write_timeout=30.0), timeout=LONG) as server, server.client() as client:
         await client.send("list 500000")
         await wait_all_tasks_blocked(0.01)
         mock_clock.jump(31)
@@ -145,7 +145,7 @@ async def test_a_reset_at_any_point_releases_the_connection() -> None:
 
 async def test_a_shortage_of_descriptors_is_logged_once_and_recovered_from(mock_clock: MockClock) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    async with running_server(patience=LONG) as server, server.client() as friend:
+    async with running_server(timeout=LONG) as server, server.client() as friend:
         with socket.socket() as late, capture_logs() as logs:
             os.close(lowest_free := os.dup(0))
             resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))

@@ -83,7 +83,7 @@ async def test_closing_during_a_handshake_is_no_failure(papers: Papers) -> None:
 async def test_a_slow_handshake_is_a_failure_and_a_probe_is_none(papers: Papers, mock_clock: MockClock) -> None:
     settings = ControlSettings(handshake_timeout=10.0)
     authenticator = authenticator_with(settings)
-    async with running_server(settings, papers.server, patience=LONG, authenticator=authenticator) as server:
+    async with running_server(settings, papers.server, timeout=LONG, authenticator=authenticator) as server:
         slow = [await connect(server.endpoint, ATTACKER) for _ in range(3)]
         for _ in range(5):
             await (await connect(server.endpoint, OTHER)).aclose()

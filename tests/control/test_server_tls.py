@@ -126,7 +126,7 @@ async def test_without_a_certificate_of_the_ca_a_client_is_refused(certificates:
 async def test_slow_handshakes_delay_no_other_client_and_time_out(
     certificates: Certificates, mock_clock: MockClock
 ) -> None:
-    async with running_server(ControlSettings(handshake_timeout=10.0), certificates.server, patience=LONG) as server:
+    async with running_server(ControlSettings(handshake_timeout=10.0), certificates.server, timeout=LONG) as server:
         slow = [await connect(server.endpoint) for _ in range(20)]
         for number, stream in enumerate(slow):
             await stream.send_all(b"\x16\x03\x01\x02\x00\x01\x00"[:number])

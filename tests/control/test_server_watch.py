@@ -90,7 +90,7 @@ async def test_an_error_in_the_stream_is_an_error_reply() -> None:
 
 @pytest.mark.parametrize("how", ["stops reading", "resets"])
 async def test_a_client_lost_during_an_event_ends_its_watch(mock_clock: MockClock, how: str) -> None:
-    async with running_server(ControlSettings(write_timeout=30.0), patience=LONG) as server:
+    async with running_server(ControlSettings(write_timeout=30.0), timeout=LONG) as server:
         stream = await connect(server.endpoint)
         await stream.send_all(b"watch-forever\n")
         await wait_all_tasks_blocked(0.01)
@@ -105,7 +105,7 @@ async def test_a_client_lost_during_an_event_ends_its_watch(mock_clock: MockCloc
 
 
 async def test_input_never_cuts_an_event(mock_clock: MockClock) -> None:
-    async with running_server(patience=LONG) as server, server.client() as client:
+    async with running_server(timeout=LONG) as server, server.client() as client:
         await client.send("watch-forever")
         await wait_all_tasks_blocked(0.01)  # an event is half sent by now
         await client.send("echo next")

@@ -49,7 +49,7 @@ async def test_the_right_secret_authenticates(relay: HttpRelay, scheme: str) -> 
     "authorization",
     [
         header("alice", "wrong"),
-        header("nobody", SECRET),
+        header("unknown", SECRET),
         header("far", SECRET),
         header("alice", ""),
         header("alice", "päss"),
@@ -66,8 +66,8 @@ async def test_every_failure_gets_the_same_answer_and_is_logged(relay: HttpRelay
     assert answer.status == 401
     assert answer.headers["www-authenticate"].startswith('Basic realm="tunneld"')
     assert (answer.json["code"], answer.json["detail"]) == ("not-allowed", "authentication failed")
-    (told,) = [log for log in logs if log["event"] == "authentication failed"]
-    assert (told["peer"], told["service"]) == ("127.0.0.1", "http")
+    (failure,) = [log for log in logs if log["event"] == "authentication failed"]
+    assert (failure["peer"], failure["service"]) == ("127.0.0.1", "http")
 
 
 @pytest.mark.parametrize("path", ["/", "/api/v1/list", "/metrics", "/RPC2", "/tristero/servlet/tunnel", "/nowhere"])
@@ -176,7 +176,7 @@ async def test_without_credentials_every_request_is_that_of_an_admin() -> None:
 # Derivations
 
 
-@pytest.mark.parametrize("name", ["alice", "nobody"])
+@pytest.mark.parametrize("name", ["alice", "unknown"])
 async def test_a_wrong_secret_costs_one_derivation_for_known_and_unknown_names(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

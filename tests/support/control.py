@@ -161,10 +161,10 @@ async def running_server(
     settings: ControlSettings | None = None,
     tls: ssl.SSLContext | None = None,
     host: str = "127.0.0.1",
-    patience: float = PATIENCE,
+    timeout: float = PATIENCE,
     authenticator: Authenticator | None = None,
 ) -> AsyncIterator[Server]:
-    """A control server on a free port of loopback; the `async with` may take `patience` seconds of the test's clock."""
+    """A control server on a free port of loopback; the `async with` may take `timeout` seconds of the test's clock."""
     door = ReloadableListener("control", sockets.bind_tcp(host, 0))
     endpoint = Endpoint("tls" if tls else "tcp", "127.0.0.1", door.port)
     server = Server(endpoint, Script(), settings or ControlSettings(), trio.CancelScope())
@@ -181,7 +181,7 @@ async def running_server(
                 task_status=task_status,
             )
 
-    with trio.fail_after(patience):
+    with trio.fail_after(timeout):
         async with trio.open_nursery() as nursery:
             await nursery.start(serve)
             yield server
