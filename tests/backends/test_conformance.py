@@ -259,3 +259,43 @@ async def test_the_client_is_lost_at_every_point(backend: str, point: str) -> No
         with suppress(trio.BrokenResourceError):
             await read_all(visitor)
         await there.until(lambda: not tunnel.visitors)
+
+
+# Early answers, and cuts
+
+
+@pytest.mark.parametrize("upload", [1000, 300_000, 3_000_000])
+async def test_an_early_answer_survives_an_upload(backend: str, upload: int) -> None:
+    """The local server reads a little, answers and closes, as for an HTTP upload that it refuses."""
+
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.receive_some(16)
+        await stream.send_all(b"413")
+
+    async def send(visitor: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await visitor.send_all(pattern(upload))
+
+    async with in_time(), tunnel_with(backend, refuse) as there:
+        for _ in range(10):
+            visitor = await connect(there.address)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, visitor)
+                assert await read_exactly(visitor, 3) == b"413"
+                nursery.cancel_scope.cancel()
+            await visitor.aclose()
+
+
+async def test_a_closed_tunnel_resets_a_visitor_in_the_middle_of_an_answer(backend: str) -> None:
+    """A clean end would make curl take half a file for the whole."""
+
+    async def begin(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"part 1")
+        await trio.sleep_forever()
+
+    async with in_time(), tunnel_with(backend, begin) as there:
+        visitor = await connect(there.address)
+        assert await read_exactly(visitor, 6) == b"part 1"
+        await there.service.close(there.tunnel.id)
+        with pytest.raises(trio.BrokenResourceError):
+            await visitor.receive_some()

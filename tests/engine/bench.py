@@ -75,6 +75,16 @@ async def read_all(far: trio.abc.ReceiveStream) -> bytes:
     return b"".join([bytes(chunk) async for chunk in far])
 
 
+async def wait_reset(far: trio.abc.ReceiveStream) -> None:
+    """Read until the connection is reset; a clean end fails the test."""
+    try:
+        while await far.receive_some():
+            pass
+    except trio.BrokenResourceError:
+        return
+    raise AssertionError("the stream ended cleanly")
+
+
 async def read_exactly(far: trio.abc.ReceiveStream, count: int) -> bytes:
     """Read `count` bytes, or fewer if the stream ends before."""
     data = b""

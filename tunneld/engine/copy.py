@@ -12,6 +12,7 @@ other than FINISHED.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable
 
 import trio
@@ -41,10 +42,13 @@ async def copy(
     sides: tuple[Side, Side],
     on_moved: Callable[[int], None],
     throttle: TaskThrottle | None = None,
+    has_lost_eof: Callable[[], bool] = lambda: False,
 ) -> None:
     """Copy until the end of file of `source` and pass that on; as fast and as much as `throttle` allows.
 
     `on_moved` is called with the size of every delivered chunk in bytes, and with 0 at the end of file.
+
+    `has_lost_eof` is asked at an end of file, see `PumpRelay.has_lost_eof`.
 
     Raises SideBrokenError with the one of `sides` (of source and target) that broke.
     """
@@ -55,6 +59,10 @@ async def copy(
             raise SideBrokenError(sides[0]) from error
         try:
             if not chunk:
+                for _ in range(2):  # Trio has a checkpoint between a failing send and its exception
+                    await trio.lowlevel.checkpoint()
+                if has_lost_eof():
+                    raise SideBrokenError(sides[0])
                 on_moved(0)
                 await target.send_eof()
                 return
@@ -89,6 +97,8 @@ class StreamCopier:
         self._scope = trio.CancelScope()
         self._end = RelayEnd(Cause.FINISHED)
         self._bug: Exception | None = None
+        self._failure: RelayEnd | None = None  # one side takes no more bytes; those that it has sent are delivered
+        self.told_end: set[Side] = set()  # sides to which the other's end of file was passed on
 
     async def run(self) -> RelayEnd:
         """Relay until both directions have ended, close both streams, and return how the relay ended.
@@ -125,12 +135,26 @@ class StreamCopier:
     ) -> None:
         """Copy one direction. An end of file leaves the other direction running; a failure stops it."""
         try:
-            await copy(source, target, sides, count, self._throttle)
+            await copy(source, target, sides, count, self._throttle, lambda: self._has_lost_eof(sides[0]))
         except SideBrokenError as broke:
-            self._finish(RelayEnd(Cause.RESET, broke.side, os_error(broke)))
+            end = RelayEnd(Cause.RESET, broke.side, os_error(broke))
+            if broke.side is sides[1] and sides[0] not in self.told_end and self._failure is None:
+                self._failure = end  # the bytes that this side has sent are delivered first
+                self._extend_deadline(0)
+            else:
+                self._finish(self._failure or end)
         except Exception as error:
             self._bug = self._bug or error
             self._scope.cancel()
+        else:
+            self.told_end.add(sides[1])
+            if self._failure is not None:
+                self._finish(self._failure)
+
+    def _has_lost_eof(self, side: Side) -> bool:
+        """See `PumpRelay.has_lost_eof`."""
+        failure = self._failure
+        return failure is not None and failure.side is side and getattr(failure.error, "errno", 0) != errno.EPIPE
 
     def _finish(self, end: RelayEnd) -> None:
         """Stop both directions. The first reason counts."""
@@ -153,12 +177,13 @@ class StreamCopier:
             self._scope.deadline = trio.current_time() + self._linger
 
     async def _close_now(self) -> None:
-        """Close both streams without waiting, sockets with a reset if the relay was reset. Harmless after a regular
-        close.
+        """Close both streams without waiting, a socket with a reset if the relay was reset or if the socket was not
+        told the end of the other side. Harmless after a regular close.
         """
         with trio.CancelScope(shield=True):
-            for stream in (self._visitor, self._server):
-                if self._end.cause is Cause.RESET and isinstance(stream, trio.SocketStream):
+            for side, stream in ((Side.VISITOR, self._visitor), (Side.SERVER, self._server)):
+                is_cut = self._end.cause is Cause.RESET or side not in self.told_end
+                if is_cut and isinstance(stream, trio.SocketStream):
                     reset_on_close(stream.socket)  # other streams cannot be reset
                 with contextlib.suppress(*STREAM_ERRORS):
                     await trio.aclose_forcefully(stream)

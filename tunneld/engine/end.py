@@ -85,6 +85,10 @@ class End:
         """End both directions now, and tell the peer the reason if the protocol can. Does nothing on a closed end."""
         raise NotImplementedError
 
+    def reset_after_delivery(self, reason: str) -> None:
+        """Reset behind the bytes that were written. In a carrier these are in front of the reset anyway."""
+        self.reset(reason)
+
     def _consumed(self, count: int) -> None:
         """The handler has taken `count` bytes; they are not in `buffered`. A carrier grants credit for them."""
         raise NotImplementedError
@@ -94,7 +98,8 @@ class End:
     def consume(self, count: int) -> None:
         """Take the first `count` bytes out of `buffered`. Calls `on_eof` if they were the last."""
         del self.buffered[:count]
-        self._consumed(count)
+        if not self.closed:
+            self._consumed(count)
         if self.eof_received and not self.buffered and not self.closed:
             self._call(self.handler.on_eof)
 
@@ -160,8 +165,10 @@ class End:
     # Internal
 
     def _notify_broken(self, error: OSError) -> None:
-        handler = self.handler
+        handler, buffered = self.handler, self.buffered
         self._discard()
+        if handler is not NO_HANDLER:
+            self.buffered = buffered  # it came before the failure: the handler may still consume it
         try:
             handler.on_reset(error)
         except Exception as bug:

@@ -100,7 +100,7 @@ class EndRelay(PumpRelay):
         self.pump.timers.forget(self)
         for allowance in self.allowances or ():
             allowance.close()
-        if self.end.buffered or how.cause is Cause.RESET:
+        if self.end.buffered or not self.eof_sent or how.cause is Cause.RESET:
             reset_on_close(self.connection)
         self.pump.remove(self.fd, self)
         self.connection.close()
@@ -108,7 +108,11 @@ class EndRelay(PumpRelay):
         if how.cause is Cause.FINISHED:
             self.end.detach_handler()
         else:
-            self.end.reset(reason_of(how.error) if how.error else how.cause.value)
+            is_socket = how.cause is Cause.RESET and how.side is self.side
+            reset = self.end.reset_after_delivery if is_socket else self.end.reset
+            reset(reason_of(how.error) if how.error else how.cause.value)
+        if self.end.closed:
+            self.end.buffered = bytearray()
 
     # The pump's handler for the socket
 
@@ -130,6 +134,8 @@ class EndRelay(PumpRelay):
 
     def on_data(self, data: memoryview) -> int:
         """Send bytes of the end to the socket and return how many it takes."""
+        if self.failure is not None:  # the socket takes no more bytes: discard them
+            return len(data)
         if self.blocked:
             return 0
         if self.allowances is not None:
@@ -142,8 +148,8 @@ class EndRelay(PumpRelay):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._fail_socket(error)
-            return 0
+            self._fail_write(error)
+            return 0 if self.closed else len(data)
         self._count_sent(sent)
         if sent < len(data):
             self.blocked = True
@@ -155,7 +161,7 @@ class EndRelay(PumpRelay):
 
     def on_writable(self) -> None:
         """The end has capacity again: let epoll report what is pending in the socket."""
-        if self.paused:
+        if self.paused and not self.end.closed:
             self.paused = False
             self.pump.rearm(self.fd)
 
@@ -164,8 +170,18 @@ class EndRelay(PumpRelay):
         self._send_eof()
 
     def on_reset(self, error: OSError) -> None:
-        """The end is gone."""
-        self.close(RelayEnd(Cause.RESET, self._end_side, error))
+        """The end is gone. The bytes that came on it before are delivered first."""
+        if self.closed:
+            return
+        if self.failure is not None:
+            self.close(self.failure)
+            return
+        self.failure = RelayEnd(Cause.RESET, self._end_side, error)
+        self.paused = True
+        if self.end.buffered:
+            self.start_lingering()
+        else:
+            self.close_after_delivery()
 
     def on_internal_error(self, error: Exception) -> None:
         """A bug; see `on_failure`."""
@@ -197,7 +213,10 @@ class EndRelay(PumpRelay):
                 self._fail_socket(error)
                 return
             if not count:
-                self._on_socket_eof()
+                if self.failure is not None and self.has_lost_eof(self.side):
+                    self.close(self.failure)
+                else:
+                    self._on_socket_eof()
                 return
             end.write(pump.view[:count])
             self.from_socket += count
@@ -228,7 +247,9 @@ class EndRelay(PumpRelay):
             except BlockingIOError:
                 return
             except OSError as error:
-                self._fail_socket(error)
+                self._fail_write(error)
+                if not self.closed:
+                    self.end.consume(len(buffered))
                 return
             self._count_sent(sent)
             self.blocked = sent < len(buffered)
@@ -239,6 +260,8 @@ class EndRelay(PumpRelay):
             self.blocked = False
             if self.end.eof_received:
                 self._send_eof()
+        if self.failure is not None and not self.blocked and not self.closed and self.end.closed:
+            self.close_after_delivery()
 
     def _count_sent(self, count: int) -> None:
         """`count` bytes were delivered to the socket."""
@@ -258,7 +281,11 @@ class EndRelay(PumpRelay):
         ):  # an end that had ended before it was joined may report it, and a WRITABLE event finds it, too
             return
         if self.eof_received:  # both directions are over: closing the socket says so
+            self.eof_sent = True
             self.close(RelayEnd(Cause.FINISHED))
+            return
+        if self.failure is not None:  # the socket takes no more bytes, nor an end of file
+            self.eof_sent = True
             return
         try:
             if not self.from_end:
@@ -267,7 +294,7 @@ class EndRelay(PumpRelay):
         except BlockingIOError:
             self.blocked = True
         except OSError as error:
-            self._fail_socket(error)
+            self._fail_write(error)
         else:
             self.eof_sent = True
             self._on_half_closed()
@@ -280,11 +307,28 @@ class EndRelay(PumpRelay):
             self.start_lingering()
 
     def _fail_socket(self, error: OSError) -> None:
-        """The socket is broken: end the relay and reset the end."""
-        self.close(RelayEnd(Cause.RESET, self.side, error))
+        """The socket is broken and all of its bytes have been read: end the relay and reset the end."""
+        self.close(self.failure or RelayEnd(Cause.RESET, self.side, error))
+
+    def _fail_write(self, error: OSError) -> None:
+        """The socket takes no more bytes. Read those that it has sent before the relay ends; discard the end's."""
+        if self.failure is not None or self.eof_received:
+            self._fail_socket(error)
+            return
+        self.failure = RelayEnd(Cause.RESET, self.side, error)
+        self.blocked = False
+        self.start_lingering()
+        self._rearm()
+
+    @property
+    def receiver(self) -> socket.socket:
+        """See `PumpRelay.receiver`: only a failed end waits for the socket."""
+        return self.connection
 
     def _check_error(self) -> None:
-        """End the relay if the socket is broken."""
+        """End the relay if the socket is broken; if it is only not being read, once its bytes are delivered."""
         error = pending_error(self.connection)
-        if error is not None:
+        if error is not None and self.eof_received:
             self._fail_socket(error)
+        elif error is not None:
+            self._fail_write(error)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from typing import Any, Protocol
 
 import structlog
@@ -36,6 +39,17 @@ class HasOptions(Protocol):
 
     def setsockopt(self, level: int, option: int, value: Any, /) -> None:
         """Set one option, as the standard library does."""
+
+
+def unacknowledged(connection: socket.socket) -> int:
+    """Bytes written to a connection that its peer has not acknowledged: a reset would discard them. 0 where the system
+    does not tell.
+    """
+    if sys.platform != "linux":  # SIOCOUTQ, see tcp(7)
+        return 0
+    with contextlib.suppress(OSError):
+        return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
 
 
 def reset_on_close(connection: HasOptions) -> None:

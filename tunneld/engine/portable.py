@@ -222,7 +222,7 @@ class TaskRelay:
         for connection in self._sockets.values():
             if connection.fileno() != -1:
                 trio.lowlevel.notify_closing(connection)
-                connection.close()
+        self._close(is_cut=True)
 
     async def run(self) -> None:
         """Relay, then close both sockets and call `on_end`, whatever happens."""
@@ -235,9 +235,16 @@ class TaskRelay:
         finally:
             if self._scope.cancel_called:
                 end = RelayEnd(Cause.DROPPED)
-            for connection in self._sockets.values():
-                connection.close()
+            self._close(is_cut=end.cause is not Cause.FINISHED)
             self._notify_ended(end)
+
+    def _close(self, *, is_cut: bool) -> None:
+        """Close both sockets, with a reset where one was not told the end of the other."""
+        told_end = self._copier.told_end if self._copier is not None else set()
+        for side, connection in self._sockets.items():
+            if is_cut and side not in told_end and connection.fileno() != -1:
+                reset_on_close(connection)
+            connection.close()
 
     async def _connect(self) -> RelayEnd | None:
         """Wait until both sockets are connected. Return how the relay ended if one cannot connect."""

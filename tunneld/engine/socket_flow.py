@@ -64,7 +64,7 @@ class SocketFlow:
 
     __slots__ = (
         "allowance", "blocked", "buffered", "eof_received", "eof_sent", "fd", "moved", "pipe", "pump", "relay",
-        "reverse", "side", "source", "splicing", "target", "until_eagain",
+        "reverse", "side", "source", "splicing", "stopped", "target", "until_eagain",
     )  # fmt: skip
 
     __deletable__ = ("relay", "reverse")  # `notify_ended` breaks the reference cycle; mypyc wants to be told
@@ -83,19 +83,20 @@ class SocketFlow:
         self.buffered = b""  # bytes read and not delivered; or they are in `pipe`; never in both
         self.pipe: Pipe | None = None
         self.blocked = self.eof_received = self.eof_sent = self.until_eagain = self.splicing = False
+        self.stopped = False  # the target takes no more bytes, ever: the source is not read
         self.allowance = Allowance(relay.throttle, self._rearm) if relay.throttle is not None else None
 
     def on_event(self, events: int) -> None:
         """An event of this flow's source, which is also the target of the reverse flow."""
         relay, reverse = self.relay, self.reverse
-        if events & READABLE and not self.eof_received:
+        if events & READABLE and not self.eof_received and not self.stopped:
             if events & UNTIL_EAGAIN:
                 self.until_eagain = True
             if not self.blocked:
                 self._move()
         if reverse.blocked and events & WRITABLE and not relay.closed:
             reverse._resume()
-        if events & BROKEN and (self.blocked or self.eof_received) and not relay.closed:
+        if events & BROKEN and (self.blocked or self.eof_received or self.stopped) and not relay.closed:
             self._check_error()
         if relay.lingering:
             relay.extend_deadline()
@@ -109,9 +110,11 @@ class SocketFlow:
         self.relay.on_stop()
 
     def close_source(self) -> None:
-        """Close the source, with a reset if bytes for it are lost, so that it cannot take a part for the whole."""
+        """Close the source, with a reset unless it was told the end of the bytes for it: it must not take a part for
+        the whole.
+        """
         reverse = self.reverse
-        if reverse.buffered or reverse.pipe is not None or self.relay.side_failed:
+        if reverse.buffered or reverse.pipe is not None or not reverse.eof_sent or self.relay.side_failed:
             reset_on_close(self.source)
         self.pump.remove(self.fd, self)
         self.source.close()  # which takes it out of the epoll set, too
@@ -142,6 +145,12 @@ class SocketFlow:
             self.pump.pipes.give_back(self.pipe)
             self.pipe = None
 
+    def stop(self) -> None:
+        """The target takes no more bytes: discard what is buffered for it, and read no more."""
+        self.stopped = True
+        self.blocked = False
+        self.discard()
+
     def _move(self) -> None:
         """Read and deliver until the source is drained, the target is full, or the quantum is used up."""
         share = self.pump.quantum
@@ -157,7 +166,7 @@ class SocketFlow:
 
     def _move_throttled(self, allowance: Allowance, share: int) -> None:
         """The same within the allowance of the tunnel's throttle; never through a pipe."""
-        while share > 0 and not self.relay.closed:
+        while share > 0 and not self.relay.closed and not self.stopped:
             max_bytes = min(allowance.get(), self.pump.buffer_size)
             if not max_bytes:
                 return
@@ -168,12 +177,11 @@ class SocketFlow:
                 allowance.give_back()
                 return
             share -= count
-        if not self.relay.closed:
-            self.pump.rearm(self.fd)
+        self._rearm()
 
     def _rearm(self) -> None:
         """The throttle has granted more tokens: let epoll report what is pending in the source."""
-        if not self.relay.closed:
+        if not self.relay.closed and not self.stopped:
             self.pump.rearm(self.fd)
 
     def _copy(self, max_bytes: int = 0) -> int:
@@ -188,6 +196,9 @@ class SocketFlow:
         except OSError as error:
             self.relay.fail_side(self.side, error)
             return 0
+        if not count and self.relay.has_lost_eof(self.side):
+            self.relay.close_after_delivery()
+            return 0
         if not count:
             self.eof_received = True
             self.relay.start_lingering()
@@ -198,7 +209,7 @@ class SocketFlow:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self.relay.fail_side(self.reverse.side, error)
+            self.relay.fail_write(self.reverse.side, error)
             return 0
         self.moved += sent
         if sent < count:
@@ -239,7 +250,7 @@ class SocketFlow:
             self.blocked = True
             return False
         except OSError as error:
-            self.relay.fail_side(self.reverse.side, error)
+            self.relay.fail_write(self.reverse.side, error)
             return False
         self.pump.pipes.give_back(pipe)
         self.pipe = None
@@ -262,7 +273,7 @@ class SocketFlow:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self.relay.fail_side(self.reverse.side, error)
+            self.relay.fail_write(self.reverse.side, error)
             return False
         self.moved += sent
         self.buffered = self.buffered[sent:]
@@ -283,12 +294,16 @@ class SocketFlow:
         except BlockingIOError:
             self.blocked = True
         except OSError as error:
-            relay.fail_side(self.reverse.side, error)
+            relay.fail_write(self.reverse.side, error)
         else:
             self.eof_sent = True
+            if relay.failure is not None:
+                relay.close_after_delivery()
 
     def _check_error(self) -> None:
-        """End the relay if the source is broken."""
+        """End the relay if the source is broken; if this flow is only blocked, once its bytes are delivered."""
         error = pending_error(self.source)
-        if error is not None:
+        if error is not None and self.blocked and not self.eof_received:
+            self.relay.fail_write(self.side, error)
+        elif error is not None:
             self.relay.fail_side(self.side, error)

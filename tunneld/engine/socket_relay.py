@@ -5,8 +5,7 @@
     `linger` seconds without a byte            LINGERED   only after one side has ended
     `drop`, a bug, or the pump stops           DROPPED
 
-A connection for which bytes were still undelivered is always closed with a reset, so that its peer cannot take a part
-for the whole.
+See `relay` for what happens to the bytes of a side that fails, and for when a side is reset.
 """
 
 from __future__ import annotations
@@ -80,9 +79,38 @@ class SocketRelay(PumpRelay):
             self.pump.timers.watch(self)
 
     def fail_side(self, side: Side, error: OSError) -> None:
-        """One side failed: end the relay and reset the other side."""
+        """One side failed and all of its bytes have been read: end the relay and reset the other side."""
         self.side_failed = True
-        self.close(RelayEnd(Cause.RESET, side, error))
+        if self.failure is None:
+            self.failure = RelayEnd(Cause.RESET, side, error)
+        self.close_after_delivery()
+
+    def fail_write(self, side: Side, error: OSError) -> None:
+        """`side` takes no more bytes. Deliver the bytes that it has sent, then end the relay."""
+        out = self.from_visitor if side is Side.VISITOR else self.from_server
+        if self.failure is not None or (out.eof_received and not out.eof_sent):  # neither side takes any
+            self.side_failed = True
+            self.close(self.failure or RelayEnd(Cause.RESET, side, error))
+            return
+        self.failure = RelayEnd(Cause.RESET, side, error)
+        out.reverse.stop()
+        if out.eof_sent:
+            self.close_after_delivery()
+            return
+        self.start_lingering()
+        if not out.blocked:
+            self.pump.rearm(out.fd)
+
+    def close_after_delivery(self) -> None:
+        """See `PumpRelay.close_after_delivery`. Nothing is read any more."""
+        self.from_visitor.stopped = self.from_server.stopped = True
+        super().close_after_delivery()
+
+    @property
+    def receiver(self) -> socket.socket:
+        """See `PumpRelay.receiver`."""
+        is_visitor = self.failure is not None and self.failure.side is Side.VISITOR
+        return (self.from_server if is_visitor else self.from_visitor).source
 
     def close(self, how: RelayEnd) -> None:
         """See `PumpRelay.close`."""

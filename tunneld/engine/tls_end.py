@@ -17,8 +17,9 @@ from collections.abc import Callable
 
 from tunneld.engine.end import End, log
 from tunneld.engine.engine import Limiter, Relay, RelayEnd, Side
-from tunneld.engine.failures import reset_on_close
+from tunneld.engine.failures import reset_on_close, unacknowledged
 from tunneld.engine.pump import Pump
+from tunneld.engine.relay import DELIVERY_CHECK
 from tunneld.engine.socket_flow import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.net.sockets import pending_error
 from tunneld.tls.connection import TlsSocket
@@ -31,8 +32,19 @@ class TlsEnd(End):
     """A `TlsSocket` after its handshake, which it owns. It is the pump's handler from `start` on."""
 
     __slots__ = (
-        "_blocked", "_fd", "_flush_scheduled", "_handler_waits", "_pump", "_reading_stopped", "_shutdown_sent", "_tls",
-        "_until_eagain", "deadline", "linger",
+        "_blocked",
+        "_fd",
+        "_flush_scheduled",
+        "_give_up",
+        "_handler_waits",
+        "_pump",
+        "_reading_stopped",
+        "_resetting",
+        "_shutdown_sent",
+        "_tls",
+        "_until_eagain",
+        "deadline",
+        "linger",
     )  # fmt: skip
 
     def __init__(self, pump: Pump, tls: TlsSocket) -> None:
@@ -48,6 +60,8 @@ class TlsEnd(End):
         self._reading_stopped = False  # until the buffered bytes are consumed
         self._shutdown_sent = False  # close_notify and FIN are on their way
         self._flush_scheduled = False
+        self._resetting = False  # closed, but for bytes that the peer has not acknowledged
+        self._give_up = 0.0  # Trio time at which it is closed all the same
 
     def start(self) -> None:
         """Attach to the pump, and buffer bytes that OpenSSL has. Raises OSError if the connection is broken."""
@@ -120,6 +134,29 @@ class TlsEnd(End):
             reset_on_close(self._tls.connection)
             self._close_socket()
 
+    def reset_after_delivery(self, reason: str) -> None:
+        """See `End.reset_after_delivery`. Waits for acknowledgements no longer than `linger` seconds."""
+        if self.closed:
+            return
+        self._discard()
+        self._resetting = True
+        self._give_up = self._pump.now() + self.linger
+        self._reset_if_delivered()
+
+    def _reset_if_delivered(self) -> None:
+        tls, now = self._tls, self._pump.now()
+        try:
+            tls.flush()
+        except OSError:
+            self._give_up = now
+        if now < self._give_up and (tls.pending_output or unacknowledged(tls.connection)):
+            self.deadline = now + DELIVERY_CHECK
+            self._pump.timers.watch(self)
+        else:
+            self._resetting = False
+            reset_on_close(tls.connection)
+            self._close_socket()
+
     def close(self) -> None:
         """Close an end that is not needed, with as much of a close_notify as the kernel takes now."""
         if not self.closed:
@@ -166,9 +203,15 @@ class TlsEnd(End):
     def on_stop(self) -> None:
         """The pump stops."""
         self.reset("the relay stopped")
+        if self._resetting:
+            self._give_up = 0.0
+            self._reset_if_delivered()
 
     def on_deadline(self) -> None:
-        """The peer has not read our close_notify for `linger` seconds."""
+        """The peer has not read our close_notify for `linger` seconds, or it is time to look for acknowledgements."""
+        if self._resetting:
+            self._reset_if_delivered()
+            return
         self._fail_connection(TimeoutError("the peer stopped reading"))
 
     # Internal
