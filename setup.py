@@ -21,7 +21,7 @@ HOT = {
         "acceptor end end_relay engine failures handover limits pipes pump relay socket_flow socket_relay"
         " throttle timers tls_end"
     ),
-    "mux": "carrier channel connection heartbeat limits send_buffer window",
+    "mux": "carrier channel connection heartbeat limits ping send_buffer window",
     "tunnel": "client_side keys server_side tunnel visitors",
     "backends": "keyed mux_side queue tcp webmux",
     "backends/ssh": "side",

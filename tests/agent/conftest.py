@@ -6,21 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.agent.support import BACKEND, SECURE
+from tests.agent.support import SECURE, using_backend
 from tests.support.papers import Papers
 
 
 @pytest.fixture(scope="session")
 def relay_papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    """A relay's certificate."""
+    """The certificate of a relay."""
     return Papers.issue(tmp_path_factory.mktemp("papers"))
 
 
 @pytest.fixture(params=["tcp", "tcp in TLS", "webmux"])
 def each_backend(request: pytest.FixtureRequest, relay_papers: Papers) -> Iterator[str]:
-    """The relays of the test have this backend, and the agent uses it."""
+    """Runs the test once per backend: its relays have it, and its agents use it."""
     name, _, secure = request.param.partition(" ")
-    tokens = BACKEND.set(name), SECURE.set(relay_papers if secure else None)
-    yield name
-    BACKEND.reset(tokens[0])
-    SECURE.reset(tokens[1])
+    token = SECURE.set(relay_papers if secure else None)
+    with using_backend(name):
+        yield name
+    SECURE.reset(token)

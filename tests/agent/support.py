@@ -1,10 +1,10 @@
-"""A whole relay inside the test, a teller that remembers, and local servers."""
+"""A whole relay inside the test process, a reporter that records, and local servers."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -36,19 +36,27 @@ from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import Item
 
 PATIENCE = 20.0
-"""Seconds of real time before a test that waits for the other side has failed."""
+"""Seconds of real time after which a waiting test has failed."""
 
 BACKEND: ContextVar[str] = ContextVar("BACKEND", default="tcp")
-"""Which one the relays of a test have; the agent prefers webmux."""
+"""The backend that the relays of a test have besides tcp; the agent prefers webmux."""
 
 SECURE: ContextVar[Papers | None] = ContextVar("SECURE", default=None)
-"""What the relays of a test show that have no other papers: agents use TLS then."""
+"""The certificate of relays that a test starts without one of their own; with it, agents use TLS."""
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
 
+@contextmanager
+def using_backend(name: str) -> Iterator[None]:
+    """Have the relays of the block offer this backend, and their agents use it."""
+    token = BACKEND.set(name)
+    yield
+    BACKEND.reset(token)
+
+
 class RelayHere:
-    """The daemon without its process: engine, service, control port."""
+    """A relay inside the test process: engine, service, control port."""
 
     def __init__(
         self, settings: Settings, service: TunnelService, port: int, scope: trio.CancelScope, papers: Papers | None
@@ -74,11 +82,11 @@ class RelayHere:
         return tunnel
 
     def stop(self) -> None:
-        """Gone at once, with every tunnel, as if killed."""
+        """Stop at once, with every tunnel, as if killed."""
         self._scope.cancel()
 
     def hang_up(self) -> None:
-        """Close every control connection, as a NAT that forgets them would."""
+        """Close every control connection, as a NAT that drops its state would."""
         self.control.cancel()
 
     def status(self) -> Item:
@@ -95,7 +103,7 @@ class RelayHere:
 
 
 def access_to(port: int, papers: Papers | None = None) -> RelayAccess:
-    """How an agent reaches the relay with this control port, which has papers or those of `SECURE`."""
+    """How an agent reaches the relay with this control port and these papers, or those of `SECURE`."""
     papers = papers or SECURE.get()
     if papers is None:
         return RelayAccess(f"127.0.0.1:{port}", timeout=PATIENCE)
@@ -104,7 +112,7 @@ def access_to(port: int, papers: Papers | None = None) -> RelayAccess:
 
 @asynccontextmanager
 async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: float | str) -> AsyncIterator[RelayHere]:
-    """A relay on loopback; `port` is that of its control socket, which speaks TLS where there are papers."""
+    """Run a relay on loopback. `port` is its control port, which uses TLS if there are papers."""
     papers = papers or SECURE.get()
     tls = papers.server if papers is not None else None
     settings = Settings(control=ControlSettings(), tunnels=TunnelSettings.model_validate({"ports": "0", **tunnels}))
@@ -112,23 +120,23 @@ async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: flo
     engine = new_engine()
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
-        endpoints = KeyRegistry()
-        lobby = HandshakeSupervisor(Authenticator(lambda: ()), lambda: tls, lambda: PATIENCE)
-        await nursery.start(lobby.run)
-        service = TunnelService(lambda: settings, engine, BACKENDS, endpoints, lobby=lobby)
+        keys = KeyRegistry()
+        handshakes = HandshakeSupervisor(Authenticator(lambda: ()), lambda: tls, lambda: PATIENCE)
+        await nursery.start(handshakes.run)
+        service = TunnelService(lambda: settings, engine, BACKENDS, keys, lobby=handshakes)
         await nursery.start(service.run)
         here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
         if BACKEND.get() == "webmux":
-            door = ReloadableListener("webmux", sockets.bind_tcp("127.0.0.1", 0))
+            carriers = ReloadableListener("webmux", sockets.bind_tcp("127.0.0.1", 0))
             assert isinstance(engine, Pump)
-            await nursery.start(serve_carriers, door, lambda: here.settings.webmux, lobby, endpoints, engine)
+            await nursery.start(serve_carriers, carriers, lambda: here.settings.webmux, handshakes, keys, engine)
         await nursery.start(_serve_control, here, listener)
         yield here
         nursery.cancel_scope.cancel()
 
 
 async def _serve_control(here: RelayHere, listener: socket.socket, *, task_status: trio.TaskStatus[None]) -> None:
-    """The control port, again after each `hang_up`."""
+    """Serve the control port, again after each `hang_up`."""
     tls = here.papers.server if here.papers is not None else None
     while True:
         listener.setblocking(False)
@@ -142,31 +150,31 @@ async def _serve_control(here: RelayHere, listener: socket.socket, *, task_statu
 
 
 @dataclass
-class Told:
-    """A teller that remembers, and lets a test wait for what it will be told."""
+class RecordingReporter:
+    """A reporter that records events, and lets a test wait for one."""
 
     events: list[tuple[str, dict[str, Field]]] = field(default_factory=list)
     wants_visitors: bool = True
-    _more: trio.Event = field(default_factory=trio.Event)
+    _reported: trio.Event = field(default_factory=trio.Event)
 
     def report(self, event: str, /, **fields: Field) -> None:
         self.events.append((event, fields))
-        self._more.set()
-        self._more = trio.Event()
+        self._reported.set()
+        self._reported = trio.Event()
 
     def all(self, name: str) -> list[dict[str, Field]]:
         return [fields for event, fields in self.events if event == name]
 
     async def wait_for(self, name: str, count: int = 1) -> dict[str, Field]:
-        """The `count`th event of this name."""
+        """Wait for the `count`th event of this name, and return its fields."""
         while len(self.all(name)) < count:
-            await self._more.wait()
+            await self._reported.wait()
         return self.all(name)[count - 1]
 
 
 @asynccontextmanager
 async def local_server(handler: Handler, backlog: int | None = None) -> AsyncIterator[Target]:
-    """Serve TCP on any port of loopback."""
+    """Serve TCP on a free port of loopback; yields the target."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=backlog)
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, handler, [listener])
@@ -175,7 +183,7 @@ async def local_server(handler: Handler, backlog: int | None = None) -> AsyncIte
 
 
 async def echo(stream: trio.SocketStream) -> None:
-    """Say everything back, and end when the visitor does, or when it is dropped."""
+    """Send everything back, and end when the visitor does or is dropped."""
     with suppress(trio.BrokenResourceError):
         async for chunk in stream:
             await stream.send_all(chunk)
@@ -183,7 +191,7 @@ async def echo(stream: trio.SocketStream) -> None:
 
 
 def unused_port() -> int:
-    """A port on which nobody listens: just bound, and given back."""
+    """A port on which nothing listens: bound for a moment, and closed again."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -192,28 +200,32 @@ def unused_port() -> int:
 async def agent(
     target: Target,
     relay: RelayAccess,
-    told: Told,
-    wish: TunnelRequest | None = None,
+    reporter: RecordingReporter,
+    request: TunnelRequest | None = None,
     check: Check | None = None,
     scheme: str = "tcp",
 ) -> AsyncIterator[Exposure]:
-    """An exposure with an engine of its own; the block runs it."""
+    """An exposure with an engine of its own; the block must call its `run`."""
     async with trio.open_nursery() as nursery:
         engine = new_engine()
         await nursery.start(engine.run)
-        plan = ExposureConfig(target, wish or TunnelRequest(), check, scheme, linger=PATIENCE)
-        async with open_exposure(plan, relay, told, engine, NetworkMonitor()) as exposure:
+        config = ExposureConfig(target, request or TunnelRequest(), check, scheme, linger=PATIENCE)
+        async with open_exposure(config, relay, reporter, engine, NetworkMonitor()) as exposure:
             yield exposure
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def exposed(
-    target: Target, relay: RelayAccess, told: Told, wish: TunnelRequest | None = None, scheme: str = "tcp"
+    target: Target,
+    relay: RelayAccess,
+    reporter: RecordingReporter,
+    request: TunnelRequest | None = None,
+    scheme: str = "tcp",
 ) -> AsyncIterator[Exposure]:
-    """An agent that runs for the length of the block."""
-    async with agent(target, relay, told, wish, scheme=scheme) as exposure, trio.open_nursery() as nursery:
+    """An agent that runs for the length of the block; the tunnel is open at its start."""
+    async with agent(target, relay, reporter, request, scheme=scheme) as exposure, trio.open_nursery() as nursery:
         nursery.start_soon(exposure.run)
-        await told.wait_for("opened")
+        await reporter.wait_for("opened")
         yield exposure
         nursery.cancel_scope.cancel()

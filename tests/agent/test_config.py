@@ -1,4 +1,4 @@
-"""What is wanted: plans, the file that they are read from, and how one file becomes the next."""
+"""Configurations of exposures: read from expose.toml, and the changes from one file to the next."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tunneld.errors import ConfigError
 from tunneld.net.endpoint import Target
 from tunneld.wire.lines import Value
 
-plans = st.dictionaries(st.sampled_from("abcde"), st.integers(0, 2))
+configs = st.dictionaries(st.sampled_from("abcde"), st.integers(0, 2))
 
 
-@given(plans, plans)
-def test_applying_the_changes_to_what_runs_gives_what_is_wanted(old: dict[str, int], new: dict[str, int]) -> None:
+@given(configs, configs)
+def test_applying_the_changes_to_the_old_set_gives_the_new_set(old: dict[str, int], new: dict[str, int]) -> None:
     made = changes(old, new)
-    running = {name: plan for name, plan in old.items() if name not in {*made.removed, *made.replaced}}
+    running = {name: config for name, config in old.items() if name not in {*made.removed, *made.replaced}}
     untouched = dict(running)
     running |= {name: new[name] for name in (*made.added, *made.replaced)}
     assert running == new
-    assert untouched == {name: plan for name, plan in new.items() if old.get(name) == plan}
+    assert untouched == {name: config for name, config in new.items() if old.get(name) == config}
 
 
 def read(folder: Path, content: str) -> dict[str, ExposureConfig]:
@@ -43,12 +43,14 @@ def problems(folder: Path, content: str) -> list[str]:
 
 
 def test_a_table_with_a_target_is_enough(tmp_path: Path) -> None:
-    wish = TunnelRequest({"name": "blog", "linger": 60.0}, PoolLimits(8, 200))
-    assert read(tmp_path, "[expose.blog]\ntarget = 8000") == {"blog": ExposureConfig(Target("127.0.0.1", 8000), wish)}
+    request = TunnelRequest({"name": "blog", "linger": 60.0}, PoolLimits(8, 200))
+    assert read(tmp_path, "[expose.blog]\ntarget = 8000") == {
+        "blog": ExposureConfig(Target("127.0.0.1", 8000), request)
+    }
 
 
-def test_every_key_reaches_the_plan(tmp_path: Path) -> None:
-    (plan,) = read(
+def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
+    (config,) = read(
         tmp_path,
         """
         [expose.x]
@@ -97,7 +99,7 @@ def test_every_key_reaches_the_plan(tmp_path: Path) -> None:
         "bandwidth": "2M",
         "quota": "50G",
     }
-    assert plan == ExposureConfig(
+    assert config == ExposureConfig(
         Target(path="/run/x"),
         TunnelRequest(options, PoolLimits(1, 2), keep_header=True, backend="tcp"),
         Check("http", "/up", 1.0, 0.5, 1, 4, UnhealthyPolicy.WITHDRAW),
@@ -131,7 +133,7 @@ def test_every_key_reaches_the_plan(tmp_path: Path) -> None:
         ),
         (
             "[expose.b]\ntarget = 80\nhealth_path = 'x y'",
-            'expose.b.health_path: "x y" is not a path that a request line can carry',
+            'expose.b.health_path: "x y" is not a path for an HTTP request: it must start with / and contain no spaces',
         ),
         ("[relay]\nwhre = 'x'", "relay.whre: unrecognized key; did you mean where?"),
         (
@@ -144,6 +146,6 @@ def test_each_mistake_is_one_sentence(tmp_path: Path, content: str, problem: str
     assert problems(tmp_path, content)[0] == problem
 
 
-def test_all_mistakes_are_told_at_once_each_with_the_name_of_its_table(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once_each_with_its_table(tmp_path: Path) -> None:
     found = problems(tmp_path, "[expose.a]\ntarget = 'x'\n[expose.b]\ntarget = 80\nttl = 0.0\n[relay]\nca = 'nowhere'")
     assert [problem.split(":")[0] for problem in found] == ["relay.ca", "expose.a.target", "expose.b.ttl"]

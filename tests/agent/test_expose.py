@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.support import PATIENCE, Told, echo, exposed, local_server, relay_here, unused_port
+from tests.agent.support import PATIENCE, RecordingReporter, echo, exposed, local_server, relay_here, unused_port
 from tests.support.people import connect, is_dropped, read_all, read_exactly
 from tunneld.agent.request import TunnelRequest
 from tunneld.net.endpoint import Endpoint, Target
@@ -22,52 +22,56 @@ from tunneld.wire.proxy_protocol import decode_v2
 pytestmark = pytest.mark.usefixtures("each_backend")
 
 
-def address(told: Told, count: int = 0) -> Endpoint:
-    return Endpoint.parse(str(told.all("opened")[count]["address"]))
+def address(reporter: RecordingReporter, count: int = 0) -> Endpoint:
+    return Endpoint.parse(str(reporter.all("opened")[count]["address"]))
 
 
 async def ask(endpoint: Endpoint, question: bytes) -> bytes:
-    """Say it all, end, and read the answer to its end."""
+    """Send the question and the end, and read the answer up to its end."""
     stream = await connect(endpoint)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(say, stream, question)
+        nursery.start_soon(send_and_end, stream, question)
         return await read_all(stream)
 
 
-async def say(stream: trio.SocketStream, question: bytes) -> None:
+async def send_and_end(stream: trio.SocketStream, question: bytes) -> None:
     await stream.send_all(question)
     await stream.send_eof()
 
 
-async def test_a_visitor_reaches_the_local_server_and_both_events_are_told() -> None:
-    told = Told()
+async def test_a_visitor_reaches_the_local_server_and_both_events_are_reported() -> None:
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told):
-            stream = await connect(address(told))
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, reporter):
+            stream = await connect(address(reporter))
             await stream.send_all(b"hello")
             assert await read_exactly(stream, 5) == b"hello"
             me = f"127.0.0.1:{stream.socket.getsockname()[1]}"
-            assert (await told.wait_for("visitor"))["visitor"] == me
+            assert (await reporter.wait_for("visitor"))["visitor"] == me
             await stream.aclose()
-            assert await told.wait_for("left") == {"visitor": me, "up": 5, "down": 5, "reason": "finished"}
+            assert await reporter.wait_for("left") == {"visitor": me, "up": 5, "down": 5, "reason": "finished"}
 
 
 async def test_visitors_leave_nothing_to_the_garbage_collector() -> None:
-    """Neither at the relay nor at the agent: it does not know how much OpenSSL holds, so that piles up."""
-    told = Told(wants_visitors=False)
+    """Neither at the relay nor at the agent: it does not see what OpenSSL holds, so that memory would pile up."""
+    reporter = RecordingReporter(wants_visitors=False)
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told) as exposure:
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            exposed(target, relay.access, reporter) as exposure,
+        ):
             with collector_off() as left:
                 for _ in range(10):
-                    assert await ask(address(told), b"hello") == b"hello"
-                while exposure.figures.now or relay.tunnel.visitors:
+                    assert await ask(address(reporter), b"hello") == b"hello"
+                while exposure.stats.now or relay.tunnel.visitors:
                     await trio.lowlevel.checkpoint()
             assert left == Counter()
 
 
 @contextmanager
 def collector_off() -> Iterator[Counter[str]]:
-    """In the block the garbage collector does nothing; behind it, what it would have had to do, by type."""
+    """Disable the garbage collector for the block; afterwards the counter has what it would have freed, by type."""
     left = Counter[str]()
     gc.collect()
     gc.disable()
@@ -82,43 +86,47 @@ def collector_off() -> Iterator[Counter[str]]:
         gc.enable()
 
 
-async def test_a_server_that_speaks_first_is_heard() -> None:
+async def test_a_server_can_send_first() -> None:
     async def greet(stream: trio.SocketStream) -> None:
         await stream.send_all(b"SSH-2.0-test\r\n")
-        with suppress(trio.BrokenResourceError):  # the test ends with the visitor still here
+        with suppress(trio.BrokenResourceError):  # the test ends before the visitor
             await stream.receive_some()
 
-    told = Told()
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, local_server(greet) as target, exposed(target, relay.access, told):
-            assert await read_exactly(await connect(address(told)), 14) == b"SSH-2.0-test\r\n"
+        async with relay_here() as relay, local_server(greet) as target, exposed(target, relay.access, reporter):
+            assert await read_exactly(await connect(address(reporter)), 14) == b"SSH-2.0-test\r\n"
 
 
-async def test_the_local_server_is_not_dialled_before_a_visitor_comes() -> None:
-    came = 0
+async def test_the_local_server_is_not_dialled_before_a_visitor_arrives() -> None:
+    connections = 0
 
     async def count(stream: trio.SocketStream) -> None:
-        nonlocal came
-        came += 1
+        nonlocal connections
+        connections += 1
         await stream.send_eof()
 
-    told = Told()
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, local_server(count) as target, exposed(target, relay.access, told):
-            assert await ask(address(told), b"") == b""
-            assert came == 1
+        async with relay_here() as relay, local_server(count) as target, exposed(target, relay.access, reporter):
+            assert await ask(address(reporter), b"") == b""
+            assert connections == 1
 
 
-async def test_an_end_from_the_visitor_crosses_both_hops_and_the_answer_comes_back_after_it() -> None:
+async def test_a_half_close_crosses_both_hops_and_the_answer_comes_back_after_it() -> None:
     async def answer_after_end(stream: trio.SocketStream) -> None:
         await stream.send_all(hashlib.sha256(await read_all(stream)).digest())
         await stream.send_eof()
 
     question = os.urandom(3_000_000)
-    told = Told()
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, local_server(answer_after_end) as target, exposed(target, relay.access, told):
-            assert await ask(address(told), question) == hashlib.sha256(question).digest()
+        async with (
+            relay_here() as relay,
+            local_server(answer_after_end) as target,
+            exposed(target, relay.access, reporter),
+        ):
+            assert await ask(address(reporter), question) == hashlib.sha256(question).digest()
 
 
 async def test_200_visitors_at_once_each_get_their_own_bytes() -> None:
@@ -128,73 +136,77 @@ async def test_200_visitors_at_once_each_get_their_own_bytes() -> None:
         answers[question] = await ask(endpoint, question)
 
     questions = [os.urandom(20_000) for _ in range(200)]
-    told = Told(wants_visitors=False)
+    reporter = RecordingReporter(wants_visitors=False)
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told) as exposure:
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            exposed(target, relay.access, reporter) as exposure,
+        ):
             async with trio.open_nursery() as nursery:
                 for question in questions:
-                    nursery.start_soon(visit, address(told), question)
+                    nursery.start_soon(visit, address(reporter), question)
             assert answers == {question: question for question in questions}
-            assert (exposure.figures.served, exposure.figures.failed) == (200, 0)
+            assert (exposure.stats.served, exposure.stats.failed) == (200, 0)
 
 
-async def test_local_server_down_closes_the_visitor_at_once_and_says_why_once() -> None:
+async def test_if_the_local_server_is_down_the_visitor_is_closed_at_once_and_it_is_reported_once() -> None:
     port = unused_port()
-    told = Told()
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, exposed(Target.parse(str(port)), relay.access, told) as exposure:
+        async with relay_here() as relay, exposed(Target.parse(str(port)), relay.access, reporter) as exposure:
             for _ in range(3):
-                assert await is_dropped(await connect(address(told)))
-            failed = await told.wait_for("failed")
+                assert await is_dropped(await connect(address(reporter)))
+            failed = await reporter.wait_for("failed")
             assert failed["reason"] == f"could not connect to 127.0.0.1:{port}: connection refused"
-            while exposure.figures.failed < 3:
+            while exposure.stats.failed < 3:
                 await trio.lowlevel.checkpoint()
-            assert len(told.all("failed")) == 1
-            assert exposure.figures.served == 0
+            assert len(reporter.all("failed")) == 1
+            assert exposure.stats.served == 0
 
 
-async def test_local_server_that_comes_up_later_is_reached() -> None:
+async def test_a_local_server_that_comes_up_later_is_reached() -> None:
     port = unused_port()
-    told = Told()
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, exposed(Target.parse(str(port)), relay.access, told):
-            assert await is_dropped(await connect(address(told)))
+        async with relay_here() as relay, exposed(Target.parse(str(port)), relay.access, reporter):
+            assert await is_dropped(await connect(address(reporter)))
             async with trio.open_nursery() as nursery:
                 await nursery.start(trio.serve_tcp, echo, port)
-                assert await ask(address(told), b"now?") == b"now?"
+                assert await ask(address(reporter), b"now?") == b"now?"
                 nursery.cancel_scope.cancel()
 
 
 async def test_a_name_with_several_addresses_reaches_the_one_that_answers() -> None:
-    told = Told()
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target:
             by_name = Target.parse(f"localhost:{target.port}")
-            async with exposed(by_name, relay.access, told):
-                assert await ask(address(told), b"1") == b"1"
-                assert await ask(address(told), b"2") == b"2"
+            async with exposed(by_name, relay.access, reporter):
+                assert await ask(address(reporter), b"1") == b"1"
+                assert await ask(address(reporter), b"2") == b"2"
 
 
 async def test_a_unix_socket_with_a_full_backlog_loses_no_visitor(tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     listener = trio.socket.socket(trio.socket.AF_UNIX)
-    told = Told()
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE), listener:
         await listener.bind(str(path))
         listener.listen(1)
         async with (
             relay_here() as relay,
-            exposed(Target.parse(f"unix:{path}"), relay.access, told) as exposure,
+            exposed(Target.parse(f"unix:{path}"), relay.access, reporter) as exposure,
             trio.open_nursery() as nursery,
         ):
             answers: list[bytes] = []
 
             async def visit(question: bytes) -> None:
-                answers.append(await ask(address(told), question))
+                answers.append(await ask(address(reporter), question))
 
             for number in range(20):
                 nursery.start_soon(visit, b"%d" % number)
-            while exposure.figures.now < 2:
+            while exposure.stats.now < 2:
                 await trio.lowlevel.checkpoint()
             nursery.start_soon(trio.serve_listeners, echo, [trio.SocketListener(listener)])
             while len(answers) < 20:
@@ -203,27 +215,27 @@ async def test_a_unix_socket_with_a_full_backlog_loses_no_visitor(tmp_path: Path
         assert sorted(answers) == sorted(b"%d" % number for number in range(20))
 
 
-async def test_a_missing_unix_socket_is_told() -> None:
-    told = Told()
+async def test_a_missing_unix_socket_is_reported() -> None:
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, exposed(Target.parse("unix:/nowhere/at.all"), relay.access, told):
-            assert await is_dropped(await connect(address(told)))
-            reason = (await told.wait_for("failed"))["reason"]
+        async with relay_here() as relay, exposed(Target.parse("unix:/nowhere/at.all"), relay.access, reporter):
+            assert await is_dropped(await connect(address(reporter)))
+            reason = (await reporter.wait_for("failed"))["reason"]
             assert reason == "could not connect to unix:/nowhere/at.all: no such file or directory"
 
 
 @pytest.mark.parametrize("keep_header", [True, False])
-async def test_the_header_reaches_the_local_server_where_it_is_asked_for(keep_header: bool) -> None:
-    told = Told()
+async def test_the_header_reaches_the_local_server_only_if_requested(keep_header: bool) -> None:
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, TunnelRequest(keep_header=keep_header)),
+            exposed(target, relay.access, reporter, TunnelRequest(keep_header=keep_header)),
         ):
-            stream = await connect(address(told))
+            stream = await connect(address(reporter))
             me = stream.socket.getsockname()
-            await say(stream, b"hello")
+            await send_and_end(stream, b"hello")
             answer = await read_all(stream)
             decoded = decode_v2(answer) if keep_header else None
             assert (decoded[0].source if decoded else None) == (me if keep_header else None)
@@ -231,38 +243,38 @@ async def test_the_header_reaches_the_local_server_where_it_is_asked_for(keep_he
 
 
 async def test_the_tunnel_is_closed_at_the_relay_when_the_agent_ends() -> None:
-    told = Told()
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target:
-            async with exposed(target, relay.access, told):
-                assert relay.tunnel.client_uri == address(told)
+            async with exposed(target, relay.access, reporter):
+                assert relay.tunnel.client_uri == address(reporter)
             assert list(relay.service.tunnels()) == []
-            assert [event for event, _ in told.events] == ["opened", "closed"]
+            assert [event for event, _ in reporter.events] == ["opened", "closed"]
 
 
-async def test_a_tunnel_whose_quota_is_used_up_closes_and_says_so() -> None:
-    told = Told()
+async def test_a_tunnel_whose_quota_is_used_up_closes_with_that_reason() -> None:
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            exposed(target, relay.access, told, TunnelRequest({"quota": "10k", "bandwidth": "100M"})),
+            exposed(target, relay.access, reporter, TunnelRequest({"quota": "10k", "bandwidth": "100M"})),
         ):
             tunnel = relay.tunnel
             assert (tunnel.terms.quota, tunnel.terms.bandwidth) == (10_000, 100_000_000)
-            stream = await connect(address(told))
+            stream = await connect(address(reporter))
             await stream.send_all(bytes(6_000))
             assert await is_dropped_after(stream, 4_000)
             await tunnel.wait_closed()
             assert tunnel.reason == "its quota of 10000 octets is used up (quota)"
 
 
-async def is_dropped_after(stream: trio.SocketStream, octets: int) -> bool:
-    """At most so many come, and then the end."""
+async def is_dropped_after(stream: trio.SocketStream, limit: int) -> bool:
+    """Whether at most `limit` bytes arrive before the end."""
     count = 0
     try:
         while chunk := await stream.receive_some():
             count += len(chunk)
     except trio.BrokenResourceError:
         pass
-    return count <= octets
+    return count <= limit

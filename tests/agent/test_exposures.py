@@ -1,4 +1,4 @@
-"""Several exposures in one process: each lives and fails alone, and what is wanted may change."""
+"""Several exposures in one process: each runs and fails alone, and a reload may change them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import pytest
 import trio
 import trio.testing
 
-from tests.agent.support import BACKEND, PATIENCE, Handler, Told, echo, local_server, relay_here, unused_port
+from tests.agent.support import (
+    PATIENCE,
+    Handler,
+    RecordingReporter,
+    echo,
+    local_server,
+    relay_here,
+    unused_port,
+    using_backend,
+)
 from tests.agent.test_expose import address, ask
 from tests.support.people import connect, is_dropped, is_refused, read_exactly
 from tunneld.agent import backoff
@@ -25,72 +34,74 @@ from tunneld.net.endpoint import Endpoint, Target
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds of waiting add nothing to what is tested here."""
-    monkeypatch.setattr(backoff.delays, "__kwdefaults__", {"first": 0.01, "longest": 0.02})
+def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long delays add nothing to what is tested here."""
+    monkeypatch.setattr(backoff, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(backoff, "MAX_DELAY", 0.02)
 
 
-class Harbour:
-    """A fleet and what its exposures told, by name."""
+class RecordedExposures:
+    """Exposures whose reporters record events; reporters and counts by name."""
 
     def __init__(self) -> None:
-        self.told: dict[str, Told] = {}
-        self.figures: dict[str, Callable[[], Stats]] = {}
-        self.fleet = Exposures(self._teller_of, NetworkMonitor())
+        self.reporters: dict[str, RecordingReporter] = {}
+        self.stats: dict[str, Callable[[], Stats]] = {}
+        self.exposures = Exposures(self._new_reporter, NetworkMonitor())
 
-    def of(self, name: str) -> Told:
-        return self.told.setdefault(name, Told())
+    def reporter(self, name: str) -> RecordingReporter:
+        return self.reporters.setdefault(name, RecordingReporter())
 
-    def _teller_of(self, name: str, _plan: ExposureConfig, figures: Callable[[], Stats]) -> Told:
-        self.figures[name] = figures
-        return self.of(name)
+    def _new_reporter(self, name: str, _config: ExposureConfig, stats: Callable[[], Stats]) -> RecordingReporter:
+        self.stats[name] = stats
+        return self.reporter(name)
 
 
 @asynccontextmanager
-async def harbour(**wanted: ExposureSpec) -> AsyncIterator[Harbour]:
-    made = Harbour()
+async def running(**specs: ExposureSpec) -> AsyncIterator[RecordedExposures]:
+    """Run these exposures for the length of the block."""
+    recorded = RecordedExposures()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(made.fleet.run, wanted)
-            yield made
+            nursery.start_soon(recorded.exposures.run, specs)
+            yield recorded
             nursery.cancel_scope.cancel()
 
 
-def berth(target: Target, relay: RelayAccess, **options: str | float) -> ExposureSpec:
+def spec(target: Target, relay: RelayAccess, **options: str | float) -> ExposureSpec:
     return ExposureSpec(ExposureConfig(target, TunnelRequest(options)), relay)
 
 
 async def test_two_servers_are_reachable_from_one_process() -> None:
     async with relay_here() as relay, local_server(echo) as one, local_server(echo) as two:
-        async with harbour(a=berth(one, relay.access), b=berth(two, relay.access)) as here:
+        async with running(a=spec(one, relay.access), b=spec(two, relay.access)) as here:
             for name in "ab":
-                await here.of(name).wait_for("opened")
-                assert await ask(address(here.of(name)), name.encode()) == name.encode()
-            assert here.figures["a"]().served == 1
+                await here.reporter(name).wait_for("opened")
+                assert await ask(address(here.reporter(name)), name.encode()) == name.encode()
+            assert here.stats["a"]().served == 1
         assert list(relay.service.tunnels()) == []
 
 
-async def test_a_fleet_that_drains_ends_when_the_last_visitor_has_left_and_begins_nothing_new() -> None:
+async def test_draining_ends_with_the_last_visitor_and_starts_nothing_new() -> None:
     async with relay_here() as relay, local_server(echo) as one, local_server(echo) as two:
-        wanted = {"a": berth(one, relay.access), "b": berth(two, relay.access)}
-        here, ended = Harbour(), trio.Event()
+        specs = {"a": spec(one, relay.access), "b": spec(two, relay.access)}
+        here, ended = RecordedExposures(), trio.Event()
 
         async def run() -> None:
-            await here.fleet.run(wanted)
+            await here.exposures.run(specs)
             ended.set()
 
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(run)
                 for name in "ab":
-                    await here.of(name).wait_for("opened")
-                visitor = await connect(address(here.of("a")))
+                    await here.reporter(name).wait_for("opened")
+                visitor = await connect(address(here.reporter("a")))
                 await visitor.send_all(b"before")
                 assert await read_exactly(visitor, 6) == b"before"
-                here.fleet.drain("told to stop")
-                await here.of("b").wait_for("closed")
-                await here.of("a").wait_for("draining")
-                assert here.fleet.apply({**wanted, "c": berth(one, relay.access)}) == Changes()
+                here.exposures.drain("told to stop")
+                await here.reporter("b").wait_for("closed")
+                await here.reporter("a").wait_for("draining")
+                assert here.exposures.apply({**specs, "c": spec(one, relay.access)}) == Changes()
                 assert not ended.is_set()
                 await visitor.send_all(b"after")
                 assert await read_exactly(visitor, 5) == b"after"
@@ -99,76 +110,81 @@ async def test_a_fleet_that_drains_ends_when_the_last_visitor_has_left_and_begin
         assert list(relay.service.tunnels()) == []
 
 
-async def test_one_that_fails_for_good_ends_alone_and_is_remembered() -> None:
+async def test_an_exposure_that_fails_permanently_ends_alone_and_is_recorded() -> None:
     async with relay_here() as relay, local_server(echo) as target:
-        good, bad = berth(target, relay.access), berth(target, relay.access, name="a b")
-        async with harbour(good=good, bad=bad) as here:
-            ended = await here.of("bad").wait_for("ended")
+        good, bad = spec(target, relay.access), spec(target, relay.access, name="a b")
+        async with running(good=good, bad=bad) as here:
+            ended = await here.reporter("bad").wait_for("ended")
             assert "not a name" in str(ended["reason"])
-            await here.of("good").wait_for("opened")
-            assert await ask(address(here.of("good")), b"still here") == b"still here"
-            assert list(here.fleet.failures) == ["bad"]
-            here.fleet.apply({"good": good, "bad": bad})
-            await here.of("bad").wait_for("ended", 2)
-            here.fleet.apply({"good": good, "bad": berth(target, relay.access)})
-            await here.of("bad").wait_for("opened")
-            assert here.fleet.failures == {}
+            await here.reporter("good").wait_for("opened")
+            assert await ask(address(here.reporter("good")), b"still here") == b"still here"
+            assert list(here.exposures.failures) == ["bad"]
+            here.exposures.apply({"good": good, "bad": bad})
+            await here.reporter("bad").wait_for("ended", 2)
+            here.exposures.apply({"good": good, "bad": spec(target, relay.access)})
+            await here.reporter("bad").wait_for("opened")
+            assert here.exposures.failures == {}
 
 
-async def test_the_fleet_ends_with_its_last_exposure() -> None:
+async def test_run_ends_with_the_last_exposure() -> None:
     async with relay_here() as relay, local_server(echo) as target:
-        here = Harbour()
+        here = RecordedExposures()
         with trio.fail_after(PATIENCE):
-            await here.fleet.run({"a": berth(target, relay.access, ttl=0.2), "b": berth(target, relay.access, ttl=0.1)})
-        assert {name: told.events[-1][0] for name, told in here.told.items()} == {"a": "closed", "b": "closed"}
-        assert here.fleet.apply({"a": berth(target, relay.access)}) == Changes()
+            await here.exposures.run(
+                {"a": spec(target, relay.access, ttl=0.2), "b": spec(target, relay.access, ttl=0.1)}
+            )
+        assert {name: reporter.events[-1][0] for name, reporter in here.reporters.items()} == {
+            "a": "closed",
+            "b": "closed",
+        }
+        assert here.exposures.apply({"a": spec(target, relay.access)}) == Changes()
 
 
-async def test_one_whose_time_is_over_stays_closed_also_after_a_reload_that_changed_nothing() -> None:
+async def test_an_expired_exposure_stays_closed_after_a_reload_without_changes() -> None:
     async with relay_here() as relay, local_server(echo) as target:
-        short, long = berth(target, relay.access, ttl=0.3), berth(target, relay.access)
-        async with harbour(short=short, long=long) as here:
-            await here.of("short").wait_for("opened")
-            here.fleet.apply({"short": replace(short), "long": long})
-            await here.of("short").wait_for("closed")
+        short, long = spec(target, relay.access, ttl=0.3), spec(target, relay.access)
+        async with running(short=short, long=long) as here:
+            await here.reporter("short").wait_for("opened")
+            here.exposures.apply({"short": replace(short), "long": long})
+            await here.reporter("short").wait_for("closed")
             await trio.testing.wait_all_tasks_blocked(0.01)
-            here.fleet.apply({"short": replace(short), "long": long})
-            here.fleet.apply({"long": long, "last": short})
-            await here.of("last").wait_for("closed")
-            assert len(here.of("short").all("opened")) == 1
+            here.exposures.apply({"short": replace(short), "long": long})
+            here.exposures.apply({"long": long, "last": short})
+            await here.reporter("last").wait_for("closed")
+            assert len(here.reporter("short").all("opened")) == 1
 
 
-async def test_what_changes_is_opened_closed_or_replaced_and_nothing_else_is_touched() -> None:
+async def test_changes_open_close_or_replace_exposures_and_leave_the_other_ones_alone() -> None:
     async with relay_here() as relay, local_server(echo) as target:
-        stays, goes = berth(target, relay.access), berth(target, relay.access)
-        changes = berth(target, relay.access, name="old")
-        async with harbour(stays=stays, goes=goes, changes=changes) as here:
-            for told in [here.of(name) for name in ("stays", "goes", "changes")]:
-                await told.wait_for("opened")
-            stream = await connect(address(here.of("stays")))
+        stays, goes = spec(target, relay.access), spec(target, relay.access)
+        changes = spec(target, relay.access, name="old")
+        async with running(stays=stays, goes=goes, changes=changes) as here:
+            for reporter in [here.reporter(name) for name in ("stays", "goes", "changes")]:
+                await reporter.wait_for("opened")
+            stream = await connect(address(here.reporter("stays")))
             await stream.send_all(b"before")
             assert await read_exactly(stream, 6) == b"before"
-            made = here.fleet.apply(
+            made = here.exposures.apply(
                 {
                     "stays": replace(stays),
-                    "comes": berth(target, relay.access),
-                    "changes": berth(target, relay.access, name="new"),
+                    "comes": spec(target, relay.access),
+                    "changes": spec(target, relay.access, name="new"),
                 }
             )
             assert made == Changes(added=("comes",), removed=("goes",), replaced=("changes",))
-            assert (await here.of("goes").wait_for("closed"))["reason"] == "no longer wanted"
-            assert (await here.of("changes").wait_for("closed"))["reason"] == "wanted in another way"
-            await here.of("comes").wait_for("opened")
-            await here.of("changes").wait_for("opened", 2)
+            assert (await here.reporter("goes").wait_for("closed"))["reason"] == "removed from the configuration"
+            assert (await here.reporter("changes").wait_for("closed"))["reason"] == "configuration changed"
+            await here.reporter("comes").wait_for("opened")
+            await here.reporter("changes").wait_for("opened", 2)
             await stream.send_all(b"after")
             assert await read_exactly(stream, 5) == b"after"
-            assert [event for event, _ in here.of("stays").events] == ["opened", "visitor"]
+            assert [event for event, _ in here.reporter("stays").events] == ["opened", "visitor"]
             assert {tunnel.spec.options.name for tunnel in relay.service.tunnels()} == {"", "new"}
             assert len(list(relay.service.tunnels())) == 3
 
 
-def saying(word: bytes) -> Handler:
-    """A server that says this word to whoever comes, and whatever it is told, until they leave."""
+def replying(word: bytes) -> Handler:
+    """A server that sends this word to each visitor at once and after each message."""
 
     async def serve(stream: trio.SocketStream) -> None:
         await stream.send_all(word)
@@ -179,41 +195,41 @@ def saying(word: bytes) -> Handler:
     return serve
 
 
-async def hears(visitor: trio.SocketStream, word: bytes) -> bool:
-    """Whether the server answers with this word."""
+async def gets_reply(visitor: trio.SocketStream, word: bytes) -> bool:
+    """Send a message; returns whether the server replies with this word."""
     await visitor.send_all(b"?")
     return await read_exactly(visitor, len(word)) == word
 
 
 @pytest.mark.usefixtures("each_backend")
-async def test_visitors_of_one_that_is_replaced_finish_while_its_successor_serves_at_the_same_address() -> None:
+async def test_visitors_of_a_replaced_exposure_finish_while_its_successor_serves_the_same_address() -> None:
     async with (
         relay_here() as relay,
-        local_server(saying(b"old")) as old,
-        local_server(saying(b"new")) as new,
-        harbour(web=berth(old, relay.access, name="web")) as here,
+        local_server(replying(b"old")) as old,
+        local_server(replying(b"new")) as new,
+        running(web=spec(old, relay.access, name="web")) as here,
     ):
-        web = here.of("web")
+        web = here.reporter("web")
         await web.wait_for("opened")
-        guest = await connect(address(web))
-        assert await read_exactly(guest, 3) == b"old"
-        here.fleet.apply({"web": berth(new, relay.access, name="web")})
+        visitor = await connect(address(web))
+        assert await read_exactly(visitor, 3) == b"old"
+        here.exposures.apply({"web": spec(new, relay.access, name="web")})
         await web.wait_for("opened", 2)
         assert address(web, 1) == address(web)
-        newcomer = await connect(address(web))
-        assert await read_exactly(newcomer, 3) == b"new"
-        assert await hears(guest, b"old")
-        assert (here.figures["web"]().now, len(web.all("closed"))) == (1, 0)
-        await guest.aclose()
+        new_visitor = await connect(address(web))
+        assert await read_exactly(new_visitor, 3) == b"new"
+        assert await gets_reply(visitor, b"old")
+        assert (here.stats["web"]().now, len(web.all("closed"))) == (1, 0)
+        await visitor.aclose()
         closed = await web.wait_for("closed")
-        assert (closed["id"], closed["reason"]) == (web.all("opened")[0]["id"], "wanted in another way")
+        assert (closed["id"], closed["reason"]) == (web.all("opened")[0]["id"], "configuration changed")
         while len(relay.service.tunnels()) != 1:
             await trio.lowlevel.checkpoint()
-        assert await hears(newcomer, b"new")
-        assert [await ask_once(address(web)) for _ in range(3)] == [b"new"] * 3
+        assert await gets_reply(new_visitor, b"new")
+        assert [await first_word(address(web)) for _ in range(3)] == [b"new"] * 3
 
 
-async def ask_once(uri: Endpoint) -> bytes:
+async def first_word(uri: Endpoint) -> bytes:
     stream = await connect(uri)
     async with stream:
         return await read_exactly(stream, 3)
@@ -221,28 +237,27 @@ async def ask_once(uri: Endpoint) -> bytes:
 
 @pytest.fixture
 def _webmux() -> Iterator[None]:
-    token = BACKEND.set("webmux")
-    yield
-    BACKEND.reset(token)
+    with using_backend("webmux"):
+        yield
 
 
 @pytest.mark.usefixtures("_webmux")
-async def test_a_successor_can_bring_further_carriers_after_its_former_is_gone() -> None:
-    """The key by which the relay knows it was the former's as well."""
+async def test_a_replacement_can_dial_more_carriers_after_its_predecessor_is_gone() -> None:
+    """Both have the same tunnel key."""
     async with (
         relay_here() as relay,
-        local_server(saying(b"old")) as old,
-        local_server(saying(b"new")) as new,
-        harbour(web=berth(old, relay.access, name="web")) as here,
+        local_server(replying(b"old")) as old,
+        local_server(replying(b"new")) as new,
+        running(web=spec(old, relay.access, name="web")) as here,
     ):
-        web = here.of("web")
+        web = here.reporter("web")
         await web.wait_for("opened")
-        guest = await connect(address(web))
-        assert await read_exactly(guest, 3) == b"old"
-        here.fleet.apply({"web": berth(new, relay.access, name="web")})
+        visitor = await connect(address(web))
+        assert await read_exactly(visitor, 3) == b"old"
+        here.exposures.apply({"web": spec(new, relay.access, name="web")})
         await web.wait_for("opened", 2)
-        assert await ask_once(address(web)) == b"new"
-        await guest.aclose()
+        assert await first_word(address(web)) == b"new"
+        await visitor.aclose()
         await web.wait_for("closed")
         while len(relay.service.tunnels()) != 1:
             await trio.lowlevel.checkpoint()
@@ -250,85 +265,85 @@ async def test_a_successor_can_bring_further_carriers_after_its_former_is_gone()
         assert isinstance(side, WebMuxServerSide)
         for carrier in list(side.carriers):
             carrier.close("a test")
-        assert await ask_once(address(web)) == b"new"
+        assert await first_word(address(web)) == b"new"
         assert len(web.all("opened")) == 2
 
 
-async def test_visitors_of_one_that_is_removed_finish_and_its_name_may_come_back_meanwhile() -> None:
-    async with relay_here() as relay, local_server(saying(b"old")) as old, local_server(saying(b"new")) as new:
-        stays, web = berth(old, relay.access), berth(old, relay.access, name="web")
-        async with harbour(stays=stays, web=web) as here:
-            told = here.of("web")
-            await told.wait_for("opened")
-            guest = await connect(address(told))
-            assert await read_exactly(guest, 3) == b"old"
-            here.fleet.apply({"stays": stays})
-            assert (await told.wait_for("draining"))["visitors"] == 1
-            assert await is_refused(address(told))
-            assert await hears(guest, b"old")
-            here.fleet.apply({"stays": stays, "web": berth(new, relay.access, name="web")})
-            await told.wait_for("opened", 2)
-            assert await ask_once(address(told)) == b"new"
-            assert await hears(guest, b"old")
-            await guest.aclose()
-            assert (await told.wait_for("closed"))["reason"] == "no longer wanted"
+async def test_visitors_of_a_removed_exposure_finish_and_its_name_can_be_opened_again_meanwhile() -> None:
+    async with relay_here() as relay, local_server(replying(b"old")) as old, local_server(replying(b"new")) as new:
+        stays, web = spec(old, relay.access), spec(old, relay.access, name="web")
+        async with running(stays=stays, web=web) as here:
+            reporter = here.reporter("web")
+            await reporter.wait_for("opened")
+            visitor = await connect(address(reporter))
+            assert await read_exactly(visitor, 3) == b"old"
+            here.exposures.apply({"stays": stays})
+            assert (await reporter.wait_for("draining"))["visitors"] == 1
+            assert await is_refused(address(reporter))
+            assert await gets_reply(visitor, b"old")
+            here.exposures.apply({"stays": stays, "web": spec(new, relay.access, name="web")})
+            await reporter.wait_for("opened", 2)
+            assert await first_word(address(reporter)) == b"new"
+            assert await gets_reply(visitor, b"old")
+            await visitor.aclose()
+            assert (await reporter.wait_for("closed"))["reason"] == "removed from the configuration"
 
 
-async def test_those_who_do_not_finish_are_cut_after_the_drain_timeout() -> None:
-    async with relay_here() as relay, local_server(saying(b"old")) as old, local_server(saying(b"new")) as new:
-        hasty = ExposureSpec(ExposureConfig(old, TunnelRequest({"name": "web"}), drain_timeout=0), relay.access)
-        async with harbour(web=hasty) as here:
-            told = here.of("web")
-            await told.wait_for("opened")
-            guest = await connect(address(told))
-            assert await read_exactly(guest, 3) == b"old"
-            here.fleet.apply({"web": berth(new, relay.access, name="web")})
-            assert await is_dropped(guest)
-            await told.wait_for("opened", 2)
-            assert await ask_once(address(told)) == b"new"
+async def test_visitors_that_do_not_finish_are_dropped_after_the_drain_timeout() -> None:
+    async with relay_here() as relay, local_server(replying(b"old")) as old, local_server(replying(b"new")) as new:
+        short = ExposureSpec(ExposureConfig(old, TunnelRequest({"name": "web"}), drain_timeout=0), relay.access)
+        async with running(web=short) as here:
+            reporter = here.reporter("web")
+            await reporter.wait_for("opened")
+            visitor = await connect(address(reporter))
+            assert await read_exactly(visitor, 3) == b"old"
+            here.exposures.apply({"web": spec(new, relay.access, name="web")})
+            assert await is_dropped(visitor)
+            await reporter.wait_for("opened", 2)
+            assert await first_word(address(reporter)) == b"new"
 
 
-async def test_a_fleet_ends_only_after_those_that_were_replaced_before() -> None:
-    async with relay_here() as relay, local_server(saying(b"old")) as old, local_server(saying(b"new")) as new:
-        here, ended = Harbour(), trio.Event()
+async def test_run_ends_only_after_the_replaced_exposures() -> None:
+    async with relay_here() as relay, local_server(replying(b"old")) as old, local_server(replying(b"new")) as new:
+        here, ended = RecordedExposures(), trio.Event()
 
         async def run() -> None:
-            await here.fleet.run({"web": berth(old, relay.access, name="web")})
+            await here.exposures.run({"web": spec(old, relay.access, name="web")})
             ended.set()
 
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(run)
-                told = here.of("web")
-                await told.wait_for("opened")
-                guest = await connect(address(told))
-                assert await read_exactly(guest, 3) == b"old"
-                here.fleet.apply({"web": berth(new, relay.access, name="web")})
-                await told.wait_for("opened", 2)
-                here.fleet.drain("told to stop")
-                await told.wait_for("closed")
+                reporter = here.reporter("web")
+                await reporter.wait_for("opened")
+                visitor = await connect(address(reporter))
+                assert await read_exactly(visitor, 3) == b"old"
+                here.exposures.apply({"web": spec(new, relay.access, name="web")})
+                await reporter.wait_for("opened", 2)
+                here.exposures.drain("told to stop")
+                await reporter.wait_for("closed")
                 assert not ended.is_set()
-                assert await hears(guest, b"old")
-                await guest.aclose()
+                assert await gets_reply(visitor, b"old")
+                await visitor.aclose()
                 await ended.wait()
-        assert [closed["reason"] for closed in told.all("closed")] == ["told to stop", "wanted in another way"]
+        assert [closed["reason"] for closed in reporter.all("closed")] == ["told to stop", "configuration changed"]
 
 
-async def test_one_that_was_removed_and_is_wanted_again_at_once_is_opened_again() -> None:
+async def test_an_exposure_that_is_removed_and_added_at_once_is_opened_again() -> None:
     async with relay_here() as relay, local_server(echo) as target:
-        one, other = berth(target, relay.access), berth(target, relay.access)
-        async with harbour(one=one, other=other) as here:
-            await here.of("one").wait_for("opened")
-            here.fleet.apply({"other": other})
-            here.fleet.apply({"one": one, "other": other})
-            await here.of("one").wait_for("opened", 2)
-            assert await ask(address(here.of("one"), 1), b"again") == b"again"
+        one, other = spec(target, relay.access), spec(target, relay.access)
+        async with running(one=one, other=other) as here:
+            await here.reporter("one").wait_for("opened")
+            here.exposures.apply({"other": other})
+            here.exposures.apply({"one": one, "other": other})
+            await here.reporter("one").wait_for("opened", 2)
+            assert await ask(address(here.reporter("one"), 1), b"again") == b"again"
 
 
-async def test_a_relay_that_is_not_there_yet_is_waited_for() -> None:
+async def test_an_exposure_waits_for_a_relay_that_is_not_up_yet() -> None:
     port = unused_port()
-    async with local_server(echo) as target, harbour(a=berth(target, RelayAccess(f"127.0.0.1:{port}"))) as here:
-        await here.of("a").wait_for("reconnecting", 2)
+    async with local_server(echo) as target, running(a=spec(target, RelayAccess(f"127.0.0.1:{port}"))) as here:
+        await here.reporter("a").wait_for("reconnecting", 2)
         async with relay_here(port):
-            await here.of("a").wait_for("opened")
-            assert await ask(address(here.of("a")), b"at last") == b"at last"
+            await here.reporter("a").wait_for("opened")
+            assert await ask(address(here.reporter("a")), b"at last") == b"at last"

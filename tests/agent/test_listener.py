@@ -51,7 +51,7 @@ async def test_the_tunnel_closes_with_the_block_and_accepted_streams_drop() -> N
             await accepted.aclose()
 
 
-async def test_accept_says_that_the_relay_went_after_handing_out_whoever_had_come() -> None:
+async def test_accept_raises_that_the_tunnel_was_closed_after_the_queued_visitors() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
@@ -68,7 +68,7 @@ async def test_accept_says_that_the_relay_went_after_handing_out_whoever_had_com
                 await listener.accept()
 
 
-async def test_accept_after_aclose_says_closed() -> None:
+async def test_accept_after_aclose_raises_closed() -> None:
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
@@ -90,14 +90,14 @@ async def test_visitors_beyond_the_backlog_wait_at_the_relay_and_none_is_lost() 
             visitors = [await connect(Endpoint.parse(listener.address)) for _ in range(20)]
             while relay.tunnel.parked or not relay.tunnel.waiting:
                 await trio.lowlevel.checkpoint()
-            came = set()
+            accepted = set()
             for _ in visitors:
                 async with await listener.accept() as stream:
-                    came.add(stream.visitor)
-            assert came == {f"127.0.0.1:{visitor.socket.getsockname()[1]}" for visitor in visitors}
+                    accepted.add(stream.visitor)
+            assert accepted == {f"127.0.0.1:{visitor.socket.getsockname()[1]}" for visitor in visitors}
 
 
-def test_importing_tunneld_loads_nothing_that_is_not_asked_for() -> None:
+def test_importing_tunneld_loads_no_dependency_before_it_is_used() -> None:
     program = "import sys, tunneld; print(sorted({'trio', 'pydantic', 'ssl', 'structlog'} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE

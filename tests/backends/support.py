@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
-from tests.agent.support import Handler, RelayHere, Told, exposed, local_server, relay_here
+from tests.agent.support import Handler, RecordingReporter, RelayHere, exposed, local_server, relay_here
 from tests.backends.ssh.support import Relay, client, openssh, relay
 from tunneld.agent.request import TunnelRequest
 from tunneld.directory.service import TunnelService
@@ -71,7 +71,7 @@ class AgentTunnel(BackendTunnel):
     @asynccontextmanager
     async def client(self) -> AsyncIterator[None]:
         async with exposed(
-            self.target, self._here.access, Told(wants_visitors=False), TunnelRequest({"name": "the-one"})
+            self.target, self._here.access, RecordingReporter(wants_visitors=False), TunnelRequest({"name": "the-one"})
         ):
             yield
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.mux.bench import Person
+from tests.mux.bench import RecordingOwner
 from tunneld.backends import BACKENDS
 from tunneld.backends.webmux import WebMuxServerSide
 from tunneld.config.schema import TunnelSettings
@@ -58,7 +58,7 @@ class ServerSideBench:
         near, far = socket.socketpair()
         near.setblocking(False)
         self._ends.append(far)
-        person = Person()
+        person = RecordingOwner()
         made = Carrier(self._pump, connection_over(near), person, initiator=False, limits=CarrierLimits())
         person.on_capacity = self.side.on_capacity  # type: ignore[method-assign]
         self.side.admit(made, ("127.0.0.1", 1), MAX_CARRIERS)
@@ -161,14 +161,14 @@ async def test_a_lost_carrier_is_removed(here: ServerSideBench) -> None:
 async def test_a_carrier_is_admitted_although_a_ping_finds_another_one_lost(here: ServerSideBench) -> None:
     old, other = here.carrier(), here.carrier()
     old.heartbeat.awaiting_reply = False
-    old._ping = None
-    old.touch = lambda: here.side.on_carrier_closed(old)
+    old._ping.sid = None
+    old.schedule_flush = lambda: here.side.on_carrier_closed(old)
     new = here.carrier()
     assert list(here.side.carriers) == [other, new]
 
 
 async def test_a_visitor_goes_to_another_carrier_if_opening_finds_one_lost(here: ServerSideBench) -> None:
     old, new = here.carrier(), here.carrier()
-    new.touch = lambda: new.close("its connection broke")
+    new.schedule_flush = lambda: new.close("its connection broke")
     assert here.visit() is old
     assert new.over

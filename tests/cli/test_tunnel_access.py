@@ -71,7 +71,7 @@ async def test_a_credential_with_its_file_is_let_in_and_others_are_not(secret_fi
         for arguments, says in (
             (["--credential", "alice", "--secret-file", str(wrong)], "refused the credential 'alice'"),
             (["--credential", "bob", "--secret-file", str(secret_file)], "refused the credential 'bob'"),
-            ([], "wants a credential"),
+            ([], "requires authentication"),
         ):
             done = await tunnel("list", *arguments, relay=relay)
             assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (77, b"", 1)
@@ -161,7 +161,10 @@ async def test_a_relay_is_known_by_its_pin_or_refused(papers: tuple[TlsFiles, st
                 assert pin in wrong.stderr.decode()
                 assert NO_PIN in wrong.stderr.decode()
             unknown = await tunnel("list", relay=tls)
-            assert (unknown.returncode, b"give its authority (--ca) or its --pin" in unknown.stderr) == (69, True)
+            assert (unknown.returncode, b"pass --pin (printed by `tunneld init`) or --ca FILE" in unknown.stderr) == (
+                69,
+                True,
+            )
             anybody = await tunnel("list", "--insecure", relay=tls)
             assert (anybody.returncode, b"warning: --insecure" in anybody.stderr) == (0, True)
 

@@ -104,7 +104,7 @@ async def test_a_hangup_cuts_nobody_and_the_new_server_serves_at_the_old_address
                 await visitor.aclose()
                 while (event := json.loads(await lines.line()))["event"] != "closed":
                     pass
-                assert (event["id"], event["reason"], event["served"]) == (opened["id"], "wanted in another way", 1)
+                assert (event["id"], event["reason"], event["served"]) == (opened["id"], "configuration changed", 1)
 
 
 async def test_a_failure_for_good_is_the_exit_status_and_ends_nothing_else(file: Path) -> None:

@@ -17,13 +17,13 @@ from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableErr
 from tunneld.wire.lines import Request
 
 
-async def test_a_call_gives_text_and_items() -> None:
+async def test_a_call_returns_text_and_items() -> None:
     async with running_server() as server, client_of(server) as client:
         answer = await client.call("list", "2")
         assert (answer.text, answer.items) == ("2 tunnels", [{"id": "t0", "name": "a b"}, {"id": "t1", "name": "a b"}])
 
 
-async def test_it_knows_both_ends_of_the_connection() -> None:
+async def test_it_has_the_addresses_of_both_ends() -> None:
     async with running_server() as server, client_of(server) as client:
         assert (client.relay, client.relay_host, client.local_host) == (server.endpoint, "127.0.0.1", "127.0.0.1")
         assert client.version
@@ -45,13 +45,13 @@ async def test_it_knows_both_ends_of_the_connection() -> None:
         (lambda client: client.call("shutdown", "drain"), Request("shutdown", ("drain",))),
     ],
 )
-async def test_each_method_asks_its_verb(act: Callable[[Client], Awaitable[object]], request_: Request) -> None:
+async def test_each_method_sends_its_verb(act: Callable[[Client], Awaitable[object]], request_: Request) -> None:
     async with running_server() as server, client_of(server) as client:
         await act(client)
         assert server.script.requests == [request_]
 
 
-async def test_a_refusal_has_the_relays_code_and_the_client_goes_on() -> None:
+async def test_a_refusal_has_the_relays_code_and_the_client_stays_usable() -> None:
     async with running_server() as server, client_of(server) as client:
         with pytest.raises(RefusedError, match="no tunnel t9") as refused:
             await client.show("t9")
@@ -59,7 +59,7 @@ async def test_a_refusal_has_the_relays_code_and_the_client_goes_on() -> None:
         assert (await client.call("echo", "on")).text == "on"
 
 
-async def test_what_cannot_be_said_is_not_sent() -> None:
+async def test_what_a_request_cannot_carry_is_not_sent() -> None:
     async with running_server() as server, client_of(server) as client:
         with pytest.raises(UsageError):
             await client.close("a\nb")
@@ -68,32 +68,32 @@ async def test_what_cannot_be_said_is_not_sent() -> None:
 
 async def test_many_tasks_take_turns() -> None:
     async with running_server() as server, client_of(server) as client:
-        heard: dict[str, str] = {}
+        answers: dict[str, str] = {}
 
         async def ask(word: str) -> None:
-            heard[word] = (await client.call("echo", word)).text
+            answers[word] = (await client.call("echo", word)).text
 
         async with trio.open_nursery() as nursery:
             for number in range(50):
                 nursery.start_soon(ask, f"word{number}")
-        assert all(word == text for word, text in heard.items())
-        assert len(heard) == 50
+        assert all(word == text for word, text in answers.items())
+        assert len(answers) == 50
 
 
 async def abandon(call: Callable[[], Awaitable[object]]) -> None:
-    """Ask, and wait for no answer."""
+    """Send a request, and cancel the call before its answer."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(call)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
 
 
-async def test_an_abandoned_call_leaves_its_answer_to_nobody() -> None:
+async def test_the_answer_to_an_abandoned_call_is_discarded() -> None:
     async def answer_late(stream: trio.SocketStream) -> None:
         requests = b""
         while requests.count(b"\n") < 4:
             requests += await stream.receive_some(1000)
-        await stream.send_all(b"* id=t1\nOK nobody\n" * 3 + b"* id=t2\nOK mine\n")
+        await stream.send_all(b"* id=t1\nOK abandoned\n" * 3 + b"* id=t2\nOK mine\n")
         await stay(stream)
 
     async with fake_relay(saying(GREETING, then=answer_late)) as relay, connect(str(relay)) as client:
@@ -108,7 +108,7 @@ async def test_a_watch_does_not_take_the_answer_to_an_abandoned_call_for_an_even
         requests = b""
         while requests.count(b"\n") < 2:
             requests += await stream.receive_some(1000)
-        await stream.send_all(b"* id=t1\nOK nobody\n* event=watching\n")
+        await stream.send_all(b"* id=t1\nOK abandoned\n* event=watching\n")
         await stay(stream)
 
     async with fake_relay(saying(GREETING, then=answer_late)) as relay, connect(str(relay)) as client:
@@ -117,32 +117,32 @@ async def test_a_watch_does_not_take_the_answer_to_an_abandoned_call_for_an_even
             assert await anext(events) == {"event": "watching"}
 
 
-async def test_whoever_waits_for_the_end_is_in_nobodys_way() -> None:
+async def test_waiting_for_the_loss_delays_no_call() -> None:
     async with running_server() as server, client_of(server) as client, trio.open_nursery() as nursery:
         nursery.start_soon(client.wait_lost)
-        heard: list[str] = []
+        answers: list[str] = []
 
         async def ask(word: str) -> None:
-            heard.extend([(await client.call("echo", word)).text for _ in range(3)])
+            answers.extend([(await client.call("echo", word)).text for _ in range(3)])
 
-        async with trio.open_nursery() as askers:
+        async with trio.open_nursery() as callers:
             for word in ("one", "two", "three"):
-                askers.start_soon(ask, word)
+                callers.start_soon(ask, word)
         await wait_all_tasks_blocked()
-        assert sorted(heard) == ["one"] * 3 + ["three"] * 3 + ["two"] * 3
+        assert sorted(answers) == ["one"] * 3 + ["three"] * 3 + ["two"] * 3
         async with client.watch():
             await wait_all_tasks_blocked()
         assert (await client.call("echo", "after")).text == "after"
         nursery.cancel_scope.cancel()
 
 
-async def test_an_abandoned_answer_is_no_end() -> None:
-    answers, answered = trio.Event(), trio.Event()
+async def test_the_answer_to_an_abandoned_call_is_no_loss() -> None:
+    may_answer, answered = trio.Event(), trio.Event()
 
     async def answer_late(stream: trio.SocketStream) -> None:
         await stream.receive_some(1000)
-        await answers.wait()
-        await stream.send_all(b"* id=t1\nOK nobody\n")
+        await may_answer.wait()
+        await stream.send_all(b"* id=t1\nOK abandoned\n")
         answered.set()
         await stream.receive_some(1000)
         await stream.send_all(b"OK mine\n")
@@ -152,23 +152,23 @@ async def test_an_abandoned_answer_is_no_end() -> None:
         await abandon(client.list)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.wait_lost)
-            answers.set()
+            may_answer.set()
             await answered.wait()
             await wait_all_tasks_blocked()
             assert (await client.call("echo")).text == "mine"
             nursery.cancel_scope.cancel()
 
 
-class Dripping(trio.abc.SendStream):
-    """Sends octet by octet, each after a checkpoint."""
+class SlowSender(trio.abc.SendStream):
+    """Sends byte by byte, each after a checkpoint."""
 
     def __init__(self) -> None:
         self.sent = b""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        for octet in bytes(data):
+        for byte in bytes(data):
             await trio.lowlevel.checkpoint()
-            self.sent += bytes([octet])
+            self.sent += bytes([byte])
 
     async def wait_send_all_might_not_block(self) -> None: ...
 
@@ -176,19 +176,19 @@ class Dripping(trio.abc.SendStream):
 
 
 async def test_a_call_that_is_cancelled_while_it_is_sent_is_sent_whole() -> None:
-    dripping = Dripping()
-    silent = memory_stream_pair()[0]
-    exchange = ControlExchange("tcp://relay:7010", trio.StapledStream(dripping, silent), PATIENCE)
+    sender = SlowSender()
+    never = memory_stream_pair()[0]
+    exchange = ControlExchange("tcp://relay:7010", trio.StapledStream(sender, never), PATIENCE)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(exchange.request, Request("list"))
-            while not dripping.sent:
+            while not sender.sent:
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-        assert dripping.sent == b"list\n"
+        assert sender.sent == b"list\n"
 
 
-async def test_a_slow_answer_is_given_up_and_thrown_away_when_it_comes(mock_clock: MockClock) -> None:
+async def test_a_slow_answer_is_given_up_and_discarded_when_it_arrives(mock_clock: MockClock) -> None:
     async def slow(stream: trio.SocketStream) -> None:
         await stream.receive_some(1000)
         await trio.sleep(60)
@@ -198,7 +198,7 @@ async def test_a_slow_answer_is_given_up_and_thrown_away_when_it_comes(mock_cloc
     async with fake_relay(saying(GREETING, then=slow), LONG) as relay, connect(str(relay), timeout=10.0) as client:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(jump_when_idle, mock_clock, 11)
-            with pytest.raises(RelayUnreachableError, match=r"relay tcp://.* did not answer list for 10 s"):
+            with pytest.raises(RelayUnreachableError, match=r"relay tcp://.* did not answer list in 10 s"):
                 await client.list()
         client.timeout = 100.0
         async with trio.open_nursery() as nursery:
@@ -207,7 +207,7 @@ async def test_a_slow_answer_is_given_up_and_thrown_away_when_it_comes(mock_cloc
         assert (answer.text, answer.items) == ("in time", [])
 
 
-async def test_a_watch_gives_events_until_it_is_left() -> None:
+async def test_a_watch_yields_events_until_it_is_left() -> None:
     async with running_server() as server, client_of(server) as client:
         async with client.watch() as events:
             assert [await anext(events) for _ in range(3)] == [{"event": "watching"}, *EVENTS]
@@ -232,7 +232,7 @@ async def test_a_watch_that_the_relay_ends_is_over() -> None:
         assert (await client.call("echo", "on")).text == "on"
 
 
-async def test_a_watch_that_is_cancelled_leaves_the_client_of_use() -> None:
+async def test_a_watch_that_is_cancelled_leaves_the_client_usable() -> None:
     async with running_server() as server, client_of(server) as client:
         with trio.CancelScope() as scope:
             async with client.watch() as events:
@@ -242,7 +242,7 @@ async def test_a_watch_that_is_cancelled_leaves_the_client_of_use() -> None:
         assert (await client.call("echo", "on")).text == "on"
 
 
-async def test_a_refused_watch_comes_out_of_the_iteration() -> None:
+async def test_the_iteration_of_a_refused_watch_raises() -> None:
     async def refuse(stream: trio.SocketStream) -> None:
         await stream.receive_some(1000)
         await stream.send_all(b"ERR no-such-tunnel no tunnel t9\nOK on\n")
@@ -255,7 +255,7 @@ async def test_a_refused_watch_comes_out_of_the_iteration() -> None:
         assert (await client.call("echo")).text == "on"
 
 
-async def test_calls_during_a_watch_are_our_own_mistake() -> None:
+async def test_calls_during_a_watch_are_refused_here() -> None:
     async with running_server() as server, client_of(server) as client, client.watch():
-        with pytest.raises(LocalProtocolError, match="is watching; connect another one for calls"):
+        with pytest.raises(LocalProtocolError, match="is watching events; use another client for calls"):
             await client.list()

@@ -1,4 +1,4 @@
-"""The client library against relays that are not there, not ours, go away, or speak TLS in other ways."""
+"""The client library against relays that are down, not a relay, lost, or set up for TLS in another way."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tunneld.wire.lines import MAX_REPLY_LINE
 
 
 @pytest.mark.parametrize("relay", ["", "no host", "h:0", "http://h:1", "tcp://", "h:99999"])
-async def test_what_is_no_relay_is_refused(relay: str) -> None:
+async def test_an_invalid_relay_address_is_refused(relay: str) -> None:
     with pytest.raises(UsageError):
         async with connect(relay):
             pass
 
 
-async def test_a_relay_that_is_not_there_is_named() -> None:
+async def test_a_relay_that_is_down_is_named() -> None:
     async with running_server() as server:
         relay = server.endpoint
     with pytest.raises(RelayUnreachableError, match=rf"^could not reach relay {relay}: connection refused$"):
@@ -44,26 +44,29 @@ async def test_a_name_that_does_not_exist_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("greeting", "complaint"),
+    ("greeting", "message"),
     [
         (
             b"SSH-2.0-OpenSSH_9.2\r\n",
             "broke the control protocol: not a reply of the control protocol: 'SSH-2.0-OpenSSH_9.2'",
         ),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "give the address of a control port"),
-        (b"OK hello\n", "no tunneld: it said 'hello'; give the address of a control port"),
-        (b"OK\n", "no tunneld: it said ''"),
-        (b"OK tunneld 2.0 protocol=2 auth=none\n", "speaks protocol '2', we speak 1; update the older one"),
-        (b"\x15\x03\x01\x00\x02\x02\x46\n", "give the address of a control port"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "check the address: it must be a relay's control port"),
+        (b"OK hello\n", "is not a tunneld relay: its greeting is 'hello'; check the address"),
+        (b"OK\n", "is not a tunneld relay: its greeting is ''"),
+        (
+            b"OK tunneld 2.0 protocol=2 auth=none\n",
+            "speaks version '2' of the control protocol, this program version '1'; update the older one",
+        ),
+        (b"\x15\x03\x01\x00\x02\x02\x46\n", "check the address: it must be a relay's control port"),
         (b"x" * (MAX_REPLY_LINE + 2), "line is longer than"),
     ],
 )
-async def test_what_is_no_tunneld_is_told_apart(greeting: bytes, complaint: str) -> None:
+async def test_a_peer_that_is_no_relay_is_recognized(greeting: bytes, message: str) -> None:
     async with fake_relay(saying(greeting, then=stay)) as relay:
         with pytest.raises(RemoteProtocolError) as failed:
             async with connect(str(relay)):
                 pass
-        assert complaint in str(failed.value)
+        assert message in str(failed.value)
         assert str(relay) in str(failed.value)
 
 
@@ -75,65 +78,63 @@ async def test_a_full_relay_refuses() -> None:
         assert refused.value.reply_code == "limit"
 
 
-async def test_a_silent_relay_is_given_up(mock_clock: MockClock) -> None:
+async def test_a_relay_that_sends_no_greeting_is_given_up(mock_clock: MockClock) -> None:
     async with fake_relay(stay, LONG) as relay, trio.open_nursery() as nursery:
         nursery.start_soon(jump_when_idle, mock_clock, 11)
-        with pytest.raises(RelayUnreachableError, match=rf"relay {relay} said nothing for 10 s; does it want TLS"):
+        with pytest.raises(RelayUnreachableError, match=rf"relay {relay} sent no greeting in 10 s; it may require TLS"):
             async with connect(str(relay)):
                 pass
 
 
-async def test_a_relay_that_hangs_up_is_lost_for_good() -> None:
+async def test_a_relay_that_closes_the_connection_stays_lost() -> None:
     async with fake_relay(saying(GREETING)) as relay, connect(str(relay)) as client:
         for _ in range(2):
-            with pytest.raises(RelayUnreachableError, match=f"^control connection to relay {relay} closed: "):
+            with pytest.raises(RelayUnreachableError, match=f"^connection to relay {relay} lost: "):
                 await client.list()
 
 
 @pytest.mark.parametrize(
     ("last", "reason"),
     [
-        (b"", "it hung up"),
+        (b"", PEER_CLOSED),
         (
             b"ERR limit no request for 300 s (control.idle_timeout); connect again\n",
             "no request for 300 s (control.idle_timeout); connect again",
         ),
-        (b"OK by the way\n", "it answered what nobody asked"),
+        (b"OK by the way\n", "unexpected reply"),
         (b"* what?\n", "not an item of key=value pairs"),
     ],
 )
-async def test_the_end_is_heard_of_without_a_call(last: bytes, reason: str) -> None:
+async def test_the_loss_is_noticed_without_a_call(last: bytes, reason: str) -> None:
     async with fake_relay(saying(GREETING, last)) as relay, connect(str(relay)) as client:
         await client.wait_lost()
         await client.wait_lost()
-        with pytest.raises(
-            RelayUnreachableError, match=f"^control connection to relay {relay} closed: {re.escape(reason)}"
-        ):
+        with pytest.raises(RelayUnreachableError, match=f"^connection to relay {relay} lost: {re.escape(reason)}"):
             await client.list()
 
 
-async def test_a_relay_that_breaks_off_during_a_watch_is_lost() -> None:
-    async def break_off(stream: trio.SocketStream) -> None:
+async def test_a_relay_that_resets_the_connection_during_a_watch_is_lost() -> None:
+    async def reset_connection(stream: trio.SocketStream) -> None:
         await stream.receive_some(1000)
         reset(stream)
 
-    async with fake_relay(saying(GREETING, then=break_off)) as relay:
-        lost = f"control connection to relay {relay} closed: "
+    async with fake_relay(saying(GREETING, then=reset_connection)) as relay:
+        lost = f"connection to relay {relay} lost: "
         async with connect(str(relay)) as client, client.watch() as events:
             with pytest.raises(RelayUnreachableError, match=lost):
                 await anext(events)
 
 
-async def test_a_relay_that_talks_nonsense_later_is_blamed_and_not_used_again() -> None:
-    async def babble(stream: trio.SocketStream) -> None:
+async def test_after_an_invalid_reply_the_connection_is_not_used_again() -> None:
+    async def send_garbage(stream: trio.SocketStream) -> None:
         await stream.receive_some(1000)
         await stream.send_all(b"* what?\n")
         await stay(stream)
 
-    async with fake_relay(saying(GREETING, then=babble)) as relay, connect(str(relay)) as client:
+    async with fake_relay(saying(GREETING, then=send_garbage)) as relay, connect(str(relay)) as client:
         with pytest.raises(RemoteProtocolError, match=f"relay {relay} broke the control protocol: "):
             await client.list()
-        with pytest.raises(RelayUnreachableError, match="closed: not an item of key=value pairs"):
+        with pytest.raises(RelayUnreachableError, match="lost: not an item of key=value pairs"):
             await client.list()
 
 
@@ -158,7 +159,7 @@ def client_context(authority: trustme.CA) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("form", ["tls://{}", "tcp://{}", "{}"])
-async def test_with_a_context_it_speaks_tls_whatever_the_uri_says(authority: trustme.CA, form: str) -> None:
+async def test_with_a_context_it_uses_tls_whatever_the_uri_says(authority: trustme.CA, form: str) -> None:
     async with running_server(tls=server_context(authority)) as server:
         relay = form.format(server.endpoint.authority)
         async with connect(relay, tls=client_context(authority)) as client:
@@ -167,63 +168,68 @@ async def test_with_a_context_it_speaks_tls_whatever_the_uri_says(authority: tru
             assert client.local_host == "127.0.0.1"
 
 
-async def test_an_unknown_authority_is_told() -> None:
-    stranger = trustme.CA()
-    async with running_server(tls=server_context(stranger)) as server:
+async def test_an_unknown_authority_is_reported_with_advice() -> None:
+    other = trustme.CA()
+    async with running_server(tls=server_context(other)) as server:
         with pytest.raises(
-            RelayUnreachableError, match=r"could not shake hands with relay tls://.*certificate.*unable to get"
+            RelayUnreachableError,
+            match=r"TLS handshake with relay .* failed: certificate verification failed \(unable .*--pin .*--ca",
         ):
             async with connect(str(server.endpoint)):
                 pass
 
 
-async def test_one_whose_certificate_does_not_hold_now_is_told_with_the_time(authority: trustme.CA) -> None:
+async def test_an_expired_certificate_is_reported_with_the_time(authority: trustme.CA) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1", not_after=datetime(2020, 1, 1, tzinfo=UTC)).configure_cert(context)
     now = datetime.now(UTC).strftime("%Y-%m-%d")
     async with running_server(tls=context) as server:
-        with pytest.raises(RelayUnreachableError, match=f"certificate has expired; it is {now} .* by the clock here"):
+        with pytest.raises(
+            RelayUnreachableError,
+            match=rf"\(certificate has expired\); it is {now} .* by this machine's clock",
+        ):
             async with connect(str(server.endpoint), tls=client_context(authority)):
                 pass
 
 
-async def test_a_relay_that_hangs_up_before_it_has_said_anything_has_a_reason(authority: trustme.CA) -> None:
-    async def hang_up(stream: trio.SocketStream) -> None:
+async def test_a_relay_that_closes_the_connection_in_the_handshake_may_block_the_address(authority: trustme.CA) -> None:
+    async def close_connection(stream: trio.SocketStream) -> None:
         await stream.receive_some()
 
-    async with fake_relay(hang_up) as relay:
+    async with fake_relay(close_connection) as relay:
         with pytest.raises(
-            RelayUnreachableError, match=r"it hung up; after a wrong secret, it does that for some time"
+            RelayUnreachableError,
+            match="the relay closed the connection; after failed logins it blocks the address for a while",
         ):
             async with connect(f"tls://{relay.authority}", tls=client_context(authority)):
                 pass
 
 
 @pytest.mark.parametrize("reason", ["UNEXPECTED_EOF_WHILE_READING", None])
-def test_a_relay_that_hung_up_did_so_whatever_python_calls_it(reason: str | None) -> None:
+def test_a_closed_connection_is_recognized_whatever_python_calls_it(reason: str | None) -> None:
     error, cause = trio.BrokenResourceError(), ssl.SSLError() if reason else ssl.SSLEOFError()
     cause.reason = reason or ""
     error.__cause__ = cause
     assert why(error) == PEER_CLOSED
 
 
-async def test_a_wrong_name_is_told(authority: trustme.CA) -> None:
+async def test_a_wrong_name_is_reported(authority: trustme.CA) -> None:
     async with running_server(tls=server_context(authority, "other.example.org")) as server:
         with pytest.raises(RelayUnreachableError, match="IP address mismatch"):
             async with connect(str(server.endpoint), tls=client_context(authority)):
                 pass
 
 
-async def test_a_relay_without_tls_is_told(authority: trustme.CA) -> None:
+async def test_a_relay_without_tls_is_reported(authority: trustme.CA) -> None:
     async with running_server() as server:
-        with pytest.raises(RelayUnreachableError, match="it does not speak TLS there; use tcp://"):
+        with pytest.raises(RelayUnreachableError, match="the relay does not use TLS on this port; use tcp://"):
             async with connect(f"tls://{server.endpoint.authority}", tls=client_context(authority)):
                 pass
 
 
-async def test_a_relay_that_wants_a_certificate_says_so(authority: trustme.CA) -> None:
+async def test_a_relay_that_requires_a_certificate_is_reported(authority: trustme.CA) -> None:
     async with running_server(tls=server_context(authority, mutual=True)) as server:
-        with pytest.raises(RelayUnreachableError, match="it hung up; does it ask for a certificate"):
+        with pytest.raises(RelayUnreachableError, match=f"{PEER_CLOSED}; it may require a client certificate"):
             async with connect(str(server.endpoint), tls=client_context(authority)):
                 pass
         context = client_context(authority)
@@ -232,11 +238,11 @@ async def test_a_relay_that_wants_a_certificate_says_so(authority: trustme.CA) -
             assert (await client.call("echo", "hi")).text == "hi"
 
 
-async def test_a_relay_that_does_not_shake_hands_is_given_up(authority: trustme.CA, mock_clock: MockClock) -> None:
+async def test_a_relay_that_is_silent_in_the_handshake_is_given_up(
+    authority: trustme.CA, mock_clock: MockClock
+) -> None:
     async with fake_relay(stay, LONG) as relay, trio.open_nursery() as nursery:
         nursery.start_soon(jump_when_idle, mock_clock, 11)
-        with pytest.raises(
-            RelayUnreachableError, match=r"could not shake hands with relay tls://.*: no answer for 10 s"
-        ):
+        with pytest.raises(RelayUnreachableError, match=r"TLS handshake with relay tls://.* failed: no answer in 10 s"):
             async with connect(relay.authority, tls=client_context(authority)):
                 pass

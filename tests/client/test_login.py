@@ -1,4 +1,4 @@
-"""The client's half of authentication, against a real control server and against relays that pretend."""
+"""The client's side of authentication, against a real control server and against impostors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tunneld.tls import contexts
 from tunneld.wire import scram
 
 ALICE = credential("alice")
-ASKING = GREETING.replace(b"auth=none", b"auth=scram-sha-256")
+SCRAM_GREETING = GREETING.replace(b"auth=none", b"auth=scram-sha-256")
 
 
 async def test_with_the_secret_calls_work() -> None:
@@ -44,15 +44,17 @@ async def test_a_wrong_secret_is_refused_by_name(name: str, secret: str) -> None
         assert secret not in str(caught.value)
 
 
-async def test_a_relay_that_wants_a_credential_is_told_so_to_the_caller() -> None:
+async def test_a_relay_that_requires_a_credential_is_reported_with_the_options() -> None:
     async with running_server(authenticator=authenticator_of(ALICE)) as server:
-        with pytest.raises(NotAllowedError, match="wants a credential: give the name of one and its secret"):
+        with pytest.raises(
+            NotAllowedError, match="requires authentication: use --credential NAME and --secret-file FILE"
+        ):
             async with connect(str(server.endpoint)):
                 pass
 
 
-async def test_a_credential_is_not_left_unused() -> None:
-    """Else whoever stands in the relay's place need only say that it wants none."""
+async def test_a_given_credential_is_used_or_the_connection_ends() -> None:
+    """Otherwise an impostor would only have to say that it needs none."""
     async with running_server() as server:
         with pytest.raises(NotAllowedError, match="cannot prove that it knows the secret of 'alice'"):
             async with connect(str(server.endpoint), credential=("alice", SECRET)):
@@ -60,7 +62,7 @@ async def test_a_credential_is_not_left_unused() -> None:
 
 
 @pytest.mark.parametrize("method", [b"certificate", b"password", b""])
-async def test_a_method_that_proves_nothing_is_refused(method: bytes) -> None:
+async def test_a_method_that_does_not_prove_the_secret_is_refused(method: bytes) -> None:
     greeting = GREETING.replace(b"auth=none", b"auth=" + method)
     async with fake_relay(saying(greeting, then=stay)) as relay:
         with pytest.raises(NotAllowedError):
@@ -68,11 +70,11 @@ async def test_a_method_that_proves_nothing_is_refused(method: bytes) -> None:
                 pass
 
 
-def pretending(answers: Sequence[bytes]) -> object:
-    """A relay that knows how the protocol goes, but no secret."""
+def impostor(answers: Sequence[bytes]) -> object:
+    """A relay that knows the protocol, but not the secret."""
 
     async def serve(stream: trio.SocketStream) -> None:
-        await stream.send_all(ASKING)
+        await stream.send_all(SCRAM_GREETING)
         first = bytes(await stream.receive_some(4096)).split()[2].decode()
         nonce = scram.Hello.parse(scram.decode(first)).nonce.encode()
         for answer in answers:
@@ -94,35 +96,35 @@ def pretending(answers: Sequence[bytes]) -> object:
         ([b"\xff"], "not UTF-8"),
     ],
 )
-async def test_a_relay_that_does_not_know_the_secret_is_left(answers: Sequence[bytes], reason: str) -> None:
-    async with fake_relay(pretending(answers)) as relay:  # type: ignore[arg-type]
+async def test_a_relay_that_does_not_know_the_secret_is_an_impostor(answers: Sequence[bytes], reason: str) -> None:
+    async with fake_relay(impostor(answers)) as relay:  # type: ignore[arg-type]
         with pytest.raises(RemoteProtocolError, match="prove that it knows the secret of 'alice'") as caught:
             async with connect(str(relay), credential=("alice", SECRET)):
                 pass
         assert reason in str(caught.value)
 
 
-async def test_what_is_no_base64_is_no_answer() -> None:
-    async with fake_relay(saying(ASKING, b"OK !!\n", then=stay)) as relay:
-        with pytest.raises(RemoteProtocolError, match="its answer is none: the message is not in base64"):
+async def test_an_answer_that_is_not_base64_is_invalid() -> None:
+    async with fake_relay(saying(SCRAM_GREETING, b"OK !!\n", then=stay)) as relay:
+        with pytest.raises(RemoteProtocolError, match="invalid message: the message is not in base64"):
             async with connect(str(relay), credential=("alice", SECRET)):
                 pass
 
 
-async def test_the_secret_never_crosses() -> None:
-    heard = bytearray()
+async def test_the_secret_is_never_sent() -> None:
+    recorded = bytearray()
 
     async def serve(stream: trio.SocketStream) -> None:
-        async with await trio.open_tcp_stream(real.endpoint.host, real.endpoint.port) as onward:
+        async with await trio.open_tcp_stream(real.endpoint.host, real.endpoint.port) as connection:
 
             async def copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
                 async for chunk in source:
-                    heard.extend(chunk)
+                    recorded.extend(chunk)
                     await sink.send_all(chunk)
 
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(copy, onward, stream)
-                await copy(stream, onward)
+                nursery.start_soon(copy, connection, stream)
+                await copy(stream, connection)
                 nursery.cancel_scope.cancel()
 
     async with (
@@ -131,10 +133,10 @@ async def test_the_secret_never_crosses() -> None:
         connect(str(between), credential=("alice", SECRET)) as client,
     ):
         assert (await client.call("echo", "hi")).text == "hi"
-    words = heard.split()
+    words = recorded.split()
     decoded = b"".join(scram.decode(word.decode()) for word in words if len(word) > 40)
     assert b"n=alice" in decoded
-    assert SECRET.encode() not in bytes(heard) + decoded
+    assert SECRET.encode() not in bytes(recorded) + decoded
 
 
 # Mutual TLS
@@ -142,7 +144,7 @@ async def test_the_secret_never_crosses() -> None:
 
 @pytest.fixture(scope="module")
 def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority's certificate, a relay's, and those of two clients."""
+    """The certificates of an authority, a relay and two clients."""
     folder = tmp_path_factory.mktemp("papers")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
@@ -154,7 +156,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fingerprint(certificate: Path) -> str:
-    """As `openssl x509 -fingerprint -sha256` has it."""
+    """As `openssl x509 -fingerprint -sha256` prints it."""
     return "sha256:" + hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.read_text())).hexdigest().upper()
 
 
@@ -164,14 +166,14 @@ async def test_a_certificate_names_the_credential(papers: Path) -> None:
         TlsFiles(certificate=papers / "127.0.0.1.pem", key=papers / "127.0.0.1.key", client_ca=papers / "ca.pem")
     )
     async with running_server(tls=tls, authenticator=authenticator_of(bob, ALICE)) as server:
-        known = contexts.client_tls_context(papers / "ca.pem", papers / "bob.pem", papers / "bob.key")
-        async with connect(str(server.endpoint), tls=known) as client:
+        bob_tls = contexts.client_tls_context(papers / "ca.pem", papers / "bob.pem", papers / "bob.key")
+        async with connect(str(server.endpoint), tls=bob_tls) as client:
             await client.call("echo")
-        other = contexts.client_tls_context(papers / "ca.pem", papers / "carol.pem", papers / "carol.key")
-        with pytest.raises(NotAllowedError, match="wants a credential"):
-            async with connect(str(server.endpoint), tls=other):
+        carol_tls = contexts.client_tls_context(papers / "ca.pem", papers / "carol.pem", papers / "carol.key")
+        with pytest.raises(NotAllowedError, match="requires authentication"):
+            async with connect(str(server.endpoint), tls=carol_tls):
                 pass
-        async with connect(str(server.endpoint), tls=other, credential=("alice", SECRET)) as client:
+        async with connect(str(server.endpoint), tls=carol_tls, credential=("alice", SECRET)) as client:
             await client.call("echo")
         assert [caller.grant.name for caller in server.script.callers if caller.grant] == ["bob", "alice"]
         assert server.script.callers[0].owner.startswith("bob@127.0.0.1:")

@@ -41,7 +41,7 @@ async def test_the_sender_of_a_huge_line_receives_the_error() -> None:
     async with running_server() as server, server.client() as client:
         await client.send(b"x" * 1_000_000)
         assert await client.read_all() == [
-            f"ERR protocol line is longer than {MAX_LINE} octets; send shorter ones, each with a line end"
+            f"ERR protocol line is longer than {MAX_LINE} bytes; send shorter lines, each with a line end"
         ]
         assert await server.is_serving()
 

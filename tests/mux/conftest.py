@@ -7,23 +7,23 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.engine.bench import open_descriptors
-from tests.mux.bench import Two, two_carriers
+from tests.mux.bench import CarrierPair, carrier_pair
 from tests.support.papers import Papers
 from tunneld.mux.limits import CarrierLimits
 
 
 @pytest.fixture(scope="session")
-def carrier_papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    """A relay's certificate."""
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
+def carrier_certificates(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    """The relay's certificate and its authority."""
+    return Papers.issue(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(params=["plain", "tls"])
-async def two(request: pytest.FixtureRequest, carrier_papers: Papers) -> AsyncIterator[Two]:
-    """Two carriers, in each kind of link; as many descriptors after the test as before."""
+async def pair(request: pytest.FixtureRequest, carrier_certificates: Papers) -> AsyncIterator[CarrierPair]:
+    """Two carriers, on a plain and on a TLS connection. No descriptor may be left open after the test."""
     before = open_descriptors()
     marker = request.node.get_closest_marker("limits")
     limits = CarrierLimits(**marker.kwargs) if marker else None
-    async with two_carriers(carrier_papers if request.param == "tls" else None, limits) as two:
-        yield two
+    async with carrier_pair(carrier_certificates if request.param == "tls" else None, limits) as pair:
+        yield pair
     assert open_descriptors() == before

@@ -69,7 +69,7 @@ async def whisper(endpoint: Endpoint, papers: Papers, says: bytes) -> None:
         with suppress(OSError):
             await tls.shake_hands()
             await tls.send_all(says)
-            await tls.send_end()
+            await tls.send_eof()
             with trio.move_on_after(PATIENCE):
                 while await tls.receive(65536):
                     pass

@@ -1,4 +1,4 @@
-"""TLS contexts: what they insist on, and which file is to blame."""
+"""TLS contexts: their settings, and errors that name the file at fault."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pem(tmp_path: Path) -> Pem:
     return lambda name: tmp_path / name
 
 
-def test_a_server_speaks_modern_tls_and_asks_for_certificates_only_where_told(pem: Pem) -> None:
+def test_a_server_speaks_modern_tls_and_requests_certificates_only_if_configured(pem: Pem) -> None:
     context = contexts.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=pem("one.key")))
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
     assert context.verify_mode == ssl.CERT_NONE
@@ -40,8 +40,8 @@ def test_a_server_speaks_modern_tls_and_asks_for_certificates_only_where_told(pe
 
 
 @pytest.mark.parametrize("side", ["server", "client", "pinned"])
-def test_an_end_without_a_goodbye_is_none_and_known_as_such(pem: Pem, side: str) -> None:
-    """Anybody on the way can end a connection; Python 3.11.2 takes that for a goodbye."""
+def test_an_end_of_file_without_close_notify_is_a_truncation(pem: Pem, side: str) -> None:
+    """Any machine on the path can end a connection; Python 3.11.2 takes that for a close_notify."""
     context = {
         "server": lambda: contexts.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=pem("one.key"))),
         "client": lambda: contexts.client_tls_context(pem("ca")),
@@ -71,7 +71,9 @@ def test_an_end_without_a_goodbye_is_none_and_known_as_such(pem: Pem, side: str)
         ("one.pem", "one.key", "garbage", "control.tls.client_ca: {}/garbage has no PEM certificates"),
     ],
 )
-def test_unfit_files_are_named(pem: Pem, certificate: str, key: str, client_ca: str | None, problem: str) -> None:
+def test_errors_name_the_key_and_the_file(
+    pem: Pem, certificate: str, key: str, client_ca: str | None, problem: str
+) -> None:
     settings = TlsFiles(certificate=pem(certificate), key=pem(key), client_ca=pem(client_ca) if client_ca else None)
     with pytest.raises(ConfigError) as failed:
         contexts.server_tls_context(settings)
@@ -79,7 +81,7 @@ def test_unfit_files_are_named(pem: Pem, certificate: str, key: str, client_ca: 
     assert failed.value.problems[0].startswith(problem.format(folder, folder))
 
 
-def test_a_key_with_a_password_is_refused_and_nobody_is_asked(pem: Pem) -> None:
+def test_an_encrypted_key_is_refused_without_a_password_prompt(pem: Pem) -> None:
     locked = pem("locked.key")
     key = serialization.load_pem_private_key(pem("one.key").read_bytes(), None)
     locked.write_bytes(
@@ -89,11 +91,11 @@ def test_a_key_with_a_password_is_refused_and_nobody_is_asked(pem: Pem) -> None:
             serialization.BestAvailableEncryption(b"secret"),
         )
     )
-    with pytest.raises(ConfigError, match=r"^a key that asks for a password cannot be used"):
+    with pytest.raises(ConfigError, match=r"^the private key is encrypted with a password"):
         contexts.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=locked))
 
 
-def test_a_client_checks_names_and_believes_whom_it_is_told(pem: Pem) -> None:
+def test_a_client_checks_names_and_trusts_the_given_authorities(pem: Pem) -> None:
     context = contexts.client_tls_context(pem("ca"), pem("one.pem"), pem("one.key"))
     assert context.verify_mode == ssl.CERT_REQUIRED
     assert context.check_hostname

@@ -1,4 +1,4 @@
-"""Our own certificates, looked at before their time is over, when it is, and before it has begun."""
+"""Checks of the relay's own certificates: about to expire, expired, and not valid yet."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ NOW = datetime.now(UTC)
 
 
 def shown(folder: Path, made: datetime) -> expiry.Shown:
-    papers = make_self_signed("relay.example.org", made)
-    (folder / "relay.pem").write_bytes(papers.certificate)
-    (folder / "relay.key").write_bytes(papers.key)
+    made_certificate = make_self_signed("relay.example.org", made)
+    (folder / "relay.pem").write_bytes(made_certificate.certificate)
+    (folder / "relay.key").write_bytes(made_certificate.key)
     tls = TlsFiles(certificate=folder / "relay.pem", key=folder / "relay.key")
     return contexts.server_tls_context(tls), tls.certificate
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("made", "problems"),
     [
         (NOW, []),
         (NOW - LIFE + timedelta(days=15), []),
         (NOW - LIFE + timedelta(days=13, hours=1), ["expires in 13 days"]),
         (NOW - LIFE + timedelta(hours=1), ["expires in 0 days"]),
         (NOW - LIFE - timedelta(hours=1), ["has expired"]),
-        (NOW + timedelta(days=2), ["is not valid yet: is the clock right?"]),
+        (NOW + timedelta(days=2), ["is not valid yet: check this machine's clock"]),
     ],
 )
-def test_it_is_told_before_others_refuse_it(tmp_path: Path, made: datetime, said: list[str]) -> None:
+def test_problems_are_reported_and_logged(tmp_path: Path, made: datetime, problems: list[str]) -> None:
     one = shown(tmp_path, made)
     with capture_logs() as logs:
-        assert expiry.look([one]) == [f"certificate {one[1]} {words}" for words in said]
-    assert [line["log_level"] for line in logs] == ["warning" if "in " in words else "error" for words in said]
+        assert expiry.look([one]) == [f"certificate {one[1]} {words}" for words in problems]
+    assert [line["log_level"] for line in logs] == ["warning" if "in " in words else "error" for words in problems]
 
 
-def test_one_that_lives_for_days_is_complained_of_in_its_last_quarter(tmp_path: Path) -> None:
+def test_a_short_lived_certificate_is_reported_in_its_last_quarter(tmp_path: Path) -> None:
     begin, end = NOW - timedelta(days=1), NOW + timedelta(days=5)
-    paper = trustme.CA().issue_cert("localhost", not_before=begin, not_after=end).private_key_and_cert_chain_pem
+    issued = trustme.CA().issue_cert("localhost", not_before=begin, not_after=end).private_key_and_cert_chain_pem
     both = tmp_path / "both.pem"
-    paper.write_to_path(both)
+    issued.write_to_path(both)
     one = contexts.server_tls_context(TlsFiles(certificate=both, key=both)), both
-    edge = end.timestamp() - expiry.LAST_PART * (end - begin).total_seconds()
+    edge = end.timestamp() - expiry.WARN_FRACTION * (end - begin).total_seconds()
     assert not expiry.look([one], edge - 2)
     assert expiry.look([one], edge + 2) == [f"certificate {one[1]} expires in 1 day"]
 
 
-def test_a_certificate_of_an_authority_is_looked_at_also_where_clients_must_show_one(tmp_path: Path) -> None:
+def test_a_certificate_of_an_authority_is_checked_even_if_clients_must_show_one(tmp_path: Path) -> None:
     papers = Papers.issue(tmp_path)
     later = datetime(3000, 1, 1, tzinfo=UTC).timestamp()
     for context in (papers.server, papers.mutual):
@@ -62,12 +62,12 @@ def test_a_certificate_of_an_authority_is_looked_at_also_where_clients_must_show
         assert "expires in 0 days" in expiry.look([(context, tmp_path / "relay.pem")], later)[0]
 
 
-def test_the_same_file_behind_two_ports_is_one_complaint(tmp_path: Path) -> None:
+def test_the_same_file_on_two_ports_is_one_problem(tmp_path: Path) -> None:
     one = shown(tmp_path, NOW - LIFE - timedelta(days=1))
     assert len(expiry.look([one, one])) == 1
 
 
-def test_a_file_that_is_gone_by_now_is_no_trouble_of_its_dates(tmp_path: Path) -> None:
+def test_a_file_that_was_removed_is_not_a_problem_of_its_dates(tmp_path: Path) -> None:
     one = shown(tmp_path, NOW)
     one[1].unlink()
     assert not expiry.look([one])

@@ -1,4 +1,4 @@
-"""Requests, replies and lines, case by case."""
+"""Requests, replies and lines of the control protocol."""
 
 from __future__ import annotations
 
@@ -49,53 +49,53 @@ from tunneld.wire.lines import (
         ("openTunnel name=Zoë".encode(), Request("opentunnel", (), {"name": "Zoë"})),
     ],
 )
-def test_a_line_is_read_as_a_shell_would(line: bytes, request_: Request) -> None:
+def test_a_request_is_parsed_like_a_shell_command(line: bytes, request_: Request) -> None:
     assert parse_request(line) == request_
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "message"),
     [
         (b"", "line is empty; type help"),
         (b" \t ", "line is empty"),
         (b"close 'x", "unclosed quote; quote as in a shell"),
-        (b"close x\\", "backslash with nothing behind it"),
+        (b"close x\\", "backslash with nothing after it"),
         (b"openTunnel ttl=1 ttl=2", "option 'ttl' is given twice; give it once"),
-        (b"close \xff", "not UTF-8: octet 6 is 0xff; send UTF-8"),
+        (b"close \xff", "not UTF-8: byte 6 is 0xff; send UTF-8"),
         (b"close a\0b", "control character U+0000; send printable text"),
         (b"list\nlist", "control character U+000A"),
         (b"list\r\r\n", "control character U+000D"),
         (b"close \x1b[2J", "control character U+001B"),
         ("close \x85".encode(), "control character U+0085"),
         (b"close 'a\tb'", "tab inside quotes"),
-        (b"@list", "not a verb: '@list'; start the line with one of those that help lists"),
+        (b"@list", "not a verb: '@list'; start the line with a verb; help lists them"),
         (b"'' x", "not a verb"),
         ("Ünder".encode(), "not a verb"),
     ],
 )
-def test_an_unfit_line_is_refused_with_what_to_do(line: bytes, sentence: str) -> None:
+def test_a_malformed_request_is_refused_with_what_to_do(line: bytes, message: str) -> None:
     with pytest.raises(UsageError) as refused:
         parse_request(line)
-    assert sentence in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("request_", "sentence"),
+    ("request_", "message"),
     [
-        (Request("close", ("a=b",)), "would be read as the option a"),
+        (Request("close", ("a=b",)), "would be parsed as the option a"),
         (Request("close", ("a\nb",)), "control characters cannot be sent"),
         (Request("open", (), {"name": "a\tb"}), "control characters cannot be sent"),
-        (Request("open", (), {"Name": "x"}), "not the name of an option: 'Name'"),
+        (Request("open", (), {"Name": "x"}), "not an option name: 'Name'"),
         (Request("", ("x",)), "not a verb"),
         (Request("two words"), "not a verb"),
-        (Request("close", ("\udcff",)), "only UTF-8 can be sent"),
-        (Request("close", ("x" * MAX_LINE,)), f"request of {MAX_LINE + 6} octets is longer than {MAX_LINE}"),
+        (Request("close", ("\udcff",)), "only UTF-8 text can be sent"),
+        (Request("close", ("x" * MAX_LINE,)), f"request of {MAX_LINE + 6} bytes is longer than {MAX_LINE} bytes"),
     ],
 )
-def test_what_a_request_cannot_carry_is_refused_before_it_is_sent(request_: Request, sentence: str) -> None:
+def test_what_a_request_cannot_contain_is_refused_before_it_is_sent(request_: Request, message: str) -> None:
     with pytest.raises(UsageError) as refused:
         format_request(request_)
-    assert sentence in str(refused.value)
+    assert message in str(refused.value)
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cc", "Cs"])), max_size=5))
@@ -104,7 +104,7 @@ def test_a_request_can_be_pasted_into_a_shell(words: list[str]) -> None:
     assert shlex.split(format_request(Request("close", tuple(words))).decode()) == ["close", *words]
 
 
-def test_values_are_bare_where_they_can_be_and_json_where_they_must() -> None:
+def test_values_are_quoted_as_json_only_if_necessary() -> None:
     item: Item = {
         "id": "t4",
         "up": 12,
@@ -120,7 +120,7 @@ def test_values_are_bare_where_they_can_be_and_json_where_they_must() -> None:
 
 
 @given(st.text())
-def test_no_value_breaks_a_line_and_each_comes_back(text: str) -> None:
+def test_no_value_breaks_a_line_and_each_round_trips(text: str) -> None:
     line = format_item({"value": text})
     assert line.decode().splitlines() == [line.decode().rstrip("\n")]
     assert line[:-1].decode().isprintable()
@@ -141,12 +141,12 @@ def test_free_text_never_breaks_its_line(text: str) -> None:
         parse_reply(line)
 
 
-def test_free_text_loses_only_what_does_not_print() -> None:
+def test_free_text_loses_only_unprintable_characters() -> None:
     assert parse_reply(format_err("usage", "a\nb\x1b[2J")) == Err("usage", "a\ufffdb\ufffd[2J")
 
 
 @pytest.mark.parametrize("text", ["x" * MAX_REPLY_LINE, "\N{SNOWMAN}" * MAX_REPLY_LINE])
-def test_free_text_is_cut_to_what_can_be_read(text: str) -> None:
+def test_free_text_is_truncated_to_a_readable_line(text: str) -> None:
     buffer = LineBuffer(MAX_REPLY_LINE)
     buffer.feed(format_ok(text))
     line = buffer.next_line()
@@ -155,10 +155,10 @@ def test_free_text_is_cut_to_what_can_be_read(text: str) -> None:
     assert MAX_REPLY_LINE - 4 < len(line) <= MAX_REPLY_LINE
 
 
-def test_our_own_mistakes_are_blamed_on_us() -> None:
+def test_our_own_mistakes_are_local_errors() -> None:
     with pytest.raises(LocalProtocolError, match="not an error code"):
         format_err("No Code", "")
-    with pytest.raises(LocalProtocolError, match="not all keys"):
+    with pytest.raises(LocalProtocolError, match="keys of an item"):
         format_item({"a b": 1})
     with pytest.raises(LocalProtocolError, match="longer than"):
         format_item({"a": "x" * MAX_REPLY_LINE})
@@ -184,7 +184,7 @@ def test_our_own_mistakes_are_blamed_on_us() -> None:
         b'* a=b"c"',
     ],
 )
-def test_what_is_no_reply_is_blamed_on_the_peer(line: bytes) -> None:
+def test_a_malformed_reply_is_an_error_of_the_peer(line: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         parse_reply(line)
 
@@ -202,24 +202,24 @@ def test_what_is_no_reply_is_blamed_on_the_peer(line: bytes) -> None:
         (b"* a= b=1", ItemLine({"a": "", "b": "1"})),
     ],
 )
-def test_replies_are_read(line: bytes, reply: object) -> None:
+def test_replies_are_parsed(line: bytes, reply: object) -> None:
     assert parse_reply(line) == reply
 
 
-def test_the_longest_line_passes_and_the_next_longer_does_not() -> None:
+def test_the_longest_line_is_accepted_and_a_longer_one_is_not() -> None:
     for end in (b"\n", b"\r\n"):
         buffer = LineBuffer()
         buffer.feed(b"x" * MAX_LINE + end)
         assert buffer.next_line() == b"x" * MAX_LINE
         buffer.feed(b"x" * (MAX_LINE + 1) + end)
-        with pytest.raises(RemoteProtocolError, match="longer than 4096 octets"):
+        with pytest.raises(RemoteProtocolError, match="longer than 4096 bytes"):
             buffer.next_line()
 
 
-def test_an_endless_line_does_not_swallow_the_lines_before_it() -> None:
+def test_an_endless_line_does_not_hide_the_lines_before_it() -> None:
     buffer = LineBuffer(10)
     buffer.feed(b"list\nstatus\n" + b"x" * 12)
     assert [buffer.next_line(), buffer.next_line()] == [b"list", b"status"]
-    for _ in range(2):  # and then it is the end for good
+    for _ in range(2):  # every later call raises too
         with pytest.raises(RemoteProtocolError):
             buffer.next_line()

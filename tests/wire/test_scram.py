@@ -1,4 +1,4 @@
-"""SCRAM-SHA-256 against the RFC's own conversation, and against whoever does not keep to it."""
+"""SCRAM-SHA-256 against the example in the RFC, and against peers that break the protocol."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def challenge(verifier: Verifier = VERIFIER, nonce: str = NONCE) -> Challenge:
 # Both ends together
 
 
-def test_our_client_says_what_the_rfc_says() -> None:
+def test_our_client_sends_the_rfcs_example() -> None:
     assert LOGIN.message == CLIENT_FIRST
     assert LOGIN.prove(SERVER_FIRST) == Proof(CLIENT_FINAL, SERVER_FINAL)
     LOGIN.prove(SERVER_FIRST).check(SERVER_FINAL)
 
 
-def test_our_server_says_what_the_rfc_says() -> None:
+def test_our_server_sends_the_rfcs_example() -> None:
     assert challenge().message == SERVER_FIRST
     assert challenge().accept(CLIENT_FINAL) == SERVER_FINAL
 
@@ -63,7 +63,7 @@ def test_our_server_says_what_the_rfc_says() -> None:
     salt=st.binary(min_size=1, max_size=20),
 )
 @example(name="a,b=c=2C", secret="", salt=b"s")
-def test_whatever_the_name_and_secret_both_ends_agree(name: str, secret: str, salt: bytes) -> None:
+def test_client_and_server_agree_on_any_name_and_secret(name: str, secret: str, salt: bytes) -> None:
     login = ScramClient(name, secret, "abc")
     server = Challenge(Hello.parse(login.message), derive(secret, salt, MIN_ITERATIONS), "def")
     assert server.hello.name == name
@@ -85,32 +85,32 @@ def test_whatever_the_name_and_secret_both_ends_agree(name: str, secret: str, sa
         pytest.param(ScramClient("user", "pencils", LOGIN.nonce).prove(SERVER_FIRST).message, id="secret"),
     ],
 )
-def test_nothing_but_the_right_proof_is_accepted(wrong: bytes) -> None:
+def test_only_the_right_proof_is_accepted(wrong: bytes) -> None:
     with pytest.raises(NotAllowedError, match=f"^{FAILED}$"):
         challenge().accept(wrong)
 
 
-def test_the_header_that_was_signed_is_the_one_that_came_first() -> None:
-    """A proof over another header: somebody on the way has changed what the client thinks of channel binding."""
+def test_the_signed_header_must_be_the_one_that_was_sent_first() -> None:
+    """A proof over another header: an attacker on the path changed the client's channel binding flag."""
     hello = replace(Hello.parse(CLIENT_FIRST), header="y,,")
     with pytest.raises(NotAllowedError):
         Challenge(hello, VERIFIER, NONCE).accept(CLIENT_FINAL)
 
 
-def test_a_proof_is_of_no_use_under_another_nonce() -> None:
+def test_a_proof_is_not_valid_for_another_nonce() -> None:
     with pytest.raises(NotAllowedError):
         challenge(nonce="another").accept(CLIENT_FINAL)
 
 
-def test_a_right_proof_over_an_old_nonce_is_refused() -> None:
-    """Signed with the right key over what this challenge said, but naming the nonce of another."""
+def test_a_valid_proof_that_names_an_old_nonce_is_refused() -> None:
+    """Signed with the right key over this challenge, but with the nonce of another."""
     fresh = challenge(nonce="another")
-    said = CLIENT_FINAL.rpartition(b",p=")[0]
+    without_proof = CLIENT_FINAL.rpartition(b",p=")[0]
     client_key, _ = client_and_server_key("pencil", SALT, 4096)
-    signature = sign(VERIFIER.stored_key, b",".join([CLIENT_FIRST[3:], fresh.message, said]))
+    signature = sign(VERIFIER.stored_key, b",".join([CLIENT_FIRST[3:], fresh.message, without_proof]))
     proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
     with pytest.raises(NotAllowedError):
-        fresh.accept(said + b",p=" + b64encode(proof))
+        fresh.accept(without_proof + b",p=" + b64encode(proof))
     assert Challenge(fresh.hello, VERIFIER, NONCE).accept(CLIENT_FINAL)
 
 
@@ -121,7 +121,7 @@ def test_a_right_proof_over_an_old_nonce_is_refused() -> None:
 @example(b"n,,m=what,n=user,r=x")
 @example(b"n,,n=user,r=x,r=y")
 @example(b"n,,n==41,r=x")
-def test_any_first_message_is_read_or_a_usage_error(message: bytes) -> None:
+def test_any_first_message_is_parsed_or_a_usage_error(message: bytes) -> None:
     with suppress(UsageError):
         Hello.parse(message)
 
@@ -161,7 +161,7 @@ def test_a_server_that_cannot_sign_does_not_know_the_secret(final: bytes) -> Non
         (b"r=", b"m=new,r=", "attributes"),
     ],
 )
-def test_a_challenge_that_is_none_is_refused(before: bytes, after: bytes, reason: str) -> None:
+def test_a_malformed_challenge_is_refused(before: bytes, after: bytes, reason: str) -> None:
     with pytest.raises(RemoteProtocolError, match=reason):
         LOGIN.prove(SERVER_FIRST.replace(before, after))
 
@@ -172,7 +172,7 @@ def test_any_challenge_is_answered_or_a_protocol_error(message: bytes) -> None:
         LOGIN.prove(message)
 
 
-def test_a_secret_that_is_not_ascii_is_the_callers_fault() -> None:
+def test_a_secret_that_is_not_ascii_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="printable ASCII") as caught:
         ScramClient("user", "päncil", LOGIN.nonce).prove(SERVER_FIRST)
     assert "päncil" not in str(caught.value)
@@ -184,13 +184,13 @@ def test_a_secret_that_is_not_ascii_is_the_callers_fault() -> None:
 @given(
     st.integers(MIN_ITERATIONS, MAX_ITERATIONS), st.binary(min_size=1), st.binary(min_size=32, max_size=32), st.binary()
 )
-def test_a_verifier_is_read_as_it_was_written(iterations: int, salt: bytes, stored: bytes, server: bytes) -> None:
+def test_a_verifier_round_trips(iterations: int, salt: bytes, stored: bytes, server: bytes) -> None:
     verifier = Verifier(iterations, salt, stored, server.ljust(32, b"x")[:32])
     assert Verifier.parse(verifier.reveal()) == verifier
 
 
-def test_a_verifier_of_postgresql_is_one_of_ours() -> None:
-    """As the server of that name stores it for the RFC's user."""
+def test_a_verifier_of_postgresql_is_accepted() -> None:
+    """As PostgreSQL stores it for the RFC's user."""
     text = (
         "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:"
         "wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
@@ -210,35 +210,35 @@ def test_another_secret_does_not_match(secret: str) -> None:
 @example(VERIFIER.reveal().replace(":W22", ":!W22"))
 @example(VERIFIER.reveal()[:-8])
 @example(VERIFIER.reveal() + "\n")
-def test_what_is_no_verifier_is_refused_without_being_repeated(text: str) -> None:
+def test_an_invalid_verifier_is_refused_and_not_quoted(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         Verifier.parse(text)
     assert len(text) < 12 or text not in str(caught.value)
 
 
-def test_nothing_secret_prints() -> None:
+def test_secrets_are_not_printed() -> None:
     shown = f"{VERIFIER} {VERIFIER!r} {LOGIN} {LOGIN!r} {LOGIN.prove(SERVER_FIRST)!r} {challenge()!r}"
     parts = [SALT, VERIFIER.stored_key, VERIFIER.server_key]
     for secret in ["pencil", *(b64encode(part).decode() for part in parts), *map(repr, parts)]:
         assert secret not in shown
 
 
-@pytest.mark.parametrize(("secret", "fit"), [("x" * 8, True), ("x" * 7, False), ("", False), ("x" * 8 + "\n", False)])
-def test_the_least_secret(secret: str, fit: bool) -> None:
-    if fit:
+@pytest.mark.parametrize(("secret", "valid"), [("x" * 8, True), ("x" * 7, False), ("", False), ("x" * 8 + "\n", False)])
+def test_a_secret_has_a_minimal_length_and_no_line_end(secret: str, valid: bool) -> None:
+    if valid:
         check_secret(secret)
     else:
         with pytest.raises(UsageError, match="a secret"):
             check_secret(secret)
 
 
-# The words of the control protocol
+# Encoding in the control protocol
 
 
 @given(st.binary(min_size=1, max_size=300))
 @example(b64decode("abcdaa=="))
-def test_a_message_travels_as_one_argument(message: bytes) -> None:
-    """Padding could make a word of lower-case letters a `key=value`."""
+def test_a_message_is_one_argument_of_a_request(message: bytes) -> None:
+    """With padding, a word of lower-case letters would be parsed as `key=value`."""
     request = parse_request(format_request(Request("auth", (scram.encode(message, padded=False),))))
     assert request.options == {}
     assert scram.decode(request.args[0]) == message == scram.decode(scram.encode(message))

@@ -1,17 +1,21 @@
-"""The program beside the hidden server that dials out for it: open a tunnel, park connections, dial, relay, come back.
+"""The agent: runs beside the hidden server, dials out to the relay, and relays visitors to the local server.
 
-    expose.py     the loop around everything: a tunnel, a control connection, and after a loss both again
-    keeper.py     what is asked of the relay: open, look after, trim, close
-    pool.py       connections parked at the relay, ahead of demand
-    sizing.py     how many: pure
-    carriers.py   or, with webmux, connections that each bring many visitors; secured.py: the way to one of those
-    visitors.py   each visitor's way from the pool to the local server, and the counts
-    local.py      the local server: its addresses, and how it is dialled
-    health.py     whether the local server is well: pure; probe.py looks, watch.py has it acted upon
-    backoff.py    how long to wait after a loss: pure; wake.py ends a wait early
-    plan.py       what is wanted of an exposure; planfile.py reads many from expose.toml
-    fleet.py      many exposures in one process
-    listener.py   the same pool as a `trio.abc.Listener`, for Trio programs
+    expose.py          one exposure: connects, opens the tunnel, and after a loss does both again; shutdown.py ends it
+    exposures.py       several exposures in one process
+    session.py         one open tunnel at one relay: checks it, refills its connections, closes it
+    request.py         how a tunnel is opened: backend, options, encryption
+    source.py          what a source of connections is: either
+    pool.py              connections parked at the relay ahead of demand; handshake_pool.py: with a key or TLS, or
+    carriers.py          webmux connections that carry many visitors each
+    end_visitor.py     visitors that arrive on an End (a channel, or a TLS connection)
+    visitors.py        each visitor: dials the local server, joins the two, counts
+    local.py           the local server: its addresses, how it is dialled, whether anything listens there
+    health.py          health checks of the local server, and the HTTP answer while it is unhealthy
+    network.py         detects network changes and suspends; backoff.py: delays between attempts
+    access.py          how the relay is reached, and with which credential
+    config.py          what the user configured; expose_file.py reads it from expose.toml
+    events.py          what the agent reports about itself
+    listener.py        the same connections as a `trio.abc.Listener`, for Trio programs
 
-What it asks of the relay goes through `tunneld.client`; of the daemon it knows nothing.
+Requests to the relay go through `tunneld.client`. Nothing here imports the daemon.
 """

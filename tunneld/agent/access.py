@@ -1,4 +1,4 @@
-"""How an agent reaches its relay, and as whom."""
+"""How an agent reaches its relay, and with which credential."""
 
 from __future__ import annotations
 
@@ -19,71 +19,77 @@ from tunneld.tls.connection import TlsSocket, shake_hands
 from tunneld.tls.contexts import client_tls_context
 
 MAX_KEY_REPLY = 1024
-"""Octets of the relay's answer to a key: OK, or a code and a sentence."""
-
+"""Bytes of the relay's reply to a tunnel key: `OK`, or `ERR`, a code and a sentence."""
 
 SECRET_CHECK_INTERVAL = 5.0
-"""Seconds between two looks at the file of a secret that is worth nothing any more. Only this machine is asked."""
+"""Seconds between two reads of a secret file whose secret was refused. The file is read, the relay is not asked."""
 
 
 @dataclass(slots=True)
 class RelayAccess:
-    """How to reach a relay's control port, and as whom: a credential is a name and its secret, which `reread` reads
-    again where it is in a file. `timeout` in seconds bounds each step. Shared by all that reach this relay.
+    """How to reach a relay's control port. All exposures at one relay share one of these.
+
+    `credential` is a name and a secret. `reread_secret` returns the present secret if that comes from a file, else it
+    is None. `timeout` bounds each step, in seconds.
     """
 
     where: str
     tls: ssl.SSLContext | None = None
     timeout: float = 10.0
     credential: tuple[str, str] | None = field(default=None, repr=False)
-    reread: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+    reread_secret: Callable[[], str] | None = field(default=None, repr=False, compare=False)
 
-    async def wait_for_another_secret(self, refused: tuple[str, str]) -> None:
-        """Return once the credential is another one than that which was refused. The relay hears nothing of it before:
-        each failure costs everybody at our address.
+    async def wait_for_new_secret(self, refused: tuple[str, str]) -> None:
+        """Wait until `credential` differs from the `refused` one, rereading the secret file now and then.
+
+        The relay is not contacted meanwhile: every failed login counts against this address.
         """
         while self.credential == refused:
             await trio.sleep(SECRET_CHECK_INTERVAL)
-            if self.reread is not None and self.credential == refused:
-                with suppress(UsageError):  # it is just being written, say
-                    self.credential = refused[0], self.reread()
+            if self.reread_secret is not None and self.credential == refused:
+                with suppress(UsageError):  # for example while the file is being written
+                    self.credential = refused[0], self.reread_secret()
 
     def connect(self) -> AbstractAsyncContextManager[Client]:
-        """A control connection."""
+        """Open a control connection, for the length of the `async with`. Raises as `tunneld.client.connect`."""
         return connect(self.where, tls=self.tls, timeout=self.timeout, credential=self.credential)
 
     async def dial_carrier(self, uri: Endpoint) -> socket.socket | TlsSocket:
-        """A connection to the port of a server URI: in TLS, where its scheme says so, with whoever shows the
-        certificate of the control port. Raises `RelayUnreachableError`, or `RemoteProtocolError` for a wrong pin.
+        """Connect to the port of a webmux server URI; the caller owns the connection.
+
+        With the scheme `webmuxs` the connection uses TLS, and the peer must show the certificate of the control port.
+        Raises `RelayUnreachableError`, or `RemoteProtocolError` for a wrong pin.
         """
-        with self._reaching(uri):
+        with self._connecting(uri):
             connection = await dial(await resolve_relay(uri.host, uri.port))
             if uri.scheme == "webmuxs":
-                return await shake_hands(connection, self._context(), server_hostname=self._host)
+                return await shake_hands(connection, self._tls_context(), server_hostname=self._host)
             return connection
 
     async def dial_keyed(
         self, uri: Endpoint, session: ssl.SSLSession | None = None
     ) -> tuple[socket.socket | TlsSocket, bytes]:
-        """A connection to a tcp tunnel's server side to which the key was shown, and what the relay has said behind
-        its OK. `session` is that of an earlier one, see `TlsSocket.session`. Raises `RelayUnreachableError`,
-        `RefusedError`, or `RemoteProtocolError`, also for a wrong pin.
+        """Connect to a tcp tunnel's server side and present the tunnel's key; the caller owns the connection.
+
+        Returns the connection and the bytes that arrived after the relay's OK. `session` is the TLS session of an
+        earlier connection, see `TlsSocket.session`. Raises `RelayUnreachableError`, `RefusedError`, or
+        `RemoteProtocolError`, also for a wrong pin.
         """
-        with self._reaching(uri):
+        with self._connecting(uri):
             connection = await dial(await resolve_relay(uri.host, uri.port))
-            way: socket.socket | TlsSocket = connection
+            stream: socket.socket | TlsSocket = connection
             try:
                 if uri.scheme == "tls":
-                    way = TlsSocket(connection, self._context(), server_hostname=self._host, session=session)
-                    await way.shake_hands()
-                return way, await _show_key(way, uri)
+                    stream = TlsSocket(connection, self._tls_context(), server_hostname=self._host, session=session)
+                    await stream.shake_hands()
+                return stream, await _present_key(stream, uri)
             except BaseException:
-                way.close()
+                stream.close()
                 raise
 
     @contextmanager
-    def _reaching(self, uri: Endpoint) -> Iterator[None]:
-        """One attempt to connect, in bounded time and with one kind of error."""
+    def _connecting(self, uri: Endpoint) -> Iterator[None]:
+        """Bound an attempt to connect by the timeout, and turn `OSError` into `RelayUnreachableError`."""
         try:
             with trio.fail_after(self.timeout):
                 yield
@@ -95,8 +101,8 @@ class RelayAccess:
             return
         raise RelayUnreachableError(f"could not connect to {uri.without_key}: {reason}")
 
-    def _context(self) -> ssl.SSLContext:
-        return self.tls or _usual_context()
+    def _tls_context(self) -> ssl.SSLContext:
+        return self.tls or _default_tls_context()
 
     @property
     def _host(self) -> str:
@@ -104,32 +110,38 @@ class RelayAccess:
 
 
 @functools.cache
-def _usual_context() -> ssl.SSLContext:
-    """One for all connections: a session (`TlsSocket.session`) belongs to its context."""
+def _default_tls_context() -> ssl.SSLContext:
+    """One context for all connections, because a TLS session can only be resumed with the context it came from."""
     return client_tls_context()
 
 
-async def _show_key(way: socket.socket | TlsSocket, uri: Endpoint) -> bytes:
-    """Say the key and hear OK, tunneld-control(7); what came behind it. Raises as `dial_keyed`."""
+async def _present_key(stream: socket.socket | TlsSocket, uri: Endpoint) -> bytes:
+    """Send the tunnel's key and wait for OK, see tunneld-control(7). Returns the bytes after it.
+
+    On a plain socket the reply is read byte by byte, so nothing after it is taken from the kernel. Raises as
+    `dial_keyed`.
+    """
     line = f"{uri.key}\n".encode()
-    if isinstance(way, TlsSocket):
-        await way.send_all(line)
+    if isinstance(stream, TlsSocket):
+        await stream.send_all(line)
     else:
-        way.send(line)
-    heard = b""
-    while (end := heard.find(b"\n")) < 0:
-        if len(heard) >= MAX_KEY_REPLY:
-            raise RemoteProtocolError(f"the port of {uri.without_key} does not answer as a tunneld does")
-        if isinstance(way, TlsSocket):
-            more = await way.receive(MAX_KEY_REPLY - len(heard))
+        stream.send(line)
+    received = b""
+    while (end := received.find(b"\n")) < 0:
+        if len(received) >= MAX_KEY_REPLY:
+            raise RemoteProtocolError(
+                f"{uri.without_key} is not a tunneld relay: its reply to the tunnel key is too long"
+            )
+        if isinstance(stream, TlsSocket):
+            data = await stream.receive(MAX_KEY_REPLY - len(received))
         else:
-            await trio.lowlevel.wait_readable(way)
-            more = way.recv(1)  # the line and not an octet more: the next may be a visitor's
-        if not more:
-            raise RelayUnreachableError(f"the relay hung up at {uri.without_key} without an answer to the key")
-        heard += more
-    verdict, _, reason = heard[:end].decode(errors="replace").partition(" ")
+            await trio.lowlevel.wait_readable(stream)
+            data = stream.recv(1)  # the next byte may be a visitor's
+        if not data:
+            raise RelayUnreachableError(f"the relay closed the connection to {uri.without_key} without a reply")
+        received += data
+    verdict, _, reason = received[:end].decode(errors="replace").partition(" ")
     if verdict != "OK":
         code, _, text = reason.partition(" ")
-        raise RefusedError(code, f"the relay does not take us at {uri.without_key}: {text}")
-    return heard[end + 1 :]
+        raise RefusedError(code, f"the relay refused the connection to {uri.without_key}: {text}")
+    return received[end + 1 :]

@@ -1,23 +1,22 @@
-"""The carriers of one tunnel: connections to the relay's shared port, each of which brings up to 126 visitors.
+"""The carriers of one tunnel: connections to the relay's shared port, each of which carries up to 126 visitors.
 
-    task       dials while none stands that answers and has places left; rests otherwise. It ends with the last carrier;
-               cancelled, it takes them all along
-    carrier    told the server URI, then asked for a sign of life: whoever answers has taken us
-    visitor    a channel that the relay opened: its PROXY header is read, then it is handed over
+    task       dials while no carrier answers and has places left, else sleeps. It ends with the last carrier;
+               cancelling it closes all of them
+    carrier    sends the server URI, then a ping: the pong proves that the relay accepted it
+    visitor    a channel that the relay opened: its PROXY header is read, then the channel is handed over
 
-The relay gives a visitor to the carrier that has the fewest. Another one is dialled when that has few places left. A
-crowd fills the new one before we hear that it is taken; then two more are dialled, then four, and so on: thousands who
-wait must not wait for a round trip per hundred of them.
+The relay gives each visitor to the carrier with the fewest. Another carrier is dialled when the existing ones are
+nearly full. A crowd fills the new one before the agent learns that it was accepted; then two more are dialled, then
+four, and so on, so that thousands of waiting visitors do not wait a round trip per hundred of them.
 
-A carrier that falls silent is not given up: another one is dialled beside it. The relay prefers the one that answers,
-and if the silence was a short one, nobody has lost anything. The tunnel at the relay outlives all of its carriers for a
-while, so none of this needs the control connection; where the relay has forgotten the tunnel, carriers end unanswered,
-which is *trouble*, and the keeper asks.
+A carrier that stops answering is not dropped; another one is dialled beside it. The relay prefers the one that answers,
+and if the silence was short, nothing is lost. At the relay the tunnel outlives its carriers for a while, so none of
+this needs the control connection. If the relay has forgotten the tunnel, carriers end before a pong. That is *trouble*:
+dialling pauses until the session has checked the tunnel.
 """
 
 from __future__ import annotations
 
-import random
 import socket
 from dataclasses import replace
 from typing import cast
@@ -25,10 +24,10 @@ from typing import cast
 import trio
 
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.backoff import delays
+from tunneld.agent.backoff import Backoff
 from tunneld.agent.end_visitor import EndVisitor, VisitorSink
-from tunneld.agent.network import is_ours
-from tunneld.agent.source import MAX_DIALS_AT_ONCE, SourceEvents
+from tunneld.agent.network import is_local_address
+from tunneld.agent.source import MAX_CONCURRENT_DIALS, SourceEvents
 from tunneld.engine.engine import Engine
 from tunneld.engine.pump import Pump
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError
@@ -40,19 +39,20 @@ from tunneld.net.endpoint import Endpoint
 from tunneld.tls.connection import TlsSocket
 
 MAX_CARRIERS = 80
-"""Carriers of one tunnel: ten thousand visitors, which is what a relay takes unless told otherwise."""
-NEARLY_FULL = MAX_CHANNELS * 3 // 4
-"""Channels of a carrier. When each has so many, another one is dialled, before a visitor has to wait."""
-FIRST, LONGEST = 0.25, 2.0
-"""Seconds between attempts to dial: short, since a silent network answers no attempt and a relay's own restart is over
-in a second; the tunnel, and thereby the reason to try, ends when the keeper says so.
+"""Carriers of one tunnel: enough for ten thousand visitors, the relay's default limit."""
+NEARLY_FULL_CHANNELS = MAX_CHANNELS * 3 // 4
+"""Open channels from which a carrier counts as nearly full. When all are, another one is dialled before visitors have
+to wait.
+"""
+FIRST_DIAL_DELAY, MAX_DIAL_DELAY = 0.25, 2.0
+"""Seconds between attempts to dial. Short, because a dead network answers no attempt and a restart of the relay takes a
+second. The session ends the attempts when the tunnel is gone.
 """
 
 
 class Carriers:
-    """See `Supply`."""
+    """The carriers of one tunnel. Implements `ConnectionSource`."""
 
-    description = "carriers"
     size = 0
 
     def __init__(
@@ -60,255 +60,256 @@ class Carriers:
         engine: Engine,
         relay: RelayAccess,
         uri: Endpoint,
-        owner: SourceEvents,
+        events: SourceEvents,
         nursery: trio.Nursery,
         *,
         keep_header: bool,
         limits: CarrierLimits | None = None,
     ) -> None:
-        """`uri` is the server URI; `nursery` owns the task that dials. `keep_header`: leave it in front of what the
-        visitor says.
+        """`uri` is the server URI; `nursery` runs the task that dials. `keep_header`: leave the PROXY header in front
+        of the visitor's bytes.
         """
-        self.visitors = VisitorSink(owner.on_visitor, owner.on_failure, keep_header)  # who takes them
-        self.closed = False  # carriers end with their last visitor
+        self.visitor_sink = VisitorSink(events.on_visitor, events.on_failure, keep_header)
+        self.closed = False  # no new carriers; each one ends with its last visitor
         self._engine = cast(Pump, engine)
         self._relay = relay
         self._uri = uri
-        self._owner = owner
+        self._events = events
         self._limits = limits or CarrierLimits()
-        self._lines: dict[_AgentCarrier, None] = {}
+        self._carriers: dict[_AgentCarrier, None] = {}
         self._nursery = nursery
         self._wake = trio.Event()
         self._changed = trio.Event()
-        self._resting = True
-        self._running = False  # there is a task
-        self._attempt = trio.CancelScope()  # of what that task does now: one attempt, or the wait until the next
+        self._paused = True
+        self._running = False  # the dialling task exists
+        self._attempt = trio.CancelScope()  # around one attempt, or the delay before the next
 
     @property
     def parked(self) -> int:
-        """Carriers that the relay has taken."""
-        return sum(line.taken and not line.retired for line in self._lines)
+        """Carriers that the relay has accepted and that take visitors."""
+        return sum(carrier.accepted and not carrier.retired for carrier in self._carriers)
 
     def resume(self) -> None:
-        """See `Supply.resume`."""
-        self.closed = self._resting = False
+        """See `ConnectionSource.resume`."""
+        self.closed = self._paused = False
         self._wake.set()
         if not self._running:
             self._running = True
             self._nursery.start_soon(self._run)
 
     def pause(self) -> None:
-        """See `Supply.rest`: visitors still come on the carriers that stand."""
-        self._resting = True
+        """See `ConnectionSource.pause`: the existing carriers still take visitors."""
+        self._paused = True
 
     def resize(self) -> bool:
-        """Nothing is parked."""
+        """Return False: no connection is parked at the relay."""
         return False
 
     def probe(self) -> None:
-        """See `Supply.doubt`: every carrier is asked, and an attempt from before that begins anew."""
-        for line in self._lines:
-            line.probe()
+        """Ping every carrier, and start a running attempt to dial again from the beginning."""
+        for carrier in self._carriers:
+            carrier.probe()
         self._attempt.cancel()
-        self.stirred()
+        self.wake_if_needed()
 
     def close(self) -> None:
-        """Be called by nobody new: carriers end with the last visitor that they serve."""
-        self.closed = self._resting = True
+        """Take no new visitors: each carrier ends with the last visitor on it."""
+        self.closed = self._paused = True
         self._attempt.cancel()
         self._wake.set()
-        for line in list(self._lines):
-            line.retire()
+        for carrier in list(self._carriers):
+            carrier.retire()
 
     def withdraw(self) -> None:
-        """See `Supply.withdraw`."""
+        """See `ConnectionSource.withdraw`."""
         self.close()
 
     async def wait_withdrawn(self) -> None:
-        """See `Supply.wait_withdrawn`."""
-        while not all(line.confirmed for line in self._lines):
+        """See `ConnectionSource.wait_withdrawn`."""
+        while not all(carrier.confirmed for carrier in self._carriers):
             await self._changed.wait()
 
     async def wait_closed(self) -> None:
-        """See `Supply.wait_gone`."""
-        while self._lines:
+        """See `ConnectionSource.wait_closed`."""
+        while self._carriers:
             await self._changed.wait()
 
-    # What its carriers report
+    # Called by the carriers
 
-    def stirred(self) -> None:
-        """A carrier is nearly full or fell silent: is another one needed?"""
-        if not self._resting and self._lacks():
+    def wake_if_needed(self) -> None:
+        """A carrier is nearly full or stopped answering: dial another one if that leaves too few places."""
+        if not self._paused and self._needs_carrier():
             self._wake.set()
 
-    def lost(self, line: _AgentCarrier, reason: str) -> None:
+    def on_carrier_closed(self, carrier: _AgentCarrier, reason: str) -> None:
         """A carrier ended."""
-        self._lines.pop(line, None)
-        self.tell_changed()
-        if not self.closed and not line.retired:
-            if not line.taken:
-                self._resting = True  # the relay does not know us: the keeper asks, and says when to go on
-                self._owner.on_unknown_tunnel()
-            if not line.taken or not self._lines:
-                self._owner.on_trouble(reason)
+        self._carriers.pop(carrier, None)
+        self.notify_changed()
+        if not self.closed and not carrier.retired:
+            if not carrier.accepted:
+                self._paused = True  # the relay does not know the tunnel: the session checks, then resumes
+                self._events.on_unknown_tunnel()
+            if not carrier.accepted or not self._carriers:
+                self._events.on_trouble(f"connection to the relay lost: {reason}")
         self._wake.set()
 
-    def tell_changed(self) -> None:
-        """A carrier ended, or the relay knows that it is to end."""
+    def notify_changed(self) -> None:
+        """A carrier ended, or the relay confirmed that it is to end: wake the waiting tasks."""
         self._changed.set()
         self._changed = trio.Event()
 
     # Inside
 
     async def _run(self) -> None:
-        """Dial whenever it is needed, until `close` and the end of the last carrier."""
-        waits = delays(random.random, first=FIRST, longest=LONGEST)
-        count = 1  # to dial at once
+        """Dial whenever a carrier is needed, until `close` and the end of the last carrier."""
+        backoff = Backoff(first=FIRST_DIAL_DELAY, longest=MAX_DIAL_DELAY)
+        count = 1  # carriers to dial at once
         try:
-            while self._lines or not self.closed:
-                if self._resting or not self._lacks():
+            while self._carriers or not self.closed:
+                if self._paused or not self._needs_carrier():
                     count = 1
                     self._wake = trio.Event()
                     await self._wake.wait()
                     continue
                 with trio.CancelScope() as self._attempt:
                     if await self._dial_several(count):
-                        count = min(2 * count, MAX_DIALS_AT_ONCE) if self._answering else 1
-                        waits = delays(random.random, first=FIRST, longest=LONGEST)
+                        count = min(2 * count, MAX_CONCURRENT_DIALS) if self._answering else 1
+                        backoff.reset()
                     else:
                         count = 1
-                        await trio.sleep(next(waits))
+                        await trio.sleep(backoff.next_delay())
         finally:
             self._running = False
             self.closed = True
-            for line in list(self._lines):
-                line.cut()
+            for carrier in list(self._carriers):
+                carrier.close()
 
-    def _lacks(self) -> bool:
-        """Whether no carrier answers and has places left, and there may be one more."""
+    def _needs_carrier(self) -> bool:
+        """Whether every carrier that answers is nearly full, and the limit allows one more."""
         answering = self._answering
-        return len(answering) < MAX_CARRIERS and all(line.channels >= NEARLY_FULL for line in answering)
+        full = all(carrier.channel_count >= NEARLY_FULL_CHANNELS for carrier in answering)
+        return full and len(answering) < MAX_CARRIERS
 
     @property
     def _answering(self) -> list[_AgentCarrier]:
-        return [line for line in self._lines if line.answering and not line.retired]
+        return [carrier for carrier in self._carriers if carrier.answering and not carrier.retired]
 
     async def _dial_several(self, count: int) -> bool:
-        """So many more carriers at once, as far as there may be; whether the relay has taken each of them."""
-        taken: list[bool] = []
+        """Dial `count` carriers at once, or as many as the limit allows; returns whether the relay accepted all."""
+        accepted: list[bool] = []
 
         async def dial() -> None:
-            line = await self._dial()
-            taken.append(line is not None and await line.is_taken())
+            carrier = await self._dial()
+            accepted.append(carrier is not None and await carrier.wait_accepted())
 
         async with trio.open_nursery() as nursery:
             for _ in range(min(count, MAX_CARRIERS - len(self._answering))):
                 nursery.start_soon(dial)
-        return all(taken)
+        return all(accepted)
 
     async def _dial(self) -> _AgentCarrier | None:
-        """One more carrier; None where that failed, which is told."""
+        """Dial one carrier. Returns None after a failure, which is reported as trouble."""
         try:
             connection = await self._relay.dial_carrier(self._uri)
         except (RelayUnreachableError, RemoteProtocolError) as error:
-            self._owner.on_trouble(str(error))
+            self._events.on_trouble(str(error))
             return None
-        if self.closed:  # when all was done, which cancels nothing any more
+        if self.closed:  # at the moment in which the dial succeeded: too late to cancel it
             connection.close()
             return None
         try:
-            line = _AgentCarrier(self, self._engine, connection, self._limits)
+            carrier = _AgentCarrier(self, self._engine, connection, self._limits)
         except OSError:
             connection.close()
             return None
-        self._lines[line] = None
-        line.introduce(self._uri)
-        return line
+        self._carriers[carrier] = None
+        carrier.send_uri(self._uri)
+        return carrier
 
 
 class _AgentCarrier:
-    """One carrier, and its owner. See `session.Owner`."""
+    """The agent's side of one carrier. Implements `CarrierEvents`."""
 
     def __init__(
         self, carriers: Carriers, engine: Pump, connection: socket.socket | TlsSocket, limits: CarrierLimits
     ) -> None:
-        self.taken = False
-        self.retired = False  # it ends with the last visitor that it serves
-        self.confirmed = False  # and the relay knows
-        self._farewell = ""
-        self._decided = trio.Event()
+        self.accepted = False  # by the relay
+        self.retired = False  # takes no new visitors, and ends with the last one on it
+        self.confirmed = False  # the relay knows that it is retired
+        self._uri_without_key = ""
+        self._decided = trio.Event()  # accepted, or closed
         self._carriers = carriers
-        link = connection_over(connection)
-        self._address = link.connection.getsockname()
-        self._cut_off = False  # its own address is none of this machine's
-        self._carrier = Carrier(engine, link, self, initiator=True, limits=limits)
+        muxed = connection_over(connection)
+        self._address = muxed.connection.getsockname()
+        self._address_lost = False  # this machine no longer has that address
+        self._carrier = Carrier(engine, muxed, self, initiator=True, limits=limits)
 
     @property
     def answering(self) -> bool:
-        return self._carrier.answering and not self._cut_off
+        return self._carrier.answering and not self._address_lost
 
     @property
-    def channels(self) -> int:
+    def channel_count(self) -> int:
         return len(self._carrier.channels)
 
-    def introduce(self, uri: Endpoint) -> None:
-        """Say who we are, then ask for an answer: it comes behind whatever the relay thinks of that."""
-        self._farewell = str(replace(uri, key=""))
+    def send_uri(self, uri: Endpoint) -> None:
+        """Send the server URI, then a ping. The relay answers the ping after it has judged the URI."""
+        self._uri_without_key = str(replace(uri, key=""))
         self._carrier.define_endpoint(str(uri))
         self._carrier.heartbeat.ping_now()
 
-    async def is_taken(self) -> bool:
-        """Wait until the relay has taken this carrier, or it is gone."""
+    async def wait_accepted(self) -> bool:
+        """Wait until the relay accepted or closed this carrier; returns which."""
         await self._decided.wait()
-        return self.taken
+        return self.accepted
 
     def probe(self) -> None:
-        """Is anybody there? The answer takes back what is assumed here."""
-        self._cut_off = not is_ours(self._address)
+        """Ping the relay, and count as not answering until the pong if this machine lost the carrier's address."""
+        self._address_lost = not is_local_address(self._address)
         self._carrier.heartbeat.ping_now()
 
     def retire(self) -> None:
-        """Say that we are to be called no more. Visitors that were on their way are here before the answer is."""
+        """Ask the relay for no more visitors. Visitors that it sent before it read this arrive before its pong."""
         if not self.retired:
             self.retired = True
-            self._carrier.define_endpoint(self._farewell)
+            self._carrier.define_endpoint(self._uri_without_key)
             self._carrier.request_ack()
 
-    def cut(self) -> None:
-        """End, and so does every visitor on it."""
+    def close(self) -> None:
+        """Close the carrier and with it every visitor on it."""
         self._carrier.close("the agent stopped")
 
-    # What the carrier reports
+    # Called by the carrier
 
     def on_opened(self, channel: Channel, protocol: int) -> None:
-        """A visitor; who it is comes first."""
+        """The relay opened a channel for a visitor; its PROXY header comes first."""
         channel.accept()
-        channel.handler = EndVisitor(channel, self._carriers.visitors)
-        if len(self._carrier.channels) >= NEARLY_FULL:
-            self._carriers.stirred()
+        channel.handler = EndVisitor(channel, self._carriers.visitor_sink)
+        if len(self._carrier.channels) >= NEARLY_FULL_CHANNELS:
+            self._carriers.wake_if_needed()
 
     def on_endpoint(self, uri: str | None) -> None:
-        """We call nobody back."""
+        """Ignore the relay's URI: an agent opens no channels."""
 
     def on_capacity(self) -> None:
-        """A visitor left. Of the last one the relay shall have read everything before the carrier ends."""
+        """A visitor left. Before a retired carrier closes, the relay must have read everything of the last one."""
         if self.retired and not self._carrier.channels:
             self._carrier.request_ack()
 
     def on_pong(self) -> None:
-        """The relay has read what we said, who we are or that we go, and has not hung up."""
-        self.taken = True
-        self._cut_off = False
+        """The relay has read everything that was sent, the URI included, and did not close the carrier."""
+        self.accepted = True
+        self._address_lost = False
         self._decided.set()
         if self.retired:
             self.confirmed = True
-            self._carriers.tell_changed()
+            self._carriers.notify_changed()
             if not self._carrier.channels:
                 self._carrier.close()
 
     def on_unresponsive(self) -> None:
-        self._carriers.stirred()
+        self._carriers.wake_if_needed()
 
     def on_closed(self, reason: str) -> None:
         self._decided.set()
-        self._carriers.lost(self, reason)
+        self._carriers.on_carrier_closed(self, reason)

@@ -1,7 +1,6 @@
-"""What is wanted of one exposure, wherever that was written: as options of a command, as a table of a file. Pure.
+"""What the user configured for one exposure, from the options of a command or a table of a file. No I/O.
 
-A written value is found under one word, `max_pool`. How the word is spelled for the person who wrote it (`--max-pool`)
-is the business of `spell`.
+Values are looked up by key: `max_pool`. `spell` turns a key into what the user wrote: `--max-pool` or `max_pool`.
 """
 
 from __future__ import annotations
@@ -17,61 +16,63 @@ from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Target
 
-OPTIONS = ("name", "share", "secure", "client_port", "ttl", "idle_timeout", "pairing_timeout", "linger")
-"""Words that openTunnel has as well."""
-VISITORS = ("allow_from", "deny_from", "max_visitors", "max_per_source", "visitor_rate", "bandwidth", "quota")
-"""The same for those about visitors; on a command line they go to the relay as typed, and it says what is wrong."""
+TUNNEL_KEYS = ("name", "share", "secure", "client_port", "ttl", "idle_timeout", "pairing_timeout", "linger")
+"""Keys that are options of openTunnel as well."""
+VISITOR_KEYS = ("allow_from", "deny_from", "max_visitors", "max_per_source", "visitor_rate", "bandwidth", "quota")
+"""The same for limits on visitors. On a command line they go to the relay as typed, and the relay checks them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExposureConfig:
-    """One exposure. `linger` and `drain_timeout` in seconds."""
+    """What the user configured for one exposure. `linger` and `drain_timeout` are seconds, `scheme` is that of the
+    address that is shown.
+    """
 
     target: Target
     request: TunnelRequest = field(default_factory=TunnelRequest)
     check: Check | None = None
-    scheme: str = "tcp"  # of the address that is told
+    scheme: str = "tcp"
     linger: float = 60.0
     drain_timeout: float = DRAIN_WITHIN
 
 
-def plan_of(words: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureConfig:
-    """Make a plan of what was written; None stands for what was not. Raises `UsageError`."""
-    if words["pool"] > words["max_pool"]:
-        raise UsageError(f"{spell('pool')} {words['pool']} is more than {spell('max_pool')} {words['max_pool']}")
-    options = {key: words[key] for key in (*OPTIONS, *VISITORS) if words[key] not in {None, False}}
-    if words["share"] and not words["name"]:
-        raise UsageError(f"{spell('share')} goes with {spell('name')}: others join by it")
-    limits = PoolLimits(words["pool"], words["max_pool"])
-    wish = TunnelRequest(options, limits, keep_header=words["proxy_protocol"], backend=words["backend"])
+def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureConfig:
+    """Build the configuration of an exposure from values by key; None means not given. Raises `UsageError`."""
+    if values["pool"] > values["max_pool"]:
+        raise UsageError(f"{spell('pool')} {values['pool']} is more than {spell('max_pool')} {values['max_pool']}")
+    if values["share"] and not values["name"]:
+        raise UsageError(f"{spell('share')} requires {spell('name')}: agents that give the same name share the tunnel")
+    options = {key: values[key] for key in (*TUNNEL_KEYS, *VISITOR_KEYS) if values[key] not in {None, False}}
+    limits = PoolLimits(values["pool"], values["max_pool"])
+    request = TunnelRequest(options, limits, keep_header=values["proxy_protocol"], backend=values["backend"])
     return ExposureConfig(
-        Target.parse(words["target"]),
-        wish,
-        check_of(words),
-        words["scheme"] or "tcp",
-        words["linger"],
-        words["drain_timeout"],
+        Target.parse(values["target"]),
+        request,
+        _health_check(values),
+        values["scheme"] or "tcp",
+        values["linger"],
+        values["drain_timeout"],
     )
 
 
-def check_of(words: Mapping[str, Any]) -> Check | None:
-    """How the local server is to be looked at, if at all."""
-    if words["health"] is None:
+def _health_check(values: Mapping[str, Any]) -> Check | None:
+    """The health check that the values ask for, or None."""
+    if values["health"] is None:
         return None
     return Check(
-        words["health"],
-        words["health_path"],
-        words["health_interval"],
-        words["health_timeout"],
-        words["unhealthy_after"],
-        words["healthy_after"],
-        UnhealthyPolicy(words["unhealthy"]),
+        values["health"],
+        values["health_path"],
+        values["health_interval"],
+        values["health_timeout"],
+        values["unhealthy_after"],
+        values["healthy_after"],
+        UnhealthyPolicy(values["unhealthy"]),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """From the plans that run to those that are wanted, by their names."""
+    """The difference between two sets of exposures, by name."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -79,7 +80,7 @@ class Changes:
 
 
 def changes(old: Mapping[str, object], new: Mapping[str, object]) -> Changes:
-    """What to open, to close, and to close and open again; whoever is in none of them is left alone."""
+    """Which names to open, to close, and to close and open again. Names in none of the three are unchanged."""
     return Changes(
         added=tuple(name for name in new if name not in old),
         removed=tuple(name for name in old if name not in new),

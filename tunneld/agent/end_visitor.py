@@ -1,4 +1,4 @@
-"""Visitors that come on ducts: who it is comes first, in a PROXY header; then it is handed over."""
+"""Visitors that arrive on an `End`: a channel of a carrier, or a TLS connection. Each starts with a PROXY header."""
 
 from __future__ import annotations
 
@@ -22,120 +22,120 @@ from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
 
 @dataclass(frozen=True, slots=True)
 class VisitorSink:
-    """Whom a `EndVisitor` tells; one for all of a supply, where that can be."""
+    """What an `EndVisitor` calls. Carriers share one."""
 
     on_visitor: Callable[[EndVisitor, bytes], None]
-    """A visitor came: the way to it, from now on the callee's, and its PROXY header."""
+    """A visitor arrived, with its PROXY header; the callee owns it from now on."""
     on_failure: FailureCallback
     keep_header: bool
-    """Whether the header is left in front of what the visitor says."""
+    """Whether the header is left in front of the visitor's bytes."""
     on_lost: Callable[[str], None] = lambda _reason: None
-    """There was no header, and why."""
+    """The end was lost before its PROXY header arrived, and why."""
 
 
 class EndVisitor:
-    """A duct by which a visitor comes. First this is its user, and hears who the visitor is; then it is handed over as
-    the way to that visitor, see `Way`.
+    """A visitor on an `End`. First it is the end's handler and reads the PROXY header; then it is handed over and is
+    a `VisitorConnection`.
     """
 
-    __slots__ = ("_duct", "_head", "_owner")
+    __slots__ = ("_end", "_header", "_sink")
 
-    def __init__(self, duct: End, owner: VisitorSink) -> None:
-        self._duct = duct
-        self._owner = owner
-        self._head = b""
+    def __init__(self, end: End, sink: VisitorSink) -> None:
+        self._end = end
+        self._sink = sink
+        self._header = b""
 
-    # The way to the visitor
+    # As a VisitorConnection
 
     def join(self, server: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
-        """The local server's socket is the server's side."""
-        return self._duct.join(server, linger=linger, on_end=on_end, side=Side.SERVER)
+        """Relay between the visitor and the local server's socket."""
+        return self._end.join(server, linger=linger, on_end=on_end, side=Side.SERVER)
 
     def stream(self) -> trio.abc.HalfCloseableStream:
-        """The duct as a stream."""
-        return EndStream(self._duct)
+        """Return the visitor as a Trio stream."""
+        return EndStream(self._end)
 
     def close(self, reason: str) -> None:
-        """The relay hears why, where there is a way to say it."""
-        self._duct.reset(reason)
+        """Reset the end; on a carrier the reason is sent to the relay."""
+        self._end.reset(reason)
 
-    # Until then, the duct's user
+    # As the end's handler, until the header is complete
 
     def on_data(self, data: memoryview) -> int:
-        """Take the header, and not an octet more."""
-        head, taken = self._head, 0
+        """Take the bytes of the header and not one more; returns how many were taken."""
+        header, taken = self._header, 0
         try:
-            while missing := missing_v2(head) if head else COMMON_V2:
+            while missing := missing_v2(header) if header else COMMON_V2:
                 part = bytes(data[taken : taken + missing])
                 if not part:
-                    self._head = head
+                    self._header = header
                     return taken
-                head += part
+                header += part
                 taken += len(part)
         except RemoteProtocolError as error:
             self._give_up(str(error))
             return taken
-        self._duct.handler = NO_HANDLER
-        if self._owner.keep_header:
-            self._duct.unread(head)
-        self._owner.on_visitor(self, head)
+        self._end.handler = NO_HANDLER
+        if self._sink.keep_header:
+            self._end.unread(header)
+        self._sink.on_visitor(self, header)
         return taken
 
     def on_eof(self) -> None:
-        """The end instead of a header."""
-        self._give_up("connection closed by the relay")
+        """The relay closed its direction before the header."""
+        self._give_up("closed by the relay")
 
     def on_writable(self) -> None:
-        """We say nothing."""
+        """Nothing waits to be sent."""
 
     def on_reset(self, error: OSError) -> None:
-        """The visitor, or the relay, is gone."""
-        self._owner.on_lost(reason_of(error))
+        """The connection broke before the header."""
+        self._sink.on_lost(reason_of(error))
 
     def on_internal_error(self, error: Exception) -> None:
-        """A bug."""
-        self._owner.on_failure(error)
+        """A callback raised: a bug."""
+        self._sink.on_failure(error)
 
     def _give_up(self, reason: str) -> None:
-        self._duct.reset("no PROXY header")
-        self._owner.on_lost(reason)
+        self._end.reset("no PROXY header")
+        self._sink.on_lost(reason)
 
 
 class TlsParked:
-    """A connection in TLS that the relay has parked. See `Parked`."""
+    """A TLS connection that is parked at the relay. Implements `Parked`."""
 
-    def __init__(self, pool: Pool, tls: TlsSocket, ahead: bytes, handle: Parked) -> None:
-        """`ahead` was read already; `handle` is what the pool knows it by: named once, and then let go of, or both
-        would wait for the garbage collector, which does not know how much OpenSSL holds. Raises OSError.
+    def __init__(self, pool: Pool, tls: TlsSocket, received: bytes, handle: Parked) -> None:
+        """`received` was read from the connection already. `handle` is the pool's key for it. It is dropped after its
+        only use: a reference cycle would have to wait for the garbage collector, which does not see how much memory
+        OpenSSL holds. Raises `OSError`.
         """
         self._pool = pool
         self._handle: Parked | None = handle
-        self._duct = TlsEnd(cast(Pump, pool.engine), tls)
-        self._duct.unread(ahead)
+        self._end = TlsEnd(cast(Pump, pool.engine), tls)
+        self._end.unread(received)
         try:
-            self._duct.start()
+            self._end.start()
         except OSError:
             tls.close()
             raise
-        self._duct.handler = EndVisitor(
-            self._duct, VisitorSink(self._came, pool.owner.on_failure, bool(pool.flags), self._lost)
-        )
-        self._duct.deliver_buffered()
+        sink = VisitorSink(self._on_visitor, pool.events.on_failure, pool.keep_header, self._on_lost)
+        self._end.handler = EndVisitor(self._end, sink)
+        self._end.deliver_buffered()
 
-    def look(self) -> None:
-        """The pump looks by itself."""
+    def check(self) -> None:
+        """Do nothing: the pump delivers what arrives."""
 
     def close(self) -> None:
-        """See `Parked`."""
+        """See `Parked.close`."""
         self._handle = None
-        self._duct.close()
+        self._end.close()
 
-    def _came(self, way: EndVisitor, header: bytes) -> None:
+    def _on_visitor(self, visitor: EndVisitor, header: bytes) -> None:
         handle, self._handle = self._handle, None
         if handle is not None:
-            self._pool.came(handle, way, header)
+            self._pool.on_visitor(handle, visitor, header)
 
-    def _lost(self, reason: str) -> None:
+    def _on_lost(self, reason: str) -> None:
         handle, self._handle = self._handle, None
         if handle is not None:
-            self._pool.lost(handle, reason)
+            self._pool.on_lost(handle, f"connection to the relay lost: {reason}")

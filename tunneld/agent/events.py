@@ -1,22 +1,22 @@
-"""What the agent says of itself, to whoever asked to be told.
+"""What the agent reports about itself: events, and how each is limited.
 
-    opened       the tunnel is open                                  address uri id
-    visitor      a visitor came, and the local server is dialled     visitor
-    left         that visitor's relay ended                          visitor up down reason
-    failed       a visitor could not be served                       visitor reason repeated
-    trouble      parked connections do not last                      reason repeated
-    reconnecting tunnel or relay went; tried again after delay       reason delay
-    resumed      the control connection is back, the tunnel stands   address id
-    unhealthy    the local server fails its checks                   reason
+    opened       the tunnel is open                                          address uri id
+    visitor      a visitor arrived, and the local server is dialled          visitor
+    left         that visitor's connection ended                             visitor up down reason
+    failed       a visitor could not be served                               visitor reason repeated
+    trouble      connections to the relay were lost or could not be made     reason repeated
+    reconnecting the tunnel or the relay was lost; retried after `delay`     reason delay
+    resumed      the control connection is back, the tunnel is still open    address id
+    unhealthy    the local server fails its health checks                    reason
     healthy      it passes them again
-    draining     told to end: nobody new, visitors have delay        id visitors delay
-    ended        this exposure failed for good, the others go on     reason
-    closed       the end                                             id reason served failed up down
+    draining     told to stop: no new visitors, `delay` for the present ones id visitors delay
+    ended        this exposure failed permanently, the other ones continue   reason
+    closed       the end                                                     id reason served failed up down
 
-`repeated` is the number of like events that were kept back since the last one that was told. `delay` is in seconds,
-`up` (to the local server) and `down` in octets.
+`repeated` is the number of similar events that were left out since the last one reported. `delay` is in seconds, `up`
+(to the local server) and `down` (to visitors) in bytes.
 
-Saying the same thing once, and later how often it was true. Pure.
+`RepeatLimiter` decides which repetitions of a message are left out. It is pure: the time is an argument.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ Field = str | int | float
 
 
 class Reporter(Protocol):
-    """Who is told. Must not wait and must not raise: events come from inside the engine."""
+    """Receives events. Must neither block nor raise, because the engine's callbacks call it."""
 
     @property
     def wants_visitors(self) -> bool:
-        """Whether it wants `visitor` and `left`, which cost time for each visitor."""
+        """Whether to report `visitor` and `left`, which cost time for each visitor."""
 
     def report(self, event: str, /, **fields: Field) -> None:
-        """Something happened."""
+        """Report one event with its fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How an agent is doing: visitors, connections, octets."""
+    """Counts of one exposure: visitors `now`, `served` and `failed`, `parked` connections, bytes `up` and `down`."""
 
     now: int = 0
     served: int = 0

@@ -1,21 +1,20 @@
-"""Make a local server reachable: open a tunnel, serve its visitors, and after a loss come back.
+"""One exposure: make a local server reachable, serve its visitors, and reconnect after a loss.
 
     expose
-    ├─ visitors                  without a task, see visitors.py; they outlive tunnels: whoever is being served when
-    │                            the relay's daemon drains may finish
-    ├─ patient visitor ×N        only those for whom the local server cannot be dialled the short way
-    ├─ carriers ×N               of the tunnel that is open, and of former ones whose visitors finish: see carriers.py
-    ├─ watch                     where the local server is to be checked: see health.py
-    └─ (this task)               connect ──► open, or find the tunnel still there ──► keep ──► lost ──► wait ─┐
-                                    └────────────────────────────────────────────────────────────────────────┘
+    ├─ visitors                  without tasks, see visitors.py. They outlive tunnels: when the relay drains, the
+    │                            visitors that it has already connected may finish
+    ├─ slow dial ×N              only for visitors for whom the local server cannot be dialled without waiting
+    ├─ carriers ×N               of the open tunnel, and of former ones until their visitors finish: see carriers.py
+    ├─ health checks             where they are configured: see health.py
+    └─ (this task)               connect ──► open, or find the tunnel still open ──► keep ──► lost ──► wait ─┐
+                                    └───────────────────────────────────────────────────────────────────────┘
 
-The engine is not part of it and may serve other exposures, too: what this one has there, it takes along when it ends.
+The engine is not part of it and may serve other exposures. When an exposure ends, it removes what it has in the engine.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,9 +25,9 @@ from tunneld.agent.access import SECRET_CHECK_INTERVAL, RelayAccess
 from tunneld.agent.backoff import Backoff
 from tunneld.agent.config import ExposureConfig
 from tunneld.agent.events import Reporter, Stats
-from tunneld.agent.health import Check, UnhealthyPolicy, watch
-from tunneld.agent.local import LocalServer, complaint
-from tunneld.agent.network import NetworkMonitor, is_ours
+from tunneld.agent.health import Check, UnhealthyPolicy, run_checks
+from tunneld.agent.local import LocalServer, why_nothing_listens
+from tunneld.agent.network import NetworkMonitor, is_local_address
 from tunneld.agent.request import TunnelRequest
 from tunneld.agent.session import AgentContext, TunnelSession
 from tunneld.agent.shutdown import AgentShutdown
@@ -47,50 +46,41 @@ from tunneld.errors import (
     UsageError,
 )
 
-FOR_GOOD = frozenset({UsageError.code, NotAllowedError.code, EndedError.code})
-"""Refusals that trying again does not mend."""
-PORT_TAKEN = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
-"""How a relay refuses a port that somebody else has, or that a reload took out of its range."""
+PERMANENT_REFUSALS = frozenset({UsageError.code, NotAllowedError.code, EndedError.code})
+"""Codes of refusals that another attempt does not change."""
+PORT_REFUSALS = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
+"""Codes with which a relay refuses a port that is taken, or that a reload removed from its range."""
 
-CLOCKS_DIFFER = 1.0
-"""Seconds before our end of the `ttl` at which the relay's may come."""
-
-Start = Callable[[Client, TunnelRequest], Awaitable[TunnelSession]]
-"""Opens a tunnel of this kind whose visitors are served."""
+EXPIRY_TOLERANCE = 1.0
+"""Seconds by which a tunnel may expire at the relay before it does by the agent's clock."""
 
 
 @asynccontextmanager
 async def open_exposure(
-    plan: ExposureConfig,
+    config: ExposureConfig,
     relay: RelayAccess,
-    teller: Reporter,
+    reporter: Reporter,
     engine: Engine,
-    wake: NetworkMonitor,
+    monitor: NetworkMonitor,
     *,
     patient: bool = False,
-    on_left: Callable[[], None] = lambda: None,
+    on_withdrawn: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Exposure]:
-    """Everything that `Exposure.run` needs, for the length of the block. At its end the tunnel is closed and whoever is
-    still here is cut.
+    """Yield an exposure, to be run in the block. After the block its tunnel is closed and its visitors are dropped.
 
-    `engine` moves the bytes, `wake` ends waits early; somebody else runs both. `patient`: a first attempt that fails is
-    tried again like any other. `on_left` is called once the relay sends us nobody any more, while those who are here
-    finish.
+    The caller runs the `engine`, which moves the bytes, and the `monitor`, which ends delays early. `patient`: retry a
+    first attempt that fails, like any later one. `on_withdrawn` is called once the relay sends no more visitors, while
+    the present ones finish.
     """
     async with trio.open_nursery() as nursery:
-        http = plan.scheme == "http"
-        visitors = LocalVisitors(LocalServer(plan.target), nursery, teller, linger=plan.linger, http=http)
-
-        async def start(client: Client, wish: TunnelRequest) -> TunnelSession:
-            ground = AgentContext(engine, nursery, relay, teller, exposure.hurry)
-            return await TunnelSession.start(client, ground, wish, take=visitors.take, failed=exposure.fail)
-
-        ending = AgentShutdown(relay, visitors, teller, on_left, shared=bool(plan.request.options.get("share")))
-        exposure = Exposure(relay, plan.request, teller, visitors, start, ending, wake=wake, patient=patient)
-        if (check := plan.check) is not None:
-            nursery.start_soon(watch, LocalServer(plan.target), check, teller, partial(exposure.heed, check))
-        if (nothing_there := complaint(plan.target)) is not None:
-            teller.report("trouble", reason=nothing_there, repeated=0)
+        exposure = Exposure(
+            config, relay, reporter, engine, nursery, monitor, patient=patient, on_withdrawn=on_withdrawn
+        )
+        if (check := config.check) is not None:
+            on_result = partial(exposure.on_health, check)
+            nursery.start_soon(run_checks, LocalServer(config.target), check, reporter, on_result)
+        if (reason := why_nothing_listens(config.target)) is not None:
+            reporter.report("trouble", reason=reason, repeated=0)
         try:
             yield exposure
         finally:
@@ -99,215 +89,224 @@ async def open_exposure(
 
 
 class Exposure:
-    """A local server that is reachable through a relay."""
+    """A local server that is reachable through a relay. Made by `open_exposure`."""
 
     def __init__(
         self,
+        config: ExposureConfig,
         relay: RelayAccess,
-        wish: TunnelRequest,
-        teller: Reporter,
-        visitors: LocalVisitors,
-        start: Start,
-        ending: AgentShutdown,
+        reporter: Reporter,
+        engine: Engine,
+        nursery: trio.Nursery,
+        monitor: NetworkMonitor,
         *,
-        wake: NetworkMonitor,
         patient: bool,
+        on_withdrawn: Callable[[], None],
     ) -> None:
-        """Made by `open_exposure`."""
+        """`nursery` runs the tasks of visitors and carriers. For the rest see `open_exposure`."""
+        self.session: TunnelSession | None = None
+        """Of the open tunnel, or of the one that was open last."""
         self._relay = relay
-        self._wish = wish
-        self._teller = teller
-        self._visitors = visitors
-        self._start = start
-        self._wake = wake
+        self._request = config.request
+        self._reporter = reporter
+        self._monitor = monitor
         self._patient = patient
-        self._ending = ending
-        self._withdrawn = False  # nothing is to be parked at the relay
+        self._visitors = LocalVisitors(
+            LocalServer(config.target), nursery, reporter, linger=config.linger, http=config.scheme == "http"
+        )
+        shared = bool(config.request.options.get("share"))
+        self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)
+        self._context = AgentContext(engine, nursery, relay, reporter, self.retry_now)
+        self._withdrawn = False  # no connections at the relay, because the local server is unhealthy
         self._connected_at: float | None = None  # in `trio.current_time`
-        self._keeper: TunnelSession | None = None  # of the tunnel that is open, or was when we last knew
-        self._ends_at: float | None = None  # when the first tunnel's ttl is over, in `trio.current_time`
+        self._expires_at: float | None = None  # the end of the first tunnel's ttl, in `trio.current_time`
         self._was_open = False
         self._bug: Exception | None = None
-        self._scope = trio.CancelScope()
-        self._at_work = trio.CancelScope()  # until told to drain
-        self._line = trio.CancelScope()  # of what is asked over the control connection
-        self._local_host = ""  # our address of it
+        self._run_scope = trio.CancelScope()
+        self._serve_scope = trio.CancelScope()  # cancelled by `drain`
+        self._session_scope = trio.CancelScope()  # around what uses the control connection
+        self._local_host = ""  # our address of the control connection
 
     @property
-    def figures(self) -> Stats:
-        """How it is doing."""
-        up, down = self._visitors.octets
-        parked = self._keeper.supply.parked if self._keeper else 0
+    def stats(self) -> Stats:
+        """Counts of this exposure, up to now."""
+        up, down = self._visitors.bytes_moved
+        parked = self.session.source.parked if self.session else 0
         return Stats(self._visitors.now, self._visitors.served, self._visitors.failed, parked, up, down)
 
     async def run(self) -> None:
-        """Be reachable until the tunnel's `ttl` is over.
+        """Keep the local server reachable until the tunnel expires (`ttl`, `idle_timeout`) or `stop` or `drain`.
 
-        Raises what the first attempt failed with, and afterwards only `RefusedError` where it is for good: whatever
-        else goes wrong is told, waited out and tried again.
+        Raises the error of the first attempt unless `patient`, and later only a `RefusedError` that is permanent. All
+        other errors are reported, and retried after a delay.
         """
-        with self._scope:
-            with self._at_work, self._wake.telling(self._doubt):
-                await self._come_back_for_ever()
-            if self._ending.patience is not None:
-                await self._ending.drain(self._keeper)
+        with self._run_scope:
+            with self._serve_scope, self._monitor.calling(self._on_network_change):
+                await self._connect_forever()
+            if self._shutdown.drain_timeout is not None:
+                await self._shutdown.drain(self.session)
         if self._bug:
             raise self._bug
 
-    def heed(self, check: Check, healthy: bool) -> None:
-        """Act on what the local server counts as. May be told the same again."""
-        if check.conduct is UnhealthyPolicy.TELL or self._ending.patience is not None:
+    def on_health(self, check: Check, healthy: bool) -> None:
+        """Called by the health checks after each one: act on the result. Harmless when repeated."""
+        if check.policy is UnhealthyPolicy.TELL or self._shutdown.drain_timeout is not None:
             return
-        if (
-            check.conduct is UnhealthyPolicy.WITHDRAW
-        ):  # whoever is on the way to us has no other, and is served all the same
-            if self._keeper is not None and healthy is self._withdrawn:
-                (self._keeper.resume if healthy else self._keeper.withdraw)()
+        if check.policy is UnhealthyPolicy.WITHDRAW:  # visitors already on their way to this agent are still served
+            if self.session is not None and healthy is self._withdrawn:
+                (self.session.resume if healthy else self.session.withdraw)()
             self._withdrawn = not healthy
         elif healthy:
-            self._visitors.serve()
+            self._visitors.accept()
         else:
-            self._visitors.turn_away("the local server is unhealthy", answering=check.how == "http")
+            self._visitors.turn_away("the local server is unhealthy", answer_http=check.kind == "http")
 
     def stop(self, reason: str) -> None:
-        """End `run`, for a reason that is told."""
-        self._ending.reason = reason
-        self._scope.cancel()
+        """End `run` now; `reason` is reported."""
+        self._shutdown.reason = reason
+        self._run_scope.cancel()
 
-    def drain(self, reason: str, seconds: float) -> None:
-        """End `run` when those who are being served have finished, after so many `seconds` at the latest; nobody new is
-        served. Harmless when repeated.
+    def drain(self, reason: str, timeout: float) -> None:
+        """Take no new visitors, and end `run` when the present ones have finished or after `timeout` seconds. Harmless
+        when repeated.
         """
-        if self._ending.patience is None:
-            self._ending.reason, self._ending.patience = reason, seconds
-            self._at_work.cancel()
+        if self._shutdown.drain_timeout is None:
+            self._shutdown.reason, self._shutdown.drain_timeout = reason, timeout
+            self._serve_scope.cancel()
 
     def fail(self, error: Exception) -> None:
-        """A bug in a callback: the exposure dies of it."""
+        """Called after a bug in a callback: end `run` with that error."""
         self._bug = self._bug or error
-        self._scope.cancel()
+        self._run_scope.cancel()
 
     async def close(self) -> None:
-        """Close the tunnel at the relay, in bounded time, and tell. Not stopped by being cancelled."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            await self._ending.close(keeper)
+        """Close the tunnel at the relay, in bounded time, and report it. Finishes even if cancelled."""
+        session, self.session = self.session, None
+        if session is not None:
+            await self._shutdown.close(session)
 
-    def hurry(self) -> None:
-        """The relay answers again: the wait for it is over."""
-        self._wake.wake()
+    def retry_now(self) -> None:
+        """End the delay before the next attempt: the relay answers again."""
+        self._monitor.wake()
 
-    def _doubt(self) -> None:
-        """The network changed: a connection from an address that is ours no more says so by silence only."""
-        if self._local_host and not is_ours((self._local_host, 0)):
-            self._line.cancel()
-        if self._keeper is not None:
-            self._keeper.supply.probe()
+    def _on_network_change(self) -> None:
+        """Give up a control connection whose local address this machine lost: such a connection ends silently."""
+        if self._local_host and not is_local_address((self._local_host, 0)):
+            self._session_scope.cancel()
+        if self.session is not None:
+            self.session.source.probe()
 
-    async def _come_back_for_ever(self) -> None:
-        backoff = Backoff(random.random)
+    async def _connect_forever(self) -> None:
+        backoff = Backoff()
         while True:
             self._connected_at, credential = None, self._relay.credential
             try:
                 async with self._relay.connect() as client:
-                    credential = None  # that was right
-                    keeper = await self._find_or_open(client)
+                    credential = None  # it was accepted
+                    session = await self._find_or_open(client)
                     if not self._withdrawn:
-                        keeper.resume()
+                        session.resume()
                     self._connected_at = trio.current_time()
-                    await self._keep(client, keeper)
+                    await self._keep(client, session)
             except TunneldError as error:
-                if self._is_over(error):
+                if self._is_expired(error):
                     return
-                if credential and self._may_have_another_secret(error):
-                    self._teller.report(
-                        "reconnecting",
-                        reason=f"{error}; waiting for another one in its file",
-                        delay=SECRET_CHECK_INTERVAL,
-                    )
-                    await self._relay.wait_for_another_secret(credential)
+                if credential and self._may_get_new_secret(error):
+                    reason = f"{error}; waiting for a new secret in its file"
+                    self._reporter.report("reconnecting", reason=reason, delay=SECRET_CHECK_INTERVAL)
+                    await self._relay.wait_for_new_secret(credential)
                     continue
-                if self._is_for_good(error):
-                    self._ending.reason = str(error)
-                    await self._ending.outlast(self._keeper)
+                if self._is_permanent(error):
+                    self._shutdown.reason = str(error)
+                    await self._shutdown.wait_for_visitors(self.session)
                     raise
                 connected_at = self._connected_at
-                delay = backoff.after(0.0 if connected_at is None else trio.current_time() - connected_at)
-                self._teller.report("reconnecting", reason=str(error), delay=round(delay, 1))
-                if await self._wake.sleep(delay):
-                    backoff.forget()
+                delay = backoff.delay_after(0.0 if connected_at is None else trio.current_time() - connected_at)
+                self._reporter.report("reconnecting", reason=str(error), delay=round(delay, 1))
+                if await self._monitor.sleep(delay):
+                    backoff.reset()
 
-    async def _keep(self, client: Client, keeper: TunnelSession) -> None:
-        """Look after the tunnel until it or the connection is lost, which an exception says."""
-        self._local_host = client.local_host
+    async def _keep(self, client: Client, session: TunnelSession) -> None:
+        """Keep the tunnel until it or the connection is lost, which is always an exception."""
+        self._local_host = local_host = client.local_host
         try:
-            with trio.CancelScope() as self._line:
-                await keeper.keep(client)
-        except* trio.Cancelled:  # of each task that was in there
-            await self._ending.begin(client, keeper)
+            with trio.CancelScope() as self._session_scope:
+                await session.keep(client)
+        except* trio.Cancelled:  # one per task inside
+            await self._shutdown.leave_over(client, session)
             raise
         finally:
             self._local_host = ""
-        raise RelayUnreachableError(f"control connection to relay {client.relay} is from an address that is gone")
+        raise RelayUnreachableError(
+            f"connection to relay {client.relay} lost: this machine no longer has the address {local_host}"
+        )
 
-    def _is_over(self, error: TunneldError) -> bool:
-        """Whether the tunnel is gone because its time was over, which the person asked for, and not by a mishap."""
-        soon, options = trio.current_time() + CLOCKS_DIFFER, self._wish.options
-        if self._ends_at is not None and soon >= self._ends_at:
-            self._ending.reason = f"its {options['ttl']} s are over (ttl)"
+    def _is_expired(self, error: TunneldError) -> bool:
+        """Whether the tunnel is gone because its `ttl` or `idle_timeout` passed, as the user asked, not by accident."""
+        now, options = trio.current_time() + EXPIRY_TOLERANCE, self._request.options
+        if self._expires_at is not None and now >= self._expires_at:
+            self._shutdown.reason = f"lifetime of {options['ttl']} s is over (ttl)"
             return True
         idle = options.get("idle_timeout")
-        if idle is None or not isinstance(error, NoSuchTunnelError) or soon < self._visitors.stirred_at + float(idle):
+        if idle is None or not isinstance(error, NoSuchTunnelError) or now < self._visitors.last_active + float(idle):
             return False
-        self._ending.reason = f"no byte moved for {idle} s (idle_timeout)"
+        self._shutdown.reason = f"no data for {idle} s (idle_timeout)"
         return True
 
-    def _is_for_good(self, error: TunneldError) -> bool:
+    def _is_permanent(self, error: TunneldError) -> bool:
         code = error.reply_code if isinstance(error, RefusedError) else error.code
         if code == NotAllowedError.code and self._connected_at is not None:
-            return False  # our credential changed under us: the next login hears what that means
-        return code in FOR_GOOD or not (self._was_open or self._patient)
+            return False  # the credential changed while connected: the next login shows what that means
+        return code in PERMANENT_REFUSALS or not (self._was_open or self._patient)
 
-    def _may_have_another_secret(self, error: TunneldError) -> bool:
-        """Whether the relay refused a secret that comes from a file: it was rotated, and the file follows."""
+    def _may_get_new_secret(self, error: TunneldError) -> bool:
+        """Whether the relay refused a secret that comes from a file: it was rotated, and the file may follow."""
         refused = isinstance(error, RefusedError) and error.reply_code == NotAllowedError.code
-        return refused and self._relay.reread is not None and (self._was_open or self._patient)
+        return refused and self._relay.reread_secret is not None and (self._was_open or self._patient)
 
     async def _find_or_open(self, client: Client) -> TunnelSession:
-        """The tunnel that only our control connection lost, or a new one."""
-        keeper = self._keeper
-        if keeper is not None:
+        """Return the session of the tunnel if only the control connection was lost, else open a new tunnel."""
+        session = self.session
+        if session is not None:
             try:
-                await keeper.check(client)
-                await keeper.come_back(client)
+                await session.check(client)
+                await session.rejoin(client)
             except NoSuchTunnelError:
-                keeper.supply.close()
+                session.source.close()
             else:
-                self._teller.report("resumed", address=str(keeper.tunnel.client), id=keeper.tunnel.id)
-                return keeper
-        self._keeper = keeper = await self._open(client, keeper)
+                self._reporter.report("resumed", address=str(session.tunnel.client), id=session.tunnel.id)
+                return session
+        self.session = session = await self._open(client, session)
         self._was_open = True
-        tunnel = keeper.tunnel
-        self._teller.report("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
-        return keeper
+        tunnel = session.tunnel
+        self._reporter.report("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
+        return session
 
     async def _open(self, client: Client, former: TunnelSession | None) -> TunnelSession:
-        """Open a tunnel, after a loss at the former address where it is free: visitors know that one."""
-        wish = self._wish
+        """Open a tunnel; after a loss at the former address, which visitors know, if that is free."""
+        request = self._request
         if former is None:
-            keeper = await self._start(client, wish)
-            ttl = wish.options.get("ttl")
-            self._ends_at = None if ttl is None else trio.current_time() + float(ttl)
-            return keeper
-        if wish.options.get("name"):  # that another agent may have taken over since: it would be taken back, and so on
-            wish = replace(wish, options={**wish.options, "replace": False})
-        if self._ends_at is not None:
-            wish = replace(wish, options={**wish.options, "ttl": round(self._ends_at - trio.current_time(), 3)})
+            session = await self._start_session(client, request)
+            ttl = request.options.get("ttl")
+            self._expires_at = None if ttl is None else trio.current_time() + float(ttl)
+            return session
+        if request.options.get("name"):  # do not replace another agent that took the name over, or both would in turn
+            request = _with_options(request, replace=False)
+        if self._expires_at is not None:
+            request = _with_options(request, ttl=round(self._expires_at - trio.current_time(), 3))
         try:
-            return await self._start(
-                client, replace(wish, options={**wish.options, "client_port": former.tunnel.client.port})
-            )
+            return await self._start_session(client, _with_options(request, client_port=former.tunnel.client.port))
         except RefusedError as error:
-            if error.reply_code not in PORT_TAKEN or "client_port" in wish.options:
+            if error.reply_code not in PORT_REFUSALS or "client_port" in request.options:
                 raise
-        return await self._start(client, wish)
+        return await self._start_session(client, request)
+
+    async def _start_session(self, client: Client, request: TunnelRequest) -> TunnelSession:
+        """Open a tunnel whose visitors reach the local server. Raises as `TunnelSession.start`."""
+        return await TunnelSession.start(
+            client, self._context, request, on_visitor=self._visitors.take, on_failure=self.fail
+        )
+
+
+def _with_options(request: TunnelRequest, **options: float) -> TunnelRequest:
+    return replace(request, options={**request.options, **options})

@@ -1,4 +1,4 @@
-"""expose.toml: a relay and several exposures, as values that cannot be wrong. tunnel(1) describes every key."""
+"""The file expose.toml: a relay and several exposures, validated by pydantic. tunnel(1) describes every key."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from tunneld.net.endpoint import MAX_PORT, Target, parse_relay
 from tunneld.policy.options import OPTIONS
 from tunneld.tls.pins import parse_pins
 
-Looks = Annotated[int, Field(ge=1, le=MAX_CHECKS)]
-Pool = Annotated[int, Field(ge=1, le=100_000)]
-Most = Annotated[int | None, Field(ge=1, le=1_000_000)]
-SomeSeconds = Annotated[float | None, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False)]
-FreePort = Annotated[int | None, Field(ge=1, le=MAX_PORT)]
+CheckCount = Annotated[int, Field(ge=1, le=MAX_CHECKS)]
+PoolSize = Annotated[int, Field(ge=1, le=100_000)]
+VisitorLimit = Annotated[int | None, Field(ge=1, le=1_000_000)]
+OptionalSeconds = Annotated[float | None, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False)]
+OptionalPort = Annotated[int | None, Field(ge=1, le=MAX_PORT)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # what openTunnel takes as a name
 
 
-def _as(read: Callable[[str], object]) -> AfterValidator:
-    """A string that `read` takes; it stays as it was written."""
+def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Validates a string with a parser; the value stays the string."""
 
     def check(value: str) -> str:
         try:
-            read(value)
+            parse(value)
         except UsageError as error:
             raise ValueError(str(error)) from None
         except ValueError as error:
@@ -55,23 +55,27 @@ def _as(read: Callable[[str], object]) -> AfterValidator:
 
 
 def _port_as_text(value: object) -> object:
-    """A port may be written as the number that it is."""
+    """Accept a port that is written as a number."""
     return str(value) if type(value) is int else value
 
 
 def path_of_request(text: str) -> str:
-    """Check what a request line can carry as a path. Raises `ValueError`."""
+    """Return `text` if it can be the path of an HTTP request. Raises `ValueError`."""
     if not (text.startswith("/") and text.isascii() and text.isprintable() and " " not in text):
-        raise ValueError(f"{literal(text)} is not a path that a request line can carry")
+        raise ValueError(
+            f"{literal(text)} is not a path for an HTTP request: it must start with / and contain no spaces"
+        )
     return text
 
 
 class RelayTable(Table):
-    """`[relay]`: how to reach it, and as whom. What is left out comes from the environment, as for the options."""
+    """The table `[relay]`: how to reach it, and with which credential. Missing keys come from the environment, like
+    missing options of a command.
+    """
 
-    where: Annotated[str, _as(parse_relay)] | None = None
+    where: Annotated[str, _parsed_by(parse_relay)] | None = None
     ca: File | None = None
-    pin: Annotated[str, _as(parse_pins)] | None = None
+    pin: Annotated[str, _parsed_by(parse_pins)] | None = None
     insecure: bool = False
     cert: File | None = None
     key: File | None = None
@@ -83,40 +87,40 @@ class RelayTable(Table):
 
 
 class ExposureTable(Table):
-    """`[expose.NAME]`: one local server."""
+    """A table `[expose.NAME]`: one local server."""
 
-    target: Annotated[str, _as(Target.parse), BeforeValidator(_port_as_text)]
+    target: Annotated[str, _parsed_by(Target.parse), BeforeValidator(_port_as_text)]
     scheme: Literal["tcp", "http", "https"] = "tcp"
-    name: Annotated[str, _as(OPTIONS["name"].read)] | None = None
+    name: Annotated[str, _parsed_by(OPTIONS["name"].read)] | None = None
     share: bool = False
-    client_port: FreePort = None
+    client_port: OptionalPort = None
     backend: Literal["webmux", "tcp"] | None = None
     secure: Literal["yes", "key", "no"] | None = None
-    ttl: SomeSeconds = None
-    idle_timeout: SomeSeconds = None
-    pairing_timeout: SomeSeconds = None
+    ttl: OptionalSeconds = None
+    idle_timeout: OptionalSeconds = None
+    pairing_timeout: OptionalSeconds = None
     linger: Seconds = 60.0
     drain_timeout: SecondsOrNone = DRAIN_WITHIN
-    pool: Pool = 8
-    max_pool: Pool = 200
+    pool: PoolSize = 8
+    max_pool: PoolSize = 200
     proxy_protocol: bool = False
     allow_from: NetworkList = ()
     deny_from: NetworkList = ()
-    max_visitors: Most = None
-    max_per_source: Most = None
+    max_visitors: VisitorLimit = None
+    max_per_source: VisitorLimit = None
     visitor_rate: VisitorRate | None = None
-    bandwidth: Annotated[str, _as(OPTIONS["bandwidth"].read)] | None = None
-    quota: Annotated[str, _as(OPTIONS["quota"].read)] | None = None
+    bandwidth: Annotated[str, _parsed_by(OPTIONS["bandwidth"].read)] | None = None
+    quota: Annotated[str, _parsed_by(OPTIONS["quota"].read)] | None = None
     health: Literal["tcp", "http"] | None = None
     health_path: Annotated[str, AfterValidator(path_of_request)] = PATH
     health_interval: Seconds = INTERVAL
     health_timeout: Seconds = TIMEOUT
-    unhealthy_after: Looks = UNHEALTHY_AFTER
-    healthy_after: Looks = HEALTHY_AFTER
+    unhealthy_after: CheckCount = UNHEALTHY_AFTER
+    healthy_after: CheckCount = HEALTHY_AFTER
     unhealthy: Literal["answer", "withdraw", "tell"] = "answer"
 
     @model_validator(mode="after")
-    def _is_a_plan(self) -> ExposureTable:
+    def _check_combination(self) -> ExposureTable:
         try:
             self.plan("x")
         except UsageError as error:
@@ -124,11 +128,11 @@ class ExposureTable(Table):
         return self
 
     def plan(self, name: str) -> ExposureConfig:
-        """What is wanted; `name` is that of the table, and of the tunnel unless it has its own."""
-        words: dict[str, Any] = self.model_dump()
+        """Return the configuration of this exposure. `name` is the table's, and the tunnel's if it has no own one."""
+        values: dict[str, Any] = self.model_dump()
         for networks in ("allow_from", "deny_from"):
-            words[networks] = ",".join(words[networks]) or None
-        return plan_of({**words, "name": self.name or name}, str)
+            values[networks] = ",".join(values[networks]) or None
+        return plan_of({**values, "name": self.name or name}, str)
 
 
 class ExposeFile(Table):
@@ -139,7 +143,7 @@ class ExposeFile(Table):
 
     @field_validator("expose")
     @classmethod
-    def _has_names(cls, value: dict[str, ExposureTable], info: ValidationInfo) -> dict[str, ExposureTable]:
+    def _check_names(cls, value: dict[str, ExposureTable], info: ValidationInfo) -> dict[str, ExposureTable]:
         for name in value:
             if not _NAME.fullmatch(name):
                 raise ValueError(
@@ -151,12 +155,12 @@ class ExposeFile(Table):
 
     @property
     def plans(self) -> Mapping[str, ExposureConfig]:
-        """What is wanted, by name."""
-        return {name: exposed.plan(name) for name, exposed in self.expose.items()}
+        """The configurations of the exposures, by name."""
+        return {name: table.plan(name) for name, table in self.expose.items()}
 
 
 def load_plans(path: Path) -> ExposeFile:
-    """Read expose.toml. Relative paths in it start from its folder. Raises `ConfigError`, a sentence a mistake."""
+    """Read expose.toml. Relative paths in it start from its folder. Raises `ConfigError`, one sentence per mistake."""
     return load_as(ExposeFile, path, _parse)
 
 

@@ -1,12 +1,12 @@
-"""Several exposures in one process, whose number and plans may change while they run.
+"""Several exposures in one process; a reload may add, remove and replace them while they run.
 
-    fleet
-    ├─ engine         every byte of all exposures: one epoll set, one set of buffers and pipes for the process
-    ├─ NAME ×N        one exposure after another: the next one when its plan changed, and the former has left the relay
-    └─ exposure ×N    those of NAME now, and former ones whose visitors finish (see expose.py)
+    exposures
+    ├─ engine         moves the bytes of all exposures: one epoll set, one set of buffers and pipes for the process
+    ├─ NAME ×N        runs one exposure after another: a replacement starts when the relay sends its predecessor no more
+    │                 visitors
+    └─ exposure ×N    the present one of each NAME, and former ones whose visitors finish (see expose.py)
 
-An exposure that fails for good ends alone, and takes what it has in the engine along. The fleet ends when the last of
-them has.
+An exposure that fails permanently ends alone and removes what it has in the engine. `run` ends with the last exposure.
 """
 
 from __future__ import annotations
@@ -25,120 +25,127 @@ from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import TunneldError
 
+ReporterFactory = Callable[[str, ExposureConfig, Callable[[], Stats]], Reporter]
+"""Makes the reporter of an exposure from its name, its configuration, and a function that returns its counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExposureSpec:
-    """What one exposure is to be, and at which relay."""
+    """The configuration of one exposure, and its relay."""
 
     config: ExposureConfig
     relay: RelayAccess
 
 
 class Exposures:
-    """The exposures that are wanted, and those that run."""
+    """The configured exposures, and the running ones."""
 
-    def __init__(
-        self, teller_of: Callable[[str, ExposureConfig, Callable[[], Stats]], Reporter], wake: NetworkMonitor
-    ) -> None:
-        """`teller_of` makes the teller of a named exposure each time that it begins, and gets how that one is doing."""
+    def __init__(self, new_reporter: ReporterFactory, monitor: NetworkMonitor) -> None:
+        """`new_reporter` is called each time an exposure starts. The caller runs the `monitor`."""
         self.failures: dict[str, TunneldError] = {}
-        """What those failed with that failed for good, by name."""
-        self._teller_of = teller_of
-        self._wake = wake
-        self._engine = new_engine(poll_timeout=POLL_TIMEOUT)
-        self._wanted: dict[str, ExposureSpec] = {}
-        self._tasks: set[str] = set()  # names that are served
-        self._exposures: dict[Exposure, tuple[str, ExposureConfig]] = {}  # also those that let their visitors finish
-        self._draining = ""  # why
+        """The errors of the exposures that failed permanently, by name."""
+        self.engine = new_engine(poll_timeout=POLL_TIMEOUT)
+        """Moves the bytes of all exposures; `run` runs it."""
+        self._new_reporter = new_reporter
+        self._monitor = monitor
+        self._specs: dict[str, ExposureSpec] = {}  # by name, as last applied
+        self._tasks: set[str] = set()  # names that have a task
+        self._running: dict[Exposure, tuple[str, ExposureConfig]] = {}  # also former ones whose visitors finish
+        self._drain_reason = ""  # once draining
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
 
-    async def run(self, wanted: Mapping[str, ExposureSpec]) -> None:
-        """Expose until the last one has ended."""
+    async def run(self, specs: Mapping[str, ExposureSpec]) -> None:
+        """Run these exposures, and what `apply` makes of them, until the last one has ended."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._engine.run)
+            await nursery.start(self.engine.run)
             self._nursery = nursery
-            self.apply(wanted)
+            self.apply(specs)
             await self._ended.wait()
             nursery.cancel_scope.cancel()
 
     def drain(self, reason: str) -> None:
-        """End when those who are being served have finished, each exposure after its `drain_timeout` at the latest."""
-        self._draining = reason
-        self._wanted = {}
-        for exposure, (_, plan) in self._exposures.items():
-            exposure.drain(reason, plan.drain_timeout)
+        """Take no new visitors, and end when the present ones have finished, each exposure after its `drain_timeout`
+        at the latest.
+        """
+        self._drain_reason = reason
+        self._specs = {}
+        for exposure, (_, config) in self._running.items():
+            exposure.drain(reason, config.drain_timeout)
         self._end_if_empty()
 
-    def apply(self, wanted: Mapping[str, ExposureSpec]) -> Changes:
-        """Open, close and replace, until exactly `wanted` runs; nothing, where the fleet has ended. Never waits: the
-        visitors of those that go may finish.
+    def apply(self, specs: Mapping[str, ExposureSpec]) -> Changes:
+        """Open, close and replace exposures until exactly `specs` run. Returns the changes; does nothing once `run` has
+        ended or `drain` was called. Never blocks: visitors of closed exposures may finish.
 
-        An exposure that failed for good is tried again, one whose time was over is not.
+        An exposure that failed permanently is tried again. One that expired (`ttl`) is not.
         """
-        if self._nursery is None or self._ended.is_set() or self._draining:
+        if self._nursery is None or self._ended.is_set() or self._drain_reason:
             return Changes()
-        made = changes(self._wanted, wanted)
-        kept = self._wanted.keys() - made.replaced
-        self._wanted = {  # what is new is a new object, also where it is like one that is just being closed
-            name: self._wanted[name] if name in kept else replace(berth) for name, berth in wanted.items()
+        made = changes(self._specs, specs)
+        unchanged = self._specs.keys() - made.replaced
+        self._specs = {  # compared by identity below, so a new spec is a new object even if it equals one being closed
+            name: self._specs[name] if name in unchanged else replace(spec) for name, spec in specs.items()
         }
-        gone = dict.fromkeys(made.removed, "no longer wanted") | dict.fromkeys(made.replaced, "wanted in another way")
-        for exposure, (name, plan) in self._exposures.items():
-            if name in gone:
-                exposure.drain(gone[name], plan.drain_timeout)
-        for name in (*gone, *made.added):
+        closing = dict.fromkeys(made.removed, "removed from the configuration")
+        closing |= dict.fromkeys(made.replaced, "configuration changed")
+        for exposure, (name, config) in self._running.items():
+            if name in closing:
+                exposure.drain(closing[name], config.drain_timeout)
+        for name in (*closing, *made.added):
             self.failures.pop(name, None)
-            if name in wanted and name not in self._tasks:
+            if name in specs and name not in self._tasks:
                 self._tasks.add(name)
-                self._nursery.start_soon(self._serve, name, self._nursery)
+                self._nursery.start_soon(self._run_name, name, self._nursery)
         self._end_if_empty()
         return made
 
-    async def _serve(self, name: str, nursery: trio.Nursery) -> None:
-        """One exposure after another, as long as what is wanted changes. A tunnel of the same name would cut those whom
-        the former serves, so it comes when the relay has closed that to new visitors; its address is free then.
+    async def _run_name(self, name: str, nursery: trio.Nursery) -> None:
+        """Run the exposures of one name, one after another, as long as its spec changes.
+
+        A tunnel of the same name would drop the visitors of the former one. So the next exposure starts once the relay
+        has closed the former tunnel to new visitors; by then the address is free.
         """
-        berth = None
-        while (wanted := self._wanted.get(name)) is not None and wanted is not berth:
-            berth, left = wanted, trio.Event()
-            nursery.start_soon(self._expose, name, berth, left)
-            await left.wait()
+        current = None
+        while (spec := self._specs.get(name)) is not None and spec is not current:
+            current, withdrawn = spec, trio.Event()
+            nursery.start_soon(self._run_exposure, name, spec, withdrawn)
+            await withdrawn.wait()
         self._tasks.discard(name)
         self._end_if_empty()
 
-    async def _expose(self, name: str, berth: ExposureSpec, left: trio.Event) -> None:
-        """One exposure; `left` is set once the relay sends it nobody any more."""
-        plan, running = berth.config, list[Exposure]()
-        teller = self._teller_of(name, plan, lambda: running[0].figures if running else Stats())
+    async def _run_exposure(self, name: str, spec: ExposureSpec, withdrawn: trio.Event) -> None:
+        """Run one exposure; sets `withdrawn` once the relay sends it no more visitors."""
+        config, opened = spec.config, list[Exposure]()
+        reporter = self._new_reporter(name, config, lambda: opened[0].stats if opened else Stats())
         try:
             async with open_exposure(
-                plan, berth.relay, teller, self._engine, self._wake, patient=True, on_left=left.set
+                config, spec.relay, reporter, self.engine, self._monitor, patient=True, on_withdrawn=withdrawn.set
             ) as exposure:
-                running.append(exposure)
-                self._exposures[exposure] = name, plan
-                if self._wanted.get(name) is not berth:
-                    exposure.stop(self._draining or "no longer wanted")
+                opened.append(exposure)
+                self._running[exposure] = name, config
+                if self._specs.get(name) is not spec:
+                    exposure.stop(self._drain_reason or "removed from the configuration")
                 await exposure.run()
         except* TunneldError as group:
-            error = _first(group)
-            if self._wanted.get(name) is berth:
+            error = _first_error(group)
+            if self._specs.get(name) is spec:
                 self.failures[name] = error
-                del self._wanted[name]
-            teller.report("ended", reason=str(error))
+                del self._specs[name]
+            reporter.report("ended", reason=str(error))
         finally:
-            for exposure in running:
-                del self._exposures[exposure]
-            left.set()
+            for exposure in opened:
+                del self._running[exposure]
+            withdrawn.set()
             self._end_if_empty()
 
     def _end_if_empty(self) -> None:
-        if not (self._tasks or self._exposures):
+        if not (self._tasks or self._running):
             self._ended.set()
 
 
-def _first(error: TunneldError | BaseExceptionGroup[TunneldError]) -> TunneldError:
-    """The first exception inside the groups that nurseries make."""
+def _first_error(error: TunneldError | BaseExceptionGroup[TunneldError]) -> TunneldError:
+    """The first exception inside nested exception groups, which nurseries make."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,9 +1,9 @@
-"""The pool of a tunnel whose server side asks for a key: the same, but a connection is made in a task.
+"""The pool of a tunnel whose server side requires the tunnel's key. Unlike in `Pool`, a task makes each connection.
 
-    dialled ──► TLS, if the server URI says so ──► KEY ──► OK: parked ──► a visitor's header: taken
+    dialled ──► TLS, if the server URI says so ──► KEY ──► OK: parked ──► a visitor's header: handed over
 
-Few are made at once, because until it has shown its key each is a stranger to the relay, and it takes only so many
-strangers from one address.
+Only a few are made at once. Until it has presented its key, a connection is unauthenticated, and the relay limits
+unauthenticated connections per address.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import trio
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.end_visitor import TlsParked
 from tunneld.agent.pool import Parked, PlainParked, Pool, PoolLimits
-from tunneld.agent.source import MAX_DIALS_AT_ONCE, SourceEvents
+from tunneld.agent.source import MAX_CONCURRENT_DIALS, SourceEvents
 from tunneld.engine.engine import Engine
 from tunneld.errors import TunneldError
 from tunneld.net.endpoint import Endpoint
 
 
 class HandshakePool(Pool):
-    """See `Supply`."""
+    """A pool whose connections present the tunnel's key. Implements `ConnectionSource`."""
 
     def __init__(
         self,
@@ -31,58 +31,56 @@ class HandshakePool(Pool):
         relay: RelayAccess,
         uri: Endpoint,
         limits: PoolLimits,
-        owner: SourceEvents,
+        events: SourceEvents,
         nursery: trio.Nursery,
         *,
         keep_header: bool,
     ) -> None:
-        """`uri` is the server URI, `nursery` owns the tasks that dial. See `Pool`."""
-        super().__init__(engine, (socket.AF_UNSPEC, None), limits, owner, keep_header=keep_header)
+        """`uri` is the server URI, `nursery` runs the tasks that dial. For the rest see `Pool`."""
+        super().__init__(engine, (socket.AF_UNSPEC, None), limits, events, keep_header=keep_header)
         self.relay = relay
         self.uri = uri
         self.nursery = nursery
-        self.session: ssl.SSLSession | None = None  # for the next connection
-        self.dialling = trio.CapacityLimiter(MAX_DIALS_AT_ONCE)
+        self.tls_session: ssl.SSLSession | None = None  # for the next connection to resume
+        self.dial_limiter = trio.CapacityLimiter(MAX_CONCURRENT_DIALS)
 
-    def _begin(self) -> Parked:
+    def _start_dial(self) -> Parked:
         return _Handshake(self)
 
 
 class _Handshake:
-    """One connection: a task until the relay has said OK."""
+    """One connection of the pool, and its key there. A task makes it until the relay has said OK."""
 
     def __init__(self, pool: HandshakePool) -> None:
         self._pool = pool
         self._scope = trio.CancelScope()
         self._parked: Parked | None = None
-        pool.nursery.start_soon(self._knock)
+        pool.nursery.start_soon(self._connect)
 
-    async def _knock(self) -> None:
+    async def _connect(self) -> None:
         pool = self._pool
         try:
             with self._scope:
-                async with pool.dialling:
-                    way, ahead = await pool.relay.dial_keyed(pool.uri, pool.session)
-                if self._scope.cancel_called:  # when all was done, which cancels nothing any more
-                    way.close()
-                elif isinstance(way, socket.socket):
-                    self._parked = PlainParked(pool, way, self)
-                    self._parked.look()
+                async with pool.dial_limiter:
+                    connection, received = await pool.relay.dial_keyed(pool.uri, pool.tls_session)
+                if self._scope.cancel_called:  # at the moment in which the dial succeeded: too late to cancel it
+                    connection.close()
+                elif isinstance(connection, socket.socket):
+                    self._parked = PlainParked(pool, connection, self)
+                    self._parked.check()
                 else:
-                    pool.session = way.session(pool.session)
-                    self._parked = TlsParked(pool, way, ahead, self)
-        except TunneldError as error:
-            pool.lost(self, str(error))
-        except OSError as error:
-            pool.lost(self, str(error))
+                    pool.tls_session = connection.session(pool.tls_session)
+                    self._parked = TlsParked(pool, connection, received, self)
+        except (TunneldError, OSError) as error:
+            pool.on_lost(self, str(error))
 
-    def look(self) -> None:
-        """See `Parked`."""
+    def check(self) -> None:
+        """See `Parked.check`."""
         if self._parked is not None:
-            self._parked.look()
+            self._parked.check()
 
     def close(self) -> None:
-        """See `Parked`."""
+        """See `Parked.close`."""
         self._scope.cancel()
         if self._parked is not None:
             self._parked.close()

@@ -1,18 +1,15 @@
-"""Whether the local server is well, judged from one look after another. Pure.
+"""Health checks of the local server, and the answer that visitors get while it is unhealthy.
 
                      `unhealthy_after` failures in a row
         healthy ─────────────────────────────────────────► unhealthy
                 ◄─────────────────────────────────────────
                      `healthy_after` successes in a row
 
-It counts as healthy until shown otherwise: an agent that starts is of use at once, and a server that is not there yet
-refuses its first visitors by itself.
+The server counts as healthy until checks say otherwise: an agent is useful as soon as it starts, and a server that is
+not up yet refuses its first visitors by itself.
 
-One look at the local server: does it take a connection, does it answer HTTP.
-
-The task that looks at the local server, and has its exposure act on what it sees.
-
-How visitors are turned away while the local server is unhealthy, or does not answer where it speaks HTTP.
+`probe` makes one check (does the server accept a connection, does it answer HTTP), `HealthState` judges a series of
+them and is pure, `run_checks` is the task that does both, `answer` tells one visitor over HTTP.
 """
 
 from __future__ import annotations
@@ -32,54 +29,54 @@ from tunneld.agent.local import LocalServer
 from tunneld.errors import reason_of
 
 INTERVAL = 10.0
-"""Seconds between two looks: with three failures half a minute until it shows, as the balancers of this field do."""
+"""Seconds between two checks: with three failures it takes half a minute to notice, as with common load balancers."""
 TIMEOUT = 5.0
-"""Seconds for an answer: a healthy server on the same machine takes milliseconds, one that swaps takes seconds."""
+"""Seconds for an answer: a healthy server on the same machine takes milliseconds, a swapping one takes seconds."""
 UNHEALTHY_AFTER = 3
-"""Failures in a row: one is a restart."""
+"""Failures in a row: one may be a restart."""
 HEALTHY_AFTER = 2
-"""Successes in a row: one can be luck."""
+"""Successes in a row: one may be luck."""
 MAX_CHECKS = 100
-"""For either of the two; with the shortest useful interval that is minutes."""
+"""The maximum of both counts: minutes, at the shortest useful interval."""
 PATH = "/"
-"""What is asked for over HTTP."""
+"""The path of the HTTP request."""
 
-How = Literal["tcp", "http"]
+CheckKind = Literal["tcp", "http"]
 
 
 class UnhealthyPolicy(Enum):
     """What to do with visitors while the local server is unhealthy."""
 
-    ANSWER = "answer"  # say so, where the visitor speaks HTTP; otherwise close at once
-    WITHDRAW = "withdraw"  # take none: the relay has others of the same tunnel, or the visitor waits
-    TELL = "tell"  # as ever
+    ANSWER = "answer"  # answer with status 503 if checks use HTTP, else close at once
+    WITHDRAW = "withdraw"  # take none: the relay gives them to another agent of the tunnel, or they wait
+    TELL = "tell"  # serve them as usual, and only report it
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How the local server is looked at, and what follows. Times in seconds, `unhealthy_after` and `healthy_after` as
-    counts of looks.
+    """How to check the local server, and what follows. `interval` and `timeout` in seconds, `unhealthy_after` and
+    `healthy_after` in checks.
     """
 
-    how: How
+    kind: CheckKind
     path: str = PATH
     interval: float = INTERVAL
     timeout: float = TIMEOUT
     unhealthy_after: int = UNHEALTHY_AFTER
     healthy_after: int = HEALTHY_AFTER
-    conduct: UnhealthyPolicy = UnhealthyPolicy.ANSWER
+    policy: UnhealthyPolicy = UnhealthyPolicy.ANSWER
 
 
 class HealthState:
-    """What all looks so far amount to."""
+    """The verdict of all checks so far."""
 
     def __init__(self, check: Check) -> None:
         self.healthy = True
-        self._needed = {True: check.unhealthy_after, False: check.healthy_after}  # by what it is now
-        self._against = 0  # looks in a row that speak against what it is now
+        self._needed = {True: check.unhealthy_after, False: check.healthy_after}  # by the present verdict
+        self._against = 0  # checks in a row that contradict it
 
-    def look(self, *, passed: bool) -> bool:
-        """One more look; tells whether it changed what the local server counts as."""
+    def update(self, *, passed: bool) -> bool:
+        """Count one more check; returns whether the verdict changed."""
         self._against = 0 if passed is self.healthy else self._against + 1
         if self._against < self._needed[self.healthy]:
             return False
@@ -87,74 +84,75 @@ class HealthState:
         return True
 
 
-LARGEST = 1024
-"""Octets of a status line, its reason included; the longest in use have 50."""
-WELL = range(200, 400)
-"""HTTP statuses of a server that is well: a redirect is an answer too."""
+MAX_STATUS_LINE = 1024
+"""Bytes of an HTTP status line with its reason; the longest in use have 50."""
+HEALTHY_STATUSES = range(200, 400)
+"""HTTP statuses of a healthy server: a redirect is an answer, too."""
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?\r?\n")
 
 
 async def probe(local: LocalServer, check: Check) -> str | None:
-    """Look once. Returns None if all is well, otherwise why not."""
+    """Check the local server once. Returns None if it passes, else the reason why not."""
     reason = f"no answer in {check.timeout:g} s"
     with trio.move_on_after(check.timeout):
         try:
             connection = await local.dial()
         except OSError as error:
             return f"could not connect to {local.target}: {reason_of(error)}"
-        if check.how == "tcp":
+        if check.kind == "tcp":
             connection.close()
             return None
-        return await _ask(connection, local, check.path)
+        return await _probe_http(connection, local, check.path)
     return f"{local.target}: {reason}"
 
 
-async def _ask(connection: socket.socket, local: LocalServer, path: str) -> str | None:
-    """`GET` and look at the status line; the rest of the answer is nobody's."""
+async def _probe_http(connection: socket.socket, local: LocalServer, path: str) -> str | None:
+    """Send a `GET` and judge the status line; the rest of the response is not read."""
     host = "localhost" if local.target.path else str(local.target)
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: tunnel-health\r\nConnection: close\r\n\r\n"
     async with trio.SocketStream(trio.socket.from_stdlib_socket(connection)) as stream:
         try:
             await stream.send_all(request.encode())
-            reason = judge(await _status_line(stream))
+            reason = judge(await _receive_status_line(stream))
         except trio.BrokenResourceError as error:
             reason = reason_of(error.__cause__) if isinstance(error.__cause__, OSError) else "connection lost"
-    return reason and f"GET {path} of {local.target}: {reason}"
+    return reason and f"GET {path} from {local.target}: {reason}"
 
 
 def judge(line: bytes) -> str | None:
-    """None if the line is an HTTP status of a server that is well, otherwise what is wrong with it."""
+    """Return None if `line` is the HTTP status line of a healthy server, else what is wrong with it."""
     if not line:
-        return "closed without an answer"
+        return "connection closed without a response"
     if (status := _STATUS.match(line)) is None:
-        return "the answer is not HTTP"
-    return None if int(status[1]) in WELL else f"status {int(status[1])}"
+        return "the response is not HTTP"
+    return None if int(status[1]) in HEALTHY_STATUSES else f"status {int(status[1])}"
 
 
-async def _status_line(stream: trio.SocketStream) -> bytes:
+async def _receive_status_line(stream: trio.SocketStream) -> bytes:
     received = b""
-    while b"\n" not in received and len(received) < LARGEST:
-        more = await stream.receive_some(LARGEST - len(received))
-        if not more:
+    while b"\n" not in received and len(received) < MAX_STATUS_LINE:
+        data = await stream.receive_some(MAX_STATUS_LINE - len(received))
+        if not data:
             break
-        received += more
+        received += data
     return received
 
 
-async def watch(local: LocalServer, check: Check, teller: Reporter, act: Callable[[bool], None]) -> None:
-    """Look every `check.interval` seconds until cancelled. `act` is told after each look whether the server counts as
-    healthy, changed or not, so that what it does holds even where something undid it meanwhile.
+async def run_checks(local: LocalServer, check: Check, reporter: Reporter, on_result: Callable[[bool], None]) -> None:
+    """Check every `check.interval` seconds until cancelled, and report changes.
+
+    `on_result` gets the verdict after each check, changed or not, so that its effect is restored if something undid it.
     """
-    judgement = HealthState(check)
+    state = HealthState(check)
     while True:
         reason = await probe(local, check)
-        if judgement.look(passed=reason is None):
-            if judgement.healthy:
-                teller.report("healthy")
+        if state.update(passed=reason is None):
+            if state.healthy:
+                reporter.report("healthy")
             else:
-                teller.report("unhealthy", reason=reason or "")
-        act(judgement.healthy)
+                reporter.report("unhealthy", reason=reason or "")
+        on_result(state.healthy)
         await trio.sleep(check.interval)
 
 
@@ -163,21 +161,21 @@ ANSWER = (
     b"Cache-Control: no-store\r\nRetry-After: 10\r\nConnection: close\r\n\r\n"
     b"The server behind this address is unavailable\n"
 )
-PATIENCE = 5.0
-"""Seconds for a visitor to hear the answer. Closing at once would reset the connection of one who still asks, and a
-reset drops the answer.
+ANSWER_TIMEOUT = 5.0
+"""Seconds for a visitor to read the answer and close. An immediate close while a request still arrives would reset the
+connection, and a reset discards the answer.
 """
 MAX_ANSWERS = 256
-"""Visitors who are being answered at once; further ones are closed. Of one relay no more can be waiting by default."""
-CHUNK = 65536
-"""Octets of a question read at once, for nobody."""
+"""Visitors being answered at once; further ones are closed. By default no more can wait at one relay."""
+DISCARD_SIZE = 65536
+"""Bytes of a request read and discarded at once."""
 
 
 async def answer(stream: trio.abc.HalfCloseableStream) -> None:
-    """Say that the server is unavailable, in bounded time, and close."""
+    """Answer one visitor with status 503, in bounded time, and close the stream."""
     async with stream:
-        with trio.move_on_after(PATIENCE), suppress(trio.BrokenResourceError):
+        with trio.move_on_after(ANSWER_TIMEOUT), suppress(trio.BrokenResourceError):
             await stream.send_all(ANSWER)
             await stream.send_eof()
-            while await stream.receive_some(CHUNK):
+            while await stream.receive_some(DISCARD_SIZE):
                 pass

@@ -1,13 +1,13 @@
-"""Serve visitors in this very program: a tunnel as a `trio.abc.Listener`.
+"""Serve visitors inside a Trio program: a tunnel as a `trio.abc.Listener`.
 
     async with tunneld.connect("relay.example.org:7010") as client:
         async with tunneld.open_listener(client) as listener:
-            print("visitors come to", listener.address)
+            print("listening at", listener.address)
             await trio.serve_listeners(handler, [listener])
 
-Below it is the agent's pool, and in the nursery of `open_listener` are only the engine that watches the pool and the
-keeper that looks after the tunnel. Visitors that nobody has accepted yet wait in a queue; when it is as long as
-`backlog` the pool rests, and further visitors wait at the relay.
+It uses the agent's pool of connections. The nursery of `open_listener` has two tasks: the engine, which watches the
+pool, and the session, which keeps the tunnel open. Visitors wait in a queue until they are accepted. When the queue is
+as long as `backlog`, the pool pauses, and further visitors wait at the relay.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
 from tunneld.agent.session import AgentContext, TunnelSession
 from tunneld.agent.source import VisitorConnection
-from tunneld.agent.visitors import visitor_of
+from tunneld.agent.visitors import visitor_address
 from tunneld.client import Client
 from tunneld.engine import new_engine
 from tunneld.errors import TunneldError
 from tunneld.wire.lines import Value
 
-CLOSE_WITHIN = 3.0
+CLOSE_TIMEOUT = 3.0
 """Seconds for the relay to close the tunnel when the block ends."""
 
 
@@ -38,10 +38,10 @@ CLOSE_WITHIN = 3.0
 async def open_listener(
     client: Client, *, pool: int = 8, max_pool: int = 200, backlog: int = 128, **options: Value
 ) -> AsyncIterator[TunnelListener]:
-    """Open a tunnel and listen for its visitors, for the length of the block; then the tunnel closes.
+    """Open a tunnel and listen for its visitors, for the length of the block; then the tunnel is closed.
 
-    `options` are those of openTunnel (`name`, `ttl`, `client_port`, ...); `pool` and `max_pool` bound the connections
-    that are parked at the relay, `backlog` the visitors that wait to be accepted. `client` may be used for other calls
+    `options` are those of openTunnel (`name`, `ttl`, `client_port`, ...). `pool` and `max_pool` bound the idle
+    connections at the relay, `backlog` the visitors that wait to be accepted. `client` can be used for other calls
     meanwhile.
 
     Raises what `Client.open_tunnel` raises.
@@ -53,23 +53,25 @@ async def open_listener(
         engine = new_engine()
         await nursery.start(engine.run)
         listener = TunnelListener(backlog)
-        wish = TunnelRequest(options, PoolLimits(pool, max_pool), backend="tcp")
-        ground = AgentContext(engine, nursery, RelayAccess(str(client.relay), client.tls), _NoReporter())
-        keeper = await TunnelSession.start(client, ground, wish, take=listener.take, failed=listener.fail)
-        listener.attach(keeper)
+        request = TunnelRequest(options, PoolLimits(pool, max_pool), backend="tcp")
+        context = AgentContext(engine, nursery, RelayAccess(str(client.relay), client.tls), _NoReporter())
+        session = await TunnelSession.start(
+            client, context, request, on_visitor=listener.take, on_failure=listener.fail
+        )
+        listener.attach(session)
         nursery.start_soon(listener.keep, client)
         try:
             yield listener
         finally:
             await listener.aclose()
-            with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
-                await client.close(keeper.tunnel.id)
-            keeper.supply.close()
+            with trio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(TunneldError):
+                await client.close(session.tunnel.id)
+            session.source.close()
             nursery.cancel_scope.cancel()
 
 
 class VisitorStream(trio.abc.HalfCloseableStream):
-    """The connection of one visitor: a stream that also knows who it is."""
+    """The connection of one visitor: a stream with the attribute `visitor`, the visitor's address."""
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, visitor: str) -> None:
         """Made by `TunnelListener.accept`."""
@@ -98,81 +100,81 @@ class VisitorStream(trio.abc.HalfCloseableStream):
 
 
 class TunnelListener(trio.abc.Listener[VisitorStream]):
-    """A tunnel's visitors, one by one. Made by `open_listener`."""
+    """The visitors of a tunnel, one by one. Made by `open_listener`."""
 
     def __init__(self, backlog: int) -> None:
         self._backlog = backlog
         self._queue: deque[tuple[VisitorConnection, bytes]] = deque()
-        self._waiting = trio.lowlevel.ParkingLot()
-        self._ended: BaseException | None = None
-        self._keeper: TunnelSession
+        self._accepting = trio.lowlevel.ParkingLot()
+        self._error: BaseException | None = None  # raised by `accept` once the queue is empty
+        self._session: TunnelSession
 
     @property
     def address(self) -> str:
-        """The client URI: what to tell the world."""
-        return str(self._keeper.tunnel.client)
+        """The tunnel's public address, as a URI."""
+        return str(self._session.tunnel.client)
 
     async def accept(self) -> VisitorStream:
-        """Wait for the next visitor.
+        """Wait for the next visitor; the caller owns the stream.
 
         Raises `TunneldError` once the tunnel or the relay is gone, and `trio.ClosedResourceError` after `aclose`.
         """
         await trio.lowlevel.checkpoint()
         while not self._queue:
-            if self._ended is not None:
-                raise self._ended
-            await self._waiting.park()
-        way, header = self._queue.popleft()
-        if len(self._queue) == self._backlog - 1 and self._ended is None:
-            self._keeper.supply.resume()
-        return VisitorStream(way.stream(), visitor_of(header))
+            if self._error is not None:
+                raise self._error
+            await self._accepting.park()
+        visitor, header = self._queue.popleft()
+        if len(self._queue) == self._backlog - 1 and self._error is None:
+            self._session.source.resume()
+        return VisitorStream(visitor.stream(), visitor_address(header))
 
     async def aclose(self) -> None:
-        """Take nobody new; visitors that nobody accepted are dropped. Streams that were accepted go on."""
+        """Take no new visitors, and drop the ones that were not accepted. Accepted streams stay open."""
         self._end(trio.ClosedResourceError("this listener was closed"))
-        self._keeper.supply.pause()
+        self._session.source.pause()
         while self._queue:
             self._queue.popleft()[0].close("the listener was closed")
         await trio.lowlevel.checkpoint()
 
-    # What the pool and its keeper report
+    # Called by `open_listener`, the pool and the session
 
-    def attach(self, keeper: TunnelSession) -> None:
-        """Called once by `open_listener`."""
-        self._keeper = keeper
-        keeper.resume()
+    def attach(self, session: TunnelSession) -> None:
+        """Start to take visitors of this tunnel. Called once, by `open_listener`."""
+        self._session = session
+        session.resume()
 
-    def take(self, way: VisitorConnection, header: bytes) -> None:
-        """A visitor came."""
-        if isinstance(self._ended, trio.ClosedResourceError):
-            way.close("the listener was closed")
+    def take(self, visitor: VisitorConnection, header: bytes) -> None:
+        """Queue a visitor that arrived with this PROXY header."""
+        if isinstance(self._error, trio.ClosedResourceError):
+            visitor.close("the listener was closed")
             return
-        self._queue.append((way, header))
-        self._waiting.unpark()
+        self._queue.append((visitor, header))
+        self._accepting.unpark()
         if len(self._queue) >= self._backlog:
-            self._keeper.supply.pause()
+            self._session.source.pause()
 
     def fail(self, error: Exception) -> None:
-        """A bug in a callback."""
+        """Called after a bug in a callback: `accept` raises that error."""
         self._end(error)
 
     async def keep(self, client: Client) -> None:
-        """Look after the tunnel until it is gone; then say so to whoever accepts."""
+        """Keep the tunnel until it is lost; `accept` raises the reason."""
         try:
-            await self._keeper.keep(client)
+            await self._session.keep(client)
         except TunneldError as error:
-            self._keeper.supply.close()
+            self._session.source.close()
             self._end(error)
 
     def _end(self, error: BaseException) -> None:
-        self._ended = self._ended or error
-        self._waiting.unpark_all()
+        self._error = self._error or error
+        self._accepting.unpark_all()
 
 
 class _NoReporter:
-    """A teller for programs that have their own ways to say things."""
+    """A reporter that discards everything: the program has its own ways to report."""
 
     wants_visitors = False
 
     def report(self, event: str, /, **fields: Field) -> None:
-        """Nobody listens."""
+        """Discard the event."""

@@ -1,14 +1,15 @@
-"""The local server: where it is, and how it is dialled for a visitor.
+"""The local server: its addresses, how it is dialled for a visitor, and whether anything listens there.
 
-There are two ways. The short one takes no task: one `connect` on a non-blocking socket, which the engine joins while
-it is still under way. It is right whenever the address is known, which after the first visitor is nearly always.
+There are two ways to dial. The fast one needs no task: one `connect` on a non-blocking socket, which the engine joins
+while it is still connecting. It is used whenever the address is known, which is nearly always the case after the first
+visitor.
 
-The long one awaits. It is for names that have several addresses of which one works (`localhost` is ::1 and 127.0.0.1,
-and most servers listen on one of them), and for Unix sockets whose backlog is full, where the kernel tells a
-non-blocking `connect` to come back later instead of putting it in line.
+The slow one awaits. It is for names with several addresses of which one works (`localhost` is ::1 and 127.0.0.1, and
+most servers listen on one of them), and for Unix sockets whose backlog is full: there the kernel refuses a non-blocking
+`connect` with EAGAIN instead of queueing it.
 
-Whether anything listens where visitors are to go, seen without knocking there: `nc -l` takes one connection in its
-life. Linux tells it in /proc/net/tcp (proc_pid_net(5)); elsewhere, and of other machines, nothing is known.
+Whether anything listens is found out without connecting, because `nc -l` accepts a single connection. Linux lists
+listening sockets in /proc/net/tcp, see proc_pid_net(5). On other systems, and for other machines, it is unknown.
 """
 
 from __future__ import annotations
@@ -25,78 +26,83 @@ import trio
 from tunneld.net.dial import Address, dial, dial_nowait, resolve
 from tunneld.net.endpoint import Target, is_loopback, join_host_port
 
-REFRESH = 30.0
-"""Seconds between look-ups of a name, so that a server that moved is found again."""
-PATIENCE = 10.0
-"""Seconds that a visitor waits for a full backlog or for a slow address; a browser waits longer."""
-PAUSE = 0.01
-"""Seconds between two knocks at a Unix socket whose backlog is full."""
+RESOLVE_INTERVAL = 30.0
+"""Seconds after which a name is resolved again, so that a server that moved is found."""
+DIAL_TIMEOUT = 10.0
+"""Seconds that a visitor waits for a full backlog or for an address that does not answer; browsers wait longer."""
+BACKLOG_RETRY_DELAY = 0.01
+"""Seconds between two attempts at a Unix socket whose backlog is full."""
 
 
 class LocalServer:
-    """A target and what is known about its addresses."""
+    """A target, its resolved addresses, and the one that works."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._addresses: list[Address] = _literal(target)
+        self._addresses: list[Address] = _literal_address(target)
         self._is_name = not self._addresses
-        self._works = self._addresses[0] if self._addresses else None  # the short way goes there
-        self._asked_at = float("-inf")
+        self._working = self._addresses[0] if self._addresses else None  # the address that the fast way dials
+        self._resolved_at = float("-inf")
 
     def dial_nowait(self) -> socket.socket:
-        """The short way. Raises `trio.WouldBlock` where only the long one will do, and `OSError`."""
-        if self._works is None or (self._is_name and self._is_stale()):
+        """Begin to connect, the fast way; the caller owns the socket.
+
+        Raises `OSError`, and `trio.WouldBlock` where `dial` is needed.
+        """
+        if self._working is None or (self._is_name and self._is_stale()):
             raise trio.WouldBlock
         try:
-            return dial_nowait(self._works)
+            return dial_nowait(self._working)
         except BlockingIOError:
             raise trio.WouldBlock from None
 
     async def dial(self) -> socket.socket:
-        """The long way: every address in turn, in at most `PATIENCE` seconds. Raises the last `OSError`."""
-        failure: OSError = TimeoutError(f"no answer in {PATIENCE:g} s")
-        with trio.move_on_after(PATIENCE):
-            for address in await self._look_up():
+        """Connect, the slow way: each address in turn, within `DIAL_TIMEOUT`. The caller owns the socket. Raises the
+        last `OSError`.
+        """
+        failure: OSError = TimeoutError(f"no answer in {DIAL_TIMEOUT:g} s")
+        with trio.move_on_after(DIAL_TIMEOUT):
+            for address in await self._resolve():
                 try:
-                    connection = await _dial_patiently(address)
+                    connection = await _dial_despite_backlog(address)
                 except OSError as error:
                     failure = error
                 else:
-                    self._works = address
+                    self._working = address
                     return connection
         raise failure
 
-    def failed(self) -> None:
-        """A connection that the short way began was refused: where there are other addresses, try them next time."""
+    def on_refused(self) -> None:
+        """A connection that `dial_nowait` began was refused: if there are other addresses, try them next time."""
         if len(self._addresses) > 1:
-            self._works = None
+            self._working = None
 
     def _is_stale(self) -> bool:
-        return trio.current_time() - self._asked_at > REFRESH
+        return trio.current_time() - self._resolved_at > RESOLVE_INTERVAL
 
-    async def _look_up(self) -> Sequence[Address]:
+    async def _resolve(self) -> Sequence[Address]:
         if self._is_name and self._is_stale():
-            self._asked_at = trio.current_time()  # now, so that those who come meanwhile need not ask as well
+            self._resolved_at = trio.current_time()  # before the lookup, so that visitors meanwhile do not repeat it
             try:
                 self._addresses = await resolve(self.target.host, self.target.port)
             except OSError:
                 if not self._addresses:
-                    raise  # otherwise the former ones are the best that is known
-        if self._works not in self._addresses:
-            self._works = self._addresses[0] if len(self._addresses) == 1 else None
+                    raise  # otherwise the previous addresses are the best known
+        if self._working not in self._addresses:
+            self._working = self._addresses[0] if len(self._addresses) == 1 else None
         return self._addresses or await resolve(self.target.host, self.target.port)
 
 
-async def _dial_patiently(address: Address) -> socket.socket:
+async def _dial_despite_backlog(address: Address) -> socket.socket:
     while True:
         try:
             return await dial(address)
         except BlockingIOError:
-            await trio.sleep(PAUSE)
+            await trio.sleep(BACKLOG_RETRY_DELAY)
 
 
-def _literal(target: Target) -> list[Address]:
-    """The one address of a target that need not be looked up; none for a host name."""
+def _literal_address(target: Target) -> list[Address]:
+    """The one address of a target that needs no lookup; an empty list for a host name."""
     if target.path:
         return [(socket.AF_UNIX, target.path)]
     try:
@@ -106,18 +112,21 @@ def _literal(target: Target) -> list[Address]:
     return [(socket.AF_INET if version == 4 else socket.AF_INET6, (target.host, target.port))]
 
 
-TABLES: tuple[Path, ...] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-LISTEN = "0A"
-"""TCP_LISTEN, as the tables have it."""
+SOCKET_TABLES: tuple[Path, ...] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+LISTEN_STATE = "0A"
+"""TCP_LISTEN, as those tables print it."""
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def complaint(target: Target) -> str | None:
-    """That nothing listens at the target, in words; None where something does, or nobody can tell. Reads files."""
+def why_nothing_listens(target: Target) -> str | None:
+    """A sentence for the user if nothing listens at the target; None if something does or it is unknown. Reads files,
+    does not connect.
+    """
     if target.path:
-        there = Path(target.path).is_socket()
-        return None if there else f"no socket is at {target.path} yet: visitors are turned away until one is"
+        if Path(target.path).is_socket():
+            return None
+        return f"there is no socket at {target.path}; start the local server: until then visitors are turned away"
     if not is_loopback(target.host):
         return None
     try:
@@ -126,38 +135,39 @@ def complaint(target: Target) -> str | None:
         return None
     if any(_serves(address, target.host) for address in found):
         return None
-    others = " and ".join(join_host_port(str(address), target.port) for address in found)
-    elsewhere = (
-        f", but on {others}; is that meant?" if others else " yet: visitors are turned away until something does"
+    if not found:
+        return f"nothing listens on {target}; start the local server: until then visitors are turned away"
+    elsewhere = " and ".join(join_host_port(str(address), target.port) for address in found)
+    return (
+        f"nothing listens on {target}, only on {elsewhere}; if that is the local server, use its address as the target"
     )
-    return f"nothing listens on {target}{elsewhere}"
 
 
 def _listeners() -> Iterator[tuple[IpAddress, int]]:
-    """Where sockets of this network namespace listen. Raises `OSError`, and `ValueError` where it is told otherwise."""
-    for table in filter(Path.exists, TABLES):
+    """The listening TCP sockets of this network namespace. Raises `OSError`, and `ValueError` for another format."""
+    for table in filter(Path.exists, SOCKET_TABLES):
         for line in table.read_text().splitlines()[1:]:
             _slot, local, _remote, state, *_ = line.split()
-            if state == LISTEN:
+            if state == LISTEN_STATE:
                 host, _, port = local.partition(":")
-                yield ipaddress.ip_address(b"".join(map(_octets, wrap(host, 8)))), int(port, 16)
+                yield ipaddress.ip_address(b"".join(map(_word_bytes, wrap(host, 8)))), int(port, 16)
 
 
-def _octets(word: str) -> bytes:
-    """Four, of a number that the kernel printed as if they were one of this processor's."""
+def _word_bytes(word: str) -> bytes:
+    """The four bytes of an address word, which the kernel prints as a number of this processor's byte order."""
     return int(word, 16).to_bytes(4, sys.byteorder)
 
 
 def _serves(listener: IpAddress, host: str) -> bool:
-    """Whether who dials the host, which is of loopback, reaches this listener."""
+    """Whether a connection to `host`, a loopback name or address, reaches this listener."""
     if host == "localhost":
-        return listener.is_loopback or listener.is_unspecified or _mapped(listener).is_loopback
-    wanted = ipaddress.ip_address(host)
+        return listener.is_loopback or listener.is_unspecified or _unmapped(listener).is_loopback
+    address = ipaddress.ip_address(host)
     if listener.is_unspecified:
-        return listener.version >= wanted.version  # that of IPv6 takes IPv4 as well, as a rule
-    return wanted in {listener, _mapped(listener)}
+        return listener.version >= address.version  # a listener at :: takes IPv4 as well, by default
+    return address in {listener, _unmapped(listener)}
 
 
-def _mapped(address: IpAddress) -> IpAddress:
-    """The IPv4 address inside an IPv4-mapped IPv6 one; any other as it is."""
+def _unmapped(address: IpAddress) -> IpAddress:
+    """The IPv4 address inside an IPv4-mapped IPv6 one; any other address unchanged."""
     return getattr(address, "ipv4_mapped", None) or address

@@ -1,10 +1,10 @@
-"""Reasons to try again before a wait is over: the network changed, or the machine was asleep.
+"""Reasons to retry before a delay is over: the network changed, or the machine was suspended.
 
-    wake
-    ├─ network        on Linux: a netlink socket that says when a link, an address or a route changes
-    └─ clock          everywhere: looks whether time went by that the scheduler did not see
+    monitor
+    ├─ network        on Linux: a netlink socket that reports changes of links, addresses and routes
+    └─ clock          everywhere: detects time that passed while the scheduler's clock stood still
 
-Elsewhere than on Linux nobody says that the network changed; the next try finds out.
+On other systems a network change goes unnoticed; the next attempt finds out.
 """
 
 from __future__ import annotations
@@ -19,29 +19,32 @@ from typing import Any
 
 import trio
 
-TICK = 5.0
-"""Seconds between two looks at the clock: a laptop that was opened is looked at before a person has typed anything."""
-JUMP = 2.0
-"""Seconds that must be missing: more than a busy machine or a corrected clock puts between two readings."""
-SETTLE = 0.5
-"""Seconds from the first sign of a changed network to the try: an address comes before its route, both in bursts."""
-LARGEST = 65536
-"""Octets of one message, which is not read: that there is one says enough."""
+CLOCK_INTERVAL = 5.0
+"""Seconds between two looks at the clock: after a laptop is opened, short enough to reconnect before anything is typed.
+"""
+MIN_SUSPEND = 2.0
+"""Seconds that must be missing to count as a suspend: more than a busy machine or a clock correction causes."""
+SETTLE_DELAY = 0.5
+"""Seconds from the first sign of a network change to the retry: the address comes before its route, both in bursts."""
+NETLINK_READ_SIZE = 65536
+"""Bytes of one netlink message. Messages are not parsed: that one arrived says enough."""
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
 
 
 def suspended_for() -> float:
-    """Seconds that went by while the scheduler's clock stood; only differences mean anything.
+    """Seconds that passed while the scheduler's clock stood still; only differences between calls mean anything.
 
-    Linux has a clock that counts sleep and one that does not. Elsewhere the wall clock must do, which also jumps when
-    somebody sets it: that wakes for nothing, and costs one try.
+    Linux has one clock that counts suspends and one that does not. Other systems use the wall clock, which also jumps
+    when it is set. That causes a needless wake-up, which costs one attempt.
     """
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return (time.time() if boottime is None else time.clock_gettime(boottime)) - time.monotonic()
 
 
 def network_changes() -> socket.socket | None:
-    """A socket that becomes readable when the network changes; None where there is none, or it is not for us."""
+    """Return a socket that becomes readable when the network changes, owned by the caller; None if the system has none
+    or does not permit it.
+    """
     if sys.platform != "linux":
         return None
     try:
@@ -57,54 +60,55 @@ def network_changes() -> socket.socket | None:
 
 
 class NetworkMonitor:
-    """What wakes all who wait."""
+    """Wakes tasks that wait to retry, and calls callbacks, after a network change or a suspend."""
 
     def __init__(
         self,
         suspended_for: Callable[[], float] = suspended_for,
         changes: Callable[[], socket.socket | None] = network_changes,
     ) -> None:
-        self._unseen = suspended_for
-        self._changes = changes
+        """Tests pass other sources of suspends and network changes."""
+        self._suspended_for = suspended_for
+        self._open_changes = changes
         self._woken = trio.Event()
-        self._listeners: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] = []
 
     async def run(self) -> None:
-        """Look out until cancelled."""
+        """Watch until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_clock)
-            if (changes := self._changes()) is not None:
+            if (changes := self._open_changes()) is not None:
                 nursery.start_soon(self._watch_network, changes)
 
     async def sleep(self, seconds: float) -> bool:
-        """Wait so long, or until there is a reason not to; tells whether there was one."""
+        """Sleep, until `wake` at the latest; returns whether `wake` ended it."""
         with trio.move_on_after(seconds):
             await self._woken.wait()
             return True
         return False
 
     def wake(self) -> None:
-        """There is a reason: whoever waits, wait no longer."""
+        """End all sleeps now and call the callbacks."""
         self._woken.set()
         self._woken = trio.Event()
-        for listener in list(self._listeners):
-            listener()
+        for callback in list(self._callbacks):
+            callback()
 
     @contextmanager
-    def telling(self, listener: Callable[[], None]) -> Iterator[None]:
-        """While the block runs, `listener` is told, too: what stands may have been cut off."""
-        self._listeners.append(listener)
+    def calling(self, callback: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, `wake` also calls `callback`: open connections may be dead."""
+        self._callbacks.append(callback)
         try:
             yield
         finally:
-            self._listeners.remove(listener)
+            self._callbacks.remove(callback)
 
     async def _watch_clock(self) -> None:
-        before = self._unseen()
+        before = self._suspended_for()
         while True:
-            await trio.sleep(TICK)
-            now = self._unseen()
-            if now - before >= JUMP:
+            await trio.sleep(CLOCK_INTERVAL)
+            now = self._suspended_for()
+            if now - before >= MIN_SUSPEND:
                 self.wake()
             before = now
 
@@ -112,27 +116,30 @@ class NetworkMonitor:
         with changes:
             while True:
                 await trio.lowlevel.wait_readable(changes)
-                await trio.sleep(SETTLE)
-                drain(changes)
+                await trio.sleep(SETTLE_DELAY)
+                _discard_messages(changes)
                 self.wake()
 
 
-def is_ours(address: Any) -> bool:
-    """Whether a socket's own address is still one of this machine's: without it, its connection is cut off."""
+def is_local_address(address: Any) -> bool:
+    """Whether this machine still has a socket's local address. If not, the socket's connection is dead.
+
+    `address` is what `getsockname` returned. Tested by binding a UDP socket to it.
+    """
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+    with socket.socket(family, socket.SOCK_DGRAM) as test_socket:
         try:
-            probe.bind((address[0], 0, *address[2:]))
+            test_socket.bind((address[0], 0, *address[2:]))
         except OSError as error:
             return error.errno != errno.EADDRNOTAVAIL
     return True
 
 
-def drain(changes: socket.socket) -> None:
-    """Read everything that is there. More than the kernel could hold (ENOBUFS) is a change as well."""
+def _discard_messages(changes: socket.socket) -> None:
+    """Read everything that has arrived. An overflow of the kernel's buffer (ENOBUFS) is a change as well."""
     while True:
         try:
-            changes.recv(LARGEST)
+            changes.recv(NETLINK_READ_SIZE)
         except BlockingIOError:
             return
         except OSError:

@@ -1,26 +1,21 @@
-"""The pool: connections parked at the relay, dialled ahead of the visitors that they will serve.
+"""The pool of one tcp tunnel: connections parked at the relay, dialled ahead of the visitors that they will serve.
 
-    size      how many are wanted (sizing.py)         grows at once, shrinks in reviews
-    parked    how many are out there, or on their way
+A parked connection is silent and costs a descriptor. When the relay gives it to a visitor, the first bytes on it are a
+PROXY header with the visitor's address. Then the pool hands the connection over, positioned behind the header, and
+dials another one. There is no task per connection or per visitor: all of this happens in callbacks of the engine.
 
-A parked connection says nothing and costs a descriptor. When the relay gives it to a visitor, the first that comes is
-a PROXY header with the visitor's address; then the pool hands the connection over, positioned behind the header, and
-dials another one. There is no task here, neither per connection nor per visitor: everything happens in callbacks of
-the engine.
+A connection that ends before a header is *trouble*: the tunnel, the relay or the network is gone. The pool then dials
+no more until its owner has checked and calls `resume`. Otherwise an agent whose tunnel was closed would dial in a tight
+loop. Connections beyond `size` may end without trouble: that is how a pool shrinks. The relay closes them (`trim`),
+because only the relay knows which connections have no visitor. So no visitor is lost.
 
-A connection that ends without a header is *trouble*: the tunnel is gone, or the relay, or the network. The pool then
-dials no more until its owner has looked and says `resume`. Otherwise an agent whose tunnel was closed would dial in a
-tight loop. Connections beyond `size` may end: that is how a pool shrinks. Shrinking is left to the relay (`trim`),
-since only the relay knows which connections no visitor got: so no visitor is lost by it.
+How large the pool should be is computed by pure functions. A visitor that finds a parked connection is served at once;
+one that finds none waits a round trip until a new one has been dialled. While connections are being replaced, the
+visitors of one round trip need other ones, so the pool holds what arrives in half a second. That suffices for a relay
+on the other side of the world, and for bursts.
 
-How many connections to keep parked at the relay. Pure.
-
-A visitor who finds a parked connection is served at once; one who finds none waits a round trip until a new one has
-been dialled. While connections are being replaced the visitors of one round trip must find others, so the pool holds
-what arrives in half a second: enough for a relay on the other side of the world, and for bursts.
-
-    it grows      at once, inside the burst           whatever arrived in this window wants twice as many
-    it shrinks    by half per review, when quiet      never below what the busiest window since the last review wants
+    it grows      at once, inside the burst            to twice the arrivals of the present window
+    it shrinks    by half per review, when quiet       never below what the busiest window since the last one needs
 """
 
 from __future__ import annotations
@@ -37,197 +32,203 @@ from tunneld.errors import RemoteProtocolError, reason_of
 from tunneld.net.dial import Address, dial_nowait
 from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
 
-WINDOW = 0.25
+ARRIVAL_WINDOW = 0.25
 """Seconds over which arrivals are counted: a long round trip."""
-RESIZE_INTERVAL = 15.0
-"""Seconds between looks at whether the pool is larger than it needs to be; parked connections cost next to nothing."""
-AHEAD = 2
+REVIEW_INTERVAL = 15.0
+"""Seconds between reviews of whether the pool is too large. Not urgent: parked connections cost next to nothing."""
+WINDOWS_HELD = 2
 """Windows of arrivals that the pool holds: one is being replaced while the other is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """The pool's least and most, in connections; 1 <= least <= most."""
+    """The minimum and maximum size of a pool, in connections; 1 <= minimum <= maximum."""
 
-    least: int = 8
-    most: int = 200
+    minimum: int = 8
+    maximum: int = 200
 
     def clamp(self, size: int) -> int:
-        """The nearest size that is allowed."""
-        return max(self.least, min(size, self.most))
+        """The nearest size within the limits."""
+        return max(self.minimum, min(size, self.maximum))
 
 
-def wanted(arrivals: int, limits: PoolLimits) -> int:
-    """The size that so many visitors in one window want."""
-    return limits.clamp(AHEAD * arrivals)
+def needed_size(arrivals: int, limits: PoolLimits) -> int:
+    """The size for this many visitors per window."""
+    return limits.clamp(WINDOWS_HELD * arrivals)
 
 
-def grown(size: int, arrivals: int, limits: PoolLimits) -> int:
-    """The size from now on, when the window has seen `arrivals` so far: never less than before."""
-    return max(size, wanted(arrivals, limits))
+def grown_size(size: int, arrivals: int, limits: PoolLimits) -> int:
+    """The new size when the present window has had `arrivals` so far: never smaller than before."""
+    return max(size, needed_size(arrivals, limits))
 
 
-def shrunk(size: int, busiest: int, limits: PoolLimits) -> int:
-    """The size after a review, when the busiest window since the last one saw `busiest` visitors: never more."""
-    return min(size, max(wanted(busiest, limits), size // 2))
+def shrunk_size(size: int, busiest: int, limits: PoolLimits) -> int:
+    """The new size after a review, when the busiest window since the last one had `busiest` visitors: never larger."""
+    return min(size, max(needed_size(busiest, limits), size // 2))
 
 
 class Parked(Protocol):
-    """A connection that waits for a visitor, or is on its way to do so. It tells its pool when either is over."""
+    """A connection that waits for a visitor at the relay, or is being made. It calls `Pool.on_visitor` or
+    `Pool.on_lost` once.
+    """
 
-    def look(self) -> None:
-        """Has a visitor come, or the end?"""
+    def check(self) -> None:
+        """Look whether a visitor's header or the end has arrived."""
 
     def close(self) -> None:
-        """Let go of it, told nobody."""
+        """Close the connection without calling the pool."""
 
 
 class Pool:
-    """The parked connections of one tunnel. See `Supply`."""
-
-    description = "parked connections"
+    """The parked connections of one tunnel. Implements `ConnectionSource`."""
 
     def __init__(
-        self, engine: Engine, address: Address, limits: PoolLimits, owner: SourceEvents, *, keep_header: bool
+        self, engine: Engine, address: Address, limits: PoolLimits, events: SourceEvents, *, keep_header: bool
     ) -> None:
-        """`address` is the tunnel's server side. `keep_header`: leave it in front of the visitor's bytes."""
-        self.size = limits.least
+        """`address` is the tunnel's server side. `keep_header`: leave the PROXY header in front of the visitor's
+        bytes.
+        """
+        self.size = limits.minimum
         self.engine = engine
-        self.owner = owner
-        self.flags = socket.MSG_PEEK if keep_header else 0  # of reading a header
+        self.events = events
+        self.keep_header = keep_header
         self._address = address
         self._limits = limits
-        self._parked: dict[Parked, None] = {}  # in the order in which they were dialled
-        self._surplus = 0  # of those parked, as many as the relay has been asked to trim
-        self._resting = False
+        self._parked: dict[Parked, None] = {}  # oldest first
+        self._surplus = 0  # parked connections that the relay was asked to trim
+        self._paused = False
         self._emptied = trio.Event()
-        self._window_began = -WINDOW
+        self._window_start = -ARRIVAL_WINDOW
         self._arrivals = self._busiest = 0
 
     @property
     def parked(self) -> int:
-        """Connections that wait for a visitor, or are on their way to do so."""
+        """Connections that wait for a visitor or are being made."""
         return len(self._parked)
 
     def resume(self) -> None:
-        """Dial what lacks, now and whenever a visitor takes one, until there is trouble or somebody calls `rest`."""
-        self._resting = False
-        while len(self._parked) < self.size and not self._resting:
+        """See `ConnectionSource.resume`."""
+        self._paused = False
+        while len(self._parked) < self.size and not self._paused:
             self._dial()
 
     def pause(self) -> None:
-        """Dial nothing until `resume`; visitors that come use up what is parked."""
-        self._resting = True
+        """See `ConnectionSource.pause`: visitors use up the parked connections."""
+        self._paused = True
 
     def resize(self) -> bool:
-        """Shrink the pool if it is larger than it needs to be; tells whether there is a surplus to trim."""
-        self.size = shrunk(self.size, self._busiest, self._limits)
+        """Shrink the pool if it is larger than needed; returns whether there is a surplus for the relay to trim."""
+        self.size = shrunk_size(self.size, self._busiest, self._limits)
         self._busiest = 0
         self._surplus = max(0, len(self._parked) - self.size)
         return self._surplus > 0
 
     def probe(self) -> None:
-        """Parked connections cannot be asked; what the kernel does not end, the relay's visitors find out."""
+        """Do nothing: a parked connection cannot be asked for an answer. TCP keep-alive finds the dead ones."""
 
     def close(self) -> None:
-        """Let go of everything parked. A visitor whose header has arrived already is still handed over."""
-        self._resting = True
+        """Close everything parked. A visitor whose header has arrived already is still handed over."""
+        self._paused = True
         self._surplus = 0
         for parked in list(self._parked):
-            parked.look()
+            parked.check()
             if parked in self._parked:
-                self._forget(parked)
+                self._remove(parked)
                 parked.close()
 
-    # What its connections report
+    def withdraw(self) -> None:
+        """See `ConnectionSource.withdraw`. A parked connection cannot carry a message; the session has the relay trim
+        them.
+        """
+        self.pause()
 
-    def came(self, parked: Parked, way: VisitorConnection, header: bytes) -> None:
-        """A visitor is here; the connection is its own from now on."""
+    async def wait_withdrawn(self) -> None:
+        """Return at once, see `withdraw`."""
+
+    async def wait_closed(self) -> None:
+        """See `ConnectionSource.wait_closed`."""
+        while self._parked:
+            await self._emptied.wait()
+
+    # Called by the connections
+
+    def on_visitor(self, parked: Parked, visitor: VisitorConnection, header: bytes) -> None:
+        """A visitor arrived on a parked connection, which now belongs to `visitor`."""
         if parked in self._parked:
-            self._forget(parked)
-            self._count()
-            self.owner.on_visitor(way, header)
-            if not self._resting:
+            self._remove(parked)
+            self._count_arrival()
+            self.events.on_visitor(visitor, header)
+            if not self._paused:
                 self.resume()
 
-    def lost(self, parked: Parked, reason: str) -> None:
-        """The connection has ended, or could not be made; it is closed already."""
+    def on_lost(self, parked: Parked, reason: str) -> None:
+        """A connection ended or could not be made, and is closed; `reason` is a sentence."""
         if parked in self._parked:
-            self._forget(parked)
-            if self._surplus:  # trimmed, as we asked; since then visitors may have made it too few
+            self._remove(parked)
+            if self._surplus:  # trimmed as asked; visitors since then may have left too few
                 self._surplus -= 1
-                if not self._resting:
+                if not self._paused:
                     self.resume()
             elif len(self._parked) < self.size:
-                self._in_trouble(reason)
+                self._report_trouble(reason)
 
     # Inside
 
-    def _forget(self, parked: Parked) -> None:
+    def _remove(self, parked: Parked) -> None:
         del self._parked[parked]
         if not self._parked:
             self._emptied.set()
             self._emptied = trio.Event()
 
-    def _begin(self) -> Parked:
-        """Begin to dial. Raises OSError."""
+    def _start_dial(self) -> Parked:
+        """Start to make a connection. Raises `OSError`."""
         return PlainParked(self, dial_nowait(self._address))
-
-    def withdraw(self) -> None:
-        """See `Supply.withdraw`: nothing can be said on a parked connection; the relay is asked to trim them."""
-        self.pause()
-
-    async def wait_withdrawn(self) -> None:
-        """See `Supply.wait_withdrawn`."""
-
-    async def wait_closed(self) -> None:
-        """See `Supply.wait_gone`."""
-        while self._parked:
-            await self._emptied.wait()
 
     def _dial(self) -> None:
         try:
-            parked = self._begin()
+            parked = self._start_dial()
         except OSError as error:
-            self._in_trouble(reason_of(error))
+            self._report_trouble(f"could not connect to the relay: {reason_of(error)}")
         else:
             self._parked[parked] = None
 
-    def _count(self) -> None:
-        """One more visitor in this window; does the pool want to be larger?"""
+    def _count_arrival(self) -> None:
+        """Count a visitor in the present window, and grow if the pool is too small for that many."""
         now = trio.current_time()
-        if now - self._window_began >= WINDOW:
-            self._window_began, self._arrivals = now, 0
+        if now - self._window_start >= ARRIVAL_WINDOW:
+            self._window_start, self._arrivals = now, 0
         self._arrivals += 1
         self._busiest = max(self._busiest, self._arrivals)
-        self.size = grown(self.size, self._arrivals, self._limits)
+        self.size = grown_size(self.size, self._arrivals, self._limits)
 
-    def _in_trouble(self, reason: str) -> None:
-        """Told once: whoever rests already knows."""
-        if not self._resting:
-            self._resting = True
-            self.owner.on_trouble(reason)
+    def _report_trouble(self, reason: str) -> None:
+        """Pause, and report the reason once until `resume`."""
+        if not self._paused:
+            self._paused = True
+            self.events.on_trouble(reason)
 
 
 class PlainParked:
-    """One connection that the engine watches, and what has come of its header."""
+    """A connection without TLS that the engine watches, and the part of its header that has arrived."""
 
-    __slots__ = ("_handle", "_pool", "connection", "head", "watching")
+    __slots__ = ("_handle", "_header", "_pool", "_registration", "connection")
 
     def __init__(self, pool: Pool, connection: socket.socket, handle: Parked | None = None) -> None:
-        """`handle` is what the pool knows it by, where that is not this; named once, and then let go of."""
+        """`handle` is the pool's key for it, if that is another object. It is dropped after its only use, see
+        `TlsParked`.
+        """
         self._pool = pool
         self.connection = connection
         self._handle = handle
-        self.head = b""
-        self.watching: Registration | None = pool.engine.watch(connection, self.look, pool.owner.on_failure)
+        self._header = b""
+        self._registration: Registration | None = pool.engine.watch(connection, self.check, pool.events.on_failure)
 
-    def look(self) -> None:
-        """See `Parked`."""
-        if self.watching is None:
+    def check(self) -> None:
+        """See `Parked.check`. The engine calls it when the connection is readable."""
+        if self._registration is None:
             return
         try:
-            whole = self.receive()
+            header = self._receive_header()
         except BlockingIOError:
             return
         except (EOFError, RemoteProtocolError) as error:
@@ -235,38 +236,39 @@ class PlainParked:
         except OSError as error:
             self._lose(reason_of(error))
         else:
-            self._pool.came(self._release(), SocketVisitor(self._pool.engine, self.connection), whole)
+            self._pool.on_visitor(self._release(), SocketVisitor(self._pool.engine, self.connection), header)
 
     def close(self) -> None:
-        """See `Parked`."""
+        """See `Parked.close`."""
         self._release()
         self.connection.close()
 
-    def receive(self) -> bytes:
-        """The header, once it is whole, and not an octet more; it may stay where it is (`Pool.flags`).
+    def _receive_header(self) -> bytes:
+        """Read the header and not one byte more; with `Pool.keep_header` it is only peeked at.
 
-        Raises `BlockingIOError` while it is not, `EOFError` when the relay closed, `RemoteProtocolError`, `OSError`.
+        Raises `BlockingIOError` while it is incomplete, `EOFError` when the relay closed the connection,
+        `RemoteProtocolError`, `OSError`.
         """
-        flags = self._pool.flags
-        while missing := missing_v2(self.head) if self.head else COMMON_V2:
-            held = len(self.head) if flags else 0  # peeking shows again what has been seen
-            data = self.connection.recv(held + missing, flags)
+        flags = socket.MSG_PEEK if self._pool.keep_header else 0
+        while missing := missing_v2(self._header) if self._header else COMMON_V2:
+            seen = len(self._header) if flags else 0  # peeking returns these bytes again
+            data = self.connection.recv(seen + missing, flags)
             if not data:
-                raise EOFError("connection closed by the relay")
-            if len(data) == held:
+                raise EOFError("closed by the relay")
+            if len(data) == seen:
                 raise BlockingIOError
-            self.head = data if flags else self.head + data
-        return self.head
+            self._header = data if flags else self._header + data
+        return self._header
 
     def _lose(self, reason: str) -> None:
         handle = self._release()
         self.connection.close()
-        self._pool.lost(handle, reason)
+        self._pool.on_lost(handle, f"connection to the relay lost: {reason}")
 
     def _release(self) -> Parked:
-        """Watch no more; what the pool knows it by. Parted from that, both die without the garbage collector."""
-        if self.watching is not None:
-            self.watching.release()
-            self.watching = None
+        """Stop watching, and return the pool's key for this connection."""
+        if self._registration is not None:
+            self._registration.release()
+            self._registration = None
         handle, self._handle = self._handle, None
         return handle or self

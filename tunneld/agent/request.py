@@ -1,4 +1,4 @@
-"""How an agent opens a tunnel: over which backend, with which proof, and how it knows the tunnel again."""
+"""How an agent opens a tunnel: with which backend and which encryption, and how it recognizes the tunnel later."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, T
 from tunneld.net.endpoint import Endpoint, is_loopback
 from tunneld.wire.lines import Value
 
-OUR_OPTIONS: Mapping[str, Value] = {"persist": True, "proxy_protocol": "v2"}
-"""The pool needs a tunnel that outlives its relays, and the header that tells it of each visitor."""
+AGENT_OPTIONS: Mapping[str, Value] = {"persist": True, "proxy_protocol": "v2"}
+"""The agent needs a tunnel that outlives its connections, and a header that tells it about each visitor."""
 HAS_CARRIERS = sys.platform == "linux"
-NO_WEBMUX = frozenset({UsageError.code, NotAllowedError.code})
-"""How a relay refuses a backend that it does not have, or that the credential may not use."""
-SLACK = 5.0
-"""Seconds by which a tunnel's age, told in whole seconds over a slow line, may differ from ours."""
+"""Whether this system has epoll, which carriers and TLS connections need."""
+NO_WEBMUX_CODES = frozenset({UsageError.code, NotAllowedError.code})
+"""Codes with which a relay refuses a backend that it does not have, or that the credential may not use."""
+AGE_TOLERANCE = 5.0
+"""Seconds by which a tunnel's age may differ from the agent's clock: it is given in whole seconds over a slow line."""
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelRequest:
-    """What kind of tunnel is wanted."""
+    """What `open_tunnel` and the connections of the tunnel are asked for."""
 
-    options: Mapping[str, Value] = field(default_factory=dict)  # of openTunnel; `OUR_OPTIONS` come on top
+    options: Mapping[str, Value] = field(default_factory=dict)  # of openTunnel; `AGENT_OPTIONS` are added
     limits: PoolLimits = field(default_factory=PoolLimits)
-    keep_header: bool = False  # leave the PROXY header in front of what the visitor says
-    backend: str | None = None  # None: webmux, or tcp where the relay or this system has no webmux
+    keep_header: bool = False  # leave the PROXY header in front of the visitor's bytes
+    backend: str | None = None  # None: webmux, or tcp if the relay or this system has no webmux
 
 
 @dataclass(frozen=True, slots=True)
 class OpenTunnel:
-    """A tunnel of ours at the relay."""
+    """A tunnel that this agent opened at the relay."""
 
     id: str
-    server: Endpoint  # where our parked connections go
-    client: Endpoint  # where clients connect
+    server: Endpoint  # where the agent connects
+    client: Endpoint  # where visitors connect
     opened_at: float  # in `trio.current_time`
 
     @property
@@ -47,28 +48,29 @@ class OpenTunnel:
         """Seconds since it was opened."""
         return trio.current_time() - self.opened_at
 
-    def is_described_by(self, record: Mapping[str, str]) -> bool:
-        """Whether `record` is this tunnel, and not one that a restarted relay has opened on the same port since."""
+    def matches(self, record: Mapping[str, str]) -> bool:
+        """Whether the relay's `record` is this tunnel, not one that a restarted relay opened later on the same port."""
         same = record.get("id") == self.id and record.get("client") == str(self.client)
-        return same and int(record.get("age", "0")) + SLACK >= self.age
+        return same and int(record.get("age", "0")) + AGE_TOLERANCE >= self.age
 
 
 async def open_tunnel(client: Client, options: Mapping[str, Value], backend: str | None = "tcp") -> OpenTunnel:
-    """Open a tunnel for a supply. Raises `RefusedError` and what else a call raises."""
-    uri = await _open(client, {**options, **OUR_OPTIONS}, backend)
+    """Open a tunnel for an agent. Raises `RefusedError`, `UsageError`, and as any call."""
+    uri = await _open(client, {**options, **AGENT_OPTIONS}, backend)
     record = (await client.show(uri))[0]
     try:
         return OpenTunnel(record["id"], Endpoint.parse(uri), Endpoint.parse(record["client"]), trio.current_time())
     except (KeyError, TunneldError) as error:
-        raise RemoteProtocolError(f"relay {client.relay} describes tunnel {uri} oddly: {error}") from None
+        raise RemoteProtocolError(
+            f"relay {client.relay} sent an invalid description of tunnel {uri}: {error}"
+        ) from None
 
 
 async def _open(client: Client, options: Mapping[str, Value], backend: str | None) -> str:
-    """The server URI.
+    """Open a tunnel and return its server URI. Without a backend it is webmux, or tcp where there is no webmux.
 
-    Where nobody chose a backend it is webmux, or else tcp. Who asked the relay for encryption does not lose it without
-    a word: where the control connection is in TLS, so are the others, unless `secure` says otherwise. Raises
-    `UsageError`.
+    Encryption is never lost silently: if the control connection uses TLS, the other connections do, too, unless
+    `secure` says otherwise. Raises as `open_tunnel`.
     """
     if backend == "tcp":
         return await _open_tcp(client, options)
@@ -78,20 +80,20 @@ async def _open(client: Client, options: Mapping[str, Value], backend: str | Non
         try:
             return await client.open_tunnel("webmux", **options)
         except RefusedError as error:
-            if error.reply_code not in NO_WEBMUX or "webmux" not in str(error):
-                raise  # something else is wrong with what was asked
+            if error.reply_code not in NO_WEBMUX_CODES or "webmux" not in str(error):
+                raise  # something else in the request is wrong
     return await _open_tcp(client, options)
 
 
 async def _open_tcp(client: Client, options: Mapping[str, Value]) -> str:
-    """With the best proof that both sides can give."""
+    """Open a tcp tunnel with the strongest `secure` that both sides support."""
     if "secure" in options or (client.relay.scheme == "tcp" and is_loopback(client.relay_host)):
         return await client.open_tunnel("tcp", **options)
     if client.relay.scheme == "tls":
         if not HAS_CARRIERS:
             raise UsageError(
-                f"visitors' bytes would cross to relay {client.relay} unencrypted, since this system has no epoll; say "
-                "--backend tcp --secure no if that is meant"
+                f"cannot encrypt the connections to relay {client.relay}: this system has no epoll; to send visitors' "
+                "data unencrypted, use --backend tcp --secure no"
             )
         return await client.open_tunnel("tcp", secure="yes", **options)
     try:
@@ -99,4 +101,4 @@ async def _open_tcp(client: Client, options: Mapping[str, Value]) -> str:
     except RefusedError as error:
         if error.reply_code != UsageError.code or "secure" not in str(error):
             raise
-    return await client.open_tunnel("tcp", **options)  # a relay that cannot ask for a key
+    return await client.open_tunnel("tcp", **options)  # a relay that does not support keys

@@ -1,14 +1,13 @@
-"""What an agent asks of the relay about a tunnel that it has opened: is it there, trim its pool, close it.
+"""Keeping one tunnel open at one relay: check it, refill and trim its connections, leave it.
 
-The agent does not `watch` its tunnel: that costs the relay and the agent an event for each step of each visitor, and
-the pool knows as fast. When the tunnel or the relay goes, the kernel ends every parked connection; that is *trouble*,
-and trouble makes the keeper ask at once. Where nobody is left to end connections (a cable is pulled), the question that
-is asked anyway every `RESIZE_INTERVAL` seconds finds out.
+The agent does not `watch` its tunnel: that would cost the relay and the agent an event for each step of each visitor,
+and the agent's connections notice as fast. When the tunnel or the relay goes, the kernel ends every connection. That is
+*trouble*, and after trouble the session checks the tunnel at once. Where the connections do not end (a cable is
+unplugged), the request that is sent anyway every `REVIEW_INTERVAL` seconds finds out.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,103 +15,109 @@ from dataclasses import dataclass
 import trio
 
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.backoff import delays
+from tunneld.agent.backoff import Backoff
 from tunneld.agent.events import RepeatLimiter, Reporter
 from tunneld.agent.handshake_pool import HandshakePool
-from tunneld.agent.pool import RESIZE_INTERVAL, Pool
+from tunneld.agent.pool import REVIEW_INTERVAL, Pool
 from tunneld.agent.request import OpenTunnel, TunnelRequest, open_tunnel
-from tunneld.agent.source import ConnectionSource, SourceEvents, Take
+from tunneld.agent.source import ConnectionSource, SourceEvents, VisitorCallback
 from tunneld.client import Client
 from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import NoSuchTunnelError, RefusedError, TunneldError
 from tunneld.net.dial import resolve_relay
 from tunneld.net.endpoint import Endpoint
 
-WEBMUX = frozenset({"webmux", "webmuxs"})
-"""Schemes of server URIs to which carriers go."""
-SETTLE = 0.1
-"""Seconds for the end of parked connections and the headers of visitors that got some to come, and for connections that
-were being dialled to arrive at the relay, before it is asked to trim again.
+WEBMUX_SCHEMES = frozenset({"webmux", "webmuxs"})
+"""Schemes of server URIs that carriers connect to."""
+TRIM_INTERVAL = 0.1
+"""Seconds before the relay is asked to trim again: for closed connections and visitors' headers to arrive here, and for
+connections that were being dialled to arrive at the relay.
 """
-ROUNDS = 10
-"""How often it is asked: with a second and ten round trips, what is left of the parked connections leads nowhere."""
+MAX_TRIMS = 10
+"""Requests to trim. After a second and ten round trips, the remaining parked connections are dead."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentContext:
-    """What every tunnel of an agent stands on."""
+    """What all tunnels of an exposure share."""
 
     engine: Engine
     nursery: trio.Nursery
     relay: RelayAccess
-    teller: Reporter
-    hurry: Callable[[], None] = lambda: None  # what ends a wait for the relay early
+    reporter: Reporter
+    on_relay_answers: Callable[[], None] = lambda: None  # ends a delay before the next attempt early
 
 
 class TunnelSession:
-    """One open tunnel and its supply of connections, looked after over a control connection (or, after a loss, over the
-    next one).
-    """
+    """One open tunnel and its source of connections. Methods get a control connection: after a loss, the next one."""
 
-    def __init__(self, tunnel: OpenTunnel, supply: ConnectionSource, teller: Reporter, news: Alarm) -> None:
+    source: ConnectionSource
+
+    def __init__(self, tunnel: OpenTunnel, reporter: Reporter) -> None:
         """Made by `start`."""
         self.tunnel = tunnel
-        self.supply = supply
-        self._teller = teller
-        self._news = news
-        self._wanted = False  # visitors are
-        self._waits: Iterator[float] = delays(random.random)
+        self._reporter = reporter
+        self._accepting = False  # visitors are wanted
+        self._wake = trio.Event()  # there is something for `keep` to do
+        self._trouble: str | None = None  # why connections were lost, until `keep` has acted on it
+        self._backoff = Backoff()
         self._repeats = RepeatLimiter()
 
     @classmethod
     async def start(
-        cls, client: Client, ground: AgentContext, wish: TunnelRequest, *, take: Take, failed: FailureCallback
+        cls,
+        client: Client,
+        context: AgentContext,
+        request: TunnelRequest,
+        *,
+        on_visitor: VisitorCallback,
+        on_failure: FailureCallback,
     ) -> TunnelSession:
-        """Open a tunnel and a supply for it; nobody comes before `resume`. Raises `RefusedError`,
-        `RelayUnreachableError`, ... as any call.
+        """Open a tunnel and a source of connections for it; visitors come after `resume`.
+
+        `on_visitor` gets each visitor, `on_failure` a bug in a callback. Raises `RefusedError`,
+        `RelayUnreachableError`, and as any call.
         """
-        tunnel = await open_tunnel(client, wish.options, wish.backend)
-        news = Alarm()
-        owner = SourceEvents(take, news.report, failed, ground.hurry)
+        tunnel = await open_tunnel(client, request.options, request.backend)
+        session = cls(tunnel, context.reporter)
+        events = SourceEvents(on_visitor, session._on_trouble, on_failure, context.on_relay_answers)
         try:
-            supply = await _supply(tunnel.server, ground, wish, owner)
+            session.source = await _new_source(tunnel.server, context, request, events)
         except TunneldError:
             await client.close(tunnel.id)
             raise
-        return cls(tunnel, supply, ground.teller, news)
+        return session
 
     def resume(self) -> None:
-        """Have visitors come, from now on or again."""
-        self._wanted = True
-        self.supply.resume()
+        """Take visitors, from now on or again."""
+        self._accepting = True
+        self.source.resume()
 
     def withdraw(self) -> None:
-        """Have no more visitors come for now, once the relay knows; those who are here, or on their way, go on."""
-        self._wanted = False
-        self.supply.withdraw()
-        self._news.stir()
+        """Take no more visitors for now, once the relay knows. Visitors that are connected or on their way go on."""
+        self._accepting = False
+        self.source.withdraw()
+        self._wake.set()
 
     async def check(self, client: Client) -> None:
         """Raise `NoSuchTunnelError` unless the tunnel is open and takes visitors; `RefusedError` with the code `ended`
-        where somebody at the relay closed or drains it on purpose; and what else a call raises.
+        if it was closed or drained at the relay on request; and as any call.
         """
         record: Mapping[str, str] = {}
-        with _unless_gone():
+        with _ignoring_no_such_tunnel():
             record = (await client.show(str(self.tunnel.server)))[0]
-        if not self.tunnel.is_described_by(record):
+        if not self.tunnel.matches(record):
             raise NoSuchTunnelError(f"tunnel {self.tunnel.id} was closed at the relay")
         if record.get("phase") == "draining":
-            await self._why_drained(client)
+            with _ignoring_no_such_tunnel():
+                await client.get_tunnel_address(str(self.tunnel.server))  # refused, with the reason
             raise NoSuchTunnelError(f"tunnel {self.tunnel.id} is being drained at the relay")
 
-    async def _why_drained(self, client: Client) -> None:
-        """Raise what the relay says to that, unless it is that there is no such tunnel."""
-        with _unless_gone():
-            await client.get_tunnel_address(str(self.tunnel.server))
+    async def rejoin(self, client: Client) -> None:
+        """Join the open tunnel again over a new control connection; visitors come after `resume`. Raises as `check`.
 
-    async def come_back(self, client: Client) -> None:
-        """The tunnel stands, and we are back, perhaps at another address: what was parked from the old one leads
-        nowhere, and neither end can tell. Nobody comes before `resume`. Raises as `check`.
+        The agent's address may have changed. Then the parked connections from the old address are dead, and neither end
+        can tell, so they are all given up.
         """
         try:
             await client.call("join", self.tunnel.id)
@@ -120,54 +125,58 @@ class TunnelSession:
             if error.reply_code != NoSuchTunnelError.code:
                 raise
             raise NoSuchTunnelError(f"tunnel {self.tunnel.id} was closed at the relay") from None
-        if self.supply.size:
+        if self.source.size:
             self.withdraw()
-            await self._recall(client)
+            await self._trim_all(client)
 
-    async def close_tunnel(self, client: Client, *, shared: bool) -> None:
-        """Serve this tunnel no more. It is drained at the relay, or, if it is `shared` and others serve it, left to
-        them; for that they have to be told apart from our carriers. Raises as any call.
+    async def leave(self, client: Client, *, shared: bool) -> None:
+        """Serve this tunnel no more. The relay drains it, or leaves it to the other agents if it is `shared`.
+
+        For the latter, the relay must be able to tell this agent's carriers from the other ones: so they are withdrawn
+        first. Raises as any call.
         """
         self.withdraw()
         if shared:
-            await self.supply.wait_withdrawn()
+            await self.source.wait_withdrawn()
         await client.call("leave", self.tunnel.id)
 
     async def settle(self, client: Client) -> None:
-        """Wait, after `leave`, until those who were on their way are here. Raises as any call."""
-        await self.supply.wait_withdrawn()
-        await self._recall(client)
+        """Wait, after `leave`, until the visitors on their way have arrived. Raises as any call."""
+        await self.source.wait_withdrawn()
+        await self._trim_all(client)
 
     async def keep(self, client: Client) -> None:
-        """Look after the tunnel until it is gone, which an exception says: see `check`."""
+        """Look after the tunnel until it or the connection is lost, which is always an exception, see `check`."""
         while True:
-            with trio.move_on_after(RESIZE_INTERVAL):
+            with trio.move_on_after(REVIEW_INTERVAL):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._end_with, client, nursery.cancel_scope)
-                    await self._news.wait()
+                    nursery.start_soon(self._cancel_when_lost, client, nursery.cancel_scope)
+                    await self._wake.wait()
+                    self._wake = trio.Event()
                     nursery.cancel_scope.cancel()
-            if not self._wanted and self.supply.parked:
-                await self._recall(client)
-            elif (reason := self._news.take()) is not None:
-                await self._mend(client, reason)
+            if not self._accepting and self.source.parked:
+                await self._trim_all(client)
+            elif self._trouble is not None:
+                await self._recover(client)
             else:
-                self._waits = delays(random.random)
+                self._backoff.reset()
                 await self._review(client)
 
-    async def _end_with(self, client: Client, waiting: trio.CancelScope) -> None:
-        """The relay hung up: no need to wait until we ask it something."""
+    def _on_trouble(self, reason: str) -> None:
+        """Called by the source: connections were lost or could not be made."""
+        self._trouble = reason
+        self._wake.set()
+
+    async def _cancel_when_lost(self, client: Client, scope: trio.CancelScope) -> None:
+        """Notice a lost control connection at once, not only at the next request."""
         await client.wait_lost()
-        waiting.cancel()
+        scope.cancel()
 
     async def _review(self, client: Client) -> None:
-        """Nothing happened for a while: is the relay there, and is the pool larger than it needs to be?"""
-        if self.supply.resize():
-            await client.call("trim", self.tunnel.id, str(self.supply.size))
-        else:
-            await self._ask(client)
-
-    async def _ask(self, client: Client) -> None:
-        """Does the tunnel still take visitors? Raises as `check` does."""
+        """Nothing happened for a while: check that the relay answers, and trim the pool if it is too large."""
+        if self.source.resize():
+            await client.call("trim", self.tunnel.id, str(self.source.size))
+            return
         try:
             await client.get_tunnel_address(str(self.tunnel.server))
         except RefusedError as error:
@@ -175,35 +184,36 @@ class TunnelSession:
                 raise
             await self.check(client)
 
-    async def _recall(self, client: Client) -> None:
-        """Have the relay let go of what is parked until nothing is, or visitors are wanted again. Only the relay knows
-        which of these connections no visitor got: one that is closed from here may have one already.
-        """
-        for _ in range(ROUNDS):
-            if self._wanted or not self.supply.parked:
-                return
-            with _unless_gone():  # if it is, all this is about to end
-                await client.call("trim", self.tunnel.id, "0")
-            with trio.move_on_after(SETTLE):
-                await self.supply.wait_closed()
-        if not self._wanted:
-            self.supply.close()
+    async def _trim_all(self, client: Client) -> None:
+        """Have the relay close parked connections until none is left or visitors are wanted again.
 
-    async def _mend(self, client: Client, reason: str) -> None:
-        """Parked connections ended: if the tunnel stands, dial again, ever more slowly while they do not last."""
+        Only the relay knows which of them have no visitor: one closed from here may have a visitor already.
+        """
+        for _ in range(MAX_TRIMS):
+            if self._accepting or not self.source.parked:
+                return
+            with _ignoring_no_such_tunnel():  # the next check says so
+                await client.call("trim", self.tunnel.id, "0")
+            with trio.move_on_after(TRIM_INTERVAL):
+                await self.source.wait_closed()
+        if not self._accepting:
+            self.source.close()
+
+    async def _recover(self, client: Client) -> None:
+        """Connections were lost. If the tunnel is still open, dial again, ever more slowly while they do not last."""
+        reason, self._trouble = self._trouble or "", None
         await self.check(client)
         repeated = self._repeats.admit(reason, trio.current_time())
         if repeated is not None:
-            what = f"{self.supply.description} to {self.tunnel.server.without_key}: {reason}"
-            self._teller.report("trouble", reason=what, repeated=repeated)
-        await trio.sleep(next(self._waits))
-        if self._wanted:
-            self.supply.resume()
+            self._reporter.report("trouble", reason=reason, repeated=repeated)
+        await trio.sleep(self._backoff.next_delay())
+        if self._accepting:
+            self.source.resume()
 
 
 @contextmanager
-def _unless_gone() -> Iterator[None]:
-    """What the relay refuses in the block is raised, but that there is no such tunnel: then the block is left."""
+def _ignoring_no_such_tunnel() -> Iterator[None]:
+    """Leave the block if the relay says that there is no such tunnel; raise other refusals."""
     try:
         yield
     except RefusedError as error:
@@ -211,42 +221,16 @@ def _unless_gone() -> Iterator[None]:
             raise
 
 
-async def _supply(server: Endpoint, ground: AgentContext, wish: TunnelRequest, owner: SourceEvents) -> ConnectionSource:
-    """Connections to a server URI of either kind. Raises `RelayUnreachableError`, `UsageError`."""
-    if server.scheme in WEBMUX:
+async def _new_source(
+    server: Endpoint, context: AgentContext, request: TunnelRequest, events: SourceEvents
+) -> ConnectionSource:
+    """Make the source of connections for a server URI. Raises `RelayUnreachableError`, `UsageError`."""
+    engine, nursery, relay = context.engine, context.nursery, context.relay
+    if server.scheme in WEBMUX_SCHEMES:
         from tunneld.agent.carriers import Carriers  # noqa: PLC0415  # on systems that have carriers
 
-        return Carriers(ground.engine, ground.relay, server, owner, ground.nursery, keep_header=wish.keep_header)
+        return Carriers(engine, relay, server, events, nursery, keep_header=request.keep_header)
     if server.key:
-        return HandshakePool(
-            ground.engine, ground.relay, server, wish.limits, owner, ground.nursery, keep_header=wish.keep_header
-        )
+        return HandshakePool(engine, relay, server, request.limits, events, nursery, keep_header=request.keep_header)
     address = await resolve_relay(server.host, server.port)
-    return Pool(ground.engine, address, wish.limits, owner, keep_header=wish.keep_header)
-
-
-class Alarm:
-    """What a keeper is to look at, from other tasks."""
-
-    def __init__(self) -> None:
-        self._event = trio.Event()
-        self._trouble: str | None = None
-
-    def stir(self) -> None:
-        """Something is to be done."""
-        self._event.set()
-
-    def report(self, trouble: str) -> None:
-        """The supply has lost connections, and why."""
-        self._trouble = trouble
-        self._event.set()
-
-    async def wait(self) -> None:
-        """Wait for the next."""
-        await self._event.wait()
-        self._event = trio.Event()
-
-    def take(self) -> str | None:
-        """Why connections were lost, if any were; told once."""
-        trouble, self._trouble = self._trouble, None
-        return trouble
+    return Pool(engine, address, request.limits, events, keep_header=request.keep_header)

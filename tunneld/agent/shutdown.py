@@ -1,9 +1,9 @@
 """How an exposure ends, and how long that takes.
 
-told to end ──► leave ──► those who are here finish ──► gone
-                  │          until `drain_timeout`, or told to end again: then they are cut
-                  the relay sends nobody any more: visitors go to other agents of a shared tunnel, or the tunnel is
-                  drained at the relay as well, and its address stays reserved: a successor may open another one there
+told to stop ──► leave ──► present visitors finish ──► closed
+                   │         until `drain_timeout`, or told to stop again: then they are dropped
+                   the relay sends no more visitors to this agent. A shared tunnel goes on with its other agents; any
+                   other tunnel is drained at the relay, too, and its address stays reserved for its successor
 """
 
 from __future__ import annotations
@@ -21,97 +21,98 @@ from tunneld.client import Client
 from tunneld.errors import TunneldError
 
 CLOSE_WITHIN = 3.0
-"""Seconds for the relay to hear that no more visitors are wanted; a person has pressed Ctrl-C and waits."""
+"""Seconds to tell the relay that no more visitors are wanted; the user has pressed Ctrl-C and waits."""
 DRAIN_WITHIN = 30.0
-"""Seconds for visitors to finish: what the daemon gives them when it is told to end."""
+"""Seconds for visitors to finish, by default: the same as the relay gives them when it is told to drain."""
 FINISH_WITHIN = 5.0
-"""Seconds more for the last octets that visitors left with us to reach the relay."""
+"""Seconds more for the last bytes of finished visitors to reach the relay."""
 
 
 class AgentShutdown:
-    """The end of one exposure. Every step takes bounded time."""
+    """The end of one exposure. Every step takes bounded time, except `wait_for_visitors`."""
 
     def __init__(
         self,
         relay: RelayAccess,
         visitors: LocalVisitors,
-        teller: Reporter,
-        on_left: Callable[[], None],
+        reporter: Reporter,
+        on_withdrawn: Callable[[], None],
         *,
         shared: bool,
     ) -> None:
-        """`on_left` is called once the relay sends nobody any more, or could not be told. `shared`: others may serve
-        the tunnel as well.
+        """`on_withdrawn` is called once the relay sends no more visitors, or could not be told. `shared`: other agents
+        may serve the tunnel as well.
         """
         self.reason = "told to stop"
-        self.patience: float | None = None  # seconds that visitors have to finish, once it was said that they may
+        self.drain_timeout: float | None = None  # seconds for visitors to finish, once draining
         self._relay = relay
         self._visitors = visitors
-        self._teller = teller
-        self._on_left = on_left
+        self._reporter = reporter
+        self._on_withdrawn = on_withdrawn
         self._shared = shared
-        self._told = False  # the relay knows
+        self._relay_knows = False
 
-    async def begin(self, client: Client, keeper: TunnelSession) -> None:
-        """We are to end while this connection stands, by which the relay knows us: use it. Not stopped by being
-        cancelled.
+    async def leave_over(self, client: Client, session: TunnelSession) -> None:
+        """Leave the tunnel over the control connection that `keep` used; the relay knows this agent by it. Finishes
+        even if cancelled.
         """
         with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
-            await self._say_farewell(client, keeper, cut=self.patience is None)
+            await self._leave(client, session, drop=self.drain_timeout is None)
 
-    async def drain(self, keeper: TunnelSession | None) -> None:
-        """Nobody new is wanted, which the relay may have to hear over a connection of its own; wait for those who are
-        here.
-        """
-        if keeper is None:
+    async def drain(self, session: TunnelSession | None) -> None:
+        """Leave the tunnel, over a new control connection if necessary, and wait for the present visitors."""
+        if session is None:
             return
-        if not self._told:
-            keeper.supply.pause()
+        if not self._relay_knows:
+            session.source.pause()
             with trio.move_on_after(CLOSE_WITHIN), suppress(TunneldError):
                 async with self._relay.connect() as client:
-                    await keeper.check(client)
-                    await self._say_farewell(client, keeper, cut=False)
-        self._on_left()
+                    await session.check(client)
+                    await self._leave(client, session, drop=False)
+        self._on_withdrawn()
         if self._visitors.now:
-            self._tell("draining", keeper, visitors=self._visitors.now, delay=self.patience or 0.0)
-        with trio.move_on_after(self.patience or 0.0) as scope:
+            self._report("draining", session, visitors=self._visitors.now, delay=self.drain_timeout or 0.0)
+        with trio.move_on_after(self.drain_timeout or 0.0) as scope:
             await self._visitors.wait_none()
         if not scope.cancelled_caught:
             with trio.move_on_after(FINISH_WITHIN):
-                await keeper.supply.wait_closed()
+                await session.source.wait_closed()
 
-    async def outlast(self, keeper: TunnelSession | None) -> None:
-        """The relay wants no more of us. Those whose connections it lets finish may, for as long as it does."""
-        if keeper is not None and self._visitors.now:
-            keeper.supply.pause()
-            self._tell("draining", keeper, visitors=self._visitors.now)
+    async def wait_for_visitors(self, session: TunnelSession | None) -> None:
+        """The relay refused this agent permanently: wait for present visitors as long as it lets them finish."""
+        if session is not None and self._visitors.now:
+            session.source.pause()
+            self._report("draining", session, visitors=self._visitors.now)
             await self._visitors.wait_none()
 
-    async def close(self, keeper: TunnelSession) -> None:
-        """Cut whoever is left, close the tunnel at the relay, and tell. Its address stays ours; where others serve it,
-        too, it stays open. Not stopped by being cancelled.
+    async def close(self, session: TunnelSession) -> None:
+        """Drop the remaining visitors, close the tunnel at the relay, and report it. Finishes even if cancelled.
+
+        The tunnel's address stays reserved. A shared tunnel stays open for its other agents.
         """
-        keeper.supply.pause()
-        if not self._told:
+        session.source.pause()
+        if not self._relay_knows:
             with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
                 async with self._relay.connect() as client:
-                    await keeper.check(client)
-                    await self._say_farewell(client, keeper, cut=True)
+                    await session.check(client)
+                    await self._leave(client, session, drop=True)
         self._visitors.drop()
-        keeper.supply.close()
-        visitors, (up, down) = self._visitors, self._visitors.octets
+        session.source.close()
+        visitors, (up, down) = self._visitors, self._visitors.bytes_moved
         counts = {"served": visitors.served, "failed": visitors.failed, "up": up, "down": down}
-        self._tell("closed", keeper, reason=self.reason, **counts)
+        self._report("closed", session, reason=self.reason, **counts)
 
-    async def _say_farewell(self, client: Client, keeper: TunnelSession, *, cut: bool) -> None:
-        """The relay shall send us nobody any more; and those who are here finish, or are cut."""
-        if cut and not self._shared:
-            await client.close(keeper.tunnel.id, keep=True)
+    async def _leave(self, client: Client, session: TunnelSession, *, drop: bool) -> None:
+        """Have the relay send no more visitors. With `drop`, it drops the present ones of a tunnel that is not shared;
+        else they finish.
+        """
+        if drop and not self._shared:
+            await client.close(session.tunnel.id, keep=True)
         else:
-            await keeper.close_tunnel(client, shared=self._shared)
-        self._told = True
-        if not cut:
-            await keeper.settle(client)
+            await session.leave(client, shared=self._shared)
+        self._relay_knows = True
+        if not drop:
+            await session.settle(client)
 
-    def _tell(self, event: str, keeper: TunnelSession, **fields: Field) -> None:
-        self._teller.report(event, id=keeper.tunnel.id, **fields)
+    def _report(self, event: str, session: TunnelSession, **fields: Field) -> None:
+        self._reporter.report(event, id=session.tunnel.id, **fields)

@@ -1,6 +1,7 @@
-"""The way to one visitor: a connection of its own, or a channel of a carrier. Whoever serves it knows no difference.
+"""What the agent's connections to the relay have in common, whether each serves one visitor or many.
 
-What a keeper looks after: the connections to the relay by which visitors come.
+A `ConnectionSource` keeps connections to the server side of one tunnel. Each visitor arrives as a `VisitorConnection`:
+a connection of its own (`SocketVisitor`) or an end such as a channel of a carrier (`EndVisitor`).
 """
 
 from __future__ import annotations
@@ -14,25 +15,27 @@ import trio
 
 from tunneld.engine.engine import Engine, FailureCallback, Relay, RelayEnd
 
-Take = Callable[["VisitorConnection", bytes], None]
-"""A visitor came: the way to it, from now on the callee's, and the visitor's PROXY header."""
+VisitorCallback = Callable[["VisitorConnection", bytes], None]
+"""Gets each visitor, which the callee owns from now on, and its PROXY header."""
 
 
 class VisitorConnection(Protocol):
-    """Where a visitor's bytes come from, positioned behind the PROXY header unless that is to be kept."""
+    """The connection to one visitor, positioned behind the PROXY header unless that is to be kept. Exactly one of its
+    methods is called, once.
+    """
 
     def join(self, server: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
-        """Relay between the visitor and `server`; see `Engine.join`. Both belong to the relay from now on."""
+        """Relay between the visitor and `server`, and own both from now on. `linger` in seconds, see `Engine.join`."""
 
     def stream(self) -> trio.abc.HalfCloseableStream:
-        """The visitor as a stream, for a program that serves it itself."""
+        """Return the visitor as a stream, which the caller owns."""
 
     def close(self, reason: str) -> None:
-        """Let go of the visitor; it is told why, where there is a way to."""
+        """Close the connection. The relay is told the reason if the connection can carry one."""
 
 
 class SocketVisitor:
-    """A connection to the relay that serves this visitor alone."""
+    """A visitor on a connection of its own. Implements `VisitorConnection`."""
 
     __slots__ = ("_connection", "_engine")
 
@@ -45,70 +48,66 @@ class SocketVisitor:
         return self._engine.join(self._connection, server, linger=linger, on_end=on_end)
 
     def stream(self) -> trio.abc.HalfCloseableStream:
-        """A `trio.SocketStream`."""
+        """Return a `trio.SocketStream`."""
         return trio.SocketStream(trio.socket.from_stdlib_socket(self._connection))
 
     def close(self, reason: str) -> None:
-        """Close the connection; TCP has no words."""
+        """Close the connection; TCP cannot carry the reason."""
         self._connection.close()
 
 
-MAX_DIALS_AT_ONCE = 8
-"""Connections being made: half of what a relay takes from one source unless told otherwise. Until it has shown its key,
-each is a stranger there.
+MAX_CONCURRENT_DIALS = 8
+"""Connections of one tunnel being made at once: half of what a relay accepts from one address by default. Until it has
+presented its key, each of them is unauthenticated there.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class SourceEvents:
-    """Whom a supply tells."""
+    """What a source of connections calls."""
 
-    on_visitor: Take
+    on_visitor: VisitorCallback
     on_trouble: Callable[[str], None]
-    """A connection ended that was wanted, or could not be made, and why."""
+    """Connections were lost or could not be made, and why, as a sentence. The source has paused."""
     on_failure: FailureCallback
-    """A bug in a callback."""
+    """A callback raised: a bug."""
     on_unknown_tunnel: Callable[[], None] = lambda: None
-    """The relay answered, and does not know the tunnel: whoever waits for the relay need not wait any more."""
+    """The relay answers but does not know the tunnel, so it is worth reconnecting at once."""
 
 
 class ConnectionSource(Protocol):
-    """Connections to the server side of one tunnel: a pool of parked ones, or carriers."""
-
-    @property
-    def description(self) -> str:
-        """What it consists of, for people."""
+    """The connections to the server side of one tunnel: a pool of parked ones, or carriers."""
 
     @property
     def size(self) -> int:
-        """How many parked connections the relay should keep."""
+        """How many parked connections the relay should keep; 0 for carriers."""
 
     @property
     def parked(self) -> int:
-        """How many connections stand ready, or are on their way to."""
+        """How many connections are ready for visitors, or are being made."""
 
     def resume(self) -> None:
-        """Dial what lacks, now and whenever something does, until there is trouble or somebody calls `rest`."""
+        """Dial what is missing, now and whenever something is missing, until trouble or `pause`."""
 
     def pause(self) -> None:
-        """Dial nothing until `resume`; what stands goes on."""
+        """Dial nothing until `resume`; existing connections stay."""
 
     def resize(self) -> bool:
-        """Shrink where there is more than needed; tells whether the relay has parked connections to trim."""
+        """Shrink if larger than needed; returns whether the relay has parked connections to trim."""
 
     def probe(self) -> None:
-        """The network changed, or the machine was asleep: what stands may have been cut off without a word."""
+        """Check the existing connections: the network changed or the machine was suspended, and they may be dead."""
 
     def close(self) -> None:
-        """Let go of everything that serves no visitor."""
+        """Close every connection that serves no visitor."""
 
     def withdraw(self) -> None:
-        """Want no more visitors, and say so where that can be said on the connections themselves. Whom the relay sends
-        before it has heard of it comes all the same.
+        """Take no more visitors, and tell the relay if that is possible on the connections themselves. Visitors that
+        the relay sends before it knows still arrive.
         """
 
     async def wait_withdrawn(self) -> None:
-        """Wait until it has: those who were on their way are here then."""
+        """Wait, after `withdraw`, until the relay knows: visitors that were on their way have arrived."""
 
     async def wait_closed(self) -> None:
         """Wait, after `withdraw`, until no connection is left."""

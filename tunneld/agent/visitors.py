@@ -1,13 +1,13 @@
-"""Each visitor's way from the pool to the local server.
+"""The visitors of one exposure, from their arrival to the local server and their end.
 
-    taken ──► local server is dialled ──► joined ──► left
-                     │                      │
-                     └──────► failed ◄──────┘       refused at once, or only when the answer came
+    take ──► local server is dialled ──► joined ──► left
+                     │                     │
+                     └──────► failed ◄─────┘       refused at once, or only after the join
 
-While the local server is known to be unhealthy it is not dialled, and taken leads to failed at once.
+While the local server is known to be unhealthy it is not dialled, and visitors fail at once.
 
-The visitor is joined to the local server's socket while that is still connecting: what the visitor says waits for it in
-the kernel. So a refusal is often heard of only at the relay's end.
+A visitor is joined to the local server's socket while that is still connecting: the visitor's bytes wait in the kernel.
+So a refusal often shows only when the relay between the two ends.
 """
 
 from __future__ import annotations
@@ -27,170 +27,169 @@ from tunneld.net.dial import check_not_refused
 from tunneld.net.endpoint import join_host_port
 from tunneld.wire.proxy_protocol import decode_v2
 
-_NEVER_CONNECTED = frozenset(
+_CONNECT_ERRORS = frozenset(
     {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EACCES}
 )
 
 
 class LocalVisitors:
-    """The visitors that are being served, and the counts of those that were."""
+    """The visitors being served, and the counts of past ones."""
 
     def __init__(
-        self, local: LocalServer, nursery: trio.Nursery, teller: Reporter, *, linger: float, http: bool = False
+        self, local: LocalServer, nursery: trio.Nursery, reporter: Reporter, *, linger: float, http: bool = False
     ) -> None:
-        """`nursery` owns the few visitors for whom the local server is dialled the long way. `linger` in seconds.
-        `http`: who comes while that does not answer is told so over HTTP.
+        """`nursery` runs the tasks of the few visitors that need one. `linger` in seconds, see `Engine.join`. `http`:
+        if the local server cannot be dialled, answer visitors with HTTP status 503.
         """
         self.served = 0
         self.failed = 0
-        self._stirred_at = trio.current_time()  # when the last one left, or could not be served
+        self._last_active = trio.current_time()  # when the last visitor left or failed
         self._local = local
         self._nursery = nursery
-        self._teller = teller
+        self._reporter = reporter
         self._linger = linger
         self._http = http
-        self._relays: dict[Relay, bytes] = {}  # each with its visitor's PROXY header
-        self._ended_up = self._ended_down = 0
+        self._relays: dict[Relay, bytes] = {}  # with the visitor's PROXY header
+        self._ended_up = self._ended_down = 0  # bytes of relays that have ended
         self._repeats = RepeatLimiter()
-        self._away: str | None = None  # why nobody is served at present
-        self._answering = False  # over HTTP
-        self._being_answered = 0
-        self._being_dialled = 0  # for so many visitors the local server is
+        self._away_reason: str | None = None  # why visitors are turned away
+        self._answer_http = False  # when they are
+        self._answers = 0  # visitors being answered
+        self._dials = 0  # visitors for whom a task dials the local server
         self._fewer = trio.Event()
 
     @property
     def now(self) -> int:
-        """Visitors that are being served."""
+        """Visitors being served."""
         return len(self._relays)
 
     @property
-    def stirred_at(self) -> float:
-        """When somebody was last here, in `trio.current_time`."""
-        return trio.current_time() if self._relays else self._stirred_at
+    def last_active(self) -> float:
+        """When a visitor was last here, in `trio.current_time`."""
+        return trio.current_time() if self._relays else self._last_active
 
     @property
-    def octets(self) -> tuple[int, int]:
-        """Octets delivered so far: up (to the local server), down (to visitors)."""
+    def bytes_moved(self) -> tuple[int, int]:
+        """Bytes delivered so far: up (to the local server), down (to visitors)."""
         up = self._ended_up + sum(relay.up for relay in self._relays)
         return up, self._ended_down + sum(relay.down for relay in self._relays)
 
     async def wait_none(self) -> None:
-        """Wait until nobody is being served."""
-        while self._relays or self._being_answered or self._being_dialled:
+        """Wait until no visitor is being served, answered, or waiting for the local server."""
+        while self._relays or self._answers or self._dials:
             await self._fewer.wait()
 
-    def _one_less(self) -> None:
+    def _notify_fewer(self) -> None:
         self._fewer.set()
         self._fewer = trio.Event()
 
     def drop(self) -> None:
-        """The exposure is over, and so are those who are being served."""
-        self.turn_away("the agent stopped", answering=False)
+        """Close the connections of all visitors: the exposure has ended."""
+        self.turn_away("the agent stopped", answer_http=False)
         for relay in list(self._relays):
             relay.drop()
-            self._left(relay, RelayEnd(Cause.DROPPED))
+            self._on_relay_end(relay, RelayEnd(Cause.DROPPED))
 
-    def serve(self) -> None:
-        """Serve whoever comes from now on. Harmless when repeated."""
-        self._away = None
+    def accept(self) -> None:
+        """Serve new visitors from now on, after `turn_away`. Harmless when repeated."""
+        self._away_reason = None
 
-    def turn_away(self, reason: str, *, answering: bool) -> None:
-        """Serve nobody who comes from now on: they are closed, or, `answering`, told so over HTTP."""
-        self._away, self._answering = reason, answering
+    def turn_away(self, reason: str, *, answer_http: bool) -> None:
+        """Close new visitors from now on; with `answer_http`, answer them with status 503 first."""
+        self._away_reason, self._answer_http = reason, answer_http
 
-    def take(self, way: VisitorConnection, header: bytes) -> None:
-        """Serve one visitor: dial the local server and relay. Never waits; `way` is ours from now on."""
-        if self._away is not None:
-            self._refuse(way, header, self._away)
+    def take(self, visitor: VisitorConnection, header: bytes) -> None:
+        """Serve one visitor: dial the local server and relay. Called by the source of connections; never blocks. Owns
+        `visitor` from now on.
+        """
+        if self._away_reason is not None:
+            self._close(visitor, self._away_reason, answer_http=self._answer_http)
+            self._count_failure(header, self._away_reason)
             return
         try:
             server = self._local.dial_nowait()
             if self._http:
                 check_not_refused(server)
         except trio.WouldBlock:
-            self._nursery.start_soon(self._take_patiently, way, header)
+            self._nursery.start_soon(self._dial, visitor, header)
         except OSError as error:
-            self._lose(way, header, error)
+            self._fail(visitor, header, error)
         else:
-            self._join(way, server, header)
+            self._join(visitor, server, header)
 
-    def _refuse(self, way: VisitorConnection, header: bytes, reason: str) -> None:
-        self._end(way, reason, answering=self._answering)
-        self._fail(header, reason)
-
-    def _end(self, way: VisitorConnection, reason: str, *, answering: bool) -> None:
-        if answering and self._being_answered < health.MAX_ANSWERS:
-            self._nursery.start_soon(self._answer, way)
+    def _close(self, visitor: VisitorConnection, reason: str, *, answer_http: bool) -> None:
+        if answer_http and self._answers < health.MAX_ANSWERS:
+            self._nursery.start_soon(self._answer, visitor)
         else:
-            way.close(reason)
+            visitor.close(reason)
 
-    async def _answer(self, way: VisitorConnection) -> None:
-        self._being_answered += 1
+    async def _answer(self, visitor: VisitorConnection) -> None:
+        self._answers += 1
         try:
-            await health.answer(way.stream())
+            await health.answer(visitor.stream())
         except BaseException:
-            way.close("the agent stopped")
+            visitor.close("the agent stopped")
             raise
         finally:
-            self._being_answered -= 1
-            self._one_less()
+            self._answers -= 1
+            self._notify_fewer()
 
-    async def _take_patiently(self, way: VisitorConnection, header: bytes) -> None:
-        self._being_dialled += 1
+    async def _dial(self, visitor: VisitorConnection, header: bytes) -> None:
+        self._dials += 1
         try:
             server = await self._local.dial()
         except OSError as error:
-            self._lose(way, header, error)
+            self._fail(visitor, header, error)
         except BaseException:
-            way.close("the agent stopped")
+            visitor.close("the agent stopped")
             raise
         else:
-            self._join(way, server, header)
+            self._join(visitor, server, header)
         finally:
-            self._being_dialled -= 1
-            self._one_less()
+            self._dials -= 1
+            self._notify_fewer()
 
-    def _join(self, way: VisitorConnection, server: socket.socket, header: bytes) -> None:
+    def _join(self, visitor: VisitorConnection, server: socket.socket, header: bytes) -> None:
         self.served += 1
-        self._relays[way.join(server, linger=self._linger, on_end=self._left)] = header
-        if self._teller.wants_visitors:
-            self._teller.report("visitor", visitor=visitor_of(header))
+        self._relays[visitor.join(server, linger=self._linger, on_end=self._on_relay_end)] = header
+        if self._reporter.wants_visitors:
+            self._reporter.report("visitor", visitor=visitor_address(header))
 
-    def _left(self, relay: Relay, end: RelayEnd) -> None:
+    def _on_relay_end(self, relay: Relay, end: RelayEnd) -> None:
         header, up, down = self._relays.pop(relay, None), relay.up, relay.down
-        if header is None:  # dropped, and told already
+        if header is None:  # dropped, and reported already
             return
         self._ended_up += up
         self._ended_down += down
         if not self._relays:
-            self._stirred_at = trio.current_time()
-            self._one_less()
+            self._last_active = trio.current_time()
+            self._notify_fewer()
         if end.error is not None and end.side is Side.SERVER and _never_connected(end.error, up + down):
             self.served -= 1
-            self._local.failed()
-            self._fail(header, self._no_connection(end.error))
-        elif self._teller.wants_visitors:
-            who, why = visitor_of(header), describe(end)
-            self._teller.report("left", visitor=who, up=up, down=down, reason=why)
+            self._local.on_refused()
+            self._count_failure(header, self._connect_error(end.error))
+        elif self._reporter.wants_visitors:
+            address, reason = visitor_address(header), end_reason(end)
+            self._reporter.report("left", visitor=address, up=up, down=down, reason=reason)
 
-    def _lose(self, way: VisitorConnection, header: bytes, error: OSError) -> None:
-        """The local server cannot be dialled for this visitor."""
-        reason = self._no_connection(error)
-        self._end(way, reason, answering=self._http)
-        self._fail(header, reason)
+    def _fail(self, visitor: VisitorConnection, header: bytes, error: OSError) -> None:
+        """Close a visitor because the local server cannot be dialled."""
+        reason = self._connect_error(error)
+        self._close(visitor, reason, answer_http=self._http)
+        self._count_failure(header, reason)
 
-    def _no_connection(self, error: OSError) -> str:
+    def _connect_error(self, error: OSError) -> str:
         return f"could not connect to {self._local.target}: {reason_of(error)}"
 
-    def _fail(self, header: bytes, reason: str) -> None:
+    def _count_failure(self, header: bytes, reason: str) -> None:
         self.failed += 1
-        self._stirred_at = now = trio.current_time()
+        self._last_active = now = trio.current_time()
         repeated = self._repeats.admit(reason, now)
         if repeated is not None:
-            self._teller.report("failed", visitor=visitor_of(header), reason=reason, repeated=repeated)
+            self._reporter.report("failed", visitor=visitor_address(header), reason=reason, repeated=repeated)
 
 
-def visitor_of(header: bytes) -> str:
+def visitor_address(header: bytes) -> str:
     """The visitor's address in a PROXY header: `203.0.113.5:4242`, or `unknown`."""
     try:
         decoded = decode_v2(header)
@@ -200,13 +199,13 @@ def visitor_of(header: bytes) -> str:
     return join_host_port(*source) if source else "unknown"
 
 
-def describe(end: RelayEnd) -> str:
-    """Why a relay ended, in words."""
+def end_reason(end: RelayEnd) -> str:
+    """Why a visitor's relay ended, for the event `left`."""
     if end.cause is not Cause.RESET:
         return str(end.cause.value)
     side = "the local server" if end.side is Side.SERVER else "the visitor"
-    return f"{side} broke off: {reason_of(end.error)}" if end.error else f"{side} broke off"
+    return f"connection to {side} failed: {reason_of(end.error)}" if end.error else f"connection to {side} failed"
 
 
-def _never_connected(error: OSError, octets: int) -> bool:
-    return error.errno in _NEVER_CONNECTED and not octets
+def _never_connected(error: OSError, moved: int) -> bool:
+    return error.errno in _CONNECT_ERRORS and not moved

@@ -233,7 +233,7 @@ def carrier_limits(settings: schema.WebMuxSettings | schema.SshSettings, memory:
         heartbeat=settings.heartbeat,
         patience=min(settings.patience, settings.heartbeat),
         max_window=settings.max_window,
-        memory=memory,
+        window_budget=memory,
     )
 
 

@@ -82,7 +82,7 @@ class _WebMuxPort:
             incoming = _IncomingCarrier(self._registry, peer, settings.max_carriers)
             limits = carrier_limits(settings, settings.carrier_memory)
             incoming.carrier = carrier = Carrier(
-                self._engine, connection_over(transport), incoming, initiator=False, limits=limits, is_strange=True
+                self._engine, connection_over(transport), incoming, initiator=False, limits=limits, authenticated=False
             )
         except BaseException:
             connection.close()

@@ -54,7 +54,7 @@ async def run(options: argparse.Namespace) -> int:
         current: list[Exposure] = []  # one, once it is there
 
         def figures() -> Stats:
-            return current[0].figures if current else Stats()
+            return current[0].stats if current else Stats()
 
         teller = teller_of(options, out, err, plan.scheme, board=board, figures=figures)
         scope = stack.enter_context(trio.CancelScope())

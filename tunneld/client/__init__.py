@@ -1,8 +1,8 @@
-"""The other end of the control protocol, for the agent, the command line and Trio programs; it knows no daemon.
+"""The client's side of the control protocol, for the agent, the command line and Trio programs. Imports no daemon code.
 
-client      one connection, and the verbs as methods
-exchange    requests out, replies and events in, in their order
-login       the client's half of authentication
+client      one control connection, with the verbs as methods
+exchange    requests and replies in order
+login       the client's side of authentication
 """
 
 from tunneld.client.client import Client, connect

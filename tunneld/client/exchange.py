@@ -1,8 +1,8 @@
-"""Requests out, replies in, in turn, on one control connection: the part of the client that minds the order of things.
+"""Requests and replies, in order, on one control connection.
 
-Replies carry no number, so their order is all that tells whose they are. `due` counts the verdicts that have not
-come yet: a request adds one, and while more than one is due, what arrives answers a request that was abandoned
-(cancelled, too slow) and is thrown away.
+Replies carry no number: only their order says to which request they belong. `_pending` counts the verdicts (OK or ERR)
+that have not arrived yet. A request adds one. While more than one is pending, what arrives answers a request that was
+abandoned (cancelled or timed out) and is discarded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tunneld.wire.lines import (
 )
 
 READ_SIZE = 64 * 1024
-"""Octets read at once: a list of 250 tunnels."""
+"""Bytes read at once: a list of 250 tunnels."""
 
 Record = Mapping[str, str]
 """One `*` line of an answer: its keys and values, all strings, as tunneld-control(7) lists them."""
@@ -38,14 +38,16 @@ Record = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the relay said: the text behind its OK, and the items before it."""
+    """The relay's answer to one request: the text after its OK, and the items before it."""
 
     text: str = ""
     items: Sequence[Record] = ()
 
 
 class ControlExchange:
-    """One control connection, seen as calls. `relay` names it in messages, `timeout` is the seconds for each answer."""
+    """One control connection as calls. `relay` is its name in messages, `timeout` the seconds to wait for each answer.
+    The caller owns the stream.
+    """
 
     def __init__(self, relay: str, stream: trio.abc.Stream, timeout: float) -> None:
         self.timeout = timeout
@@ -53,108 +55,112 @@ class ControlExchange:
         self._stream = stream
         self._lines = LineBuffer(MAX_REPLY_LINE)
         self._turn = trio.Lock()
-        self._pause = trio.CancelScope()  # between two turns, while somebody waits for the end
-        self._due = 0
+        self._idle_read = trio.CancelScope()  # around reading between requests, in `wait_lost`
+        self._pending = 0  # verdicts
         self._watching = False
         self._lost = ""
 
-    async def hear_greeting(self) -> str:
-        """The text that a relay says first. Raises as `request`, and `RemoteProtocolError` where it is no control
-        port.
+    async def receive_greeting(self) -> str:
+        """Receive the text that a relay sends first. Raises as `request`, and `RemoteProtocolError` if the peer does
+        not speak the control protocol.
         """
-        self._due = 1
-        with self._patience("said nothing"):
-            return (await self._answer()).text
+        self._pending = 1
+        with self._timeout_for("sent no greeting"):
+            return (await self._receive_answer()).text
 
     async def request(self, request: Request) -> Answer:
-        """Ask and wait for the answer.
+        """Send a request and wait for its answer.
 
         Raises `RefusedError`, `RelayUnreachableError`, `RemoteProtocolError`, and `LocalProtocolError` during a watch.
         """
         async with self._take_turn():
-            await self._ask(request)
-            with self._patience(f"did not answer {request.verb}"):
-                return await self._answer()
+            await self._send_request(request)
+            with self._timeout_for(f"did not answer {request.verb}"):
+                return await self._receive_answer()
 
     @asynccontextmanager
     async def watch(self, request: Request) -> AsyncIterator[AsyncIterator[Record]]:
-        """Ask for a stream of items, which ends with the `async with`."""
+        """Send a request that streams items, until the end of the `async with`."""
         async with self._take_turn():
-            await self._ask(request)
+            await self._send_request(request)
             self._watching = True
             try:
                 yield _Items(self)
             finally:
                 self._watching = False
-                if self._due:  # whatever is typed ends it; its verdict is thrown away when it comes
+                if self._pending:  # any line ends the stream; its verdict is discarded when it arrives
                     with suppress(RelayUnreachableError):
                         await self._send(b"\n")
 
     async def next_item(self) -> Record | None:
-        """The next item of the watch in hand; None at its end. Raises `RefusedError` where it was refused."""
-        while self._due:
+        """Return the next item of the current watch, None at its end. Raises `RefusedError` if it was refused."""
+        while self._pending:
             line = await self._read()
             if not isinstance(line, ItemLine):
-                self._due -= 1
-                if not self._due:
-                    self._ok(line)
-            elif self._due == 1:
+                self._pending -= 1
+                if not self._pending:
+                    _checked(line)
+            elif self._pending == 1:
                 return line.item
         return None
 
     async def wait_lost(self) -> None:
-        """Wait until the connection is of no use any more; the next call says why. Calls come first meanwhile."""
+        """Wait until the connection is lost; the next call raises the reason. Calls meanwhile take precedence."""
         while not self._lost:
             async with self._turn:
                 if not self._turn.statistics().tasks_waiting:
-                    with trio.CancelScope() as self._pause, suppress(RelayUnreachableError, RemoteProtocolError):
-                        await self._hear_nobody()
+                    with trio.CancelScope() as self._idle_read, suppress(RelayUnreachableError, RemoteProtocolError):
+                        await self._read_unrequested()
 
-    async def _hear_nobody(self) -> None:
-        """Nothing is to come but answers that nobody waits for any more, and a last word."""
+    async def _read_unrequested(self) -> None:
+        """Read the answers to abandoned requests; anything else, such as an error before the relay closes, ends the
+        connection.
+        """
         while True:
             line = await self._read()
-            if not self._due:
-                raise self._lose(line.text if isinstance(line, Err) else "it answered what nobody asked")
+            if not self._pending:
+                raise self._lose(line.text if isinstance(line, Err) else "unexpected reply")
             if not isinstance(line, ItemLine):
-                self._due -= 1
+                self._pending -= 1
 
     def _take_turn(self) -> trio.Lock:
-        """To be entered. Raises `LocalProtocolError` during a watch."""
+        """Return the lock that serializes requests, to be entered. Raises `LocalProtocolError` during a watch."""
         if self._watching:
-            raise LocalProtocolError(f"client of relay {self._relay} is watching; connect another one for calls")
-        self._pause.cancel()
+            raise LocalProtocolError(
+                f"this client of relay {self._relay} is watching events; use another client for calls"
+            )
+        self._idle_read.cancel()
         return self._turn
 
-    async def _ask(self, request: Request) -> None:
+    async def _send_request(self, request: Request) -> None:
         await self._send(format_request(request))
-        self._due += 1
+        self._pending += 1
 
     async def _send(self, data: bytes) -> None:
-        """Send whole lines. Half a line would spoil those that follow, hence no cancelling here; the timeout ends
-        it.
+        """Send whole lines. Cannot be cancelled, because half a line would corrupt the lines after it; bounded by the
+        timeout.
         """
         if self._lost:
             raise RelayUnreachableError(self._lost)
-        with trio.move_on_after(self.timeout, shield=True) as patience:
+        with trio.move_on_after(self.timeout, shield=True) as scope:
             try:
                 await self._stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise self._lose(why(error)) from None
-        if patience.cancelled_caught:
-            raise self._lose(f"it took no request for {self.timeout:g} s")
+        if scope.cancelled_caught:
+            raise self._lose(f"the relay read no request for {self.timeout:g} s")
 
-    async def _answer(self) -> Answer:
+    async def _receive_answer(self) -> Answer:
         items: list[Record] = []
         while True:
             line = await self._read()
             if isinstance(line, ItemLine):
                 items.append(line.item)
                 continue
-            self._due -= 1
-            if not self._due:
-                return Answer(self._ok(line).text, items)
-            items.clear()  # they answered a request that nobody waits for any more
+            self._pending -= 1
+            if not self._pending:
+                return Answer(_checked(line).text, items)
+            items.clear()  # of an abandoned request
 
     async def _read(self) -> ReplyLine:
         if self._lost:
@@ -172,27 +178,23 @@ class ControlExchange:
             self._lose(str(error))
             raise RemoteProtocolError(f"relay {self._relay} broke the control protocol: {error}") from None
 
-    def _ok(self, verdict: Ok | Err) -> Ok:
-        if isinstance(verdict, Err):
-            raise RefusedError(verdict.code, verdict.text)
-        return verdict
-
     def _lose(self, reason: str) -> RelayUnreachableError:
-        """The connection is of no use any more; every later call says why."""
-        self._lost = f"control connection to relay {self._relay} closed: {reason}"
+        """Mark the connection as lost; every later call raises the same reason."""
+        self._lost = f"connection to relay {self._relay} lost: {reason}"
         return RelayUnreachableError(self._lost)
 
     @contextmanager
-    def _patience(self, failing: str) -> Iterator[None]:
+    def _timeout_for(self, failure: str) -> Iterator[None]:
+        """Bound the block by the timeout. `failure` completes "relay ..."."""
         try:
             with trio.fail_after(self.timeout):
                 yield
         except trio.TooSlowError:
-            raise RelayUnreachableError(f"relay {self._relay} {failing} for {self.timeout:g} s") from None
+            raise RelayUnreachableError(f"relay {self._relay} {failure} in {self.timeout:g} s") from None
 
 
 class _Items:
-    """The items of a watch. Not an async generator, so that leaving it half-read leaves nothing to finalize."""
+    """The items of a watch. Not an async generator, which would need finalizing when left half-read."""
 
     def __init__(self, exchange: ControlExchange) -> None:
         self._exchange = exchange
@@ -207,19 +209,26 @@ class _Items:
         return item
 
 
+def _checked(verdict: Ok | Err) -> Ok:
+    """Return an OK; raise `RefusedError` for an ERR."""
+    if isinstance(verdict, Err):
+        raise RefusedError(verdict.code, verdict.text)
+    return verdict
+
+
 def why(error: BaseException) -> str:
-    """The reason behind a stream that broke, from the system or from TLS, for a person."""
+    """The reason for a broken stream, from the operating system or from TLS, for the user."""
     cause = error.__cause__ or error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        advice = "give its authority (--ca) or its --pin"
+        advice = "pass --pin (printed by `tunneld init`) or --ca FILE"
         if cause.verify_code in {NOT_YET, EXPIRED}:
             now = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
-            advice = f"it is {now} UTC by the clock here; if that is right, its operator must renew it"
-        return f"its certificate does not hold: {cause.verify_message}; {advice}"
+            advice = f"it is {now} UTC by this machine's clock; if that is right, the relay's operator must renew it"
+        return f"certificate verification failed ({cause.verify_message}); {advice}"
     if isinstance(cause, ssl.SSLError):
         if is_truncation(cause) or isinstance(cause, ssl.SSLZeroReturnError):
             return PEER_CLOSED
         if cause.reason == "WRONG_VERSION_NUMBER":
-            return "it does not speak TLS there; use tcp://"
-        return f"TLS failed: {(cause.reason or str(cause)).replace('_', ' ').lower()}"
-    return reason_of(cause) if isinstance(cause, OSError) else str(cause) or "it broke"
+            return "the relay does not use TLS on this port; use tcp://"
+        return f"TLS error: {(cause.reason or str(cause)).replace('_', ' ').lower()}"
+    return reason_of(cause) if isinstance(cause, OSError) else str(cause) or "connection broken"

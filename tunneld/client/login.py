@@ -1,7 +1,7 @@
-"""The client's half of authentication: prove that we know the secret, and see that the relay does.
+"""The client's side of authentication: it proves that it knows the secret, and checks that the relay knows it, too.
 
-A relay that knows it not is not ours, whatever its address: somebody who stands in its place would pass on every
-tunnel that we open there. So a credential that was given is used or the connection ends.
+A relay that does not know the secret is an impostor, whatever its address, and would receive the data of every tunnel
+opened there. So a given credential is either used, or the connection ends.
 """
 
 from __future__ import annotations
@@ -18,52 +18,55 @@ from tunneld.wire.lines import Request
 from tunneld.wire.scram import ScramClient
 from tunneld.wire.verifier import MECHANISM
 
-NONCE_OCTETS = 18
-"""Of randomness, 24 characters: never the same twice."""
+NONCE_BYTES = 18
+"""Random bytes of a nonce, 24 characters: it never repeats."""
 
 
 async def authenticate(
     exchange: ControlExchange, relay: Endpoint, method: str, credential: tuple[str, str] | None
 ) -> None:
-    """Do what the greeting's `auth=` asks for, with a name and its secret.
+    """Authenticate with the `method` that the greeting's `auth=` requires; `credential` is a name and its secret.
 
-    Raises `NotAllowedError` where that cannot be done with what we have, `RefusedError` where the relay says no,
-    `RemoteProtocolError` where it does not know the secret itself, and as `ControlExchange.request`.
+    Raises `NotAllowedError` if that is impossible with this credential, `RefusedError` if the relay refuses it,
+    `RemoteProtocolError` if the relay does not know the secret, and as `ControlExchange.request`.
     """
     if method == "none" and credential is not None:
         raise NotAllowedError(
-            f"relay {relay} asks for no credential, so it cannot prove that it knows the secret of {credential[0]!r}; "
-            "it may not be yours; leave the credential out to go on"
+            f"relay {relay} does not use credentials, so it cannot prove that it knows the secret of {credential[0]!r} "
+            "and may be an impostor; to connect without authentication, leave out --credential"
         )
     if method == "none" or (method == "certificate" and relay.scheme == "tls"):
-        return  # in TLS both sides have shown certificates, and have checked them
+        return  # in TLS both sides have shown certificates and checked them
     if method != MECHANISM.lower():
-        raise NotAllowedError(f"relay {relay} wants authentication by {method!r}, which is not possible here")
+        raise NotAllowedError(
+            f"relay {relay} requires the authentication method {method!r}, which this program does not support"
+        )
     if credential is None:
-        raise NotAllowedError(f"relay {relay} wants a credential: give the name of one and its secret")
-    await _log_in(exchange, relay, ScramClient(*credential, secrets.token_urlsafe(NONCE_OCTETS)))
+        raise NotAllowedError(f"relay {relay} requires authentication: use --credential NAME and --secret-file FILE")
+    await _log_in(exchange, relay, ScramClient(*credential, secrets.token_urlsafe(NONCE_BYTES)))
 
 
 async def _log_in(exchange: ControlExchange, relay: Endpoint, login: ScramClient) -> None:
-    """The two steps of RFC 5802 §3; the slow part is in a thread."""
+    """Run the two steps of RFC 5802 §3. The slow key derivation runs in a thread."""
     try:
-        challenge = await _say(exchange, MECHANISM, scram.encode(login.message, padded=False))
+        challenge = await _send_message(exchange, MECHANISM, scram.encode(login.message, padded=False))
         proof = await trio.to_thread.run_sync(login.prove, challenge)
-        proof.check(await _say(exchange, scram.encode(proof.message, padded=False)))
+        proof.check(await _send_message(exchange, scram.encode(proof.message, padded=False)))
     except RefusedError as error:
-        advice = "; check its name and its secret" if error.reply_code == NotAllowedError.code else ""
+        advice = "; check the name and the secret" if error.reply_code == NotAllowedError.code else ""
         raise RefusedError(
             error.reply_code, f"relay {relay} refused the credential {login.name!r}: {error}{advice}"
         ) from None
     except RemoteProtocolError as error:
-        detail = f"relay {relay} failed to prove that it knows the secret of {login.name!r}: {error}"
-        raise RemoteProtocolError(f"{detail}; somebody may stand in its place") from None
+        raise RemoteProtocolError(
+            f"relay {relay} failed to prove that it knows the secret of {login.name!r}: {error}; it may be an impostor"
+        ) from None
 
 
-async def _say(exchange: ControlExchange, *words: str) -> bytes:
-    """One `auth` request; the text of its answer is a message. Raises `RemoteProtocolError` where it is none."""
+async def _send_message(exchange: ControlExchange, *words: str) -> bytes:
+    """Send one `auth` request and decode the message in its answer. Raises `RemoteProtocolError` for an invalid one."""
     text = (await exchange.request(Request("auth", words))).text
     try:
         return scram.decode(text)
     except UsageError as error:
-        raise RemoteProtocolError(f"its answer is none: {error}") from None
+        raise RemoteProtocolError(f"invalid message: {error}") from None

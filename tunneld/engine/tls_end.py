@@ -66,7 +66,7 @@ class TlsEnd(End):
     def start(self) -> None:
         """Attach to the pump, and buffer bytes that OpenSSL has. Raises OSError if the connection is broken."""
         with memoryview(self._pump.wide_buffer) as plain:
-            count = self._tls.decipher(plain)
+            count = self._tls.decrypt(plain)
             self.buffered += plain[:count]
         self.eof_received = self._tls.ended
         self._reading_stopped = bool(self.buffered)

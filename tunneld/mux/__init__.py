@@ -1,11 +1,13 @@
-"""Multiplexed connections: one carrier between agent and relay holds a channel for every visitor.
+"""Multiplexed connections: one carrier between agent and relay has a channel for every visitor.
 
-    connection   the connection below a carrier, plain or in TLS, read and written without waiting
-    carrier      one connection and its codec: channels by session id
-    send_buffer  bytes to be written: the one place that writes
-    heartbeat    is the peer alive?
+    connection   the socket below a carrier, plain or TLS, read and written without blocking
+    carrier      one connection and its WebMUX codec; finds channels by session id
+    send_buffer  pending output and the one place that writes it
+    heartbeat    keep-alive: does the peer still answer?
+    ping         the WebMUX session that a heartbeat asks with
     channel      one byte stream, an `engine.end.End`
-    window       how many bytes a channel may receive (pure)
+    window       receive windows: how many bytes a channel may receive (pure)
+    limits       sizes and times of a carrier
 
 WebMUX calls a channel a session; that word stays inside its codec.
 """

@@ -1,13 +1,13 @@
-"""A carrier: one connection, many channels, and no task for any of them.
+"""A carrier: one connection with many channels, and no task for any of them.
 
-    epoll ──► on_event ──► codec ──► channel.arrived ──► the visitor's socket, at once
-    visitor's socket ──► joint ──► channel.put ──► codec ──► `outgoing` ──► one write after the batch
+    epoll ──► on_event ──► codec ──► Channel.feed ──► the visitor's socket, at once
+    visitor's socket ──► relay ──► Channel.write ──► codec ──► `outgoing` ──► one write after the batch
 
-One place writes, see `outbox`; while much waits there, visitors are not read. The kernel is kept from taking much more
-than it can send, since what it has queued nobody can overtake.
+One place writes, see `send_buffer`; while much output is pending there, visitors are not read. The kernel is kept from
+queueing much more than it can send, since no frame can overtake what is queued there.
 
-Reading never waits for writing: what the peer makes us answer is bounded by the codec, everything else by credit, which
-is granted only for octets that a channel's user has taken.
+Reading never waits for writing: the codec bounds the answers that a peer can cause, credit bounds everything else, and
+credit is granted only for bytes that a channel's handler has taken.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from tunneld.engine.socket_flow import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
 from tunneld.mux.channel import CarrierEvents, Channel
 from tunneld.mux.connection import Connection
-from tunneld.mux.heartbeat import PING, Heartbeat
-from tunneld.mux.limits import CarrierLimits
+from tunneld.mux.heartbeat import Heartbeat
+from tunneld.mux.limits import MAX_FRAMES_PER_TURN, PREAUTH_LIMIT, USER_TIMEOUT_HEARTBEATS, CarrierLimits
+from tunneld.mux.ping import PING_PROTOCOL, PingSession
 from tunneld.mux.send_buffer import SendBuffer
 from tunneld.mux.window import ReceiveWindow, WindowBudget
 from tunneld.wire.webmux.events import (
@@ -37,44 +38,33 @@ from tunneld.wire.webmux.events import (
     Reset,
     SessionRefused,
 )
+from tunneld.wire.webmux.header import MAX_FRAGMENTS
 from tunneld.wire.webmux.mux import Mux
 
 MAX_CHANNELS = 126
-"""Opened by one side at once: an id of the 127 is for the heartbeat."""
-MAX_FRAMES_PER_TURN = 256
-"""Fragments heard before others have their turn. Nobody is kept waiting for long by few octets, be they the dearest of
-fragments; and the honest, whose fragments carry something, fill their turn by octets first or have a millisecond's work
-done.
-"""
-PREAUTH_LIMIT = 4096
-"""Octets until the owner knows whose the carrier is: what it is called after, with room for what an agent of another
-make says first.
-"""
-PREAUTH_EXCEEDED = f"it said more than {PREAUTH_LIMIT} octets and not whose it is"
-NOTHING = memoryview(b"")
-GIVE_UP = 6
-"""Heartbeats after which the kernel may give a connection up: the heartbeat does it after two or three."""
-FRAGMENTS = 256
-"""That one `Mux.send` makes at most; a peer's MSS of one octet must not stop the others."""
+"""Channels that one side may have open: of its 127 session ids one is kept for the ping."""
+PREAUTH_EXCEEDED = f"the peer sent more than {PREAUTH_LIMIT} bytes without naming a tunnel"
+NO_DATA = memoryview(b"")
+UNLIMITED_WRITE = 1 << 30
 
-log = structlog.get_logger("session")
+log = structlog.get_logger("mux")
 
 
 class Carrier:
-    """One connection that carries channels; the pump's handler for it."""
+    """One connection that carries channels; the pump's handler of its socket."""
 
     def __init__(
         self,
         pump: Pump,
-        link: Connection,
+        connection: Connection,
         owner: CarrierEvents,
         *,
         initiator: bool,
         limits: CarrierLimits,
-        is_strange: bool = False,
+        authenticated: bool = True,
     ) -> None:
-        """Begin to serve; `initiator` says who made the connection. Somebody strange may say `PREAUTH_LIMIT` octets
-        until `welcome`. Raises OSError where it is closed already.
+        """Start to serve `connection` and own it; `initiator` is whether we dialled it. An unauthenticated peer may
+        send `PREAUTH_LIMIT` bytes until `mark_authenticated`. Raises OSError if the connection is closed already.
         """
         self.pump = pump
         self.limits = limits
@@ -82,202 +72,197 @@ class Carrier:
         self.over = False
         self.owner = owner
         self.channels: dict[int, Channel] = {}
-        self._parity = 0 if initiator else 1  # of the ids that we open
-        self._link = link
-        self._fd = link.connection.fileno()
-        self._budget = WindowBudget(limits.memory, pump.now, link.round_trip)
-        self._ours = 0  # channels that we opened
-        self._burst = 1 << 30  # octets that one `put` may cost, by the peer's MSS
-        self._outbox = SendBuffer(pump, link, self.mux.outgoing, limits, self._end)
-        self.touch = self._outbox.schedule_flush
-        self._exact = False
-        self._is_strange = is_strange
-        self._said = 0  # octets, while it was strange
-        self._ping: int | None = None  # the session that asks for a sign of life
-        self._ask_again = False  # what was said since then is to be confirmed as well
-        link.keep_unsent_below(limits.unsent)
-        link.resend_within(limits.resend, GIVE_UP * limits.heartbeat)
-        self.mux.set_default_credit(limits.first_window)
+        self._parity = 0 if initiator else 1  # of the session ids that we open
+        self._connection = connection
+        self._fd = connection.connection.fileno()
+        self._budget = WindowBudget(limits.window_budget, pump.now, connection.round_trip)
+        self._opened = 0  # channels that we opened and that are not over
+        self._max_write = UNLIMITED_WRITE  # bytes that one `write` may take, by the peer's MSS
+        self._send_buffer = SendBuffer(pump, connection, self.mux.outgoing, limits, self._close)
+        self.schedule_flush = self._send_buffer.schedule_flush
+        self._until_eagain = False  # a short read no longer means that the socket is drained
+        self._authenticated = authenticated
+        self._preauth_bytes = 0  # received while unauthenticated
+        self._ping = PingSession(self.mux)
+        connection.keep_unsent_below(limits.max_unsent)
+        connection.limit_retransmission(limits.max_rto, USER_TIMEOUT_HEARTBEATS * limits.heartbeat)
+        self.mux.set_default_credit(limits.initial_window)
         pump.attach(self._fd, self)
-        self.heartbeat = Heartbeat(self, limits, pump.timers, link.idle_seconds)
-        self.touch()
+        self.heartbeat = Heartbeat(self, limits, pump.timers, connection.idle_seconds)
+        self.schedule_flush()
 
-    # What its owner does
+    # Called by the owner
 
     @property
     def can_open(self) -> bool:
         """Whether `open` would succeed."""
-        return not self.over and self._ours < MAX_CHANNELS and self.mux.can_open
+        return not self.over and self._opened < MAX_CHANNELS and self.mux.can_open
 
     @property
     def answering(self) -> bool:
-        """Whether the peer has not fallen silent, as far as we know."""
+        """Whether the peer is responsive, as far as is known."""
         return self.heartbeat.received or not self.heartbeat.unresponsive
 
     @property
     def channels_left(self) -> int:
-        """How many channels could be opened, at least about."""
-        return 0 if self.over else MAX_CHANNELS - self._ours
+        """How many more channels could be opened, approximately."""
+        return 0 if self.over else MAX_CHANNELS - self._opened
 
     def open(self, protocol: int) -> Channel:
-        """Open a channel. Raises `LimitReachedError` unless `can_open`."""
+        """Open a channel; the caller sets its handler or joins it. Raises `LimitReachedError` unless `can_open`."""
         if not self.can_open:
             raise LimitReachedError("could not open a channel: all ids of the carrier are in use")
         channel = self._add(self.mux.open(protocol))
-        self._ours += 1
-        self.touch()
+        self._opened += 1
+        self.schedule_flush()
         if self.over:
             raise LimitReachedError("could not open a channel: the carrier was lost")
         self.heartbeat.expect_reply()
         return channel
 
     def mark_authenticated(self) -> None:
-        """It is known whose it is."""
-        self._is_strange = False
+        """Lift the pre-authentication byte limit."""
+        self._authenticated = True
 
     def define_endpoint(self, uri: str) -> None:
-        """Say that we can be called back as `uri` (InternAtom, DefineEndpoint)."""
+        """Announce that we can be called back at `uri` (InternAtom, DefineEndpoint)."""
         self.mux.define_endpoint(self.mux.intern_atom(0, uri))
-        self.touch()
+        self.schedule_flush()
 
     def request_ack(self) -> None:
-        """Have the owner told (`answered`) once the peer has read all that was said until now."""
-        self._ask_again = self._ping is not None
+        """Have `CarrierEvents.on_pong` called once the peer has read everything sent so far."""
+        self._ping.repeat = self._ping.outstanding
         self.send_ping()
 
     def close(self, reason: str = "closed") -> None:
-        """End the carrier and every channel on it. Harmless when repeated."""
-        self._end(reason)
+        """Close the connection and every channel on it. Harmless when repeated."""
+        self._close(reason)
         self.pump.timers.wake_soon()
 
-    # What its channels do, see `Carries`
+    # Called by channels, see `ChannelTransport`
 
     def accept(self, channel: Channel) -> None:
-        """SYN."""
+        """Send SYN."""
         self.mux.accept(channel.sid)
-        self.touch()
+        self.schedule_flush()
 
     def set_originator(self, channel: Channel, visitor: Any | None) -> None:
-        """WebMUX has no word for it."""
+        """Does nothing: WebMUX has no message for it."""
 
     def send_capacity(self, channel: Channel) -> int:
-        """See `Carries`: by the carrier's own room, what AddCredit has granted, and the peer's MSS."""
-        return min(self._outbox.send_capacity(channel), self.mux.credit(channel.sid), self._burst)
+        """See `ChannelTransport`: limited by the send buffer, the credit that the peer granted, and the peer's MSS."""
+        return min(self._send_buffer.send_capacity(channel), self.mux.credit(channel.sid), self._max_write)
 
     def write(self, sid: int, data: memoryview) -> int:
-        """Put octets on the carrier; returns how many were taken: all, if there was `room`."""
-        taken = self.mux.send(sid, data)
-        self.touch()
-        return taken
+        """See `ChannelTransport`."""
+        sent = self.mux.send(sid, data)
+        self.schedule_flush()
+        return sent
 
-    def grant_credit(self, sid: int, octets: int) -> None:
-        """Let the peer send so many octets more."""
-        self.mux.grant(sid, octets)
-        self.touch()
+    def grant_credit(self, sid: int, size: int) -> None:
+        """Send AddCredit."""
+        self.mux.grant(sid, size)
+        self.schedule_flush()
 
     def finish(self, channel: Channel) -> None:
-        """FIN."""
+        """Send FIN."""
         self.mux.finish(channel.sid)
-        self.touch()
+        self.schedule_flush()
         if channel.eof_received:
             self._remove(channel)
 
     def reset(self, channel: Channel, reason: str) -> None:
-        """RST."""
+        """Send RST."""
         if self.channels.get(channel.sid) is channel:
             self.mux.reset(channel.sid, text=reason)
-            self.touch()
+            self.schedule_flush()
             self._remove(channel)
 
-    # The pump's handler
+    # Called by the pump and by the heartbeat, see `HeartbeatTarget`
 
     def on_event(self, events: int) -> None:
-        """Something happened on the connection."""
+        """Handle events of the socket."""
         if events & UNTIL_EAGAIN:
-            self._exact = True
+            self._until_eagain = True
         if events & WRITABLE:
-            self._outbox.unblock()
-        if (events & READABLE or self._link.has_buffered_input or self.mux.has_unparsed) and not self.over:
+            self._send_buffer.unblock()
+        if (events & READABLE or self._connection.has_buffered_input or self.mux.has_unparsed) and not self.over:
             self._read()
 
     def on_failure(self, error: Exception) -> None:
-        """A bug of ours: it costs the carrier, nothing else."""
-        log.error("carrier failed", exc_info=error)
-        self._end("internal error")
+        """A callback raised, which is a bug: it closes this carrier and nothing else."""
+        log.error("carrier failed: a bug", exc_info=error)
+        self._close("internal error")
 
     def on_stop(self) -> None:
         """The pump stops."""
-        self._end("the relay stopped")
-
-    # Its heartbeat
+        self._close("the relay stopped")
 
     def send_ping(self) -> bool:
-        """See `Heart`."""
-        if self._ping is None and self.mux.can_open:
-            self._ping = self.mux.open(PING)
-            self.touch()
+        """Returns whether a ping is outstanding now."""
+        if self._ping.send():
+            self.schedule_flush()
             self.pump.timers.wake_soon()
-        return self._ping is not None
+        return self._ping.outstanding
 
     def on_unresponsive(self) -> None:
-        """See `Heart`."""
+        """The peer does not answer the ping."""
         self.owner.on_unresponsive()
 
     def on_dead(self, reason: str) -> None:
-        """See `Heart`."""
-        self._end(reason)
+        """The peer is given up."""
+        self._close(reason)
 
-    # Inside
+    # Internal
 
     def _read(self) -> None:
-        """Read until the connection is drained, or this turn's share is used up."""
-        buffer, link = self.pump.wide_buffer, self._link
-        share = self.pump.quantum
-        with memoryview(buffer) as view:
+        """Read until the socket is drained or this turn's quantum is used up."""
+        connection, quantum = self._connection, self.pump.quantum
+        with memoryview(self.pump.wide_buffer) as view:
             if self.mux.has_unparsed:
-                self._hear(NOTHING)
+                self._parse(NO_DATA)
             while not self.over:
                 if self.mux.has_unparsed:
                     self.pump.rearm(self._fd)
                     return
                 try:
-                    count = link.receive_into(view)
+                    count = connection.receive_into(view)
                 except BlockingIOError:
                     return
                 except OSError as error:
-                    self._end(f"its connection broke: {reason_of(error)}")
+                    self._close(f"connection lost: {reason_of(error)}")
                     return
                 if not count:
-                    self._end("the peer closed it")
+                    self._close("the peer closed the connection")
                     return
                 self.heartbeat.received = True
-                if self._is_strange:
-                    self._hear_out(view[:count])
+                if self._authenticated:
+                    self._parse(view[:count])
                 else:
-                    self._hear(view[:count])
-                if link.drained and not self._exact and not self.mux.has_unparsed:
+                    self._parse_unauthenticated(view[:count])
+                if connection.drained and not self._until_eagain and not self.mux.has_unparsed:
                     return
-                share -= count
-                if share <= 0:
+                quantum -= count
+                if quantum <= 0:
                     self.pump.rearm(self._fd)
                     return
 
-    def _hear_out(self, data: memoryview) -> None:
-        """Somebody strange: whoever says a lot does not say whose it is."""
-        room = PREAUTH_LIMIT - self._said
-        self._said += len(data)
-        self._hear(data[:room])
+    def _parse_unauthenticated(self, data: memoryview) -> None:
+        """Parse at most `PREAUTH_LIMIT` bytes before the carrier is authenticated; close it beyond that."""
+        left = PREAUTH_LIMIT - self._preauth_bytes
+        self._preauth_bytes += len(data)
+        self._parse(data[:left])
         while self.mux.has_unparsed and not self.over:
-            self._hear(NOTHING)
-        if len(data) <= room or self.over:
+            self._parse(NO_DATA)
+        if len(data) <= left or self.over:
             return
-        if self._is_strange:
-            self._end(PREAUTH_EXCEEDED)
+        if self._authenticated:
+            self._parse(data[left:])
         else:
-            self._hear(data[room:])
+            self._close(PREAUTH_EXCEEDED)
 
-    def _hear(self, data: memoryview) -> None:
-        """Let the codec read what arrived, and do what it says."""
+    def _parse(self, data: memoryview) -> None:
+        """Have the codec parse `data` and act on each item."""
         channels = self.channels
         try:
             for item in self.mux.receive(data, MAX_FRAMES_PER_TURN):
@@ -286,101 +271,79 @@ class Carrier:
                     if channel is not None:
                         channel.feed(item[1])
                 elif isinstance(item, Finished):
-                    self._hear_finished(item.session)
+                    self._on_finished(item.session)
                 else:
-                    self._obey(item)
+                    self._on_codec_event(item)
                 if self.over:
                     return
         except RemoteProtocolError as error:
-            self._end(f"the peer broke the protocol: {error}")
+            self._close(f"the peer broke the WebMUX protocol: {error}")
             return
-        if self.mux.outgoing or self._link.pending_output:
-            self.touch()
+        if self.mux.outgoing or self._connection.pending_output:
+            self.schedule_flush()
 
-    def _obey(self, event: Event) -> None:
-        """Everything that is neither data nor its end."""
+    def _on_codec_event(self, event: Event) -> None:
+        """Act on any event but data and FIN."""
         match event:
-            case Opened(session, protocol):
-                self._hear_opened(session, protocol)
-            case Accepted(session) | SessionRefused(session) if session == self._ping:
-                self._hear_pong(event)
-            case Broken(session) if session == self._ping:
-                self._lose_ping()
+            case Opened(sid, protocol) if protocol == PING_PROTOCOL:
+                self.mux.reset(sid)
+            case Opened(sid, protocol):
+                self.owner.on_opened(self._add(sid), protocol)
+            case Accepted(sid) | SessionRefused(sid) | Broken(sid) if sid == self._ping.sid:
+                self._on_ping_answered(event)
             case Accepted():
                 self.owner.on_capacity()
             case EndpointDefined(_, uri):
                 self.owner.on_endpoint(uri)
-            case MssSet(octets):
-                self._burst = octets * FRAGMENTS or 1 << 30
-            case CreditAdded(session):
-                if channel := self.channels.get(session):
+            case MssSet(mss):
+                self._max_write = mss * MAX_FRAGMENTS or UNLIMITED_WRITE
+            case CreditAdded(sid):
+                if channel := self.channels.get(sid):
                     channel.notify_writable()
-            case SessionRefused(session, _, reason) | Reset(session, _, reason) | Broken(session, reason):
-                if channel := self.channels.get(session):
+            case SessionRefused(sid, _, reason) | Reset(sid, _, reason) | Broken(sid, reason):
+                if channel := self.channels.get(sid):
                     self._remove(channel)
                     channel.notify_reset(reason or "closed by the peer")
 
-    def _hear_finished(self, session: int) -> None:
-        if channel := self.channels.get(session):
+    def _on_finished(self, sid: int) -> None:
+        if channel := self.channels.get(sid):
             if channel.eof_sent:
-                self._remove(channel)  # first: the codec has forgotten it, whatever its user does of this
+                self._remove(channel)  # first: the codec has forgotten the session, whatever the handler does
             channel.feed_eof()
 
-    def _hear_opened(self, session: int, protocol: int) -> None:
-        if protocol == PING:
-            self.mux.reset(session)
-        else:
-            self.owner.on_opened(self._add(session), protocol)
-
-    def _hear_pong(self, event: Accepted | SessionRefused) -> None:
-        """Any answer is one; a peer that accepts has its session reset."""
-        self._ping = None
-        if isinstance(event, Accepted):
-            self.mux.reset(event.session)
-        if self._ask_again:
-            self._ask_anew()
-        else:
+    def _on_ping_answered(self, event: Event) -> None:
+        """SYN and RST answer a ping. `Broken` proves nothing, and a channel may have its session id next."""
+        if self._ping.finish(accepted=isinstance(event, Accepted)):
+            self.send_ping()
+        elif not isinstance(event, Broken):
             self.owner.on_pong()
 
-    def _lose_ping(self) -> None:
-        """It said on that session what cannot be said there, and so nothing of its life: the session is another's
-        from here on.
-        """
-        self._ping = None
-        if self._ask_again:
-            self._ask_anew()
-
-    def _ask_anew(self) -> None:
-        self._ask_again = False
-        self.send_ping()
-
     def _add(self, sid: int) -> Channel:
-        limits = self.limits
-        window = ReceiveWindow(limits.first_window, limits.max_window, self._budget)
+        window = ReceiveWindow(self.limits.initial_window, self.limits.max_window, self._budget)
         self.channels[sid] = channel = Channel(self, sid, window)
         return channel
 
     def _remove(self, channel: Channel) -> None:
-        """Both directions are over for the codec; what is held can still be taken."""
+        """Both directions are over for the codec; the channel's buffered bytes can still be consumed."""
         if self.channels.pop(channel.sid, None) is not channel:
             return
         channel.release_window()
         if channel.sid & 1 == self._parity:
-            self._ours -= 1
+            self._opened -= 1
         self.owner.on_capacity()
 
-    def _end(self, reason: str) -> None:
+    def _close(self, reason: str) -> None:
         if self.over:
             return
         self.over = True
         self.heartbeat.stop()
         self.pump.remove(self._fd, self)
-        self._outbox.close()
-        self._link.close()
+        self._send_buffer.close()
+        self._connection.close()
         channels, self.channels = self.channels, {}
         for channel in channels.values():
-            channel.notify_reset(f"the carrier was lost: {reason}")
+            channel.notify_reset(f"multiplexed connection lost: {reason}")
         try:
             self.owner.on_closed(reason)
         except Exception as error:
-            log.exception("could not tell the end of a carrier", exc_info=error)
+            log.exception("could not report the end of a carrier: a bug", exc_info=error)

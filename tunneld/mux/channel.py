@@ -1,9 +1,8 @@
-"""One byte stream of a carrier.
+"""One byte stream of a carrier, and the interfaces between a carrier, its channels and its owner.
 
-What its user does not take at once is held, bounded by the window, and credit is granted only for what was taken. There
-is no room while the peer gives no credit or the carrier is full.
-
-Whom a carrier tells.
+Bytes that the channel's handler does not take at once are buffered, bounded by the window, and credit is granted only
+for bytes that were taken. The send capacity is 0 while the peer has granted no credit or the carrier's send buffer is
+full.
 """
 
 from __future__ import annotations
@@ -20,89 +19,89 @@ __all__ = ["NO_HANDLER", "Channel", "ChannelTransport", "EndHandler"]
 
 
 class ChannelTransport(Protocol):
-    """What a channel asks of the connection that carries it, whatever is spoken there. `sid` is its name for one."""
+    """What a channel needs from its carrier, whatever protocol it speaks. `sid` identifies the channel there."""
 
     @property
     def pump(self) -> Pump:
-        """Where it is served."""
+        """The pump that serves the carrier."""
 
     @property
     def limits(self) -> CarrierLimits:
-        """What it may use."""
+        """The carrier's limits."""
 
     def accept(self, channel: Channel) -> None:
-        """Answer the peer, who opened it."""
+        """Accept a channel that the peer opened."""
 
     def set_originator(self, channel: Channel, visitor: Any | None) -> None:
-        """The channel is for this visitor (an address; None: the peer is not to know)."""
+        """Tell the peer that the channel is for the visitor from this address; None hides the address."""
 
     def send_capacity(self, channel: Channel) -> int:
-        """Octets that may be put on the carrier for this channel now. 0: the channel hears of room when its peer gives
-        credit, or, where the carrier itself is full, after those that waited longer.
+        """Bytes that may be written for this channel now. After 0, `Channel.notify_writable` is called when the peer
+        grants credit or, if the carrier itself is full, once it has space, in the order in which channels asked.
         """
 
     def write(self, sid: int, data: memoryview) -> int:
-        """Put octets on the carrier; returns how many were taken: all, where there was `room`, else by credit."""
+        """Write `data`. Returns how many bytes were accepted: all within `send_capacity`, else what credit allows."""
 
-    def grant_credit(self, sid: int, octets: int) -> None:
-        """Let the peer send so many octets more."""
+    def grant_credit(self, sid: int, size: int) -> None:
+        """Allow the peer to send that many more bytes."""
 
     def finish(self, channel: Channel) -> None:
-        """We send no more."""
+        """End our direction."""
 
     def reset(self, channel: Channel, reason: str) -> None:
-        """Both directions end now."""
+        """End both directions now."""
 
 
 class Channel(End):
-    """One byte stream; made by its carrier, which also tells the codec what is said on it."""
+    """One byte stream. The carrier creates it and removes it when both directions are over."""
 
-    __slots__ = ("_first", "carrier", "sid", "window")
+    __slots__ = ("_unsent_header", "carrier", "sid", "window")
 
     def __init__(self, carrier: ChannelTransport, sid: int, window: ReceiveWindow) -> None:
-        """`sid` is the codec's name for it."""
+        """`sid` is the carrier's id for this channel; it may be used again once the channel is over."""
         super().__init__()
         self.carrier = carrier
         self.sid = sid
         self.window = window
-        self._first = b""  # octets of ours for which there was no credit yet
+        self._unsent_header = b""  # bytes of `send` that the peer has granted no credit for yet
 
     @property
     def pump(self) -> Pump:
-        """That of the carrier."""
+        """The carrier's pump."""
         return self.carrier.pump
 
     @property
     def quantum(self) -> int:
-        """See `CarrierLimits.share`."""
+        """See `CarrierLimits.quantum`."""
         return self.carrier.limits.quantum
 
-    # What its user does
+    # Called by the owner and by the relay
 
     def accept(self) -> None:
-        """Answer the peer who opened it. Otherwise `reset` it."""
+        """Accept a channel that the peer opened; the alternative is `reset`."""
         self.carrier.accept(self)
 
     def set_originator(self, visitor: Any | None) -> None:
-        """Say whom the channel is for, before anything else is said on it."""
+        """Tell the peer which visitor the channel is for, before anything else is sent on it."""
         self.carrier.set_originator(self, visitor)
 
     def send(self, data: bytes) -> None:
-        """See `End.send`."""
-        if self.closed:  # its number may be another's by now
+        """See `End.send`. Raises `ConnectionResetError` if the channel is over."""
+        if self.closed:  # another channel may have its sid by now
             raise ConnectionResetError(errno.ECONNRESET, "the channel was lost")
-        self._first += data
-        self._send_first()
+        self._unsent_header += data
+        self._send_header()
 
     def send_capacity(self) -> int:
-        """See `End.room`."""
-        if self._first and not self._send_first():
+        """See `End.send_capacity`."""
+        if self._unsent_header and not self._send_header():
             return 0
-        room = self.carrier.send_capacity(self)  # it may write, and find the connection broken
-        return 0 if self.closed else room
+        capacity = self.carrier.send_capacity(self)  # this may flush, and find the connection broken
+        return 0 if self.closed else capacity
 
     def write(self, data: memoryview) -> None:
-        """See `End.put`."""
+        """See `End.write`."""
         self.carrier.write(self.sid, data)
 
     def finish(self) -> None:
@@ -118,47 +117,48 @@ class Channel(End):
             self.carrier.reset(self, reason)
 
     def release_window(self) -> None:
-        """The peer sends no more: what the window has grown by is another's as soon as nothing of it is held."""
+        """The peer sends no more: return the window's growth to the carrier's budget, once nothing is buffered."""
         if not self.buffered:
             self.window.close()
 
-    # Inside
+    # Internal
 
     def _discard(self) -> None:
         super()._discard()
         self.window.close()
 
-    def _consumed(self, octets: int) -> None:
-        grant = self.window.delivered(octets, len(self.buffered))
+    def _consumed(self, count: int) -> None:
+        credit = self.window.delivered(count, len(self.buffered))
         if self.eof_received:
             self.release_window()
-        elif grant and not self.closed:
-            self.carrier.grant_credit(self.sid, grant)
+        elif credit and not self.closed:
+            self.carrier.grant_credit(self.sid, credit)
 
-    def _send_first(self) -> bool:
-        with memoryview(self._first) as view:
-            taken = self.carrier.write(self.sid, view)
-        self._first = self._first[taken:]
-        return not self._first
+    def _send_header(self) -> bool:
+        """Write as much of the header as credit allows; returns whether that was all."""
+        with memoryview(self._unsent_header) as view:
+            sent = self.carrier.write(self.sid, view)
+        self._unsent_header = self._unsent_header[sent:]
+        return not self._unsent_header
 
 
 class CarrierEvents(Protocol):
-    """Called in the pump's task; an exception costs the carrier."""
+    """The callbacks of a carrier's owner, called in the pump's task. An exception closes the carrier."""
 
     def on_opened(self, channel: Channel, protocol: int) -> None:
         """The peer opened a channel: `accept` or `reset` it before this returns."""
 
     def on_endpoint(self, uri: str | None) -> None:
-        """The peer can be called back as this URI; None: it named something that is none."""
+        """The peer can be called back at this URI; None if it named something that is no URI."""
 
     def on_capacity(self) -> None:
         """A channel ended, so `can_open` may be true again."""
 
     def on_pong(self) -> None:
-        """The peer gave a sign of life, and so has read everything that we said before we asked for it."""
+        """The peer answered a ping, so it has read everything that was sent before the ping."""
 
     def on_unresponsive(self) -> None:
-        """The peer does not answer: perhaps it is about to be lost."""
+        """The peer does not answer; the carrier may be about to be lost."""
 
     def on_closed(self, reason: str) -> None:
-        """The carrier is gone, and so are its channels."""
+        """The carrier is closed, and so are its channels."""

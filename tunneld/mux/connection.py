@@ -1,8 +1,8 @@
-"""The connection under a carrier: a plain socket or one in TLS, read and written without waiting.
+"""The connection below a carrier: a plain or a TLS socket, read and written without blocking.
 
-In TLS, OpenSSL works on buffers (`tls`) and the kernel is asked once for many records: `ssl.SSLSocket` makes two system
-calls to read a record of 16 KiB and one to write it, and each of those wakes the peer for that little. Bulk and small
-requests both cost about an eighth less processor time this way.
+For TLS, OpenSSL works on memory buffers (`tunneld.tls.connection`) and one system call moves many records:
+`ssl.SSLSocket` makes two system calls to read a record of 16 KiB and one to write it, and each write wakes the peer for
+that little. Bulk transfers and small requests both need about an eighth less processor time this way.
 """
 
 from __future__ import annotations
@@ -11,51 +11,55 @@ import math
 import socket
 import sys
 
+from tunneld.net.dial import TCP_RTO_MAX_MS
 from tunneld.tls.connection import TlsSocket
 
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
-"""Linux's number, which Python's `socket` does not name everywhere."""
-TCP_RTO_MAX_MS = 44
+"""Linux's number; Python's `socket` does not name it everywhere."""
 TCP_USER_TIMEOUT = 18
-LONGEST = (1 << 31) - 1
-"""Milliseconds that the kernel can be told: 24 days."""
-MIN_RTT = 148
-"""Where `struct tcp_info` of Linux has the shortest round trip lately, in microseconds."""
-LAST_DATA_RECEIVED = 52
-"""Where it has the time since octets arrived, in milliseconds."""
-RECORD = 16 * 1024
-"""Octets in a TLS record at most (RFC 8446 §5.1): the rest of one may complete it beside what is read now."""
+"""Linux's number."""
+MAX_USER_TIMEOUT = (1 << 31) - 1
+"""Milliseconds, the largest TCP_USER_TIMEOUT: 24 days."""
+TCPI_MIN_RTT = 148
+"""Offset of tcpi_min_rtt in Linux's `struct tcp_info`: the shortest recent round trip, in microseconds."""
+TCPI_LAST_DATA_RECV = 52
+"""Offset of tcpi_last_data_recv: milliseconds since data arrived."""
+TLS_RECORD_SIZE = 16 * 1024
+"""Most plaintext bytes in a TLS record (RFC 8446 §5.1): a read may complete a record begun by the one before."""
 
 
 class Connection:
-    """A connected stream socket, non-blocking; the link owns it."""
+    """A connected non-blocking stream socket, which it owns and closes."""
 
     __slots__ = ("connection", "drained")
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        self.drained = False  # the last read found less than it asked for
+        self.drained = False  # the last read returned less than it asked for
 
     @property
     def has_buffered_input(self) -> bool:
-        """Whether something was taken from the kernel and not given out: epoll will not tell of that."""
+        """Whether bytes were read from the kernel and not yet returned. epoll does not report them."""
         return False
 
     @property
     def pending_output(self) -> int:
-        """Octets that `write` took and the kernel did not."""
+        """Bytes that `write` accepted and the kernel did not."""
         return 0
 
     def receive_into(self, buffer: memoryview) -> int:
-        """Octets read, 0 at the end. Raises `BlockingIOError`, or OSError where the connection broke."""
+        """Read into `buffer`. Returns the number of bytes, 0 at the end of the stream.
+
+        Raises `BlockingIOError`, or OSError if the connection is broken.
+        """
         count = self.connection.recv_into(buffer)
         self.drained = count < len(buffer)
         return count
 
     def write(self, outgoing: bytearray) -> bool:
-        """Take octets from the front of `outgoing`; whether the kernel took all there were, and would take more.
+        """Write from the front of `outgoing` and remove what was accepted. Returns whether the kernel took everything.
 
-        Raises OSError where the connection broke.
+        Raises OSError if the connection is broken.
         """
         sent = 0
         try:
@@ -69,52 +73,49 @@ class Connection:
         return True
 
     def round_trip(self) -> float:
-        """Seconds of the shortest round trip lately, infinite where that is not known: what the kernel has measured
-        (tcpi_min_rtt of TCP_INFO, tcp(7)).
-        """
-        known = self._ask_kernel(MIN_RTT)
-        return math.inf if known is None else known / 1e6
+        """The shortest recent round trip in seconds, measured by the kernel (TCP_INFO, tcp(7)); infinite if unknown."""
+        microseconds = self._tcp_info(TCPI_MIN_RTT)
+        return math.inf if microseconds is None else microseconds / 1e6
 
     def idle_seconds(self) -> float:
-        """Seconds since octets arrived, 0 where that is not known (tcpi_last_data_recv)."""
-        known = self._ask_kernel(LAST_DATA_RECEIVED)
-        return 0.0 if known is None else known / 1e3
+        """Seconds since data arrived; 0 if unknown."""
+        milliseconds = self._tcp_info(TCPI_LAST_DATA_RECV)
+        return 0.0 if milliseconds is None else milliseconds / 1e3
 
-    def _ask_kernel(self, place: int) -> int | None:
-        """A number of 32 bits in `struct tcp_info`; None where there is none."""
+    def _tcp_info(self, offset: int) -> int | None:
+        """A 32-bit number of `struct tcp_info`; None if the kernel has none."""
         try:
-            info = self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, place + 4)
+            info = self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, offset + 4)
         except OSError:
-            return None  # no TCP: a socket pair
-        return int.from_bytes(info[place:], sys.byteorder) if len(info) == place + 4 else None
+            return None  # not TCP: a socket pair
+        return int.from_bytes(info[offset:], sys.byteorder) if len(info) == offset + 4 else None
 
-    def keep_unsent_below(self, octets: int) -> None:
-        """Ask the kernel not to take more than so many octets ahead of what it can send."""
+    def keep_unsent_below(self, size: int) -> None:
+        """Ask the kernel to accept at most `size` bytes beyond what it can send now (TCP_NOTSENT_LOWAT)."""
         try:
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, octets)
+            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, size)
         except OSError:
-            return  # no TCP: a socket pair
+            return  # not TCP: a socket pair
 
-    def resend_within(self, seconds: float, give_up: float) -> None:
-        """Ask the kernel to send again at least so often, where it can be told (Linux 6.15), and not to `give_up`
-        before so many seconds, since it counts tries.
+    def limit_retransmission(self, max_rto: float, user_timeout: float) -> None:
+        """Ask the kernel to retransmit at least every `max_rto` seconds (Linux 6.15), and not to give the connection up
+        before `user_timeout` seconds: it counts attempts otherwise, and more frequent ones are used up sooner.
         """
+        timeout = min(round(1000 * user_timeout), MAX_USER_TIMEOUT)
         try:
-            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, round(1000 * seconds))
-            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, min(round(1000 * give_up), LONGEST))
+            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, round(1000 * max_rto))
+            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, timeout)
         except OSError:
             return
 
     def close(self) -> None:
-        """Close it, without a goodbye: the peer knows an end when it sees one, and every channel has an end of its
-        own.
-        """
+        """Close the socket, without a TLS close_notify: every channel has an end of its own in the codec."""
         self.connection.close()
 
 
 class TlsConnection(Connection):
-    """The same in TLS, after the handshake."""
+    """A connection in TLS, after the handshake."""
 
     __slots__ = ("_tls",)
 
@@ -124,32 +125,34 @@ class TlsConnection(Connection):
 
     @property
     def has_buffered_input(self) -> bool:
-        """See `Connection.ahead`."""
+        """See `Connection.has_buffered_input`."""
         return self._tls.has_buffered_input
 
     @property
     def pending_output(self) -> int:
-        """See `Connection.unsent`: no more than was in `outgoing` once, and what OpenSSL has to say for itself."""
+        """See `Connection.pending_output`: at most one `outgoing`, encrypted, and OpenSSL's own messages."""
         return self._tls.pending_output
 
     def receive_into(self, buffer: memoryview) -> int:
-        """See `Connection.receive_into`. OpenSSL copies what it is fed, so the same buffer takes what it makes of that."""
+        """See `Connection.receive_into`. OpenSSL copies its input, so `buffer` holds first the records and then the
+        plaintext.
+        """
         tls = self._tls
         while not tls.ended:
             if not tls.has_buffered_input:
-                space = len(buffer) - RECORD
+                space = len(buffer) - TLS_RECORD_SIZE
                 count = self.connection.recv_into(buffer, space)
                 self.drained = count < space
                 if not count:
                     return 0
                 tls.feed(buffer[:count])
-            if count := tls.decipher(buffer):
-                self.drained &= not tls.ended  # a goodbye wakes nobody again: read on, and hear of it
+            if count := tls.decrypt(buffer):
+                self.drained &= not tls.ended  # epoll does not report the close_notify again: the caller reads on
                 return count
         return 0
 
     def write(self, outgoing: bytearray) -> bool:
-        """See `Connection.write`: all of it is enciphered, and the next is when the kernel has it."""
+        """See `Connection.write`. Encrypts all of `outgoing`, but only once the kernel has the previous output."""
         tls = self._tls
         if not tls.flush():
             return False
@@ -160,5 +163,5 @@ class TlsConnection(Connection):
 
 
 def connection_over(connection: socket.socket | TlsSocket) -> Connection:
-    """A link over whichever of the two it is."""
+    """A `Connection` over a plain or a TLS socket, which it owns from now on."""
     return TlsConnection(connection) if isinstance(connection, TlsSocket) else Connection(connection)

@@ -1,23 +1,23 @@
-"""Is the peer of a carrier alive? A question now and then, where nothing else is heard.
+"""Keep-alive of a carrier: if nothing arrives for a while, the peer is pinged, and given up if it does not answer.
 
-NoOp is WebMUX's only idle message, and nobody answers one. A SYN must be answered, though, and one for a protocol that
-nobody serves is answered by RST: that is the question here, a session for `PING`. (A peer whose kernel lives and whose
-program hangs answers TCP's own probes, so those are not enough.)
+TCP's own keep-alive is not enough: the kernel still answers it when the peer's program hangs. (WebMUX's NoOp
+is no help either, since it has no answer; see `ping` for what is sent instead.)
 
-    beat ──heard nothing for a beat──► asked ──nothing within `patience`──► silent ──two beats without a word──► dead
-      ▲                                  │                                   │
-      └───────────────any octet──────────┴───────────────any octet───────────┘
+    idle ──nothing for a heartbeat──► pinged ──nothing within `patience`──► unresponsive ──two heartbeats──► dead
+      ▲                                  │                                       │
+      └─────────────any byte─────────────┴────────────────any byte───────────────┘
 
-Whoever says something that must be answered, as a visitor's SYN must, need not wait for the beat: if nothing is heard
-within `patience`, the question is asked then (`expect`). It makes a peer silent sooner, and not dead.
+After a message that the peer must answer, such as a visitor's SYN, the ping does not wait for the heartbeat: if nothing
+arrives within `patience`, it is sent then (`expect_reply`). That makes a peer unresponsive sooner, but not dead.
 
-While the peer speaks, nobody reads a clock: an octet sets a flag. Once a beat the kernel is asked how long ago the last
-one came, and the next beat is counted from there.
+While the peer sends, no clock is read: a byte sets a flag. Once per heartbeat the kernel is asked how long ago the last
+byte came, and the next heartbeat is counted from there.
 
-So a dead peer is noticed within three heartbeats, a silent one within a heartbeat and the patience, or, where somebody
-wants it, within twice the patience. A *silent* one gets no new visitors where there is another carrier, its tunnel is
-not ready where there is none, and its owner may dial a new one meanwhile: where the kernel cannot be told to hurry, a
-connection that lost packets for a minute recovers only when TCP tries again, which by then is half a minute apart.
+So a dead peer is detected within three heartbeats, an unresponsive one within a heartbeat plus the patience, or, if a
+reply is expected, within twice the patience. An *unresponsive* peer gets no new visitors if there is another carrier,
+its tunnel is not ready if there is none, and its owner may dial a new connection meanwhile: if the kernel's
+retransmission interval cannot be limited, a connection that lost packets for a minute recovers only at TCP's next
+retransmission, half a minute later.
 """
 
 from __future__ import annotations
@@ -30,43 +30,40 @@ import trio
 from tunneld.engine.timers import Timed
 from tunneld.mux.limits import CarrierLimits
 
-PING = 0
-"""The protocol id of the question: port 0, which nobody serves."""
-
 
 class TimerService(Protocol):
-    """Who keeps them; `relay.timers.Timers` does."""
+    """Keeps deadlines; `tunneld.engine.timers.Timers` is one."""
 
     def watch(self, timed: Timed) -> None:
-        """Call `on_deadline` when its deadline has passed."""
+        """Call `timed.on_deadline` once its deadline has passed."""
 
     def forget(self, timed: Timed) -> None:
-        """Call no more. Harmless when repeated."""
+        """Cancel `watch`. Harmless when repeated."""
 
 
 class HeartbeatTarget(Protocol):
-    """What a heartbeat asks of its carrier."""
+    """The carrier, as its heartbeat calls it."""
 
     def send_ping(self) -> bool:
-        """Ask for a sign of life; whether that was possible."""
+        """Send a message that the peer must answer. Returns whether that was possible."""
 
     def on_unresponsive(self) -> None:
-        """The question was not answered in `CarrierLimits.patience` seconds."""
+        """The ping was not answered within `CarrierLimits.patience` seconds."""
 
     def on_dead(self, reason: str) -> None:
-        """The peer is dead."""
+        """Nothing arrived for two heartbeats: give the peer up."""
 
 
 class Heartbeat:
-    """The clock of one carrier: one deadline at a time, of those that the pump's timers keep."""
+    """The keep-alive timer of one carrier. It has one deadline at a time, in the pump's timers."""
 
     __slots__ = (
         "_expecting",
-        "_heart",
-        "_known",
+        "_idle_seconds",
+        "_last_heard",
         "_limits",
         "_now",
-        "_quiet",
+        "_target",
         "_timers",
         "awaiting_reply",
         "deadline",
@@ -76,64 +73,67 @@ class Heartbeat:
 
     def __init__(
         self,
-        heart: HeartbeatTarget,
+        target: HeartbeatTarget,
         limits: CarrierLimits,
         timers: TimerService,
-        quiet: Callable[[], float],
+        idle_seconds: Callable[[], float],
         now: Callable[[], float] = trio.current_time,
     ) -> None:
-        """Begin. `quiet` is the seconds since the peer's last octet, 0 where that is not known."""
-        self.received = True  # set by the carrier at every octet; cleared at every beat
-        self.awaiting_reply = False  # a question is out
+        """Start. `idle_seconds` returns the time since the peer's last byte, 0 if unknown."""
+        self.received = True  # set by the carrier at every byte, cleared at every heartbeat
+        self.awaiting_reply = False  # a ping is outstanding
         self.unresponsive = False  # and has not been answered for `patience` seconds
-        self._expecting = False  # something of ours must be answered
-        self._known = now()  # when something was heard, as far as we know
-        self._heart = heart
+        self._expecting = False  # a message was sent that the peer must answer
+        self._last_heard = now()  # a lower bound
+        self._target = target
         self._limits = limits
         self._timers = timers
-        self._quiet = quiet
+        self._idle_seconds = idle_seconds
         self._now = now
         self.deadline = 0.0
         self._sleep(limits.heartbeat)
 
     def stop(self) -> None:
-        """The carrier is gone."""
+        """Cancel the timer; the carrier is closed. Harmless when repeated."""
         self._timers.forget(self)
 
     def ping_now(self) -> None:
-        """Do not wait for the beat: there is reason to doubt. Harmless while a question is out."""
+        """Ping without waiting for the heartbeat, for a caller that doubts the connection. Does nothing while a ping is
+        outstanding.
+        """
         if not self.awaiting_reply:
-            self._ask()
+            self._ping()
 
     def expect_reply(self) -> None:
-        """Something was said that must be answered. Cheap to repeat."""
+        """A message was sent that the peer must answer. Cheap to repeat."""
         if not self._expecting and (self.received or not self.awaiting_reply):
             self._expecting = True
             if self.received:
                 self.received = self.awaiting_reply = self.unresponsive = False
-                self._known = self._now()
+                self._last_heard = self._now()
             self._sleep(min(self._limits.patience, self.deadline - self._now()))
 
     def on_deadline(self) -> None:
-        """The next step."""
+        """Called by the timers: go to the next state."""
         if self.received:
             self.received = self.awaiting_reply = self.unresponsive = self._expecting = False
-            quiet = min(self._quiet(), self._limits.heartbeat)
-            self._known = self._now() - quiet
-            self._sleep(self._limits.heartbeat - quiet)
+            idle = min(self._idle_seconds(), self._limits.heartbeat)
+            self._last_heard = self._now() - idle
+            self._sleep(self._limits.heartbeat - idle)
         elif self.unresponsive:
-            self._heart.on_dead(f"it did not answer for {self._limits.heartbeat:g} s (heartbeat)")
+            self._target.on_dead(f"no answer for {self._limits.heartbeat:g} s (heartbeat)")
         elif self.awaiting_reply:
             self.unresponsive = True
-            beat = self._limits.heartbeat
-            self._sleep(max(self._known + 2 * beat - self._now(), beat - self._limits.patience, 0))
-            self._heart.on_unresponsive()
+            heartbeat = self._limits.heartbeat
+            rest = self._last_heard + 2 * heartbeat - self._now()
+            self._sleep(max(rest, heartbeat - self._limits.patience, 0))
+            self._target.on_unresponsive()
         else:
-            self._ask()
+            self._ping()
 
-    def _ask(self) -> None:
-        """Where no session id is free there is much going on: look again at the next beat."""
-        self.awaiting_reply = self._heart.send_ping()
+    def _ping(self) -> None:
+        """Ping the peer. If no session id is free, there is much traffic: look again after a heartbeat."""
+        self.awaiting_reply = self._target.send_ping()
         self.received = False
         self._sleep(self._limits.patience if self.awaiting_reply else self._limits.heartbeat)
 

@@ -1,4 +1,4 @@
-"""What one carrier may use, each number with its reason."""
+"""Sizes and times of one carrier, each with its reason."""
 
 from __future__ import annotations
 
@@ -7,38 +7,55 @@ from dataclasses import dataclass
 KIB = 1024
 MIB = 1024 * KIB
 
+MAX_FRAMES_PER_TURN = 256
+"""Frames parsed before other handlers of the pump have their turn. A peer that sends the most expensive frames in few
+bytes delays nothing for long; an honest peer, whose frames carry data, reaches the turn's byte limit first or has had a
+millisecond of work done.
+"""
+
+PREAUTH_LIMIT = 4096
+"""Bytes that an unauthenticated peer may send: the endpoint's URI, and whatever an agent of another make sends first.
+"""
+
+USER_TIMEOUT_HEARTBEATS = 6
+"""TCP_USER_TIMEOUT in heartbeats; the heartbeat gives the connection up after two or three."""
+
 
 @dataclass(frozen=True, slots=True)
 class CarrierLimits:
-    """The sizes and times of a carrier."""
+    """The limits of a carrier. Sizes are bytes, times are seconds."""
 
-    first_window: int = 64 * KIB
-    "Octets that a new channel may receive unread: a page and its answer; 127 of them are 8 MiB."
+    initial_window: int = 64 * KIB
+    "Initial receive window of a channel, in bytes: a page and its answer; 127 of them are 8 MiB."
 
     max_window: int = 8 * MIB
-    "Octets that one channel's window may grow to: what 600 Mbit/s over 100 ms have on the way."
+    "Largest receive window of a channel, in bytes: what 600 Mbit/s have in flight over a round trip of 100 ms."
 
-    memory: int = 32 * MIB
-    "Octets that all windows of a carrier may add up to, beside the first 64 KiB of each: held if nobody reads."
+    window_budget: int = 32 * MIB
+    """Bytes by which all windows of a carrier together may exceed their initial size. This much is buffered in the
+    worst case, when no visitor reads.
+    """
 
     pause_at: int = 256 * KIB
-    "Octets waiting for the carrier beyond which visitors are not read: what a small answer then queues behind."
+    "Bytes of pending output above which visitors are not read: a small response queues behind this much."
 
-    unsent: int = 128 * KIB
-    "Octets that the kernel holds unsent (TCP_NOTSENT_LOWAT): queued there they could not be overtaken, either."
+    max_unsent: int = 128 * KIB
+    "Bytes that the kernel may hold unsent (TCP_NOTSENT_LOWAT); no frame can overtake what is queued there either."
 
-    gather: float = 0.0002
-    "Seconds that what is said may wait for more that goes into the same write: some visitors' worth of a busy pump."
+    coalesce: float = 0.0002
+    "Seconds that output may wait for more to share its write: the time a busy pump needs for several visitors."
 
     quantum: int = 128 * KIB
-    "Octets that one channel puts on the carrier before the others have their turn."
+    "Bytes that one channel may write before the other channels have their turn (deficit round robin)."
 
     heartbeat: float = 10.0
-    "Seconds of silence after which the peer is asked for a sign of life; within three of them a dead one is given up."
+    "Seconds without input after which the peer is pinged; a dead peer is given up within three times this."
 
     patience: float = 2.0
-    "Seconds for the answer, after which others are preferred: two lost packets on a way around the world."
+    """Seconds to wait for the answer to a ping before new visitors go to another carrier: enough for two lost packets
+    on a path around the world.
+    """
 
-    resend: float = 1.0
-    """Seconds after which what was lost is sent again, at the latest. TCP waits twice as long each time, until the next
-    try is half a minute away; whose network comes back does not want to wait for that."""
+    max_rto: float = 1.0
+    """Longest interval in seconds between TCP retransmissions (TCP_RTO_MAX_MS). TCP doubles the interval each time, up
+    to half a minute; after an outage of the network, visitors would wait for that."""

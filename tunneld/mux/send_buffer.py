@@ -1,10 +1,10 @@
-"""What a carrier has said and not written yet: the one place that writes.
+"""Pending output of a carrier, and the one place that writes it to the connection.
 
 It writes after everything that was ready has been served, so all frames of a wake-up leave in one write; or as soon as
-there is enough for a write of its own, while the processor has it at hand; or when serving the others takes longer than
-`gather`, since the peer could be at work on the first of it meanwhile. What the connection does not take stays in
-the codec's buffer, or enciphered in the link; while that leaves less than `LEAST_ROOM` of `CarrierLimits.pause_at`,
-channels wait, and are told of room in the order in which they asked.
+there is enough for a write of its own, while the bytes are still in the processor's cache; or when the rest of the
+batch takes longer than `CarrierLimits.coalesce`, since the peer could already be working on the first frames. What the
+connection does not accept stays in the codec's buffer, or encrypted in the TLS connection. While pending output leaves
+less than `MIN_CAPACITY` of `CarrierLimits.pause_at`, channels wait, and are resumed in the order in which they asked.
 """
 
 from __future__ import annotations
@@ -21,88 +21,97 @@ from tunneld.mux.limits import CarrierLimits
 if TYPE_CHECKING:
     from tunneld.mux.channel import Channel
 
-ENOUGH = 64 * 1024
-"""Octets that are written at once: four TLS records, and as much as leaves the kernel in one piece. Larger buffers than
-this come from malloc as fresh pages every time, which costs as much as enciphering them.
+FLUSH_SIZE = 64 * 1024
+"""Bytes of pending output that are written at once: four TLS records, and as much as leaves the kernel in one piece.
+Larger buffers come from malloc as fresh pages every time, which costs as much as encrypting them.
 """
-HEADER = 4
-"""Octets in front of a fragment of that size."""
-LEAST_ROOM = 4096
-"""Octets: with less room than this a visitor waits, rather than being read in crumbs."""
+FRAME_HEADER = 4
+"""Bytes of header in front of a frame of that size."""
+MIN_CAPACITY = 4096
+"""Bytes: with less space than this a visitor waits, rather than being read in small pieces."""
 
 
 class SendBuffer:
-    """The codec's outgoing octets on their way into the link."""
+    """Moves the codec's `outgoing` bytes into the connection and makes channels wait while it is full."""
 
     __slots__ = (
-        "_closed", "_due", "_gather", "_link", "_on_lost", "_outgoing", "_pause_at", "_paused", "_pump", "_touched",
-        "blocked",
+        "_closed", "_coalesce", "_connection", "_flush_at", "_on_lost", "_outgoing", "_pause_at", "_paused", "_pump",
+        "_scheduled", "blocked",
     )  # fmt: skip
 
     def __init__(
-        self, pump: Pump, link: Connection, outgoing: bytearray, limits: CarrierLimits, on_lost: Callable[[str], None]
+        self,
+        pump: Pump,
+        connection: Connection,
+        outgoing: bytearray,
+        limits: CarrierLimits,
+        on_lost: Callable[[str], None],
     ) -> None:
-        """`on_lost` is told why the connection broke."""
-        self.blocked = False  # the connection takes nothing now
+        """`outgoing` stays shared with the codec, which appends to it. `on_lost` is called with the reason when a write
+        fails.
+        """
+        self.blocked = False  # the connection accepts nothing until it is writable
         self._pump = pump
-        self._link = link
+        self._connection = connection
         self._outgoing = outgoing
         self._pause_at = limits.pause_at
-        self._gather = limits.gather
+        self._coalesce = limits.coalesce
         self._on_lost = on_lost
-        self._paused: dict[Channel, None] = {}  # in the order in which they asked; who asks again keeps their place
-        self._touched = False  # a flush comes after the batch
-        self._due = 0.0  # when it comes at the latest
+        self._paused: dict[Channel, None] = {}  # an ordered set; a channel that asks again keeps its place
+        self._scheduled = False  # a flush comes after the batch
+        self._flush_at = 0.0  # the latest time for it
         self._closed = False
 
     def schedule_flush(self) -> None:
-        """Something was said: write it after the batch, or now."""
+        """Write `outgoing` after the current batch of events, or now. Call it after every append."""
         if self.blocked:
             return
         now = perf_counter()
-        if not self._touched:
-            self._touched = True
-            self._due = now + self._gather
+        if not self._scheduled:
+            self._scheduled = True
+            self._flush_at = now + self._coalesce
             self._pump.call_after_batch(self.flush)
-        if len(self._outgoing) >= ENOUGH or now >= self._due:
+        if len(self._outgoing) >= FLUSH_SIZE or now >= self._flush_at:
             self.flush()
 
     def send_capacity(self, channel: Channel) -> int:
-        """Octets that may be said now; 0: the channel hears of room, after those that waited longer."""
-        room = self._pause_at - self._waiting()
-        if room < LEAST_ROOM and not self.blocked:
+        """Bytes that `channel` may write now. After 0, `Channel.notify_writable` is called once there is space, in the
+        order in which channels asked.
+        """
+        space = self._pause_at - self._pending()
+        if space < MIN_CAPACITY and not self.blocked:
             self.flush()
-            room = self._pause_at - self._waiting()
-        if room >= LEAST_ROOM:
-            return min(room, ENOUGH - HEADER)
+            space = self._pause_at - self._pending()
+        if space >= MIN_CAPACITY:
+            return min(space, FLUSH_SIZE - FRAME_HEADER)
         self._paused[channel] = None
         return 0
 
     def flush(self) -> None:
-        """Write what was said; where the connection takes no more, wait for it."""
-        self._touched = False
+        """Write pending output now; if the connection does not accept all of it, wait until it is writable."""
+        self._scheduled = False
         if self._closed or self.blocked:
             return
         try:
-            self.blocked = not self._link.write(self._outgoing)
+            self.blocked = not self._connection.write(self._outgoing)
         except OSError as error:
-            self._on_lost(f"its connection broke: {reason_of(error)}")
+            self._on_lost(f"connection lost: {reason_of(error)}")
             return
-        if self._paused and 2 * self._waiting() <= self._pause_at:
+        if self._paused and 2 * self._pending() <= self._pause_at:
             paused, self._paused = self._paused, {}
             for channel in paused:
                 channel.notify_writable()
 
-    def _waiting(self) -> int:
-        return len(self._outgoing) + self._link.pending_output if self.blocked else len(self._outgoing)
+    def _pending(self) -> int:
+        return len(self._outgoing) + self._connection.pending_output if self.blocked else len(self._outgoing)
 
     def unblock(self) -> None:
-        """The connection may take octets again."""
+        """The connection is writable again."""
         if self.blocked:
             self.blocked = False
             self.flush()
 
     def close(self) -> None:
-        """The carrier is gone: nothing is written, nobody waits."""
+        """Write nothing more and resume no channel."""
         self._closed = True
         self._paused.clear()

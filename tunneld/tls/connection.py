@@ -1,14 +1,14 @@
-"""TLS on a non-blocking socket, without a task and without losing a direction: one that ends leaves the other open.
+"""TLS on a non-blocking socket: no task of its own, and each direction can end while the other goes on.
 
-`ssl.SSLSocket` cannot do that. Its `unwrap` says goodbye and then looks for the peer's goodbye, and where data of the
-peer stands in the kernel by then, OpenSSL takes that for an error and the connection is lost. So OpenSSL gets two
-buffers instead of the descriptor, and while it says goodbye the incoming one is empty: nothing to stumble over.
+`ssl.SSLSocket` cannot do the latter. Its `unwrap` sends a close_notify and then reads for the peer's; if application
+data of the peer is in the kernel by then, OpenSSL reports an error and the connection is lost. So OpenSSL gets two
+memory buffers instead of the descriptor, and the incoming one is empty while it sends the close_notify.
 
-    kernel ── recv ──► incoming ── OpenSSL ──► octets          and what OpenSSL has to say meanwhile (key updates)
-    octets ── OpenSSL ──► outgoing ──► unsent ── send ──► kernel                  goes out by the same way
+    kernel ── recv ──► incoming ── OpenSSL ──► plaintext       OpenSSL's own messages (key updates, alerts)
+    plaintext ── OpenSSL ──► outgoing ──► unsent ── send ──► kernel           leave by the same way
 
-An end of file without the peer's goodbye (close_notify) is no end: whoever is on the way can make one. It is told as a
-broken connection.
+An end of file without a close_notify is no end of the stream, since any machine on the path can forge one. It is
+reported as a broken connection.
 """
 
 from __future__ import annotations
@@ -22,20 +22,24 @@ from contextlib import contextmanager, suppress
 import trio
 
 HANDSHAKE = b"\x16"
-"""The first octet of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
-CHUNK = 65536
-"""Octets read from the kernel at a time by those who wait; four records."""
-EMPTY = memoryview(b"")
+"""The first byte of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
+READ_SIZE = 65536
+"""Bytes that the coroutines read from the kernel at a time: four records."""
+NO_DATA = memoryview(b"")
 NOT_YET, EXPIRED = 9, 10
-"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
-PEER_CLOSED = "it hung up"
-"""How a connection ended of which the other end said nothing more."""
+"""OpenSSL's verify codes X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+PEER_CLOSED = "the peer closed the connection"
+"""The reason given for a connection that ended without any other."""
 
 
 class TlsSocket:
-    """One end of a TLS connection; it owns the socket below."""
+    """One end of a TLS connection. It owns the socket below; `close` closes both.
 
-    __slots__ = ("_ahead", "_incoming", "_outgoing", "_tls", "_unsent", "connection", "ended")
+    `shake_hands`, `receive`, `send_all` and `send_eof` are coroutines for a task. The other methods never block; an
+    event loop calls them when the socket is readable or writable. Do not mix the two while a coroutine is running.
+    """
+
+    __slots__ = ("_decrypted", "_incoming", "_outgoing", "_tls", "_unsent", "connection", "ended")
 
     def __init__(
         self,
@@ -46,16 +50,16 @@ class TlsSocket:
         server_hostname: str | None = None,
         session: ssl.SSLSession | None = None,
     ) -> None:
-        """`connection` is connected and does not block. Nothing is said before `shake_hands`. `session` is from the
-        method of that name, of an earlier connection to the same peer with the same context.
+        """`connection` is connected and non-blocking. Sends nothing before `shake_hands`. `session` resumes an earlier
+        connection to the same peer with the same context, see the method of that name.
         """
         require_close_notify(context)
         self.connection = connection
-        self.ended = False  # the peer has said goodbye, and everything before it was read
+        self.ended = False  # the peer's close_notify and everything before it was read
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._unsent = EMPTY
-        self._ahead = b""  # deciphered as we said goodbye, and not read yet
+        self._unsent = NO_DATA
+        self._decrypted = b""  # decrypted by `finish`, and not read yet
         self._tls = context.wrap_bio(
             self._incoming,
             self._outgoing,
@@ -66,21 +70,28 @@ class TlsSocket:
 
     @property
     def peer_certificate(self) -> bytes | None:
-        """In DER, where the context asked for one and has verified it."""
+        """The peer's certificate in DER, if the context requested and verified one."""
         return self._tls.getpeercert(binary_form=True)
 
+    @property
+    def session_reused(self) -> bool:
+        """Whether the handshake resumed an earlier session."""
+        return bool(self._tls.session_reused)
+
     def session(self, former: ssl.SSLSession | None) -> ssl.SSLSession | None:
-        """What a client's next connection may begin with: `former`, if this one could, or else what the peer has given
-        us behind the handshake (RFC 8446 §2.2), so ask once something was heard. Then nobody signs and nobody verifies,
-        which is a tenth of what such a connection costs either end. Taking a new one each time would cost more than it
-        saves, since Python copies it. A peer that was started again does not know it, and shakes hands as ever.
+        """The session with which a client's next connection can be resumed: `former` if this connection resumed it,
+        else the ticket that the peer sent after the handshake (RFC 8446 §2.2); so ask once something was received.
+
+        A resumed handshake signs and verifies nothing, which saves either end nine tenths of its cost. Taking a new
+        session each time would cost more than it saves, since Python copies it. A peer that was restarted does not know
+        the session and does a full handshake.
         """
         return former if self._tls.session_reused else self._tls.session
 
-    # For whoever waits
+    # Coroutines
 
     async def shake_hands(self) -> None:
-        """The handshake. Raises OSError (`ssl.SSLError` among them), and what the context's own check raises."""
+        """Do the handshake. Raises OSError (`ssl.SSLError` is one), and whatever the context's own check raises."""
         while True:
             try:
                 self._tls.do_handshake()
@@ -94,29 +105,29 @@ class TlsSocket:
                 await self._drain()
                 return
 
-    async def receive(self, most: int) -> bytes:
-        """Some octets, at most so many; none at the end. Raises OSError."""
+    async def receive(self, max_bytes: int) -> bytes:
+        """Return 1 to `max_bytes` bytes, or none at the end of the stream. Raises OSError."""
         while not self.ended:
-            if data := self._take(most):
+            if data := self._read(max_bytes):
                 return data
             if not self.ended:
                 await self._fill()
         return b""
 
     async def send_all(self, data: bytes) -> None:
-        """Say it, and wait until the kernel has it. Raises OSError."""
+        """Send `data`; returns when the kernel has it. Raises OSError."""
         self._tls.write(data)
         await self._drain()
 
-    async def send_end(self) -> None:
-        """Say goodbye, and wait until the kernel has it. Raises OSError."""
+    async def send_eof(self) -> None:
+        """Send close_notify; returns when the kernel has it. Raises OSError."""
         self.finish()
         await self._drain()
 
     async def _fill(self) -> None:
         while True:
             try:
-                self.feed(self.connection.recv(CHUNK))
+                self.feed(self.connection.recv(READ_SIZE))
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.connection)
             else:
@@ -126,96 +137,100 @@ class TlsSocket:
         while not self.flush():
             await trio.lowlevel.wait_writable(self.connection)
 
-    def _take(self, most: int) -> bytes:
-        if self._ahead:
-            data, self._ahead = self._ahead[:most], self._ahead[most:]
+    def _read(self, max_bytes: int) -> bytes:
+        if self._decrypted:
+            data, self._decrypted = self._decrypted[:max_bytes], self._decrypted[max_bytes:]
             return data
         try:
-            data = self._tls.read(most)
+            data = self._tls.read(max_bytes)
         except ssl.SSLWantReadError:
             return b""
         except ssl.SSLZeroReturnError:
             data = b""
         except ssl.SSLError as error:
-            raise _told(error) from None
+            raise _as_os_error(error) from None
         self.ended = not data
         return data
 
-    # For whoever does not
+    # For an event loop
 
     def receive_into(self, raw: memoryview, plain: memoryview) -> tuple[int, int]:
-        """Read once from the kernel, as much as `raw` takes, and decipher what is whole: how many octets were read, and
-        how many are in `plain`, which must have room for a record more than `raw`.
+        """Read once from the kernel, at most `len(raw)` bytes, and decrypt all complete records into `plain`, which
+        must be larger than `raw` by a record. Returns the number of bytes read and the number of bytes in `plain`.
 
-        Raises `BlockingIOError`, or OSError where the connection is broken.
+        Raises `BlockingIOError`, or OSError if the connection is broken.
         """
         count = self.connection.recv_into(raw)
         self.feed(raw[:count])
-        return count, self.decipher(plain)
+        return count, self.decrypt(plain)
 
     @property
     def has_buffered_input(self) -> bool:
-        """Whether more was read than given out: epoll will not tell of that. So it may be right after the handshake."""
-        return bool(self._ahead) or self._incoming.pending > 0 or self._tls.pending() > 0
+        """Whether bytes were read from the kernel and not yet returned; epoll does not report them. This is possible
+        right after the handshake.
+        """
+        return bool(self._decrypted) or self._incoming.pending > 0 or self._tls.pending() > 0
 
     def feed(self, data: bytes | memoryview) -> None:
-        """What was read from the kernel, to be deciphered; nothing is the end of it."""
+        """Add bytes read from the kernel, for `decrypt`; empty `data` is the end of file."""
         if data:
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
 
-    def decipher(self, plain: memoryview) -> int:
-        """Decipher what was read and is whole; octets in `plain`. Raises OSError."""
+    def decrypt(self, plain: memoryview) -> int:
+        """Decrypt complete records into `plain`; returns the number of bytes. Raises OSError."""
         incoming, tls, filled, size = self._incoming, self._tls, 0, len(plain)
-        if self._ahead:
-            filled = min(len(self._ahead), size)
-            plain[:filled], self._ahead = self._ahead[:filled], self._ahead[filled:]
+        if self._decrypted:
+            filled = min(len(self._decrypted), size)
+            plain[:filled], self._decrypted = self._decrypted[:filled], self._decrypted[filled:]
         try:
             while filled < size and (incoming.pending or incoming.eof or tls.pending()):
-                octets = int(tls.read(size - filled, plain[filled:] if filled else plain))
-                if not octets:
+                count = int(tls.read(size - filled, plain[filled:] if filled else plain))
+                if not count:
                     self.ended = True
                     break
-                filled += octets
+                filled += count
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
             self.ended = True
         except ssl.SSLError as error:
-            raise _told(error) from None
+            raise _as_os_error(error) from None
         return filled
 
     def write(self, data: memoryview) -> None:
-        """Encipher; `flush` sends it. Raises OSError where that cannot be any more."""
+        """Encrypt `data` into the pending output. Raises OSError if the connection is broken."""
         if data:
             self._tls.write(data)
 
     def finish(self) -> None:
-        """Say goodbye; `flush` sends it. The peer may go on."""
-        came = self._incoming.read()
+        """Append a close_notify to the pending output. The peer may still send."""
+        unread = self._incoming.read()
         while self._tls.pending():
-            self._ahead += self._tls.read(self._tls.pending())
-        with suppress(ssl.SSLError):  # WANT_READ, mostly: the peer has not said its own yet
+            self._decrypted += self._tls.read(self._tls.pending())
+        with suppress(ssl.SSLError):  # mostly WANT_READ: the peer has not sent its own yet
             self._tls.unwrap()
-        if came:
-            self._incoming.write(came)
+        if unread:
+            self._incoming.write(unread)
 
     @property
     def pending_output(self) -> int:
-        """Octets to flush."""
+        """Encrypted bytes that the kernel does not have yet."""
         return len(self._unsent) + self._outgoing.pending
 
     def flush(self) -> bool:
-        """Send what the kernel takes; whether that was all. Raises OSError where the connection is broken."""
+        """Write pending output to the kernel; returns whether that was all of it. Raises OSError if the connection is
+        broken.
+        """
         try:
             while self._unsent or self._outgoing.pending:
                 data = self._unsent or self._outgoing.read()
-                self._unsent = EMPTY if len(data) == (sent := self._send(data)) else memoryview(data)[sent:]
+                self._unsent = NO_DATA if len(data) == (sent := self._send(data)) else memoryview(data)[sent:]
                 if self._unsent and not sent:
                     return False
         except OSError:
-            self._unsent = EMPTY
+            self._unsent = NO_DATA
             raise
         return True
 
@@ -226,23 +241,23 @@ class TlsSocket:
             return 0
 
     def flush_if_possible(self) -> None:
-        """The same, for a connection that is given up."""
+        """Flush a connection that is being given up: errors are ignored."""
         try:
             self.flush()
         except OSError:
             return
 
     def close(self) -> None:
-        """Close the socket, without a goodbye."""
+        """Close the socket, without a close_notify."""
         self.connection.close()
 
 
 async def shake_hands(
     connection: socket.socket, context: ssl.SSLContext, *, server_hostname: str | None = None, server_side: bool = False
 ) -> TlsSocket:
-    """TLS on a connected non-blocking socket, for an engine that serves it without a task.
+    """Do a TLS handshake on a connected non-blocking socket, which the result owns; an event loop can serve it then.
 
-    Raises OSError (`ssl.SSLError` among them); the connection is closed then, and where this is cancelled.
+    Raises OSError (`ssl.SSLError` is one). The connection is closed on errors and on cancellation.
     """
     try:
         tls = TlsSocket(connection, context, server_side=server_side, server_hostname=server_hostname)
@@ -254,25 +269,25 @@ async def shake_hands(
 
 
 def require_close_notify(context: ssl.SSLContext) -> None:
-    """Have `context` take no end of the connection, which anybody on the way can make, for the peer's goodbye: with
-    OpenSSL 3 that is Python's default before 3.11.4. Harmless when repeated.
+    """Make `context` reject an end of file without close_notify, which any machine on the path can forge. Python from
+    3.11.4 does so by default, older ones with OpenSSL 3 do not. Harmless when repeated.
     """
-    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # older OpenSSL has no such word
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # older OpenSSL does not have the option
 
 
 def is_truncation(error: BaseException | None) -> bool:
-    """Whether this says that the connection ended without a goodbye. (Before 3.11.3 Python has no class for it.)"""
+    """Whether `error` says that the stream ended without close_notify. (Python before 3.11.3 has no class for it.)"""
     return isinstance(error, ssl.SSLEOFError) or getattr(error, "reason", None) == "UNEXPECTED_EOF_WHILE_READING"
 
 
-def _told(error: ssl.SSLError) -> OSError:
+def _as_os_error(error: ssl.SSLError) -> OSError:
     if is_truncation(error):
-        return ConnectionResetError(errno.ECONNRESET, "connection ended without a TLS goodbye (close_notify)")
+        return ConnectionResetError(errno.ECONNRESET, "connection ended without a TLS close_notify")
     return error
 
 
 class TlsStream(trio.abc.HalfCloseableStream):
-    """A `TlsSocket` after its handshake as a Trio stream, for one reader and one writer at a time."""
+    """A `TlsSocket` after its handshake as a Trio stream, which owns it; for one reader and one writer at a time."""
 
     def __init__(self, tls: TlsSocket) -> None:
         self.socket = tls.connection
@@ -280,7 +295,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `trio.abc.SendStream`."""
-        with _translated():
+        with _trio_errors():
             await self._tls.send_all(bytes(data))
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -289,17 +304,17 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     async def send_eof(self) -> None:
         """See `trio.abc.HalfCloseableStream`."""
-        with _translated():
-            await self._tls.send_end()
+        with _trio_errors():
+            await self._tls.send_eof()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """See `trio.abc.ReceiveStream`."""
         await trio.lowlevel.checkpoint()
-        with _translated():
-            return await self._tls.receive(max_bytes or CHUNK)
+        with _trio_errors():
+            return await self._tls.receive(max_bytes or READ_SIZE)
 
     async def aclose(self) -> None:
-        """Close it, with a goodbye as far as the kernel takes one now."""
+        """Close the connection. A close_notify is sent if the kernel accepts it at once."""
         if self.socket.fileno() != -1:
             self._tls.finish()
             self._tls.flush_if_possible()
@@ -309,8 +324,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Errors as Trio's streams have them."""
+def _trio_errors() -> Iterator[None]:
+    """Raise the errors that Trio's streams raise."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""TLS contexts: what we show, and whom we believe."""
+"""TLS contexts of servers and clients, from certificate files, pins or the system's authorities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunneld.tls.pins import PinnedContext
 
 
 class CertificateFiles(Protocol):
-    """The files of a server's certificate, as a configuration names them."""
+    """The files of a server's certificate, as the configuration names them."""
 
     @property
     def certificate(self) -> Path:
@@ -20,21 +20,21 @@ class CertificateFiles(Protocol):
 
     @property
     def key(self) -> Path:
-        """Its private key, in PEM and not encrypted."""
+        """Its private key, in PEM, not encrypted."""
 
     @property
     def client_ca(self) -> Path | None:
-        """Authorities whose client certificates are required; None: no client certificate is asked for."""
+        """Authorities that must have issued the client's certificate; None: no client certificate is requested."""
 
 
 def server_tls_context(settings: CertificateFiles, *, table: str = "control.tls") -> ssl.SSLContext:
-    """TLS 1.2 or later with our certificate; where `client_ca` is set, only for peers with a certificate of it.
+    """A server's context: TLS 1.2 or later. If `client_ca` is set, clients must have a certificate issued by it.
 
-    Raises `ConfigError` naming the key in `table`, the file and what is wrong with it.
+    Raises `ConfigError`, which names the key in `table`, the file, and what is wrong with it.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION  # a peer could have us do nothing else; OpenSSL 3 refuses by itself
+    context.options |= ssl.OP_NO_RENEGOTIATION  # it costs us more than the peer; OpenSSL 3 refuses it by default
     require_close_notify(context)
     _load_certificate(context, settings.certificate, settings.key, table)
     if settings.client_ca is not None:
@@ -50,10 +50,11 @@ def client_tls_context(
     *,
     pin: str | None = None,
 ) -> ssl.SSLContext:
-    """TLS 1.2 or later that believes the system's authorities, or those in the file `ca`, or the one certificate with
-    the fingerprint `pin`; or where both are given, only that one from those.
+    """A client's context: TLS 1.2 or later. It trusts the system's authorities, or the ones in the file `ca`, or only
+    the certificate with the fingerprint `pin`. With `ca` and `pin`, a certificate must satisfy both.
 
-    `certificate` and `key` (by default in the same file) are for relays that ask. Raises `ConfigError`, `UsageError`.
+    `certificate` and `key` (by default in the same file) are for relays that require a client certificate. Raises
+    `ConfigError`, `UsageError`.
     """
     context = PinnedContext.make(pin) if pin is not None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -61,7 +62,7 @@ def client_tls_context(
     if ca is not None:
         _load_authorities(context, Path(ca), "ca")
     elif pin is not None:
-        _believe_anybody(context)  # the pin does not
+        _disable_verification(context)  # the pin is checked instead
     else:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     if certificate is not None:
@@ -70,9 +71,11 @@ def client_tls_context(
 
 
 def unverified_tls_context(certificate: Path | str | None = None, key: Path | str | None = None) -> ssl.SSLContext:
-    """TLS with whoever answers: safe from nobody who can change what is on the way. As `client_tls_context`."""
+    """A client's context that verifies nothing: no protection against an attacker on the path. See
+    `client_tls_context`.
+    """
     context = client_tls_context(None, certificate, key)
-    _believe_anybody(context)
+    _disable_verification(context)
     return context
 
 
@@ -90,13 +93,15 @@ def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path, tab
         ) from None
 
 
-def _believe_anybody(context: ssl.SSLContext) -> None:
-    context.check_hostname = False  # first, or the next line is refused
+def _disable_verification(context: ssl.SSLContext) -> None:
+    context.check_hostname = False  # first: the next line raises otherwise
     context.verify_mode = ssl.CERT_NONE
 
 
 def _no_password() -> str:
-    raise ConfigError(["a key that asks for a password cannot be used by a daemon; write it without one"])
+    raise ConfigError(
+        ["the private key is encrypted with a password, which a daemon cannot enter; store it without one"]
+    )
 
 
 def _load_authorities(context: ssl.SSLContext, path: Path, key: str) -> None:
@@ -108,7 +113,7 @@ def _load_authorities(context: ssl.SSLContext, path: Path, key: str) -> None:
 
 
 def _check_readable(path: Path, key: str) -> None:
-    """OpenSSL says `No such file` without saying which; so look first."""
+    """Check first, because OpenSSL's `No such file` does not say which file."""
     try:
         path.open("rb").close()
     except OSError as error:

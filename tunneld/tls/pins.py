@@ -1,11 +1,11 @@
-"""A relay known by the fingerprint of its certificate: TLS without an authority, as SSH knows its hosts.
+"""Pinned certificates: a relay is known by the fingerprint of its certificate, without an authority, as SSH knows
+hosts.
 
     sha256:9f86d0...        SHA-256 of the certificate in DER, which `openssl x509 -fingerprint -sha256` prints
 
-The check is a part of the handshake and belongs to the context: every connection that is made with it, the hundredth
-reconnect as the first, is compared before it can be used, and in TLS 1.3 before our certificate or the last message of
-the handshake is sent. Names and dates in a certificate mean nothing to a pin; where an authority is given too, it is
-asked as well.
+The check is part of the handshake and belongs to the context. Every connection made with it, the hundredth reconnect
+like the first, is compared before it can be used, and in TLS 1.3 before our own certificate or the last handshake
+message is sent. A pin ignores the names and dates in a certificate; if an authority is given too, both are checked.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 from tunneld.errors import ConfigError, RemoteProtocolError, UsageError, reason_of
 
 SUBJECT = "subject:"
-"""How the name of a certificate's subject begins, where a fingerprint may stand, too."""
+"""Prefix of a certificate's subject, where a configuration accepts a subject or a fingerprint."""
 _PIN = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def parse_pin(text: str) -> str:
-    """`sha256:` and 64 hexadecimal digits; capitals, and colons as OpenSSL prints them, are welcome. Raises
-    `UsageError`.
+    """Normalize one pin: `sha256:` and 64 hexadecimal digits. Capitals, and colons as OpenSSL prints them, are
+    accepted. Raises `UsageError`.
     """
     kind, _, digest = text.partition(":")
     pin = f"{kind.lower()}:{digest.replace(':', '').lower()}"
@@ -34,7 +34,7 @@ def parse_pin(text: str) -> str:
 
 
 def parse_pins(text: str) -> str:
-    """One pin or more, separated by commas: of the certificate that a relay has, and of that which it will have. Raises
+    """Normalize one or more pins separated by commas: of the relay's current certificate and of its next one. Raises
     `UsageError`.
     """
     return ",".join(map(parse_pin, text.split(",")))
@@ -46,9 +46,7 @@ def fingerprint(certificate: bytes) -> str:
 
 
 def parse_subject(text: str) -> str:
-    """`subject:` and a distinguished name as RFC 4514 writes it (`CN=alice,O=Example`), in its one spelling. Raises
-    `UsageError`.
-    """
+    """Normalize `subject:` and a distinguished name as in RFC 4514 (`CN=alice,O=Example`). Raises `UsageError`."""
     from cryptography import x509  # noqa: PLC0415  # slow to import, and few configurations need it
 
     try:
@@ -61,7 +59,7 @@ def parse_subject(text: str) -> str:
 
 
 def subject(certificate: bytes) -> str:
-    """The subject of a certificate in DER, as `parse_subject` gives it; empty where it has none that can be read."""
+    """The subject of a certificate in DER, normalized as by `parse_subject`; empty if it cannot be parsed."""
     from cryptography import x509  # noqa: PLC0415  # see above
 
     try:
@@ -71,7 +69,7 @@ def subject(certificate: bytes) -> str:
 
 
 def first_fingerprint(pem: Path) -> str:
-    """The pin of a relay that shows this file: of its first certificate. Raises `ConfigError`."""
+    """The pin of a relay that shows this file: the fingerprint of its first certificate. Raises `ConfigError`."""
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     try:
         body = pem.read_text(encoding="ascii", errors="replace").partition(begin)[2].partition(end)[0]
@@ -83,15 +81,17 @@ def first_fingerprint(pem: Path) -> str:
 
 
 class PinnedContext(ssl.SSLContext):
-    """A context that shakes hands with the holder of a pinned certificate only, through `wrap_bio` (which is what Trio
-    uses) and through `wrap_socket`.
+    """A client's context whose handshakes fail unless the peer shows a pinned certificate. It works through `wrap_bio`,
+    which Trio uses, and through `wrap_socket`.
     """
 
     pin: str = ""
 
     @classmethod
     def make(cls, pin: str) -> PinnedContext:
-        """A client's context that trusts no authority until it is told of one. Raises `UsageError`."""
+        """A context for one or more pins, separated by commas. It trusts no authority until one is loaded. Raises
+        `UsageError`.
+        """
         context = cls(ssl.PROTOCOL_TLS_CLIENT)
         context.pin = parse_pins(pin)
         context.sslobject_class = _PinnedObject
@@ -100,26 +100,27 @@ class PinnedContext(ssl.SSLContext):
 
 
 class _PinnedObject(ssl.SSLObject):
-    """The handshake ends well only when the certificate is the one."""
+    """Checks the pin at the end of the handshake, for `wrap_bio`."""
 
     def do_handshake(self) -> None:
         super().do_handshake()
-        _check(self)
+        _check_pin(self)
 
 
 class _PinnedSocket(ssl.SSLSocket):
-    """The same for a socket."""
+    """The same for `wrap_socket`."""
 
     def do_handshake(self, block: bool = False) -> None:
         super().do_handshake(block)
-        _check(self)
+        _check_pin(self)
 
 
-def _check(connection: ssl.SSLObject | ssl.SSLSocket) -> None:
+def _check_pin(connection: ssl.SSLObject | ssl.SSLSocket) -> None:
     pin = connection.context.pin if isinstance(connection.context, PinnedContext) else ""
     shown = fingerprint(connection.getpeercert(binary_form=True) or b"")
     if shown not in pin.split(","):
         raise RemoteProtocolError(
-            f"relay {connection.server_hostname} shows the certificate {shown}, not the pinned {pin}: it has a new "
-            "one, or somebody stands in its place; ask its operator before you change the pin"
+            f"certificate of relay {connection.server_hostname} does not match --pin: it is {shown}, not {pin}; the "
+            "relay has a new certificate, or the connection is being intercepted: ask its operator before you change "
+            "the pin"
         )

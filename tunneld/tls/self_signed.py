@@ -1,4 +1,4 @@
-"""A certificate for a relay that no authority knows: it is its own, and clients know it by its pin."""
+"""Self-signed certificates for relays without a certificate authority; clients know them by their pin."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from tunneld.tls.pins import fingerprint
 
 LIFE = timedelta(days=3650)
-"""A pin does not ask for dates. Whoever uses the certificate as its own authority has ten years."""
-CLOCKS_DIFFER = timedelta(days=1)
-"""How far behind a client's clock may be."""
-LONGEST_NAME = 64
-"""Characters of a common name (RFC 5280); a longer host is among the alternative names only, where clients look."""
+"""Validity. A pin ignores it; a client that uses the certificate as its own authority has ten years."""
+CLOCK_SKEW = timedelta(days=1)
+"""How far a client's clock may be behind."""
+MAX_COMMON_NAME = 64
+"""Characters (RFC 5280). A longer host is in the subject alternative name only, which is where clients look."""
 
 
 @dataclass(frozen=True, slots=True)
 class SelfSigned:
-    """A certificate and its key, in PEM, and the pin by which the certificate is known."""
+    """A certificate and its private key, both in PEM, and the certificate's pin."""
 
     certificate: bytes
     key: bytes
@@ -31,7 +31,7 @@ class SelfSigned:
 
 
 def make_self_signed(host: str, now: datetime | None = None) -> SelfSigned:
-    """A new key (ECDSA P-256) and a self-signed certificate for a host name or address."""
+    """Create a private key (ECDSA P-256) and a self-signed certificate for a host name or an address."""
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _certificate(host, key, now or datetime.now(UTC))
     return SelfSigned(
@@ -42,12 +42,12 @@ def make_self_signed(host: str, now: datetime | None = None) -> SelfSigned:
 
 
 def _certificate(host: str, key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host if len(host) <= LONGEST_NAME else "tunneld")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host if len(host) <= MAX_COMMON_NAME else "tunneld")])
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     builder = (
         x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCKS_DIFFER)
+        .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(now + LIFE)
         .add_extension(x509.SubjectAlternativeName([_general_name(host)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

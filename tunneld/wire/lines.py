@@ -1,17 +1,14 @@
-"""The control protocol as bytes: requests, replies and the lines they travel in. Pure. Described for people in
-tunneld-control(7).
+"""The control protocol's codec: requests, replies, and the lines they are sent in. Pure. tunneld-control(7) is its
+reference for users.
 
     request     verb [argument ...] [key=value ...]        quoted as in a shell: name="my server", name='my server'
     reply       any number of items, then one verdict
     item        * key=value key="value with blanks"        a quoted value is a JSON string (RFC 8259 §7)
     verdict     OK [text]   |   ERR code text
 
-Requests are typed by people, hence the shell's rules; replies are read by programs, hence JSON's, which every
-language can undo. Nothing that arrives as a value can end a line early: requests refuse control characters, items
-escape whatever does not print (controls, line separators, direction marks) reversibly, and the free text of verdicts
-gets U+FFFD in its place.
-
-Octets in, lines out, in bounded memory. Pure.
+People type requests, hence the shell's quoting; programs read replies, hence JSON's, which every language can decode.
+No value can end a line early: requests with control characters are refused, items escape whatever does not print
+(controls, line separators, direction marks) reversibly, and the free text of verdicts gets U+FFFD in its place.
 """
 
 from __future__ import annotations
@@ -25,18 +22,18 @@ from dataclasses import dataclass, field
 from tunneld.errors import LocalProtocolError, RemoteProtocolError, UsageError
 
 MAX_LINE = 4096
-"""Octets of a request without its line end: as many as Linux lets a person type into a line of a terminal
-(N_TTY_BUF_SIZE). The longest honest one has about 300.
+"""Bytes of a request without its line end: as many as fit into one line typed at a Linux terminal (N_TTY_BUF_SIZE). The
+longest honest request has about 300.
 """
 
 MAX_REPLY_LINE = 16 * MAX_LINE
-"""Octets of a reply line: JSON writes one octet of a value as at most six, and an item may repeat what a request
-said.
-"""
+"""Bytes of a reply line: an item may repeat the values of a request, and JSON needs at most six bytes for one."""
 
 Value = str | int | float | bool | None
 Item = Mapping[str, Value]
-"""One reply line. On the wire True and False are `yes` and `no`, and a key whose value is None is left out."""
+"""The values of one reply line. On the wire True and False are `yes` and `no`, and a key whose value is None is
+omitted.
+"""
 
 _VERB = re.compile(r"[a-z][a-z0-9_-]*")
 _KEY = re.compile(r"[a-z_][a-z0-9_]*")
@@ -47,7 +44,7 @@ _PAIR = re.compile(r'(?P<key>[a-z_][a-z0-9_]*)=(?P<value>"(?:[^"\\]|\\.)*"|[^\s"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What somebody asks for. `verb` is lower case; every `options` key is an identifier."""
+    """One parsed request line. `verb` is lower case; every key of `options` is an identifier."""
 
     verb: str
     args: tuple[str, ...] = ()
@@ -56,21 +53,21 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ItemLine:
-    """One `*` line of a reply; every value is a string by now."""
+    """One `*` line of a reply, as the client parses it: every value is a string."""
 
     item: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Ok:
-    """The last line of a reply that went well."""
+    """The last line of a successful reply."""
 
     text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Err:
-    """The last line of a reply that did not; `code` is one of `tunneld.errors`."""
+    """The last line of a failed reply; `code` is a wire code of `tunneld.errors`."""
 
     code: str
     text: str = ""
@@ -80,11 +77,11 @@ ReplyLine = ItemLine | Ok | Err
 
 
 def parse_request(line: bytes) -> Request:
-    """Read one request line, with or without its line end. Raises `UsageError` that says what to do instead."""
+    """Parse one request line, with or without its line end. Raises `UsageError`, which says what to do instead."""
     words = _split(_decode(line))
     verb = words[0].lower()
     if not _VERB.fullmatch(verb):
-        raise UsageError(f"not a verb: {_excerpt(words[0])}; start the line with one of those that help lists")
+        raise UsageError(f"not a verb: {_excerpt(words[0])}; start the line with a verb; help lists them")
     args: list[str] = []
     options: dict[str, str] = {}
     for word in words[1:]:
@@ -99,7 +96,7 @@ def parse_request(line: bytes) -> Request:
 
 
 def format_request(request: Request) -> bytes:
-    """Write one request line that `parse_request` reads back. Raises `UsageError` for what a request cannot carry."""
+    """Format one request line, with its line end. Raises `UsageError` for values that a request cannot contain."""
     if not _VERB.fullmatch(request.verb.lower()):
         raise UsageError(f"not a verb: {_excerpt(request.verb)}")
     words = [request.verb, *(_positional(arg) for arg in request.args)]
@@ -109,35 +106,35 @@ def format_request(request: Request) -> bytes:
         raise UsageError(f"control characters cannot be sent: {_excerpt(text)}")
     try:
         line = text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair: what Python makes of a command line that is not UTF-8
-        raise UsageError(f"only UTF-8 can be sent: {_excerpt(text)}") from None
+    except UnicodeEncodeError:  # a lone surrogate: how Python represents a command line that is not UTF-8
+        raise UsageError(f"only UTF-8 text can be sent: {_excerpt(text)}") from None
     if len(line) > MAX_LINE:
-        raise UsageError(f"request of {len(line)} octets is longer than {MAX_LINE}; shorten it")
+        raise UsageError(f"request of {len(line)} bytes is longer than {MAX_LINE} bytes; shorten it")
     return line + b"\n"
 
 
 def format_item(item: Item) -> bytes:
-    """Write one `*` line. Raises `LocalProtocolError` where a key is no identifier or the line would be too long to
-    be read.
+    """Format one `*` line, with its line end. Raises `LocalProtocolError` if a key is not an identifier or the line
+    exceeds `MAX_REPLY_LINE`.
     """
     if not all(map(_KEY.fullmatch, item)):
-        raise LocalProtocolError(f"not all keys of an item are made of a-z, 0-9 and _: {_excerpt(' '.join(item))}")
+        raise LocalProtocolError(f"keys of an item consist of a-z, 0-9 and _: {_excerpt(' '.join(item))}")
     pairs = [f"{key}={_quote(_text(value))}" for key, value in item.items() if value is not None]
     line = " ".join(["*", *pairs]).encode()
     if len(line) > MAX_REPLY_LINE:
         raise LocalProtocolError(
-            f"item of {len(line)} octets is longer than {MAX_REPLY_LINE}: {_excerpt(' '.join(item))}"
+            f"item of {len(line)} bytes is longer than {MAX_REPLY_LINE} bytes: {_excerpt(' '.join(item))}"
         )
     return line + b"\n"
 
 
 def format_ok(text: str = "") -> bytes:
-    """Write the `OK` line; `text` is cut where the line would be too long."""
+    """Format the `OK` line; `text` is truncated to `MAX_REPLY_LINE`."""
     return _verdict("OK", text)
 
 
 def format_err(code: str, text: str) -> bytes:
-    """Write the `ERR` line; `text` is cut where the line would be too long. Raises `LocalProtocolError` for an odd
+    """Format the `ERR` line; `text` is truncated to `MAX_REPLY_LINE`. Raises `LocalProtocolError` for a malformed
     code.
     """
     if not _CODE.fullmatch(code):
@@ -146,11 +143,11 @@ def format_err(code: str, text: str) -> bytes:
 
 
 def parse_reply(line: bytes) -> ReplyLine:
-    """Read one reply line, with or without its line end. Raises `RemoteProtocolError`."""
+    """Parse one reply line, with or without its line end. Raises `RemoteProtocolError`."""
     try:
         text = line.removesuffix(b"\n").removesuffix(b"\r").decode()
     except UnicodeDecodeError as error:
-        raise RemoteProtocolError(f"reply is not UTF-8: octet {error.start} is 0x{line[error.start]:02x}") from None
+        raise RemoteProtocolError(f"reply is not UTF-8: byte {error.start} is 0x{line[error.start]:02x}") from None
     kind, _, rest = text.partition(" ")
     if kind == "*":
         return ItemLine(_parse_pairs(rest))
@@ -166,9 +163,9 @@ def _decode(line: bytes) -> str:
     try:
         text = line.removesuffix(b"\n").removesuffix(b"\r").decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"line is not UTF-8: octet {error.start} is 0x{line[error.start]:02x}; send UTF-8") from None
+        raise UsageError(f"line is not UTF-8: byte {error.start} is 0x{line[error.start]:02x}; send UTF-8") from None
     if control := _CONTROL.search(text):
-        raise UsageError(f"line has the control character U+{ord(control[0]):04X}; send printable text")
+        raise UsageError(f"line contains the control character U+{ord(control[0]):04X}; send printable text")
     return text
 
 
@@ -176,33 +173,33 @@ def _split(text: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        what = "a backslash with nothing behind it" if "escaped" in str(error) else "an unclosed quote"
-        raise UsageError(f"line ends in {what}; quote as in a shell: name='my server'") from None
+        problem = "a backslash with nothing after it" if "escaped" in str(error) else "an unclosed quote"
+        raise UsageError(f"line ends in {problem}; quote as in a shell: name='my server'") from None
     if not words:
         raise UsageError("line is empty; type help for the verbs")
     if any("\t" in word for word in words):
-        raise UsageError("line has a tab inside quotes; send printable text")
+        raise UsageError("line contains a tab inside quotes; send printable text")
     return words
 
 
 def _positional(arg: str) -> str:
     key, equals, _ = arg.partition("=")
     if equals and _KEY.fullmatch(key):
-        raise UsageError(f"argument {_excerpt(arg)} would be read as the option {key}; give it as one")
+        raise UsageError(f"argument {_excerpt(arg)} would be parsed as the option {key}; pass it as an option")
     return shlex.quote(arg)
 
 
 def _identifier(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise UsageError(f"not the name of an option: {_excerpt(key)}; it is made of a-z, 0-9 and _")
+        raise UsageError(f"not an option name: {_excerpt(key)}; names consist of a-z, 0-9 and _")
     return key
 
 
 def _verdict(head: str, text: str) -> bytes:
     printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:MAX_REPLY_LINE])
-    room = MAX_REPLY_LINE - len(head) - 1
-    cut = printable.encode()[:room].decode(errors="ignore")
-    return f"{head} {cut}\n".encode() if cut else f"{head}\n".encode()
+    limit = MAX_REPLY_LINE - len(head) - 1
+    truncated = printable.encode()[:limit].decode(errors="ignore")
+    return f"{head} {truncated}\n".encode() if truncated else f"{head}\n".encode()
 
 
 def _text(value: Value) -> str:
@@ -218,7 +215,7 @@ def _quote(text: str) -> str:
 
 
 def _escaped(text: str) -> Iterable[str]:
-    """JSON may write any character as escapes (RFC 8259 §7); we do so for each that does not print."""
+    """Escape what does not print: JSON allows an escape for any character (RFC 8259 §7)."""
     return (char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
@@ -244,46 +241,46 @@ def _unquote(value: str) -> str:
 
 
 def _excerpt(text: str) -> str:
-    """At most 60 characters of something unfit, in a form that is safe to show."""
+    """At most 60 characters of invalid input, in a form that is safe to show."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 class LineBuffer:
-    """Cuts a stream into lines.
+    """Splits a byte stream into lines.
 
-    `feed` what arrived, then take lines until `next_line` has none; whoever reads from the network only when there is
-    none holds at most one unfinished line and one read. Lines stay octets inside, so a pipelined flood costs what it
-    weighs and no more.
+    `feed` the bytes that arrived, then call `next_line` until it returns None. A caller that reads from the network
+    only then buffers at most one unfinished line and one read. Lines are kept as bytes, so a flood of pipelined
+    requests needs no more memory than its size.
     """
 
     def __init__(self, limit: int = MAX_LINE) -> None:
         self._limit = limit
-        self._octets = bytearray()
-        self._scanned = 0  # no line end lies before this, so a line that comes octet by octet is searched once
+        self._buffer = bytearray()
+        self._scanned = 0  # there is no line end before this, so a line that arrives byte by byte is searched once
 
     def __len__(self) -> int:
-        """Octets held: at most one line and one read."""
-        return len(self._octets)
+        """Buffered bytes: at most one line and one read."""
+        return len(self._buffer)
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Add what arrived."""
-        self._octets += data
+        """Add bytes that arrived."""
+        self._buffer += data
 
     def next_line(self) -> bytes | None:
-        """Take the next whole line, without its LF or CRLF; None when none is complete.
+        """Remove and return the next complete line, without its LF or CRLF; None if there is none.
 
-        Raises `RemoteProtocolError` when the next line is longer than the limit, complete or not, and then for good:
-        feed no more.
+        Raises `RemoteProtocolError` if the next line is longer than the limit, complete or not. Every later call raises
+        too; do not feed more.
         """
-        end = self._octets.find(b"\n", self._scanned)
-        self._scanned = len(self._octets) if end < 0 else 0
-        line = bytes(self._octets[: end if end >= 0 else self._limit + 2]).removesuffix(b"\r")
+        end = self._buffer.find(b"\n", self._scanned)
+        self._scanned = len(self._buffer) if end < 0 else 0
+        line = bytes(self._buffer[: end if end >= 0 else self._limit + 2]).removesuffix(b"\r")
         if len(line) > self._limit:
             self._scanned = 0
             raise RemoteProtocolError(
-                f"line is longer than {self._limit} octets; send shorter ones, each with a line end"
+                f"line is longer than {self._limit} bytes; send shorter lines, each with a line end"
             )
         if end < 0:
             return None
-        del self._octets[: end + 1]
+        del self._buffer[: end + 1]
         return line

@@ -1,4 +1,4 @@
-"""PROXY protocol headers: who the visitor is, said in front of the visitor's bytes. Pure.
+"""PROXY protocol headers: the visitor's address, sent in front of the visitor's bytes. Pure.
 
 After the published specification, "The PROXY protocol, versions 1 & 2" by Willy Tarreau (haproxy.org,
 doc/proxy-protocol.txt): §2.1 is the line of version 1, §2.2 the binary header of version 2:
@@ -9,9 +9,9 @@ doc/proxy-protocol.txt): §2.1 is the line of version 1, §2.2 the binary header
     14-15         length of what follows, network order
     16-           source, destination (4, 16 or 108 octets each), source port, destination port (2 each); then TLVs
 
-LOCAL says: this connection is the proxy's own, take its real addresses. We send it where the two ends have no common
-family. Every header we send is at least 28 octets long, LOCAL ones padded with a NOOP TLV (§2.2.4), so a receiver may
-read 28 at once and never waits for octets of the visitor. Most headers are exactly that long.
+LOCAL means that the connection is the proxy's own, and that the receiver uses its real addresses. We send it if source
+and destination have no common family. Every header we send has at least 28 bytes (LOCAL is padded with a NOOP TLV,
+§2.2.4), so a receiver may read 28 at once without waiting for the visitor's bytes. Most headers have exactly 28.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from tunneld.errors import LocalProtocolError, RemoteProtocolError
 Address = tuple[str, int]
 """A numeric IPv4 or IPv6 host, and a port."""
 SocketAddress = Address | tuple[str, int, int, int]
-"""The same as the `socket` module has it: with flow and scope behind, where it is IPv6."""
+"""The same as in the `socket` module: IPv6 addresses are followed by flow and scope."""
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 MIN_V2 = 16
-"""Octets before the addresses; the length stands in the last two."""
+"""Bytes before the addresses; the last two are the length."""
 COMMON_V2 = 28
-"""Octets of a header for IPv4 without TLVs, and the least we send: read so many first."""
+"""Bytes of a header for IPv4 without TLVs, and the shortest that we send: read this many first."""
 MAX_V2 = MIN_V2 + 4096
-"""Octets we accept. The length field could say 65551; addresses and a TLV with a whole client certificate stay below
-this.
+"""Bytes of the longest header that we accept. The length field allows 65551; addresses and a TLV with a whole client
+certificate stay below this.
 """
 MAX_V1 = 107
-"""Octets of the longest line of version 1, CRLF included (§2.1)."""
+"""Bytes of the longest line of version 1, with CRLF (§2.1)."""
 
-_STREAM = {4: 0x11, 16: 0x21}
-"""Family and transport, by the octets of an address."""
+_STREAM_FAMILY = {4: 0x11, 16: 0x21}
+"""Family and transport, by the length of an address in bytes."""
 _PORTS = struct.Struct("!HH")
-_USUAL = SIGNATURE + b"\x21\x11\x00\x0c"
+_COMMON_START = SIGNATURE + b"\x21\x11\x00\x0c"
 _LOCAL = SIGNATURE + b"\x20\x00\x00\x0c" + b"\x04\x00\x09" + bytes(9)
 _PORT = re.compile("0|[1-9][0-9]{0,4}")
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """Source and destination of the visitor's connection; both None where the sender does not tell (UNKNOWN, LOCAL,
+    """Source and destination of the visitor's connection; both None if the header does not have them (UNKNOWN, LOCAL,
     unix).
     """
 
@@ -60,19 +60,19 @@ class ProxyHeader:
 
 
 def encode_v2(source: SocketAddress | None, destination: SocketAddress | None) -> bytes:
-    """The binary header for a visitor from `source` to `destination`; LOCAL where one is None or their families differ.
+    """The binary header for a visitor from `source` to `destination`; LOCAL if one is None or their families differ.
 
-    Called for every visitor: the ports behind what is remembered of the hosts. Raises `LocalProtocolError` for what is
-    no numeric address.
+    Called for every visitor, so the part before the ports is cached. Raises `LocalProtocolError` for a host that is not
+    a numeric address.
     """
     if source is None or destination is None:
         return _LOCAL
-    front = _front_v2(source[0], destination[0])
-    return front + _PORTS.pack(source[1], destination[1]) if front else _LOCAL
+    start = _start_v2(source[0], destination[0])
+    return start + _PORTS.pack(source[1], destination[1]) if start else _LOCAL
 
 
 def encode_v1(source: SocketAddress | None, destination: SocketAddress | None) -> bytes:
-    """The same as a line: `PROXY TCP4 192.0.2.1 198.51.100.7 41234 80`, or `PROXY UNKNOWN`."""
+    """The line of version 1: `PROXY TCP4 192.0.2.1 198.51.100.7 41234 80`, or `PROXY UNKNOWN`."""
     if source is None or destination is None:
         return b"PROXY UNKNOWN\r\n"
     packed_source, packed_destination = _packed(source[0]), _packed(destination[0])
@@ -84,27 +84,26 @@ def encode_v1(source: SocketAddress | None, destination: SocketAddress | None) -
 
 
 def missing_v2(data: bytes) -> int:
-    """How many octets the header at the start of `data` still lacks, as far as can be told; 0 when it is whole.
+    """Bytes to read until the header at the start of `data` is complete, as far as is known; 0 if it is complete.
 
-    Before the length is known that is what lacks to 28. Raises `RemoteProtocolError` as soon as `data` cannot begin a
-    header.
+    Before the length is known, that is up to 28. Raises `RemoteProtocolError` as soon as `data` cannot begin a header.
     """
-    if len(data) == COMMON_V2 and data.startswith(_USUAL):  # nearly every visitor
+    if len(data) == COMMON_V2 and data.startswith(_COMMON_START):  # nearly all visitors
         return 0
     if not SIGNATURE.startswith(data[: len(SIGNATURE)]):
-        raise RemoteProtocolError("PROXY protocol header has no signature of version 2")
+        raise RemoteProtocolError("PROXY protocol header does not begin with the signature of version 2")
     if len(data) < MIN_V2:
         return COMMON_V2 - len(data)
     size = MIN_V2 + int.from_bytes(data[14:16])
     if size > MAX_V2:
-        raise RemoteProtocolError(f"PROXY protocol header of {size} octets is longer than {MAX_V2}")
+        raise RemoteProtocolError(f"PROXY protocol header of {size} bytes is longer than {MAX_V2} bytes")
     return max(0, size - len(data))
 
 
 def decode_v2(data: bytes) -> tuple[ProxyHeader, int] | None:
-    """Read the header at the start of `data`: the header and its length in octets, or None while it is not whole.
+    """Decode the header at the start of `data`. Returns it with its length in bytes, or None if it is not complete.
 
-    What stands behind that length belongs to the visitor. Raises `RemoteProtocolError`.
+    The bytes after that length are the visitor's. Raises `RemoteProtocolError`.
     """
     if missing_v2(data) or len(data) < MIN_V2:
         return None
@@ -119,12 +118,13 @@ def decode_v2(data: bytes) -> tuple[ProxyHeader, int] | None:
     if command == 0 or transport == 0 or width == 0:
         return ProxyHeader(), size
     if size < MIN_V2 + 2 * width + 4:
-        raise RemoteProtocolError(f"PROXY protocol header of {size} octets is too short for its addresses")
+        raise RemoteProtocolError(f"PROXY protocol header of {size} bytes is too short for its addresses")
     return _addresses(data[MIN_V2:], width), size
 
 
 def decode_v1(data: bytes) -> tuple[ProxyHeader, int] | None:
-    """Read the line at the start of `data`: the header and its length in octets, or None while it is not whole.
+    """Decode the line at the start of `data`. Returns the header with its length in bytes, or None if it is not
+    complete.
 
     Raises `RemoteProtocolError` as soon as `data` cannot begin a header.
     """
@@ -133,7 +133,7 @@ def decode_v1(data: bytes) -> tuple[ProxyHeader, int] | None:
     end = data.find(b"\r\n", 0, MAX_V1)
     if end < 0:
         if len(data) >= MAX_V1:
-            raise RemoteProtocolError(f"PROXY protocol line is longer than {MAX_V1} octets")
+            raise RemoteProtocolError(f"PROXY protocol line is longer than {MAX_V1} bytes")
         return None
     words = data[6:end].decode("latin-1").split(" ")
     if words[0] == "UNKNOWN":
@@ -156,7 +156,7 @@ def _parse_v1(words: list[str]) -> ProxyHeader:
             (str(parse(destination)), _port(destination_port)),
         )
     except (ValueError, KeyError):
-        raise RemoteProtocolError(f"PROXY protocol line cannot be understood: {' '.join(words)!r}") from None
+        raise RemoteProtocolError(f"PROXY protocol line is malformed: {' '.join(words)!r}") from None
 
 
 def _port(text: str) -> int:
@@ -165,26 +165,26 @@ def _port(text: str) -> int:
     return int(text)
 
 
-@lru_cache(maxsize=4096)  # visitors come back; a miss costs 3 µs
-def _front_v2(source: str, destination: str) -> bytes:
-    """What stands before the ports; nothing where the two have no common family."""
+@lru_cache(maxsize=4096)  # visitors return; a miss costs 3 µs
+def _start_v2(source: str, destination: str) -> bytes:
+    """The header before the ports; empty if the two have no common family."""
     packed_source, packed_destination = _packed(source), _packed(destination)
     if len(packed_source) != len(packed_destination):
         return b""
     addresses = packed_source + packed_destination
-    kind = _STREAM[len(packed_source)]
-    return SIGNATURE + bytes((0x21, kind, 0, len(addresses) + _PORTS.size)) + addresses
+    family = _STREAM_FAMILY[len(packed_source)]
+    return SIGNATURE + bytes((0x21, family, 0, len(addresses) + _PORTS.size)) + addresses
 
 
 @lru_cache(maxsize=4096)
 def _host(packed: bytes) -> str:
-    """The text of an address: the other way round."""
+    """The text of a packed address, the reverse of `_packed`."""
     return str(ipaddress.ip_address(packed))
 
 
 @lru_cache(maxsize=256)  # the destination is nearly always the same
 def _packed(host: str) -> bytes:
-    """The octets of an address. Dual-stack listeners report IPv4 visitors as mapped IPv6 ones: they count as IPv4."""
+    """An address as bytes. Mapped addresses, as dual-stack listeners report IPv4 visitors, are packed as IPv4."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -100,7 +100,7 @@ def an_agent_with_a_wrong_secret_waits_for_the_right_one() -> Iterator[str]:
     AGENT.do("stop")
     with changed(SECRET, "wrong\n"):
         AGENT.do("start")
-        yield AGENT.must_say("waiting for another one")
+        yield AGENT.must_say("waiting for a new secret")
         expect((AGENT.state, AGENT.NRestarts), ("active/running", "0"), "the unit")
     took = wait_until("the agent is there", is_there)
     yield f"it is there {took:.0f} s after that"

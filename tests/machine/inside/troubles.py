@@ -102,7 +102,7 @@ def a_certificate_whose_time_is_over_is_told() -> Iterator[str]:
     sh("cp -a /etc/tunneld /root/before")
     sh(f"/opt/tunneld/bin/python - <<'END'{EXPIRED}END")
     RELAY.do("reload")
-    yield RELAY.must_say("certificate is refused by whoever checks it")
+    yield RELAY.must_say("clients reject the certificate")
     wait_until("the status says so", lambda: "has expired" in RELAY.StatusText)
     yield RELAY.StatusText
     yield sh(

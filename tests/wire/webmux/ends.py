@@ -1,49 +1,49 @@
-"""What two joined ends remember of each other's sessions."""
+"""Two ends of a connection, and the model of each session that the test of both keeps."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
 
-from tests.wire.webmux.helpers import take
+from tests.wire.webmux.helpers import take_output
 from tunneld.wire.webmux.mux import Mux
 from tunneld.wire.webmux.sessions import SessionIds
 from tunneld.wire.webmux.states import State
 
 
 @dataclass
-class Way:
-    """One direction of one life of a session."""
+class Direction:
+    """One direction of one session."""
 
     sent: bytearray = field(default_factory=bytearray)
-    heard: bytearray = field(default_factory=bytearray)
-    marks_sent: list[int] = field(default_factory=list)  # where records end
-    marks_heard: list[int] = field(default_factory=list)
+    received: bytearray = field(default_factory=bytearray)
+    record_ends_sent: list[int] = field(default_factory=list)
+    record_ends_received: list[int] = field(default_factory=list)
     finished: bool = False  # by the sender
-    ended: bool = False  # as the receiver has heard
+    ended: bool = False  # as reported to the receiver
 
 
 @dataclass
-class Life:
-    """A session from SYN to its end, as both ends see it: `ways[i]` is what end i says."""
+class SessionModel:
+    """One session from SYN to its end: `directions[i]` is what end i sends."""
 
-    ways: tuple[Way, Way] = field(default_factory=lambda: (Way(), Way()))
+    directions: tuple[Direction, Direction] = field(default_factory=lambda: (Direction(), Direction()))
     reset: bool = False
 
 
-class End:
-    """A `Mux`, the lives that it knows, and the pipe to the other end."""
+class CodecEnd:
+    """A `Mux`, the models of its sessions, and the pipe to the other end."""
 
     def __init__(self, number: int, lowest: int) -> None:
         self.number = number
         self.mux = Mux(initiator=number == 0)
-        self.mux._lives.ids = SessionIds(lowest + number)  # where these are few, they are soon used again
-        self.lives: dict[int, Life] = {}
+        self.mux.table.ids = SessionIds(lowest + number)  # a high `lowest` leaves few ids, which are reused soon
+        self.models: dict[int, SessionModel] = {}
         self.pipe = bytearray()
-        self.calls: dict[int, deque[Life]] = {}  # lives that the other end has not heard of
+        self.opened: dict[int, deque[SessionModel]] = {}  # sessions whose SYN the other end has not received
 
     def flush(self) -> None:
-        self.pipe += take(self.mux)
+        self.pipe += take_output(self.mux)
 
-    def where(self, *states: State) -> list[int]:
-        return [session for session in self.lives if self.mux.state(session) in states]
+    def in_state(self, *states: State) -> list[int]:
+        return [session for session in self.models if self.mux.state(session) in states]

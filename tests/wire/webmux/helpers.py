@@ -1,4 +1,4 @@
-"""Two ends joined by memory, and items in a form that can be compared."""
+"""Two codecs joined in memory, and helpers to compare items."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Seen = tuple[int, bytes, bool] | Event
 
 
 def frame(session: int, flags: int, payload: bytes = b"", value: int | None = None, *, long: bool = False) -> bytes:
-    """A fragment made independently of the code under test, but for its constants."""
+    """A fragment, packed independently of the code under test except for its constants."""
     field = len(payload) if value is None else value
     if long or field > FIELD:
         head = TWO_WORDS.pack(session << 24 | flags | LONG, field)
@@ -32,12 +32,12 @@ def seen(item: Item) -> Seen:
     return (item[0], bytes(item[1]), item[2]) if isinstance(item, tuple) else item
 
 
-def hear(mux: Mux, octets: bytes) -> list[Seen]:
-    return [seen(item) for item in mux.receive(octets)]
+def receive(mux: Mux, data: bytes) -> list[Seen]:
+    return [seen(item) for item in mux.receive(data)]
 
 
 def merged(items: Iterable[Seen]) -> list[Seen]:
-    """The same whatever the cuts: data of one session is joined up to its record mark."""
+    """Items independent of how the input was cut: consecutive data of one session is joined up to its record end."""
     out: list[Seen] = []
     for item in items:
         last = out[-1] if out else None
@@ -48,22 +48,21 @@ def merged(items: Iterable[Seen]) -> list[Seen]:
     return out
 
 
-def take(mux: Mux) -> bytes:
-    octets = bytes(mux.outgoing)
+def take_output(mux: Mux) -> bytes:
+    data = bytes(mux.outgoing)
     mux.outgoing.clear()
-    return octets
+    return data
 
 
-def check_books(mux: Mux, mine: range) -> None:
-    """Each id that the end may open is in a life or in one row of those to come; what it calls is not answered yet."""
-    ids = mux._lives.ids
-    waiting = [*ids._settled, *(sid for sid, _ in (*ids._finished, *ids._reset))]
-    assert sorted([*waiting, *(sid for sid in mine if mux.state(sid) not in OVER)]) == list(mine)
-    assert sorted(ids.calling) == [sid for sid in mine if mux.state(sid) in UNANSWERED]
+def check_ids(mux: Mux, ours: range) -> None:
+    """Each id of this end is either in use or in exactly one queue of free ids, and the unanswered ids match."""
+    ids = mux.table.ids
+    assert sorted([*ids.waiting, *(sid for sid in ours if mux.state(sid) not in OVER)]) == list(ours)
+    assert sorted(ids.unanswered) == [sid for sid in ours if mux.state(sid) in UNANSWERED]
 
 
 class Pair:
-    """An initiator and an acceptor; `settle` carries everything over until both are silent."""
+    """An initiator and an acceptor; `settle` delivers all output until neither has any."""
 
     def __init__(self) -> None:
         self.initiator = Mux(initiator=True)
@@ -75,13 +74,13 @@ class Pair:
     def settle(self) -> list[Seen]:
         items: list[Seen] = []
         while self.initiator.outgoing or self.acceptor.outgoing:
-            items += hear(self.acceptor, take(self.initiator))
-            items += hear(self.initiator, take(self.acceptor))
+            items += receive(self.acceptor, take_output(self.initiator))
+            items += receive(self.initiator, take_output(self.acceptor))
         assert not [item for item in items if isinstance(item, Broken)]
         return items
 
     def opened(self, protocol: int = 80) -> int:
-        """A session of the initiator, open both ways."""
+        """A session of the initiator, open in both directions."""
         session = self.initiator.open(protocol)
         self.settle()
         self.acceptor.accept(session)
@@ -90,25 +89,25 @@ class Pair:
 
 
 def reach(state: State, *, ours: bool = True) -> tuple[Mux, int]:
-    """An initiator with a session in `state`. `ours` chooses whose id it is where both are possible."""
+    """An initiator with a session in `state`; `ours` is whether the id is its own, if both are possible."""
     pair = Pair()
     us, peer = pair
-    called = state in {State.SYN_RCVD, State.SYN_RCVD_FIN} or not ours
-    caller, answerer = (peer, us) if called else (us, peer)
-    session = caller.open(80) if state is not State.IDLE else 3 - ours
+    incoming = state in {State.SYN_RCVD, State.SYN_RCVD_FIN} or not ours
+    opener, acceptor = (peer, us) if incoming else (us, peer)
+    session = opener.open(80) if state is not State.IDLE else 3 - ours
     if state is State.SYN_SENT_FIN or state is State.SYN_RCVD_FIN:
-        caller.finish(session)
-    if called or state not in UNANSWERED:
+        opener.finish(session)
+    if incoming or state not in UNANSWERED:
         pair.settle()
     if state in {State.OPEN, State.LOCAL_CLOSED, State.REMOTE_CLOSED}:
-        answerer.accept(session)
+        acceptor.accept(session)
         if state is not State.OPEN:
             (us if state is State.LOCAL_CLOSED else peer).finish(session)
         pair.settle()
     if state is State.WITHDRAWN or state is State.RESET:
         us.reset(session)
-    if state is State.RESET and not called:
-        hear(us, frame(session, SYN, value=80))
-    take(us)
+    if state is State.RESET and not incoming:
+        receive(us, frame(session, SYN, value=80))
+    take_output(us)
     assert us.state(session) is state
     return us, session

@@ -1,4 +1,4 @@
-"""Credit: both ends count alike, whatever crosses on the wire."""
+"""Credit: both ends count alike, whatever messages cross on the wire."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.wire.webmux.helpers import Pair, frame, hear, reach, take
+from tests.wire.webmux.helpers import Pair, frame, reach, receive, take_output
 from tunneld.errors import LocalProtocolError
 from tunneld.wire.webmux.events import Broken, CreditAdded, DefaultCreditSet
 from tunneld.wire.webmux.header import CONTROL, DEFAULT_CREDIT, FIN, RST, SYN, UNLIMITED, Code
@@ -15,19 +15,19 @@ from tunneld.wire.webmux.states import State
 
 
 def agreed(pair: Pair, session: int) -> int:
-    """The credit from the initiator to the acceptor, if both think the same of it."""
+    """The credit of the initiator, after a check that both ends agree on it."""
     assert pair.initiator.credit(session) == pair.acceptor.allowance(session)
     return pair.initiator.credit(session)
 
 
-def test_it_starts_at_16384_octets_in_both_directions() -> None:
+def test_credit_starts_at_16384_bytes_in_both_directions() -> None:
     pair = Pair()
     session = pair.opened()
     assert agreed(pair, session) == DEFAULT_CREDIT == 16384
     assert pair.acceptor.credit(session) == pair.initiator.allowance(session) == 16384
 
 
-def test_payload_costs_padding_headers_and_reasons_do_not() -> None:
+def test_only_payload_uses_credit_not_padding_and_headers() -> None:
     pair = Pair()
     session = pair.opened()
     pair.initiator.send(session, b"hello")
@@ -35,7 +35,7 @@ def test_payload_costs_padding_headers_and_reasons_do_not() -> None:
     assert agreed(pair, session) == DEFAULT_CREDIT - 5
 
 
-def test_a_grant_is_told_and_adds_up() -> None:
+def test_grants_are_reported_and_add_up() -> None:
     pair = Pair()
     session = pair.opened()
     pair.initiator.send(session, bytes(DEFAULT_CREDIT))
@@ -61,19 +61,19 @@ def test_unlimited_stays_unlimited() -> None:
 def test_a_peer_that_exceeds_its_credit_loses_the_session() -> None:
     mux, session = reach(State.OPEN)
     exact = frame(session, 0, bytes(DEFAULT_CREDIT))
-    assert len(hear(mux, exact)) == 1
-    (broken,) = hear(mux, frame(session, FIN, b"x"))
-    assert broken == Broken(session, "data of 1 octets exceeds its credit of 0")
-    assert take(mux) == frame(session, RST)
+    assert len(receive(mux, exact)) == 1
+    (broken,) = receive(mux, frame(session, FIN, b"x"))
+    assert broken == Broken(session, "data of 1 bytes exceeds its credit of 0")
+    assert take_output(mux) == frame(session, RST)
 
 
-def test_a_fragment_beyond_credit_is_refused_whole() -> None:
+def test_a_fragment_beyond_the_credit_is_refused_at_its_header() -> None:
     mux, session = reach(State.OPEN)
-    items = hear(mux, frame(session, 0, bytes(DEFAULT_CREDIT + 1))[:100])
+    items = receive(mux, frame(session, 0, bytes(DEFAULT_CREDIT + 1))[:100])
     assert [type(item) for item in items] == [Broken]
 
 
-def test_the_default_is_for_sessions_to_come() -> None:
+def test_the_default_is_for_future_sessions() -> None:
     pair = Pair()
     old = pair.opened()
     pair.acceptor.set_default_credit(1 << 20)
@@ -82,7 +82,7 @@ def test_the_default_is_for_sessions_to_come() -> None:
     assert agreed(pair, pair.opened()) == 1 << 20
 
 
-def test_a_default_that_crosses_a_syn_counts_for_both() -> None:
+def test_a_default_that_crosses_a_syn_counts_at_both_ends() -> None:
     pair = Pair()
     session = pair.initiator.open(80)
     pair.initiator.send(session, bytes(1000))
@@ -98,7 +98,7 @@ def test_a_default_that_crosses_a_syn_counts_for_both() -> None:
     assert agreed(pair, session) == 29_000
 
 
-def test_the_default_of_a_caller_does_not_reach_the_session_it_has_called() -> None:
+def test_a_default_does_not_apply_to_a_session_that_its_sender_opened_before() -> None:
     pair = Pair()
     session = pair.initiator.open(80)
     pair.initiator.set_default_credit(20_000)
@@ -110,16 +110,16 @@ def test_the_default_of_a_caller_does_not_reach_the_session_it_has_called() -> N
 
 def test_our_default_cannot_fall() -> None:
     mux = Mux(initiator=True)
-    with pytest.raises(LocalProtocolError, match="default credit cannot fall from 16384 to 16383 octets"):
+    with pytest.raises(LocalProtocolError, match="default credit cannot fall from 16384 to 16383 bytes"):
         mux.set_default_credit(16383)
     assert not mux.outgoing
 
 
-def test_a_peer_may_lower_its_default_and_is_obeyed() -> None:
+def test_a_peer_may_lower_its_default() -> None:
     mux = Mux(initiator=True)
     session = mux.open(80)
     mux.send(session, bytes(100))
-    hear(mux, frame(0, CONTROL | Code.SET_DEFAULT_CREDIT << 19, value=10))
+    receive(mux, frame(0, CONTROL | Code.SET_DEFAULT_CREDIT << 19, value=10))
     assert mux.credit(session) == 0
     assert mux.send(session, b"x") == 0
     assert mux.credit(mux.open(80)) == 10
@@ -134,13 +134,13 @@ def test_credit_before_the_first_syn_is_added_to_the_default() -> None:
 
 
 @pytest.mark.parametrize("flag", [FIN, RST])
-def test_credit_before_the_first_syn_outlasts_an_end_of_nothing(flag: int) -> None:
+def test_credit_before_the_first_syn_survives_a_fin_or_rst_on_the_idle_id(flag: int) -> None:
     mux = Mux(initiator=True)
-    hear(mux, frame(2, CONTROL | Code.ADD_CREDIT << 19, value=1000) + frame(2, flag))
+    receive(mux, frame(2, CONTROL | Code.ADD_CREDIT << 19, value=1000) + frame(2, flag))
     assert mux.credit(mux.open(80)) == DEFAULT_CREDIT + 1000
 
 
-def test_late_credit_does_not_count_for_the_next_life() -> None:
+def test_late_credit_does_not_count_for_the_next_generation() -> None:
     pair = Pair()
     session = pair.opened()
     pair.acceptor.finish(session)
@@ -156,32 +156,32 @@ def test_late_credit_does_not_count_for_the_next_life() -> None:
 
 
 @pytest.mark.parametrize("answer", [Mux.accept, Mux.finish])
-def test_credit_granted_before_our_answer_follows_it(answer: Callable[[Mux, int], None]) -> None:
+def test_credit_granted_before_our_answer_is_sent_after_it(answer: Callable[[Mux, int], None]) -> None:
     mux, session = reach(State.SYN_RCVD)
     mux.grant(session, 1000)
     mux.grant(session, 2000)
     assert (mux.allowance(session), bytes(mux.outgoing)) == (DEFAULT_CREDIT, b"")
     answer(mux, session)
     assert mux.allowance(session) == DEFAULT_CREDIT + 3000
-    assert take(mux)[4:] == frame(session, CONTROL | Code.ADD_CREDIT << 19, value=3000)
+    assert take_output(mux)[4:] == frame(session, CONTROL | Code.ADD_CREDIT << 19, value=3000)
 
 
-def test_credit_held_for_an_answer_that_was_never_given_is_not_of_the_next_life() -> None:
+def test_credit_pending_for_an_answer_that_was_never_sent_does_not_count_for_the_next_generation() -> None:
     mux, session = reach(State.SYN_RCVD)
     mux.grant(session, 1000)
     mux.reset(session)
-    hear(mux, frame(session, SYN, value=80))
+    receive(mux, frame(session, SYN, value=80))
     mux.accept(session)
     assert mux.allowance(session) == DEFAULT_CREDIT
 
 
-def test_granting_after_the_peer_has_finished_is_pointless_and_silent() -> None:
+def test_granting_after_the_peers_fin_sends_nothing() -> None:
     mux, session = reach(State.REMOTE_CLOSED)
     mux.grant(session, 1000)
     assert not mux.outgoing
 
 
-def test_an_ended_session_gets_no_credit() -> None:
+def test_a_session_that_is_over_cannot_be_granted_credit() -> None:
     for mux, session in (reach(State.RESET), (Mux(initiator=True), 0)):
-        with pytest.raises(LocalProtocolError, match="gets no credit"):
+        with pytest.raises(LocalProtocolError, match="cannot be granted credit"):
             mux.grant(session, 1000)

@@ -1,10 +1,10 @@
-"""Which id is opened next, and when there is none."""
+"""Which id is opened next, and when none is free."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.wire.webmux.helpers import Pair, frame, hear, take
+from tests.wire.webmux.helpers import Pair, frame, receive, take_output
 from tunneld.wire.webmux.events import AtomInterned, Broken, CreditAdded, Opened
 from tunneld.wire.webmux.header import CONTROL, FIN, RST, SYN, Code
 from tunneld.wire.webmux.mux import Mux
@@ -18,12 +18,12 @@ def full() -> Mux:
     """An initiator with all of its sessions open."""
     mux = Mux(initiator=True)
     for session in [mux.open(80) for _ in range(ALL)]:
-        hear(mux, frame(session, SYN, value=80))
-    take(mux)
+        receive(mux, frame(session, SYN, value=80))
+    take_output(mux)
     return mux
 
 
-def test_127_sessions_are_all() -> None:
+def test_127_sessions_can_be_open() -> None:
     mux = full()
     assert (mux.live, mux.can_open) == (ALL, False)
     with pytest.raises(NoFreeSessionError, match="could not open a session"):
@@ -41,37 +41,37 @@ def test_an_id_is_free_only_when_both_directions_are_closed() -> None:
     mux = full()
     mux.finish(6)
     assert not mux.can_open
-    hear(mux, frame(6, FIN))
+    receive(mux, frame(6, FIN))
     assert mux.open(80) == 6
 
 
-def test_credit_that_is_late_after_both_ends_is_of_the_life_before() -> None:
+def test_credit_that_is_late_after_both_fins_belongs_to_the_previous_generation() -> None:
     mux = full()
     mux.finish(6)
-    hear(mux, frame(6, FIN))
+    receive(mux, frame(6, FIN))
     assert mux.open(80) == 6
-    assert hear(mux, frame(6, CONTROL | Code.ADD_CREDIT << 19, value=9)) == []
+    assert receive(mux, frame(6, CONTROL | Code.ADD_CREDIT << 19, value=9)) == []
     assert mux.credit(6) == 16384
 
 
 def test_the_least_recently_used_id_is_opened_first() -> None:
     mux = full()
     for session in (8, 4, 6):
-        hear(mux, frame(session, RST))
+        receive(mux, frame(session, RST))
     assert [mux.open(80), mux.open(80), mux.open(80)] == [8, 4, 6]
 
 
-def test_an_id_that_we_reset_waits_until_the_peer_has_seen_it() -> None:
+def test_an_id_that_we_reset_waits_until_the_peer_has_seen_the_rst() -> None:
     mux = full()
-    hear(mux, frame(2, RST))
+    receive(mux, frame(2, RST))
     mux.reset(4)
     assert mux.open(80) == 2
     assert not mux.can_open
     with pytest.raises(NoFreeSessionError):
         mux.open(80)
-    hear(mux, frame(4, 0, b"late") + frame(4, FIN) + frame(4, CONTROL | Code.ADD_CREDIT << 19, value=9))
+    receive(mux, frame(4, 0, b"late") + frame(4, FIN) + frame(4, CONTROL | Code.ADD_CREDIT << 19, value=9))
     assert not mux.can_open
-    hear(mux, frame(2, SYN, value=80))
+    receive(mux, frame(2, SYN, value=80))
     assert mux.open(80) == 4
     assert mux.credit(4) == 16384
 
@@ -80,43 +80,43 @@ def test_an_answer_to_an_older_syn_proves_nothing() -> None:
     mux = Mux(initiator=True)
     for _ in range(ALL - 2):
         mux.open(80)
-    hear(mux, frame(4, SYN, value=80))
+    receive(mux, frame(4, SYN, value=80))
     mux.reset(4)
     last = [mux.open(80), mux.open(80)]
-    hear(mux, frame(2, SYN, value=80))
+    receive(mux, frame(2, SYN, value=80))
     assert not mux.can_open
-    hear(mux, frame(last[0], SYN, value=80))
+    receive(mux, frame(last[0], SYN, value=80))
     assert mux.can_open
 
 
 def test_a_fault_before_the_answer_proves_nothing() -> None:
     mux = full()
-    hear(mux, frame(2, RST))
+    receive(mux, frame(2, RST))
     mux.reset(4)
     assert mux.open(80) == 2
-    (broken,) = hear(mux, frame(2, 0, b"not answered yet"))
+    (broken,) = receive(mux, frame(2, 0, b"not answered yet"))
     assert isinstance(broken, Broken)
     assert mux.open(80) == 4
-    assert hear(mux, frame(4, 0, b"late")) == []
+    assert receive(mux, frame(4, 0, b"late")) == []
 
 
-def test_a_reset_was_the_last_word_of_the_peer() -> None:
+def test_a_peer_sends_nothing_after_its_reset() -> None:
     mux = full()
-    hear(mux, frame(6, RST))
+    receive(mux, frame(6, RST))
     assert mux.open(80) == 6
-    assert hear(mux, frame(6, CONTROL | Code.ADD_CREDIT << 19, value=9)) == [CreditAdded(6, 16393)]
+    assert receive(mux, frame(6, CONTROL | Code.ADD_CREDIT << 19, value=9)) == [CreditAdded(6, 16393)]
 
 
 def test_a_reset_of_the_peer_settles_an_id_that_we_reset() -> None:
     mux = full()
-    hear(mux, frame(2, RST))
+    receive(mux, frame(2, RST))
     mux.reset(4)
     mux.open(80)
-    hear(mux, frame(4, RST))
+    receive(mux, frame(4, RST))
     assert mux.open(80) == 4
 
 
-def test_without_hope_of_a_proof_the_id_reset_longest_ago_is_opened() -> None:
+def test_without_an_outstanding_answer_the_least_recently_reset_id_is_opened() -> None:
     mux = full()
     mux.reset(8)
     mux.reset(4)
@@ -127,21 +127,21 @@ def test_without_hope_of_a_proof_the_id_reset_longest_ago_is_opened() -> None:
 def test_an_answer_that_settles_nothing_is_not_waited_for() -> None:
     mux = Mux(initiator=True)
     for session in [mux.open(80) for _ in range(ALL)][:-1]:
-        hear(mux, frame(session, SYN, value=80))
+        receive(mux, frame(session, SYN, value=80))
     mux.reset(8)
     assert mux.open(80) == 8
 
 
-def test_what_comes_before_the_answer_on_an_unsettled_id_is_of_the_life_before() -> None:
+def test_messages_before_the_answer_on_an_unsettled_id_belong_to_the_previous_generation() -> None:
     mux = full()
     mux.reset(8)
     assert mux.open(80) == 8
-    take(mux)
-    assert hear(mux, frame(8, 0, b"late") + frame(8, CONTROL | Code.ADD_CREDIT << 19, value=9)) == []
-    hear(mux, frame(8, SYN, value=80))
+    take_output(mux)
+    assert receive(mux, frame(8, 0, b"late") + frame(8, CONTROL | Code.ADD_CREDIT << 19, value=9)) == []
+    receive(mux, frame(8, SYN, value=80))
     assert (mux.state(8), mux.credit(8)) == (State.OPEN, 16384)
     assert not mux.outgoing
-    assert hear(mux, frame(8, CONTROL | Code.ADD_CREDIT << 19, value=9)) == [CreditAdded(8, 16393)]
+    assert receive(mux, frame(8, CONTROL | Code.ADD_CREDIT << 19, value=9)) == [CreditAdded(8, 16393)]
 
 
 def test_an_id_that_was_withdrawn_is_not_opened_before_the_answer() -> None:
@@ -149,21 +149,21 @@ def test_an_id_that_was_withdrawn_is_not_opened_before_the_answer() -> None:
     for session in [mux.open(80) for _ in range(ALL)]:
         mux.reset(session)
     assert (mux.live, mux.can_open) == (ALL, False)
-    hear(mux, frame(8, RST))
+    receive(mux, frame(8, RST))
     assert mux.open(80) == 8
 
 
-def test_a_fragment_that_the_next_life_cuts_in_two_belongs_to_the_life_before() -> None:
+def test_a_fragment_cut_by_the_next_generation_belongs_to_the_previous_one() -> None:
     mux = full()
-    last_words = frame(8, FIN, b"abcdefgh")
-    assert hear(mux, last_words[:8]) == [(8, b"abcd", False)]
+    last_data = frame(8, FIN, b"abcdefgh")
+    assert receive(mux, last_data[:8]) == [(8, b"abcd", False)]
     mux.reset(8)
     assert mux.open(80) == 8
-    assert hear(mux, last_words[8:]) == []
+    assert receive(mux, last_data[8:]) == []
     assert mux.state(8) is State.SYN_SENT
 
 
-def test_a_fragment_whose_session_broke_and_was_opened_again_means_nothing() -> None:
+def test_a_fragment_whose_session_broke_and_was_opened_again_is_ignored() -> None:
     mux = full()
     for item in mux.receive(frame(8, FIN, bytes(16385))):
         assert isinstance(item, Broken)
@@ -171,16 +171,16 @@ def test_a_fragment_whose_session_broke_and_was_opened_again_means_nothing() -> 
     assert mux.state(8) is State.SYN_SENT
 
 
-def test_an_atom_that_is_being_read_is_not_of_the_session_that_has_its_number() -> None:
+def test_an_atom_that_is_being_received_does_not_belong_to_the_session_of_its_number() -> None:
     mux = Mux(initiator=True)
     atom = frame(2, CONTROL | Code.INTERN_ATOM << 19, b"urn:x:tunnel")
-    assert hear(mux, atom[:9]) == []
+    assert receive(mux, atom[:9]) == []
     assert mux.open(80) == 2
-    assert hear(mux, atom[9:]) == [AtomInterned(0x20002, "urn:x:tunnel")]
+    assert receive(mux, atom[9:]) == [AtomInterned(0x20002, "urn:x:tunnel")]
 
 
 def test_ids_of_the_peer_may_be_reopened_at_once() -> None:
     pair = Pair()
     for _ in range(3):
-        assert hear(pair.acceptor, frame(2, SYN, value=80)) == [Opened(2, 80)]
+        assert receive(pair.acceptor, frame(2, SYN, value=80)) == [Opened(2, 80)]
         pair.acceptor.reset(2)

@@ -1,4 +1,4 @@
-"""What holds for all octets: any cut yields the same, garbage is the peer's fault, and little is held."""
+"""Properties for all input: any cut has the same result, garbage is the peer's fault, and little is buffered."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from collections.abc import Callable
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.wire.webmux.helpers import Seen, frame, hear, merged, quick, seen, take
+from tests.wire.webmux.helpers import Seen, frame, merged, quick, receive, seen, take_output
 from tunneld.errors import RemoteProtocolError
 from tunneld.wire.webmux.header import CONTROL, FIN, MAX_TEXT, PUSH, RST, SYN, WITHOUT_PAYLOAD, Code
 from tunneld.wire.webmux.mux import Mux
 
-sessions = st.sampled_from([0, 1, 2, 3, 4, 5, 254, 255])
+session_ids = st.sampled_from([0, 1, 2, 3, 4, 5, 254, 255])
 payloads = st.one_of(st.binary(max_size=20), st.sampled_from([20, 6000, 16384]).map(bytes))
 
 
 @st.composite
 def data_frames(draw: st.DrawFn) -> bytes:
     flags = sum(draw(st.sets(st.sampled_from([FIN, RST, PUSH]), max_size=2)))
-    return frame(draw(sessions), flags, draw(payloads), long=draw(st.booleans()))
+    return frame(draw(session_ids), flags, draw(payloads), long=draw(st.booleans()))
 
 
 @st.composite
 def syn_frames(draw: st.DrawFn) -> bytes:
-    return frame(draw(sessions), SYN | draw(st.sampled_from([0, 0, FIN, PUSH, RST])), value=draw(st.integers(0, 2**18)))
+    return frame(
+        draw(session_ids), SYN | draw(st.sampled_from([0, 0, FIN, PUSH, RST])), value=draw(st.integers(0, 2**18))
+    )
 
 
 @st.composite
 def control_frames(draw: st.DrawFn) -> bytes:
-    code, session, long = draw(st.integers(0, 15)), draw(sessions), draw(st.booleans())
+    code, session, long = draw(st.integers(0, 15)), draw(session_ids), draw(st.booleans())
     if code in WITHOUT_PAYLOAD:
         return frame(session, CONTROL | code << 19, value=draw(st.integers(0, 2**20)), long=long)
     payload = draw(st.text(max_size=9)).encode() if code == Code.INTERN_ATOM else draw(payloads)
@@ -42,14 +44,14 @@ steps = st.lists(st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 64, 5000]), min_size=1
 
 
 def busy() -> Mux:
-    """An initiator with sessions of every kind."""
+    """An initiator with sessions in many states."""
     mux = Mux(initiator=True)
     for _ in range(3):
         mux.open(80)
-    hear(mux, frame(2, SYN, value=80) + frame(3, SYN, value=7) + frame(5, SYN, value=7))
+    receive(mux, frame(2, SYN, value=80) + frame(3, SYN, value=7) + frame(5, SYN, value=7))
     mux.accept(3)
     mux.finish(6)
-    take(mux)
+    take_output(mux)
     return mux
 
 
@@ -60,16 +62,16 @@ def outcome(mux: Mux, feed: Callable[[Mux], list[Seen]]) -> tuple[list[Seen], st
         items = feed(mux)
     except RemoteProtocolError as problem:
         error = str(problem)
-    books = [(mux.state(sid), mux.credit(sid), mux.allowance(sid)) for sid in range(256)]
-    return merged(items), error, take(mux), [*books, mux.live, mux.can_open]
+    sessions = [(mux.state(sid), mux.credit(sid), mux.allowance(sid)) for sid in range(256)]
+    return merged(items), error, take_output(mux), [*sessions, mux.live, mux.can_open]
 
 
-def feed_in_steps(octets: bytes, sizes: list[int]) -> Callable[[Mux], list[Seen]]:
+def feed_in_steps(data: bytes, sizes: list[int]) -> Callable[[Mux], list[Seen]]:
     def feed(mux: Mux) -> list[Seen]:
         items, at, turn = [], 0, 0
-        while at < len(octets):
+        while at < len(data):
             step = sizes[turn % len(sizes)]
-            items += hear(mux, octets[at : at + step])
+            items += receive(mux, data[at : at + step])
             at, turn = at + step, turn + 1
         return items
 
@@ -79,32 +81,34 @@ def feed_in_steps(octets: bytes, sizes: list[int]) -> Callable[[Mux], list[Seen]
 @quick
 @given(frames, steps)
 @example([frame(2, FIN | PUSH, b"hello"), frame(2, 0, b"late", long=True)], [1])
-def test_any_cut_yields_the_same_items_answers_and_books(wire: list[bytes], sizes: list[int]) -> None:
-    octets = b"".join(wire)
-    whole = outcome(busy(), lambda mux: hear(mux, octets))
-    cut = outcome(busy(), feed_in_steps(octets, sizes))
-    if whole[1]:  # what was told before the end of the connection is lost by `outcome`
+def test_any_cut_has_the_same_items_answers_and_states(wire: list[bytes], sizes: list[int]) -> None:
+    data = b"".join(wire)
+    whole = outcome(busy(), lambda mux: receive(mux, data))
+    cut = outcome(busy(), feed_in_steps(data, sizes))
+    if whole[1]:  # `outcome` drops the items before the error
         whole, cut = ([], *whole[1:]), ([], *cut[1:])
     assert cut == whole
 
 
 @quick
 @given(frames, steps, st.integers(1, 3))
-def test_any_number_of_fragments_at_once_yields_the_same_too(wire: list[bytes], sizes: list[int], most: int) -> None:
+def test_any_number_of_fragments_at_once_has_the_same_result_too(
+    wire: list[bytes], sizes: list[int], max_fragments: int
+) -> None:
     def feed_a_few_at_once(mux: Mux) -> list[Seen]:
         items, at, turn = [], 0, 0
-        while at < len(octets):
+        while at < len(data):
             step = sizes[turn % len(sizes)]
-            scratch = bytearray(octets[at : at + step])
-            items += [seen(item) for item in mux.receive(memoryview(scratch), most)]
-            scratch[:] = bytes(len(scratch))  # as the next read into the same buffer does
+            scratch = bytearray(data[at : at + step])
+            items += [seen(item) for item in mux.receive(memoryview(scratch), max_fragments)]
+            scratch[:] = bytes(len(scratch))  # like the next read into the same buffer
             while mux.has_unparsed:
-                items += [seen(item) for item in mux.receive(b"", most)]
+                items += [seen(item) for item in mux.receive(b"", max_fragments)]
             at, turn = at + step, turn + 1
         return items
 
-    octets = b"".join(wire)
-    whole = outcome(busy(), lambda mux: hear(mux, octets))
+    data = b"".join(wire)
+    whole = outcome(busy(), lambda mux: receive(mux, data))
     slowly = outcome(busy(), feed_a_few_at_once)
     if whole[1]:
         whole, slowly = ([], *whole[1:]), ([], *slowly[1:])
@@ -113,42 +117,42 @@ def test_any_number_of_fragments_at_once_yields_the_same_too(wire: list[bytes], 
 
 @quick
 @given(st.lists(st.one_of(st.binary(max_size=60), data_frames(), syn_frames(), control_frames()), max_size=12), steps)
-def test_garbage_is_the_peers_fault_and_little_of_it_is_held(wire: list[bytes], sizes: list[int]) -> None:
-    mux, octets = busy(), b"".join(wire)
+def test_garbage_is_the_peers_fault_and_little_of_it_is_buffered(wire: list[bytes], sizes: list[int]) -> None:
+    mux, data = busy(), b"".join(wire)
     with contextlib.suppress(RemoteProtocolError):
-        feed_in_steps(octets, sizes)(mux)
-    fragment = mux._fragment_in
-    assert len(mux._head) < 8
+        feed_in_steps(data, sizes)(mux)
+    fragment = mux._incoming
+    assert len(mux._header) < 8
     assert fragment is None or len(fragment.kept) <= MAX_TEXT
-    assert len(mux.outgoing) <= len(octets)
+    assert len(mux.outgoing) <= len(data)
     assert all(len(text) <= MAX_TEXT for text in mux._peer_atoms.values())
 
 
 @quick
 @given(st.lists(st.tuples(st.integers(0, 2), payloads, st.booleans()), max_size=10), st.integers(0, 5000), steps)
-def test_what_is_sent_is_what_is_heard(records: list[tuple[int, bytes, bool]], mss: int, sizes: list[int]) -> None:
+def test_what_is_sent_is_received(records: list[tuple[int, bytes, bool]], mss: int, sizes: list[int]) -> None:
     sender, receiver = Mux(initiator=True), Mux(initiator=False)
     receiver.set_mss(mss)
-    hear(sender, take(receiver))
+    receive(sender, take_output(receiver))
     opened = [sender.open(port) for port in range(3)]
     sent = dict.fromkeys(opened, (b"", 0))
     for number, payload, push in records:
         session = opened[number]
         taken = sender.send(session, payload, push=push)
-        octets, marks = sent[session]
-        sent[session] = octets + payload[:taken], marks + (push and taken == len(payload))
-    heard = feed_in_steps(take(sender), sizes)(receiver)
-    for session, (octets, marks) in sent.items():
-        mine = [item for item in heard if isinstance(item, tuple) and item[0] == session]
-        assert b"".join(item[1] for item in mine) == octets
-        assert sum(item[2] for item in mine) == marks
+        data, ends = sent[session]
+        sent[session] = data + payload[:taken], ends + (push and taken == len(payload))
+    received = feed_in_steps(take_output(sender), sizes)(receiver)
+    for session, (data, ends) in sent.items():
+        items = [item for item in received if isinstance(item, tuple) and item[0] == session]
+        assert b"".join(item[1] for item in items) == data
+        assert sum(item[2] for item in items) == ends
         assert receiver.allowance(session) == sender.credit(session)
 
 
-def test_a_flood_in_single_octets_costs_no_more_than_its_octets() -> None:
-    """The codec holds nothing of a payload, so no cut makes it copy anything twice."""
+def test_a_flood_of_single_bytes_costs_no_more_than_its_bytes() -> None:
+    """The codec keeps nothing of a payload, so no cut makes it copy anything twice."""
     mux = busy()
-    octets = frame(2, PUSH, bytes(16384))
-    items = [item for octet in octets for item in hear(mux, bytes([octet]))]
+    data = frame(2, PUSH, bytes(16384))
+    items = [item for byte in data for item in receive(mux, bytes([byte]))]
     assert len(items) == 16384
-    assert len(mux._head) == 0
+    assert len(mux._header) == 0

@@ -1,10 +1,10 @@
-"""What we say, octet by octet, and what we refuse to say."""
+"""Our messages, byte by byte, and what the codec refuses to send."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.wire.webmux.helpers import Pair, frame, hear, merged, reach, take
+from tests.wire.webmux.helpers import Pair, frame, merged, reach, receive, take_output
 from tunneld.errors import LocalProtocolError
 from tunneld.wire.webmux.events import Accepted, Finished, Opened, Reset, SessionRefused
 from tunneld.wire.webmux.header import (
@@ -25,36 +25,38 @@ from tunneld.wire.webmux.states import State
 
 def limited(mss: int) -> tuple[Mux, int]:
     mux, session = reach(State.OPEN)
-    hear(mux, frame(0, CONTROL | Code.SET_MSS << 19, value=mss))
+    receive(mux, frame(0, CONTROL | Code.SET_MSS << 19, value=mss))
     return mux, session
 
 
-def test_fragments_obey_the_mss_and_marks_stand_on_the_last() -> None:
+def test_fragments_obey_the_mss_and_only_the_last_has_flags() -> None:
     mux, session = limited(4)
     assert mux.send(session, b"abcdefghij", push=True, finish=True) == 10
-    assert take(mux) == frame(session, 0, b"abcd") + frame(session, 0, b"efgh") + frame(session, PUSH | FIN, b"ij")
+    assert take_output(mux) == frame(session, 0, b"abcd") + frame(session, 0, b"efgh") + frame(
+        session, PUSH | FIN, b"ij"
+    )
     assert mux.state(session) is State.LOCAL_CLOSED
 
 
 def test_a_tiny_mss_makes_a_send_short_not_slow() -> None:
     mux, session = limited(1)
     assert mux.send(session, bytes(10_000), push=True, finish=True) == MAX_FRAGMENTS
-    assert take(mux) == MAX_FRAGMENTS * frame(session, 0, b"\0")
+    assert take_output(mux) == MAX_FRAGMENTS * frame(session, 0, b"\0")
     assert mux.state(session) is State.OPEN
 
 
 def test_an_mss_of_0_is_no_limit() -> None:
     mux, session = limited(4)
-    hear(mux, frame(0, CONTROL | Code.SET_MSS << 19, value=0))
+    receive(mux, frame(0, CONTROL | Code.SET_MSS << 19, value=0))
     mux.send(session, b"abcdefgh")
-    assert take(mux) == frame(session, 0, b"abcdefgh")
+    assert take_output(mux) == frame(session, 0, b"abcdefgh")
 
 
-def test_large_data_is_cut_where_neither_a_long_length_nor_padding_is_needed() -> None:
+def test_large_data_is_split_so_that_neither_a_long_length_nor_padding_is_needed() -> None:
     mux, session = reach(State.OPEN)
-    hear(mux, frame(session, CONTROL | Code.ADD_CREDIT << 19, value=0))
+    receive(mux, frame(session, CONTROL | Code.ADD_CREDIT << 19, value=0))
     assert mux.send(session, bytes(MAX_FRAGMENT + 1)) == MAX_FRAGMENT + 1
-    assert take(mux) == frame(session, 0, bytes(MAX_FRAGMENT)) + frame(session, 0, b"\0")
+    assert take_output(mux) == frame(session, 0, bytes(MAX_FRAGMENT)) + frame(session, 0, b"\0")
 
 
 def test_credit_stops_data_but_neither_fin_nor_control() -> None:
@@ -62,16 +64,16 @@ def test_credit_stops_data_but_neither_fin_nor_control() -> None:
     assert mux.send(session, bytes(16385), push=True, finish=True) == 16384
     assert mux.send(session, b"x") == 0
     assert (mux.credit(session), mux.state(session)) == (0, State.OPEN)
-    assert take(mux) == frame(session, 0, bytes(16384))
+    assert take_output(mux) == frame(session, 0, bytes(16384))
     assert mux.send(session, b"", push=True) == 0
     mux.grant(session, 5)
     mux.finish(session)
-    assert take(mux) == frame(session, PUSH) + frame(session, CONTROL | Code.ADD_CREDIT << 19, value=5) + frame(
+    assert take_output(mux) == frame(session, PUSH) + frame(session, CONTROL | Code.ADD_CREDIT << 19, value=5) + frame(
         session, FIN
     )
 
 
-def test_sending_nothing_says_nothing() -> None:
+def test_sending_no_data_writes_nothing() -> None:
     mux, session = reach(State.OPEN)
     assert mux.send(session, b"") == 0
     assert not mux.outgoing
@@ -88,13 +90,13 @@ def test_data_may_follow_our_syn_at_once() -> None:
     assert (pair.initiator.live, pair.acceptor.live) == (0, 0)
 
 
-def test_a_reason_is_said_as_the_draft_has_it() -> None:
+def test_a_reason_is_encoded_as_in_the_draft() -> None:
     mux, session = reach(State.SYN_RCVD)
-    mux.reset(session, "urn:no-such-protocol", "nobody\0listens")
-    assert take(mux) == frame(session, RST, b"urn:no-such-protocol\0nobody listens\0")
+    mux.reset(session, "urn:no-such-protocol", "not\0served")
+    assert take_output(mux) == frame(session, RST, b"urn:no-such-protocol\0not served\0")
 
 
-def test_a_long_reason_is_cut_between_characters() -> None:
+def test_a_long_reason_is_truncated_between_characters() -> None:
     pair = Pair()
     session = pair.initiator.open(80)
     pair.settle()
@@ -126,9 +128,9 @@ def test_only_protocol_ids_can_be_opened(protocol: int) -> None:
     assert mux.live == 0
 
 
-def test_only_our_own_atoms_can_be_said() -> None:
+def test_only_our_own_atoms_can_be_used() -> None:
     mux = Mux(initiator=True)
-    hear(mux, frame(0, CONTROL, b"urn:theirs"))
+    receive(mux, frame(0, CONTROL, b"urn:theirs"))
     with pytest.raises(LocalProtocolError, match="atom 0x20000 was not interned by us"):
         mux.open(0x20000)
     assert mux.intern_atom(0, "urn:ours") == 0x20000
@@ -144,15 +146,15 @@ def test_atoms_beyond_their_limits_are_refused(index: int, text: str) -> None:
     assert not mux.outgoing
 
 
-@pytest.mark.parametrize("octets", [0, -1, 1 << 32, UNLIMITED + 1])
-def test_credit_that_cannot_be_said_is_refused(octets: int) -> None:
+@pytest.mark.parametrize("size", [0, -1, 1 << 32, UNLIMITED + 1])
+def test_credit_out_of_range_is_refused(size: int) -> None:
     mux, session = reach(State.OPEN)
-    with pytest.raises(LocalProtocolError, match="cannot be said"):
-        mux.grant(session, octets)
-    with pytest.raises(LocalProtocolError, match="cannot be said"):
-        mux.set_default_credit(octets)
-    with pytest.raises(LocalProtocolError, match="cannot be said"):
-        mux.set_mss(-1 if octets <= 0 else octets)
+    with pytest.raises(LocalProtocolError, match="is out of range"):
+        mux.grant(session, size)
+    with pytest.raises(LocalProtocolError, match="is out of range"):
+        mux.set_default_credit(size)
+    with pytest.raises(LocalProtocolError, match="is out of range"):
+        mux.set_mss(-1 if size <= 0 else size)
     assert not mux.outgoing
 
 
@@ -160,21 +162,21 @@ def test_large_values_take_a_long_header() -> None:
     mux, session = reach(State.OPEN)
     mux.grant(session, 0x40000)
     mux.set_mss(1 << 20)
-    assert take(mux) == frame(session, CONTROL | Code.ADD_CREDIT << 19, value=0x40000, long=True) + frame(
+    assert take_output(mux) == frame(session, CONTROL | Code.ADD_CREDIT << 19, value=0x40000, long=True) + frame(
         0, CONTROL | Code.SET_MSS << 19, value=1 << 20, long=True
     )
 
 
-def test_a_syn_is_accepted_only_once_and_only_if_the_peer_called() -> None:
+def test_only_a_syn_of_the_peer_can_be_accepted_and_only_once() -> None:
     mux, session = reach(State.SYN_RCVD)
     mux.accept(session)
-    assert take(mux) == frame(session, SYN, value=80)
+    assert take_output(mux) == frame(session, SYN, value=80)
     for number in (session, 2, 9):
         with pytest.raises(LocalProtocolError, match="cannot be accepted"):
             mux.accept(number)
 
 
-def test_data_in_every_direction_arrives() -> None:
+def test_data_in_both_directions_arrives() -> None:
     pair = Pair()
     session = pair.opened()
     for size in range(9):

@@ -1,4 +1,4 @@
-"""Every example of vectors.txt, written and read."""
+"""Every example of vectors.txt, encoded and decoded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.wire.webmux.helpers import Pair, Seen, hear, merged, take
+from tests.wire.webmux.helpers import Pair, Seen, merged, receive, take_output
 from tunneld.wire.webmux.events import (
     Accepted,
     AtomInterned,
@@ -41,10 +41,10 @@ VECTORS = read_vectors()
 
 class Case(NamedTuple):
     prepare: Callable[[Pair], object]
-    say: Callable[[Mux], object]
-    heard: list[Seen]
+    send: Callable[[Mux], object]
+    items: list[Seen]
     by_acceptor: bool = False
-    rest: bytes = b""  # payload that the file leaves out
+    rest: bytes = b""  # payload that the file omits
 
 
 def nothing(_: Pair) -> None:
@@ -87,8 +87,8 @@ def advertise(mux: Mux) -> None:
     mux.define_endpoint(mux.intern_atom(0, "tcp://tunnel.example:8011"))
 
 
-def raw(mux: Mux, octets: bytes) -> None:
-    mux.outgoing += octets
+def raw(mux: Mux, data: bytes) -> None:
+    mux.outgoing += data
 
 
 CASES = {
@@ -133,23 +133,23 @@ CASES = {
 }
 
 
-def test_no_vector_is_forgotten() -> None:
+def test_every_vector_has_a_case() -> None:
     assert set(CASES) == set(VECTORS)
 
 
 @pytest.mark.parametrize("name", VECTORS)
-def test_vector_is_written(name: str) -> None:
+def test_vector_is_encoded(name: str) -> None:
     case, pair = CASES[name], Pair()
     case.prepare(pair)
     mux = pair.acceptor if case.by_acceptor else pair.initiator
-    case.say(mux)
-    assert take(mux).hex() == VECTORS[name].hex()
+    case.send(mux)
+    assert take_output(mux).hex() == VECTORS[name].hex()
 
 
 @pytest.mark.parametrize("name", VECTORS)
-def test_vector_is_read(name: str) -> None:
+def test_vector_is_decoded(name: str) -> None:
     case, pair = CASES[name], Pair()
     case.prepare(pair)
     mux = pair.initiator if case.by_acceptor else pair.acceptor
-    assert merged(hear(mux, VECTORS[name] + case.rest)) == case.heard
+    assert merged(receive(mux, VECTORS[name] + case.rest)) == case.items
     assert not mux.outgoing

@@ -50,7 +50,7 @@ class SshCarrier:
         self._reply = trio.Event()  # to a keepalive
         self._on_unresponsive = on_unresponsive
         self._outbox = transport.outbox
-        self._budget = WindowBudget(limits.memory, transport.pump.now, transport.link.round_trip)
+        self._budget = WindowBudget(limits.window_budget, transport.pump.now, transport.link.round_trip)
         self.channels: dict[int, SshChannel] = {}
         self._waiting_for_keys: dict[Channel, None] = {}  # channels that a key exchange blocks, oldest first
         transport.heartbeat = self.heartbeat
@@ -62,7 +62,7 @@ class SshCarrier:
         """A channel for a visitor; the caller owns it. Nothing is sent before `Channel.set_originator`."""
         opened = SshChannel(self, events)
         number = self.connection.add_channel(opened)  # type: ignore[arg-type]  # SshChannel has the methods it needs
-        window = ReceiveWindow(self.limits.first_window, self.limits.max_window, self._budget)
+        window = ReceiveWindow(self.limits.initial_window, self.limits.max_window, self._budget)
         opened.number, opened.channel = number, Channel(self, number, window)
         self.channels[number] = opened
         return opened.channel

@@ -68,7 +68,7 @@ class SshChannel(SSHPacketHandler):
         self.data_header = b""  # of a data packet: type and the peer's channel number; empty until confirmed
         self.credit = 0  # bytes that the peer accepts
         self.max_data = 0  # bytes of data that the peer accepts in one packet
-        self.window = carrier.limits.first_window  # bytes that the peer may send
+        self.window = carrier.limits.initial_window  # bytes that the peer may send
         self.opening = self.closed = self.closed_by_peer = self.eof_received = self.finishing = False
         self.deadline = 0.0  # for the confirmation, in Trio's time
 

@@ -92,7 +92,7 @@ class SshTransport(asyncio.Transport):
         self._paused = self._over = self._until_eagain = False
         self._unauthenticated = True
         self._preauth_bytes = 0  # received before the login
-        link.keep_unsent_below(limits.unsent)
+        link.keep_unsent_below(limits.max_unsent)
 
     def mark_authenticated(self) -> None:
         """The client has logged in: the limits before the login end."""

@@ -1,13 +1,16 @@
 """WebMUX, many byte streams over one: draft-gettys-webmux-00 (J. Gettys, H. Frystyk Nielsen, 1998) as a pure codec.
 
-A WebMUX *session* is one byte stream with two directions; what carries them is the connection. (The rest of this
-program calls the one a channel and the other a carrier.) Nothing is negotiated: both ends know that they speak it.
+A WebMUX *session* is one byte stream with two directions, on a TCP connection that carries many of them. (The rest of
+this program calls a session a channel and the connection a carrier.) Nothing is negotiated: both ends know that they
+speak WebMUX.
 
-    header    the octets in front of each fragment           values    what stands inside messages
-    states    the life of a session, as a table              session   one id: its state and its credit
-    ids       which id to open next                          lives     all of a connection
-    sender    what we say                                    hearer    what the peer says, and what it means
-    events    what the caller is told                        mux       the reading of octets; `Mux` is all of it
+    header    the header in front of each fragment, and the values inside messages
+    states    the states of a session, as a table
+    sessions  all sessions of a connection: state, credit, and which id to open next
+    sender    the messages we send
+    receiver  the messages of the peer, and their effect
+    events    the events that the caller gets
+    mux       parses the input; `Mux` is the whole codec
 
     mux = Mux(initiator=True)
     session = mux.open(80)
@@ -16,14 +19,15 @@ program calls the one a channel and the other a carrier.) Nothing is negotiated:
     for item in mux.receive(data):
         ...
 
-Where the draft is silent, contradicts itself or cannot work, the rooms say what we do; the decisions in one place:
+Where the draft is silent, contradicts itself or cannot work, the modules document our decision. All of them:
 
-- Credit crosses on the wire, and late credit must not count twice (`session`). Ids are reused in an order that keeps
-  late words of one life out of the next (`ids`), and a session is reset only after the peer has answered (`states`).
-- A SYN answer repeats the protocol id. SYN with LONG carries the id in the long word. FIN with SYN opens and closes at
-  once, RST with anything is RST, SYN on an open session is a fault.
-- Faults cost their session: data without or beyond credit, before the answer, after FIN or on an idle id. SYNs of
-  wrong parity or on a reserved id are answered by RST `MAX_OFFENCES` times.
+- Credit messages cross on the wire, and late credit must not count twice (`sessions`). Ids are reused in an order that
+  keeps late messages of one generation out of the next (`sessions`), and a session that the peer has not answered is
+  reset only after its answer (`states`).
+- The answer to a SYN repeats the protocol id. SYN with LONG has the id in the long word. FIN with SYN opens and closes
+  at once, RST with anything is RST, SYN on an open session is a fault.
+- A fault resets its session: data without or beyond credit, before the answer, after FIN or on an idle id. SYNs of
+  wrong parity or on a reserved id are answered by RST, `MAX_STRAY_SYNS` times.
 - Reserved sessions 0 and 1, NoOp and undefined control messages are skipped, however long.
 """
 

@@ -1,8 +1,8 @@
-"""What `Mux.receive` tells besides data. Pure values; all of them are rare.
+"""The items of `Mux.receive`. Pure values.
 
-Data has no class: it is the tuple (session, payload, push), because thousands of them arrive a second and building an
-object for each would cost as much as all the rest (a test shows that the tuple means what the state table says). What
-every session has one of is made once and told again: events are values, and nobody can change them.
+Data has no class: it is the tuple (session, payload, push), because thousands of them arrive per second and an object
+for each would cost as much as everything else (a test shows that the tuple means what the state table says). All other
+events are rare. Events that every session has once are created once and shared; events are immutable.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from functools import lru_cache
 from tunneld.wire.webmux.header import SESSION_IDS
 
 Data = tuple[int, memoryview, bool]
-"""(session, payload, push): octets of a session in order. `payload` is a slice of what was given to `receive`: use or
-copy it before that memory is written again. `push` says that a record ends behind it (PUSH); only then may it be empty.
+"""(session, payload, push): bytes of a session, in order. `payload` is a slice of the data given to `receive`: use or
+copy it before that memory is overwritten. `push` (PUSH) means that a record ends after it; only then may it be empty.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """SYN of the peer: answer by `accept`, `finish` (accepted, will not send) or `reset` (refused). Data may follow
-    before you do. `protocol` is a port, an atom (see `Mux.peer_atom`) or assigned by the server.
+    """SYN of the peer: answer with `accept`, `finish` (accepted, will not send) or `reset` (refused). Data may follow
+    before the answer. `protocol` is a port, an atom (see `Mux.peer_atom`) or assigned by the server.
     """
 
     session: int
@@ -30,14 +30,14 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The peer has answered our SYN, by SYN or by FIN; in the second case `Finished` follows at once."""
+    """The peer answered our SYN with SYN or FIN; after FIN, `Finished` follows at once."""
 
     session: int
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRefused:
-    """The peer has answered our SYN by RST: the session is over. `uri` and `text` say why, often not at all."""
+    """The peer answered our SYN with RST: the session is over. `uri` and `text` give the reason; both may be empty."""
 
     session: int
     uri: str
@@ -46,14 +46,14 @@ class SessionRefused:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """FIN: the peer sends no more data on this session; our direction goes on."""
+    """FIN: the peer sends no more data on this session; our direction stays open."""
 
     session: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """RST of a session that was open: it is over in both directions, data on the way is lost."""
+    """RST of an open session: both directions are over, data in flight is lost."""
 
     session: int
     uri: str
@@ -62,7 +62,7 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The peer broke a rule on this session. It has been reset and is over; the connection goes on."""
+    """The peer broke the protocol on this session. We have reset the session; the connection goes on."""
 
     session: int
     reason: str
@@ -70,7 +70,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class CreditAdded:
-    """More may be sent on a session that can send: `credit` octets in all, 2^62 and more when unlimited."""
+    """The credit of a session that can send has grown to `credit` bytes; 2^62 and more means unlimited."""
 
     session: int
     credit: int
@@ -78,21 +78,21 @@ class CreditAdded:
 
 @dataclass(frozen=True, slots=True)
 class DefaultCreditSet:
-    """SetDefaultCredit: sessions to come start with `credit` octets for us."""
+    """SetDefaultCredit: future sessions start with `credit` bytes that we may send."""
 
     credit: int
 
 
 @dataclass(frozen=True, slots=True)
 class MssSet:
-    """SetMSS: from now on our fragments carry at most `octets` of payload; 0 is no limit."""
+    """SetMSS: from now on our fragments have at most `size` bytes of payload; 0 is no limit."""
 
-    octets: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class AtomInterned:
-    """InternAtom: the peer will say `protocol` and mean `text`."""
+    """InternAtom: in the peer's messages, the protocol id `protocol` stands for `text`."""
 
     protocol: int
     text: str
@@ -100,8 +100,8 @@ class AtomInterned:
 
 @dataclass(frozen=True, slots=True)
 class EndpointDefined:
-    """DefineEndpoint: the peer can be called back as `protocol`. `uri` is the text of that atom; None when `protocol`
-    is no atom or one that was never interned.
+    """DefineEndpoint: the peer can be called back as `protocol`. `uri` is the text of that atom; None if `protocol` is
+    not an atom, or one that was never interned.
     """
 
     protocol: int
@@ -125,7 +125,7 @@ Item = Data | Event
 
 ACCEPTED = tuple(map(Accepted, range(SESSION_IDS)))
 FINISHED = tuple(map(Finished, range(SESSION_IDS)))
-"""One for each session."""
+"""The shared events, by session id."""
 
-opened = lru_cache(maxsize=4 * SESSION_IDS)(Opened)
-"""Those made lately: what is called is nearly always the same."""
+opened_event = lru_cache(maxsize=4 * SESSION_IDS)(Opened)
+"""Create or reuse an `Opened`: nearly all sessions are for the same protocol."""

@@ -1,34 +1,29 @@
-"""What is known of one session id: its state, and the credit of its two directions. Pure.
+"""The 256 sessions of a connection: their states, their credit, and which id to open next. No bytes here. Pure.
 
-Credit (draft-gettys-webmux-00, "Flow Control") counts the octets of data payload, per session and direction; SYN, FIN,
-RST and control messages are free. A life starts with the default that the receiver of data had announced, AddCredit
-raises it, data uses it up. Both ends must count alike, although their messages cross; hence these rules:
+**Credit** (draft-gettys-webmux-00, "Flow Control") counts the bytes of data payload, per session and direction; SYN,
+FIN, RST and control messages are free. A session starts with the default that the receiver of the data announced,
+AddCredit raises it, data uses it up. Both ends must count alike although their messages cross, hence these rules:
 
 - SetDefaultCredit is for sessions that its sender opens or answers later. An announcement that crosses a SYN thus
-  counts for that session at both ends: one has sent it before its answer, the other hears it before the answer.
-- AddCredit before the first SYN of an id is added to the default. Once an id has been used, AddCredit outside of a life
-  is late, said before the end was heard: it is ignored. (Counted for the next life, it would make us exceed.)
-- We never say AddCredit between the peer's SYN and our answer, it waits for the answer. So what comes before the answer
-  on an id that the peer may not have forgotten (`ids`) is late, too.
+  counts for that session at both ends: one sent it before its answer, the other receives it before the answer.
+- AddCredit before the first SYN of an id is added to the default. Once an id has been used, AddCredit for a session
+  that is not alive is late, sent before the end was received: it is ignored. (If it counted for the next generation of
+  the id, we would exceed our credit.)
+- We never send AddCredit between the peer's SYN and our answer; it waits for the answer. So AddCredit that arrives
+  before the answer, on an id that the peer may still use for the previous generation (see below), is late too.
 
-Which session id to open next. Pure.
+**Reuse of ids.** An id is free when both directions are closed, but what is closed for us is not yet closed for the
+peer: nothing acknowledges a RST, and what the peer sent before it saw ours (data, FIN, AddCredit, a RST of its own)
+would count for the next generation. The draft has no answer to that. There is a proof, though: TCP keeps the order, so
+a peer that answers a SYN has read everything we sent before it. Free ids therefore wait in three queues, oldest first:
 
-An id is free again when both directions are closed, but closed for us is not yet closed for the peer: nothing
-acknowledges a RST, and what the peer sent before it saw ours (data, FIN, AddCredit, a RST of its own) would be taken
-for part of the next life. The draft has no answer to that. There is a proof, though: TCP keeps the order, so a peer
-that answers a SYN has read everything we said before it. Free ids therefore wait in three rows, oldest first:
-
-    settled     the peer has nothing more to say: never used, ended by its RST, or proven as above
+    settled     the peer has nothing more to send: never used, ended by its RST, or proven as above
     finished    FIN both ways; at most an AddCredit or a RST can be late
     reset       ended by our RST; data, FIN, AddCredit or a RST can be late, but not an answer (`states`, WITHDRAWN)
 
-`take` prefers them in that order. It leaves the row of the reset alone while an answer that settles its first is still
-to come. Without one, the id that was reset least recently is the best there is: should a RST or FIN be late after all,
-it passes for the answer, the new session fails, and no octet goes astray.
-
-All session ids of one connection: which of them live, and every move from state to state. Pure.
-
-No octets here: `sender` and `mux` say and hear them, and this keeps the books that both of them read.
+`SessionIds.allocate` prefers them in that order. It does not use the reset queue while an answer is outstanding that
+will settle its first id. Without such an answer, the id that was reset least recently is the best choice: should a RST
+or FIN be late after all, it passes for the answer, the new session fails, and no byte is misdelivered.
 """
 
 from __future__ import annotations
@@ -37,173 +32,197 @@ from collections import deque
 
 from tunneld.errors import LimitReachedError, LocalProtocolError
 from tunneld.wire.webmux.header import DEFAULT_CREDIT, FIRST_ACCEPTOR_ID, FIRST_INITIATOR_ID, SESSION_IDS
-from tunneld.wire.webmux.states import FAULT, OUR_SYN, PEER, PEER_RST, RESET, US, State, StateColumn, Who
+from tunneld.wire.webmux.states import FAULT, OUR_SYN, PEER, PEER_RST, RESET, US, Party, State, Transition
 
 
 class Session:
-    """One of 256. Lives many times; between lives the credit is what AddCredit said before the first."""
+    """One of the 256 session ids. It is alive many times, once per generation; between generations the credit is what
+    AddCredit granted before the first.
+    """
 
-    __slots__ = ("allowance", "credit", "held", "life", "opener", "protocol", "sid", "state", "unsettled")
+    __slots__ = (
+        "allowance",
+        "credit",
+        "generation",
+        "opener",
+        "pending_grant",
+        "protocol",
+        "sid",
+        "state",
+        "unsettled",
+    )
 
-    def __init__(self, sid: int, opener: Who | None) -> None:
-        """`opener` is who may open it, None for one that is reserved."""
+    def __init__(self, sid: int, opener: Party | None) -> None:
+        """`opener` is the party that may open the id, None for a reserved one."""
         self.sid = sid
         self.opener = opener
         self.state = State.IDLE
-        self.life = 0  # which it is, or was last; 0: none yet
-        self.credit = 0  # octets we may send
-        self.allowance = 0  # octets the peer may send
-        self.held = 0  # octets of allowance to be said right after our answer
+        self.generation = 0  # the current or the last one; 0: the id was never used
+        self.credit = 0  # bytes we may send
+        self.allowance = 0  # bytes the peer may send
+        self.pending_grant = 0  # bytes of allowance to grant right after our answer
         self.protocol = 0
-        self.unsettled = False  # opened by us although the peer may still talk about the life before
+        self.unsettled = False  # opened by us although the peer may still send for the previous generation
 
 
 class NoFreeSessionError(LimitReachedError):
-    """All 127 ids that this side may open are in use, or not yet forgotten by the peer. Nothing was sent; try again
-    when `Mux.can_open` says so.
+    """All 127 ids that this side may open are in use, or the peer may still send for them. Nothing was sent; try again
+    when `Mux.can_open` is true.
     """
 
 
 class SessionIds:
-    """The ids of one side: every second one from `first` on."""
+    """The ids that one side may open: every second one from `first` on."""
 
     def __init__(self, first: int) -> None:
         self._settled = deque(range(first, SESSION_IDS, 2))
-        self._finished: deque[tuple[int, int]] = deque()  # (id, SYNs sent when it was closed)
+        self._finished: deque[tuple[int, int]] = deque()  # (id, number of SYNs sent when it was closed)
         self._reset: deque[tuple[int, int]] = deque()
-        self._calling: dict[int, int] = {}  # id -> which of our SYNs it was, in that order
+        self._unanswered: dict[int, int] = {}  # id -> number of its SYN, in that order
         self._syns = 0
 
     @property
-    def calling(self) -> tuple[int, ...]:
+    def unanswered(self) -> tuple[int, ...]:
         """Ids we have opened that the peer has not answered."""
-        return tuple(self._calling)
+        return tuple(self._unanswered)
 
     @property
-    def free(self) -> bool:
-        """`take` would give one."""
+    def available(self) -> bool:
+        """Whether `allocate` would succeed."""
         return bool(self._settled or self._finished or (self._reset and not self._settling()))
 
-    def take(self) -> tuple[int, bool]:
-        """The next id to open, and whether it is settled. Raises `NoFreeSessionError`."""
-        settled = bool(self._settled)
-        if settled:
+    @property
+    def waiting(self) -> list[int]:
+        """All ids that are not in use, in no particular order."""
+        return [*self._settled, *(sid for sid, _ in (*self._finished, *self._reset))]
+
+    @property
+    def safely_available(self) -> bool:
+        """Whether `allocate` would return an id on which no data, FIN or answer can be late."""
+        return bool(self._settled or self._finished)
+
+    def allocate(self) -> tuple[int, bool]:
+        """Take the next id to open. Returns it, and whether it is settled. Raises `NoFreeSessionError`."""
+        is_settled = bool(self._settled)
+        if is_settled:
             sid = self._settled.popleft()
-        elif self.free:
+        elif self.available:
             sid = (self._finished or self._reset).popleft()[0]
         else:
             raise NoFreeSessionError("could not open a session: all of the connection are in use")
         self._syns += 1
-        self._calling[sid] = self._syns
-        return sid, settled
+        self._unanswered[sid] = self._syns
+        return sid, is_settled
 
     def answered(self, sid: int) -> None:
-        """The peer has answered the SYN of `sid`: all that we closed before that SYN is settled."""
-        syn = self._calling.pop(sid)
-        for row in (self._finished, self._reset):
-            while row and row[0][1] < syn:
-                self._settled.append(row.popleft()[0])
+        """The peer answered the SYN of `sid`: all ids closed before that SYN was sent are settled."""
+        syn = self._unanswered.pop(sid)
+        for queue in (self._finished, self._reset):
+            while queue and queue[0][1] < syn:
+                self._settled.append(queue.popleft()[0])
 
     def finished(self, sid: int) -> None:
-        """`sid` ended by FIN both ways."""
+        """`sid` ended with FIN in both directions."""
         self._finished.append((sid, self._syns))
 
     def reset(self, sid: int) -> None:
-        """`sid` ended by our RST; unanswered only when the peer broke the rules."""
-        self._calling.pop(sid, None)
+        """`sid` ended with our RST; it can be unanswered only if the peer broke the rules."""
+        self._unanswered.pop(sid, None)
         self._reset.append((sid, self._syns))
 
     def settled(self, sid: int) -> None:
-        """The peer has sent RST on `sid`, before or after the end for us: that was its last word."""
-        for row in (self._finished, self._reset):
-            for entry in row:
+        """The peer sent RST on `sid`, before or after our end of it: it sends nothing more for this generation."""
+        for queue in (self._finished, self._reset):
+            for entry in queue:
                 if entry[0] == sid:
-                    row.remove(entry)
+                    queue.remove(entry)
                     break
         if sid not in self._settled:
             self._settled.append(sid)
 
     def _settling(self) -> bool:
-        """An answer is to come that settles the first of the reset ids."""
-        return next(reversed(self._calling.values()), 0) > self._reset[0][1]
+        """Whether an answer is outstanding that settles the first of the reset ids."""
+        return next(reversed(self._unanswered.values()), 0) > self._reset[0][1]
 
 
 class SessionTable:
-    """The sessions of a connection and the credit that new ones start with."""
+    """All sessions of a connection, every state transition of them, and the default credit of new ones."""
 
     def __init__(self, *, initiator: bool) -> None:
         first = FIRST_INITIATOR_ID if initiator else FIRST_ACCEPTOR_ID
-        reserved: list[Who | None] = [None] * FIRST_INITIATOR_ID
+        reserved: list[Party | None] = [None] * FIRST_INITIATOR_ID
         by_parity = [US, PEER] if initiator else [PEER, US]
         openers = reserved + by_parity * ((SESSION_IDS - FIRST_INITIATOR_ID) // 2)
         self.sessions = [Session(sid, opener) for sid, opener in enumerate(openers)]
         self.ids = SessionIds(first)
-        self.default_credit = DEFAULT_CREDIT  # octets, for what we send
-        self.default_allowance = DEFAULT_CREDIT  # octets, for what the peer sends
+        self.default_credit = DEFAULT_CREDIT  # bytes that we may send
+        self.default_allowance = DEFAULT_CREDIT  # bytes that the peer may send
 
     @property
-    def living(self) -> int:
-        """How many of them live."""
+    def alive(self) -> int:
+        """The number of sessions that are alive."""
         return sum(not session.state.over for session in self.sessions)
 
     def open(self, protocol: int) -> Session:
-        """Begin a life with our SYN. Raises `NoFreeSessionError`."""
-        sid, settled = self.ids.take()
+        """Begin a generation with our SYN. Raises `NoFreeSessionError`."""
+        sid, is_settled = self.ids.allocate()
         session = self.sessions[sid]
-        session.unsettled = not settled
+        session.unsettled = not is_settled
         self.begin(session, OUR_SYN, protocol)
         return session
 
-    def begin(self, session: Session, syn: StateColumn, protocol: int) -> None:
-        """Begin a life with our SYN or the peer's."""
+    def begin(self, session: Session, syn: Transition, protocol: int) -> None:
+        """Begin a generation with our SYN or the peer's."""
         session.state = syn[session.state]
-        session.life += 1
+        session.generation += 1
         session.protocol = protocol
         session.credit += self.default_credit
         session.allowance += self.default_allowance
 
-    def move(self, session: Session, saying: StateColumn) -> None:
-        """Move as the table says, in a life or after one.
+    def move(self, session: Session, transition: Transition) -> None:
+        """Apply a transition, whether or not the session is alive.
 
-        Raises `LocalProtocolError` where it says nothing, and then changes nothing.
+        Raises `LocalProtocolError`, and changes nothing, if the table does not have it.
         """
         before = session.state
-        after = saying.get(before)
+        after = transition.get(before)
         if after is None:
-            who, said = saying.who.name, saying.said.name
-            raise LocalProtocolError(f"session {session.sid} is {before.name}: no {said} from {who}")
+            party, signal = transition.party.name, transition.signal.name
+            raise LocalProtocolError(f"session {session.sid} is {before.name}: no {signal} from {party}")
         session.state = after
-        if before.unanswered and not after.unanswered and saying is not FAULT:
+        if before.unanswered and not after.unanswered and transition is not FAULT:
             session.unsettled = False
             self.ids.answered(session.sid)
         if after.over and not before.over:
-            session.credit = session.allowance = session.held = 0
+            session.credit = session.allowance = session.pending_grant = 0
             if session.opener is US:
-                self._free(session.sid, saying, after)
-        elif saying is PEER_RST and session.opener is US:  # late
+                self._free(session.sid, transition, after)
+        elif transition is PEER_RST and session.opener is US:  # late
             self.ids.settled(session.sid)
 
-    def raise_credit(self, octets: int) -> list[Session]:
-        """The peer's SetDefaultCredit; returns the sessions it reaches although they are open (see `session`)."""
-        more, self.default_credit = octets - self.default_credit, octets
-        calling = [self.sessions[sid] for sid in self.ids.calling]
-        for session in calling:
+    def raise_credit(self, size: int) -> list[Session]:
+        """Apply the peer's SetDefaultCredit. Returns the sessions it applies to although they are open already (see the
+        rules above).
+        """
+        more, self.default_credit = size - self.default_credit, size
+        unanswered = [self.sessions[sid] for sid in self.ids.unanswered]
+        for session in unanswered:
             session.credit += more
-        return calling
+        return unanswered
 
-    def raise_allowance(self, octets: int) -> None:
-        """Our SetDefaultCredit. Raises `LocalProtocolError` if it would fall."""
-        more = octets - self.default_allowance
+    def raise_allowance(self, size: int) -> None:
+        """Apply our SetDefaultCredit. Raises `LocalProtocolError` if the default would fall."""
+        more = size - self.default_allowance
         if more < 0:
-            raise LocalProtocolError(f"default credit cannot fall from {self.default_allowance} to {octets} octets")
-        self.default_allowance = octets
+            raise LocalProtocolError(f"default credit cannot fall from {self.default_allowance} to {size} bytes")
+        self.default_allowance = size
         for session in self.sessions:
-            if session.state.called:
+            if session.state.incoming:
                 session.allowance += more
 
-    def _free(self, sid: int, saying: StateColumn, after: State) -> None:
-        """An id of ours waits for its next life."""
-        if saying is PEER_RST:
+    def _free(self, sid: int, transition: Transition, after: State) -> None:
+        """Put an id of ours into the queue for its next generation."""
+        if transition is PEER_RST:
             self.ids.settled(sid)
         elif after is RESET:
             self.ids.reset(sid)

@@ -1,9 +1,10 @@
-"""The life of one WebMUX session id, as a table. Everything about state is here; nothing here knows octets or credit.
+"""The states of a WebMUX session, as a table. Everything about state is here; bytes and credit are elsewhere.
 
-draft-gettys-webmux-00 describes it in prose only. A session has two directions; each is unopened, open or closed, and
-a SYN must be answered by SYN (opens the other direction), FIN (accepted, the other is not used) or RST (refused).
+draft-gettys-webmux-00 describes them in prose only. A session has two directions; each is unopened, open or closed, and
+a SYN must be answered with SYN (opens the other direction), FIN (accepted, the other direction is not used) or RST
+(refused).
 
-    called by us:                                        called by the peer:
+    opened by us:                                        opened by the peer:
 
      IDLE, RESET                                          IDLE, RESET
          | US SYN                                             | PEER SYN
@@ -17,23 +18,22 @@ a SYN must be answered by SYN (opens the other direction), FIN (accepted, the ot
      REMOTE_CLOSED - US FIN -> IDLE                       LOCAL_CLOSED - PEER FIN --> IDLE
 
     FIN as the answer goes down two steps at once: SYN_SENT to REMOTE_CLOSED, SYN_RCVD to LOCAL_CLOSED, the others to
-    IDLE. RST from the peer -> IDLE, RST from us -> RESET, from every state in which the session lives; but from us
-    while the peer's answer is to come -> WITHDRAWN, and from there PEER SYN -> RESET, PEER FIN -> IDLE.
+    IDLE. RST from the peer -> IDLE, RST from us -> RESET, from every state in which the session is alive; but RST from
+    us while the peer's answer is outstanding -> WITHDRAWN, and from there PEER SYN -> RESET, PEER FIN -> IDLE.
 
 RESET is IDLE with a memory. Nothing acknowledges a RST, so what the peer sent before it saw ours still arrives: data
-and FIN are swallowed, its own RST ends the wait, and so does the next SYN.
+and FIN are ignored; the peer's own RST ends the wait, and so does the next SYN.
 
-WITHDRAWN is ours, not the draft's. A RST that chases its SYN may find the peer's answer, and data behind it, already
-on their way; if the id were opened again they would pass for the answer to the next SYN, and one caller would read
-what was meant for another. The peer must answer a SYN, however, so we end our direction by FIN and say RST when the
-answer has come.
+WITHDRAWN is ours, not the draft's. A RST that chases its SYN may cross the peer's answer, with data behind it; if the
+id were opened again, these would pass for the answer to the next SYN, and one session would receive the data of
+another. The peer must answer a SYN, however, so we end our direction with FIN and send RST when the answer has arrived.
 
-Two rules read the table. Which SYN is possible on an unused id depends on parity and so on the TCP role, which the
-table does not know: IDLE or RESET with US SYN is for our ids, with PEER SYN for theirs. And what is not in the table
-is an error: ours is refused before anything was sent, the peer's is answered by RST (from US, also where the table has
-none).
+Two rules for reading the table. Which SYN is possible on an unused id depends on its parity and so on the TCP role,
+which the table does not know: IDLE or RESET with US SYN is for our ids, with PEER SYN for the peer's. And a transition
+that is not in the table is an error: ours is refused before anything is sent, the peer's is answered with RST (from US,
+also where the table has none).
 
-FIN and RST on an idle id are ignored, data is answered by RST; the draft is silent there.
+FIN and RST on an idle id are ignored, data is answered with RST; the draft is silent there.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from __future__ import annotations
 from enum import Enum, auto
 
 
-class _Quick(Enum):
-    """An enum that hashes as fast as any object; Python's own goes through the name, at every move."""
+class _FastHashEnum(Enum):
+    """An enum that hashes as fast as any object; Python's own hashes the name, at every transition."""
 
     __hash__ = object.__hash__
 
 
-class State(_Quick):
-    """Where a session id is in its life; in brackets what we may send / what the peer may send."""
+class State(_FastHashEnum):
+    """The state of a session id; in brackets what we may send / what the peer may send."""
 
     IDLE = auto()  # (SYN / SYN)
     SYN_SENT = auto()  # (data / its answer)
@@ -59,27 +59,29 @@ class State(_Quick):
     OPEN = auto()  # (data / data)
     LOCAL_CLOSED = auto()  # (nothing / data)
     REMOTE_CLOSED = auto()  # (data / nothing)
-    RESET = auto()  # (SYN / whatever was on its way)
+    RESET = auto()  # (SYN / late messages)
 
-    # Which of the sets below it is in: asked for each fragment, and an attribute is the quickest answer.
+    # Membership in the sets below: checked for each fragment, and an attribute is the fastest way.
     over: bool
-    silent: bool
-    calling: bool
+    ignored: bool
+    opening: bool
     unanswered: bool
-    called: bool
+    incoming: bool
     sending: bool
     receiving: bool
 
 
-class Who(_Quick):
-    """Who said it."""
+class Party(_FastHashEnum):
+    """The sender of a signal."""
 
     US = auto()
     PEER = auto()
 
 
-class Said(_Quick):
-    """What was said. A fragment with several flags says several things: SYN before data before FIN; RST alone."""
+class Signal(_FastHashEnum):
+    """An input of the state machine. A fragment with several flags is several signals: SYN before data before FIN; RST
+    alone.
+    """
 
     SYN = auto()
     DATA = auto()
@@ -88,12 +90,12 @@ class Said(_Quick):
 
 
 WITHDRAWN, RESET = State.WITHDRAWN, State.RESET
-US, PEER = Who.US, Who.PEER
-"""Those that are asked for at every move, by names of their own: a member of an enum costs nearly as much as a call."""
+US, PEER = Party.US, Party.PEER
+"""Names for members used at every transition: looking one up in its enum costs nearly as much as a call."""
 
-_SYN, _DATA, _FIN, _RST = Said.SYN, Said.DATA, Said.FIN, Said.RST
+_SYN, _DATA, _FIN, _RST = Signal.SYN, Signal.DATA, Signal.FIN, Signal.RST
 
-TABLE: dict[tuple[State, Who, Said], State] = {
+TABLE: dict[tuple[State, Party, Signal], State] = {
     (State.IDLE, US, _SYN): State.SYN_SENT,
     (State.IDLE, PEER, _SYN): State.SYN_RCVD,
     (State.IDLE, PEER, _FIN): State.IDLE,
@@ -152,48 +154,48 @@ TABLE: dict[tuple[State, Who, Said], State] = {
 }
 
 OVER = frozenset({State.IDLE, State.RESET})
-"""The session does not live (yet or any more): its id may be opened."""
+"""The session is not alive (yet or any more): its id may be opened."""
 
-SILENT = OVER | {State.WITHDRAWN}
-"""Nothing that the peer says of it is told."""
+IGNORED = OVER | {State.WITHDRAWN}
+"""The peer's messages for the session are not reported to the caller."""
 
-CALLING = frozenset({State.SYN_SENT, State.SYN_SENT_FIN})
+OPENING = frozenset({State.SYN_SENT, State.SYN_SENT_FIN})
 """We wait for the peer's answer."""
 
-UNANSWERED = CALLING | {State.WITHDRAWN}
-"""The peer's answer is to come, whether we wait for it or not."""
+UNANSWERED = OPENING | {State.WITHDRAWN}
+"""The peer's answer is outstanding, whether we wait for it or not."""
 
-CALLED = frozenset({State.SYN_RCVD, State.SYN_RCVD_FIN})
-"""The peer waits for ours."""
-
-
-class StateColumn(dict[State, State]):
-    """What one end says, as a column of the table: from each state in which it may, the state that follows."""
-
-    def __init__(self, who: Who, said: Said) -> None:
-        super().__init__({before: after for (before, *saying), after in TABLE.items() if saying == [who, said]})
-        self.who = who
-        self.said = said
+INCOMING = frozenset({State.SYN_RCVD, State.SYN_RCVD_FIN})
+"""The peer waits for our answer."""
 
 
-OUR_SYN, OUR_DATA, OUR_FIN, OUR_RST = (StateColumn(Who.US, said) for said in Said)
-PEER_SYN, PEER_DATA, PEER_FIN, PEER_RST = (StateColumn(Who.PEER, said) for said in Said)
+class Transition(dict[State, State]):
+    """One signal of one party, as a column of the table: from each state in which it is allowed, the next state."""
 
-FAULT = StateColumn(Who.US, Said.RST)
+    def __init__(self, party: Party, signal: Signal) -> None:
+        super().__init__({before: after for (before, *key), after in TABLE.items() if key == [party, signal]})
+        self.party = party
+        self.signal = signal
+
+
+OUR_SYN, OUR_DATA, OUR_FIN, OUR_RST = (Transition(Party.US, signal) for signal in Signal)
+PEER_SYN, PEER_DATA, PEER_FIN, PEER_RST = (Transition(Party.PEER, signal) for signal in Signal)
+
+FAULT = Transition(Party.US, Signal.RST)
 FAULT.update(dict.fromkeys(State, State.RESET))
-"""Our RST in answer to a fault of the peer: from every state, also where the table has none."""
+"""Our RST in answer to a fault of the peer: possible in every state, also where the table has none."""
 
 SENDING = frozenset(OUR_DATA)
 """We may send data."""
 
 RECEIVING = frozenset(PEER_DATA) - OVER
-"""Data of the peer is delivered. (In RESET it is swallowed.)"""
+"""Data of the peer is delivered. (In RESET it is ignored.)"""
 
 for _state in State:
     _state.over = _state in OVER
-    _state.silent = _state in SILENT
-    _state.calling = _state in CALLING
+    _state.ignored = _state in IGNORED
+    _state.opening = _state in OPENING
     _state.unanswered = _state in UNANSWERED
-    _state.called = _state in CALLED
+    _state.incoming = _state in INCOMING
     _state.sending = _state in SENDING
     _state.receiving = _state in RECEIVING

@@ -1,4 +1,4 @@
-"""Visitors who are on their way while an agent wants no more: none is lost, whatever the relay was about to do."""
+"""Withdrawing a tunnel loses no visitor that is on its way, and leaving it works over any connection that is left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 import trio
 
-from tests.agent.support import PATIENCE, RelayHere, Told, agent, echo, exposed, local_server, relay_here
+from tests.agent.support import PATIENCE, RecordingReporter, RelayHere, agent, echo, exposed, local_server, relay_here
 from tests.agent.test_expose import address, ask
 from tests.support.people import connect, is_dropped, read_exactly
 from tunneld.agent import session
@@ -29,18 +29,18 @@ from tunneld.wire.lines import Request
 from tunneld.wire.proxy_protocol import encode_v2
 
 HEADER = encode_v2(("192.0.2.1", 4242), ("192.0.2.2", 80))
-WITHDRAW = Check("tcp", conduct=UnhealthyPolicy.WITHDRAW)
+WITHDRAW = Check("tcp", policy=UnhealthyPolicy.WITHDRAW)
 
 
 class SlowRelay:
-    """A relay with one tcp tunnel, whose parked connections the test holds, and which trims none before it is let."""
+    """A relay with one tcp tunnel. The test holds its parked connections and decides when it answers `trim`."""
 
     def __init__(self, parked: trio.SocketListener) -> None:
         self.parked = parked
         self.trims = 0
-        self.asked = trio.Event()
-        self.answers = trio.Event()
-        self.looked_after = trio.Event()
+        self.trim_asked = trio.Event()
+        self.may_answer = trio.Event()
+        self.checked = trio.Event()
 
     async def __call__(self, request: Request, _caller: Caller) -> Reply:
         port = self.parked.socket.getsockname()[1]
@@ -51,126 +51,139 @@ class SlowRelay:
                 return Reply(items=[{"id": "t1", "client": "tcp://127.0.0.1:1", "age": 0, "phase": "ready"}])
             case "trim":
                 self.trims += 1
-                self.asked.set()
-                await self.answers.wait()
+                self.trim_asked.set()
+                await self.may_answer.wait()
             case "gettunneladdress":
-                self.looked_after.set()
+                self.checked.set()
         return Reply()
 
 
 @asynccontextmanager
-async def one_parked() -> AsyncIterator[tuple[SlowRelay, Exposure, trio.SocketStream, Told]]:
-    """An agent of such a relay, which has parked one connection."""
+async def one_parked() -> AsyncIterator[tuple[SlowRelay, Exposure, trio.SocketStream, RecordingReporter]]:
+    """An agent of such a relay, with one parked connection."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    relay, door, told = SlowRelay(listener), ReloadableListener("control", sockets.bind_tcp("127.0.0.1", 0)), Told()
+    relay, control, reporter = (
+        SlowRelay(listener),
+        ReloadableListener("control", sockets.bind_tcp("127.0.0.1", 0)),
+        RecordingReporter(),
+    )
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery, listener:
-            await nursery.start(serve_lines, door, ControlSettings, lambda: None, relay)
-            access, wish = RelayAccess(f"127.0.0.1:{door.port}"), TunnelRequest(limits=PoolLimits(1, 1), backend="tcp")
+            await nursery.start(serve_lines, control, ControlSettings, lambda: None, relay)
+            access, request = (
+                RelayAccess(f"127.0.0.1:{control.port}"),
+                TunnelRequest(limits=PoolLimits(1, 1), backend="tcp"),
+            )
             async with (
                 local_server(echo) as target,
-                exposed(target, access, told, wish) as exposure,
+                exposed(target, access, reporter, request) as exposure,
                 await listener.accept() as parked,
             ):
-                yield relay, exposure, parked, told
+                yield relay, exposure, parked, reporter
             nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def withdrawn() -> AsyncIterator[tuple[SlowRelay, Exposure, trio.SocketStream]]:
-    """The same, and it wants that back from now on."""
+    """The same, after the agent has withdrawn."""
     async with one_parked() as (relay, exposure, parked, _):
-        exposure.heed(WITHDRAW, healthy=False)
-        await relay.asked.wait()
+        exposure.on_health(WITHDRAW, healthy=False)
+        await relay.trim_asked.wait()
         yield relay, exposure, parked
 
 
-async def test_a_connection_that_the_relay_had_paired_before_it_heard_is_served() -> None:
+async def test_a_visitor_that_the_relay_paired_before_it_trimmed_is_served() -> None:
     async with withdrawn() as (relay, exposure, paired):
         await paired.send_all(HEADER + b"hello")
         assert await read_exactly(paired, 5) == b"hello"
-        relay.answers.set()
-        assert (exposure.figures.now, exposure.figures.failed) == (1, 0)
+        relay.may_answer.set()
+        assert (exposure.stats.now, exposure.stats.failed) == (1, 0)
 
 
-async def test_nothing_is_parked_until_the_server_is_well_again() -> None:
+async def test_no_connection_is_parked_until_the_server_is_healthy_again() -> None:
     async with withdrawn() as (relay, exposure, parked):
         await parked.aclose()
-        relay.answers.set()
-        while exposure.figures.parked:
+        relay.may_answer.set()
+        while exposure.stats.parked:
             await trio.lowlevel.checkpoint()
-        exposure.heed(WITHDRAW, healthy=False)
-        exposure.heed(WITHDRAW, healthy=True)
+        exposure.on_health(WITHDRAW, healthy=False)
+        exposure.on_health(WITHDRAW, healthy=True)
         async with await relay.parked.accept() as again:
             await again.send_all(HEADER + b"hello")
             assert await read_exactly(again, 5) == b"hello"
             assert relay.trims == 1
 
 
-async def test_who_is_well_again_before_the_relay_has_answered_keeps_what_is_parked() -> None:
+async def test_a_server_that_is_healthy_again_before_the_relay_answers_keeps_the_parked_connections() -> None:
     async with withdrawn() as (relay, exposure, parked):
-        exposure.heed(WITHDRAW, healthy=True)
-        relay.answers.set()
+        exposure.on_health(WITHDRAW, healthy=True)
+        relay.may_answer.set()
         await parked.send_all(HEADER + b"hello")
         assert await read_exactly(parked, 5) == b"hello"
         assert relay.trims == 1
 
 
-async def test_what_was_lost_just_before_is_not_dialled_again() -> None:
-    async with one_parked() as (relay, exposure, parked, told):
+async def test_a_connection_lost_just_before_withdrawing_is_not_dialled_again() -> None:
+    async with one_parked() as (relay, exposure, parked, reporter):
         await parked.aclose()
-        await told.wait_for("trouble")
-        exposure.heed(WITHDRAW, healthy=False)
-        await relay.looked_after.wait()
-        assert (relay.trims, exposure.figures.parked) == (0, 0)
+        await reporter.wait_for("trouble")
+        exposure.on_health(WITHDRAW, healthy=False)
+        await relay.checked.wait()
+        assert (relay.trims, exposure.stats.parked) == (0, 0)
 
 
-async def test_what_the_relay_never_lets_go_of_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "SETTLE", 0.001)
+async def test_a_connection_that_the_relay_never_closes_is_closed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "TRIM_INTERVAL", 0.001)
     async with withdrawn() as (relay, exposure, parked):
-        relay.answers.set()
+        relay.may_answer.set()
         assert await is_dropped(parked)
-        assert (relay.trims, exposure.figures.parked) == (session.ROUNDS, 0)
+        assert (relay.trims, exposure.stats.parked) == (session.MAX_TRIMS, 0)
 
 
-async def test_who_is_withdrawn_without_a_control_connection_stays_so_when_it_has_one_again(each_backend: str) -> None:
-    told = Told()
+async def test_an_agent_that_withdraws_without_a_control_connection_stays_withdrawn_when_reconnected(
+    each_backend: str,
+) -> None:
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, told) as exposure:
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            exposed(target, relay.access, reporter) as exposure,
+        ):
             while not relay.tunnel.parked:
                 await trio.lowlevel.checkpoint()
             relay.hang_up()
-            exposure.heed(WITHDRAW, healthy=False)
-            exposure.hurry()
-            await told.wait_for("resumed")
+            exposure.on_health(WITHDRAW, healthy=False)
+            exposure.retry_now()
+            await reporter.wait_for("resumed")
             while relay.tunnel.parked:
                 await trio.lowlevel.checkpoint()
-            exposure.heed(WITHDRAW, healthy=True)
-            assert await ask(address(told), b"well") == b"well"
-            assert len(told.all("opened")) == 1
+            exposure.on_health(WITHDRAW, healthy=True)
+            assert await ask(address(reporter), b"hello") == b"hello"
+            assert len(reporter.all("opened")) == 1
 
 
-# The last word
+# Leaving
 
 
-def full(relay: RelayHere) -> None:
-    """From now on the control port takes nobody new."""
+def refuse_connections(relay: RelayHere) -> None:
+    """Have the control port refuse new connections."""
     control = relay.settings.control.model_copy(update={"max_connections": 0})
     relay.settings = relay.settings.model_copy(update={"control": control})
 
 
-async def test_an_agent_that_is_cut_closes_its_tunnel_over_the_connection_that_it_has(each_backend: str) -> None:
-    told = Told()
+async def test_an_agent_that_is_cancelled_closes_its_tunnel_over_its_open_connection(each_backend: str) -> None:
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target:
-            async with exposed(target, relay.access, told):
-                full(relay)
+            async with exposed(target, relay.access, reporter):
+                refuse_connections(relay)
             assert list(relay.service.tunnels()) == []
 
 
 @contextmanager
-def asleep(tunnel: Tunnel) -> Iterator[None]:
-    """The relay's ends of its carriers read nothing for the length of the block."""
+def not_reading(tunnel: Tunnel) -> Iterator[None]:
+    """The relay reads nothing from the tunnel's carriers for the length of the block."""
     side = tunnel._server_side
     assert isinstance(side, WebMuxServerSide)
     carriers = [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
@@ -182,26 +195,26 @@ def asleep(tunnel: Tunnel) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("each_backend", ["webmux"], indirect=True)
-async def test_a_carrier_that_leads_nowhere_does_not_keep_the_relay_from_hearing_that_the_agent_goes(
+async def test_a_dead_carrier_does_not_keep_the_agent_from_leaving(
     each_backend: str,
 ) -> None:
-    told = Told()
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            agent(target, relay.access, told) as exposure,
+            agent(target, relay.access, reporter) as exposure,
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(exposure.run)
-            await told.wait_for("opened")
-            visitor = await connect(address(told))
+            await reporter.wait_for("opened")
+            visitor = await connect(address(reporter))
             await visitor.send_all(b"before")
             assert await read_exactly(visitor, 6) == b"before"
-            with asleep(relay.tunnel):
+            with not_reading(relay.tunnel):
                 exposure.drain("told to stop", PATIENCE)
                 while relay.tunnel.phase is not Phase.DRAINING:
                     await trio.lowlevel.checkpoint()
-                assert not told.all("draining"), "it waits for the carrier still"
-            await told.wait_for("draining")
+                assert not reporter.all("draining"), "it still waits for the carrier"
+            await reporter.wait_for("draining")
             await visitor.aclose()

@@ -1,4 +1,4 @@
-"""Several agents serve one name: they share its visitors, come and go, and the last one takes the tunnel with it."""
+"""Several agents serve one tunnel: they share its visitors, join and leave, and the last one closes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.agent.support import PATIENCE, Handler, RelayHere, Told, agent, echo, local_server, relay_here
+from tests.agent.support import PATIENCE, Handler, RecordingReporter, RelayHere, agent, echo, local_server, relay_here
 from tests.agent.test_expose import address
 from tests.support.people import connect, is_dropped, is_refused, read_all, read_exactly
 from tunneld.agent import backoff
@@ -21,17 +21,18 @@ from tunneld.net.endpoint import Target
 from tunneld.wire.lines import Value
 
 pytestmark = pytest.mark.usefixtures("each_backend")
-ONE_SHARE = {"tcp": 8, "webmux": 126}
-"""What one agent brings to a tunnel: parked connections, or room on its carrier."""
+PARKED_PER_AGENT = {"tcp": 8, "webmux": 126}
+"""What one agent adds to `Tunnel.parked`: parked connections, or places on its carrier."""
 SHARED: Mapping[str, Value] = {"name": "web", "share": True}
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff.delays, "__kwdefaults__", {"first": 0.01, "longest": 0.02})
+def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(backoff, "MAX_DELAY", 0.02)
 
 
-def saying(word: bytes) -> Handler:
+def replying(word: bytes) -> Handler:
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:
             await stream.send_all(word)
@@ -40,84 +41,93 @@ def saying(word: bytes) -> Handler:
 
 
 @asynccontextmanager
-async def living(target: Target, relay: RelayHere, told: Told, wish: TunnelRequest) -> AsyncIterator[Exposure]:
+async def running_agent(
+    target: Target, relay: RelayHere, reporter: RecordingReporter, request: TunnelRequest
+) -> AsyncIterator[Exposure]:
     """An agent that may end before the block does."""
     async with trio.open_nursery() as nursery:
-        exposure = await nursery.start(live, target, relay, told, wish)
-        await told.wait_for("opened")
+        exposure = await nursery.start(run_agent, target, relay, reporter, request)
+        await reporter.wait_for("opened")
         yield exposure
         nursery.cancel_scope.cancel()
 
 
-async def live(
-    target: Target, relay: RelayHere, told: Told, wish: TunnelRequest, *, task_status: trio.TaskStatus[Exposure]
+async def run_agent(
+    target: Target,
+    relay: RelayHere,
+    reporter: RecordingReporter,
+    request: TunnelRequest,
+    *,
+    task_status: trio.TaskStatus[Exposure],
 ) -> None:
-    async with agent(target, relay.access, told, wish) as exposure:
+    async with agent(target, relay.access, reporter, request) as exposure:
         task_status.started(exposure)
         await exposure.run()
 
 
 @asynccontextmanager
-async def member(relay: RelayHere, handler: Handler, told: Told, **more: Value) -> AsyncIterator[Exposure]:
+async def sharing_agent(
+    relay: RelayHere, handler: Handler, reporter: RecordingReporter, **more: Value
+) -> AsyncIterator[Exposure]:
     async with (
         local_server(handler) as target,
-        living(target, relay, told, TunnelRequest({**SHARED, **more})) as exposure,
+        running_agent(target, relay, reporter, TunnelRequest({**SHARED, **more})) as exposure,
     ):
         yield exposure
 
 
-async def until_members(relay: RelayHere, count: int) -> None:
+async def until_agents(relay: RelayHere, count: int) -> None:
     while len(relay.tunnel.agents) != count:
         await trio.lowlevel.checkpoint()
 
 
 async def until_ready(relay: RelayHere, *exposures: Exposure) -> None:
-    """Until each of them stands with its connections at the relay."""
-    while not all(exposure.figures.parked for exposure in exposures):
+    """Wait until each exposure has its connections at the relay."""
+    while not all(exposure.stats.parked for exposure in exposures):
         await trio.lowlevel.checkpoint()
     while relay.tunnel.parked < len(exposures):
         await trio.lowlevel.checkpoint()
 
 
-async def words_of(told: Told, count: int) -> Counter[bytes]:
-    """What so many visitors hear who are all there at once."""
-    streams = [await connect(address(told)) for _ in range(count)]
-    heard = Counter([await read_all(stream) for stream in streams])
+async def answers_of(reporter: RecordingReporter, count: int) -> Counter[bytes]:
+    """What `count` simultaneous visitors receive."""
+    streams = [await connect(address(reporter)) for _ in range(count)]
+    answers = Counter([await read_all(stream) for stream in streams])
     for stream in streams:
         await stream.aclose()
-    return heard
+    return answers
 
 
 async def test_two_agents_have_one_address_and_share_its_visitors() -> None:
-    one, two = Told(), Told()
+    one, two = RecordingReporter(), RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
-            member(relay, saying(b"one"), one) as first,
-            member(relay, saying(b"two"), two) as second,
+            sharing_agent(relay, replying(b"one"), one) as first,
+            sharing_agent(relay, replying(b"two"), two) as second,
         ):
             assert address(one) == address(two)
             assert one.all("opened")[0]["uri"] == two.all("opened")[0]["uri"]
             await until_ready(relay, first, second)
             async with relay.access.connect() as client:
                 assert (await client.show(relay.tunnel.id))[0]["agents"] == "2"
-            heard = await words_of(one, 40)
-            assert set(heard) == {b"one", b"two"}
+            answers = await answers_of(one, 40)
+            assert set(answers) == {b"one", b"two"}
 
 
-async def test_one_that_ends_leaves_the_tunnel_to_the_other_and_the_last_one_takes_it_along() -> None:
-    one, two = Told(), Told()
+async def test_an_agent_that_ends_leaves_the_tunnel_to_the_other_and_the_last_one_closes_it() -> None:
+    one, two = RecordingReporter(), RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay:
             async with (
-                member(relay, saying(b"one"), one) as first,
-                member(relay, saying(b"two"), two) as second,
+                sharing_agent(relay, replying(b"one"), one) as first,
+                sharing_agent(relay, replying(b"two"), two) as second,
             ):
                 await until_ready(relay, first, second)
                 first.drain("told to stop", PATIENCE)
                 await one.wait_for("closed")
                 assert len(relay.tunnel.agents) == 1
-                assert set(await words_of(two, 20)) == {b"two"}
+                assert set(await answers_of(two, 20)) == {b"two"}
                 tunnel = relay.tunnel
                 second.drain("told to stop", PATIENCE)
                 await two.wait_for("closed")
@@ -128,29 +138,29 @@ async def test_one_that_ends_leaves_the_tunnel_to_the_other_and_the_last_one_tak
             assert kept.expires is not None
 
 
-async def test_an_agent_that_was_cut_down_leaves_the_tunnel_to_the_other_too() -> None:
-    one, two = Told(), Told()
+async def test_an_agent_that_was_killed_leaves_the_tunnel_to_the_other_too() -> None:
+    one, two = RecordingReporter(), RecordingReporter()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, member(relay, saying(b"two"), two) as second:
-            async with member(relay, saying(b"one"), one) as first:
+        async with relay_here() as relay, sharing_agent(relay, replying(b"two"), two) as second:
+            async with sharing_agent(relay, replying(b"one"), one) as first:
                 await until_ready(relay, first, second)
-            await until_members(relay, 1)
-            assert set(await words_of(two, 10)) == {b"two"}
+            await until_agents(relay, 1)
+            assert set(await answers_of(two, 10)) == {b"two"}
 
 
-async def test_a_visitor_of_an_agent_that_ends_finishes_and_nobody_new_goes_there() -> None:
-    one, two = Told(), Told()
+async def test_a_visitor_of_an_agent_that_ends_finishes_and_no_new_one_goes_there() -> None:
+    one, two = RecordingReporter(), RecordingReporter()
     with trio.fail_after(PATIENCE):
-        async with relay_here() as relay, member(relay, echo, one) as first:
+        async with relay_here() as relay, sharing_agent(relay, echo, one) as first:
             await until_ready(relay, first)
             stream = await connect(address(one))
             await stream.send_all(b"before")
             assert await read_exactly(stream, 6) == b"before"
-            async with member(relay, saying(b"two"), two) as second:
+            async with sharing_agent(relay, replying(b"two"), two) as second:
                 await until_ready(relay, first, second)
                 first.drain("told to stop", PATIENCE)
                 assert (await one.wait_for("draining"))["visitors"] == 1
-                assert set(await words_of(two, 20)) == {b"two"}
+                assert set(await answers_of(two, 20)) == {b"two"}
                 await stream.send_all(b"after")
                 assert await read_exactly(stream, 5) == b"after"
                 await stream.send_eof()
@@ -158,82 +168,82 @@ async def test_a_visitor_of_an_agent_that_ends_finishes_and_nobody_new_goes_ther
                 await one.wait_for("closed")
 
 
-async def test_of_a_tunnel_that_is_not_shared_a_visitor_finishes_too_and_others_are_refused() -> None:
-    told = Told()
+async def test_a_visitor_of_a_tunnel_that_is_not_shared_finishes_too_and_new_ones_are_refused() -> None:
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            living(target, relay, told, TunnelRequest()) as exposure,
+            running_agent(target, relay, reporter, TunnelRequest()) as exposure,
         ):
-            stream = await connect(address(told))
+            stream = await connect(address(reporter))
             await stream.send_all(b"before")
             assert await read_exactly(stream, 6) == b"before"
             exposure.drain("told to stop", PATIENCE)
-            await told.wait_for("draining")
-            assert await is_refused(address(told))
+            await reporter.wait_for("draining")
+            assert await is_refused(address(reporter))
             await stream.send_all(b"after")
             assert await read_exactly(stream, 5) == b"after"
             await stream.aclose()
-            await told.wait_for("closed")
+            await reporter.wait_for("closed")
             while relay.service.tunnels():
                 await trio.lowlevel.checkpoint()
 
 
-async def test_one_whose_local_server_is_unhealthy_leaves_its_visitors_to_the_others() -> None:
-    one, two, check = Told(), Told(), Check("tcp", conduct=UnhealthyPolicy.WITHDRAW)
+async def test_an_agent_with_an_unhealthy_local_server_leaves_visitors_to_the_other_agents() -> None:
+    one, two, check = RecordingReporter(), RecordingReporter(), Check("tcp", policy=UnhealthyPolicy.WITHDRAW)
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
-            member(relay, saying(b"one"), one) as first,
-            member(relay, saying(b"two"), two) as second,
+            sharing_agent(relay, replying(b"one"), one) as first,
+            sharing_agent(relay, replying(b"two"), two) as second,
         ):
             await until_ready(relay, first, second)
-            first.heed(check, healthy=False)
-            while first.figures.parked or relay.tunnel.parked > ONE_SHARE[relay.tunnel.spec.backend]:
+            first.on_health(check, healthy=False)
+            while first.stats.parked or relay.tunnel.parked > PARKED_PER_AGENT[relay.tunnel.spec.backend]:
                 await trio.lowlevel.checkpoint()
-            assert set(await words_of(two, 20)) == {b"two"}
-            first.heed(check, healthy=True)
+            assert set(await answers_of(two, 20)) == {b"two"}
+            first.on_health(check, healthy=True)
             await until_ready(relay, first, second)
-            heard = set[bytes]()
-            while heard != {b"one", b"two"}:
-                heard |= set(await words_of(two, 10))
+            answers = set[bytes]()
+            while answers != {b"one", b"two"}:
+                answers |= set(await answers_of(two, 10))
 
 
-async def test_who_does_not_finish_in_time_is_cut() -> None:
-    told = Told()
+async def test_a_visitor_that_does_not_finish_in_time_is_dropped() -> None:
+    reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
             local_server(echo) as target,
-            living(target, relay, told, TunnelRequest()) as exposure,
+            running_agent(target, relay, reporter, TunnelRequest()) as exposure,
         ):
-            stream = await connect(address(told))
+            stream = await connect(address(reporter))
             await stream.send_all(b"before")
             assert await read_exactly(stream, 6) == b"before"
             exposure.drain("told to stop", 0.05)
             assert await is_dropped(stream)
-            await told.wait_for("closed")
+            await reporter.wait_for("closed")
 
 
-async def test_an_agent_that_lost_its_control_connection_is_a_member_again() -> None:
-    one, two = Told(), Told()
+async def test_an_agent_that_lost_its_control_connection_joins_again() -> None:
+    one, two = RecordingReporter(), RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,
-            member(relay, saying(b"one"), one) as first,
-            member(relay, saying(b"two"), two) as second,
+            sharing_agent(relay, replying(b"one"), one) as first,
+            sharing_agent(relay, replying(b"two"), two) as second,
         ):
             await until_ready(relay, first, second)
             relay.hang_up()
             await one.wait_for("resumed")
             await two.wait_for("resumed")
-            await until_members(relay, 2)
+            await until_agents(relay, 2)
             assert len(one.all("opened")) == len(two.all("opened")) == 1
 
 
 @pytest.mark.parametrize(
-    ("mine", "theirs", "told"),
+    ("mine", "theirs", "reason"),
     [
         ({"max_visitors": 5}, {"max_visitors": 7}, "open with max_visitors=5, which max_visitors=7 contradicts"),
         ({}, {"bandwidth": "1M"}, "open with no bandwidth, which bandwidth=1000000 contradicts"),
@@ -244,14 +254,14 @@ async def test_an_agent_that_lost_its_control_connection_is_a_member_again() -> 
         ),
     ],
 )
-async def test_members_that_contradict_each_other_are_refused(
-    each_backend: str, mine: dict[str, Value], theirs: dict[str, Value], told: str
+async def test_agents_whose_options_contradict_are_refused(
+    each_backend: str, mine: dict[str, Value], theirs: dict[str, Value], reason: str
 ) -> None:
     options = {**SHARED, "persist": True}
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, relay.access.connect() as client:
             uri = await client.open_tunnel(each_backend, **options, **mine)
-            with pytest.raises(RefusedError, match=f"tunnel 'web' is shared and .*{told}") as caught:
+            with pytest.raises(RefusedError, match=f"tunnel 'web' is shared and .*{reason}") as caught:
                 await client.open_tunnel(each_backend, **options, **theirs)
             assert caught.value.reply_code == "usage"
             assert await client.open_tunnel(each_backend, **options) == uri
@@ -262,7 +272,7 @@ async def test_members_that_contradict_each_other_are_refused(
                 await client.open_tunnel(each_backend, **options, client_port=9)
 
 
-async def test_sharing_goes_with_a_name_and_with_persistence(each_backend: str) -> None:
+async def test_sharing_requires_a_name_and_persistence(each_backend: str) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, relay.access.connect() as client:
             for options in ({"share": True, "persist": True}, {"share": True, "name": "web"}):
@@ -270,7 +280,7 @@ async def test_sharing_goes_with_a_name_and_with_persistence(each_backend: str) 
                     await client.open_tunnel(each_backend, **options)
 
 
-async def test_who_does_not_share_replaces_those_who_do(each_backend: str) -> None:
+async def test_an_agent_that_does_not_share_replaces_sharing_ones(each_backend: str) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, relay.access.connect() as client:
             await client.open_tunnel(each_backend, **SHARED, persist=True)
@@ -282,7 +292,7 @@ async def test_who_does_not_share_replaces_those_who_do(each_backend: str) -> No
             assert len(relay.service.tunnels()) == 1
 
 
-async def test_of_many_connections_that_joined_only_those_that_stand_count(each_backend: str) -> None:
+async def test_only_open_control_connections_count_as_agents(each_backend: str) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, relay.access.connect() as client:
             for _ in range(3):
@@ -290,7 +300,7 @@ async def test_of_many_connections_that_joined_only_those_that_stand_count(each_
             async with relay.access.connect() as other:
                 await other.open_tunnel(each_backend, **SHARED, persist=True)
                 assert len(relay.tunnel.agents) == 2
-            await until_members(relay, 1)
+            await until_agents(relay, 1)
             await client.call("leave", relay.tunnel.id)
             while relay.service.tunnels():
                 await trio.lowlevel.checkpoint()

@@ -1,4 +1,4 @@
-"""A secret is rotated under an agent that is connected."""
+"""The secret of a connected agent is rotated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.support import Told, echo, exposed, local_server
+from tests.agent.support import RecordingReporter, echo, exposed, local_server
 from tests.agent.test_expose import address, ask
 from tests.control.test_daemon_auth import HEAD, Running, running
 from tests.support.credentials import SECRET, credential
@@ -24,15 +24,16 @@ ROOT = ("root", SECRET)
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds of waiting add nothing to what is tested here."""
-    monkeypatch.setattr(backoff.delays, "__kwdefaults__", {"first": 0.01, "longest": 0.02})
-    monkeypatch.setattr(session, "RESIZE_INTERVAL", 0.01)
+def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long delays add nothing to what is tested here."""
+    monkeypatch.setattr(backoff, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(backoff, "MAX_DELAY", 0.02)
+    monkeypatch.setattr(session, "REVIEW_INTERVAL", 0.01)
     monkeypatch.setattr(access, "SECRET_CHECK_INTERVAL", 0.01)
 
 
 def with_secret(secret: str) -> str:
-    """A configuration in which alice has this one."""
+    """A configuration in which alice has this secret."""
     tables = []
     for one in (credential("alice", secret), credential("root", role="admin")):
         assert isinstance(one.proof, Verifier)
@@ -42,42 +43,42 @@ def with_secret(secret: str) -> str:
 
 @asynccontextmanager
 async def rotated(relay: Running, secret: str) -> AsyncIterator[None]:
-    """Alice has another secret now."""
+    """Give alice another secret at the relay, and reload it."""
     relay.path.write_text(with_secret(secret))
     async with connect_to(relay.control, credential=ROOT) as root:
         await root.call("reload")
         yield
 
 
-async def test_an_agent_with_its_secret_in_a_file_waits_for_the_new_one_and_its_visitors_go_on(tmp_path: Path) -> None:
-    file, config, told = tmp_path / "secret", tmp_path / "tunnel.toml", Told()
+async def test_an_agent_with_a_secret_file_waits_for_the_new_secret_and_its_visitors_go_on(tmp_path: Path) -> None:
+    file, config, reporter = tmp_path / "secret", tmp_path / "tunnel.toml", RecordingReporter()
     config.write_text(with_secret(SECRET))
     file.write_text(SECRET)
     async with running(config) as relay, local_server(echo) as target:
-        alice = RelayAccess(relay.control, credential=("alice", SECRET), reread=file.read_text)
-        async with exposed(target, alice, told):
-            stream = await connect(address(told))
+        alice = RelayAccess(relay.control, credential=("alice", SECRET), reread_secret=file.read_text)
+        async with exposed(target, alice, reporter):
+            stream = await connect(address(reporter))
             await stream.send_all(b"before")
             assert await read_exactly(stream, 6) == b"before"
             async with rotated(relay, "another"):
-                first, second = await told.wait_for("reconnecting"), await told.wait_for("reconnecting", 2)
+                first, second = await reporter.wait_for("reconnecting"), await reporter.wait_for("reconnecting", 2)
                 assert first["reason"] == "credential 'alice' was removed or its secret changed since you authenticated"
                 assert str(second["reason"]).endswith(
-                    "check its name and its secret; waiting for another one in its file"
+                    "check the name and the secret; waiting for a new secret in its file"
                 )
                 await stream.send_all(b"after")
                 assert await read_exactly(stream, 5) == b"after"
                 file.write_text("another")
-                await told.wait_for("resumed")
-            assert await ask(address(told), b"new") == b"new"
+                await reporter.wait_for("resumed")
+            assert await ask(address(reporter), b"new") == b"new"
 
 
-async def test_one_that_had_it_from_somewhere_else_ends_and_says_which_credential_is_refused(tmp_path: Path) -> None:
-    config, told = tmp_path / "tunnel.toml", Told()
+async def test_an_agent_without_a_secret_file_ends_and_names_the_refused_credential(tmp_path: Path) -> None:
+    config, reporter = tmp_path / "tunnel.toml", RecordingReporter()
     config.write_text(with_secret(SECRET))
     async with running(config) as relay, local_server(echo) as target:
-        refused = pytest.RaisesExc(RefusedError, match=r"refused the credential 'alice': .*; check its name")
+        refused = pytest.RaisesExc(RefusedError, match=r"refused the credential 'alice': .*; check the name")
         with pytest.RaisesGroup(refused, flatten_subgroups=True):
             alice = RelayAccess(relay.control, credential=("alice", SECRET))
-            async with exposed(target, alice, told), rotated(relay, "another"):
+            async with exposed(target, alice, reporter), rotated(relay, "another"):
                 await trio.sleep_forever()
