@@ -123,7 +123,7 @@ async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: flo
         keys = KeyRegistry()
         handshakes = HandshakeSupervisor(Authenticator(lambda: ()), lambda: tls, lambda: PATIENCE)
         await nursery.start(handshakes.run)
-        service = TunnelService(lambda: settings, engine, BACKENDS, keys, lobby=handshakes)
+        service = TunnelService(lambda: settings, engine, BACKENDS, keys, handshakes=handshakes)
         await nursery.start(service.run)
         here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
         if BACKEND.get() == "webmux":

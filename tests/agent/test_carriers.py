@@ -49,7 +49,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 def carriers(relay: RelayHere) -> list[Carrier]:
     """The carriers of the only tunnel."""
-    side = relay.tunnel._server_side
+    side = relay.tunnel.server_side
     assert isinstance(side, WebMuxServerSide)
     return [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
 

@@ -104,12 +104,13 @@ async def test_the_local_server_is_not_dialled_before_a_visitor_arrives() -> Non
     async def count(stream: trio.SocketStream) -> None:
         nonlocal connections
         connections += 1
+        await read_all(stream)
         await stream.send_eof()
 
     reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(count) as target, exposed(target, relay.access, reporter):
-            assert await ask(address(reporter), b"") == b""
+            assert await ask(address(reporter), b"?") == b""
             assert connections == 1
 
 
@@ -261,12 +262,12 @@ async def test_a_tunnel_whose_quota_is_used_up_closes_with_that_reason() -> None
             exposed(target, relay.access, reporter, TunnelRequest({"quota": "10k", "bandwidth": "100M"})),
         ):
             tunnel = relay.tunnel
-            assert (tunnel.terms.quota, tunnel.terms.bandwidth) == (10_000, 100_000_000)
+            assert (tunnel.limits.quota, tunnel.limits.bandwidth) == (10_000, 100_000_000)
             stream = await connect(address(reporter))
             await stream.send_all(bytes(6_000))
             assert await is_dropped_after(stream, 4_000)
             await tunnel.wait_closed()
-            assert tunnel.reason == "its quota of 10000 octets is used up (quota)"
+            assert tunnel.reason == "quota of 10000 bytes is used up (quota)"
 
 
 async def is_dropped_after(stream: trio.SocketStream, limit: int) -> bool:

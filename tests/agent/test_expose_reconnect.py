@@ -153,8 +153,8 @@ async def test_an_agent_whose_name_was_taken_over_waits_until_the_other_one_ends
             async with exposed(target, relay.access, new, request):
                 for _ in range(3):
                     lost = await old.wait_for("reconnecting", len(old.all("reconnecting")) + 1)
-                assert "another agent serves 'device' now, 127.0.0.1" in str(lost["reason"])
-                assert "with t2; this one may when that has ended" in str(lost["reason"])
+                assert "tunnel 'device' is served by another agent, 127.0.0.1" in str(lost["reason"])
+                assert "(t2); stop that agent, or use another name" in str(lost["reason"])
                 assert await ask(address(new), b"new") == b"new"
                 assert not new.all("reconnecting")
             await old.wait_for("opened", 2)
@@ -269,7 +269,7 @@ async def test_a_tunnel_opened_again_with_the_same_name_keeps_its_address(each_b
             former, _ = relay.service.tunnels()
             address = await client.get_tunnel_address(first)
             again = await client.open_tunnel(each_backend, **options)
-            assert former.reason == "replaced: its owner opened it anew"
+            assert former.reason == "replaced by a new tunnel of the same name and owner"
             assert again == first
             assert await client.get_tunnel_address(again) == address
             assert await client.get_tunnel_address(other) != address

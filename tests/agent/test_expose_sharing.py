@@ -245,12 +245,12 @@ async def test_an_agent_that_lost_its_control_connection_joins_again() -> None:
 @pytest.mark.parametrize(
     ("mine", "theirs", "reason"),
     [
-        ({"max_visitors": 5}, {"max_visitors": 7}, "open with max_visitors=5, which max_visitors=7 contradicts"),
-        ({}, {"bandwidth": "1M"}, "open with no bandwidth, which bandwidth=1000000 contradicts"),
+        ({"max_visitors": 5}, {"max_visitors": 7}, "open with max_visitors=5, but max_visitors=7 was requested"),
+        ({}, {"bandwidth": "1M"}, "open without bandwidth, but bandwidth=1000000 was requested"),
         (
             {"allow_from": "10.0.0.0/8"},
             {"allow_from": "127.0.0.1"},
-            "allow_from=10.0.0.0/8, which allow_from=127.0.0.1",
+            "allow_from=10.0.0.0/8, but allow_from=127.0.0.1/32",
         ),
     ],
 )
@@ -261,14 +261,14 @@ async def test_agents_whose_options_contradict_are_refused(
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, relay.access.connect() as client:
             uri = await client.open_tunnel(each_backend, **options, **mine)
-            with pytest.raises(RefusedError, match=f"tunnel 'web' is shared and .*{reason}") as caught:
+            with pytest.raises(RefusedError, match=f"shared tunnel 'web' is .*{reason}") as caught:
                 await client.open_tunnel(each_backend, **options, **theirs)
             assert caught.value.reply_code == "usage"
             assert await client.open_tunnel(each_backend, **options) == uri
             assert await client.open_tunnel(each_backend, **options, **mine) == uri
             port = relay.tunnel.client_uri.port
             assert await client.open_tunnel(each_backend, **options, client_port=port) == uri
-            with pytest.raises(RefusedError, match=f"open with client_port={port}, which client_port=9 contradicts"):
+            with pytest.raises(RefusedError, match=f"open with client_port={port}, but client_port=9 was requested"):
                 await client.open_tunnel(each_backend, **options, client_port=9)
 
 
@@ -276,7 +276,7 @@ async def test_sharing_requires_a_name_and_persistence(each_backend: str) -> Non
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, relay.access.connect() as client:
             for options in ({"share": True, "persist": True}, {"share": True, "name": "web"}):
-                with pytest.raises(RefusedError, match="share=yes goes with a name and with persist=yes"):
+                with pytest.raises(RefusedError, match="share=yes requires a name and persist=yes"):
                     await client.open_tunnel(each_backend, **options)
 
 
@@ -286,7 +286,7 @@ async def test_an_agent_that_does_not_share_replaces_sharing_ones(each_backend: 
             await client.open_tunnel(each_backend, **SHARED, persist=True)
             shared = relay.tunnel
             await client.open_tunnel(each_backend, name="web", persist=True)
-            assert shared.reason == "replaced: its owner opened it anew"
+            assert shared.reason == "replaced by a new tunnel of the same name and owner"
             await client.open_tunnel(each_backend, **SHARED, persist=True)
             assert relay.tunnel.spec.options.share
             assert len(relay.service.tunnels()) == 1

@@ -261,7 +261,7 @@ async def test_a_replacement_can_dial_more_carriers_after_its_predecessor_is_gon
         await web.wait_for("closed")
         while len(relay.service.tunnels()) != 1:
             await trio.lowlevel.checkpoint()
-        side = relay.tunnel._server_side
+        side = relay.tunnel.server_side
         assert isinstance(side, WebMuxServerSide)
         for carrier in list(side.carriers):
             carrier.close("a test")

@@ -225,7 +225,7 @@ async def test_dead_carriers_are_closed(each_backend: str, monkeypatch: pytest.M
 
 def break_off(tunnel: Tunnel) -> None:
     """Close all connections between the hidden server and the relay."""
-    side = tunnel._server_side
+    side = tunnel.server_side
     if isinstance(side, WebMuxServerSide):
         for carrier in list(side.carriers):
             carrier.close("a test")

@@ -19,8 +19,9 @@ from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
 from tunneld.backends.webmux import WebMuxServerSide
 from tunneld.config.schema import ControlSettings
-from tunneld.control.reply import Caller, Reply
+from tunneld.control.reply import Reply
 from tunneld.control.server import serve_lines
+from tunneld.directory.requester import Requester
 from tunneld.mux.carrier import Carrier
 from tunneld.net import sockets
 from tunneld.net.listeners import ReloadableListener
@@ -42,7 +43,7 @@ class SlowRelay:
         self.may_answer = trio.Event()
         self.checked = trio.Event()
 
-    async def __call__(self, request: Request, _caller: Caller) -> Reply:
+    async def __call__(self, request: Request, _caller: Requester) -> Reply:
         port = self.parked.socket.getsockname()[1]
         match request.verb:
             case "opentunnel":
@@ -184,7 +185,7 @@ async def test_an_agent_that_is_cancelled_closes_its_tunnel_over_its_open_connec
 @contextmanager
 def not_reading(tunnel: Tunnel) -> Iterator[None]:
     """The relay reads nothing from the tunnel's carriers for the length of the block."""
-    side = tunnel._server_side
+    side = tunnel.server_side
     assert isinstance(side, WebMuxServerSide)
     carriers = [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
     for carrier in carriers:

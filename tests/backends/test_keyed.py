@@ -24,7 +24,8 @@ from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthLimiter
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Endpoint, parse_network
@@ -51,7 +52,8 @@ def authenticator() -> Authenticator:
 @pytest.fixture
 async def service(nursery: trio.Nursery, engine: Engine, papers: Papers, authenticator: Authenticator) -> TunnelService:
     handshakes = await open_lobby(nursery, papers, authenticator)
-    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, lobby=handshakes)
+    settings = Settings(tunnels=TunnelSettings(ports="0"))
+    service = TunnelService(lambda: settings, engine, BACKENDS, handshakes=handshakes)
     await nursery.start(service.run)
     return service
 
@@ -227,7 +229,8 @@ async def test_a_reopened_tunnel_keeps_its_key(service: TunnelService, secure: s
 
 async def test_without_a_certificate_only_secure_key_is_available(nursery: trio.Nursery, engine: Engine) -> None:
     handshakes = await open_lobby(nursery, None)
-    service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS, lobby=handshakes)
+    settings = Settings(tunnels=TunnelSettings(ports="0"))
+    service = TunnelService(lambda: settings, engine, BACKENDS, handshakes=handshakes)
     await nursery.start(service.run)
     with pytest.raises(UsageError, match=r"control\.tls.*secure=key"):
         await open_tunnel(service, secure="yes")
@@ -291,7 +294,7 @@ async def test_a_key_that_arrives_while_the_tunnel_closes_is_not_parked(
     service: TunnelService, papers: Papers, authenticator: Authenticator, secure: str
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
-    side = tunnel._server_side
+    side = tunnel.server_side
     with trio.fail_after(PATIENT):
         stream = await connect(tunnel.server_uri)
         await until_unauthenticated(authenticator, 1)

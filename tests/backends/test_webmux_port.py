@@ -17,7 +17,7 @@ from tests.agent.test_expose import address, ask
 from tests.engine.bench import stream
 from tests.support.papers import Papers
 from tests.support.people import connect
-from tunneld.directory.service import Requester
+from tunneld.directory.requester import Requester
 from tunneld.mux.carrier import PREAUTH_EXCEEDED
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.options import TunnelOptions

@@ -203,7 +203,7 @@ async def test_a_signal_that_is_ignored_stays_so() -> None:
         (["expose", "80", "--prot", "1"], 64, "unrecognized arguments: --prot"),
         (["list", "--relay", "https://relay.example.org"], 64, "invalid relay address 'https://relay.example.org'"),
         (["expose", "80", "--pool", "9", "--max-pool", "8"], 64, "--pool 9 is more than --max-pool 8"),
-        (["expose", "80", "--port", "x"], 64, "port out of range"),
+        (["expose", "80", "--port", "x"], 64, "not a port between 1 and 65535"),
         (["expose", "80", "--name", "a b"], 64, "not a name"),
         (["list", "--ca", "/nowhere/ca.pem"], 78, "cannot read /nowhere/ca.pem"),
         (["list", "--timeout", "-1"], 64, "not a number of seconds"),

@@ -69,7 +69,7 @@ async def test_the_control_port_requires_authentication(relay: Running) -> None:
     async with connect(relay.control, credential=("alice", SECRET)) as client:
         await client.open_tunnel()
         assert [tunnel["owner"].partition("@")[0] for tunnel in await client.list()] == ["alice"]
-        with pytest.raises(RefusedError, match="status is for admins"):
+        with pytest.raises(RefusedError, match="status requires the role admin"):
             await client.status()
 
 

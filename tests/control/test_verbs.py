@@ -12,7 +12,8 @@ import trio
 from tests.http.support import FakeDaemon
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.commands import COMMANDS, executor
-from tunneld.control.reply import Caller, Reply
+from tunneld.control.reply import Reply
+from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError
 from tunneld.policy.access import EVERYBODY, Grant, Role
@@ -32,7 +33,7 @@ class TwoTunnels:
 
     async def request(self, grant: Grant | None, line: str) -> Reply:
         owner = f"{grant.name}@127.0.0.1:9" if grant else "127.0.0.1:9"
-        caller = Caller("127.0.0.1", owner, "127.0.0.1", grant)
+        caller = Requester("127.0.0.1", owner, "127.0.0.1", grant)
         return await executor(self.daemon)(parse_request(line.encode()), caller)
 
     async def outcome(self, grant: Grant | None, line: str) -> str:
@@ -157,7 +158,7 @@ async def test_watch_reports_the_tunnels_of_the_credential(relay: TwoTunnels, nu
 @pytest.mark.parametrize("about", ["", " {}"])
 async def test_watch_stops_after_its_credential_is_revoked_or_restricted(relay: TwoTunnels, about: str) -> None:
     now: list[Grant | None] = [ROOT]
-    caller = Caller("127.0.0.1", "root@127.0.0.1:9", "127.0.0.1", ROOT, lambda: now[0])
+    caller = Requester("127.0.0.1", "root@127.0.0.1:9", "127.0.0.1", ROOT, lambda: now[0])
     request = parse_request(f"watch{about.format(relay.of_bob)}".encode())
     stream = (await executor(relay.daemon)(request, caller)).stream
     assert stream is not None
@@ -206,10 +207,10 @@ async def test_a_tunnel_that_failed_to_open_does_not_count(relay: TwoTunnels) ->
 async def test_the_lower_max_visitors_applies(
     service: TunnelService, tunnel_settings: TunnelSettings, granted: int | None, configured: int, holds: int
 ) -> None:
-    service._settings = lambda: Settings(tunnels=tunnel_settings.model_copy(update={"max_visitors": configured}))
+    service.settings = lambda: Settings(tunnels=tunnel_settings.model_copy(update={"max_visitors": configured}))
     relay = TwoTunnels(FakeDaemon(Settings(), service), "", "")
     await relay.request(Grant("carol", max_visitors=granted), "openTunnel")
-    assert service.tunnels()[0].spec.settings.max_visitors == holds
+    assert service.tunnels()[0].limits.max_visitors == holds
 
 
 async def test_max_ttl_is_the_ttl_of_the_tunnel(relay: TwoTunnels) -> None:

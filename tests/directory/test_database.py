@@ -1,4 +1,4 @@
-"""The file of reservations: it survives what can happen to a process and to a disk, and says what it cannot use."""
+"""The file of reservations survives the failures of processes and disks, and reports what it cannot use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tunneld.directory.database import APPLICATION, FILE, VERSION, Database
+from tunneld.directory.database import APPLICATION_ID, FILE_NAME, FORMAT_VERSION, Database
 from tunneld.errors import StoreError
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.reservations import Reservation, ReservationKey
@@ -41,81 +41,84 @@ def database(tmp_path: Path) -> Iterator[Database]:
 def reopened(database: Database) -> list[Reservation]:
     database.close()
     again = Database(database.path.parent)
-    records, spoiled = again.load()
+    records, invalid = again.load()
     again.close()
-    assert spoiled == 0
+    assert invalid == 0
     return records
 
 
-def test_what_was_written_is_there_after_it_was_opened_again(database: Database) -> None:
+def test_written_reservations_are_loaded_after_reopening(database: Database) -> None:
     shop = record(ReservationKey("", "shop", "2001:db8::1"), 20081, 1.5e9)
     database.write([change(record()), change(shop), change(record(ReservationKey("bob", "gone"), 9))])
     database.write([(ReservationKey("bob", "gone"), None), change(record(port=20090))])
     assert sorted(reopened(database), key=lambda each: each.client_port) == [shop, record(port=20090)]
 
 
-def test_everything_can_be_written_anew(database: Database) -> None:
+def test_the_whole_content_can_be_replaced(database: Database) -> None:
     database.write([change(record()), change(record(ReservationKey("bob", "x"), 1))])
     database.write([change(record(port=5))], everything=True)
     assert reopened(database) == [record(port=5)]
 
 
-def test_nobody_else_may_read_it(database: Database) -> None:
+def test_only_the_owner_may_read_the_files(database: Database) -> None:
     database.write([change(record())])
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in database.path.parent.iterdir()}
-    assert modes == {FILE: 0o600, f"{FILE}-wal": 0o600}
+    assert modes == {FILE_NAME: 0o600, f"{FILE_NAME}-wal": 0o600}
     assert stat.S_IMODE(database.path.parent.stat().st_mode) == 0o700
 
 
-def test_one_that_others_may_read_is_made_private(database: Database) -> None:
+def test_a_file_with_a_wider_mode_is_restricted(database: Database) -> None:
     database.close()
     database.path.chmod(0o644)
     Database(database.path.parent).close()
     assert stat.S_IMODE(database.path.stat().st_mode) == 0o600
 
 
-def test_two_daemons_do_not_share_one(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunneld.directory.database.BUSY", 0.01)
-    with pytest.raises(StoreError, match=r"reservations\.db: another process uses it"):
+def test_two_daemons_do_not_share_a_file(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunneld.directory.database.LOCK_TIMEOUT", 0.01)
+    with pytest.raises(StoreError, match=r"reservations\.db: in use by another process"):
         Database(database.path.parent)
 
 
-def test_one_of_another_version_is_left_as_it_is(database: Database) -> None:
+def test_a_file_of_another_format_version_is_not_changed(database: Database) -> None:
     database.close()
     with sqlite3.connect(database.path) as connection:
-        connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION + 1}")
     connection.close()
     before = database.path.read_bytes()
-    with pytest.raises(StoreError, match=f"it has version {VERSION + 1}, and this tunneld knows {VERSION}; nothing"):
+    with pytest.raises(
+        StoreError,
+        match=f"its format version is {FORMAT_VERSION + 1}, and this tunneld supports {FORMAT_VERSION}; it was not",
+    ):
         Database(database.path.parent)
     assert database.path.read_bytes() == before
 
 
-def test_one_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / FILE) as connection:
+def test_a_database_of_another_program_is_not_changed(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
         connection.execute("CREATE TABLE recipes (name TEXT)")
     connection.close()
-    before = (tmp_path / FILE).read_bytes()
-    with pytest.raises(StoreError, match="a database of another program; nothing in it was changed"):
+    before = (tmp_path / FILE_NAME).read_bytes()
+    with pytest.raises(StoreError, match="belongs to another program and was not changed"):
         Database(tmp_path)
-    assert (tmp_path / FILE).read_bytes() == before
+    assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
-def test_one_that_is_damaged_is_put_aside_and_begun_anew(database: Database) -> None:
+def test_a_damaged_file_is_moved_aside_and_a_new_one_started(database: Database) -> None:
     database.write([change(record())])
     database.close()
     database.path.write_bytes(b"not a database at all" * 100)
     again = Database(database.path.parent)
     assert again.damage == "file is not a database"
     assert again.load() == ([], 0)
-    assert database.path.with_name(f"{FILE}.damaged").read_bytes().startswith(b"not a database")
+    assert database.path.with_name(f"{FILE_NAME}.damaged").read_bytes().startswith(b"not a database")
     again.write([change(record())])
     assert reopened(again) == [record()]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_damage_anywhere_is_never_the_end(database: Database, seed: int) -> None:
-    """Octets of the file are changed at random: it opens, with what is left or put aside, or says why not."""
+def test_random_damage_is_survived(database: Database, seed: int) -> None:
+    """Bytes of the file are changed at random: it opens, with the rest or moved aside, or raises the reason."""
     database.write([change(record(ReservationKey("alice", f"n{number}"), number + 1)) for number in range(300)])
     database.close()
     dice = random.Random(seed)
@@ -128,29 +131,29 @@ def test_damage_anywhere_is_never_the_end(database: Database, seed: int) -> None
         again.write([change(record())])
 
 
-def test_rows_that_are_none_are_counted_and_left_out(database: Database) -> None:
+def test_invalid_rows_are_counted_and_ignored(database: Database) -> None:
     database.write([change(record())])
     for row in (("a", "", "b", "tcp", 70000, "tcp://h:1", None), ("a", "", "c", "tcp", 1, "nonsense", None)):
         database._connection.execute("INSERT INTO reservation VALUES (?, ?, ?, ?, ?, ?, ?)", row)
     assert database.load() == ([record()], 2)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_directory_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=f"{tmp_path}/file.*: not a directory"):
         Database(tmp_path / "file" / "state")
 
 
-def test_a_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("precious")
-    (tmp_path / FILE).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / FILE_NAME).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match="symbolic link"):
         Database(tmp_path)
     assert (tmp_path / "elsewhere").read_text() == "precious"
 
 
-def test_a_full_disk_changes_nothing_and_can_be_mended(database: Database) -> None:
-    """SQLite's own limit of pages stands for the disk's: it fails in the same way, in the middle of a transaction."""
+def test_a_full_disk_changes_nothing_and_is_recovered_from(database: Database) -> None:
+    """SQLite's own limit of pages takes the place of the disk: it also fails in the middle of a transaction."""
     database.write([change(record())])
     pages = database._connection.execute("PRAGMA page_count").fetchone()[0]
     database._connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -180,10 +183,10 @@ while True:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_what_was_acknowledged_survives_kill_9_at_any_moment(tmp_path: Path, seed: int) -> None:
+def test_acknowledged_writes_survive_kill_9_at_any_moment(tmp_path: Path, seed: int) -> None:
     dice = random.Random(seed)
     acknowledged = 0
-    for _ in range(3):  # a file that was killed once is killed again
+    for _ in range(3):  # more than once on the same file
         with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None
             for _ in range(dice.randrange(1, 40)):
@@ -192,18 +195,18 @@ def test_what_was_acknowledged_survives_kill_9_at_any_moment(tmp_path: Path, see
             for line in writer.stdout.read().split():
                 acknowledged = int(line)
         database = Database(tmp_path)
-        records, spoiled = database.load()
+        records, invalid = database.load()
         database.close()
         assert not database.damage
-        assert spoiled == 0
+        assert invalid == 0
         ports = {each.holder.name: each.client_port for each in records}
-        # The next write may be stored though it was not acknowledged: its name, 50 writes ago, is left out.
+        # The next write may be stored though it was not acknowledged: its name, 50 writes ago, is excluded.
         for number in range(max(1, acknowledged - 48), acknowledged + 1):
             assert ports[f"n{number % 50}"] == number + 1
 
 
-def test_the_file_says_whose_it_is(database: Database) -> None:
+def test_the_header_of_the_file_has_the_application_id_and_version(database: Database) -> None:
     database.close()
     header = database.path.read_bytes()[:100]
-    assert int.from_bytes(header[68:72], "big") == APPLICATION
-    assert int.from_bytes(header[60:64], "big") == VERSION
+    assert int.from_bytes(header[68:72], "big") == APPLICATION_ID
+    assert int.from_bytes(header[60:64], "big") == FORMAT_VERSION

@@ -1,4 +1,4 @@
-"""Which tunnels there are, by what they are found, and what is still counted when they are gone."""
+"""How tunnels are found, and which counters remain when they have closed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunneld.errors import EndedError, LimitReachedError, NoSuchTunnelError
 from tunneld.policy.access import Grant, Role
 
 
-async def test_a_tunnel_is_found_by_its_id_its_uris_and_the_port_of_its_visitors(service: TunnelService) -> None:
+async def test_a_tunnel_is_found_by_id_uris_and_client_port(service: TunnelService) -> None:
     other, tunnel = await open_tunnel(service), await open_tunnel(service)
     for reference in (tunnel.id.upper(), str(tunnel.server_uri), str(tunnel.client_uri), str(tunnel.client_uri.port)):
         assert service.find(reference) is tunnel
@@ -23,21 +23,21 @@ async def test_a_tunnel_is_found_by_its_id_its_uris_and_the_port_of_its_visitors
 
 
 @pytest.mark.parametrize("reference", ["t99", "1", "tcp://127.0.0.1:1", ""])
-async def test_what_is_no_tunnel_is_said_to_be_none(service: TunnelService, reference: str) -> None:
+async def test_a_reference_without_a_tunnel_is_an_error(service: TunnelService, reference: str) -> None:
     await open_tunnel(service)
     with pytest.raises(NoSuchTunnelError, match="no open tunnel"):
         service.find(reference)
 
 
-async def test_the_tunnel_of_somebody_else_is_none(service: TunnelService) -> None:
-    tunnel, stranger = await open_tunnel(service), Grant(name="somebody-else")
+async def test_the_tunnel_of_another_credential_is_not_found(service: TunnelService) -> None:
+    tunnel, other = await open_tunnel(service), Grant(name="another")
     for ask in (service.find, service.get_tunnel_address):
         with pytest.raises(NoSuchTunnelError):
-            ask(str(tunnel.server_uri), stranger)
-    assert (list(service.tunnels(stranger)), service.is_of(stranger, tunnel.id)) == ([], False)
+            ask(str(tunnel.server_uri), other)
+    assert (list(service.tunnels(other)), service.is_of(other, tunnel.id)) == ([], False)
 
 
-async def test_what_tunnels_have_counted_outlives_them_and_the_process(service: TunnelService) -> None:
+async def test_counters_outlive_tunnels_and_the_process(service: TunnelService) -> None:
     tunnel = await open_tunnel(service, max_visitors="1")
     server = await connect(tunnel.server_uri)
     visitor = await connect(tunnel.client_uri)
@@ -58,11 +58,11 @@ async def test_what_tunnels_have_counted_outlives_them_and_the_process(service: 
         await trio.lowlevel.checkpoint()
     assert counts(service) == counted
     successor = TunnelRegistry()
-    successor._resume(service._past)
+    successor.continue_from(service.past)
     assert counts(successor) == counted
 
 
-async def test_who_served_a_tunnel_that_somebody_ended_on_purpose_hears_that(service: TunnelService) -> None:
+async def test_the_agent_of_a_tunnel_ended_by_request_is_told_so(service: TunnelService) -> None:
     root = Grant("root", Role.ADMIN)
     closed, drained = await open_tunnel(service), await open_tunnel(service)
     await service.close(closed.id, root)
@@ -74,26 +74,26 @@ async def test_who_served_a_tunnel_that_somebody_ended_on_purpose_hears_that(ser
             with pytest.raises(EndedError, match=f"^tunnel {tunnel.id} was {how} by request of root$"):
                 ask(str(tunnel.server_uri))
             with pytest.raises(NoSuchTunnelError):
-                ask(str(tunnel.server_uri), Grant("somebody-else"))
+                ask(str(tunnel.server_uri), Grant("another"))
 
 
-async def test_one_whose_agent_may_open_it_again_or_did_was_not_ended_on_purpose(service: TunnelService) -> None:
+async def test_a_tunnel_that_may_be_reopened_or_was_is_not_ended_by_request(service: TunnelService) -> None:
     kept, given_up = await open_tunnel(service, name="kept"), await open_tunnel(service)
     await service.close(kept.id, keep=True)
     with pytest.raises(NoSuchTunnelError):
         service.find(str(kept.server_uri))
     await service.close(given_up.id)
-    service._enter(given_up, "")  # a plain tcp tunnel may get the server URI of one before
+    service.add(given_up, "", adopted=True)  # a plain tcp tunnel may get the server URI of an ended one
     assert service.find(str(given_up.server_uri)) is given_up
-    service._remove(given_up)
+    service.remove(given_up)
     with pytest.raises(NoSuchTunnelError):
         service.find(str(given_up.server_uri))
 
 
-async def test_of_those_ended_on_purpose_only_the_last_are_remembered(
+async def test_only_the_latest_tunnels_ended_by_request_are_remembered(
     service: TunnelService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "MAX_ENDED", 2)
+    monkeypatch.setattr(registry, "MAX_ENDED_BY_REQUEST", 2)
     tunnels = [await open_tunnel(service) for _ in range(3)]
     for tunnel in tunnels:
         await service.close(tunnel.id)
@@ -104,14 +104,14 @@ async def test_of_those_ended_on_purpose_only_the_last_are_remembered(
             service.find(str(tunnel.server_uri))
 
 
-class TestAFew:
+class TestLimit:
     @pytest.fixture
     def tunnel_settings(self) -> TunnelSettings:
         return TunnelSettings(ports="0", max_tunnels=2)
 
-    async def test_no_more_tunnels_are_open_than_may_be(self, service: TunnelService) -> None:
+    async def test_max_tunnels(self, service: TunnelService) -> None:
         first, _ = await open_tunnel(service), await open_tunnel(service)
-        with pytest.raises(LimitReachedError, match=r"2 are open \(tunnels.max_tunnels\)"):
+        with pytest.raises(LimitReachedError, match=r"^tunnel limit reached: .* 2 of 2 open \(tunnels.max_tunnels\)"):
             await open_tunnel(service)
         await service.close(first.id)
         await open_tunnel(service)

@@ -1,4 +1,4 @@
-"""An address stays its holder's while the tunnel is away, and is nobody else's meanwhile."""
+"""A closed tunnel's address stays reserved for its holder, and no other tunnel gets it meanwhile."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tests.support.people import connect, is_refused
 from tests.support.visitors import until_parked
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.policy.access import EVERYBODY, Grant, Role
@@ -30,12 +31,12 @@ HOUR = 3600.0
 
 @pytest.fixture
 def tunnel_settings() -> TunnelSettings:
-    """As many ports as two tunnels have."""
+    """A range with the ports of two tunnels."""
     return few_ports(4)
 
 
 def few_ports(count: int, **keys: float) -> TunnelSettings:
-    """A range of so many ports that were free just now."""
+    """A range of `count` ports that are free now."""
     for first in range(21_000, 29_000, 50):
         try:
             for port in range(first, first + count):
@@ -47,42 +48,40 @@ def few_ports(count: int, **keys: float) -> TunnelSettings:
 
 
 async def open_as(service: TunnelService, grant: Grant, host: str = "127.0.0.1", **words: str) -> Tunnel:
-    asker = Requester(host=host, owner=f"{host}:9", local_host="127.0.0.1", grant=grant)
-    return await service.open_tunnel("tcp", TunnelOptions.parse(words), asker)
+    requester = Requester(host=host, owner=f"{host}:9", local_host="127.0.0.1", grant=grant)
+    return await service.open_tunnel("tcp", TunnelOptions.parse(words), requester)
 
 
 def address(tunnel: Tunnel) -> tuple[str, str]:
     return str(tunnel.client_uri), str(tunnel.server_uri)
 
 
-async def test_who_comes_back_finds_both_ports_as_they_were(service: TunnelService) -> None:
+async def test_a_reopened_tunnel_has_both_ports_again(service: TunnelService) -> None:
     first = await open_as(service, ALICE, name="blog")
     await service.close(first.id, keep=True)
     assert address(await open_as(service, ALICE, name="blog")) == address(first)
 
 
-async def test_from_another_address_too_if_it_is_the_same_credential(service: TunnelService) -> None:
+async def test_a_reservation_of_a_credential_does_not_depend_on_the_address(service: TunnelService) -> None:
     first = await open_as(service, ALICE, "192.0.2.1", name="blog")
     await service.close(first.id, keep=True)
     assert address(await open_as(service, ALICE, "192.0.2.2", name="blog")) == address(first)
 
 
-async def test_one_that_is_served_is_not_replaced_by_who_asks_for_that(
-    service: TunnelService, mock_clock: MockClock
-) -> None:
+async def test_replace_no_fails_while_the_open_tunnel_is_served(service: TunnelService, mock_clock: MockClock) -> None:
     first = await open_as(service, ALICE, name="blog", persist="yes")
-    with pytest.raises(LimitReachedError, match=r"another agent serves 'blog' now, .* with t1"):
+    with pytest.raises(LimitReachedError, match=r"tunnel 'blog' is served by another agent, .* \(t1\)"):
         await open_as(service, ALICE, name="blog", replace="no")  # its hidden server is about to connect
     mock_clock.jump(10)
     await connect(first.server_uri)
     await until_parked(first, 1)
-    with pytest.raises(LimitReachedError, match=r"another agent serves 'blog' now"):
+    with pytest.raises(LimitReachedError, match=r"tunnel 'blog' is served by another agent"):
         await open_as(service, ALICE, name="blog", replace="no")
     await open_as(service, BOB, name="blog", replace="no")
     assert address(await open_as(service, ALICE, name="blog")) == address(first)
 
 
-async def test_one_that_nobody_serves_is_replaced_by_who_would_not_otherwise(
+async def test_replace_no_replaces_an_open_tunnel_that_no_agent_serves(
     service: TunnelService, mock_clock: MockClock
 ) -> None:
     first = await open_as(service, ALICE, name="blog")
@@ -91,7 +90,7 @@ async def test_one_that_nobody_serves_is_replaced_by_who_would_not_otherwise(
     assert first.phase is Phase.CLOSED
 
 
-async def test_nobody_else_gets_its_ports_by_chance(service: TunnelService) -> None:
+async def test_reserved_ports_are_not_assigned_to_other_tunnels(service: TunnelService) -> None:
     first = await open_as(service, ALICE, name="blog")
     await service.close(first.id, keep=True)
     other = await open_as(service, BOB)
@@ -101,18 +100,18 @@ async def test_nobody_else_gets_its_ports_by_chance(service: TunnelService) -> N
         await open_as(service, BOB)
 
 
-async def test_nobody_else_gets_them_by_asking(service: TunnelService) -> None:
+async def test_reserved_ports_cannot_be_requested_by_another_credential(service: TunnelService) -> None:
     first = await open_as(service, ALICE, name="blog")
     await service.close(first.id, keep=True)
     for port in (first.client_uri.port, first.server_uri.port):
         for name in ({}, {"name": "blog"}):
-            with pytest.raises(LimitReachedError, match=f"port {port} is reserved for another tunnel, which is away"):
+            with pytest.raises(LimitReachedError, match=f"port {port} is reserved for another tunnel, now closed"):
                 await open_as(service, BOB, client_port=str(port), **name)
-    with pytest.raises(LimitReachedError, match=r"is reserved for tunnel 'blog' of alice, .*; release .* gives it up"):
+    with pytest.raises(LimitReachedError, match=r"is reserved for tunnel 'blog' of alice, .*; release .* frees it"):
         await open_as(service, ROOT, client_port=str(first.client_uri.port))
 
 
-async def test_after_its_time_they_are_anybodys(service: TunnelService, mock_clock: MockClock) -> None:
+async def test_expired_reservations_free_their_ports(service: TunnelService, mock_clock: MockClock) -> None:
     first = await open_as(service, ALICE, name="blog")
     await service.close(first.id, keep=True)
     mock_clock.jump(HOUR)
@@ -122,7 +121,7 @@ async def test_after_its_time_they_are_anybodys(service: TunnelService, mock_clo
 
 @asynccontextmanager
 async def visited(tunnel: Tunnel) -> AsyncIterator[trio.SocketStream]:
-    """A visitor of the tunnel who is served, by nobody who says anything."""
+    """A visitor joined to a server connection without data."""
     server = await connect(tunnel.server_uri)
     await until_parked(tunnel, 1)
     async with server, await connect(tunnel.client_uri) as visitor:
@@ -131,7 +130,7 @@ async def visited(tunnel: Tunnel) -> AsyncIterator[trio.SocketStream]:
         yield visitor
 
 
-async def test_an_address_means_the_tunnel_that_took_it_over_from_one_that_is_drained(service: TunnelService) -> None:
+async def test_an_address_refers_to_the_tunnel_that_took_it_over_from_a_draining_one(service: TunnelService) -> None:
     first = await open_as(service, ALICE, name="blog", persist="yes")
     async with visited(first):
         first.drain()
@@ -141,11 +140,11 @@ async def test_an_address_means_the_tunnel_that_took_it_over_from_one_that_is_dr
             assert service.find(reference, ALICE) is second
         assert service.find(first.id, ALICE) is first
         assert service.get_tunnel_address(str(first.server_uri), ALICE) == second.client_uri
-        assert first.visitors, "and nobody was cut"
+        assert first.visitors, "its visitors stay connected"
 
 
-async def test_one_that_is_drained_does_not_use_up_what_a_credential_may_open(service: TunnelService) -> None:
-    """Otherwise its successor could not come before the last visitor has left. More than one does."""
+async def test_one_draining_tunnel_does_not_count_against_max_tunnels(service: TunnelService) -> None:
+    """Otherwise it could not be replaced before its last visitor has left. More than one draining tunnel counts."""
     only_one = Grant("alice", max_tunnels=1)
     first = await open_as(service, only_one, name="blog", persist="yes")
     async with visited(first):
@@ -153,28 +152,28 @@ async def test_one_that_is_drained_does_not_use_up_what_a_credential_may_open(se
         second = await open_as(service, only_one, name="blog", persist="yes")
         third = await open_as(service, only_one, name="blog", persist="yes")
         assert second.phase is Phase.CLOSED
-        with pytest.raises(LimitReachedError, match="its max_tunnels"):
+        with pytest.raises(LimitReachedError, match=r"\(max_tunnels\)"):
             await open_as(service, only_one, name="other")
         async with visited(third):
             third.drain()
-            with pytest.raises(LimitReachedError, match="its max_tunnels"):
+            with pytest.raises(LimitReachedError, match=r"\(max_tunnels\)"):
                 await open_as(service, only_one, name="blog")
 
 
-async def test_what_is_closed_on_purpose_is_given_up(service: TunnelService) -> None:
+async def test_closing_by_request_releases_the_address(service: TunnelService) -> None:
     first = await open_as(service, ALICE, name="blog")
     await service.close(first.id)
     assert not service.reservations.kept(ROOT)
     await open_as(service, BOB, client_port=str(first.client_uri.port))
 
 
-async def test_a_tunnel_without_a_name_leaves_nothing(service: TunnelService) -> None:
+async def test_a_tunnel_without_a_name_has_no_reservation(service: TunnelService) -> None:
     first = await open_as(service, ALICE)
     await service.close(first.id, keep=True)
     assert not service.reservations.kept(ROOT)
 
 
-async def test_a_tunnel_that_was_drained_or_whose_time_was_over_keeps_its_address(service: TunnelService) -> None:
+async def test_a_drained_or_expired_tunnel_keeps_its_address(service: TunnelService) -> None:
     for words in ({}, {"ttl": "0.01"}):
         first = await open_as(service, ALICE, name="blog", **words)
         if not words:
@@ -185,29 +184,29 @@ async def test_a_tunnel_that_was_drained_or_whose_time_was_over_keeps_its_addres
         await service.close(again.id)
 
 
-async def test_who_asks_for_another_port_has_that_from_then_on(service: TunnelService) -> None:
+async def test_a_newly_requested_port_replaces_the_reserved_one(service: TunnelService) -> None:
     first = await open_as(service, ALICE, name="blog")
     await service.close(first.id, keep=True)
-    ports = service._settings().tunnels.port_range
+    ports = service.settings().tunnels.port_range
     free = next(port for port in ports if port not in {first.client_uri.port, first.server_uri.port})
     second = await open_as(service, ALICE, name="blog", client_port=str(free))
     await service.close(second.id, keep=True)
     assert (await open_as(service, ALICE, name="blog")).client_uri.port == free
 
 
-async def test_a_port_that_another_program_took_meanwhile_is_told_and_another_one_used(service: TunnelService) -> None:
+async def test_a_reserved_port_taken_by_another_program_is_logged_and_replaced(service: TunnelService) -> None:
     first = await open_as(service, ALICE, name="blog")
     await service.close(first.id, keep=True)
     with socket.create_server(("127.0.0.1", first.client_uri.port)), capture_logs() as logs:
         second = await open_as(service, ALICE, name="blog")
     assert second.client_uri.port != first.client_uri.port
-    (told,) = [line for line in logs if line["event"] == "tunnel has another address than before"]
-    assert (told["was"], told["now"]) == (first.client_uri.port, second.client_uri.port)
-    assert f"no port is free in {first.client_uri.port}" in told["reason"]
+    (line,) = [line for line in logs if line["event"] == "tunnel could not get its reserved address"]
+    assert (line["was"], line["now"]) == (first.client_uri.port, second.client_uri.port)
+    assert f"no port is free in {first.client_uri.port}" in line["reason"]
 
 
-async def test_a_port_that_was_asked_for_and_another_program_has_is_refused(service: TunnelService) -> None:
-    port = service._settings().tunnels.port_range[0]
+async def test_a_requested_port_taken_by_another_program_is_refused(service: TunnelService) -> None:
+    port = service.settings().tunnels.port_range[0]
     with (
         socket.create_server(("127.0.0.1", port)),
         pytest.raises(LimitReachedError, match=f"no port is free in {port}"),
@@ -216,7 +215,7 @@ async def test_a_port_that_was_asked_for_and_another_program_has_is_refused(serv
     assert not service.reservations.kept(ROOT)
 
 
-async def test_newcomers_of_one_name_at_once_leave_one_tunnel_at_the_address(service: TunnelService) -> None:
+async def test_concurrent_requests_for_one_name_leave_one_tunnel_at_the_address(service: TunnelService) -> None:
     first = await open_as(service, ALICE, name="blog")
     opened: list[Tunnel] = []
 
@@ -230,8 +229,8 @@ async def test_newcomers_of_one_name_at_once_leave_one_tunnel_at_the_address(ser
     assert len(service.tunnels()) == 1
 
 
-async def test_one_that_is_evicted_drops_what_is_parked_and_the_newcomer_is_served(service: TunnelService) -> None:
-    """The backend for each visitor a connection: the old ones lead nowhere any more."""
+async def test_a_replaced_tunnel_drops_its_parked_connections(service: TunnelService) -> None:
+    """With the tcp backend, the parked connections of the old tunnel lead to no agent any more."""
     first = await open_as(service, ALICE, name="blog", persist="yes")
     stale = await connect(first.server_uri)
     await until_parked(first, 1)
@@ -242,7 +241,7 @@ async def test_one_that_is_evicted_drops_what_is_parked_and_the_newcomer_is_serv
 
 
 class TestWithoutCredentials:
-    async def test_the_address_tells_people_apart(self, service: TunnelService) -> None:
+    async def test_the_requesters_address_separates_owners(self, service: TunnelService) -> None:
         first = await open_as(service, EVERYBODY, "192.0.2.1", name="blog")
         await service.close(first.id, keep=True)
         other = await open_as(service, EVERYBODY, "192.0.2.2", name="blog")
@@ -250,7 +249,7 @@ class TestWithoutCredentials:
         await service.close(other.id)
         assert address(await open_as(service, EVERYBODY, "192.0.2.1", name="blog")) == address(first)
 
-    async def test_who_knows_name_and_port_may_have_moved(self, service: TunnelService) -> None:
+    async def test_a_requester_with_name_and_port_may_have_moved(self, service: TunnelService) -> None:
         first = await open_as(service, EVERYBODY, "192.0.2.1", name="blog")
         await service.close(first.id, keep=True)
         port = str(first.client_uri.port)
@@ -260,39 +259,41 @@ class TestWithoutCredentials:
         assert moved.client_uri == first.client_uri
         assert [kept.record.holder.host for kept in service.reservations.kept(EVERYBODY)] == ["192.0.2.2"]
 
-    async def test_but_an_open_tunnel_is_not_taken_from_another_address(self, service: TunnelService) -> None:
+    async def test_an_open_tunnel_is_not_taken_over_from_another_address(self, service: TunnelService) -> None:
         first = await open_as(service, EVERYBODY, "192.0.2.1", name="blog")
         with pytest.raises(LimitReachedError, match="no port is free"):
             await open_as(service, EVERYBODY, "192.0.2.2", name="blog", client_port=str(first.client_uri.port))
         assert list(service.tunnels()) == [first]
 
 
-class TestWhatPeopleAsk:
-    async def test_who_has_a_port(self, service: TunnelService, mock_clock: MockClock) -> None:
+class TestRequests:
+    async def test_reservations_are_found_by_port_and_visible_to_their_owner(
+        self, service: TunnelService, mock_clock: MockClock
+    ) -> None:
         first = await open_as(service, ALICE, name="blog")
         second = await open_as(service, BOB, name="shop")
         await service.close(second.id, keep=True)
         mock_clock.jump(600)
 
-        def told(found: list[ReservationView]) -> list[tuple[str, str | None, float | None]]:
+        def fields(found: list[ReservationView]) -> list[tuple[str, str | None, float | None]]:
             return [(each.record.holder.name, each.tunnel, each.left) for each in found]
 
         addresses = service.reservations
-        assert told([*addresses.find(str(second.client_uri.port), ROOT)]) == [("shop", None, HOUR - 600)]
-        assert told([*addresses.find(str(first.server_uri.port), ROOT)]) == [("blog", first.id, None)]
-        assert told([*addresses.kept(ALICE)]) == [("blog", first.id, None)]
+        assert fields([*addresses.find(str(second.client_uri.port), ROOT)]) == [("shop", None, HOUR - 600)]
+        assert fields([*addresses.find(str(first.server_uri.port), ROOT)]) == [("blog", first.id, None)]
+        assert fields([*addresses.kept(ALICE)]) == [("blog", first.id, None)]
         with pytest.raises(NoSuchTunnelError):
             addresses.find("shop", ALICE)
 
-    async def test_a_tunnel_can_be_named_by_the_port_of_its_clients(self, service: TunnelService) -> None:
+    async def test_a_tunnel_is_found_by_its_client_port(self, service: TunnelService) -> None:
         first = await open_as(service, ALICE, name="blog")
         assert service.find(str(first.client_uri.port)) is first
         with pytest.raises(NoSuchTunnelError):
             service.find(str(first.client_uri.port), BOB)
 
-    async def test_a_reservation_is_released_and_an_open_tunnels_is_not(self, service: TunnelService) -> None:
+    async def test_a_reservation_is_released_unless_its_tunnel_is_open(self, service: TunnelService) -> None:
         first = await open_as(service, ALICE, name="blog")
-        with pytest.raises(UsageError, match=f"tunnel {first.id} is open at port .*: close {first.id} first"):
+        with pytest.raises(UsageError, match=f"tunnel {first.id} is open on port .*: close {first.id} first"):
             await service.reservations.release("blog", ROOT)
         await service.close(first.id, keep=True)
         with pytest.raises(NoSuchTunnelError):
@@ -300,15 +301,15 @@ class TestWhatPeopleAsk:
         await service.reservations.release(str(first.client_uri.port), ROOT)
         await open_as(service, BOB, client_port=str(first.client_uri.port))
 
-    async def test_of_two_that_are_called_alike_the_port_says_which(self, service: TunnelService) -> None:
+    async def test_of_two_reservations_with_one_name_the_port_selects_one(self, service: TunnelService) -> None:
         for grant in (ALICE, BOB):
             await service.close((await open_as(service, grant, name="blog")).id, keep=True)
-        with pytest.raises(UsageError, match="2 reservations are called 'blog': say which by its port"):
+        with pytest.raises(UsageError, match="2 reservations are called 'blog': name one by its port"):
             await service.reservations.release("blog", ROOT)
         await service.reservations.release("blog", ALICE)
 
 
-async def test_a_removed_credential_leaves_nothing_behind(service: TunnelService) -> None:
+async def test_a_removed_credential_leaves_no_tunnel_and_no_reservation(service: TunnelService) -> None:
     first = await open_as(service, ALICE, name="blog")
     second = await open_as(service, ALICE, name="shop")
     await service.close(second.id, keep=True)
@@ -317,7 +318,7 @@ async def test_a_removed_credential_leaves_nothing_behind(service: TunnelService
     await open_as(service, BOB, client_port=str(second.client_uri.port))
 
 
-async def test_whether_it_is_drained_or_stopped_what_was_open_is_there_in_the_next_life(
+async def test_reservations_of_open_tunnels_survive_a_drain_and_a_stop_of_the_daemon(
     engine: Engine, tunnel_settings: TunnelSettings, tmp_path: Path
 ) -> None:
     settings = Settings(tunnels=tunnel_settings)
@@ -335,7 +336,7 @@ async def test_whether_it_is_drained_or_stopped_what_was_open_is_there_in_the_ne
     assert len(set(before)) == 1
 
 
-async def test_with_a_reservation_of_nothing_a_newcomer_still_evicts_and_nothing_is_kept(engine: Engine) -> None:
+async def test_with_a_reservation_time_of_zero_a_tunnel_is_replaced_and_nothing_is_kept(engine: Engine) -> None:
     settings = Settings(tunnels=few_ports(6, reservation=0))
     async with trio.open_nursery() as nursery:
         service = TunnelService(lambda: settings, engine, BACKENDS)
@@ -349,24 +350,24 @@ async def test_with_a_reservation_of_nothing_a_newcomer_still_evicts_and_nothing
         nursery.cancel_scope.cancel()
 
 
-async def test_a_system_that_gives_any_port_is_asked_again_where_it_gave_a_reserved_one(
+async def test_a_reserved_port_assigned_by_the_kernel_is_not_used(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(tunnels=TunnelSettings(ports="0"))
     async with trio.open_nursery() as nursery:
         service = TunnelService(lambda: settings, engine, BACKENDS)
         await nursery.start(service.run)
-        given: list[int] = []
+        assigned: list[int] = []
 
-        class Suspicious:
+        class FirstThreeReserved:
             def __contains__(self, port: object) -> bool:
                 assert isinstance(port, int)
-                given.append(port)
-                return len(given) <= 3
+                assigned.append(port)
+                return len(assigned) <= 3
 
-        monkeypatch.setattr(service.reservations, "table", Suspicious())
+        monkeypatch.setattr(service.reservations, "table", FirstThreeReserved())
         monkeypatch.setattr(service.reservations, "recall", lambda *_: None)
         tunnel = await open_as(service, ALICE)
-        assert tunnel.client_uri.port == given[3]
-        assert tunnel.client_uri.port not in given[:3]
+        assert tunnel.client_uri.port == assigned[3]
+        assert tunnel.client_uri.port not in assigned[:3]
         nursery.cancel_scope.cancel()

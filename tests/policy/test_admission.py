@@ -1,4 +1,4 @@
-"""Who may come in: networks, sources, and how the limits work together."""
+"""Which visitors are accepted: networks, sources, and how the limits work together."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_set_of_networks_agrees_with_each_of_them(
 
 @pytest.mark.parametrize("written", ["192.0.2.7", "::ffff:192.0.2.7", "::ffff:c000:207", "0:0:0:0:0:ffff:c000:207"])
 @pytest.mark.parametrize("network", ["192.0.2.0/24", "::ffff:192.0.2.0/120", "::ffff:192.0.2.7"])
-def test_an_ipv4_address_is_the_same_however_it_is_written(written: str, network: str) -> None:
+def test_every_spelling_of_an_ipv4_address_is_the_same(written: str, network: str) -> None:
     rules = Rules(deny=nets(network))
     assert kind(Admission(rules).admit(written, 0)) is RefusalKind.ADDRESS
     assert Admission(rules).admit("192.0.3.7", 0) is None
@@ -63,11 +63,11 @@ def test_deny_wins_and_every_allow_list_must_have_the_visitor() -> None:
     assert found == [None, RefusalKind.ADDRESS, RefusalKind.ADDRESS, RefusalKind.ADDRESS]
 
 
-def test_an_empty_allow_list_is_everybody() -> None:
+def test_an_empty_allow_list_admits_every_address() -> None:
     assert Admission(Rules(allow=((), ()), deny=nets("10.0.0.0/8"))).admit("2001:db8::1", 0) is None
 
 
-def test_all_of_ipv6_is_no_ipv4() -> None:
+def test_denying_all_of_ipv6_denies_no_ipv4() -> None:
     admission = Admission(Rules(deny=nets("::/0")))
     assert admission.admit("192.0.2.1", 0) is None
     assert kind(admission.admit("fe80::1%eth0", 0)) is RefusalKind.ADDRESS
@@ -106,17 +106,17 @@ def test_a_source_is_an_ipv4_address_or_an_ipv6_slash_64(one: str, other: str, s
 
 
 @given(
-    most=st.integers(1, 3),
+    limit=st.integers(1, 3),
     steps=st.lists(st.tuples(st.booleans(), st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"]))),
 )
-def test_never_more_than_so_many_at_once_and_nothing_stays_behind(most: int, steps: list[tuple[bool, str]]) -> None:
-    admission, inside = Admission(Rules(max_per_source=most)), Counter[int]()
+def test_a_source_never_exceeds_its_limit_and_leaves_nothing_behind(limit: int, steps: list[tuple[bool, str]]) -> None:
+    admission, inside = Admission(Rules(max_per_source=limit)), Counter[int]()
     hosts: list[str] = []
-    for comes, host in steps:
+    for arrives, host in steps:
         source = read_address(host).source
-        if comes:
+        if arrives:
             refused = admission.admit(host, 0)
-            assert kind(refused) is (RefusalKind.PER_SOURCE if inside[source] == most else None)
+            assert kind(refused) is (RefusalKind.PER_SOURCE if inside[source] == limit else None)
             if refused is None:
                 inside[source] += 1
                 hosts.append(host)
@@ -124,7 +124,7 @@ def test_never_more_than_so_many_at_once_and_nothing_stays_behind(most: int, ste
             hosts.remove(host)
             inside[source] -= 1
             admission.left(host)
-        assert max(inside.values(), default=0) <= most
+        assert max(inside.values(), default=0) <= limit
         assert admission.sources == len(+inside)
     for host in hosts:
         admission.left(host)
@@ -134,7 +134,7 @@ def test_never_more_than_so_many_at_once_and_nothing_stays_behind(most: int, ste
 # Together
 
 
-def test_a_visitor_refused_for_one_reason_uses_nothing_up_of_another() -> None:
+def test_a_visitor_refused_by_one_limit_does_not_count_against_another() -> None:
     admission = Admission(Rules(deny=nets("10.0.0.1"), max_per_source=1, rate=Rate.parse("2/h"), max_sources=10))
     assert kind(admission.admit("10.0.0.1", 1e5)) is RefusalKind.ADDRESS
     assert admission.sources == 0
@@ -144,10 +144,10 @@ def test_a_visitor_refused_for_one_reason_uses_nothing_up_of_another() -> None:
     assert admission.admit("192.0.2.1", 1e5) is None
     admission.left("192.0.2.1")
     assert kind(admission.admit("192.0.2.1", 1e5)) is RefusalKind.RATE
-    assert kind(admission.admit("192.0.2.1", 1e5)) is RefusalKind.RATE  # and it holds no place
+    assert kind(admission.admit("192.0.2.1", 1e5)) is RefusalKind.RATE  # and it is not counted
 
 
-def test_a_hundred_thousand_sources_leave_no_more_than_is_configured() -> None:
+def test_remembered_sources_are_bounded() -> None:
     admission = Admission(Rules(max_per_source=5, rate=Rate.parse("1/h"), max_sources=100))
     for number in range(1_000_000, 1_100_000):
         host = f"2001:db8:{number >> 16:x}:{number & 0xFFFF:x}::1"
@@ -157,7 +157,7 @@ def test_a_hundred_thousand_sources_leave_no_more_than_is_configured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "nothing"),
+    ("rules", "accept_all"),
     [
         (Rules(), True),
         (Rules(allow=((), ()), max_sources=100), True),
@@ -167,13 +167,13 @@ def test_a_hundred_thousand_sources_leave_no_more_than_is_configured() -> None:
         (Rules(rate=Rate(1, 1)), False),
     ],
 )
-def test_rules_that_ask_nothing_are_known_as_such(rules: Rules, nothing: bool) -> None:
-    assert rules.ask_nothing is nothing
+def test_rules_that_accept_every_visitor_are_known(rules: Rules, accept_all: bool) -> None:
+    assert rules.accept_all is accept_all
 
 
-def test_refusals_say_the_option_that_is_the_reason() -> None:
+def test_refusals_name_the_option() -> None:
     rate = Admission(Rules(rate=Rate.parse("1/m")))
     rate.admit("192.0.2.1", 1e5)
     assert rate.admit("192.0.2.1", 1e5) == AdmissionRefusal(
-        RefusalKind.RATE, "its source brings more than 1/m (visitor_rate)"
+        RefusalKind.RATE, "limit reached: 1/m new visitors from its address (visitor_rate)"
     )

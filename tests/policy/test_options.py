@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tunneld.errors import UsageError
 from tunneld.policy.networks import MAX_NETWORKS
-from tunneld.policy.options import ANYWHERE, LONGEST, MAX_COUNT, MAX_NAME, OPTIONS, TunnelOptions
+from tunneld.policy.options import ANYWHERE, MAX_COUNT, MAX_NAME, MAX_SECONDS, OPTIONS, TunnelOptions, parse_count
 from tunneld.policy.rates import Rate
 
 
@@ -20,12 +20,12 @@ def test_the_table_and_the_value_have_the_same_fields() -> None:
     assert set(OPTIONS) == {field.name for field in fields(TunnelOptions)}
 
 
-def test_nothing_asked_is_the_reference_tunnel() -> None:
+def test_no_options_mean_the_reference_tunnel() -> None:
     assert TunnelOptions.parse({}) == TunnelOptions()
     assert not TunnelOptions().persist
 
 
-def test_every_option_reads() -> None:
+def test_every_option_is_parsed() -> None:
     words = {
         "persist": "yes",
         "secure": "key",
@@ -80,7 +80,7 @@ def test_every_option_reads() -> None:
         ("ttl", "-1"),
         ("ttl", "nan"),
         ("ttl", "inf"),
-        ("ttl", str(LONGEST + 1)),
+        ("ttl", str(MAX_SECONDS + 1)),
         ("linger", "soon"),
         ("proxy_protocol", "v3"),
         ("client_port", "0"),
@@ -109,13 +109,13 @@ def test_every_option_reads() -> None:
         ("colour", "red"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(key: str, text: str) -> None:
+def test_invalid_values_are_refused_with_the_name_of_the_option(key: str, text: str) -> None:
     with pytest.raises(UsageError, match=key):
         TunnelOptions.parse({key: text})
 
 
-def test_limits_hold_at_their_edge() -> None:
-    assert TunnelOptions.parse({"ttl": str(LONGEST)}).ttl == LONGEST
+def test_values_at_the_edge_of_their_range_are_valid() -> None:
+    assert TunnelOptions.parse({"ttl": str(MAX_SECONDS)}).ttl == MAX_SECONDS
     assert TunnelOptions.parse({"client_port": "65535"}).client_port == 65535
     assert TunnelOptions.parse({"max_visitors": str(MAX_COUNT)}).max_visitors == MAX_COUNT
     assert TunnelOptions.parse({"max_per_source": "1"}).max_per_source == 1
@@ -126,12 +126,12 @@ def test_limits_hold_at_their_edge() -> None:
 @given(
     st.dictionaries(st.one_of(st.sampled_from(list(OPTIONS)), st.text(max_size=8)), st.text(max_size=20), max_size=4)
 )
-def test_any_words_are_options_or_a_usage_error(words: dict[str, str]) -> None:
+def test_any_words_are_valid_options_or_a_usage_error(words: dict[str, str]) -> None:
     with contextlib.suppress(UsageError):
         TunnelOptions.parse(words)
 
 
-def test_options_are_said_in_words_that_are_read_as_the_same() -> None:
+def test_options_survive_a_round_trip_through_words() -> None:
     words = {
         "persist": "yes", "server_from": "any", "ttl": "0.1", "linger": "7.5", "proxy_protocol": "v2",
         "client_port": "8011", "name": "a.b", "allow_from": "192.0.2.0/24,2001:db8::/32", "visitor_rate": "30/m",
@@ -141,3 +141,10 @@ def test_options_are_said_in_words_that_are_read_as_the_same() -> None:
     assert TunnelOptions.parse(options.words()) == options
     assert TunnelOptions().words() == {}
     assert set(options.words()) == set(words)
+
+
+@pytest.mark.parametrize("text", ["0", "101", "1000", "+1", " 1", "1_0", "1.0", "", "٣"])
+def test_counts_are_ascii_digits_up_to_their_maximum(text: str) -> None:
+    assert parse_count("100", 100) == 100
+    with pytest.raises(ValueError, match="not a number between 1 and 100"):
+        parse_count(text, 100)

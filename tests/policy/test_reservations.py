@@ -1,4 +1,4 @@
-"""The book of reservations: who has which address, for how long, and who makes room."""
+"""The table of reservations: which holder has which address, until when, and which reservation is dropped first."""
 
 from __future__ import annotations
 
@@ -16,150 +16,150 @@ def record(holder: ReservationKey, client_port: int, server_port: int | None = N
     return Reservation(holder, "tcp", client_port, server)
 
 
-def leave(
-    book: ReservationTable, holder: ReservationKey, expires: float = 100.0, most: int = 9, most_per_owner: int = 9
+def close(
+    table: ReservationTable, holder: ReservationKey, expires: float = 100.0, max_kept: int = 9, max_per_owner: int = 9
 ) -> list[int]:
-    gone = book.leave(holder, expires, most=most, most_per_owner=most_per_owner)
-    return [each.client_port for each in gone]
+    dropped = table.keep_until(holder, expires, max_kept=max_kept, max_per_owner=max_per_owner)
+    return [each.client_port for each in dropped]
 
 
-def test_both_ports_are_somebodys_until_the_time_is_over() -> None:
-    book = ReservationTable()
-    book.hold(record(BLOG, 20080, 20081))
-    leave(book, BLOG, 100.0)
-    assert 20080 in book
-    assert 20081 in book
-    book.expire(99.9)
-    assert 20080 in book
-    book.expire(100.0)
-    assert 20080 not in book
-    assert 20081 not in book
+def test_both_ports_are_reserved_until_the_reservation_expires() -> None:
+    table = ReservationTable()
+    table.hold(record(BLOG, 20080, 20081))
+    close(table, BLOG, 100.0)
+    assert 20080 in table
+    assert 20081 in table
+    table.expire(99.9)
+    assert 20080 in table
+    table.expire(100.0)
+    assert 20080 not in table
+    assert 20081 not in table
 
 
-def test_one_that_is_held_does_not_expire() -> None:
-    book = ReservationTable()
-    book.hold(record(BLOG, 20080))
-    book.expire(1e12)
-    assert book.find(BLOG) == record(BLOG, 20080)
+def test_the_reservation_of_an_open_tunnel_does_not_expire() -> None:
+    table = ReservationTable()
+    table.hold(record(BLOG, 20080))
+    table.expire(1e12)
+    assert table.find(BLOG) == record(BLOG, 20080)
 
 
-def test_a_port_of_a_shared_server_side_is_free_when_the_last_one_is_gone() -> None:
-    book = ReservationTable()
-    book.hold(record(BLOG, 20080, 7012))
-    book.hold(record(SHOP, 20081, 7012))
-    book.drop(BLOG)
-    assert 7012 in book
-    book.drop(SHOP)
-    assert 7012 not in book
+def test_a_shared_server_port_is_reserved_until_its_last_reservation_is_dropped() -> None:
+    table = ReservationTable()
+    table.hold(record(BLOG, 20080, 7012))
+    table.hold(record(SHOP, 20081, 7012))
+    table.drop(BLOG)
+    assert 7012 in table
+    table.drop(SHOP)
+    assert 7012 not in table
 
 
-def test_who_comes_back_elsewhere_gives_up_where_it_was() -> None:
-    book = ReservationTable()
-    book.hold(record(BLOG, 20080))
-    book.hold(record(BLOG, 20090))
-    assert 20080 not in book
-    assert 20090 in book
+def test_a_holder_with_a_new_address_loses_the_old_one() -> None:
+    table = ReservationTable()
+    table.hold(record(BLOG, 20080))
+    table.hold(record(BLOG, 20090))
+    assert 20080 not in table
+    assert 20090 in table
 
 
-def test_the_oldest_of_an_owner_makes_room_and_nobody_elses() -> None:
-    book = ReservationTable()
+def test_beyond_the_limit_of_an_owner_its_oldest_reservation_is_dropped() -> None:
+    table = ReservationTable()
     for port in (1, 2, 3):
-        book.hold(record(ReservationKey("alice", f"n{port}"), port))
-        book.hold(record(ReservationKey("bob", f"n{port}"), port + 100))
-    assert leave(book, ReservationKey("alice", "n2"), most_per_owner=2) == []
-    assert leave(book, ReservationKey("alice", "n1"), most_per_owner=2) == []
-    assert leave(book, ReservationKey("bob", "n1"), most_per_owner=2) == []
-    assert leave(book, ReservationKey("alice", "n3"), most_per_owner=2) == [2]
+        table.hold(record(ReservationKey("alice", f"n{port}"), port))
+        table.hold(record(ReservationKey("bob", f"n{port}"), port + 100))
+    assert close(table, ReservationKey("alice", "n2"), max_per_owner=2) == []
+    assert close(table, ReservationKey("alice", "n1"), max_per_owner=2) == []
+    assert close(table, ReservationKey("bob", "n1"), max_per_owner=2) == []
+    assert close(table, ReservationKey("alice", "n3"), max_per_owner=2) == [2]
 
 
-def test_when_all_are_too_many_whoever_has_most_makes_room() -> None:
-    book = ReservationTable()
+def test_beyond_the_limit_of_all_the_owner_with_the_most_loses_its_oldest() -> None:
+    table = ReservationTable()
     for name, port in (("a", 1), ("b", 2), ("c", 3)):
-        book.hold(record(ReservationKey("alice", name), port))
-        assert leave(book, ReservationKey("alice", name), most=3) == []
-    book.hold(record(SHOP, 4))
-    assert leave(book, SHOP, most=3) == [1]
+        table.hold(record(ReservationKey("alice", name), port))
+        assert close(table, ReservationKey("alice", name), max_kept=3) == []
+    table.hold(record(SHOP, 4))
+    assert close(table, SHOP, max_kept=3) == [1]
 
 
 def test_without_credentials_each_address_is_an_owner() -> None:
-    book = ReservationTable()
+    table = ReservationTable()
     for host in ("192.0.2.1", "192.0.2.2"):
         for name, port in (("a", 1), ("b", 2)):
             holder = ReservationKey("", name, host)
-            book.hold(record(holder, port + int(host[-1]) * 10))
-            assert leave(book, holder, most_per_owner=2) == []
-    book.hold(record(ReservationKey("", "c", "192.0.2.1"), 13))
-    assert leave(book, ReservationKey("", "c", "192.0.2.1"), most_per_owner=2) == [11]
+            table.hold(record(holder, port + int(host[-1]) * 10))
+            assert close(table, holder, max_per_owner=2) == []
+    table.hold(record(ReservationKey("", "c", "192.0.2.1"), 13))
+    assert close(table, ReservationKey("", "c", "192.0.2.1"), max_per_owner=2) == [11]
 
 
-def test_what_belongs_to_a_credential_that_is_no_more_is_dropped() -> None:
-    book = ReservationTable()
-    book.hold(record(BLOG, 1))
-    book.hold(record(SHOP, 2))
-    book.hold(record(ReservationKey("", "open", "192.0.2.1"), 3))
-    assert [each.holder.name for each in book.retain({"alice"})] == ["shop", "open"]
-    assert [each.holder for each in book.retain(())] == [BLOG]
+def test_reservations_of_removed_credentials_are_dropped() -> None:
+    table = ReservationTable()
+    table.hold(record(BLOG, 1))
+    table.hold(record(SHOP, 2))
+    table.hold(record(ReservationKey("", "open", "192.0.2.1"), 3))
+    assert [each.holder.name for each in table.retain({"alice"})] == ["shop", "open"]
+    assert [each.holder for each in table.retain(())] == [BLOG]
 
 
-def test_of_two_records_in_a_file_with_the_same_port_the_first_counts() -> None:
-    book = ReservationTable()
-    book.load([record(BLOG, 1), record(SHOP, 1)])
-    assert [each.holder for each in book] == [BLOG]
+def test_of_two_loaded_records_with_the_same_port_the_first_is_kept() -> None:
+    table = ReservationTable()
+    table.load([record(BLOG, 1), record(SHOP, 1)])
+    assert [each.holder for each in table] == [BLOG]
 
 
-def test_changes_are_told_once_and_reading_is_none() -> None:
-    told: list[ReservationKey] = []
-    book = ReservationTable(told.append)
-    book.load([record(SHOP, 2)])
-    book.hold(record(BLOG, 1))
-    book.hold(record(BLOG, 1))
-    leave(book, BLOG)
-    book.drop(BLOG)
-    book.drop(BLOG)
-    assert told == [BLOG, BLOG, BLOG]
+def test_each_change_is_reported_once_and_loading_is_not() -> None:
+    reported: list[ReservationKey] = []
+    table = ReservationTable(reported.append)
+    table.load([record(SHOP, 2)])
+    table.hold(record(BLOG, 1))
+    table.hold(record(BLOG, 1))
+    close(table, BLOG)
+    table.drop(BLOG)
+    table.drop(BLOG)
+    assert reported == [BLOG, BLOG, BLOG]
 
 
 HOLDERS = st.builds(ReservationKey, st.sampled_from(["", "alice", "bob"]), st.sampled_from("abcd"))
 
 
-class AnyStory(RuleBasedStateMachine):
-    """Whatever happens, the ports are those of the records, and the limits hold."""
+class AnySequence(RuleBasedStateMachine):
+    """After any sequence of changes the ports match the records, and the limits hold."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.book = ReservationTable()
+        self.table = ReservationTable()
         self.now = 0.0
 
     @rule(holder=HOLDERS, port=st.integers(1, 8))
     def hold(self, holder: ReservationKey, port: int) -> None:
-        if port not in self.book:
-            self.book.hold(record(holder, port, 99 if port % 2 else None))
+        if port not in self.table:
+            self.table.hold(record(holder, port, 99 if port % 2 else None))
 
     @rule(holder=HOLDERS, after=st.floats(0, 10))
-    def leave(self, holder: ReservationKey, after: float) -> None:
-        leave(self.book, holder, self.now + after, most=4, most_per_owner=2)
+    def close(self, holder: ReservationKey, after: float) -> None:
+        close(self.table, holder, self.now + after, max_kept=4, max_per_owner=2)
 
     @rule(holder=HOLDERS)
     def drop(self, holder: ReservationKey) -> None:
-        self.book.drop(holder)
-        assert self.book.find(holder) is None
+        self.table.drop(holder)
+        assert self.table.find(holder) is None
 
     @rule(seconds=st.floats(0, 10))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.book.expire(self.now)
+        self.table.expire(self.now)
 
     @invariant()
     def ports_are_those_of_the_records(self) -> None:
         possible = {99, *range(1, 9), *range(10_001, 10_009)}
-        assert {port for port in possible if port in self.book} == {port for each in self.book for port in each.ports}
+        assert {port for port in possible if port in self.table} == {port for each in self.table for port in each.ports}
 
     @invariant()
     def limits_hold(self) -> None:
-        away = [each for each in self.book if each.expires is not None]
-        assert len(away) <= 4
-        for owner in {each.holder.owner for each in away}:
-            assert sum(each.holder.owner == owner for each in away) <= 2
+        kept = [each for each in self.table if each.expires is not None]
+        assert len(kept) <= 4
+        for owner in {each.holder.owner for each in kept}:
+            assert sum(each.holder.owner == owner for each in kept) <= 2
 
 
-TestAnyStory = AnyStory.TestCase
+TestAnySequence = AnySequence.TestCase

@@ -12,8 +12,9 @@ import trio
 from tests.support.people import PATIENCE, connect
 from tunneld.auth.authenticator import Authenticator
 from tunneld.config.schema import ControlSettings
-from tunneld.control.reply import Caller, Reply
+from tunneld.control.reply import Reply
 from tunneld.control.server import serve_lines
+from tunneld.directory.requester import Requester
 from tunneld.errors import NoSuchTunnelError
 from tunneld.net import sockets
 from tunneld.net.endpoint import Endpoint
@@ -28,12 +29,12 @@ class Script:
     """The `Execute` of the server: it supports a few verbs and records requests and callers."""
 
     requests: list[Request] = field(default_factory=list)
-    callers: list[Caller] = field(default_factory=list)
+    callers: list[Requester] = field(default_factory=list)
     streams: int = 0
     streams_closed: int = 0
     stop: Callable[[], None] = lambda: None
 
-    async def __call__(self, request: Request, caller: Caller) -> Reply:
+    async def __call__(self, request: Request, caller: Requester) -> Reply:
         await trio.lowlevel.checkpoint()
         self.requests.append(request)
         self.callers.append(caller)

@@ -18,10 +18,17 @@ _connected: list[trio.SocketStream] = []
 
 
 async def connect(endpoint: Endpoint, source: str | None = None) -> trio.SocketStream:
-    """Connect to `endpoint`, from the address `source` if given. The connection is closed at the end of the test if the
-    test has not closed it.
+    """Connect as a visitor, from the address `source` if given. The connection is closed when the test ends, if the
+    test did not.
+
+    The call blocks: on loopback the kernel connects at once, while a non-blocking connect would report the reset of a
+    visitor that is refused at once as its own failure.
     """
-    stream = await trio.open_tcp_stream(endpoint.host, endpoint.port, local_address=source)
+    await trio.lowlevel.checkpoint()
+    address = (source, 0) if source is not None else None
+    connection = socket.create_connection((endpoint.host, endpoint.port), source_address=address)
+    connection.setblocking(False)
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
     _connected.append(stream)
     return stream
 

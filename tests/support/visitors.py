@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.tunnel import Tunnel
 

@@ -1,4 +1,4 @@
-"""A service to which hidden servers show who they are, in each of the ways that there are."""
+"""A service with a tunnel for each way in which a hidden server presents a key: none, in plain text, in TLS."""
 
 from __future__ import annotations
 
@@ -31,15 +31,19 @@ def secure(request: pytest.FixtureRequest, papers: Papers) -> Iterator[Papers]:
 
 
 @pytest.fixture
-async def lobby(nursery: trio.Nursery, papers: Papers) -> HandshakeSupervisor:
+async def handshakes(nursery: trio.Nursery, papers: Papers) -> HandshakeSupervisor:
     return await open_lobby(nursery, papers)
 
 
 @pytest.fixture
 async def each_way(
-    nursery: trio.Nursery, engine: Engine, tunnel_settings: TunnelSettings, lobby: HandshakeSupervisor, secure: Papers
+    nursery: trio.Nursery,
+    engine: Engine,
+    tunnel_settings: TunnelSettings,
+    handshakes: HandshakeSupervisor,
+    secure: Papers,
 ) -> TunnelService:
-    """A running service on loopback, once for each way to show who the hidden server is."""
-    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, BACKENDS, lobby=lobby)
+    """A running service on loopback, once for each way in which a hidden server presents a key."""
+    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, BACKENDS, handshakes=handshakes)
     await nursery.start(service.run)
     return service

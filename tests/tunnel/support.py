@@ -1,5 +1,5 @@
-"""A relay's service as hidden servers and visitors of tunnels see it, for each way in which a hidden server may show
-who it is: not at all, by a key, by a key in TLS.
+"""Hidden servers and visitors of a relay's service, for each way in which a hidden server presents a key: none, in
+plain text, in TLS.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import trio
 from tests.support import people
 from tests.support.keyed import connect_hidden
 from tests.support.papers import Papers
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.tunnel import Tunnel
 
 ME = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
 SECURE = ContextVar("SECURE", default="no")
-"""How the hidden servers of a test show who they are; see conftest.py."""
+"""The option `secure` of the tunnels of a test; see conftest.py."""
 PAPERS: ContextVar[Papers] = ContextVar("PAPERS")
 
 

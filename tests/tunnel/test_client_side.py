@@ -1,4 +1,4 @@
-"""Limits on visitors, over real sockets: who is turned away, what is counted and said."""
+"""Limits on visitors, over real sockets: which are refused, what is counted and logged."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tunneld.control.verbs import describe_tunnel
 from tunneld.directory.service import TunnelService
 from tunneld.errors import UsageError
 from tunneld.policy.admission import RefusalKind
-from tunneld.tunnel.visitors import REFUSALS_LOGGED
+from tunneld.tunnel.visitors import REFUSAL_LOG_RATE
 
 
-class TestWhoMayCome:
-    async def test_allow_from_keeps_everybody_else_out(self, service: TunnelService) -> None:
+class TestNetworks:
+    async def test_allow_from_refuses_other_addresses(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, allow_from="127.0.0.2,10.0.0.0/8")
         assert await is_dropped(await connect(tunnel.client_uri))
         async with await call_from("127.0.0.2", tunnel):
@@ -32,32 +32,32 @@ class TestWhoMayCome:
 
     async def test_deny_from_wins(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, allow_from="127.0.0.0/8", deny_from="127.0.0.2")
-        async with await call_from("127.0.0.2", tunnel) as stranger:
-            assert await is_dropped(stranger)
+        async with await call_from("127.0.0.2", tunnel) as denied:
+            assert await is_dropped(denied)
         await connect(tunnel.client_uri)
         await until_waiting(tunnel, 1)
 
-    async def test_what_is_configured_holds_as_well(self, service: TunnelService) -> None:
+    async def test_configured_networks_apply_as_well(self, service: TunnelService) -> None:
         settings = TunnelSettings(ports="0", allow_from=("127.0.0.0/8",), deny_from=("127.0.0.2",))
-        service._settings = lambda: Settings(tunnels=settings)
+        service.settings = lambda: Settings(tunnels=settings)
         tunnel = await open_tunnel(service, allow_from="127.0.0.2,127.0.0.3")
-        for host, comes_in in (("127.0.0.1", False), ("127.0.0.2", False), ("127.0.0.3", True)):
+        for host, accepted in (("127.0.0.1", False), ("127.0.0.2", False), ("127.0.0.3", True)):
             async with await call_from(host, tunnel) as visitor:
-                assert comes_in or await is_dropped(visitor)
+                assert accepted or await is_dropped(visitor)
         assert refused(tunnel)["address"] == 2
 
     async def test_a_refused_visitor_costs_no_task(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, deny_from="127.0.0.0/8")
-        tasks = len(tunnel._client_side._nursery.child_tasks)
+        tasks = trio.lowlevel.current_statistics().tasks_living
         visitors = [await connect(tunnel.client_uri) for _ in range(20)]
         while tunnel.refusals.total() < 20:
-            assert len(tunnel._client_side._nursery.child_tasks) == tasks
+            assert trio.lowlevel.current_statistics().tasks_living == tasks
             await trio.lowlevel.checkpoint()
         assert all([await is_dropped(visitor) for visitor in visitors])
 
 
-class TestHowMany:
-    async def test_a_source_has_so_many_at_once_relayed_or_waiting(self, service: TunnelService) -> None:
+class TestCounts:
+    async def test_max_per_source_counts_connected_and_waiting_visitors(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, max_per_source="2")
         server = await connect(tunnel.server_uri)
         relayed = await connect(tunnel.client_uri)
@@ -75,7 +75,7 @@ class TestHowMany:
         await until_waiting(tunnel, 2)
         assert refused(tunnel) == {"per_source": 1, "unserved": 1}
 
-    async def test_whoever_waited_in_vain_is_no_more_there(self, service: TunnelService) -> None:
+    async def test_a_visitor_that_waited_in_vain_no_longer_counts(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, max_per_source="1")
         for number in range(3):
             visitor = await connect(tunnel.client_uri)
@@ -85,7 +85,7 @@ class TestHowMany:
             assert refused(tunnel) == {"unserved": number + 1}
 
     @pytest.mark.interpreted
-    async def test_a_server_connection_that_breaks_while_paired_leaves_no_trace(
+    async def test_a_visitor_whose_server_connection_fails_no_longer_counts(
         self, service: TunnelService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Broken(socket.socket):
@@ -96,12 +96,12 @@ class TestHowMany:
                 raise OSError(errno.EPIPE, "broken pipe")
 
         tunnel = await open_tunnel(service, max_per_source="1", proxy_protocol="v1")
-        monkeypatch.setattr(tunnel._server_side, "dial_nowait", Broken)
+        monkeypatch.setattr(tunnel.server_side, "dial_nowait", Broken)
         for _ in range(2):
             assert await is_dropped(await connect(tunnel.client_uri))
         assert refused(tunnel) == {"unserved": 2}
 
-    async def test_new_visitors_are_counted_per_source_and_time(
+    async def test_visitor_rate_limits_new_visitors_of_a_source(
         self, service: TunnelService, mock_clock: MockClock
     ) -> None:
         tunnel = await open_tunnel(service, visitor_rate="2/m")
@@ -133,7 +133,7 @@ class TestCeilings:
         return TunnelSettings(ports="0", max_visitors=100, max_per_source=10, visitor_rate="5/s")
 
     @pytest.mark.parametrize(
-        ("option", "most", "beyond"),
+        ("option", "highest", "beyond"),
         [
             ("max_visitors", "100", "101"),
             ("max_per_source", "10", "11"),
@@ -141,11 +141,11 @@ class TestCeilings:
             ("visitor_rate", "5/m", "6/m"),
         ],
     )
-    async def test_an_option_lies_at_most_at_what_is_configured(
-        self, service: TunnelService, option: str, most: str, beyond: str
+    async def test_an_option_may_not_exceed_the_configured_limit(
+        self, service: TunnelService, option: str, highest: str, beyond: str
     ) -> None:
-        tunnel = await open_tunnel(service, **{option: most})
-        assert str(describe_tunnel(tunnel)[option]) == most
+        tunnel = await open_tunnel(service, **{option: highest})
+        assert str(describe_tunnel(tunnel)[option]) == highest
         with pytest.raises(UsageError, match=f"{option}={beyond}.*this relay"):
             await open_tunnel(service, **{option: beyond})
         assert list(service.tunnels()) == [tunnel]
@@ -156,24 +156,31 @@ class TestCeilings:
         assert (shown["allow_from"], shown["refused"]) == (None, 0)
 
 
-class TestWhatIsSaid:
-    async def test_a_flood_of_refusals_is_counted_whole_and_logged_in_part(
+class TestReports:
+    async def test_all_refusals_of_a_flood_are_counted_and_some_are_logged(
         self, service: TunnelService, mock_clock: MockClock
     ) -> None:
         with structlog.testing.capture_logs() as log:
             tunnel = await open_tunnel(service, deny_from="127.0.0.0/8")
-            flood = REFUSALS_LOGGED.count + 40
+            flood = REFUSAL_LOG_RATE.count + 40
             for _ in range(flood):
                 assert await is_dropped(await connect(tunnel.client_uri))
             mock_clock.jump(1)
             assert await is_dropped(await connect(tunnel.client_uri))
         lines = [line for line in log if line["event"] == "connection refused"]
-        assert [line["left_out"] for line in lines] == [0] * REFUSALS_LOGGED.count + [40]
+        assert [line["left_out"] for line in lines] == [0] * REFUSAL_LOG_RATE.count + [40]
         assert describe_tunnel(tunnel)["refused"] == flood + 1
 
-    async def test_totals_outlive_their_tunnels(self, service: TunnelService) -> None:
+    async def test_totals_include_closed_tunnels(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, deny_from="127.0.0.0/8")
         assert await is_dropped(await connect(tunnel.client_uri))
         assert service.refusals == Counter({RefusalKind.ADDRESS: 1})
         await service.close(tunnel.id)
         assert service.refusals == Counter({RefusalKind.ADDRESS: 1})
+
+
+async def test_an_option_above_its_limit_leaves_the_open_tunnel_of_that_name_alone(service: TunnelService) -> None:
+    tunnel = await open_tunnel(service, name="blog")
+    with pytest.raises(UsageError, match="max_visitors"):
+        await open_tunnel(service, name="blog", max_visitors="1000000")
+    assert list(service.tunnels()) == [tunnel]

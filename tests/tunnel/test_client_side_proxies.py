@@ -1,4 +1,4 @@
-"""Whom a trusted proxy brings: heard in a task of its own, then treated as the visitor it names."""
+"""Connections of trusted proxies: their header is read in a task, then the visitor in it is accepted or refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TestTrustedProxies:
     def tunnel_settings(self) -> TunnelSettings:
         return PROXIED
 
-    async def test_the_visitor_is_whom_the_proxy_names(self, service: TunnelService) -> None:
+    async def test_the_visitor_is_the_one_in_the_header(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, proxy_protocol="v1")
         server = await connect(tunnel.server_uri)
         proxy = await connect(tunnel.client_uri)
@@ -32,7 +32,9 @@ class TestTrustedProxies:
         assert list(tunnel.visitors.relays.values()) == [("2001:db8::1", 4)]
 
     @pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", encode_v2(None, None)])
-    async def test_a_proxy_that_names_nobody_is_the_visitor_itself(self, service: TunnelService, header: bytes) -> None:
+    async def test_a_proxy_whose_header_names_no_visitor_is_the_visitor(
+        self, service: TunnelService, header: bytes
+    ) -> None:
         tunnel = await open_tunnel(service, proxy_protocol="v1")
         server = await connect(tunnel.server_uri)
         proxy = await connect(tunnel.client_uri)
@@ -40,7 +42,7 @@ class TestTrustedProxies:
         expected = encode_v1(proxy.socket.getsockname(), proxy.socket.getpeername())
         assert await read_exactly(server, len(expected)) == expected
 
-    async def test_limits_are_on_the_visitor_not_on_the_proxy(self, service: TunnelService) -> None:
+    async def test_limits_apply_to_the_visitor_not_to_the_proxy(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, deny_from="192.0.2.0/24", max_per_source="1")
         for count, source in enumerate(["198.51.100.1", "198.51.100.2"], start=1):
             await (await connect(tunnel.client_uri)).send_all(encode_v1((source, 4), ("203.0.113.1", 80)))
@@ -53,7 +55,7 @@ class TestTrustedProxies:
             assert await is_dropped(proxy)
         assert refused(tunnel) == {"address": 2, "per_source": 2}
 
-    async def test_whoever_is_no_proxy_is_not_asked(self, service: TunnelService) -> None:
+    async def test_other_peers_need_no_header(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         server = await connect(tunnel.server_uri)
         async with await call_from("127.0.0.2", tunnel) as visitor:
@@ -62,7 +64,7 @@ class TestTrustedProxies:
             assert await read_exactly(server, len(line)) == line
             assert list(tunnel.visitors.relays.values()) == [visitor.socket.getsockname()]
 
-    async def test_whom_a_proxy_names_while_the_tunnel_is_drained_is_nobody_new(self, service: TunnelService) -> None:
+    async def test_a_header_that_arrives_while_the_tunnel_drains_is_refused(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, pairing_timeout="3600")
         servers = [await connect(tunnel.server_uri) for _ in range(2)]
         served, late = [await connect(tunnel.client_uri) for _ in range(2)]
@@ -74,7 +76,7 @@ class TestTrustedProxies:
             assert await is_dropped(late)
         assert (refused(tunnel), tunnel.served, len(servers)) == ({"unserved": 1}, 1, 2)
 
-    async def test_a_slow_proxy_holds_nobody_up_and_is_given_up(
+    async def test_a_slow_proxy_delays_no_other_visitor_and_times_out(
         self, service: TunnelService, mock_clock: MockClock
     ) -> None:
         tunnel = await open_tunnel(service)
@@ -92,38 +94,38 @@ class TestTrustedProxies:
         assert refused(tunnel) == {"header": 1}
         assert tunnel.waiting == 1
 
-    async def test_no_header_a_wrong_one_or_a_reset_is_closed_and_counted(self, service: TunnelService) -> None:
+    async def test_a_missing_or_wrong_header_or_a_reset_is_closed_and_counted(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
-        for said in (b"GET / HTTP/1.1\r\n", b"PROXY TCP4 nobody\r\n"):
+        for data in (b"GET / HTTP/1.1\r\n", b"PROXY TCP4 nobody\r\n"):
             proxy = await connect(tunnel.client_uri)
-            await proxy.send_all(said)
+            await proxy.send_all(data)
             assert await is_dropped(proxy)
         reset(await connect(tunnel.client_uri))
         await (await connect(tunnel.client_uri)).send_eof()
         while tunnel.refusals[RefusalKind.HEADER] < 4:
             await trio.lowlevel.checkpoint()
 
-    async def test_those_who_say_nothing_are_as_many_as_may_wait(self, service: TunnelService) -> None:
+    async def test_pending_headers_count_against_max_waiting(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         silent = [await connect(tunnel.client_uri) for _ in range(2)]
-        while tunnel._client_side._hearing < 2:
+        while tunnel.client_side.pending_headers < 2:
             await trio.lowlevel.checkpoint()
         assert await is_dropped(await connect(tunnel.client_uri))
         assert refused(tunnel) == {"full": 1}
         await silent[0].aclose()
-        while tunnel._client_side._hearing > 1:
+        while tunnel.client_side.pending_headers > 1:
             await trio.lowlevel.checkpoint()
         await (await connect(tunnel.client_uri)).send_all(b"PROXY UNKNOWN\r\n")
         await until_waiting(tunnel, 1)
 
-    async def test_whoever_is_named_after_the_tunnel_drains_is_turned_away(self, service: TunnelService) -> None:
+    async def test_a_visitor_named_after_the_tunnel_drains_is_refused(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         server = await connect(tunnel.server_uri)
         relayed = await connect(tunnel.client_uri)
         await relayed.send_all(b"PROXY UNKNOWN\r\n")
         await until_served(tunnel, 1)
         late = await connect(tunnel.client_uri)
-        while not tunnel._client_side._hearing:
+        while not tunnel.client_side.pending_headers:
             await trio.lowlevel.checkpoint()
         tunnel.drain()
         await late.send_all(b"PROXY UNKNOWN\r\n")
@@ -132,10 +134,10 @@ class TestTrustedProxies:
         await relayed.send_all(b"x")
         assert await read_exactly(server, 1) == b"x"
 
-    async def test_closing_drops_whoever_is_being_asked(self, service: TunnelService) -> None:
+    async def test_closing_drops_connections_with_a_pending_header(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         silent = await connect(tunnel.client_uri)
-        while not tunnel._client_side._hearing:
+        while not tunnel.client_side.pending_headers:
             await trio.lowlevel.checkpoint()
         await service.close(tunnel.id)
         assert await is_dropped(silent)

@@ -1,4 +1,4 @@
-"""Headers of trusted proxies, off real sockets: in whatever pieces they come, no octet of the visitor is lost."""
+"""PROXY protocol headers read from real sockets, in pieces of any size: no byte of the visitor is lost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PAYLOADS = [b"", b"GET / HTTP/1.1\r\n\r\n", b"\r\n", b"PROXY UNKNOWN\r\n", encod
 
 @contextmanager
 def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Our end, non-blocking, and the proxy's."""
+    """The relay's socket, non-blocking, and the proxy's."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
@@ -52,7 +52,7 @@ def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 @pytest.mark.parametrize("name", HEADERS)
-async def test_a_header_is_taken_and_what_follows_is_left(name: str, payload: bytes) -> None:
+async def test_the_header_is_consumed_and_the_bytes_behind_it_are_left(name: str, payload: bytes) -> None:
     header, expected = HEADERS[name]
     with connection() as (ours, theirs):
         theirs.sendall(header + payload)
@@ -62,7 +62,7 @@ async def test_a_header_is_taken_and_what_follows_is_left(name: str, payload: by
 
 
 @pytest.mark.parametrize("name", [name for name in HEADERS if "TLV" not in name])
-async def test_a_header_may_come_octet_by_octet(name: str, nursery: trio.Nursery) -> None:
+async def test_a_header_may_arrive_byte_by_byte(name: str, nursery: trio.Nursery) -> None:
     header, expected = HEADERS[name]
     with connection() as (ours, theirs):
         found: list[ProxyHeader] = []
@@ -71,10 +71,10 @@ async def test_a_header_may_come_octet_by_octet(name: str, nursery: trio.Nursery
             found.append(await receive_header(ours))
 
         nursery.start_soon(receive)
-        for octet in header:
+        for byte in header:
             await wait_all_tasks_blocked()
             assert not found
-            theirs.send(bytes([octet]))
+            theirs.send(bytes([byte]))
         theirs.send(b"x")
         await wait_all_tasks_blocked()
         assert found == [expected]
@@ -97,7 +97,7 @@ async def test_a_header_may_come_octet_by_octet(name: str, nursery: trio.Nursery
         SIGNATURE + b"\x21\x11" + (MAX_V2 - 15).to_bytes(2) + bytes(12),
     ],
 )
-async def test_what_is_no_header_is_refused_at_once(garbage: bytes) -> None:
+async def test_data_that_is_no_header_is_refused_immediately(garbage: bytes) -> None:
     with connection() as (ours, theirs):
         theirs.sendall(garbage)
         with pytest.raises(RemoteProtocolError, match="PROXY protocol"):
@@ -106,7 +106,7 @@ async def test_what_is_no_header_is_refused_at_once(garbage: bytes) -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 6, 20])
 @pytest.mark.parametrize("name", ["v1", "v2"])
-async def test_an_end_in_the_middle_of_a_header_is_refused(name: str, cut: int) -> None:
+async def test_an_incomplete_header_is_refused(name: str, cut: int) -> None:
     with connection() as (ours, theirs):
         theirs.sendall(HEADERS[name][0][:cut])
         theirs.shutdown(socket.SHUT_WR)

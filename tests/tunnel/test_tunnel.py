@@ -1,6 +1,6 @@
 """TCP tunnels: the reference semantics, over real sockets. Time is virtual and jumps only where a test says so.
 
-All of it holds as well where the hidden server shows a key, in TLS or not.
+Each test runs without a key, with a key in plain text, and with a key in TLS.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from tests.support.visitors import until_parked, until_waiting
 from tests.tunnel.support import ME, SECURE, connect, joined, open_tunnel, until_served
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import Settings, TunnelSettings
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
 from tunneld.errors import LimitReachedError, ListenError, NoSuchTunnelError, UsageError
 from tunneld.net.endpoint import Endpoint
@@ -31,7 +32,9 @@ def service(each_way: TunnelService) -> TunnelService:
 
 
 class TestOneShot:
-    async def test_bytes_cross_both_ways_and_the_end_of_either_closes_the_tunnel(self, service: TunnelService) -> None:
+    async def test_bytes_cross_both_ways_and_the_end_of_either_side_closes_the_tunnel(
+        self, service: TunnelService
+    ) -> None:
         tunnel = await open_tunnel(service)
         server, visitor = await joined(tunnel)
         await visitor.send_all(b"question")
@@ -48,7 +51,7 @@ class TestOneShot:
         assert await is_refused(tunnel.server_uri)
         assert await is_refused(tunnel.client_uri)
 
-    async def test_the_client_may_come_first(self, service: TunnelService) -> None:
+    async def test_the_client_may_connect_first(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         visitor = await connect(tunnel.client_uri)
         await visitor.send_all(b"early")
@@ -56,7 +59,7 @@ class TestOneShot:
         server = await connect(tunnel.server_uri)
         assert await read_exactly(server, 5) == b"early"
 
-    async def test_what_the_server_says_first_is_not_lost(self, service: TunnelService) -> None:
+    async def test_data_that_the_server_sends_first_is_not_lost(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         server = await connect(tunnel.server_uri)
         await server.send_all(b"220 hidden.example ESMTP\r\n")
@@ -64,7 +67,7 @@ class TestOneShot:
         visitor = await connect(tunnel.client_uri)
         assert await read_exactly(visitor, 26) == b"220 hidden.example ESMTP\r\n"
 
-    async def test_a_server_that_spoke_and_left_is_still_heard(self, service: TunnelService) -> None:
+    async def test_data_of_a_server_that_has_half_closed_is_delivered(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         server = await connect(tunnel.server_uri)
         await server.send_all(b"last words")
@@ -80,7 +83,7 @@ class TestOneShot:
         await server.aclose()
         with trio.fail_after(PATIENCE):
             await tunnel.wait_closed()
-        assert tunnel.reason == "the hidden server left before a visitor came"
+        assert tunnel.reason == "the server connection closed before a visitor arrived"
 
     async def test_a_server_that_crashes_before_any_client_closes_the_tunnel(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
@@ -95,9 +98,9 @@ class TestOneShot:
         await until_waiting(tunnel, 1)
         await visitor.aclose()
         await tunnel.wait_closed()
-        assert "left before a server connection came" in tunnel.reason
+        assert "left before a server connection arrived" in tunnel.reason
 
-    async def test_a_client_that_asked_and_half_closed_is_answered(self, service: TunnelService) -> None:
+    async def test_a_client_that_half_closed_after_its_request_is_answered(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         visitor = await connect(tunnel.client_uri)
         await visitor.send_all(b"GET /\r\n")
@@ -109,7 +112,7 @@ class TestOneShot:
         await server.aclose()
         assert await read_all(visitor) == b"page"
 
-    async def test_a_second_visitor_and_a_second_server_are_turned_away(self, service: TunnelService) -> None:
+    async def test_a_second_visitor_and_a_second_server_are_refused(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         server, visitor = await joined(tunnel)
         assert await is_dropped(await connect(tunnel.client_uri))
@@ -165,10 +168,10 @@ class TestPersistent:
             assert await read_exactly(server, 1) == b"%d" % number
 
     @pytest.mark.interpreted
-    async def test_a_server_connection_that_comes_before_the_visitor_is_in_line_serves_it(
+    async def test_a_server_connection_that_arrives_while_the_visitor_starts_to_wait_serves_it(
         self, service: TunnelService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Both come in one wake-up of the engine: the visitor finds nothing, one is parked, then its task runs."""
+        """Both arrive in one wake-up of the engine: the visitor finds none parked, one parks, then its task runs."""
         tunnel = await open_tunnel(service, persist="yes")
         server = await connect(tunnel.server_uri)
         await until_parked(tunnel, 1)
@@ -177,7 +180,7 @@ class TestPersistent:
             raise trio.WouldBlock
 
         with monkeypatch.context() as patch:
-            patch.setattr(tunnel._server_side, "dial_nowait", too_early)
+            patch.setattr(tunnel.server_side, "dial_nowait", too_early)
             visitor = await connect(tunnel.client_uri)
             await visitor.send_all(b"x")
             assert await read_exactly(server, 1) == b"x"
@@ -186,7 +189,7 @@ class TestPersistent:
         await connect(tunnel.client_uri)
         await until_served(tunnel, 2)
 
-    async def test_the_phase_says_whether_a_hidden_server_is_there(self, service: TunnelService) -> None:
+    async def test_the_phase_tells_whether_a_hidden_server_is_connected(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")
         phases = [tunnel.phase]
         server = await connect(tunnel.server_uri)
@@ -197,7 +200,7 @@ class TestPersistent:
         phases.append(tunnel.phase)
         assert phases == [Phase.WAITING, Phase.READY, Phase.WAITING]
 
-    async def test_trim_closes_what_is_parked_too_long_and_no_visitor_notices(self, service: TunnelService) -> None:
+    async def test_trim_closes_surplus_parked_connections_and_no_relay(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")
         server, visitor = await joined(tunnel)
         first = await connect(tunnel.server_uri)
@@ -209,7 +212,9 @@ class TestPersistent:
         await visitor.send_all(b"x")
         assert await read_exactly(server, 1) == b"x"
 
-    async def test_who_trims_a_shared_tunnel_leaves_what_other_agents_have_parked(self, service: TunnelService) -> None:
+    async def test_trimming_a_shared_tunnel_spares_the_connections_of_other_agents(
+        self, service: TunnelService
+    ) -> None:
         options = {"persist": "yes", "share": "yes", "name": "web", "secure": SECURE.get()}
         near, far = (Requester(host, f"{host}:9", host, at_end=lambda *_: None) for host in ("127.0.0.1", "127.0.0.2"))
         tunnel = await service.open_tunnel("tcp", TunnelOptions.parse(options), near)
@@ -225,7 +230,7 @@ class TestPersistent:
         assert tunnel.parked == 2
         assert tunnel.trim(0, "127.0.0.1") == 2
 
-    async def test_drain_lets_relays_finish_and_gives_up_who_waits(self, service: TunnelService) -> None:
+    async def test_drain_lets_relays_finish_and_closes_waiting_visitors(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")
         server, visitor = await joined(tunnel)
         waiting = await connect(tunnel.client_uri)
@@ -240,7 +245,7 @@ class TestPersistent:
         await tunnel.wait_closed()
         assert tunnel.reason == "drained"
 
-    async def test_close_drops_everything_and_returns_when_it_is_gone(self, service: TunnelService) -> None:
+    async def test_close_drops_every_connection_before_it_returns(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")
         server, visitor = await joined(tunnel)
         parked = await connect(tunnel.server_uri)
@@ -253,7 +258,7 @@ class TestPersistent:
 
 
 class TestTime:
-    async def test_a_waiting_visitor_is_given_up_after_pairing_timeout(
+    async def test_a_waiting_visitor_is_closed_after_pairing_timeout(
         self, service: TunnelService, mock_clock: MockClock
     ) -> None:
         tunnel = await open_tunnel(service, persist="yes", pairing_timeout="7")
@@ -267,14 +272,16 @@ class TestTime:
         assert await is_dropped(visitor)
         assert tunnel.waiting == 0
 
-    async def test_a_tunnel_nobody_uses_closes(self, service: TunnelService, mock_clock: MockClock) -> None:
+    async def test_an_unused_tunnel_closes(self, service: TunnelService, mock_clock: MockClock) -> None:
         tunnel = await open_tunnel(service)
         await wait_all_tasks_blocked()
         mock_clock.jump(300)
         await tunnel.wait_closed()
         assert "open_timeout" in tunnel.reason
 
-    async def test_a_parked_server_connection_is_use(self, service: TunnelService, mock_clock: MockClock) -> None:
+    async def test_a_parked_server_connection_counts_as_use(
+        self, service: TunnelService, mock_clock: MockClock
+    ) -> None:
         tunnel = await open_tunnel(service)
         await connect(tunnel.server_uri)
         await until_parked(tunnel, 1)
@@ -293,17 +300,17 @@ class TestTime:
         assert "ttl" in tunnel.reason
 
 
-class TestWhoMayConnect:
-    async def test_only_the_asker_may_pose_as_the_hidden_server(self, service: TunnelService) -> None:
-        stranger = dataclasses.replace(ME, host="192.0.2.1")
-        tunnel = await service.open_tunnel("tcp", TunnelOptions(), stranger)
+class TestServerSources:
+    async def test_only_the_requester_may_connect_as_the_hidden_server(self, service: TunnelService) -> None:
+        elsewhere = dataclasses.replace(ME, host="192.0.2.1")
+        tunnel = await service.open_tunnel("tcp", TunnelOptions(), elsewhere)
         assert await is_dropped(await connect(tunnel.server_uri))
         assert tunnel.parked == 0
 
-    @pytest.mark.parametrize("who", ["127.0.0.0/8", "any", "127.0.0.1"])
-    async def test_server_from_widens_it(self, service: TunnelService, who: str) -> None:
-        stranger = dataclasses.replace(ME, host="192.0.2.1")
-        tunnel = await service.open_tunnel("tcp", TunnelOptions.parse({"server_from": who}), stranger)
+    @pytest.mark.parametrize("sources", ["127.0.0.0/8", "any", "127.0.0.1"])
+    async def test_server_from_permits_more(self, service: TunnelService, sources: str) -> None:
+        elsewhere = dataclasses.replace(ME, host="192.0.2.1")
+        tunnel = await service.open_tunnel("tcp", TunnelOptions.parse({"server_from": sources}), elsewhere)
         await connect(tunnel.server_uri)
         await until_parked(tunnel, 1)
 
@@ -313,7 +320,7 @@ class TestLimits:
     def tunnel_settings(self) -> TunnelSettings:
         return TunnelSettings(ports="0", max_tunnels=2)
 
-    async def test_the_limit_of_tunnels(self, service: TunnelService) -> None:
+    async def test_max_tunnels(self, service: TunnelService) -> None:
         first = await open_tunnel(service)
         await open_tunnel(service)
         with pytest.raises(LimitReachedError, match="max_tunnels"):
@@ -324,18 +331,18 @@ class TestLimits:
 
 class TestPorts:
     async def test_a_port_outside_the_range_is_refused(self, service: TunnelService) -> None:
-        service._settings = lambda: Settings(tunnels=TunnelSettings(ports="20000-20010"))
+        service.settings = lambda: Settings(tunnels=TunnelSettings(ports="20000-20010"))
         with pytest.raises(UsageError, match="client_port"):
             await open_tunnel(service, client_port="8080")
 
-    async def test_a_taken_port_says_so_and_leaves_nothing(self, service: TunnelService) -> None:
+    async def test_a_port_in_use_is_an_error_that_leaves_nothing_open(self, service: TunnelService) -> None:
         first = await open_tunnel(service)
         with pytest.raises((ListenError, LimitReachedError), match=str(first.client_uri.port)):
             await open_tunnel(service, client_port=str(first.client_uri.port))
         assert list(service.tunnels()) == [first]
 
 
-async def test_a_service_that_stops_says_so_of_its_tunnels(engine: Engine) -> None:
+async def test_a_stopped_service_is_the_reason_of_its_tunnels(engine: Engine) -> None:
     async with trio.open_nursery() as nursery:
         service = TunnelService(lambda: Settings(tunnels=TunnelSettings(ports="0")), engine, BACKENDS)
         await nursery.start(service.run)

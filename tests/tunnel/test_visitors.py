@@ -1,6 +1,4 @@
-"""What becomes of visitors: limits, what the hidden server and those who watch are told, octets. Over real sockets, for
-each way in which a hidden server shows who it is.
-"""
+"""Visitors over real sockets: limits, PROXY headers, events and data. See conftest.py for the kinds of tunnels."""
 
 from __future__ import annotations
 
@@ -36,17 +34,17 @@ class TestTheProxyHeader:
         assert await read_exactly(server, len(expected)) == expected
 
     @pytest.mark.parametrize("host", ["0.0.0.0", ""])
-    async def test_the_proxy_header_says_which_of_several_addresses_was_called(
+    async def test_the_proxy_header_has_the_address_that_the_visitor_connected_to(
         self, service: TunnelService, host: str
     ) -> None:
-        service._settings = lambda: Settings(tunnels=TunnelSettings(ports="0", host=host))
+        service.settings = lambda: Settings(tunnels=TunnelSettings(ports="0", host=host))
         tunnel = await open_tunnel(service, persist="yes", proxy_protocol="v1")
-        for called in ("127.0.0.1", "127.0.0.2"):
+        for destination in ("127.0.0.1", "127.0.0.2"):
             server = await connect(tunnel.server_uri)
             await until_parked(tunnel, 1)
-            visitor = await connect(Endpoint("tcp", called, tunnel.client_uri.port))
+            visitor = await connect(Endpoint("tcp", destination, tunnel.client_uri.port))
             source, port = visitor.socket.getsockname()
-            expected = f"PROXY TCP4 {source} {called} {port} {tunnel.client_uri.port}\r\n".encode()
+            expected = f"PROXY TCP4 {source} {destination} {port} {tunnel.client_uri.port}\r\n".encode()
             assert await read_exactly(server, len(expected)) == expected
 
 
@@ -55,20 +53,20 @@ class TestLimits:
     def tunnel_settings(self) -> TunnelSettings:
         return TunnelSettings(ports="0", max_tunnels=2, max_visitors=1, max_waiting=1, max_parked=2)
 
-    async def test_the_limit_of_visitors(self, service: TunnelService) -> None:
+    async def test_max_visitors(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")
         _server, visitor = await joined(tunnel)
         assert await is_dropped(await connect(tunnel.client_uri))
         await visitor.send_all(b"x")
 
-    async def test_the_limit_of_waiting_visitors(self, service: TunnelService) -> None:
+    async def test_max_waiting(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")
         await connect(tunnel.client_uri)
         await until_waiting(tunnel, 1)
         assert await is_dropped(await connect(tunnel.client_uri))
         assert tunnel.waiting == 1
 
-    async def test_the_limit_of_parked_connections(self, service: TunnelService) -> None:
+    async def test_max_parked(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")
         for count in (1, 2):
             await connect(tunnel.server_uri)
@@ -77,8 +75,8 @@ class TestLimits:
         assert tunnel.parked == 2
 
 
-async def test_watchers_hear_the_whole_story(service: TunnelService) -> None:
-    story: list[Item] = []
+async def test_watchers_get_all_events_of_a_tunnel(service: TunnelService) -> None:
+    seen: list[Item] = []
     async with service.events.watch(100) as watcher:
         tunnel = await open_tunnel(service)
         server, visitor = await joined(tunnel)
@@ -87,28 +85,28 @@ async def test_watchers_hear_the_whole_story(service: TunnelService) -> None:
         await visitor.aclose()
         await server.aclose()
         async for event in watcher:
-            story.append(event)
+            seen.append(event)
             if event["event"] == "closed":
                 break
-    assert [event["event"] for event in story] == ["opened", "attached", "visitor", "left", "closed"]
-    assert story[-1]["up"] == 5
-    assert story[-1]["reason"] == "both sides finished"
+    assert [event["event"] for event in seen] == ["opened", "attached", "visitor", "left", "closed"]
+    assert seen[-1]["up"] == 5
+    assert seen[-1]["reason"] == "both sides finished"
 
 
-async def test_nothing_is_told_of_a_tunnel_after_its_end(service: TunnelService) -> None:
+async def test_a_closed_tunnel_publishes_no_more_events(service: TunnelService) -> None:
     async with service.events.watch(100) as watcher:
         tunnel = await open_tunnel(service, persist="yes")
         await joined(tunnel)
         await service.close(tunnel.id)
-        while tunnel.visitors:  # their ends are told after the batch
+        while tunnel.visitors:  # their ends are reported after the batch
             await trio.lowlevel.checkpoint()
-        service.events.publish("nothing more")
-        story = []
+        service.events.publish("last")
+        seen: list[object] = []
         async for event in watcher:
-            story.append(event["event"])
-            if story[-1] == "nothing more":
+            seen.append(event["event"])
+            if seen[-1] == "last":
                 break
-    assert story == ["opened", "attached", "visitor", "closed", "nothing more"]
+    assert seen == ["opened", "attached", "visitor", "closed", "last"]
 
 
 async def test_a_mebibyte_each_way_arrives_as_sent(service: TunnelService) -> None:

@@ -16,7 +16,7 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.backoff import Backoff
-from tunneld.agent.events import RepeatLimiter, Reporter
+from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Reporter
 from tunneld.agent.handshake_pool import HandshakePool
 from tunneld.agent.pool import REVIEW_INTERVAL, Pool
 from tunneld.agent.request import OpenTunnel, TunnelRequest, open_tunnel
@@ -26,6 +26,7 @@ from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import NoSuchTunnelError, RefusedError, TunneldError
 from tunneld.net.dial import resolve_relay
 from tunneld.net.endpoint import Endpoint
+from tunneld.policy.rates import LogLimiter
 
 WEBMUX_SCHEMES = frozenset({"webmux", "webmuxs"})
 """Schemes of server URIs that carriers connect to."""
@@ -61,7 +62,7 @@ class TunnelSession:
         self._wake = trio.Event()  # there is something for `keep` to do
         self._trouble: str | None = None  # why connections were lost, until `keep` has acted on it
         self._backoff = Backoff()
-        self._repeats = RepeatLimiter()
+        self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
 
     @classmethod
     async def start(
@@ -203,7 +204,7 @@ class TunnelSession:
         """Connections were lost. If the tunnel is still open, dial again, ever more slowly while they do not last."""
         reason, self._trouble = self._trouble or "", None
         await self.check(client)
-        repeated = self._repeats.admit(reason, trio.current_time())
+        repeated = self._repeats.passes(trio.current_time(), reason)
         if repeated is not None:
             self._reporter.report("trouble", reason=reason, repeated=repeated)
         await trio.sleep(self._backoff.next_delay())

@@ -18,13 +18,14 @@ import socket
 import trio
 
 from tunneld.agent import health
-from tunneld.agent.events import RepeatLimiter, Reporter
+from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Reporter
 from tunneld.agent.local import LocalServer
 from tunneld.agent.source import VisitorConnection
 from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
 from tunneld.errors import RemoteProtocolError, reason_of
 from tunneld.net.dial import check_not_refused
 from tunneld.net.endpoint import join_host_port
+from tunneld.policy.rates import LogLimiter
 from tunneld.wire.proxy_protocol import decode_v2
 
 _CONNECT_ERRORS = frozenset(
@@ -51,7 +52,7 @@ class LocalVisitors:
         self._http = http
         self._relays: dict[Relay, bytes] = {}  # with the visitor's PROXY header
         self._ended_up = self._ended_down = 0  # bytes of relays that have ended
-        self._repeats = RepeatLimiter()
+        self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
         self._away_reason: str | None = None  # why visitors are turned away
         self._answer_http = False  # when they are
         self._answers = 0  # visitors being answered
@@ -184,7 +185,7 @@ class LocalVisitors:
     def _count_failure(self, header: bytes, reason: str) -> None:
         self.failed += 1
         self._last_active = now = trio.current_time()
-        repeated = self._repeats.admit(reason, now)
+        repeated = self._repeats.passes(now, reason)
         if repeated is not None:
             self._reporter.report("failed", visitor=visitor_address(header), reason=reason, repeated=repeated)
 

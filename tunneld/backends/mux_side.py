@@ -73,12 +73,12 @@ class MuxServerSide:
     def check(cls, services: BackendServices, options: TunnelOptions) -> None:
         """See `Backend.check`."""
         cls._port(services)
-        if options.secure == "yes" and not cls.hides_key(services, options):
+        if options.secure == "yes" and not cls.is_encrypted(services, options):
             raise UsageError("option secure=yes requires a certificate, and this relay has none ([control.tls])")
 
     @classmethod
-    def hides_key(cls, services: BackendServices, _options: TunnelOptions) -> bool:
-        """See `Backend.hides_key`."""
+    def is_encrypted(cls, services: BackendServices, _options: TunnelOptions) -> bool:
+        """See `Backend.is_encrypted`."""
         return cls._port(services).scheme(cls.backend) in ENCRYPTED_SCHEMES
 
     @classmethod

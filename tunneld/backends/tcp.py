@@ -91,8 +91,8 @@ class TcpServerSide:
             )
 
     @staticmethod
-    def hides_key(_services: BackendServices, options: TunnelOptions) -> bool:
-        """See `Backend.hides_key`."""
+    def is_encrypted(_services: BackendServices, options: TunnelOptions) -> bool:
+        """See `Backend.is_encrypted`."""
         return options.secure == "yes"
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from tunneld.cli.access import add_relay_options, positive_seconds, some_seconds
 from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
 from tunneld.cli.verbs import VERBS, Verb, carry_out
-from tunneld.errors import UsageError
-from tunneld.net.endpoint import parse_port
+from tunneld.policy.options import parse_client_port, parse_count
+
+MAX_POOL = 100_000
+"""Connections that --pool and --max-pool may park."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +116,7 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
     add("--name", metavar="NAME", help="a word for people, and by which an agent has its address back")
     add("--share", action="store_true", help="serve the tunnel of this name together with other agents")
     port_help = "the port that clients connect to, where the relay allows it"
-    add("--port", dest="client_port", metavar="PORT", type=_port, help=port_help)
+    add("--port", dest="client_port", metavar="PORT", type=_reads(parse_client_port), help=port_help)
     add("--ttl", metavar="SECONDS", type=positive_seconds, help="close the tunnel after this time and exit")
     add(
         "--idle-timeout",
@@ -152,8 +154,20 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
         choices=("yes", "key", "no"),
         help="of tcp: in TLS and with a key, with a key alone, or neither; else as safe as the control connection",
     )
-    add("--pool", metavar="COUNT", type=_count, default=8, help="of tcp, parked when it is quiet (%(default)s)")
-    add("--max-pool", metavar="COUNT", type=_count, default=200, help="of tcp, parked under load (%(default)s)")
+    add(
+        "--pool",
+        metavar="COUNT",
+        type=_reads(partial(parse_count, maximum=MAX_POOL)),
+        default=8,
+        help="of tcp, parked when it is quiet (%(default)s)",
+    )
+    add(
+        "--max-pool",
+        metavar="COUNT",
+        type=_reads(partial(parse_count, maximum=MAX_POOL)),
+        default=200,
+        help="of tcp, parked under load (%(default)s)",
+    )
     add(
         "--proxy-protocol",
         action="store_true",
@@ -185,7 +199,13 @@ def _add_health_options(group: argparse._ArgumentGroup) -> None:
         ("unhealthy", UNHEALTHY_AFTER, "failures in a row that make it unhealthy"),
         ("healthy", HEALTHY_AFTER, "successes in a row that make it healthy again"),
     ):
-        add(f"--{option}-after", metavar="COUNT", type=_looks, default=count, help=f"{what} (%(default)s)")
+        add(
+            f"--{option}-after",
+            metavar="COUNT",
+            type=_reads(partial(parse_count, maximum=MAX_CHECKS)),
+            default=count,
+            help=f"{what} (%(default)s)",
+        )
     add(
         "--unhealthy",
         choices=[conduct.value for conduct in UnhealthyPolicy],
@@ -201,20 +221,13 @@ def _path(text: str) -> str:
     return text
 
 
-def _port(text: str) -> int:
-    try:
-        return parse_port(text, text, lowest=1)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _reads(parse: Callable[[str], int]) -> Callable[[str], int]:
+    """A parser of policy.options as the `type` of an argument: its `ValueError` is the message."""
 
+    def read(text: str) -> int:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{error}: {text!r}") from None
 
-def _looks(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 0 < int(text) <= MAX_CHECKS):
-        raise argparse.ArgumentTypeError(f"not a count between 1 and {MAX_CHECKS}: {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 100_000):
-        raise argparse.ArgumentTypeError(f"not a count between 1 and 100000: {text!r}")
-    return int(text)
+    return read

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tunneld.backends import BACKENDS
-from tunneld.control.reply import Caller, Execute, Reply
+from tunneld.control.reply import Execute, Reply
 from tunneld.control.verbs import (
     DaemonControl,
     close_tunnel,
@@ -32,6 +32,7 @@ from tunneld.control.verbs import (
     trim_tunnel,
     watch_tunnels,
 )
+from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.policy.access import Role, check_role
 from tunneld.policy.options import OPTIONS
@@ -45,14 +46,14 @@ class Command:
     verb: str
     usage: str
     summary: str
-    run: Callable[[DaemonControl, Request, Caller], Awaitable[Reply]]
+    run: Callable[[DaemonControl, Request, Requester], Awaitable[Reply]]
     arguments: tuple[int, int] = (0, 0)  # minimum, maximum
     options: bool = False
     changes: bool = True  # False: read-only, safe to repeat, allowed with GET
     role: Role | None = Role.USER  # the role it requires; None: no authentication
 
 
-async def give_help(_daemon: DaemonControl, request: Request, _caller: Caller) -> Reply:
+async def show_help(_daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
     """All verbs, or one verb with its options and backends."""
     if not request.args:
         return Reply(items=[{"verb": usage(command), "does": command.summary} for command in COMMANDS.values()])
@@ -64,12 +65,12 @@ async def give_help(_daemon: DaemonControl, request: Request, _caller: Caller) -
     return Reply(items=items)
 
 
-async def authenticate(_daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
+async def refuse_auth(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
     """Refuse the verb: `ControlSession` handles it itself, and over HTTP it has no meaning."""
     raise UsageError("auth belongs to the control protocol; over HTTP, send an Authorization header")
 
 
-async def leave(_daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
+async def end_session(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
     """End this control connection; tunnels stay open."""
     return Reply(text="bye", closing=True)
 
@@ -187,7 +188,7 @@ COMMANDS: dict[str, Command] = {
             "auth",
             "[SCRAM-SHA-256] BASE64",
             "authenticate with the secret of a credential, in two steps",
-            authenticate,
+            refuse_auth,
             arguments=(1, 2),
             role=None,
         ),
@@ -195,12 +196,12 @@ COMMANDS: dict[str, Command] = {
             "help",
             "[verb]",
             "list all verbs, or describe one",
-            give_help,
+            show_help,
             arguments=(0, 1),
             changes=False,
             role=None,
         ),
-        Command("quit", "", "close this control connection; tunnels stay open", leave, changes=False, role=None),
+        Command("quit", "", "close this control connection; tunnels stay open", end_session, changes=False, role=None),
     )
 }
 
@@ -208,7 +209,7 @@ COMMANDS: dict[str, Command] = {
 def executor(daemon: DaemonControl) -> Execute:
     """The function that executes the requests of every interface, on `daemon`."""
 
-    async def execute(request: Request, caller: Caller) -> Reply:
+    async def execute(request: Request, caller: Requester) -> Reply:
         command = find_command(request.verb)
         check_role(caller.grant, command.role, command.verb)
         minimum, maximum = command.arguments

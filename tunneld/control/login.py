@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from tunneld.auth.authenticator import Authenticator
 from tunneld.config.credentials import Credential
-from tunneld.control.reply import Caller, Reply
+from tunneld.control.reply import Reply
+from tunneld.directory.requester import Requester
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.wire import scram
@@ -73,11 +74,11 @@ class LoginState:
             )
 
     @property
-    def caller(self) -> Caller:
+    def caller(self) -> Requester:
         """The peer as the verbs see it."""
         grant = self.grant
         owner = f"{grant.name}@{self._peer}" if grant and grant.name else self._peer
-        return Caller(self._host, owner, self._local_host, grant, lambda: self.grant, self._at_end.__setitem__)
+        return Requester(self._host, owner, self._local_host, grant, lambda: self.grant, self._at_end.__setitem__)
 
     def close(self) -> None:
         """Run the callbacks that verbs registered for the end of the connection. The server calls this once."""

@@ -12,12 +12,12 @@ from typing import Protocol
 from tunneld.config.keys import keys, value
 from tunneld.config.schema import Settings
 from tunneld.config.values import literal
-from tunneld.control.reply import Caller, Reply
+from tunneld.control.reply import Reply
+from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
-from tunneld.directory.service import Requester, TunnelService
-from tunneld.errors import LocalProtocolError, UsageError
+from tunneld.directory.service import TunnelService
+from tunneld.errors import UsageError
 from tunneld.net.endpoint import format_peer
-from tunneld.policy.access import Grant
 from tunneld.policy.options import ANYWHERE, TunnelOptions
 from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import Item, Request
@@ -50,28 +50,28 @@ class DaemonControl(Protocol):
         """Begin to replace the process by the installed one. Raises `ConfigError`, `DrainingError` or `UsageError`."""
 
 
-async def open_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def open_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Open a tunnel; the text is its server URI."""
     backend = request.args[0] if request.args else "tcp"
     options = TunnelOptions.parse(request.options)
-    tunnel = await daemon.service.open_tunnel(backend, options, asker_of(caller))
+    tunnel = await daemon.service.open_tunnel(backend, options, caller)
     return Reply(text=str(tunnel.server_uri))
 
 
-async def get_tunnel_address(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def get_tunnel_address(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """The text is the client URI of the tunnel with this server URI."""
-    return Reply(text=str(daemon.service.get_tunnel_address(request.args[0], known(caller))))
+    return Reply(text=str(daemon.service.get_tunnel_address(request.args[0], caller.known_grant)))
 
 
-async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Caller) -> Reply:
+async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Requester) -> Reply:
     """One item for each open tunnel that the caller may see, oldest first."""
-    items = [describe_tunnel(tunnel) for tunnel in daemon.service.tunnels(known(caller))]
+    items = [describe_tunnel(tunnel) for tunnel in daemon.service.tunnels(caller.known_grant)]
     return Reply(text=count(len(items), "tunnel"), items=items)
 
 
-async def show_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def show_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """One item for the tunnel, then one for each visitor."""
-    tunnel = daemon.service.find(request.args[0], known(caller))
+    tunnel = daemon.service.find(request.args[0], caller.known_grant)
     visitors: list[Item] = [
         {"visitor": format_peer(peer), "up": relay.up, "down": relay.down}
         for relay, peer in tunnel.visitors.relays.items()
@@ -79,65 +79,65 @@ async def show_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -
     return Reply(text=count(len(visitors), "visitor"), items=[describe_tunnel(tunnel), *visitors])
 
 
-async def close_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def close_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Close a tunnel now; without `keep`, drop its reservation."""
     reference, *flags = request.args
     if flags not in ([], ["keep"]):
         raise UsageError(f"unrecognized argument {flags[0]!r}; usage: close URI|ID [keep]")
-    tunnel = await daemon.service.close(reference, known(caller), keep=bool(flags))
+    tunnel = await daemon.service.close(reference, caller.known_grant, keep=bool(flags))
     return Reply(text=f"closed {tunnel.id}")
 
 
-async def list_reservations(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def list_reservations(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """One item for each reservation that the caller may see, or for each with this port or name."""
-    addresses, grant = daemon.service.reservations, known(caller)
+    addresses, grant = daemon.service.reservations, caller.known_grant
     found = addresses.find(request.args[0], grant) if request.args else addresses.kept(grant)
     return Reply(text=count(len(found), "reservation"), items=[describe_reservation(kept) for kept in found])
 
 
-async def release_reservation(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def release_reservation(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Drop the reservation of a tunnel that is not open."""
-    record = await daemon.service.reservations.release(request.args[0], known(caller))
+    record = await daemon.service.reservations.release(request.args[0], caller.known_grant)
     return Reply(text=f"released port {record.client_port} of {record.holder.name}")
 
 
-async def drain_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def drain_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Accept no new visitors; the tunnel closes when its last visitor leaves."""
-    tunnel = daemon.service.drain_one(request.args[0], known(caller))
+    tunnel = daemon.service.drain_one(request.args[0], caller.known_grant)
     return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
 
 
-async def join_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def join_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Let the agent that sent this request serve the tunnel, from the address of the request."""
-    tunnel = daemon.service.join(request.args[0], asker_of(caller))
+    tunnel = daemon.service.join(request.args[0], caller)
     return Reply(text=f"joined {tunnel.id}")
 
 
-async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """The agent that sent this request stops serving the tunnel; the last agent drains it."""
-    tunnel = daemon.service.find(request.args[0], known(caller))
+    tunnel = daemon.service.find(request.args[0], caller.known_grant)
     if tunnel.dismiss(caller.owner):
         return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
     return Reply(text=f"left {tunnel.id}; remaining agents: {len(tunnel.agents)}")
 
 
-async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Close idle server connections beyond a number to keep."""
-    tunnel = daemon.service.find(request.args[0], known(caller))
+    tunnel = daemon.service.find(request.args[0], caller.known_grant)
     keep = request.args[1]
     if not (keep.isascii() and keep.isdigit() and len(keep) <= len(str(MAX_TRIM))):
         raise UsageError(f"COUNT must be a number of server connections to keep, not {keep!r}")
     return Reply(text=f"closed {count(tunnel.trim(int(keep), caller.host), 'idle server connection')} of {tunnel.id}")
 
 
-async def watch_tunnels(daemon: DaemonControl, request: Request, caller: Caller) -> Reply:
+async def watch_tunnels(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """A stream of events of one tunnel, or of all that the caller may see. The first event is `watching`."""
-    grant = known(caller)
+    grant = caller.known_grant
     tunnel = daemon.service.find(request.args[0], grant).id if request.args else None
     return Reply(stream=_stream(daemon, tunnel, caller))
 
 
-async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Caller) -> AsyncGenerator[Item, None]:
+async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) -> AsyncGenerator[Item, None]:
     """The events. After the credential of the caller is revoked, the next event ends the stream and is not sent."""
     service = daemon.service
 
@@ -153,12 +153,12 @@ async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Caller) -> 
             yield event
 
 
-async def status(daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
+async def status(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
     """The process in one item."""
     return Reply(items=[daemon.status()])
 
 
-async def settings(daemon: DaemonControl, request: Request, _caller: Caller) -> Reply:
+async def settings(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
     """One item for each key that begins with the argument, with the value in force. Credentials are left out."""
     prefix = request.args[0].lower() if request.args else ""
     paths = [key.path for key in keys() if not key.repeated and f"{key.path}.".startswith(prefix)]
@@ -169,13 +169,13 @@ async def settings(daemon: DaemonControl, request: Request, _caller: Caller) -> 
     return Reply(text=count(len(items), "key"), items=items)
 
 
-async def reload(daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
+async def reload(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
     """Read the configuration file again; one item per changed key."""
     items = daemon.reload()
     return Reply(text=f"{count(len(items), 'key')} changed", items=items)
 
 
-async def shut_down(daemon: DaemonControl, request: Request, _caller: Caller) -> Reply:
+async def shut_down(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
     """Stop the daemon, now or after a drain."""
     if request.args not in {(), ("drain",)}:
         raise UsageError(f"unrecognized argument {request.args[0]!r}; usage: shutdown [drain]")
@@ -184,22 +184,10 @@ async def shut_down(daemon: DaemonControl, request: Request, _caller: Caller) ->
     return Reply(text="draining, then stopping" if drain else "stopping")
 
 
-async def restart(daemon: DaemonControl, _request: Request, _caller: Caller) -> Reply:
+async def restart(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
     """Replace the daemon with the installed program; tunnels and connections are kept as far as possible."""
     await daemon.restart()
     return Reply(text=f"restarting with {count(len(daemon.service.tunnels()), 'tunnel')}")
-
-
-def asker_of(caller: Caller) -> Requester:
-    """A caller as the service sees it."""
-    return Requester(caller.host, caller.owner, caller.local_host, known(caller), caller.at_end)
-
-
-def known(caller: Caller) -> Grant:
-    """The grant of a caller whose role was checked."""
-    if caller.grant is None:
-        raise LocalProtocolError("an unauthenticated request passed the check of roles")
-    return caller.grant
 
 
 def count(number: int, noun: str) -> str:
@@ -223,7 +211,7 @@ def describe_reservation(kept: ReservationView) -> Item:
 
 def describe_tunnel(tunnel: Tunnel) -> Item:
     """The item of a tunnel in `list` and `show`; times in seconds, sizes in bytes."""
-    spec, options, terms = tunnel.spec, tunnel.spec.options, tunnel.terms
+    spec, options, limits = tunnel.spec, tunnel.spec.options, tunnel.limits
     up, down = tunnel.octets
     return {
         "id": tunnel.id,
@@ -239,11 +227,11 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "persist": options.persist,
         "allow_from": ",".join(map(str, options.allow_from)) or None,
         "deny_from": ",".join(map(str, options.deny_from)) or None,
-        "max_visitors": terms.max_visitors,
-        "max_per_source": terms.rules.max_per_source,
-        "visitor_rate": str(terms.rules.rate) if terms.rules.rate else None,
-        "bandwidth": terms.bandwidth,
-        "quota": terms.quota,
+        "max_visitors": limits.max_visitors,
+        "max_per_source": limits.rules.max_per_source,
+        "visitor_rate": str(limits.rules.rate) if limits.rules.rate else None,
+        "bandwidth": limits.bandwidth,
+        "quota": limits.quota,
         "age": int(tunnel.age),
         "visitors": len(tunnel.visitors),
         "waiting": tunnel.waiting,

@@ -1,8 +1,8 @@
-"""The file of reservations. Everything here blocks: it is for a thread.
+"""The file of reservations, an SQLite database. Every call blocks and belongs in a thread.
 
-It is opened for this process alone (`locking_mode=EXCLUSIVE`), so two daemons never share one, and no memory is shared
-with others. Every commit is on the disk when it returns (`synchronous=FULL`): what was acknowledged is there after a
-power cut. Server URIs in it have keys, which are secrets: nobody else may read it.
+The file is locked for this process (`locking_mode=EXCLUSIVE`), so two daemons never share one, and SQLite needs no
+shared memory. A commit is on disk when it returns (`synchronous=FULL`): what was acknowledged survives a power cut.
+Server URIs in the file have keys, which are secrets, so only its owner may read it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from tunneld.errors import StoreError, UsageError, reason_of
 from tunneld.net.endpoint import MAX_PORT, Endpoint
 from tunneld.policy.reservations import Reservation, ReservationKey
 
-FILE = "reservations.db"
-APPLICATION = 0x74756E6C
-"""`tunl`, in the header of the file: SQLite's own way to tell whose a file is."""
-VERSION = 1
-BUSY = 2.0
-"""Seconds for another process to let go of the file: a daemon that is just ending does so in less."""
-MODE = 0o600
-FOLDER_MODE = 0o700
+FILE_NAME = "reservations.db"
+APPLICATION_ID = 0x74756E6C
+"""`tunl`, in the header of the file: SQLite's own mark of the program that a file belongs to."""
+FORMAT_VERSION = 1
+LOCK_TIMEOUT = 2.0
+"""Seconds to wait for another process to release the file: a daemon that is just ending takes less."""
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
 
 SCHEMA = """
 CREATE TABLE reservation (
     credential TEXT NOT NULL,  -- empty without credentials
-    host TEXT NOT NULL,        -- the address that asked, or empty
+    host TEXT NOT NULL,        -- the requester's address, or empty
     name TEXT NOT NULL,
     backend TEXT NOT NULL,
     client_port INTEGER NOT NULL,
@@ -42,44 +42,46 @@ CREATE TABLE reservation (
 """
 
 Change = tuple[ReservationKey, Reservation | None]
-"""What a holder has now. `expires` is in seconds since 1970 here."""
+"""A holder and its reservation now. `expires` is in seconds since 1970 here."""
 
 
 class Database:
-    """An open file."""
+    """An open database file."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open or make the file in `folder`, which is made where it is missing. A damaged one is put aside, which
-        `damage` tells.
+    def __init__(self, directory: Path) -> None:
+        """Open or create the file in `directory`, which is created where it is missing. A damaged file is moved aside;
+        `damage` has the reason then.
 
-        Raises `StoreError` where there can be none: the reason, as a sentence for the log.
+        Raises `StoreError` with the path and the reason.
         """
-        self.path = folder / FILE
+        self.path = directory / FILE_NAME
         self.damage = ""
-        self._in_use = threading.Lock()
-        with _told(self.path):
-            folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
+        self._lock = threading.Lock()
+        with _store_errors(self.path):
+            directory.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
             _make_private(self.path)
             try:
                 self._connection = _open(self.path)
-            except sqlite3.OperationalError:  # locked, read-only, full: nothing is wrong with what is in it
+            except sqlite3.OperationalError:  # locked, read-only or full: its content is not damaged
                 raise
             except sqlite3.DatabaseError as error:
                 self.damage = str(error)
-                _put_aside(self.path)
+                _move_aside(self.path)
                 _make_private(self.path)
                 self._connection = _open(self.path)
 
     def load(self) -> tuple[list[Reservation], int]:
-        """All reservations, and how many rows are none. Raises `StoreError`."""
-        with _told(self.path), self._in_use:
+        """All reservations, and the number of invalid rows. Raises `StoreError`."""
+        with _store_errors(self.path), self._lock:
             rows = self._connection.execute("SELECT * FROM reservation ORDER BY expires").fetchall()
         records = [record for row in rows if (record := _record(row)) is not None]
         return records, len(rows) - len(records)
 
     def write(self, changes: Iterable[Change], *, everything: bool = False) -> None:
-        """Make these changes, all or none; with `everything`, have nothing but them. Raises `StoreError`."""
-        with _told(self.path), self._in_use:
+        """Apply these changes in one transaction. With `everything`, they replace the whole content. Raises
+        `StoreError`.
+        """
+        with _store_errors(self.path), self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 if everything:
@@ -88,13 +90,13 @@ class Database:
                     self._write(holder, record)
                 self._connection.execute("COMMIT")
             except BaseException:
-                with suppress(sqlite3.Error):  # where SQLite has done so by itself
+                with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                     self._connection.execute("ROLLBACK")
                 raise
 
     def close(self) -> None:
-        """Close the file, when a read or write in another thread has ended. Once closed it stays closed."""
-        with self._in_use:
+        """Close the file once a read or write in another thread has ended. Idempotent."""
+        with self._lock:
             self._connection.close()
 
     def _write(self, holder: ReservationKey, record: Reservation | None) -> None:
@@ -107,22 +109,22 @@ class Database:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Raises `sqlite3.Error`; `StoreError` for a file that is somebody else's."""
-    connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+    """Open, check and lock the file. Raises `sqlite3.Error`, or `StoreError` for a file in another format."""
+    connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if (application, version, tables) != (0, 0, 0):
-            _check_whose(application, version)
+            _check_format(application, version)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN IMMEDIATE")  # here it shows whether we may write, and are alone
+        connection.execute("BEGIN IMMEDIATE")  # fails where the file is read-only or locked
         if not tables:
             connection.execute(SCHEMA)
-            connection.execute(f"PRAGMA application_id = {APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {VERSION}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         connection.execute("COMMIT")
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
@@ -133,18 +135,20 @@ def _open(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _check_whose(application: int, version: int) -> None:
-    if application != APPLICATION:
-        raise StoreError("it is a database of another program; nothing in it was changed")
-    if version != VERSION:
+def _check_format(application: int, version: int) -> None:
+    if application != APPLICATION_ID:
         raise StoreError(
-            f"it has version {version}, and this tunneld knows {VERSION}; nothing in it was changed: use the tunneld "
-            "that wrote it, or move it away"
+            "the database belongs to another program and was not changed: move it away, or set daemon.state"
+        )
+    if version != FORMAT_VERSION:
+        raise StoreError(
+            f"its format version is {version}, and this tunneld supports {FORMAT_VERSION}; it was not changed: use the "
+            "tunneld that wrote it, or move it away"
         )
 
 
 def _record(row: tuple[object, ...]) -> Reservation | None:
-    """A row that somebody else may have edited."""
+    """The reservation in a row, or None: an administrator may have edited the file."""
     match row:
         case (str(credential), str(host), str(name), str(backend), int(port), str(server), float() | None as expires):
             with suppress(UsageError):
@@ -156,31 +160,31 @@ def _record(row: tuple[object, ...]) -> Reservation | None:
 
 
 def _make_private(path: Path) -> None:
-    """SQLite gives the files beside this one the same mode."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
+    """Create the file, or restrict its mode; SQLite gives its journal files the same one. Links are not followed."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
     try:
-        if stat.S_IMODE(os.fstat(descriptor).st_mode) & ~MODE:
-            os.fchmod(descriptor, MODE)
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) & ~FILE_MODE:
+            os.fchmod(descriptor, FILE_MODE)
     finally:
         os.close(descriptor)
 
 
-def _put_aside(path: Path) -> None:
-    """For a person to look at; one that was put aside earlier goes."""
+def _move_aside(path: Path) -> None:
+    """Rename the file for inspection, over one that was moved aside before."""
     for suffix in ("", "-wal", "-journal"):
         with suppress(FileNotFoundError):
-            os.replace(f"{path}{suffix}", f"{path}.damaged{suffix}")  # noqa: PTH105 - two names made of one
+            os.replace(f"{path}{suffix}", f"{path}.damaged{suffix}")  # noqa: PTH105 - two names from one
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Every reason as a `StoreError` that names the file."""
+def _store_errors(path: Path) -> Iterator[None]:
+    """Turn errors into `StoreError` with the path and the reason."""
     try:
         yield
     except StoreError as error:
         raise StoreError(f"{path}: {error}") from None
     except sqlite3.Error as error:
-        reason = "another process uses it" if "locked" in str(error) else str(error)
+        reason = "in use by another process" if "locked" in str(error) else str(error)
         raise StoreError(f"{path}: {reason}") from None
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {reason_of(error)}") from None

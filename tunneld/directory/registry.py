@@ -1,8 +1,7 @@
-"""Which tunnels there are, whose each is, and what was counted of those that are no more.
+"""Which tunnels are open, which credential owns each, and the counters of tunnels that have closed.
 
-This is all that a service knows; it is the seam at which several machines would share one.
-
-Several agents behind one name: whether what one of them asks for agrees with the tunnel that the others serve.
+This is all that a service knows of tunnels; several machines would share it here. `check_agrees` tells whether the
+options of an agent fit the shared tunnel that it is to serve.
 """
 
 from __future__ import annotations
@@ -10,19 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any
 
 from tunneld.errors import EndedError, NoSuchTunnelError, UsageError
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.admission import RefusalKind
-from tunneld.policy.options import TunnelOptions
+from tunneld.policy.limits import effective_limits
+from tunneld.policy.options import TunnelOptions, format_option
+from tunneld.policy.reservations import ReservationKey
 from tunneld.tunnel.snapshot import ServiceCounters
 from tunneld.tunnel.tunnel import Phase, Tunnel
 
-MAX_ENDED = 1024
-"""Tunnels that were ended on purpose of which we remember why, at about 300 octets each. An agent asks within seconds,
-one that is away when it is back; to one that was forgotten its tunnel is gone, and it opens another.
+MAX_ENDED_BY_REQUEST = 1024
+"""Tunnels closed or drained by request whose reason is remembered, at about 300 bytes each. An agent asks within
+seconds, or once it is reconnected. For a forgotten tunnel it is told that there is none, and opens another.
 """
 
 
@@ -30,28 +30,35 @@ class TunnelRegistry:
     """The tunnels of a process, open or opening."""
 
     def __init__(self) -> None:
-        self.opened = 0  # tunnels, ever
-        self._tunnels: dict[str, Tunnel] = {}
-        self._owners: dict[str, str] = {}  # by the ids of the same tunnels, the credentials that they are of
+        self.opened = 0  # tunnels since the first process
         self._last_id = 0
-        self._ended: dict[Endpoint, tuple[str, str]] = {}  # by server URI, of whom it was and why it ended on purpose
-        self._past_octets = (0, 0)  # of tunnels that closed: up, down
+        self._tunnels: dict[str, Tunnel] = {}  # by id, oldest first
+        self._owners: dict[str, str] = {}  # by tunnel id: the name of the credential
+        self._holders: dict[str, ReservationKey] = {}  # by tunnel id: the holder of its address, if it has a name
+        self._ended: dict[Endpoint, tuple[str, str]] = {}  # by server URI: credential, and how the tunnel was ended
+        self._past_octets = (0, 0)  # bytes of tunnels that have closed: up, down
         self._past_served = 0
         self._past_refusals = Counter[RefusalKind]()
 
-    # What people ask
+    # Finding tunnels
 
     def tunnels(self, grant: Grant = EVERYBODY) -> Sequence[Tunnel]:
-        """All open tunnels that are there for this grant, oldest first."""
+        """The open tunnels that this grant may see, oldest first."""
         return [tunnel for tunnel in self._tunnels.values() if self.is_of(grant, tunnel.id)]
 
     def is_of(self, grant: Grant, tunnel: str) -> bool:
-        """Whether a tunnel, by its id, is there for this grant: its own, or any for an admin."""
+        """Whether this grant may see the tunnel with this id: its own, or any for an admin."""
         return grant.is_admin or grant.name == self._owners.get(tunnel)
 
+    def owner_of(self, tunnel: str) -> str:
+        """The name of the credential that opened the tunnel with this id; empty where there are no credentials."""
+        return self._owners[tunnel]
+
     def find(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
-        """The tunnel with this id, server URI, client URI or port of clients. Raises `NoSuchTunnelError`, also for one
-        of others, or `EndedError` where the server URI is that of one that was closed on purpose.
+        """The tunnel with this id, server URI, client URI or client port.
+
+        Raises `NoSuchTunnelError`, also for a tunnel of another credential, or `EndedError` where the server URI is
+        that of a tunnel closed or drained by request.
         """
         tunnel = self._tunnels.get(reference.lower())
         if tunnel is None and reference.isdigit():
@@ -63,14 +70,15 @@ class TunnelRegistry:
                 self._check_not_ended(endpoint, grant)
         if tunnel is None or not self.is_of(grant, tunnel.id):
             raise NoSuchTunnelError(
-                f"no open tunnel is called {reference!r}: give an id, a URI or a port that list shows"
+                f"no open tunnel is called {reference!r}: use an id, a URI or a port as list shows it"
             )
         return tunnel
 
     def get_tunnel_address(self, uri: str, grant: Grant = EVERYBODY) -> Endpoint:
-        """The URI to advertise for a server URI. Raises `NoSuchTunnelError`, also for a tunnel that is drained and so
-        takes nobody new, `EndedError` for one that was closed or is drained on purpose, or `UsageError` where `uri` is
-        none.
+        """The public address for a server URI.
+
+        Raises `NoSuchTunnelError`, also for a tunnel that is draining, `EndedError` for one closed or drained by
+        request, or `UsageError` where `uri` is no URI.
         """
         endpoint = Endpoint.parse(uri.strip())
         tunnel = self._newest(lambda one: one.server_uri == endpoint)
@@ -79,16 +87,31 @@ class TunnelRegistry:
         if tunnel is None or not self.is_of(grant, tunnel.id):
             raise NoSuchTunnelError(f"no open tunnel has the server URI {endpoint.without_key}")
         if tunnel.phase is Phase.DRAINING:
-            raise NoSuchTunnelError(f"tunnel {tunnel.id} is being drained and takes nobody new")
+            raise NoSuchTunnelError(f"tunnel {tunnel.id} is draining and accepts no new visitors")
         return tunnel.client_uri
 
-    def _newest(self, is_meant: Callable[[Tunnel], bool]) -> Tunnel | None:
-        """Of those that are meant by an address the one that has it: an older one is being drained, and gave it up."""
-        return next(filter(is_meant, reversed(self._tunnels.values())), None)
+    def current_of(self, holder: ReservationKey | None) -> Tunnel | None:
+        """The tunnel that has this holder's address and is not draining, if any."""
+        return next((tunnel for tunnel in self.all_of(holder) if tunnel.phase is not Phase.DRAINING), None)
+
+    def all_of(self, holder: ReservationKey | None) -> Sequence[Tunnel]:
+        """All tunnels of this holder, draining ones included, oldest first."""
+        return [tunnel for tunnel in self._tunnels.values() if holder and self._holders.get(tunnel.id) == holder]
+
+    @property
+    def count(self) -> int:
+        """How many tunnels are open or opening."""
+        return len(self._tunnels)
+
+    def count_of(self, owner: str) -> int:
+        """How many tunnels a credential has."""
+        return sum(one == owner for one in self._owners.values())
+
+    # Counters
 
     @property
     def octets(self) -> tuple[int, int]:
-        """Octets delivered since the start, by all tunnels: up, down."""
+        """Bytes delivered since the start, by all tunnels: up, down."""
         up, down = self._past_octets
         for tunnel in self._tunnels.values():
             more_up, more_down = tunnel.octets
@@ -102,91 +125,105 @@ class TunnelRegistry:
 
     @property
     def refusals(self) -> Counter[RefusalKind]:
-        """Visitors turned away since the start, by the class of the reason."""
+        """Visitors refused since the start, by the class of the reason."""
         return sum((tunnel.refusals for tunnel in self._tunnels.values()), self._past_refusals)
 
-    def _check_not_ended(self, server: Endpoint, grant: Grant) -> None:
-        owner, why = self._ended.get(server, ("", ""))
-        if why and (grant.is_admin or grant.name == owner):
-            raise EndedError(why)
+    @property
+    def past(self) -> ServiceCounters:
+        """The counters of tunnels that have closed, for the next process."""
+        refusals = {kind.value: count for kind, count in self._past_refusals.items()}
+        return ServiceCounters(self._last_id, self.opened, self._past_octets, self._past_served, refusals)
 
-    # As they come and go
+    def continue_from(self, past: ServiceCounters) -> None:
+        """Continue the counters of another process."""
+        self._last_id, self.opened = past.last_id, past.opened
+        self._past_octets, self._past_served = past.octets, past.served
+        self._past_refusals = Counter({RefusalKind(kind): count for kind, count in past.refusals.items()})
 
-    def _opened_by(self, owner: str) -> int:
-        """How many tunnels a credential has."""
-        return sum(one == owner for one in self._owners.values())
+    # Opening and closing, called by the service
 
-    def _enter(self, tunnel: Tunnel, owner: str) -> None:
+    @property
+    def next_id(self) -> str:
+        """The id for the next tunnel; `add` uses it up."""
+        return f"t{self._last_id + 1}"
+
+    def add(self, tunnel: Tunnel, owner: str, holder: ReservationKey | None = None, *, adopted: bool = False) -> None:
+        """Add a tunnel of the credential `owner`. `holder` holds its address, where it has a name. One that is
+        `adopted` from another process has been counted there.
+        """
+        if not adopted:
+            self._last_id += 1
+            self.opened += 1
         self._tunnels[tunnel.id] = tunnel
         self._owners[tunnel.id] = owner
-        self._ended.pop(tunnel.server_uri, None)  # that of a plain tcp tunnel may be one's before
+        if holder is not None:
+            self._holders[tunnel.id] = holder
+        self._ended.pop(tunnel.server_uri, None)  # a plain tcp tunnel may get the server URI of an ended one
 
-    def _end_on_purpose(self, tunnel: Tunnel, done: str, grant: Grant, *, again: bool = False) -> str:
-        """Somebody with this grant ends it, which its agent is not to undo unless it may be opened `again`. Returns
-        why, for people.
-        """
-        why = f"{done} by request" + (f" of {grant.name}" if grant.name else "")
-        if not again:
-            self._ended[tunnel.server_uri] = self._owners[tunnel.id], f"tunnel {tunnel.id} was {why}"
-            if len(self._ended) > MAX_ENDED:
-                del self._ended[next(iter(self._ended))]
-        return why
-
-    def _remove(self, tunnel: Tunnel) -> None:
-        """Only what it has counted stays."""
+    def remove(self, tunnel: Tunnel) -> None:
+        """Remove a tunnel that has closed, and keep its counters."""
         del self._tunnels[tunnel.id]
         del self._owners[tunnel.id]
+        self._holders.pop(tunnel.id, None)
         (up, down), (more_up, more_down) = self._past_octets, tunnel.octets
         self._past_octets = up + more_up, down + more_down
         self._past_served += tunnel.served
         self._past_refusals += tunnel.refusals
 
-    @property
-    def _past(self) -> ServiceCounters:
-        """For the next process."""
-        refusals = {kind.value: count for kind, count in self._past_refusals.items()}
-        return ServiceCounters(self._last_id, self.opened, self._past_octets, self._past_served, refusals)
+    def end_by_request(self, tunnel: Tunnel, action: str, grant: Grant, *, reopen: bool = False) -> str:
+        """Note that this grant `closed` or `drained` a tunnel, so that its agent does not open it again, unless it may
+        `reopen` it. Returns the reason as text.
+        """
+        reason = f"{action} by request" + (f" of {grant.name}" if grant.name else "")
+        if not reopen:
+            self._ended[tunnel.server_uri] = self._owners[tunnel.id], f"tunnel {tunnel.id} was {reason}"
+            if len(self._ended) > MAX_ENDED_BY_REQUEST:
+                del self._ended[next(iter(self._ended))]
+        return reason
 
-    def _resume(self, past: ServiceCounters) -> None:
-        """Go on where another process was."""
-        self._last_id, self.opened = past.last_id, past.opened
-        self._past_octets, self._past_served = past.octets, past.served
-        self._past_refusals = Counter({RefusalKind(kind): count for kind, count in past.refusals.items()})
+    def _newest(self, matches: Callable[[Tunnel], bool]) -> Tunnel | None:
+        """Of several tunnels with an address the newest has it: the older ones are draining and gave it up."""
+        return next(filter(matches, reversed(self._tunnels.values())), None)
+
+    def _check_not_ended(self, server: Endpoint, grant: Grant) -> None:
+        owner, reason = self._ended.get(server, ("", ""))
+        if reason and (grant.is_admin or grant.name == owner):
+            raise EndedError(reason)
 
 
-FREE = frozenset({"name", "client_port", "replace", "ttl"})
-"""Options that are looked at otherwise, or not at all: agents count their ttl down, and the first one's holds."""
+UNCOMPARED = frozenset({"name", "client_port", "replace", "ttl"})
+"""Options that `check_agrees` compares in another way or not at all. Agents count their ttl down; the one with which
+the tunnel was opened holds.
+"""
 
 
-def check_agrees(tunnel: Tunnel, backend: str, options: TunnelOptions, asked: TunnelOptions) -> None:
-    """Raise `UsageError` where an option that was `asked` for contradicts those of the open tunnel. `options` is what a
-    grant made of them; one that was left out agrees with everything.
+def check_agrees(tunnel: Tunnel, backend: str, options: TunnelOptions, requested: TunnelOptions, grant: Grant) -> None:
+    """Raise `UsageError` where an option that an agent `requested` contradicts the shared tunnel that it is to serve.
+    An option that it left out agrees with every value. `options` are the requested ones as `permit` returned them; the
+    limits of the grant are applied before the comparison, as they were when the tunnel was opened.
     """
-    theirs, nothing = tunnel.spec.options, TunnelOptions()
+    bound = effective_limits(tunnel.spec.settings, grant, options).bound(options)
+    theirs, defaults = tunnel.spec.options, TunnelOptions()
     if backend != tunnel.spec.backend:
-        raise _contradiction(tunnel, f"backend {tunnel.spec.backend}", f"backend {backend}")
+        raise _contradiction(tunnel, f"with backend {tunnel.spec.backend}", f"backend {backend}")
     port = tunnel.client_uri.port
-    if asked.client_port not in {None, port}:
-        raise _contradiction(tunnel, f"client_port={port}", f"client_port={asked.client_port}")
-    for field in fields(asked):
+    if options.client_port not in {None, port}:
+        raise _contradiction(tunnel, f"with client_port={port}", f"client_port={options.client_port}")
+    for field in fields(requested):
         name = field.name
-        if name in FREE or getattr(asked, name) == getattr(nothing, name):
+        if name in UNCOMPARED or getattr(requested, name) == getattr(defaults, name):
             continue
-        wanted, there = getattr(options, name), getattr(theirs, name)
+        wanted, there = getattr(bound, name), getattr(theirs, name)
         if wanted != there:
             raise _contradiction(
-                tunnel, f"{name}={_shown(there)}" if there else f"no {name}", f"{name}={_shown(wanted)}"
+                tunnel,
+                f"with {name}={format_option(there)}" if there else f"without {name}",
+                f"{name}={format_option(wanted)}",
             )
 
 
-def _contradiction(tunnel: Tunnel, there: str, wanted: str) -> UsageError:
+def _contradiction(tunnel: Tunnel, there: str, requested: str) -> UsageError:
     name = tunnel.spec.options.name
     return UsageError(
-        f"tunnel {name!r} is shared and open with {there}, which {wanted} contradicts: ask for the same or leave it out"
+        f"shared tunnel {name!r} is open {there}, but {requested} was requested: use the same or leave it out"
     )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,8 +1,8 @@
-"""Which address is whose, as tunnels come and go: the book of reservations, its limits, and the disk behind it.
+"""Reserved addresses, as tunnels open and close: the table of reservations, its limits, and the store on disk.
 
-Only a tunnel with a name has a reservation: its holder can say which one it wants back. A tunnel that ends leaves its
-address reserved for `tunnels.reservation` seconds, however it ended, unless it was closed on purpose. One that ends
-with the daemon keeps it: the time begins when the daemon is there again.
+Only a tunnel with a name has a reservation: with the name its holder requests the address again. When a tunnel closes,
+its address stays reserved for `tunnels.reservation` seconds, unless it was closed by request. When it closes with the
+daemon, that time begins when the daemon has started again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tunneld.policy.access import Grant
 from tunneld.policy.reservations import Reservation, ReservationKey, ReservationTable
 from tunneld.tunnel.tunnel import Tunnel
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("addresses")
+log: structlog.stdlib.BoundLogger = structlog.get_logger("reservations")
 
 
 @dataclass(frozen=True, slots=True)
 class ReservationView:
-    """A reservation as people see it; `tunnel` is the id of the one that is open at it, else `left` is in seconds."""
+    """A reservation for users: `tunnel` is the id of its open tunnel; without one, it expires in `left` seconds."""
 
     record: Reservation
     tunnel: str | None
@@ -34,85 +34,83 @@ class ReservationView:
 
 
 class Reservations:
-    """Reservations of this process."""
+    """The reservations of this process."""
 
     def __init__(self, settings: Callable[[], Settings], state: Path | None) -> None:
-        """`state` is the folder where they are kept; None: in memory only."""
+        """`state` is the directory of the file; None: they are kept in memory only."""
         self.table = ReservationTable()
         self._settings = settings
-        self._ledger = ReservationStore(self.table, state)
-        self._holders: dict[str, ReservationKey] = {}  # of tunnels that are open, by their ids
+        self._store = ReservationStore(self.table, state)
+        self._holders: dict[str, ReservationKey] = {}  # of open tunnels, by id
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Read what there is, then keep it until cancelled."""
+        """Load the stored reservations, then store changes until cancelled."""
         settings = self._settings()
-        await self._ledger.open(settings.tunnels.reservation)
+        await self._store.open(settings.tunnels.reservation)
         try:
             self.retain({credential.name for credential in settings.credential})
         except BaseException:
-            await self._ledger.close()
+            await self._store.close()
             raise
-        await self._ledger.run(task_status=task_status)
+        await self._store.run(task_status=task_status)
 
     @property
     def place(self) -> str:
-        """Where they are kept: a file, or `memory`."""
-        return self._ledger.place
+        """Where they are stored: the path of the file, or `memory`."""
+        return self._store.place
 
     async def saved(self) -> None:
-        """Wait until what changed is on disk; see `ReservationStore.saved`."""
-        await self._ledger.saved()
+        """Wait until all changes are on disk; see `ReservationStore.saved`."""
+        await self._store.saved()
 
     def retain(self, credentials: Collection[str]) -> None:
-        """Give up what belongs to credentials that are no more."""
+        """Drop the reservations of all credentials that are not among these names."""
         for record in self.table.retain(credentials):
-            log.info("reservation dropped: its credential is no more", **_facts(record))
+            log.info("reservation dropped: its credential was removed", **_log_fields(record))
 
-    # What the tunnels do
+    # Called by the service
 
     def recall(self, holder: ReservationKey | None, port: int | None, grant: Grant) -> Reservation | None:
-        """What is kept for this holder, who asks for `port` or for none. Raises `LimitReachedError` where that is kept
-        for somebody else.
+        """The reservation of this holder, which requests `port` (None: any). Raises `LimitReachedError` where that port
+        is reserved for a closed tunnel of another holder.
         """
         self.table.expire(trio.current_time())
         for other in [record for record in self.table if port in record.ports and record.expires is not None]:
-            if other.holder != holder and not (holder and _moved(other.holder, holder) and other.client_port == port):
-                raise LimitReachedError(_taken(other, port, grant))
+            if other.holder != holder and not (
+                holder and _may_have_moved(other.holder, holder) and other.client_port == port
+            ):
+                raise LimitReachedError(_reserved(other, port, grant))
             if other.holder != holder:
                 self.table.drop(other.holder)
         return self.table.find(holder) if holder is not None else None
 
-    def has(self, tunnel: str, holder: ReservationKey | None) -> bool:
-        """Whether the open tunnel with this id is that of the holder."""
-        return self._holders.get(tunnel) == holder
-
     def hold(self, holder: ReservationKey | None, tunnel: Tunnel) -> None:
-        """A tunnel has opened; before anything is awaited, or another could take its port when it closes."""
+        """A tunnel has opened. Called before the next await, or another tunnel could take its port when it closes."""
         if holder is not None:
             self._holders[tunnel.id] = holder
             self.table.hold(Reservation(holder, tunnel.spec.backend, tunnel.client_uri.port, tunnel.server_uri))
 
-    def leave(self, tunnel: Tunnel, *, keep: bool) -> None:
-        """A tunnel has closed: does its address stay its own?"""
+    def on_closed(self, tunnel: Tunnel, *, keep: bool) -> None:
+        """A tunnel has closed. `keep` its reservation for `tunnels.reservation` seconds, or drop it."""
         holder = self._holders.pop(tunnel.id, None)
-        if holder is None or holder in self._holders.values():  # another one of the same name took over
+        if holder is None or holder in self._holders.values():  # a newer tunnel of the same name has the address
             return
         settings = self._settings().tunnels
         if not keep or settings.reservation == 0:
             self.table.drop(holder)
             return
-        for record in self.table.leave(
+        for record in self.table.keep_until(
             holder,
             trio.current_time() + settings.reservation,
-            most=settings.max_reservations,
-            most_per_owner=settings.max_reservations_per_owner,
+            max_kept=settings.max_reservations,
+            max_per_owner=settings.max_reservations_per_owner,
         ):
-            log.warning("reservation dropped: there are too many, and it is the oldest", **_facts(record))
+            log.warning("reservation dropped: too many reservations, and this was the oldest", **_log_fields(record))
 
-    # What people ask
+    # Requests of users
 
     def kept(self, grant: Grant) -> Sequence[ReservationView]:
-        """All that are there for this grant: its own, or everybody's for an admin."""
+        """The reservations that this grant may see: its own, or all for an admin."""
         now = trio.current_time()
         self.table.expire(now)
         tunnels = {holder: tunnel for tunnel, holder in self._holders.items()}
@@ -125,57 +123,59 @@ class Reservations:
         ]
 
     def find(self, reference: str, grant: Grant) -> Sequence[ReservationView]:
-        """Those that have this port, on either side, or this name. Raises `NoSuchTunnelError` where there is none."""
+        """The reservations with this name, or with this port on either side. Raises `NoSuchTunnelError` for none."""
         found = [
             kept
             for kept in self.kept(grant)
             if reference == kept.record.holder.name or reference in map(str, kept.record.ports)
         ]
         if not found:
-            raise NoSuchTunnelError(f"no reservation is called {reference!r}: give a port or a name that is listed")
+            raise NoSuchTunnelError(
+                f"no reservation is called {reference!r}: use a port or a name as reservations shows it"
+            )
         return found
 
     async def release(self, reference: str, grant: Grant) -> Reservation:
-        """Give one up, by its port or its name. Raises `NoSuchTunnelError`, and `UsageError` where its tunnel is open
-        or there are several.
+        """Drop one, by its port or its name. Raises `NoSuchTunnelError`, or `UsageError` where its tunnel is open or
+        there are several.
         """
         found = self.find(reference, grant)
         if len(found) > 1:
             ports = ", ".join(str(kept.record.client_port) for kept in found)
-            raise UsageError(f"{len(found)} reservations are called {reference!r}: say which by its port, {ports}")
+            raise UsageError(f"{len(found)} reservations are called {reference!r}: name one by its port, {ports}")
         kept = found[0]
         if kept.tunnel is not None:
             raise UsageError(
-                f"tunnel {kept.tunnel} is open at port {kept.record.client_port}: close {kept.tunnel} first"
+                f"tunnel {kept.tunnel} is open on port {kept.record.client_port}: close {kept.tunnel} first"
             )
         self.table.drop(kept.record.holder)
-        log.info("reservation released", **_facts(kept.record))
+        log.info("reservation released", **_log_fields(kept.record))
         await self.saved()
         return kept.record
 
 
 def reservation_key(name: str, credential: str, host: str) -> ReservationKey | None:
-    """Whose the address of a tunnel of this `name` is, asked for by `credential`, or where nobody has one from `host`;
-    None where it has no name.
+    """The holder of the address of a tunnel with this `name` and `credential`, or, without credentials, of one that
+    was requested from `host`. None where the tunnel has no name.
     """
     return ReservationKey(credential, name, "" if credential else host) if name else None
 
 
-def _moved(old: ReservationKey, new: ReservationKey) -> bool:
-    """Whether the new one may say that it is the old one at another address. Without credentials whoever knows both
-    name and port may: it could release the reservation as well.
+def _may_have_moved(old: ReservationKey, new: ReservationKey) -> bool:
+    """Whether the new holder can be the old one at another address. Without credentials a requester that knows both
+    name and port may claim that: it could release the reservation as well.
     """
     return not old.credential and not new.credential and old.name == new.name
 
 
-def _taken(record: Reservation, port: int | None, grant: Grant) -> str:
-    whose, hint = "another tunnel, which is away", ""
+def _reserved(record: Reservation, port: int | None, grant: Grant) -> str:
+    tunnel, hint = "another tunnel", ""
     if grant.is_admin:
         owner = record.holder.credential or record.holder.host
-        whose, hint = f"tunnel {record.holder.name!r} of {owner}, which is away", f"; release {port} gives it up"
-    return f"could not open a tunnel: port {port} is reserved for {whose} (tunnels.reservation){hint}"
+        tunnel, hint = f"tunnel {record.holder.name!r} of {owner}", f"; release {port} frees it"
+    return f"could not open a tunnel: port {port} is reserved for {tunnel}, now closed (tunnels.reservation){hint}"
 
 
-def _facts(record: Reservation) -> dict[str, object]:
+def _log_fields(record: Reservation) -> dict[str, object]:
     holder = record.holder
     return {"name": holder.name, "owner": holder.credential or holder.host, "port": record.client_port}

@@ -1,15 +1,15 @@
-"""The two calls, and what an operator does to the tunnels they made.
+"""Opens, closes and drains tunnels: the two calls of the interface, and what an operator does.
 
     tunnels                    isolation boundary: an exception closes its tunnel and is logged once
     └─ tunnel ×N               see tunnel/tunnel.py
 
-Which tunnels there are, and what is asked of them, is in registry.py.
+Which tunnels are open, and how they are found, is in registry.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -17,11 +17,13 @@ import trio
 
 from tunneld.config.schema import Settings
 from tunneld.directory.registry import TunnelRegistry, check_agrees
+from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import Reservations, reservation_key
 from tunneld.engine.engine import Engine
 from tunneld.errors import DrainingError, LimitReachedError, ListenError, TunneldError, UsageError
 from tunneld.net.endpoint import is_wildcard
-from tunneld.policy.access import EVERYBODY, Grant, bound_hidden, permit
+from tunneld.policy.access import EVERYBODY, Grant, bound_server_from, permit
+from tunneld.policy.limits import effective_limits
 from tunneld.policy.options import TunnelOptions
 from tunneld.policy.reservations import Reservation, ReservationKey
 from tunneld.tunnel.events import Events
@@ -33,60 +35,38 @@ from tunneld.tunnel.tunnel import STOPPED, Phase, Tunnel
 
 log = structlog.get_logger("service")
 
-
-AtEnd = Callable[[str, Callable[[], None]], None]
-"""Takes what to call at the end of something, and a word for it: of two with the same word only the later is called."""
-
-
-def at_once(_word: str, call: Callable[[], None]) -> None:
-    """Of what has no end that could be told: a request over HTTP."""
-    call()
-
-
 NEW_TUNNEL_GRACE = 10.0
-"""Seconds that the hidden servers of a new tunnel have to connect before it counts as one that nobody serves: who has
-just taken a name over keeps it, however slow its way.
+"""Seconds after opening in which `replace=no` treats a tunnel as served, though no server connection has arrived: an
+agent on a slow network keeps the name that it has just taken over.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Requester:
-    """Who asks for a tunnel."""
-
-    host: str  # the address it asks from
-    owner: str  # the same for people, as `list` shows it
-    local_host: str  # the address of ours that it reached: advertised where nothing better is configured
-    grant: Grant = EVERYBODY  # what it may do, and to whom the tunnel will belong
-    at_end: AtEnd = at_once  # who is told when its control connection ends
-
-
 class TunnelService(TunnelRegistry):
-    """All open tunnels of this process."""
+    """All tunnels of this process."""
 
     def __init__(
         self,
         settings: Callable[[], Settings],
         engine: Engine,
         backends: Mapping[str, Backend],
-        endpoints: KeyRegistry | None = None,
+        keys: KeyRegistry | None = None,
         state: Path | None = None,
-        lobby: Handshakes | None = None,
+        handshakes: Handshakes | None = None,
     ) -> None:
-        """`settings` is asked at every call, so that a reload reaches the next tunnel; `backends` are those that
-        openTunnel takes, by name; `endpoints` are the shared
-        ports of carriers, `state` the folder where reservations are kept, None for in memory only; `lobby` is where
-        hidden servers show their keys.
+        """`settings` is called for every request, so that a reload applies to the next tunnel. `backends` has the names
+        that openTunnel accepts, `keys` the shared ports. `state` is the directory for reservations; None: they are kept
+        in memory only. `handshakes` authenticates hidden servers on ports of their own.
         """
         super().__init__()
+        self.settings = settings
         self.events = Events()
         self.reservations = Reservations(settings, state)
         self.draining = False
         self.leaving = False
-        self._settings = settings
+        self.keys = keys if keys is not None else KeyRegistry()
         self._engine = engine
-        self.keys = endpoints if endpoints is not None else KeyRegistry()
-        self._premises = BackendServices(backends, self.keys, lobby)
-        self._given_up: set[str] = set()  # the ids of tunnels whose address shall not be kept
+        self._services = BackendServices(backends, self.keys, handshakes)
+        self._released_on_close: set[str] = set()  # ids of tunnels that lose their reservation when they close
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -96,124 +76,118 @@ class TunnelService(TunnelRegistry):
             task_status.started()
             await trio.sleep_forever()
 
-    # The two calls
+    async def open_tunnel(self, backend: str, options: TunnelOptions, requester: Requester) -> Tunnel:
+        """Open a tunnel; it listens on both sides when this returns. It replaces a tunnel of the same name and owner
+        and gets the address reserved for them, unless another port is requested.
 
-    async def open_tunnel(self, backend: str, options: TunnelOptions, asker: Requester) -> Tunnel:
-        """Open a tunnel; it listens on both sides when this returns. One of the same name and owner gives way to it,
-        and the address that was its own is its own again, unless another is asked for.
-
-        Raises `DrainingError`, `LimitReachedError`, `ListenError`, `NotAllowedError`, `ShortageError` or `UsageError`;
-        nothing is left behind then.
+        Raises `DrainingError`, `LimitReachedError`, `ListenError`, `NotAllowedError`, `ShortageError` or `UsageError`,
+        and leaves nothing behind then.
         """
-        settings, grant, backend = self._settings().tunnels, asker.grant, backend.lower()
-        if self.draining:
-            raise DrainingError("could not open a tunnel: the relay is being drained and takes nothing new")
-        if self.leaving:
-            raise DrainingError("could not open a tunnel: the relay starts again; try again in a moment")
-        self._premises.backend(backend).check(self._premises, options)
-        holder = reservation_key(options.name, grant.name, asker.host)
+        settings, grant, backend = self.settings().tunnels, requester.known_grant, backend.lower()
+        self._check_open()
+        self._services.backend(backend).check(self._services, options)
+        holder = reservation_key(options.name, grant.name, requester.host)
         if not options.replace:
             self._check_unserved(holder)
-        opened = self._opened_by(grant.name) - self._giving_way(holder)
-        options, asked = permit(grant, backend, options, asker.host, opened), options
+        opened = self.count_of(grant.name) - self._replaceable(holder)
+        options, requested = permit(grant, backend, options, requester.host, opened), options
         if (shared := self._shared(holder, options)) is not None:
-            check_agrees(shared, backend, options, asked)
-            self._join(shared, options, asker)
+            check_agrees(shared, backend, options, requested, grant)
+            self._join(shared, options, requester)
             return shared
-        before = self.reservations.recall(holder, options.client_port, grant)  # before anybody gives way for nothing
-        await self._evict(holder)
+        options = effective_limits(settings, grant, options).bound(options)
+        before = self.reservations.recall(holder, options.client_port, grant)  # fails before a tunnel is replaced
+        await self._replace(holder)
         address = self.reservations.recall(holder, options.client_port, grant) or before
-        if len(self._tunnels) >= settings.max_tunnels:
-            raise LimitReachedError(f"could not open a tunnel: {settings.max_tunnels} are open (tunnels.max_tunnels)")
-        if grant.max_visitors is not None and grant.max_visitors < settings.max_visitors:
-            settings = settings.model_copy(update={"max_visitors": grant.max_visitors})
-        opening = TunnelSpec(
-            id=f"t{self._last_id + 1}",
+        if self.count >= settings.max_tunnels:
+            raise LimitReachedError(
+                f"tunnel limit reached: the relay has {self.count} of {settings.max_tunnels} open (tunnels.max_tunnels)"
+            )
+        spec = TunnelSpec(
+            id=self.next_id,
             backend=backend,
             options=options,
             settings=settings,
-            owner=asker.owner,
-            requester_host=asker.host,
-            advertised_host=settings.advertised_host or self._reachable(settings.host, asker),
-            services=self._premises,
+            owner=requester.owner,
+            requester_host=requester.host,
+            advertised_host=settings.advertised_host or _reachable(settings.host, requester),
+            services=self._services,
             former_uri=address.server if address is not None else None,
             reserved=self.reservations.table,
-            asked_from=asked.server_from,
+            asked_from=requested.server_from,
         )
-        tunnel = self._make(opening, address)
-        self._last_id += 1
-        self._enter(tunnel, grant.name)  # before we wait, or two could squeeze through a limit at once
+        tunnel = self._make(spec, address)
+        self.add(tunnel, grant.name, holder)  # before the next await, or two requests could pass a limit at once
         self.reservations.hold(holder, tunnel)
-        self.opened += 1
         self._announce(tunnel)
         if options.share:
-            self._join(tunnel, options, asker)
+            self._join(tunnel, options, requester)
         await self._nursery.start(self._run, tunnel)
         await self.reservations.saved()
         return tunnel
 
-    def join(self, reference: str, asker: Requester) -> Tunnel:
-        """An agent whose control connection was lost is back, perhaps at another address: its hidden servers may come
-        from there. Raises `NoSuchTunnelError`, `NotAllowedError`.
+    def join(self, reference: str, requester: Requester) -> Tunnel:
+        """An agent that lost its control connection has reconnected, perhaps from another address: permit its server
+        connections from there. Raises `NoSuchTunnelError`, `NotAllowedError`.
         """
-        tunnel = self.find(reference, asker.grant)
-        opening = tunnel.spec
-        options = bound_hidden(asker.grant, replace(opening.options, server_from=opening.asked_from), asker.host)
+        grant = requester.known_grant
+        tunnel = self.find(reference, grant)
+        spec = tunnel.spec
+        options = bound_server_from(grant, replace(spec.options, server_from=spec.asked_from), requester.host)
         if options.share:
-            self._join(tunnel, options, asker)
+            self._join(tunnel, options, requester)
         else:
-            tunnel.agents.move(opening.allowed_sources_for(options.server_from, asker.host))
+            tunnel.agents.move(spec.allowed_sources_for(options.server_from, requester.host))
         return tunnel
 
-    def _join(self, tunnel: Tunnel, options: TunnelOptions, asker: Requester) -> None:
-        """Whoever asks serves this tunnel, too, until its control connection ends or it leaves."""
-        tunnel.agents.join(asker.owner, asker.host, tunnel.spec.allowed_sources_for(options.server_from, asker.host))
-        asker.at_end(tunnel.id, lambda: tunnel.agents.leave(asker.owner))
+    def _join(self, tunnel: Tunnel, options: TunnelOptions, requester: Requester) -> None:
+        """Add the requester to the agents of a shared tunnel, until its control connection ends or it leaves."""
+        network = tunnel.spec.allowed_sources_for(options.server_from, requester.host)
+        tunnel.agents.join(requester.owner, requester.host, network)
+        requester.at_end(tunnel.id, lambda: tunnel.agents.leave(requester.owner))
 
-    def _make(self, opening: TunnelSpec, address: Reservation | None) -> Tunnel:
-        """The tunnel, at its own address if it has one. Another program may have taken the port meanwhile, or a reload
-        have moved the range: then the tunnel is elsewhere rather than nowhere.
+    def _make(self, spec: TunnelSpec, address: Reservation | None) -> Tunnel:
+        """Make the tunnel, at its reserved address if it has one. Where another program has taken the port, or a reload
+        has moved the range, the tunnel gets another address rather than none.
         """
-        options = opening.options
+        options = spec.options
         if address is not None and options.client_port is None:
-            there = replace(opening, options=replace(options, client_port=address.client_port))
+            there = replace(spec, options=replace(options, client_port=address.client_port))
             try:
                 return Tunnel(there, self._engine, self.events)
             except (LimitReachedError, ListenError, UsageError) as error:
-                tunnel = Tunnel(opening, self._engine, self.events)
+                tunnel = Tunnel(spec, self._engine, self.events)
                 log.warning(
-                    "tunnel has another address than before", tunnel=opening.id, was=address.client_port,
+                    "tunnel could not get its reserved address", tunnel=spec.id, was=address.client_port,
                     now=tunnel.client_uri.port, reason=str(error),
                 )  # fmt: skip
                 return tunnel
-        return Tunnel(opening, self._engine, self.events)
+        return Tunnel(spec, self._engine, self.events)
 
-    # What an operator asks
-
-    def named(self, name: str, asker: Requester) -> Tunnel | None:
-        """The open tunnel of this name that is the asker's own."""
-        return self._former(reservation_key(name, asker.grant.name, asker.host))
+    def find_named(self, name: str, requester: Requester) -> Tunnel | None:
+        """The requester's own open tunnel with this name."""
+        return self.current_of(reservation_key(name, requester.known_grant.name, requester.host))
 
     async def close(self, reference: str, grant: Grant = EVERYBODY, *, keep: bool = False) -> Tunnel:
-        """Stop one tunnel now; it is gone when this returns, and its address is anybody's unless it is to be kept.
+        """Close one tunnel now; it is closed when this returns. Its address is released unless it is to be kept.
         Raises `NoSuchTunnelError`.
         """
         tunnel = self.find(reference, grant)
         if not keep:
-            self._given_up.add(tunnel.id)
-        tunnel.close(self._end_on_purpose(tunnel, "closed", grant, again=keep))
+            self._released_on_close.add(tunnel.id)
+        tunnel.close(self.end_by_request(tunnel, "closed", grant, reopen=keep))
         await tunnel.wait_closed()
         await self.reservations.saved()
         return tunnel
 
     def drain_one(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
-        """One tunnel takes nobody new, and closes when its last visitor has left. Raises `NoSuchTunnelError`."""
+        """Drain one tunnel; it closes when its last visitor has left. Raises `NoSuchTunnelError`."""
         tunnel = self.find(reference, grant)
-        tunnel.drain(self._end_on_purpose(tunnel, "drained", grant))
+        tunnel.drain(self.end_by_request(tunnel, "drained", grant))
         return tunnel
 
     async def drain(self) -> None:
-        """Take nothing new and wait until the last relay has finished."""
+        """Accept nothing new and wait until the last relay has ended."""
         self.draining = True
         for tunnel in self.tunnels():
             tunnel.drain()
@@ -221,123 +195,127 @@ class TunnelService(TunnelRegistry):
             await tunnel.wait_closed()
 
     def drain_revoked(self, credentials: Collection[str]) -> None:
-        """Drain the tunnels of credentials that are no more among these names, and give their addresses up."""
+        """Drain the tunnels of all credentials that are not among these names, and drop their reservations."""
         for tunnel in self.tunnels():
-            owner = self._owners[tunnel.id]
+            owner = self.owner_of(tunnel.id)
             if owner and owner not in credentials:
-                log.info("tunnel's credential was removed", tunnel=tunnel.id, credential=owner)
+                log.info("draining tunnel: its credential was removed", tunnel=tunnel.id, credential=owner)
                 tunnel.drain()
         self.reservations.retain(credentials)
 
-    # From one process to the next
+    # Handover to another process
 
     async def export(self) -> ServiceSnapshot:
-        """Let go of all tunnels, for a successor: nothing of what goes along is closed, the rest is ended in order.
-        No tunnel can be opened any more.
+        """Hand over all tunnels to another process: what it can continue is not closed, the rest ends in order. No
+        tunnel can be opened any more.
         """
         self.leaving = True
         await self.reservations.saved()
         for tunnel in self.tunnels():
             tunnel.pause()
-        for _ in range(2):  # whoever was just given a server connection is paired with it
+        for _ in range(2):  # visitors that were just given a server connection are joined to it
             await trio.lowlevel.checkpoint()
-        legacies = []
+        snapshots = []
         for tunnel in self.tunnels():
             try:
-                legacies.append((self._owners[tunnel.id], tunnel.export()))
+                snapshots.append((self.owner_of(tunnel.id), tunnel.export()))
             except Exception as error:
                 tunnel.fail(error)
-        return ServiceSnapshot(self._past, legacies)
+        return ServiceSnapshot(self.past, snapshots)
 
-    async def adopt(self, legacy: ServiceSnapshot) -> None:
-        """Go on with what another process left. A tunnel that cannot be is closed, and said."""
-        self._resume(legacy.counters)
-        for owner, one in legacy.tunnels:
-            opening = replace(one.spec, services=self._premises, reserved=self.reservations.table)
+    async def adopt(self, snapshot: ServiceSnapshot) -> None:
+        """Continue the tunnels of another process. A tunnel that cannot be continued is closed and logged."""
+        self.continue_from(snapshot.counters)
+        for owner, one in snapshot.tunnels:
+            spec = replace(one.spec, services=self._services, reserved=self.reservations.table)
             try:
-                self._premises.backend(opening.backend).check(self._premises, opening.options)
-                tunnel = Tunnel(opening, self._engine, self.events, one)
+                self._services.backend(spec.backend).check(self._services, spec.options)
+                tunnel = Tunnel(spec, self._engine, self.events, one)
             except TunneldError as error:
                 one.close()
-                log.warning("tunnel could not be taken over", tunnel=opening.id, reason=str(error))
+                log.warning("tunnel could not be taken over", tunnel=spec.id, reason=str(error))
                 continue
-            self._enter(tunnel, owner)
-            self.reservations.hold(reservation_key(opening.options.name, owner, opening.requester_host), tunnel)
+            holder = reservation_key(spec.options.name, owner, spec.requester_host)
+            self.add(tunnel, owner, holder, adopted=True)
+            self.reservations.hold(holder, tunnel)
             await self._nursery.start(self._run, tunnel)
         await self.reservations.saved()
 
-    # Inside
+    def _check_open(self) -> None:
+        """Raise `DrainingError` where no tunnel may be opened any more."""
+        if self.draining:
+            raise DrainingError("could not open a tunnel: the relay is draining and accepts no new tunnels")
+        if self.leaving:
+            raise DrainingError("could not open a tunnel: the relay is restarting; try again in a moment")
 
-    def _former(self, holder: ReservationKey | None) -> Tunnel | None:
-        """The tunnel that this holder has open, of an agent that starts again before the relay knows it was gone."""
-        for tunnel in self._tunnels.values() if holder is not None else ():
-            if self.reservations.has(tunnel.id, holder) and tunnel.phase is not Phase.DRAINING:
-                return tunnel
-        return None
+    # Tunnels of the same name and owner
 
     def _shared(self, holder: ReservationKey | None, options: TunnelOptions) -> Tunnel | None:
-        """The tunnel that is open and to be joined. Raises `UsageError` where there can be none."""
+        """The open tunnel to serve, for options with `share`. Raises `UsageError` where they cannot have it."""
         if not options.share:
             return None
         if holder is None or not options.persist:
-            raise UsageError("option share=yes goes with a name and with persist=yes")
-        former = self._former(holder)
-        return former if former is not None and former.spec.options.share else None
+            raise UsageError("share=yes requires a name and persist=yes")
+        current = self.current_of(holder)
+        return current if current is not None and current.spec.options.share else None
 
     def _check_unserved(self, holder: ReservationKey | None) -> None:
-        """Raise `LimitReachedError` where hidden servers serve what this holder has open."""
-        former = self._former(holder)
-        if former is not None and (former.phase is Phase.READY or former.age < NEW_TUNNEL_GRACE):
+        """Raise `LimitReachedError` where an agent serves the open tunnel of this holder."""
+        current = self.current_of(holder)
+        if current is not None and (current.phase is Phase.READY or current.age < NEW_TUNNEL_GRACE):
             raise LimitReachedError(
-                f"could not open a tunnel: another agent serves {former.spec.options.name!r} now, "
-                f"{former.spec.owner} with {former.id}; this one may when that has ended (replace=no)"
+                f"tunnel {current.spec.options.name!r} is served by another agent, {current.spec.owner} "
+                f"({current.id}); stop that agent, or use another name (replace=no)"
             )
 
-    async def _evict(self, holder: ReservationKey | None) -> None:
-        """Close whatever this holder has open. Several newcomers at once evict one another, the last one stays."""
-        while (former := self._former(holder)) is not None:
-            former.close("replaced: its owner opened it anew")
-            await former.wait_closed()
+    async def _replace(self, holder: ReservationKey | None) -> None:
+        """Close the open tunnel of this holder. Of several requests at once the last one's tunnel stays."""
+        while (current := self.current_of(holder)) is not None:
+            current.close("replaced by a new tunnel of the same name and owner")
+            await current.wait_closed()
 
-    def _giving_way(self, holder: ReservationKey | None) -> int:
-        """Tunnels that do not stand in the way of one for this holder: that which is replaced by it, and of those that
-        are being drained one, or a credential could have only its last tunnel's visitors finish by serving nobody new.
+    def _replaceable(self, holder: ReservationKey | None) -> int:
+        """How many tunnels do not count against the limit of a new one of this holder: the open one, which it replaces,
+        and one that drains. Otherwise a credential with all its tunnels open could not replace a draining one before
+        its last visitor has left.
         """
-        theirs = [one for one in self._tunnels.values() if holder is not None and self.reservations.has(one.id, holder)]
-        drained = sum(tunnel.phase is Phase.DRAINING for tunnel in theirs)
-        return min(drained, 1) + (len(theirs) > drained)
+        tunnels = self.all_of(holder)
+        draining = sum(tunnel.phase is Phase.DRAINING for tunnel in tunnels)
+        return min(draining, 1) + (len(tunnels) > draining)
+
+    # One tunnel
 
     async def _run(self, tunnel: Tunnel, *, task_status: trio.TaskStatus[None]) -> None:
-        """One tunnel's life: a bug costs this tunnel, never the daemon."""
+        """Run one tunnel until it closes. A bug closes this tunnel, never the daemon."""
         try:
             await tunnel.run(task_status=task_status)
         except Exception as error:
             tunnel.fail(error)
         finally:
-            self._remove(tunnel)
-            self._leave(tunnel)
+            self.remove(tunnel)
+            self._release(tunnel)
 
-    def _leave(self, tunnel: Tunnel) -> None:
-        """What becomes of its address. Those that end with the daemon stay in the book as they are."""
-        keep = tunnel.id not in self._given_up
-        self._given_up.discard(tunnel.id)
+    def _release(self, tunnel: Tunnel) -> None:
+        """Keep or drop the reservation of a closed tunnel. One that closes with the daemon keeps it."""
+        keep = tunnel.id not in self._released_on_close
+        self._released_on_close.discard(tunnel.id)
         if not (keep and (self.draining or tunnel.reason == STOPPED)):
-            self.reservations.leave(tunnel, keep=keep)
+            self.reservations.on_closed(tunnel, keep=keep)
 
     def _announce(self, tunnel: Tunnel) -> None:
-        facts = {
+        fields = {
             "backend": tunnel.spec.backend,
             "server": str(tunnel.server_uri),
             "client": str(tunnel.client_uri),
             "owner": tunnel.spec.owner,
             "name": tunnel.spec.options.name,
         }
-        self.events.publish("opened", id=tunnel.id, **facts)
-        log.info("tunnel opened", tunnel=tunnel.id, **{**facts, "server": tunnel.server_uri.without_key})
+        self.events.publish("opened", id=tunnel.id, **fields)
+        log.info("tunnel opened", tunnel=tunnel.id, **{**fields, "server": tunnel.server_uri.without_key})
 
-    @staticmethod
-    def _reachable(bound: str, asker: Requester) -> str:
-        """What to advertise where no name is configured: the bound address, or, for a wildcard, the one the asker
-        reached.
-        """
-        return asker.local_host if is_wildcard(bound) else bound
+
+def _reachable(bound: str, requester: Requester) -> str:
+    """The host to advertise where none is configured: the bound address, or, for a wildcard, the one that the requester
+    connected to.
+    """
+    return requester.local_host if is_wildcard(bound) else bound

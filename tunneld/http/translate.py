@@ -13,7 +13,8 @@ from typing import Any
 
 from starlette.types import Scope
 
-from tunneld.control.reply import Caller, Execute, Reply
+from tunneld.control.reply import Execute, Reply
+from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import join_host_port, unmap
 from tunneld.policy.access import Grant
@@ -37,21 +38,21 @@ def make_request(verb: str, args: Sequence[Any], options: Mapping[str, Any]) -> 
     )
 
 
-async def execute_request(execute: Execute, request: Request, caller: Caller) -> Reply:
+async def execute_request(execute: Execute, request: Request, caller: Requester) -> Reply:
     """Execute a request, except `quit`, which is about the connection itself."""
     if request.verb == QUIT:
         raise UsageError("quit ends a connection of the control protocol; over HTTP, close the connection instead")
     return await execute(request, caller)
 
 
-def caller_of(scope: Scope) -> Caller:
+def caller_of(scope: Scope) -> Requester:
     """The caller of a request: the address of the connection, never one from a header, and the grant from
     `AuthMiddleware`.
     """
     _, port = scope["client"] or ("", 0)
     host, grant = client_of(scope), grant_of(scope)
     name = f"{grant.name}@" if grant and grant.name else ""
-    return Caller(host, f"http {name}{join_host_port(host, port)}", server_of(scope), grant, scope.get(RENEW))
+    return Requester(host, f"http {name}{join_host_port(host, port)}", server_of(scope), grant, scope.get(RENEW))
 
 
 def grant_of(scope: Scope) -> Grant | None:

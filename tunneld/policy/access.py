@@ -1,10 +1,11 @@
-"""Who may do what, and how much of it. Pure: decisions about facts, no question about who somebody is.
+"""What a credential may do. Pure: authentication happens elsewhere, and decides which grant a requester has.
 
     role     may
-    user     open tunnels, as its grant allows; see, close, drain, trim and watch those that it opened
-    admin    that, for everybody's tunnels; ask for the status, reload, shut down
+    user     open tunnels, as its grant allows; see, close, drain, trim and watch the tunnels that it opened
+    admin    the same for all tunnels; also ask for the status, reload and shut down
 
-A tunnel belongs to the credential that opened it, by name. To everybody else but admins it does not exist.
+A tunnel belongs to the credential that opened it, by name. Every other credential except an admin is told that the
+tunnel does not exist.
 """
 
 from __future__ import annotations
@@ -13,13 +14,10 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TypeVar
 
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.net.endpoint import Network, contains, parse_network
 from tunneld.policy.options import ANYWHERE, TunnelOptions
-
-_Number = TypeVar("_Number", int, float)
 
 
 class Role(Enum):
@@ -31,107 +29,114 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one credential may do; None means that nothing beyond the relay's own limits bounds it."""
+    """What one credential may do. None means: no limit but the relay's own."""
 
-    name: str
+    name: str  # of the credential
     role: Role = Role.USER
     backends: tuple[str, ...] | None = None
-    ports: tuple[range, ...] | None = None  # that it may ask for with client_port
-    networks: tuple[Network, ...] | None = None  # that it may come from
-    server_from: tuple[Network, ...] | None = None  # that its hidden servers may come from
+    ports: tuple[range, ...] | None = None  # that it may request with client_port
+    networks: tuple[Network, ...] | None = None  # that it may be used from
+    server_from: tuple[Network, ...] | None = None  # that hidden servers of its tunnels may connect from
     max_tunnels: int | None = None
-    max_visitors: int | None = None  # of each tunnel
-    max_ttl: float | None = None  # seconds, and what a tunnel gets that asks for none
-    bandwidth: int | None = None  # octets per second, of each tunnel, and what one gets that asks for none
-    quota: int | None = None  # octets, the same
+    max_visitors: int | None = None  # per tunnel
+    max_ttl: float | None = None  # seconds; also the default of its tunnels
+    bandwidth: int | None = None  # bytes per second, per tunnel; also the default
+    quota: int | None = None  # bytes, per tunnel; also the default
 
     @property
     def is_admin(self) -> bool:
         """Whether it may do everything."""
         return self.role is Role.ADMIN
 
+    @property
+    def title(self) -> str:
+        """How messages name it: `credential 'home'`."""
+        return f"credential {self.name!r}"
+
     def admits(self, host: str) -> bool:
-        """Whether it may be used from the address `host`."""
+        """Whether the credential may be used from the address `host`."""
         if self.networks is None:
             return True
         try:
             return any(contains(network, (host,)) for network in self.networks)
-        except ValueError:  # no address: a Unix socket, or a peer that left
+        except ValueError:  # no IP address: a Unix socket, or a peer that has disconnected
             return False
 
 
 EVERYBODY = Grant("", Role.ADMIN)
-"""Whoever speaks to a relay without credentials: it listens where only its operator can reach it."""
+"""The grant of every peer on a relay without credentials, which listens only where its operator can connect."""
 
 
 def check_role(grant: Grant | None, needed: Role | None, verb: str) -> None:
-    """Raise `NotAllowedError` unless the verb may be used: `needed` is the role it takes, None if not even a name.
+    """Raise `NotAllowedError` unless `grant` may use the verb. `needed` is the role that the verb requires; None: it
+    requires no authentication.
 
-    `grant` is None for somebody who has not authenticated (any more).
+    `grant` is None for a peer that has not authenticated, or has lost its credential.
     """
     if needed is None:
         return
     if grant is None:
-        raise NotAllowedError(f"{verb} is not for strangers: authenticate first, see help auth")
+        raise NotAllowedError(f"{verb} requires authentication: see help auth")
     if needed is Role.ADMIN and not grant.is_admin:
-        raise NotAllowedError(f"{verb} is for admins, and {_who(grant)} has the role {grant.role.value}")
+        raise NotAllowedError(f"{verb} requires the role admin: {grant.title} has the role {grant.role.value}")
 
 
-def permit(grant: Grant, backend: str, options: TunnelOptions, asker: str, opened: int) -> TunnelOptions:
-    """What the tunnel that is asked for becomes under a grant: the options with its ttl, bandwidth and quota bounded.
+def permit(grant: Grant, backend: str, options: TunnelOptions, host: str, opened: int) -> TunnelOptions:
+    """Check a request to open a tunnel against a grant, and return its options with `server_from` bounded by it. The
+    numeric limits of the grant are resolved by `limits.effective_limits`.
 
-    `asker` is the address that asks, `opened` how many tunnels of this credential are open.
+    `host` is the requester's address, `opened` the number of open tunnels of the credential.
     Raises `NotAllowedError` or `LimitReachedError`.
     """
     if grant.backends is not None and backend not in grant.backends:
-        raise NotAllowedError(f"{_who(grant)} may open tunnels of {', '.join(grant.backends)}, not of {backend!r}")
+        raise NotAllowedError(f"{grant.title} may not use the backend {backend!r}, only {', '.join(grant.backends)}")
     _check_port(grant, options.client_port)
-    options = bound_hidden(grant, options, asker)
+    options = bound_server_from(grant, options, host)
     if grant.max_tunnels is not None and opened >= grant.max_tunnels:
-        raise LimitReachedError(f"could not open a tunnel: {opened} of {_who(grant)} are open (its max_tunnels)")
-    return replace(
-        options,
-        ttl=least(options.ttl, grant.max_ttl),
-        bandwidth=least(options.bandwidth, grant.bandwidth),
-        quota=least(options.quota, grant.quota),
-    )
-
-
-def bound_hidden(grant: Grant, options: TunnelOptions, asker: str) -> TunnelOptions:
-    """The options with what a grant says of where hidden servers may come from. Raises `NotAllowedError`."""
-    if grant.server_from is not None and options.server_from is None:
-        options = replace(options, server_from=_network(asker))  # also where a key would let it come from anywhere
-    _check_server_from(grant, options, asker)
+        raise LimitReachedError(
+            f"tunnel limit reached: {grant.title} has {opened} of {grant.max_tunnels} open (max_tunnels)"
+        )
     return options
 
 
-def least(wanted: _Number | None, ceiling: _Number | None) -> _Number | None:
-    """The smaller of two limits, of which either may be none."""
-    return min((each for each in (wanted, ceiling) if each is not None), default=None)
+def bound_server_from(grant: Grant, options: TunnelOptions, host: str) -> TunnelOptions:
+    """The options with `server_from` inside the grant's networks, for a requester at `host`. Raises `NotAllowedError`
+    where it is outside.
+    """
+    if grant.server_from is not None and options.server_from is None:
+        options = replace(options, server_from=_network(host))  # also where a key would allow any address
+    _check_server_from(grant, options, host)
+    return options
 
 
 def _check_port(grant: Grant, port: int | None) -> None:
     if port is None or grant.ports is None or any(port in ports for ports in grant.ports):
         return
-    raise NotAllowedError(f"{_who(grant)} may not ask for client_port={port}, only for {_ports(grant.ports)}")
+    raise NotAllowedError(f"{grant.title} may not use public port {port}, only {_ports(grant.ports)} (client_port)")
 
 
-def _check_server_from(grant: Grant, options: TunnelOptions, asker: str) -> None:
-    """Whoever may be the hidden server must be inside the ceiling, also where it is the asker by default."""
+def _check_server_from(grant: Grant, options: TunnelOptions, host: str) -> None:
+    """The sources of server connections must be inside the grant's networks, the requester's own address included."""
     if grant.server_from is None:
         return
-    wanted = options.server_from
-    if wanted is not None and wanted != ANYWHERE and any(_within(wanted, ceiling) for ceiling in grant.server_from):
+    requested = options.server_from
+    if (
+        requested is not None
+        and requested != ANYWHERE
+        and any(_within(requested, ceiling) for ceiling in grant.server_from)
+    ):
         return
     allowed = ", ".join(map(str, grant.server_from))
-    raise NotAllowedError(f"hidden servers of {_who(grant)} may come from {allowed}, not from {wanted or asker}")
+    raise NotAllowedError(
+        f"{grant.title} may open tunnels only for servers at {allowed}, not at {requested or host} (server_from)"
+    )
 
 
-def _network(asker: str) -> Network | None:
+def _network(host: str) -> Network | None:
     try:
-        return parse_network(asker)
+        return parse_network(host)
     except UsageError:
-        return None  # no address: a peer that left
+        return None  # no IP address: a peer that has disconnected
 
 
 def _within(network: Network, ceiling: Network) -> bool:
@@ -145,7 +150,3 @@ def _within(network: Network, ceiling: Network) -> bool:
 
 def _ports(ranges: Sequence[range]) -> str:
     return ", ".join(f"{ports[0]}-{ports[-1]}" if len(ports) > 1 else str(ports[0]) for ports in ranges)
-
-
-def _who(grant: Grant) -> str:
-    return f"credential {grant.name!r}"

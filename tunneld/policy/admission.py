@@ -1,7 +1,7 @@
-"""Which visitors may come: networks, how many at once from one source, how often new ones. Pure: time is an argument.
+"""Which visitors a tunnel accepts: by network, by number per source, by rate per source. Pure: time is an argument.
 
-A source is an IPv4 address, or the /64 of an IPv6 one: as much as one customer of a network has, so that hopping from
-address to address inside it gains nothing.
+A source is an IPv4 address, or the /64 of an IPv6 address. A network operator assigns a /64 to one customer, so moving
+from address to address inside it gains nothing.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from tunneld.policy.rates import Buckets, Rate
 
 
 class RefusalKind(Enum):
-    """Why a visitor was turned away: the classes in which they are counted."""
+    """Why a visitor was refused: the classes in which refusals are counted."""
 
     ADDRESS = "address"
-    "`allow_from` or `deny_from` keeps its address out."
+    "`allow_from` or `deny_from` excludes its address."
     PER_SOURCE = "per_source"
-    "Its source has `max_per_source` visitors here."
+    "Its source has `max_per_source` visitors, connected or waiting."
     RATE = "rate"
-    "Its source brings visitors faster than `visitor_rate`."
+    "Its source exceeds `visitor_rate`."
     FULL = "full"
-    "The tunnel has as many visitors as it may have, relayed or waiting."
+    "The tunnel has as many visitors as it may have, connected or waiting."
     HEADER = "header"
-    "A trusted proxy brought it without a right PROXY protocol header in time."
+    "A trusted proxy sent no valid PROXY protocol header for it in time."
     UNSERVED = "unserved"
-    "No server connection came for it, or it left while it waited."
+    "No server connection arrived for it, or it disconnected while it waited."
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRefusal:
-    """A visitor turned away: the class of the reason, and the reason for people."""
+    """A refused visitor: the class of the reason, and the reason as text."""
 
     kind: RefusalKind
     reason: str
@@ -41,45 +41,48 @@ class AdmissionRefusal:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What one tunnel asks of its visitors. The defaults ask nothing."""
+    """What a visitor of one tunnel has to meet. The defaults accept every visitor."""
 
-    allow: tuple[tuple[Network, ...], ...] = ()  # a visitor is in each of these that is not empty
-    deny: tuple[Network, ...] = ()  # and in none of these
+    allow: tuple[tuple[Network, ...], ...] = ()  # its address must be in each of these lists that is not empty
+    deny: tuple[Network, ...] = ()  # and in none of these networks
     max_per_source: int | None = None
     rate: Rate | None = None
-    max_sources: int = 1
+    max_sources: int = 1  # sources remembered for `rate`
 
     @property
-    def ask_nothing(self) -> bool:
-        """Whether everybody may come, as often as they like."""
+    def accept_all(self) -> bool:
+        """Whether every visitor is accepted, at any rate."""
         return not (any(self.allow) or self.deny or self.max_per_source or self.rate)
 
 
 class Admission:
-    """The visitors of one tunnel at the door: who comes in is counted until it leaves."""
+    """Applies the rules of one tunnel. An accepted visitor counts until `left` is called for it."""
 
     def __init__(self, rules: Rules) -> None:
         self._allow = [NetworkSet(networks) for networks in rules.allow if networks]
         self._deny = NetworkSet(rules.deny)
-        self._most = rules.max_per_source
-        self._here: dict[int, int] = {}  # visitors by source: no more entries than the tunnel has visitors
+        self._max_per_source = rules.max_per_source
+        self._counts: dict[int, int] = {}  # visitors by source: no more entries than the tunnel has visitors
         self._buckets = Buckets(rules.rate, rules.max_sources) if rules.rate else None
-        self._denied = AdmissionRefusal(RefusalKind.ADDRESS, "its address is kept out (deny_from)")
-        self._not_allowed = AdmissionRefusal(RefusalKind.ADDRESS, "its address is not among those let in (allow_from)")
-        self._crowded = AdmissionRefusal(
-            RefusalKind.PER_SOURCE, f"its source has {self._most} visitors here (max_per_source)"
+        self._denied = AdmissionRefusal(RefusalKind.ADDRESS, "address denied (deny_from)")
+        self._not_allowed = AdmissionRefusal(RefusalKind.ADDRESS, "address not allowed (allow_from)")
+        self._source_full = AdmissionRefusal(
+            RefusalKind.PER_SOURCE, f"limit reached: {self._max_per_source} visitors from its address (max_per_source)"
         )
-        self._too_fast = AdmissionRefusal(RefusalKind.RATE, f"its source brings more than {rules.rate} (visitor_rate)")
+        self._too_fast = AdmissionRefusal(
+            RefusalKind.RATE, f"limit reached: {rules.rate} new visitors from its address (visitor_rate)"
+        )
 
     @property
     def sources(self) -> int:
-        """How many sources are remembered, for the sake of either limit."""
-        return len(self._here) + (len(self._buckets) if self._buckets else 0)
+        """How many sources are remembered, for either limit."""
+        return len(self._counts) + (len(self._buckets) if self._buckets else 0)
 
     def admit(self, host: str, now: float) -> AdmissionRefusal | None:
-        """Count in a visitor from the address `host` at `now` (seconds), or say why not. A refused one uses nothing up.
+        """Accept a visitor from the address `host` at `now` (seconds) and return None, or return why it is refused. A
+        refused visitor uses up nothing.
 
-        Who was admitted must be told to `left` once.
+        The caller calls `left` once for each accepted visitor.
         """
         address = read_address(host)
         if address in self._deny:
@@ -87,27 +90,27 @@ class Admission:
         if not all(address in networks for networks in self._allow):
             return self._not_allowed
         source = address.source
-        here = self._here.get(source, 0)
-        if self._most is not None and here >= self._most:
-            return self._crowded
+        count = self._counts.get(source, 0)
+        if self._max_per_source is not None and count >= self._max_per_source:
+            return self._source_full
         if self._buckets is not None and not self._buckets.take(source, now):
             return self._too_fast
-        if self._most is not None:
-            self._here[source] = here + 1
+        if self._max_per_source is not None:
+            self._counts[source] = count + 1
         return None
 
     def count_in(self, host: str) -> None:
-        """Somebody who was admitted earlier, by another process, is still here."""
-        if self._most is not None:
+        """Count a visitor that another process accepted and this one has taken over."""
+        if self._max_per_source is not None:
             source = read_address(host).source
-            self._here[source] = self._here.get(source, 0) + 1
+            self._counts[source] = self._counts.get(source, 0) + 1
 
     def left(self, host: str) -> None:
-        """An admitted visitor is gone."""
-        if self._most is None:
+        """An accepted visitor has disconnected."""
+        if self._max_per_source is None:
             return
         source = read_address(host).source
-        if self._here[source] == 1:
-            del self._here[source]
+        if self._counts[source] == 1:
+            del self._counts[source]
         else:
-            self._here[source] -= 1
+            self._counts[source] -= 1

@@ -1,7 +1,7 @@
 """Addresses as numbers, and networks as sets of them. Pure.
 
-IPv4-mapped IPv6 addresses (`::ffff:192.0.2.1`), which dual-stack listeners report and which some people write, count as
-the IPv4 addresses that they are, so that no list can be passed by writing an address in another way.
+IPv4-mapped IPv6 addresses (`::ffff:192.0.2.1`), as dual-stack listeners report them and as some people write them,
+count as the IPv4 addresses that they stand for. So no list can be evaded by another spelling of an address.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 from tunneld.net.endpoint import Network, parse_network, unmap
 
 MAX_NETWORKS = 256
-"""Networks in one option: about as many as a line of the control protocol has room for, so no other face takes more."""
+"""Networks in one option: about as many as fit a line of the control protocol, so HTTP accepts no more either."""
 
 _V4_IN_V6 = ipaddress.IPv6Network("::ffff:0:0/96")
 
@@ -25,12 +25,12 @@ class Address:
 
     version: int
     number: int
-    source: int  # one number for everything that counts as the same source; negative for IPv6
+    source: int  # the same number for all addresses of one source; negative for IPv6
 
 
-@lru_cache(maxsize=4096)  # visitors come back, and parsing takes some µs; 4096 are about 1 MiB
+@lru_cache(maxsize=4096)  # visitors return, and parsing takes some µs; 4096 entries are about 1 MiB
 def read_address(host: str) -> Address:
-    """The numbers of an IPv4 or IPv6 address, as `accept` or a PROXY protocol header names it."""
+    """The numbers of an IPv4 or IPv6 address, as `accept` or a PROXY protocol header gives it. Raises `ValueError`."""
     address = ipaddress.ip_address(unmap(host).partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
@@ -40,11 +40,11 @@ def read_address(host: str) -> Address:
 
 
 class NetworkSet:
-    """Networks that an address is in or not. A look costs more the more prefix lengths there are, not networks."""
+    """A set of networks. The cost of a look-up grows with the number of prefix lengths, not of networks."""
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._prefixes: dict[tuple[int, int], set[int]] = {}
-        for network in map(_plain, networks):
+        for network in map(_unmap_network, networks):
             shift = network.max_prefixlen - network.prefixlen
             self._prefixes.setdefault((network.version, shift), set()).add(int(network.network_address) >> shift)
 
@@ -58,8 +58,8 @@ class NetworkSet:
         )
 
 
-def _plain(network: Network) -> Network:
-    """The IPv4 network inside an IPv4-mapped one (`::ffff:192.0.2.0/120`), any other as it is."""
+def _unmap_network(network: Network) -> Network:
+    """The IPv4 network inside an IPv4-mapped one (`::ffff:192.0.2.0/120`); any other network unchanged."""
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_V4_IN_V6):
         first = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)
         return ipaddress.IPv4Network((first, network.prefixlen - 96))

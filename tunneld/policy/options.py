@@ -1,6 +1,7 @@
-"""The options of openTunnel: `key=value` words turned into a value that cannot be wrong. Pure.
+"""The options of openTunnel: `key=value` words parsed into one valid value. Pure.
 
-`OPTIONS` is the one table of them: the parser, `help openTunnel`, the command line and the man page check all read it.
+`OPTIONS` is the table of them, read by the parser, `help openTunnel`, the command line and the check of the manual.
+The parsers are public: the command line and the agent read the same kinds of values with them.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from tunneld.net.endpoint import MAX_PORT, Network, parse_network
 from tunneld.policy.networks import parse_networks
 from tunneld.policy.rates import Rate
 
-LONGEST = 365 * 24 * 3600.0
-"""Seconds. A year: far beyond any use, near enough that every clock arithmetic holds."""
+MAX_SECONDS = 365 * 24 * 3600.0
+"""The longest time of an option: a year is far beyond any use, and small enough for every computation with clocks."""
 
 Anywhere = Literal["any"]
 ANYWHERE: Anywhere = "any"
 Secure = Literal["yes", "key", "no"]
 MAX_COUNT = 1_000_000
-"""Visitors: what [tunnels] takes for the same keys, and far beyond the descriptors of a process."""
-MAX_OCTETS = 10**15
-"""Octets: a hundred megabytes a second for four months."""
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+"""Visitors: as [tunnels] accepts for the same keys, and far beyond the descriptors of a process."""
+MAX_BYTES = 10**15
+"""The largest bandwidth or quota: 100 MB/s for four months."""
+BYTE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 MAX_NAME = 64
-"""Characters in a tunnel's name: fits a column of a table, and a DNS label (63) later."""
+"""Characters in a tunnel's name: fits a column of a table, and with one less a DNS label (63)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelOptions:
-    """What the caller of openTunnel asked for. None means: as the relay is configured."""
+    """The options of one openTunnel request. None means: as the relay is configured. Times are in seconds."""
 
     persist: bool = False
     secure: Secure = "no"  # "yes": TLS and a key; "key": a key alone
-    server_from: Network | Anywhere | None = None  # None: the address that asked, or any that shows a hidden key
+    server_from: Network | Anywhere | None = None  # None: the requester, or any with a key in TLS
     ttl: float | None = None
     idle_timeout: float | None = None
     open_timeout: float | None = None
@@ -51,20 +52,20 @@ class TunnelOptions:
     max_visitors: int | None = None
     max_per_source: int | None = None
     visitor_rate: Rate | None = None
-    bandwidth: int | None = None
-    quota: int | None = None
+    bandwidth: int | None = None  # bytes per second
+    quota: int | None = None  # bytes
     hide_visitor: bool = False
     share: bool = False
     replace: bool = True
 
     @classmethod
     def parse(cls, words: Mapping[str, str]) -> TunnelOptions:
-        """Read the options of a request. Raises `UsageError` naming the option and what it takes."""
+        """Read the options of a request. Raises `UsageError`, which names the option and what it accepts."""
         values: dict[str, Any] = {}
         for key, text in words.items():
             option = OPTIONS.get(key)
             if option is None:
-                raise UsageError(f"unrecognized option {key!r}: openTunnel takes {', '.join(OPTIONS)}")
+                raise UsageError(f"unrecognized option {key!r}: openTunnel accepts {', '.join(OPTIONS)}")
             try:
                 values[key] = option.read(text)
             except (UsageError, ValueError) as error:
@@ -72,12 +73,13 @@ class TunnelOptions:
         return cls(**values)
 
     def words(self) -> dict[str, str]:
-        """The options as a request says them, but for those that are as by default: what `parse` reads."""
+        """The options that differ from their defaults, as `parse` reads them."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
-        return {key: _written(value) for key, (value, default) in values.items() if value != default}
+        return {key: format_option(value) for key, (value, default) in values.items() if value != default}
 
 
-def _written(value: object) -> str:
+def format_option(value: object) -> str:
+    """Print the value of an option as a request has it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -85,32 +87,68 @@ def _written(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One row of the table: how its value is read, what it takes, what it is for."""
+    """One row of the table: the parser of the value, what it accepts, and what the option does."""
 
-    read: Callable[[str], Any]
+    read: Callable[[str], Any]  # raises `UsageError` or `ValueError`
     takes: str
     summary: str
 
 
-def _boolean(text: str) -> bool:
+def parse_boolean(text: str) -> bool:
+    """Read `yes` or `no`, and what JSON and shells have for them. Raises `ValueError`."""
     try:
         return {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}[text.lower()]
     except KeyError:
         raise ValueError("not yes or no") from None
 
 
-def _seconds(text: str) -> float:
+def parse_seconds(text: str) -> float:
+    """Read a time above 0 and up to `MAX_SECONDS`. Raises `ValueError`."""
     try:
         value = float(text)
     except ValueError:
         raise ValueError("not a number of seconds") from None
-    if not (math.isfinite(value) and 0 < value <= LONGEST):
-        raise ValueError(f"not between 0 and {LONGEST:.0f} seconds")
+    if not (math.isfinite(value) and 0 < value <= MAX_SECONDS):
+        raise ValueError(f"not between 0 and {MAX_SECONDS:.0f} seconds")
     return value
 
 
-def _server_from(text: str) -> Network | Anywhere:
+def parse_client_port(text: str) -> int:
+    """Read a port from 1 to 65535. Raises `ValueError`."""
+    return _whole_number(text, "a port", MAX_PORT)
+
+
+def parse_count(text: str, maximum: int = MAX_COUNT) -> int:
+    """Read a count from 1 to `maximum`. Raises `ValueError`."""
+    return _whole_number(text, "a number", maximum)
+
+
+def parse_bytes(text: str) -> int:
+    """Read a number of bytes from 1 to `MAX_BYTES`, with a decimal unit. Raises `ValueError`."""
+    match = re.fullmatch(r"([0-9]{1,16})([kMGT]?)", text)
+    count = int(match[1]) * BYTE_UNITS[match[2]] if match else 0
+    if not 1 <= count <= MAX_BYTES:
+        raise ValueError("not a number of bytes from 1 to 1000T; k, M, G and T stand for thousand, million and so on")
+    return count
+
+
+def parse_name(text: str) -> str:
+    """Read a tunnel's name. Raises `ValueError`."""
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", text):
+        raise ValueError(f"not a name of at most {MAX_NAME} letters, digits, dots, dashes and underscores")
+    return text
+
+
+def parse_server_from(text: str) -> Network | Anywhere:
+    """Read an address, a network or `any`. Raises `UsageError`."""
     return ANYWHERE if text.lower() == ANYWHERE else parse_network(text)
+
+
+def _whole_number(text: str, noun: str, maximum: int) -> int:
+    """ASCII digits alone: `int` would also accept signs, spaces, underscores and the digits of other scripts."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(maximum)) and 1 <= int(text) <= maximum):
+        raise ValueError(f"not {noun} between 1 and {maximum}")
+    return int(text)
 
 
 def _secure(text: str) -> Secure:
@@ -118,7 +156,7 @@ def _secure(text: str) -> Secure:
         case "key":
             return "key"
         case _:
-            return "yes" if _boolean(text) else "no"
+            return "yes" if parse_boolean(text) else "no"
 
 
 def _proxy_protocol(text: str) -> str:
@@ -127,54 +165,26 @@ def _proxy_protocol(text: str) -> str:
     return text.lower()
 
 
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_PORT):
-        raise ValueError(f"not a port between 1 and {MAX_PORT}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNT)) and 1 <= int(text) <= MAX_COUNT):
-        raise ValueError(f"not a number between 1 and {MAX_COUNT}")
-    return int(text)
-
-
-def _octets(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,16})([kMGT]?)", text)
-    octets = int(match[1]) * UNITS[match[2]] if match else 0
-    if not 1 <= octets <= MAX_OCTETS:
-        raise ValueError("not a number of octets from 1 to 1000T; k, M, G and T mean thousands, millions and so on")
-    return octets
-
-
-def _name(text: str) -> str:
-    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", text):
-        raise ValueError(f"not a name of at most {MAX_NAME} letters, digits, dots, dashes and underscores")
-    return text
-
-
 OPTIONS: dict[str, Option] = {
-    "persist": Option(_boolean, "yes|no", "stay open: each server connection serves one visitor, one after another"),
-    "secure": Option(_secure, "yes|key|no", "the hidden server shows a key: in TLS, or without"),
-    "server_from": Option(_server_from, "ADDRESS|NETWORK|any", "who may connect as the hidden server"),
-    "ttl": Option(_seconds, "SECONDS", "close the tunnel after this time, whatever it does"),
-    "idle_timeout": Option(_seconds, "SECONDS", "close the tunnel when no byte has moved for this time"),
-    "open_timeout": Option(_seconds, "SECONDS", "close the tunnel when nobody has been connected for this time"),
-    "pairing_timeout": Option(_seconds, "SECONDS", "how long a visitor waits for a server connection"),
-    "linger": Option(_seconds, "SECONDS", "how long a half-closed relay may be silent"),
-    "proxy_protocol": Option(_proxy_protocol, "v1|v2", "tell the hidden server each visitor's address first"),
-    "client_port": Option(_port, "PORT", "the port that clients connect to"),
-    "name": Option(_name, "NAME", "a word for people, and for whose the address is"),
-    "allow_from": Option(parse_networks, "NETWORK[,NETWORK...]", "the only places that visitors may come from"),
-    "deny_from": Option(parse_networks, "NETWORK[,NETWORK...]", "places that visitors may not come from, ever"),
-    "max_visitors": Option(_count, "COUNT", "how many visitors are relayed at once"),
-    "max_per_source": Option(_count, "COUNT", "how many of them from one IPv4 address or IPv6 /64"),
-    "visitor_rate": Option(Rate.parse, "N[/s|/m|/h]", "how many new ones from there in a second, minute or hour"),
-    "bandwidth": Option(_octets, "OCTETS[k|M|G]", "octets per second, both directions together, shared by visitors"),
-    "quota": Option(_octets, "OCTETS[k|M|G|T]", "close the tunnel when so many octets were relayed"),
-    "hide_visitor": Option(_boolean, "yes|no", "do not tell the hidden server's ssh where visitors come from"),
-    "share": Option(
-        _boolean, "yes|no", "join the open tunnel of this name, whose visitors are shared, or open the first"
-    ),
-    "replace": Option(_boolean, "yes|no", "close the open tunnel of this name, or be refused while that is served"),
+    "persist": Option(parse_boolean, "yes|no", "stay open and serve any number of visitors, one per server connection"),
+    "secure": Option(_secure, "yes|key|no", "server connections show a key: inside TLS (yes) or in plain text (key)"),
+    "server_from": Option(parse_server_from, "ADDRESS|NETWORK|any", "where server connections may come from"),
+    "ttl": Option(parse_seconds, "SECONDS", "close the tunnel after this time, even if it is in use"),
+    "idle_timeout": Option(parse_seconds, "SECONDS", "close the tunnel after this time without data"),
+    "open_timeout": Option(parse_seconds, "SECONDS", "close the tunnel after this time without a connection"),
+    "pairing_timeout": Option(parse_seconds, "SECONDS", "how long a visitor waits for a server connection"),
+    "linger": Option(parse_seconds, "SECONDS", "how long a connection may be idle after one direction has ended"),
+    "proxy_protocol": Option(_proxy_protocol, "v1|v2", "send a PROXY protocol header with the visitor's address first"),
+    "client_port": Option(parse_client_port, "PORT", "port to which clients connect"),
+    "name": Option(parse_name, "NAME", "label for the tunnel; one reopened with the same name keeps its address"),
+    "allow_from": Option(parse_networks, "NETWORK[,NETWORK...]", "networks from which visitors may connect"),
+    "deny_from": Option(parse_networks, "NETWORK[,NETWORK...]", "networks from which visitors may not connect"),
+    "max_visitors": Option(parse_count, "COUNT", "maximum number of visitors served at a time"),
+    "max_per_source": Option(parse_count, "COUNT", "maximum number of visitors from one IPv4 address or IPv6 /64"),
+    "visitor_rate": Option(Rate.parse, "N[/s|/m|/h]", "new visitors from one source per second, minute or hour"),
+    "bandwidth": Option(parse_bytes, "BYTES[k|M|G|T]", "bytes per second, both directions together, for all visitors"),
+    "quota": Option(parse_bytes, "BYTES[k|M|G|T]", "close the tunnel when this number of bytes has been relayed"),
+    "hide_visitor": Option(parse_boolean, "yes|no", "hide the address of visitors from the ssh client"),
+    "share": Option(parse_boolean, "yes|no", "serve the open tunnel of this name with its other agents, or open it"),
+    "replace": Option(parse_boolean, "yes|no", "no: fail while another agent serves the open tunnel of this name"),
 }

@@ -1,15 +1,15 @@
-"""Addresses that stay with a tunnel while it is away: whose they are, and until when. Pure.
+"""Addresses that stay reserved for a tunnel while it is closed: for which holder, and until when. Pure.
 
-    hold ──► held ──leave──► away ──expires, or makes room──► gone
-               ▲               │
-               └───── hold ────┘    the same holder opens its tunnel again
+    hold ──► open ──keep_until──► kept ──expires, or makes space──► dropped
+               ▲                    │
+               └──────── hold ──────┘    the same holder opens its tunnel again
 
-A *holder* is a credential and the name that it gives a tunnel. Without credentials anybody may do everything, and the
-address that asks stands for a credential: it keeps honest people apart, and who is not honest could close the tunnel of
-another as well. A record says nothing of how a backend works: it has the port of the client side and the whole server
-URI, key included, and a backend takes from that what it has use for.
+A *holder* is a credential and the name that it gives a tunnel. Without credentials every peer may do everything, and
+the requester's address takes the place of the credential. That separates well-meaning users; an attacker could close
+another user's tunnel as well. A record is independent of the backend: it has the client port and the complete
+server URI, with its key, and a backend reuses what it can of that.
 
-Times are those of one clock that never goes back; the store, which outlives it, translates.
+Times are readings of one monotonic clock; the store, which outlives it, translates them.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from tunneld.net.endpoint import Endpoint
 
 @dataclass(frozen=True, slots=True)
 class ReservationKey:
-    """Whose an address is."""
+    """The holder of a reservation."""
 
-    credential: str  # empty where there are none
+    credential: str  # empty on a relay without credentials
     name: str  # of the tunnel
-    host: str = ""  # the address that asked, where nothing better tells people apart
+    host: str = ""  # the requester's address, on a relay without credentials
 
     @property
     def owner(self) -> tuple[str, str]:
-        """Who has at most `max_reservations_per_owner` of them."""
+        """What may have at most `max_reservations_per_owner` reservations."""
         return self.credential, self.host
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """One address. `expires` is None while its tunnel is open."""
+    """One reserved address. `expires` is None while its tunnel is open."""
 
     holder: ReservationKey
     backend: str
@@ -47,17 +47,17 @@ class Reservation:
 
     @property
     def ports(self) -> tuple[int, int]:
-        """Those that nobody else gets: of the client side, and of the server URI, which may be a shared one."""
+        """The ports that no other tunnel gets: of clients, and of the server URI, which may be a shared port."""
         return self.client_port, self.server.port
 
 
 class ReservationTable:
-    """All reservations. `port in book` asks whether somebody has it."""
+    """All reservations. `port in table` tells whether a port is reserved."""
 
     def __init__(self, changed: Callable[[ReservationKey], None] = lambda _holder: None) -> None:
-        """`changed` is told of each holder whose record is another one now, or gone."""
+        """`changed` is called with the holder of each record that was replaced or dropped."""
         self.changed = changed
-        self._records: dict[ReservationKey, Reservation] = {}  # those that are away in the order in which they left
+        self._records: dict[ReservationKey, Reservation] = {}  # closed tunnels in the order of their closing
         self._ports = Counter[int]()
 
     def __contains__(self, port: object) -> bool:
@@ -70,75 +70,76 @@ class ReservationTable:
         return iter(self._records.values())
 
     def find(self, holder: ReservationKey) -> Reservation | None:
-        """What this holder has."""
+        """The reservation of this holder."""
         return self._records.get(holder)
 
     def load(self, records: Iterable[Reservation]) -> None:
-        """Begin with these, without telling anybody. Of two that have the same client port the later one is lost."""
+        """Add these without calling `changed`. Of two records with the same client port the later one is ignored."""
         for record in records:
-            if self.of_client_port(record.client_port) is None:
+            if self.find_by_client_port(record.client_port) is None:
                 self._put(record)
 
-    def of_client_port(self, port: int) -> Reservation | None:
-        """Who has this port on its client side."""
+    def find_by_client_port(self, port: int) -> Reservation | None:
+        """The reservation of a port for clients."""
         if port not in self._ports:
             return None
         return next((record for record in self if record.client_port == port), None)
 
     def hold(self, record: Reservation) -> None:
-        """The tunnel of this holder is open, at this address."""
+        """The tunnel of this holder is open at this address: the reservation does not expire."""
         former = self._records.get(record.holder)
         record = replace(record, expires=None)
         self._put(record)
         if record != former:
             self.changed(record.holder)
 
-    def leave(self, holder: ReservationKey, expires: float, *, most: int, most_per_owner: int) -> list[Reservation]:
-        """The tunnel closed; its address stays until `expires`. Returns the reservations that had to make room: the
-        oldest of an owner that has more than `most_per_owner` away, then the oldest of whoever has most.
+    def keep_until(
+        self, holder: ReservationKey, expires: float, *, max_kept: int, max_per_owner: int
+    ) -> list[Reservation]:
+        """The tunnel has closed: keep its address until `expires`. Returns the reservations that were dropped for it:
+        first the oldest of an owner that has more than `max_per_owner` closed tunnels, then the oldest of the owner
+        that has the most.
         """
         record = self._records.get(holder)
         if record is None:
             return []
         self._put(replace(record, expires=expires))
         self.changed(holder)
-        return list(self._make_room(holder, most, most_per_owner))
+        return list(self._make_space(holder, max_kept, max_per_owner))
 
     def drop(self, holder: ReservationKey) -> Reservation | None:
-        """Give an address up; returns what there was."""
+        """Drop a reservation and return it, if there is one."""
         record = self._take(holder)
         if record is not None:
             self.changed(holder)
         return record
 
     def expire(self, now: float) -> None:
-        """Forget those whose time is over."""
+        """Drop the reservations that have expired."""
         for record in [record for record in self if record.expires is not None and record.expires <= now]:
             self.drop(record.holder)
 
     def retain(self, credentials: Iterable[str]) -> list[Reservation]:
-        """Give up those of credentials that are not among these; where there are none, of whoever had one."""
+        """Drop and return the reservations of all other credentials; without `credentials`, of every one."""
         known = frozenset(credentials) or {""}
         dropped = [record for record in self if record.holder.credential not in known]
         for record in dropped:
             self.drop(record.holder)
         return dropped
 
-    # Inside
-
-    def _make_room(self, newcomer: ReservationKey, most: int, most_per_owner: int) -> Iterator[Reservation]:
-        away = [record for record in self if record.expires is not None]  # oldest first
-        counts = Counter(record.holder.owner for record in away)
-        while counts[newcomer.owner] > most_per_owner or counts.total() > most:
-            owner = newcomer.owner if counts[newcomer.owner] > most_per_owner else counts.most_common(1)[0][0]
-            oldest = next(record for record in away if record.holder.owner == owner)
-            away.remove(oldest)
+    def _make_space(self, newest: ReservationKey, max_kept: int, max_per_owner: int) -> Iterator[Reservation]:
+        kept = [record for record in self if record.expires is not None]  # oldest first
+        counts = Counter(record.holder.owner for record in kept)
+        while counts[newest.owner] > max_per_owner or counts.total() > max_kept:
+            owner = newest.owner if counts[newest.owner] > max_per_owner else counts.most_common(1)[0][0]
+            oldest = next(record for record in kept if record.holder.owner == owner)
+            kept.remove(oldest)
             counts[owner] -= 1
             self.drop(oldest.holder)
             yield oldest
 
     def _put(self, record: Reservation) -> None:
-        """At the end: what left last is there."""
+        """Store a record at the end, which keeps closed tunnels in the order of their closing."""
         self._take(record.holder)
         self._records[record.holder] = record
         self._ports.update(set(record.ports))

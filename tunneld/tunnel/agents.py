@@ -1,4 +1,4 @@
-"""The agents that serve one tunnel, and from where their hidden servers may connect."""
+"""The agents that serve one tunnel, and the networks that its server connections may come from."""
 
 from __future__ import annotations
 
@@ -8,53 +8,53 @@ from typing import Any
 from tunneld.net.endpoint import Network, contains, unmap
 
 MAX_NETWORKS_PER_TUNNEL = 64
-"""Of agents that share a tunnel: those that came last. Some of them moved, and are not where they were."""
+"""Networks remembered for agents that share a tunnel: the latest. Agents move, so some of the older are out of use."""
 
 
 class TunnelAgents:
-    """Agents by their control connections, while those stand: an agent that lost its own may be back, and what it has
-    with the server side stands meanwhile. `len` counts those of a shared tunnel.
+    """The agents of a tunnel, by their control connections. `len` is the number of agents of a shared tunnel.
+
+    A network stays permitted after its agent's control connection has ended: the agent may reconnect, and its server
+    connections stand meanwhile.
     """
 
     def __init__(self, network: Network | None) -> None:
-        """`network` is that of whoever opened the tunnel; None: anywhere."""
-        self.networks: dict[Network, None] | None = {}  # from where hidden servers may connect; None: anywhere
-        self._agents: dict[str, str] = {}  # by their control connections, the addresses that they ask from
-        self._admit(network)
+        """`network` is the one that server connections may come from; None: any address."""
+        self.networks: dict[Network, None] | None = {}  # in the order of their permission; None: any address
+        self._agents: dict[str, str] = {}  # by control connection: the agent's address
+        self._permit(network)
 
     def __len__(self) -> int:
         return len(self._agents)
 
     def join(self, agent: str, host: str, network: Network | None) -> None:
-        """One more agent serves it, over the control connection `agent` from the address `host`; its hidden servers are
-        in that network.
-        """
+        """Add the agent with the control connection `agent` from the address `host`, and permit its network."""
         self._agents[agent] = unmap(host)
-        self._admit(network)
+        self._permit(network)
 
     def leave(self, agent: str) -> None:
-        """It left, or its control connection ended. Harmless when repeated."""
+        """Remove an agent that stopped serving, or lost its control connection. Idempotent."""
         self._agents.pop(agent, None)
 
-    def elsewhere(self, host: str) -> AbstractSet[str]:
-        """The addresses of the agents that are not at this one."""
+    def hosts_except(self, host: str) -> AbstractSet[str]:
+        """The addresses of all agents, without this address."""
         return set(self._agents.values()) - {unmap(host)}
 
     def move(self, network: Network | None) -> None:
-        """The only agent is at this network now."""
+        """Permit this network alone: the only agent of the tunnel has moved there."""
         self.networks = {}
-        self._admit(network)
+        self._permit(network)
 
     def why_not_allowed(self, peer: Any) -> str:
-        """Why this peer's address may not pose as the hidden server; empty: it may."""
+        """Why this peer may not connect as the hidden server; empty: it may."""
         if self.networks is None:
             return ""
-        for network in self.networks:  # every server connection is asked for, and there is mostly one network
+        for network in self.networks:  # asked for each server connection, and mostly there is one network
             if contains(network, peer):
                 return ""
         return f"only {' and '.join(map(str, self.networks))} may connect as the hidden server"
 
-    def _admit(self, network: Network | None) -> None:
+    def _permit(self, network: Network | None) -> None:
         if network is None:
             self.networks = None
         elif self.networks is not None:

@@ -1,15 +1,14 @@
 """The half of a tunnel that clients connect to: a listener, and the visitors that wait for a server connection.
 
-A visitor that finds a server connection parked is paired inside the engine's callback and never has a task. One that
-finds none waits in a task of the tunnel's nursery, until a server connection comes, `pairing_timeout` is over, or
-the visitor leaves. One that a trusted proxy brings has a task until the proxy has said who it is; nobody else waits
-for that.
+A visitor that finds a server connection parked is joined to it inside the engine's callback and never has a task. One
+that finds none waits in a task of the tunnel's nursery until a server connection arrives, `pairing_timeout` is over, or
+the visitor disconnects. A connection of a trusted proxy has a task until its PROXY protocol header has arrived; no
+other visitor is held up by that.
 
-Who a trusted proxy says a visitor is: the PROXY protocol header, taken off the socket and not one octet more.
-
-Where it ends is not known before it was seen, and what stands behind it belongs to the hidden server. So look first
-(MSG_PEEK): as long as the header is not whole, all that has come is part of it and may be taken; once it is, exactly
-the rest of it is. The kernel keeps the visitor's octets for the relay.
+The header of a trusted proxy is taken off the socket to the byte. Where it ends is unknown until it has been seen, and
+what follows belongs to the hidden server. So the socket is read with MSG_PEEK first: while the header is incomplete,
+all that has arrived is part of it and may be consumed; once it is complete, exactly its rest is consumed. The kernel
+keeps the visitor's own bytes for the relay.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from tunneld.errors import RemoteProtocolError, UsageError, reason_of
 from tunneld.net.endpoint import Endpoint, is_wildcard, parse_network
 from tunneld.net.sockets import bind_in_range, taken_out
 from tunneld.policy.admission import AdmissionRefusal, RefusalKind
+from tunneld.policy.limits import EffectiveLimits
 from tunneld.policy.networks import NetworkSet, read_address
 from tunneld.policy.options import TunnelOptions
-from tunneld.tunnel.limits import EffectiveLimits
 from tunneld.tunnel.server_side import ServerConnection, ServerSide
 from tunneld.tunnel.snapshot import ClientSideSnapshot, WaitingVisitor
 from tunneld.tunnel.spec import TunnelSpec
@@ -39,27 +38,27 @@ from tunneld.wire.proxy_protocol import MAX_V2, Address, ProxyHeader, decode_v1,
 
 
 class ClientSide:
-    """A listener for clients. Bound when made, listening from `listen`, gone after `close`."""
+    """A listener for clients. Bound by its constructor, listening from `listen`, closed by `close`."""
 
-    def __init__(self, opening: TunnelSpec, terms: EffectiveLimits, legacy: ClientSideSnapshot | None = None) -> None:
-        """Bind the port asked for, or any of the range that is not reserved; or take over the `legacy` of another
-        process.
+    def __init__(self, spec: TunnelSpec, limits: EffectiveLimits, snapshot: ClientSideSnapshot | None = None) -> None:
+        """Bind the requested port, or any port of the range that is not reserved; or continue from the `snapshot` of
+        another process.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range,
         `UsageError`.
         """
-        self._settings = settings = opening.settings
-        self._terms = terms
+        self.pending_headers = 0  # connections of trusted proxies before their PROXY protocol header
+        self._settings = settings = spec.settings
+        self._limits = limits
         self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
-        self._hearing = 0  # visitors of whom a proxy has not told yet
-        legacy = legacy or ClientSideSnapshot(0, _bind(settings, opening.options, opening.reserved))
-        self._listener = legacy.listener
+        snapshot = snapshot or ClientSideSnapshot(0, _bind(settings, spec.options, spec.reserved))
+        self._listener = snapshot.listener
         self._closed = self._listener is None
-        place = ("", legacy.port) if self._listener is None else self._listener.getsockname()
-        self._place = None if is_wildcard(place[0]) else place  # the one address that visitors reach, if it is one
-        self.uri = Endpoint("tcp", opening.advertised_host, place[1])
-        self._left_waiting = legacy.waiting
-        self._line: dict[socket.socket, tuple[Any, Any, float]] = {}  # who waits; until when, in Trio's time
+        bound = ("", snapshot.port) if self._listener is None else self._listener.getsockname()
+        self._address = None if is_wildcard(bound[0]) else bound  # that visitors connect to, where it is only one
+        self.uri = Endpoint("tcp", spec.advertised_host, bound[1])
+        self._adopted = snapshot.waiting
+        self._waiting: dict[socket.socket, tuple[Any, Any, float]] = {}  # peer, destination, deadline in Trio's time
         self._accepting: Registration | None = None
         self._engine: Engine
         self._server_side: ServerSide
@@ -75,63 +74,69 @@ class ClientSide:
         nursery: trio.Nursery,
         failed: FailureCallback,
     ) -> None:
-        """Take visitors from now on. `nursery` owns those that wait; `failed` hears of bugs."""
+        """Accept visitors from now on. `nursery` owns the tasks of waiting ones; `failed` is called with bugs."""
         self._engine, self._server_side, self._visitors = engine, server_side, visitors
         self._nursery, self._failed = nursery, failed
-        arrive = self._arrive if self._proxies else self._visit
+        on_connection = self._on_connection if self._proxies else self._on_visitor
         if self._listener is not None:
-            self._accepting = engine.listen(self._listener, arrive, failed)
-        for one in self._left_waiting:
-            self._wait(one.visitor, one.peer, one.reached, one.patience)
-        self._left_waiting = ()
+            self._accepting = engine.listen(self._listener, on_connection, failed)
+        for one in self._adopted:
+            self._wait(one.visitor, one.peer, one.destination, one.seconds_left)
+        self._adopted = ()
 
     @property
     def waiting(self) -> int:
         """Visitors that have no server connection yet."""
-        return len(self._line)
+        return len(self._waiting)
 
     def pause(self) -> None:
-        """Accept nobody for now; whoever comes stands in the listener's queue."""
+        """Accept no visitor for now; new connections stay in the listener's queue."""
         if self._accepting is not None:
             self._accepting.release()
 
     def export(self) -> ClientSideSnapshot:
-        """Let go of the listener and of everybody who waits, closing nothing. Then `close`, as ever."""
+        """Hand over the listener and the waiting visitors, without closing any of them. The caller owns their sockets,
+        and calls `close` afterwards as usual.
+        """
         self.pause()
         now = trio.current_time()
-        line, self._line = self._line, {}
-        waiting = [
-            WaitingVisitor(taken_out(visitor), peer, reached, max(0.0, deadline - now))
-            for visitor, (peer, reached, deadline) in line.items()
+        waiting, self._waiting = self._waiting, {}
+        visitors = [
+            WaitingVisitor(taken_out(visitor), peer, destination, max(0.0, deadline - now))
+            for visitor, (peer, destination, deadline) in waiting.items()
         ]
         listener = taken_out(self._listener) if self._listener is not None and not self._closed else None
-        return ClientSideSnapshot(self.uri.port, listener, waiting)
+        return ClientSideSnapshot(self.uri.port, listener, visitors)
 
     def close(self) -> None:
-        """Take nobody new. Harmless when repeated."""
+        """Stop listening. Waiting visitors stay until their tasks end. Idempotent."""
         self._closed = True
         if self._accepting is not None:
             self._accepting.release()
         if self._listener is not None:
             self._listener.close()
 
-    def _arrive(self, visitor: socket.socket, peer: Any) -> None:
-        """A client connected, or a proxy for one: hear who it is first."""
-        most = self._terms.max_waiting
+    def _on_connection(self, visitor: socket.socket, peer: Any) -> None:
+        """The engine accepted a client, or a trusted proxy, and then the header has to be read first."""
+        max_waiting = self._limits.max_waiting
         if read_address(peer[0]) not in self._proxies:
-            self._visit(visitor, peer)
-        elif self.waiting + self._hearing >= most:
+            self._on_visitor(visitor, peer)
+        elif self.waiting + self.pending_headers >= max_waiting:
             self._refuse(
-                visitor, peer, AdmissionRefusal(RefusalKind.FULL, f"{most} visitors wait already (tunnels.max_waiting)")
+                visitor,
+                peer,
+                AdmissionRefusal(
+                    RefusalKind.FULL, f"limit reached: {max_waiting} visitors are waiting (tunnels.max_waiting)"
+                ),
             )
         else:
-            self._hearing += 1
-            self._nursery.start_soon(self._hear_proxy, visitor, peer)
+            self.pending_headers += 1
+            self._nursery.start_soon(self._read_proxy_header, visitor, peer)
 
-    async def _hear_proxy(self, visitor: socket.socket, proxy: Any) -> None:
-        """Hold one visitor until a proxy has said who it is, or `proxy_header_timeout` is over."""
+    async def _read_proxy_header(self, visitor: socket.socket, proxy: Any) -> None:
+        """Read the header of a trusted proxy, for at most `proxy_header_timeout`, and accept the visitor in it."""
         timeout = self._settings.proxy_header_timeout
-        reason = f"no PROXY protocol header came in {timeout:g} s (tunnels.proxy_header_timeout)"
+        reason = f"no PROXY protocol header within {timeout:g} s (tunnels.proxy_header_timeout)"
         header = None
         try:
             with trio.move_on_after(timeout):
@@ -139,93 +144,98 @@ class ClientSide:
         except RemoteProtocolError as error:
             reason = str(error)
         except OSError as error:
-            reason = f"it broke off before its PROXY protocol header: {reason_of(error)}"
+            reason = f"connection failed before its PROXY protocol header was complete: {reason_of(error)}"
         finally:
-            self._hearing -= 1
+            self.pending_headers -= 1
             if header is None:
                 visitor.close()
         if header is None:
             self._visitors.refused(proxy, AdmissionRefusal(RefusalKind.HEADER, reason))
         elif self._closed:
             self._refuse(
-                visitor, header.source or proxy, AdmissionRefusal(RefusalKind.UNSERVED, "the tunnel takes nobody new")
+                visitor,
+                header.source or proxy,
+                AdmissionRefusal(RefusalKind.UNSERVED, "the tunnel accepts no new visitors"),
             )
         else:
-            self._visit(visitor, header.source or proxy, header.destination)
+            self._on_visitor(visitor, header.source or proxy, header.destination)
 
     def _refuse(self, visitor: socket.socket, peer: Any, refusal: AdmissionRefusal) -> None:
         visitor.close()
         self._visitors.refused(peer, refusal)
 
-    def _visit(self, visitor: socket.socket, peer: Any, reached: Any = None) -> None:
-        """A client is here: pair it at once where a server connection is at hand, otherwise let it wait.
+    def _on_visitor(self, visitor: socket.socket, peer: Any, destination: Any = None) -> None:
+        """Join a new visitor to a parked server connection, or let it wait for one.
 
-        `reached` is the address that it connected to, where a proxy took the connection for us.
+        `destination` is the address that it connected to, where a proxy accepted the connection.
         """
-        if (refusal := self._visitors.admit(peer, len(self._line))) is not None:
+        if (refusal := self._visitors.admit(peer, len(self._waiting))) is not None:
             self._refuse(visitor, peer, refusal)
             return
         try:
             server = self._server_side.dial_nowait()
         except trio.WouldBlock:
-            self._wait(visitor, peer, reached, self._terms.pairing_timeout)
+            self._wait(visitor, peer, destination, self._limits.pairing_timeout)
         else:
-            self._visitors.relay(visitor, server, peer, reached or self._place)
+            self._visitors.relay(visitor, server, peer, destination or self._address)
 
-    def _wait(self, visitor: socket.socket, peer: Any, reached: Any, patience: float) -> None:
-        deadline = trio.current_time() + patience
-        self._line[visitor] = (peer, reached, deadline)
-        self._nursery.start_soon(self._wait_for_server, visitor, peer, reached, deadline)
+    def _wait(self, visitor: socket.socket, peer: Any, destination: Any, seconds: float) -> None:
+        deadline = trio.current_time() + seconds
+        self._waiting[visitor] = (peer, destination, deadline)
+        self._nursery.start_soon(self._wait_for_server, visitor, peer, destination, deadline)
 
-    async def _wait_for_server(self, visitor: socket.socket, peer: Any, reached: Any, deadline: float) -> None:
-        """Hold one visitor until a server connection comes, the visitor leaves, or `pairing_timeout` is over."""
-        reason = f"no server connection came in {self._terms.pairing_timeout:g} s (pairing_timeout)"
+    async def _wait_for_server(self, visitor: socket.socket, peer: Any, destination: Any, deadline: float) -> None:
+        """Hold one visitor until a server connection arrives, the visitor disconnects, or the deadline is over."""
+        reason = f"no server connection within {self._limits.pairing_timeout:g} s (pairing_timeout)"
         server: ServerConnection | None = None
 
-        def look() -> None:
+        def on_readable() -> None:
             nonlocal reason
             if peer_closed(visitor):
-                reason = "it left before a server connection came"
+                reason = "the visitor left before a server connection arrived"
                 scope.cancel()
 
-        watching = self._engine.watch(visitor, look, self._failed)
+        watching = self._engine.watch(visitor, on_readable, self._failed)
         try:
             with trio.move_on_at(deadline) as scope:
                 server = await self._server_side.dial()
         except trio.ClosedResourceError:
-            reason = "the tunnel takes nobody new"
+            reason = "the tunnel accepts no new visitors"
         finally:
-            self._line.pop(visitor, None)
+            self._waiting.pop(visitor, None)
             watching.release()
             if server is None:
                 visitor.close()
         if server is None:
             self._visitors.pairing_failed(peer, reason)
         else:
-            self._visitors.relay(visitor, server, peer, reached or self._place)
+            self._visitors.relay(visitor, server, peer, destination or self._address)
 
 
 def _bind(settings: TunnelSettings, options: TunnelOptions, reserved: Container[int]) -> socket.socket:
-    unless = reserved if options.client_port is None else ()
-    return bind_in_range(settings.host, _ports(settings, options), keepalive=settings.keepalive, reserved=unless)
+    avoided = reserved if options.client_port is None else ()
+    return bind_in_range(settings.host, _ports(settings, options), keepalive=settings.keepalive, reserved=avoided)
 
 
 def _ports(settings: TunnelSettings, options: TunnelOptions) -> range:
-    ports, wanted = settings.port_range, options.client_port
-    if wanted is None:
+    ports, requested = settings.port_range, options.client_port
+    if requested is None:
         return ports
-    if wanted not in ports and ports[0] != 0:
-        raise UsageError(f"option client_port={wanted}: this relay's tunnels listen on {settings.ports}")
-    return range(wanted, wanted + 1)
+    if requested not in ports and ports[0] != 0:
+        raise UsageError(
+            f"public port {requested} is outside the range of this relay: use one of {settings.ports} (client_port)"
+        )
+    return range(requested, requested + 1)
 
 
 async def receive_header(connection: socket.socket) -> ProxyHeader:
-    """Take the header of version 1 or 2 that `connection` (non-blocking) starts with.
+    """Read the PROXY protocol header, version 1 or 2, at the start of the non-blocking `connection`, and not a byte
+    more. IPv4-mapped addresses in it are returned as IPv4.
 
-    IPv4-mapped addresses in it come out as IPv4. Raises `RemoteProtocolError` where there is none, `OSError` where the
-    connection breaks. Cancelled, it may have taken part of the header: then the connection is of no more use.
+    Raises `RemoteProtocolError` where there is no header, `OSError` where the connection fails. A cancelled call may
+    have consumed part of the header; the caller must close the connection then.
     """
-    taken = b""
+    consumed = b""
     while True:
         await trio.lowlevel.wait_readable(connection)
         try:
@@ -233,22 +243,22 @@ async def receive_header(connection: socket.socket) -> ProxyHeader:
         except BlockingIOError:
             continue
         if not seen:
-            raise RemoteProtocolError("it ended before its PROXY protocol header did")
-        found = decode(taken + seen)
+            raise RemoteProtocolError("connection ended before its PROXY protocol header was complete")
+        found = decode(consumed + seen)
         if found is None:
-            taken += connection.recv(len(seen))
+            consumed += connection.recv(len(seen))
         else:
             header, size = found
-            connection.recv(size - len(taken))
-            return ProxyHeader(_plain(header.source), _plain(header.destination))
+            connection.recv(size - len(consumed))
+            return ProxyHeader(_unmap_address(header.source), _unmap_address(header.destination))
 
 
 def decode(data: bytes) -> tuple[ProxyHeader, int] | None:
-    """Read a header of either version; see `decode_v1`. They differ in their first octet."""
+    """Decode a header of either version, see `decode_v1`. Their first bytes differ."""
     return decode_v2(data) if data.startswith(b"\r") else decode_v1(data)
 
 
-def _plain(address: Address | None) -> Address | None:
+def _unmap_address(address: Address | None) -> Address | None:
     if address is None:
         return None
     host = ipaddress.ip_address(address[0])

@@ -1,16 +1,16 @@
-"""What happens to tunnels, told to whoever watches.
+"""The events of tunnels, as `watch` reports them.
 
     opened    a tunnel was opened                        id backend server client owner
-    attached  the hidden server connected                id from
-    detached  it left before a visitor came              id from
-    visitor   a client connected and was paired          id from
-    left      that client's relay ended                  id from up down reason
-    refused   a connection was turned away               id from side reason
-    draining  nothing new; the rest may finish           id visitors
-    closed    the tunnel is gone                         id reason visitors up down
+    attached  a hidden server connected                  id from
+    detached  it disconnected before a visitor arrived   id from
+    visitor   a visitor was joined to the hidden server  id from
+    left      that visitor's connection ended            id from up down reason
+    refused   a connection was refused                   id from side reason
+    draining  nothing new; connections may finish        id visitors
+    closed    the tunnel has closed                      id reason visitors up down
 
-Publishing never waits: a watcher that does not keep up loses events and is told how many (`lost`). Without watchers
-it costs a test.
+Publishing never waits: a watcher that does not keep up loses events, and an event `lost` tells how many. Without
+watchers, publishing costs one test.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tunneld.wire.lines import Item, Value
 
 
 class Watcher:
-    """One subscription: an asynchronous iterator of events, oldest first."""
+    """One subscription: an asynchronous iterator over events, oldest first."""
 
     def __init__(self, backlog: int, wanted: Callable[[str], bool]) -> None:
         self._send, self._receive = trio.open_memory_channel[Item](backlog)
@@ -33,7 +33,7 @@ class Watcher:
         self._lost = 0
 
     def offer(self, event: Item) -> None:
-        """Hand over one event, or count it as lost where the backlog is full."""
+        """Queue one event, or count it as lost where the backlog is full."""
         if not self._wanted(str(event.get("id", ""))):
             return
         try:
@@ -59,11 +59,11 @@ class Events:
 
     @property
     def watched(self) -> bool:
-        """Whether anybody listens; ask before building an event on a hot path."""
+        """Whether there is a watcher; check it before building an event on a hot path."""
         return bool(self._watchers)
 
     def publish(self, name: str, /, **fields: Value) -> None:
-        """Tell every watcher. Never waits, never raises."""
+        """Offer an event to every watcher. Never waits, never raises."""
         if self._watchers:
             event: Item = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **fields}
             for watcher in self._watchers:
@@ -71,8 +71,8 @@ class Events:
 
     @asynccontextmanager
     async def watch(self, backlog: int, wanted: Callable[[str], bool] = lambda _id: True) -> AsyncIterator[Watcher]:
-        """Subscribe for the length of the block to tunnels whose id is `wanted`, which is asked as each event happens;
-        `backlog` events are held.
+        """Subscribe for the length of the block to the events of tunnels where `wanted(id)` is true at the time
+        of the event. `backlog` events are queued.
         """
         watcher = Watcher(backlog, wanted)
         self._watchers.add(watcher)

@@ -1,4 +1,4 @@
-"""Ports that many tunnels share, and who is behind them: a hidden server says by a key which tunnel it is for."""
+"""Keys of server URIs: on a port that many tunnels share, a hidden server presents the key of its tunnel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tunneld.errors import UsageError
 from tunneld.net.endpoint import Endpoint
 
 KEY_BYTES = 18
-"""Of randomness, 24 characters: nobody guesses one."""
+"""Random bytes of a key, 24 characters: too many to guess."""
 
 
 class Keyed(Protocol):
@@ -17,40 +17,41 @@ class Keyed(Protocol):
 
     @property
     def backend(self) -> str:
-        """The name of its backend: a hidden server of another one does not find it."""
+        """The name of its backend. A hidden server of another backend does not find it."""
 
 
 class KeyRegistry:
-    """The book of all shared ports of a relay."""
+    """Maps each key to its server side, and each backend to the shared port in its URIs."""
 
     def __init__(self) -> None:
         self._ports: dict[str, tuple[str, int]] = {}  # by backend: the scheme of its URIs, and its port
         self._sides: dict[str, Keyed] = {}  # by key
 
     def set_port(self, backend: str, scheme: str, port: int) -> None:
-        """Where the shared port of a backend is from now on; the server URIs of all its tunnels follow. 0: there is
-        none any more.
-        """
+        """Set the shared port of a backend; the server URIs of all its tunnels follow. 0: it has none any more."""
         self._ports[backend] = scheme, port
 
     def check(self, backend: str) -> None:
-        """Raise `UsageError` where the backend has no port here."""
+        """Raise `UsageError` where the backend has no port on this relay."""
         if not self._ports.get(backend, ("", 0))[1]:
             raise UsageError(
-                f"this relay has no port for the {backend} backend: enable [{backend}] there, or use another"
+                f"this relay has no port for the {backend} backend: enable [{backend}] in its configuration, or use "
+                "another backend"
             )
 
     def scheme(self, backend: str) -> str:
-        """Of a backend's server URIs now."""
+        """The scheme of a backend's server URIs."""
         return self._ports.get(backend, (backend, 0))[0]
 
     def uri(self, backend: str, host: str, key: str) -> Endpoint:
-        """The server URI of whoever has the key."""
+        """The server URI with this key."""
         scheme, port = self._ports.get(backend, (backend, 0))
         return Endpoint(scheme, host, port, key)
 
     def register(self, side: Keyed, key: str = "") -> str:
-        """The key of a new server side: the one it had before if nobody has that. Raises `UsageError` as `check`."""
+        """Register a new server side and return its key: `key`, which it had before, if that is free, otherwise a new
+        one. Raises `UsageError` as `check` does.
+        """
         self.check(side.backend)
         if not key or key.startswith("-") or key in self._sides:
             key = _new_key()
@@ -58,17 +59,17 @@ class KeyRegistry:
         return key
 
     def unregister(self, side: Keyed, key: str) -> None:
-        """A server side has closed. Harmless when repeated, also when its successor has the key by then."""
+        """Remove a server side that has closed. Idempotent, and harmless once a successor has the key."""
         if self._sides.get(key) is side:
             del self._sides[key]
 
     def find(self, key: str) -> Keyed | None:
-        """Who has the key."""
+        """The server side with this key."""
         return self._sides.get(key)
 
 
 def _new_key() -> str:
-    """One that no program takes for an option when it is a user's name."""
+    """A random key that ssh does not take for an option where it is the user name."""
     while (key := secrets.token_urlsafe(KEY_BYTES)).startswith("-"):
         pass
     return key

@@ -1,10 +1,10 @@
 """The contract between a tunnel and its server side.
 
             Tunnel                        ServerSide
-              │   open, close                │  binds, owns the listener and what is parked
+              │   open, close                │  binds, owns the listener and the parked connections
               │   dial_nowait, dial  ──────► │  a connection to the hidden server, ready to relay
-attached,     │ ◄──────────────────────────  │  the hidden server came, or went before a visitor did
-detached      │
+on_attached,  │ ◄──────────────────────────  │  a hidden server connected, or disconnected before
+on_detached   │                              │  a visitor arrived
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Handshakes(Protocol):
-    """Where those wait who have connected as a hidden server, until it is known whether they are one."""
+    """Runs the handshakes of connections that have not shown yet that they come from a hidden server."""
 
     @property
     def tls(self) -> ssl.SSLContext | None:
@@ -44,14 +44,14 @@ class Handshakes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BackendServices:
-    """What a relay offers to all of its server sides."""
+    """What a relay provides to all of its server sides."""
 
-    backends: Mapping[str, Backend] = field(default_factory=dict)  # by the names that openTunnel takes
-    keys: KeyRegistry | None = None  # the shared ports of backends; None: this relay has none
-    handshakes: Handshakes | None = None  # None: a hidden server cannot show a key here
+    backends: Mapping[str, Backend] = field(default_factory=dict)  # by the names that openTunnel accepts
+    keys: KeyRegistry | None = None  # None: this relay has no shared ports
+    handshakes: Handshakes | None = None  # None: a hidden server cannot present a key on a port of its own
 
     def backend(self, name: str) -> Backend:
-        """The backend of this name. Raises `UsageError` where this relay has none."""
+        """The backend with this name. Raises `UsageError` where this relay has none."""
         backend = self.backends.get(name)
         if backend is None:
             raise UsageError(f"unrecognized backend {name!r}: this relay has {', '.join(self.backends)}")
@@ -61,22 +61,22 @@ class BackendServices:
 NO_SERVICES = BackendServices()
 
 Peer = Any
-"""The address of whoever is at the other end of a socket."""
+"""The address of a socket's peer, as `accept` returns it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSideSnapshot:
-    """What a server side leaves to its successor in the next process, which takes it over instead of beginning anew."""
+    """What a server side hands over to the next process, which continues from it."""
 
     port: int = 0  # of its own listener
     listener: socket.socket | None = None  # None: it had none, or had closed it
-    parked: Sequence[tuple[socket.socket, Peer]] = ()  # in the order in which they came
+    parked: Sequence[tuple[socket.socket, Peer]] = ()  # in the order of their arrival
     key: str = ""  # in its server URI
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelContext:
-    """What a server side gets from its tunnel: where to listen, whom to admit, whom to tell."""
+    """What a server side gets from its tunnel: where to listen, which peers to accept, what to call."""
 
     engine: Engine
     settings: TunnelSettings
@@ -84,27 +84,29 @@ class TunnelContext:
     client_port: int  # of the client side
     services: BackendServices
     secure: str  # as in `TunnelOptions`
-    former: Endpoint | None  # the server URI that a hidden server may still know: to be had again if it can be
-    reserved: Container[int]  # ports that are somebody's: none of them is for this one, but that of `former`
-    why_not_allowed: Callable[[Any], str]  # why this peer's address may not pose as the hidden server; empty: it may
+    former: Endpoint | None  # the server URI of the tunnel that this one replaces: to be used again where possible
+    reserved: Container[int]  # ports of other tunnels, not to be bound, except the port of `former`
+    why_not_allowed: Callable[[Any], str]  # why this peer may not connect as the hidden server; empty: it may
     parking_capacity: Callable[[], int]  # how many server connections may be parked now
     on_attached: Callable[[Any], None]  # with the peer's address
-    on_detached: Callable[[Any], None]
+    on_detached: Callable[[Any], None]  # the same
     on_refused: Callable[[Any, str], None]  # with the peer's address and the reason
-    on_failure: FailureCallback  # a bug in a callback
-    snapshot: ServerSideSnapshot | None = None  # of the one whose place it takes in this process
+    on_failure: FailureCallback  # with a bug in a callback
+    snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
 
 
 class ServerConnection(Protocol):
-    """A way to the hidden server for one visitor: a connection of its own, or a channel of a carrier."""
+    """A connection to the hidden server for one visitor: a socket of its own, or a channel of a carrier."""
 
     def set_originator(self, visitor: Any | None) -> None:
-        """It is for this visitor (an address; None: nobody is to know), said once and before anything else. A backend
-        that has a word for it tells the hidden server.
+        """Set the address of the visitor, once and before anything else; None hides it. The
+        backend passes it on to the hidden server if its protocol can.
         """
 
     def send(self, data: bytes) -> None:
-        """Say a few octets of ours (a PROXY header) before anything of the visitor's. Raises OSError where it broke."""
+        """Send a few bytes of the relay's own (a PROXY header) ahead of the visitor's. Raises `OSError` where the
+        connection has failed.
+        """
 
     def join(
         self,
@@ -114,10 +116,10 @@ class ServerConnection(Protocol):
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None = None,
     ) -> Relay:
-        """Relay between the visitor and the hidden server; see `Engine.join`. Both belong to the relay from now on."""
+        """Relay between the visitor and the hidden server, see `Engine.join`. The relay owns both from now on."""
 
     def close(self) -> None:
-        """Let go of it, unused. Not after `join`."""
+        """Close an unused connection. Not after `join`."""
 
 
 class ServerSide(Protocol):
@@ -125,23 +127,23 @@ class ServerSide(Protocol):
 
     @property
     def uri(self) -> Endpoint:
-        """Where the hidden server connects to."""
+        """The server URI, to which the hidden server connects."""
 
     @property
     def parked(self) -> int:
-        """How many visitors could be served at once, now."""
+        """How many visitors could be served at this moment."""
 
     @property
     def live_connections(self) -> int:
-        """How many connections of hidden servers take visitors, one after another, and have not said that they end."""
+        """How many connections of hidden servers carry one visitor after another and have not announced their end."""
 
     @property
     def unresponsive(self) -> bool:
-        """Whether the hidden server is connected and does not answer, as far as can be known, or wants nobody new."""
+        """Whether all connected hidden servers, as far as can be known, do not answer or accept no new visitors."""
 
     def dial_nowait(self) -> ServerConnection:
-        """A connection to the hidden server, owned by the caller from now on. Raises `trio.WouldBlock` where none is
-        at hand.
+        """Return a connection to the hidden server, which the caller owns. Raises `trio.WouldBlock` where none is
+        parked.
         """
 
     async def dial(self) -> ServerConnection:
@@ -151,30 +153,32 @@ class ServerSide(Protocol):
         """
 
     def trim(self, keep: int, spared: Container[str] = ()) -> int:
-        """Close parked connections until `keep` are left, not counting those from addresses that are `spared`; returns
-        how many were closed. None that a visitor got is among them.
+        """Close parked connections until `keep` are left, without the ones from addresses in `spared`, which all stay.
+        Returns how many were closed. A connection that a visitor has got is never closed.
         """
 
     def pause(self) -> None:
-        """Accept no connection for now; whoever comes stands in the listener's queue. For `leave`."""
+        """Accept no connection for now; new ones stay in the listener's queue. Precedes `export`."""
 
     def export(self) -> ServerSideSnapshot:
-        """Let go of everything that a successor can go on with, closing nothing of it, and end the rest in order.
-        Nobody waits in `dial` any more. Then `close`, as ever.
+        """Hand over what another process can continue, without closing it, and end the rest in order. The caller owns
+        the sockets, and calls `close` afterwards as usual. No call of `dial` may be waiting.
         """
 
     def close(self) -> None:
-        """Stop listening and close everything parked; connections already dialled are the caller's."""
+        """Stop listening and close all parked connections. Dialled connections belong to their callers."""
 
 
 class Backend(Protocol):
     """A kind of server side: its class."""
 
-    def __call__(self, host: TunnelContext, /) -> ServerSide:
-        """One that listens already. Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`."""
+    def __call__(self, context: TunnelContext, /) -> ServerSide:
+        """Make a server side that listens. Raises `ListenError`, `LimitReachedError`, `ShortageError`, `UsageError`."""
 
-    def check(self, premises: BackendServices, options: TunnelOptions, /) -> None:
-        """Raise `UsageError` where this relay cannot have one such as these options ask for."""
+    def check(self, services: BackendServices, options: TunnelOptions, /) -> None:
+        """Raise `UsageError` where this relay cannot have a server side with these options."""
 
-    def hides_key(self, premises: BackendServices, options: TunnelOptions, /) -> bool:
-        """Whether its server URI has a key that crosses in TLS: then the hidden server may come from anywhere."""
+    def is_encrypted(self, services: BackendServices, options: TunnelOptions, /) -> bool:
+        """Whether the key in its server URI crosses the network in TLS. Then the hidden server may connect from any
+        address.
+        """

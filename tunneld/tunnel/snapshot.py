@@ -1,4 +1,4 @@
-"""What a tunnel leaves to its successor in the next process: see handover/."""
+"""What one process hands over to the next, for each tunnel: see daemon/handover. Plain values and sockets."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from tunneld.tunnel.spec import TunnelSpec
 
 @dataclass(frozen=True, slots=True)
 class TunnelCounters:
-    """What a tunnel has counted and how old it is: seconds are before the moment at which it was left."""
+    """The counters and the age of a tunnel. Seconds are before the moment of its export."""
 
     age: float = 0.0
-    idle: float = 0.0  # since the last connection of either side went
-    quiet: int = 0  # see clocks.py
+    idle: float = 0.0  # since the last connection of either side ended
+    idle_checks: int = 0  # see `timeouts.TimedTunnel`
     served: int = 0
-    refused: Mapping[str, int] = field(default_factory=dict)  # by the names of `Refused`
-    up: int = 0  # octets of relays that have ended
+    refused: Mapping[str, int] = field(default_factory=dict)  # by the values of `RefusalKind`
+    up: int = 0  # bytes of connections that have ended
     down: int = 0
-    quota_left: int | None = None
+    quota_left: int | None = None  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class WaitingVisitor:
-    """A visitor without a server connection, and how many seconds it has left to get one."""
+    """A visitor without a server connection, and the seconds that it may still wait for one."""
 
     visitor: socket.socket
     peer: Any
-    reached: Any  # the address that it connected to, where a proxy took the connection for us
-    patience: float
+    destination: Any  # the address that it connected to, where a proxy accepted the connection
+    seconds_left: float
 
 
 @dataclass(frozen=True, slots=True)
 class ClientSideSnapshot:
-    """What a client side leaves to its successor in the next process."""
+    """What a client side hands over to the next process."""
 
     port: int
-    listener: socket.socket | None  # None: it had been closed, for the tunnel is drained
+    listener: socket.socket | None  # None: it was closed, because the tunnel is draining
     waiting: Sequence[WaitingVisitor] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelSnapshot:
-    """A tunnel between two processes. Whoever has it owns all sockets in it."""
+    """A tunnel between two processes. Its holder owns all sockets in it."""
 
     spec: TunnelSpec
     draining: bool
@@ -55,27 +55,27 @@ class TunnelSnapshot:
     client: ClientSideSnapshot
     server: ServerSideSnapshot
     relays: Sequence[tuple[RelayState, Any]]  # each with its visitor's address
-    cut: int = 0  # relays that could not go along
+    cut: int = 0  # connections that could not be handed over
 
     def close(self) -> None:
-        """Nobody goes on with it."""
+        """Close all sockets, where no process continues the tunnel."""
         listeners = [one for one in (self.client.listener, self.server.listener) if one is not None]
         parked = [connection for connection, _peer in self.server.parked]
         for one in [*listeners, *parked, *(waiting.visitor for waiting in self.client.waiting)]:
             one.close()
-        for lifted, _peer in self.relays:
-            lifted.close()
+        for relay, _peer in self.relays:
+            relay.close()
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceCounters:
-    """What the service has counted of tunnels that are no more."""
+    """The counters of the service for tunnels that have closed."""
 
     last_id: int = 0
     opened: int = 0
     octets: tuple[int, int] = (0, 0)  # up, down
     served: int = 0
-    refusals: Mapping[str, int] = field(default_factory=dict)  # by the names of `Refused`
+    refusals: Mapping[str, int] = field(default_factory=dict)  # by the values of `RefusalKind`
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What is known of a tunnel before it is open: by whom and how it was asked for, and where from."""
+"""The request for a tunnel, resolved: all that is known of a tunnel before it opens."""
 
 from __future__ import annotations
 
@@ -7,34 +7,45 @@ from dataclasses import dataclass
 
 from tunneld.config.schema import TunnelSettings
 from tunneld.net.endpoint import Endpoint, Network, parse_network
+from tunneld.policy.access import EVERYBODY
+from tunneld.policy.limits import EffectiveLimits, effective_limits
 from tunneld.policy.options import ANYWHERE, Anywhere, TunnelOptions
 from tunneld.tunnel.server_side import NO_SERVICES, BackendServices
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelSpec:
-    """Everything that is known of a tunnel before it is open."""
+    """All that is known of a tunnel before it opens."""
 
     id: str
     backend: str
-    options: TunnelOptions
-    settings: TunnelSettings
-    owner: str  # who asked, as `list` shows it
-    requester_host: str  # the address that asked: by default the only one that may connect as the hidden server
+    options: TunnelOptions  # with the limits of its grant, see `EffectiveLimits.bound`
+    settings: TunnelSettings  # as they were when it was opened
+    owner: str  # the requester, as `list` shows it
+    requester_host: str  # its address: by default the only one that may connect as the hidden server
     advertised_host: str
     services: BackendServices = NO_SERVICES
-    former_uri: Endpoint | None = None  # the server URI of the tunnel whose place it takes
-    reserved: Container[int] = ()  # ports that are somebody's, also where nobody listens
-    asked_from: Network | Anywhere | None = None  # `server_from`, before a grant bounded it
+    former_uri: Endpoint | None = None  # the server URI of the tunnel that it replaces
+    reserved: Container[int] = ()  # ports that are reserved for other tunnels, even where nothing listens
+    asked_from: Network | Anywhere | None = None  # `server_from` as requested, before the grant bounded it
+
+    @property
+    def limits(self) -> EffectiveLimits:
+        """The limits of the tunnel. Raises `UsageError` where an option exceeds its ceiling. The grant is in the
+        options already.
+        """
+        return effective_limits(self.settings, EVERYBODY, self.options)
 
     @property
     def allowed_sources(self) -> Network | None:
-        """The sources that may connect as the hidden server; None means any."""
+        """The sources that may connect as the hidden server; None: any."""
         return self.allowed_sources_for(self.options.server_from, self.requester_host)
 
-    def allowed_sources_for(self, asked_for: Network | Anywhere | None, asker: str) -> Network | None:
-        """The same for an agent at `asker` that may say where they come from."""
-        hidden = self.services.backend(self.backend).hides_key(self.services, self.options)
-        if asked_for == ANYWHERE or (asked_for is None and hidden):
+    def allowed_sources_for(self, server_from: Network | Anywhere | None, host: str) -> Network | None:
+        """The same for an agent at the address `host` with the option `server_from`. An encrypted key lets a hidden
+        server connect from any address; otherwise the default is the agent's own.
+        """
+        encrypted = self.services.backend(self.backend).is_encrypted(self.services, self.options)
+        if server_from == ANYWHERE or (server_from is None and encrypted):
             return None
-        return parse_network(asker) if asked_for is None else asked_for
+        return parse_network(host) if server_from is None else server_from

@@ -25,7 +25,8 @@ from tunneld.backends.ssh.port import serve_ssh
 from tunneld.backends.ssh.side import SshServerSide
 from tunneld.config.credentials import Credential
 from tunneld.config.schema import ControlSettings, Settings, SshSettings
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.engine import new_engine
 from tunneld.engine.pump import Pump
 from tunneld.net import sockets
@@ -92,7 +93,7 @@ async def relay(
         await nursery.start(engine.run)
         handshakes = HandshakeSupervisor(authenticator, lambda: None, lambda: PATIENCE)
         await nursery.start(handshakes.run)
-        here.service = TunnelService(lambda: here.settings, engine, BACKENDS, KeyRegistry(), lobby=handshakes)
+        here.service = TunnelService(lambda: here.settings, engine, BACKENDS, KeyRegistry(), handshakes=handshakes)
         await nursery.start(here.service.run)
         listener = ReloadableListener("ssh", sockets.bind_tcp("127.0.0.1", port))
         here.port = listener.port
@@ -109,7 +110,7 @@ async def relay(
 
 def side_of(tunnel: Tunnel) -> SshServerSide:
     """The server side of a tunnel."""
-    side = tunnel._server_side
+    side = tunnel.server_side
     assert isinstance(side, SshServerSide)
     return side
 

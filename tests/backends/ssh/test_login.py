@@ -49,12 +49,12 @@ async def test_the_limits_of_a_credential_apply_to_ssh(tmp_path: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with relay([me]) as here:
             _, ssh = await outcome(here, "-R", f"30000:{LOCAL}:9", key=key)
-            assert "may not ask for client_port=30000, only for 20000-20009" in ssh.err
+            assert "may not use public port 30000, only 20000-20009" in ssh.err
             async with client(openssh(here, *FORWARD, LOCAL, key=key)):
                 (tunnel,) = await here.until_served()
-                assert tunnel.terms.max_visitors == 3
+                assert tunnel.limits.max_visitors == 3
                 _, ssh = await outcome(here, "-R", f"0:{LOCAL}:9", key=key, user="another")
-                assert "(its max_tunnels)" in ssh.err
+                assert "(max_tunnels)" in ssh.err
 
 
 async def test_a_credential_without_the_ssh_backend_opens_no_tunnels(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ async def test_a_credential_without_the_ssh_backend_opens_no_tunnels(tmp_path: P
     with trio.fail_after(PATIENCE):
         async with relay([credential("me", authorized_keys=[line], backends=["tcp"])]) as here:
             _, ssh = await outcome(here, "-R", f"0:{LOCAL}:9", key=key)
-            assert "may open tunnels of tcp, not of 'ssh'" in ssh.err
+            assert "may not use the backend 'ssh', only tcp" in ssh.err
 
 
 async def test_a_key_is_refused_from_outside_the_networks_of_its_credential_or_line(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ async def test_an_exhausted_quota_closes_the_tunnel_and_is_reported_to_the_sessi
                 await visitor.send_all(bytes(5000))
                 while await visitor.receive_some():
                     pass
-            await ssh.wait_output(r"Received disconnect .* its quota of 1000 octets is used up")
+            await ssh.wait_output(r"Received disconnect .* quota of 1000 bytes is used up")
             assert await ssh.ended() == 255
             assert sum(tunnel.octets) <= 1000
 

@@ -18,7 +18,8 @@ from tests.support.people import connect, is_dropped, read_all, read_exactly
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.daemon.handover import FdBundle, Snapshot, bundle, pack, unpack
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
 from tunneld.errors import DrainingError
 from tunneld.net.endpoint import Endpoint
@@ -149,7 +150,7 @@ async def test_a_one_shot_tunnel_closes_with_its_relay_on_the_other_side(house: 
 
 @pytest.mark.parametrize(
     ("option", "reason"),
-    [("ttl", "its 100 s are over (ttl)"), ("open_timeout", "nobody was connected for 100 s (open_timeout)")],
+    [("ttl", "lifetime of 100 s is over (ttl)"), ("open_timeout", "no connection for 100 s (open_timeout)")],
 )
 async def test_clocks_go_on_where_they_were(house: House, mock_clock: MockClock, option: str, reason: str) -> None:
     await house.open(persist="yes", **{option: "100"})
@@ -182,7 +183,7 @@ async def test_an_idle_tunnel_stays_as_idle_as_it_was(house: House, autojump_clo
     tunnel, began = house.tunnel, trio.current_time()
     await tunnel.wait_closed()
     assert trio.current_time() - began <= 30
-    assert tunnel.reason == "no byte moved for 80 s (idle_timeout)"
+    assert tunnel.reason == "no data for 80 s (idle_timeout)"
 
 
 async def test_a_drain_goes_on(house: House) -> None:
@@ -225,10 +226,10 @@ async def test_a_quota_is_not_begun_anew(house: House) -> None:
     assert await read_exactly(server, 6) == b"123456"
     await house.move()
     tunnel = house.tunnel
-    assert tunnel.terms.quota == 10
+    assert tunnel.limits.quota == 10
     await visitor.send_all(b"7890xyz")
     await tunnel.wait_closed()
-    assert tunnel.reason == "its quota of 10 octets is used up (quota)"
+    assert tunnel.reason == "quota of 10 bytes is used up (quota)"
     assert tunnel.octets == (10, 0)
 
 
@@ -268,7 +269,7 @@ async def test_what_was_counted_is_counted_on(house: House) -> None:
 
 async def test_nothing_is_opened_by_a_service_that_leaves(house: House) -> None:
     await house.service.export()
-    with pytest.raises(DrainingError, match="the relay starts again; try again in a moment"):
+    with pytest.raises(DrainingError, match="the relay is restarting; try again in a moment"):
         await house.open()
 
 

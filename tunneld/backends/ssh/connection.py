@@ -29,7 +29,8 @@ from tunneld.backends.ssh.server import SshServer
 from tunneld.backends.ssh.side import SshServerSide
 from tunneld.backends.ssh.transport import PREAUTH_BYTES_EXCEEDED, SshTransport
 from tunneld.config import schema
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError, UsageError
 from tunneld.mux.connection import Connection

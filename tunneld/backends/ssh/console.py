@@ -17,7 +17,8 @@ import trio
 
 from tunneld import __version__
 from tunneld.backends.ssh.terminal import Terminal, describe, row
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.errors import TunneldError, UsageError
 from tunneld.tunnel.tunnel import Tunnel
 
@@ -218,9 +219,9 @@ class ConsoleSession(asyncssh.SSHServerSession[str]):
             case ["help" | "--help" | "?"]:
                 return f"tunneld {__version__}\n\n{HELP}"
             case ["list"]:
-                return "".join(map(row, user.service.tunnels(user.requester.grant))) or "no tunnel is open\n"
+                return "".join(map(row, user.service.tunnels(user.requester.known_grant))) or "no tunnel is open\n"
             case ["close", reference]:
-                return f"closed {(await user.service.close(reference, user.requester.grant)).id}\n"
+                return f"closed {(await user.service.close(reference, user.requester.known_grant)).id}\n"
         raise UsageError(
             f"unknown command {self._command[0][:40]!r}: this relay has no shell; use list, close ID, qr or help"
         )

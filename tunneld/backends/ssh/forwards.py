@@ -29,7 +29,8 @@ import trio
 from tunneld.backends.ssh.carrier import SshCarrier
 from tunneld.backends.ssh.login import SshLogin
 from tunneld.backends.ssh.side import SshServerSide, find_side
-from tunneld.directory.service import Requester, TunnelService
+from tunneld.directory.requester import Requester
+from tunneld.directory.service import TunnelService
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
@@ -173,7 +174,7 @@ class Leases:
 
     async def take(self, login: SshLogin, requester: Requester, peer: Any, forward: Forward) -> Tunnel:
         """Find or open the tunnel of one `-R`, and let `forward` serve it. Raises as `TunnelService.open_tunnel`."""
-        (host, port), grant = forward.requested, requester.grant
+        (host, port), grant = forward.requested, requester.known_grant
         if host.lower() not in LISTEN_HOSTS:
             raise NotAllowedError(
                 f"cannot listen on {host[:80]!r}: host names are reserved for HTTP; "
@@ -189,7 +190,7 @@ class Leases:
                 lease = self._leases.get((login.owner, label))
                 if lease is None or not await self._is_taken(lease):
                     break
-            former = self._service.named(label, requester)  # perhaps opened before the daemon was restarted
+            former = self._service.find_named(label, requester)  # perhaps opened before the daemon was restarted
             if former is not None and self._rejoin(former, forward, peer):
                 self._leases[login.owner, label] = Lease(former, forward)
                 return former

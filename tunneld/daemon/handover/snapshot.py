@@ -250,7 +250,10 @@ class _Packing:
     def _line(self, client: ClientSideSnapshot) -> tuple[_WaitingRecord, ...]:
         return tuple(
             _WaitingRecord(
-                visitor=self._baggage.put(one.visitor), peer=one.peer, reached=one.reached, patience=one.patience
+                visitor=self._baggage.put(one.visitor),
+                peer=one.peer,
+                reached=one.destination,
+                patience=one.seconds_left,
             )
             for one in client.waiting
             if self._has_room(one.visitor)
