@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: C
     [
         (["init", "--host", "::"], "is every address of a machine"),
         (["init", "--host", "a b"], "invalid host name or address"),
-        (["init", "--host", "h", "--ports", "9-1"], "9 lies behind 1"),
+        (["init", "--host", "h", "--ports", "9-1"], "9 is greater than 1"),
         (["--config", "x.toml", "init", "--host", "h"], "where to write is said by --output"),
     ],
 )

@@ -107,7 +107,7 @@ async def test_one_shot_and_persistent_tunnels_wait_on(tmp_path: Path) -> None:
         once, many = await opened(relay, "tcp"), await opened(relay, "tcp", "persist=yes")
         early, parked = await connect(once[1]), await connect(many[0])
         await early.send_all(b"early")
-        assert "starting again, with 2 tunnels" in await relay.ask("restart")
+        assert "restarting with 2 tunnels" in await relay.ask("restart")
         await relay.wait_logged("ready", 2)
         assert await read_exactly(await connect(once[0]), 5) == b"early"
         visitor = await connect(many[1])
@@ -356,12 +356,12 @@ async def test_a_socket_with_the_wrong_name_is_a_sentence(tmp_path: Path) -> Non
     )
 
 
-async def test_a_socket_that_strangers_reach_needs_what_such_a_host_would_need(tmp_path: Path) -> None:
+async def test_a_public_socket_of_systemd_needs_authentication_like_a_public_host(tmp_path: Path) -> None:
     async with manager(tmp_path, [("control", socket.create_server(("0.0.0.0", 0)))]) as systemd:
         command, variables, fds = systemd.command()
         done = await trio.run_process(command, capture_stderr=True, check=False, pass_fds=fds, env=variables)
     assert done.returncode == 78
-    assert b'control.open_to_anyone: is false, but host "0.0.0.0" lets strangers open tunnels: set ' in done.stderr
+    assert b'control.open_to_anyone: is false, but host "0.0.0.0" lets anyone open tunnels; add ' in done.stderr
 
 
 async def test_a_person_restarts_it_and_is_told_when_it_is_back(tmp_path: Path) -> None:

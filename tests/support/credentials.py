@@ -1,4 +1,4 @@
-"""Credentials for tests: cheap to check, and a gate that asks for them."""
+"""Credentials for tests, cheap to check, and an authenticator for them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SECRET = "correct horse battery"
 
 
 def credential(name: str, secret: str = SECRET, **keys: Any) -> Credential:
-    """A user, unless `role` says otherwise; the least work that there may be."""
+    """A credential with the minimum of iterations; a user unless `role` is given."""
     return Credential(name=name, verifier=derive(secret, f"salt of {name}".encode(), MIN_ITERATIONS), **keys)
 
 
-def gate_of(*credentials: Credential) -> Authenticator:
-    """A gate with these credentials for ever."""
+def authenticator_of(*credentials: Credential) -> Authenticator:
+    """An authenticator with these credentials."""
     return Authenticator(lambda: credentials)
 
 

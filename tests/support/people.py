@@ -1,4 +1,4 @@
-"""The people of a test: whoever connects to a relay over real sockets, as a visitor or as the hidden server."""
+"""Connections of a test over real sockets, of visitors and hidden servers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio
 from tunneld.net.endpoint import Endpoint
 
 PATIENCE = 20.0
-"""Seconds of real time before a test that waits for the other side has failed."""
+"""Seconds of real time after which a test that waits for a peer fails."""
 
 
 _connected: list[trio.SocketStream] = []
@@ -33,16 +33,16 @@ async def connect(endpoint: Endpoint, source: str | None = None) -> trio.SocketS
     return stream
 
 
-def go_home() -> None:
-    """Close whatever the test left open."""
+def close_connections() -> None:
+    """Close the connections that the test left open."""
     while _connected:
         descriptor = _connected.pop().socket.detach()
         if descriptor >= 0:
-            os.close(descriptor)  # Trio's own close wants a running loop, and the test's has ended
+            os.close(descriptor)  # Trio's close needs a running event loop, and that of the test has ended
 
 
 async def read_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
-    """Read `count` octets; fewer only where the stream ends."""
+    """Read `count` bytes; fewer only if the stream ends."""
     received = bytearray()
     while len(received) < count and (chunk := await stream.receive_some(count - len(received))):
         received += chunk
@@ -58,7 +58,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 async def is_dropped(stream: trio.SocketStream) -> bool:
-    """Wait for the connection to end, by an end of file or a reset, without another byte."""
+    """Whether the connection ends, by end of file or reset, without another byte."""
     try:
         return await stream.receive_some(1) == b""
     except trio.BrokenResourceError:
@@ -66,7 +66,7 @@ async def is_dropped(stream: trio.SocketStream) -> bool:
 
 
 async def is_refused(endpoint: Endpoint) -> bool:
-    """Whether nobody listens there."""
+    """Whether a connection to `endpoint` fails."""
     try:
         await (await connect(endpoint)).aclose()
     except OSError:
@@ -75,6 +75,6 @@ async def is_refused(endpoint: Endpoint) -> bool:
 
 
 def reset(stream: trio.SocketStream) -> None:
-    """Close with a reset (RST), as a crashed machine's kernel does."""
+    """Close with a reset (RST), as after a crash of the peer."""
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     stream.socket.close()
