@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -40,7 +40,7 @@ from tunneld.config.values import (
 )
 from tunneld.errors import UsageError, reason_of
 from tunneld.net.endpoint import parse_network
-from tunneld.policy.access import Grant, Role
+from tunneld.policy.access import GRANT_LIMITS, Grant, Role
 from tunneld.tls.pins import SUBJECT, parse_pin, parse_subject
 from tunneld.wire.verifier import Verifier, check_secret, derive
 
@@ -194,19 +194,12 @@ class Credential(Table):
     @property
     def grant(self) -> Grant:
         """Its permissions and limits."""
-        return Grant(
-            name=self.name,
-            role=Role(self.role),
-            backends=self.backends,
-            ports=None if self.ports is None else tuple(map(parse_port_range, self.ports)),
-            networks=None if self.networks is None else tuple(map(parse_network, self.networks)),
-            server_from=None if self.server_from is None else tuple(map(parse_network, self.server_from)),
-            max_tunnels=self.max_tunnels,
-            max_visitors=self.max_visitors,
-            max_ttl=self.max_ttl,
-            bandwidth=self.bandwidth,
-            quota=self.quota,
-        )
+        parsers = {"ports": parse_port_range, "networks": parse_network, "server_from": parse_network}
+        limits: dict[str, Any] = {key: getattr(self, key) for key in GRANT_LIMITS}
+        for key, parse in parsers.items():
+            if limits[key] is not None:
+                limits[key] = tuple(map(parse, limits[key]))
+        return Grant(name=self.name, role=Role(self.role), **limits)
 
 
 def check_unique(credentials: Sequence[Credential]) -> None:
