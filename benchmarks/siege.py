@@ -29,7 +29,7 @@ from tests.support.attackers import crowd, flood, pour, whisper
 from tests.support.besieged import KIB, MIB, Siege, besieged
 from tests.support.keyed import connect_hidden
 from tests.support.papers import Papers
-from tests.support.people import go_home
+from tests.support.people import close_connections
 from tunneld.wire.scram import decode, encode
 
 LIMIT = 60.0
@@ -167,7 +167,7 @@ async def measure(attack: Callable[[Siege, int], Awaitable[None]], scale: int, p
                 nursery.cancel_scope.cancel()
             took = trio.current_time() - began
             speed = (siege.progress - before) / took / MIB
-    go_home()
+    close_connections()
     late = " (cut)" if limit.cancelled_caught else ""
     grown = (cost.resident - resident) / MIB
     name = attack.__name__.replace("_", " ") + (" (all in TLS)" if papers and attack is no_attack else "")
@@ -210,7 +210,7 @@ async def tell_apart(count: int) -> str:
             for _ in range(count // 2):
                 for name, taken in times.items():
                     taken.append(await refusal(siege, name))
-    go_home()
+    close_connections()
     dice = random.Random(1)
     differences = sorted(
         statistics.median(dice.choices(times["root"], k=count // 2))

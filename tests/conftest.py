@@ -9,7 +9,7 @@ import pytest
 import trio
 from hypothesis import settings
 
-from tests.support.people import go_home
+from tests.support.people import close_connections
 from tests.support.system import find_program, only_skip
 from tunneld.backends import BACKENDS
 from tunneld.cli.common import COMPILED
@@ -51,10 +51,10 @@ def _signals_as_on_a_terminal() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _people_go_home() -> Iterator[None]:
+def _close_connections() -> Iterator[None]:
     """Close all connections of a test at its end."""
     yield
-    go_home()
+    close_connections()
 
 
 @pytest.fixture(autouse=True, scope="session")

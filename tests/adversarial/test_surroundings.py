@@ -15,7 +15,7 @@ import trio
 from tests.support.attackers import flood
 from tests.support.netns import Find, internet
 from tests.support.papers import Papers
-from tests.support.people import PATIENCE, connect, go_home, read_exactly
+from tests.support.people import PATIENCE, close_connections, connect, read_exactly
 from tests.support.programs import CONFIG, TLS, free_port, program
 from tunneld import client
 from tunneld.net.endpoint import Endpoint
@@ -61,7 +61,7 @@ async def test_a_log_that_cannot_be_written_only_loses_lines(tmp_path: Path, kin
                 await visitor.send_all(b"still here")
                 assert await read_exactly(server, 10) == b"still here"
                 assert (await operator.status())["phase"] == "ready"
-                go_home()
+                close_connections()
             daemon.terminate()
             assert await daemon.wait() == 0
 
@@ -111,7 +111,7 @@ async def test_a_clock_jump_ends_no_connection(tmp_path: Path, papers: Papers, p
                 async with client.connect(str(where), tls=context) as newcomer:
                     assert (await newcomer.status())["phase"] == "ready"
                     assert (await newcomer.call("reload")).items == []
-                go_home()
+                close_connections()
             daemon.terminate()
             assert await daemon.wait() == 0
             log = (await daemon.stderr.receive_some(1 << 20)).decode() if daemon.stderr else ""

@@ -11,7 +11,7 @@ import trio
 
 from tests.agent.support import RecordingReporter, echo, exposed, local_server
 from tests.agent.test_expose import address, ask
-from tests.control.test_auth_daemon import HEAD, Running, running
+from tests.control.test_daemon_auth import HEAD, Running, running
 from tests.support.credentials import SECRET, credential
 from tests.support.people import connect, read_exactly
 from tunneld.agent import access, backoff, session
@@ -62,9 +62,7 @@ async def test_an_agent_with_a_secret_file_waits_for_the_new_secret_and_its_visi
             assert await read_exactly(stream, 6) == b"before"
             async with rotated(relay, "another"):
                 first, second = await reporter.wait_for("reconnecting"), await reporter.wait_for("reconnecting", 2)
-                assert (
-                    first["reason"] == "credential 'alice' was removed, or has another secret, since you authenticated"
-                )
+                assert first["reason"] == "credential 'alice' was removed or its secret changed since you authenticated"
                 assert str(second["reason"]).endswith(
                     "check the name and the secret; waiting for a new secret in its file"
                 )

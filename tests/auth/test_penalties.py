@@ -1,4 +1,4 @@
-"""Penalties: how they grow, when they are forgiven, and whom memory forgets."""
+"""Penalties: their growth, their end, and which sources are evicted."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.auth.preauth import FREE_FAILURES, MAX_FAILURES, Penalties
+from tunneld.auth.preauth import FREE_FAILURES, MAX_COUNTED_FAILURES, Penalties
 from tunneld.config.schema import ControlSettings
 
-PENALTY, LONGEST = ControlSettings().penalty, ControlSettings().max_penalty
+PENALTY, MAX_PENALTY = ControlSettings().penalty, ControlSettings().max_penalty
 
 
 def failed(penalties: Penalties, source: int, now: float, times: int = 1) -> None:
     for _ in range(times):
-        penalties.add(source, now, PENALTY, LONGEST)
+        penalties.add(source, now, PENALTY, MAX_PENALTY)
 
 
 @pytest.mark.parametrize(
     ("failures", "seconds"), [(1, 0), (2, 0), (3, 5), (4, 10), (5, 20), (9, 320), (10, 600), (11, 600), (10_000, 600)]
 )
-def test_a_penalty_doubles_up_to_the_longest(failures: int, seconds: float) -> None:
+def test_a_penalty_doubles_up_to_the_maximum(failures: int, seconds: float) -> None:
     penalties = Penalties()
     failed(penalties, 7, 100.0, failures)
     assert penalties.remaining(7, 100.0) == seconds
@@ -30,27 +30,27 @@ def test_a_penalty_doubles_up_to_the_longest(failures: int, seconds: float) -> N
     assert penalties.active(100.0) == (seconds > 0)
 
 
-def test_it_doubles_as_long_as_the_configuration_can_ask_for() -> None:
+def test_it_doubles_up_to_the_longest_configurable_penalty() -> None:
     penalties, shortest, year = Penalties(), 0.001, 365 * 24 * 3600.0
-    for _ in range(MAX_FAILURES):
+    for _ in range(MAX_COUNTED_FAILURES):
         penalties.add(7, 0.0, shortest, year)
     assert penalties.remaining(7, 0.0) == year
 
 
-def test_it_ends_and_is_forgiven_later_at_once() -> None:
+def test_it_ends_and_is_later_forgiven_completely() -> None:
     penalties = Penalties()
     failed(penalties, 7, 100.0, 3)
     assert penalties.remaining(7, 104.0) == 1.0
     assert penalties.remaining(7, 105.0) == 0.0
-    failed(penalties, 7, 105.0 + LONGEST - 1)
-    assert penalties.remaining(7, 105.0 + LONGEST - 1) == 10.0
-    failed(penalties, 7, 104.0 + LONGEST + 10 + LONGEST)
-    assert penalties.remaining(7, 114.0 + 2 * LONGEST) == 0.0
+    failed(penalties, 7, 105.0 + MAX_PENALTY - 1)
+    assert penalties.remaining(7, 105.0 + MAX_PENALTY - 1) == 10.0
+    failed(penalties, 7, 104.0 + MAX_PENALTY + 10 + MAX_PENALTY)
+    assert penalties.remaining(7, 114.0 + 2 * MAX_PENALTY) == 0.0
     assert len(penalties) == 1
 
 
-def test_the_best_of_timing_is_as_the_essay_says() -> None:
-    """Guess until the penalties grow too long, wait to be forgiven, begin again."""
+def test_the_best_timing_allows_as_many_guesses_as_documented() -> None:
+    """Guess until the penalties grow too long, wait to be forgiven, start again."""
     best = 0.0
     for guesses in range(1, 30):
         penalties, now, made = Penalties(), 0.0, 0
@@ -59,12 +59,12 @@ def test_the_best_of_timing_is_as_the_essay_says() -> None:
                 failed(penalties, 7, now)
                 made += 1
                 now += penalties.remaining(7, now)
-            now += LONGEST
+            now += MAX_PENALTY
         best = max(best, made * 3600 / now)
     assert 33 < best < 34
 
 
-def test_a_flood_of_fresh_sources_does_not_clear_one_that_failed_more() -> None:
+def test_a_flood_of_new_sources_does_not_evict_one_that_failed_more() -> None:
     penalties = Penalties(max_sources=10)
     failed(penalties, 7, 0.0, 3)
     for source in range(100, 1000):
@@ -75,7 +75,7 @@ def test_a_flood_of_fresh_sources_does_not_clear_one_that_failed_more() -> None:
     assert penalties.remaining(7, 2.0) == 10.0
 
 
-def test_of_equals_the_one_that_failed_longest_ago_goes() -> None:
+def test_among_equals_the_oldest_failure_is_evicted() -> None:
     penalties = Penalties(max_sources=2)
     failed(penalties, 1, 0.0, 3)
     failed(penalties, 2, 1.0, 3)
@@ -83,11 +83,11 @@ def test_of_equals_the_one_that_failed_longest_ago_goes() -> None:
     assert [penalties.remaining(source, 2.0) for source in (1, 2)] == [0.0, 4.0]
 
 
-def test_what_is_forgiven_takes_no_memory() -> None:
+def test_a_forgiven_source_takes_no_memory() -> None:
     penalties = Penalties()
     for source in range(1000):
         failed(penalties, source, 0.0, 1 + source % 5)
-    failed(penalties, 7, 1000 * LONGEST)
+    failed(penalties, 7, 1000 * MAX_PENALTY)
     assert len(penalties) == 1
 
 
@@ -95,8 +95,8 @@ STEPS = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0.0, 1.0, 5.0, 40
 
 
 @given(STEPS)
-def test_each_source_pays_for_itself_alone(steps: list[tuple[int, float]]) -> None:
-    """Against the law, written down for one source without a thought of memory."""
+def test_sources_are_independent(steps: list[tuple[int, float]]) -> None:
+    """Compared with a simple model of one source without a limit on memory."""
     penalties, now = Penalties(), 0.0
     model = dict.fromkeys(range(6), (0, 0.0, 0.0))  # failures, refused until, forgiven at
     for source, pause in steps:
@@ -104,18 +104,20 @@ def test_each_source_pays_for_itself_alone(steps: list[tuple[int, float]]) -> No
         failed(penalties, source, now)
         failures, _, forgiven_at = model[source]
         failures = 1 if now >= forgiven_at else failures + 1
-        until = now + (min(PENALTY * 2 ** (failures - FREE_FAILURES - 1), LONGEST) if failures > FREE_FAILURES else 0)
-        model[source] = failures, until, until + LONGEST
+        until = now + (
+            min(PENALTY * 2 ** (failures - FREE_FAILURES - 1), MAX_PENALTY) if failures > FREE_FAILURES else 0
+        )
+        model[source] = failures, until, until + MAX_PENALTY
         for one, (_, until, _) in model.items():
             assert penalties.remaining(one, now) == max(0.0, until - now)
 
 
 @given(STEPS, st.integers(1, 4))
-def test_memory_is_bounded_and_nobody_pays_more_for_it(steps: list[tuple[int, float]], most: int) -> None:
-    bounded, free = Penalties(most), Penalties()
+def test_memory_is_bounded_and_eviction_never_adds_a_penalty(steps: list[tuple[int, float]], max_sources: int) -> None:
+    bounded, free = Penalties(max_sources), Penalties()
     times = itertools.accumulate(pause for _, pause in steps)
     for (source, _), now in zip(steps, times, strict=True):
         failed(bounded, source, now)
         failed(free, source, now)
-        assert len(bounded) <= most
+        assert len(bounded) <= max_sources
         assert all(bounded.remaining(one, now) <= free.remaining(one, now) for one in range(6))

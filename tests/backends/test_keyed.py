@@ -103,7 +103,7 @@ async def test_a_wrong_key_is_refused_and_penalised(
     assert authenticator.penalty("127.0.0.1") > 0
     assert await is_dropped(await connect(tunnel.server_uri))
     failures = [log for log in logs if log["event"] == "authentication failed"]
-    assert [(log["peer"], log["face"]) for log in failures] == [("127.0.0.1", "tcp")] * 3
+    assert [(log["peer"], log["service"]) for log in failures] == [("127.0.0.1", "tcp")] * 3
     assert tunnel.server_uri.key not in str(logs)
 
 

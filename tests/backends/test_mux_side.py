@@ -42,6 +42,7 @@ class ServerSideBench:
                 client_port=20000,
                 services=BackendServices(BACKENDS, registry),
                 secure="no",
+                persist=True,
                 former=None,
                 reserved=(),
                 why_not_allowed=lambda _peer: "",

@@ -95,7 +95,7 @@ async def test_a_peer_that_leaves_during_the_handshake_is_logged_and_is_not_a_fa
             while not refused:
                 await trio.lowlevel.checkpoint()
                 refused = [line for line in lines if line["event"] == "hidden server refused"]
-    assert [(line["face"], line["reason"]) for line in refused] == [("webmux", PEER_CLOSED)]
+    assert [(line["service"], line["reason"]) for line in refused] == [("webmux", PEER_CLOSED)]
     assert not [line for line in lines if line["event"] == "authentication failed"]
 
 
@@ -118,7 +118,7 @@ async def test_a_peer_that_sends_much_before_its_uri_is_closed_and_is_a_failed_l
             await peer.stream.aclose()
             assert len(carriers(relay)) == 1
     failures = [line for line in lines if line["event"] == "authentication failed"]
-    assert [(line["face"], line["reason"]) for line in failures] == [("webmux", PREAUTH_EXCEEDED)]
+    assert [(line["service"], line["reason"]) for line in failures] == [("webmux", PREAUTH_EXCEEDED)]
 
 
 async def test_the_relay_opens_channels_with_the_port_of_the_client_side_and_accepts_none() -> None:

@@ -14,7 +14,7 @@ import trustme
 
 from tests.cli.test_tunnel import tunnel
 from tests.support.control import running_server
-from tests.support.credentials import SECRET, credential, gate_of
+from tests.support.credentials import SECRET, authenticator_of, credential
 from tests.support.people import PATIENCE
 from tunneld.cli import access as access_module
 from tunneld.cli.access import access
@@ -64,7 +64,7 @@ async def test_only_a_credential_with_its_secret_file_is_accepted(secret_file: P
     wrong = tmp_path / "wrong"
     wrong.write_text("something else\n")
     wrong.chmod(0o600)
-    async with running_server(gate=gate_of(ALICE)) as server:
+    async with running_server(authenticator=authenticator_of(ALICE)) as server:
         relay = server.endpoint.authority
         known = await tunnel("list", "--credential", "alice", "--secret-file", str(secret_file), relay=relay)
         assert (known.returncode, known.stdout.count(b"\n")) == (0, 2)
@@ -81,7 +81,7 @@ async def test_only_a_credential_with_its_secret_file_is_accepted(secret_file: P
 
 async def test_a_wrong_secret_ends_expose_at_once(secret_file: Path) -> None:
     """The secret belongs to another credential."""
-    async with running_server(gate=gate_of(ALICE, credential("bob", "another secret"))) as server:
+    async with running_server(authenticator=authenticator_of(ALICE, credential("bob", "another secret"))) as server:
         arguments = ("--credential", "bob", "--secret-file", str(secret_file))
         done = await tunnel("expose", str(server.endpoint.port), *arguments, relay=server.endpoint.authority)
         assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (77, b"", 1)

@@ -90,9 +90,9 @@ async def test_list_shows_no_verifier(config: Path) -> None:
     [
         (["add", "agent"], 64, "credential 'agent' already exists"),
         (["add", "a b"], 78, "would be invalid: credential[1].name"),
-        (["add", "bob", "--ports", "x"], 78, "is not a range of ports"),
+        (["add", "bob", "--ports", "x"], 78, "is not a port range"),
         (["remove", "bob"], 64, "no credential 'bob'"),
-        (["remove", "agent"], 78, "lets strangers open tunnels"),
+        (["remove", "agent"], 78, "lets anyone open tunnels"),
         (["rotate", "bob"], 64, "no credential 'bob'"),
         (["rotate", "agent", "--credential", "admin"], 64, "no secret for the credential 'admin'"),
     ],

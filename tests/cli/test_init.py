@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, capsys: Cap
     [
         (["init", "--host", "::"], "stands for all addresses"),
         (["init", "--host", "a b"], "invalid host name or address"),
-        (["init", "--host", "h", "--ports", "9-1"], "9 lies behind 1"),
+        (["init", "--host", "h", "--ports", "9-1"], "9 is greater than 1"),
         (["--config", "x.toml", "init", "--host", "h"], "use --output to say where to write"),
     ],
 )

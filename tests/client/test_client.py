@@ -48,7 +48,7 @@ async def test_it_has_the_addresses_of_both_ends() -> None:
 async def test_each_method_sends_its_verb(act: Callable[[Client], Awaitable[object]], request_: Request) -> None:
     async with running_server() as server, client_of(server) as client:
         await act(client)
-        assert server.script.asked == [request_]
+        assert server.script.requests == [request_]
 
 
 async def test_a_refusal_has_the_relays_code_and_the_client_stays_usable() -> None:
@@ -221,7 +221,7 @@ async def test_a_watch_of_one_tunnel_names_it() -> None:
         async with client.watch("t1"):
             pass
         await client.call("echo")
-        assert server.script.asked[0] == Request("watch", ("t1",))
+        assert server.script.requests[0] == Request("watch", ("t1",))
 
 
 async def test_a_watch_that_the_relay_ends_is_over() -> None:

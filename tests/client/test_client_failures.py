@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from datetime import UTC, datetime
 
@@ -96,7 +97,10 @@ async def test_a_relay_that_closes_the_connection_stays_lost() -> None:
     ("last", "reason"),
     [
         (b"", PEER_CLOSED),
-        (b"ERR limit no request came for 300 s; connect again\n", "no request came for 300 s; connect again"),
+        (
+            b"ERR limit no request for 300 s (control.idle_timeout); connect again\n",
+            "no request for 300 s (control.idle_timeout); connect again",
+        ),
         (b"OK by the way\n", "unexpected reply"),
         (b"* what?\n", "not an item of key=value pairs"),
     ],
@@ -105,7 +109,7 @@ async def test_the_loss_is_noticed_without_a_call(last: bytes, reason: str) -> N
     async with fake_relay(saying(GREETING, last)) as relay, connect(str(relay)) as client:
         await client.wait_lost()
         await client.wait_lost()
-        with pytest.raises(RelayUnreachableError, match=f"^connection to relay {relay} lost: {reason}"):
+        with pytest.raises(RelayUnreachableError, match=f"^connection to relay {relay} lost: {re.escape(reason)}"):
             await client.list()
 
 

@@ -12,7 +12,7 @@ import trio
 import trustme
 
 from tests.support.control import running_server
-from tests.support.credentials import SECRET, credential, gate_of
+from tests.support.credentials import SECRET, authenticator_of, credential
 from tests.support.relays import GREETING, fake_relay, saying, stay
 from tunneld.client import connect
 from tunneld.config.credentials import Credential
@@ -27,7 +27,7 @@ SCRAM_GREETING = GREETING.replace(b"auth=none", b"auth=scram-sha-256")
 
 async def test_with_the_secret_calls_work() -> None:
     async with (
-        running_server(gate=gate_of(ALICE)) as server,
+        running_server(authenticator=authenticator_of(ALICE)) as server,
         connect(str(server.endpoint), credential=("alice", SECRET)) as client,
     ):
         assert (await client.call("echo", "hi")).text == "hi"
@@ -36,7 +36,7 @@ async def test_with_the_secret_calls_work() -> None:
 
 @pytest.mark.parametrize(("name", "secret"), [("alice", "wrong"), ("nobody", SECRET)])
 async def test_a_wrong_secret_is_refused_by_name(name: str, secret: str) -> None:
-    async with running_server(gate=gate_of(ALICE)) as server:
+    async with running_server(authenticator=authenticator_of(ALICE)) as server:
         with pytest.raises(RefusedError, match=f"refused the credential '{name}': authentication failed") as caught:
             async with connect(str(server.endpoint), credential=(name, secret)):
                 pass
@@ -45,7 +45,7 @@ async def test_a_wrong_secret_is_refused_by_name(name: str, secret: str) -> None
 
 
 async def test_a_relay_that_requires_a_credential_is_reported_with_the_options() -> None:
-    async with running_server(gate=gate_of(ALICE)) as server:
+    async with running_server(authenticator=authenticator_of(ALICE)) as server:
         with pytest.raises(
             NotAllowedError, match="requires authentication: use --credential NAME and --secret-file FILE"
         ):
@@ -128,7 +128,7 @@ async def test_the_secret_is_never_sent() -> None:
                 nursery.cancel_scope.cancel()
 
     async with (
-        running_server(gate=gate_of(ALICE)) as real,
+        running_server(authenticator=authenticator_of(ALICE)) as real,
         fake_relay(serve) as between,
         connect(str(between), credential=("alice", SECRET)) as client,
     ):
@@ -165,7 +165,7 @@ async def test_a_certificate_names_the_credential(papers: Path) -> None:
     tls = contexts.server_tls_context(
         TlsFiles(certificate=papers / "127.0.0.1.pem", key=papers / "127.0.0.1.key", client_ca=papers / "ca.pem")
     )
-    async with running_server(tls=tls, gate=gate_of(bob, ALICE)) as server:
+    async with running_server(tls=tls, authenticator=authenticator_of(bob, ALICE)) as server:
         bob_tls = contexts.client_tls_context(papers / "ca.pem", papers / "bob.pem", papers / "bob.key")
         async with connect(str(server.endpoint), tls=bob_tls) as client:
             await client.call("echo")

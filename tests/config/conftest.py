@@ -1,4 +1,4 @@
-"""Real certificates in a folder whose names need quoting in TOML."""
+"""Real certificates in a folder with names that need quoting in TOML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trustme
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with relay.pem, relay.key, clients.pem, and the same again under names to quote; also other.key."""
+    """A folder with relay.pem, relay.key and clients.pem, the same under names that need quoting, and other.key."""
     folder = tmp_path_factory.mktemp('a "folder" with ümläuts')
     authority = trustme.CA()
     relay, other = authority.issue_cert("relay.example.org"), authority.issue_cert("other.example.org")

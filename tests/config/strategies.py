@@ -1,4 +1,4 @@
-"""Hypothesis draws whole configurations, from the schema's own bounds."""
+"""Hypothesis strategies for complete configurations, within the bounds of the schema."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ HOSTS = st.one_of(NAMES, st.sampled_from(sorted(WILDCARDS | {"127.0.0.1", "local
 
 @st.composite
 def port_ranges(draw: st.DrawFn) -> str:
-    """`FIRST-LAST`, one port, or 0."""
+    """`FIRST-LAST`, a single port, or 0."""
     first = draw(st.integers(1, 65535))
     return draw(st.sampled_from([f"{first}-{draw(st.integers(first, 65535))}", str(first), "0"]))
 
 
 @st.composite
 def startups(draw: st.DrawFn) -> str:
-    """`START:RATE:FULL`, in order."""
+    """A valid `START:RATE:FULL`."""
     start = draw(COUNTS)
     return f"{start}:{draw(st.integers(1, 100))}:{draw(st.integers(start, 1_000_000))}"
 
 
 def tls_tables(folder: Path) -> st.SearchStrategy[TlsFiles | None]:
-    """No TLS, or certificates of the folder that the fixture `certificates` fills."""
+    """No TLS, or certificates from the folder of the fixture `certificates`."""
     prefixes = st.sampled_from(["", "it's #1 \\ "])
     authority = st.one_of(st.none(), prefixes.map(lambda prefix: folder / f"{prefix}clients.pem"))
     pair = prefixes.map(lambda prefix: (folder / f"{prefix}relay.pem", folder / f"{prefix}relay.key"))
@@ -60,8 +60,8 @@ def tls_tables(folder: Path) -> st.SearchStrategy[TlsFiles | None]:
     )
 
 
-def some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """A tuple of one to three, or nothing."""
+def optional_tuples(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """None, or a tuple of one to three."""
     return st.one_of(st.none(), st.lists(values, min_size=1, max_size=3).map(tuple))
 
 
@@ -72,20 +72,20 @@ VERIFIERS = st.builds(
     st.binary(min_size=32, max_size=32),
     st.binary(min_size=32, max_size=32),
 )
-NETWORKS = some(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str))
+NETWORKS = optional_tuples(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str))
 
 
 @st.composite
 def credentials(draw: st.DrawFn) -> tuple[Credential, ...]:
-    """Up to three with different names, which have their verifiers in the file."""
+    """Up to three credentials with different names, with verifiers in the file."""
     names = draw(st.lists(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,9}", fullmatch=True), max_size=3, unique=True))
     return tuple(
         Credential(
             name=name,
             role=draw(st.sampled_from(["user", "admin"])),
             verifier=draw(VERIFIERS),
-            backends=draw(some(st.sampled_from(["tcp", "webmux"]))),
-            ports=draw(some(port_ranges().filter(lambda ports: ports != "0"))),
+            backends=draw(optional_tuples(st.sampled_from(["tcp", "webmux"]))),
+            ports=draw(optional_tuples(port_ranges().filter(lambda ports: ports != "0"))),
             networks=draw(NETWORKS),
             server_from=draw(NETWORKS),
             **_all(draw, st.one_of(st.none(), COUNTS), "max_tunnels", "max_visitors"),
@@ -140,12 +140,12 @@ def _visitors(draw: st.DrawFn) -> dict[str, Any]:
 
 def _control(draw: st.DrawFn, folder: Path) -> ControlSettings:
     host, tls = draw(HOSTS), draw(tls_tables(folder))
-    guarded = is_loopback(host) or (tls is not None and tls.client_ca is not None)
+    is_protected = is_loopback(host) or (tls is not None and tls.client_ca is not None)
     return ControlSettings(
         host=host,
         port=draw(PORTS),
         tls=tls,
-        open_to_anyone=draw(st.booleans()) or not guarded,
+        open_to_anyone=draw(st.booleans()) or not is_protected,
         max_startups=draw(startups()),
         **_all(draw, COUNTS, "max_connections", "max_startups_per_source"),
         **_all(draw, SECONDS, "handshake_timeout", "idle_timeout", "write_timeout", "penalty", "max_penalty"),

@@ -1,4 +1,4 @@
-"""The files in config/: the annotated default is the built-in one, the examples load, the unit and the daemon agree."""
+"""The files in config/: the annotated default is the built-in one, the examples load, the units fit the daemon."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tunneld.errors import ConfigError, LimitReachedError, NotAllowedError, Usag
 
 CONFIG = Path(__file__).parents[2] / "config"
 ANNOTATED = CONFIG / "tunnel.toml"
-OF_AGENTS = CONFIG / "examples/expose.toml"
-EXAMPLES = sorted(set((CONFIG / "examples").glob("*.toml")) - {OF_AGENTS})
-EXPOSURE = 1.5
-"""Of 10, by systemd-analyze security: 1.3 with systemd 252; others weigh a little differently."""
+EXPOSE_EXAMPLE = CONFIG / "examples/expose.toml"
+EXAMPLES = sorted(set((CONFIG / "examples").glob("*.toml")) - {EXPOSE_EXAMPLE})
+MAX_EXPOSURE = 1.5
+"""The exposure by systemd-analyze security, of 10: 1.3 with systemd 252, slightly different with other versions."""
 COMMENTED_OUT = re.compile(r"^#(?=\[|[a-z_]+ = )", re.MULTILINE)
 
 
@@ -65,8 +65,8 @@ def test_the_annotated_default_has_every_key_each_with_a_comment() -> None:
         assert not re.match(r"[a-z_]+ =", line) or "  # " in line, line
 
 
-def test_the_annotated_default_marks_exactly_the_keys_that_wait_for_a_restart() -> None:
-    """`[restart]` behind a key, or behind the header of its table."""
+def test_the_annotated_default_marks_exactly_the_keys_that_need_a_restart() -> None:
+    """With `[restart]` after a key, or after the header of its table."""
     table, table_marked, marked = "", False, set()
     for line in COMMENTED_OUT.sub("", ANNOTATED.read_text()).splitlines():
         if header := re.match(r"\[(.+?)\]", line):
@@ -77,13 +77,13 @@ def test_the_annotated_default_marks_exactly_the_keys_that_wait_for_a_restart() 
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_each_example_loads_where_its_certificates_are(example: Path, certificates: Path) -> None:
+def test_each_example_loads_with_its_certificates(example: Path, certificates: Path) -> None:
     copy = certificates / example.name
     shutil.copy(example, copy)
     assert load(copy) != Settings()
 
 
-def test_the_public_relay_asks_for_certificates(certificates: Path) -> None:
+def test_the_public_relay_requires_certificates(certificates: Path) -> None:
     with pytest.raises(ConfigError, match="no such file or directory"):
         load(CONFIG / "examples/public-relay.toml")
     shutil.copy(CONFIG / "examples/public-relay.toml", certificates)
@@ -99,12 +99,12 @@ def test_the_firewall_example_has_two_ports_for_each_tunnel() -> None:
 
 
 def test_the_example_of_several_exposures_loads() -> None:
-    file = load_plans(OF_AGENTS)
+    file = load_plans(EXPOSE_EXAMPLE)
     assert file.relay != RelayTable()
     assert list(file.plans) == ["blog", "shell", "files"]
 
 
-def test_the_unit_of_the_agent_does_not_try_again_what_does_not_get_better() -> None:
+def test_the_unit_of_the_agent_does_not_restart_after_permanent_errors() -> None:
     service = unit_of("tunnel.service")["Service"]
     assert float(service["TimeoutStopSec"]) > 2 * CLOSE_WITHIN + DRAIN_WITHIN + FINISH_WITHIN
     assert set(service["RestartPreventExitStatus"].split()) == {
@@ -113,14 +113,14 @@ def test_the_unit_of_the_agent_does_not_try_again_what_does_not_get_better() -> 
 
 
 @pytest.mark.parametrize("name", ["tunneld.service", "tunnel.service"])
-def test_a_reload_by_systemd_fails_where_the_file_is_refused(name: str) -> None:
-    """The signal first: while the check runs, the program has begun, so that systemctl waits for it."""
+def test_a_reload_by_systemd_fails_if_the_file_is_invalid(name: str) -> None:
+    """The signal comes first: the program reloads while the check runs, for which systemctl waits."""
     lines = re.findall(r"^ExecReload=(.*)$", (CONFIG / name).read_text(), re.MULTILINE)
     start = unit_of(name)["Service"]["ExecStart"]
     assert lines == ["/bin/kill -HUP $MAINPID", f"{start} --check"]
 
 
-def test_systemd_waits_longer_than_the_daemon_drains_and_knows_its_exit_statuses() -> None:
+def test_systemd_waits_for_the_drain_and_knows_the_exit_statuses() -> None:
     service = unit_of("tunneld.service")["Service"]
     assert float(service["TimeoutStopSec"]) > Settings().daemon.drain_timeout
     assert service["SuccessExitStatus"].split() == [str(LimitReachedError.exit_status), service["RestartKillSignal"]]
@@ -132,8 +132,8 @@ def test_systemd_waits_longer_than_the_daemon_drains_and_knows_its_exit_statuses
 
 
 @pytest.mark.parametrize("name", ["tunneld.service", "tunnel.service", "ssh-tunnel.service"])
-def test_systemd_never_gives_up_what_may_get_better(name: str) -> None:
-    """By default five failures are enough, within ten seconds: a port that was taken at night would need a person."""
+def test_systemd_restarts_after_temporary_errors_without_limit(name: str) -> None:
+    """By default systemd gives up after five failures in ten seconds, for example while a port is taken."""
     assert unit_of(name)["Unit"]["StartLimitIntervalSec"] == "0"
     assert unit_of(name)["Service"]["Restart"] in {"on-failure", "always"}
 
@@ -148,21 +148,23 @@ def test_a_restart_by_systemd_hands_over_and_a_stop_drains() -> None:
     assert "KillSignal" not in service
 
 
-def test_the_socket_unit_is_named_after_a_face() -> None:
+def test_the_socket_unit_is_named_after_a_service() -> None:
     socket = unit_of("tunneld.socket")["Socket"]
     assert socket["FileDescriptorName"] in SERVICES
     assert socket["ListenStream"] == str(Settings().control.port)
 
 
-def test_systemd_finds_little_exposed(program_path: Callable[[str], str]) -> None:
-    words = [
+def test_systemd_rates_the_exposure_as_low(program_path: Callable[[str], str]) -> None:
+    command = [
         program_path("systemd-analyze"),
         "security",
         "--offline=true",
         "--no-pager",
-        f"--threshold={round(EXPOSURE * 10)}",
+        f"--threshold={round(MAX_EXPOSURE * 10)}",
     ]
-    done = subprocess.run([*words, CONFIG / "tunneld.service"], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [*command, CONFIG / "tunneld.service"], capture_output=True, text=True, check=False, timeout=60
+    )
     if "unrecognized option" in done.stderr:
         lacking("this systemd-analyze cannot look at a file")
     assert done.returncode == 0, done.stdout.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Certificates that are replaced while the daemon runs: new handshakes see the new ones, connections stay."""
+"""Certificates replaced while the daemon runs: new handshakes use the new ones, connections stay open."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.control.test_auth_daemon import HEAD, Running, running, table
+from tests.control.test_daemon_auth import HEAD, Running, running, table
 from tests.support.credentials import SECRET
 from tests.support.papers import Papers
 from tunneld.client import Client, connect
@@ -18,7 +18,7 @@ from tunneld.net.endpoint import Endpoint
 from tunneld.tls import contexts
 from tunneld.tls.pins import fingerprint
 
-WEB = "[http]\nport = 0\n"
+HTTP_TABLE = "[http]\nport = 0\n"
 TLS = 'tls = { certificate = "relay.pem", key = "relay.key" }\n'
 
 
@@ -32,12 +32,12 @@ async def relay(tmp_path: Path) -> AsyncIterator[Running]:
 
 
 def root(relay: Running) -> AbstractAsyncContextManager[Client]:
-    """An admin who takes any certificate."""
+    """An admin client that accepts any certificate."""
     return connect(relay.control, credential=("root", SECRET), tls=contexts.unverified_tls_context())
 
 
 async def pin_of(relay: Running) -> str:
-    """The fingerprint of the certificate that a newcomer is shown."""
+    """The fingerprint of the certificate shown to a new connection."""
     return await shown_at(Endpoint.parse(relay.control))
 
 
@@ -50,7 +50,7 @@ async def shown_at(endpoint: Endpoint) -> str:
         return fingerprint(shown)
 
 
-async def test_a_reload_reads_the_files_again_although_no_key_has_changed(relay: Running) -> None:
+async def test_a_reload_reads_the_files_again_even_if_no_key_has_changed(relay: Running) -> None:
     folder = relay.path.parent
     async with root(relay) as before:
         old = await pin_of(relay)
@@ -63,10 +63,10 @@ async def test_a_reload_reads_the_files_again_although_no_key_has_changed(relay:
             assert (await after.status())["phase"] == "ready"
 
 
-async def test_the_http_face_sees_new_files_and_can_begin_to_speak_tls(relay: Running) -> None:
+async def test_the_http_port_can_start_tls_and_gets_new_files(relay: Running) -> None:
     async with root(relay) as admin:
         text = relay.path.read_text()
-        relay.path.write_text(text.replace(WEB, f"{WEB}{TLS}"))
+        relay.path.write_text(text.replace(HTTP_TABLE, f"{HTTP_TABLE}{TLS}"))
         assert {item["key"] for item in (await admin.call("reload")).items} == {"http.tls.certificate", "http.tls.key"}
         old = await shown_at(Endpoint.parse(relay.http.rstrip("/")))
         new = Papers.issue(relay.path.parent)
@@ -75,7 +75,7 @@ async def test_the_http_face_sees_new_files_and_can_begin_to_speak_tls(relay: Ru
 
 
 @pytest.mark.parametrize("name", ["relay.pem", "relay.key"])
-async def test_a_file_that_is_no_use_changes_nothing(relay: Running, name: str) -> None:
+async def test_an_invalid_file_changes_nothing(relay: Running, name: str) -> None:
     old = await pin_of(relay)
     (relay.path.parent / name).write_text("nothing of the kind")
     relay.path.write_text(relay.path.read_text() + "[daemon]\nwatch_backlog = 7\n")
@@ -89,7 +89,7 @@ async def test_a_file_that_is_no_use_changes_nothing(relay: Running, name: str) 
         assert [(item["key"], item["old"], item["new"]) for item in items] == [("daemon.watch_backlog", "1000", "8")]
 
 
-async def test_an_authority_that_a_reload_names_is_asked_for_from_then_on(relay: Running) -> None:
+async def test_a_client_ca_added_by_a_reload_is_required_from_then_on(relay: Running) -> None:
     text = relay.path.read_text()
     async with root(relay) as admin:
         relay.path.write_text(text.replace(TLS, TLS.replace(" }", ', client_ca = "ca.pem" }')))
@@ -101,7 +101,7 @@ async def test_an_authority_that_a_reload_names_is_asked_for_from_then_on(relay:
         assert (await admin.status())["phase"] == "ready"
 
 
-async def test_authorities_are_read_again_too(tmp_path: Path) -> None:
+async def test_a_reload_reads_the_client_ca_again(tmp_path: Path) -> None:
     path = tmp_path / "tunnel.toml"
     path.write_text(HEAD.replace("port = 0\n", f"port = 0\n{TLS}", 1).replace(" }", ', client_ca = "ca.pem" }'))
     Papers.issue(tmp_path)
@@ -112,12 +112,12 @@ async def test_authorities_are_read_again_too(tmp_path: Path) -> None:
         with pytest.raises(RelayUnreachableError):
             async with connect(relay.control, tls=old):
                 pass
-        async with connect(relay.control, tls=contexts.unverified_tls_context(tmp_path / "client.pem")) as newcomer:
-            assert (await newcomer.status())["phase"] == "ready"
+        async with connect(relay.control, tls=contexts.unverified_tls_context(tmp_path / "client.pem")) as later:
+            assert (await later.status())["phase"] == "ready"
         assert (await admin.status())["phase"] == "ready"
 
 
-async def test_status_tells_of_strangers(relay: Running) -> None:
+async def test_status_counts_unauthenticated_connections(relay: Running) -> None:
     endpoint = Endpoint.parse(relay.control)
     async with root(relay) as admin, await trio.open_tcp_stream(endpoint.host, endpoint.port):
         await trio.testing.wait_all_tasks_blocked(0.005)
@@ -125,10 +125,8 @@ async def test_status_tells_of_strangers(relay: Running) -> None:
         assert [status[key] for key in ("strangers", "strangers_refused", "penalised")] == ["1", "0", "0"]
 
 
-@pytest.mark.parametrize(("words", "answer"), [((), "stopping"), (("drain",), "draining, then stopping")])
-async def test_who_ends_the_daemon_over_tls_still_gets_the_answer(
-    relay: Running, words: tuple[str, ...], answer: str
-) -> None:
-    """Also where the end begins while the answer is on its way through TLS, which takes several steps."""
+@pytest.mark.parametrize(("arguments", "answer"), [((), "stopping"), (("drain",), "draining, then stopping")])
+async def test_shutdown_over_tls_is_answered(relay: Running, arguments: tuple[str, ...], answer: str) -> None:
+    """Even if the stop comes while the answer is being sent over TLS, which takes several steps."""
     async with root(relay) as admin:
-        assert (await admin.call("shutdown", *words)).text == answer
+        assert (await admin.call("shutdown", *arguments)).text == answer

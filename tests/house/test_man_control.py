@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import tunneld
-from tests.http.face import open_face
+from tests.http.support import running_http
 from tunneld.control.commands import COMMANDS
 from tunneld.errors import EXIT_STATUSES
 from tunneld.http.problems import FAULTS, STATUSES
@@ -98,8 +98,8 @@ def test_every_error_code_has_an_http_status_and_a_fault() -> None:
 
 
 async def test_every_metric_is_told() -> None:
-    async with open_face() as face:
-        text = (await face.ask("GET", "/metrics")).body.decode()
+    async with running_http() as relay:
+        text = (await relay.request("GET", "/metrics")).body.decode()
     families = text_string_to_metric_families(text)
     served = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
     assert {name.removesuffix("_info") for name in re.findall(r"tunneld_[a-z_]+", PAGE)} == {

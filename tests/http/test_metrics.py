@@ -1,4 +1,4 @@
-"""What Prometheus reads."""
+"""The metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.http.face import Face, open_face
+from tests.http.support import HttpRelay, running_http
 from tests.support.people import connect, is_dropped, read_exactly
 from tunneld.auth.preauth import PreauthReason
 from tunneld.http import metrics
@@ -14,9 +14,9 @@ from tunneld.net.endpoint import Endpoint
 from tunneld.policy.admission import RefusalKind
 
 
-async def scrape(face: Face) -> dict[str, float]:
-    """Every sample by its name and its labels."""
-    answer = await face.ask("GET", "/metrics")
+async def scrape(relay: HttpRelay) -> dict[str, float]:
+    """Every sample by its name and labels."""
+    answer = await relay.request("GET", "/metrics")
     assert answer.status == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
     samples = {}
@@ -29,8 +29,8 @@ async def scrape(face: Face) -> dict[str, float]:
 
 
 async def test_an_idle_relay_has_every_sample() -> None:
-    async with open_face() as face:
-        assert await scrape(face) == {
+    async with running_http() as relay:
+        assert await scrape(relay) == {
             "tunneld_build_info{version=1.2.3}": 1,
             "tunneld_ready": 1,
             "tunneld_uptime_seconds": 7,
@@ -53,24 +53,24 @@ async def test_an_idle_relay_has_every_sample() -> None:
         }
 
 
-async def test_counters_count_and_do_not_go_back_when_a_tunnel_closes() -> None:
-    async with open_face() as face:
-        server_uri = (await face.post_json("openTunnel")).json["text"]
-        (tunnel,) = face.relay.service.tunnels()
-        assert (await scrape(face))["tunneld_tunnels{phase=waiting}"] == 1
+async def test_counters_count_and_do_not_decrease_when_a_tunnel_closes() -> None:
+    async with running_http() as relay:
+        server_uri = (await relay.post_json("openTunnel")).json["text"]
+        (tunnel,) = relay.daemon.service.tunnels()
+        assert (await scrape(relay))["tunneld_tunnels{phase=waiting}"] == 1
         visitor = await connect(tunnel.client_uri)
         server = await connect(Endpoint.parse(server_uri))
         await visitor.send_all(b"question")
         assert await read_exactly(server, 8) == b"question"
         await server.send_all(b"answer")
         assert await read_exactly(visitor, 6) == b"answer"
-        during = await scrape(face)
+        during = await scrape(relay)
         assert during["tunneld_visitors"] == 1
         await visitor.aclose()
         assert await is_dropped(server)  # half-closed: the visitor was the first to end
         await server.aclose()
         await tunnel.wait_closed()
-        after = await scrape(face)
+        after = await scrape(relay)
         counters = {name: value for name, value in during.items() if "_total" in name}
         assert counters == {name: value for name, value in after.items() if "_total" in name}
         assert set(counters.values()) == {0, 1, 8, 6}
@@ -78,16 +78,16 @@ async def test_counters_count_and_do_not_go_back_when_a_tunnel_closes() -> None:
 
 
 async def test_a_draining_relay_is_not_ready() -> None:
-    async with open_face() as face:
-        face.relay.service.draining = True
-        assert (await scrape(face))["tunneld_ready"] == 0
+    async with running_http() as relay:
+        relay.daemon.service.draining = True
+        assert (await scrape(relay))["tunneld_ready"] == 0
 
 
-async def test_the_docstring_lists_what_is_there_and_nothing_names_a_person() -> None:
-    async with open_face() as face:
-        await face.post_json("openTunnel", {"options": {"name": "somebody"}})
-        text = (await face.ask("GET", "/metrics")).text
+async def test_the_docstring_lists_every_metric_and_no_metric_names_a_tunnel() -> None:
+    async with running_http() as relay:
+        await relay.post_json("openTunnel", {"options": {"name": "office"}})
+        text = (await relay.request("GET", "/metrics")).text
         listed = set(re.findall(r"^    (tunneld_\w+)", metrics.__doc__ or "", re.MULTILINE))
         assert listed == set(re.findall(r"^(tunneld_\w+)", text, re.MULTILINE))
-        assert "somebody" not in text
-        assert face.host not in text
+        assert "office" not in text
+        assert relay.host not in text

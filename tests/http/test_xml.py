@@ -1,4 +1,4 @@
-"""XML-RPC as bytes: what is read, what is refused, what is written."""
+"""XML-RPC: parsing of calls and formatting of answers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ OUTSIDE = b'<!DOCTYPE x SYSTEM "file:///etc/hostname"><methodCall><methodName>li
         ("openTunnel", ()),
         ("tunnel.openTunnel", ("tcp", {"persist": True, "ttl": 60, "name": "büro"})),
         ("tunnel.getTunnelAddress", ("tcp://127.0.0.1:8010",)),
-        ("x", (1, -1, 2.5, True, "", [1, ["a"]], {"a": {"b": 1}}, b"octets")),
+        ("x", (1, -1, 2.5, True, "", [1, ["a"]], {"a": {"b": 1}}, b"bytes")),
     ],
 )
-def test_calls_of_the_stock_client_are_read_as_they_were_meant(method: str, params: tuple[Any, ...]) -> None:
+def test_calls_of_the_stock_client_are_parsed(method: str, params: tuple[Any, ...]) -> None:
     assert parse_call(xmlrpc.client.dumps(params, method).encode()) == (method, params)
 
 
-def test_the_call_in_the_protocol_notes_is_read() -> None:
+def test_the_call_in_the_protocol_notes_is_parsed() -> None:
     call = """<?xml version="1.0"?><methodCall><methodName>tunnel.getTunnelAddress</methodName><params><param>
     <value><string>tcp://tristero.sourceforge.net:8010</string></value></param></params></methodCall>"""
     assert parse_call(call.encode()) == ("tunnel.getTunnelAddress", ("tcp://tristero.sourceforge.net:8010",))
@@ -52,23 +52,23 @@ def test_a_value_without_a_type_is_a_string_in_any_encoding() -> None:
         (b"", "no element found"),
         (b"<methodCall>", "no element found"),
         (b"<methodCall><methodName>x</methodCall>", "mismatched tag"),
-        (b"<methodCall></methodCall>", "values"),
+        (b"<methodCall></methodCall>", "structure"),
         (b"<methodCall><methodName> </methodName></methodCall>", "no method name"),
         (b"<methodResponse><params/></methodResponse>", "no method name"),
-        (xmlrpc.client.dumps(xmlrpc.client.Fault(1, "no")).encode(), "values"),
-        (b"<methodCall><methodName>x</methodName><params><param><value><int>one</int>", "values"),
+        (xmlrpc.client.dumps(xmlrpc.client.Fault(1, "no")).encode(), "structure"),
+        (b"<methodCall><methodName>x</methodName><params><param><value><int>one</int>", "structure"),
         (b"<methodCall><methodName>x</methodName></struct></methodCall>", "mismatched"),
-        (b'<?xml version="1.0" encoding="zlib"?><methodCall/>', "values"),
-        (b'<?xml version="1.0" encoding="nothing"?><methodCall/>', "values"),
-        (b"<m><methodName>x</methodName><value><int>%s</int></value></m>" % (b"9" * 5000), "values"),
-        (b"<m><methodName>x</methodName><struct><name>odd</name></struct></m>", "values"),
+        (b'<?xml version="1.0" encoding="zlib"?><methodCall/>', "structure"),
+        (b'<?xml version="1.0" encoding="nothing"?><methodCall/>', "structure"),
+        (b"<m><methodName>x</methodName><value><int>%s</int></value></m>" % (b"9" * 5000), "structure"),
+        (b"<m><methodName>x</methodName><struct><name>odd</name></struct></m>", "structure"),
         (b"<m><methodName>&a;</methodName></m>", "undefined entity"),
         (BILLION_LAUGHS, "DOCTYPE"),
         (OUTSIDE, "DOCTYPE"),
         (b"<!DOCTYPE m><methodCall><methodName>list</methodName></methodCall>", "DOCTYPE"),
     ],
 )
-def test_what_is_no_call_is_the_callers_mistake(body: bytes, reason: str) -> None:
+def test_a_malformed_call_is_a_protocol_error(body: bytes, reason: str) -> None:
     with pytest.raises(RemoteProtocolError, match="not an XML-RPC call") as caught:
         parse_call(body)
     assert reason in str(caught.value)
@@ -88,7 +88,7 @@ TREES = st.recursive(
 )
 
 
-def read_or_refuse(body: bytes) -> None:
+def parse_or_refuse(body: bytes) -> None:
     try:
         name, params = parse_call(body)
     except RemoteProtocolError:
@@ -98,22 +98,22 @@ def read_or_refuse(body: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_garbage_is_the_callers_mistake(body: bytes) -> None:
-    read_or_refuse(body)
+def test_garbage_is_a_protocol_error(body: bytes) -> None:
+    parse_or_refuse(body)
 
 
 @given(st.lists(TOKENS, max_size=30).map("".join))
-def test_tags_in_any_order_are_the_callers_mistake(text: str) -> None:
-    read_or_refuse(text.encode())
+def test_tags_in_any_order_are_parsed_or_refused(text: str) -> None:
+    parse_or_refuse(text.encode())
 
 
 @given(TREES)
-def test_wellformed_nonsense_is_the_callers_mistake(text: str) -> None:
-    read_or_refuse(f"<methodCall><methodName>x</methodName><params>{text}</params></methodCall>".encode())
+def test_well_formed_nonsense_is_parsed_or_refused(text: str) -> None:
+    parse_or_refuse(f"<methodCall><methodName>x</methodName><params>{text}</params></methodCall>".encode())
 
 
 @given(st.text(max_size=40))
-def test_any_text_can_be_answered(text: str) -> None:
+def test_any_text_can_be_formatted(text: str) -> None:
     (read,), _ = xmlrpc.client.loads(format_answer(text).decode())
     assert len(str(read)) <= len(text)
     if text.isprintable():
@@ -124,7 +124,7 @@ def test_any_text_can_be_answered(text: str) -> None:
 
 
 @pytest.mark.parametrize("number", [0, -1, 2**31 - 1, -(2**31), 2**31, 5 * 10**9, 2**53])
-def test_whole_numbers_keep_their_value_and_outgrow_int_as_double(number: int) -> None:
+def test_integers_beyond_32_bits_become_doubles_of_the_same_value(number: int) -> None:
     items: list[Item] = [{"up": number}]
     answer = format_answer(items)
     assert xmlrpc.client.loads(answer.decode())[0] == ([{"up": number}],)
@@ -132,6 +132,6 @@ def test_whole_numbers_keep_their_value_and_outgrow_int_as_double(number: int) -
     assert not re.search(rb"i8|[eE]\+", answer)  # neither an extension nor an exponent, which the specification forbids
 
 
-def test_what_is_none_is_left_out_and_truth_is_boolean() -> None:
+def test_none_is_omitted_and_bool_is_boolean() -> None:
     items: list[Item] = [{"name": None, "persist": True, "age": 1.5, "id": "t1"}]
     assert xmlrpc.client.loads(format_answer(items).decode())[0] == ([{"persist": True, "age": 1.5, "id": "t1"}],)

@@ -1,4 +1,4 @@
-"""A control server with a scripted executor, and a client that sends and receives lines."""
+"""A control server with a scripted daemon behind it, and a client for it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ EVENTS = [{"event": "opened", "id": "t1"}, {"event": "closed", "id": "t1", "reas
 
 @dataclass
 class Script:
-    """An executor with a few verbs, which records requests."""
+    """The `Execute` of the server: it supports a few verbs and records requests and callers."""
 
-    asked: list[Request] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     callers: list[Requester] = field(default_factory=list)
     streams: int = 0
     streams_closed: int = 0
@@ -36,7 +36,7 @@ class Script:
 
     async def __call__(self, request: Request, caller: Requester) -> Reply:
         await trio.lowlevel.checkpoint()
-        self.asked.append(request)
+        self.requests.append(request)
         self.callers.append(caller)
         match request.verb:
             case "echo":
@@ -64,7 +64,7 @@ class Script:
         return Reply()
 
     async def stream(self, once: bool) -> AsyncGenerator[Item, None]:
-        """Two events of a watch, then the end, or nothing until it is closed."""
+        """The two events of a watch; then it ends if `once`, or waits until it is closed."""
         self.streams += 1
         try:
             for event in EVENTS:
@@ -75,7 +75,7 @@ class Script:
             self.streams_closed += 1
 
     async def endless_stream(self) -> AsyncGenerator[Item, None]:
-        """Events without end."""
+        """Endless large events."""
         self.streams += 1
         try:
             while True:
@@ -89,19 +89,19 @@ class Script:
         raise NoSuchTunnelError("no tunnel t1")
 
 
-class Person:
-    """A client of a control server that sends and receives lines."""
+class LineClient:
+    """The client side of a control connection, which sends and reads lines."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self._lines = LineBuffer(MAX_REPLY_LINE)
 
-    async def types(self, text: str | bytes) -> None:
+    async def send(self, text: str | bytes) -> None:
         """Send bytes unchanged, or text as one line."""
         await self.stream.send_all(text if isinstance(text, bytes) else f"{text}\n".encode())
 
-    async def hears(self) -> str:
-        """Receive a line; empty at the end of the connection."""
+    async def read_line(self) -> str:
+        """The next line; empty at the end of the connection."""
         while (line := self._lines.next_line()) is None:
             try:
                 data = await self.stream.receive_some(65536)
@@ -112,23 +112,23 @@ class Person:
             self._lines.feed(data)
         return line.decode()
 
-    async def hears_verdict(self) -> str:
-        """Receive the next line that is not an item."""
-        while (line := await self.hears()).startswith("*"):
+    async def read_status(self) -> str:
+        """The next line that is not an item."""
+        while (line := await self.read_line()).startswith("*"):
             pass
         return line
 
-    async def hears_all(self) -> list[str]:
-        """Receive all lines until the end of the connection."""
+    async def read_all(self) -> list[str]:
+        """Everything up to the end of the connection."""
         lines = []
-        while line := await self.hears():
+        while line := await self.read_line():
             lines.append(line)
         return lines
 
-    async def asks(self, text: str) -> str:
-        """Send a line, and receive the final line of its reply."""
-        await self.types(text)
-        return await self.hears_verdict()
+    async def request(self, text: str) -> str:
+        """Send a line and return the status line of the reply."""
+        await self.send(text)
+        return await self.read_status()
 
 
 @dataclass
@@ -144,17 +144,17 @@ class Server:
     scope: trio.CancelScope
 
     @asynccontextmanager
-    async def person(self) -> AsyncIterator[Person]:
-        """Connect a client, and receive the greeting."""
+    async def client(self) -> AsyncIterator[LineClient]:
+        """A client that is connected and has read the greeting."""
         async with await connect(self.endpoint) as stream:
-            person = Person(stream)
-            assert (await person.hears()).startswith("OK tunneld")
-            yield person
+            client = LineClient(stream)
+            assert (await client.read_line()).startswith("OK tunneld")
+            yield client
 
-    async def is_well(self) -> bool:
-        """Whether the server serves a new client."""
-        async with self.person() as person:
-            return await person.asks("echo well") == "OK well"
+    async def is_serving(self) -> bool:
+        """Whether it serves a new connection."""
+        async with self.client() as client:
+            return await client.request("echo well") == "OK well"
 
 
 @asynccontextmanager
@@ -162,10 +162,10 @@ async def running_server(
     settings: ControlSettings | None = None,
     tls: ssl.SSLContext | None = None,
     host: str = "127.0.0.1",
-    patience: float = PATIENCE,
-    gate: Authenticator | None = None,
+    timeout: float = PATIENCE,
+    authenticator: Authenticator | None = None,
 ) -> AsyncIterator[Server]:
-    """Run a control server on a free port of loopback, for at most `patience` seconds of the test's clock."""
+    """A control server on a free port of loopback; the `async with` may take `timeout` seconds of the test's clock."""
     door = ReloadableListener("control", sockets.bind_tcp(host, 0))
     endpoint = Endpoint("tls" if tls else "tcp", "127.0.0.1", door.port)
     server = Server(endpoint, Script(), settings or ControlSettings(), trio.CancelScope())
@@ -178,11 +178,11 @@ async def running_server(
                 lambda: server.settings,
                 lambda: tls,
                 server.script,
-                gate,
+                authenticator,
                 task_status=task_status,
             )
 
-    with trio.fail_after(patience):
+    with trio.fail_after(timeout):
         async with trio.open_nursery() as nursery:
             await nursery.start(serve)
             yield server

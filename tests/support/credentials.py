@@ -1,4 +1,4 @@
-"""Credentials with few iterations, and an authenticator for them."""
+"""Credentials for tests, cheap to check, and an authenticator for them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SECRET = "correct horse battery"
 
 
 def credential(name: str, secret: str = SECRET, **keys: Any) -> Credential:
-    """Make a credential with the smallest number of iterations; it is a user unless `role` is given."""
+    """A credential with the minimum of iterations; a user unless `role` is given."""
     return Credential(name=name, verifier=derive(secret, f"salt of {name}".encode(), MIN_ITERATIONS), **keys)
 
 
-def gate_of(*credentials: Credential) -> Authenticator:
-    """Make an authenticator with these credentials."""
+def authenticator_of(*credentials: Credential) -> Authenticator:
+    """An authenticator with these credentials."""
     return Authenticator(lambda: credentials)
 
 

@@ -1,4 +1,4 @@
-"""Certificates for tests: a CA, a relay and a client, as files, and TLS contexts made from them."""
+"""Certificates for tests: a CA, a relay and a client, as files and as TLS contexts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunneld.tls.pins import first_fingerprint
 
 @dataclass(frozen=True)
 class Papers:
-    """A CA, a certificate for the relay and one for a client, as files in a folder."""
+    """A CA with a certificate for the relay and one for a client, as files in a folder."""
 
     folder: Path
 

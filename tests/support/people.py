@@ -1,4 +1,4 @@
-"""Connections of visitors and hidden servers over real sockets."""
+"""Connections of a test over real sockets, of visitors and hidden servers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio
 from tunneld.net.endpoint import Endpoint
 
 PATIENCE = 20.0
-"""Seconds of real time after which a test that waits for its peer fails."""
+"""Seconds of real time after which a test that waits for a peer fails."""
 
 
 _connected: list[trio.SocketStream] = []
@@ -33,16 +33,16 @@ async def connect(endpoint: Endpoint, source: str | None = None) -> trio.SocketS
     return stream
 
 
-def go_home() -> None:
-    """Close all connections that the test left open."""
+def close_connections() -> None:
+    """Close the connections that the test left open."""
     while _connected:
         descriptor = _connected.pop().socket.detach()
         if descriptor >= 0:
-            os.close(descriptor)  # closing the Trio socket would need a running event loop
+            os.close(descriptor)  # Trio's close needs a running event loop, and that of the test has ended
 
 
 async def read_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
-    """Read `count` bytes, or fewer if the stream ends."""
+    """Read `count` bytes; fewer only if the stream ends."""
     received = bytearray()
     while len(received) < count and (chunk := await stream.receive_some(count - len(received))):
         received += chunk
@@ -58,7 +58,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 async def is_dropped(stream: trio.SocketStream) -> bool:
-    """Whether the connection ends, with EOF or a reset, before another byte."""
+    """Whether the connection ends, by end of file or reset, without another byte."""
     try:
         return await stream.receive_some(1) == b""
     except trio.BrokenResourceError:
@@ -66,7 +66,7 @@ async def is_dropped(stream: trio.SocketStream) -> bool:
 
 
 async def is_refused(endpoint: Endpoint) -> bool:
-    """Whether the address refuses connections."""
+    """Whether a connection to `endpoint` fails."""
     try:
         await (await connect(endpoint)).aclose()
     except OSError:
@@ -75,6 +75,6 @@ async def is_refused(endpoint: Endpoint) -> bool:
 
 
 def reset(stream: trio.SocketStream) -> None:
-    """Close with a reset (RST), as the kernel does for a crashed process."""
+    """Close with a reset (RST), as after a crash of the peer."""
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     stream.socket.close()

@@ -74,7 +74,7 @@ async def test_a_wrong_pin_fails_every_connection_and_the_error_names_both(
             assert pin_of(certificates) in str(caught.value)
             assert OTHER in str(caught.value)
             assert caught.value.exit_status == 76
-        assert server.script.asked == []
+        assert server.script.requests == []
 
 
 async def test_a_pin_that_differs_in_its_last_digit_is_wrong(certificates: Path) -> None:

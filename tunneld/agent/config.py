@@ -15,11 +15,10 @@ from tunneld.agent.request import TunnelRequest
 from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Target
+from tunneld.policy.options import OPTIONS
 
-TUNNEL_KEYS = ("name", "share", "secure", "client_port", "ttl", "idle_timeout", "pairing_timeout", "linger")
-"""Keys that are options of openTunnel as well."""
-VISITOR_KEYS = ("allow_from", "deny_from", "max_visitors", "max_per_source", "visitor_rate", "bandwidth", "quota")
-"""The same for limits on visitors. On a command line they go to the relay as typed, and the relay checks them."""
+OPTION_KEYS = ("secure", "linger", *(key for key, option in OPTIONS.items() if option.group))
+"""Keys that are options of openTunnel. The agent itself acts on `secure` and `linger`; it only passes the others on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         raise UsageError(f"{spell('pool')} {values['pool']} is more than {spell('max_pool')} {values['max_pool']}")
     if values["share"] and not values["name"]:
         raise UsageError(f"{spell('share')} requires {spell('name')}: agents that give the same name share the tunnel")
-    options = {key: values[key] for key in (*TUNNEL_KEYS, *VISITOR_KEYS) if values[key] not in {None, False}}
+    options = {key: values[key] for key in OPTION_KEYS if values[key] not in {None, False}}
     limits = PoolLimits(values["pool"], values["max_pool"])
     request = TunnelRequest(options, limits, keep_header=values["proxy_protocol"], backend=values["backend"])
     return ExposureConfig(

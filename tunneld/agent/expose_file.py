@@ -5,9 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from tunneld.agent.config import ExposureConfig, plan_of
 from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MAX_CHECKS, PATH, TIMEOUT, UNHEALTHY_AFTER
@@ -28,7 +36,9 @@ from tunneld.config.values import (
 )
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import MAX_PORT, Target, parse_relay
-from tunneld.policy.options import OPTIONS
+from tunneld.policy.networks import parse_networks
+from tunneld.policy.options import OPTIONS, Option, parse_boolean, parse_client_port, parse_count, parse_seconds
+from tunneld.policy.rates import Rate
 from tunneld.tls.pins import parse_pins
 
 CheckCount = Annotated[int, Field(ge=1, le=MAX_CHECKS)]
@@ -86,31 +96,41 @@ class RelayTable(Table):
     _locate = field_validator("ca", "cert", "key", "secret_file")(locate)
 
 
-class ExposureTable(Table):
-    """A table `[expose.NAME]`: one local server."""
+def _option_field(option: Option) -> tuple[Any, Any]:
+    """The type and the default of the key for an option of openTunnel."""
+    types: dict[Any, tuple[Any, Any]] = {
+        parse_boolean: (bool, False),
+        parse_client_port: (OptionalPort, None),
+        parse_count: (VisitorLimit, None),
+        parse_networks: (NetworkList, ()),
+        parse_seconds: (OptionalSeconds, None),
+        Rate.parse: (VisitorRate | None, None),
+    }
+    return types.get(option.read, (Annotated[str, _parsed_by(option.read)] | None, None))
+
+
+if TYPE_CHECKING:
+    OptionTable = Table
+else:
+    OptionTable = create_model(
+        "OptionTable",
+        __base__=Table,
+        **{key: _option_field(option) for key, option in OPTIONS.items() if option.group},
+    )
+
+
+class ExposureTable(OptionTable):
+    """A table `[expose.NAME]`: one local server. The keys that are options of openTunnel come from `OPTIONS`."""
 
     target: Annotated[str, _parsed_by(Target.parse), BeforeValidator(_port_as_text)]
     scheme: Literal["tcp", "http", "https"] = "tcp"
-    name: Annotated[str, _parsed_by(OPTIONS["name"].read)] | None = None
-    share: bool = False
-    client_port: OptionalPort = None
     backend: Literal["webmux", "tcp"] | None = None
     secure: Literal["yes", "key", "no"] | None = None
-    ttl: OptionalSeconds = None
-    idle_timeout: OptionalSeconds = None
-    pairing_timeout: OptionalSeconds = None
     linger: Seconds = 60.0
     drain_timeout: SecondsOrNone = DRAIN_WITHIN
     pool: PoolSize = 8
     max_pool: PoolSize = 200
     proxy_protocol: bool = False
-    allow_from: NetworkList = ()
-    deny_from: NetworkList = ()
-    max_visitors: VisitorLimit = None
-    max_per_source: VisitorLimit = None
-    visitor_rate: VisitorRate | None = None
-    bandwidth: Annotated[str, _parsed_by(OPTIONS["bandwidth"].read)] | None = None
-    quota: Annotated[str, _parsed_by(OPTIONS["quota"].read)] | None = None
     health: Literal["tcp", "http"] | None = None
     health_path: Annotated[str, AfterValidator(path_of_request)] = PATH
     health_interval: Seconds = INTERVAL
@@ -130,9 +150,10 @@ class ExposureTable(Table):
     def plan(self, name: str) -> ExposureConfig:
         """Return the configuration of this exposure. `name` is the table's, and the tunnel's if it has no own one."""
         values: dict[str, Any] = self.model_dump()
-        for networks in ("allow_from", "deny_from"):
-            values[networks] = ",".join(values[networks]) or None
-        return plan_of({**values, "name": self.name or name}, str)
+        for key, value in values.items():
+            if isinstance(value, tuple):  # networks
+                values[key] = ",".join(value) or None
+        return plan_of({**values, "name": values["name"] or name}, str)
 
 
 class ExposeFile(Table):

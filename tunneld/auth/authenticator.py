@@ -1,7 +1,7 @@
-"""Who may speak: the credentials in force, and the proofs by which a face knows one.
+"""The credentials in force, and how each service of the relay checks one: SCRAM proof, secret in clear, certificate.
 
-Nothing here tells a stranger whether a name exists. A name that does not has a verifier all the same, which nobody's
-secret fits: the same work, the same answers, a salt that stays the same for as long as the process lives.
+Nothing here reveals whether a credential name exists. An unknown name gets a verifier of its own that no secret
+matches: the work, the answers and the salt look the same, and the salt stays the same while the process lives.
 """
 
 from __future__ import annotations
@@ -12,93 +12,100 @@ import structlog
 import trio
 
 from tunneld.auth.preauth import PreauthLimiter, PreauthRefusal
-from tunneld.config.credentials import Credential, own_digest, own_salt
+from tunneld.config.credentials import Credential, default_salt, process_digest
 from tunneld.config.schema import ControlSettings
 from tunneld.policy.access import Grant
 from tunneld.policy.rates import LogLimiter, Rate
 from tunneld.tls.pins import SUBJECT, fingerprint, subject
 from tunneld.wire.verifier import ITERATIONS, Verifier, matches
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("gate")
+log: structlog.stdlib.BoundLogger = structlog.get_logger("auth")
 
-MAX_REMEMBERED = 1000
-"""Secrets said in clear that were found right, as digests: more credentials than that pay for each request."""
+MAX_VERIFIED_SECRETS = 1000
+"""Digests of secrets received in clear and found correct. Beyond that the cache starts empty again."""
 
-
-REFUSALS_LOGGED = Rate(10, 60)
-"""Lines about refused strangers: enough to see a flood and some of its sources, not enough to be one."""
+PREAUTH_LOG_RATE = Rate(10, 60)
+"""Log lines about refused connections: enough to show a flood and some of its sources, too few to become one."""
 
 
 class Authenticator:
-    """The credentials, asked anew each time, so that a reload applies to connections that are open; and the strangers
-    of all faces. `clock` is in seconds.
+    """Checks credentials for every service of the relay, and owns the limits on unauthenticated connections.
+
+    `credentials` is called at each check, so that a reload applies to connections that are already open. `preauth`
+    defaults to a limiter with default settings. `clock` returns seconds.
     """
 
     def __init__(
         self,
         credentials: Callable[[], Sequence[Credential]],
-        strangers: PreauthLimiter | None = None,
+        preauth: PreauthLimiter | None = None,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
-        self.preauth = PreauthLimiter(ControlSettings) if strangers is None else strangers
+        self.preauth = PreauthLimiter(ControlSettings) if preauth is None else preauth
         self._clock = clock
-        self._thinning = LogLimiter(REFUSALS_LOGGED)
+        self._refusal_log = LogLimiter(PREAUTH_LOG_RATE)
         self._credentials = credentials
-        self._asks = False
-        self._deriving = trio.CapacityLimiter(1)  # one core at most for guesses, whoever makes them
-        self._right: set[bytes] = set()
+        self._had_credentials = False
+        self._derivations = trio.CapacityLimiter(1)  # guessing uses at most one core
+        self._verified: set[bytes] = set()
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody is asked. Once there were credentials, taking the last one away admits nobody, not everybody:
-        the listeners may be where strangers can reach them.
+        """Whether the relay has no credentials, and so asks for none. Once it had any, this stays false: removing the
+        last credential locks every caller out, because the listeners may be reachable from the network.
         """
-        self._asks = self._asks or bool(self._credentials())
-        return not self._asks
+        self._had_credentials = self._had_credentials or bool(self._credentials())
+        return not self._had_credentials
 
     @property
     def credentials(self) -> Sequence[Credential]:
-        """Those in force."""
+        """The credentials in force."""
         return self._credentials()
 
     def verifier_of(self, name: str) -> Verifier:
-        """What to challenge this name with, whether there is such a credential or not."""
-        pretended = self._pretend(name)
+        """The verifier to challenge `name` with, whether or not there is such a credential."""
+        decoy = self._decoy_verifier(name)
         credential = self._find(name)
-        return pretended if credential is None or credential.proof is None else credential.proof
+        return decoy if credential is None or credential.proof is None else credential.proof
 
     def admit(self, name: str, host: str) -> Credential | None:
-        """The credential of this name, whose secret was proved, if it may be used from the address `host`."""
+        """The credential `name`, if it has a secret and may be used from the address `host`. The caller has checked
+        the secret.
+        """
         credential = self._find(name)
         known = credential is not None and credential.proof is not None and credential.grant.admits(host)
         return credential if known else None
 
     def admit_certificate(self, certificate: bytes, host: str) -> Credential | None:
-        """The credential of a certificate in DER that TLS has verified: by its fingerprint, or else by its subject."""
-        known = [each for each in self._credentials() if each.certificate is not None and each.grant.admits(host)]
-        shown = fingerprint(certificate)
-        found = next((credential for credential in known if credential.certificate == shown), None)
-        if found is None and any(str(each.certificate).startswith(SUBJECT) for each in known):
-            shown = subject(certificate)
-            found = next((credential for credential in known if credential.certificate == shown), None)
+        """The credential of a certificate (DER) that TLS has verified: matched by fingerprint, then by subject."""
+        usable = [each for each in self._credentials() if each.certificate is not None and each.grant.admits(host)]
+        identity = fingerprint(certificate)
+        found = next((credential for credential in usable if credential.certificate == identity), None)
+        if found is None and any(str(each.certificate).startswith(SUBJECT) for each in usable):
+            identity = subject(certificate)
+            found = next((credential for credential in usable if credential.certificate == identity), None)
         return found
 
     async def admit_secret(self, name: str, secret: str, host: str) -> Credential | None:
-        """The credential whose secret was said in clear. As slow for unknown names as for known ones, and for who is
-        right at a wrong place, or that would be told by how soon it is refused.
+        """The credential `name`, if `secret`, received in clear, is its secret and `host` may use it.
+
+        Unknown names, and correct secrets from an address that may not use them, take as long as wrong secrets: the
+        time until the refusal reveals nothing.
         """
         verifier = self.verifier_of(name)
-        digest = own_digest("right", name, secret, verifier.reveal())
+        digest = process_digest("right", name, secret, verifier.reveal())
         credential = self.admit(name, host)
-        if credential is not None and digest in self._right:  # a keyed digest: how this compares tells nobody anything
+        if credential is not None and digest in self._verified:  # a keyed digest: the time of this lookup leaks nothing
             return credential
-        if not await trio.to_thread.run_sync(matches, verifier, secret, limiter=self._deriving):
+        if not await trio.to_thread.run_sync(matches, verifier, secret, limiter=self._derivations):
             return None
         self._remember(digest)
         return self.admit(name, host)
 
     def renew(self, credential: Credential) -> Grant | None:
-        """What a credential that was admitted earlier may do now; None where it is gone or has another secret."""
+        """The present grant of a credential that was admitted earlier; None if it was removed or has another secret,
+        certificate or set of keys.
+        """
         now = self._find(credential.name)
         if now is None or (now.proof, now.certificate, now.authorized_keys) != (
             credential.proof,
@@ -108,37 +115,47 @@ class Authenticator:
             return None
         return now.grant
 
-    def log_failure(self, host: str, face: str, reason: str, name: str = "") -> None:
-        """The line that fail2ban reads, see tunneld(8): nothing in it is chosen by the stranger but the address. `name`
-        is who it said it is; one that is no credential's stays out, for it may be a secret in the wrong place.
+    def log_failure(self, host: str, service: str, reason: str, name: str = "") -> None:
+        """Count a failed authentication against `host` and write the log line that fail2ban reads, see tunneld(8).
+
+        A peer controls nothing in this line but its address. `name` is the credential that it named; a name that is
+        not a credential's is left out, because it may be a secret typed in the wrong place.
         """
-        whose = {} if self._find(name) is None else {"credential": name}
-        log.warning("authentication failed", peer=host, face=face, reason=reason, **whose)
+        credential = {} if self._find(name) is None else {"credential": name}
+        log.warning("authentication failed", peer=host, service=service, reason=reason, **credential)
         self.preauth.fail(host, self._clock())
 
-    def log_refusal(self, host: str, face: str, refusal: PreauthRefusal) -> None:
-        """Log that a stranger was refused; in a flood a few, and with the next one how many were left out."""
-        left_out = self._thinning.passes(self._clock())
+    def log_refusal(self, host: str, service: str, refusal: PreauthRefusal) -> None:
+        """Log a connection refused before authentication. In a flood only some are logged; `left_out` of the next line
+        counts the rest.
+        """
+        left_out = self._refusal_log.passes(self._clock())
         if left_out is not None:
-            log.warning("stranger refused", peer=host, face=face, reason=refusal.reason, left_out=left_out)
+            log.warning(
+                "unauthenticated connection refused",
+                peer=host,
+                service=service,
+                reason=refusal.reason,
+                left_out=left_out,
+            )
 
     def penalty(self, host: str) -> float:
-        """For how many more seconds nobody at `host` is let in; 0.0 where there is no penalty."""
+        """Seconds for which connections from `host` are still refused; 0.0 if it has no penalty."""
         return self.preauth.penalty(host, self._clock())
 
     def _find(self, name: str) -> Credential | None:
         return next((credential for credential in self._credentials() if credential.name == name), None)
 
-    def _pretend(self, name: str) -> Verifier:
-        """A verifier for a name that has none, with the count and the length of salt of one that exists."""
+    def _decoy_verifier(self, name: str) -> Verifier:
+        """A verifier for a name without one, with the iteration count and salt length of an existing verifier."""
         proofs = [credential.proof for credential in self._credentials() if credential.proof is not None]
-        salt, iterations = own_salt(name), ITERATIONS
+        salt, iterations = default_salt(name), ITERATIONS
         if proofs:
-            model = proofs[own_digest("model", name)[0] % len(proofs)]
+            model = proofs[process_digest("model", name)[0] % len(proofs)]
             salt, iterations = (salt * len(model.salt))[: len(model.salt)], model.iterations
-        return Verifier(iterations, salt, own_digest("stored", name), own_digest("server", name))
+        return Verifier(iterations, salt, process_digest("stored", name), process_digest("server", name))
 
     def _remember(self, digest: bytes) -> None:
-        if len(self._right) >= MAX_REMEMBERED:
-            self._right.clear()
-        self._right.add(digest)
+        if len(self._verified) >= MAX_VERIFIED_SECRETS:
+            self._verified.clear()
+        self._verified.add(digest)

@@ -1,9 +1,10 @@
-"""Where those wait who have connected to a port for hidden servers, until it is known whose they are.
+"""Runs the handshake of each connection to a port for hidden servers: TLS and the proof of a key, under one deadline.
 
-    lobby
-    └─ newcomer ×N             a task until it has shown its key: TLS, and what is said first, under one deadline
+    HandshakeSupervisor.run
+    └─ handshake ×N            one task per connection, until it has proved its key or is closed
 
-A newcomer is a stranger, counted and penalised with those of the control port: it has shown nothing yet.
+A connection in a handshake is unauthenticated: it is counted and penalised together with such connections to the
+control port.
 """
 
 from __future__ import annotations
@@ -23,76 +24,77 @@ from tunneld.errors import NotAllowedError, TunneldError, reason_of
 from tunneld.net.endpoint import format_peer, unmap
 from tunneld.tls.connection import PEER_CLOSED, is_truncation
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("lobby")
+log: structlog.stdlib.BoundLogger = structlog.get_logger("auth")
 
 Handshake = Callable[[], Awaitable[None]]
-"""Hears a newcomer out, and takes it; raises OSError, or a `TunneldError` that says why not. Closes its connection
-then, and where it is cancelled.
+"""Authenticates one connection and hands it to its tunnel. It owns the connection and closes it when it fails or is
+cancelled. Raises `OSError` if the connection fails, or a `TunneldError` that says why it was refused.
 """
 
 
 class HandshakeSupervisor:
-    """One for all ports of a relay. See `backends.Lobby`."""
+    """Runs the handshakes of all ports of a relay. Implements `tunnel.server_side.Handshakes`."""
 
     def __init__(
-        self, gate: Authenticator, tls: Callable[[], ssl.SSLContext | None], timeout: Callable[[], float]
+        self, authenticator: Authenticator, tls: Callable[[], ssl.SSLContext | None], timeout: Callable[[], float]
     ) -> None:
-        """`tls` is asked at each handshake; `timeout` says how many seconds a newcomer has."""
-        self._gate = gate
+        """`tls` is called for each handshake; `timeout` returns the default deadline of a handshake in seconds."""
+        self._authenticator = authenticator
         self._tls = tls
         self._timeout = timeout
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the newcomers until cancelled."""
+        """Own the tasks of all handshakes until cancelled."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             await trio.sleep_forever()
 
     @property
     def tls(self) -> ssl.SSLContext | None:
-        """For a handshake that begins now; None where this relay has no certificate."""
+        """The TLS context for a handshake that begins now; None if this relay has no certificate."""
         return self._tls()
 
     def start(
-        self, connection: socket.socket, peer: Any, face: str, hear: Handshake, timeout: float | None = None
+        self, connection: socket.socket, peer: Any, service: str, handshake: Handshake, timeout: float | None = None
     ) -> None:
-        """Somebody connected to the port that `face` names in the log: is there a place for a stranger?"""
-        host = unmap(peer[0])
-        stranger = self._gate.preauth.acquire(host, trio.current_time(), random.random())
-        if isinstance(stranger, PreauthRefusal):
-            connection.close()
-            self._gate.log_refusal(host, face, stranger)
-        else:
-            self._nursery.start_soon(self._hear_out, peer, face, hear, stranger, timeout or self._timeout())
+        """Start `handshake` for an accepted connection, or close the connection if its source or the relay has too many
+        unauthenticated connections. The accepting port calls this; it no longer owns the connection afterwards.
 
-    async def _hear_out(self, peer: Any, face: str, hear: Handshake, stranger: PreauthSlot, timeout: float) -> None:
-        """One newcomer, until somebody has taken it or it is gone."""
+        `service` names the port in the log; `timeout` is in seconds and defaults to that of the supervisor.
+        """
+        host = unmap(peer[0])
+        slot = self._authenticator.preauth.acquire(host, trio.current_time(), random.random())
+        if isinstance(slot, PreauthRefusal):
+            connection.close()
+            self._authenticator.log_refusal(host, service, slot)
+        else:
+            self._nursery.start_soon(self._run_one, peer, service, handshake, slot, timeout or self._timeout())
+
+    async def _run_one(self, peer: Any, service: str, handshake: Handshake, slot: PreauthSlot, timeout: float) -> None:
+        """Run one handshake until it has succeeded, failed or timed out; log why it failed."""
         try:
             with trio.move_on_after(timeout) as scope:
-                await hear()
+                await handshake()
             if scope.cancelled_caught:
-                self._reject(peer, face, stranger, f"it has not shown its key in {timeout:g} s")
+                self._log_penalised(peer, service, slot, f"no key was received within {timeout:g} s")
         except NotAllowedError as error:
-            self._gate.log_failure(unmap(peer[0]), face, str(error))
+            self._authenticator.log_failure(unmap(peer[0]), service, str(error))
         except TunneldError as error:
-            self._tell(peer, face, error)
+            self._log(peer, service, str(error))
         except OSError as error:
             if isinstance(error, ssl.SSLError) and not is_truncation(error):
-                self._reject(peer, face, stranger, reason_of(error))
-            else:  # who leaves has not failed to prove anything: it may be an agent that we kept waiting
-                self._tell(peer, face, error)
+                self._log_penalised(peer, service, slot, reason_of(error))
+            else:  # closing early is no failed proof: it may be an agent that gave up waiting for us
+                self._log(peer, service, PEER_CLOSED if is_truncation(error) else reason_of(error))
         except Exception:
-            log.exception("could not hear a hidden server out: a bug", peer=format_peer(peer), face=face)
+            log.exception("handshake of a hidden server failed: a bug", peer=format_peer(peer), service=service)
         finally:
-            stranger.release()
+            slot.release()
 
-    def _tell(self, peer: Any, face: str, error: Exception) -> None:
-        reason = reason_of(error) if isinstance(error, OSError) else str(error)
-        if is_truncation(error):
-            reason = PEER_CLOSED
-        log.info("hidden server refused", peer=format_peer(peer), face=face, reason=reason)
+    def _log(self, peer: Any, service: str, reason: str) -> None:
+        log.info("hidden server refused", peer=format_peer(peer), service=service, reason=reason)
 
-    def _reject(self, peer: Any, face: str, stranger: PreauthSlot, reason: str) -> None:
-        stranger.fail(trio.current_time())
-        log.info("hidden server refused", peer=format_peer(peer), face=face, reason=reason)
+    def _log_penalised(self, peer: Any, service: str, slot: PreauthSlot, reason: str) -> None:
+        slot.fail(trio.current_time())
+        self._log(peer, service, reason)

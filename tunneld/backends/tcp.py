@@ -3,7 +3,9 @@
 The hidden server connects before its visitors do, and each connection is *parked* until a visitor needs it. A parked
 connection is not read: bytes that arrive early stay in the kernel, in order, limited by the socket's receive buffer. It
 is watched, though. If the peer closes a connection on which it has sent nothing, the connection is dropped at once. If
-it sent something first, the connection is kept, because a visitor can still receive the bytes.
+it sent something first, a one-shot tunnel keeps the connection, because its visitor can still receive the bytes. A
+persistent tunnel drops it: a server that greets and gives up on a silent client (sshd, MySQL) has nothing to say to the
+next visitor, and another connection follows.
 
 With the option `secure`, a hidden server sends a key first, inside TLS if requested, and is parked after that: see
 keyed.py.
@@ -23,7 +25,7 @@ import trio
 
 from tunneld.backends.queue import WaitQueue
 from tunneld.config.schema import TunnelSettings
-from tunneld.engine.acceptor import peer_closed
+from tunneld.engine.acceptor import peer_closed, peer_ended
 from tunneld.engine.engine import Engine, FailureCallback, Limiter, Registration, Relay, RelayEnd
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.net.endpoint import Endpoint, unmap
@@ -46,7 +48,7 @@ class ParkableConnection(ServerConnection, Protocol):
         """The address of the hidden server."""
 
     def watch(self, on_closed: Callable[[], None], on_failure: FailureCallback, /) -> Registration:
-        """Call `on_closed`, perhaps more than once, when the hidden server closes without having sent anything.
+        """Call `on_closed`, perhaps more than once, when the connection is of no use to a visitor any more.
         `on_failure` receives an exception of `on_closed`.
         """
 
@@ -75,7 +77,7 @@ class TcpServerSide:
             else None
         )
         for connection, peer in snapshot.parked if snapshot is not None else ():
-            self._serve_or_park(TcpServerConnection(context.engine, connection, peer))
+            self._serve_or_park(self._plain(connection, peer))
 
     @staticmethod
     def check(services: BackendServices, options: TunnelOptions) -> None:
@@ -177,7 +179,7 @@ class TcpServerSide:
         elif self._key and handshakes is not None:
             handshakes.start(connection, peer, "tcp", partial(self._handshake, connection, peer))
         else:
-            self._admit(TcpServerConnection(self._context.engine, connection, peer))
+            self._admit(self._plain(connection, peer))
 
     def _refusal(self, peer: Any) -> str:
         """Why a connection of this peer is refused; empty if it is not."""
@@ -209,12 +211,16 @@ class TcpServerSide:
                 await keyed.send_line(transport, keyed.OK)
                 self._check_open()
                 if isinstance(transport, socket.socket):
-                    self._admit(TcpServerConnection(self._context.engine, transport, peer))
+                    self._admit(self._plain(transport, peer))
                 else:
                     self._admit(keyed.serve(transport, early, self._context, peer))
             except BaseException:
                 keyed.close(transport)
                 raise
+
+    def _plain(self, connection: socket.socket, peer: Any) -> TcpServerConnection:
+        is_useless = peer_ended if self._context.persist else peer_closed
+        return TcpServerConnection(self._context.engine, connection, peer, is_useless)
 
     def _check_open(self) -> None:
         """Raise `NoSuchTunnelError` if this was closed during the handshake, so that no connection is parked after."""
@@ -274,10 +280,14 @@ def _bind(settings: TunnelSettings, former: Endpoint | None, reserved: Container
 class TcpServerConnection:
     """A plain TCP connection of the hidden server, for one visitor. Implements `ParkableConnection`."""
 
-    __slots__ = ("_engine", "peer", "socket")
+    __slots__ = ("_engine", "_is_useless", "peer", "socket")
 
-    def __init__(self, engine: Engine, connection: socket.socket, peer: Any) -> None:
+    def __init__(
+        self, engine: Engine, connection: socket.socket, peer: Any, is_useless: Callable[[socket.socket], bool]
+    ) -> None:
+        """`is_useless` tells, after an event, whether a parked connection is of no use to a visitor any more."""
         self._engine = engine
+        self._is_useless = is_useless
         self.socket = connection
         self.peer = peer
 
@@ -285,7 +295,7 @@ class TcpServerConnection:
         """See `ParkableConnection.watch`."""
 
         def on_readable() -> None:
-            if peer_closed(self.socket):
+            if self._is_useless(self.socket):
                 on_closed()
 
         return self._engine.watch(self.socket, on_readable, on_failure)

@@ -1,4 +1,4 @@
-"""The configuration: tunnel.toml as frozen values, read strictly, written back completely, compared purely."""
+"""The configuration: tunnel.toml as immutable objects, parsed strictly, dumped completely, compared key by key."""
 
 from tunneld.config.credentials import Credential, make_verifier
 from tunneld.config.file import dump, load

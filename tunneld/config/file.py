@@ -1,4 +1,4 @@
-"""From a file to `Settings`, or to every mistake in it at once; and from `Settings` to a file."""
+"""Loads a file as `Settings` and reports all of its errors at once; writes `Settings` as a file."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
 
+from tunneld.config.keys import AnyTable
 from tunneld.config.problems import sentences
 from tunneld.config.schema import Settings
-from tunneld.config.values import Loading, Table
+from tunneld.config.values import Loading
 from tunneld.errors import ConfigError, reason_of
 
-AnyTable = TypeVar("AnyTable", bound=Table)
+MAX_CONFIG_BYTES = 1024 * 1024
+"""Largest configuration file in bytes. The annotated default has 6 KiB; a larger file is a wrong one, or a device."""
 
-LARGEST = 1024 * 1024  # octets; the annotated default has 6 KiB, so this is a wrong file or a device without end
-_PLACE = re.compile(r"(?P<what>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)", re.DOTALL)
+_POSITION = re.compile(r"(?P<what>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)", re.DOTALL)
 
 
 def load(path: Path) -> Settings:
-    """Read a configuration file.
+    """Load a configuration file.
 
-    Relative paths in it start from its folder, and certificates are read to see that they fit.
+    Relative paths in it start from its folder. Certificates and keys are read to check them.
 
     Raises:
-        ConfigError: with one sentence for each mistake: file, key path or line, reason.
+        ConfigError: with one sentence per error: file, key path or line, reason.
     """
     return load_as(Settings, path, parse)
 
 
 def load_as(root: type[AnyTable], path: Path, parse: Callable[[bytes, Path], AnyTable]) -> AnyTable:
-    """Read a file that is to be a `root`, as `parse` makes it of the content and the folder. Raises `ConfigError`."""
+    """Load a file as a `root`; `parse` gets its content and its folder. Raises `ConfigError`."""
     try:
         return parse(_read(path), path.absolute().parent)
     except ValidationError as error:
@@ -46,64 +47,64 @@ def load_as(root: type[AnyTable], path: Path, parse: Callable[[bytes, Path], Any
 
 
 def parse(content: bytes, folder: Path) -> Settings:
-    """The settings in a file's content. Raises `pydantic.ValidationError`, or `ValueError` when it is not TOML."""
+    """The settings in the content of a file. Raises `pydantic.ValidationError`, or `ValueError` if it is not TOML."""
     tables = toml(content)
     return Settings.model_validate(tables, context=Loading(folder, credentials=bool(tables.get("credential"))))
 
 
 def dump(settings: Settings) -> str:
-    """All keys with their values, defaults included; what is not set (`[control.tls]`, `client_ca`) is left out.
+    """All keys with their values, defaults included; keys that are not set (`[control.tls]`, `client_ca`) are omitted.
 
-    Of secrets it has what the file has: verifiers, and where the others are.
+    As in the file, secrets are represented by their verifiers or by the places where they are kept.
     """
     return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
 
 
 def toml(content: bytes) -> dict[str, Any]:
-    """The tables in a file's content. Raises `ValueError` that says where it is not TOML."""
+    """The tables in the content of a file. Raises `ValueError` with the position where it is not TOML."""
     return _toml(_text(content))
 
 
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
+            content = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise ValueError(f"could not read the configuration: {reason_of(error)}") from None
-    if len(content) > LARGEST:
-        raise ValueError(f"could not read the configuration: larger than {LARGEST} octets")
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ValueError(f"could not read the configuration: larger than {MAX_CONFIG_BYTES} bytes")
     return content
 
 
 def _text(content: bytes) -> str:
-    content = content.removeprefix(codecs.BOM_UTF8)  # some editors put it there; TOML has no use for it
+    content = content.removeprefix(codecs.BOM_UTF8)  # some editors write it; TOML does not have it
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         before = content[: error.start].decode()
-        place = _end_of(before)
-        raise ValueError(f"{place}: byte 0x{content[error.start]:02x} is not UTF-8") from None
+        position = _end_of(before)
+        raise ValueError(f"{position}: byte 0x{content[error.start]:02x} is not UTF-8") from None
 
 
 def _toml(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:
-        raise ValueError("not TOML that makes sense here: nested too deeply") from None
+        raise ValueError("could not read the configuration: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(_syntax_error(str(error), text)) from None
-    except ValueError:  # the limit of int() against quadratic time
-        raise ValueError("not TOML that makes sense here: an integer of thousands of digits") from None
+    except ValueError:  # int() limits its input, because its time is quadratic
+        raise ValueError("could not read the configuration: an integer has thousands of digits") from None
 
 
 def _syntax_error(message: str, text: str) -> str:
     """`Expected '=' ... (at line 3, column 5)` as `line 3, column 5: expected '=' ...`."""
-    match = _PLACE.fullmatch(message)
+    match = _POSITION.fullmatch(message)
     if match is None:
         return f"not TOML: {message[:1].lower()}{message[1:]}"
     what = match["what"][:1].lower() + match["what"][1:]
-    place = f"line {match['line']}, column {match['column']}" if match["line"] else _end_of(text)
-    return f"{place}: {what}"
+    position = f"line {match['line']}, column {match['column']}" if match["line"] else _end_of(text)
+    return f"{position}: {what}"
 
 
 def _end_of(text: str) -> str:

@@ -1,9 +1,10 @@
-"""Every key of the schema as a list: for diff, for "did you mean", for the test that reads tunnel.toml(5).
+"""Every key of the schema as a list, and the difference of two configurations. Pure.
 
-What a reload changes: pure functions from two settings, so that the daemon only has to apply and to say it.
+The list serves `diff`, the hint "did you mean", and the test of tunnel.toml(5). A reload is two calls, after which the
+daemon has only to apply and log the changes:
 
-changes = diff(now, loaded)          what differs, key by key, and which of it is live
-now = reloaded(now, loaded)          what holds from here on: live keys as loaded, the others as they were
+    changes = diff(now, loaded)          the keys that differ, and whether a reload applies them
+    now = reloaded(now, loaded)          the settings in force: live keys as loaded, all other keys unchanged
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from tunneld.config.values import RESTART, Table, literal
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: its path (`tunnels.linger`), its field in the schema, whether a reload applies a change of it, and
-    whether its table may be there many times (`credential.name`).
+    """One key: its path (`tunnels.linger`), its field in the schema, whether a reload applies it (`live`), and whether
+    its table may occur more than once (`credential.name`).
     """
 
     path: str
@@ -31,12 +32,12 @@ class Key:
 
 
 def keys(table: type[Table] = Settings, prefix: str = "", live: bool = True, repeated: bool = False) -> Iterator[Key]:
-    """All keys of a table and of the tables in it, in schema order; `live` is what the table around says."""
+    """All keys of a table and its subtables, in schema order. `prefix`, `live` and `repeated` describe the table."""
     for name, field in table.model_fields.items():
         path, field_live = prefix + name, live and RESTART not in field.metadata
         if inner := subtable(field):
             yield from keys(inner, f"{path}.", field_live, repeated)
-        elif inner := element(field):
+        elif inner := array_table(field):
             yield from keys(inner, f"{path}.", field_live, repeated=True)
         else:
             yield Key(path, field, field_live, repeated)
@@ -46,27 +47,27 @@ def tables(table: type[Table] = Settings, prefix: str = "") -> Iterator[tuple[st
     """All tables with their paths: `("", Settings)`, `("control", Control)`, `("control.tls", Tls)`, ..."""
     yield prefix, table
     for name, field in table.model_fields.items():
-        inner = subtable(field) or element(field)
+        inner = subtable(field) or array_table(field)
         if inner is not None:
             yield from tables(inner, f"{prefix}.{name}".removeprefix("."))
 
 
 def schema_path(path: Sequence[str | int], root: type[Table] = Settings) -> str:
-    """The key path in the schema behind one in a file, which also has indices and the names of named tables:
+    """The key path in the schema for one in a file, which also has indices and the names of named tables:
     `expose.target` for `expose.blog.target`.
     """
-    words: list[str] = []
+    names: list[str] = []
     table, named = root, False
     for part in path:
         if named or isinstance(part, int):
             named = False
             continue
-        words.append(part)
+        names.append(part)
         field = table.model_fields.get(part)
         if field is not None:
             named = get_origin(field.annotation) is dict
             table = _table_in(field) or table
-    return ".".join(words)
+    return ".".join(names)
 
 
 def subtable(field: FieldInfo) -> type[Table] | None:
@@ -74,7 +75,7 @@ def subtable(field: FieldInfo) -> type[Table] | None:
     return None if get_origin(field.annotation) is tuple else _table_in(field)
 
 
-def element(field: FieldInfo) -> type[Table] | None:
+def array_table(field: FieldInfo) -> type[Table] | None:
     """The class of the tables in the array that a field holds, or None for any other field."""
     return _table_in(field) if get_origin(field.annotation) is tuple else None
 
@@ -89,7 +90,7 @@ AnyTable = TypeVar("AnyTable", bound=Table)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One key whose value differs; None is a key that is not set. `live`: a reload applies it, without a restart."""
+    """One key with a different value; None is a key that is not set. `live`: a reload applies it."""
 
     key: str
     old: object
@@ -102,14 +103,14 @@ class Change:
 
 
 def diff(old: Settings, new: Settings) -> list[Change]:
-    """The keys that differ, in the order of the schema, credentials last and each by its name."""
+    """The keys that differ, in schema order; credentials come last, each by its name."""
     pairs = ((key, value(old, key.path), value(new, key.path)) for key in keys() if not key.repeated)
     changes = [Change(key.path, before, after, key.live) for key, before, after in pairs if before != after]
-    return [*changes, *_of_credentials(old, new)]
+    return [*changes, *_credential_changes(old, new)]
 
 
-def _of_credentials(old: Settings, new: Settings) -> Iterator[Change]:
-    """One change for a credential that comes or goes, else one for each of its keys. Secrets are not shown."""
+def _credential_changes(old: Settings, new: Settings) -> Iterator[Change]:
+    """One change for a credential that is added or removed, else one for each of its keys. Secrets are not shown."""
     before = {credential.name: credential for credential in old.credential}
     after = {credential.name: credential for credential in new.credential}
     for name in {**before, **after}:
@@ -120,12 +121,12 @@ def _of_credentials(old: Settings, new: Settings) -> Iterator[Change]:
         pairs = [(key, getattr(was, key), getattr(now, key)) for key in type(now).model_fields]
         changes = [Change(f"{path}.{key}", one, other, live=True) for key, one, other in pairs if one != other]
         if was.proof != now.proof and not changes:
-            changes = [Change(f"{path}.secret", "as it was", "another one", live=True)]  # its file has changed
+            changes = [Change(f"{path}.secret", "old", "new", live=True)]  # the content of its file has changed
         yield from changes
 
 
 def reloaded(old: AnyTable, new: AnyTable) -> AnyTable:
-    """The settings, or one table of them, after a reload: `new`, but `old` where only a restart applies a change."""
+    """The settings, or one table of them, after a reload: `new`, but `old` for keys that need a restart."""
     held: dict[str, object] = {}
     for name, field in type(new).model_fields.items():
         before, after = getattr(old, name), getattr(new, name)
@@ -137,7 +138,7 @@ def reloaded(old: AnyTable, new: AnyTable) -> AnyTable:
 
 
 def value(settings: Settings, path: str) -> object:
-    """The value of a key by its path, None where it or its table is not set."""
+    """The value of a key by its path; None if the key or its table is not set."""
     found: object = settings
     for name in path.split("."):
         found = getattr(found, name, None)

@@ -1,4 +1,4 @@
-"""The usual places of the files that nobody named."""
+"""The default locations of the configuration file and the state folder."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ SYSTEM_STATE = Path("/var/lib/tunneld")
 
 
 def find_config() -> Path | None:
-    """The configuration file to use when none is named: the first that is there, or None for the built-in defaults.
+    """The configuration file to use when none is given: the first that exists, or None for the built-in defaults.
 
-    1. `$TUNNELD_CONFIG`, there or not: who sets it means it;
+    1. `$TUNNELD_CONFIG`, even if it does not exist, because it was set on purpose;
     2. `${XDG_CONFIG_HOME:-~/.config}/tunneld/tunnel.toml`;
     3. `/etc/tunneld/tunnel.toml`.
 
-    A file that is there but cannot be read is still the one: running on defaults instead would be a surprise.
+    A file that exists but cannot be read is still returned: falling back to the defaults would be a surprise.
     """
     if named := os.environ.get("TUNNELD_CONFIG"):
         return Path(named)
-    return next((path for path in (_user_config(), SYSTEM_CONFIG) if path is not None and _is_there(path)), None)
+    return next((path for path in (_user_config(), SYSTEM_CONFIG) if path is not None and _exists(path)), None)
 
 
 def default_config() -> Path:
-    """Where a new configuration file belongs, so that `find_config` finds it: root's is the system's."""
+    """The path for a new configuration file, where `find_config` finds it; for root, the system's."""
     if named := os.environ.get("TUNNELD_CONFIG"):
         return Path(named)
     user = None if os.geteuid() == 0 else _user_config()
@@ -36,22 +36,22 @@ def _user_config() -> Path | None:
 
 
 def user_file(name: str) -> Path | None:
-    """Where a file of ours belongs that is this user's alone: `${XDG_CONFIG_HOME:-~/.config}/tunneld/NAME`."""
+    """The path of a file of this user: `${XDG_CONFIG_HOME:-~/.config}/tunneld/NAME`; None for a user without a home."""
     folder = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    if not folder.is_absolute():  # the specification: a relative path there is to be ignored
+    if not folder.is_absolute():  # the XDG specification says to ignore a relative path
         try:
             folder = Path.home() / ".config"
-        except RuntimeError:  # a user without a home, as daemons often are
+        except RuntimeError:  # a user without a home, as is common for daemons
             return None
     return folder / "tunneld" / name
 
 
 def state_folder() -> Path | None:
-    """The folder for what must survive a restart, where none is configured; None where there is no place for one.
+    """The default folder for state that must survive a restart; None for a user without a home.
 
-    1. the first of `$STATE_DIRECTORY`, which systemd sets where the unit has `StateDirectory=`;
+    1. the first of `$STATE_DIRECTORY`, which systemd sets if the unit has `StateDirectory=`;
     2. `$XDG_STATE_HOME/tunneld`;
-    3. `/var/lib/tunneld` for root, `~/.local/state/tunneld` for anybody else.
+    3. `/var/lib/tunneld` for root, `~/.local/state/tunneld` for any other user.
     """
     for folder in (os.environ.get("STATE_DIRECTORY", "").partition(":")[0], _below(os.environ.get("XDG_STATE_HOME"))):
         if Path(folder).is_absolute():
@@ -60,7 +60,7 @@ def state_folder() -> Path | None:
         return SYSTEM_STATE
     try:
         return Path.home() / ".local" / "state" / "tunneld"
-    except RuntimeError:  # as above
+    except RuntimeError:  # a user without a home
         return None
 
 
@@ -68,7 +68,7 @@ def _below(folder: str | None) -> str:
     return f"{folder}/tunneld" if folder else ""
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Pydantic's errors as sentences for the person who wrote the file: key path, reason, and the nearest valid key.
+"""Turns Pydantic's errors into sentences for operators: key path, reason, and the nearest valid key.
 
 control.port: 70000 is not between 0 and 65535
 tunnels.pairing_timout: unrecognized key; did you mean pairing_timeout?
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import get_args
 
 from pydantic import ValidationError
@@ -16,8 +17,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tunneld.config.keys import keys, schema_path, tables
-from tunneld.config.schema import Settings
-from tunneld.config.values import Table, dotted, literal
+from tunneld.config.schema import ControlSettings, HttpSettings, Settings
+from tunneld.config.values import Loading, Table, dotted, literal
+from tunneld.errors import ConfigError
 
 NOUNS = {
     "int_type": "an integer",
@@ -35,8 +37,8 @@ BOUNDS = {"greater_than_equal", "less_than_equal", "finite_number"}
 
 
 def sentences(error: ValidationError, root: type[Table] = Settings) -> list[str]:
-    """One sentence for each mistake in a file that is to be a `root`, in the order of the schema, without the file's
-    name.
+    """One sentence per error in a file that was validated as a `root`, in schema order, without the name of the
+    file.
     """
     details = error.errors(include_url=False)
     return [f"{dotted(detail['loc'])}: {_reason(detail, root)}" for detail in details]
@@ -53,7 +55,7 @@ def _reason(detail: ErrorDetails, root: type[Table]) -> str:
             return f"{literal(value)} is not one of {', '.join(choices(_field(path, root)))}"
         case "value_error":
             return str(detail["ctx"]["error"])
-        case _ if kind in BOUNDS or (kind == "float_type" and type(value) is int):  # an integer beyond all floats
+        case _ if kind in BOUNDS or (kind == "float_type" and type(value) is int):  # an integer too large for a float
             lowest, highest = bounds(_field(path, root))
             return f"{literal(value)} is not between {lowest} and {highest}"
         case _ if kind in NOUNS:
@@ -63,36 +65,56 @@ def _reason(detail: ErrorDetails, root: type[Table]) -> str:
 
 
 def bounds(field: FieldInfo) -> tuple[str, str]:
-    """The lowest and the highest value of a number's key, as printed."""
+    """The lowest and the highest value of a numeric key, as printed."""
     lowest = next(mark.ge for mark in field.metadata if hasattr(mark, "ge"))
     highest = next(mark.le for mark in field.metadata if hasattr(mark, "le"))
     return f"{lowest:.12g}", f"{highest:.12g}"
 
 
 def choices(field: FieldInfo) -> list[str]:
-    """The words that a key takes, which may also be left out."""
+    """The words that a key accepts."""
     kinds = get_args(field.annotation)
     return [word for kind in kinds for word in get_args(kind) or (kind,) if isinstance(word, str)]
 
 
 def _field(path: Sequence[str | int], root: type[Table]) -> FieldInfo:
-    """The schema's field behind a key path; an index into an array belongs to the array's key or table."""
+    """The field of the schema for a key path; an index belongs to the key of its array."""
     name = schema_path(path, root)
     return next(key.field for key in keys(root) if key.path == name)
 
 
 def _unrecognized(path: Sequence[str | int], kind: str, root: type[Table]) -> str:
-    """Very near in its own table or in another; else somewhat near in its own; else what the table has."""
+    """The error for an unknown key, with a hint: a very similar key of this or another table, else a similar key of
+    this table, else all keys of this table.
+    """
     *outer, name = [part for part in path if isinstance(part, str)]
     table = ".".join(outer)
-    siblings = list(dict(tables(root))[schema_path(outer, root)].model_fields)
-    elsewhere = {key.path.rpartition(".")[2]: key.path for key in reversed(list(keys(root)))}  # of two, the first
-    if near := get_close_matches(name, siblings, n=1, cutoff=0.8):
+    own_keys = list(dict(tables(root))[schema_path(outer, root)].model_fields)
+    other_keys = {key.path.rpartition(".")[2]: key.path for key in reversed(list(keys(root)))}  # the first wins
+    if near := get_close_matches(name, own_keys, n=1, cutoff=0.8):
         hint = f"did you mean {near[0]}?"
-    elif far := get_close_matches(name, elsewhere, n=1, cutoff=0.8):
-        hint = f"did you mean {elsewhere[far[0]]}?"
-    elif near := get_close_matches(name, siblings, n=1):
+    elif far := get_close_matches(name, other_keys, n=1, cutoff=0.8):
+        hint = f"did you mean {other_keys[far[0]]}?"
+    elif near := get_close_matches(name, own_keys, n=1):
         hint = f"did you mean {near[0]}?"
     else:
-        hint = f"{f'[{table}]' if table else 'the file'} may have {', '.join(siblings)}"
+        hint = f"{f'[{table}]' if table else 'the file'} accepts {', '.join(own_keys)}"
     return f"unrecognized {kind}; {hint}"
+
+
+def check_reach(settings: Settings, service: str, host: str) -> None:
+    """Raise `ConfigError` unless `service` may listen on `host`, where its listener was passed in, by systemd for
+    example: the rules for a configured `host` apply.
+    """
+    table: ControlSettings | HttpSettings
+    if service == "control":
+        table = settings.control
+    elif service == "http":
+        table = settings.http
+    else:
+        return  # the other ports always require a key or a credential
+    values = {**table.model_dump(), "host": host}
+    try:
+        type(table).model_validate(values, context=Loading(Path("/"), credentials=bool(settings.credential)))
+    except ValidationError as error:
+        raise ConfigError([f"{service}.{problem}" for problem in sentences(error, type(table))]) from None

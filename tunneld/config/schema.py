@@ -1,10 +1,10 @@
-"""The configuration as values that cannot be wrong: frozen, strict, every key with its default.
+"""The configuration as validated, immutable objects: one class per TOML table, every key with its default.
 
-One class a TOML table. Past `load` nobody checks a setting again. tunnel.toml(5) describes every key, its default and
-its consequence; a test holds the two together.
+Settings are checked here and nowhere else. tunnel.toml(5) describes every key, its default and its consequence; a test
+compares the two.
 
-Numbers that are times are seconds, numbers that are sizes are octets; the comment behind a default says why that one. A
-key marked `RESTART` is read once, when the daemon starts; every other key is read anew after a reload.
+Times are in seconds and sizes in bytes; the comment behind a default gives its reason. A key marked `RESTART` is read
+once, when the daemon starts; every other key applies after a reload.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from tunneld.config.certificates import check_authority, check_pair, locate, place
+from tunneld.config.certificates import absolute_path, check_authority, check_pair, locate
 from tunneld.config.credentials import Credential, check_unique
 from tunneld.config.values import (
     DAY,
@@ -23,23 +23,23 @@ from tunneld.config.values import (
     MIB,
     MINUTE,
     RESTART,
-    Body,
+    BodySize,
+    ByteCount,
     Count,
     File,
     Folder,
-    Guard,
     Loading,
     MaxStartups,
-    Moment,
     NetworkList,
-    Octets,
     Port,
     Seconds,
     SecondsOrNone,
+    SpinSeconds,
     Startups,
     Table,
+    ValidatedBool,
     VisitorRate,
-    Window,
+    WindowSize,
     literal,
     parse_port_range,
 )
@@ -48,19 +48,19 @@ from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_h
 
 
 def _host(value: str) -> str:
-    """A host to bind or to advertise; an IPv6 address may be written with or without brackets."""
+    """Check a host to bind or to advertise; an IPv6 address may have brackets."""
     if not value:
         return value
     try:
         if value.replace(".", "").isdigit():
-            return str(ipaddress.IPv4Address(value))  # 300.1.1.1 would pass for a name
+            return str(ipaddress.IPv4Address(value))  # else 300.1.1.1 would be a host name
         return parse_host(f"[{value}]" if ":" in value and not value.startswith("[") else value)
     except (UsageError, ValueError):
         raise ValueError(f"{literal(value)} is not a host name or an address") from None
 
 
 def _name(value: str) -> str:
-    """A host name or address in a list, where an empty one can only be a slip."""
+    """Check a host name or address in a list, where an empty one is a mistake."""
     if not value:
         raise ValueError("an empty name matches no request")
     return _host(value)
@@ -70,7 +70,7 @@ Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], Field(stric
 
 
 class TlsFiles(Table):
-    """`[control.tls]`, `[http.tls]`: the socket speaks TLS and nothing else."""
+    """`[control.tls]`, `[http.tls]`: the port accepts only TLS."""
 
     certificate: File
     key: File
@@ -79,8 +79,8 @@ class TlsFiles(Table):
     _locate = field_validator("certificate", "key", "client_ca")(locate)
 
     @model_validator(mode="after")
-    def _fits(self, info: ValidationInfo) -> TlsFiles:
-        """Only in `load`, which says so by its context: other code may name files that are not there yet."""
+    def _check_files(self, info: ValidationInfo) -> TlsFiles:
+        """Check the files while a configuration is loaded; other code may name files that do not exist yet."""
         if info.context is not None:
             check_pair(self.certificate, self.key)
             if self.client_ca is not None:
@@ -89,20 +89,20 @@ class TlsFiles(Table):
 
 
 class ControlSettings(Table):
-    """`[control]`: the line protocol, tunneld-control(7)."""
+    """`[control]`: the control protocol, tunneld-control(7)."""
 
-    host: str = "127.0.0.1"  # without credentials nobody is asked, so only this machine may speak
+    host: str = "127.0.0.1"  # without credentials there is no authentication, so only this machine may connect
     port: Port = CONTROL_PORT
     tls: TlsFiles | None = None
-    open_to_anyone: Guard = False
-    max_connections: Count = 256  # one agent keeps one; 256 x (two descriptors and about 60 KiB) is bearable
-    max_startups: MaxStartups = "64:30:128"  # half of max_connections stays for those that are known
-    max_startups_per_source: Count = 16  # an office's agents that all come back at once; an eighth of them all
-    penalty: Seconds = 5.0  # OpenSSH's for a failed authentication, and so is the next
+    open_to_anyone: ValidatedBool = False
+    max_connections: Count = 256  # one per agent; each costs two descriptors and about 60 KiB
+    max_startups: MaxStartups = "64:30:128"  # leaves half of max_connections to authenticated connections
+    max_startups_per_source: Count = 16  # agents of one office that all reconnect at once; an eighth of the total
+    penalty: Seconds = 5.0  # as in OpenSSH for a failed authentication, like the next
     max_penalty: Seconds = 10 * MINUTE
     handshake_timeout: Seconds = 10.0  # a TLS handshake is two round trips; 10 s is a slow satellite link
-    idle_timeout: Seconds = 10 * MINUTE  # longer than a person thinks; `watch` is exempt
-    write_timeout: Seconds = 30.0  # a reader that takes nothing for so long is gone
+    idle_timeout: Seconds = 10 * MINUTE  # longer than a person needs for a command; `watch` is exempt
+    write_timeout: Seconds = 30.0  # a peer that reads nothing for so long is gone
 
     _check_host = field_validator("host")(_host)
 
@@ -113,23 +113,25 @@ class ControlSettings(Table):
 
     @field_validator("open_to_anyone")
     @classmethod
-    def _not_open_by_accident(cls, value: bool, info: ValidationInfo) -> bool:
-        """A check of one field, not of the table, so that it speaks even while other keys of the table are wrong."""
-        decided = {"host", "tls"} <= info.data.keys()
-        if decided and not value and not is_loopback(info.data["host"]):
+    def _check_exposure(cls, value: bool, info: ValidationInfo) -> bool:
+        """Refuse a reachable port without authentication. A check of one field, not of the table: it also runs if other
+        keys of the table are wrong.
+        """
+        is_known = {"host", "tls"} <= info.data.keys()
+        if is_known and not value and not is_loopback(info.data["host"]):
             tls: TlsFiles | None = info.data["tls"]
             credentials = isinstance(info.context, Loading) and info.context.credentials
             if credentials and tls is None:
                 raise ValueError(
-                    f"is false, but host {literal(info.data['host'])} has credentials and no [control.tls]: whoever is "
-                    "on the way takes a connection over once it has authenticated; add that table, or open_to_anyone "
-                    "= true where the way is safe"
+                    f"is false, but host {literal(info.data['host'])} has credentials and no [control.tls], so an "
+                    "authenticated connection can be hijacked; add [control.tls], or set open_to_anyone = true if the "
+                    "network is trusted"
                 )
             if not credentials and (tls is None or tls.client_ca is None):
                 raise ValueError(
-                    f"is false, but host {literal(info.data['host'])} lets strangers open tunnels: set tls.client_ca "
-                    "so that only your certificates may, add a [[credential]] and [control.tls], or open_to_anyone = "
-                    "true where a firewall stands in front"
+                    f"is false, but host {literal(info.data['host'])} lets anyone open tunnels; add a [[credential]] "
+                    "and [control.tls], set tls.client_ca to require client certificates, or set open_to_anyone = true "
+                    "behind a firewall"
                 )
         return value
 
@@ -141,19 +143,19 @@ class HttpSettings(Table):
     host: str = "127.0.0.1"
     port: Port = 7011
     tls: TlsFiles | None = None
-    open_to_anyone: Guard = False
-    allowed_hosts: Names = ()  # beside loopback's names: a page on another site must not reach us
-    max_connections: Count = 256  # each is a descriptor and one or two tasks, as with control.max_connections
-    max_body: Body = 64 * KIB  # the largest honest request is below 1 KiB
-    read_timeout: Seconds = 10.0  # a body of 64 KiB over a modem
+    open_to_anyone: ValidatedBool = False
+    allowed_hosts: Names = ()  # in addition to the names of loopback: pages of other sites must not reach the relay
+    max_connections: Count = 256  # each costs a descriptor and one or two tasks, as for control.max_connections
+    max_body: BodySize = 64 * KIB  # the largest legitimate request is below 1 KiB
+    read_timeout: Seconds = 10.0  # 64 KiB over a modem
     keep_alive_timeout: Seconds = 30.0
-    write_timeout: Seconds = 30.0  # a reader that takes nothing for so long is gone
+    write_timeout: Seconds = 30.0  # a peer that reads nothing for so long is gone
 
     _check_host = field_validator("host")(_host)
 
     @field_validator("open_to_anyone")
     @classmethod
-    def _not_open_by_accident(cls, value: bool, info: ValidationInfo) -> bool:
+    def _check_exposure(cls, value: bool, info: ValidationInfo) -> bool:
         listens = info.data.get("enabled", False) and {"host", "tls"} <= info.data.keys()
         if not listens or value or is_loopback(info.data["host"]):
             return value
@@ -162,47 +164,47 @@ class HttpSettings(Table):
         if tls is not None and (credentials or tls.client_ca is not None):
             return value
         raise ValueError(
-            f"is false, but host {literal(info.data['host'])} lets strangers open tunnels, or listen to the secrets of "
-            "those who may: add a [[credential]] and [http.tls], keep it on loopback behind a proxy that asks who they "
-            "are, or set open_to_anyone = true where a firewall stands in front"
+            f"is false, but host {literal(info.data['host'])} lets anyone open tunnels or read secrets on the network; "
+            "add a [[credential]] and [http.tls], listen on loopback behind a proxy that authenticates, or set "
+            "open_to_anyone = true behind a firewall"
         )
 
 
 class TunnelSettings(Table):
-    """`[tunnels]`: where tunnels listen, how many there may be, how long anything waits. Read at each openTunnel."""
+    """`[tunnels]`: where tunnels listen, limits and timeouts. Applied to each tunnel that is opened from then on."""
 
-    host: str = "127.0.0.1"  # nothing is public until somebody says so
+    host: str = "127.0.0.1"  # nothing is public by default
     advertised_host: str = ""
-    ports: str = "20000-29999"  # below Linux's ephemeral range (32768-60999), so no outgoing connection takes one
+    ports: str = "20000-29999"  # below Linux's ephemeral range (32768-60999), which outgoing connections use
     max_tunnels: Count = 1000
     max_visitors: Count = 10_000  # per tunnel: two descriptors each
-    max_parked: Count = 256  # per tunnel: server connections held for visitors to come
-    max_waiting: Count = 1024  # per tunnel: visitors held for server connections to come; a burst waits for carriers
-    pairing_timeout: Seconds = 30.0  # a browser gives up about then
+    max_parked: Count = 256  # per tunnel: idle server connections that wait for a visitor
+    max_waiting: Count = 1024  # per tunnel: visitors that wait for a server connection, as in a burst
+    pairing_timeout: Seconds = 30.0  # browsers give up after about that time
     open_timeout: Seconds = 5 * MINUTE  # time to copy a URI from one machine to another
-    reservation: SecondsOrNone = 7 * DAY  # a laptop that is closed on Friday and opened after a long weekend
-    max_reservations: Count = 2500  # with two ports each, half of `ports` stays free for everybody else
-    max_reservations_per_owner: Count = 64  # a person's services several times over; forty owners may have that many
-    linger: Seconds = MINUTE  # a half-closed relay without a byte for so long is abandoned
-    accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no spinning, yet nobody notices the pause
-    keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs forget idle connections after 2 minutes and more
+    reservation: SecondsOrNone = 7 * DAY  # a laptop that is off over a long weekend
+    max_reservations: Count = 2500  # with two ports each, half of `ports` stays free
+    max_reservations_per_owner: Count = 64  # several times the services of one person; room for forty owners
+    linger: Seconds = MINUTE  # a half-closed connection without traffic for so long is closed
+    accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no busy loop, and too short to notice
+    keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs drop connections that are idle for 2 minutes or more
     allow_from: NetworkList = ()
     deny_from: NetworkList = ()
-    max_per_source: Annotated[int | None, Field(ge=1, le=1_000_000)] = None  # whole offices come from one address
+    max_per_source: Annotated[int | None, Field(ge=1, le=1_000_000)] = None  # a whole office shares one address
     visitor_rate: VisitorRate | None = None
-    bandwidth: Octets = None  # per tunnel and second; None: what the machine can
-    quota: Octets = None  # per tunnel, in its whole life
-    max_sources: Count = 16_384  # per tunnel: 150 octets each, a tenth of what max_visitors relays take
+    bandwidth: ByteCount = None  # per tunnel and second; None: no limit
+    quota: ByteCount = None  # per tunnel, over its whole life
+    max_sources: Count = 16_384  # per tunnel: 150 bytes each, a tenth of the memory of max_visitors connections
     trusted_proxies: NetworkList = ()
-    proxy_header_timeout: Seconds = 5.0  # the specification asks for 3 s at least: a lost packet comes again by then
+    proxy_header_timeout: Seconds = 5.0  # the specification requires at least 3 s, enough for a retransmission
 
     _check_hosts = field_validator("host", "advertised_host")(_host)
 
     @field_validator("advertised_host")
     @classmethod
-    def _can_be_dialled(cls, value: str) -> str:
+    def _check_advertised(cls, value: str) -> str:
         if value and is_wildcard(value):
-            raise ValueError(f"{literal(value)} means every address of this machine; nobody can connect to it")
+            raise ValueError(f"{literal(value)} means all addresses of this machine, so clients cannot connect to it")
         return value
 
     @field_validator("ports")
@@ -213,74 +215,74 @@ class TunnelSettings(Table):
 
     @property
     def port_range(self) -> range:
-        """The ports a tunnel may listen on; `range(0, 1)` means any free port."""
+        """The ports on which a tunnel may listen; `range(0, 1)` means any free port."""
         return parse_port_range(self.ports)
 
 
 class WebMuxSettings(Table):
-    """`[webmux]`: the shared port to which hidden servers connect their carriers. TLS is that of `[control.tls]`."""
+    """`[webmux]`: the shared port to which agents connect their carriers. It uses the TLS of `[control.tls]`."""
 
     enabled: bool = True
-    host: str | None = None  # None: where tunnels listen
+    host: str | None = None  # None: as tunnels.host
     port: Port = 7012
-    max_carriers: Count = 80  # per tunnel, as many as max_visitors need: 126 each; agents open them as they need them
+    max_carriers: Count = 80  # per tunnel: max_visitors at 126 each; agents open them on demand
     handshake_timeout: Seconds = 10.0  # TLS and the definition of an endpoint, as for the control port
-    heartbeat: Seconds = 10.0  # a dead hidden server is given up within three; a question and its answer are 200 octets
-    patience: Seconds = 2.0  # for that answer; then visitors go to another carrier, where there is one
-    max_window: Window = 8 * MIB  # what 600 Mbit/s over 100 ms have on the way
-    carrier_memory: Window = 32 * MIB  # what all windows of a carrier may grow by, held if nobody reads
+    heartbeat: Seconds = 10.0  # a dead carrier is closed within three; a ping and its answer are 200 bytes
+    patience: Seconds = 2.0  # for that answer; after that, visitors go to another carrier, if there is one
+    max_window: WindowSize = 8 * MIB  # what 600 Mbit/s with 100 ms have in flight
+    carrier_memory: WindowSize = 32 * MIB  # total growth of a carrier's windows, held if visitors do not read
 
     _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
 
 
 class SshSettings(Table):
-    """`[ssh]`: the shared port to which hidden servers connect with nothing but an ssh client."""
+    """`[ssh]`: the shared port to which hidden servers connect with a plain SSH client."""
 
-    enabled: bool = False  # a port and a key that stays are to be wanted; `tunneld init` wants them
-    host: str | None = None  # None: where tunnels listen
+    enabled: bool = False  # it needs a port and a permanent key; `tunneld init` enables it
+    host: str | None = None  # None: as tunnels.host
     port: Port = 7022
-    host_key: Annotated[File | None, RESTART] = None  # None: in the state folder, see hostkey.py
-    max_connections: Count = 256  # of known ones and strangers: a descriptor, a task and about 100 KiB each
-    max_forwards: Count = 32  # -R per connection: what a person writes on a line, and some
-    max_channels: Count = 1000  # visitors at once per connection: ssh needs a descriptor each, and mostly has 1024
+    host_key: Annotated[File | None, RESTART] = None  # None: in the state folder, see backends/ssh/host_key.py
+    max_connections: Count = 256  # authenticated or not: a descriptor, a task and about 100 KiB each
+    max_forwards: Count = 32  # -R per connection: more than fit on a command line
+    max_channels: Count = 1000  # visitors at once per connection: ssh needs a descriptor each, of usually 1024
     max_carriers: Count = 16  # connections with the same key, per tunnel
     login_timeout: Seconds = 30.0  # a person types a passphrase; OpenSSH waits for 120 s
-    dial_timeout: Seconds = 30.0  # for the ssh to reach its server; a browser gives up about then, TCP after 127 s
-    heartbeat: Seconds = 10.0  # as for webmux: a dead hidden server is given up within three
-    patience: Seconds = 2.0  # for a sign of life, before a newcomer takes the place of a silent one
-    max_window: Window = 8 * MIB  # as for webmux
-    connection_memory: Window = 32 * MIB
+    dial_timeout: Seconds = 30.0  # for ssh to reach its server; browsers give up at about that time, TCP after 127 s
+    heartbeat: Seconds = 10.0  # as for webmux: a dead connection is closed within three
+    patience: Seconds = 2.0  # for an answer, before a new connection replaces an unresponsive one
+    max_window: WindowSize = 8 * MIB  # as for webmux
+    connection_memory: WindowSize = 32 * MIB
     rekey_octets: Annotated[int, Field(ge=MIB, le=64 * 1024 * MIB)] = (
         32 * 1024 * MIB
-    )  # half of what GCM takes (RFC 4344)
+    )  # half of the limit of GCM (RFC 4344)
     rekey_interval: Seconds = HOUR  # RFC 4253, section 9
 
     _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
-    _locate = field_validator("host_key")(place)
+    _locate = field_validator("host_key")(absolute_path)
 
 
 class DaemonSettings(Table):
     """`[daemon]`: the process itself."""
 
-    user: Annotated[str, RESTART] = ""  # whom root becomes; the systemd unit says who it is instead
+    user: Annotated[str, RESTART] = ""  # the account that root changes to; with systemd, the unit sets it
     group: Annotated[str, RESTART] = ""
-    drain_timeout: Seconds = 30.0  # how long relays may finish after SIGTERM; systemd stops waiting at 90 s
-    state: Annotated[Folder | None, RESTART] = None  # None: the usual place, see places.py
-    spin: Annotated[Moment, RESTART] = 0.0001  # what it takes a processor to fall asleep and be woken
-    watch_backlog: Count = 1000  # events held for one slow watcher before it loses some
+    drain_timeout: Seconds = 30.0  # for connections to finish after SIGTERM; systemd waits for 90 s
+    state: Annotated[Folder | None, RESTART] = None  # None: the default, see places.py
+    spin: Annotated[SpinSeconds, RESTART] = 0.0001  # the time that a processor needs to sleep and wake
+    watch_backlog: Count = 1000  # events queued for a slow `watch` before it loses some
 
-    _place = field_validator("state")(place)
+    _make_absolute = field_validator("state")(absolute_path)
 
 
 class LogSettings(Table):
-    """`[log]`: one event a line on standard error."""
+    """`[log]`: one event per line on standard error."""
 
     format: Literal["auto", "human", "json"] = "auto"
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class Settings(Table):
-    """A whole tunnel.toml."""
+    """A complete tunnel.toml."""
 
     control: ControlSettings = ControlSettings()
     http: HttpSettings = HttpSettings()
@@ -294,14 +296,14 @@ class Settings(Table):
     @field_validator("credential")
     @classmethod
     def _check_credentials(cls, value: tuple[Credential, ...], info: ValidationInfo) -> tuple[Credential, ...]:
-        """Each on its own is right by now; are they together?"""
+        """Check the credentials together; each of them is valid by itself."""
         check_unique(value)
-        faces: list[ControlSettings | HttpSettings | None] = [info.data.get("control"), info.data.get("http")]
-        if None not in faces and not any(face and face.tls and face.tls.client_ca for face in faces):
+        services: list[ControlSettings | HttpSettings | None] = [info.data.get("control"), info.data.get("http")]
+        if None not in services and not any(each and each.tls and each.tls.client_ca for each in services):
             for credential in value:
                 if credential.certificate is not None:
                     raise ValueError(
-                        f"{literal(credential.name)} has a certificate, but without control.tls.client_ca or "
-                        "http.tls.client_ca nobody is asked for one"
+                        f"{literal(credential.name)} has a certificate, but no client certificate is requested; set "
+                        "control.tls.client_ca or http.tls.client_ca"
                     )
         return value

@@ -1,6 +1,6 @@
-"""Lines of `authorized_keys` (sshd(8)). Apart from the credentials, since asyncssh takes half a second to import.
+"""Lines of `authorized_keys` (sshd(8)). Separate from the credentials, because asyncssh takes half a second to import.
 
-An option that is not known here could be one that narrows what the key may do, so it is a mistake and not passed over.
+An unknown option could be one that restricts the key, so it is an error and is not ignored.
 """
 
 from __future__ import annotations
@@ -15,31 +15,34 @@ from tunneld.errors import UsageError, reason_of
 
 MAX_KEY_FILE = 64 * 1024
 """Bytes read of a public key file: an RSA key of 16384 bits has 3 KiB, and a comment may be long."""
-OBEYED = frozenset({"from", "cert-authority", "principals", "restrict", "port-forwarding", "no-port-forwarding"})
-"""Options that mean something here."""
-HARMLESS = frozenset(
+SUPPORTED_OPTIONS = frozenset(
+    {"from", "cert-authority", "principals", "restrict", "port-forwarding", "no-port-forwarding"}
+)
+"""Options that have an effect here."""
+IGNORED_OPTIONS = frozenset(
     f"{no}{what}" for no in ("", "no-") for what in ("agent-forwarding", "pty", "user-rc", "x11-forwarding")
 )
-"""Options about what nobody is given anyway."""
+"""Options about features that the relay never offers."""
 _KEY = re.compile(r"(ssh|ecdsa|sk-ssh|sk-ecdsa)-")
 _OPTION = re.compile(r'(?P<name>[A-Za-z0-9@.-]+)(?P<value>="(?:\\"|[^"])*")?(?:,(?=\S)|(?P<end>\s+))')
 
 
 def check_line(line: str) -> None:
-    """Raise `ValueError` unless it is one line with a public key, with or without options in front."""
+    """Raise `ValueError` unless `line` is one public key, with or without options in front."""
     if len(line.splitlines()) != 1 or not line.isprintable():
-        raise ValueError("not a line of authorized_keys: give each key as a string of its own")
+        raise ValueError("not a line of authorized_keys; write each key as a separate string")
     if line.startswith("-----"):
-        raise ValueError("not a public key: the one to give is in the file whose name ends in .pub")
+        raise ValueError("this is a private key; use the public key, from the file that ends in .pub")
     options, key = split(line)
     for option in options:
         name = option.partition("=")[0].lower()
-        if name not in OBEYED | HARMLESS:
-            raise ValueError(f"the option {name} of {literal(key[:40])} is not known: {', '.join(sorted(OBEYED))} are")
+        if name not in SUPPORTED_OPTIONS | IGNORED_OPTIONS:
+            supported = ", ".join(sorted(SUPPORTED_OPTIONS))
+            raise ValueError(f"option {name} of {literal(key[:40])} is not supported; supported options: {supported}")
     try:
         asyncssh.import_authorized_keys(line)
     except ValueError:
-        raise _no_line(line) from None
+        raise _invalid_line(line) from None
 
 
 def read_public_key(file: Path) -> str:
@@ -56,13 +59,13 @@ def read_public_key(file: Path) -> str:
 
 
 def split(line: str) -> tuple[list[str], str]:
-    """The options in front of the key, and the rest. Raises `ValueError` where they are none."""
+    """The options in front of the key, and the rest of the line. Raises `ValueError` if they are malformed."""
     options: list[str] = []
     at = len(line) - len(line.lstrip())
     while not _KEY.match(line, at):
         found = _OPTION.match(line, at)
         if found is None:
-            raise _no_line(line)
+            raise _invalid_line(line)
         options.append(found["name"] + (found["value"] or ""))
         at = found.end()
         if found["end"] is not None:
@@ -71,7 +74,7 @@ def split(line: str) -> tuple[list[str], str]:
 
 
 def may_forward(options: list[str]) -> bool:
-    """Whether a key with these options may have ports forwarded: the last word on it counts."""
+    """Whether a key with these options may forward ports; the last option about it counts."""
     may = True
     for option in map(str.lower, options):
         if option in {"restrict", "no-port-forwarding"}:
@@ -81,8 +84,8 @@ def may_forward(options: list[str]) -> bool:
     return may
 
 
-def _no_line(line: str) -> ValueError:
+def _invalid_line(line: str) -> ValueError:
     return ValueError(
-        f"{literal(line[:60])} is not a line of authorized_keys: it takes what is in a file like id_ed25519.pub, "
+        f"{literal(line[:60])} is not a line of authorized_keys; copy the line of a file like id_ed25519.pub, "
         'for example "ssh-ed25519 AAAA... name"'
     )

@@ -1,7 +1,7 @@
-"""The verbs of the control protocol: ONE table, verb to function.
+"""The verbs of the control protocol: one table, from verb to function.
 
-Every face (lines, XML-RPC, JSON), `help`, the command line and the check of the man pages read `COMMANDS`; none has
-logic of its own. Each row says which role may use it.
+Every interface (control protocol, XML-RPC, JSON), `help` and the test of the manual pages read `COMMANDS`; none has
+logic of its own. Each row has the role that may use the verb.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from tunneld.wire.lines import Item, Request
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One row: what a verb takes, what it is for, and the function that does it."""
+    """One row: the arguments of a verb, its summary, and the function that executes it."""
 
     verb: str
     usage: str
     summary: str
     run: Callable[[DaemonControl, Request, Requester], Awaitable[Reply]]
-    arguments: tuple[int, int] = (0, 0)  # fewest, most
+    arguments: tuple[int, int] = (0, 0)  # minimum, maximum
     options: bool = False
-    changes: bool = True  # False: looking only, safe to repeat, allowed to GET
-    role: Role | None = Role.USER  # who may: None is for strangers, too
+    changes: bool = True  # False: read-only, safe to repeat, allowed with GET
+    role: Role | None = Role.USER  # the role it requires; None: no authentication
 
 
-async def give_help(_daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
-    """All verbs, or one with what it takes."""
+async def show_help(_daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
+    """All verbs, or one verb with its options and backends."""
     if not request.args:
         return Reply(items=[{"verb": usage(command), "does": command.summary} for command in COMMANDS.values()])
     command = find_command(request.args[0])
@@ -65,18 +65,18 @@ async def give_help(_daemon: DaemonControl, request: Request, _caller: Requester
     return Reply(items=items)
 
 
-async def authenticate(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
-    """The line face keeps this verb for itself: it is about the connection. Everywhere else it makes no sense."""
-    raise UsageError("auth is for connections of the line protocol; over HTTP send an Authorization header instead")
+async def refuse_auth(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+    """Refuse the verb: `ControlSession` handles it itself, and over HTTP it has no meaning."""
+    raise UsageError("auth belongs to the control protocol; over HTTP, send an Authorization header")
 
 
-async def leave(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
-    """End this control connection; tunnels stay."""
+async def end_session(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+    """End this control connection; tunnels stay open."""
     return Reply(text="bye", closing=True)
 
 
-ONE = (1, 1)
-REFERENCE = "URI|ID"
+ONE_ARGUMENT = (1, 1)
+TUNNEL_REFERENCE = "URI|ID"
 
 COMMANDS: dict[str, Command] = {
     row.verb.lower(): row
@@ -84,7 +84,7 @@ COMMANDS: dict[str, Command] = {
         Command(
             "openTunnel",
             "[backend] [key=value ...]",
-            "open a tunnel; says the server URI, where the hidden server connects",
+            "open a tunnel; returns the server URI, to which the hidden server connects",
             open_tunnel,
             arguments=(0, 1),
             options=True,
@@ -92,46 +92,59 @@ COMMANDS: dict[str, Command] = {
         Command(
             "getTunnelAddress",
             "URI",
-            "say the client URI that belongs to a server URI",
+            "return the client URI of a server URI",
             get_tunnel_address,
-            arguments=ONE,
+            arguments=ONE_ARGUMENT,
             changes=False,
         ),
-        Command("list", "", "all open tunnels, a line each", list_tunnels, changes=False),
-        Command("show", REFERENCE, "one tunnel and its visitors", show_tunnel, arguments=ONE, changes=False),
+        Command("list", "", "list all open tunnels", list_tunnels, changes=False),
+        Command(
+            "show",
+            TUNNEL_REFERENCE,
+            "show one tunnel and its visitors",
+            show_tunnel,
+            arguments=ONE_ARGUMENT,
+            changes=False,
+        ),
         Command(
             "close",
-            f"{REFERENCE} [keep]",
-            "stop a tunnel now; with keep, its address stays reserved",
+            f"{TUNNEL_REFERENCE} [keep]",
+            "close a tunnel now; with keep, its address stays reserved",
             close_tunnel,
             arguments=(1, 2),
         ),
-        Command("drain", REFERENCE, "let a tunnel's relays finish, take nobody new", drain_tunnel, arguments=ONE),
+        Command(
+            "drain",
+            TUNNEL_REFERENCE,
+            "accept no new visitors; close the tunnel after the last one",
+            drain_tunnel,
+            arguments=ONE_ARGUMENT,
+        ),
         Command(
             "join",
-            REFERENCE,
-            "serve an open tunnel again from here: for an agent that lost its control connection",
+            TUNNEL_REFERENCE,
+            "serve an open tunnel again, for an agent that lost its control connection",
             join_tunnel,
-            arguments=ONE,
+            arguments=ONE_ARGUMENT,
         ),
         Command(
             "leave",
-            REFERENCE,
-            "serve a shared tunnel no more; the last one, or that of any other, drains it",
+            TUNNEL_REFERENCE,
+            "stop serving a tunnel; it is drained unless other agents share it",
             leave_tunnel,
-            arguments=ONE,
+            arguments=ONE_ARGUMENT,
         ),
         Command(
             "trim",
-            f"{REFERENCE} COUNT",
-            "close parked server connections until COUNT are left",
+            f"{TUNNEL_REFERENCE} COUNT",
+            "close idle server connections until COUNT are left",
             trim_tunnel,
             arguments=(2, 2),
         ),
         Command(
             "watch",
-            f"[{REFERENCE}]",
-            "say what happens, until anything is typed",
+            f"[{TUNNEL_REFERENCE}]",
+            "report events until a line is sent",
             watch_tunnels,
             arguments=(0, 1),
             changes=False,
@@ -139,30 +152,34 @@ COMMANDS: dict[str, Command] = {
         Command(
             "reservations",
             "[PORT|NAME]",
-            "which addresses are kept for whom, a line each",
+            "list reserved addresses and their owners",
             list_reservations,
             arguments=(0, 1),
             changes=False,
         ),
         Command(
-            "release", "PORT|NAME", "give up the address of a tunnel that is away", release_reservation, arguments=ONE
+            "release",
+            "PORT|NAME",
+            "drop the reservation of a tunnel that is not open",
+            release_reservation,
+            arguments=ONE_ARGUMENT,
         ),
-        Command("status", "", "the daemon in a line of facts", status, changes=False, role=Role.ADMIN),
+        Command("status", "", "show the state of the daemon", status, changes=False, role=Role.ADMIN),
         Command(
             "settings",
             "[KEY]",
-            "the configuration in force, or what of it begins so",
+            "show the configuration in force, or the keys that begin with KEY",
             settings,
             arguments=(0, 1),
             changes=False,
             role=Role.ADMIN,
         ),
         Command("reload", "", "read the configuration file again", reload, role=Role.ADMIN),
-        Command("restart", "", "start the daemon again, tunnels and relays go along", restart, role=Role.ADMIN),
+        Command("restart", "", "restart the daemon; tunnels and connections are kept", restart, role=Role.ADMIN),
         Command(
             "shutdown",
             "[drain]",
-            "end the daemon; with drain, let relays finish first",
+            "stop the daemon; with drain, let connections finish first",
             shut_down,
             arguments=(0, 1),
             role=Role.ADMIN,
@@ -170,48 +187,48 @@ COMMANDS: dict[str, Command] = {
         Command(
             "auth",
             "[SCRAM-SHA-256] BASE64",
-            "prove knowledge of a credential's secret, in two steps",
-            authenticate,
+            "authenticate with the secret of a credential, in two steps",
+            refuse_auth,
             arguments=(1, 2),
             role=None,
         ),
         Command(
             "help",
             "[verb]",
-            "this list, or all that one verb takes",
-            give_help,
+            "list all verbs, or describe one",
+            show_help,
             arguments=(0, 1),
             changes=False,
             role=None,
         ),
-        Command("quit", "", "end this control connection; tunnels stay open", leave, changes=False, role=None),
+        Command("quit", "", "close this control connection; tunnels stay open", end_session, changes=False, role=None),
     )
 }
 
 
 def executor(daemon: DaemonControl) -> Execute:
-    """The function through which every face carries out requests."""
+    """The function that executes the requests of every interface, on `daemon`."""
 
     async def execute(request: Request, caller: Requester) -> Reply:
         command = find_command(request.verb)
         check_role(caller.grant, command.role, command.verb)
-        fewest, most = command.arguments
-        if not fewest <= len(request.args) <= most:
+        minimum, maximum = command.arguments
+        if not minimum <= len(request.args) <= maximum:
             raise UsageError(f"usage: {usage(command)}")
         if request.options and not command.options:
-            raise UsageError(f"{command.verb} takes no {next(iter(request.options))}=; usage: {usage(command)}")
+            raise UsageError(f"{command.verb} does not accept {next(iter(request.options))}=; usage: {usage(command)}")
         return await command.run(daemon, request, caller)
 
     return execute
 
 
 def find_command(verb: str) -> Command:
-    """The row of a verb, in any case of letters. Raises `UsageError` naming the nearest one."""
+    """The row of a verb, case-insensitive. Raises `UsageError` that suggests the most similar verb."""
     command = COMMANDS.get(verb.lower())
     if command is None:
         near = difflib.get_close_matches(verb.lower(), COMMANDS, n=1)
         hint = f"did you mean {COMMANDS[near[0]].verb}? " if near else ""
-        raise UsageError(f"unrecognized verb {verb!r}: {hint}help lists them all")
+        raise UsageError(f"unrecognized verb {verb!r}; {hint}help lists all verbs")
     return command
 
 

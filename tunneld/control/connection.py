@@ -1,5 +1,5 @@
-"""One control connection as lines: read at the peer's pace, written with patience that ends, closed so that last
-words arrive.
+"""One control connection as lines of text: reads lines, writes bytes with a timeout, and closes so that the last reply
+reaches the peer.
 """
 
 from __future__ import annotations
@@ -13,41 +13,40 @@ import trio
 
 from tunneld.config.schema import ControlSettings
 from tunneld.errors import RemoteProtocolError
-from tunneld.tls.connection import PEER_CLOSED, is_truncation
+from tunneld.tls.connection import HANDSHAKE, PEER_CLOSED, is_truncation
 from tunneld.wire.lines import LineBuffer
 
-READ_SIZE = 4096
-"""Octets read at once, and so the most that is read ahead of the request being carried out: one longest line."""
+CONTROL_READ_SIZE = 4096
+"""Bytes per read, and so the most that is read ahead of the request being executed: one line of maximal length."""
 
-SLICE = 16 * 1024
-"""Octets that must go within `write_timeout`: a long reply may take as long as it needs while its reader reads."""
+SEND_SLICE = 16 * 1024
+"""Bytes that must be sent within `write_timeout`: a long reply may take as long as it needs while its reader reads."""
 
-LAST_WORD = 1.0
-"""Seconds for the answer to the request that stopped the daemon, and for a TLS goodbye."""
+FINAL_REPLY_TIMEOUT = 1.0
+"""Seconds for the reply to the request that stopped the daemon, and for TLS to send close_notify."""
 
-LINGER = 2.0
-"""Seconds, and"""
-LINGER_OCTETS = 4 * 1024 * 1024
-"""octets that we read away after the last word: closing on unread octets is a reset, and a reset destroys what we
-said.
-"""
+DISCARD_TIMEOUT = 2.0
+"""Seconds for which input is discarded after a final error; see `LineConnection.discard_input`."""
 
-TLS_HANDSHAKE = b"\x16"
-"""The first octet of every TLS connection (RFC 8446 §5.1, ContentType handshake); no line of ours begins so."""
+MAX_DISCARDED_INPUT = 4 * 1024 * 1024
+"""Bytes of input discarded after a final error."""
 
 
 class PeerLeftError(Exception):
-    """The peer broke the connection or takes nothing any more. Only its conversation ends."""
+    """The peer broke the connection or does not read. It ends this session and nothing else."""
 
 
 class LineConnection:
-    """Lines in, octets out, over TCP or TLS. One task reads, one writes; they may be the same."""
+    """Reads lines and writes bytes over a TCP or TLS stream. At most one task reads and one task writes at a time.
+
+    As an async context manager it closes the stream at the end. `settings` is called at each use.
+    """
 
     def __init__(self, stream: trio.abc.Stream, settings: Callable[[], ControlSettings]) -> None:
         self._stream = stream
         self._settings = settings
         self._lines = LineBuffer()
-        self._heard_nothing = True
+        self._received_any = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,42 +54,42 @@ class LineConnection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close. In TLS that says goodbye, as long as the peer takes it."""
-        with trio.move_on_after(LAST_WORD):
+        """Close the stream. TLS sends close_notify if the peer accepts it within `FINAL_REPLY_TIMEOUT`."""
+        with trio.move_on_after(FINAL_REPLY_TIMEOUT):
             await self._stream.aclose()
 
     async def send(self, data: bytes | bytearray) -> None:
-        """Send all of `data`. Raises `PeerLeftError`, also where the peer takes no slice of it for `write_timeout`
-        seconds.
+        """Send all of `data`. Raises `PeerLeftError` if the connection breaks, or if the peer takes no slice of it
+        within `write_timeout` seconds.
 
-        When the daemon is being stopped, perhaps by the very request that is answered here, the answer still gets
-        out if it can at once, also where that begins while it is on its way.
+        When the daemon is being stopped, possibly by the request that this answers, the reply is still sent if that
+        takes at most `FINAL_REPLY_TIMEOUT`; this also holds if the stop comes while the reply is being sent.
         """
         stopping = trio.current_effective_deadline() == -math.inf
-        patience = LAST_WORD if stopping else self._settings().write_timeout
+        timeout = FINAL_REPLY_TIMEOUT if stopping else self._settings().write_timeout
         view = memoryview(data)
-        for start in range(0, len(view), SLICE):
-            waiting = trio.CancelScope(deadline=trio.current_time() + patience, shield=stopping)
+        for start in range(0, len(view), SEND_SLICE):
+            scope = trio.CancelScope(deadline=trio.current_time() + timeout, shield=stopping)
             if stopping or isinstance(self._stream, trio.SocketStream):
-                with waiting:
-                    await self._send_slice(view[start : start + SLICE])
+                with scope:
+                    await self._send_slice(view[start : start + SEND_SLICE])
             else:
-                await self._send_steps(view[start : start + SLICE], waiting)
-            if waiting.cancelled_caught:
-                raise PeerLeftError(f"took nothing for {patience:g} s")
+                await self._send_slice_shielded(view[start : start + SEND_SLICE], scope)
+            if scope.cancelled_caught:
+                raise PeerLeftError(f"peer read nothing for {timeout:g} s")
 
-    async def _send_steps(self, data: memoryview, waiting: trio.CancelScope) -> None:
-        """The same in TLS, where a send has several steps: one that has begun when we are stopped may be half done, and
-        has `LAST_WORD` seconds to be done.
+    async def _send_slice_shielded(self, data: memoryview, scope: trio.CancelScope) -> None:
+        """Send a slice over TLS, where a send has several steps. If the daemon is stopped when the send is half done,
+        it has `FINAL_REPLY_TIMEOUT` seconds to finish.
         """
-        waiting.shield = True
+        scope.shield = True
         failure: PeerLeftError | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_hurry, waiting)
+            nursery.start_soon(_limit_when_cancelled, scope)
             try:
-                with waiting:
+                with scope:
                     await self._send_slice(data)
-            except PeerLeftError as error:  # carried out by hand: a nursery would wrap it in a group
+            except PeerLeftError as error:  # raised after the nursery, which would wrap it in an exception group
                 failure = error
             nursery.cancel_scope.cancel()
         if failure is not None:
@@ -100,14 +99,14 @@ class LineConnection:
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise PeerLeftError(why(error)) from None
+            raise PeerLeftError(reason_of_break(error)) from None
 
     async def next_line(self) -> bytes | None:
-        """Take the next line; None when the peer has ended (an unfinished last line is not a line: it may have been
-        cut).
+        """Receive the next line; None at the end of the stream. An unfinished last line is dropped, because it may have
+        been cut.
 
-        Raises `RemoteProtocolError` for an endless line or TLS on a plain port, `PeerLeftError` for a broken
-        connection.
+        Raises `RemoteProtocolError` for a line that is too long or for TLS on a plain port, `PeerLeftError` if the
+        connection breaks.
         """
         while (line := self._lines.next_line()) is None:
             if not await self._receive():
@@ -115,48 +114,54 @@ class LineConnection:
         return line
 
     @property
-    def typed_ahead(self) -> bool:
-        """Whether something was read that is not a request answered already."""
+    def has_buffered_input(self) -> bool:
+        """Whether input was received that belongs to no executed request."""
         return bool(self._lines)
 
-    async def wait_typed(self) -> None:
-        """Sleep until the peer sends anything at all, or ends or breaks the connection."""
+    async def wait_for_input(self) -> None:
+        """Wait until the peer sends anything, or ends or breaks the connection. Raises as `next_line` does."""
         await self._receive()
 
     async def _receive(self) -> bool:
         try:
-            data = await self._stream.receive_some(READ_SIZE)
+            data = await self._stream.receive_some(CONTROL_READ_SIZE)
         except trio.BrokenResourceError as error:
-            raise PeerLeftError(why(error)) from None
-        if self._heard_nothing and data[:1] == TLS_HANDSHAKE:
+            raise PeerLeftError(reason_of_break(error)) from None
+        if not self._received_any and data[:1] == HANDSHAKE:
             raise RemoteProtocolError("this port speaks plain text, not TLS; use tcp:// or set [control.tls]")
-        self._heard_nothing = False
+        self._received_any = True
         self._lines.feed(data)
         return bool(data)
 
-    async def read_away(self) -> None:
-        """After a last word to a peer that still sends: let it arrive before the connection is closed."""
-        octets = 0
-        with trio.move_on_after(LINGER):
+    async def discard_input(self) -> None:
+        """Send end of file, then read and discard input for a short time. Call it before closing after a final error.
+
+        Closing a socket that holds unread input resets the connection, and the reset destroys what was sent.
+        """
+        discarded = 0
+        with trio.move_on_after(DISCARD_TIMEOUT):
             try:
                 if isinstance(self._stream, trio.SocketStream):
                     await self._stream.send_eof()
-                while octets < LINGER_OCTETS and (data := await self._stream.receive_some(LINGER_OCTETS // 64)):
-                    octets += len(data)
+                while discarded < MAX_DISCARDED_INPUT:
+                    data = await self._stream.receive_some(MAX_DISCARDED_INPUT // 64)
+                    if not data:
+                        break
+                    discarded += len(data)
             except trio.BrokenResourceError:
                 pass
 
 
-async def _hurry(waiting: trio.CancelScope) -> None:
-    """Sleep until we are stopped; then there is little time left."""
+async def _limit_when_cancelled(scope: trio.CancelScope) -> None:
+    """Wait until this task is cancelled, then leave `scope` at most `FINAL_REPLY_TIMEOUT` seconds."""
     try:
         await trio.sleep_forever()
     finally:
-        waiting.deadline = min(waiting.deadline, trio.current_time() + LAST_WORD)
+        scope.deadline = min(scope.deadline, trio.current_time() + FINAL_REPLY_TIMEOUT)
 
 
-def why(error: Exception) -> str:
-    """The reason behind a broken stream: the system's or OpenSSL's, which trio keeps as the cause."""
+def reason_of_break(error: Exception) -> str:
+    """The reason for a broken stream: the error of the system or of OpenSSL, which Trio keeps as the cause."""
     cause = error.__cause__
     if is_truncation(cause):
         return PEER_CLOSED

@@ -1,8 +1,8 @@
-"""Authentication on one connection of the line protocol: who its peer is, and the verb `auth`.
+"""Authentication of one control connection: the credential of its peer, and the verb `auth`.
 
-stranger ──auth SCRAM-SHA-256 FIRST──► challenged ──auth FINAL──► known
-    ▲                                      │ no proof
-    └──────────────────────────────────────┘         at most MAX_FAILURES times, and until one deadline
+unauthenticated ──auth SCRAM-SHA-256 FIRST──► challenged ──auth FINAL──► authenticated
+    ▲                                             │ proof is wrong
+    └─────────────────────────────────────────────┘     at most MAX_LOGIN_FAILURES times, until one deadline
 """
 
 from __future__ import annotations
@@ -23,51 +23,54 @@ from tunneld.wire.verifier import MECHANISM
 
 AUTH = "auth"
 
-MAX_FAILURES = 3
-"""Per connection: enough for a person's slips, and each further guess costs a new connection."""
+MAX_LOGIN_FAILURES = 3
+"""Per connection: room for a person's typing errors; after that, each guess costs a new connection."""
 
-NONCE_OCTETS = 18
-"""Of randomness, 24 characters: never the same twice."""
+NONCE_BYTES = 18
+"""Random bytes of a nonce, 24 characters in base64: no nonce occurs twice."""
 
 
 class LoginState:
-    """One peer: `host` and `peer` are its address without and with the port, `local_host` is ours.
+    """The authentication state of one control connection.
 
-    `certificate` is the one that TLS has verified, in DER, if any. `on_known` is called when
-    the peer has authenticated.
+    `host` and `peer` are the address of the peer without and with its port, `local_host` is our address.
+    `certificate` is the client certificate (DER) that TLS has verified, if any. `on_authenticated` is called when
+    `auth` succeeds.
     """
 
     def __init__(
         self,
-        gate: Authenticator,
+        authenticator: Authenticator,
         host: str,
         peer: str,
         local_host: str,
         certificate: bytes | None = None,
-        on_known: Callable[[], None] = lambda: None,
+        on_authenticated: Callable[[], None] = lambda: None,
     ) -> None:
         self.failures = 0
         self._at_end: dict[str, Callable[[], None]] = {}
-        self._on_known = on_known
-        self._gate = gate
+        self._on_authenticated = on_authenticated
+        self._authenticator = authenticator
         self._host, self._peer, self._local_host = host, peer, local_host
         self._has_certificate = certificate is not None
-        self._credential: Credential | None = gate.admit_certificate(certificate, host) if certificate else None
+        self._credential: Credential | None = (
+            authenticator.admit_certificate(certificate, host) if certificate else None
+        )
         self._challenge: Challenge | None = None
-        self._said = ""  # who it said last that it is
+        self._claimed_name = ""  # of the latest attempt
 
     @property
     def grant(self) -> Grant | None:
-        """What the peer may do now; None while it is a stranger."""
-        if self._gate.is_open:
+        """The present grant of the peer; None while it is unauthenticated, or if its credential was revoked."""
+        if self._authenticator.is_open:
             return EVERYBODY
-        return None if self._credential is None else self._gate.renew(self._credential)
+        return None if self._credential is None else self._authenticator.renew(self._credential)
 
-    def check_standing(self) -> None:
-        """Raise `NotAllowedError` where whoever authenticated here is somebody no more."""
+    def check_revoked(self) -> None:
+        """Raise `NotAllowedError` if the credential of an authenticated peer is no longer valid."""
         if self._credential is not None and self.grant is None:
             raise NotAllowedError(
-                f"credential {self._credential.name!r} was removed, or has another secret, since you authenticated"
+                f"credential {self._credential.name!r} was removed or its secret changed since you authenticated"
             )
 
     @property
@@ -77,60 +80,63 @@ class LoginState:
         owner = f"{grant.name}@{self._peer}" if grant and grant.name else self._peer
         return Requester(self._host, owner, self._local_host, grant, lambda: self.grant, self._at_end.__setitem__)
 
-    def end(self) -> None:
-        """The connection is over: whoever wanted to know is told."""
+    def close(self) -> None:
+        """Run the callbacks that verbs registered for the end of the connection. The server calls this once."""
         while self._at_end:
             self._at_end.popitem()[1]()
 
     @property
     def method(self) -> str:
-        """What the greeting says behind `auth=`."""
+        """The value of `auth=` in the greeting."""
         if self.grant is None:
             return MECHANISM.lower()
         return "certificate" if self._has_certificate else "none"
 
-    def answer(self, request: Request) -> Reply:
-        """Take one step of an authentication. Raises `NotAllowedError`, `UsageError`, and `LimitReachedError` where
-        other connections from the same source have earned it a penalty; each counts on this connection.
+    def authenticate(self, request: Request) -> Reply:
+        """Take one step of an authentication, the verb `auth`.
+
+        Raises `NotAllowedError` for a wrong proof, `UsageError` for a malformed or unnecessary step, and
+        `LimitReachedError` if the source has a penalty from failures on other connections. `failures` counts failed
+        steps.
         """
-        if self._gate.is_open:
-            raise UsageError("this relay asks nobody to authenticate")
+        if self._authenticator.is_open:
+            raise UsageError("this relay does not require authentication")
         if self.grant is not None:
-            raise UsageError("authenticated already; connect again to be somebody else")
-        if (penalty := self._gate.penalty(self._host)) > 0:  # or many connections at once would be as many guesses
+            raise UsageError("already authenticated; open a new connection to use another credential")
+        if (penalty := self._authenticator.penalty(self._host)) > 0:  # else each open connection would allow a guess
             self.failures += 1
-            raise LimitReachedError(f"too many failures from your address; try again in {penalty:.0f} s")
+            raise LimitReachedError(f"too many failed logins from your address; try again in {penalty:.0f} s")
         try:
             return self._step(request)
         except (NotAllowedError, UsageError) as error:
             self._challenge = None
             self.failures += 1
-            self._gate.log_failure(self._host, "control", str(error), self._said)
+            self._authenticator.log_failure(self._host, "control", str(error), self._claimed_name)
             raise
 
     def _step(self, request: Request) -> Reply:
         match request.args:
             case (mechanism, first) if not request.options:
-                return Reply(scram.encode(self._ask(mechanism, scram.decode(first))))
+                return Reply(scram.encode(self._make_challenge(mechanism, scram.decode(first))))
             case (final,) if not request.options and self._challenge is not None:
-                return Reply(scram.encode(self._judge(self._challenge, scram.decode(final))))
+                return Reply(scram.encode(self._check_proof(self._challenge, scram.decode(final))))
         raise UsageError(f"usage: auth {MECHANISM} BASE64, then auth BASE64")
 
-    def _ask(self, mechanism: str, first: bytes) -> bytes:
+    def _make_challenge(self, mechanism: str, first: bytes) -> bytes:
         if mechanism.upper() != MECHANISM:
-            raise UsageError(f"unrecognized mechanism: this relay has {MECHANISM}")
+            raise UsageError(f"unrecognized mechanism; this relay supports {MECHANISM}")
         hello = Hello.parse(first)
-        self._said = hello.name
-        verifier = self._gate.verifier_of(hello.name)
-        self._challenge = Challenge(hello, verifier, secrets.token_urlsafe(NONCE_OCTETS))
+        self._claimed_name = hello.name
+        verifier = self._authenticator.verifier_of(hello.name)
+        self._challenge = Challenge(hello, verifier, secrets.token_urlsafe(NONCE_BYTES))
         return self._challenge.message
 
-    def _judge(self, challenge: Challenge, final: bytes) -> bytes:
-        self._challenge = None  # one try each: a nonce is used once
+    def _check_proof(self, challenge: Challenge, final: bytes) -> bytes:
+        self._challenge = None  # a nonce is used once
         proof = challenge.accept(final)
-        credential = self._gate.admit(challenge.hello.name, self._host)
+        credential = self._authenticator.admit(challenge.hello.name, self._host)
         if credential is None or credential.proof != challenge.verifier:
             raise NotAllowedError(FAILED)
         self._credential = credential
-        self._on_known()
+        self._on_authenticated()
         return proof

@@ -1,4 +1,4 @@
-"""What the faces of the control protocol and the table of commands say to each other."""
+"""The interface between the table of commands and the services that receive requests: the control port and HTTP."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from tunneld.wire.lines import Item, Request
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A request that went well: the items first, then the stream, if any, until the caller has enough of it, then
-    `text`.
+    """The reply to a request that succeeded: the items, then the items of the stream, if there is one, then `text`.
 
-    `stream` is closed (`aclose`) by the face that sends it, also when nothing was taken from it. After `closing` the
-    face hangs up.
+    The service that sends the reply owns `stream`: it ends it when the client has had enough, and closes it (`aclose`)
+    even if it took nothing from it. After a reply with `closing`, it closes the connection.
     """
 
     text: str = ""
@@ -25,4 +24,7 @@ class Reply:
 
 
 Execute = Callable[[Request, Requester], Awaitable[Reply]]
-"""Carries out one request. Raises a `TunneldError` where it cannot; any other exception is a bug."""
+"""Executes one request of a requester. Raises a `TunneldError` if it is refused or fails; any other exception is a bug.
+
+`commands.executor` makes one for the daemon; tests have their own.
+"""

@@ -1,8 +1,8 @@
-"""The line face of the control protocol: it accepts, encrypts, counts. What is said then is in `conversation`.
+"""The control port: accepts connections, limits their number, and does TLS. `session` then talks to each peer.
 
 serve_lines
-├─ door                    see doors.py; whom we refuse we tell so where that is cheap, and hang up
-└─ connection ×N           TLS handshake and authentication under one deadline, then a conversation
+├─ listener                see net/listeners.py; a refused connection gets one line, if that is cheap, and is closed
+└─ connection ×N           TLS handshake and authentication under one deadline, then a `ControlSession`
 """
 
 from __future__ import annotations
@@ -21,39 +21,41 @@ from tunneld import __version__
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
 from tunneld.config.schema import ControlSettings
-from tunneld.control.connection import TLS_HANDSHAKE, LineConnection, PeerLeftError, why
+from tunneld.control.connection import LineConnection, PeerLeftError, reason_of_break
 from tunneld.control.login import LoginState
 from tunneld.control.reply import Execute
 from tunneld.control.session import ControlSession
 from tunneld.net.endpoint import format_peer, unmap
 from tunneld.net.listeners import ReloadableListener
-from tunneld.tls.connection import is_truncation
+from tunneld.tls.connection import HANDSHAKE, is_truncation
 from tunneld.wire.lines import format_err
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("control")
 
 
 class PreauthError(PeerLeftError):
-    """The peer said what is no TLS handshake that we take, unlike one that left without a word, as probes do."""
+    """The peer sent something that is no acceptable TLS handshake, which counts as a failed login. A peer that closes
+    the connection without a word, as probes do, raises the base class instead.
+    """
 
 
 async def serve_lines(
-    door: ReloadableListener,
+    listener: ReloadableListener,
     settings: Callable[[], ControlSettings],
     tls: Callable[[], ssl.SSLContext | None],
     execute: Execute,
-    gate: Authenticator | None = None,
+    authenticator: Authenticator | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the control protocol to all who come through `door` until cancelled; then every connection is closed.
+    """Serve the control protocol on `listener` until cancelled, then close every connection.
 
-    `settings` is asked anew each time, so a reload applies to connections that are open; `tls` for each handshake.
-    Without a `gate` everybody is admitted, and is an admin.
+    `settings` is called at each use, so a reload applies to connections that are open; `tls` is called for each
+    handshake. Without an `authenticator` every peer is admitted, with the role admin.
     """
-    server = _LineServer(settings, tls, execute, gate or Authenticator(lambda: ()))
+    server = _LineServer(settings, tls, execute, authenticator or Authenticator(lambda: ()))
     async with trio.open_nursery() as nursery:
-        await nursery.start(door.serve, lambda connection, peer: server.admit(connection, peer, nursery))
+        await nursery.start(listener.serve, lambda connection, peer: server.accept(connection, peer, nursery))
         task_status.started()
 
 
@@ -63,59 +65,60 @@ class _LineServer:
         settings: Callable[[], ControlSettings],
         tls: Callable[[], ssl.SSLContext | None],
         execute: Execute,
-        gate: Authenticator,
+        authenticator: Authenticator,
     ) -> None:
         self._settings = settings
         self._tls = tls
         self._execute = execute
-        self._gate = gate
+        self._authenticator = authenticator
         self._connections = 0
-        self._full = False  # said once, not once a connection
+        self._full_logged = False  # one warning per time the limit is reached, not one per connection
 
-    def admit(self, connection: socket.socket, peer: Any, nursery: trio.Nursery) -> None:
-        """Somebody connected. `nursery` owns the connections."""
+    def accept(self, connection: socket.socket, peer: Any, nursery: trio.Nursery) -> None:
+        """Take an accepted connection: start its task in `nursery`, or refuse and close it."""
         host = unmap(peer[0])
         limit = self._settings().max_connections
         if self._connections >= limit:
-            if not self._full:
-                log.warning("control turns connections away", max_connections=limit)
-            self._full = True
-            _turn_away(connection, f"{limit} control connections are open, no more are allowed; try again later")
+            if not self._full_logged:
+                log.warning("control connection limit reached", max_connections=limit)
+            self._full_logged = True
+            text = f"{limit} of {limit} control connections are open (control.max_connections); try again later"
+            _refuse(connection, text)
             return
-        self._full = False
-        stranger = self._meet(host)
-        if isinstance(stranger, PreauthRefusal):
-            self._gate.log_refusal(host, "control", stranger)
-            _turn_away(connection, stranger.reason if self._tls() is None else None)
+        self._full_logged = False
+        slot = self._acquire_slot(host)
+        if isinstance(slot, PreauthRefusal):
+            self._authenticator.log_refusal(host, "control", slot)
+            _refuse(connection, slot.reason if self._tls() is None else None)
             return
         self._connections += 1
         deadline = trio.current_time() + self._settings().handshake_timeout
         transport = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-        nursery.start_soon(self._serve, transport, stranger, deadline)
+        nursery.start_soon(self._serve, transport, slot, deadline)
 
-    def _meet(self, host: str) -> PreauthSlot | PreauthRefusal:
-        """Whoever comes is a stranger, unless nobody is asked who they are, by a secret or by TLS."""
+    def _acquire_slot(self, host: str) -> PreauthSlot | PreauthRefusal:
+        """A slot for a new connection, exempt if neither a secret nor a client certificate is required."""
         tls = self._tls()
-        if self._gate.is_open and (tls is None or tls.verify_mode == ssl.CERT_NONE):
-            return PreauthSlot.mark_authenticated()
-        return self._gate.preauth.acquire(host, trio.current_time(), random.random())
+        if self._authenticator.is_open and (tls is None or tls.verify_mode == ssl.CERT_NONE):
+            return PreauthSlot.exempt()
+        return self._authenticator.preauth.acquire(host, trio.current_time(), random.random())
 
-    async def _serve(self, transport: trio.SocketStream, stranger: PreauthSlot, deadline: float) -> None:
-        """One connection, whatever happens on it; a stranger has until `deadline`, a time of Trio's clock."""
+    async def _serve(self, transport: trio.SocketStream, slot: PreauthSlot, deadline: float) -> None:
+        """Serve one connection and handle every error on it; it must authenticate by `deadline` (Trio's clock)."""
         bound = log
         try:
             async with transport:
                 bound = log.bind(peer=format_peer(transport.socket.getpeername()))
-                bound.debug("control connection came")
-                if (stream := await self._encrypt(transport, stranger, deadline, bound)) is not None:
+                bound.debug("control connection accepted")
+                if (stream := await self._encrypt(transport, slot, deadline, bound)) is not None:
                     async with LineConnection(stream, self._settings) as connection:
-                        entry = _enter(self._gate, transport.socket, stream, stranger)
-                        conversation = ControlSession(connection, entry, self._settings, self._execute, bound)
+                        login = _begin_login(self._authenticator, transport.socket, stream, slot)
+                        session = ControlSession(connection, login, self._settings, self._execute, bound)
                         try:
-                            await conversation.run(f"tunneld {__version__} protocol=1 auth={entry.method}", deadline)
+                            await session.run(f"tunneld {__version__} protocol=1 auth={login.method}", deadline)
                         finally:
-                            entry.end()
-                bound.debug("control connection ended")
+                            login.close()
+                bound.debug("control connection closed")
         except (PeerLeftError, trio.BrokenResourceError, OSError) as error:
             bound.debug("control connection lost", reason=str(error))
         except Exception:
@@ -123,64 +126,71 @@ class _LineServer:
         finally:
             self._connections -= 1
             if trio.current_time() >= deadline:
-                stranger.fail(trio.current_time())
-            stranger.release()
+                slot.fail(trio.current_time())
+            slot.release()
 
     async def _encrypt(
-        self, transport: trio.SocketStream, stranger: PreauthSlot, deadline: float, bound: structlog.stdlib.BoundLogger
+        self, transport: trio.SocketStream, slot: PreauthSlot, deadline: float, bound: structlog.stdlib.BoundLogger
     ) -> trio.abc.Stream | None:
-        """The stream to talk on; None where TLS is wanted and the peer does not manage it in time."""
+        """The stream of the session; None if TLS is required and its handshake fails or is not done by `deadline`."""
         if (tls := self._tls()) is None:
             return transport
-        reason = f"not done in {self._settings().handshake_timeout:g} s"
+        reason = f"not done within {self._settings().handshake_timeout:g} s (control.handshake_timeout)"
         with trio.move_on_at(deadline):
             try:
-                return await _shake_hands(transport, tls, self._settings)
+                return await _do_handshake(transport, tls, self._settings)
             except PeerLeftError as error:
                 reason = str(error)
                 if isinstance(error, PreauthError):
-                    stranger.fail(trio.current_time())
+                    slot.fail(trio.current_time())
         bound.info("TLS handshake on control connection failed", reason=reason)
         return None
 
 
-async def _shake_hands(
+async def _do_handshake(
     transport: trio.SocketStream, tls: ssl.SSLContext, settings: Callable[[], ControlSettings]
 ) -> trio.SSLStream[trio.SocketStream]:
+    """Do the server side of a TLS handshake; a peer that speaks plain text gets an error line. Raises `PreauthError` or
+    `PeerLeftError`.
+    """
     first = await transport.socket.recv(1, socket.MSG_PEEK)
-    if first and first != TLS_HANDSHAKE:  # somebody with nc: tell them
+    if first and first != HANDSHAKE:  # a person with nc, for example
         plain = LineConnection(transport, settings)
         await plain.send(format_err("protocol", "this port speaks TLS; use tls:// or openssl s_client"))
-        await plain.read_away()
+        await plain.discard_input()
         raise PreauthError("peer spoke plain text")
     stream = trio.SSLStream(transport, tls, server_side=True)
     try:
         await stream.do_handshake()
     except trio.BrokenResourceError as error:
-        cause = error.__cause__  # who leaves has not failed to prove anything: it may be an agent that we kept waiting
-        strange = isinstance(cause, ssl.SSLError) and not is_truncation(cause)
-        raise (PreauthError if strange else PeerLeftError)(why(error)) from None
+        cause = error.__cause__  # closing early is no failed login: it may be an agent that gave up waiting for us
+        is_failure = isinstance(cause, ssl.SSLError) and not is_truncation(cause)
+        raise (PreauthError if is_failure else PeerLeftError)(reason_of_break(error)) from None
     return stream
 
 
-def _enter(
-    gate: Authenticator, connection: trio.socket.SocketType, stream: trio.abc.Stream, stranger: PreauthSlot
+def _begin_login(
+    authenticator: Authenticator, connection: trio.socket.SocketType, stream: trio.abc.Stream, slot: PreauthSlot
 ) -> LoginState:
-    """Who is at the other end, perhaps a stranger no more. Raises `OSError` where it left already."""
+    """The login state of a new connection; releases `slot` if the peer is authenticated already. Raises `OSError` if
+    the peer has left.
+    """
     peer = connection.getpeername()
     certificate = None
     if isinstance(stream, trio.SSLStream):
-        certificate = stream.getpeercert(binary_form=True)  # TLS keeps only those that it has verified
+        certificate = stream.getpeercert(binary_form=True)  # TLS returns a certificate only if it has verified it
     local = unmap(connection.getsockname()[0])
-    entry = LoginState(gate, unmap(peer[0]), format_peer(peer), local, certificate, on_known=stranger.release)
-    if entry.grant is not None:
-        stranger.release()
-    return entry
+    login = LoginState(
+        authenticator, unmap(peer[0]), format_peer(peer), local, certificate, on_authenticated=slot.release
+    )
+    if login.grant is not None:
+        slot.release()
+    return login
 
 
-def _turn_away(connection: socket.socket, reason: str | None) -> None:
-    """Say one line, if there is one, and hang up, without waiting: the buffer of a new socket takes a line, and if it
-    does not, so be it.
+def _refuse(connection: socket.socket, reason: str | None) -> None:
+    """Send one error line, if there is a reason, and close, without waiting: the send buffer of a new socket has space
+    for a line. If the line cannot be sent, it is dropped.
     """
     with connection, suppress(OSError):
         connection.setblocking(False)

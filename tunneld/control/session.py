@@ -1,8 +1,8 @@
-"""What is said on one control connection: a greeting, then requests and replies in turn. tunneld-control(7) is its
-description.
+"""The dialogue on one control connection: a greeting, then requests and replies in turn. tunneld-control(7) specifies
+it.
 
-    conversation                one request at a time; the next is read when this one is answered
-    └─ (watch) typing           ends the waiting for the next event, never a line that is being sent
+    session                     one request at a time; the next is read when this one is answered
+    └─ (watch) input monitor    ends the wait for the next event, never the sending of a line
 """
 
 from __future__ import annotations
@@ -19,124 +19,125 @@ import trio
 
 from tunneld.config.schema import ControlSettings
 from tunneld.control.connection import LineConnection, PeerLeftError
-from tunneld.control.login import AUTH, MAX_FAILURES, LoginState
+from tunneld.control.login import AUTH, MAX_LOGIN_FAILURES, LoginState
 from tunneld.control.reply import Execute, Reply
 from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.wire.lines import Item, Request, format_err, format_item, format_ok, parse_request
 
-MAX_MISTAKES = 10
-"""Unreadable lines in a row: a person stops earlier and reads the man page, a program that speaks something else
-does not.
+MAX_UNREADABLE_LINES = 10
+"""Consecutive lines that are no requests: a person stops earlier and reads the manual, a program that speaks another
+protocol does not.
 """
 
-BATCH = 16 * 1024
-"""Octets of items that are sent at once; a list of a thousand tunnels is 250 KiB."""
+REPLY_BATCH = 16 * 1024
+"""Bytes of items per send; a list of a thousand tunnels is 250 KiB."""
 
-HTTP_REQUEST = re.compile(rb"\S+ \S+ HTTP/[0-9.]+")
-"""A browser. It must be hung up on, for the body of its request could be lines of ours, written by a page of a
-stranger.
+HTTP_REQUEST_LINE = re.compile(rb"\S+ \S+ HTTP/[0-9.]+")
+"""A browser. Its connection must be closed: the body of the request could hold lines of our protocol, written by a
+hostile web page.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ControlSession:
-    """One peer and everything it asks."""
+    """One control connection with its login state. The server creates it and calls `run` once."""
 
     connection: LineConnection
-    entry: LoginState
+    login: LoginState
     settings: Callable[[], ControlSettings]
     execute: Execute
     log: structlog.stdlib.BoundLogger
-    opening: trio.CancelScope = field(default_factory=trio.CancelScope)  # ends the wait for a stranger to be known
+    login_scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # its deadline ends when `auth` succeeds
 
     async def run(self, greeting: str, deadline: float) -> None:
-        """Talk until the peer ends, quits, idles or talks nonsense, or is a stranger still at `deadline` (a time of
-        Trio's clock). Raises `PeerLeftError` when it breaks the connection.
+        """Answer requests until the peer ends the connection, quits, is idle for too long, breaks the protocol, or has
+        not authenticated by `deadline` (Trio's clock). Raises `PeerLeftError` if the connection breaks.
         """
-        if self.entry.grant is None:
-            self.opening.deadline = deadline
-        with self.opening:
+        if self.login.grant is None:
+            self.login_scope.deadline = deadline
+        with self.login_scope:
             await self._talk(greeting)
-        if self.opening.cancelled_caught:
-            self.log.info("control connection ended: nobody authenticated in time")
-            await self._hang_up(LimitReachedError("nobody authenticated in time (control.handshake_timeout)"))
+        if self.login_scope.cancelled_caught:
+            self.log.info("control connection closed: authentication timed out")
+            await self._close_with(LimitReachedError("authentication timed out (control.handshake_timeout)"))
 
     async def _talk(self, greeting: str) -> None:
         await self.connection.send(format_ok(greeting))
         try:
             await self._answer_all()
         except RemoteProtocolError as error:
-            self.log.info("control connection ended: not our protocol", reason=str(error))
-            await self._hang_up(error)
+            self.log.info("control connection closed: peer speaks another protocol", reason=str(error))
+            await self._close_with(error)
 
-    async def _hang_up(self, error: TunneldError) -> None:
+    async def _close_with(self, error: TunneldError) -> None:
+        """Send a final error and make sure that it arrives; the server then closes the connection."""
         await self.connection.send(format_err(error.code, str(error)))
-        await self.connection.read_away()
+        await self.connection.discard_input()
 
     async def _answer_all(self) -> None:
-        mistakes = 0
+        unreadable = 0
         while (line := await self._next_line()) is not None:
             if not line.strip():
                 continue
-            if HTTP_REQUEST.match(line):
+            if HTTP_REQUEST_LINE.match(line):
                 raise RemoteProtocolError(
-                    "this port speaks tunneld-control(7), not HTTP; the HTTP face has its own port"
+                    "this port speaks tunneld-control(7), not HTTP; HTTP has its own port, see [http]"
                 )
             try:
                 request = parse_request(line)
             except UsageError as error:
-                mistakes += 1
-                await self._refuse_line(error, mistakes)
+                unreadable += 1
+                await self._refuse_line(error, unreadable)
                 continue
-            mistakes = 0
+            unreadable = 0
             if await self._answer(request):
                 return
 
     async def _next_line(self) -> bytes | None:
-        patience = self.settings().idle_timeout
-        with trio.move_on_after(patience):
+        timeout = self.settings().idle_timeout
+        with trio.move_on_after(timeout):
             return await self.connection.next_line()
-        self.log.debug("control connection idled out")
-        await self.connection.send(format_err("limit", f"no request came for {patience:g} s; connect again"))
+        self.log.debug("control connection closed: idle")
+        text = f"no request for {timeout:g} s (control.idle_timeout); connect again"
+        await self.connection.send(format_err("limit", text))
         return None
 
-    async def _refuse_line(self, error: UsageError, mistakes: int) -> None:
-        if mistakes == MAX_MISTAKES:
-            raise RemoteProtocolError(f"{mistakes} lines in a row were no requests, the last because {error}")
+    async def _refuse_line(self, error: UsageError, unreadable: int) -> None:
+        if unreadable == MAX_UNREADABLE_LINES:
+            raise RemoteProtocolError(f"{unreadable} unreadable lines in a row, the last one: {error}")
         await self.connection.send(format_err(error.code, str(error)))
 
     async def _answer(self, request: Request) -> bool:
-        """Carry out one request and say how it went. True when the conversation is over."""
+        """Execute one request and send its reply. True if the session is over."""
         try:
-            reply = await self._carry_out(request)
+            reply = await self._execute(request)
             await self._send_reply(reply)
         except PeerLeftError:
             raise
         except TunneldError as error:
             self.log.debug("control request refused", verb=request.verb, code=error.code, reason=str(error))
-            if self.entry.failures >= MAX_FAILURES:
-                await self._hang_up(error)
+            if self.login.failures >= MAX_LOGIN_FAILURES:
+                await self._close_with(error)
                 return True
             await self.connection.send(format_err(error.code, str(error)))
         except Exception:
             self.log.exception("control request failed: a bug", verb=request.verb)
-            await self.connection.send(
-                format_err("internal", f"{request.verb} failed inside the relay; its log says why")
-            )
+            text = f"{request.verb} failed because of a bug in the relay; see the log of the relay"
+            await self.connection.send(format_err("internal", text))
         else:
             return reply.closing
         return False
 
-    async def _carry_out(self, request: Request) -> Reply:
+    async def _execute(self, request: Request) -> Reply:
         if request.verb != AUTH:
             try:
-                return await self.execute(request, self.entry.caller)
+                return await self.execute(request, self.login.caller)
             except NotAllowedError:
-                self.entry.check_standing()
+                self.login.check_revoked()
                 raise
-        reply = self.entry.answer(request)
-        if self.entry.grant is not None:
-            self.opening.deadline = math.inf
+        reply = self.login.authenticate(request)
+        if self.login.grant is not None:
+            self.login_scope.deadline = math.inf
         return reply
 
     async def _send_reply(self, reply: Reply) -> None:
@@ -145,50 +146,52 @@ class ControlSession:
             batch = bytearray()
             for item in reply.items:
                 batch += format_item(item)
-                if len(batch) >= BATCH:
+                if len(batch) >= REPLY_BATCH:
                     await self.connection.send(batch)
                     batch = bytearray()
             if reply.stream:
                 await self.connection.send(batch)
                 batch = bytearray()
-                await self._watch(reply.stream)
+                await self._send_stream(reply.stream)
         await self.connection.send(batch + format_ok(reply.text))
 
-    async def _watch(self, stream: AsyncGenerator[Item, None]) -> None:
-        """Send what the stream brings until something is typed, the peer ends, or the stream does."""
-        if self.connection.typed_ahead:
+    async def _send_stream(self, stream: AsyncGenerator[Item, None]) -> None:
+        """Send the items of `stream` until it ends, or until the peer sends anything or closes."""
+        if self.connection.has_buffered_input:
             return
-        typed = _Typed()
+        monitor = _InputMonitor()
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(typed.listen, self.connection)
+            nursery.start_soon(monitor.run, self.connection)
             try:
-                while (item := await typed.interrupt(stream)) is not None:
+                while (item := await monitor.next_item(stream)) is not None:
                     await self.connection.send(format_item(item))
-            except Exception as error:  # carried out by hand: a nursery would wrap it in a group
+            except Exception as error:  # raised after the nursery, which would wrap it in an exception group
                 failure = error
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
 
-class _Typed:
-    """Whether the peer has typed, and the waiting that this ends."""
+class _InputMonitor:
+    """Interrupts the wait for the next item of a stream when the peer sends input."""
 
     def __init__(self) -> None:
-        self._typed = False
+        self._has_input = False
         self._waiting = trio.CancelScope()
 
-    async def listen(self, connection: LineConnection) -> None:
-        """Sleep until the peer types or leaves, then end the waiting. Whoever reads next hears how it left."""
+    async def run(self, connection: LineConnection) -> None:
+        """Wait until the peer sends anything or the connection ends, then interrupt `next_item`. Errors are left for
+        the next read.
+        """
         with suppress(PeerLeftError, RemoteProtocolError):
-            await connection.wait_typed()
-        self._typed = True
+            await connection.wait_for_input()
+        self._has_input = True
         self._waiting.cancel()
 
-    async def interrupt(self, stream: AsyncGenerator[Item, None]) -> Item | None:
-        """The next item, or None when the peer has typed or the stream is at its end."""
-        if self._typed:
+    async def next_item(self, stream: AsyncGenerator[Item, None]) -> Item | None:
+        """The next item, or None if the peer has sent input or the stream has ended."""
+        if self._has_input:
             return None
         with trio.CancelScope() as self._waiting:
             return await anext(stream, None)

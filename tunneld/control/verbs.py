@@ -1,7 +1,7 @@
-"""What the verbs of the control protocol do: a function each, in the order of the table in `commands`.
+"""The verbs of the control protocol: one function each, in the order of the table in `commands`.
 
-A function gets the daemon, the request and who asks, and returns a `Reply` or raises a `TunneldError`. What a caller
-has no part in does not exist for it.
+Each function gets the daemon, the request and its caller, and returns a `Reply` or raises a `TunneldError`. To a
+caller, tunnels of other credentials do not exist, unless it is an admin.
 """
 
 from __future__ import annotations
@@ -18,40 +18,37 @@ from tunneld.directory.reservations import ReservationView
 from tunneld.directory.service import TunnelService
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import format_peer
-from tunneld.policy.access import Grant
 from tunneld.policy.options import ANYWHERE, TunnelOptions
 from tunneld.policy.units import count
 from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import Item, Request
 
 MAX_TRIM = 1_000_000
-"""Parked connections: far above any `tunnels.max_parked`."""
+"""Idle server connections: far above any `tunnels.max_parked`."""
 
 
 class DaemonControl(Protocol):
-    """What the verbs need of the process around them."""
+    """What the verbs need of the daemon."""
 
     @property
     def service(self) -> TunnelService:
-        """The tunnels."""
+        """The directory of tunnels."""
 
     @property
     def settings(self) -> Settings:
         """The settings in force."""
 
     def status(self) -> Item:
-        """The process in one line of facts."""
+        """The item of `status`."""
 
     def reload(self) -> Sequence[Item]:
-        """Read the configuration file again; one item for each key that changed. Raises `ConfigError`, and changes
-        nothing then.
-        """
+        """Read the configuration file again; returns one item per changed key. On `ConfigError` nothing changes."""
 
     def shutdown(self, *, drain: bool) -> None:
-        """End the process, with or without letting the relays finish."""
+        """Stop the process; with `drain`, connections may finish first."""
 
     async def restart(self) -> None:
-        """Begin to become the program as it is on the disk now. Raises `ConfigError`, `DrainingError`, `UsageError`."""
+        """Begin to replace the process by the installed one. Raises `ConfigError`, `DrainingError` or `UsageError`."""
 
 
 async def open_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
@@ -64,18 +61,18 @@ async def open_tunnel(daemon: DaemonControl, request: Request, caller: Requester
 
 async def get_tunnel_address(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """The text is the client URI of the tunnel with this server URI."""
-    return Reply(text=str(daemon.service.get_tunnel_address(request.args[0], known(caller))))
+    return Reply(text=str(daemon.service.get_tunnel_address(request.args[0], caller.known_grant)))
 
 
 async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Requester) -> Reply:
     """One item for each open tunnel that the caller may see, oldest first."""
-    items = [describe_tunnel(tunnel) for tunnel in daemon.service.tunnels(known(caller))]
+    items = [describe_tunnel(tunnel) for tunnel in daemon.service.tunnels(caller.known_grant)]
     return Reply(text=count(len(items), "tunnel"), items=items)
 
 
 async def show_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """One item for the tunnel, then one for each visitor."""
-    tunnel = daemon.service.find(request.args[0], known(caller))
+    tunnel = daemon.service.find(request.args[0], caller.known_grant)
     visitors: list[Item] = [
         {"visitor": format_peer(peer), "up": relay.up, "down": relay.down}
         for relay, peer in tunnel.visitors.relays.items()
@@ -84,65 +81,65 @@ async def show_tunnel(daemon: DaemonControl, request: Request, caller: Requester
 
 
 async def close_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
-    """Stop a tunnel now, and give its address up unless told to keep it."""
-    reference, *how = request.args
-    if how not in ([], ["keep"]):
-        raise UsageError(f"close takes a tunnel and nothing or the word keep, not {how[0]!r}")
-    tunnel = await daemon.service.close(reference, known(caller), keep=bool(how))
+    """Close a tunnel now; without `keep`, drop its reservation."""
+    reference, *flags = request.args
+    if flags not in ([], ["keep"]):
+        raise UsageError(f"unrecognized argument {flags[0]!r}; usage: close URI|ID [keep]")
+    tunnel = await daemon.service.close(reference, caller.known_grant, keep=bool(flags))
     return Reply(text=f"closed {tunnel.id}")
 
 
 async def list_reservations(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
-    """One item for each reservation that the caller may see, or for those of one port or name."""
-    addresses, grant = daemon.service.reservations, known(caller)
+    """One item for each reservation that the caller may see, or for each with this port or name."""
+    addresses, grant = daemon.service.reservations, caller.known_grant
     found = addresses.find(request.args[0], grant) if request.args else addresses.kept(grant)
     return Reply(text=count(len(found), "reservation"), items=[describe_reservation(kept) for kept in found])
 
 
 async def release_reservation(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
-    """Give an address up that no open tunnel has."""
-    record = await daemon.service.reservations.release(request.args[0], known(caller))
+    """Drop the reservation of a tunnel that is not open."""
+    record = await daemon.service.reservations.release(request.args[0], caller.known_grant)
     return Reply(text=f"released port {record.client_port} of {record.holder.name}")
 
 
 async def drain_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
-    """Take nobody new; the tunnel closes when its last relay ends."""
-    tunnel = daemon.service.drain_one(request.args[0], known(caller))
+    """Accept no new visitors; the tunnel closes when its last visitor leaves."""
+    tunnel = daemon.service.drain_one(request.args[0], caller.known_grant)
     return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
 
 
 async def join_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
-    """The agent that asks serves this tunnel, from the address that it asks from."""
+    """Let the agent that sent this request serve the tunnel, from the address of the request."""
     tunnel = daemon.service.join(request.args[0], caller)
     return Reply(text=f"joined {tunnel.id}")
 
 
 async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
-    """The agent that asks serves this tunnel no more; the last one drains it."""
-    tunnel = daemon.service.find(request.args[0], known(caller))
+    """The agent that sent this request stops serving the tunnel; the last agent drains it."""
+    tunnel = daemon.service.find(request.args[0], caller.known_grant)
     if tunnel.dismiss(caller.owner):
         return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
-    return Reply(text=f"left {tunnel.id} to {count(len(tunnel.agents), 'other agent')}")
+    return Reply(text=f"left {tunnel.id}; remaining agents: {len(tunnel.agents)}")
 
 
 async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
-    """Close surplus parked server connections."""
-    tunnel = daemon.service.find(request.args[0], known(caller))
+    """Close idle server connections beyond a number to keep."""
+    tunnel = daemon.service.find(request.args[0], caller.known_grant)
     keep = request.args[1]
     if not (keep.isascii() and keep.isdigit() and len(keep) <= len(str(MAX_TRIM))):
-        raise UsageError(f"not a number of server connections to keep: {keep!r}")
-    return Reply(text=f"closed {count(tunnel.trim(int(keep), caller.host), 'parked server connection')} of {tunnel.id}")
+        raise UsageError(f"COUNT must be a number of server connections to keep, not {keep!r}")
+    return Reply(text=f"closed {count(tunnel.trim(int(keep), caller.host), 'idle server connection')} of {tunnel.id}")
 
 
 async def watch_tunnels(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
-    """A stream of events, of all tunnels that the caller may see or of one. The first says that watching has begun."""
-    grant = known(caller)
+    """A stream of events of one tunnel, or of all that the caller may see. The first event is `watching`."""
+    grant = caller.known_grant
     tunnel = daemon.service.find(request.args[0], grant).id if request.args else None
     return Reply(stream=_stream(daemon, tunnel, caller))
 
 
 async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) -> AsyncGenerator[Item, None]:
-    """It ends with the first event after the caller's credential is gone, and does not tell it."""
+    """The events. After the credential of the caller is revoked, the next event ends the stream and is not sent."""
     service = daemon.service
 
     def wanted(other: str) -> bool:
@@ -163,44 +160,39 @@ async def status(daemon: DaemonControl, _request: Request, _caller: Requester) -
 
 
 async def settings(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
-    """One item for each key in force whose path begins with what was asked for. Credentials are not among them."""
+    """One item for each key that begins with the argument, with the value in force. Credentials are left out."""
     prefix = request.args[0].lower() if request.args else ""
     paths = [key.path for key in keys() if not key.repeated and f"{key.path}.".startswith(prefix)]
     if not paths:
-        raise UsageError(f"no key begins with {prefix!r}: see tunnel.toml(5)")
+        raise UsageError(f"no key begins with {prefix!r}; see tunnel.toml(5)")
     shown = ((path, value(daemon.settings, path)) for path in paths)
     items: list[Item] = [{"key": path, "value": None if found is None else literal(found)} for path, found in shown]
     return Reply(text=count(len(items), "key"), items=items)
 
 
 async def reload(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
-    """Read the configuration again."""
+    """Read the configuration file again; one item per changed key."""
     items = daemon.reload()
     return Reply(text=f"{count(len(items), 'key')} changed", items=items)
 
 
 async def shut_down(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
-    """End the daemon, now or after a drain."""
+    """Stop the daemon, now or after a drain."""
     if request.args not in {(), ("drain",)}:
-        raise UsageError(f"shutdown takes nothing or the word drain, not {request.args[0]!r}")
+        raise UsageError(f"unrecognized argument {request.args[0]!r}; usage: shutdown [drain]")
     drain = bool(request.args)
     daemon.shutdown(drain=drain)
     return Reply(text="draining, then stopping" if drain else "stopping")
 
 
 async def restart(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
-    """Become the program as it is on the disk now, and keep what can be kept."""
+    """Replace the daemon with the installed program; tunnels and connections are kept as far as possible."""
     await daemon.restart()
-    return Reply(text=f"starting again, with {count(len(daemon.service.tunnels()), 'tunnel')}")
-
-
-def known(caller: Requester) -> Grant:
-    """The grant of a caller whose role was checked."""
-    return caller.known_grant
+    return Reply(text=f"restarting with {count(len(daemon.service.tunnels()), 'tunnel')}")
 
 
 def describe_reservation(kept: ReservationView) -> Item:
-    """What `reservations` says of one. The server URI would tell its key, so only the port of that is told."""
+    """The item of a reservation. The server URI contains its key, so only its port is shown."""
     record = kept.record
     return {
         "name": record.holder.name,
@@ -214,28 +206,28 @@ def describe_reservation(kept: ReservationView) -> Item:
 
 
 def describe_tunnel(tunnel: Tunnel) -> Item:
-    """What `list` and `show` say of a tunnel; times in seconds, sizes in octets."""
-    opening, options, terms = tunnel.spec, tunnel.spec.options, tunnel.limits
+    """The item of a tunnel in `list` and `show`; times in seconds, sizes in bytes."""
+    spec, options, limits = tunnel.spec, tunnel.spec.options, tunnel.limits
     up, down = tunnel.octets
     return {
         "id": tunnel.id,
-        "name": opening.options.name or None,
-        "backend": opening.backend,
+        "name": options.name or None,
+        "backend": spec.backend,
         "phase": tunnel.phase.value,
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
-        "owner": opening.owner,
+        "owner": spec.owner,
         "agents": len(tunnel.agents) if options.share else None,
         "secure": None if options.secure == "no" else options.secure,
         "server_from": ANYWHERE if tunnel.agents.networks is None else ",".join(map(str, tunnel.agents.networks)),
-        "persist": opening.options.persist,
+        "persist": options.persist,
         "allow_from": ",".join(map(str, options.allow_from)) or None,
         "deny_from": ",".join(map(str, options.deny_from)) or None,
-        "max_visitors": terms.max_visitors,
-        "max_per_source": terms.rules.max_per_source,
-        "visitor_rate": str(terms.rules.rate) if terms.rules.rate else None,
-        "bandwidth": terms.bandwidth,
-        "quota": terms.quota,
+        "max_visitors": limits.max_visitors,
+        "max_per_source": limits.rules.max_per_source,
+        "visitor_rate": str(limits.rules.rate) if limits.rules.rate else None,
+        "bandwidth": limits.bandwidth,
+        "quota": limits.quota,
         "age": int(tunnel.age),
         "visitors": len(tunnel.visitors),
         "waiting": tunnel.waiting,

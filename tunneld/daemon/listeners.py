@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from tunneld.config.reach import check_reach
+from tunneld.config.problems import check_reach
 from tunneld.config.schema import Settings
 from tunneld.net.listeners import BindAddress, Bound, ReloadableListener, bind_again
 from tunneld.net.sockets import describe

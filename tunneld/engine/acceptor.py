@@ -13,6 +13,7 @@ import errno
 import os
 import select
 import socket
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ PROBE_MARGIN = 64
 """Descriptors below the reserve from which on acceptors probe: more than the rest of the process opens while one
 connection is accepted.
 """
+
+TCP_ENDED = {7, 8}
+"""The states CLOSE and CLOSE_WAIT of tcpi_state, see tcp(7)."""
 
 
 class Acceptor:
@@ -162,6 +166,16 @@ def peer_closed(connection: socket.socket) -> bool:
         return not connection.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
         return False
+    except OSError:
+        return True
+
+
+def peer_ended(connection: socket.socket) -> bool:
+    """Whether the peer ended or reset the connection, even if bytes that it sent before are left to read."""
+    if sys.platform != "linux":
+        return peer_closed(connection)
+    try:
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in TCP_ENDED
     except OSError:
         return True
 

@@ -1,13 +1,11 @@
-"""The JSON face, under `/api/v1`: the verbs of the line protocol, by the same names.
+"""The JSON interface under `/api/v1`: the verbs of the control protocol, by the same names.
 
     GET  /api/v1                       the verbs
-    GET  /api/v1/VERB?arg=...          for verbs that only look; `ref`, `uri` and `verb` say the same as `arg`
+    GET  /api/v1/VERB?arg=...          verbs that change nothing; `ref`, `uri` and `verb` are synonyms of `arg`
     POST /api/v1/VERB                  {"args": [...], "options": {...}}, both optional, for every verb
 
-The answer is `{"text": "...", "items": [{...}, ...]}`; of `watch` it is a stream with one JSON object a line, until
-the client leaves. A problem is `application/problem+json`, see problems.py.
-
-A reply without an end, as newline-delimited JSON.
+The answer is `{"text": "...", "items": [{...}, ...]}`. The answer to `watch` is a stream of newline-delimited JSON, one
+object per event, until the client closes. An error is `application/problem+json`, see problems.py.
 """
 
 from __future__ import annotations
@@ -25,32 +23,33 @@ from starlette.types import Receive, Scope, Send
 from tunneld.control.commands import find_command
 from tunneld.control.reply import Execute, Reply
 from tunneld.errors import UsageError
-from tunneld.http.problems import refuse
-from tunneld.http.servlet import once_each
-from tunneld.http.translate import as_fields, build, caller_of, carry_out
+from tunneld.http.problems import http_error
+from tunneld.http.servlet import unique_parameters
+from tunneld.http.translate import as_fields, caller_of, execute_request, make_request
 from tunneld.wire.lines import Item, Request
 
-INDEX = "help"
+DEFAULT_VERB = "help"
 ARGUMENT_NAMES = frozenset({"arg", "ref", "uri", "verb"})
+"""Query parameters that are arguments; every other one is an option."""
 
 
 async def answer_api(request: HttpRequest, body: bytes, execute: Execute) -> Response | LineStream:
-    """Carry out one verb. Raises `TunneldError` or `Refused`."""
+    """Execute one verb. Raises `TunneldError` or `HttpError`."""
     verb = _verb(request)
-    wanted = _posted(verb, body) if request.method == "POST" else _asked(verb, request)
-    return await _respond(request, await carry_out(execute, wanted, caller_of(request.scope)))
+    parsed = _from_body(verb, body) if request.method == "POST" else _from_query(verb, request)
+    return await _respond(request, await execute_request(execute, parsed, caller_of(request.scope)))
 
 
 def _verb(request: HttpRequest) -> str:
-    """The verb in the path: one that there is, and that this method may carry out."""
-    verb: str = request.path_params.get("verb", INDEX)
+    """The verb in the path. Raises `HttpError` if it does not exist or needs another method."""
+    verb: str = request.path_params.get("verb", DEFAULT_VERB)
     try:
         command = find_command(verb)
     except UsageError as error:
-        raise refuse(HTTPStatus.NOT_FOUND, str(error)) from None
+        raise http_error(HTTPStatus.NOT_FOUND, str(error)) from None
     if command.changes and request.method != "POST":
-        detail = f"{command.verb} changes something: POST it, as application/json"
-        raise refuse(HTTPStatus.METHOD_NOT_ALLOWED, detail, Allow="POST")
+        detail = f"{command.verb} changes something; use POST with the content type application/json"
+        raise http_error(HTTPStatus.METHOD_NOT_ALLOWED, detail, Allow="POST")
     return command.verb
 
 
@@ -64,36 +63,35 @@ async def _respond(request: HttpRequest, reply: Reply) -> Response | LineStream:
     return LineStream(reply.stream)
 
 
-def _asked(verb: str, request: HttpRequest) -> Request:
-    """The request in a query."""
+def _from_query(verb: str, request: HttpRequest) -> Request:
     pairs = request.query_params.multi_items()
-    options = once_each([(name, value) for name, value in pairs if name not in ARGUMENT_NAMES])
-    return build(verb, [value for name, value in pairs if name in ARGUMENT_NAMES], options)
+    options = unique_parameters([(name, value) for name, value in pairs if name not in ARGUMENT_NAMES])
+    return make_request(verb, [value for name, value in pairs if name in ARGUMENT_NAMES], options)
 
 
-def _posted(verb: str, body: bytes) -> Request:
-    """The request in a JSON body; none at all is one without arguments."""
+def _from_body(verb: str, body: bytes) -> Request:
+    """The request in a JSON body; an empty body is a request without arguments."""
     try:
-        words = json.loads(body) if body.strip() else {}
+        parsed = json.loads(body) if body.strip() else {}
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the body is not JSON: {str(error)[:100]}") from None
-    match words:
-        case {"args": list(args), "options": dict(options)} if len(words) == 2:
-            return build(verb, args, options)
-        case {"args": list(args)} if len(words) == 1:
-            return build(verb, args, {})
-        case {"options": dict(options)} if len(words) == 1:
-            return build(verb, [], options)
-        case {} if not words and isinstance(words, dict):
-            return build(verb, [], {})
+    match parsed:
+        case {"args": list(args), "options": dict(options)} if len(parsed) == 2:
+            return make_request(verb, args, options)
+        case {"args": list(args)} if len(parsed) == 1:
+            return make_request(verb, args, {})
+        case {"options": dict(options)} if len(parsed) == 1:
+            return make_request(verb, [], options)
+        case {} if not parsed and isinstance(parsed, dict):
+            return make_request(verb, [], {})
     raise UsageError('the body is not of the form {"args": [...], "options": {...}}')
 
 
 class LineStream:
-    """An ASGI response: one line an item, until the client leaves; then the stream is closed.
+    """An ASGI response that sends one line per item until the client closes. Then it closes the generator.
 
     request
-    └─ listener     waits for the client to leave and then cancels the writer
+    └─ listener     waits until the client closes, and then cancels the writer
     """
 
     MEDIA_TYPE = "application/x-ndjson"
@@ -102,9 +100,9 @@ class LineStream:
         self._items = items
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response."""
+        """Send the response. Starlette calls this."""
         async with aclosing(self._items), trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when_left, receive, nursery.cancel_scope)
+            nursery.start_soon(_cancel_on_disconnect, receive, nursery.cancel_scope)
             await self._write(send)
             nursery.cancel_scope.cancel()
 
@@ -117,7 +115,7 @@ class LineStream:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _cancel_when_left(receive: Receive, writer: trio.CancelScope) -> None:
+async def _cancel_on_disconnect(receive: Receive, writer: trio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     writer.cancel()

@@ -1,4 +1,4 @@
-"""The routes, and what becomes of errors on the way out of them."""
+"""The ASGI application: routes, and the responses to errors."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from tunneld.http.auth import AuthMiddleware
 from tunneld.http.body import read_body
 from tunneld.http.metrics import answer_metrics, new_registry
 from tunneld.http.origin import SERVLET, OriginMiddleware
-from tunneld.http.problems import HttpError, Problem, of_error, respond
+from tunneld.http.problems import HttpError, Problem, problem_of, respond
 from tunneld.http.responses import ResponseMiddleware
 from tunneld.http.rpc import answer_call
 from tunneld.http.servlet import answer_servlet
 from tunneld.http.translate import grant_of
 from tunneld.policy.access import Role, check_role
 
-Answer = Callable[[Request, bytes, Execute], Awaitable[ASGIApp]]
+AnswerFunction = Callable[[Request, bytes, Execute], Awaitable[ASGIApp]]
 
-INDEX = f"""\
+INDEX_PAGE = f"""\
 POST      /RPC2  /                    XML-RPC: tunnel.openTunnel, tunnel.getTunnelAddress, system.listMethods
 GET POST  {SERVLET}    ?method=openTunnel, ?method=getTunnelAddress&uri=URI
 GET POST  /api/v1/VERB                JSON; GET /api/v1 lists the verbs
 GET       /healthz  /readyz  /metrics
 """
-"""What `GET /` says."""
+"""The body of `GET /`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class HttpApp:
     execute: Execute
     registry: CollectorRegistry
 
-    def bodied(self, answer: Answer) -> Callable[[Request], Awaitable[ASGIApp]]:
-        """An endpoint that reads the body first."""
+    def with_body(self, answer: AnswerFunction) -> Callable[[Request], Awaitable[ASGIApp]]:
+        """An endpoint that reads the body and passes it to `answer`."""
 
         async def endpoint(request: Request) -> ASGIApp:
             settings = self.daemon.settings.http
@@ -62,72 +62,76 @@ class HttpApp:
         return endpoint
 
     async def root(self, request: Request) -> ASGIApp:
-        """XML-RPC for programs, the table of routes for people."""
+        """`/`: XML-RPC for POST, the table of routes for GET."""
         if request.method == "POST":
-            return await self.bodied(answer_call)(request)
-        return PlainTextResponse(INDEX)
+            return await self.with_body(answer_call)(request)
+        return PlainTextResponse(INDEX_PAGE)
 
     async def healthz(self, _request: Request) -> Response:
-        """Whether the process is alive: it answers."""
+        """`/healthz`: the process is alive, since it answers."""
         return PlainTextResponse("ok\n")
 
     async def readyz(self, _request: Request) -> Response:
-        """Whether the daemon takes new tunnels."""
+        """`/readyz`: whether the daemon accepts new tunnels."""
         if self.daemon.service.draining:
             return PlainTextResponse("draining\n", HTTPStatus.SERVICE_UNAVAILABLE)
         return PlainTextResponse("ok\n")
 
     async def metrics(self, request: Request) -> Response:
-        """For Prometheus, which needs the role admin: they tell of everybody's tunnels."""
+        """`/metrics`: requires the role admin, because the metrics cover the tunnels of all credentials."""
         check_role(grant_of(request.scope), Role.ADMIN, "/metrics")
         return answer_metrics(self.registry)
 
 
-def new_app(daemon: DaemonControl, gate: Authenticator) -> ASGIApp:
-    """The ASGI application."""
-    faces = HttpApp(daemon, executor(daemon), new_registry(daemon, gate.preauth))
-    api, looking_and_doing = faces.bodied(answer_api), ["GET", "POST"]
+def new_app(daemon: DaemonControl, authenticator: Authenticator) -> ASGIApp:
+    """The ASGI application with its middleware, outermost first."""
+    endpoints = HttpApp(daemon, executor(daemon), new_registry(daemon, authenticator.preauth))
+    api, get_and_post = endpoints.with_body(answer_api), ["GET", "POST"]
     app = Starlette(
         routes=[
-            Route("/", faces.root, methods=looking_and_doing),
-            Route("/RPC2", faces.bodied(answer_call), methods=["POST"]),
-            Route(SERVLET, faces.bodied(answer_servlet), methods=looking_and_doing),
+            Route("/", endpoints.root, methods=get_and_post),
+            Route("/RPC2", endpoints.with_body(answer_call), methods=["POST"]),
+            Route(SERVLET, endpoints.with_body(answer_servlet), methods=get_and_post),
             Route("/api/v1", api, methods=["GET"]),
             Route("/api/v1/", api, methods=["GET"]),
-            Route("/api/v1/{verb}", api, methods=looking_and_doing),
-            Route("/healthz", faces.healthz),
-            Route("/readyz", faces.readyz),
-            Route("/metrics", faces.metrics),
+            Route("/api/v1/{verb}", api, methods=get_and_post),
+            Route("/healthz", endpoints.healthz),
+            Route("/readyz", endpoints.readyz),
+            Route("/metrics", endpoints.metrics),
         ],
         middleware=[
             Middleware(ResponseMiddleware),
             Middleware(OriginMiddleware, settings=lambda: daemon.settings.http),
-            Middleware(AuthMiddleware, gate=gate),
+            Middleware(AuthMiddleware, authenticator=authenticator),
         ],
-        exception_handlers={HTTPException: _off_route, HttpError: _refused, TunneldError: _failed},
+        exception_handlers={
+            HTTPException: _answer_no_route,
+            HttpError: _answer_http_error,
+            TunneldError: _answer_error,
+        },
     )
     app.router.redirect_slashes = False
     return app
 
 
-def _off_route(request: Request, error: Exception) -> Response:
-    """No such path, or not by this method: what Starlette's router has to say."""
+def _answer_no_route(request: Request, error: Exception) -> Response:
+    """The response to an unknown path or a method that the path does not support; Starlette's router raised it."""
     assert isinstance(error, HTTPException)
     path, status = request.url.path, HTTPStatus(error.status_code)
     headers = dict(error.headers or {})
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(sorted(headers.get("Allow", "").split(", ")))
-        detail = f"{path[:100]} does not take {request.method}, only {headers['Allow']}"
+        detail = f"{path[:100]} does not support {request.method}, only {headers['Allow']}"
     else:
-        detail = f"nothing is at {path[:100]!r}; GET / says what there is"
+        detail = f"there is nothing at {path[:100]!r}; GET / lists the paths"
     return respond(path, Problem(status, detail, headers=headers))
 
 
-def _refused(request: Request, error: Exception) -> Response:
+def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HttpError)
     return respond(request.url.path, error.problem)
 
 
-def _failed(request: Request, error: Exception) -> Response:
+def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TunneldError)
-    return respond(request.url.path, of_error(error))
+    return respond(request.url.path, problem_of(error))

@@ -1,13 +1,11 @@
-"""Who asks: a credential in the Authorization header of each request.
+"""Authentication middleware: HTTP Basic and Bearer, per request, and client certificates, per connection.
 
     Authorization: Basic BASE64       of NAME:SECRET in UTF-8 (RFC 7617)
-    Authorization: Bearer BASE64      the same (RFC 6750), for programs that know no other
+    Authorization: Bearer BASE64      the same (RFC 6750), for programs that support only Bearer
 
-This says the secret to whoever listens: it is taken in TLS, or over loopback, where a proxy may stand that speaks it.
-To everybody else the face says no, and never that it would like to hear a secret. Who has shown a certificate that
-names a credential needs no header. Probes of the process are for everybody.
-
-What is known of a connection before its requests say anything, and where they find it.
+The header holds the secret in clear, so it is accepted over TLS, or over loopback, where a proxy with TLS may stand. On
+any other connection the request is refused without asking for a secret. A client certificate that names a credential
+needs no header. The health checks need no authentication.
 """
 
 from __future__ import annotations
@@ -24,71 +22,92 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthSlot
-from tunneld.http.problems import Problem, refuse, respond
+from tunneld.http.problems import Problem, http_error, respond
 from tunneld.http.translate import GRANT, RENEW, client_of
 from tunneld.net.endpoint import is_loopback
 from tunneld.policy.access import EVERYBODY
 from tunneld.wire.scram import FAILED
 
-OPEN = frozenset({"/healthz", "/readyz"})
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
 CHALLENGE = 'Basic realm="tunneld", charset="UTF-8", Bearer realm="tunneld"'
 SCHEMES = frozenset({"basic", "bearer"})
 
+CONNECTION_INFO = "tunneld.connection"
+"""The key of the `ConnectionInfo` in the state of an ASGI scope."""
+
+
+@dataclass(slots=True)
+class ConnectionInfo:
+    """What is known of a connection beside its requests. The server makes it; requests find it in their scope."""
+
+    slot: PreauthSlot = field(default_factory=PreauthSlot.exempt)  # held until a request has authenticated
+    certificate: bytes | None = None  # the client certificate (DER), which TLS has verified
+    deadline: float = math.inf  # of Trio's clock, for the head of the first request
+
+
+def connection_info(scope: Scope) -> ConnectionInfo:
+    """The connection on which a request came in."""
+    info: ConnectionInfo = scope.get("state", {}).get(CONNECTION_INFO) or ConnectionInfo()
+    return info
+
 
 class AuthMiddleware:
-    """ASGI middleware: finds out what a request may do, and turns strangers away."""
+    """ASGI middleware: stores the grant of a request in its scope, or answers the request with an error."""
 
-    def __init__(self, app: ASGIApp, gate: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
-        self._gate = gate
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a stranger, pass on everybody else."""
+        """Serve one request."""
         problem = None
-        if self._gate.is_open:
+        if self._authenticator.is_open:
             scope[GRANT] = EVERYBODY
-        elif scope["path"] not in OPEN:
-            problem = await self._ask(scope)
+        elif scope["path"] not in PUBLIC_PATHS:
+            problem = await self._authenticate(scope)
         await (self._app if problem is None else respond(scope["path"], problem))(scope, receive, send)
 
-    async def _ask(self, scope: Scope) -> Problem | None:
-        """Find the grant, or say why there is none."""
-        host, guest = client_of(scope), connection_info(scope)
+    async def _authenticate(self, scope: Scope) -> Problem | None:
+        """Store the grant in the scope and return None, or return why there is none."""
+        host, connection = client_of(scope), connection_info(scope)
         if scope["scheme"] != "https" and not is_loopback(host):
-            detail = "credentials are taken in TLS or over loopback only: add [http.tls], or a proxy on this machine"
-            return refuse(HTTPStatus.FORBIDDEN, detail).problem
+            detail = (
+                "credentials are accepted only over TLS or over loopback: set [http.tls], or use a proxy with TLS on "
+                "this machine"
+            )
+            return http_error(HTTPStatus.FORBIDDEN, detail).problem
         headers = Headers(scope=scope).getlist("authorization")
         credential = None
-        if not headers and guest.certificate is not None:
-            credential = self._gate.admit_certificate(guest.certificate, host)
+        if not headers and connection.certificate is not None:
+            credential = self._authenticator.admit_certificate(connection.certificate, host)
         if not headers and credential is None:
-            detail = "this relay wants a credential: send its name and secret (Authorization: Basic or Bearer)"
-            return refuse(HTTPStatus.UNAUTHORIZED, detail, WWW_Authenticate=CHALLENGE).problem
+            detail = "this relay requires authentication: send a name and a secret (Authorization: Basic or Bearer)"
+            return http_error(HTTPStatus.UNAUTHORIZED, detail, WWW_Authenticate=CHALLENGE).problem
         if headers:
-            said = _name_and_secret(headers)
-            if self._gate.penalty(host) > 0:
-                return self._penalised(host)
-            credential = await self._gate.admit_secret(*said, host) if said else None
-            if self._gate.penalty(host) > 0:  # many connections at once would be as many guesses
-                return self._penalised(host)
+            login = _name_and_secret(headers)
+            if self._authenticator.penalty(host) > 0:
+                return self._refuse_penalised(host)
+            credential = await self._authenticator.admit_secret(*login, host) if login else None
+            if self._authenticator.penalty(host) > 0:  # checked again, else parallel connections allow as many guesses
+                return self._refuse_penalised(host)
             if credential is None:
-                reason = FAILED if said else "not a header of the form Basic or Bearer"
-                self._gate.log_failure(host, "http", reason, said[0] if said else "")
-                return refuse(HTTPStatus.UNAUTHORIZED, FAILED, WWW_Authenticate=CHALLENGE).problem
+                reason = FAILED if login else "not a header of the form Basic or Bearer"
+                self._authenticator.log_failure(host, "http", reason, login[0] if login else "")
+                return http_error(HTTPStatus.UNAUTHORIZED, FAILED, WWW_Authenticate=CHALLENGE).problem
         assert credential is not None
-        guest.stranger.release()
-        scope[GRANT], scope[RENEW] = credential.grant, partial(self._gate.renew, credential)
+        connection.slot.release()
+        scope[GRANT], scope[RENEW] = credential.grant, partial(self._authenticator.renew, credential)
         return None
 
-    def _penalised(self, host: str) -> Problem:
-        """Whoever is penalised hears the same whether what they said is right or wrong."""
-        seconds = f"{self._gate.penalty(host):.0f}"
-        detail = f"too many failures from your address; try again in {seconds} s"
-        return refuse(HTTPStatus.TOO_MANY_REQUESTS, detail, Retry_After=seconds, Connection="close").problem
+    def _refuse_penalised(self, host: str) -> Problem:
+        """The answer to a penalised source: the same whether the secret is correct or not."""
+        seconds = f"{self._authenticator.penalty(host):.0f}"
+        detail = f"too many failed logins from your address; try again in {seconds} s"
+        return http_error(HTTPStatus.TOO_MANY_REQUESTS, detail, Retry_After=seconds, Connection="close").problem
 
 
 def _name_and_secret(headers: list[str]) -> tuple[str, str] | None:
-    """What the header says; None where it says nothing of that kind, or there are two."""
+    """The name and secret in the Authorization header; None if it is malformed or there is more than one."""
     if len(headers) != 1:
         return None
     scheme, _, token = headers[0].strip().partition(" ")
@@ -99,22 +118,3 @@ def _name_and_secret(headers: list[str]) -> tuple[str, str] | None:
     except (binascii.Error, ValueError):
         return None
     return (name, secret) if colon else None
-
-
-GUEST = "tunneld.guest"
-"""The key in the state of an ASGI scope."""
-
-
-@dataclass(slots=True)
-class ConnectionInfo:
-    """Who is at the other end: a stranger, until a request of theirs has shown a credential."""
-
-    stranger: PreauthSlot = field(default_factory=PreauthSlot.mark_authenticated)
-    certificate: bytes | None = None  # in DER, which TLS has verified
-    deadline: float = math.inf  # in Trio's time, for the head of the first request
-
-
-def connection_info(scope: Scope) -> ConnectionInfo:
-    """The guest whose request this is."""
-    guest: ConnectionInfo = scope.get("state", {}).get(GUEST) or ConnectionInfo()
-    return guest

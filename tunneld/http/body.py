@@ -1,4 +1,4 @@
-"""The body of a request: whole, small and soon, or not at all."""
+"""Reads the body of a request, bounded in size and time."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from http import HTTPStatus
 import trio
 from starlette.requests import ClientDisconnect, Request
 
-from tunneld.http.problems import refuse
+from tunneld.http.problems import HttpError, http_error
 
 
 async def read_body(request: Request, max_body: int, read_timeout: float) -> bytes:
-    """Read the body, at most `max_body` octets in at most `read_timeout` seconds; no more than that is ever held.
+    """Read the body: at most `max_body` bytes in at most `read_timeout` seconds; no more than that is held in memory.
 
-    Raises `Refused`: 413, also for a body that only announces to be larger, 408, or 400 where the client went away.
+    Raises `HttpError`: 413 if the body or its Content-Length is larger, 408 if it is late, 400 if the client left.
     """
-    if _announced(request) > max_body:
+    if _content_length(request) > max_body:
         raise _too_large(max_body)
     body = bytearray()
     try:
@@ -28,17 +28,17 @@ async def read_body(request: Request, max_body: int, read_timeout: float) -> byt
                     body += chunk
     except trio.TooSlowError:
         detail = f"the body did not arrive within {read_timeout:g} s (http.read_timeout)"
-        raise refuse(HTTPStatus.REQUEST_TIMEOUT, detail, Connection="close") from None
+        raise http_error(HTTPStatus.REQUEST_TIMEOUT, detail, Connection="close") from None
     except ClientDisconnect:
-        raise refuse(HTTPStatus.BAD_REQUEST, "the connection ended in the middle of the body") from None
+        raise http_error(HTTPStatus.BAD_REQUEST, "the connection ended before the end of the body") from None
     return bytes(body)
 
 
-def _announced(request: Request) -> int:
-    """The Content-Length, which the HTTP server has checked to be a number."""
+def _content_length(request: Request) -> int:
+    """The Content-Length, 0 if there is none. The HTTP server has checked that it is a number."""
     return int(request.headers.get("content-length", 0))
 
 
-def _too_large(max_body: int) -> Exception:
-    detail = f"the body is larger than {max_body} octets (http.max_body)"
-    return refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, Connection="close")
+def _too_large(max_body: int) -> HttpError:
+    detail = f"the body is larger than {max_body} bytes (http.max_body)"
+    return http_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, Connection="close")

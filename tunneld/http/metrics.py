@@ -1,22 +1,23 @@
-"""What Prometheus may know, computed when it asks.
+"""The metrics for Prometheus, computed at each scrape.
 
     tunneld_build_info{version}              1
     tunneld_uptime_seconds                   since the daemon started
-    tunneld_ready                            1, or 0 while the daemon is being drained
+    tunneld_ready                            1, or 0 while the daemon is draining
     tunneld_tunnels{phase}                   open tunnels
-    tunneld_tunnels_opened_total             tunnels, ever
-    tunneld_visitors                         relayed now
+    tunneld_tunnels_opened_total             tunnels opened since the start
+    tunneld_visitors                         visitors connected to a hidden server
     tunneld_visitors_waiting                 visitors that wait for a server connection
-    tunneld_visitors_served_total            visitors that got a server connection, ever
-    tunneld_visitors_refused_total{reason}   visitors turned away, ever: see `RefusalKind` in rules/admission.py
+    tunneld_visitors_served_total            visitors that got a server connection since the start
+    tunneld_visitors_refused_total{reason}   visitors refused since the start: see `RefusalKind` in policy/admission.py
     tunneld_server_connections_parked        server connections that wait for a visitor
     tunneld_relayed_bytes_total{direction}   up (to hidden servers), down (to clients)
-    tunneld_strangers                        control connections that have not authenticated
-    tunneld_strangers_refused_total{reason}  turned away, ever: see `PreauthReason` in strangers.py
+    tunneld_strangers                        connections that have not authenticated
+    tunneld_strangers_refused_total{reason}  such connections refused since the start: see `PreauthReason` in
+                                             auth/preauth.py
     tunneld_open_descriptors                 of this process
-    tunneld_max_descriptors                  as many as it may have
+    tunneld_max_descriptors                  the limit of this process
 
-Nothing in here names a tunnel, an owner or a visitor: metrics travel further than `list` does.
+No metric names a tunnel, an owner or a visitor: metrics are passed on more widely than the output of `list`.
 """
 
 from __future__ import annotations
@@ -36,62 +37,64 @@ from tunneld.wire.lines import Item
 
 GAUGES = {
     "uptime": ("tunneld_uptime_seconds", "Seconds since the daemon started."),
-    "visitors": ("tunneld_visitors", "Visitors that are relayed now."),
-    "descriptors": ("tunneld_open_descriptors", "Descriptors that this process has open."),
-    "max_descriptors": ("tunneld_max_descriptors", "Descriptors that this process may have open."),
+    "visitors": ("tunneld_visitors", "Visitors connected to a hidden server."),
+    "descriptors": ("tunneld_open_descriptors", "File descriptors that this process has open."),
+    "max_descriptors": ("tunneld_max_descriptors", "File descriptors that this process may have open."),
 }
+"""Gauges that are keys of `status`: name and help text."""
 COUNTERS = {
     "opened": ("tunneld_tunnels_opened", "Tunnels opened since the daemon started."),
     "served": ("tunneld_visitors_served", "Visitors that got a server connection since the daemon started."),
 }
+"""Counters that are keys of `status`: name and help text."""
 OPEN_PHASES = [phase.value for phase in Phase if phase is not Phase.CLOSED]
 
 
 class TunneldCollector(Collector):
-    """Reads the daemon whenever the registry is asked."""
+    """Reads the metrics from the daemon whenever the registry is scraped."""
 
-    def __init__(self, daemon: DaemonControl, strangers: PreauthLimiter) -> None:
+    def __init__(self, daemon: DaemonControl, preauth: PreauthLimiter) -> None:
         self._daemon = daemon
-        self._strangers = strangers
+        self._preauth = preauth
 
     def collect(self) -> Iterator[Metric]:
-        """All families, in the order of the module's docstring, more or less."""
+        """All metric families."""
         status = self._daemon.status()
         yield InfoMetricFamily("tunneld_build", "The program.", {"version": str(status["version"])})
         ready = not self._daemon.service.draining
-        yield GaugeMetricFamily("tunneld_ready", "Whether the daemon takes new tunnels.", int(ready))
+        yield GaugeMetricFamily("tunneld_ready", "Whether the daemon accepts new tunnels.", int(ready))
         for key, (name, text) in GAUGES.items():
             yield GaugeMetricFamily(name, text, _number(status, key))
         for key, (name, text) in COUNTERS.items():
             yield CounterMetricFamily(name, text, _number(status, key))
-        octets = CounterMetricFamily("tunneld_relayed_bytes", "Octets delivered.", labels=["direction"])
+        relayed = CounterMetricFamily("tunneld_relayed_bytes", "Bytes delivered.", labels=["direction"])
         for direction in ("up", "down"):
-            octets.add_metric([direction], _number(status, direction))
-        yield octets
-        yield _refusals(self._daemon.service.refusals)
-        yield from _of_strangers(self._strangers)
-        yield from _of_tunnels(list(self._daemon.service.tunnels()))
+            relayed.add_metric([direction], _number(status, direction))
+        yield relayed
+        yield _visitor_refusals(self._daemon.service.refusals)
+        yield from _preauth_metrics(self._preauth)
+        yield from _tunnel_metrics(list(self._daemon.service.tunnels()))
 
 
-def _refusals(counts: Mapping[RefusalKind, int]) -> Metric:
-    text = "Visitors turned away since the daemon started."
+def _visitor_refusals(counts: Mapping[RefusalKind, int]) -> Metric:
+    text = "Visitors refused since the daemon started."
     family = CounterMetricFamily("tunneld_visitors_refused", text, labels=["reason"])
     for reason in RefusalKind:
         family.add_metric([reason.value], counts[reason])
     return family
 
 
-def _of_strangers(strangers: PreauthLimiter) -> Iterator[Metric]:
-    text = "Control connections that have not authenticated."
-    yield GaugeMetricFamily("tunneld_strangers", text, len(strangers))
-    text = "Strangers turned away since the daemon started."
+def _preauth_metrics(preauth: PreauthLimiter) -> Iterator[Metric]:
+    text = "Connections that have not authenticated, on all ports that require it."
+    yield GaugeMetricFamily("tunneld_strangers", text, len(preauth))
+    text = "Unauthenticated connections refused since the daemon started."
     family = CounterMetricFamily("tunneld_strangers_refused", text, labels=["reason"])
     for reason in PreauthReason:
-        family.add_metric([reason.value], strangers.refusals[reason])
+        family.add_metric([reason.value], preauth.refusals[reason])
     yield family
 
 
-def _of_tunnels(tunnels: Iterable[Tunnel]) -> Iterator[Metric]:
+def _tunnel_metrics(tunnels: Iterable[Tunnel]) -> Iterator[Metric]:
     phases = dict.fromkeys(OPEN_PHASES, 0)
     waiting = parked = 0
     for tunnel in tunnels:
@@ -104,19 +107,19 @@ def _of_tunnels(tunnels: Iterable[Tunnel]) -> Iterator[Metric]:
         family.add_metric([phase], number)
     yield family
     yield GaugeMetricFamily("tunneld_visitors_waiting", "Visitors that wait for a server connection.", waiting)
-    text = "Server connections that wait for a visitor."
+    text = "Idle server connections that wait for a visitor."
     yield GaugeMetricFamily("tunneld_server_connections_parked", text, parked)
 
 
-def new_registry(daemon: DaemonControl, strangers: PreauthLimiter) -> CollectorRegistry:
-    """A registry of our own: the library's default one describes the Python process as well."""
+def new_registry(daemon: DaemonControl, preauth: PreauthLimiter) -> CollectorRegistry:
+    """A registry of our own: the library's default registry also describes the Python process."""
     registry = CollectorRegistry()
-    registry.register(TunneldCollector(daemon, strangers))
+    registry.register(TunneldCollector(daemon, preauth))
     return registry
 
 
 def answer_metrics(registry: CollectorRegistry) -> Response:
-    """The exposition in Prometheus' text format."""
+    """The metrics in the text format of Prometheus."""
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

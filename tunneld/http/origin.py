@@ -1,22 +1,21 @@
-"""What a browser may not do for a page that is not ours.
+"""Refuses requests that a page of another site could make a browser send (cross-site request forgery, DNS rebinding).
 
-The relay listens on loopback, and without credentials whoever is on the machine may open tunnels. A web page that a
-person on it looks at runs there, too, and could use their browser as its hands; with credentials that browser may hold
-one and add it by itself. Four things stop it:
+The relay listens on loopback, and without credentials any program on the machine may open tunnels. A web page in a
+browser on that machine could send requests through the browser; with credentials, the browser may store one and add it
+by itself. Four checks prevent this:
 
-- *Host.* A page whose own name was made to point at 127.0.0.1 (DNS rebinding) is of the same origin as what it calls,
-  but its requests still carry its name. Only loopback's names, our own address, the configured one and
-  `http.allowed_hosts` are ours. A request without Host is of HTTP/1.0 and of no browser.
-- *Origin, Sec-Fetch-Site, and Referer where both are missing.* Browsers say with these where a request comes from,
-  and pages cannot change them. What changes anything must come from here or from no page at all. Another port of the
-  same host is foreign: it may be a tunnel, and whoever exposes a server through it writes its pages.
-- *Content type.* XML and JSON cannot be sent across sites without asking first (a CORS preflight), and we never
-  consent.
-- *The servlet* changes things with a plain GET, which an image on any page can send, with `no-referrer`, and to an
-  address that is not loopback's even without Sec-Fetch-Site. A browser that says nothing is turned away there; all
-  browsers call themselves Mozilla.
+- *Host.* For the browser, a page with a name that points at 127.0.0.1 (DNS rebinding) has the same origin as the relay,
+  but its requests still carry its name. Only the names of loopback, our own address, the configured host and
+  `http.allowed_hosts` are accepted. A request without Host is HTTP/1.0 and not from a browser.
+- *Origin, Sec-Fetch-Site, and Referer if both are missing.* With these, browsers say where a request comes from, and
+  pages cannot change them. A request that changes something must come from a page of the relay or from no page at all.
+  Another port of the same host is foreign: it may be a tunnel, with pages written by the owner of the hidden server.
+- *Content type.* XML and JSON cannot be sent across sites without a CORS preflight, which we never allow.
+- *The servlet* changes something with a plain GET, which an image on any page can send, with `no-referrer`, and to an
+  address outside loopback even without Sec-Fetch-Site. There, a browser that sends none of these headers is refused;
+  all browsers call themselves Mozilla.
 
-`refusal` decides and is pure; `OriginMiddleware` asks it.
+`refusal` decides and is pure; `OriginMiddleware` calls it.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunneld.config.schema import HttpSettings
 from tunneld.errors import UsageError
-from tunneld.http.problems import API_PREFIX, Problem, refuse, respond
+from tunneld.http.problems import API_PREFIX, Problem, http_error, respond
 from tunneld.http.translate import server_of
 from tunneld.net.endpoint import is_loopback, is_wildcard, parse_host
 
@@ -44,11 +43,11 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The parts of a request's head by which it is judged; an absent header is empty, a repeated one has commas."""
+    """The parts of a request that matter here. An absent header is empty, repeated ones are joined with commas."""
 
     method: str
     path: str
-    server: str  # our address on this connection
+    server: str  # our own address on this connection
     host: str = ""
     origin: str = ""
     site: str = ""
@@ -83,37 +82,37 @@ class Head:
 
 
 class OriginMiddleware:
-    """ASGI middleware: asks `refusal`, with the settings in force at that moment."""
+    """ASGI middleware: answers a request that `refusal` refuses. `settings` is called for each request."""
 
     def __init__(self, app: ASGIApp, settings: Callable[[], HttpSettings]) -> None:
         self._app = app
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request that is refused, pass on every other."""
+        """Serve one request."""
         problem = refusal(Head.of(scope), self._settings())
         await (self._app if problem is None else respond(scope["path"], problem))(scope, receive, send)
 
 
 def refusal(head: Head, settings: HttpSettings) -> Problem | None:
-    """Why a request is turned away, or None."""
-    if head.host and not _is_ours(head, settings):
-        detail = f"{head.host[:100]!r} is not a name of this relay; if it should be one, add it to http.allowed_hosts"
-        return refuse(HTTPStatus.MISDIRECTED_REQUEST, detail).problem
-    if head.changes and (stranger := _stranger(head)):
-        detail = f"this request comes from {stranger}; only pages of this relay, and programs, may change anything here"
-        return refuse(HTTPStatus.FORBIDDEN, detail).problem
+    """Why a request is refused, or None."""
+    if head.host and not _is_own_host(head, settings):
+        detail = f"{head.host[:100]!r} is not a name of this relay; if it should be, add it to http.allowed_hosts"
+        return http_error(HTTPStatus.MISDIRECTED_REQUEST, detail).problem
+    if head.changes and (source := _foreign_source(head)):
+        detail = f"this request comes from {source}; only programs and pages of this relay may change anything here"
+        return http_error(HTTPStatus.FORBIDDEN, detail).problem
     return _wrong_type(head)
 
 
-def _is_ours(head: Head, settings: HttpSettings) -> bool:
+def _is_own_host(head: Head, settings: HttpSettings) -> bool:
     name = _host_of(head.host)
     configured = set() if is_wildcard(settings.host) else {settings.host}
     return name is not None and (is_loopback(name) or name in {head.server, *configured, *settings.allowed_hosts})
 
 
 def _host_of(authority: str) -> str | None:
-    """The host in `host[:port]`, or None where it is none."""
+    """The host in `host[:port]`, or None if it is malformed."""
     host, colon, port = authority.rpartition(":")
     if not colon or authority.endswith("]"):
         host, port = authority, "0"
@@ -123,8 +122,8 @@ def _host_of(authority: str) -> str | None:
         return None
 
 
-def _stranger(head: Head) -> str:
-    """Where a request comes from that does not come from us, in words, or nothing."""
+def _foreign_source(head: Head) -> str:
+    """A description of the foreign page or site that a request comes from; empty if it comes from none."""
     if head.origin and not _is_own_page(head.origin, head.host):
         return f"the origin {head.origin[:100]!r}"
     if head.site and head.site not in {"same-origin", "none"}:
@@ -134,12 +133,12 @@ def _stranger(head: Head) -> str:
     if head.referer and not _is_own_page(head.referer, head.host):
         return f"the page {head.referer[:100]!r}"
     if head.path == SERVLET and not head.referer and head.agent.startswith("Mozilla/"):
-        return "a browser that does not say which page sent it"
+        return "a browser, which does not say from which page"
     return ""
 
 
 def _is_own_page(url: str, host: str) -> bool:
-    """Whether a URL or an origin has the authority that the request was sent to, port and all."""
+    """Whether a URL or an origin has the same host and port as the request."""
     try:
         parts = urlsplit(url.lower())
     except ValueError:
@@ -157,4 +156,4 @@ def _wrong_type(head: Head) -> Problem | None:
         return None
     wanted = " or ".join(sorted(filter(None, expected)))
     detail = f"the content type is {head.content_type[:100] or 'missing'}; send {wanted}"
-    return refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail).problem
+    return http_error(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail).problem

@@ -1,19 +1,19 @@
-"""What went wrong, as HTTP says it: a status, a wire code of `tunneld.errors`, one sentence.
+"""Errors as HTTP responses: a status, a wire code of `tunneld.errors`, and one sentence.
 
     wire code         status    faultCode (XML-RPC)
     usage             400       1
     no-such-tunnel    404       2
-    not-allowed       403       3     401 where it would help to say who asks
+    not-allowed       403       3     401 if the request could succeed with a credential
     limit             503       4
     shortage          503       5
     draining          503       6
     config            409       7
     cannot-listen     503       8
     protocol          400       9     the body is not XML-RPC
-    internal          500       10    a bug of ours, or a code that is not in this table
+    internal          500       10    a bug, or a code that is not in this table
     ended             410       11
 
-Under `/api` a problem is JSON (RFC 9457), elsewhere plain text: the phrase in the first line, the sentence in the
+Under `/api` an error is JSON (RFC 9457), elsewhere plain text: the reason phrase in the first line, the sentence in the
 second.
 """
 
@@ -37,7 +37,7 @@ STATUSES: dict[str, HTTPStatus] = {
     "limit": HTTPStatus.SERVICE_UNAVAILABLE,
     "shortage": HTTPStatus.SERVICE_UNAVAILABLE,
     "draining": HTTPStatus.SERVICE_UNAVAILABLE,
-    "config": HTTPStatus.CONFLICT,  # the request was right, the file that it refers to is not
+    "config": HTTPStatus.CONFLICT,  # the request is correct, the file that it refers to is not
     "cannot-listen": HTTPStatus.SERVICE_UNAVAILABLE,
     "protocol": HTTPStatus.BAD_REQUEST,
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -46,12 +46,12 @@ STATUSES: dict[str, HTTPStatus] = {
 
 FAULTS: dict[str, int] = {code: number for number, code in enumerate(STATUSES, start=1)}
 
-INTERNAL = "something went wrong here, not in your request; the log of the relay says what"
+INTERNAL = "the request failed because of a bug in the relay; see the log of the relay"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One answer that is not what was asked for."""
+    """One error response."""
 
     status: HTTPStatus
     detail: str
@@ -60,32 +60,32 @@ class Problem:
 
 
 class HttpError(Exception):
-    """A request that HTTP itself turns down, before or beside the table of commands."""
+    """A request refused by the HTTP service itself, not by a command."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
         self.problem = problem
 
 
-def refuse(status: HTTPStatus, detail: str, **headers: str) -> HttpError:
-    """A `HttpError` whose wire code follows from its status; an underscore in a header's name stands for a dash."""
+def http_error(status: HTTPStatus, detail: str, **headers: str) -> HttpError:
+    """A `HttpError` with the wire code that fits its status. An underscore in a header's name stands for a dash."""
     forbidden = status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST}
     code = NotAllowedError.code if forbidden else UsageError.code
     return HttpError(Problem(status, detail, code, {name.replace("_", "-"): value for name, value in headers.items()}))
 
 
-def of_error(error: TunneldError) -> Problem:
-    """The problem that a refused command is."""
+def problem_of(error: TunneldError) -> Problem:
+    """The error response to a command that failed."""
     return Problem(STATUSES.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR), str(error), error.code)
 
 
-def of_bug() -> Problem:
-    """The problem that an unexpected exception is: nothing of it leaves this process."""
+def internal_problem() -> Problem:
+    """The error response to an unexpected exception: no detail of it leaves this process."""
     return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL, TunneldError.code)
 
 
 def respond(path: str, problem: Problem) -> Response:
-    """Word a problem as the face at `path` does."""
+    """Format a problem as JSON or text, as clients of `path` expect it."""
     status, phrase = problem.status.value, problem.status.phrase
     if path.startswith(API_PREFIX):
         facts = {"type": "about:blank", "title": phrase, "status": status}

@@ -1,4 +1,4 @@
-"""What every request and every response has around it."""
+"""The outermost middleware: headers of every response, the 500 after a bug, and a clean end at shutdown."""
 
 from __future__ import annotations
 
@@ -10,79 +10,78 @@ import trio
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tunneld.http.problems import of_bug, respond
+from tunneld.http.problems import internal_problem, respond
 
 log = structlog.get_logger("http")
 
 HEADERS = {
-    "Cache-Control": "no-store",  # every answer is about this moment
-    "X-Content-Type-Options": "nosniff",  # text is text, also where it repeats what a request said
-    "Cross-Origin-Resource-Policy": "same-origin",  # other sites may not even embed an answer
+    "Cache-Control": "no-store",  # every answer describes the present state
+    "X-Content-Type-Options": "nosniff",  # text stays text, even if it quotes a request
+    "Cross-Origin-Resource-Policy": "same-origin",  # other sites may not embed an answer
 }
 
-
-LAST_WORDS = 1.0
-"""Seconds for a request that is being carried out when we are ended, perhaps by this very request: its answer is made
-and written in several steps, and the end may come between any two of them.
+FINAL_RESPONSE_TIMEOUT = 1.0
+"""Seconds that a request in progress has to finish when the daemon stops, possibly because of this request: its answer
+is made and written in several steps, and the stop may come between any two of them.
 """
 
 
 class ResponseMiddleware:
-    """ASGI middleware, the outermost: adds `HEADERS`, turns an exception that nobody meant into a 500, and has what has
-    begun be answered also while the daemon ends.
+    """ASGI middleware, the outermost: adds `HEADERS`, turns an unexpected exception into a 500, and lets requests in
+    progress finish while the daemon stops.
 
         request
-        └─ hurry
+        └─ deadline     waits for the cancellation, then gives the request `FINAL_RESPONSE_TIMEOUT` seconds
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Where a response has begun already, ending here cuts the connection."""
+        """Serve one request. If a response has already begun when an exception comes, the connection is cut."""
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
-        exchange = ResponseTracker(receive, send)
-        async with _last_words(exchange):
+        tracker = ResponseTracker(receive, send)
+        async with _finish_when_cancelled(tracker):
             try:
-                await self._app(scope, exchange.receive, exchange.send)
+                await self._app(scope, tracker.receive, tracker.send)
             except Exception as error:
                 log_bug(scope, error)
-                if not exchange.begun:
-                    await respond(scope["path"], of_bug())(scope, exchange.receive, exchange.send)
+                if not tracker.has_begun:
+                    await respond(scope["path"], internal_problem())(scope, tracker.receive, tracker.send)
 
 
 class ResponseTracker:
-    """One request and its response.
+    """The `receive` and `send` of one request, wrapped to follow its progress.
 
-    A response may go out while the body still comes in: it was refused. Hypercorn queues a few pieces of it for the
-    application, and waits for room in that queue even to say that the response is complete; so as long as the body has
-    not ended, whoever sends also takes what comes, and drops it.
+    A response may be sent while the body still arrives, because the request was refused. Hypercorn queues a few pieces
+    of the body for the application, and waits for space in that queue even to report that the response is complete.
+    Therefore `send` also receives and discards the body until it has ended.
 
         send
         └─ discard
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
-        self.begun = False
-        self.streams = False  # more is to come, whenever it comes
+        self.has_begun = False
+        self.is_streaming = False  # the response has begun and is incomplete
         self._receive = receive
         self._send = send
         self._body_ended = False
 
     async def receive(self) -> Message:
-        """The next piece of the body, or the news that the client left."""
+        """The next piece of the body, or the message that the client has disconnected."""
         message = await self._receive()
         self._body_ended = not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
-        """The next piece of the response."""
+        """Send the next piece of the response."""
         if message["type"] == "http.response.start":
-            self.begun = True
+            self.has_begun = True
             MutableHeaders(scope=message).update(HEADERS)
-        self.streams = message.get("more_body", False)
+        self.is_streaming = message.get("more_body", False)
         if self._body_ended:
             await self._send(message)
             return
@@ -97,22 +96,24 @@ class ResponseTracker:
 
 
 @asynccontextmanager
-async def _last_words(exchange: ResponseTracker) -> AsyncIterator[None]:
-    """Who is cancelled has `LAST_WORDS` seconds for what is in this block, but not for a stream, which has no end."""
+async def _finish_when_cancelled(tracker: ResponseTracker) -> AsyncIterator[None]:
+    """Shield a block from cancellation for `FINAL_RESPONSE_TIMEOUT` seconds; a streaming response, which has no end, is
+    cancelled at once.
+    """
     async with trio.open_nursery() as nursery:
         with trio.CancelScope(shield=True) as shielded:
-            nursery.start_soon(_hurry, shielded, exchange)
+            nursery.start_soon(_set_deadline_when_cancelled, shielded, tracker)
             yield
         nursery.cancel_scope.cancel()
 
 
-async def _hurry(shielded: trio.CancelScope, exchange: ResponseTracker) -> None:
+async def _set_deadline_when_cancelled(shielded: trio.CancelScope, tracker: ResponseTracker) -> None:
     try:
         await trio.sleep_forever()
     finally:
-        shielded.deadline = trio.current_time() + (0 if exchange.streams else LAST_WORDS)
+        shielded.deadline = trio.current_time() + (0 if tracker.is_streaming else FINAL_RESPONSE_TIMEOUT)
 
 
 def log_bug(scope: Scope, error: Exception) -> None:
-    """Log an exception that is a bug, once, where it is turned into an answer."""
-    log.error("http request failed", method=scope["method"], path=scope["path"], exc_info=error)
+    """Log an unexpected exception. Called once, where it is turned into an answer."""
+    log.error("HTTP request failed: a bug", method=scope["method"], path=scope["path"], exc_info=error)

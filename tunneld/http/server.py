@@ -1,11 +1,11 @@
-"""From a door to connections.
+"""The HTTP port: accepts connections, limits their number, and does TLS.
 
     serve
-    ├─ door                    see doors.py
-    └─ connection ×M           see connection.py
+    ├─ listener                see net/listeners.py
+    └─ connection ×N           see connection.py
 
-The accept loop is ours and not `hypercorn.trio.serve`, which takes connections without number and ends with the first
-exception out of one.
+`hypercorn.trio.serve` is not used, because it accepts any number of connections and ends with the first exception of
+one.
 """
 
 from __future__ import annotations
@@ -27,153 +27,159 @@ from hypercorn.utils import wrap_app
 
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
+from tunneld.config.values import KIB
 from tunneld.control.verbs import DaemonControl
 from tunneld.errors import reason_of
 from tunneld.http.app import new_app
 from tunneld.http.auth import ConnectionInfo
 from tunneld.http.connection import HttpConnection
-from tunneld.http.translate import plain
+from tunneld.http.translate import bare_address
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream
 
 log = structlog.get_logger("http")
 
-KIB = 1024
+MAX_HEAD_BYTES = 16 * KIB
+"""The head of a request: with the cookies of a browser it is below 8 KiB, that of a program below 1 KiB."""
 
-MAX_HEAD = 16 * KIB
-"""Octets: a browser's head with cookies is below 8 KiB, a program's below 1."""
+BODY_QUEUE_LENGTH = 2
+"""Pieces of a body, of up to 64 KiB each, queued for the application before Hypercorn stops reading."""
 
-QUEUE = 2
-"""Pieces of a body, of up to 64 KiB each, that wait for the application before Hypercorn stops reading."""
-
-
-PLAIN = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nthis port speaks https\n"
-"""To whom speaks without TLS where it is wanted."""
+PLAIN_TEXT_REPLY = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nthis port speaks https\n"
+)
+"""The reply to a client that speaks plain HTTP to a port with TLS."""
 
 
 class HttpServer:
-    """The connections of one call of `serve`."""
+    """The connections of one call of `serve`. `tls` is called for each handshake."""
 
     def __init__(
-        self, app: AppWrapper, daemon: DaemonControl, gate: Authenticator, tls: Callable[[], ssl.SSLContext | None]
+        self,
+        app: AppWrapper,
+        daemon: DaemonControl,
+        authenticator: Authenticator,
+        tls: Callable[[], ssl.SSLContext | None],
     ) -> None:
-        self._gate = gate
+        self._authenticator = authenticator
         self._app = app
         self._daemon = daemon
         self._tls = tls
         self._open = 0
 
     async def handle(self, connection: socket.socket) -> None:
-        """Speak HTTP on one connection, and close it. Whatever goes wrong costs this connection."""
+        """Serve one accepted connection and close it. An error of any kind ends this connection only."""
         settings = self._daemon.settings.http
         if self._open >= settings.max_connections:
-            log.warning("http connection refused", reason=f"{self._open} are open (http.max_connections)")
+            log.warning("HTTP connection refused", reason=f"{self._open} are open (http.max_connections)")
             connection.close()
             return
         self._open += 1
         stream: trio.SocketStream | TlsStream | None = None
-        guest = None
+        info = None
         try:
-            guest = self._meet(connection)
-            stream = await self._encrypt(connection, guest) if guest is not None else None
-            if guest is not None and stream is not None:
+            info = self._admit(connection)
+            stream = await self._encrypt(connection, info) if info is not None else None
+            if info is not None and stream is not None:
                 config = _config(settings.keep_alive_timeout)
-                await HttpConnection(stream, self._app, config, settings.write_timeout, guest).run()
+                await HttpConnection(stream, self._app, config, settings.write_timeout, info).run()
         except* (OSError, trio.BrokenResourceError):
             pass  # the peer was gone before we looked
         except* Exception as group:
             _log_failure(group)
         finally:
             self._open -= 1
-            if guest is not None:
-                guest.stranger.release()
+            if info is not None:
+                info.slot.release()
             if stream is not None:
                 await trio.aclose_forcefully(stream)
             connection.close()
 
-    def _meet(self, connection: socket.socket) -> ConnectionInfo | None:
-        """Who comes is a stranger, unless nobody is asked who they are, or they are on this machine; None: there is no
-        place for one, or their source has a penalty, from whichever face. Raises `OSError` where the peer left already.
-        """
-        host, now = plain(connection.getpeername()[0]), trio.current_time()
-        strangers = self._gate.preauth
-        context = self._tls()
-        asked = not self._gate.is_open or (context is not None and context.verify_mode != ssl.CERT_NONE)
-        if not asked or strangers.is_exempt(host):
-            refusal = strangers.refuse_penalised(host, now)
-            stranger = PreauthSlot.mark_authenticated() if refusal is None else refusal
-        else:
-            stranger = strangers.acquire(host, now, random.random())
-        if isinstance(stranger, PreauthRefusal):
-            self._gate.log_refusal(host, "http", stranger)
-            return None
-        return ConnectionInfo(stranger, deadline=now + self._daemon.settings.control.handshake_timeout)
+    def _admit(self, connection: socket.socket) -> ConnectionInfo | None:
+        """Take or refuse a new connection: its information, with a slot if it must authenticate; None if refused.
 
-    async def _encrypt(self, connection: socket.socket, guest: ConnectionInfo) -> trio.SocketStream | TlsStream | None:
-        """The stream to talk on; None where TLS is wanted and the peer does not manage it in time."""
+        No place is needed if the relay does not require authentication, or for a connection from this machine; such a
+        connection is refused only if its source has a penalty, from any service. Raises `OSError` if the peer has left.
+        """
+        host, now = bare_address(connection.getpeername()[0]), trio.current_time()
+        preauth = self._authenticator.preauth
+        context = self._tls()
+        required = not self._authenticator.is_open or (context is not None and context.verify_mode != ssl.CERT_NONE)
+        if not required or preauth.is_exempt(host):
+            refusal = preauth.refuse_penalised(host, now)
+            slot = PreauthSlot.exempt() if refusal is None else refusal
+        else:
+            slot = preauth.acquire(host, now, random.random())
+        if isinstance(slot, PreauthRefusal):
+            self._authenticator.log_refusal(host, "http", slot)
+            return None
+        return ConnectionInfo(slot, deadline=now + self._daemon.settings.control.handshake_timeout)
+
+    async def _encrypt(self, connection: socket.socket, info: ConnectionInfo) -> trio.SocketStream | TlsStream | None:
+        """The stream for HTTP; None if TLS is required and its handshake fails or is not done in time."""
         if (context := self._tls()) is None:
-            twin = socket.socket(fileno=connection.detach())
-            twin.setblocking(False)
-            return trio.SocketStream(trio.socket.from_stdlib_socket(twin))
+            sock = socket.socket(fileno=connection.detach())
+            sock.setblocking(False)
+            return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         peer, reason = format_peer(connection.getpeername()), "not done in time (control.handshake_timeout)"
-        with trio.move_on_at(guest.deadline):
+        with trio.move_on_at(info.deadline):
             try:
-                stream = await _shake_hands(connection, context, guest)
+                stream = await _do_handshake(connection, context, info)
             except OSError as error:
                 reason = reason_of(error)
             else:
-                if self._gate.is_open:  # its certificate is all that is asked for
-                    guest.stranger.release()
+                if self._authenticator.is_open:  # the certificate was all that is required
+                    info.slot.release()
                 return stream
-        guest.stranger.fail(trio.current_time())
-        log.info("TLS handshake on http connection failed", peer=peer, reason=reason)
+        info.slot.fail(trio.current_time())
+        log.info("TLS handshake on HTTP connection failed", peer=peer, reason=reason)
         return None
 
 
-async def _shake_hands(connection: socket.socket, context: ssl.SSLContext, guest: ConnectionInfo) -> TlsStream:
+async def _do_handshake(connection: socket.socket, context: ssl.SSLContext, info: ConnectionInfo) -> TlsStream:
     await trio.lowlevel.wait_readable(connection)
     first = connection.recv(1, socket.MSG_PEEK)
     if not first:
-        raise OSError("left without a word")
+        raise OSError("the peer closed the connection before the handshake")
     if first != HANDSHAKE:
-        connection.send(PLAIN)
-        connection.recv(MAX_HEAD)  # closing on unread octets is a reset, and a reset destroys what we said
+        connection.send(PLAIN_TEXT_REPLY)
+        connection.recv(MAX_HEAD_BYTES)  # closing with unread bytes sends a reset, which destroys the reply
         raise OSError("peer spoke plain text")
     tls = TlsSocket(connection, context, server_side=True)
     await tls.shake_hands()
-    guest.certificate = tls.peer_certificate
+    info.certificate = tls.peer_certificate
     return TlsStream(tls)
 
 
 async def serve(
-    door: ReloadableListener,
+    listener: ReloadableListener,
     daemon: DaemonControl,
-    gate: Authenticator | None = None,
+    authenticator: Authenticator | None = None,
     tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve HTTP to all who come through `door` until cancelled. Every key of `[http]` is read from `daemon` when it is
-    needed, `tls` is asked at each handshake. Without a `gate` everybody is admitted, and is an admin.
+    """Serve HTTP on `listener` until cancelled. Every key of `[http]` is read from `daemon` at each use, and `tls` is
+    called for each handshake. Without an `authenticator` every request is admitted, with the role admin.
     """
-    gate = gate or Authenticator(lambda: ())
-    app = cast("Any", new_app(daemon, gate))  # two libraries, two descriptions of ASGI
-    server = HttpServer(wrap_app(app, 0, "asgi"), daemon, gate, tls)
+    authenticator = authenticator or Authenticator(lambda: ())
+    app = cast("Any", new_app(daemon, authenticator))  # the libraries type ASGI differently
+    server = HttpServer(wrap_app(app, 0, "asgi"), daemon, authenticator, tls)
     async with trio.open_nursery() as nursery:
 
-        def arrive(connection: socket.socket, _peer: Any) -> None:
+        def on_connection(connection: socket.socket, _peer: Any) -> None:
             nursery.start_soon(server.handle, connection)
 
-        await nursery.start(door.serve, arrive)
+        await nursery.start(listener.serve, on_connection)
         task_status.started()
 
 
 def _log_failure(error: BaseExceptionGroup[Exception]) -> None:
-    """A bug, of ours or of Hypercorn, which in a cancelled task answers again where an answer was cut: that is none."""
+    """Log a bug, of ours or of Hypercorn. What Hypercorn raises in a cancelled task, after a cut answer, is none."""
     if trio.current_effective_deadline() == -math.inf:
         return
-    log.error("http connection failed", exc_info=error)
+    log.error("HTTP connection failed: a bug", exc_info=error)
 
 
 @lru_cache(maxsize=1)
@@ -183,6 +189,6 @@ def _config(keep_alive_timeout: float) -> Config:
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
     config.keep_alive_timeout = keep_alive_timeout
-    config.h11_max_incomplete_size = MAX_HEAD
-    config.max_app_queue_size = QUEUE
+    config.h11_max_incomplete_size = MAX_HEAD_BYTES
+    config.max_app_queue_size = BODY_QUEUE_LENGTH
     return config

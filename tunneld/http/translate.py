@@ -1,8 +1,8 @@
-"""From what HTTP carries to the `Request` that every face carries out.
+"""Translates what HTTP carries to and from the `Request` and `Item` of the control protocol.
 
-Requests are words (tunneld-control(7)), while JSON and XML-RPC have types. A number becomes its digits and a truth
-value becomes yes or no; what has no such form is refused here, and so is every word that could not be typed in the
-line protocol.
+Requests consist of words (tunneld-control(7)), while JSON and XML-RPC have types. A number becomes its digits and a
+boolean becomes yes or no. A value without such a form is refused, and so is a word that the control protocol could not
+carry.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tunneld.wire.lines import MAX_LINE, Item, Request, Value
 QUIT = "quit"
 WATCH = "watch"
 GRANT = "tunneld.grant"
-"""Where an ASGI scope keeps what its request may do,"""
+"""The key of an ASGI scope with the grant of the request."""
 RENEW = "tunneld.renew"
-"""and where, how to ask that again."""
+"""The key of an ASGI scope with a function that returns the grant at a later time."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, halves of surrogate pairs
 
 
-def build(verb: str, args: Sequence[Any], options: Mapping[str, Any]) -> Request:
-    """Make the request. Raises `UsageError` naming the argument or option that is none."""
+def make_request(verb: str, args: Sequence[Any], options: Mapping[str, Any]) -> Request:
+    """Make a request. Raises `UsageError` that names the malformed argument or option."""
     return Request(
         _word(verb, "a verb").lower(),
         tuple(_argument(position, value) for position, value in enumerate(args, start=1)),
@@ -38,16 +38,16 @@ def build(verb: str, args: Sequence[Any], options: Mapping[str, Any]) -> Request
     )
 
 
-async def carry_out(execute: Execute, request: Request, caller: Requester) -> Reply:
-    """Carry out a request, except for the one verb that is about the connection itself."""
+async def execute_request(execute: Execute, request: Request, caller: Requester) -> Reply:
+    """Execute a request, except `quit`, which is about the connection itself."""
     if request.verb == QUIT:
-        raise UsageError("quit ends a connection of the line protocol; over HTTP close the connection instead")
+        raise UsageError("quit ends a connection of the control protocol; over HTTP, close the connection instead")
     return await execute(request, caller)
 
 
 def caller_of(scope: Scope) -> Requester:
-    """Who asks: an address from what the HTTP server knows of the connection, never from a header, and the grant that
-    `Porter` found.
+    """The caller of a request: the address of the connection, never one from a header, and the grant from
+    `AuthMiddleware`.
     """
     _, port = scope["client"] or ("", 0)
     host, grant = client_of(scope), grant_of(scope)
@@ -56,36 +56,36 @@ def caller_of(scope: Scope) -> Requester:
 
 
 def grant_of(scope: Scope) -> Grant | None:
-    """What this request may do; None for a stranger."""
+    """The grant of a request; None if it is unauthenticated."""
     grant: Grant | None = scope.get(GRANT)
     return grant
 
 
 def client_of(scope: Scope) -> str:
-    """The address that the request came from."""
+    """The address of the client."""
     host, _port = scope["client"] or ("", 0)
-    return plain(host)
+    return bare_address(host)
 
 
 def server_of(scope: Scope) -> str:
-    """Our address on which the request came in."""
+    """Our own address on the connection."""
     host, _port = scope["server"] or ("", 0)
-    return plain(host)
+    return bare_address(host)
 
 
-def plain(address: str) -> str:
-    """An address without the zone of a link and without the IPv6 around an IPv4 one."""
+def bare_address(address: str) -> str:
+    """An address without a zone, and as IPv4 if it is an IPv4-mapped IPv6 address."""
     return unmap(address.partition("%")[0])
 
 
 def as_fields(item: Item) -> dict[str, Value]:
-    """An item as its reader sees it: a key whose value is None is left out, as in the line protocol."""
+    """An item without the keys that have the value None, as in the control protocol."""
     return {key: value for key, value in item.items() if value is not None}
 
 
 def _argument(position: int, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UsageError(f"argument {position} is neither a string nor a whole number but {_kind(value)}")
+        raise UsageError(f"argument {position} is neither a string nor an integer but {_kind(value)}")
     return _word(str(value), f"argument {position}")
 
 
@@ -95,22 +95,22 @@ def _option(key: str, value: Any) -> str:
             return "yes" if value else "no"
         case str() | int() | float():
             return _word(str(value), f"option {key}")
-    raise UsageError(f"option {key} is neither a string, a number nor a truth value but {_kind(value)}")
+    raise UsageError(f"option {key} is neither a string, a number nor a boolean but {_kind(value)}")
 
 
 def _word(value: Any, what: str) -> str:
-    """One word, without the blanks and the line end around it."""
+    """One word, without surrounding white space. Raises `UsageError` that begins with `what`."""
     if not isinstance(value, str):
         raise UsageError(f"not {what}: {_kind(value)}")
     word = value.strip()
     if len(word) > MAX_LINE:
         raise UsageError(f"{what} of {len(word)} characters is longer than {MAX_LINE}")
-    if unfit := _UNPRINTABLE.search(word):
-        raise UsageError(f"{what} has the character U+{ord(unfit[0]):04X}; send printable text")
+    if unprintable := _UNPRINTABLE.search(word):
+        raise UsageError(f"{what} contains the character U+{ord(unprintable[0]):04X}; use printable text")
     return word
 
 
 def _kind(value: Any) -> str:
-    return {dict: "a struct", list: "an array", bool: "a truth value", float: "a fraction", type(None): "nothing"}.get(
+    return {dict: "a struct", list: "an array", bool: "a boolean", float: "a fraction", type(None): "null"}.get(
         type(value), f"a {type(value).__name__}"
     )

@@ -1,12 +1,11 @@
-"""XML-RPC as bytes: calls read, answers written. Pure.
+"""XML-RPC: parses calls and formats answers. Pure.
 
-The standard library's marshallers do the types; the parser is our own, because theirs accepts a document type, and
-with it entities that grow a few lines into gigabytes. XML-RPC has no use for one, so the first `<!DOCTYPE` ends the
-parse.
+The standard library marshals the types. The parser is our own, because theirs accepts a document type, and with it
+entities that expand a few lines to gigabytes. XML-RPC does not need one, so the first `<!DOCTYPE` ends the parse.
 
-Values in answers: `string`, `boolean`, `double`, `int` within 32 bits, and beyond those a whole number is a `double`,
-exact up to 2^53: octet counters outgrow `int` within the hour, `i8` is an extension that half of the clients refuse,
-and a string would have to be parsed by all of them.
+Values in answers are `string`, `boolean`, `double`, and `int` within 32 bits. A larger integer becomes a `double`,
+exact up to 2^53: byte counters exceed `int` within an hour, half of the clients refuse the extension `i8`, and all
+clients would have to parse a string.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from tunneld.wire.lines import Item, Value
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0 §2.2
 
-Answer = str | Sequence[Item] | Sequence[str]
-"""What a call answers: one string, or an array of structs or of strings."""
+RpcAnswer = str | Sequence[Item] | Sequence[str]
+"""The answer to a call: one string, or an array of structs or of strings."""
 
-_BOGUS = (expat.ExpatError, Error, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
-"""What the parser and the tolerant `Unmarshaller` raise on documents that are no XML-RPC; found by fuzzing."""
+_PARSE_ERRORS = (expat.ExpatError, Error, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+"""What the parser and the lenient `Unmarshaller` raise for documents that are not XML-RPC; found by fuzzing."""
 
 
 def parse_call(body: bytes) -> tuple[str, tuple[Any, ...]]:
-    """The method's name and its parameters. Raises `RemoteProtocolError`."""
+    """The name of the method and its parameters. Raises `RemoteProtocolError`."""
     unmarshaller = Unmarshaller(use_builtin_types=True)
-    unmarshaller.xml("", None)  # no encoding: text comes decoded from the parser
+    unmarshaller.xml("", None)  # no encoding: the parser returns decoded text
     parser = expat.ParserCreate()
     parser.buffer_text = True
     parser.StartElementHandler = unmarshaller.start
@@ -43,7 +42,7 @@ def parse_call(body: bytes) -> tuple[str, tuple[Any, ...]]:
     try:
         parser.Parse(body, True)
         params = unmarshaller.close()
-    except _BOGUS as error:
+    except _PARSE_ERRORS as error:
         raise RemoteProtocolError(f"not an XML-RPC call: {_reason(error)}") from None
     name = unmarshaller.getmethodname()
     if not isinstance(name, str) or not name.strip():
@@ -51,9 +50,9 @@ def parse_call(body: bytes) -> tuple[str, tuple[Any, ...]]:
     return name.strip(), params
 
 
-def format_answer(answer: Answer) -> bytes:
+def format_answer(answer: RpcAnswer) -> bytes:
     """A response with one value."""
-    return dumps((_plain(answer),), methodresponse=True).encode()
+    return dumps((_marshallable(answer),), methodresponse=True).encode()
 
 
 def format_fault(number: int, text: str) -> bytes:
@@ -62,18 +61,18 @@ def format_fault(number: int, text: str) -> bytes:
 
 
 def _refuse_doctype(*_declaration: object) -> None:
-    raise RemoteProtocolError("not an XML-RPC call: it has a DOCTYPE, which is never needed and not read")
+    raise RemoteProtocolError("not an XML-RPC call: it has a DOCTYPE, which is not accepted")
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, expat.ExpatError) else "its values are not put together as XML-RPC says"
+    return str(error) if isinstance(error, expat.ExpatError) else "its structure is not that of XML-RPC"
 
 
-def _plain(value: Answer | Item | Value) -> Any:
-    """What the standard library's marshaller writes as we mean it."""
+def _marshallable(value: RpcAnswer | Item | Value) -> Any:
+    """The value in the form that the standard library marshals as described above."""
     match value:
         case Mapping():
-            return {key: _plain(inside) for key, inside in as_fields(value).items()}
+            return {key: _marshallable(inside) for key, inside in as_fields(value).items()}
         case str():
             return _text(value)
         case bool():
@@ -81,10 +80,10 @@ def _plain(value: Answer | Item | Value) -> Any:
         case int() if not MININT <= value <= MAXINT:
             return float(value)
         case Sequence():
-            return [_plain(inside) for inside in value]
+            return [_marshallable(inside) for inside in value]
     return value
 
 
 def _text(text: str) -> str:
-    """Text without what XML cannot carry."""
+    """Text with U+FFFD for characters that XML cannot carry."""
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -137,7 +137,7 @@ class ReloadableListener:
             self._on_connection(connection, address)
         except Exception:
             connection.close()
-            log.exception("could not handle a connection: internal error", listener=self.name)
+            log.exception("could not handle a connection: internal error", service=self.name)
         return True
 
     def _log_shortage(self, error: OSError) -> None:

@@ -11,13 +11,14 @@ tunnel does not exist.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.net.endpoint import Network, contains, parse_network
-from tunneld.policy.options import ANYWHERE, TunnelOptions
+from tunneld.policy.options import ANYWHERE, TunnelOptions, parse_bytes, parse_count, parse_seconds
 
 
 class Role(Enum):
@@ -62,6 +63,29 @@ class Grant:
         except ValueError:  # no IP address: a Unix socket, or a peer that has disconnected
             return False
 
+
+@dataclass(frozen=True, slots=True)
+class GrantLimit:
+    """One row of `GRANT_LIMITS`: how `tunnel credential add` reads the value, what it accepts, and what it limits."""
+
+    read: Callable[[str], Any]  # raises `ValueError`
+    takes: str
+    summary: str
+    is_list: bool = False
+
+
+GRANT_LIMITS: dict[str, GrantLimit] = {
+    "backends": GrantLimit(str, "NAME", "backend that it may use", is_list=True),
+    "ports": GrantLimit(str, "RANGE", "port or range of ports that it may request", is_list=True),
+    "networks": GrantLimit(str, "NETWORK", "network from which it may be used", is_list=True),
+    "server_from": GrantLimit(str, "NETWORK", "network from which its agents may connect", is_list=True),
+    "max_tunnels": GrantLimit(parse_count, "COUNT", "maximum number of open tunnels"),
+    "max_visitors": GrantLimit(parse_count, "COUNT", "maximum number of visitors of each tunnel at a time"),
+    "max_ttl": GrantLimit(parse_seconds, "SECONDS", "maximum lifetime of each tunnel"),
+    "bandwidth": GrantLimit(parse_bytes, "BYTES[k|M|G|T]", "maximum number of bytes per second of each tunnel"),
+    "quota": GrantLimit(parse_bytes, "BYTES[k|M|G|T]", "maximum number of bytes that each tunnel may relay"),
+}
+"""The limits of a grant: keys of [[credential]], fields of `Grant`, and flags of `tunnel credential add`."""
 
 EVERYBODY = Grant("", Role.ADMIN)
 """The grant of every peer on a relay without credentials, which listens only where its operator can connect."""

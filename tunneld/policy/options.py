@@ -87,11 +87,20 @@ def format_option(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One row of the table: the parser of the value, what it accepts, and what the option does."""
+    """One row of the table: the parser of the value, what it accepts, what the option does, and where the agent has it.
+
+    An option with a `group` is a flag of `tunnel expose` in that group, and a key of expose.toml.
+    """
 
     read: Callable[[str], Any]  # raises `UsageError` or `ValueError`
     takes: str
     summary: str
+    group: Literal["", "tunnel", "visitors"] = ""
+    flag: str = ""  # if it is not the key with dashes
+
+    def flag_of(self, key: str) -> str:
+        """The flag of `tunnel expose` for the option with this key."""
+        return self.flag or f"--{key.replace('_', '-')}"
 
 
 def parse_boolean(text: str) -> bool:
@@ -165,26 +174,33 @@ def _proxy_protocol(text: str) -> str:
     return text.lower()
 
 
+TUNNEL: Literal["tunnel"] = "tunnel"
+VISITORS: Literal["visitors"] = "visitors"
+
 OPTIONS: dict[str, Option] = {
     "persist": Option(parse_boolean, "yes|no", "stay open and serve any number of visitors, one per server connection"),
     "secure": Option(_secure, "yes|key|no", "server connections show a key: inside TLS (yes) or in plain text (key)"),
     "server_from": Option(parse_server_from, "ADDRESS|NETWORK|any", "where server connections may come from"),
-    "ttl": Option(parse_seconds, "SECONDS", "close the tunnel after this time, even if it is in use"),
-    "idle_timeout": Option(parse_seconds, "SECONDS", "close the tunnel after this time without data"),
+    "ttl": Option(parse_seconds, "SECONDS", "close the tunnel after this time, even if it is in use", TUNNEL),
+    "idle_timeout": Option(parse_seconds, "SECONDS", "close the tunnel after this time without data", TUNNEL),
     "open_timeout": Option(parse_seconds, "SECONDS", "close the tunnel after this time without a connection"),
-    "pairing_timeout": Option(parse_seconds, "SECONDS", "how long a visitor waits for a server connection"),
+    "pairing_timeout": Option(parse_seconds, "SECONDS", "how long a visitor waits for a server connection", TUNNEL),
     "linger": Option(parse_seconds, "SECONDS", "how long a connection may be idle after one direction has ended"),
     "proxy_protocol": Option(_proxy_protocol, "v1|v2", "send a PROXY protocol header with the visitor's address first"),
-    "client_port": Option(parse_client_port, "PORT", "port to which clients connect"),
-    "name": Option(parse_name, "NAME", "label for the tunnel; one reopened with the same name keeps its address"),
-    "allow_from": Option(parse_networks, "NETWORK[,NETWORK...]", "networks from which visitors may connect"),
-    "deny_from": Option(parse_networks, "NETWORK[,NETWORK...]", "networks from which visitors may not connect"),
-    "max_visitors": Option(parse_count, "COUNT", "maximum number of visitors served at a time"),
-    "max_per_source": Option(parse_count, "COUNT", "maximum number of visitors from one IPv4 address or IPv6 /64"),
-    "visitor_rate": Option(Rate.parse, "N[/s|/m|/h]", "new visitors from one source per second, minute or hour"),
-    "bandwidth": Option(parse_bytes, "BYTES[k|M|G|T]", "bytes per second, both directions together, for all visitors"),
-    "quota": Option(parse_bytes, "BYTES[k|M|G|T]", "close the tunnel when this number of bytes has been relayed"),
+    "client_port": Option(parse_client_port, "PORT", "port to which clients connect", TUNNEL, "--port"),
+    "name": Option(parse_name, "NAME", "label for the tunnel; a later one of the same name keeps its address", TUNNEL),
+    "allow_from": Option(parse_networks, "NETWORK[,NETWORK...]", "networks that visitors may connect from", VISITORS),
+    "deny_from": Option(
+        parse_networks, "NETWORK[,NETWORK...]", "networks that visitors may not connect from", VISITORS
+    ),
+    "max_visitors": Option(parse_count, "COUNT", "visitors at a time", VISITORS),
+    "max_per_source": Option(parse_count, "COUNT", "visitors at a time from one IPv4 address or IPv6 /64", VISITORS),
+    "visitor_rate": Option(Rate.parse, "N[/s|/m|/h]", "new visitors from one source per unit of time", VISITORS),
+    "bandwidth": Option(
+        parse_bytes, "BYTES[k|M|G|T]", "bytes per second, all visitors and both directions together", VISITORS
+    ),
+    "quota": Option(parse_bytes, "BYTES[k|M|G|T]", "close the tunnel when so many bytes have been relayed", VISITORS),
     "hide_visitor": Option(parse_boolean, "yes|no", "hide the address of visitors from the ssh client"),
-    "share": Option(parse_boolean, "yes|no", "serve the open tunnel of this name with its other agents, or open it"),
+    "share": Option(parse_boolean, "yes|no", "serve the tunnel of this name together with other agents", TUNNEL),
     "replace": Option(parse_boolean, "yes|no", "no: fail while another agent serves the open tunnel of this name"),
 }

@@ -84,6 +84,7 @@ class TunnelContext:
     client_port: int  # of the client side
     services: BackendServices
     secure: str  # as in `TunnelOptions`
+    persist: bool  # the tunnel serves many visitors, one after another
     former: Endpoint | None  # the server URI of the tunnel that this one replaces: to be used again where possible
     reserved: Container[int]  # ports of other tunnels, not to be bound, except the port of `former`
     why_not_allowed: Callable[[Any], str]  # why this peer may not connect as the hidden server; empty: it may

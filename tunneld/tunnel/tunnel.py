@@ -252,6 +252,7 @@ class Tunnel:
             client_port=self.client_uri.port,
             services=self.spec.services,
             secure=self.spec.options.secure,
+            persist=self.limits.persist,
             former=self.spec.former_uri,
             reserved=self.spec.reserved,
             why_not_allowed=self.agents.why_not_allowed,

@@ -1,4 +1,4 @@
-"""A relay with an HTTP face, in the test's own loop, and somebody who speaks HTTP to it."""
+"""A relay with an HTTP port in the event loop of the test, and an HTTP client."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tunneld.wire.lines import Item
 T = TypeVar("T")
 
 
-class Relay:
-    """What the verbs see as the daemon: a real service; the process around it is told, not run."""
+class FakeDaemon:
+    """The daemon as the verbs see it: a real `TunnelService`; calls that concern the process are only recorded."""
 
     def __init__(self, settings: Settings, service: TunnelService) -> None:
         self.settings = settings
@@ -37,7 +37,7 @@ class Relay:
         self.shutdowns: list[bool] = []
         self.restarts = 0
         self.on_shutdown: Callable[[], None] = lambda: None
-        self.facts: dict[str, Any] = {}  # what `status` shall say instead
+        self.facts: dict[str, Any] = {}  # override the items of `status`
 
     def status(self) -> Item:
         up, down = self.service.octets
@@ -58,7 +58,7 @@ class Relay:
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """A whole response."""
 
     status: int
@@ -75,26 +75,30 @@ class Answer:
 
 
 @dataclass
-class Face:
-    """The address of the HTTP face, and what is behind it."""
+class HttpRelay:
+    """The address of a running HTTP port, and what is behind it."""
 
     host: str
     port: int
-    relay: Relay
+    daemon: FakeDaemon
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # around `http.serve`
     ended: trio.Event = field(default_factory=trio.Event)
-    gate: Authenticator | None = None
+    authenticator: Authenticator | None = None
     tls: ssl.SSLContext | None = None
 
     async def serve(self, listeners: list[socket.socket], *, task_status: trio.TaskStatus[None]) -> None:
         with self.scope:
             await http.serve(
-                ReloadableListener("http", listeners), self.relay, self.gate, lambda: self.tls, task_status=task_status
+                ReloadableListener("http", listeners),
+                self.daemon,
+                self.authenticator,
+                lambda: self.tls,
+                task_status=task_status,
             )
         self.ended.set()
 
     async def end(self) -> None:
-        """Cancel the face, and wait until it is gone."""
+        """Cancel `http.serve`, and wait until it has ended."""
         self.scope.cancel()
         await self.ended.wait()
 
@@ -105,7 +109,7 @@ class Face:
     async def connect(self) -> trio.SocketStream:
         return await trio.open_tcp_stream(self.host, self.port)
 
-    async def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
+    async def request(self, method: str, path: str, body: bytes = b"", **headers: str) -> HttpAnswer:
         """One request on a connection of its own; an underscore in a header's name stands for a dash."""
         named = {"host": self.authority} | {name.replace("_", "-"): value for name, value in headers.items()}
         lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in named.items())]
@@ -115,16 +119,16 @@ class Face:
             await stream.send_all("\r\n".join([*lines, "connection: close", "", ""]).encode() + body)
             return await read_answer(stream, method)
 
-    async def call_xml(self, body: str | bytes, path: str = "/RPC2") -> Answer:
+    async def call_xml(self, body: str | bytes, path: str = "/RPC2") -> HttpAnswer:
         raw = body if isinstance(body, bytes) else body.encode()
-        return await self.ask("POST", path, raw, content_type="text/xml")
+        return await self.request("POST", path, raw, content_type="text/xml")
 
-    async def post_json(self, verb: str, words: Any = None) -> Answer:
-        body = b"" if words is None else json.dumps(words).encode()
-        return await self.ask("POST", f"/api/v1/{verb}", body, content_type="application/json")
+    async def post_json(self, verb: str, content: Any = None) -> HttpAnswer:
+        body = b"" if content is None else json.dumps(content).encode()
+        return await self.request("POST", f"/api/v1/{verb}", body, content_type="application/json")
 
     async def with_stock_client(self, talk: Callable[[ServerProxy], T], path: str = "") -> T:
-        """Let Python's own XML-RPC client talk, in a thread."""
+        """Call `talk` with Python's own XML-RPC client, in a thread."""
 
         def run() -> T:
             with ServerProxy(f"http://{self.authority}{path}") as proxy:
@@ -136,13 +140,13 @@ class Face:
 HEAD = "POST /RPC2 HTTP/1.1\r\nhost: {}\r\ncontent-type: text/xml\r\n"
 
 
-async def begin(face: Face, stream: trio.SocketStream, framing: str) -> None:
-    """Send the head of a call, without its body."""
-    await stream.send_all(f"{HEAD.format(face.authority)}{framing}\r\n\r\n".encode())
+async def send_head(relay: HttpRelay, stream: trio.SocketStream, framing: str) -> None:
+    """Send the head of an XML-RPC call, without its body."""
+    await stream.send_all(f"{HEAD.format(relay.authority)}{framing}\r\n\r\n".encode())
 
 
 def raising(error: Exception) -> Callable[..., Any]:
-    """A bug, in place of any function."""
+    """A function that raises `error`, to put in the place of any other."""
 
     def bug(*_: object) -> Any:
         raise error
@@ -150,7 +154,7 @@ def raising(error: Exception) -> Callable[..., Any]:
     return bug
 
 
-async def read_answer(stream: trio.abc.ReceiveStream, method: str = "GET") -> Answer:
+async def read_answer(stream: trio.abc.ReceiveStream, method: str = "GET") -> HttpAnswer:
     """Read one response, however it is framed."""
     reader = h11.Connection(h11.CLIENT)
     reader.send(h11.Request(method=method, target="/", headers=[("host", "x")]))
@@ -168,17 +172,17 @@ async def read_answer(stream: trio.abc.ReceiveStream, method: str = "GET") -> An
             case h11.EndOfMessage():
                 assert head is not None
                 names = {name.decode(): value.decode() for name, value in head.headers}
-                return Answer(head.status_code, names, bytes(body))
+                return HttpAnswer(head.status_code, names, bytes(body))
 
 
 @asynccontextmanager
-async def open_face(
+async def running_http(
     listeners: list[socket.socket] | None = None,
-    gate: Authenticator | None = None,
+    authenticator: Authenticator | None = None,
     tls: ssl.SSLContext | None = None,
     **keys: Any,
-) -> AsyncIterator[Face]:
-    """A running relay; `keys` are those of `[http]`. Everything in the block ends within `PATIENCE` seconds."""
+) -> AsyncIterator[HttpRelay]:
+    """A running relay; `keys` are keys of `[http]`. The block fails after `PATIENCE` seconds."""
     settings = Settings(http=HttpSettings(**keys), tunnels=TunnelSettings(ports="0"))
     listeners = listeners or bind_tcp("127.0.0.1", 0)
     host, port = listeners[0].getsockname()[:2]
@@ -188,7 +192,7 @@ async def open_face(
             await nursery.start(engine.run)
             service = TunnelService(lambda: settings, engine, BACKENDS)
             await nursery.start(service.run)
-            face = Face(host, port, Relay(settings, service), gate=gate, tls=tls)
-            await nursery.start(face.serve, listeners)
-            yield face
+            relay = HttpRelay(host, port, FakeDaemon(settings, service), authenticator=authenticator, tls=tls)
+            await nursery.start(relay.serve, listeners)
+            yield relay
             nursery.cancel_scope.cancel()

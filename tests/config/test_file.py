@@ -1,18 +1,22 @@
-"""Loading: every mistake at once, each one a sentence with file, key path, reason and the nearest valid key."""
+"""Loading: all errors at once, each one a sentence with file, key path, reason and hint. Dumping: what loads back."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
 
-from tunneld.config import Settings, load
-from tunneld.config.file import LARGEST, parse
+from tests.config import strategies
+from tunneld.config import Settings, dump, load
+from tunneld.config.file import MAX_CONFIG_BYTES, parse
 from tunneld.config.keys import keys
 from tunneld.errors import ConfigError
 
@@ -38,7 +42,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        # unrecognized: the nearest key, wherever it is
+        # unrecognized: the nearest key of any table
         (
             "[tunnels]\npairing_timout = 3",
             "tunnels.pairing_timout: unrecognized key; did you mean pairing_timeout?",
@@ -46,13 +50,13 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("[daemon]\nlinger = 3", "daemon.linger: unrecognized key; did you mean tunnels.linger?"),
         ("pairing_timeout = 3", "pairing_timeout: unrecognized key; did you mean tunnels.pairing_timeout?"),
         ("[tunnel]", "tunnel: unrecognized table; did you mean tunnels?"),
-        ("[log]\ncolour = 1", "log.colour: unrecognized key; [log] may have format, level"),
+        ("[log]\ncolour = 1", "log.colour: unrecognized key; [log] accepts format, level"),
         ("[daemon]\nwatch_log = 1", "daemon.watch_log: unrecognized key; did you mean watch_backlog?"),
         (
             "[egtp]",
-            "egtp: unrecognized table; the file may have control, http, tunnels, webmux, ssh, daemon, log, credential",
+            "egtp: unrecognized table; the file accepts control, http, tunnels, webmux, ssh, daemon, log, credential",
         ),
-        ('[log]\n"a\\nb" = 1', 'log."a\\u000ab": unrecognized key; [log] may have format, level'),
+        ('[log]\n"a\\nb" = 1', 'log."a\\u000ab": unrecognized key; [log] accepts format, level'),
         # wrong types
         ("control = 5", "control: 5 is not a table"),
         ("[[control]]\nport = 1", "control: an array of tables is not a table"),
@@ -85,9 +89,9 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("http.allowed_hosts = ['a', '']", "http.allowed_hosts[1]: an empty name matches no request"),
         (
             'tunnels.advertised_host = "0.0.0.0"',
-            'tunnels.advertised_host: "0.0.0.0" means every address of this machine; nobody can connect to it',
+            'tunnels.advertised_host: "0.0.0.0" means all addresses of this machine, so clients cannot connect to it',
         ),
-        ('tunnels.ports = "a-b"', 'tunnels.ports: "a-b" is not a range of ports: neither FIRST-LAST nor 0'),
+        ('tunnels.ports = "a-b"', 'tunnels.ports: "a-b" is not a port range; use FIRST-LAST, a single port, or 0'),
         ("control.tls.certificate = 4\ncontrol.tls.key = 5", "control.tls.certificate: 4 is not a path in quotes"),
         ("[control.tls]", "control.tls.certificate: missing, and it has no default"),
         (
@@ -96,7 +100,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_each_mistake_is_one_sentence(tmp_path: Path, content: str, problem: str) -> None:
+def test_each_error_is_one_sentence(tmp_path: Path, content: str, problem: str) -> None:
     assert problems(tmp_path, content)[0] == problem
 
 
@@ -108,13 +112,13 @@ def test_each_mistake_is_one_sentence(tmp_path: Path, content: str, problem: str
         ("[control]\nport = 1\nport = 2", "line 3, column 9: cannot overwrite a value"),
         ('[control]\n"a', "line 2, column 3: unterminated string"),
         (b"# caf\xc3\xa9\n# x\xff", "line 2, column 4: byte 0xff is not UTF-8"),
-        ("x = " + "[" * 100_000, "not TOML that makes sense here: nested too deeply"),
-        ("x = 1" + "0" * 5000, "not TOML that makes sense here: an integer of thousands of digits"),
-        (b" " * (LARGEST + 1), f"could not read the configuration: larger than {LARGEST} octets"),
+        ("x = " + "[" * 100_000, "could not read the configuration: nested too deeply"),
+        ("x = 1" + "0" * 5000, "could not read the configuration: an integer has thousands of digits"),
+        (b" " * (MAX_CONFIG_BYTES + 1), f"could not read the configuration: larger than {MAX_CONFIG_BYTES} bytes"),
     ],
     ids=["no equals", "no value", "twice", "no end of string", "not UTF-8", "deep", "long integer", "large"],
 )
-def test_what_is_not_toml_is_named_by_its_place(tmp_path: Path, content: str | bytes, problem: str) -> None:
+def test_a_syntax_error_has_its_position(tmp_path: Path, content: str | bytes, problem: str) -> None:
     (found,) = problems(tmp_path, content)
     place, _, reason = problem.partition(": ")
     assert found.startswith(
@@ -125,7 +129,7 @@ def test_what_is_not_toml_is_named_by_its_place(tmp_path: Path, content: str | b
         assert found == problem
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_schema(tmp_path: Path) -> None:
+def test_all_errors_are_reported_in_schema_order(tmp_path: Path) -> None:
     content = """
         [log]
         level = "loud"
@@ -139,7 +143,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_schema(tmp_path: Path
     """
     assert [problem.partition(": ")[0] for problem in problems(tmp_path, content)] == [
         "control.port",
-        "control.open_to_anyone",  # though another key of its table is wrong
+        "control.open_to_anyone",  # although another key of its table is wrong
         "control.wrong",
         "http.open_to_anyone",
         "http.max_body",
@@ -147,13 +151,13 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_schema(tmp_path: Path
     ]
 
 
-def test_a_byte_order_mark_and_crlf_do_no_harm(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_crlf_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "tunnel.toml"
     path.write_bytes(b"\xef\xbb\xbf[control]\r\nport = 1\r\n")
     assert load(path).control.port == 1
 
 
-def test_a_file_that_is_not_there_and_a_folder_are_sentences(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "none.toml", "no such file or directory"), (tmp_path, "is a directory")):
         with pytest.raises(ConfigError) as caught:
             load(path)
@@ -161,7 +165,7 @@ def test_a_file_that_is_not_there_and_a_folder_are_sentences(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission_is_a_sentence(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "tunnel.toml"
     path.touch(0)
     with pytest.raises(ConfigError, match="permission denied"):
@@ -169,8 +173,8 @@ def test_a_file_without_permission_is_a_sentence(tmp_path: Path) -> None:
 
 
 @given(st.binary())
-def test_garbage_is_the_writers_fault(content: bytes) -> None:
-    with contextlib.suppress(ValidationError, ValueError):  # and nothing else
+def test_garbage_is_an_error(content: bytes) -> None:
+    with contextlib.suppress(ValidationError, ValueError):  # and no other exception
         parse(content, Path("/"))
 
 
@@ -184,7 +188,7 @@ TOML_VALUES = st.one_of(
 
 
 @given(st.dictionaries(st.sampled_from([key.path for key in keys()] + ["x", "control.x", "log"]), TOML_VALUES))
-def test_any_toml_value_for_any_key_is_taken_or_explained(
+def test_any_toml_value_of_any_key_is_accepted_or_explained(
     tmp_path_factory: pytest.TempPathFactory, given_: dict[str, str]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"
@@ -195,3 +199,21 @@ def test_any_toml_value_for_any_key_is_taken_or_explained(
         for problem in error.problems:
             assert problem.startswith(f"{path}: ")
             assert problem.isprintable()
+
+
+# Dumping
+
+
+@limits(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.data())
+def test_a_dump_of_any_configuration_loads_back_equal(certificates: Path, data: st.DataObject) -> None:
+    settings = data.draw(strategies.settings(certificates))
+    assert parse(dump(settings).encode(), Path("/nowhere")) == settings
+
+
+def test_a_dump_has_every_key_that_is_set() -> None:
+    written = tomllib.loads(dump(Settings()))
+    found = {f"{table}.{key}" for table, values in written.items() for key in values}
+    assert found == {
+        key.path for key in keys() if key.field.default not in (None, PydanticUndefined) and not key.repeated
+    }

@@ -1,4 +1,4 @@
-"""The whole daemon with credentials: both faces ask, and a reload changes who may."""
+"""The whole daemon with credentials: both ports require authentication, and a reload changes the credentials."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def table(name: str, role: str) -> str:
 
 @dataclass
 class Running:
-    """A daemon, its file, and where it listens."""
+    """A running daemon: its configuration file and the addresses of its ports."""
 
     path: Path
     control: str
@@ -62,7 +62,7 @@ async def relay(tmp_path: Path) -> AsyncIterator[Running]:
         yield relay
 
 
-async def test_the_line_face_asks(relay: Running) -> None:
+async def test_the_control_port_requires_authentication(relay: Running) -> None:
     with pytest.raises(NotAllowedError):
         async with connect(relay.control):
             pass
@@ -73,12 +73,12 @@ async def test_the_line_face_asks(relay: Running) -> None:
             await client.status()
 
 
-async def test_every_key_in_force_can_be_seen_and_a_reload_shows(relay: Running) -> None:
+async def test_settings_shows_every_key_and_follows_a_reload(relay: Running) -> None:
     async with connect(relay.control, credential=("root", SECRET)) as admin:
-        told = {item["key"]: item.get("value") for item in (await admin.call("settings")).items}
-        assert set(told) == {key.path for key in keys() if not key.repeated}
-        assert (told["control.penalty"], told["tunnels.bandwidth"]) == ("5.0", None)
-        assert SECRET not in str(told)
+        shown = {item["key"]: item.get("value") for item in (await admin.call("settings")).items}
+        assert set(shown) == {key.path for key in keys() if not key.repeated}
+        assert (shown["control.penalty"], shown["tunnels.bandwidth"]) == ("5.0", None)
+        assert SECRET not in str(shown)
         relay.path.write_text(relay.path.read_text().replace("[http]", "penalty = 7.5\n[http]"))
         await admin.call("reload")
         assert (await admin.call("settings", "control.pen")).items == [{"key": "control.penalty", "value": "7.5"}]
@@ -86,8 +86,8 @@ async def test_every_key_in_force_can_be_seen_and_a_reload_shows(relay: Running)
             await admin.call("settings", "nothing.such")
 
 
-async def test_every_limit_can_be_changed_at_once_and_nobody_is_dropped(relay: Running) -> None:
-    """Each number of the configuration, all in one reload, while somebody is being served."""
+async def test_every_limit_can_be_changed_at_once_without_dropping_connections(relay: Running) -> None:
+    """Each number of the configuration, all in one reload, while a visitor is connected."""
     async with connect(relay.control, credential=("root", SECRET)) as admin:
         server_uri = Endpoint.parse(await admin.open_tunnel())
         client_uri = Endpoint.parse(await admin.get_tunnel_address(str(server_uri)))
@@ -95,9 +95,9 @@ async def test_every_limit_can_be_changed_at_once_and_nobody_is_dropped(relay: R
         await visitor.send_all(b"before")
         assert await read_exactly(server, 6) == b"before"
         now = {item["key"]: item.get("value", "") for item in (await admin.call("settings")).items}
-        wanted = {key: doubled(number) for key, number in now.items() if is_limit(key, number)}
+        doubled_limits = {key: doubled(number) for key, number in now.items() if is_limit(key, number)}
         tables: dict[str, list[str]] = {}
-        for path, number in wanted.items():
+        for path, number in doubled_limits.items():
             table_name, _, key = path.rpartition(".")
             tables.setdefault(table_name, []).append(f"{key} = {number}")
         text = relay.path.read_text()
@@ -106,16 +106,16 @@ async def test_every_limit_can_be_changed_at_once_and_nobody_is_dropped(relay: R
             text = text.replace(heading, heading + body) if heading in text else f"{heading}{body}{text}"
         relay.path.write_text(text)
         items = (await admin.call("reload")).items
-        assert {item["key"] for item in items} == set(wanted)
+        assert {item["key"] for item in items} == set(doubled_limits)
         assert {item["needs_restart"] for item in items} == {"no"}
         then = {item["key"]: item.get("value", "") for item in (await admin.call("settings")).items}
-        assert {key: then[key] for key in wanted} == wanted
+        assert {key: then[key] for key in doubled_limits} == doubled_limits
         await visitor.send_all(b"after")
         assert await read_exactly(server, 5) == b"after"
 
 
 def is_limit(key: str, number: str) -> bool:
-    """Whether it is a number, and no port; two of them are read when the daemon starts."""
+    """Whether it is a number that a reload applies, other than a port."""
     at_start = {"tunnels.accept_backoff", "daemon.spin"}
     return number.replace(".", "").isdigit() and not key.endswith("port") and key not in at_start
 
@@ -124,7 +124,7 @@ def doubled(number: str) -> str:
     return str(2 * float(number)) if "." in number else str(2 * int(number))
 
 
-async def test_the_http_face_asks(relay: Running) -> None:
+async def test_the_http_port_requires_authentication(relay: Running) -> None:
     host, _, port = relay.http.removeprefix("http://").rpartition(":")
     token = b64encode(f"alice:{SECRET}".encode()).decode()
     for header, status in (("", b"401"), (f"authorization: Bearer {token}\r\n", b"200")):
@@ -134,7 +134,7 @@ async def test_the_http_face_asks(relay: Running) -> None:
             assert (await stream.receive_some(100)).split()[1] == status
 
 
-async def test_a_reload_takes_a_credential_and_its_tunnels_away(relay: Running) -> None:
+async def test_a_reload_removes_a_credential_and_drains_its_tunnels(relay: Running) -> None:
     async with (
         connect(relay.control, credential=("alice", SECRET)) as alice,
         connect(relay.control, credential=("root", SECRET)) as root,
@@ -144,14 +144,14 @@ async def test_a_reload_takes_a_credential_and_its_tunnels_away(relay: Running) 
         relay.path.write_text(HEAD + table("root", "admin"))
         answer = await root.call("reload")
         assert [item["key"] for item in answer.items] == ["credential.alice"]
-        with pytest.raises(RefusedError, match=r"^credential 'alice' was removed, or has another secret"):
+        with pytest.raises(RefusedError, match=r"^credential 'alice' was removed or its secret changed"):
             await alice.list()
         await trio.testing.wait_all_tasks_blocked()
         assert [tunnel["owner"].partition("@")[0] for tunnel in await root.list()] == ["root"]
 
 
-async def test_a_reload_ends_what_an_admin_of_before_watches(relay: Running) -> None:
-    """On both faces: with the keys of tunnels to come, they would tell how to pose as the hidden server."""
+async def test_a_reload_ends_the_watches_of_a_removed_admin(relay: Running) -> None:
+    """On both ports: events contain keys, with which a former admin could pose as the hidden server."""
     host, _, port = relay.http.removeprefix("http://").rstrip("/").rpartition(":")
     token = b64encode(f"root:{SECRET}".encode()).decode()
     async with (
@@ -164,13 +164,13 @@ async def test_a_reload_ends_what_an_admin_of_before_watches(relay: Running) -> 
         await over_http.send_all(
             f"GET /api/v1/watch HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n\r\n".encode()
         )
-        heard = b""
-        while b"watching" not in heard:
-            heard += await over_http.receive_some()
+        received = b""
+        while b"watching" not in received:
+            received += await over_http.receive_some()
         relay.path.write_text(HEAD + table("alice", "user"))
         await reloading.call("reload")
         uri = await alice.open_tunnel()
         assert [event["event"] async for event in events] == ["watching"]
-        while b"0\r\n\r\n" not in heard:
-            heard += await over_http.receive_some()
-        assert uri.encode() not in heard
+        while b"0\r\n\r\n" not in received:
+            received += await over_http.receive_some()
+        assert uri.encode() not in received

@@ -1,10 +1,10 @@
-"""Whom the guard turns away, as a table; and that it stands before every face."""
+"""Refusal of cross-site requests, as tables; and that it applies to every path."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.http.face import open_face
+from tests.http.support import running_http
 from tunneld.config.schema import HttpSettings
 from tunneld.http.origin import SERVLET, Head, refusal
 
@@ -57,7 +57,7 @@ def status_of(*settings: HttpSettings, **parts: str) -> int:
         (" ", 421),
     ],
 )
-def test_host_is_one_of_ours(host: str, status: int) -> None:
+def test_host_is_a_name_of_the_relay(host: str, status: int) -> None:
     settings = HttpSettings(host="bound.example", allowed_hosts=("relay.example",), open_to_anyone=True)
     assert status_of(settings, host=host, server="192.0.2.7") == status
 
@@ -67,7 +67,7 @@ def test_a_wildcard_is_not_a_name(wildcard: str) -> None:
     assert status_of(HttpSettings(host=wildcard, open_to_anyone=True), host="0.0.0.0", server="192.0.2.7") == 421
 
 
-def test_the_refusal_of_a_name_says_which_key_to_set() -> None:
+def test_the_refusal_of_a_host_names_the_key_to_set() -> None:
     problem = refusal(Head("GET", "/", "127.0.0.1", host="relay.example"), HttpSettings())
     assert problem is not None
     assert "'relay.example'" in problem.detail
@@ -79,7 +79,7 @@ FOREIGN = [
     {"origin": "null"},
     {"origin": "http://127.0.0.1"},  # another port of the same host
     {"origin": "http://127.0.0.1:8000"},
-    {"origin": "http://localhost:7011"},  # another name of it
+    {"origin": "http://localhost:7011"},  # another name of the relay
     {"origin": "http://127.0.0.1:7011.evil.example"},
     {"origin": "http://127.0.0.1:7011@evil.example"},
     {"origin": "ftp://127.0.0.1:7011"},
@@ -104,28 +104,28 @@ OWN = [
     {"site": "same-origin", "agent": FIREFOX},
     {"site": "none", "agent": FIREFOX},  # typed by a person
     {"referer": "http://127.0.0.1:7011/", "agent": FIREFOX},
-    {"site": "same-origin", "referer": "https://evil.example/"},  # the better witness is believed
+    {"site": "same-origin", "referer": "https://evil.example/"},  # the more reliable header wins
 ]
 
 
 @pytest.mark.parametrize("request_", [OPEN, CALL, {"method": "POST", "path": "/api/v1/shutdown"}, {"method": "DELETE"}])
-@pytest.mark.parametrize("signs", FOREIGN, ids=str)
-def test_nothing_is_changed_for_another_site(request_: dict[str, str], signs: dict[str, str]) -> None:
-    assert status_of(**request_, **signs) == 403
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_a_change_from_another_site_is_refused(request_: dict[str, str], headers: dict[str, str]) -> None:
+    assert status_of(**request_, **headers) == 403
 
 
 @pytest.mark.parametrize("request_", [OPEN, CALL])
-@pytest.mark.parametrize("signs", OWN, ids=str)
-def test_programs_and_own_pages_are_served(request_: dict[str, str], signs: dict[str, str]) -> None:
-    assert status_of(**request_, **signs) == 200
+@pytest.mark.parametrize("headers", OWN, ids=str)
+def test_programs_and_pages_of_the_relay_are_served(request_: dict[str, str], headers: dict[str, str]) -> None:
+    assert status_of(**request_, **headers) == 200
 
 
-@pytest.mark.parametrize("signs", FOREIGN, ids=str)
-def test_looking_is_harmless_as_nobody_else_can_read_the_answer(signs: dict[str, str]) -> None:
-    assert status_of(**LOOK, **signs) == 200
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_a_read_from_another_site_is_allowed(headers: dict[str, str]) -> None:
+    assert status_of(**LOOK, **headers) == 200
 
 
-def test_a_silent_browser_is_not_believed_where_a_plain_get_changes_something() -> None:
+def test_a_browser_without_origin_headers_is_refused_where_a_plain_get_changes_something() -> None:
     assert status_of(**OPEN, agent=FIREFOX) == 403
     assert status_of(method="POST", path=SERVLET, agent=FIREFOX) == 403
     assert status_of(**CALL, agent=FIREFOX) == 200  # its content type cannot cross sites
@@ -142,7 +142,7 @@ def test_a_silent_browser_is_not_believed_where_a_plain_get_changes_something() 
         ("https://relay.example", "", 403),
     ],
 )
-def test_an_origin_is_ours_with_its_port(origin: str, host: str, status: int) -> None:
+def test_an_origin_is_compared_with_its_port(origin: str, host: str, status: int) -> None:
     assert status_of(HttpSettings(allowed_hosts=("relay.example",)), **CALL, origin=origin, host=host) == status
 
 
@@ -165,31 +165,31 @@ def test_an_origin_is_ours_with_its_port(origin: str, host: str, status: int) ->
         (SERVLET, "text/plain", 415),
     ],
 )
-def test_a_body_has_the_type_that_cannot_cross_sites(path: str, content_type: str, status: int) -> None:
+def test_a_body_needs_a_content_type_that_cannot_cross_sites(path: str, content_type: str, status: int) -> None:
     assert status_of(method="POST", path=path, content_type=content_type) == status
 
 
-async def test_the_guard_stands_before_every_face() -> None:
-    async with open_face() as face:
+async def test_the_checks_apply_to_every_path() -> None:
+    async with running_http() as relay:
         for path in ("/", "/RPC2", SERVLET, "/api/v1/list", "/healthz", "/readyz", "/metrics", "/nothing"):
-            assert (await face.ask("GET", path, host="evil.example")).status == 421, path
-        refused = await face.ask("GET", f"{SERVLET}?method=openTunnel", origin="https://evil.example")
+            assert (await relay.request("GET", path, host="evil.example")).status == 421, path
+        refused = await relay.request("GET", f"{SERVLET}?method=openTunnel", origin="https://evil.example")
         assert refused.status == 403
-        typed = await face.ask("POST", "/RPC2", b"<x/>", content_type="text/plain; charset=utf-8")
+        typed = await relay.request("POST", "/RPC2", b"<x/>", content_type="text/plain; charset=utf-8")
         assert typed.status == 415
-        assert list(face.relay.service.tunnels()) == []
+        assert list(relay.daemon.service.tunnels()) == []
 
 
 async def test_a_content_type_may_have_parameters() -> None:
-    async with open_face() as face:
-        answer = await face.ask("POST", "/RPC2", b"<x/>", content_type="Text/XML; charset=utf-8")
+    async with running_http() as relay:
+        answer = await relay.request("POST", "/RPC2", b"<x/>", content_type="Text/XML; charset=utf-8")
         assert answer.status == 200
 
 
 async def test_no_answer_can_be_read_or_embedded_by_another_site() -> None:
-    async with open_face() as face:
+    async with running_http() as relay:
         for method, path in (("GET", "/api/v1/list"), ("GET", "/nothing"), ("OPTIONS", "/RPC2"), ("GET", "/metrics")):
-            answer = await face.ask(method, path)
+            answer = await relay.request(method, path)
             assert not [name for name in answer.headers if name.startswith("access-control-")]
             assert answer.headers["cross-origin-resource-policy"] == "same-origin"
             assert answer.headers["x-content-type-options"] == "nosniff"
@@ -197,10 +197,10 @@ async def test_no_answer_can_be_read_or_embedded_by_another_site() -> None:
             assert "server" not in answer.headers
 
 
-async def test_names_are_read_anew_after_a_reload() -> None:
-    async with open_face() as face:
-        assert (await face.ask("GET", "/healthz", host="relay.example")).status == 421
-        face.relay.settings = face.relay.settings.model_copy(
+async def test_allowed_hosts_apply_after_a_reload() -> None:
+    async with running_http() as relay:
+        assert (await relay.request("GET", "/healthz", host="relay.example")).status == 421
+        relay.daemon.settings = relay.daemon.settings.model_copy(
             update={"http": HttpSettings(allowed_hosts=("relay.example",))}
         )
-        assert (await face.ask("GET", "/healthz", host="relay.example")).status == 200
+        assert (await relay.request("GET", "/healthz", host="relay.example")).status == 200

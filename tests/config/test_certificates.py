@@ -1,4 +1,4 @@
-"""Certificates are found from the folder of the file, and looked into while it is loaded."""
+"""Certificate files: relative to the folder of the configuration, and checked while it is loaded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_relative_paths_start_from_the_folder_of_the_file(certificates: Path, mo
     assert (tls.certificate, tls.key) == (certificates / "relay.pem", certificates / "relay.key")
 
 
-def test_symbolic_links_stay(certificates: Path, tmp_path: Path) -> None:
+def test_symbolic_links_are_not_resolved(certificates: Path, tmp_path: Path) -> None:
     """A renewed certificate is another file behind the same link."""
     for name in ("relay.pem", "relay.key"):
         (tmp_path / name).symlink_to(certificates / name)
@@ -51,13 +51,16 @@ def test_symbolic_links_stay(certificates: Path, tmp_path: Path) -> None:
         ("other.key", 'control.tls: key "FOLDER/other.key" does not belong to certificate "FOLDER/relay.pem"'),
         (
             "tunnel.toml",
-            'control.tls: certificate "FOLDER/relay.pem" and key "FOLDER/tunnel.toml" are not a PEM pair',
+            'control.tls: could not load certificate "FOLDER/relay.pem" with key "FOLDER/tunnel.toml": not PEM files',
         ),
-        ("locked.key", "control.tls: the key is locked with a passphrase, which a daemon cannot be asked for"),
-        ("a\\u0000b", 'control.tls.key: "FOLDER/a\\u0000b" is not a path: it holds a zero byte or is not UTF-8'),
+        (
+            "locked.key",
+            "control.tls: the key is protected by a passphrase, which a daemon cannot ask for; remove the passphrase",
+        ),
+        ("a\\u0000b", 'control.tls.key: "FOLDER/a\\u0000b" is not a path: it contains a zero byte or is not UTF-8'),
     ],
 )
-def test_what_is_wrong_with_a_key_is_said(certificates: Path, tmp_path: Path, key: str, sentence: str) -> None:
+def test_an_unusable_key_is_an_error(certificates: Path, tmp_path: Path, key: str, sentence: str) -> None:
     for name in ("relay.pem", "other.key"):
         (tmp_path / name).symlink_to(certificates / name)
     plain = serialization.load_pem_private_key((certificates / "relay.key").read_bytes(), None)
@@ -71,6 +74,6 @@ def test_what_is_wrong_with_a_key_is_said(certificates: Path, tmp_path: Path, ke
     assert problem(tmp_path, PAIR.format(key=key)) == sentence
 
 
-def test_an_authority_without_a_certificate_is_refused(certificates: Path) -> None:
+def test_a_client_ca_without_a_certificate_is_refused(certificates: Path) -> None:
     content = PAIR.format(key="relay.key") + 'client_ca = "relay.key"\n'
-    assert problem(certificates, content) == 'control.tls: client_ca "FOLDER/relay.key" holds no PEM certificate'
+    assert problem(certificates, content) == 'control.tls: client_ca "FOLDER/relay.key" contains no PEM certificate'

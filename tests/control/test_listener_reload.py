@@ -1,4 +1,4 @@
-"""A reload moves the listeners of a running daemon: whoever is connected does not notice."""
+"""A reload moves the listeners of a running daemon; open connections are not affected."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.control.test_auth_daemon import HEAD, Running, running
 from tests.control.test_certificate_reload import TLS
+from tests.control.test_daemon_auth import HEAD, Running, running
 from tests.support.papers import Papers
 from tunneld.client import connect
 from tunneld.errors import RefusedError, RelayUnreachableError
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 def move(relay: Running, **ports: int) -> None:
-    """Write other ports of tables into the file."""
+    """Change the ports of tables in the configuration file."""
     text = relay.path.read_text()
     for table, port in ports.items():
         head, rest = text.split(f"[{table}]\n", 1)
@@ -43,8 +43,8 @@ def move(relay: Running, **ports: int) -> None:
 
 
 @contextmanager
-def pair(server: Endpoint, client: Endpoint) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A hidden server and its visitor, on either side of a tunnel."""
+def tunnel_ends(server: Endpoint, client: Endpoint) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A hidden server and its visitor, at the two ends of a tunnel."""
     with (
         socket.create_connection((server.host, server.port)) as hidden,
         socket.create_connection((client.host, client.port)) as visitor,
@@ -52,42 +52,42 @@ def pair(server: Endpoint, client: Endpoint) -> Iterator[tuple[socket.socket, so
         yield hidden, visitor
 
 
-async def says(one: socket.socket, other: socket.socket) -> bool:
-    """Whether what one says arrives at the other."""
+async def delivers(one: socket.socket, other: socket.socket) -> bool:
+    """Whether a byte sent by one arrives at the other."""
     one.sendall(b"x")
     return await trio.to_thread.run_sync(other.recv, 1) == b"x"
 
 
-async def test_control_connections_and_relays_outlive_their_listeners(relay: Running) -> None:
+async def test_control_and_relayed_connections_outlive_their_listeners(relay: Running) -> None:
     async with connect(relay.control) as admin:
         uri = Endpoint.parse(await admin.open_tunnel())
-        with pair(uri, Endpoint.parse(await admin.get_tunnel_address(str(uri)))) as (hidden, visitor):
-            assert await says(visitor, hidden)
+        with tunnel_ends(uri, Endpoint.parse(await admin.get_tunnel_address(str(uri)))) as (hidden, visitor):
+            assert await delivers(visitor, hidden)
             port = free_port()
             move(relay, control=port)
             items = (await admin.call("reload")).items
             assert [(item["key"], item["needs_restart"]) for item in items] == [("control.port", "no")]
-            async with connect(f"tcp://127.0.0.1:{port}") as newcomer:
-                assert len(await newcomer.list()) == 1
+            async with connect(f"tcp://127.0.0.1:{port}") as later:
+                assert len(await later.list()) == 1
             with pytest.raises(RelayUnreachableError):
                 async with connect(relay.control):
                     pass
             assert (await admin.status())["phase"] == "ready"
-            assert await says(hidden, visitor)
+            assert await delivers(hidden, visitor)
 
 
-async def test_a_port_that_is_taken_changes_nothing_and_says_which(relay: Running) -> None:
+async def test_a_taken_port_changes_nothing_and_is_named(relay: Running) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         move(relay, control=free_port(), http=port)
         async with connect(relay.control) as admin:
             with pytest.raises(RefusedError, match=f"could not listen on tcp://127.0.0.1:{port}: address already in"):
                 await admin.call("reload")
-            async with connect(relay.control) as newcomer:
-                assert (await newcomer.status())["phase"] == "ready"
+            async with connect(relay.control) as later:
+                assert (await later.status())["phase"] == "ready"
 
 
-async def test_a_face_goes_and_comes_back(relay: Running) -> None:
+async def test_the_http_port_can_be_disabled_and_enabled(relay: Running) -> None:
     address = Endpoint.parse(relay.http.replace("http://", "tcp://"))
     async with connect(relay.control) as admin:
         text = relay.path.read_text()
@@ -103,7 +103,7 @@ async def test_a_face_goes_and_comes_back(relay: Running) -> None:
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
 
 
-async def test_tls_comes_with_a_reload_for_those_who_connect_from_then_on(relay: Running) -> None:
+async def test_tls_added_by_a_reload_applies_to_new_connections(relay: Running) -> None:
     Papers.issue(relay.path.parent)
     async with connect(relay.control) as before:
         uri = await before.open_tunnel("webmux")
@@ -116,7 +116,7 @@ async def test_tls_comes_with_a_reload_for_those_who_connect_from_then_on(relay:
         assert (await before.status())["phase"] == "ready"
 
 
-async def test_the_shared_port_moves_and_tells_server_uris_where_it_is(relay: Running) -> None:
+async def test_the_shared_port_moves_and_server_uris_follow(relay: Running) -> None:
     async with connect(relay.control) as admin:
         before = Endpoint.parse(await admin.open_tunnel("webmux"))
         port = free_port()
