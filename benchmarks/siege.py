@@ -25,11 +25,11 @@ from pathlib import Path
 
 import trio
 
-from tests.support.attackers import crowd, flood, pour, whisper
-from tests.support.besieged import KIB, MIB, Siege, besieged
-from tests.support.keyed import connect_hidden
-from tests.support.papers import Papers
-from tests.support.people import close_connections
+from tests.support.attacked_relay import KIB, MIB, AttackedRelay, attacked_relay
+from tests.support.attacks import crowd, flood, send_endlessly, send_in_tls
+from tests.support.hidden_servers import connect_hidden
+from tests.support.peers import close_connections
+from tests.support.pki import Pki
 from tunneld.wire.scram import decode, encode
 
 LIMIT = 60.0
@@ -53,67 +53,67 @@ class Cost:
     descriptors: int = 0
     latency: float = 0.0
 
-    async def measure(self, siege: Siege) -> None:
+    async def measure(self, target: AttackedRelay) -> None:
         """Call `list`, measure, and keep the maxima."""
-        self.latency = max(self.latency, await siege.check_answers())
-        self.resident = max(self.resident, siege.resident)
-        self.descriptors = max(self.descriptors, siege.relay.descriptors)
+        self.latency = max(self.latency, await target.check_answers())
+        self.resident = max(self.resident, target.resident)
+        self.descriptors = max(self.descriptors, target.relay.descriptors)
 
 
-async def no_attack(_siege: Siege, _scale: int) -> None:
+async def no_attack(_siege: AttackedRelay, _scale: int) -> None:
     """Do nothing, for comparison."""
     await trio.sleep(WATCHING)
 
 
-async def never_readers(siege: Siege, scale: int) -> None:
+async def never_readers(target: AttackedRelay, scale: int) -> None:
     """Connect visitors that never read what the hidden server sends: two descriptors each, in relay and attacker."""
     room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 500
-    async with siege.ports() as ports, AsyncExitStack() as stack:
+    async with target.ports() as ports, AsyncExitStack() as stack:
         for _ in range(min(10_000 // scale, room) // AT_ONCE):
             await stack.enter_async_context(crowd(ports["client"], AT_ONCE))
             await stack.enter_async_context(crowd(ports["server"], AT_ONCE, bytes(64 * KIB)))
         await trio.sleep(WATCHING)
 
 
-async def short_connections(siege: Siege, scale: int) -> None:
+async def short_connections(target: AttackedRelay, scale: int) -> None:
     """Connect to the control port and disconnect."""
-    await flood(siege.control, 100_000 // scale)
+    await flood(target.control, 100_000 // scale)
 
 
-async def slow_loris(siege: Siege, _scale: int) -> None:
+async def slow_loris(target: AttackedRelay, _scale: int) -> None:
     """Use all connections of the control port except one for the operator, and send half a request."""
-    async with crowd(siege.control, 250, b"lis"):
+    async with crowd(target.control, 250, b"lis"):
         await trio.sleep(WATCHING)
 
 
-async def silent_handshakes(siege: Siege, _scale: int) -> None:
+async def silent_handshakes(target: AttackedRelay, _scale: int) -> None:
     """Open far more connections than permitted to every port with TLS; send nothing, or half a ClientHello."""
-    async with siege.ports() as ports, AsyncExitStack() as stack:
+    async with target.ports() as ports, AsyncExitStack() as stack:
         for name in ("control", "http", "webmux", "server"):
             await stack.enter_async_context(crowd(ports[name], 250))
             await stack.enter_async_context(crowd(ports[name], 250, HELLO))
         await trio.sleep(WATCHING)
 
 
-async def broken_handshakes(siege: Siege, scale: int) -> None:
+async def broken_handshakes(target: AttackedRelay, scale: int) -> None:
     """Send half a ClientHello and disconnect: each costs the relay a TLS object and a task."""
-    await flood(siege.control, 10_000 // scale, HELLO)
+    await flood(target.control, 10_000 // scale, HELLO)
 
 
-async def wrong_keys(siege: Siege, scale: int) -> None:
+async def wrong_keys(target: AttackedRelay, scale: int) -> None:
     """Complete a handshake, then send an unknown key."""
-    async with siege.ports() as ports:
+    async with target.ports() as ports:
         for _ in range(1000 // scale):
-            await whisper(ports["server"], PAPERS[0], b"0" * 32 + b"\n")
+            await send_in_tls(ports["server"], PKI[0], b"0" * 32 + b"\n")
 
 
-async def never_readers_in_tls(siege: Siege, scale: int) -> None:
+async def never_readers_in_tls(target: AttackedRelay, scale: int) -> None:
     """Connect hidden servers that send over TLS to visitors that never read."""
-    async with siege.ports() as ports, AsyncExitStack() as stack, trio.open_nursery() as nursery:
+    async with target.ports() as ports, AsyncExitStack() as stack, trio.open_nursery() as nursery:
         for _ in range(5):
             await stack.enter_async_context(crowd(ports["client"], AT_ONCE // scale))
             for _ in range(AT_ONCE // scale):
-                server = await connect_hidden(ports["server"], PAPERS[0])
+                server = await connect_hidden(ports["server"], PKI[0])
                 stack.push_async_callback(server.aclose)
                 nursery.start_soon(insist, server)
         await trio.sleep(WATCHING)
@@ -126,58 +126,58 @@ async def insist(stream: trio.SocketStream) -> None:
         await stream.send_all(bytes(MIB))
 
 
-async def wrong_secrets(siege: Siege, scale: int) -> None:
+async def wrong_secrets(target: AttackedRelay, scale: int) -> None:
     """Fail three logins on each connection. Loopback is exempt from penalties."""
     wrong = f"auth SCRAM-SHA-256 {encode(b'n,,n=root,r=x')}\nauth {encode(b'c=biws,r=x,p=AAAA')}\n" * 3
-    await flood(siege.control, 3000 // scale, wrong.encode())
+    await flood(target.control, 3000 // scale, wrong.encode())
 
 
-async def endless_line(siege: Siege, _scale: int) -> None:
+async def endless_line(target: AttackedRelay, _scale: int) -> None:
     """Send a request line without end."""
-    await pour(siege.control, b"", b"a" * 64 * KIB, 1024 * MIB)
+    await send_endlessly(target.control, b"", b"a" * 64 * KIB, 1024 * MIB)
 
 
-async def endless_body(siege: Siege, _scale: int) -> None:
+async def endless_body(target: AttackedRelay, _scale: int) -> None:
     """Send an XML body in chunks without end."""
     head = b"POST /RPC2 HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/xml\r\nTransfer-Encoding: chunked\r\n\r\n"
-    await pour(siege.http, head, b"10000\r\n" + b"<" * 0x10000 + b"\r\n", 1024 * MIB)
+    await send_endlessly(target.http, head, b"10000\r\n" + b"<" * 0x10000 + b"\r\n", 1024 * MIB)
 
 
 ATTACKS = [
     no_attack, never_readers, short_connections, slow_loris, wrong_secrets, endless_line, endless_body
 ]  # fmt: skip
 IN_TLS = [no_attack, silent_handshakes, broken_handshakes, wrong_keys, never_readers_in_tls]
-PAPERS: list[Papers] = []
+PKI: list[Pki] = []
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 """The beginning of a TLS handshake."""
 
 
-async def measure(attack: Callable[[Siege, int], Awaitable[None]], scale: int, papers: Papers | None = None) -> str:
+async def measure(attack: Callable[[AttackedRelay, int], Awaitable[None]], scale: int, pki: Pki | None = None) -> str:
     """Run one attack on a new relay, and format its row."""
     cost = Cost()
     with tempfile.TemporaryDirectory() as folder:
-        async with besieged(Path(folder), papers) as siege:
+        async with attacked_relay(Path(folder), pki) as target:
             if attack is wrong_secrets:
-                await siege.ask_for_secrets()
-            before, resident, began = siege.progress, siege.resident, trio.current_time()
+                await target.ask_for_secrets()
+            before, resident, began = target.progress, target.resident, trio.current_time()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(keep_measuring, siege, cost)
+                nursery.start_soon(keep_measuring, target, cost)
                 with trio.move_on_after(LIMIT) as limit:
-                    await attack(siege, scale)
+                    await attack(target, scale)
                 nursery.cancel_scope.cancel()
             took = trio.current_time() - began
-            speed = (siege.progress - before) / took / MIB
+            speed = (target.progress - before) / took / MIB
     close_connections()
     late = " (cut)" if limit.cancelled_caught else ""
     grown = (cost.resident - resident) / MIB
-    name = attack.__name__.replace("_", " ") + (" (all in TLS)" if papers and attack is no_attack else "")
+    name = attack.__name__.replace("_", " ") + (" (all in TLS)" if pki and attack is no_attack else "")
     return f"{name:22}{took:8.1f}{grown:10.1f}{cost.descriptors:12}{cost.latency * 1000:10.0f}{speed:12.0f}{late}"
 
 
-async def keep_measuring(siege: Siege, cost: Cost) -> None:
+async def keep_measuring(target: AttackedRelay, cost: Cost) -> None:
     """Measure until cancelled."""
     while True:
-        await cost.measure(siege)
+        await cost.measure(target)
         await trio.sleep(MEASURE_INTERVAL)
 
 
@@ -191,10 +191,10 @@ def main() -> int:
         print(f"... {attack.__name__}", file=sys.stderr)
         print(trio.run(measure, attack, scale), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        PAPERS.append(Papers.issue(Path(folder)))
+        PKI.append(Pki.issue(Path(folder)))
         for attack in IN_TLS:
             print(f"... {attack.__name__} (TLS)", file=sys.stderr)
-            print(trio.run(measure, attack, scale, PAPERS[0]), flush=True)
+            print(trio.run(measure, attack, scale, PKI[0]), flush=True)
     print(trio.run(tell_apart, 2000 // scale))
     return 0
 
@@ -205,11 +205,11 @@ async def tell_apart(count: int) -> str:
     """
     times: dict[str, list[float]] = {"root": [], "nobody": []}
     with tempfile.TemporaryDirectory() as folder:
-        async with besieged(Path(folder)) as siege:
-            await siege.ask_for_secrets()
+        async with attacked_relay(Path(folder)) as target:
+            await target.ask_for_secrets()
             for _ in range(count // 2):
                 for name, taken in times.items():
-                    taken.append(await refusal(siege, name))
+                    taken.append(await refusal(target, name))
     close_connections()
     dice = random.Random(1)
     differences = sorted(
@@ -225,10 +225,10 @@ async def tell_apart(count: int) -> str:
     )
 
 
-async def refusal(siege: Siege, name: str) -> float:
+async def refusal(target: AttackedRelay, name: str) -> float:
     """Return the seconds from the first message of a login to its refusal, on a new connection."""
     first = f"auth SCRAM-SHA-256 {encode(f'n,,n={name},r=abc'.encode(), padded=False)}\n".encode()
-    async with await trio.open_tcp_stream(siege.control.host, siege.control.port) as stream:
+    async with await trio.open_tcp_stream(target.control.host, target.control.port) as stream:
         await line_of(stream)
         began = trio.current_time()
         await stream.send_all(first)

@@ -9,7 +9,7 @@ import pytest
 import trio
 from hypothesis import settings
 
-from tests.support.people import close_connections
+from tests.support.peers import close_connections
 from tests.support.system import find_program, only_skip
 from tunneld.backends import BACKENDS
 from tunneld.cli.common import COMPILED

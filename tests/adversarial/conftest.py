@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.papers import Papers
+from tests.support.pki import Pki
 
 
 @pytest.fixture(scope="session")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     """Certificates for the relay and a client."""
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
+    return Pki.issue(tmp_path_factory.mktemp("pki"))

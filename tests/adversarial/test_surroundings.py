@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.attackers import flood
+from tests.support.attacks import flood
 from tests.support.netns import Find, internet
-from tests.support.papers import Papers
-from tests.support.people import PATIENCE, close_connections, connect, read_exactly
+from tests.support.peers import PATIENCE, close_connections, connect, read_exactly
+from tests.support.pki import Pki
 from tests.support.programs import CONFIG, TLS, free_port, program
 from tunneld import client
 from tunneld.net.endpoint import Endpoint
@@ -46,7 +46,7 @@ async def test_a_log_that_cannot_be_written_only_loses_lines(tmp_path: Path, kin
     port = await free_port()
     config = tmp_path / "tunnel.toml"
     config.write_text(
-        CONFIG.format(drain_timeout=5.0, control=port, ports="0", of_daemon="") + '[log]\nlevel = "debug"\n'
+        CONFIG.format(drain_timeout=5.0, control=port, ports="0", daemon_lines="") + '[log]\nlevel = "debug"\n'
     )
     command = [sys.executable, "-m", "tunneld", "--config", str(config)]
     with sink(kind) as stderr, trio.fail_after(2 * PATIENCE):
@@ -80,7 +80,7 @@ LIBRARIES = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/li
 
 
 @pytest.mark.parametrize("jump", ["+3650d", "-3650d"])
-async def test_a_clock_jump_ends_no_connection(tmp_path: Path, papers: Papers, program_path: Find, jump: str) -> None:
+async def test_a_clock_jump_ends_no_connection(tmp_path: Path, pki: Pki, program_path: Find, jump: str) -> None:
     """The wall clock jumps by ten years: timeouts do not use it, and a pin has no dates."""
     program_path("faketime")
     library = next(path for folder in LIBRARIES if (path := Path(folder) / "faketime/libfaketimeMT.so.1").exists())
@@ -88,13 +88,13 @@ async def test_a_clock_jump_ends_no_connection(tmp_path: Path, papers: Papers, p
     offset.write_text("+0")
     config = tmp_path / "tunnel.toml"
     config.write_text(
-        CONFIG.format(drain_timeout=5.0, control=port, ports="0", of_daemon="") + TLS.format(folder=papers.folder)
+        CONFIG.format(drain_timeout=5.0, control=port, ports="0", daemon_lines="") + TLS.format(folder=pki.folder)
     )
     faked = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1"}
     environment = os.environ | faked | {"DONT_FAKE_MONOTONIC": "1"}
     command = [sys.executable, "-m", "tunneld", "--config", str(config), "--log-format", "json"]
     where = Endpoint("tls", "127.0.0.1", port)
-    context = client_tls_context(pin=papers.pin)
+    context = client_tls_context(pin=pki.pin)
     with trio.fail_after(PATIENCE):
         async with program(command, stderr=subprocess.PIPE, env=environment) as daemon:
             await until_it_listens(where)

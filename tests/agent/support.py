@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tests.support.papers import Papers
+from tests.support.pki import Pki
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.config import ExposureConfig
 from tunneld.agent.events import Field
@@ -41,7 +41,7 @@ PATIENCE = 20.0
 BACKEND: ContextVar[str] = ContextVar("BACKEND", default="tcp")
 """The backend that the relays of a test have besides tcp; the agent prefers webmux."""
 
-SECURE: ContextVar[Papers | None] = ContextVar("SECURE", default=None)
+SECURE: ContextVar[Pki | None] = ContextVar("SECURE", default=None)
 """The certificate of relays that a test starts without one of their own; with it, agents use TLS."""
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
@@ -59,9 +59,9 @@ class RelayHere:
     """A relay inside the test process: engine, service, control port."""
 
     def __init__(
-        self, settings: Settings, service: TunnelService, port: int, scope: trio.CancelScope, papers: Papers | None
+        self, settings: Settings, service: TunnelService, port: int, scope: trio.CancelScope, pki: Pki | None
     ) -> None:
-        self.papers = papers
+        self.pki = pki
         self.settings = settings
         self.service = service
         self.port = port
@@ -74,7 +74,7 @@ class RelayHere:
 
     @property
     def access(self) -> RelayAccess:
-        return access_to(self.port, self.papers)
+        return access_to(self.port, self.pki)
 
     @property
     def tunnel(self) -> Tunnel:
@@ -102,19 +102,19 @@ class RelayHere:
         self.stop()
 
 
-def access_to(port: int, papers: Papers | None = None) -> RelayAccess:
-    """How an agent reaches the relay with this control port and these papers, or those of `SECURE`."""
-    papers = papers or SECURE.get()
-    if papers is None:
+def access_to(port: int, pki: Pki | None = None) -> RelayAccess:
+    """How an agent reaches the relay with this control port and these certificates, by default those of `SECURE`."""
+    pki = pki or SECURE.get()
+    if pki is None:
         return RelayAccess(f"127.0.0.1:{port}", timeout=PATIENCE)
-    return RelayAccess(f"tls://localhost:{port}", papers.client, timeout=PATIENCE)
+    return RelayAccess(f"tls://localhost:{port}", pki.client, timeout=PATIENCE)
 
 
 @asynccontextmanager
-async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: float | str) -> AsyncIterator[RelayHere]:
-    """Run a relay on loopback. `port` is its control port, which uses TLS if there are papers."""
-    papers = papers or SECURE.get()
-    tls = papers.server if papers is not None else None
+async def relay_here(port: int = 0, pki: Pki | None = None, **tunnels: float | str) -> AsyncIterator[RelayHere]:
+    """Run a relay on loopback. `port` is its control port, which uses TLS if there are certificates."""
+    pki = pki or SECURE.get()
+    tls = pki.server if pki is not None else None
     settings = Settings(control=ControlSettings(), tunnels=TunnelSettings.model_validate({"ports": "0", **tunnels}))
     listener = socket.create_server(("127.0.0.1", port))
     engine = new_engine()
@@ -125,7 +125,7 @@ async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: flo
         await nursery.start(handshakes.run)
         service = TunnelService(lambda: settings, engine, BACKENDS, keys, handshakes=handshakes)
         await nursery.start(service.run)
-        here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, papers)
+        here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, pki)
         if BACKEND.get() == "webmux":
             carriers = ReloadableListener("webmux", sockets.bind_tcp("127.0.0.1", 0))
             assert isinstance(engine, Pump)
@@ -137,7 +137,7 @@ async def relay_here(port: int = 0, papers: Papers | None = None, **tunnels: flo
 
 async def _serve_control(here: RelayHere, listener: socket.socket, *, task_status: trio.TaskStatus[None]) -> None:
     """Serve the control port, again after each `hang_up`."""
-    tls = here.papers.server if here.papers is not None else None
+    tls = here.pki.server if here.pki is not None else None
     while True:
         listener.setblocking(False)
         with trio.CancelScope() as here.control:

@@ -19,8 +19,8 @@ from tests.agent.support import (
     using_backend,
 )
 from tests.agent.test_expose import address, ask
-from tests.support.papers import Papers
-from tests.support.people import connect, is_dropped, read_exactly
+from tests.support.peers import connect, is_dropped, read_exactly
+from tests.support.pki import Pki
 from tunneld.agent import backoff, request
 from tunneld.agent import carriers as agent_carriers
 from tunneld.agent.access import RelayAccess
@@ -43,8 +43,8 @@ def _webmux() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.issue(tmp_path_factory.mktemp("pki"))
 
 
 def carriers(relay: RelayHere) -> list[Carrier]:
@@ -64,21 +64,21 @@ async def until_carriers(relay: RelayHere, count: int) -> list[Carrier]:
 
 
 @pytest.mark.parametrize("trust", ["authority", "pin"])
-async def test_everything_between_agent_and_relay_is_in_tls(papers: Papers, trust: str) -> None:
+async def test_everything_between_agent_and_relay_is_in_tls(pki: Pki, trust: str) -> None:
     reporter = RecordingReporter()
     with trio.fail_after(PATIENCE):
-        async with relay_here(papers=papers) as relay, local_server(echo) as target:
+        async with relay_here(pki=pki) as relay, local_server(echo) as target:
             access = relay.access
             if trust == "pin":
-                access = RelayAccess(access.where, client_tls_context(pin=papers.pin), timeout=PATIENCE)
+                access = RelayAccess(access.where, client_tls_context(pin=pki.pin), timeout=PATIENCE)
             async with exposed(target, access, reporter):
                 assert relay.tunnel.server_uri.scheme == "webmuxs"
                 assert await ask(address(reporter), b"x" * 300_000) == b"x" * 300_000
 
 
-async def test_encryption_is_not_lost_silently(papers: Papers) -> None:
+async def test_encryption_is_not_lost_silently(pki: Pki) -> None:
     with using_backend("tcp"), trio.fail_after(PATIENCE):  # the relay has no webmux
-        async with relay_here(papers=papers) as relay, local_server(echo) as target:
+        async with relay_here(pki=pki) as relay, local_server(echo) as target:
             for options, scheme in (({}, "tls"), ({"secure": "key"}, "tcp"), ({"secure": "no"}, "tcp")):
                 reporter = RecordingReporter()
                 async with exposed(target, relay.access, reporter, TunnelRequest(options)):
@@ -87,18 +87,18 @@ async def test_encryption_is_not_lost_silently(papers: Papers) -> None:
                     assert await ask(address(reporter), b"meant") == b"meant"
 
 
-async def test_a_system_that_cannot_encrypt_says_so(papers: Papers, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_system_that_cannot_encrypt_says_so(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request, "HAS_CARRIERS", False)
     with trio.fail_after(PATIENCE):
-        async with relay_here(papers=papers) as relay, local_server(echo) as target:
+        async with relay_here(pki=pki) as relay, local_server(echo) as target:
             with pytest.RaisesGroup(pytest.RaisesExc(UsageError, match="--secure no"), flatten_subgroups=True):
                 async with exposed(target, relay.access, RecordingReporter()):
                     pass
 
 
-async def test_a_wrong_option_is_not_mistaken_for_a_missing_backend(papers: Papers) -> None:
+async def test_a_wrong_option_is_not_mistaken_for_a_missing_backend(pki: Pki) -> None:
     with trio.fail_after(PATIENCE):
-        async with relay_here(papers=papers) as relay, local_server(echo) as target:
+        async with relay_here(pki=pki) as relay, local_server(echo) as target:
             with pytest.RaisesGroup(pytest.RaisesExc(RefusedError, match="max_visitors"), flatten_subgroups=True):
                 async with exposed(target, relay.access, RecordingReporter(), TunnelRequest({"max_visitors": "0"})):
                     pass

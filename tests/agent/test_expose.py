@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.agent.support import PATIENCE, RecordingReporter, echo, exposed, local_server, relay_here, unused_port
-from tests.support.people import connect, is_dropped, read_all, read_exactly
+from tests.support.peers import connect, is_dropped, read_all, read_exactly
 from tunneld.agent.request import TunnelRequest
 from tunneld.net.endpoint import Endpoint, Target
 from tunneld.wire.proxy_protocol import decode_v2

@@ -17,7 +17,7 @@ from tests.agent.support import (
     unused_port,
 )
 from tests.agent.test_expose import address, ask
-from tests.support.people import connect, read_exactly
+from tests.support.peers import connect, read_exactly
 from tunneld.agent import backoff, session
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.pool import PoolLimits
@@ -263,7 +263,7 @@ async def test_the_agent_ends_when_the_idle_timeout_has_passed() -> None:
 async def test_a_tunnel_opened_again_with_the_same_name_keeps_its_address(each_backend: str) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, relay.access.connect() as client:
-            options: dict[str, Value] = {"persist": True, "name": "web", "secure": relay.papers is not None}
+            options: dict[str, Value] = {"persist": True, "name": "web", "secure": relay.pki is not None}
             first = await client.open_tunnel(each_backend, **options)
             other = await client.open_tunnel(each_backend, **{**options, "name": "another"})
             former, _ = relay.service.tunnels()

@@ -13,7 +13,7 @@ from tests.agent.support import RecordingReporter, echo, exposed, local_server
 from tests.agent.test_expose import address, ask
 from tests.control.test_daemon_auth import HEAD, Running, running
 from tests.support.credentials import SECRET, credential
-from tests.support.people import connect, read_exactly
+from tests.support.peers import connect, read_exactly
 from tunneld.agent import access, backoff, session
 from tunneld.agent.access import RelayAccess
 from tunneld.client import connect as connect_to

@@ -11,7 +11,7 @@ import trio
 
 from tests.agent.support import PATIENCE, Handler, RecordingReporter, RelayHere, agent, echo, local_server, relay_here
 from tests.agent.test_expose import address
-from tests.support.people import connect, is_dropped, is_refused, read_all, read_exactly
+from tests.support.peers import connect, is_dropped, is_refused, read_all, read_exactly
 from tunneld.agent import backoff
 from tunneld.agent.expose import Exposure
 from tunneld.agent.health import Check, UnhealthyPolicy

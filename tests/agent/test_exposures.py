@@ -21,7 +21,7 @@ from tests.agent.support import (
     using_backend,
 )
 from tests.agent.test_expose import address, ask
-from tests.support.people import connect, is_dropped, is_refused, read_exactly
+from tests.support.peers import connect, is_dropped, is_refused, read_exactly
 from tunneld.agent import backoff
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.config import Changes, ExposureConfig

@@ -13,7 +13,7 @@ from tests.agent.support import PATIENCE, RecordingReporter, RelayHere, echo, lo
 from tests.agent.test_expose import address
 from tests.agent.test_exposures import RecordedExposures, gets_reply, replying, running
 from tests.agent.test_session import not_reading
-from tests.support.people import connect, is_dropped, read_exactly
+from tests.support.peers import connect, is_dropped, read_exactly
 from tunneld.agent import backoff, session, shutdown
 from tunneld.agent.config import ExposureConfig
 from tunneld.agent.exposures import ExposureSpec

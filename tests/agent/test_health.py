@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from tests.agent.support import PATIENCE, Handler, RecordingReporter, agent, local_server, relay_here, unused_port
 from tests.agent.test_expose import address
-from tests.support.people import connect, read_all
+from tests.support.peers import connect, read_all
 from tunneld.agent.health import Check, CheckKind, HealthState, UnhealthyPolicy, judge, probe
 from tunneld.agent.local import LocalServer
 from tunneld.net.endpoint import Target

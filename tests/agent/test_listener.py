@@ -10,7 +10,7 @@ import trio
 
 import tunneld
 from tests.agent.support import PATIENCE, relay_here
-from tests.support.people import connect, is_dropped, read_all
+from tests.support.peers import connect, is_dropped, read_all
 from tunneld.net.endpoint import Endpoint
 
 

@@ -10,7 +10,7 @@ import trio
 
 from tests.agent.support import PATIENCE, RecordingReporter, RelayHere, agent, echo, exposed, local_server, relay_here
 from tests.agent.test_expose import address, ask
-from tests.support.people import connect, is_dropped, read_exactly
+from tests.support.peers import connect, is_dropped, read_exactly
 from tunneld.agent import session
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.expose import Exposure

@@ -17,7 +17,7 @@ from tests.control.test_login import log_in
 from tests.http.support import running_http
 from tests.support.control import LineClient, Server, running_server
 from tests.support.credentials import credential
-from tests.support.people import connect, is_dropped
+from tests.support.peers import connect, is_dropped
 from tunneld.auth.authenticator import PREAUTH_LOG_RATE, Authenticator
 from tunneld.auth.preauth import PreauthCounts, PreauthLimiter, PreauthReason, PreauthRefusal, PreauthSlot, decide
 from tunneld.config.schema import ControlSettings

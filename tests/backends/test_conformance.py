@@ -16,8 +16,8 @@ import trio
 from tests.agent.support import BACKEND, SECURE, echo, unused_port
 from tests.backends.support import BackendTunnel, tunnel_to, tunnel_with
 from tests.engine.bench import NOISE, open_descriptors
-from tests.support.papers import Papers
-from tests.support.people import connect, is_dropped, read_all, read_exactly, reset
+from tests.support.peers import connect, is_dropped, read_all, read_exactly, reset
+from tests.support.pki import Pki
 from tests.support.system import find_program
 from tunneld.net.endpoint import Target
 
@@ -28,12 +28,12 @@ VISITORS = 500
 
 
 @pytest.fixture(scope="session")
-def relay_papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
+def relay_papers(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.issue(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(params=VARIANTS)
-def backend(request: pytest.FixtureRequest, relay_papers: Papers) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, relay_papers: Pki) -> Iterator[str]:
     name, _, secure = request.param.partition(" ")
     if name == "ssh":
         find_program("ssh")

@@ -17,9 +17,9 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.engine.bench import open_descriptors
-from tests.support.keyed import PATIENT, connect_hidden, open_lobby
-from tests.support.papers import Papers
-from tests.support.people import connect, is_dropped, read_all, read_exactly
+from tests.support.hidden_servers import HANDSHAKE_TIMEOUT, connect_hidden, start_handshakes
+from tests.support.peers import connect, is_dropped, read_all, read_exactly
+from tests.support.pki import Pki
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthLimiter
 from tunneld.backends import BACKENDS
@@ -39,8 +39,8 @@ BOTH_MODES = pytest.mark.parametrize("secure", ["key", "yes"])
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.issue(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def authenticator() -> Authenticator:
 
 
 @pytest.fixture
-async def service(nursery: trio.Nursery, engine: Engine, papers: Papers, authenticator: Authenticator) -> TunnelService:
-    handshakes = await open_lobby(nursery, papers, authenticator)
+async def service(nursery: trio.Nursery, engine: Engine, pki: Pki, authenticator: Authenticator) -> TunnelService:
+    handshakes = await start_handshakes(nursery, pki, authenticator)
     settings = Settings(tunnels=TunnelSettings(ports="0"))
     service = TunnelService(lambda: settings, engine, BACKENDS, handshakes=handshakes)
     await nursery.start(service.run)
@@ -72,13 +72,13 @@ async def until_unauthenticated(authenticator: Authenticator, count: int) -> Non
         await trio.lowlevel.checkpoint()
 
 
-async def exchange(tunnel: Tunnel, papers: Papers, data: bytes) -> bytes:
+async def exchange(tunnel: Tunnel, pki: Pki, data: bytes) -> bytes:
     """Connect, send `data`, in TLS if the tunnel uses it, and return all that is received."""
     stream = await connect(tunnel.server_uri)
     if tunnel.server_uri.scheme == "tcp":
         await stream.send_all(data)
         return await read_all(stream)
-    tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
+    tls = TlsSocket(raw(stream), pki.client, server_hostname="localhost")
     await tls.shake_hands()
     await tls.send_all(data)
     received = b""
@@ -92,12 +92,12 @@ async def exchange(tunnel: Tunnel, papers: Papers, data: bytes) -> bytes:
     "data", [b"wrong\n", b"\n", b"\xff\x00\n", b"x" * 128], ids=["wrong", "empty", "binary", "too long"]
 )
 async def test_a_wrong_key_is_refused_and_penalised(
-    service: TunnelService, papers: Papers, authenticator: Authenticator, secure: str, data: bytes
+    service: TunnelService, pki: Pki, authenticator: Authenticator, secure: str, data: bytes
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     with capture_logs() as logs:
         for _ in range(3):
-            assert await exchange(tunnel, papers, data) == b"ERR not-allowed wrong key\n"
+            assert await exchange(tunnel, pki, data) == b"ERR not-allowed wrong key\n"
     await until_unauthenticated(authenticator, 0)
     assert tunnel.parked == 0
     assert authenticator.penalty("127.0.0.1") > 0
@@ -109,10 +109,10 @@ async def test_a_wrong_key_is_refused_and_penalised(
 
 @BOTH_MODES
 async def test_a_connection_with_the_key_frees_its_preauth_slot(
-    service: TunnelService, papers: Papers, authenticator: Authenticator, secure: str
+    service: TunnelService, pki: Pki, authenticator: Authenticator, secure: str
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
-    server = await connect_hidden(tunnel.server_uri, papers)
+    server = await connect_hidden(tunnel.server_uri, pki)
     while not tunnel.parked:
         await trio.lowlevel.checkpoint()
     assert len(authenticator.preauth) == 0
@@ -123,11 +123,11 @@ async def test_a_connection_with_the_key_frees_its_preauth_slot(
 
 @BOTH_MODES
 async def test_a_carriage_return_and_blanks_around_the_key_are_ignored(
-    service: TunnelService, papers: Papers, secure: str
+    service: TunnelService, pki: Pki, secure: str
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     spaced = replace(tunnel.server_uri, key=f" {tunnel.server_uri.key} \r")
-    await connect_hidden(spaced, papers)
+    await connect_hidden(spaced, pki)
     while not tunnel.parked:
         await trio.lowlevel.checkpoint()
 
@@ -135,14 +135,14 @@ async def test_a_carriage_return_and_blanks_around_the_key_are_ignored(
 @BOTH_MODES
 @pytest.mark.parametrize("size", [1, 200, 5000, 40_000])
 async def test_bytes_sent_together_with_the_key_go_to_the_visitor(
-    service: TunnelService, papers: Papers, secure: str, size: int
+    service: TunnelService, pki: Pki, secure: str, size: int
 ) -> None:
     """In TLS all of them may be in the record of the key, of which only a line was requested."""
     tunnel = await open_tunnel(service, secure=secure)
     stream = await connect(tunnel.server_uri)
     data = f"{tunnel.server_uri.key}\n".encode() + bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     if secure == "yes":
-        tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
+        tls = TlsSocket(raw(stream), pki.client, server_hostname="localhost")
         await tls.shake_hands()
         await tls.send_all(data)
     else:
@@ -159,7 +159,7 @@ async def test_a_silent_connection_is_closed_after_the_deadline(
     silent = await connect(tunnel.server_uri)
     await until_unauthenticated(authenticator, 1)
     await wait_all_tasks_blocked()
-    mock_clock.jump(PATIENT)
+    mock_clock.jump(HANDSHAKE_TIMEOUT)
     assert await is_dropped(silent)
     await until_unauthenticated(authenticator, 0)
 
@@ -188,10 +188,10 @@ async def test_plain_text_on_a_tls_port_gets_an_error_line(service: TunnelServic
     assert await read_all(stream) == b"ERR protocol this port speaks TLS; use openssl s_client\n"
 
 
-async def test_tls_on_a_plain_text_port_is_closed(service: TunnelService, papers: Papers) -> None:
+async def test_tls_on_a_plain_text_port_is_closed(service: TunnelService, pki: Pki) -> None:
     tunnel = await open_tunnel(service, secure="key")
     stream = await connect(tunnel.server_uri)
-    tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
+    tls = TlsSocket(raw(stream), pki.client, server_hostname="localhost")
     with pytest.raises(OSError):  # noqa: PT011  any of OpenSSL's errors
         await tls.shake_hands()
 
@@ -228,7 +228,7 @@ async def test_a_reopened_tunnel_keeps_its_key(service: TunnelService, secure: s
 
 
 async def test_without_a_certificate_only_secure_key_is_available(nursery: trio.Nursery, engine: Engine) -> None:
-    handshakes = await open_lobby(nursery, None)
+    handshakes = await start_handshakes(nursery, None)
     settings = Settings(tunnels=TunnelSettings(ports="0"))
     service = TunnelService(lambda: settings, engine, BACKENDS, handshakes=handshakes)
     await nursery.start(service.run)
@@ -245,11 +245,11 @@ async def test_a_system_without_a_pump_refuses_keys(engine: Engine, nursery: tri
 
 
 @pytest.fixture
-async def parked(service: TunnelService, papers: Papers) -> tuple[Tunnel, TlsSocket]:
+async def parked(service: TunnelService, pki: Pki) -> tuple[Tunnel, TlsSocket]:
     """A tunnel, and the parked TLS connection of its hidden server."""
     tunnel = await open_tunnel(service, secure="yes")
     stream = await connect(tunnel.server_uri)
-    tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
+    tls = TlsSocket(raw(stream), pki.client, server_hostname="localhost")
     await tls.shake_hands()
     await tls.send_all(f"{tunnel.server_uri.key}\n".encode())
     assert await tls.receive(100) == b"OK\n"
@@ -291,16 +291,16 @@ class AfterNextIoWait(trio.abc.Instrument):
 
 @BOTH_MODES
 async def test_a_key_that_arrives_while_the_tunnel_closes_is_not_parked(
-    service: TunnelService, papers: Papers, authenticator: Authenticator, secure: str
+    service: TunnelService, pki: Pki, authenticator: Authenticator, secure: str
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     side = tunnel.server_side
-    with trio.fail_after(PATIENT):
+    with trio.fail_after(HANDSHAKE_TIMEOUT):
         stream = await connect(tunnel.server_uri)
         await until_unauthenticated(authenticator, 1)
         key = f"{tunnel.server_uri.key}\n".encode()
         if secure == "yes":
-            tls = TlsSocket(raw(stream), papers.client, server_hostname="localhost")
+            tls = TlsSocket(raw(stream), pki.client, server_hostname="localhost")
             await tls.shake_hands()
             await wait_all_tasks_blocked()
             tls.write(memoryview(key))

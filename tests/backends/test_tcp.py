@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from tests.support.people import connect, is_dropped, read_all, read_exactly
+from tests.support.peers import connect, is_dropped, read_all, read_exactly
 from tests.tunnel.support import open_tunnel
 from tunneld.directory.service import TunnelService
 from tunneld.tunnel.tunnel import Tunnel

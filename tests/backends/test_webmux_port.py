@@ -15,8 +15,8 @@ from tests.agent.support import PATIENCE, RecordingReporter, echo, exposed, loca
 from tests.agent.test_carriers import carriers, until_carriers
 from tests.agent.test_expose import address, ask
 from tests.engine.bench import stream
-from tests.support.papers import Papers
-from tests.support.people import connect
+from tests.support.peers import connect
+from tests.support.pki import Pki
 from tunneld.directory.requester import Requester
 from tunneld.mux.carrier import PREAUTH_EXCEEDED
 from tunneld.net.endpoint import Endpoint
@@ -34,8 +34,8 @@ def _webmux() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.issue(tmp_path_factory.mktemp("pki"))
 
 
 class RawWebMuxPeer:
@@ -81,11 +81,11 @@ async def test_a_new_carrier_gets_the_visitors_although_the_old_one_seems_alive(
             await hung.stream.aclose()
 
 
-async def test_a_peer_that_leaves_during_the_handshake_is_logged_and_is_not_a_failed_login(papers: Papers) -> None:
+async def test_a_peer_that_leaves_during_the_handshake_is_logged_and_is_not_a_failed_login(pki: Pki) -> None:
     refused: list[MutableMapping[str, Any]] = []
     with trio.fail_after(PATIENCE), capture_logs() as lines:
         async with (
-            relay_here(papers=papers) as relay,
+            relay_here(pki=pki) as relay,
             local_server(echo) as target,
             exposed(target, relay.access, RecordingReporter()),
         ):

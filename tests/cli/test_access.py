@@ -15,7 +15,7 @@ import trustme
 from tests.cli.test_tunnel import tunnel
 from tests.support.control import running_server
 from tests.support.credentials import SECRET, authenticator_of, credential
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tunneld.cli import access as access_module
 from tunneld.cli.access import access
 from tunneld.cli.tunnel import parser

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.cli.test_init import KEPT, made, relay_of
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tests.support.programs import tunnel_command
 from tunneld.cli.tunneld import PORTS
 from tunneld.config import load

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.people import PATIENCE, connect, read_exactly
+from tests.support.peers import PATIENCE, connect, read_exactly
 from tests.support.programs import Daemon, program, tunnel_command
 from tunneld.cli.tunneld import PORTS, main
 from tunneld.config import Settings, load

@@ -12,7 +12,7 @@ import trio
 from tests.agent.support import PATIENCE, RelayHere, echo, local_server, relay_here
 from tests.agent.test_expose import ask
 from tests.cli.test_tunnel import Reader, running, tunnel
-from tests.support.people import connect, read_exactly
+from tests.support.peers import connect, read_exactly
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.expose_file import RelayTable
 from tunneld.cli import up

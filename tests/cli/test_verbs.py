@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from tests.agent.support import PATIENCE, RelayHere, relay_here
-from tests.support.people import connect
+from tests.support.peers import connect
 from tests.support.programs import program, tunnel_command
-from tests.support.relays import GREETING, fake_relay, stay
+from tests.support.scripted_relays import GREETING, fake_relay, stay
 from tunneld.client import connect as control
 from tunneld.net.endpoint import Endpoint
 

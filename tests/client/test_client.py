@@ -9,8 +9,8 @@ import trio
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from tests.support.control import EVENTS, running_server
-from tests.support.people import PATIENCE
-from tests.support.relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
+from tests.support.peers import PATIENCE
+from tests.support.scripted_relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
 from tunneld.client import Client, connect
 from tunneld.client.exchange import ControlExchange
 from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableError, UsageError

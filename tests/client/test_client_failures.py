@@ -12,8 +12,8 @@ import trustme
 from trio.testing import MockClock
 
 from tests.support.control import running_server
-from tests.support.people import reset
-from tests.support.relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
+from tests.support.peers import reset
+from tests.support.scripted_relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
 from tunneld.client import connect
 from tunneld.client.exchange import why
 from tunneld.config.schema import ControlSettings

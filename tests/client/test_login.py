@@ -13,7 +13,7 @@ import trustme
 
 from tests.support.control import running_server
 from tests.support.credentials import SECRET, authenticator_of, credential
-from tests.support.relays import GREETING, fake_relay, saying, stay
+from tests.support.scripted_relays import GREETING, fake_relay, saying, stay
 from tunneld.client import connect
 from tunneld.config.credentials import Credential
 from tunneld.config.schema import TlsFiles
@@ -143,9 +143,9 @@ async def test_the_secret_is_never_sent() -> None:
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The certificates of an authority, a relay and two clients."""
-    folder = tmp_path_factory.mktemp("papers")
+    folder = tmp_path_factory.mktemp("pki")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
     for name in ("127.0.0.1", "bob", "carol"):
@@ -160,16 +160,16 @@ def fingerprint(certificate: Path) -> str:
     return "sha256:" + hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.read_text())).hexdigest().upper()
 
 
-async def test_a_certificate_names_the_credential(papers: Path) -> None:
-    bob = Credential(name="bob", certificate=fingerprint(papers / "bob.pem"))
+async def test_a_certificate_names_the_credential(pki: Path) -> None:
+    bob = Credential(name="bob", certificate=fingerprint(pki / "bob.pem"))
     tls = contexts.server_tls_context(
-        TlsFiles(certificate=papers / "127.0.0.1.pem", key=papers / "127.0.0.1.key", client_ca=papers / "ca.pem")
+        TlsFiles(certificate=pki / "127.0.0.1.pem", key=pki / "127.0.0.1.key", client_ca=pki / "ca.pem")
     )
     async with running_server(tls=tls, authenticator=authenticator_of(bob, ALICE)) as server:
-        bob_tls = contexts.client_tls_context(papers / "ca.pem", papers / "bob.pem", papers / "bob.key")
+        bob_tls = contexts.client_tls_context(pki / "ca.pem", pki / "bob.pem", pki / "bob.key")
         async with connect(str(server.endpoint), tls=bob_tls) as client:
             await client.call("echo")
-        carol_tls = contexts.client_tls_context(papers / "ca.pem", papers / "carol.pem", papers / "carol.key")
+        carol_tls = contexts.client_tls_context(pki / "ca.pem", pki / "carol.pem", pki / "carol.key")
         with pytest.raises(NotAllowedError, match="requires authentication"):
             async with connect(str(server.endpoint), tls=carol_tls):
                 pass

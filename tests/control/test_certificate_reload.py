@@ -11,7 +11,7 @@ import trio
 
 from tests.control.test_daemon_auth import HEAD, Running, running, table
 from tests.support.credentials import SECRET
-from tests.support.papers import Papers
+from tests.support.pki import Pki
 from tunneld.client import Client, connect
 from tunneld.errors import RefusedError, RelayUnreachableError
 from tunneld.net.endpoint import Endpoint
@@ -24,7 +24,7 @@ TLS = 'tls = { certificate = "relay.pem", key = "relay.key" }\n'
 
 @pytest.fixture
 async def relay(tmp_path: Path) -> AsyncIterator[Running]:
-    Papers.issue(tmp_path)
+    Pki.issue(tmp_path)
     path = tmp_path / "tunnel.toml"
     path.write_text(HEAD.replace("port = 0\n", f"port = 0\n{TLS}", 1) + table("root", "admin"))
     async with running(path) as relay:
@@ -54,7 +54,7 @@ async def test_a_reload_reads_the_files_again_even_if_no_key_has_changed(relay: 
     folder = relay.path.parent
     async with root(relay) as before:
         old = await pin_of(relay)
-        new = Papers.issue(folder)
+        new = Pki.issue(folder)
         assert await pin_of(relay) == old != new.pin
         assert (await before.call("reload")).items == []
         assert await pin_of(relay) == new.pin
@@ -69,7 +69,7 @@ async def test_the_http_port_can_start_tls_and_gets_new_files(relay: Running) ->
         relay.path.write_text(text.replace(HTTP_TABLE, f"{HTTP_TABLE}{TLS}"))
         assert {item["key"] for item in (await admin.call("reload")).items} == {"http.tls.certificate", "http.tls.key"}
         old = await shown_at(Endpoint.parse(relay.http.rstrip("/")))
-        new = Papers.issue(relay.path.parent)
+        new = Pki.issue(relay.path.parent)
         await admin.call("reload")
         assert await shown_at(Endpoint.parse(relay.http.rstrip("/"))) == new.pin != old
 
@@ -84,7 +84,7 @@ async def test_an_invalid_file_changes_nothing(relay: Running, name: str) -> Non
             await admin.call("reload")
         assert await pin_of(relay) == old
         relay.path.write_text(relay.path.read_text().replace("watch_backlog = 7", "watch_backlog = 8"))
-        Papers.issue(relay.path.parent)
+        Pki.issue(relay.path.parent)
         items = (await admin.call("reload")).items
         assert [(item["key"], item["old"], item["new"]) for item in items] == [("daemon.watch_backlog", "1000", "8")]
 
@@ -93,7 +93,7 @@ async def test_a_client_ca_added_by_a_reload_is_required_from_then_on(relay: Run
     text = relay.path.read_text()
     async with root(relay) as admin:
         relay.path.write_text(text.replace(TLS, TLS.replace(" }", ', client_ca = "ca.pem" }')))
-        Papers.issue(relay.path.parent)
+        Pki.issue(relay.path.parent)
         assert [item["key"] for item in (await admin.call("reload")).items] == ["control.tls.client_ca"]
         with pytest.raises(RelayUnreachableError):
             async with root(relay):
@@ -104,10 +104,10 @@ async def test_a_client_ca_added_by_a_reload_is_required_from_then_on(relay: Run
 async def test_a_reload_reads_the_client_ca_again(tmp_path: Path) -> None:
     path = tmp_path / "tunnel.toml"
     path.write_text(HEAD.replace("port = 0\n", f"port = 0\n{TLS}", 1).replace(" }", ', client_ca = "ca.pem" }'))
-    Papers.issue(tmp_path)
+    Pki.issue(tmp_path)
     old = contexts.unverified_tls_context(tmp_path / "client.pem")
     async with running(path) as relay, connect(relay.control, tls=old) as admin:
-        Papers.issue(tmp_path)
+        Pki.issue(tmp_path)
         await admin.call("reload")
         with pytest.raises(RelayUnreachableError):
             async with connect(relay.control, tls=old):

@@ -12,9 +12,9 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from tests.support import people
+from tests.support import peers
 from tests.support.credentials import SECRET, credential
-from tests.support.people import PATIENCE, read_exactly
+from tests.support.peers import PATIENCE, read_exactly
 from tunneld import config
 from tunneld.client import connect
 from tunneld.config.keys import keys
@@ -91,7 +91,7 @@ async def test_every_limit_can_be_changed_at_once_without_dropping_connections(r
     async with connect(relay.control, credential=("root", SECRET)) as admin:
         server_uri = Endpoint.parse(await admin.open_tunnel())
         client_uri = Endpoint.parse(await admin.get_tunnel_address(str(server_uri)))
-        server, visitor = await people.connect(server_uri), await people.connect(client_uri)
+        server, visitor = await peers.connect(server_uri), await peers.connect(client_uri)
         await visitor.send_all(b"before")
         assert await read_exactly(server, 6) == b"before"
         now = {item["key"]: item.get("value", "") for item in (await admin.call("settings")).items}

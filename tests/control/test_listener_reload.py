@@ -12,7 +12,7 @@ import trio
 
 from tests.control.test_certificate_reload import TLS
 from tests.control.test_daemon_auth import HEAD, Running, running
-from tests.support.papers import Papers
+from tests.support.pki import Pki
 from tunneld.client import connect
 from tunneld.errors import RefusedError, RelayUnreachableError
 from tunneld.net.endpoint import Endpoint
@@ -104,7 +104,7 @@ async def test_the_http_port_can_be_disabled_and_enabled(relay: Running) -> None
 
 
 async def test_tls_added_by_a_reload_applies_to_new_connections(relay: Running) -> None:
-    Papers.issue(relay.path.parent)
+    Pki.issue(relay.path.parent)
     async with connect(relay.control) as before:
         uri = await before.open_tunnel("webmux")
         assert uri.startswith("webmux://")

@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.control import LineClient, Server, running_server
 from tests.support.credentials import SECRET, authenticator_of, counted, credential
-from tests.support.people import connect, is_dropped
+from tests.support.peers import connect, is_dropped
 from tunneld.auth.authenticator import Authenticator
 from tunneld.config.credentials import Credential
 from tunneld.config.schema import ControlSettings

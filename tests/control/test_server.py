@@ -9,7 +9,7 @@ import trio
 from structlog.testing import capture_logs
 
 from tests.support.control import LineClient, running_server
-from tests.support.people import connect
+from tests.support.peers import connect
 from tunneld import __version__
 
 GREETING = f"OK tunneld {__version__} protocol=1 auth=none"

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.control import LineClient, running_server
-from tests.support.people import connect, is_dropped, is_refused, reset
+from tests.support.peers import connect, is_dropped, is_refused, reset
 from tunneld import __version__
 from tunneld.config.schema import ControlSettings
 from tunneld.net import sockets

@@ -11,8 +11,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.auth.test_preauth import ATTACKER, EXEMPT, LONG, OTHER, authenticator_with, client_from
 from tests.control.test_login import log_in
 from tests.support.control import LineClient, Server, running_server
-from tests.support.papers import Papers
-from tests.support.people import connect, is_dropped, read_all
+from tests.support.peers import connect, is_dropped, read_all
+from tests.support.pki import Pki
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthLimiter, PreauthReason
 from tunneld.config.schema import ControlSettings
@@ -20,37 +20,35 @@ from tunneld.tls import contexts
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.issue(tmp_path_factory.mktemp("pki"))
 
 
-async def encrypted_client(server: Server, papers: Papers, source: str) -> LineClient:
-    client = LineClient(
-        trio.SSLStream(await connect(server.endpoint, source), papers.client, server_hostname="127.0.0.1")
-    )
+async def encrypted_client(server: Server, pki: Pki, source: str) -> LineClient:
+    client = LineClient(trio.SSLStream(await connect(server.endpoint, source), pki.client, server_hostname="127.0.0.1"))
     assert (await client.read_line()).endswith("auth=scram-sha-256")
     return client
 
 
-async def test_a_handshake_takes_a_place_and_a_refusal_sends_no_plain_text(papers: Papers) -> None:
+async def test_a_handshake_takes_a_place_and_a_refusal_sends_no_plain_text(pki: Pki) -> None:
     settings = ControlSettings(max_startups="2:100:2")
     authenticator = authenticator_with(settings)
-    async with running_server(settings, papers.server, authenticator=authenticator) as server:
-        authenticated = await encrypted_client(server, papers, EXEMPT)
+    async with running_server(settings, pki.server, authenticator=authenticator) as server:
+        authenticated = await encrypted_client(server, pki, EXEMPT)
         assert (await log_in(authenticated)).startswith("OK")
         assert len(authenticator.preauth) == 0
         await connect(server.endpoint)  # sends nothing
-        await encrypted_client(server, papers, EXEMPT)  # does not authenticate
+        await encrypted_client(server, pki, EXEMPT)  # does not authenticate
         assert await read_all(await connect(server.endpoint)) == b""
         assert await authenticated.request("echo hi") == "OK hi"
         assert authenticator.preauth.refusals == {PreauthReason.STARTUPS: 1}
 
 
 @pytest.mark.parametrize("sent", [b"\x16" + b"x" * 500, b"GET / HTTP/1.1\r\n\r\n"])
-async def test_anything_but_a_handshake_is_a_failure(papers: Papers, sent: bytes) -> None:
+async def test_anything_but_a_handshake_is_a_failure(pki: Pki, sent: bytes) -> None:
     settings = ControlSettings()
     authenticator = authenticator_with(settings)
-    async with running_server(settings, papers.server, authenticator=authenticator) as server:
+    async with running_server(settings, pki.server, authenticator=authenticator) as server:
         for _ in range(3):
             client = await client_from(server, ATTACKER)
             await client.send(sent)
@@ -59,19 +57,19 @@ async def test_anything_but_a_handshake_is_a_failure(papers: Papers, sent: bytes
             await wait_all_tasks_blocked(0.005)
         assert authenticator.preauth.penalised(trio.current_time()) == 1
         assert await is_dropped(await connect(server.endpoint, ATTACKER))
-        await encrypted_client(server, papers, OTHER)
+        await encrypted_client(server, pki, OTHER)
 
 
-async def test_closing_during_a_handshake_is_no_failure(papers: Papers) -> None:
+async def test_closing_during_a_handshake_is_no_failure(pki: Pki) -> None:
     """An agent does this when the relay takes longer than the agent waits."""
     settings = ControlSettings()
     authenticator = authenticator_with(settings)
     hello = ssl.MemoryBIO()
-    handshake = papers.client.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="127.0.0.1")
+    handshake = pki.client.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="127.0.0.1")
     with pytest.raises(ssl.SSLWantReadError):
         handshake.do_handshake()
     client_hello = hello.read()
-    async with running_server(settings, papers.server, authenticator=authenticator) as server:
+    async with running_server(settings, pki.server, authenticator=authenticator) as server:
         for _ in range(5):
             client = await client_from(server, ATTACKER)
             await client.stream.send_all(client_hello)
@@ -80,10 +78,10 @@ async def test_closing_during_a_handshake_is_no_failure(papers: Papers) -> None:
         assert authenticator.penalty(ATTACKER) == 0.0
 
 
-async def test_a_slow_handshake_is_a_failure_and_a_probe_is_none(papers: Papers, mock_clock: MockClock) -> None:
+async def test_a_slow_handshake_is_a_failure_and_a_probe_is_none(pki: Pki, mock_clock: MockClock) -> None:
     settings = ControlSettings(handshake_timeout=10.0)
     authenticator = authenticator_with(settings)
-    async with running_server(settings, papers.server, timeout=LONG, authenticator=authenticator) as server:
+    async with running_server(settings, pki.server, timeout=LONG, authenticator=authenticator) as server:
         slow = [await connect(server.endpoint, ATTACKER) for _ in range(3)]
         for _ in range(5):
             await (await connect(server.endpoint, OTHER)).aclose()
@@ -97,21 +95,21 @@ async def test_a_slow_handshake_is_a_failure_and_a_probe_is_none(papers: Papers,
         assert len(authenticator.preauth) == 0
 
 
-async def test_tls_without_authentication_needs_no_place(papers: Papers) -> None:
+async def test_tls_without_authentication_needs_no_place(pki: Pki) -> None:
     settings = ControlSettings(max_startups="1:100:1")
     authenticator = Authenticator(lambda: (), PreauthLimiter(lambda: settings))
-    async with running_server(settings, papers.server, authenticator=authenticator) as server:
+    async with running_server(settings, pki.server, authenticator=authenticator) as server:
         for _ in range(5):
             await connect(server.endpoint)
-        client = LineClient(trio.SSLStream(await connect(server.endpoint), papers.client, server_hostname="127.0.0.1"))
+        client = LineClient(trio.SSLStream(await connect(server.endpoint), pki.client, server_hostname="127.0.0.1"))
         assert (await client.read_line()).endswith("auth=none")
 
 
-async def test_a_required_certificate_takes_a_place_until_it_is_verified(papers: Papers) -> None:
+async def test_a_required_certificate_takes_a_place_until_it_is_verified(pki: Pki) -> None:
     settings = ControlSettings(max_startups="1:100:1")
     authenticator = Authenticator(lambda: (), PreauthLimiter(lambda: settings))
-    async with running_server(settings, papers.mutual, authenticator=authenticator) as server:
-        context = contexts.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
+    async with running_server(settings, pki.mutual, authenticator=authenticator) as server:
+        context = contexts.client_tls_context(pki.folder / "ca.pem", pki.folder / "client.pem")
         authenticated = LineClient(trio.SSLStream(await connect(server.endpoint), context, server_hostname="127.0.0.1"))
         assert (await authenticated.read_line()).startswith("OK tunneld")
         assert len(authenticator.preauth) == 0

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.control import LineClient, Server, running_server
-from tests.support.people import connect, is_dropped, read_all
+from tests.support.peers import connect, is_dropped, read_all
 from tunneld.config.schema import ControlSettings, TlsFiles
 from tunneld.control.connection import FINAL_REPLY_TIMEOUT, LineConnection
 from tunneld.tls import contexts

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.control import LineClient, running_server
-from tests.support.people import connect, reset
+from tests.support.peers import connect, reset
 from tunneld.config.schema import ControlSettings
 
 LONG = 1e6

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support.people import PATIENCE, read_exactly
+from tests.support.peers import PATIENCE, read_exactly
 from tunneld.config.schema import Settings
 from tunneld.daemon import Daemon
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.support.people import connect, is_dropped
+from tests.support.peers import connect, is_dropped
 from tests.support.visitors import open_tunnel, until_gone, until_served
 from tunneld.config.schema import TunnelSettings
 from tunneld.directory import registry

@@ -12,7 +12,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from tests.support.people import connect, is_refused
+from tests.support.peers import connect, is_refused
 from tests.support.visitors import until_parked
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import Settings, TunnelSettings

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.ways import WAYS
+from tests.support.exposed import VARIANTS
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=VARIANTS)
 def way(request: pytest.FixtureRequest) -> str:
-    """Each backend, with and without TLS; see `tests.support.ways`."""
+    """Each backend, with and without TLS; see `tests.support.exposed`."""
     return str(request.param)

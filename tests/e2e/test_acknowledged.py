@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tests.support.programs import daemon
 
 TUNNELS = 150

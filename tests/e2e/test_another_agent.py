@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.papers import Papers
-from tests.support.people import PATIENCE, connect, is_dropped, read_all, read_exactly, reset
+from tests.support.peers import PATIENCE, connect, is_dropped, read_all, read_exactly, reset
+from tests.support.pki import Pki
 from tests.support.programs import Daemon, daemon, program
 from tunneld.net.endpoint import Endpoint
 from tunneld.wire.verifier import derive
@@ -50,11 +50,11 @@ async def serve(listener: trio.SocketListener, scope: trio.CancelScope) -> None:
 @asynccontextmanager
 async def served(folder: Path, *, secure: bool = False) -> AsyncIterator[tuple[Daemon, Endpoint, trio.CancelScope]]:
     """Run relay and agent. Yields the relay, the address for visitors, and the cancel scope of the local server."""
-    papers = Papers.issue(folder / "papers") if secure else None
+    pki = Pki.issue(folder / "pki") if secure else None
     words = '[[credential]]\nname = "me"\nrole = "user"\nverifier = "{}"\n'.format(
         derive(SECRET, b"a salt of 16 oct").reveal()
     )
-    async with daemon(folder, papers=papers, words=words if secure else "") as relay, trio.open_nursery() as nursery:
+    async with daemon(folder, pki=pki, words=words if secure else "") as relay, trio.open_nursery() as nursery:
         if not secure:
             config = folder / "tunnel.toml"
             config.write_text(
@@ -66,8 +66,8 @@ async def served(folder: Path, *, secure: bool = False) -> AsyncIterator[tuple[D
         nursery.start_soon(serve, listener, local)
         port = listener.socket.getsockname()[1]
         command = [sys.executable, str(AGENT), relay.control.rpartition("/")[2], str(port)]
-        if papers is not None:
-            command += ["--ca", f"{papers.folder}/ca.pem", "--credential", "me"]
+        if pki is not None:
+            command += ["--ca", f"{pki.folder}/ca.pem", "--credential", "me"]
         environment = {**os.environ, "TUNNEL_SECRET": SECRET}
         async with program(command, stdout=subprocess.PIPE, env=environment) as agent:
             assert agent.stdout is not None

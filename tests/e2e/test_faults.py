@@ -12,10 +12,10 @@ import pytest
 import trio
 
 from benchmarks.witness import BLOCK, block, proven
-from tests.support.papers import Papers
-from tests.support.people import PATIENCE, connect, read_exactly
+from tests.support.exposed import VARIANTS, agent_of
+from tests.support.peers import PATIENCE, connect, read_exactly
+from tests.support.pki import Pki
 from tests.support.programs import TLS, free_port, lasting_port, listening
-from tests.support.ways import WAYS, agent_of
 from tunneld.net.endpoint import Endpoint
 
 LONG = 3 * PATIENCE
@@ -40,13 +40,13 @@ class World:
 
     def __init__(self, folder: Path, way: str) -> None:
         self.folder, self.way = folder, way
-        self.papers = Papers.issue(folder / "papers") if way == "webmuxs" else None
+        self.pki = Pki.issue(folder / "pki") if way == "webmuxs" else None
 
     def choose_ports(self) -> None:
         """Choose free ports. The server port of a tcp tunnel is next to its client port."""
         self.control, self.carriers, self.client = [lasting_port() for _ in range(3)]
         ports = {"control": self.control, "carriers": self.carriers, "first": self.client - 20, "client": self.client}
-        tls = TLS.format(folder=self.papers.folder) if self.papers else ""
+        tls = TLS.format(folder=self.pki.folder) if self.pki else ""
         (self.folder / "tunnel.toml").write_text(CONFIG.format(folder=self.folder, **ports) + tls)
 
     @asynccontextmanager
@@ -57,8 +57,8 @@ class World:
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[trio.Process]:
-        where = f"{'tls' if self.papers else 'tcp'}://127.0.0.1:{self.control}"
-        trust = ["--pin", self.papers.pin] if self.papers else []
+        where = f"{'tls' if self.pki else 'tcp'}://127.0.0.1:{self.control}"
+        trust = ["--pin", self.pki.pin] if self.pki else []
         words = ["--name", "web", "--port", str(self.client), "--backend", self.way.removesuffix("s")]
         async with agent_of(str(self.port), "--relay", where, *trust, *words) as (process, address):
             assert address.port == self.client
@@ -123,7 +123,7 @@ class Upload:
         return True
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", VARIANTS)
 @pytest.mark.parametrize("who", ["daemon", "agent"])
 async def test_after_a_kill_and_a_restart_the_address_is_the_same(tmp_path: Path, way: str, who: str) -> None:
     world = World(tmp_path, way)
@@ -146,7 +146,7 @@ async def test_after_a_kill_and_a_restart_the_address_is_the_same(tmp_path: Path
         assert proven(tmp_path / "upload") >= upload.acknowledged >= 100 * BLOCK
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", VARIANTS)
 @pytest.mark.parametrize("who", ["daemon", "agent"])
 async def test_a_program_that_hangs_for_a_moment_loses_no_data(tmp_path: Path, way: str, who: str) -> None:
     world = World(tmp_path, way)

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.support.exposed import exposed
 from tests.support.programs import free_port, listening, run
-from tests.support.ways import exposed
 
 Find = Callable[[str], str]
 ME = ["-c", "user.name=me", "-c", "user.email=me@example.org", "-c", "init.defaultBranch=main"]

@@ -12,7 +12,7 @@ import trio
 
 from tests.e2e.test_three_machines import line_of, wait_ready
 from tests.support.netns import Find, Namespace, internet
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tests.support.programs import program, tunnel_command
 from tunneld.config import make_verifier
 from tunneld.net.endpoint import Endpoint

@@ -15,10 +15,10 @@ from typing import Any
 
 import trio
 
-from tests.support.people import PATIENCE, read_all
+from tests.support.exposed import exposed
+from tests.support.peers import PATIENCE, read_all
 from tests.support.programs import free_port, listening, program, run
 from tests.support.system import lacking
-from tests.support.ways import exposed
 
 Find = Callable[[str], str]
 OWNER = "postgres"

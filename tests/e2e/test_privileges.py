@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.papers import Papers
-from tests.support.people import connect, read_exactly
+from tests.support.peers import connect, read_exactly
+from tests.support.pki import Pki
 from tests.support.programs import daemon
 from tests.support.system import is_root_with
 from tunneld.config import Settings
@@ -63,7 +63,7 @@ def low_port() -> int:
 @as_root
 async def test_a_low_port_is_bound_and_then_all_privileges_are_dropped(folder: Path) -> None:
     port = low_port()
-    async with daemon(folder, of_daemon='user = "nobody"', control=port) as relay:
+    async with daemon(folder, daemon_lines='user = "nobody"', control=port) as relay:
         assert relay.control == f"tcp://127.0.0.1:{port}"
         status = status_of(relay.process.pid)
         assert set(status["Uid"].split()) == {str(NOBODY.pw_uid)}
@@ -77,7 +77,7 @@ async def test_a_low_port_is_bound_and_then_all_privileges_are_dropped(folder: P
 
 @as_root
 async def test_a_reload_to_a_port_below_1024_fails_and_changes_nothing(folder: Path) -> None:
-    async with daemon(folder, of_daemon='user = "nobody"') as relay:
+    async with daemon(folder, daemon_lines='user = "nobody"') as relay:
         config = folder / "tunnel.toml"
         config.write_text(config.read_text().replace("port = 0", f"port = {low_port()}", 1))
         assert "permission denied" in await relay.ask("reload")
@@ -87,7 +87,7 @@ async def test_a_reload_to_a_port_below_1024_fails_and_changes_nothing(folder: P
 @as_root
 async def test_tunnels_on_low_ports_keep_one_capability(folder: Path) -> None:
     port = low_port()
-    async with daemon(folder, of_daemon='user = "nobody"', ports=f"{port - 1}-{port}") as relay:
+    async with daemon(folder, daemon_lines='user = "nobody"', ports=f"{port - 1}-{port}") as relay:
         status = status_of(relay.process.pid)
         bind = 1 << privileges.NET_BIND_SERVICE
         assert [int(status[key], 16) for key in ("CapPrm", "CapEff", "CapInh", "CapAmb")] == [bind] * 4
@@ -102,12 +102,12 @@ async def test_tunnels_on_low_ports_keep_one_capability(folder: Path) -> None:
 
 @as_root
 async def test_files_that_a_reload_could_not_read_are_logged_at_the_start(folder: Path) -> None:
-    papers = Papers.issue(folder)
+    pki = Pki.issue(folder)
     for name in ("relay.pem", "ca.pem"):
         (folder / name).chmod(0o644)
     key = folder / "relay.key"
     key.chmod(0o600)
-    async with daemon(folder, papers=papers, of_daemon='user = "nobody"') as relay:
+    async with daemon(folder, pki=pki, daemon_lines='user = "nobody"') as relay:
         told = [line for line in relay.log if line["event"] == "cannot read a file that a reload needs"]
         assert [(line["key"], line["path"], line["reason"]) for line in told] == [
             ("control.tls.key", str(key), "permission denied")
@@ -134,7 +134,7 @@ def user_nobody_can_run_python() -> bool:
 @as_root
 @pytest.mark.skipif(not user_nobody_can_run_python(), reason="the user nobody cannot run this Python")
 async def test_it_restarts_as_the_user_nobody(folder: Path) -> None:
-    async with daemon(folder, of_daemon='user = "nobody"', control=low_port()) as relay:
+    async with daemon(folder, daemon_lines='user = "nobody"', control=low_port()) as relay:
         relay.process.send_signal(signal.SIGUSR2)
         await relay.wait_logged("ready", 2)
         assert set(status_of(relay.process.pid)["Uid"].split()) == {str(NOBODY.pw_uid)}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.people import PATIENCE, connect, is_dropped, read_exactly
+from tests.support.peers import PATIENCE, connect, is_dropped, read_exactly
 from tests.support.programs import Daemon, daemon, free_port, listening, program
 from tunneld.net.endpoint import Endpoint
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.papers import Papers
-from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_all, read_exactly
+from tests.support.peers import PATIENCE, connect, is_dropped, is_refused, read_all, read_exactly
+from tests.support.pki import Pki
 from tests.support.programs import Daemon, daemon, free_port, listening, program, tunnel_command
 from tunneld import client
 from tunneld.net.endpoint import Endpoint
@@ -92,9 +92,9 @@ async def test_nc_opens_a_tunnel_and_socat_is_the_hidden_server(tmp_path: Path, 
 
 async def test_openssl_as_hidden_server_presents_the_key(tmp_path: Path, program_path: Find) -> None:
     """Run the example in THE KEY of tunneld-control(7), with key and ports filled in."""
-    papers = Papers.issue(tmp_path / "papers")
-    context = papers.client
-    async with daemon(tmp_path, papers=papers) as relay, nginx(tmp_path, program_path) as page:
+    pki = Pki.issue(tmp_path / "pki")
+    context = pki.client
+    async with daemon(tmp_path, pki=pki) as relay, nginx(tmp_path, program_path) as page:
         port = await free_port()
         bridge = [
             program_path("socat"),
@@ -111,7 +111,7 @@ async def test_openssl_as_hidden_server_presents_the_key(tmp_path: Path, program
             recipe = page_of_manual.partition("\nmkfifo back\n")[2].partition("\n.Ed")[0].replace("\\e", "\\")
             for word, meant in (
                 ("KEY", uri.key),
-                ("relay.pem", str(papers.folder / "ca.pem")),
+                ("relay.pem", str(pki.folder / "ca.pem")),
                 ("relay.example.org:PORT", uri.authority),
                 ("nc 127.0.0.1 8000", f"{program_path('nc')} -N 127.0.0.1 {port}"),
             ):

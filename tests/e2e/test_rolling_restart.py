@@ -14,7 +14,7 @@ import trio
 
 from tests.agent.support import local_server
 from tests.e2e.test_same_address import Agent, agent
-from tests.support.people import PATIENCE, connect
+from tests.support.peers import PATIENCE, connect
 from tests.support.programs import Daemon, daemon
 from tunneld.net.endpoint import Endpoint, Target
 

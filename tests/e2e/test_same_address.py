@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.agent.support import echo, local_server, unused_port
-from tests.support.people import PATIENCE, connect, read_exactly
+from tests.support.peers import PATIENCE, connect, read_exactly
 from tests.support.programs import Daemon, daemon, program, tunnel_command
 from tunneld.net.endpoint import Endpoint, Target
 

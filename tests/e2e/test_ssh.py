@@ -10,8 +10,8 @@ from pathlib import Path
 
 import trio
 
+from tests.support.exposed import exposed
 from tests.support.programs import free_port, listening, run
-from tests.support.ways import exposed
 from tunneld.net.endpoint import Endpoint
 
 MIB = 1 << 20

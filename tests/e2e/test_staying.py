@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from tests.support.manager import manager
-from tests.support.people import PATIENCE, connect, is_refused, read_all, read_exactly
+from tests.support.peers import PATIENCE, connect, is_refused, read_all, read_exactly
 from tests.support.programs import Daemon, daemon, program, tunnel_command
 from tunneld.net.endpoint import Endpoint
 
@@ -229,7 +229,7 @@ async def test_systemd_keeps_connections_and_listeners_for_the_next_process(tmp_
             await visitor.send_all(b"one")
             assert await read_exactly(hidden, 3) == b"one"
             assert await systemd.stop_for_restart(relay) == 0
-        assert len(systemd.kept) == 1 + 3 + 2 + 2  # manifest, services, both sides of a tunnel, a connection
+        assert len(systemd.stored) == 1 + 3 + 2 + 2  # manifest, services, both sides of a tunnel, a connection
         await visitor.send_all(b"two")
         newcomer = await connect(client)
         async with systemd.service() as relay:
@@ -238,7 +238,7 @@ async def test_systemd_keeps_connections_and_listeners_for_the_next_process(tmp_
             its_server = await connect(server)
             await newcomer.send_all(b"x")
             assert await read_exactly(its_server, 1) == b"x"
-            assert systemd.kept == []  # or what the daemon closes would stay open there
+            assert systemd.stored == []  # or what the daemon closes would stay open there
             await visitor.aclose()
             assert await read_all(hidden) == b""
             assert "id=t1 " in await relay.ask("list")
@@ -254,7 +254,7 @@ async def test_an_invalid_file_loses_no_connection_if_it_is_corrected(
             await visitor.send_all(b"one")
             assert await read_exactly(hidden, 3) == b"one"
             await systemd.stop_for_restart(relay)
-        config, kept = tmp_path / "tunnel.toml", list(systemd.kept)
+        config, kept = tmp_path / "tunnel.toml", list(systemd.stored)
         right = config.read_text()
         for wrong in ("[contrl]\n", '[ssh]\nenabled = true\nport = 0\nhost_key = "tunnel.toml"\n'):
             config.write_text(right + wrong)
@@ -262,7 +262,7 @@ async def test_an_invalid_file_loses_no_connection_if_it_is_corrected(
             assert status == os.EX_UNAVAILABLE
             notice = "connections of the previous process are kept until this is corrected"
             assert said.splitlines()[-1].startswith(notice)
-            assert systemd.kept == kept
+            assert systemd.stored == kept
         config.write_text(right)
         async with systemd.service():
             await visitor.send_all(b"two")
@@ -287,7 +287,7 @@ async def test_saved_state_of_another_version_is_ignored(tmp_path: Path) -> None
             await visitor.send_all(b"one")
             assert await read_exactly(hidden, 3) == b"one"
             await systemd.stop_for_restart(relay)
-        name, _letter = systemd.kept.pop(0)
+        name, _letter = systemd.stored.pop(0)
         assert name == "kept"
         async with systemd.service() as relay:
             told = await relay.wait_logged("the saved state of the previous process cannot be used")

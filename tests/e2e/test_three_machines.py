@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.support.netns import Find, Namespace, internet
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tests.support.programs import program, tunnel_command
 from tunneld.net.endpoint import Endpoint
 

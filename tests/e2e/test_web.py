@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.papers import Papers
-from tests.support.people import PATIENCE, read_all, read_exactly
+from tests.support.exposed import Exposed, exposed
+from tests.support.peers import PATIENCE, read_all, read_exactly
+from tests.support.pki import Pki
 from tests.support.programs import free_port, listening, program, run
-from tests.support.ways import Exposed, exposed
 
 MIB = 1 << 20
 ASSETS = 60
@@ -84,11 +84,11 @@ async def test_requests_share_a_connection_as_they_do_without_a_tunnel(
 
 async def test_http_2_end_to_end(tmp_path: Path, program_path: Find, way: str) -> None:
     """The tunnel does not terminate TLS: the browser gets the certificate of the hidden server."""
-    contents, papers = assets(tmp_path), Papers.issue(tmp_path / "web")
-    certificate = f"ssl_certificate {papers.folder}/relay.pem; ssl_certificate_key {papers.folder}/relay.key;"
+    contents, pki = assets(tmp_path), Pki.issue(tmp_path / "web")
+    certificate = f"ssl_certificate {pki.folder}/relay.pem; ssl_certificate_key {pki.folder}/relay.key;"
     hidden = nginx(tmp_path, program_path, "ssl http2", certificate)
     async with hidden as web, exposed(way, tmp_path, web) as server:
-        speak = ["--http2", "--cacert", f"{papers.folder}/ca.pem", "--parallel", "--parallel-max", str(ASSETS)]
+        speak = ["--http2", "--cacert", f"{pki.folder}/ca.pem", "--parallel", "--parallel-max", str(ASSETS)]
         written = ["-o", f"{tmp_path}/got#1", "-w", "%{http_version}\n"]
         said = await run(curl(program_path, *speak, *written, server.url(f"/asset[0-{ASSETS - 1}]", "https")))
         assert said.split() == ["2"] * ASSETS

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, check_half_closeable_stream
 
 from tests.engine.bench import NOISE, Ends, open_descriptors, read_all, read_exactly, reset, stream, tcp_pair
-from tests.support.papers import Papers
+from tests.support.pki import Pki
 from tunneld.engine.end_stream import EndStream
 from tunneld.engine.engine import Cause, Relay, Side
 from tunneld.engine.limits import EngineLimits
@@ -26,10 +26,10 @@ TEST_TIMEOUT = 30
 SocketPair = Callable[[], tuple[socket.socket, socket.socket]]
 
 
-async def tls_pair(near: socket.socket, far: socket.socket, papers: Papers) -> tuple[TlsSocket, TlsSocket]:
+async def tls_pair(near: socket.socket, far: socket.socket, pki: Pki) -> tuple[TlsSocket, TlsSocket]:
     """Both sides of a TLS connection after the handshake: the relay's and the agent's."""
-    relay = TlsSocket(near, papers.server, server_side=True)
-    agent = TlsSocket(far, papers.client, server_hostname="localhost")
+    relay = TlsSocket(near, pki.server, server_side=True)
+    agent = TlsSocket(far, pki.client, server_hostname="localhost")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.shake_hands)
         nursery.start_soon(agent.shake_hands)
@@ -54,13 +54,13 @@ class TlsBench:
     """A running pump, and the far sockets of one test."""
 
     pump: Pump
-    papers: Papers
+    pki: Pki
     nursery: trio.Nursery
     far: list[trio.SocketStream] = field(default_factory=list)
 
     async def end_pair(self, pair: SocketPair = tcp_pair) -> tuple[TlsEnd, TlsEnd]:
         near, far = pair()
-        relay, agent = [TlsEnd(self.pump, end) for end in await tls_pair(near, far, self.papers)]
+        relay, agent = [TlsEnd(self.pump, end) for end in await tls_pair(near, far, self.pki)]
         relay.start()
         agent.start()
         return relay, agent
@@ -81,17 +81,17 @@ class TlsBench:
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.issue(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(params=["default buffers", "tiny buffers"])
-async def bench(request: pytest.FixtureRequest, papers: Papers) -> AsyncIterator[TlsBench]:
+async def bench(request: pytest.FixtureRequest, pki: Pki) -> AsyncIterator[TlsBench]:
     before = open_descriptors()
     limits = EngineLimits() if request.param == "default buffers" else EngineLimits(buffer_size=512, turn_size=1)
     async with trio.open_nursery() as nursery:
         with trio.fail_after(TEST_TIMEOUT):
-            bench = TlsBench(Pump(limits), papers, nursery)
+            bench = TlsBench(Pump(limits), pki, nursery)
             await nursery.start(bench.pump.run)
             yield bench
             for far in bench.far:
@@ -201,7 +201,7 @@ async def test_dropping_a_relay_resets_its_other_side_and_nothing_else(bench: Tl
 
 async def test_a_close_notify_that_the_peer_does_not_read_times_out(autojump_clock: MockClock, bench: TlsBench) -> None:
     """Both sides have finished, the peer reads nothing, and only the end is left."""
-    relay, agent = await tls_pair(*tcp_pair(SO_SNDBUF=4096, SO_RCVBUF=4096), bench.papers)
+    relay, agent = await tls_pair(*tcp_pair(SO_SNDBUF=4096, SO_RCVBUF=4096), bench.pki)
     end = TlsEnd(bench.pump, relay)
     end.start()
     end.linger = 5
@@ -218,12 +218,12 @@ async def test_a_close_notify_that_the_peer_does_not_read_times_out(autojump_clo
     agent.close()
 
 
-async def test_a_truncated_connection_is_a_prefix_and_a_reset(papers: Papers) -> None:
+async def test_a_truncated_connection_is_a_prefix_and_a_reset(pki: Pki) -> None:
     """A FIN without close_notify, which any machine on the path can forge, never counts as the end of the data."""
     text = NOISE[:3000]
     for cut in range(0, 3600, 97):
         async with trio.open_nursery() as nursery:
-            bench = TlsBench(Pump(EngineLimits()), papers, nursery)
+            bench = TlsBench(Pump(EngineLimits()), pki, nursery)
             await nursery.start(bench.pump.run)
             relay, ends, visitor, agent, raw_stream = await relay_over_forged_connection(bench)
             agent.write(memoryview(text))
@@ -254,7 +254,7 @@ async def relay_over_forged_connection(
 ) -> tuple[Relay, Ends, trio.SocketStream, TlsSocket, trio.SocketStream]:
     """A relay whose agent's ciphertext the test sends itself after the handshake."""
     near, far = tcp_pair()
-    relay, agent = await tls_pair(near, far, bench.papers)
+    relay, agent = await tls_pair(near, far, bench.pki)
     await read_session_tickets(agent)
     end = TlsEnd(bench.pump, relay)
     end.start()
@@ -269,11 +269,11 @@ async def read_session_tickets(agent: TlsSocket) -> None:
         await agent.receive(1)
 
 
-async def test_modified_ciphertext_breaks_the_connection(papers: Papers) -> None:
+async def test_modified_ciphertext_breaks_the_connection(pki: Pki) -> None:
     dice = random.Random(3)
     for _ in range(20):
         async with trio.open_nursery() as nursery:
-            bench = TlsBench(Pump(EngineLimits()), papers, nursery)
+            bench = TlsBench(Pump(EngineLimits()), pki, nursery)
             await nursery.start(bench.pump.run)
             _relay, ends, visitor, agent, raw_stream = await relay_over_forged_connection(bench)
             agent.write(memoryview(NOISE[:3000]))
@@ -328,8 +328,8 @@ async def test_it_keeps_the_contract_of_a_trio_stream(bench: TlsBench) -> None:
     await check_half_closeable_stream(make, None)
 
 
-async def test_close_notify_can_be_sent_while_received_bytes_are_unread(papers: Papers) -> None:
-    relay, agent = await tls_pair(*tcp_pair(), papers)
+async def test_close_notify_can_be_sent_while_received_bytes_are_unread(pki: Pki) -> None:
+    relay, agent = await tls_pair(*tcp_pair(), pki)
     await relay.send_all(NOISE[:50_000])
     assert await agent.receive(10) == NOISE[:10]
     agent.finish()

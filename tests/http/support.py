@@ -14,7 +14,7 @@ from xmlrpc.client import ServerProxy
 import h11
 import trio
 
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tunneld import http
 from tunneld.auth.authenticator import Authenticator
 from tunneld.backends import BACKENDS

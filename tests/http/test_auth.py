@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from tests.http.support import HttpAnswer, HttpRelay, running_http
 from tests.support.credentials import SECRET, authenticator_of, counted, credential
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tunneld.auth import authenticator as authenticator_module
 from tunneld.auth.authenticator import MAX_VERIFIED_SECRETS, Authenticator
 from tunneld.http.auth import PUBLIC_PATHS, AuthMiddleware

@@ -7,7 +7,7 @@ import re
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.http.support import HttpRelay, running_http
-from tests.support.people import connect, is_dropped, read_exactly
+from tests.support.peers import connect, is_dropped, read_exactly
 from tunneld.auth.preauth import PreauthReason
 from tunneld.http import metrics
 from tunneld.net.endpoint import Endpoint

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.http.support import HttpAnswer, HttpRelay, raising, running_http
-from tests.support.people import connect, is_dropped, read_exactly
+from tests.support.peers import connect, is_dropped, read_exactly
 from tunneld.control import verbs
 from tunneld.control.commands import COMMANDS
 from tunneld.http.problems import FAULTS, INTERNAL

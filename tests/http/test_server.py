@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.http.support import HttpRelay, read_answer, running_http, send_head
-from tests.support.people import is_dropped
+from tests.support.peers import is_dropped
 from tunneld.http import connection
 from tunneld.net.sockets import bind_tcp, open_descriptors
 

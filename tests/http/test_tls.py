@@ -18,8 +18,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.http.support import HttpAnswer, HttpRelay, read_answer, running_http
 from tests.support.credentials import SECRET, credential
-from tests.support.papers import Papers
-from tests.support.people import connect, is_dropped, read_all
+from tests.support.peers import connect, is_dropped, read_all
+from tests.support.pki import Pki
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthLimiter
 from tunneld.config.credentials import Credential
@@ -35,8 +35,8 @@ WRONG = f"Basic {b64encode(b'alice:not the secret').decode()}"
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.issue(tmp_path_factory.mktemp("pki"))
 
 
 def strict(*credentials: Credential) -> Authenticator:
@@ -45,8 +45,8 @@ def strict(*credentials: Credential) -> Authenticator:
 
 
 @pytest.fixture
-async def relay(papers: Papers) -> AsyncIterator[HttpRelay]:
-    async with running_http(authenticator=strict(ALICE), tls=papers.server) as relay:
+async def relay(pki: Pki) -> AsyncIterator[HttpRelay]:
+    async with running_http(authenticator=strict(ALICE), tls=pki.server) as relay:
         yield relay
 
 
@@ -64,19 +64,19 @@ async def send_request(relay: HttpRelay, stream: TlsStream, authorization: str =
     return await read_answer(stream)
 
 
-async def test_a_program_with_the_ca_and_a_secret_is_admitted(relay: HttpRelay, papers: Papers) -> None:
+async def test_a_program_with_the_ca_and_a_secret_is_admitted(relay: HttpRelay, pki: Pki) -> None:
     request = urllib.request.Request(f"https://localhost:{relay.port}/api/v1/list", headers={"Authorization": BASIC})
 
     def run() -> Any:
-        with urllib.request.urlopen(request, context=papers.client) as answer:
+        with urllib.request.urlopen(request, context=pki.client) as answer:
             return json.load(answer)
 
     assert await trio.to_thread.run_sync(run) == {"text": "0 tunnels", "items": []}
 
 
-async def test_a_secret_releases_the_slot_of_the_connection(relay: HttpRelay, papers: Papers) -> None:
+async def test_a_secret_releases_the_slot_of_the_connection(relay: HttpRelay, pki: Pki) -> None:
     assert relay.authenticator is not None
-    stream = await encrypted(relay, papers.client)
+    stream = await encrypted(relay, pki.client)
     assert (await send_request(relay, stream)).status == 401
     assert len(relay.authenticator.preauth) == 1
     assert (await send_request(relay, stream, BASIC)).status == 200
@@ -84,8 +84,8 @@ async def test_a_secret_releases_the_slot_of_the_connection(relay: HttpRelay, pa
     assert (await send_request(relay, stream, BASIC)).status == 200
 
 
-async def test_failures_bring_a_penalty_for_this_connection_and_the_next(relay: HttpRelay, papers: Papers) -> None:
-    stream = await encrypted(relay, papers.client)
+async def test_failures_bring_a_penalty_for_this_connection_and_the_next(relay: HttpRelay, pki: Pki) -> None:
+    stream = await encrypted(relay, pki.client)
     with capture_logs() as logs:
         answers = [(await send_request(relay, stream, WRONG)).status for _ in range(3)]
     assert answers == [401, 401, 401]
@@ -95,10 +95,8 @@ async def test_failures_bring_a_penalty_for_this_connection_and_the_next(relay: 
     assert await is_dropped(await connect(Endpoint("tcp", relay.host, relay.port)))
 
 
-async def test_parallel_connections_allow_no_more_guesses_than_sequential_ones(
-    relay: HttpRelay, papers: Papers
-) -> None:
-    streams = [await encrypted(relay, papers.client) for _ in range(10)]
+async def test_parallel_connections_allow_no_more_guesses_than_sequential_ones(relay: HttpRelay, pki: Pki) -> None:
+    streams = [await encrypted(relay, pki.client) for _ in range(10)]
     statuses: list[int] = []
 
     async def guess(stream: TlsStream) -> None:
@@ -119,8 +117,8 @@ async def test_plain_http_gets_an_error(relay: HttpRelay) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00"], ids=["nothing", "half a handshake"])
-async def test_an_unfinished_handshake_has_a_deadline(papers: Papers, sent: bytes, mock_clock: MockClock) -> None:
-    async with running_http(authenticator=strict(ALICE), tls=papers.server) as relay:
+async def test_an_unfinished_handshake_has_a_deadline(pki: Pki, sent: bytes, mock_clock: MockClock) -> None:
+    async with running_http(authenticator=strict(ALICE), tls=pki.server) as relay:
         assert relay.authenticator is not None
         stream = await connect(Endpoint("tcp", relay.host, relay.port))
         await stream.send_all(sent)
@@ -132,9 +130,9 @@ async def test_an_unfinished_handshake_has_a_deadline(papers: Papers, sent: byte
         assert not len(relay.authenticator.preauth)
 
 
-async def test_silence_after_the_handshake_has_the_same_deadline(papers: Papers, mock_clock: MockClock) -> None:
-    async with running_http(authenticator=strict(ALICE), tls=papers.server) as relay:
-        stream = await encrypted(relay, papers.client)
+async def test_silence_after_the_handshake_has_the_same_deadline(pki: Pki, mock_clock: MockClock) -> None:
+    async with running_http(authenticator=strict(ALICE), tls=pki.server) as relay:
+        stream = await encrypted(relay, pki.client)
         await wait_all_tasks_blocked(0.05)
         mock_clock.jump(10)
         assert await stream.receive_some() == b""
@@ -148,10 +146,10 @@ async def test_unauthenticated_connections_of_one_source_are_limited(relay: Http
         await stream.aclose()
 
 
-async def test_an_answer_larger_than_the_send_buffer_arrives_whole(papers: Papers) -> None:
-    async with running_http(authenticator=strict(credential("alice", role="admin")), tls=papers.server) as relay:
+async def test_an_answer_larger_than_the_send_buffer_arrives_whole(pki: Pki) -> None:
+    async with running_http(authenticator=strict(credential("alice", role="admin")), tls=pki.server) as relay:
         relay.daemon.facts = {"version": "x" * 4_000_000}
-        stream = await encrypted(relay, papers.client)
+        stream = await encrypted(relay, pki.client)
         await stream.send_all(
             f"GET /api/v1/status HTTP/1.1\r\nhost: {relay.authority}\r\nauthorization: {BASIC}\r\n\r\n".encode()
         )
@@ -169,40 +167,38 @@ def der_of(folder: Path) -> bytes:
 
 
 @pytest.fixture
-def named(papers: Papers) -> Sequence[Credential]:
+def named(pki: Pki) -> Sequence[Credential]:
     """One credential, identified by the subject of the client's certificate."""
-    return (Credential(name="carol", certificate=subject(der_of(papers.folder))),)
+    return (Credential(name="carol", certificate=subject(der_of(pki.folder))),)
 
 
-async def test_a_certificate_subject_authenticates_without_a_header(
-    papers: Papers, named: Sequence[Credential]
-) -> None:
-    context = contexts.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
-    async with running_http(authenticator=strict(*named), tls=papers.mutual) as relay:
+async def test_a_certificate_subject_authenticates_without_a_header(pki: Pki, named: Sequence[Credential]) -> None:
+    context = contexts.client_tls_context(pki.folder / "ca.pem", pki.folder / "client.pem")
+    async with running_http(authenticator=strict(*named), tls=pki.mutual) as relay:
         stream = await encrypted(relay, context)
         assert (await send_request(relay, stream)).status == 200
         assert relay.authenticator is not None
         assert len(relay.authenticator.preauth) == 0
 
 
-async def test_another_subject_of_the_same_ca_does_not_authenticate(papers: Papers) -> None:
-    context = contexts.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
+async def test_another_subject_of_the_same_ca_does_not_authenticate(pki: Pki) -> None:
+    context = contexts.client_tls_context(pki.folder / "ca.pem", pki.folder / "client.pem")
     async with running_http(
-        authenticator=strict(Credential(name="c", certificate="subject:CN=other")), tls=papers.mutual
+        authenticator=strict(Credential(name="c", certificate="subject:CN=other")), tls=pki.mutual
     ) as relay:
         assert (await send_request(relay, await encrypted(relay, context))).status == 401
 
 
-async def test_a_client_without_a_certificate_is_refused(papers: Papers, named: Sequence[Credential]) -> None:
-    async with running_http(authenticator=strict(*named), tls=papers.mutual) as relay:
-        stream = await encrypted(relay, papers.client)  # in TLS 1.3 the client learns of it only afterwards
+async def test_a_client_without_a_certificate_is_refused(pki: Pki, named: Sequence[Credential]) -> None:
+    async with running_http(authenticator=strict(*named), tls=pki.mutual) as relay:
+        stream = await encrypted(relay, pki.client)  # in TLS 1.3 the client learns of it only afterwards
         with pytest.raises((trio.BrokenResourceError, RuntimeError)):
             await send_request(relay, stream)
 
 
-async def test_where_only_a_certificate_is_required_a_connection_without_one_takes_a_slot(papers: Papers) -> None:
-    context = contexts.client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
-    async with running_http(authenticator=strict(), tls=papers.mutual) as relay:
+async def test_where_only_a_certificate_is_required_a_connection_without_one_takes_a_slot(pki: Pki) -> None:
+    context = contexts.client_tls_context(pki.folder / "ca.pem", pki.folder / "client.pem")
+    async with running_http(authenticator=strict(), tls=pki.mutual) as relay:
         assert relay.authenticator is not None
         silent = await connect(Endpoint("tcp", relay.host, relay.port))
         while not len(relay.authenticator.preauth):
@@ -212,8 +208,8 @@ async def test_where_only_a_certificate_is_required_a_connection_without_one_tak
         await silent.aclose()
 
 
-async def test_a_fingerprint_is_preferred_to_a_subject(papers: Papers, named: Sequence[Credential]) -> None:
-    certificate = der_of(papers.folder)
+async def test_a_fingerprint_is_preferred_to_a_subject(pki: Pki, named: Sequence[Credential]) -> None:
+    certificate = der_of(pki.folder)
     exact = Credential(name="exact", certificate=fingerprint(certificate))
     found = strict(*named, exact).admit_certificate(certificate, "127.0.0.1")
     assert found is exact

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import trio
 
 from tests.engine.bench import Ends, stream, tcp_pair
-from tests.support.papers import Papers
+from tests.support.pki import Pki
 from tunneld.engine.engine import Limiter, Relay, Side
 from tunneld.engine.limits import EngineLimits
 from tunneld.engine.pump import Pump
@@ -107,7 +107,7 @@ class CarrierPair:
 
 
 @asynccontextmanager
-async def carrier_pair(certificates: Papers | None, limits: CarrierLimits | None = None) -> AsyncIterator[CarrierPair]:
+async def carrier_pair(certificates: Pki | None, limits: CarrierLimits | None = None) -> AsyncIterator[CarrierPair]:
     """Two carriers on one connection, in TLS if there are certificates. Everything is closed after the block."""
     async with trio.open_nursery() as nursery:
         with trio.fail_after(LIMIT):
@@ -130,7 +130,7 @@ async def carrier_pair(certificates: Papers | None, limits: CarrierLimits | None
         nursery.cancel_scope.cancel()
 
 
-async def _encrypt(near: socket.socket, far: socket.socket, certificates: Papers) -> tuple[TlsSocket, TlsSocket]:
+async def _encrypt(near: socket.socket, far: socket.socket, certificates: Pki) -> tuple[TlsSocket, TlsSocket]:
     done: list[TlsSocket] = []
 
     async def answer() -> None:

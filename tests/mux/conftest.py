@@ -8,18 +8,18 @@ import pytest
 
 from tests.engine.bench import open_descriptors
 from tests.mux.bench import CarrierPair, carrier_pair
-from tests.support.papers import Papers
+from tests.support.pki import Pki
 from tunneld.mux.limits import CarrierLimits
 
 
 @pytest.fixture(scope="session")
-def carrier_certificates(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+def carrier_certificates(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     """The relay's certificate and its authority."""
-    return Papers.issue(tmp_path_factory.mktemp("certificates"))
+    return Pki.issue(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(params=["plain", "tls"])
-async def pair(request: pytest.FixtureRequest, carrier_certificates: Papers) -> AsyncIterator[CarrierPair]:
+async def pair(request: pytest.FixtureRequest, carrier_certificates: Pki) -> AsyncIterator[CarrierPair]:
     """Two carriers, on a plain and on a TLS connection. No descriptor may be left open after the test."""
     before = open_descriptors()
     marker = request.node.get_closest_marker("limits")

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.engine.bench import NOISE, tcp_pair
-from tests.support.papers import Papers
+from tests.support.pki import Pki
 from tunneld.mux.connection import TLS_RECORD_SIZE, Connection, connection_over
 from tunneld.tls.connection import TlsSocket
 
@@ -20,7 +20,7 @@ BUFFER_SIZE = 256 * 1024
 
 
 @pytest.fixture
-async def ends(carrier_certificates: Papers) -> AsyncIterator[tuple[TlsSocket, TlsSocket]]:
+async def ends(carrier_certificates: Pki) -> AsyncIterator[tuple[TlsSocket, TlsSocket]]:
     """The relay's end and the agent's; the agent sends hello together with the end of its handshake."""
     near, far = socket.socketpair()  # delivers everything at once, unlike TCP
     for end in near, far:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tests.support.people import PATIENCE, connect
+from tests.support.peers import PATIENCE, connect
 from tunneld.auth.authenticator import Authenticator
 from tunneld.config.schema import ControlSettings
 from tunneld.control.reply import Reply

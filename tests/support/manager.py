@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tests.support.programs import CONFIG, Daemon, program
 
 LAUNCHER = """
@@ -39,11 +39,11 @@ class Manager:
     """A service, and the descriptors stored for it."""
 
     def __init__(self, folder: Path) -> None:
-        self.told: list[str] = []
-        self.kept: list[tuple[str, int]] = []
+        self.messages: list[str] = []
+        self.stored: list[tuple[str, int]] = []
         self.sockets: list[tuple[str, socket.socket]] = []  # as from socket units
-        self.deaf = False  # stores no descriptors and answers no barrier
-        self._heard = trio.Condition()
+        self.unresponsive = False  # stores no descriptors and answers no barrier
+        self._received = trio.Condition()
         self._config = folder / "tunnel.toml"
         self._path = str(folder / "notify")
         self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -60,41 +60,41 @@ class Manager:
                     for _level, _kind, payload in ancillary
                     for start in range(0, len(payload), 4)
                 ]
-                self._hear(data.decode(), fds)
-                async with self._heard:
-                    self._heard.notify_all()
+                self._receive(data.decode(), fds)
+                async with self._received:
+                    self._received.notify_all()
 
     async def wait_status(self, pattern: str) -> str:
         """Wait until the status matches the pattern, and return it."""
         with trio.fail_after(PATIENCE):
             while not re.fullmatch(pattern, self.status):
-                async with self._heard:
-                    await self._heard.wait()
+                async with self._received:
+                    await self._received.wait()
         return self.status
 
     @property
     def status(self) -> str:
         """The status line that `systemctl status` would show."""
-        said = [line for message in self.told for line in message.split("\n") if line.startswith("STATUS=")]
-        return said[-1].removeprefix("STATUS=") if said else ""
+        lines = [line for message in self.messages for line in message.split("\n") if line.startswith("STATUS=")]
+        return lines[-1].removeprefix("STATUS=") if lines else ""
 
-    def _hear(self, message: str, fds: list[int]) -> None:
+    def _receive(self, message: str, fds: list[int]) -> None:
         fields = dict(line.split("=", 1) for line in message.split("\n"))
-        self.told.append(message)
-        if fields.get("FDSTORE") == "1" and not self.deaf:
-            self.kept += [(fields["FDNAME"], fd) for fd in fds]
+        self.messages.append(message)
+        if fields.get("FDSTORE") == "1" and not self.unresponsive:
+            self.stored += [(fields["FDNAME"], fd) for fd in fds]
             return
         if fields.get("FDSTOREREMOVE") == "1":
-            for name, fd in self.kept:
+            for name, fd in self.stored:
                 if name == fields["FDNAME"]:
                     os.close(fd)
-            self.kept = [(name, fd) for name, fd in self.kept if name != fields["FDNAME"]]
+            self.stored = [(name, fd) for name, fd in self.stored if name != fields["FDNAME"]]
         for fd in fds:  # closing the descriptor of a barrier answers it
             os.close(fd)
 
     def command(self) -> tuple[list[str], dict[str, str], list[int]]:
         """Return how to start the service: the command, the environment, the descriptors to pass."""
-        given = [*((name, one.fileno()) for name, one in self.sockets), *self.kept]
+        given = [*((name, one.fileno()) for name, one in self.sockets), *self.stored]
         words = [sys.executable, "-m", "tunneld", "--config", str(self._config), "--log-format", "json"]
         launcher = [sys.executable, "-c", LAUNCHER, str(len(given)), *(str(fd) for _name, fd in given), *words]
         names = ":".join(name for name, _fd in given)
@@ -132,13 +132,13 @@ class Manager:
 
     def write(self, control: int = 0) -> None:
         """Write the configuration; `control` is the control port, which a socket unit overrides."""
-        self._config.write_text(CONFIG.format(drain_timeout=20.0, control=control, ports="0", of_daemon=""))
+        self._config.write_text(CONFIG.format(drain_timeout=20.0, control=control, ports="0", daemon_lines=""))
 
     def forget(self) -> None:
         """Close all descriptors."""
-        for fd in [*(fd for _name, fd in self.kept), *(one.detach() for _name, one in self.sockets)]:
+        for fd in [*(fd for _name, fd in self.stored), *(one.detach() for _name, one in self.sockets)]:
             os.close(fd)
-        self.kept, self.sockets = [], []
+        self.stored, self.sockets = [], []
 
 
 @asynccontextmanager

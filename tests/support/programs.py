@@ -14,8 +14,8 @@ from typing import Any
 
 import trio
 
-from tests.support.papers import Papers
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
+from tests.support.pki import Pki
 
 CONFIG = """
 [control]
@@ -30,7 +30,7 @@ linger = 5.0
 [daemon]
 drain_timeout = {drain_timeout}
 state = "state"
-{of_daemon}
+{daemon_lines}
 """
 
 TLS = """
@@ -92,22 +92,24 @@ class Daemon:
 async def daemon(
     folder: Path,
     drain_timeout: float = 20.0,
-    papers: Papers | None = None,
+    pki: Pki | None = None,
     words: str = "",
     control: int = 0,
     ports: str = "0",
-    of_daemon: str = "",
+    daemon_lines: str = "",
     how: Sequence[str] = (sys.executable, "-m", "tunneld"),
 ) -> AsyncIterator[Daemon]:
     """Run a `tunneld` on free ports, with its state in `folder`; ready when the block begins, killed at the end.
 
-    With `papers`, it uses TLS. `words` is added to the configuration, `of_daemon` to its table `[daemon]`. `how` is the
+    With `pki`, it uses TLS. `words` is added to the configuration, `daemon_lines` to its table `[daemon]`. `how` is the
     command.
     """
     config = folder / "tunnel.toml"
-    tls = TLS.format(folder=papers.folder) if papers else ""
+    tls = TLS.format(folder=pki.folder) if pki else ""
     config.write_text(
-        CONFIG.format(drain_timeout=drain_timeout, control=control, ports=ports, of_daemon=of_daemon) + tls + words
+        CONFIG.format(drain_timeout=drain_timeout, control=control, ports=ports, daemon_lines=daemon_lines)
+        + tls
+        + words
     )
     command = [*how, "--config", str(config), "--log-format", "json"]
     async with program(command, stderr=subprocess.PIPE) as process, trio.open_nursery() as nursery:

@@ -16,7 +16,7 @@ async def open_tunnel(service: TunnelService, **words: str) -> Tunnel:
     return await service.open_tunnel("tcp", TunnelOptions.parse({"persist": "yes", **words}), ME)
 
 
-async def call_from(host: str, tunnel: Tunnel) -> trio.SocketStream:
+async def connect_from(host: str, tunnel: Tunnel) -> trio.SocketStream:
     """Connect from another address of loopback."""
     return await trio.open_tcp_stream("127.0.0.1", tunnel.client_uri.port, local_address=host)
 

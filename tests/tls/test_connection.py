@@ -11,7 +11,7 @@ import trio
 from tests.agent.support import BACKEND, PATIENCE, SECURE, RecordingReporter, echo, exposed, local_server, relay_here
 from tests.agent.test_expose import address, ask
 from tests.engine.bench import tcp_pair
-from tests.support.papers import Papers
+from tests.support.pki import Pki
 from tunneld.agent.handshake_pool import HandshakePool
 from tunneld.errors import RemoteProtocolError
 from tunneld.tls.connection import TlsSocket
@@ -19,8 +19,8 @@ from tunneld.tls.contexts import client_tls_context
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.issue(tmp_path_factory.mktemp("pki"))
 
 
 async def connected(server: ssl.SSLContext, client: ssl.SSLContext, session: ssl.SSLSession | None = None) -> TlsSocket:
@@ -41,8 +41,8 @@ async def connected(server: ssl.SSLContext, client: ssl.SSLContext, session: ssl
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_the_next_connection_resumes_the_session(papers: Papers, version: ssl.TLSVersion) -> None:
-    server, client = papers.server, papers.client
+async def test_the_next_connection_resumes_the_session(pki: Pki, version: ssl.TLSVersion) -> None:
+    server, client = pki.server, pki.client
     client.maximum_version = version
     first = await connected(server, client)
     session = first.session(None)
@@ -52,29 +52,29 @@ async def test_the_next_connection_resumes_the_session(papers: Papers, version: 
     assert (await connected(server, client, session)).session_reused
 
 
-async def test_a_restarted_server_does_a_full_handshake(papers: Papers) -> None:
-    client = papers.client
-    session = (await connected(papers.server, client)).session(None)
-    other = await connected(papers.server, client, session)
+async def test_a_restarted_server_does_a_full_handshake(pki: Pki) -> None:
+    client = pki.client
+    session = (await connected(pki.server, client)).session(None)
+    other = await connected(pki.server, client, session)
     assert not other.session_reused
     assert other.session(session) is not session
 
 
-async def test_an_impostor_of_a_pinned_server_is_refused_even_with_a_session(papers: Papers, tmp_path: Path) -> None:
-    client = client_tls_context(pin=papers.pin)
-    session = (await connected(papers.server, client)).session(None)
+async def test_an_impostor_of_a_pinned_server_is_refused_even_with_a_session(pki: Pki, tmp_path: Path) -> None:
+    client = client_tls_context(pin=pki.pin)
+    session = (await connected(pki.server, client)).session(None)
     with pytest.RaisesGroup(RemoteProtocolError, allow_unwrapped=True, flatten_subgroups=True):
-        await connected(Papers.issue(tmp_path / "impostor").server, client, session)
+        await connected(Pki.issue(tmp_path / "impostor").server, client, session)
 
 
-async def test_a_session_with_a_client_certificate_is_resumed(papers: Papers) -> None:
-    server, client = papers.mutual, client_tls_context(papers.folder / "ca.pem", papers.folder / "client.pem")
+async def test_a_session_with_a_client_certificate_is_resumed(pki: Pki) -> None:
+    server, client = pki.mutual, client_tls_context(pki.folder / "ca.pem", pki.folder / "client.pem")
     session = (await connected(server, client)).session(None)
     assert (await connected(server, client, session)).session_reused
 
 
-async def test_parked_connections_of_a_tunnel_share_a_session(papers: Papers) -> None:
-    tokens, told = (BACKEND.set("tcp"), SECURE.set(papers)), RecordingReporter()
+async def test_parked_connections_of_a_tunnel_share_a_session(pki: Pki) -> None:
+    tokens, told = (BACKEND.set("tcp"), SECURE.set(pki)), RecordingReporter()
     with trio.fail_after(PATIENCE):
         async with (
             relay_here() as relay,

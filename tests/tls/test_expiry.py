@@ -9,7 +9,7 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from tests.support.papers import Papers
+from tests.support.pki import Pki
 from tunneld.config.schema import TlsFiles
 from tunneld.tls import contexts, expiry
 from tunneld.tls.self_signed import LIFE, make_self_signed
@@ -55,9 +55,9 @@ def test_a_short_lived_certificate_is_reported_in_its_last_quarter(tmp_path: Pat
 
 
 def test_a_certificate_of_an_authority_is_checked_even_if_clients_must_show_one(tmp_path: Path) -> None:
-    papers = Papers.issue(tmp_path)
+    pki = Pki.issue(tmp_path)
     later = datetime(3000, 1, 1, tzinfo=UTC).timestamp()
-    for context in (papers.server, papers.mutual):
+    for context in (pki.server, pki.mutual):
         assert not expiry.look([(context, tmp_path / "relay.pem")])
         assert "expires in 0 days" in expiry.look([(context, tmp_path / "relay.pem")], later)[0]
 

@@ -12,7 +12,7 @@ import trio
 import trustme
 
 from tests.support.control import running_server
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tunneld.client import connect
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, UsageError
 from tunneld.tls import contexts

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from tests.support.keyed import open_lobby
-from tests.support.papers import Papers
-from tests.tunnel.support import PAPERS, SECURE
+from tests.support.hidden_servers import start_handshakes
+from tests.support.pki import Pki
+from tests.tunnel.support import PKI, SECURE
 from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import Settings, TunnelSettings
@@ -18,21 +18,21 @@ from tunneld.engine.engine import Engine
 
 
 @pytest.fixture(scope="session")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers.issue(tmp_path_factory.mktemp("papers"))
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.issue(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(params=["no", "key", "yes"], ids=["plain", "key", "tls"])
-def secure(request: pytest.FixtureRequest, papers: Papers) -> Iterator[Papers]:
-    tokens = SECURE.set(request.param), PAPERS.set(papers)
-    yield papers
+def secure(request: pytest.FixtureRequest, pki: Pki) -> Iterator[Pki]:
+    tokens = SECURE.set(request.param), PKI.set(pki)
+    yield pki
     SECURE.reset(tokens[0])
-    PAPERS.reset(tokens[1])
+    PKI.reset(tokens[1])
 
 
 @pytest.fixture
-async def handshakes(nursery: trio.Nursery, papers: Papers) -> HandshakeSupervisor:
-    return await open_lobby(nursery, papers)
+async def handshakes(nursery: trio.Nursery, pki: Pki) -> HandshakeSupervisor:
+    return await start_handshakes(nursery, pki)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def each_way(
     engine: Engine,
     tunnel_settings: TunnelSettings,
     handshakes: HandshakeSupervisor,
-    secure: Papers,
+    secure: Pki,
 ) -> TunnelService:
     """A running service on loopback, once for each way in which a hidden server presents a key."""
     service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, BACKENDS, handshakes=handshakes)

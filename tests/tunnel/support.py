@@ -8,9 +8,9 @@ from contextvars import ContextVar
 
 import trio
 
-from tests.support import people
-from tests.support.keyed import connect_hidden
-from tests.support.papers import Papers
+from tests.support import peers
+from tests.support.hidden_servers import connect_hidden
+from tests.support.pki import Pki
 from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.net.endpoint import Endpoint
@@ -20,7 +20,7 @@ from tunneld.tunnel.tunnel import Tunnel
 ME = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
 SECURE = ContextVar("SECURE", default="no")
 """The option `secure` of the tunnels of a test; see conftest.py."""
-PAPERS: ContextVar[Papers] = ContextVar("PAPERS")
+PKI: ContextVar[Pki] = ContextVar("PKI")
 
 
 async def open_tunnel(service: TunnelService, **words: str) -> Tunnel:
@@ -29,7 +29,7 @@ async def open_tunnel(service: TunnelService, **words: str) -> Tunnel:
 
 async def connect(endpoint: Endpoint) -> trio.SocketStream:
     """Connect as a visitor, or as the hidden server does to this URI."""
-    return await connect_hidden(endpoint, PAPERS.get()) if endpoint.key else await people.connect(endpoint)
+    return await connect_hidden(endpoint, PKI.get()) if endpoint.key else await peers.connect(endpoint)
 
 
 async def until_served(tunnel: Tunnel, count: int) -> None:

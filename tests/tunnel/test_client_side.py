@@ -12,8 +12,8 @@ import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.people import connect, is_dropped
-from tests.support.visitors import call_from, open_tunnel, refused, until_gone, until_served, until_waiting
+from tests.support.peers import connect, is_dropped
+from tests.support.visitors import connect_from, open_tunnel, refused, until_gone, until_served, until_waiting
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.verbs import describe_tunnel
 from tunneld.directory.service import TunnelService
@@ -26,13 +26,13 @@ class TestNetworks:
     async def test_allow_from_refuses_other_addresses(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, allow_from="127.0.0.2,10.0.0.0/8")
         assert await is_dropped(await connect(tunnel.client_uri))
-        async with await call_from("127.0.0.2", tunnel):
+        async with await connect_from("127.0.0.2", tunnel):
             await until_waiting(tunnel, 1)
         assert refused(tunnel)["address"] == 1
 
     async def test_deny_from_wins(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, allow_from="127.0.0.0/8", deny_from="127.0.0.2")
-        async with await call_from("127.0.0.2", tunnel) as denied:
+        async with await connect_from("127.0.0.2", tunnel) as denied:
             assert await is_dropped(denied)
         await connect(tunnel.client_uri)
         await until_waiting(tunnel, 1)
@@ -42,7 +42,7 @@ class TestNetworks:
         service.settings = lambda: Settings(tunnels=settings)
         tunnel = await open_tunnel(service, allow_from="127.0.0.2,127.0.0.3")
         for host, accepted in (("127.0.0.1", False), ("127.0.0.2", False), ("127.0.0.3", True)):
-            async with await call_from(host, tunnel) as visitor:
+            async with await connect_from(host, tunnel) as visitor:
                 assert accepted or await is_dropped(visitor)
         assert refused(tunnel)["address"] == 2
 
@@ -65,7 +65,7 @@ class TestCounts:
         await connect(tunnel.client_uri)
         await until_waiting(tunnel, 1)
         assert await is_dropped(await connect(tunnel.client_uri))
-        async with await call_from("127.0.0.2", tunnel):
+        async with await connect_from("127.0.0.2", tunnel):
             await until_waiting(tunnel, 2)
         await relayed.aclose()
         await server.aclose()

@@ -6,8 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_exactly, reset
-from tests.support.visitors import call_from, open_tunnel, refused, until_served, until_waiting
+from tests.support.peers import PATIENCE, connect, is_dropped, is_refused, read_exactly, reset
+from tests.support.visitors import connect_from, open_tunnel, refused, until_served, until_waiting
 from tunneld.config.schema import TunnelSettings
 from tunneld.directory.service import TunnelService
 from tunneld.policy.admission import RefusalKind
@@ -58,7 +58,7 @@ class TestTrustedProxies:
     async def test_other_peers_need_no_header(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         server = await connect(tunnel.server_uri)
-        async with await call_from("127.0.0.2", tunnel) as visitor:
+        async with await connect_from("127.0.0.2", tunnel) as visitor:
             line = encode_v1(("192.0.2.1", 4), ("203.0.113.1", 80))
             await visitor.send_all(line)
             assert await read_exactly(server, len(line)) == line

@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.people import PATIENCE, is_dropped, is_refused, read_all, read_exactly, reset
+from tests.support.peers import PATIENCE, is_dropped, is_refused, read_all, read_exactly, reset
 from tests.support.visitors import until_parked, until_waiting
 from tests.tunnel.support import ME, SECURE, connect, joined, open_tunnel, until_served
 from tunneld.backends import BACKENDS

@@ -8,7 +8,7 @@ import random
 import pytest
 import trio
 
-from tests.support.people import is_dropped, read_all, read_exactly
+from tests.support.peers import is_dropped, read_all, read_exactly
 from tests.support.visitors import until_parked, until_waiting
 from tests.tunnel.support import connect, joined, open_tunnel
 from tunneld.config.schema import Settings, TunnelSettings

@@ -14,7 +14,7 @@ from typing import Any
 import asyncssh
 import trio
 
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tests.support.programs import program
 from tests.support.system import find_program
 from tunneld.auth.authenticator import Authenticator

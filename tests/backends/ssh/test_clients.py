@@ -21,7 +21,7 @@ from tests.agent.test_expose import ask
 from tests.backends.ssh.support import HOST_KEY, Relay, client, make_key, openssh, relay
 from tests.engine.bench import NOISE
 from tests.support.credentials import credential
-from tests.support.people import PATIENCE, connect, read_all, read_exactly
+from tests.support.peers import PATIENCE, connect, read_all, read_exactly
 from tests.support.programs import program, tunnel_command
 from tunneld.config.credentials import Credential
 from tunneld.net.endpoint import Endpoint, Target

@@ -13,7 +13,7 @@ import asyncssh
 import pytest
 import trio
 
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tests.support.programs import Daemon, program
 from tunneld.backends.ssh.host_key import fingerprint, load_or_make, make, place
 from tunneld.config.schema import Settings

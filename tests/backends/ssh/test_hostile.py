@@ -19,7 +19,7 @@ from tests.agent.support import echo, local_server
 from tests.agent.test_expose import ask
 from tests.backends.ssh.client_loop import open_client, wait
 from tests.backends.ssh.support import Relay, client, openssh, relay
-from tests.support.people import PATIENCE, is_dropped
+from tests.support.peers import PATIENCE, is_dropped
 from tunneld.auth.preauth import FREE_FAILURES, PreauthReason
 from tunneld.backends.ssh.channel import MIN_PACKET_DATA
 from tunneld.backends.ssh.connection import MAX_REFUSALS

@@ -13,7 +13,7 @@ from tests.agent.support import echo, local_server
 from tests.agent.test_expose import ask
 from tests.backends.ssh.support import Client, Relay, client, make_key, openssh, relay
 from tests.support.credentials import credential
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tests.support.system import find_program
 from tunneld.auth.preauth import PreauthReason
 from tunneld.backends.ssh.login import tagged

@@ -8,7 +8,7 @@ import trio
 
 from tests.agent.support import echo, local_server
 from tests.backends.ssh.support import client, openssh, relay
-from tests.support.people import PATIENCE, connect, is_dropped, read_exactly
+from tests.support.peers import PATIENCE, connect, is_dropped, read_exactly
 
 LOCAL = "127.0.0.1"
 

@@ -13,7 +13,7 @@ from tests.agent.support import echo, local_server, unused_port
 from tests.agent.test_expose import ask
 from tests.backends.ssh.support import Relay, client, make_key, openssh, public_address, relay
 from tests.support.credentials import credential
-from tests.support.people import PATIENCE, connect, is_dropped, is_refused, read_exactly
+from tests.support.peers import PATIENCE, connect, is_dropped, is_refused, read_exactly
 from tests.support.system import find_program
 
 LOCAL = "127.0.0.1"

@@ -12,7 +12,7 @@ from tests.agent.support import echo, local_server, unused_port
 from tests.agent.test_expose import ask
 from tests.backends.ssh.support import client, make_key, openssh, relay, side_of
 from tests.support.credentials import credential
-from tests.support.people import PATIENCE, connect, read_exactly
+from tests.support.peers import PATIENCE, connect, read_exactly
 from tunneld.backends.ssh.forwards import Forward, label_of
 from tunneld.backends.ssh.login import SshLogin
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from tests.engine.bench import tcp_pair
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tunneld.backends.ssh.transport import MAX_BUFFERED_REPLIES, SshTransport
 from tunneld.engine.pump import Pump
 from tunneld.mux.connection import Connection

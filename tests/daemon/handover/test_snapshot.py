@@ -14,7 +14,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.people import connect, is_dropped, read_all, read_exactly
+from tests.support.peers import connect, is_dropped, read_all, read_exactly
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.daemon.handover import FdBundle, Snapshot, bundle, pack, unpack

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.control import Server
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
 from tunneld.client import Client, connect
 from tunneld.net.endpoint import Endpoint
 

@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import trio
 
-from tests.support.papers import Papers
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
+from tests.support.pki import Pki
 from tunneld.net.endpoint import Endpoint
 from tunneld.tls.connection import TlsSocket
 
@@ -46,7 +46,7 @@ async def flood(endpoint: Endpoint, count: int, says: bytes = b"") -> None:
             nursery.start_soon(attack)
 
 
-async def pour(endpoint: Endpoint, beginning: bytes, chunk: bytes, most: int) -> int:
+async def send_endlessly(endpoint: Endpoint, beginning: bytes, chunk: bytes, most: int) -> int:
     """Send `chunk` repeatedly, until the relay closes the connection or `most` bytes are sent. Returns the bytes sent.
 
     Bytes in kernel buffers count, too, so these are some millions if the relay read a few thousand.
@@ -61,11 +61,11 @@ async def pour(endpoint: Endpoint, beginning: bytes, chunk: bytes, most: int) ->
     return sent
 
 
-async def whisper(endpoint: Endpoint, papers: Papers, says: bytes) -> None:
+async def send_in_tls(endpoint: Endpoint, pki: Pki, says: bytes) -> None:
     """Send `says` over TLS, and read until the relay closes the connection."""
     with socket.create_connection((endpoint.host, endpoint.port)) as below:
         below.setblocking(False)
-        tls = TlsSocket(below, papers.client, server_hostname="localhost")
+        tls = TlsSocket(below, pki.client, server_hostname="localhost")
         with suppress(OSError):
             await tls.shake_hands()
             await tls.send_all(says)
@@ -75,7 +75,7 @@ async def whisper(endpoint: Endpoint, papers: Papers, says: bytes) -> None:
                     pass
 
 
-async def babble(endpoint: Endpoint, beginning: bytes, seed: int, count: int) -> None:
+async def send_random(endpoint: Endpoint, beginning: bytes, seed: int, count: int) -> None:
     """Open `count` connections that each send `beginning` and 512 bytes to 2 KiB of data that depends on the seed."""
     dice = random.Random(seed)
     for _ in range(count):

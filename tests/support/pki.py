@@ -14,13 +14,13 @@ from tunneld.tls.pins import first_fingerprint
 
 
 @dataclass(frozen=True)
-class Papers:
+class Pki:
     """A CA with a certificate for the relay and one for a client, as files in a folder."""
 
     folder: Path
 
     @classmethod
-    def issue(cls, folder: Path) -> Papers:
+    def issue(cls, folder: Path) -> Pki:
         folder.mkdir(exist_ok=True)
         ca = trustme.CA()
         server = ca.issue_cert("localhost", "127.0.0.1")

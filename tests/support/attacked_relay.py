@@ -1,6 +1,6 @@
 """A real relay under attack, and a bystander with a tunnel that must not be affected.
 
-besieged
+attacked_relay
 ├─ send                 the bystander's hidden server, which sends as fast as possible and hashes
 └─ receive              its visitor, which hashes, too
 
@@ -18,8 +18,8 @@ from pathlib import Path
 import trio
 
 from tests.support.credentials import SECRET
-from tests.support.papers import Papers
-from tests.support.people import PATIENCE, connect
+from tests.support.peers import PATIENCE, connect
+from tests.support.pki import Pki
 from tests.support.programs import TLS, Daemon, daemon
 from tunneld import client
 from tunneld.net.endpoint import Endpoint
@@ -47,13 +47,13 @@ BLOCK = 64 * KIB
 ADMIN = ("root", SECRET)
 
 
-class Siege:
+class AttackedRelay:
     """A relay under attack, and its bystander."""
 
-    def __init__(self, relay: Daemon, folder: Path, papers: Papers | None) -> None:
+    def __init__(self, relay: Daemon, folder: Path, pki: Pki | None) -> None:
         self.relay = relay
-        self.control = Endpoint("tcp" if papers is None else "tls", "127.0.0.1", relay.control_port)
-        self._tls = None if papers is None else papers.client
+        self.control = Endpoint("tcp" if pki is None else "tls", "127.0.0.1", relay.control_port)
+        self._tls = None if pki is None else pki.client
         self.http = Endpoint("tcp", "127.0.0.1", int(relay.http.rstrip("/").rpartition(":")[2]))
         self.progress = 0
         """Bytes that the bystander has received."""
@@ -177,38 +177,38 @@ class Siege:
 
 
 @asynccontextmanager
-async def besieged(folder: Path, papers: Papers | None = None, words: str = "") -> AsyncIterator[Siege]:
-    """Run a relay and a bystander with a transfer; with `papers`, all ports use TLS. When the block ends, everything
+async def attacked_relay(folder: Path, pki: Pki | None = None, words: str = "") -> AsyncIterator[AttackedRelay]:
+    """Run a relay and a bystander with a transfer; with `pki`, all ports use TLS. When the block ends, everything
     sent must have arrived. `words` is added to the configuration.
     """
-    if papers is not None:
-        words += TLS.format(folder=papers.folder).replace("control", "http")
-    async with daemon(folder, papers=papers, words=words) as relay, AsyncExitStack() as stack:
-        siege = Siege(relay, folder, papers)
-        await stack.enter_async_context(siege.stay())
-        server_uri, client_uri = await siege.opened()
+    if pki is not None:
+        words += TLS.format(folder=pki.folder).replace("control", "http")
+    async with daemon(folder, pki=pki, words=words) as relay, AsyncExitStack() as stack:
+        target = AttackedRelay(relay, folder, pki)
+        await stack.enter_async_context(target.stay())
+        server_uri, client_uri = await target.opened()
         server, visitor = await connect(server_uri), await connect(client_uri)
         sent, received = hashlib.sha256(), hashlib.sha256()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(siege.send, server, sent)
-            nursery.start_soon(siege.receive, visitor, received)
-            await siege.check_progress()
-            yield siege
-            siege.stop()
+            nursery.start_soon(target.send, server, sent)
+            nursery.start_soon(target.receive, visitor, received)
+            await target.check_progress()
+            yield target
+            target.stop()
             nursery.cancel_scope.deadline = trio.current_time() + PATIENCE
         assert not nursery.cancel_scope.cancelled_caught
         assert sent.digest() == received.digest()
 
 
 @asynccontextmanager
-async def under_attack(siege: Siege, connections: int) -> AsyncIterator[None]:
+async def under_attack(target: AttackedRelay, connections: int) -> AsyncIterator[None]:
     """Check after the block that the relay works and uses no more resources than before.
 
     `connections` is the highest number of connections that the attack has open. The block must close all of them.
     """
-    descriptors, resident, tasks = siege.relay.descriptors, siege.resident, await siege.tasks()
+    descriptors, resident, tasks = target.relay.descriptors, target.resident, await target.tasks()
     yield
-    await siege.check_progress()
-    await siege.check_answers()
-    await siege.check_calm(descriptors, tasks)
-    assert siege.resident - resident < PER_PROCESS + connections * PER_CONNECTION
+    await target.check_progress()
+    await target.check_answers()
+    await target.check_calm(descriptors, tasks)
+    assert target.resident - resident < PER_PROCESS + connections * PER_CONNECTION

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import trio
 
-from tests.support.papers import Papers
-from tests.support.people import PATIENCE
+from tests.support.peers import PATIENCE
+from tests.support.pki import Pki
 from tests.support.programs import Daemon, daemon, program, tunnel_command
 from tunneld.net.endpoint import Endpoint
 
-WAYS = ("tcp", "webmux", "webmuxs")
+VARIANTS = ("tcp", "webmux", "webmuxs")
 
 
 @dataclass
@@ -37,9 +37,9 @@ class Exposed:
 @asynccontextmanager
 async def exposed(way: str, folder: Path, target: str, *options: str) -> AsyncIterator[Exposed]:
     """Run `tunneld` and `tunnel expose TARGET`; the tunnel is open when the block begins."""
-    papers = Papers.issue(folder / "papers") if way == "webmuxs" else None
-    async with daemon(folder, papers=papers) as relay:
-        trust = ["--pin", papers.pin] if papers else []
+    pki = Pki.issue(folder / "pki") if way == "webmuxs" else None
+    async with daemon(folder, pki=pki) as relay:
+        trust = ["--pin", pki.pin] if pki else []
         where = ["--relay", relay.control, *trust, "--backend", way.removesuffix("s")]
         async with agent_of(target, *where, *options) as (agent, address):
             yield Exposed(address, relay, agent)

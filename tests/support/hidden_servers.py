@@ -8,28 +8,28 @@ from typing import Any, cast
 
 import trio
 
-from tests.support.papers import Papers
-from tests.support.people import connect
+from tests.support.peers import connect
+from tests.support.pki import Pki
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.net.endpoint import Endpoint
 from tunneld.tls.connection import TlsSocket, TlsStream
 
-PATIENT = 10.0
+HANDSHAKE_TIMEOUT = 10.0
 """Seconds for a handshake."""
 
 
-async def open_lobby(
-    nursery: trio.Nursery, papers: Papers | None, gate: Authenticator | None = None
+async def start_handshakes(
+    nursery: trio.Nursery, pki: Pki | None, gate: Authenticator | None = None
 ) -> HandshakeSupervisor:
     """Start a handshake supervisor, with these certificates."""
-    context = papers.server if papers is not None else None
-    lobby = HandshakeSupervisor(gate or Authenticator(lambda: ()), lambda: context, lambda: PATIENT)
+    context = pki.server if pki is not None else None
+    lobby = HandshakeSupervisor(gate or Authenticator(lambda: ()), lambda: context, lambda: HANDSHAKE_TIMEOUT)
     await nursery.start(lobby.run)
     return lobby
 
 
-async def connect_hidden(uri: Endpoint, papers: Papers) -> trio.SocketStream:
+async def connect_hidden(uri: Endpoint, pki: Pki) -> trio.SocketStream:
     """Connect as the hidden server, and present the key, if there is one. The relay's OK is read before the first data.
 
     Returns a `trio.SocketStream`, or a stream that works like one.
@@ -39,17 +39,17 @@ async def connect_hidden(uri: Endpoint, papers: Papers) -> trio.SocketStream:
         return stream
     if uri.scheme == "tcp":
         await stream.send_all(f"{uri.key}\n".encode())
-        return cast(trio.SocketStream, Told(stream))
-    tls = TlsSocket(cast(Any, stream.socket)._sock, papers.client, server_hostname="localhost")
+        return cast(trio.SocketStream, AcceptedStream(stream))
+    tls = TlsSocket(cast(Any, stream.socket)._sock, pki.client, server_hostname="localhost")
     try:
         await tls.shake_hands()
         await tls.send_all(f"{uri.key}\n".encode())
     except (OSError, ssl.SSLError):
         return stream  # the relay closed the connection during the handshake
-    return cast(trio.SocketStream, Told(Polite(tls)))
+    return cast(trio.SocketStream, AcceptedStream(DrainingTlsStream(tls)))
 
 
-class Polite(TlsStream):
+class DrainingTlsStream(TlsStream):
     """A TLS stream that reads all received bytes before it closes, since closing with unread bytes sends a reset."""
 
     async def aclose(self) -> None:
@@ -59,7 +59,7 @@ class Polite(TlsStream):
         await super().aclose()
 
 
-class Told(trio.abc.HalfCloseableStream):
+class AcceptedStream(trio.abc.HalfCloseableStream):
     """A stream that reads the relay's OK before the data."""
 
     def __init__(self, stream: trio.SocketStream | TlsStream) -> None:
