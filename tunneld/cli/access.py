@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tunneld.cli.common import Parser, complain, on_interrupt
 from tunneld.cli.tables import Form
@@ -83,6 +83,8 @@ def from_terminal(name: str) -> str:
         raise UsageError(f"no secret for the credential {name!r} was typed") from None
 
 
+T = TypeVar("T")
+
 DEFAULT_RELAY = f"127.0.0.1:{CONTROL_PORT}"
 """The control port of a daemon with the built-in configuration."""
 DEFAULT_TIMEOUT = 10.0
@@ -140,6 +142,30 @@ def form(options: argparse.Namespace) -> Form:
     if options.json:
         return Form.JSON
     return Form.PEOPLE if sys.stdout.isatty() else Form.FIELDS
+
+
+def parsed_by(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Make the `type` of an argument from a parser of policy.options; what it raises becomes the message."""
+
+    def read(text: str) -> T:
+        try:
+            return parse(text)
+        except (UsageError, ValueError) as error:
+            reason = str(error)
+            raise argparse.ArgumentTypeError(reason if repr(text) in reason else f"{reason}: {text!r}") from None
+
+    return read
+
+
+def checked_by(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """The same for a value that is only checked: it stays as it was typed."""
+    check = parsed_by(parse)
+
+    def read(text: str) -> str:
+        check(text)
+        return text
+
+    return read
 
 
 def positive_seconds(text: str) -> float:

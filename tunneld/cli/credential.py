@@ -27,16 +27,12 @@ from tunneld.config.file import parse
 from tunneld.config.problems import sentences
 from tunneld.errors import ConfigError, RelayUnreachableError, TunneldError, UsageError, reason_of
 from tunneld.net.endpoint import is_wildcard, join_host_port
+from tunneld.policy.access import GRANT_LIMITS
 from tunneld.tls.contexts import client_tls_context
 from tunneld.tls.pins import first_fingerprint
 
 SECRET_BYTES = 24
 """Random bytes in a secret, which has 32 characters."""
-LIMITS = (
-    *("backends", "ports", "networks", "server_from"),
-    *("max_tunnels", "max_visitors", "max_ttl", "bandwidth", "quota"),
-)
-"""Keys of `[[credential]]` that `add` takes as options."""
 
 
 PROOFS = ("verifier", "secret_file", "secret_env", "certificate", "authorized_keys")
@@ -47,7 +43,7 @@ COLUMNS = tuple(TableColumn(key) for key in ("name", "role", "proof", "limits"))
 async def add(options: argparse.Namespace) -> int:
     """Add a credential and print its new secret."""
     secret = secrets.token_urlsafe(SECRET_BYTES)
-    limits = {key: value for key in LIMITS if (value := getattr(options, key)) is not None}
+    limits = {key: value for key in GRANT_LIMITS if (value := getattr(options, key)) is not None}
     new = {"name": options.name, "role": options.role, "verifier": make_verifier(secret), **limits}
     if options.ssh_key:
         from tunneld.config.ssh_keys import read_public_key  # noqa: PLC0415  # asyncssh takes half a second to import
@@ -89,7 +85,7 @@ def _facts(one: Credential) -> dict[str, Any]:
 
 
 def _row(facts: Mapping[str, Any]) -> dict[str, str]:
-    limits = " ".join(f"{key}={_text(facts[key])}" for key in LIMITS if key in facts)
+    limits = " ".join(f"{key}={_text(facts[key])}" for key in GRANT_LIMITS if key in facts)
     return {"name": facts["name"], "role": facts["role"], "proof": _text(facts["proof"]), "limits": limits}
 
 

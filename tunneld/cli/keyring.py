@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tunneld.cli.access import add_credential_options, positive_seconds
+from tunneld.cli.access import add_credential_options, parsed_by
 from tunneld.cli.common import Parser
+from tunneld.policy.access import GRANT_LIMITS
 
 CREDENTIAL = "manage the credentials of the relay on this machine"
 SSH_KEY = "public key (.pub) that authenticates this credential over SSH; may be repeated"
@@ -45,18 +46,12 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
     add("--ssh-key", metavar="FILE", type=Path, action="append", default=[], help=SSH_KEY)
     role_help = "open and manage its own tunnels (user), or manage all tunnels and the daemon (admin); default: user"
     add("--role", choices=ROLES, default="user", help=role_help)
-    for option, metavar, what in (
-        ("backends", "NAME", "backend that it may use"),
-        ("ports", "RANGE", "port or range of ports that it may request"),
-        ("networks", "NETWORK", "network from which it may be used"),
-        ("server-from", "NETWORK", "network from which its agents may connect"),
-    ):
-        add(f"--{option}", metavar=metavar, action="append", help=f"{what}; may be repeated")
-    add("--max-tunnels", metavar="COUNT", type=int, help="maximum number of open tunnels")
-    add("--max-visitors", metavar="COUNT", type=int, help="maximum number of visitors of each tunnel at a time")
-    add("--max-ttl", metavar="SECONDS", type=positive_seconds, help="maximum lifetime of each tunnel")
-    add("--bandwidth", metavar="BYTES", type=int, help="maximum number of bytes per second of each tunnel")
-    add("--quota", metavar="BYTES", type=int, help="maximum number of bytes that each tunnel may relay")
+    for key, limit in GRANT_LIMITS.items():
+        flag = f"--{key.replace('_', '-')}"
+        if limit.is_list:
+            add(flag, metavar=limit.takes, action="append", help=f"{limit.summary}; may be repeated")
+        else:
+            add(flag, metavar=limit.takes, type=parsed_by(limit.read), help=limit.summary)
 
 
 def _command(name: str) -> Run:

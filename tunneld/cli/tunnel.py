@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MAX_CHECKS, PATH, TIMEOUT, UNHEALTHY_AFTER, UnhealthyPolicy
 from tunneld.agent.shutdown import DRAIN_WITHIN
-from tunneld.cli.access import add_relay_options, positive_seconds, seconds_or_zero
+from tunneld.cli.access import add_relay_options, checked_by, parsed_by, positive_seconds, seconds_or_zero
 from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
 from tunneld.cli.verbs import VERBS, Verb, carry_out
-from tunneld.policy.options import parse_client_port, parse_count
+from tunneld.policy.options import OPTIONS, TUNNEL, VISITORS, parse_boolean, parse_count
 
 MAX_POOL = 100_000
 """Largest number of idle connections for --pool and --max-pool."""
@@ -85,7 +85,9 @@ def _add_expose(parser: Parser) -> None:
     add_relay_options(parser)
     _add_output_options(parser.add_argument_group("output options"))
     _add_tunnel_options(parser.add_argument_group("tunnel options"))
-    _add_visitor_options(parser.add_argument_group("limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)"))
+    _add_table_options(
+        parser.add_argument_group("limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)"), VISITORS
+    )
     _add_health_options(parser.add_argument_group("health checks of the local server"))
     parser.set_defaults(command=_expose)
 
@@ -121,11 +123,7 @@ def _add_verbosity(group: argparse._ArgumentGroup) -> None:
 
 def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    name_help = "label for this tunnel; an agent restarted with the same label keeps its address"
-    add("--name", metavar="NAME", help=name_help)
-    add("--share", action="store_true", help="serve the tunnel of this name together with other agents")
-    port_help = "port to which clients connect; must be free and within the range of the relay"
-    add("--port", dest="client_port", metavar="PORT", type=_reads(parse_client_port), help=port_help)
+    _add_table_options(group, TUNNEL)
     _add_tunnel_times(group)
     add(
         "--backend",
@@ -142,14 +140,14 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--pool",
         metavar="COUNT",
-        type=_reads(partial(parse_count, maximum=MAX_POOL)),
+        type=parsed_by(partial(parse_count, maximum=MAX_POOL)),
         default=8,
         help="idle connections to keep with tcp when there is no load (default: %(default)s)",
     )
     add(
         "--max-pool",
         metavar="COUNT",
-        type=_reads(partial(parse_count, maximum=MAX_POOL)),
+        type=parsed_by(partial(parse_count, maximum=MAX_POOL)),
         default=200,
         help="idle connections to keep with tcp under load (default: %(default)s)",
     )
@@ -162,19 +160,6 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_tunnel_times(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--ttl", metavar="SECONDS", type=positive_seconds, help="close the tunnel and exit after this time")
-    add(
-        "--idle-timeout",
-        metavar="SECONDS",
-        type=positive_seconds,
-        help="close the tunnel and exit when no data has been transferred for this time",
-    )
-    add(
-        "--pairing-timeout",
-        metavar="SECONDS",
-        type=positive_seconds,
-        help="how long a visitor waits at the relay while no agent accepts it (default: set by the relay)",
-    )
     add(
         "--linger",
         metavar="SECONDS",
@@ -191,17 +176,14 @@ def _add_tunnel_times(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_visitor_options(group: argparse._ArgumentGroup) -> None:
-    for option, metavar, what in (
-        ("allow-from", "NETWORKS", "accept visitors only from these addresses and networks"),
-        ("deny-from", "NETWORKS", "refuse visitors from these addresses and networks"),
-        ("max-visitors", "COUNT", "maximum number of visitors at a time"),
-        ("max-per-source", "COUNT", "maximum number of visitors at a time from one source address"),
-        ("visitor-rate", "N[/s|/m|/h]", "maximum rate of new visitors from one source address"),
-        ("bandwidth", "BYTES[k|M|G|T]", "maximum number of bytes per second, all visitors together"),
-        ("quota", "BYTES[k|M|G|T]", "close the tunnel when this many bytes have been relayed"),
-    ):
-        group.add_argument(f"--{option}", metavar=metavar, help=what)
+def _add_table_options(group: argparse._ArgumentGroup, name: str) -> None:
+    """Add the flags of one group of `OPTIONS`. Their values go to the relay as they were typed."""
+    for key, option in OPTIONS.items():
+        if option.group == name and option.read is parse_boolean:
+            group.add_argument(option.flag_of(key), dest=key, action="store_true", help=option.summary)
+        elif option.group == name:
+            read = checked_by(option.read)
+            group.add_argument(option.flag_of(key), dest=key, metavar=option.takes, type=read, help=option.summary)
 
 
 def _add_health_options(group: argparse._ArgumentGroup) -> None:
@@ -232,7 +214,7 @@ def _add_health_options(group: argparse._ArgumentGroup) -> None:
         add(
             f"--{option}-after",
             metavar="COUNT",
-            type=_reads(partial(parse_count, maximum=MAX_CHECKS)),
+            type=parsed_by(partial(parse_count, maximum=MAX_CHECKS)),
             default=count,
             help=help_text,
         )
@@ -251,15 +233,3 @@ def _path(text: str) -> str:
             f"not a path for an HTTP request (must start with / and have no spaces): {text!r}"
         )
     return text
-
-
-def _reads(parse: Callable[[str], int]) -> Callable[[str], int]:
-    """Make the `type` of an argument from a parser of policy.options; its `ValueError` becomes the message."""
-
-    def read(text: str) -> int:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{error}: {text!r}") from None
-
-    return read
