@@ -85,9 +85,8 @@ def _add_expose(parser: Parser) -> None:
     add_relay_options(parser)
     _add_output_options(parser.add_argument_group("output options"))
     _add_tunnel_options(parser.add_argument_group("tunnel options"))
-    _add_table_options(
-        parser.add_argument_group("limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)"), VISITORS
-    )
+    limits = parser.add_argument_group("limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)")
+    _add_table_options(limits, VISITORS)
     _add_health_options(parser.add_argument_group("health checks of the local server"))
     parser.set_defaults(command=_expose)
 

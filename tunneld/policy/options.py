@@ -184,11 +184,21 @@ OPTIONS: dict[str, Option] = {
     "ttl": Option(parse_seconds, "SECONDS", "close the tunnel after this time, even if it is in use", TUNNEL),
     "idle_timeout": Option(parse_seconds, "SECONDS", "close the tunnel after this time without data", TUNNEL),
     "open_timeout": Option(parse_seconds, "SECONDS", "close the tunnel after this time without a connection"),
-    "pairing_timeout": Option(parse_seconds, "SECONDS", "how long a visitor waits for a server connection", TUNNEL),
+    "pairing_timeout": Option(
+        parse_seconds, "SECONDS", "how long a visitor waits at the relay for a free connection to the server", TUNNEL
+    ),
     "linger": Option(parse_seconds, "SECONDS", "how long a connection may be idle after one direction has ended"),
     "proxy_protocol": Option(_proxy_protocol, "v1|v2", "send a PROXY protocol header with the visitor's address first"),
-    "client_port": Option(parse_client_port, "PORT", "port to which clients connect", TUNNEL, "--port"),
-    "name": Option(parse_name, "NAME", "label for the tunnel; a later one of the same name keeps its address", TUNNEL),
+    "client_port": Option(
+        parse_client_port,
+        "PORT",
+        "port to which clients connect; must be free and allowed by the relay",
+        TUNNEL,
+        "--port",
+    ),
+    "name": Option(
+        parse_name, "NAME", "label for this tunnel; an agent restarted with the same label keeps its address", TUNNEL
+    ),
     "allow_from": Option(parse_networks, "NETWORK[,NETWORK...]", "networks that visitors may connect from", VISITORS),
     "deny_from": Option(
         parse_networks, "NETWORK[,NETWORK...]", "networks that visitors may not connect from", VISITORS
