@@ -43,6 +43,7 @@ class TlsEnd(End):
         "_shutdown_sent",
         "_tls",
         "_until_eagain",
+        "_write_error",
         "deadline",
         "linger",
     )  # fmt: skip
@@ -61,6 +62,7 @@ class TlsEnd(End):
         self._shutdown_sent = False  # close_notify and FIN are on their way
         self._flush_scheduled = False
         self._resetting = False  # closed, but for bytes that the peer has not acknowledged
+        self._write_error: OSError | None = None  # the peer takes no more; what it has sent is still read
         self._give_up = 0.0  # Trio time at which it is closed all the same
 
     def start(self) -> None:
@@ -91,7 +93,7 @@ class TlsEnd(End):
             return 0
         if self._flush_scheduled:
             self._flush()
-        if self._blocked or self.closed:
+        if self._blocked or self.closed or self._write_error is not None:
             self._handler_waits = True
             return 0
         return self._pump.buffer_size
@@ -244,7 +246,7 @@ class TlsEnd(End):
         except BlockingIOError:
             pass
         except OSError as error:
-            self._fail_connection(error)
+            self._fail_connection(self._write_error or error)
         if self.closed:
             return
         if tls.ended:
@@ -261,7 +263,7 @@ class TlsEnd(End):
 
     def _flush(self) -> None:
         self._flush_scheduled = False
-        if self.closed or self._blocked:
+        if self.closed or self._blocked or self._write_error is not None:
             return
         try:
             self._blocked = not self._tls.flush()
@@ -269,7 +271,7 @@ class TlsEnd(End):
                 self._shutdown_sent = True
                 self._tls.connection.shutdown(socket.SHUT_WR)
         except OSError as error:
-            self._fail_connection(error)
+            self._fail_write(error)
             return
         if self.eof_sent:
             self._close_if_finished()
@@ -279,6 +281,9 @@ class TlsEnd(End):
 
     def _close_if_finished(self) -> None:
         """Close the socket once both directions have ended, our close_notify is sent and the buffer is consumed."""
+        if self._write_error is not None and self.eof_received and not self.buffered:
+            self._fail_connection(self._write_error)
+            return
         if not (self.eof_sent and self.eof_received) or self.closed:
             return
         if self._tls.pending_output:
@@ -293,6 +298,15 @@ class TlsEnd(End):
         self._pump.remove(self._fd, self)
         self._tls.close()
 
+    def _fail_write(self, error: OSError) -> None:
+        """The peer takes no more bytes. Read what it has sent before the connection fails, see `relay`."""
+        if self._write_error is not None or self.eof_received:
+            self._fail_connection(error)
+            return
+        self._write_error = error
+        self._until_eagain = True
+        self._pump.rearm(self._fd)
+
     def _fail_connection(self, error: OSError) -> None:
         """The connection is broken: close it and notify the handler."""
         if self.closed:
@@ -302,7 +316,9 @@ class TlsEnd(End):
         self._notify_broken(error)
 
     def _check_error(self) -> None:
-        """Close the connection if it is broken."""
+        """Close the connection if it is broken, once the bytes that the peer has sent are consumed."""
         error = pending_error(self._tls.connection)
-        if error is not None:
+        if error is not None and self.eof_received:
             self._fail_connection(error)
+        elif error is not None:
+            self._fail_write(error)
