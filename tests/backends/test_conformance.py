@@ -299,3 +299,24 @@ async def test_a_closed_tunnel_resets_a_visitor_in_the_middle_of_an_answer(backe
         await there.service.close(there.tunnel.id)
         with pytest.raises(trio.BrokenResourceError):
             await visitor.receive_some()
+
+
+async def test_a_visitor_that_leaves_in_the_middle_of_a_download_ends_it_on_both_sides(backend: str) -> None:
+    """At once, and not after `linger`: nothing is transferred for a visitor that is gone."""
+    ended = trio.Event()
+
+    async def flood(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(NOISE)
+        ended.set()
+
+    async with in_time(), tunnel_with(backend, flood) as there:
+        for _ in range(10):
+            ended = trio.Event()
+            visitor = await connect(there.address)
+            await read_exactly(visitor, 4 << 20)
+            await visitor.aclose()
+            with trio.fail_after(10):
+                await ended.wait()
+                await there.until(lambda: not there.tunnel.visitors)

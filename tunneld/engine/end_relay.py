@@ -213,10 +213,10 @@ class EndRelay(PumpRelay):
                 self._fail_socket(error)
                 return
             if not count:
-                if self.failure is not None and self.has_lost_eof(self.side):
-                    self.close(self.failure)
-                else:
+                if not self.has_lost_eof(self.side):
                     self._on_socket_eof()
+                if self.failure is not None:  # and it takes no more bytes: both directions are over
+                    self.close(self.failure)
                 return
             end.write(pump.view[:count])
             self.from_socket += count
