@@ -153,10 +153,12 @@ class DialRounds:
         return await self._really_dial(access, uri)
 
     async def crowd(self, relay: RelayHere, reporter: RecordingReporter, count: int) -> list[trio.SocketStream]:
-        """Connect `count` visitors; all of them wait when this returns."""
-        visitors = [await connect(address(reporter)) for _ in range(count)]
-        while relay.tunnel.waiting != count:
-            await trio.lowlevel.checkpoint()
+        """Connect `count` visitors one after another; all of them wait, in this order, when this returns."""
+        visitors: list[trio.SocketStream] = []
+        while len(visitors) < count:
+            visitors.append(await connect(address(reporter)))
+            while relay.tunnel.waiting != len(visitors):
+                await trio.lowlevel.checkpoint()
         return visitors
 
 

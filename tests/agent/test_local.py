@@ -112,11 +112,14 @@ async def test_a_name_that_does_not_resolve_is_an_error(resolver: FakeResolver) 
 @contextmanager
 def listener(host: str, family: socket.AddressFamily = socket.AF_INET) -> Iterator[int]:
     """Listen on a free port of this address; yields the port."""
-    try:
-        bound = socket.create_server((host, 0), family=family)
-    except OSError:
-        lacking(f"{host} is not an address of this machine")
-    with bound:
+    with socket.socket(family) as bound:
+        try:
+            if family is socket.AF_INET6:  # an IPv4-mapped address needs a socket for both
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not host.startswith("::ffff:")))
+            bound.bind((host, 0))
+            bound.listen()
+        except OSError:
+            lacking(f"{host} is not an address of this machine")
         yield int(bound.getsockname()[1])
 
 
