@@ -12,7 +12,6 @@ other than FINISHED.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable
 
 import trio
@@ -153,8 +152,7 @@ class StreamCopier:
 
     def _has_lost_eof(self, side: Side) -> bool:
         """See `PumpRelay.has_lost_eof`."""
-        failure = self._failure
-        return failure is not None and failure.side is side and getattr(failure.error, "errno", 0) != errno.EPIPE
+        return self._failure is not None and self._failure.consumed_reset_of(side)
 
     def _finish(self, end: RelayEnd) -> None:
         """Stop both directions. The first reason counts."""

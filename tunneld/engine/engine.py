@@ -18,6 +18,7 @@ Sockets are `socket.socket` objects in non-blocking mode. From `join` on, the en
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,13 @@ class RelayEnd:
     cause: Cause
     side: Side | None = None
     error: OSError | None = None
+
+    def consumed_reset_of(self, side: Side) -> bool:
+        """Whether the failed write to `side` has consumed the error that reading from the same socket would report: an
+        end of file read there is none. After EPIPE it is one: the kernel reports that if an end of file came before a
+        reset.
+        """
+        return self.side is side and (self.error is None or self.error.errno != errno.EPIPE)
 
     def __str__(self) -> str:
         """The same in words, for logs and events."""

@@ -11,7 +11,6 @@ so the relay waits for the acknowledgement of what it has delivered, no longer t
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -108,11 +107,8 @@ class PumpRelay:
         raise NotImplementedError
 
     def has_lost_eof(self, side: Side) -> bool:
-        """Whether an end of file read from `side` is none: the failed write to the same socket has consumed the error
-        that would have been read. After EPIPE it is one: the kernel reports that if an end of file came before a reset.
-        """
-        failure = self.failure
-        return failure is not None and failure.side is side and getattr(failure.error, "errno", 0) != errno.EPIPE
+        """Whether an end of file read from `side` is none, see `RelayEnd.consumed_reset_of`."""
+        return self.failure is not None and self.failure.consumed_reset_of(side)
 
     def close_after_delivery(self) -> None:
         """Close because of `failure`, once `receiver` has acknowledged all bytes or `linger` seconds have passed."""
