@@ -225,11 +225,16 @@ class Pump(Scheduler):
         """Serve batches until no socket is ready within `poll_timeout`, or `turn_time` is over."""
         end = perf_counter() + self.limits.turn_time
         self._poll_at_once = True
-        while batch := epoll.poll(0, MAX_BATCH_EVENTS) if self._poll_at_once or self._soon else self._wait(epoll):
+        while True:
+            batch = epoll.poll(0, MAX_BATCH_EVENTS) if self._poll_at_once or self._soon else self._wait(epoll)
+            if not batch and not self._soon:
+                return
             self._poll_at_once = False
             self._dispatch(batch)
             if perf_counter() >= end:
                 break
+        if self._soon:
+            self.timers.wake_soon()
 
     def _wait(self, epoll: select.epoll) -> list[tuple[int, int]]:
         """Return the events that are ready or come within `poll_timeout`: polling at first, if the last wait was
@@ -263,6 +268,8 @@ class Pump(Scheduler):
                 handler.on_event(events)
             except Exception as error:
                 report_failure(handler.on_failure, error)
+        if self._soon:
+            self.serve_flows()
         if self._ended or self._after_batch:
             self.finish_batch()
         self._in_batch = False
