@@ -146,6 +146,8 @@ KINDS: dict[str, Callable[[EndsBench], Awaitable[Side]]] = {
     "stream": stream_over_a_socket,
     "memory": memory_stream,
 }
+IN_A_PUMP = ("socket", "tls", "channel")
+"""The kinds that a pump serves itself; tasks serve the others."""
 PORTABLE = ("socket", "stream", "memory")
 """The kinds that exist without a pump."""
 ENGINES: dict[str, Callable[[], Pump | PortableEngine]] = {

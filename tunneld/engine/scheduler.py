@@ -36,7 +36,7 @@ class Scheduler:
     def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
         self.buffer_size = limits.buffer_size
-        self.quantum = limits.turn_size  # bytes that a handler may move in this batch
+        self.quantum = max(limits.turn_size, limits.buffer_size)  # bytes that a handler may move in this batch
         self.timers = Timers(self.finish_batch)
         self.relays: set[JoinedEnds] = set()  # that have not ended
         self.vanished = VanishedPeers(self.timers, self.relays, limits.unacknowledged_timeout)
