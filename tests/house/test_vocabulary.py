@@ -93,7 +93,7 @@ COVERED_BY = {
     "errors.py": "house/test_man_control.py",
     "http/app.py": "http/test_server.py",
     "http/body.py": "http/test_bodies.py",
-    "http/connection.py": "http/test_server.py",
+    "http/connection.py": "http/test_pipelining.py",
     "http/problems.py": "house/test_man_control.py",
     "http/responses.py": "http/test_server.py",
     "http/translate.py": "http/test_auth.py",
