@@ -28,7 +28,7 @@ from tunneld.config.schema import TunnelSettings
 from tunneld.engine.acceptor import peer_closed, peer_ended
 from tunneld.engine.engine import Engine, FailureCallback, Limiter, Registration, Relay, RelayEnd
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
-from tunneld.net.endpoint import Endpoint, unmap
+from tunneld.net.endpoint import Endpoint
 from tunneld.net.sockets import bind_in_range, taken_out
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import BackendServices, ServerConnection, ServerSideSnapshot, TunnelContext
@@ -131,7 +131,7 @@ class TcpServerSide:
 
     def trim(self, keep: int, spared: Container[str] = ()) -> int:
         """See `ServerSide.trim`. Closes the connections that have been parked longest."""
-        parked = [connection for connection in self._parked if unmap(str(connection.peer[0])) not in spared]
+        parked = [connection for connection in self._parked if str(connection.peer[0]) not in spared]
         surplus = parked[: max(0, len(parked) - keep)]
         for connection in surplus:
             self._parked.pop(connection).release()

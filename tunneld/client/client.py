@@ -20,7 +20,8 @@ import trio
 from tunneld.client.exchange import Answer, ControlExchange, Record, why
 from tunneld.client.login import authenticate
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.net.endpoint import Endpoint, parse_relay, unmap
+from tunneld.net.accept import local_address, peer_address
+from tunneld.net.endpoint import Endpoint, parse_relay
 from tunneld.tls.connection import PEER_CLOSED
 from tunneld.tls.contexts import client_tls_context
 from tunneld.wire.lines import Request, Value
@@ -232,7 +233,7 @@ def _addresses(stream: Stream) -> tuple[str, str]:
     """The local address of a connection and the relay's."""
     socket = (stream if isinstance(stream, trio.SocketStream) else stream.transport_stream).socket
     try:
-        return unmap(socket.getsockname()[0]), unmap(socket.getpeername()[0])
+        return local_address(socket)[0], peer_address(socket)[0]
     except OSError:
         return "", ""  # the connection broke after the greeting; the next call raises the reason
 

@@ -29,6 +29,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 
 from tunneld.http.auth import CONNECTION_INFO, ConnectionInfo
+from tunneld.net.accept import local_address, peer_address
 from tunneld.tls.connection import TlsStream
 
 FINAL_WRITE_TIMEOUT = 0.5
@@ -94,7 +95,7 @@ class HttpConnection:
 
     async def run(self) -> None:
         """Serve requests until either side ends the connection. The caller closes the stream."""
-        client, server = self._stream.socket.getpeername()[:2], self._stream.socket.getsockname()[:2]
+        client, server = peer_address(self._stream.socket)[:2], local_address(self._stream.socket)[:2]
         self._read_scope.deadline = min(trio.current_time() + self._config.keep_alive_timeout, self._info.deadline)
         async with TaskGroup() as requests:
             self._protocol = Http1(

@@ -174,19 +174,10 @@ def join_host_port(host: str, port: int) -> str:
 
 
 def format_peer(address: Any) -> str:
-    """Print what `getpeername` or `accept` returned: `host:port`, `[v6]:port`, or `unix`. IPv4-mapped addresses
-    print as IPv4.
-    """
+    """Print what `getpeername` or `accept` returned: `host:port`, `[v6]:port`, or `unix`."""
     if isinstance(address, tuple) and len(address) >= 2:
-        return join_host_port(unmap(str(address[0])), int(address[1]))
+        return join_host_port(str(address[0]), int(address[1]))
     return "unix"
-
-
-def unmap(host: str) -> str:
-    """Turn an IPv4-mapped IPv6 address (`::ffff:192.0.2.1`), as dual-stack listeners report, into the IPv4 address;
-    return any other host unchanged.
-    """
-    return host.removeprefix("::ffff:") if host.startswith("::ffff:") and "." in host else host
 
 
 def parse_network(text: str) -> Network:
@@ -204,7 +195,7 @@ def contains(network: Network, peer: Any) -> bool:
 
 @lru_cache(maxsize=1024)  # a hidden server connects from one address thousands of times; parsing takes 10 µs
 def _contains(network: Network, host: str) -> bool:
-    return ipaddress.ip_address(unmap(host).partition("%")[0]) in network
+    return ipaddress.ip_address(host.partition("%")[0]) in network
 
 
 def is_wildcard(host: str) -> bool:
@@ -217,6 +208,7 @@ def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(unmap(host)).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
