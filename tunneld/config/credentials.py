@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from tunneld.config.certificates import locate
+from tunneld.config.paths import locate
 from tunneld.config.values import (
     MILLISECOND,
     YEAR,

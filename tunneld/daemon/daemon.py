@@ -43,6 +43,7 @@ from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
 from tunneld.net import sockets
+from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import STOPPED
 from tunneld.wire.lines import Item
@@ -93,17 +94,18 @@ class Daemon:
             descriptors=sockets.descriptors_for_tunnels(),
         )
         self._state = settings.daemon.state or state_folder()
+        self.certificates = CertificateStore()
         self._preauth = PreauthLimiter(lambda: self.settings.control)
         authenticator, keys = Authenticator(lambda: self.settings.credential, self._preauth), KeyRegistry()
         self.handshakes = HandshakeSupervisor(
             authenticator,
-            lambda: self.servers.certificates.control,
+            lambda: self.certificates.port("control.tls"),
             lambda: self.settings.control.handshake_timeout,
         )
         handshakes = self.handshakes if sys.platform == "linux" else None  # agents' connections need the pump
         self.service = TunnelService(lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes)
-        self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes)
-        self._systemd_status = SystemdStatus(self.service, lambda: self.servers.certificates.shown(self.settings))
+        self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates)
+        self._systemd_status = SystemdStatus(self.service, self.certificates)
         self._command = command
         self._ending = DaemonEnding.DRAIN
         self._end_requested = trio.Event()
@@ -143,7 +145,7 @@ class Daemon:
         """Return facts about the process: counts, times in seconds, traffic in bytes."""
         tunnels = self.service.tunnels()
         up, down = self.service.octets
-        host_key = self.servers.certificates.host_key
+        host_key = self.servers.host_key
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return {
             "version": __version__,

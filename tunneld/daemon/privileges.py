@@ -112,7 +112,7 @@ def unreadable(settings: Settings, config: Path | None) -> Iterator[tuple[str, P
 def _files(settings: Settings, config: Path | None) -> Iterator[tuple[str, Path]]:
     if config is not None:
         yield "--config", config
-    for table, tls in (("control.tls", settings.control.tls), ("http.tls", settings.http.tls)):
+    for table, tls in settings.certificates.items():
         for name in ("certificate", "key", "client_ca"):
             if (path := getattr(tls, name, None)) is not None:
                 yield f"{table}.{name}", path
