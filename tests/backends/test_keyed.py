@@ -227,6 +227,15 @@ async def test_a_reopened_tunnel_keeps_its_key(service: TunnelService, secure: s
     assert other.server_uri.key != first.server_uri.key
 
 
+@pytest.mark.parametrize(("before", "after"), [("key", "yes"), ("yes", "key")])
+async def test_a_key_is_not_used_again_with_another_scheme(service: TunnelService, before: str, after: str) -> None:
+    """With `key` it crossed the network in clear, and with `yes` it admits a hidden server from any address."""
+    first = await open_tunnel(service, secure=before, name="web")
+    again = await open_tunnel(service, secure=after, name="web")
+    assert again.server_uri.port == first.server_uri.port
+    assert again.server_uri.key not in {first.server_uri.key, ""}
+
+
 async def test_without_a_certificate_only_secure_key_is_available(nursery: trio.Nursery, engine: Engine) -> None:
     handshakes = await start_handshakes(nursery, None)
     settings = Settings(tunnels=TunnelSettings(ports="0"))
