@@ -36,6 +36,7 @@ from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, join_ho
 from tunneld.tls.private_files import temporary_beside, write_private
 from tunneld.tls.self_signed import make_self_signed
 
+HTTP_PORT = 7011
 CARRIER_PORT = 7012
 SSH_PORT = 7022
 CREDENTIAL = "agent"
@@ -210,9 +211,11 @@ def _public_host(given: str | None) -> str:
 
 def _ports(given: str) -> str:
     try:
-        parse_port_range(given)
+        ports = parse_port_range(given)
     except ValueError as error:
         raise UsageError(f"--ports: {error}") from None
+    if own := [port for port in (CONTROL_PORT, HTTP_PORT, CARRIER_PORT, SSH_PORT) if port in ports]:
+        raise UsageError(f"--ports {given} contains port {own[0]}, which the relay needs for itself")
     return given
 
 

@@ -31,6 +31,7 @@ from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.auth.preauth import PreauthLimiter
 from tunneld.backends import BACKENDS
+from tunneld.config.permissions import writable_by_group
 from tunneld.config.places import state_folder
 from tunneld.config.schema import Settings
 from tunneld.daemon import ending, log, privileges, systemd
@@ -113,6 +114,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Run the root nursery. All ports are open before systemd and the log report that the daemon is ready."""
+        self._warn_of_writable_files()
         snapshot = self.servers.listen(self.settings)
         self._become_user()
         self.servers.load_host_key(self.settings)
@@ -183,6 +185,7 @@ class Daemon:
             self.settings = settings  # nothing can fail from here on
             self.servers.apply(prepared)
             log.configure(settings.log)
+            self._warn_of_writable_files()
             self._drain_revoked()
         for change in changes:
             logger.info("setting changed", change=str(change))
@@ -244,6 +247,10 @@ class Daemon:
         for key, path, reason in privileges.unreadable(self.settings, self._config_path):
             facts = {"key": key, "path": str(path), "user": user.name, "reason": reason}
             logger.warning("cannot read a file that a reload needs", **facts)
+
+    def _warn_of_writable_files(self) -> None:
+        for warning in writable_by_group(self.settings, self._config_path):
+            logger.warning("a file of the configuration can be changed by other users", problem=warning)
 
     def _drain_revoked(self) -> None:
         """Drain the tunnels of credentials that are no longer in the configuration."""
