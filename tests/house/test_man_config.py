@@ -58,6 +58,10 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "tunnels.reservation": "seconds, or 0",
     "daemon.spin": "seconds, between 0 and 0.01",
     "daemon.state": "folder",
+    "control.credential_share": "number, above 0 and up to 1",
+    "control.reserved_connections": "count, or 0",
+    "http.reserved_connections": "count, or 0",
+    "ssh.reserved_connections": "count, or 0",
 }
 
 

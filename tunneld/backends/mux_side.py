@@ -15,6 +15,7 @@ import trio
 
 from tunneld.backends.queue import WaitQueue
 from tunneld.config import schema
+from tunneld.engine.budget import CostShare, TurnBudget
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
@@ -118,6 +119,10 @@ class MuxServerSide:
     def client_port(self) -> int:
         """The port that visitors connect to."""
         return self._context.client_port
+
+    def share(self, budget: TurnBudget) -> CostShare:
+        """The share of the pump's turns that all carriers of the tunnel's owner have together."""
+        return self._context.tenant.share(budget)
 
     def dial_nowait(self) -> Channel:
         """A channel on the least loaded carrier; the caller owns it. Raises `trio.WouldBlock` if there is none."""

@@ -158,6 +158,8 @@ class Credential(Table):
     max_ttl: OptionalSeconds = None
     bandwidth: ByteCount = None
     quota: ByteCount = None
+    max_total_visitors: OptionalCount = None
+    total_bandwidth: ByteCount = None
 
     _proof: Verifier | None = PrivateAttr(default=None)
     _locate = field_validator("secret_file")(locate)

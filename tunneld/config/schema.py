@@ -67,6 +67,8 @@ def _name(value: str) -> str:
     return _host(value)
 
 
+Reserved = Annotated[int, Field(ge=0, le=1_000_000)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], Field(strict=False)]
 
 
@@ -98,6 +100,9 @@ class ControlSettings(Table):
     tls: TlsFiles | None = None
     open_to_anyone: ValidatedBool = False
     max_connections: Count = 256  # one per agent; each costs two descriptors and about 60 KiB
+    reserved_connections: Reserved = 8  # some operators with a board each, and their commands
+    credential_share: Fraction = 0.5  # two credentials have to be hostile before a third one is kept out
+    max_watchers: Count = 16  # per credential: `watch` connections, of which a person needs one per screen
     max_startups: MaxStartups = "64:30:128"  # leaves half of max_connections to authenticated connections
     max_startups_per_source: Count = 16  # agents of one office that all reconnect at once; an eighth of the total
     penalty: Seconds = 5.0  # as in OpenSSH for a failed authentication, like the next
@@ -148,6 +153,7 @@ class HttpSettings(Table):
     open_to_anyone: ValidatedBool = False
     allowed_hosts: Names = ()  # in addition to the names of loopback: pages of other sites must not reach the relay
     max_connections: Count = 256  # each costs a descriptor and one or two tasks, as for control.max_connections
+    reserved_connections: Reserved = 8  # a health probe and a monitoring system, twice each, and operators
     max_body: BodySize = 64 * KIB  # the largest legitimate request is below 1 KiB
     read_timeout: Seconds = 10.0  # 64 KiB over a modem
     keep_alive_timeout: Seconds = 30.0
@@ -245,6 +251,7 @@ class SshSettings(Table):
     port: Port = 7022
     host_key: Annotated[File | None, RESTART] = None  # None: in the state folder, see backends/ssh/host_key.py
     max_connections: Count = 256  # authenticated or not: a descriptor, a task and about 100 KiB each
+    reserved_connections: Reserved = 8  # as for control
     max_forwards: Count = 32  # -R per connection: more than fit on a command line
     max_channels: Count = 1000  # visitors at once per connection: ssh needs a descriptor each, of usually 1024
     max_carriers: Count = 16  # connections with the same key, per tunnel
