@@ -4,8 +4,8 @@
         server_uri = await client.open_tunnel()
         print(await client.get_tunnel_address(server_uri))
 
-One connection carries one request at a time; several tasks may share a client and take turns. A call that is cancelled
-or times out does not affect later ones.
+Several tasks may share a client: their requests are sent as they come, and answered in that order. A call that is
+cancelled or times out does not affect later ones.
 """
 
 from __future__ import annotations
@@ -116,6 +116,13 @@ class Client:
         await client.wait_lost()
         """
         await self._exchange.wait_lost()
+
+    def give_up(self, reason: str) -> None:
+        """Count the connection as lost: every call that waits, and every later one, raises `reason`.
+
+        client.give_up("this machine no longer has its address")
+        """
+        self._exchange.give_up(reason)
 
     async def open_tunnel(self, backend: str = "tcp", **options: Value) -> str:
         """Open a tunnel and return its server URI: where the hidden server connects.
