@@ -110,12 +110,20 @@ class Client:
         texts = {key: _text(value) for key, value in options.items() if value is not None}
         return await self._exchange.request(Request(verb, args, texts))
 
-    async def wait_lost(self) -> None:
-        """Wait until the connection is lost; the next call raises the reason. Calls can be made meanwhile.
+    async def wait_lost(self) -> str:
+        """Wait until the connection is lost, and return the reason. Calls can be made meanwhile.
 
-        await client.wait_lost()
+        print(await client.wait_lost())
         """
-        await self._exchange.wait_lost()
+        return await self._exchange.wait_lost()
+
+    @property
+    def answering(self) -> bool:
+        """False once the connection is lost, and while the relay has not answered in time.
+
+        if not client.answering: ...
+        """
+        return self._exchange.answering
 
     def give_up(self, reason: str) -> None:
         """Count the connection as lost: every call that waits, and every later one, raises `reason`.

@@ -36,8 +36,8 @@ from tunneld.wire.lines import (
 READ_SIZE = 64 * 1024
 """Bytes read at once: a list of 250 tunnels."""
 MAX_UNANSWERED = 64
-"""Requests on their way at once. With 64 a process opens 500 tunnels in a second over a line with a round trip of 60 ms,
-and a request that cannot wait (the agent is told to stop) is not behind hundreds.
+"""Requests on their way at once. With 64 a process opens 500 tunnels in a second over a line with a round trip of
+60 ms, and a request that cannot wait (the agent is told to stop) is not behind hundreds.
 """
 
 Record = Mapping[str, str]
@@ -75,11 +75,17 @@ class ControlExchange:
         self._turn = trio.Lock()  # to send
         self._unanswered: deque[_Pending] = deque()
         self._answered_at = 0.0  # when the last verdict arrived, in `trio.current_time`
-        self._waiting: dict[trio.Event, Callable[[], bool]] = {}  # tasks that wait for another one to read, and for what
+        self._waiting: dict[trio.Event, Callable[[], bool]] = {}  # of tasks that wait while another one reads
         self._reading = False
         self._read_scope = trio.CancelScope()
         self._watch: _Pending | None = None
+        self._silent = False  # no answer came in time, to any request
         self._lost = ""
+
+    @property
+    def answering(self) -> bool:
+        """False once the connection is lost, and while the relay has not answered in time."""
+        return not (self._lost or self._silent)
 
     async def receive_greeting(self) -> str:
         """Receive the text that a relay sends first. Raises as `request`, and `RemoteProtocolError` if the peer does
@@ -127,10 +133,13 @@ class ControlExchange:
             _checked(watch.verdict)
         return None
 
-    async def wait_lost(self) -> None:
-        """Wait until the connection is lost; the next call raises the reason. Calls can be made meanwhile."""
+    async def wait_lost(self) -> str:
+        """Wait until the connection is lost, and return the reason, which the next call raises. Calls can be made
+        meanwhile.
+        """
         with suppress(RelayUnreachableError, RemoteProtocolError):
             await self._wait_until(lambda: False)
+        return self._lost
 
     def give_up(self, reason: str) -> None:
         """Count the connection as lost: every call that waits, and every later one, raises `reason`."""
@@ -189,6 +198,7 @@ class ControlExchange:
         while not done():
             deadline = max(since, self._answered_at) + self.timeout
             if trio.current_time() >= deadline:
+                self._silent = True
                 raise RelayUnreachableError(f"relay {self._relay} {failure} in {self.timeout:g} s")
             with trio.move_on_at(deadline):
                 await self._wait_until(done)
@@ -245,7 +255,7 @@ class ControlExchange:
         """
         if not self._unanswered:
             raise self._lose(line.text if isinstance(line, Err) else "unexpected reply")
-        pending = self._unanswered[0]
+        pending, self._silent = self._unanswered[0], False
         if not isinstance(line, ItemLine):
             self._unanswered.popleft()
             self._answered_at = trio.current_time()
