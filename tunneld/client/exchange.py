@@ -158,8 +158,9 @@ class ControlExchange:
         """Send a request once fewer than `MAX_UNANSWERED` are unanswered."""
         text, asked_at = format_request(request), trio.current_time()
         await self._wait_in_time(lambda: len(self._unanswered) < MAX_UNANSWERED, asked_at, failure)
+        pending = self._expect_answer()  # first: another task may read the answer before this one runs again
         await self._send(text)
-        return self._expect_answer()
+        return pending
 
     def _expect_answer(self) -> _Pending:
         pending = _Pending(trio.current_time())
