@@ -26,7 +26,7 @@ from tunneld.agent.backoff import Backoff
 from tunneld.agent.config import ExposureConfig
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.health import Check, UnhealthyPolicy, run_checks
-from tunneld.agent.local import LocalServer, why_nothing_listens
+from tunneld.agent.local import ListeningSockets, LocalServer, why_nothing_listens
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import PERMANENT_REFUSALS, RelayConnection
 from tunneld.agent.request import TunnelRequest
@@ -62,11 +62,13 @@ async def open_exposure(
     monitor: NetworkMonitor,
     *,
     on_withdrawn: Callable[[], None] = lambda: None,
+    sockets: ListeningSockets | None = None,
 ) -> AsyncIterator[Exposure]:
     """Yield an exposure, to be run in the block. After the block its tunnel is closed and its visitors are dropped.
 
     The caller runs the `relay` connection, the `engine`, which moves the bytes, and the `monitor`, which ends delays
     early. `on_withdrawn` is called once the relay sends no more visitors, while the present ones finish.
+    Exposures that start together share `sockets`, by which they find out whether their local servers listen.
     """
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -75,7 +77,7 @@ async def open_exposure(
         if (check := config.check) is not None:
             on_result = partial(exposure.on_health, check)
             nursery.start_soon(run_checks, LocalServer(config.target), check, reporter, on_result)
-        if (reason := why_nothing_listens(config.target)) is not None:
+        if (reason := why_nothing_listens(config.target, sockets)) is not None:
             reporter.report("trouble", reason=reason, repeated=0)
         try:
             yield exposure

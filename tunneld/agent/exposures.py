@@ -24,6 +24,7 @@ from tunneld.agent.access import RelayAccess
 from tunneld.agent.config import Changes, ExposureConfig, changes
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.expose import Exposure, open_exposure
+from tunneld.agent.local import ListeningSockets
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import RelayConnection
 from tunneld.engine import new_engine
@@ -58,6 +59,7 @@ class Exposures:
         self._running: dict[Exposure, tuple[str, ExposureConfig]] = {}  # also former ones whose visitors finish
         self._drain_reason = ""  # once draining
         self._relays: list[RelayConnection] = []
+        self._sockets = ListeningSockets()
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
 
@@ -127,7 +129,13 @@ class Exposures:
         try:
             relay = self._relay(spec.relay)
             async with open_exposure(
-                config, relay, reporter, self.engine, self._monitor, on_withdrawn=withdrawn.set
+                config,
+                relay,
+                reporter,
+                self.engine,
+                self._monitor,
+                on_withdrawn=withdrawn.set,
+                sockets=self._sockets,
             ) as exposure:
                 opened.append(exposure)
                 self._running[exposure] = name, config

@@ -57,6 +57,7 @@ class RelayConnection:
         self._lost_at = float("-inf")
         self._exposures: list[LostCallback] = []
         self._serving: Counter[str] = Counter()  # exposures that serve a tunnel, by its id
+        self._delay = trio.CancelScope()  # around the delay before the next attempt
         self._scope = trio.CancelScope(shield=True)  # exposures that are cancelled still close their tunnels
 
     @property
@@ -90,8 +91,8 @@ class RelayConnection:
             client.give_up(str(error))
 
     def retry_now(self) -> None:
-        """End the delay before the next attempt."""
-        self._monitor.wake()
+        """End the delay before the next attempt, if there is one."""
+        self._delay.cancel()
 
     # Tunnels that several exposures of this process share: to the relay they are one agent
 
@@ -151,8 +152,9 @@ class RelayConnection:
         if trio.current_time() - self._lost_at < RESTART_WITHIN:
             delay = min(delay, MAX_RESTART_DELAY)
         self._report(str(error), delay)
-        if await self._monitor.sleep(delay):
-            backoff.reset()
+        with trio.CancelScope() as self._delay:
+            if await self._monitor.sleep(delay):
+                backoff.reset()
 
     def _report(self, reason: str, delay: float) -> None:
         for on_lost in list(self._exposures):
