@@ -58,12 +58,6 @@ class SocketVisitor:
         self._connection.close()
 
 
-MAX_CONCURRENT_DIALS = 8
-"""Connections of one tunnel being made at once: half of what a relay accepts from one address by default. Until it has
-presented its key, each of them is unauthenticated there.
-"""
-
-
 @dataclass(frozen=True, slots=True)
 class SourceEvents:
     """What a source of connections calls."""
@@ -73,8 +67,6 @@ class SourceEvents:
     """Connections were lost or could not be made, and why, as a sentence. The source has paused."""
     on_failure: FailureCallback
     """A callback raised: a bug."""
-    on_unknown_tunnel: Callable[[], None] = lambda: None
-    """The relay answers but does not know the tunnel, so it is worth reconnecting at once."""
 
 
 class ConnectionSource(Protocol):

@@ -39,8 +39,8 @@ class VisitorEvents(Protocol):
     def on_visitor_left(self, reason: str) -> None:
         """A visitor disconnected, or waited in vain. `reason` is the one with which a one-shot tunnel closes."""
 
-    def close(self, reason: str) -> None:
-        """Close the tunnel now."""
+    def expire(self, reason: str) -> None:
+        """Close the tunnel now and for good."""
 
 
 class VisitorRelays:
@@ -169,7 +169,7 @@ class VisitorRelays:
         self._owner.on_visitor_left("" if self._limits.persist else str(end))
 
     def _on_quota_used_up(self) -> None:
-        self._owner.close(f"quota of {self._limits.quota} bytes is used up (quota)")
+        self._owner.expire(f"quota of {self._limits.quota} bytes is used up (quota)")
 
     # All of them
 
