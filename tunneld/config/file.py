@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from tunneld.config.keys import AnyTable
 from tunneld.config.problems import sentences
+from tunneld.config.salts import read_salt_key, state_folder_of
 from tunneld.config.schema import Settings
 from tunneld.config.values import Loading
 from tunneld.errors import ConfigError, reason_of
@@ -49,7 +50,8 @@ def load_as(root: type[AnyTable], path: Path, parse: Callable[[bytes, Path], Any
 def parse(content: bytes, folder: Path) -> Settings:
     """The settings in the content of a file. Raises `pydantic.ValidationError`, or `ValueError` if it is not TOML."""
     tables = toml(content)
-    return Settings.model_validate(tables, context=Loading(folder, credentials=bool(tables.get("credential"))))
+    salt_key = read_salt_key(state_folder_of(tables, folder))
+    return Settings.model_validate(tables, context=Loading(folder, bool(tables.get("credential")), salt_key))
 
 
 def dump(settings: Settings) -> str:
