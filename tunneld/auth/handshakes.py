@@ -21,7 +21,7 @@ import trio
 from tunneld.auth.authenticator import Authenticator, claim_of
 from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
 from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, reason_of
-from tunneld.net.endpoint import format_peer, unmap
+from tunneld.net.endpoint import format_peer
 from tunneld.tls.connection import PEER_CLOSED, is_truncation
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("auth")
@@ -75,7 +75,7 @@ class HandshakeSupervisor:
 
         `service` names the port in the log; `timeout` is in seconds and defaults to that of the supervisor.
         """
-        host = unmap(peer[0])
+        host = peer[0]
         slot = self._authenticator.preauth.acquire(host, trio.current_time(), random.random())
         if isinstance(slot, PreauthRefusal):
             connection.close()
@@ -91,11 +91,11 @@ class HandshakeSupervisor:
             if scope.cancelled_caught:
                 self._log_penalised(peer, service, slot, f"no key was received within {timeout:g} s")
             else:
-                self._authenticator.remember_login(unmap(peer[0]))
+                self._authenticator.remember_login(peer[0])
                 slot.release()
         except NotAllowedError as error:
             claim = claim_of("key", error.proof) if isinstance(error, FailedProofError) else None
-            self._authenticator.log_failure(unmap(peer[0]), service, str(error), claim=claim)
+            self._authenticator.log_failure(peer[0], service, str(error), claim=claim)
         except TunneldError as error:
             slot.has_begun = not isinstance(error, NothingReceivedError | LimitReachedError)
             self._log(peer, service, str(error))

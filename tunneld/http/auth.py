@@ -74,7 +74,9 @@ class AuthMiddleware:
         problem = None
         if self._authenticator.is_open:
             scope[GRANT] = EVERYBODY
-        elif scope["path"] not in PUBLIC_PATHS:
+        elif scope["path"] in PUBLIC_PATHS:
+            connection_info(scope).slot.has_begun = False  # a probe may close the connection now
+        else:
             problem = await self._authenticate(scope)
         await (self._app if problem is None else respond(scope["path"], problem))(scope, receive, send)
 

@@ -34,7 +34,7 @@ from tunneld.config import schema
 from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
 from tunneld.errors import RemoteProtocolError
-from tunneld.net.endpoint import format_peer, unmap
+from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
@@ -113,7 +113,7 @@ class _SshPort:
             reason = "no accepted public key, and the user name is not the key of an open tunnel"
             raise FailedProofError(reason, connection.user)
         if connection.broke_protocol:
-            self._context.authenticator.preauth.fail(unmap(peer[0]), trio.current_time())
+            self._context.authenticator.preauth.fail(peer[0], trio.current_time())
             raise RemoteProtocolError(connection.reason)
         if connection.transport.has_received:
             raise RemoteProtocolError("the client left before it had logged in")
