@@ -260,6 +260,11 @@ class Carrier:
                     self.pump.rearm(self._fd)
                     return
 
+    @property
+    def has_received(self) -> bool:
+        """Whether the peer sent anything before it was authenticated."""
+        return self._preauth_bytes > 0
+
     def _parse_unauthenticated(self, data: memoryview) -> None:
         """Parse at most `PREAUTH_LIMIT` bytes before the carrier is authenticated; close it beyond that."""
         left = PREAUTH_LIMIT - self._preauth_bytes

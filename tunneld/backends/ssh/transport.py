@@ -99,6 +99,11 @@ class SshTransport(asyncio.Transport):
         """The client has logged in: the limits before the login end."""
         self._unauthenticated = False
 
+    @property
+    def has_received(self) -> bool:
+        """Whether the client has sent anything."""
+        return self._preauth_bytes > 0
+
     def reschedule(self) -> None:
         """The receiver has unparsed packets: serve it again after the other connections."""
         self.pump.rearm(self._fd)
