@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from tunneld.config.certificates import absolute_path, check_authority, check_pair, locate
 from tunneld.config.credentials import Credential, check_unique
+from tunneld.config.paths import absolute_path, locate
 from tunneld.config.values import (
     DAY,
     HOUR,
@@ -43,8 +43,9 @@ from tunneld.config.values import (
     literal,
     parse_port_range,
 )
-from tunneld.errors import UsageError
+from tunneld.errors import ConfigError, UsageError
 from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
+from tunneld.tls.contexts import server_tls_context
 
 
 def _host(value: str) -> str:
@@ -84,9 +85,10 @@ class TlsFiles(Table):
     def _check_files(self, info: ValidationInfo) -> TlsFiles:
         """Check the files while a configuration is loaded; other code may name files that do not exist yet."""
         if info.context is not None:
-            check_pair(self.certificate, self.key)
-            if self.client_ca is not None:
-                check_authority(self.client_ca)
+            try:
+                server_tls_context(self)
+            except ConfigError as error:
+                raise ValueError("; ".join(error.problems)) from None
         return self
 
 
@@ -299,6 +301,12 @@ class Settings(Table):
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()
+
+    @property
+    def certificates(self) -> dict[str, TlsFiles]:
+        """The certificates of ports, by table."""
+        found = {"control.tls": self.control.tls, "http.tls": self.http.tls}
+        return {table: files for table, files in found.items() if files is not None}
 
     @field_validator("credential")
     @classmethod

@@ -25,7 +25,7 @@ from tunneld.engine.handover import RelayState
 from tunneld.engine.limits import EngineLimits
 from tunneld.engine.throttle import TaskThrottle, TokenBucket
 from tunneld.errors import SHORTAGES
-from tunneld.net.accept import NOT_LISTENING, AcceptShortage
+from tunneld.net.accept import NOT_LISTENING, AcceptShortage, unmap_address
 from tunneld.net.sockets import pending_error
 
 log = structlog.get_logger("engine")
@@ -158,7 +158,7 @@ class AcceptTask(EngineTask):
                         await trio.sleep(self._limits.accept_backoff)
                     continue
                 shortage.end()
-                self._hand_over(connection, address)
+                self._hand_over(connection, unmap_address(address))
 
     def _hand_over(self, connection: socket.socket, address: Any) -> None:
         """Call `on_connection`. If it raises, close the connection and report the failure."""

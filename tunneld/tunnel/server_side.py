@@ -73,6 +73,7 @@ class ServerSideSnapshot:
     listener: socket.socket | None = None  # None: it had none, or had closed it
     parked: Sequence[tuple[socket.socket, Peer]] = ()  # in the order of their arrival
     key: str = ""  # in its server URI
+    scheme: str = ""  # of its server URI, if the relay's configuration can change it
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ import trio
 from tunneld.engine.engine import Engine, Relay, RelayEnd
 from tunneld.engine.handover import RelayState
 from tunneld.errors import reason_of
+from tunneld.net.accept import local_address
 from tunneld.net.endpoint import format_peer
 from tunneld.policy.admission import Admission, AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
@@ -122,7 +123,7 @@ class VisitorRelays:
         server.set_originator(None if limits.hide_visitor else peer)
         if limits.proxy_header is not None:
             try:
-                server.send(limits.proxy_header(peer, destination or visitor.getsockname()))
+                server.send(limits.proxy_header(peer, destination or local_address(visitor)))
             except OSError as error:
                 visitor.close()
                 server.close()
