@@ -50,10 +50,14 @@ class ControlSession:
     log: structlog.stdlib.BoundLogger
     login_scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # its deadline ends when `auth` succeeds
 
-    async def run(self, greeting: str, deadline: float) -> None:
+    async def run(self, greeting: str, deadline: float, refusal: TunneldError | None = None) -> None:
         """Answer requests until the peer ends the connection, quits, is idle for too long, breaks the protocol, or has
-        not authenticated by `deadline` (Trio's clock). Raises `PeerLeftError` if the connection breaks.
+        not authenticated by `deadline` (Trio's clock). With a `refusal`, send only that. Raises `PeerLeftError` if the
+        connection breaks.
         """
+        if refusal is not None:
+            await self._close_with(refusal)
+            return
         if self.login.grant is None:
             self.login_scope.deadline = deadline
         with self.login_scope:
@@ -117,7 +121,7 @@ class ControlSession:
             raise
         except TunneldError as error:
             self.log.debug("control request refused", verb=request.verb, code=error.code, reason=str(error))
-            if self.login.failures >= MAX_LOGIN_FAILURES:
+            if self.login.failures >= MAX_LOGIN_FAILURES or self.login.refused:
                 await self._close_with(error)
                 return True
             await self.connection.send(format_err(error.code, str(error)))
