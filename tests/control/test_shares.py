@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -22,7 +23,7 @@ from tunneld.config.schema import ControlSettings
 from tunneld.errors import RefusedError
 
 ALICE, BOB, ROOT = credential("alice"), credential("bob"), credential("root", role="admin")
-PLACES = {"max_connections": 8, "reserved_connections": 2}
+PLACES: dict[str, Any] = {"max_connections": 8, "reserved_connections": 2}
 
 
 async def logged_in(stack: AsyncExitStack, server: Server, name: str) -> Client:
