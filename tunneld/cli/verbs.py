@@ -28,6 +28,7 @@ from tunneld.cli.tables import (
 )
 from tunneld.errors import (
     EndedError,
+    ExpiredError,
     LimitReachedError,
     NoSuchTunnelError,
     RefusedError,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 REFERENCE = ("ref", "REF", "id, URI or port of the tunnel, as shown by `tunnel list`")
 DRAINED = "drained"
 """The reason of the `closed` event when the last visitor of a draining tunnel has left."""
-TUNNEL_GONE_CODES = frozenset({NoSuchTunnelError.code, EndedError.code})
+TUNNEL_GONE_CODES = frozenset({NoSuchTunnelError.code, EndedError.code, ExpiredError.code})
 """Error codes for a request about a tunnel that has ended in the meantime; the `closed` event then says why."""
 RESTART_STEP_TIMEOUT = 40.0
 """Seconds for each of the two steps of a restart, if `--timeout` is less: the relay gives the new program half a minute

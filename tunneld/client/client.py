@@ -4,8 +4,8 @@
         server_uri = await client.open_tunnel()
         print(await client.get_tunnel_address(server_uri))
 
-One connection carries one request at a time; several tasks may share a client and take turns. A call that is cancelled
-or times out does not affect later ones.
+Several tasks may share a client: their requests are sent as they come, and answered in that order. A call that is
+cancelled or times out does not affect later ones.
 """
 
 from __future__ import annotations
@@ -113,12 +113,27 @@ class Client:
         texts = {key: _text(value) for key, value in options.items() if value is not None}
         return await self._exchange.request(Request(verb, args, texts))
 
-    async def wait_lost(self) -> None:
-        """Wait until the connection is lost; the next call raises the reason. Calls can be made meanwhile.
+    async def wait_lost(self) -> str:
+        """Wait until the connection is lost, and return the reason. Calls can be made meanwhile.
 
-        await client.wait_lost()
+        print(await client.wait_lost())
         """
-        await self._exchange.wait_lost()
+        return await self._exchange.wait_lost()
+
+    @property
+    def answering(self) -> bool:
+        """False once the connection is lost, and while the relay has not answered in time.
+
+        if not client.answering: ...
+        """
+        return self._exchange.answering
+
+    def give_up(self, reason: str) -> None:
+        """Count the connection as lost: every call that waits, and every later one, raises `reason`.
+
+        client.give_up("this machine no longer has its address")
+        """
+        self._exchange.give_up(reason)
 
     async def open_tunnel(self, backend: str = "tcp", **options: Value) -> str:
         """Open a tunnel and return its server URI: where the hidden server connects.

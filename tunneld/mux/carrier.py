@@ -16,8 +16,8 @@ from typing import Any
 
 import structlog
 
+from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
-from tunneld.engine.socket_flow import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
 from tunneld.mux.channel import CarrierEvents, Channel
 from tunneld.mux.connection import Connection

@@ -39,8 +39,8 @@ class VisitorEvents(Protocol):
     def on_visitor_left(self, reason: str) -> None:
         """A visitor disconnected, or waited in vain. `reason` is the one with which a one-shot tunnel closes."""
 
-    def close(self, reason: str) -> None:
-        """Close the tunnel now."""
+    def expire(self, reason: str) -> None:
+        """Close the tunnel now and for good."""
 
 
 class VisitorRelays:
@@ -130,7 +130,9 @@ class VisitorRelays:
                 self.pairing_failed(peer, f"its server connection failed: {reason_of(error)}")
                 return
         self.served += 1
-        relay = server.join(visitor, linger=limits.linger, on_end=self._on_relay_end, throttle=self._throttle)
+        relay = self._engine.join(
+            visitor, server.end, linger=limits.linger, on_end=self._on_relay_end, throttle=self._throttle
+        )
         self.relays[relay] = peer
         if self._events.watched:
             self._events.publish("visitor", id=self._tunnel, **{"from": format_peer(peer)})
@@ -167,7 +169,7 @@ class VisitorRelays:
         self._owner.on_visitor_left("" if self._limits.persist else str(end))
 
     def _on_quota_used_up(self) -> None:
-        self._owner.close(f"quota of {self._limits.quota} bytes is used up (quota)")
+        self._owner.expire(f"quota of {self._limits.quota} bytes is used up (quota)")
 
     # All of them
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import structlog
 
+from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
-from tunneld.engine.socket_flow import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.errors import reason_of
 from tunneld.mux.connection import Connection
 from tunneld.mux.heartbeat import Heartbeat
