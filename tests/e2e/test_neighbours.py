@@ -1,12 +1,12 @@
-"""Two devices behind one NAT: the wrong secret of one does not lock out the other, and an operator can lift the block."""
+"""Two devices behind one NAT: the wrong secret of one does not lock out the other; an operator can lift the block."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import trio
@@ -29,7 +29,7 @@ async def test_a_device_with_a_wrong_secret_does_not_lock_out_its_neighbour(tmp_
         init = [*DAEMON, "init", "--host", RELAY, "--output", str(tmp_path / "relay")]
         printed = (await trio.run_process(init, capture_stdout=True, capture_stderr=True)).stdout.decode()
         secret, *words = shlex.split(printed)
-        options = dict(zip(words, words[1:], strict=False))
+        options = dict(itertools.pairwise(words))
         access = ["--relay", options["--relay"], "--pin", options["--pin"]]
         environment = os.environ | dict([secret.split("=", 1)])
         config = tmp_path / "relay" / "tunnel.toml"
