@@ -102,6 +102,10 @@ class LoginState:
             return MECHANISM.lower()
         return "certificate" if self._has_certificate else "none"
 
+    def log_limited(self, write: Callable[..., object], event: str, **facts: object) -> None:
+        """Log an event that a peer can cause without authentication, see `Authenticator.log_limited`."""
+        self._authenticator.log_limited(write, event, "control", **facts)
+
     def authenticate(self, request: Request) -> Reply:
         """Take one step of an authentication, the verb `auth`.
 

@@ -85,7 +85,8 @@ class _LineServer:
         limit = self._settings().max_connections
         if self._connections >= limit:
             if not self._full_logged:
-                log.warning("control connection limit reached", max_connections=limit)
+                event = "control connection limit reached"
+                self._authenticator.log_limited(log.warning, event, "control", max_connections=limit)
             self._full_logged = True
             text = f"{limit} of {limit} control connections are open (control.max_connections); try again later"
             _refuse(connection, text)

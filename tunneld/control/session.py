@@ -63,7 +63,7 @@ class ControlSession:
         with self.login_scope:
             await self._talk(greeting)
         if self.login_scope.cancelled_caught:
-            self.log.info("control connection closed: authentication timed out")
+            self.login.log_limited(self.log.info, "control connection closed: authentication timed out")
             await self._close_with(LimitReachedError("authentication timed out (control.handshake_timeout)"))
 
     async def _talk(self, greeting: str) -> None:
@@ -71,7 +71,8 @@ class ControlSession:
         try:
             await self._answer_all()
         except RemoteProtocolError as error:
-            self.log.info("control connection closed: peer speaks another protocol", reason=str(error))
+            event = "control connection closed: peer speaks another protocol"
+            self.login.log_limited(self.log.info, event, reason=str(error))
             await self._close_with(error)
 
     async def _close_with(self, error: TunneldError) -> None:
