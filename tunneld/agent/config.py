@@ -69,6 +69,31 @@ def _health_check(values: Mapping[str, Any]) -> Check | None:
     )
 
 
+UNIQUE_KEYS = ("name", "client_port")
+"""Options with which two tunnels of one owner exclude each other."""
+
+
+def conflict(configs: Mapping[str, ExposureConfig]) -> str:
+    """A sentence about two exposures that cannot both be open at one relay; empty if there are none.
+
+    The second one would replace the first, or take its port, and the first would come back: in turn, for ever.
+    """
+    taken: dict[tuple[str, object], str] = {}
+    for exposure, config in configs.items():
+        for key in UNIQUE_KEYS:
+            value = config.request.options.get(key)
+            other = taken.setdefault((key, value), exposure)
+            if value is not None and other != exposure and not _share_tunnel(configs[other], config):
+                hint = ", or set share = true in both" if key == "name" else ""
+                return f"expose.{other} and expose.{exposure} have the same {key}, {value}: change one of them{hint}"
+    return ""
+
+
+def _share_tunnel(one: ExposureConfig, other: ExposureConfig) -> bool:
+    options, others = one.request.options, other.request.options
+    return bool(options.get("share") and others.get("share")) and options["name"] == others["name"]
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """The difference between two sets of exposures, by name."""
