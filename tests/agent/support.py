@@ -93,6 +93,12 @@ class RelayHere:
     def status(self) -> Item:
         return {"tunnels": len(list(self.service.tunnels()))}
 
+    def penalties(self) -> Sequence[Item]:
+        return []
+
+    def pardon(self, address: str) -> bool:
+        return False
+
     def reload(self) -> Sequence[Item]:
         return []
 

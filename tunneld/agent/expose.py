@@ -108,7 +108,7 @@ class Exposure:
         self._reporter = reporter
         self._monitor = monitor
         self._visitors = LocalVisitors(
-            LocalServer(config.target), nursery, reporter, linger=config.linger, http=config.scheme == "http"
+            engine, LocalServer(config.target), nursery, reporter, linger=config.linger, http=config.scheme == "http"
         )
         shared = bool(config.request.options.get("share"))
         self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)

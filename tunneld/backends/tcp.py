@@ -26,7 +26,7 @@ import trio
 from tunneld.backends.queue import WaitQueue
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.acceptor import peer_closed, peer_ended
-from tunneld.engine.engine import Engine, FailureCallback, Limiter, Registration, Relay, RelayEnd
+from tunneld.engine.engine import Engine, FailureCallback, Registration
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.net.endpoint import Endpoint
 from tunneld.net.sockets import bind_in_range, taken_out
@@ -307,16 +307,10 @@ class TcpServerConnection:
         """See `ServerConnection.send`. A PROXY header fits the empty send buffer of an unused connection."""
         self.socket.send(data)
 
-    def join(
-        self,
-        visitor: socket.socket,
-        *,
-        linger: float,
-        on_end: Callable[[Relay, RelayEnd], None],
-        throttle: Limiter | None = None,
-    ) -> Relay:
-        """See `ServerConnection.join`. The engine takes both sockets."""
-        return self._engine.join(visitor, self.socket, linger=linger, on_end=on_end, throttle=throttle)
+    @property
+    def end(self) -> socket.socket:
+        """See `ServerConnection.end`."""
+        return self.socket
 
     def close(self) -> None:
         """Close the connection."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tunneld.config.schema import TunnelSettings
-from tunneld.engine.engine import Engine, FailureCallback, Limiter, Relay, RelayEnd
+from tunneld.engine.end import End
+from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.options import TunnelOptions
@@ -112,18 +113,12 @@ class ServerConnection(Protocol):
         connection has failed.
         """
 
-    def join(
-        self,
-        visitor: socket.socket,
-        *,
-        linger: float,
-        on_end: Callable[[Relay, RelayEnd], None],
-        throttle: Limiter | None = None,
-    ) -> Relay:
-        """Relay between the visitor and the hidden server, see `Engine.join`. The relay owns both from now on."""
+    @property
+    def end(self) -> socket.socket | End:
+        """What the engine joins to the visitor, and owns from then on."""
 
     def close(self) -> None:
-        """Close an unused connection. Not after `join`."""
+        """Close an unused connection, which was not joined."""
 
 
 class ServerSide(Protocol):

@@ -130,7 +130,9 @@ class VisitorRelays:
                 self.pairing_failed(peer, f"its server connection failed: {reason_of(error)}")
                 return
         self.served += 1
-        relay = server.join(visitor, linger=limits.linger, on_end=self._on_relay_end, throttle=self._throttle)
+        relay = self._engine.join(
+            visitor, server.end, linger=limits.linger, on_end=self._on_relay_end, throttle=self._throttle
+        )
         self.relays[relay] = peer
         if self._events.watched:
             self._events.publish("visitor", id=self._tunnel, **{"from": format_peer(peer)})
