@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 
 import trio
 
@@ -45,13 +46,15 @@ class LocalVisitors:
         *,
         linger: float,
         http: bool = False,
+        on_left: Callable[[], None] = lambda: None,
     ) -> None:
         """`nursery` runs the tasks of the few visitors that need one. `linger` in seconds, see `Engine.join`. `http`:
-        if the local server cannot be dialled, answer visitors with HTTP status 503.
+        if the local server cannot be dialled, answer visitors with HTTP status 503. `on_left` is called when a visitor
+        has left.
         """
+        self._on_left = on_left
         self.served = 0
         self.failed = 0
-        self._last_active = trio.current_time()  # when the last visitor left or failed
         self._engine = engine
         self._local = local
         self._nursery = nursery
@@ -71,11 +74,6 @@ class LocalVisitors:
     def now(self) -> int:
         """Visitors being served."""
         return len(self._relays)
-
-    @property
-    def last_active(self) -> float:
-        """When a visitor was last here, in `trio.current_time`."""
-        return trio.current_time() if self._relays else self._last_active
 
     @property
     def bytes_moved(self) -> tuple[int, int]:
@@ -171,8 +169,8 @@ class LocalVisitors:
             return
         self._ended_up += up
         self._ended_down += down
+        self._on_left()
         if not self._relays:
-            self._last_active = trio.current_time()
             self._notify_fewer()
         if end.error is not None and end.side is Side.SERVER and _never_connected(end.error, up + down):
             self.served -= 1
@@ -193,8 +191,7 @@ class LocalVisitors:
 
     def _count_failure(self, header: bytes, reason: str) -> None:
         self.failed += 1
-        self._last_active = now = trio.current_time()
-        repeated = self._repeats.passes(now, reason)
+        repeated = self._repeats.passes(trio.current_time(), reason)
         if repeated is not None:
             self._reporter.report("failed", visitor=visitor_address(header), reason=reason, repeated=repeated)
 
