@@ -23,7 +23,7 @@ from tests.agent.test_expose import address, ask
 from tests.agent.test_expose_secret import with_secret
 from tests.control.test_daemon_auth import running
 from tests.support.credentials import SECRET
-from tests.support.peers import connect, read_exactly
+from tests.support.peers import connect, read_exactly, reset
 from tunneld.agent import backoff, session
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.pool import PoolLimits
@@ -127,6 +127,30 @@ async def test_a_tunnel_that_was_closed_on_request_is_not_opened_again() -> None
                     await trio.sleep_forever()
             assert reporter.all("closed")[0]["reason"] == why
             assert list(relay.service.tunnels()) == []
+
+
+async def test_a_visitor_that_the_relay_cut_is_reported_with_the_true_cause() -> None:
+    reporter, why = RecordingReporter(), "tunnel t1 was closed by request of root"
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            with pytest.RaisesGroup(RefusedError, flatten_subgroups=True):
+                async with exposed(target, relay.access, reporter), await connect(address(reporter)) as stream:
+                    await stream.send_all(b"before")
+                    assert await read_exactly(stream, 6) == b"before"
+                    await relay.service.close("t1", ROOT)
+                    await trio.sleep_forever()
+            assert [left["reason"] for left in reporter.all("left")] == [why]
+
+
+async def test_a_visitor_that_breaks_its_connection_is_reported_as_that() -> None:
+    reporter = RecordingReporter()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, reporter):
+            stream = await connect(address(reporter))
+            await stream.send_all(b"before")
+            assert await read_exactly(stream, 6) == b"before"
+            reset(stream)
+            assert str((await reporter.wait_for("left"))["reason"]).startswith("connection to the visitor failed")
 
 
 async def test_a_tunnel_that_is_drained_on_request_lets_visitors_finish_and_is_not_opened_again(

@@ -215,6 +215,7 @@ class Exposure:
                 self._opened_at = trio.current_time()
                 await session.keep(client)
             except TunneldError as error:
+                self._visitors.explain_cuts(str(error))
                 if self._is_expired(error):
                     return
                 if self._is_permanent(error):
