@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -20,7 +21,7 @@ from tests.engine.bench import open_descriptors
 from tests.support.hidden_servers import HANDSHAKE_TIMEOUT, connect_hidden, start_handshakes
 from tests.support.peers import connect, is_dropped, read_all, read_exactly
 from tests.support.pki import Pki
-from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.authenticator import PREAUTH_LOG_RATE, Authenticator
 from tunneld.auth.preauth import PreauthLimiter
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
@@ -96,8 +97,8 @@ async def test_a_wrong_key_is_refused_and_penalised(
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     with capture_logs() as logs:
-        for _ in range(3):
-            assert await exchange(tunnel, pki, data) == b"ERR not-allowed wrong key\n"
+        for guess in (data, b"1" + data, b"2" + data):
+            assert await exchange(tunnel, pki, guess[:128]) == b"ERR not-allowed wrong key\n"
     await until_unauthenticated(authenticator, 0)
     assert tunnel.parked == 0
     assert authenticator.penalty("127.0.0.1") > 0
@@ -227,6 +228,49 @@ async def test_a_reopened_tunnel_keeps_its_key(service: TunnelService, secure: s
     assert other.server_uri.key != first.server_uri.key
 
 
+KEPT = {"no": True, "key": True, "yes": False}
+"""Values of `secure`, and whether connections through such a tunnel outlive a restart, as tunneld(8) and README say."""
+
+
+@pytest.mark.parametrize(("secure", "kept"), KEPT.items())
+async def test_connections_without_tls_are_handed_over(
+    service: TunnelService, pki: Pki, secure: str, kept: bool
+) -> None:
+    tunnel = await open_tunnel(service, secure=secure)
+    used = await connect_hidden(tunnel.server_uri, pki)
+    visitor = await connect(tunnel.client_uri)
+    await visitor.send_all(b"hello")
+    assert await read_exactly(used, 5) == b"hello"
+    spare = await connect_hidden(tunnel.server_uri, pki)
+    while not tunnel.parked:
+        await trio.lowlevel.checkpoint()
+    ((_owner, snapshot),) = (await service.export()).tunnels
+    assert (len(snapshot.relays), len(snapshot.server.parked)) == ((1, 1) if kept else (0, 0))
+    snapshot.close()
+    for relay, _peer in snapshot.relays:
+        relay.close()
+    for stream in (used, visitor, spare):
+        await trio.aclose_forcefully(stream)
+
+
+def test_documents_say_which_connections_outlive_a_restart() -> None:
+    root = Path(__file__).parents[2]
+    page = " ".join((root / "man/tunneld.8").read_text().partition(".Sh RESTARTS")[2].split())
+    without = " No or ".join(f"Cm secure={secure}" for secure, kept in KEPT.items() if kept)
+    assert f"backend without TLS .Pq {without} . All other connections are closed" in page
+    assert "`tcp` tunnels without TLS |" in (root / "README.md").read_text()
+    assert "keeps the connections of tcp tunnels without TLS" in (root / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(("before", "after"), [("key", "yes"), ("yes", "key")])
+async def test_a_key_is_not_used_again_with_another_scheme(service: TunnelService, before: str, after: str) -> None:
+    """With `key` it crossed the network in clear, and with `yes` it admits a hidden server from any address."""
+    first = await open_tunnel(service, secure=before, name="web")
+    again = await open_tunnel(service, secure=after, name="web")
+    assert again.server_uri.port == first.server_uri.port
+    assert again.server_uri.key not in {first.server_uri.key, ""}
+
+
 async def test_without_a_certificate_only_secure_key_is_available(nursery: trio.Nursery, engine: Engine) -> None:
     handshakes = await start_handshakes(nursery, None)
     settings = Settings(tunnels=TunnelSettings(ports="0"))
@@ -324,3 +368,68 @@ async def test_a_failed_tls_handshake_is_penalised(service: TunnelService, authe
                 await read_all(stream)  # a TLS alert
         await until_unauthenticated(authenticator, 0)
     assert authenticator.penalty("127.0.0.1") > 0
+
+
+ABANDONED = 5
+"""Handshakes that a source may abandon in these tests."""
+
+
+@pytest.fixture
+def strict(authenticator: Authenticator) -> Authenticator:
+    settings = ControlSettings(abandoned_handshakes=f"{ABANDONED}/h")
+    authenticator.preauth = PreauthLimiter(lambda: settings, exempt=lambda _host: False)
+    return authenticator
+
+
+@pytest.mark.parametrize(("secure", "sent"), [("yes", b"\x16\x03\x01"), ("key", b"half a key")])
+async def test_abandoned_handshakes_are_penalised_and_probes_are_not(
+    service: TunnelService, strict: Authenticator, secure: str, sent: bytes
+) -> None:
+    tunnel = await open_tunnel(service, secure=secure)
+
+    async def leave(after: bytes) -> None:
+        async with await connect(tunnel.server_uri) as stream:
+            await stream.send_all(after)
+        await wait_all_tasks_blocked(0.005)
+        await until_unauthenticated(strict, 0)
+
+    for data in [b""] * 20 + [sent] * (ABANDONED + 2):
+        await leave(data)
+    assert strict.penalty("127.0.0.1") == 0
+    await leave(sent)
+    assert strict.penalty("127.0.0.1") > 0
+
+
+async def test_one_device_with_a_wrong_key_does_not_block_its_address(
+    service: TunnelService, pki: Pki, strict: Authenticator
+) -> None:
+    tunnel = await open_tunnel(service, secure="key")
+    for _ in range(1 + ABANDONED + 1):
+        assert await exchange(tunnel, pki, b"an old key\n") == b"ERR not-allowed wrong key\n"
+    await until_unauthenticated(strict, 0)
+    assert strict.penalty("127.0.0.1") == 0
+    await exchange(tunnel, pki, b"an old key\n")  # beyond the rate of abandoned handshakes
+    await until_unauthenticated(strict, 0)
+    assert strict.penalty("127.0.0.1") > 0
+
+
+async def test_a_flood_does_not_crowd_failed_authentications_out_of_the_log(
+    service: TunnelService, pki: Pki, authenticator: Authenticator, mock_clock: MockClock
+) -> None:
+    authenticator.preauth = PreauthLimiter(ControlSettings)  # loopback has no penalty
+    tunnel = await open_tunnel(service, secure="key")
+    with capture_logs() as logs:
+        for _ in range(40):
+            async with await connect(tunnel.server_uri) as stream:
+                await stream.send_all(b"half a key")
+            await wait_all_tasks_blocked(0.001)
+        for number in range(20):
+            await exchange(tunnel, pki, b"%d\n" % number)
+        await until_unauthenticated(authenticator, 0)
+        mock_clock.jump(6)  # a tenth of the minute
+        async with await connect(tunnel.server_uri) as stream:
+            await stream.send_all(b"half a key")
+        await wait_all_tasks_blocked(0.005)
+    refused = [log for log in logs if log["event"] == "hidden server refused"]
+    assert [log["left_out"] for log in refused] == [0] * PREAUTH_LOG_RATE.count + [40 - PREAUTH_LOG_RATE.count]
+    assert len([log for log in logs if log["event"] == "authentication failed"]) == 20

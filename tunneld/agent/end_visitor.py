@@ -78,7 +78,11 @@ class EndVisitor:
         self._end.handler = NO_HANDLER
         if self._sink.keep_header:
             self._end.unread(header)
-        self._sink.on_visitor(self, header)
+        try:
+            self._sink.on_visitor(self, header)
+        except Exception as error:  # a bug, of which the end would tell its handler, which is none any more
+            self._end.reset("internal error")
+            self._sink.on_failure(error)
         return taken
 
     def on_eof(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from tunneld.auth.handshakes import FailedProofError, NothingReceivedError
 from tunneld.engine.end import NO_HANDLER
 from tunneld.engine.engine import FailureCallback, Registration
 from tunneld.engine.tls_end import TlsEnd
@@ -50,7 +51,7 @@ async def read_key(
         else:
             line, early = await _read_line(transport)
         if not hmac.compare_digest(line.strip(), key.encode()):
-            raise NotAllowedError("wrong key")
+            raise FailedProofError("wrong key", line.decode(errors="replace"))
     except NotAllowedError as error:
         await send_line(transport, format_err(error.code, str(error)))
         close(transport)
@@ -89,7 +90,7 @@ async def _encrypt(connection: socket.socket, handshakes: Handshakes) -> TlsSock
         connection.recv(4096)  # closing with unread bytes resets the connection, which would destroy our error line
         raise RemoteProtocolError("the peer sent plain text to a TLS port")
     if not first:
-        raise RemoteProtocolError(CLOSED_BEFORE_KEY)
+        raise NothingReceivedError(CLOSED_BEFORE_KEY)
     tls = TlsSocket(connection, context, server_side=True)
     await tls.shake_hands()
     return tls
@@ -116,7 +117,7 @@ async def _read_line(connection: socket.socket) -> tuple[bytes, bytes]:
         await trio.lowlevel.wait_readable(connection)
         peeked = connection.recv(MAX_KEY_LINE - len(received), socket.MSG_PEEK)
         if not peeked:
-            raise RemoteProtocolError(CLOSED_BEFORE_KEY)
+            raise (RemoteProtocolError if received else NothingReceivedError)(CLOSED_BEFORE_KEY)
         if not received and peeked.startswith(HANDSHAKE):
             raise RemoteProtocolError("the peer started TLS on a plain-text port")
         received += connection.recv(peeked.find(b"\n") + 1 or len(peeked))

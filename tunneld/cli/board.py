@@ -27,8 +27,7 @@ from datetime import datetime
 import trio
 
 from tunneld.agent.events import Field, Stats
-from tunneld.cli.common import OutputError, OutputGoneError
-from tunneld.cli.tables import printable
+from tunneld.cli.common import OutputError, OutputGoneError, printable, printable_lines
 from tunneld.errors import reason_of
 from tunneld.policy.units import count, format_size
 
@@ -122,7 +121,7 @@ class Board:
 
     def _draw(self, lines: list[str], above: str = "") -> None:
         erase = CLEAR_LINE + (CURSOR_UP + CLEAR_LINE) * (len(self._drawn) - 1) if self._drawn else ""
-        self.err.put(erase + above + "\n".join(lines))
+        self.err.draw(erase + printable_lines(above) + "\n".join(map(printable, lines)))
         self._drawn = lines
 
 
@@ -161,12 +160,16 @@ FINAL_WRITE_TIMEOUT = 1.0
 class Writer:
     """A queue of lines for one descriptor, written by a thread."""
 
-    def __init__(self, descriptor: int, *, vital: bool) -> None:
+    def __init__(
+        self, descriptor: int, *, vital: bool, on_failure: Callable[[str], None] = lambda _reason: None
+    ) -> None:
         """`vital`: without a reader the program is useless, so a failed write raises from `open`; else lines are
-        dropped.
+        dropped. `on_failure` gets the reason for the first ones dropped.
         """
         self._descriptor = descriptor
         self._vital = vital
+        self._on_failure = on_failure
+        self._failed = False
         self._lines: deque[str] = deque(maxlen=MAX_QUEUED_LINES)
         self._has_lines = trio.Event()
         self._closing = False
@@ -198,7 +201,11 @@ class Writer:
         return len(self._lines)
 
     def put(self, text: str) -> None:
-        """Queue `text` to be written soon. Never blocks, never raises."""
+        """Queue lines to be written soon, see `printable`. Never blocks, never raises."""
+        self.draw(printable_lines(text))
+
+    def draw(self, text: str) -> None:
+        """Do the same for text with control sequences of our own."""
         self._lines.append(text)
         self._has_lines.set()
 
@@ -211,9 +218,12 @@ class Writer:
             try:
                 await trio.to_thread.run_sync(self._write, text.encode(errors="replace"), abandon_on_cancel=True)
             except OSError as error:
+                reason = f"could not write to standard output: {reason_of(error)}"
                 if self._vital:
-                    kind = OutputGoneError if isinstance(error, BrokenPipeError) else OutputError
-                    raise kind(f"could not write to standard output: {reason_of(error)}") from None
+                    raise (OutputGoneError if isinstance(error, BrokenPipeError) else OutputError)(reason) from None
+                if not self._failed:
+                    self._failed = True
+                    self._on_failure(reason)
             await trio.sleep(0 if self._closing else WRITE_PAUSE)
 
     def _write(self, data: bytes) -> None:

@@ -25,9 +25,9 @@ from tunneld.engine.limits import EngineLimits
 from tunneld.engine.relay import JoinedEnds
 from tunneld.engine.scheduler import Scheduler
 from tunneld.engine.stream_end import StreamEnd
-from tunneld.engine.throttle import Throttle
+from tunneld.engine.throttle import Throttle, TokenBucket
 from tunneld.errors import SHORTAGES
-from tunneld.net.accept import NOT_LISTENING, AcceptShortage
+from tunneld.net.accept import NOT_LISTENING, AcceptShortage, unmap_address
 
 
 class PortableEngine(Scheduler):
@@ -88,9 +88,15 @@ class PortableEngine(Scheduler):
         """Not possible: this engine exports nothing."""
         raise NotImplementedError
 
-    def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
+    def limit(
+        self,
+        rate: float | None,
+        quota: int | None,
+        on_used_up: Callable[[], None],
+        shared: TokenBucket | None = None,
+    ) -> Limiter:
         """See `Engine.limit`."""
-        return Throttle(rate, quota, self.timers, on_used_up)
+        return Throttle(rate, quota, self.timers, on_used_up, shared)
 
 
 class EngineTask:
@@ -146,7 +152,7 @@ class AcceptTask(EngineTask):
                         await trio.sleep(self._limits.accept_backoff)
                     continue
                 shortage.end()
-                self._hand_over(connection, address)
+                self._hand_over(connection, unmap_address(address))
 
     def _hand_over(self, connection: socket.socket, address: Any) -> None:
         """Call `on_connection`. If it raises, close the connection and report the failure."""
