@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 
 from tunneld.errors import SHORTAGES, LimitReachedError, ListenError, ShortageError, TunneldError, reason_of
+from tunneld.net.address import Address, Port
 from tunneld.net.endpoint import format_peer
 
 _NO_SUCH_ADDRESS = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
@@ -63,7 +64,7 @@ def bind_in_range(
     backlog: int = 1024,
     keepalive: float = 60.0,
     start: int | None = None,
-    reserved: Container[int] = (),
+    reserved: Container[Address] = (),
 ) -> socket.socket:
     """Listen on a free port of `ports` that is not `reserved`, on the first address of `host`; `range(0, 1)` means any
     free port.
@@ -76,14 +77,14 @@ def bind_in_range(
     """
     first = random.randrange(len(ports)) if start is None else start % len(ports)
     span = f"{ports[0]}-{ports[-1]}" if len(ports) > 1 else f"{ports[0]}"
-    candidates = (port for port in chain(ports[first:], ports[:first]) if port not in reserved)
+    candidates = (port for port in chain(ports[first:], ports[:first]) if Port(port) not in reserved)
     try:
         if ports[0] == 0:
             return _bind_any(_addresses(host)[0], backlog, keepalive, reserved)
         return _bind(_addresses(host)[0], candidates, backlog, keepalive)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            count = sum(port in reserved for port in ports)
+            count = sum(Port(port) in reserved for port in ports)
             hint = f"; {count} are reserved for named tunnels (tunnels.reservation)" if count else ""
             raise LimitReachedError(f"no port is free in {span} on {host or '*'}{hint}") from None
         raise _listen_error(host, span, error) from None
@@ -213,13 +214,13 @@ def _bind(
     return listener
 
 
-def _bind_any(address: BindTarget, backlog: int, keepalive: float, reserved: Container[int]) -> socket.socket:
+def _bind_any(address: BindTarget, backlog: int, keepalive: float, reserved: Container[Address]) -> socket.socket:
     """Bind a port that the system chooses; reserved ones are kept bound until it chooses another."""
     refused: list[socket.socket] = []
     try:
         while True:
             listener = _bind(address, [0], backlog, keepalive)
-            if listener.getsockname()[1] not in reserved:
+            if Port(listener.getsockname()[1]) not in reserved:
                 return listener
             refused.append(listener)
     finally:
