@@ -28,6 +28,7 @@ from tunneld.config.schema import TunnelSettings
 from tunneld.engine.acceptor import peer_closed, peer_ended
 from tunneld.engine.engine import Engine, FailureCallback, Limiter, Registration, Relay, RelayEnd
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
+from tunneld.net.address import Address
 from tunneld.net.endpoint import Endpoint, unmap
 from tunneld.net.sockets import bind_in_range, taken_out
 from tunneld.policy.options import TunnelOptions
@@ -269,7 +270,7 @@ def _choose_key(context: TunnelContext) -> str:
     )
 
 
-def _bind(settings: TunnelSettings, former: Endpoint | None, reserved: Container[int]) -> socket.socket:
+def _bind(settings: TunnelSettings, former: Endpoint | None, reserved: Container[Address]) -> socket.socket:
     """A listener, on the former port if that is free and still in range. Raises as `bind_in_range`."""
     if former is not None and (former.port in settings.port_range or settings.port_range[0] == 0):
         with suppress(LimitReachedError):

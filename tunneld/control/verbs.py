@@ -99,7 +99,7 @@ async def list_reservations(daemon: DaemonControl, request: Request, caller: Req
 async def release_reservation(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Drop the reservation of a tunnel that is not open."""
     record = await daemon.service.reservations.release(request.args[0], caller.known_grant)
-    return Reply(text=f"released port {record.client_port} of {record.holder.name}")
+    return Reply(text=f"released port {record.public} of {record.holder.name}")
 
 
 async def drain_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:

@@ -24,6 +24,7 @@ from tunneld.config.schema import TunnelSettings
 from tunneld.engine.acceptor import peer_closed
 from tunneld.engine.engine import Engine, FailureCallback, Registration
 from tunneld.errors import RemoteProtocolError, UsageError, reason_of
+from tunneld.net.address import Address, Port
 from tunneld.net.endpoint import Endpoint, is_wildcard, parse_network
 from tunneld.net.sockets import bind_in_range, taken_out
 from tunneld.policy.admission import AdmissionRefusal, RefusalKind
@@ -34,7 +35,8 @@ from tunneld.tunnel.server_side import ServerConnection, ServerSide
 from tunneld.tunnel.snapshot import ClientSideSnapshot, WaitingVisitor
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitors import VisitorRelays
-from tunneld.wire.proxy_protocol import MAX_V2, Address, ProxyHeader, decode_v1, decode_v2
+from tunneld.wire.proxy_protocol import MAX_V2, ProxyHeader, decode_v1, decode_v2
+from tunneld.wire.proxy_protocol import Address as HostAndPort
 
 
 class ClientSide:
@@ -65,6 +67,11 @@ class ClientSide:
         self._visitors: VisitorRelays
         self._nursery: trio.Nursery
         self._failed: FailureCallback
+
+    @property
+    def address(self) -> Address:
+        """The address that visitors connect to."""
+        return Port(self.uri.port)
 
     def listen(
         self,
@@ -212,7 +219,7 @@ class ClientSide:
             self._visitors.relay(visitor, server, peer, destination or self._address)
 
 
-def _bind(settings: TunnelSettings, options: TunnelOptions, reserved: Container[int]) -> socket.socket:
+def _bind(settings: TunnelSettings, options: TunnelOptions, reserved: Container[Address]) -> socket.socket:
     avoided = reserved if options.client_port is None else ()
     return bind_in_range(settings.host, _ports(settings, options), keepalive=settings.keepalive, reserved=avoided)
 
@@ -258,7 +265,7 @@ def decode(data: bytes) -> tuple[ProxyHeader, int] | None:
     return decode_v2(data) if data.startswith(b"\r") else decode_v1(data)
 
 
-def _unmap_address(address: Address | None) -> Address | None:
+def _unmap_address(address: HostAndPort | None) -> HostAndPort | None:
     if address is None:
         return None
     host = ipaddress.ip_address(address[0])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.engine import Engine, FailureCallback, Limiter, Relay, RelayEnd
 from tunneld.errors import UsageError
+from tunneld.net.address import Address
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.options import TunnelOptions
 
@@ -86,7 +87,7 @@ class TunnelContext:
     secure: str  # as in `TunnelOptions`
     persist: bool  # the tunnel serves many visitors, one after another
     former: Endpoint | None  # the server URI of the tunnel that this one replaces: to be used again where possible
-    reserved: Container[int]  # ports of other tunnels, not to be bound, except the port of `former`
+    reserved: Container[Address]  # ports of other tunnels, not to be bound, except the port of `former`
     why_not_allowed: Callable[[Any], str]  # why this peer may not connect as the hidden server; empty: it may
     parking_capacity: Callable[[], int]  # how many server connections may be parked now
     on_attached: Callable[[Any], None]  # with the peer's address

@@ -28,6 +28,7 @@ import structlog
 import trio
 
 from tunneld.engine.engine import Engine
+from tunneld.net.address import Address
 from tunneld.net.endpoint import Endpoint, format_peer
 from tunneld.policy.admission import RefusalKind
 from tunneld.tunnel import timeouts
@@ -109,6 +110,11 @@ class Tunnel:
     def client_uri(self) -> Endpoint:
         """The public address, to which clients connect: what getTunnelAddress returns."""
         return self.client_side.uri
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The public addresses, in the order of the ingresses."""
+        return (self.client_side.address,)
 
     @property
     def age(self) -> float:
