@@ -61,7 +61,7 @@ async def open_tunnel(daemon: DaemonControl, request: Request, caller: Requester
 
 async def get_tunnel_address(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """The text is the client URI of the tunnel with this server URI."""
-    return Reply(text=str(daemon.service.get_tunnel_address(request.args[0], caller.known_grant)))
+    return Reply(text=str(await daemon.service.get_tunnel_address(request.args[0], caller.known_grant)))
 
 
 async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Requester) -> Reply:
@@ -72,7 +72,7 @@ async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Request
 
 async def show_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """One item for the tunnel, then one for each visitor."""
-    tunnel = daemon.service.find(request.args[0], caller.known_grant)
+    tunnel = await daemon.service.find_local(request.args[0], caller.known_grant)
     visitors: list[Item] = [
         {"visitor": format_peer(peer), "up": relay.up, "down": relay.down}
         for relay, peer in tunnel.visitors.relays.items()
@@ -104,19 +104,19 @@ async def release_reservation(daemon: DaemonControl, request: Request, caller: R
 
 async def drain_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Accept no new visitors; the tunnel closes when its last visitor leaves."""
-    tunnel = daemon.service.drain_one(request.args[0], caller.known_grant)
+    tunnel = await daemon.service.drain_one(request.args[0], caller.known_grant)
     return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
 
 
 async def join_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Let the agent that sent this request serve the tunnel, from the address of the request."""
-    tunnel = daemon.service.join(request.args[0], caller)
+    tunnel = await daemon.service.join(request.args[0], caller)
     return Reply(text=f"joined {tunnel.id}")
 
 
 async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """The agent that sent this request stops serving the tunnel; the last agent drains it."""
-    tunnel = daemon.service.find(request.args[0], caller.known_grant)
+    tunnel = await daemon.service.find_local(request.args[0], caller.known_grant)
     if tunnel.dismiss(caller.owner):
         return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
     return Reply(text=f"left {tunnel.id}; remaining agents: {len(tunnel.agents)}")
@@ -124,7 +124,7 @@ async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Requeste
 
 async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Close idle server connections beyond a number to keep."""
-    tunnel = daemon.service.find(request.args[0], caller.known_grant)
+    tunnel = await daemon.service.find_local(request.args[0], caller.known_grant)
     keep = request.args[1]
     if not (keep.isascii() and keep.isdigit() and len(keep) <= len(str(MAX_TRIM))):
         raise UsageError(f"COUNT must be a number of server connections to keep, not {keep!r}")
@@ -134,7 +134,7 @@ async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Requester
 async def watch_tunnels(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """A stream of events of one tunnel, or of all that the caller may see. The first event is `watching`."""
     grant = caller.known_grant
-    tunnel = daemon.service.find(request.args[0], grant).id if request.args else None
+    tunnel = (await daemon.service.find(request.args[0], grant)).id if request.args else None
     return Reply(stream=_stream(daemon, tunnel, caller))
 
 
@@ -144,7 +144,7 @@ async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) 
 
     def wanted(other: str) -> bool:
         grant = caller.grant_now
-        return grant is None or (tunnel in {None, other} and service.is_of(grant, other))
+        return grant is None or (tunnel in {None, other} and service.live.is_visible_to(grant, other))
 
     async with service.events.watch(daemon.settings.daemon.watch_backlog, wanted) as watcher:
         yield {"event": "watching", "id": tunnel or "all"}

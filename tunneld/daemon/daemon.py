@@ -142,7 +142,7 @@ class Daemon:
     def status(self) -> Item:
         """Return facts about the process: counts, times in seconds, traffic in bytes."""
         tunnels = self.service.tunnels()
-        up, down = self.service.octets
+        up, down = self.service.live.octets
         host_key = self.servers.certificates.host_key
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return {
@@ -151,9 +151,9 @@ class Daemon:
             "phase": "draining" if self.service.draining else "ready",
             "uptime": int(trio.current_time() - self.started_at),
             "tunnels": len(tunnels),
-            "opened": self.service.opened,
+            "opened": self.service.live.opened,
             "visitors": sum(len(tunnel.visitors) for tunnel in tunnels),
-            "served": self.service.served,
+            "served": self.service.live.served,
             "up": up,
             "down": down,
             "descriptors": sockets.open_descriptors(),

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator
 
 from tunneld.errors import LimitReachedError
+from tunneld.net.address import Address, Port
 
 Owner = tuple[str, str]
 """A credential and a host, of which one is empty; see `ReservationKey.owner`."""
@@ -69,19 +70,22 @@ class PortPool:
         """`quarantine` returns the seconds for which a freed port is kept from other owners."""
         self._quarantine = quarantine
         self._free = FreePorts(range(0))
-        self._taken: dict[int, list[Owner]] = {}  # a draining tunnel and its successor can have the same port
+        self._taken: dict[int, dict[Owner, int]] = {}  # how often: a draining tunnel can have the port of its successor
         self._freed = OrderedDict[int, tuple[Owner, float]]()  # the last owner, and when: in quarantine, oldest first
 
     def take(self, port: int, owner: Owner) -> None:
         """A tunnel of `owner` has opened on this port."""
-        self._taken.setdefault(port, []).append(owner)
+        owners = self._taken.setdefault(port, {})
+        owners[owner] = owners.get(owner, 0) + 1
         self._freed.pop(port, None)
         self._free.remove(port)
 
     def give_back(self, port: int, owner: Owner, now: float) -> None:
         """A tunnel on this port has closed."""
         owners = self._taken[port]
-        owners.remove(owner)
+        owners[owner] -= 1
+        if not owners[owner]:
+            del owners[owner]
         if not owners:
             del self._taken[port]
             self.restore(port, owner, now)
@@ -143,8 +147,8 @@ class PortPool:
 class PortChoice:
     """The ports that a tunnel of one owner may get. Implements `net.sockets.PortOrder`."""
 
-    def __init__(self, pool: PortPool, reserved: Container[int], owner: Owner, clock: Callable[[], float]) -> None:
-        """`reserved` are the ports that are reserved for named tunnels."""
+    def __init__(self, pool: PortPool, reserved: Container[Address], owner: Owner, clock: Callable[[], float]) -> None:
+        """`reserved` are the addresses that are reserved for named tunnels."""
         self._pool = pool
         self._reserved = reserved
         self._owner = owner
@@ -152,13 +156,13 @@ class PortChoice:
 
     def candidates(self, ports: range) -> Iterator[int]:
         """See `PortOrder.candidates`."""
-        return (port for port in self._pool.candidates(ports, self._clock()) if port not in self._reserved)
+        return (port for port in self._pool.candidates(ports, self._clock()) if Port(port) not in self._reserved)
 
     def accepts(self, port: int) -> bool:
         """See `PortOrder.accepts`."""
-        return port not in self._reserved and self._pool.is_open_to(port, self._owner, self._clock())
+        return Port(port) not in self._reserved and self._pool.is_open_to(port, self._owner, self._clock())
 
     def why_none(self, ports: range) -> str:
         """See `PortOrder.why_none`."""
-        count = sum(port in self._reserved for port in ports)
+        count = sum(Port(port) in self._reserved for port in ports)
         return f"{count} are reserved for named tunnels (tunnels.reservation)" if count else ""

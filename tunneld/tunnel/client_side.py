@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Container
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -26,11 +26,10 @@ from tunneld.engine.engine import Engine, FailureCallback, Registration
 from tunneld.errors import RemoteProtocolError, UsageError, reason_of
 from tunneld.net.address import Address, Port
 from tunneld.net.endpoint import Endpoint, is_wildcard, parse_network
-from tunneld.net.sockets import bind_in_range, taken_out
+from tunneld.net.sockets import bind_in_range, bind_port, taken_out
 from tunneld.policy.admission import AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
 from tunneld.policy.networks import NetworkSet, read_address
-from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import ServerConnection, ServerSide
 from tunneld.tunnel.snapshot import ClientSideSnapshot, WaitingVisitor
 from tunneld.tunnel.spec import TunnelSpec
@@ -42,9 +41,15 @@ from tunneld.wire.proxy_protocol import Address as HostAndPort
 class ClientSide:
     """A listener for clients. Bound by its constructor, listening from `listen`, closed by `close`."""
 
-    def __init__(self, spec: TunnelSpec, limits: EffectiveLimits, snapshot: ClientSideSnapshot | None = None) -> None:
-        """Bind the requested port, or any port of the range that is not reserved; or continue from the `snapshot` of
-        another process.
+    def __init__(
+        self,
+        spec: TunnelSpec,
+        limits: EffectiveLimits,
+        snapshot: ClientSideSnapshot | None = None,
+        held: Sequence[socket.socket] = (),
+    ) -> None:
+        """Bind the requested port, or any port that the tunnel may get; or continue from the `snapshot` of another
+        process. `held` are listeners that the tunnel will replace.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range,
         `UsageError`.
@@ -53,7 +58,7 @@ class ClientSide:
         self._settings = settings = spec.settings
         self._limits = limits
         self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
-        snapshot = snapshot or ClientSideSnapshot(0, _bind(settings, spec.options, spec.reserved))
+        snapshot = snapshot or ClientSideSnapshot(0, _bind(settings, spec, held))
         self._listener = snapshot.listener
         self._closed = self._listener is None
         bound = ("", snapshot.port) if self._listener is None else self._listener.getsockname()
@@ -67,6 +72,11 @@ class ClientSide:
         self._visitors: VisitorRelays
         self._nursery: trio.Nursery
         self._failed: FailureCallback
+
+    @property
+    def listeners(self) -> list[socket.socket]:
+        """Its listener, while it is open."""
+        return [self._listener] if self._listener is not None and not self._closed else []
 
     @property
     def address(self) -> Address:
@@ -219,20 +229,15 @@ class ClientSide:
             self._visitors.relay(visitor, server, peer, destination or self._address)
 
 
-def _bind(settings: TunnelSettings, options: TunnelOptions, reserved: Container[Address]) -> socket.socket:
-    avoided = reserved if options.client_port is None else ()
-    return bind_in_range(settings.host, _ports(settings, options), keepalive=settings.keepalive, reserved=avoided)
-
-
-def _ports(settings: TunnelSettings, options: TunnelOptions) -> range:
-    ports, requested = settings.port_range, options.client_port
+def _bind(settings: TunnelSettings, spec: TunnelSpec, held: Sequence[socket.socket]) -> socket.socket:
+    ports, requested = settings.port_range, spec.options.client_port
     if requested is None:
-        return ports
+        return bind_in_range(settings.host, ports, keepalive=settings.keepalive, order=spec.ports)
     if requested not in ports and ports[0] != 0:
         raise UsageError(
             f"public port {requested} is outside the range of this relay: use one of {settings.ports} (client_port)"
         )
-    return range(requested, requested + 1)
+    return bind_port(settings.host, requested, keepalive=settings.keepalive, held=held)
 
 
 async def receive_header(connection: socket.socket) -> ProxyHeader:

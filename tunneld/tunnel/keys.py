@@ -48,15 +48,17 @@ class KeyRegistry:
         scheme, port = self._ports.get(backend, (backend, 0))
         return Endpoint(scheme, host, port, key)
 
-    def register(self, side: Keyed, key: str = "") -> str:
-        """Register a new server side and return its key: `key`, which it had before, if that is free, otherwise a new
-        one. Raises `UsageError` as `check` does.
+    def choose(self, key: str = "", taken_over: str = "") -> str:
+        """The key for a new server side: `key`, which it had before, if that is free or the one of the tunnel that it
+        replaces (`taken_over`), otherwise a new one.
         """
-        self.check(side.backend)
-        if not key or key.startswith("-") or key in self._sides:
-            key = _new_key()
-        self._sides[key] = side
+        if not key or key.startswith("-") or (key in self._sides and key != taken_over):
+            return _new_key()
         return key
+
+    def register(self, side: Keyed, key: str) -> None:
+        """Register a server side with the key that was chosen for it, in place of the one that it replaces."""
+        self._sides[key] = side
 
     def unregister(self, side: Keyed, key: str) -> None:
         """Remove a server side that has closed. Idempotent, and harmless once a successor has the key."""

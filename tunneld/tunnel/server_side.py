@@ -15,11 +15,13 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import trio
+
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.engine import Engine, FailureCallback, Limiter, Relay, RelayEnd
 from tunneld.errors import UsageError
-from tunneld.net.address import Address
 from tunneld.net.endpoint import Endpoint
+from tunneld.net.sockets import PortOrder
 from tunneld.policy.options import TunnelOptions
 
 if TYPE_CHECKING:
@@ -76,6 +78,17 @@ class ServerSideSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Takeover:
+    """What a new tunnel may share with the one that it replaces, until that one closes."""
+
+    listeners: Sequence[socket.socket] = ()  # the new tunnel duplicates the ones whose port it gets
+    key: str = ""  # in the server URI
+
+
+NO_TAKEOVER = Takeover()
+
+
+@dataclass(frozen=True, slots=True)
 class TunnelContext:
     """What a server side gets from its tunnel: where to listen, which peers to accept, what to call."""
 
@@ -87,7 +100,7 @@ class TunnelContext:
     secure: str  # as in `TunnelOptions`
     persist: bool  # the tunnel serves many visitors, one after another
     former: Endpoint | None  # the server URI of the tunnel that this one replaces: to be used again where possible
-    reserved: Container[Address]  # ports of other tunnels, not to be bound, except the port of `former`
+    ports: PortOrder  # that it may get, beside the port of `former`
     why_not_allowed: Callable[[Any], str]  # why this peer may not connect as the hidden server; empty: it may
     parking_capacity: Callable[[], int]  # how many server connections may be parked now
     on_attached: Callable[[Any], None]  # with the peer's address
@@ -95,6 +108,7 @@ class TunnelContext:
     on_refused: Callable[[Any, str], None]  # with the peer's address and the reason
     on_failure: FailureCallback  # with a bug in a callback
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
+    takeover: Takeover = NO_TAKEOVER  # from the tunnel that this one replaces, which still serves
 
 
 class ServerConnection(Protocol):
@@ -125,7 +139,18 @@ class ServerConnection(Protocol):
 
 
 class ServerSide(Protocol):
-    """A way to dial the hidden server."""
+    """A way to dial the hidden server. Its constructor binds all that it needs, so that whatever can fail fails there,
+    and takes nothing away from the server side of the tunnel that it replaces.
+    """
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """The tunnel runs: accept connections of the hidden server from now on. `nursery` owns the tasks of this server
+        side. Called once, before `dial`.
+        """
+
+    @property
+    def takeover(self) -> Takeover:
+        """What a tunnel that replaces this one may share with it."""
 
     @property
     def uri(self) -> Endpoint:
@@ -175,7 +200,9 @@ class Backend(Protocol):
     """A kind of server side: its class."""
 
     def __call__(self, context: TunnelContext, /) -> ServerSide:
-        """Make a server side that listens. Raises `ListenError`, `LimitReachedError`, `ShortageError`, `UsageError`."""
+        """Make a server side, bound and not started. Raises `ListenError`, `LimitReachedError`, `ShortageError` or
+        `UsageError`.
+        """
 
     def check(self, services: BackendServices, options: TunnelOptions, /) -> None:
         """Raise `UsageError` where this relay cannot have a server side with these options."""

@@ -221,7 +221,7 @@ class SshConnection:
         return forward
 
     def _tunnels_of(self, keys: set[str]) -> list[Tunnel]:
-        return [tunnel for tunnel in self.service.tunnels() if tunnel.server_uri.key in keys]
+        return [tunnel for key in keys if (tunnel := self.service.live.with_key(key)) is not None]
 
     def _join(self, side: SshServerSide, forward: Forward) -> None:
         """Let `forward` serve the tunnel that the user name is the key of. Raises `TunneldError`."""

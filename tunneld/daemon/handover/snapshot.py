@@ -29,6 +29,7 @@ from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import ServerSideSnapshot
 from tunneld.tunnel.snapshot import (
     ClientSideSnapshot,
+    QuarantinedPort,
     ServiceCounters,
     ServiceSnapshot,
     TunnelCounters,
@@ -58,6 +59,7 @@ class _HeaderRecord(_ManifestRecord):
     listeners: dict[str, tuple[Inode, ...]]  # by service
     activated: tuple[str, ...]  # services with listeners of systemd
     counters: ServiceCounters
+    quarantined: tuple[QuarantinedPort, ...] = ()
 
 
 class _FlowRecord(_ManifestRecord):
@@ -106,6 +108,8 @@ class _TunnelRecord(_ManifestRecord):
     requester_host: str
     advertised_host: str
     requested_server_from: str = ""  # `server_from` as requested, before the limits of the credential
+    uid: str = ""
+    generation: int = 1
     draining: bool
     counters: TunnelCounters
     client: _ClientSideRecord
@@ -145,6 +149,7 @@ def pack(snapshot: Snapshot, bundle: FdBundle) -> tuple[bytes, int]:
         listeners=listeners,
         activated=tuple(sorted(snapshot.activated)),
         counters=snapshot.service.counters,
+        quarantined=tuple(snapshot.service.quarantined),
     )
     manifest = b"\n".join([*(line.model_dump_json().encode() for line in (header, *lines)), b"", b""])
     return manifest, sum(packing.closed for packing, _credential, _tunnel in tunnels)
@@ -173,7 +178,8 @@ def unpack(manifest: bytes, bundle: FdBundle) -> Snapshot:
         except (ValidationError, UsageError, MissingError) as error:
             log.warning("tunnel could not be taken over", tunnel=_id_in(line), reason=_first_line(error))
     listeners = {service: bundle.take_all(inodes) for service, inodes in header.listeners.items()}
-    return Snapshot(listeners, frozenset(header.activated), ServiceSnapshot(header.counters, tunnels))
+    quarantined = [(port, owner, seconds + gap) for port, owner, seconds in header.quarantined]
+    return Snapshot(listeners, frozenset(header.activated), ServiceSnapshot(header.counters, tunnels, quarantined))
 
 
 def _header(manifest: bytes) -> _HeaderRecord:
@@ -223,6 +229,8 @@ class _Packing:
             requester_host=spec.requester_host,
             advertised_host=spec.advertised_host,
             requested_server_from=str(spec.asked_from or ""),
+            uid=spec.uid,
+            generation=spec.generation,
             draining=snapshot.draining,
             counters=snapshot.counters,
             client=_ClientSideRecord(
@@ -299,6 +307,8 @@ class _Unpacking:
             asked_from=TunnelOptions.parse({"server_from": described.requested_server_from}).server_from
             if described.requested_server_from
             else None,
+            uid=described.uid,
+            generation=described.generation,
         )
         return TunnelSnapshot(
             spec=spec,

@@ -1,0 +1,166 @@
+"""The directory of a relay that is one process: records in memory, reservations in SQLite.
+
+No method waits, except `saved` and `release`, so what one finds still holds when the caller acts on it. Each look-up
+takes the same time however many tunnels there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import trio
+
+from tunneld.config.schema import Settings
+from tunneld.directory.record import AddressClaim, TunnelRecord
+from tunneld.directory.reservations import Reservations
+from tunneld.errors import LimitReachedError
+from tunneld.net.address import Address, Port
+from tunneld.net.endpoint import Endpoint
+from tunneld.policy.access import Grant
+from tunneld.policy.ports import Owner, PortChoice, PortPool
+from tunneld.policy.reservations import Reservation, ReservationKey
+
+MAX_ENDED_BY_REQUEST = 1024
+"""Tunnels closed or drained by request whose reason is remembered, at about 300 bytes each. An agent asks within
+seconds, or once it is reconnected. For a forgotten tunnel it is told that there is none, and opens another.
+"""
+MAX_PORT_DIGITS = 5
+
+K = TypeVar("K")
+
+
+class RecordIndex(Generic[K]):
+    """The records with each key, oldest first."""
+
+    def __init__(self) -> None:
+        self._records: dict[K, list[TunnelRecord]] = {}
+
+    def add(self, key: K, record: TunnelRecord) -> None:
+        """Add a record, the newest with this key."""
+        self._records.setdefault(key, []).append(record)
+
+    def remove(self, key: K, record: TunnelRecord) -> None:
+        """Remove a record."""
+        records = self._records[key]
+        records.remove(record)
+        if not records:
+            del self._records[key]
+
+    def all(self, key: K) -> Sequence[TunnelRecord]:
+        """The records with this key, oldest first."""
+        return self._records.get(key, ())
+
+    def newest(self, key: K) -> TunnelRecord | None:
+        """The newest record with this key."""
+        records = self._records.get(key)
+        return records[-1] if records else None
+
+
+class LocalDirectory:
+    """Implements `Directory`."""
+
+    node = "local"
+
+    def __init__(self, settings: Callable[[], Settings], state: Path | None) -> None:
+        """`state` is the directory of the file of reservations; None: they are kept in memory only."""
+        self.reservations = Reservations(settings, state)
+        self.pool = PortPool(lambda: settings().tunnels.port_quarantine)
+        self._records: dict[str, TunnelRecord] = {}  # by id, oldest first
+        self._owned: dict[str, dict[str, TunnelRecord]] = {}  # by credential and id, oldest first
+        self._named = RecordIndex[ReservationKey]()
+        self._by_address = RecordIndex[Address]()
+        self._by_uri = RecordIndex[Endpoint | str]()  # client URI; server URI, or its key where it has one
+        self._ended: dict[Endpoint, tuple[str, str]] = {}  # by server URI: credential, and how the tunnel was ended
+
+    # Look-ups
+
+    async def find(self, reference: str) -> TunnelRecord | None:
+        """See `Directory.find`. A server URI with a key is compared by the key alone: a reload may have moved the
+        shared port since the tunnel was opened.
+        """
+        if "://" in reference:
+            endpoint = Endpoint.parse(reference.strip())
+            return self._by_uri.newest(endpoint.key or endpoint)
+        record = self._records.get(reference.lower())
+        if record is None and reference.isascii() and reference.isdigit() and len(reference) <= MAX_PORT_DIGITS:
+            return self._by_address.newest(Port(int(reference)))
+        return record
+
+    async def held_by(self, holder: ReservationKey | None) -> Sequence[TunnelRecord]:
+        """See `Directory.held_by`."""
+        return [*self._named.all(holder)] if holder is not None else ()
+
+    async def list(self, owner: str | None = None) -> Sequence[TunnelRecord]:
+        """See `Directory.list`."""
+        return [*(self._records if owner is None else self._owned.get(owner, {})).values()]
+
+    async def claim(self, holder: ReservationKey | None, owner: Owner, port: int | None, grant: Grant) -> AddressClaim:
+        """See `Directory.claim`."""
+        superseded = self.reservations.superseded_by(holder, port)
+        refusal = self.reservations.why_refused(holder, port, grant)
+        if port is not None and superseded is None and not refusal:
+            try:
+                self.pool.check(port, owner, trio.current_time())
+            except LimitReachedError as error:
+                refusal = str(error)
+        return AddressClaim(await self.held_by(holder), self.reservations.of(holder), refusal, superseded)
+
+    def ports(self, owner: Owner) -> PortChoice:
+        """See `Directory.ports`."""
+        return PortChoice(self.pool, self.reservations.table, owner, trio.current_time)
+
+    # Changes
+
+    async def open(self, record: TunnelRecord, claim: AddressClaim | None = None) -> None:
+        """See `Directory.open`. Without a `claim`, the tunnel was open in another process."""
+        self._records[record.id] = record
+        self._owned.setdefault(record.owner, {})[record.id] = record
+        self._by_uri.add(record.client, record)
+        self._by_uri.add(record.server.key or record.server, record)
+        for address in record.addresses:
+            self._by_address.add(address, record)
+        for port in _ports(record):
+            self.pool.take(port, record.port_owner)
+        self._ended.pop(record.server, None)  # a plain tcp tunnel may get the server URI of an ended one
+        if (holder := record.holder) is not None:
+            self._named.add(holder, record)
+            reservation = Reservation(holder, record.backend, record.addresses, record.server)
+            self.reservations.hold(record.id, reservation, claim.superseded if claim is not None else None)
+
+    async def remove(self, record: TunnelRecord, *, keep: bool | None) -> None:
+        """See `Directory.remove`."""
+        del self._records[record.id]
+        del self._owned[record.owner][record.id]
+        if not self._owned[record.owner]:
+            del self._owned[record.owner]
+        self._by_uri.remove(record.client, record)
+        self._by_uri.remove(record.server.key or record.server, record)
+        for address in record.addresses:
+            self._by_address.remove(address, record)
+        for port in _ports(record):
+            self.pool.give_back(port, record.port_owner, trio.current_time())
+        if (holder := record.holder) is not None:
+            self._named.remove(holder, record)
+            self.reservations.on_closed(record.id, holder, keep=keep)
+
+    async def note_end(self, server: Endpoint, owner: str, reason: str) -> None:
+        """See `Directory.note_end`."""
+        self._ended[server] = owner, reason
+        if len(self._ended) > MAX_ENDED_BY_REQUEST:
+            del self._ended[next(iter(self._ended))]
+
+    async def why_ended(self, server: Endpoint) -> tuple[str, str]:
+        """See `Directory.why_ended`."""
+        return self._ended.get(server, ("", ""))
+
+    async def saved(self) -> None:
+        """See `Directory.saved`."""
+        await self.reservations.saved()
+
+
+def _ports(record: TunnelRecord) -> set[int]:
+    """The ports of a tunnel, on both sides. A shared port is among them; no tunnel is ever given that."""
+    public = {address.number for address in record.addresses if isinstance(address, Port)}
+    return public | {record.server.port}
