@@ -12,7 +12,7 @@ from typing import Protocol
 from tunneld.config.keys import keys, value
 from tunneld.config.schema import Settings
 from tunneld.config.values import literal
-from tunneld.control.reply import Reply
+from tunneld.control.reply import DescribedItems, Reply
 from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
 from tunneld.directory.service import TunnelService
@@ -65,9 +65,11 @@ async def get_tunnel_address(daemon: DaemonControl, request: Request, caller: Re
 
 
 async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Requester) -> Reply:
-    """One item for each open tunnel that the caller may see, oldest first."""
-    items = [describe_tunnel(tunnel) for tunnel in daemon.service.tunnels(caller.known_grant)]
-    return Reply(text=count(len(items), "tunnel"), items=items)
+    """One item for each open tunnel that the caller may see, oldest first. One that closes while the reply is produced
+    has the phase `closed`.
+    """
+    tunnels = daemon.service.tunnels(caller.known_grant)
+    return Reply(text=count(len(tunnels), "tunnel"), items=DescribedItems(tunnels, describe_tunnel))
 
 
 async def show_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
@@ -93,7 +95,7 @@ async def list_reservations(daemon: DaemonControl, request: Request, caller: Req
     """One item for each reservation that the caller may see, or for each with this port or name."""
     addresses, grant = daemon.service.reservations, caller.known_grant
     found = addresses.find(request.args[0], grant) if request.args else addresses.kept(grant)
-    return Reply(text=count(len(found), "reservation"), items=[describe_reservation(kept) for kept in found])
+    return Reply(text=count(len(found), "reservation"), items=DescribedItems(found, describe_reservation))
 
 
 async def release_reservation(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:

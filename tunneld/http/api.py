@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tunneld.control.commands import find_command
-from tunneld.control.reply import Execute, Reply
+from tunneld.control.reply import Execute, Reply, in_slices
 from tunneld.errors import UsageError
 from tunneld.http.problems import http_error
 from tunneld.http.servlet import unique_parameters
@@ -55,12 +55,17 @@ def _verb(request: HttpRequest) -> str:
 
 async def _respond(request: HttpRequest, reply: Reply) -> Response | LineStream:
     if reply.stream is None:
-        answer = {"text": reply.text, "items": [as_fields(item) for item in reply.items]}
-        return Response(json.dumps(answer) + "\n", media_type="application/json")
+        return Response(await _format_reply(reply), media_type="application/json")
     if request.method == "HEAD":
         await reply.stream.aclose()
         return Response(media_type=LineStream.MEDIA_TYPE)
     return LineStream(reply.stream)
+
+
+async def _format_reply(reply: Reply) -> str:
+    """The answer in JSON, with other tasks running in between where it is long."""
+    parts = [json.dumps(as_fields(item)) async for items in in_slices(reply.items) for item in items]
+    return f'{{"text": {json.dumps(reply.text)}, "items": [{", ".join(parts)}]}}\n'
 
 
 def _from_query(verb: str, request: HttpRequest) -> Request:
