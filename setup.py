@@ -22,7 +22,8 @@ HOT = {
         " throttle timers tls_end"
     ),
     "mux": "carrier channel connection heartbeat limits ping send_buffer window",
-    "tunnel": "client_side keys server_side tunnel visitors",
+    "tunnel": "keys server_side tunnel visitor visitors waiting",
+    "tunnel/ingress": "ingress port proxy_header",
     "backends": "keyed mux_side queue tcp webmux",
     "backends/ssh": "side",
     "agent": "carriers end_visitor local source visitors",

@@ -108,6 +108,7 @@ COVERED_BY = {
     "tunnel/server_side.py": "backends/test_mux_side.py",
     "tunnel/snapshot.py": "daemon/handover/test_snapshot.py",
     "tunnel/spec.py": "tunnel/test_tunnel.py",
+    "tunnel/visitor.py": "tunnel/test_waiting.py",
     "wire/verifier.py": "wire/test_scram.py",
     "wire/webmux/events.py": "wire/webmux/test_receive.py",
     "wire/webmux/header.py": "wire/webmux/test_vectors.py",

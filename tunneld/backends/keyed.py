@@ -13,7 +13,6 @@ from __future__ import annotations
 import hmac
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import trio
 
@@ -21,6 +20,7 @@ from tunneld.engine.end import NO_HANDLER
 from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import NotAllowedError, RemoteProtocolError
+from tunneld.net.endpoint import Peer
 from tunneld.tls.connection import HANDSHAKE, TlsSocket
 from tunneld.tunnel.server_side import Handshakes, TunnelContext
 from tunneld.wire.lines import format_err
@@ -128,7 +128,7 @@ class TlsServerConnection:
 
     __slots__ = ("_end", "peer")
 
-    def __init__(self, end: TlsEnd, peer: Any) -> None:
+    def __init__(self, end: TlsEnd, peer: Peer) -> None:
         self._end = end
         self.peer = peer
 
@@ -136,7 +136,7 @@ class TlsServerConnection:
         """See `ParkableConnection.watch`."""
         return _ParkedWatch(self._end, on_closed, on_failure)
 
-    def set_originator(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Peer | None) -> None:
         """Nothing: TLS cannot carry the visitor's address."""
 
     def send(self, data: bytes) -> None:
@@ -193,7 +193,7 @@ class _ParkedWatch:
             self.on_internal_error(error)
 
 
-def serve(tls: TlsSocket, early: bytes, context: TunnelContext, peer: Any) -> TlsServerConnection:
+def serve(tls: TlsSocket, early: bytes, context: TunnelContext, peer: Peer) -> TlsServerConnection:
     """Hand the connection to the engine, with the bytes that it sent `early` in its receive buffer. Raises OSError."""
     from tunneld.engine.pump import Pump  # noqa: PLC0415  # a relay that does handshakes has a pump
 

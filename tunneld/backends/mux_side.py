@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container
 from contextlib import suppress
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import trio
 
@@ -19,7 +19,7 @@ from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import CarrierLimits
-from tunneld.net.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint, Peer
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, Takeover, TunnelContext
@@ -64,7 +64,7 @@ class MuxServerSide:
         self._context = context
         self._registry = self._port(context.services)
         self._key = self._registry.choose(_known_key(context), context.takeover.key)
-        self._carriers: dict[VisitorCarrier, Any] = {}  # each with its peer's address
+        self._carriers: dict[VisitorCarrier, Peer] = {}  # each with its peer's address
         self._accepting: list[VisitorCarrier] = []  # for new visitors; of equals, the newest is preferred
         self._queue = WaitQueue[Channel]()
         self._closed = False
@@ -168,7 +168,7 @@ class MuxServerSide:
         self._close_idle()
         self._queue.close()
 
-    def admit(self, carrier: VisitorCarrier, peer: Any, limit: int) -> None:
+    def admit(self, carrier: VisitorCarrier, peer: Peer, limit: int) -> None:
         """Add a carrier that has authenticated with this tunnel's key, unless there are `limit` already. Raises
         `NotAllowedError` or `LimitReachedError`; the carrier stays the caller's then.
         """

@@ -19,15 +19,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Container
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import trio
 
 from tunneld.backends.queue import WaitQueue
 from tunneld.engine.acceptor import peer_closed, peer_ended
 from tunneld.engine.engine import Engine, FailureCallback, Limiter, Registration, Relay, RelayEnd
+from tunneld.engine.handover import FlowState, RelayState
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
-from tunneld.net.endpoint import Endpoint, unmap
+from tunneld.net.endpoint import Endpoint, Peer, unmap
 from tunneld.net.sockets import bind_in_range, bind_port, taken_out
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import BackendServices, ServerConnection, ServerSideSnapshot, Takeover, TunnelContext
@@ -43,7 +44,7 @@ class ParkableConnection(ServerConnection, Protocol):
     """A connection of the hidden server that can be parked."""
 
     @property
-    def peer(self) -> Any:
+    def peer(self) -> Peer:
         """The address of the hidden server."""
 
     def watch(self, on_closed: Callable[[], None], on_failure: FailureCallback, /) -> Registration:
@@ -174,7 +175,7 @@ class TcpServerSide:
         self.trim(0)
         self._queue.close()
 
-    def _on_connection(self, connection: socket.socket, peer: Any) -> None:
+    def _on_connection(self, connection: socket.socket, peer: Peer) -> None:
         """The engine accepted a connection: refuse it, start its handshake, or park it."""
         handshakes = self._context.services.handshakes
         if reason := self._refusal(peer):
@@ -185,7 +186,7 @@ class TcpServerSide:
         else:
             self._admit(self._plain(connection, peer))
 
-    def _refusal(self, peer: Any) -> str:
+    def _refusal(self, peer: Peer) -> str:
         """Why a connection of this peer is refused; empty if it is not."""
         if reason := self._context.why_not_allowed(peer):
             return reason
@@ -193,7 +194,7 @@ class TcpServerSide:
             return f"limit of idle connections reached: {len(self._parked)} wait for visitors already"
         return ""
 
-    async def _handshake(self, connection: socket.socket, peer: Any) -> None:
+    async def _handshake(self, connection: socket.socket, peer: Peer) -> None:
         """Read the key and park the connection. Runs in a task of the `Handshakes`, which see for what it raises."""
         from tunneld.backends import keyed  # noqa: PLC0415  # needs the pump, as `Handshakes` do
 
@@ -222,7 +223,7 @@ class TcpServerSide:
                 keyed.close(transport)
                 raise
 
-    def _plain(self, connection: socket.socket, peer: Any) -> TcpServerConnection:
+    def _plain(self, connection: socket.socket, peer: Peer) -> TcpServerConnection:
         is_useless = peer_ended if self._context.persist else peer_closed
         return TcpServerConnection(self._context.engine, connection, peer, is_useless)
 
@@ -285,14 +286,15 @@ def _bind(context: TunnelContext) -> socket.socket:
 class TcpServerConnection:
     """A plain TCP connection of the hidden server, for one visitor. Implements `ParkableConnection`."""
 
-    __slots__ = ("_engine", "_is_useless", "peer", "socket")
+    __slots__ = ("_engine", "_is_useless", "_unsent", "peer", "socket")
 
     def __init__(
-        self, engine: Engine, connection: socket.socket, peer: Any, is_useless: Callable[[socket.socket], bool]
+        self, engine: Engine, connection: socket.socket, peer: Peer, is_useless: Callable[[socket.socket], bool]
     ) -> None:
         """`is_useless` tells, after an event, whether a parked connection is of no use to a visitor any more."""
         self._engine = engine
         self._is_useless = is_useless
+        self._unsent = b""  # bytes of `send` that the kernel has not taken
         self.socket = connection
         self.peer = peer
 
@@ -305,12 +307,16 @@ class TcpServerConnection:
 
         return self._engine.watch(self.socket, on_readable, on_failure)
 
-    def set_originator(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Peer | None) -> None:
         """Nothing: TCP cannot carry the visitor's address."""
 
     def send(self, data: bytes) -> None:
         """See `ServerConnection.send`. A PROXY header fits the empty send buffer of an unused connection."""
-        self.socket.send(data)
+        try:
+            sent = 0 if self._unsent else self.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        self._unsent += data[sent:]
 
     def join(
         self,
@@ -321,6 +327,10 @@ class TcpServerConnection:
         throttle: Limiter | None = None,
     ) -> Relay:
         """See `ServerConnection.join`. The engine takes both sockets."""
+        if self._unsent:
+            ahead = FlowState(moved=-len(self._unsent), held=self._unsent)  # not counted by the relay
+            state = RelayState(visitor, self.socket, ahead, FlowState(), linger)
+            return self._engine.import_relay(state, on_end=on_end, throttle=throttle)
         return self._engine.join(visitor, self.socket, linger=linger, on_end=on_end, throttle=throttle)
 
     def close(self) -> None:

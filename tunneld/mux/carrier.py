@@ -12,8 +12,6 @@ credit is granted only for bytes that a channel's handler has taken.
 
 from __future__ import annotations
 
-from typing import Any
-
 import structlog
 
 from tunneld.engine.pump import Pump
@@ -26,6 +24,7 @@ from tunneld.mux.limits import MAX_FRAMES_PER_TURN, PREAUTH_LIMIT, USER_TIMEOUT_
 from tunneld.mux.ping import PING_PROTOCOL, PingSession
 from tunneld.mux.send_buffer import SendBuffer
 from tunneld.mux.window import ReceiveWindow, WindowBudget
+from tunneld.net.endpoint import Peer
 from tunneld.wire.webmux.events import (
     Accepted,
     Broken,
@@ -146,7 +145,7 @@ class Carrier:
         self.mux.accept(channel.sid)
         self.schedule_flush()
 
-    def set_originator(self, channel: Channel, visitor: Any | None) -> None:
+    def set_originator(self, channel: Channel, visitor: Peer | None) -> None:
         """Does nothing: WebMUX has no message for it."""
 
     def send_capacity(self, channel: Channel) -> int:

@@ -13,14 +13,15 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.engine import Engine, FailureCallback, Limiter, Relay, RelayEnd
 from tunneld.errors import UsageError
-from tunneld.net.endpoint import Endpoint
+from tunneld.net.address import Address
+from tunneld.net.endpoint import Endpoint, Peer
 from tunneld.net.sockets import PortOrder
 from tunneld.policy.options import TunnelOptions
 
@@ -36,7 +37,7 @@ class Handshakes(Protocol):
         """For a handshake that begins now; None where this relay has no certificate."""
 
     def start(
-        self, connection: socket.socket, peer: Any, listener: str, handshake: Callable[[], Awaitable[None]], /
+        self, connection: socket.socket, peer: Peer, listener: str, handshake: Callable[[], Awaitable[None]], /
     ) -> None:
         """Run `handshake` for a new connection in a task of bounded time, or close the connection where there are too
         many unauthenticated ones. `listener` names the port in the log.
@@ -63,9 +64,6 @@ class BackendServices:
 
 NO_SERVICES = BackendServices()
 
-Peer = Any
-"""The address of a socket's peer, as `accept` returns it."""
-
 
 @dataclass(frozen=True, slots=True)
 class ServerSideSnapshot:
@@ -83,6 +81,7 @@ class Takeover:
 
     listeners: Sequence[socket.socket] = ()  # the new tunnel duplicates the ones whose port it gets
     key: str = ""  # in the server URI
+    addresses: Sequence[Address] = ()  # public ones
 
 
 NO_TAKEOVER = Takeover()
@@ -95,17 +94,17 @@ class TunnelContext:
     engine: Engine
     settings: TunnelSettings
     advertised_host: str
-    client_port: int  # of the client side
+    client_port: int  # the public port; 0 where visitors reach the tunnel by names alone
     services: BackendServices
     secure: str  # as in `TunnelOptions`
     persist: bool  # the tunnel serves many visitors, one after another
     former: Endpoint | None  # the server URI of the tunnel that this one replaces: to be used again where possible
     ports: PortOrder  # that it may get, beside the port of `former`
-    why_not_allowed: Callable[[Any], str]  # why this peer may not connect as the hidden server; empty: it may
+    why_not_allowed: Callable[[Peer], str]  # why this peer may not connect as the hidden server; empty: it may
     parking_capacity: Callable[[], int]  # how many server connections may be parked now
-    on_attached: Callable[[Any], None]  # with the peer's address
-    on_detached: Callable[[Any], None]  # the same
-    on_refused: Callable[[Any, str], None]  # with the peer's address and the reason
+    on_attached: Callable[[Peer], None]  # with the peer's address
+    on_detached: Callable[[Peer], None]  # the same
+    on_refused: Callable[[Peer, str], None]  # with the peer's address and the reason
     on_failure: FailureCallback  # with a bug in a callback
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
     takeover: Takeover = NO_TAKEOVER  # from the tunnel that this one replaces, which still serves
@@ -114,14 +113,14 @@ class TunnelContext:
 class ServerConnection(Protocol):
     """A connection to the hidden server for one visitor: a socket of its own, or a channel of a carrier."""
 
-    def set_originator(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Peer | None) -> None:
         """Set the address of the visitor, once and before anything else; None hides it. The
         backend passes it on to the hidden server if its protocol can.
         """
 
     def send(self, data: bytes) -> None:
-        """Send a few bytes of the relay's own (a PROXY header) ahead of the visitor's. Raises `OSError` where the
-        connection has failed.
+        """Send bytes ahead of those that `join` relays: a PROXY header, and what was read from the visitor already.
+        All of them are delivered, however little the connection takes now. Raises `OSError` where it has failed.
         """
 
     def join(
