@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, TypeVar, overload
+from typing import Generic, Self, TypeVar, overload
 
 import trio
 
@@ -38,14 +38,26 @@ class DescribedItems(Sequence[Item], Generic[T]):
         return self._describe(self._things[index])
 
 
-async def in_slices(things: Iterable[T]) -> AsyncIterator[list[T]]:
-    """The things, a few at a time. Other tasks run before each slice but the first, so that a long reply holds up
-    nothing.
+class InSlices(Generic[T]):
+    """An asynchronous iterator over lists of a few things each. Other tasks run between two lists, so that a long reply
+    holds up nothing.
     """
-    iterator = iter(things)
-    while part := list(islice(iterator, ITEMS_PER_SLICE)):
-        yield part
-        await trio.lowlevel.checkpoint()
+
+    def __init__(self, things: Iterable[T]) -> None:
+        self._things = iter(things)
+        self._has_begun = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[T]:
+        if self._has_begun:
+            await trio.lowlevel.checkpoint()
+        self._has_begun = True
+        part = list(islice(self._things, ITEMS_PER_SLICE))
+        if not part:
+            raise StopAsyncIteration
+        return part
 
 
 @dataclass(frozen=True, slots=True)

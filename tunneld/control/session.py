@@ -20,7 +20,7 @@ import trio
 from tunneld.config.schema import ControlSettings
 from tunneld.control.connection import LineConnection, PeerLeftError
 from tunneld.control.login import AUTH, MAX_LOGIN_FAILURES, LoginState
-from tunneld.control.reply import Execute, Reply, in_slices
+from tunneld.control.reply import Execute, InSlices, Reply
 from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.wire.lines import Item, Request, format_err, format_item, format_ok, parse_request
 
@@ -144,7 +144,7 @@ class ControlSession:
         closing: AbstractAsyncContextManager[Any] = aclosing(reply.stream) if reply.stream else nullcontext()
         async with closing:
             batch = bytearray()
-            async for part in in_slices(reply.items):
+            async for part in InSlices(reply.items):
                 batch += b"".join(map(format_item, part))
                 if len(batch) >= REPLY_BATCH:
                     await self.connection.send(batch)

@@ -6,6 +6,7 @@ takes the same time however many tunnels there are.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -66,7 +67,7 @@ class LocalDirectory:
     def __init__(self, settings: Callable[[], Settings], state: Path | None) -> None:
         """`state` is the directory of the file of reservations; None: they are kept in memory only."""
         self.reservations = Reservations(settings, state)
-        self.pool = PortPool(lambda: settings().tunnels.port_quarantine)
+        self.pool = PortPool(lambda: settings().tunnels.port_quarantine, random.randrange)
         self._records: dict[str, TunnelRecord] = {}  # by id, oldest first
         self._owned: dict[str, dict[str, TunnelRecord]] = {}  # by credential and id, oldest first
         self._named = RecordIndex[ReservationKey]()

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import structlog
+import trio
 
 from tunneld.config.schema import TunnelSettings
 from tunneld.directory.live import LiveTunnels
@@ -27,7 +29,7 @@ from tunneld.net.endpoint import is_wildcard
 from tunneld.policy.access import Grant, permit
 from tunneld.policy.limits import effective_limits
 from tunneld.policy.options import TunnelOptions, format_option
-from tunneld.policy.reservations import Reservation
+from tunneld.policy.reservations import Reservation, ReservationKey
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import BackendServices
 from tunneld.tunnel.spec import TunnelSpec
@@ -58,29 +60,42 @@ class TunnelOpener:
 
     def __init__(
         self,
+        settings: Callable[[], TunnelSettings],
         engine: Engine,
         events: Events,
         services: BackendServices,
         live: LiveTunnels,
         directory: Directory,
     ) -> None:
+        """`settings` is called for each tunnel, and raises `DrainingError` where none may be opened any more."""
+        self._settings = settings
         self._engine = engine
         self._events = events
         self._services = services
         self._live = live
         self._directory = directory
+        self._turns: dict[ReservationKey, trio.Lock] = {}
 
-    async def open(
-        self, settings: TunnelSettings, backend: str, options: TunnelOptions, requester: Requester
-    ) -> OpenedTunnel:
-        """Check, prepare and commit. Of several requests for one name, only one at a time may be here. Raises as
+    async def open(self, backend: str, options: TunnelOptions, requester: Requester) -> OpenedTunnel:
+        """Check, prepare and commit, one after another where several requests have the same name. Raises as
         `TunnelService.open_tunnel`.
         """
-        grant = requester.known_grant
-        owner, holder = (
-            port_owner(grant.name, requester.host),
-            reservation_key(options.name, grant.name, requester.host),
-        )
+        holder = reservation_key(options.name, requester.known_grant.name, requester.host)
+        if holder is None:
+            return await self._open(backend, options, requester, holder)
+        turn = self._turns.setdefault(holder, trio.Lock())
+        try:
+            async with turn:
+                return await self._open(backend, options, requester, holder)
+        finally:
+            if not turn.locked():
+                self._turns.pop(holder, None)
+
+    async def _open(
+        self, backend: str, options: TunnelOptions, requester: Requester, holder: ReservationKey | None
+    ) -> OpenedTunnel:
+        settings, grant = self._settings(), requester.known_grant
+        owner = port_owner(grant.name, requester.host)
         claim = await self._directory.claim(holder, owner, options.client_port, grant)
         tunnels = [tunnel for record in claim.records if (tunnel := self._live.find(record.id)) is not None]
         replaceable = [tunnel for tunnel in tunnels if tunnel.phase is not Phase.DRAINING]

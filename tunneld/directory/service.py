@@ -9,8 +9,7 @@ this node. How a tunnel is opened is in opening.py.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld.config.schema import Settings
+from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.local import LocalDirectory
 from tunneld.directory.opening import TunnelOpener, record_of
@@ -30,7 +29,6 @@ from tunneld.errors import DrainingError, EndedError, NoSuchTunnelError, Tunneld
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import EVERYBODY, Grant, bound_server_from
 from tunneld.policy.options import TunnelOptions
-from tunneld.policy.reservations import ReservationKey
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
@@ -65,8 +63,9 @@ class TunnelService:
         self.keys = keys if keys is not None else KeyRegistry()
         self._engine = engine
         self._services = BackendServices(backends, self.keys, handshakes)
-        self._opener = TunnelOpener(engine, self.events, self._services, self.live, self.directory)
-        self._turns: dict[ReservationKey, trio.Lock] = {}
+        self._opener = TunnelOpener(
+            self._tunnel_settings, engine, self.events, self._services, self.live, self.directory
+        )
         self._released_on_close: set[str] = set()  # ids of tunnels that lose their reservation when they close
         self._nursery: trio.Nursery
 
@@ -162,9 +161,7 @@ class TunnelService:
         Raises `DrainingError`, `LimitReachedError`, `ListenError`, `NotAllowedError`, `ShortageError` or `UsageError`,
         and changes nothing then.
         """
-        async with self._turn(reservation_key(options.name, requester.known_grant.name, requester.host)):
-            self._check_open()
-            opened = await self._opener.open(self.settings().tunnels, backend.lower(), options, requester)
+        opened = await self._opener.open(backend.lower(), options, requester)
         tunnel = opened.tunnel
         if opened.options.share:
             self._join(tunnel, opened.options, requester)
@@ -172,20 +169,6 @@ class TunnelService:
             await self._nursery.start(self._run, tunnel, opened.replaced)
             await self.directory.saved()
         return tunnel
-
-    @asynccontextmanager
-    async def _turn(self, holder: ReservationKey | None) -> AsyncIterator[None]:
-        """Wait for earlier requests of this holder."""
-        if holder is None:
-            yield
-            return
-        lock = self._turns.setdefault(holder, trio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.locked():
-                self._turns.pop(holder, None)
 
     async def join(self, reference: str, requester: Requester) -> Tunnel:
         """An agent that lost its control connection has reconnected, perhaps from another address: permit its server
@@ -253,12 +236,13 @@ class TunnelService:
                 tunnel.drain()
         self.reservations.retain(credentials)
 
-    def _check_open(self) -> None:
-        """Raise `DrainingError` where no tunnel may be opened any more."""
+    def _tunnel_settings(self) -> TunnelSettings:
+        """The settings for a new tunnel. Raises `DrainingError` where none may be opened any more."""
         if self.draining:
             raise DrainingError("could not open a tunnel: the relay is draining and accepts no new tunnels")
         if self.leaving:
             raise DrainingError("could not open a tunnel: the relay is restarting; try again in a moment")
+        return self.settings().tunnels
 
     # Handover to another process
 

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tunneld.control.commands import find_command
-from tunneld.control.reply import Execute, Reply, in_slices
+from tunneld.control.reply import Execute, InSlices, Reply
 from tunneld.errors import UsageError
 from tunneld.http.problems import http_error
 from tunneld.http.servlet import unique_parameters
@@ -64,7 +64,7 @@ async def _respond(request: HttpRequest, reply: Reply) -> Response | LineStream:
 
 async def _format_reply(reply: Reply) -> str:
     """The answer in JSON, with other tasks running in between where it is long."""
-    parts = [json.dumps(as_fields(item)) async for items in in_slices(reply.items) for item in items]
+    parts = [json.dumps(as_fields(item)) async for items in InSlices(reply.items) for item in items]
     return f'{{"text": {json.dumps(reply.text)}, "items": [{", ".join(parts)}]}}\n'
 
 

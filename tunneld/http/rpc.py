@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from tunneld.control.commands import COMMANDS, find_command, usage
 from tunneld.control.login import AUTH
-from tunneld.control.reply import Execute, in_slices
+from tunneld.control.reply import Execute, InSlices
 from tunneld.errors import TunneldError, UsageError
 from tunneld.http.problems import FAULTS, internal_problem, problem_of
 from tunneld.http.responses import log_bug
@@ -55,7 +55,7 @@ async def _call(request: HttpRequest, body: bytes, execute: Execute) -> bytes:
     reply = await execute_request(execute, parsed, caller_of(request.scope))
     if parsed.verb not in ANSWERS_WITH_ITEMS:
         return format_answer(reply.text)
-    values = [format_value(item) async for items in in_slices(reply.items) for item in items]
+    values = [format_value(item) async for items in InSlices(reply.items) for item in items]
     return format_array(values)
 
 

@@ -11,7 +11,6 @@ An owner is a credential, or, on a relay without credentials, the address of the
 from __future__ import annotations
 
 import math
-import random
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator
@@ -48,10 +47,12 @@ class FreePorts:
             self._count -= 1
             self._swap(port, self._count)
 
-    def shuffled(self) -> Iterator[int]:
-        """Every port once, in random order. The set must not change meanwhile."""
+    def drawn(self, draw: Callable[[int], int]) -> Iterator[int]:
+        """Every port once, in the order of a lottery: `draw(count)` returns a number below `count`. The set must not
+        change meanwhile.
+        """
         for left in range(self._count, 0, -1):
-            port = self._order[random.randrange(left)]
+            port = self._order[draw(left)]
             self._swap(port, left - 1)
             yield port
 
@@ -66,9 +67,12 @@ class FreePorts:
 class PortPool:
     """The ports of all tunnels of a relay, open or closed."""
 
-    def __init__(self, quarantine: Callable[[], float]) -> None:
-        """`quarantine` returns the seconds for which a freed port is kept from other owners."""
+    def __init__(self, quarantine: Callable[[], float], draw: Callable[[int], int]) -> None:
+        """`quarantine` returns the seconds for which a freed port is kept from other owners, `draw(count)` a random
+        number below `count`.
+        """
         self._quarantine = quarantine
+        self._draw = draw
         self._free = FreePorts(range(0))
         self._taken: dict[int, dict[Owner, int]] = {}  # how often: a draining tunnel can have the port of its successor
         self._freed = OrderedDict[int, tuple[Owner, float]]()  # the last owner, and when: in quarantine, oldest first
@@ -104,13 +108,15 @@ class PortPool:
     def candidates(self, ports: range, now: float) -> Iterator[int]:
         """The ports of a range that no tunnel has, for a new one: those that are free in random order, then those in
         quarantine, in the order in which they were freed.
+
+        At random, so that the newest tunnel cannot be found by counting ports.
         """
         self._expire(now)
         if self._free.ports != ports:
             self._free = FreePorts(ports)
             for port in (*self._taken, *self._freed):
                 self._free.remove(port)
-        yield from self._free.shuffled()
+        yield from self._free.drawn(self._draw)
         yield from [port for port in self._freed if port in ports]
 
     def is_open_to(self, port: int, owner: Owner, now: float) -> bool:

@@ -144,8 +144,9 @@ class Kind(ABC):
 
 class PortKind(Kind):
     def make(self, snapshot: IngressSnapshot | None = None, takeover: Takeover = NO_TAKEOVER) -> Ingress:
-        port = {"client_port": str(each.getsockname()[1]) for each in takeover.listeners}
-        return PortIngress(spec(**port), spec().limits, snapshot, takeover)
+        ports = [str(listener.getsockname()[1]) for listener in takeover.listeners]
+        made = spec(client_port=ports[0]) if ports else spec()
+        return PortIngress(made, made.limits, snapshot, takeover)
 
     async def visit(self, ingress: Ingress, said: bytes) -> trio.SocketStream | None:
         try:
