@@ -15,6 +15,7 @@ import trio
 
 from tunneld.backends.queue import WaitQueue
 from tunneld.config import schema
+from tunneld.engine.budget import CostShare, TurnBudget
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
@@ -63,7 +64,8 @@ class MuxServerSide:
         """Choose a key."""
         self._context = context
         self._registry = self._port(context.services)
-        self._key = self._registry.choose(_known_key(context), context.takeover.key)
+        known, scheme = _known_key(context, self._registry.scheme(self.backend))
+        self.key = self._registry.choose(self.backend, known, scheme, context.takeover.key)
         self._carriers: dict[VisitorCarrier, Peer] = {}  # each with its peer's address
         self._accepting: list[VisitorCarrier] = []  # for new visitors; of equals, the newest is preferred
         self._queue = WaitQueue[Channel]()
@@ -71,12 +73,12 @@ class MuxServerSide:
 
     def start(self, _nursery: trio.Nursery) -> None:
         """See `ServerSide.start`. Carriers with its key are assigned to this tunnel from now on."""
-        self._registry.register(self, self._key)
+        self._registry.register(self)
 
     @property
     def takeover(self) -> Takeover:
         """See `ServerSide.takeover`."""
-        return Takeover(key=self._key)
+        return Takeover(key=self.key)
 
     @classmethod
     def check(cls, services: BackendServices, options: TunnelOptions) -> None:
@@ -99,7 +101,7 @@ class MuxServerSide:
     @property
     def uri(self) -> Endpoint:
         """The server URI, with the key by which a carrier is assigned to this tunnel."""
-        return self._registry.uri(self.backend, self._context.advertised_host, self._key)
+        return self._registry.uri(self.backend, self._context.advertised_host, self.key)
 
     @property
     def parked(self) -> int:
@@ -117,11 +119,6 @@ class MuxServerSide:
         return bool(self._carriers) and not self.live_connections
 
     @property
-    def key(self) -> str:
-        """The key of the server URI."""
-        return self._key
-
-    @property
     def carriers(self) -> Collection[VisitorCarrier]:
         """All carriers."""
         return self._carriers.keys()
@@ -130,6 +127,10 @@ class MuxServerSide:
     def client_port(self) -> int:
         """The port that visitors connect to."""
         return self._context.client_port
+
+    def share(self, budget: TurnBudget) -> CostShare:
+        """The share of the pump's turns that all carriers of the tunnel's owner have together."""
+        return self._context.tenant.share(budget)
 
     def dial_nowait(self) -> Channel:
         """A channel on the least loaded carrier; the caller owns it. Raises `trio.WouldBlock` if there is none."""
@@ -157,14 +158,14 @@ class MuxServerSide:
         self._closed = True
         for carrier in list(self._carriers):
             carrier.close("the relay is restarting")
-        return ServerSideSnapshot(key=self._key)
+        return ServerSideSnapshot(key=self.key, scheme=self._registry.scheme(self.backend))
 
     def close(self) -> None:
         """Admit no carriers, close idle ones, and close the remaining ones when their last visitor has left.
         Idempotent.
         """
         self._closed = True
-        self._registry.unregister(self, self._key)
+        self._registry.unregister(self)
         self._close_idle()
         self._queue.close()
 
@@ -245,11 +246,14 @@ def carrier_limits(settings: schema.WebMuxSettings | schema.SshSettings, memory:
     )
 
 
-def _known_key(context: TunnelContext) -> str:
-    """The key that the hidden server may know already; empty if there is none."""
+def _known_key(context: TunnelContext, scheme: str) -> tuple[str, str]:
+    """The key that the hidden server may know already, and the scheme of its server URI; empty if there is none.
+
+    `scheme` is the present one, which a snapshot of an earlier version does not name.
+    """
     if context.snapshot is not None:
-        return context.snapshot.key
-    return context.former.key if context.former is not None else ""
+        return context.snapshot.key, context.snapshot.scheme or scheme
+    return (context.former.key, context.former.scheme) if context.former is not None else ("", "")
 
 
 def _rank(carrier: VisitorCarrier) -> tuple[bool, bool, int]:

@@ -109,6 +109,14 @@ class LiveTunnels:
         if record.server.key:
             self._by_key[record.server.key] = tunnel
 
+    def update(self, record: TunnelRecord) -> None:
+        """The server URI of a tunnel has changed."""
+        tunnel, former = self._tunnels[record.id], self._records[record.id].server.key
+        self._records[record.id] = record
+        if self._by_key.get(former) is tunnel:
+            del self._by_key[former]
+            self._by_key[record.server.key] = tunnel
+
     def remove(self, tunnel: Tunnel) -> TunnelRecord:
         """Remove a tunnel that has closed, and keep its counters. Returns its record."""
         del self._tunnels[tunnel.id]

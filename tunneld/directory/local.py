@@ -32,31 +32,31 @@ MAX_PORT_DIGITS = 5
 K = TypeVar("K")
 
 
-class RecordIndex(Generic[K]):
-    """The records with each key, oldest first."""
+class TunnelIndex(Generic[K]):
+    """The ids of the tunnels with each key, oldest first."""
 
     def __init__(self) -> None:
-        self._records: dict[K, list[TunnelRecord]] = {}
+        self._ids: dict[K, list[str]] = {}
 
-    def add(self, key: K, record: TunnelRecord) -> None:
-        """Add a record, the newest with this key."""
-        self._records.setdefault(key, []).append(record)
+    def add(self, key: K, tunnel: str) -> None:
+        """Add a tunnel, the newest with this key."""
+        self._ids.setdefault(key, []).append(tunnel)
 
-    def remove(self, key: K, record: TunnelRecord) -> None:
-        """Remove a record."""
-        records = self._records[key]
-        records.remove(record)
-        if not records:
-            del self._records[key]
+    def remove(self, key: K, tunnel: str) -> None:
+        """Remove a tunnel."""
+        ids = self._ids[key]
+        ids.remove(tunnel)
+        if not ids:
+            del self._ids[key]
 
-    def all(self, key: K) -> Sequence[TunnelRecord]:
-        """The records with this key, oldest first."""
-        return self._records.get(key, ())
+    def all(self, key: K) -> Sequence[str]:
+        """The tunnels with this key, oldest first."""
+        return self._ids.get(key, ())
 
-    def newest(self, key: K) -> TunnelRecord | None:
-        """The newest record with this key."""
-        records = self._records.get(key)
-        return records[-1] if records else None
+    def newest(self, key: K) -> str:
+        """The newest tunnel with this key; empty if there is none."""
+        ids = self._ids.get(key)
+        return ids[-1] if ids else ""
 
 
 class LocalDirectory:
@@ -69,10 +69,10 @@ class LocalDirectory:
         self.reservations = Reservations(settings, state)
         self.pool = PortPool(lambda: settings().tunnels.port_quarantine, random.randrange)
         self._records: dict[str, TunnelRecord] = {}  # by id, oldest first
-        self._owned: dict[str, dict[str, TunnelRecord]] = {}  # by credential and id, oldest first
-        self._named = RecordIndex[ReservationKey]()
-        self._by_address = RecordIndex[Address]()
-        self._by_uri = RecordIndex[Endpoint | str]()  # client URI; server URI, or its key where it has one
+        self._owned: dict[str, dict[str, None]] = {}  # ids by credential, oldest first
+        self._named = TunnelIndex[ReservationKey]()
+        self._by_address = TunnelIndex[Address]()
+        self._by_uri = TunnelIndex[Endpoint | str]()  # client URI; server URI, or its key where it has one
         self._ended: dict[Endpoint, tuple[str, str]] = {}  # by server URI: credential, and how the tunnel was ended
 
     # Look-ups
@@ -83,19 +83,19 @@ class LocalDirectory:
         """
         if "://" in reference:
             endpoint = Endpoint.parse(reference.strip())
-            return self._by_uri.newest(endpoint.key or endpoint)
+            return self._records.get(self._by_uri.newest(endpoint.key or endpoint))
         record = self._records.get(reference.lower())
         if record is None and reference.isascii() and reference.isdigit() and len(reference) <= MAX_PORT_DIGITS:
-            return self._by_address.newest(Port(int(reference)))
+            return self._records.get(self._by_address.newest(Port(int(reference))))
         return record
 
     async def held_by(self, holder: ReservationKey | None) -> Sequence[TunnelRecord]:
         """See `Directory.held_by`."""
-        return [*self._named.all(holder)] if holder is not None else ()
+        return [self._records[tunnel] for tunnel in self._named.all(holder)] if holder is not None else ()
 
     async def list(self, owner: str | None = None) -> Sequence[TunnelRecord]:
         """See `Directory.list`."""
-        return [*(self._records if owner is None else self._owned.get(owner, {})).values()]
+        return [self._records[tunnel] for tunnel in (self._records if owner is None else self._owned.get(owner, ()))]
 
     async def claim(self, holder: ReservationKey | None, owner: Owner, port: int | None, grant: Grant) -> AddressClaim:
         """See `Directory.claim`."""
@@ -112,23 +112,29 @@ class LocalDirectory:
         """See `Directory.ports`."""
         return PortChoice(self.pool, self.reservations.table, owner, trio.current_time)
 
+    def ports_held(self, owner: Owner, ports: range) -> int:
+        """See `Directory.ports_held`. The ports of tunnels from before a reload that changed the range count, too."""
+        reserved = {port for each in self.reservations.table.kept_by(owner) for port in each.ports if port in ports}
+        return self.pool.count_of(owner) + len(reserved)
+
     # Changes
 
     async def open(self, record: TunnelRecord, claim: AddressClaim | None = None) -> None:
         """See `Directory.open`. Without a `claim`, the tunnel was open in another process."""
         self._records[record.id] = record
-        self._owned.setdefault(record.owner, {})[record.id] = record
-        self._by_uri.add(record.client, record)
-        self._by_uri.add(record.server.key or record.server, record)
+        self._owned.setdefault(record.owner, {})[record.id] = None
+        self._by_uri.add(record.client, record.id)
+        self._by_uri.add(record.server.key or record.server, record.id)
         for address in record.addresses:
-            self._by_address.add(address, record)
-        for port in _ports(record):
+            self._by_address.add(address, record.id)
+        for port in record.ports:
             self.pool.take(port, record.port_owner)
         self._ended.pop(record.server, None)  # a plain tcp tunnel may get the server URI of an ended one
         if (holder := record.holder) is not None:
-            self._named.add(holder, record)
-            reservation = Reservation(holder, record.backend, record.addresses, record.server)
-            self.reservations.hold(record.id, reservation, claim.superseded if claim is not None else None)
+            self._named.add(holder, record.id)
+            self.reservations.hold(
+                record.id, _reservation(record, holder), claim.superseded if claim is not None else None
+            )
 
     async def remove(self, record: TunnelRecord, *, keep: bool | None) -> None:
         """See `Directory.remove`."""
@@ -136,15 +142,26 @@ class LocalDirectory:
         del self._owned[record.owner][record.id]
         if not self._owned[record.owner]:
             del self._owned[record.owner]
-        self._by_uri.remove(record.client, record)
-        self._by_uri.remove(record.server.key or record.server, record)
+        self._by_uri.remove(record.client, record.id)
+        self._by_uri.remove(record.server.key or record.server, record.id)
         for address in record.addresses:
-            self._by_address.remove(address, record)
-        for port in _ports(record):
+            self._by_address.remove(address, record.id)
+        for port in record.ports:
             self.pool.give_back(port, record.port_owner, trio.current_time())
         if (holder := record.holder) is not None:
-            self._named.remove(holder, record)
+            self._named.remove(holder, record.id)
             self.reservations.on_closed(record.id, holder, keep=keep)
+
+    async def update(self, record: TunnelRecord) -> None:
+        """See `Directory.update`. Nothing where it has closed meanwhile."""
+        former = self._records.get(record.id)
+        if former is None:
+            return
+        self._records[record.id] = record
+        self._by_uri.remove(former.server.key or former.server, record.id)
+        self._by_uri.add(record.server.key or record.server, record.id)
+        if (holder := record.holder) is not None and self._named.newest(holder) == record.id:
+            self.reservations.table.hold(_reservation(record, holder))
 
     async def note_end(self, server: Endpoint, owner: str, reason: str) -> None:
         """See `Directory.note_end`."""
@@ -161,7 +178,5 @@ class LocalDirectory:
         await self.reservations.saved()
 
 
-def _ports(record: TunnelRecord) -> set[int]:
-    """The ports of a tunnel, on both sides. A shared port is among them; no tunnel is ever given that."""
-    public = {address.number for address in record.addresses if isinstance(address, Port)}
-    return public | {record.server.port}
+def _reservation(record: TunnelRecord, holder: ReservationKey) -> Reservation:
+    return Reservation(holder, record.backend, record.addresses, record.server)

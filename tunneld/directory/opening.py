@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 import structlog
 import trio
 
-from tunneld.config.schema import TunnelSettings
+from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.record import AddressClaim, Directory, TunnelRecord, port_owner, reservation_key
 from tunneld.directory.requester import Requester
@@ -29,10 +29,13 @@ from tunneld.net.endpoint import is_wildcard
 from tunneld.policy.access import Grant, permit
 from tunneld.policy.limits import effective_limits
 from tunneld.policy.options import TunnelOptions, format_option
+from tunneld.policy.places import check_share
+from tunneld.policy.ports import Owner
 from tunneld.policy.reservations import Reservation, ReservationKey
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import BackendServices
 from tunneld.tunnel.spec import TunnelSpec
+from tunneld.tunnel.tenants import Tenants
 from tunneld.tunnel.tunnel import Phase, Tunnel
 
 log = structlog.get_logger("service")
@@ -60,18 +63,20 @@ class TunnelOpener:
 
     def __init__(
         self,
-        settings: Callable[[], TunnelSettings],
+        settings: Callable[[], Settings],
         engine: Engine,
         events: Events,
         services: BackendServices,
+        tenants: Tenants,
         live: LiveTunnels,
         directory: Directory,
     ) -> None:
-        """`settings` is called for each tunnel, and raises `DrainingError` where none may be opened any more."""
+        """`settings` is called for each request, and raises `DrainingError` where none may be opened any more."""
         self._settings = settings
         self._engine = engine
         self._events = events
         self._services = services
+        self._tenants = tenants
         self._live = live
         self._directory = directory
         self._turns: dict[ReservationKey, trio.Lock] = {}
@@ -109,15 +114,30 @@ class TunnelOpener:
         if (shared := _shared(current, permitted)) is not None:
             check_agrees(shared, backend, permitted, options, grant)
             return OpenedTunnel(shared, permitted, is_new=False)
-        spec = self._resolve(backend, permitted, options, requester, claim, settings)
+        self._check_share(settings, grant, backend, owner, opened, claim)
+        spec = self._resolve(backend, permitted, options, requester, claim, settings.tunnels)
         if claim.refusal:
             raise LimitReachedError(claim.refusal)
-        _check_room(settings, len(self._live) - len(replaceable))
+        _check_room(settings.tunnels, len(self._live) - len(replaceable))
         tunnel = self._prepare(spec, claim.reservation, permitted.client_port, current)
         await self._commit(tunnel, record_of(tunnel, self._directory.node, grant.name), claim)
         if current is not None:
             current.give_way("replaced by a new tunnel of the same name and owner")
         return OpenedTunnel(tunnel, permitted, is_new=True, replaced=current)
+
+    def _check_share(
+        self, settings: Settings, grant: Grant, backend: str, owner: Owner, opened: int, claim: AddressClaim
+    ) -> None:
+        """Raise `LimitReachedError` where one more tunnel would be more than its share of all tunnels or ports.
+        `opened` is the number of open tunnels of the credential.
+        """
+        share, ports = settings.control.credential_share, settings.tunnels.port_range
+        if grant.max_tunnels is None:
+            check_share(grant, "tunnel", opened + 1, settings.tunnels.max_tunnels, share)
+        if ports[0] and claim.reservation is None:
+            needed = 2 if backend == "tcp" else 1
+            wanted = self._directory.ports_held(owner, ports) + needed
+            check_share(grant, "port", wanted, max(len(ports), 2 * needed), share)
 
     def _resolve(
         self,
@@ -144,6 +164,7 @@ class TunnelOpener:
             former_uri=address.server if address is not None else None,
             ports=self._directory.ports(port_owner(grant.name, requester.host)),
             asked_from=requested.server_from,
+            tenant=self._tenants.of(grant.name, requester.host),
             uid=uuid.uuid4().hex,
             generation=max((record.generation for record in claim.records), default=0) + 1,
             grant=grant,
@@ -190,12 +211,26 @@ def record_of(tunnel: Tunnel, node: str, owner: str) -> TunnelRecord:
         name=spec.options.name,
         backend=spec.backend,
         server=tunnel.server_uri,
+        ports=tuple(listener.getsockname()[1] for listener in tunnel.takeover.listeners),
         client=tunnel.client_uri,
         addresses=tunnel.addresses,
         node=node,
         generation=spec.generation,
         opened=time.time() - tunnel.age,
     )
+
+
+def announce(events: Events, tunnel: Tunnel, record: TunnelRecord) -> None:
+    """Publish and log that a tunnel is open."""
+    fields = {
+        "backend": record.backend,
+        "server": str(record.server),
+        "client": str(record.client),
+        "owner": tunnel.spec.owner,
+        "name": record.name,
+    }
+    events.publish("opened", id=record.id, **fields)
+    log.info("tunnel opened", tunnel=record.id, **{**fields, "server": record.server.without_key})
 
 
 def _check_room(settings: TunnelSettings, count: int) -> None:

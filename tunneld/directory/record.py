@@ -34,6 +34,7 @@ class TunnelRecord:
     server: Endpoint = field(repr=False)  # the server URI, with its key, a secret
     client: Endpoint  # the first public URI
     addresses: tuple[Address, ...]  # the public addresses
+    ports: tuple[int, ...]  # of its own, on both sides
     node: str
     generation: int  # of the tunnels with its name and owner; a later tunnel has a larger one
     opened: float  # seconds since 1970
@@ -101,8 +102,14 @@ class Directory(Protocol):
     async def saved(self) -> None:
         """Wait until all changes so far would survive a power cut, or cannot be stored."""
 
+    async def update(self, record: TunnelRecord) -> None:
+        """The server URI of a tunnel has changed: a reload moved a shared port, or gave it another scheme."""
+
     def ports(self, owner: Owner) -> PortChoice:
         """The ports that a new tunnel of this owner may get."""
+
+    def ports_held(self, owner: Owner, ports: range) -> int:
+        """How many of these ports an owner has, for tunnels that are open and reserved for ones that are not."""
 
 
 def reservation_key(name: str, credential: str, host: str) -> ReservationKey | None:

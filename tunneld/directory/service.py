@@ -17,22 +17,24 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.config.schema import Settings
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.local import LocalDirectory
-from tunneld.directory.opening import TunnelOpener, record_of
+from tunneld.directory.opening import TunnelOpener, announce, record_of
 from tunneld.directory.record import TunnelRecord, port_owner, reservation_key
 from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import Reservations
 from tunneld.engine.engine import Engine
 from tunneld.errors import DrainingError, EndedError, NoSuchTunnelError, TunneldError
 from tunneld.net.endpoint import Endpoint
+from tunneld.net.sockets import descriptors_for_tunnels
 from tunneld.policy.access import EVERYBODY, Grant, bound_server_from
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
+from tunneld.tunnel.tenants import Tenants
 from tunneld.tunnel.tunnel import STOPPED, Phase, Tunnel
 
 log = structlog.get_logger("service")
@@ -63,8 +65,15 @@ class TunnelService:
         self.keys = keys if keys is not None else KeyRegistry()
         self._engine = engine
         self._services = BackendServices(backends, self.keys, handshakes)
+        self._tenants = Tenants(settings, descriptors_for_tunnels())
         self._opener = TunnelOpener(
-            self._tunnel_settings, engine, self.events, self._services, self.live, self.directory
+            self._settings_for_opening,
+            engine,
+            self.events,
+            self._services,
+            self._tenants,
+            self.live,
+            self.directory,
         )
         self._released_on_close: set[str] = set()  # ids of tunnels that lose their reservation when they close
         self._nursery: trio.Nursery
@@ -96,7 +105,7 @@ class TunnelService:
         record = await self.directory.find(reference)
         if "://" in reference:
             endpoint = Endpoint.parse(reference.strip())
-            if record is None or endpoint not in {self.server_uri(record), record.client}:
+            if record is None or endpoint not in {record.server, record.client}:
                 record = None
                 await self._check_not_ended(endpoint, grant)
         if record is None or not _may_see(grant, record.owner):
@@ -116,11 +125,6 @@ class TunnelService:
         """The tunnel on this node with this reference. Raises as `find` and `local`."""
         return self.local(await self.find(reference, grant))
 
-    def server_uri(self, record: TunnelRecord) -> Endpoint:
-        """The server URI of a tunnel now: a reload may have moved a shared port since it was opened."""
-        tunnel = self.live.find(record.id) if record.node == self.directory.node else None
-        return tunnel.server_uri if tunnel is not None else record.server
-
     async def find_named(self, name: str, requester: Requester) -> Tunnel | None:
         """The requester's own open tunnel with this name."""
         holder = reservation_key(name, requester.known_grant.name, requester.host)
@@ -135,7 +139,7 @@ class TunnelService:
         """
         endpoint = Endpoint.parse(uri.strip())
         record = await self.directory.find(str(endpoint))
-        if record is not None and self.server_uri(record) != endpoint:
+        if record is not None and record.server != endpoint:
             record = None
         draining = record is not None and self.local(record).phase is Phase.DRAINING
         if record is None or draining:
@@ -216,7 +220,7 @@ class TunnelService:
         """
         reason = f"{action} by request" + (f" of {grant.name}" if grant.name else "")
         if not reopen:
-            await self.directory.note_end(self.server_uri(record), record.owner, f"tunnel {record.id} was {reason}")
+            await self.directory.note_end(record.server, record.owner, f"tunnel {record.id} was {reason}")
         return reason
 
     async def drain(self) -> None:
@@ -236,13 +240,22 @@ class TunnelService:
                 tunnel.drain()
         self.reservations.retain(credentials)
 
-    def _tunnel_settings(self) -> TunnelSettings:
-        """The settings for a new tunnel. Raises `DrainingError` where none may be opened any more."""
+    def refresh_records(self) -> None:
+        """A reload has moved shared ports, or given them another scheme: update the server URIs in the directory."""
+        for tunnel in self.tunnels():
+            record = self.live.record_of(tunnel.id)
+            if record.server != tunnel.server_uri:
+                record = replace(record, server=tunnel.server_uri)
+                self.live.update(record)
+                self._nursery.start_soon(self.directory.update, record)
+
+    def _settings_for_opening(self) -> Settings:
+        """The settings in force. Raises `DrainingError` where none may be opened any more."""
         if self.draining:
             raise DrainingError("could not open a tunnel: the relay is draining and accepts no new tunnels")
         if self.leaving:
             raise DrainingError("could not open a tunnel: the relay is restarting; try again in a moment")
-        return self.settings().tunnels
+        return self.settings()
 
     # Handover to another process
 
@@ -270,8 +283,12 @@ class TunnelService:
         for port, former, seconds in snapshot.quarantined:
             self.directory.pool.restore(port, former, trio.current_time() - seconds)
         for owner, one in snapshot.tunnels:
-            ports = self.directory.ports(port_owner(owner, one.spec.requester_host))
-            spec = replace(one.spec, services=self._services, ports=ports)
+            spec = replace(
+                one.spec,
+                services=self._services,
+                ports=self.directory.ports(port_owner(owner, one.spec.requester_host)),
+                tenant=self._tenants.of(owner, one.spec.requester_host),
+            )
             try:
                 self._services.backend(spec.backend).check(self._services, spec.options)
                 tunnel = Tunnel(spec, self._engine, self.events, one)
@@ -305,7 +322,7 @@ class TunnelService:
                 task_status.started()
                 return
             if is_new:
-                self._announce(tunnel)
+                announce(self.events, tunnel, self.live.record_of(tunnel.id))
             await tunnel.run(task_status=task_status)
         except Exception as error:
             tunnel.fail(error)
@@ -325,18 +342,6 @@ class TunnelService:
             self._released_on_close.discard(tunnel.id)
             return False
         return None if self.draining or tunnel.reason == STOPPED else True
-
-    def _announce(self, tunnel: Tunnel) -> None:
-        record = self.live.record_of(tunnel.id)
-        fields = {
-            "backend": record.backend,
-            "server": str(record.server),
-            "client": str(record.client),
-            "owner": tunnel.spec.owner,
-            "name": record.name,
-        }
-        self.events.publish("opened", id=record.id, **fields)
-        log.info("tunnel opened", tunnel=record.id, **{**fields, "server": record.server.without_key})
 
 
 def _may_see(grant: Grant, owner: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Iterator
 
 from tunneld.errors import LimitReachedError
@@ -75,11 +75,13 @@ class PortPool:
         self._draw = draw
         self._free = FreePorts(range(0))
         self._taken: dict[int, dict[Owner, int]] = {}  # how often: a draining tunnel can have the port of its successor
+        self._by_owner = Counter[Owner]()  # how many of these ports, each counted once
         self._freed = OrderedDict[int, tuple[Owner, float]]()  # the last owner, and when: in quarantine, oldest first
 
     def take(self, port: int, owner: Owner) -> None:
         """A tunnel of `owner` has opened on this port."""
         owners = self._taken.setdefault(port, {})
+        self._by_owner[owner] += owner not in owners
         owners[owner] = owners.get(owner, 0) + 1
         self._freed.pop(port, None)
         self._free.remove(port)
@@ -90,6 +92,9 @@ class PortPool:
         owners[owner] -= 1
         if not owners[owner]:
             del owners[owner]
+            self._by_owner[owner] -= 1
+            if not self._by_owner[owner]:
+                del self._by_owner[owner]
         if not owners:
             del self._taken[port]
             self.restore(port, owner, now)
@@ -104,6 +109,10 @@ class PortPool:
         """The ports in quarantine, oldest first: each with its last owner and the seconds since it was freed."""
         self._expire(now)
         return [(port, owner, now - freed_at) for port, (owner, freed_at) in self._freed.items()]
+
+    def count_of(self, owner: Owner) -> int:
+        """How many ports the open tunnels of an owner have."""
+        return self._by_owner[owner]
 
     def candidates(self, ports: range, now: float) -> Iterator[int]:
         """The ports of a range that no tunnel has, for a new one: those that are free in random order, then those in

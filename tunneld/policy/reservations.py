@@ -57,6 +57,11 @@ class Reservation:
         return frozenset((*self.addresses, Port(self.server.port)))
 
     @property
+    def ports(self) -> frozenset[int]:
+        """The ports among them."""
+        return frozenset(address.number for address in self.held if isinstance(address, Port))
+
+    @property
     def client_port(self) -> int | None:
         """The first public port; None where visitors reach the tunnel by names alone."""
         return next((address.number for address in self.addresses if isinstance(address, Port)), None)
@@ -106,6 +111,10 @@ class ReservationTable:
     def holding(self, address: Address) -> Collection[Reservation]:
         """All reservations that hold this address: as a public one, or as the port of the server URI."""
         return self._by_address.get(address, {}).values()
+
+    def kept_by(self, owner: tuple[str, str]) -> Collection[Reservation]:
+        """The reservations of this owner for tunnels that are closed."""
+        return self._kept.get(owner, {}).values()
 
     def hold(self, record: Reservation) -> None:
         """The tunnel of this holder is open at this address: the reservation does not expire."""

@@ -1,4 +1,8 @@
-"""Keys of server URIs: on a port that many tunnels share, a hidden server presents the key of its tunnel."""
+"""Keys of server URIs: on a port that many tunnels share, a hidden server presents the key of its tunnel.
+
+A key is valid for the scheme with which it was handed out. One that crossed the network in clear is never accepted in
+TLS, where a hidden server counts as authenticated by its key wherever it connects from.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,9 @@ KEY_BYTES = 18
 class Keyed(Protocol):
     """A server side behind a shared port."""
 
+    key: str
+    """The key of its server URI, which the registry replaces when the scheme changes."""
+
     @property
     def backend(self) -> str:
         """The name of its backend. A hidden server of another backend does not find it."""
@@ -28,8 +35,17 @@ class KeyRegistry:
         self._sides: dict[str, Keyed] = {}  # by key
 
     def set_port(self, backend: str, scheme: str, port: int) -> None:
-        """Set the shared port of a backend; the server URIs of all its tunnels follow. 0: it has none any more."""
+        """Set the shared port of a backend; the server URIs of all its tunnels follow. 0: it has none any more.
+
+        With another scheme, all of its tunnels get new keys. Their connections stay.
+        """
+        former = self.scheme(backend)
         self._ports[backend] = scheme, port
+        if former != scheme:
+            for side in [side for side in self._sides.values() if side.backend == backend]:
+                del self._sides[side.key]
+                side.key = _new_key()
+                self._sides[side.key] = side
 
     def check(self, backend: str) -> None:
         """Raise `UsageError` where the backend has no port on this relay."""
@@ -48,22 +64,21 @@ class KeyRegistry:
         scheme, port = self._ports.get(backend, (backend, 0))
         return Endpoint(scheme, host, port, key)
 
-    def choose(self, key: str = "", taken_over: str = "") -> str:
-        """The key for a new server side: `key`, which it had before, if that is free or the one of the tunnel that it
-        replaces (`taken_over`), otherwise a new one.
+    def choose(self, backend: str, key: str = "", scheme: str = "", taken_over: str = "") -> str:
+        """The key for a new server side: `key`, which it had before in a server URI with this `scheme`, if the scheme
+        is the same, and the key is free or that of the tunnel that is replaced (`taken_over`); otherwise a new one.
         """
-        if not key or key.startswith("-") or (key in self._sides and key != taken_over):
-            return _new_key()
-        return key
+        is_free = key not in self._sides or key == taken_over
+        return key if key and is_free and scheme == self.scheme(backend) and not key.startswith("-") else _new_key()
 
-    def register(self, side: Keyed, key: str) -> None:
-        """Register a server side with the key that was chosen for it, in place of the one that it replaces."""
-        self._sides[key] = side
+    def register(self, side: Keyed) -> None:
+        """Register a server side with its key, in place of the one that it replaces."""
+        self._sides[side.key] = side
 
-    def unregister(self, side: Keyed, key: str) -> None:
+    def unregister(self, side: Keyed) -> None:
         """Remove a server side that has closed. Idempotent, and harmless once a successor has the key."""
-        if self._sides.get(key) is side:
-            del self._sides[key]
+        if self._sides.get(side.key) is side:
+            del self._sides[side.key]
 
     def find(self, key: str) -> Keyed | None:
         """The server side with this key."""

@@ -11,6 +11,7 @@ from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.limits import EffectiveLimits, effective_limits
 from tunneld.policy.options import ANYWHERE, Anywhere, TunnelOptions
 from tunneld.tunnel.server_side import NO_SERVICES, BackendServices
+from tunneld.tunnel.tenants import Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class TunnelSpec:
     former_uri: Endpoint | None = None  # the server URI of the tunnel that it replaces
     ports: PortOrder = ANY_PORT  # that it may get
     asked_from: Network | Anywhere | None = None  # `server_from` as requested, before the grant bounded it
+    tenant: Tenant = field(default_factory=Tenant)  # the owner's, shared by all its tunnels
     uid: str = ""  # globally unique
     generation: int = 1  # of the tunnels with its name and owner
     grant: InitVar[Grant] = EVERYBODY
