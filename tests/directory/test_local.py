@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -115,9 +116,10 @@ async def test_nothing_is_left_of_closed_tunnels() -> None:
 
 
 def sizes(directory: LocalDirectory) -> dict[str, list[object]]:
-    indexes = (directory._named, directory._by_address, directory._by_uri)
-    found: dict[str, list[object]] = {f"index {number}": [*index._ids] for number, index in enumerate(indexes)}
-    return found | {
+    return {
+        "names": [*directory._named._ids],
+        "addresses": [*directory._by_address._ids],
+        "uris": [*directory._by_uri._ids],
         "records": [*directory._records],
         "owners": [*directory._owned],
         "reservations": [*directory.reservations.table],
@@ -151,7 +153,7 @@ async def test_ports_of_open_and_of_reserved_tunnels_are_held() -> None:
 class CountingKey(str):
     """A key that counts how often keys are compared or hashed."""
 
-    operations = Counter[str]()
+    operations: ClassVar[Counter[str]] = Counter()
 
     def __eq__(self, other: object) -> bool:
         self.operations["compared"] += 1

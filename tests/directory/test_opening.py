@@ -228,7 +228,8 @@ async def test_a_new_tunnel_has_the_address_and_the_key_of_the_one_that_it_repla
     assert [(each.id, each.generation) for each in records] == [(second.id, 2)]
     assert records[0].uid not in {"", first.spec.uid}
     if backend_name == "webmux":
-        assert service.keys.find(second.server_uri.key) is second.server_side
+        found: object = service.keys.find(second.server_uri.key)
+        assert found is second.server_side
     await service.close(second.id)
     assert service.keys.find(second.server_uri.key) is None
 
@@ -327,7 +328,7 @@ async def test_the_ports_of_the_two_sides_can_be_exchanged(service: TunnelServic
 
 async def test_a_tunnel_on_another_host_gets_the_same_port(service: TunnelService) -> None:
     first = await open_as(service)
-    service.settings = lambda: Settings(tunnels=TunnelSettings(ports="0", host="0.0.0.0"))  # noqa: S104
+    service.settings = lambda: Settings(tunnels=TunnelSettings(ports="0", host="0.0.0.0"))
     second = await open_as(service)
     assert (second.client_uri.port, second.server_uri.port) == (first.client_uri.port, first.server_uri.port)
     server = await connect(second.server_uri)
