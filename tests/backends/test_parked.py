@@ -127,13 +127,6 @@ def test_agents_take_turns_whatever_the_sizes_of_their_pools(sizes: tuple[int, i
     assert served == {"192.0.2.0": 50, "192.0.2.1": 50}
 
 
-def test_the_same_address_over_ipv6_is_the_same_agent() -> None:
-    parking = Parking()
-    parking.add(*(FakeConnection(host) for host in ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2")))
-    hosts = [taken.peer[0] for _ in range(3) if (taken := parking.parked.take()) is not None]
-    assert hosts == ["::ffff:192.0.2.1", "192.0.2.2", "192.0.2.1"]
-
-
 def test_a_connection_may_be_silent_until_its_limit_and_no_longer() -> None:
     parking = Parking()
     dead, live = FakeConnection(heard=SILENT + 0.001), FakeConnection(heard=SILENT)

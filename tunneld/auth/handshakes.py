@@ -21,7 +21,7 @@ import trio
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
 from tunneld.errors import NotAllowedError, TunneldError, reason_of
-from tunneld.net.endpoint import format_peer, unmap
+from tunneld.net.endpoint import format_peer
 from tunneld.tls.connection import PEER_CLOSED, is_truncation
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("auth")
@@ -63,7 +63,7 @@ class HandshakeSupervisor:
 
         `service` names the port in the log; `timeout` is in seconds and defaults to that of the supervisor.
         """
-        host = unmap(peer[0])
+        host = peer[0]
         slot = self._authenticator.preauth.acquire(host, trio.current_time(), random.random())
         if isinstance(slot, PreauthRefusal):
             connection.close()
@@ -79,7 +79,7 @@ class HandshakeSupervisor:
             if scope.cancelled_caught:
                 self._log_penalised(peer, service, slot, f"no key was received within {timeout:g} s")
         except NotAllowedError as error:
-            self._authenticator.log_failure(unmap(peer[0]), service, str(error))
+            self._authenticator.log_failure(peer[0], service, str(error))
         except TunneldError as error:
             self._log(peer, service, str(error))
         except OSError as error:

@@ -26,7 +26,7 @@ from typing import Protocol
 import trio
 
 from tunneld.engine.engine import FailureCallback, Registration
-from tunneld.net.endpoint import Peer, unmap
+from tunneld.net.endpoint import Peer
 from tunneld.tunnel.server_side import ServerConnection
 
 SILENT_INTERVALS = 1.5
@@ -176,4 +176,4 @@ class ParkedConnections:
 
 
 def _host(connection: ParkableConnection) -> str:
-    return unmap(connection.peer[0])
+    return connection.peer[0]

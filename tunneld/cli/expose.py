@@ -30,6 +30,7 @@ from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.network import NetworkMonitor
 from tunneld.cli.access import access, as_option
 from tunneld.cli.board import Board, Writer
+from tunneld.cli.common import complain
 from tunneld.cli.reporters import JsonReporter, LineReporter, LiveReporter, QuietReporter
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
@@ -72,11 +73,29 @@ async def run(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
+class _AgentLog:
+    """Prints log lines, which may contain text from a peer, on standard error."""
+
+    def __init__(self, *_name: str) -> None:
+        """Structlog passes the name of the logger."""
+
+    def warning(self, text: str) -> None:
+        """Print a line."""
+        complain(text)
+
+    error = critical = warning
+
+
 def prepare() -> None:
     """Set up logging, the descriptor limit and the garbage collector of a process that serves visitors."""
     structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_AgentLog,
     )
     raise_descriptor_limit()
     gc.freeze()  # scanning the modules for garbage would stop all relays for some milliseconds

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tunneld.cli.access import access, form
-from tunneld.cli.common import on_interrupt, say
+from tunneld.cli.common import on_interrupt, printable, say
 from tunneld.cli.tables import (
     CHANGES,
     RESERVATIONS,
@@ -21,8 +21,8 @@ from tunneld.cli.tables import (
     Form,
     Record,
     facts,
+    is_count,
     json_lines,
-    printable,
     table,
 )
 from tunneld.errors import (
@@ -31,6 +31,7 @@ from tunneld.errors import (
     NoSuchTunnelError,
     RefusedError,
     RelayUnreachableError,
+    RemoteProtocolError,
     UsageError,
 )
 from tunneld.policy.units import count
@@ -83,7 +84,10 @@ async def list_tunnels(client: Client, _options: argparse.Namespace, shape: Form
 
 async def show(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return the facts of a tunnel, then a table of its visitors."""
-    tunnel, *visitors = (await client.call("show", options.ref)).items
+    records = (await client.call("show", options.ref)).items
+    if not records:
+        raise RemoteProtocolError("invalid answer of the relay: it describes no tunnel")
+    tunnel, *visitors = records
     if shape is Form.JSON:
         return json_lines([tunnel, *visitors])
     if shape is Form.FIELDS:
@@ -118,8 +122,8 @@ async def restart(client: Client, options: argparse.Namespace, shape: Form) -> s
                 pass
     async with access(options).connect() as again:
         status = await again.status()
-    kept = f"{count(int(status['tunnels']), 'tunnel')} and {count(int(status['visitors']), 'visitor')}"
-    return text(f"restarted as version {status['version']}, with {kept}", shape)
+    kept = f"{count(_number(status, 'tunnels'), 'tunnel')} and {count(_number(status, 'visitors'), 'visitor')}"
+    return text(f"restarted as version {_fact(status, 'version')}, with {kept}", shape)
 
 
 async def close(client: Client, options: argparse.Namespace, shape: Form) -> str:
@@ -142,17 +146,17 @@ async def drain(client: Client, options: argparse.Namespace, shape: Form) -> str
             if error.reply_code not in TUNNEL_GONE_CODES:
                 raise
         async for event in events:
-            match event["event"]:
+            match _fact(event, "event"):
                 case "draining":
-                    left = int(event["visitors"])
+                    left = _number(event, "visitors")
                 case "left":
                     left -= 1
                     say(text(f"{count(left, 'visitor')} still connected", shape), end="")
-                case "closed" if event["reason"] == DRAINED:
+                case "closed" if _fact(event, "reason") == DRAINED:
                     return text(DRAINED, shape)
                 case "closed":
                     raise LimitReachedError(
-                        f"tunnel {event['id']} closed before all visitors had left: {event['reason']}"
+                        f"tunnel {_fact(event, 'id')} closed before all visitors had left: {event['reason']}"
                     )
     raise RelayUnreachableError("the relay stopped before all visitors of the tunnel had left")
 
@@ -295,6 +299,21 @@ def clock(time: str) -> str:
         return datetime.fromisoformat(time).astimezone().strftime("%H:%M:%S")
     except ValueError:
         return ""
+
+
+def _fact(record: Record, key: str) -> str:
+    """A value of a record. Raises `RemoteProtocolError` if the relay left it out."""
+    if key not in record:
+        raise RemoteProtocolError(f"invalid answer of the relay: {key} is missing")
+    return record[key]
+
+
+def _number(record: Record, key: str) -> int:
+    """A count in a record. Raises `RemoteProtocolError`."""
+    value = _fact(record, key)
+    if not is_count(value):
+        raise RemoteProtocolError(f"invalid answer of the relay: {key} is not a number")
+    return int(value)
 
 
 def _lines(text: str) -> Sequence[str]:

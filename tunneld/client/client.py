@@ -20,7 +20,8 @@ import trio
 from tunneld.client.exchange import Answer, ControlExchange, Record, why
 from tunneld.client.login import authenticate
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.net.endpoint import Endpoint, parse_relay, unmap
+from tunneld.net.accept import local_address, peer_address
+from tunneld.net.endpoint import Endpoint, parse_relay
 from tunneld.tls.connection import PEER_CLOSED
 from tunneld.tls.contexts import client_tls_context
 from tunneld.wire.lines import Request, Value
@@ -41,6 +42,7 @@ async def connect(
     tls: ssl.SSLContext | None = None,
     timeout: float = 10.0,
     credential: tuple[str, str] | None = None,
+    secret_source: str = "",
 ) -> AsyncIterator[Client]:
     """Connect to a relay's control port, for the length of the `async with`; tunnels opened by it stay open.
 
@@ -48,7 +50,7 @@ async def connect(
     the connection uses TLS in any case; `tls://` without one checks the relay's certificate against the system's
     authorities. `timeout` is in seconds and bounds each step: the connection, the TLS handshake, the greeting, and
     later each answer. `credential` is a name and its secret. The secret is proved and never sent, and the relay must
-    prove that it knows it, too.
+    prove that it knows it, too. `secret_source` says where the secret comes from, for error messages.
 
     Raises `UsageError`, `RelayUnreachableError`, `RemoteProtocolError` (not a tunneld relay, or one that does not know
     the secret), `RefusedError` (the relay is full, or the secret is wrong), `NotAllowedError` (it requires a
@@ -62,7 +64,7 @@ async def connect(
     try:
         exchange = ControlExchange(str(endpoint), stream, timeout)
         version, method = await _receive_greeting(exchange, endpoint)
-        await authenticate(exchange, endpoint, method, credential)
+        await authenticate(exchange, endpoint, method, credential, secret_source)
         yield Client(endpoint, version, _addresses(stream), exchange, tls)
     finally:
         with trio.move_on_after(TLS_CLOSE_TIMEOUT):
@@ -232,7 +234,7 @@ def _addresses(stream: Stream) -> tuple[str, str]:
     """The local address of a connection and the relay's."""
     socket = (stream if isinstance(stream, trio.SocketStream) else stream.transport_stream).socket
     try:
-        return unmap(socket.getsockname()[0]), unmap(socket.getpeername()[0])
+        return local_address(socket)[0], peer_address(socket)[0]
     except OSError:
         return "", ""  # the connection broke after the greeting; the next call raises the reason
 

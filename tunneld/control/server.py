@@ -25,7 +25,8 @@ from tunneld.control.connection import LineConnection, PeerLeftError, reason_of_
 from tunneld.control.login import LoginState
 from tunneld.control.reply import Execute
 from tunneld.control.session import ControlSession
-from tunneld.net.endpoint import format_peer, unmap
+from tunneld.net.accept import local_address, peer_address
+from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.tls.connection import HANDSHAKE, is_truncation
 from tunneld.wire.lines import format_err
@@ -76,7 +77,7 @@ class _LineServer:
 
     def accept(self, connection: socket.socket, peer: Any, nursery: trio.Nursery) -> None:
         """Take an accepted connection: start its task in `nursery`, or refuse and close it."""
-        host = unmap(peer[0])
+        host = peer[0]
         limit = self._settings().max_connections
         if self._connections >= limit:
             if not self._full_logged:
@@ -108,7 +109,7 @@ class _LineServer:
         bound = log
         try:
             async with transport:
-                bound = log.bind(peer=format_peer(transport.socket.getpeername()))
+                bound = log.bind(peer=format_peer(peer_address(transport.socket)))
                 bound.debug("control connection accepted")
                 if (stream := await self._encrypt(transport, slot, deadline, bound)) is not None:
                     async with LineConnection(stream, self._settings) as connection:
@@ -175,14 +176,12 @@ def _begin_login(
     """The login state of a new connection; releases `slot` if the peer is authenticated already. Raises `OSError` if
     the peer has left.
     """
-    peer = connection.getpeername()
+    peer = peer_address(connection)
     certificate = None
     if isinstance(stream, trio.SSLStream):
         certificate = stream.getpeercert(binary_form=True)  # TLS returns a certificate only if it has verified it
-    local = unmap(connection.getsockname()[0])
-    login = LoginState(
-        authenticator, unmap(peer[0]), format_peer(peer), local, certificate, on_authenticated=slot.release
-    )
+    local = local_address(connection)[0]
+    login = LoginState(authenticator, peer[0], format_peer(peer), local, certificate, on_authenticated=slot.release)
     if login.grant is not None:
         slot.release()
     return login

@@ -29,6 +29,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 
 from tunneld.http.auth import CONNECTION_INFO, ConnectionInfo
+from tunneld.net.accept import local_address, peer_address
 from tunneld.tls.connection import TlsStream
 
 FINAL_WRITE_TIMEOUT = 0.5
@@ -51,10 +52,22 @@ def _write_scope(write_timeout: float) -> trio.CancelScope:
 
 
 class Http1(H11Protocol):
-    """HTTP/1.1 only: an upgrade to HTTP/2 is declined, which RFC 9110 §7.8 permits."""
+    """HTTP/1.1 only: an upgrade to HTTP/2 or WebSocket is declined, which RFC 9110 §7.8 permits."""
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Never change the protocol."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """Begin a request without its Upgrade header, for which Hypercorn would create a WebSocket.
+
+        That ends in an exception if the client sends more before the answer, a second upgrade for example.
+        """
+        if any(name == b"upgrade" for name, _ in request.headers):
+            headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+            request = h11.Request(
+                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+            )
+        await super()._create_stream(request)
 
 
 class HttpConnection:
@@ -76,12 +89,13 @@ class HttpConnection:
         self._protocol: Http1
         self._read_scope = trio.CancelScope()  # around every read; its deadline is that of the next head
         self._write_lock = trio.Lock()
-        self._eof_sent = False  # from then on input is discarded
+        self._ending = False  # from then on input is discarded
+        self._eof_sent = False
         self._discarded = 0
 
     async def run(self) -> None:
         """Serve requests until either side ends the connection. The caller closes the stream."""
-        client, server = self._stream.socket.getpeername()[:2], self._stream.socket.getsockname()[:2]
+        client, server = peer_address(self._stream.socket)[:2], local_address(self._stream.socket)[:2]
         self._read_scope.deadline = min(trio.current_time() + self._config.keep_alive_timeout, self._info.deadline)
         async with TaskGroup() as requests:
             self._protocol = Http1(
@@ -106,7 +120,7 @@ class HttpConnection:
                 data = await self._stream.receive_some(_READ_SIZE)
             except trio.BrokenResourceError:
                 return
-            if self._eof_sent:
+            if self._ending:
                 self._discarded += len(data)
             else:
                 await self._protocol.handle(RawData(bytes(data)))
@@ -122,16 +136,21 @@ class HttpConnection:
                 self._read_scope.deadline = trio.current_time() + self._config.keep_alive_timeout
             case Updated():
                 self._read_scope.deadline = math.inf
+            case Closed() if self._protocol.stream is not None and self._protocol.connection.our_state is h11.SEND_BODY:
+                self._ending = True  # what follows the request is malformed; its answer is on its way
             case Closed():
                 await self._finish()
 
     async def _write(self, data: bytes) -> None:
-        """Write all of `data`. If the peer does not read it in time, the connection ends."""
+        """Write all of `data`. If the peer does not read it in time, the connection ends. Does nothing after the end of
+        file: a peer that broke the protocol has received an error instead of the answer.
+        """
         written = False
         with _write_scope(self._write_timeout):
             async with self._write_lock:
                 try:
-                    await self._stream.send_all(data)
+                    if not self._eof_sent:
+                        await self._stream.send_all(data)
                     written = True
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
@@ -141,11 +160,13 @@ class HttpConnection:
 
     async def _finish(self) -> None:
         """Send end of file and give the peer `CLOSE_TIMEOUT` to close."""
-        if not self._eof_sent:
-            self._eof_sent = True
-            self._read_scope.deadline = trio.current_time() + CLOSE_TIMEOUT
-            try:
-                await self._stream.send_eof()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                self._read_scope.cancel()
+        self._ending = True
+        async with self._write_lock:  # a write may be in progress if the reader found malformed input
+            if not self._eof_sent:
+                self._eof_sent = True
+                self._read_scope.deadline = trio.current_time() + CLOSE_TIMEOUT
+                try:
+                    await self._stream.send_eof()
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._read_scope.cancel()
         await self._protocol.handle(Closed())

@@ -34,6 +34,7 @@ from tunneld.http.app import new_app
 from tunneld.http.auth import ConnectionInfo
 from tunneld.http.connection import HttpConnection
 from tunneld.http.translate import bare_address
+from tunneld.net.accept import peer_address
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream
@@ -102,7 +103,7 @@ class HttpServer:
         No place is needed if the relay does not require authentication, or for a connection from this machine; such a
         connection is refused only if its source has a penalty, from any service. Raises `OSError` if the peer has left.
         """
-        host, now = bare_address(connection.getpeername()[0]), trio.current_time()
+        host, now = bare_address(peer_address(connection)[0]), trio.current_time()
         preauth = self._authenticator.preauth
         context = self._tls()
         required = not self._authenticator.is_open or (context is not None and context.verify_mode != ssl.CERT_NONE)
@@ -122,7 +123,7 @@ class HttpServer:
             sock = socket.socket(fileno=connection.detach())
             sock.setblocking(False)
             return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        peer, reason = format_peer(connection.getpeername()), "not done in time (control.handshake_timeout)"
+        peer, reason = format_peer(peer_address(connection)), "not done in time (control.handshake_timeout)"
         with trio.move_on_at(info.deadline):
             try:
                 stream = await _do_handshake(connection, context, info)

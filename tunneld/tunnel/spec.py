@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tunneld.config.schema import TunnelSettings
 from tunneld.net.address import Address
@@ -12,6 +12,7 @@ from tunneld.policy.access import EVERYBODY
 from tunneld.policy.limits import EffectiveLimits, effective_limits
 from tunneld.policy.options import ANYWHERE, Anywhere, TunnelOptions
 from tunneld.tunnel.server_side import NO_SERVICES, BackendServices
+from tunneld.tunnel.tenants import Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class TunnelSpec:
     former_uri: Endpoint | None = None  # the server URI of the tunnel that it replaces
     reserved: Container[Address] = ()  # for other tunnels, even where nothing listens
     asked_from: Network | Anywhere | None = None  # `server_from` as requested, before the grant bounded it
+    tenant: Tenant = field(default_factory=Tenant)  # the owner's, shared by all its tunnels
 
     @property
     def limits(self) -> EffectiveLimits:

@@ -34,7 +34,7 @@ from tunneld.config import schema
 from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
 from tunneld.errors import NotAllowedError, RemoteProtocolError
-from tunneld.net.endpoint import format_peer, unmap
+from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
@@ -110,7 +110,7 @@ class _SshPort:
         if connection.failures:
             raise NotAllowedError("no accepted public key, and the user name is not the key of an open tunnel")
         if connection.broke_protocol:
-            self._context.authenticator.preauth.fail(unmap(peer[0]), trio.current_time())
+            self._context.authenticator.preauth.fail(peer[0], trio.current_time())
             raise RemoteProtocolError(connection.reason)
 
     async def _run(self, connection: SshConnection, *, task_status: trio.TaskStatus[None]) -> None:

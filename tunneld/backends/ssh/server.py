@@ -9,7 +9,6 @@ import asyncssh
 
 from tunneld.backends.ssh.fast import FastConnection
 from tunneld.backends.ssh.login import CREDENTIAL_OPTION, SshAuthenticator, SshLogin
-from tunneld.net.endpoint import unmap
 
 
 class SshServerEvents(Protocol):
@@ -47,7 +46,7 @@ class SshServer(asyncssh.SSHServer):
     def begin_auth(self, username: str) -> bool:
         """Whether the client must authenticate with a public key."""
         self._user = username
-        peer, local = (unmap(self.connection.get_extra_info(name)[0]) for name in ("peername", "sockname"))
+        peer, local = (self.connection.get_extra_info(name)[0] for name in ("peername", "sockname"))
         self._login = self._authenticator.login_without_key(username, local)
         if self._login is not None:
             return False

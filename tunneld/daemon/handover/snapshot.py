@@ -99,6 +99,7 @@ class _ServerSideRecord(_ManifestRecord):
     port: int
     listener: Inode | None
     key: str
+    scheme: str = ""  # of the server URI with the key; earlier versions do not write it
     parked: tuple[tuple[Inode, Peer], ...]
 
 
@@ -249,7 +250,11 @@ class _Packing:
             ),
             waiting=self._waiting(snapshot.waiting),
             server=_ServerSideRecord(
-                port=server.port, listener=self._listener(server.listener), key=server.key, parked=self._parked(server)
+                port=server.port,
+                listener=self._listener(server.listener),
+                key=server.key,
+                scheme=server.scheme,
+                parked=self._parked(server),
             ),
             relays=(),
         )
@@ -331,7 +336,9 @@ class _Unpacking:
                 IngressSnapshot(parse_address(one.address), self._listener(one.listener)) for one in described.ingresses
             ],
             waiting=self._waiting(described.waiting),
-            server=ServerSideSnapshot(server.port, self._listener(server.listener), self._parked(server), server.key),
+            server=ServerSideSnapshot(
+                server.port, self._listener(server.listener), self._parked(server), server.key, server.scheme
+            ),
             relays=[(self._relay(one), one.peer) for one in described.relays if self._has(one.visitor, one.server)],
         )
 
