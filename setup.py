@@ -14,7 +14,7 @@ from typing import Any
 from setuptools import setup
 
 HOT = {
-    "net": "dial",
+    "net": "dial liveness",
     "wire/webmux": "*",
     "wire": "proxy_protocol",
     "engine": (
@@ -24,7 +24,7 @@ HOT = {
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns window",
     "tunnel": "keys server_side tunnel visitor visitors waiting",
     "tunnel/ingress": "ingress port proxy_header",
-    "backends": "keyed mux_side queue tcp webmux",
+    "backends": "keyed mux_side parked queue tcp webmux",
     "backends/ssh": "side",
     "agent": "carriers end_visitor local source visitors",
 }

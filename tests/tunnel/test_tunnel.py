@@ -142,13 +142,13 @@ class TestOneShot:
 
 
 class TestPersistent:
-    async def test_each_parked_connection_serves_one_visitor_in_order(self, service: TunnelService) -> None:
+    async def test_each_parked_connection_serves_one_visitor_the_newest_first(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")
         servers = []
         for number in range(3):
             servers.append(await connect(tunnel.server_uri))
             await until_parked(tunnel, number + 1)
-        for number, server in enumerate(servers):
+        for number, server in enumerate(reversed(servers)):
             visitor = await connect(tunnel.client_uri)
             await visitor.send_all(b"%d" % number)
             assert await read_exactly(server, 1) == b"%d" % number

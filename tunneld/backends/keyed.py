@@ -11,6 +11,7 @@ Bytes that the hidden server sends early, after the key's line, are for the visi
 from __future__ import annotations
 
 import hmac
+import math
 import socket
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ from tunneld.engine.end import NO_HANDLER
 from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import NotAllowedError, RemoteProtocolError
+from tunneld.net import liveness
 from tunneld.net.endpoint import Peer
 from tunneld.tls.connection import HANDSHAKE, TlsSocket
 from tunneld.tunnel.server_side import Handshakes, TunnelContext
@@ -126,11 +128,27 @@ async def _read_line(connection: socket.socket) -> tuple[bytes, bytes]:
 class TlsServerConnection:
     """A TLS connection of the hidden server, for one visitor. Implements `ParkableConnection`."""
 
-    __slots__ = ("_end", "peer")
+    __slots__ = ("_connection", "_end", "peer")
 
-    def __init__(self, end: TlsEnd, peer: Peer) -> None:
+    def __init__(self, end: TlsEnd, connection: socket.socket, peer: Peer) -> None:
+        """`connection` carries the end."""
         self._end = end
+        self._connection = connection
         self.peer = peer
+
+    def heard_ago(self) -> float:
+        """See `ParkableConnection.heard_ago`."""
+        end = self._end
+        has_ended = end.closed or (end.eof_received and not end.buffered)
+        return math.inf if has_ended else liveness.heard_ago(self._connection)
+
+    def probe(self) -> None:
+        """See `ParkableConnection.probe`."""
+        liveness.probe(self._connection)
+
+    def set_keepalive(self, seconds: float) -> None:
+        """See `ParkableConnection.set_keepalive`."""
+        liveness.set_keepalive(self._connection, seconds)
 
     def watch(self, on_closed: Callable[[], None], on_failure: FailureCallback) -> Registration:
         """See `ParkableConnection.watch`."""
@@ -201,4 +219,4 @@ def serve(tls: TlsSocket, early: bytes, context: TunnelContext, peer: Peer) -> T
     end = TlsEnd(context.engine, tls)
     end.unread(early)
     end.start()
-    return TlsServerConnection(end, peer)
+    return TlsServerConnection(end, tls.connection, peer)

@@ -22,10 +22,9 @@ from typing import Protocol
 
 from tunneld.errors import SHORTAGES, LimitReachedError, ListenError, ShortageError, TunneldError, reason_of
 from tunneld.net.endpoint import format_peer
+from tunneld.net.liveness import set_keepalive
 
 _NO_SUCH_ADDRESS = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
-_MAX_KEEPALIVE_SECONDS = 32767  # Linux's MAX_TCP_KEEPIDLE
-_KEEPALIVE_PROBES = 4  # a quarter of the idle time apart, so a vanished peer is noticed after twice the idle time
 
 LOW_PORT_HINT = ": ports below 1024 require CAP_NET_BIND_SERVICE (AmbientCapabilities= in the systemd unit)"
 RESERVED_DESCRIPTORS = 64
@@ -245,7 +244,8 @@ def _bind(
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host else 0)
         _take_free_port(listener, host, ports)
-        _set_inherited(listener, keepalive)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_keepalive(listener, keepalive)
         listener.setblocking(False)
         listener.listen(backlog)
         if shared:
@@ -281,16 +281,6 @@ def _take_free_port(listener: socket.socket, host: str, ports: Iterable[int]) ->
                 raise
             taken = error
     raise taken or OSError(errno.EADDRINUSE, "no port to choose from")
-
-
-def _set_inherited(listener: socket.socket, keepalive: float) -> None:
-    idle = min(max(1, round(keepalive)), _MAX_KEEPALIVE_SECONDS)
-    interval = max(1, idle // _KEEPALIVE_PROBES)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval), ("TCP_KEEPCNT", _KEEPALIVE_PROBES)):
-        if hasattr(socket, name):  # not every system has all three
-            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _range_error(host: str, ports: range, why_none: str, error: OSError) -> TunneldError:

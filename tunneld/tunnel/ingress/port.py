@@ -14,6 +14,7 @@ import trio
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.engine import Engine, FailureCallback, Registration
 from tunneld.errors import RemoteProtocolError, UsageError, reason_of
+from tunneld.net.accept import local_address
 from tunneld.net.address import Address, Port
 from tunneld.net.endpoint import Endpoint, Peer, is_wildcard, parse_network
 from tunneld.net.sockets import bind_in_range, bind_port, taken_out
@@ -51,7 +52,7 @@ class PortIngress:
         self._listener = _bind(settings, spec, takeover) if snapshot is None else snapshot.listener
         self._closed = self._listener is None
         closed_port = snapshot.address.number if snapshot is not None and isinstance(snapshot.address, Port) else 0
-        bound = self._listener.getsockname() if self._listener is not None else ("", closed_port)
+        bound = local_address(self._listener) if self._listener is not None else ("", closed_port)
         self._reached: Peer | None = None if is_wildcard(bound[0]) else bound  # where there is only one such address
         self._address = Port(bound[1])
         self._uri = Endpoint("tcp", spec.advertised_host, bound[1])
