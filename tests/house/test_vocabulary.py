@@ -63,7 +63,6 @@ COVERED_BY = {
     "client/exchange.py": "client/test_client.py",
     "control/commands.py": "control/test_verbs.py",
     "control/connection.py": "control/test_server_tls.py",
-    "control/reply.py": "control/test_verbs.py",
     "control/session.py": "control/test_server_garbage.py",
     "daemon/daemon.py": "e2e/test_staying.py",
     "daemon/ending.py": "e2e/test_staying.py",

@@ -92,6 +92,16 @@ def test_without_a_quarantine_a_port_is_free_at_once() -> None:
     assert sorted(pool.candidates(RANGE, 5.0)) == list(RANGE)
 
 
+def test_a_shorter_quarantine_applies_at_once() -> None:
+    seconds = 60.0
+    pool = PortPool(lambda: seconds, last)
+    pool.take(20001, ALICE)
+    pool.give_back(20001, ALICE, 0.0)
+    assert not pool.is_open_to(20001, BOB, 5.0)
+    seconds = 5.0
+    assert pool.is_open_to(20001, BOB, 5.0)
+
+
 def test_another_range_has_its_own_free_ports(pool: PortPool) -> None:
     pool.take(20001, ALICE)
     assert len(list(pool.candidates(RANGE, 0.0))) == 3
