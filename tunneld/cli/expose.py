@@ -28,6 +28,7 @@ from tunneld.agent.config import plan_of
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.network import NetworkMonitor
+from tunneld.agent.relay_connection import RelayConnection
 from tunneld.cli.access import access, as_option
 from tunneld.cli.board import Board, Writer
 from tunneld.cli.common import complain
@@ -46,7 +47,7 @@ STOPPED_BY_SIGNAL = "told to stop"
 
 async def run(options: argparse.Namespace) -> int:
     """Serve visitors until stopped by a signal, a limit or the relay. Returns 0, or raises."""
-    config, relay = plan_of(vars(options), as_option), access(options)
+    config, relay_access = plan_of(vars(options), as_option), access(options)
     prepare()
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(*signals_to_handle()))
@@ -62,7 +63,9 @@ async def run(options: argparse.Namespace) -> int:
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
         monitor, engine = NetworkMonitor(), new_engine(poll_timeout=POLL_TIMEOUT)
+        relay = RelayConnection(relay_access, monitor)
         nursery.start_soon(monitor.run)
+        nursery.start_soon(relay.run)
         await nursery.start(engine.run)
         async with open_exposure(config, relay, reporter, engine, monitor) as exposure:
             current.append(exposure)

@@ -90,7 +90,7 @@ class _LineServer:
         slot = self._acquire_slot(host)
         if isinstance(slot, PreauthRefusal):
             self._authenticator.log_refusal(host, "control", slot)
-            _refuse(connection, slot.reason if self._tls() is None else None)
+            _refuse(connection, slot.reason)
             return
         self._connections += 1
         deadline = trio.current_time() + self._settings().handshake_timeout
@@ -128,7 +128,7 @@ class _LineServer:
             self._connections -= 1
             if trio.current_time() >= deadline:
                 slot.fail(trio.current_time())
-            slot.release()
+            slot.close(trio.current_time())
 
     async def _encrypt(
         self, transport: trio.SocketStream, slot: PreauthSlot, deadline: float, bound: structlog.stdlib.BoundLogger
@@ -139,22 +139,24 @@ class _LineServer:
         reason = f"not done within {self._settings().handshake_timeout:g} s (control.handshake_timeout)"
         with trio.move_on_at(deadline):
             try:
-                return await _do_handshake(transport, tls, self._settings)
+                return await _do_handshake(transport, tls, self._settings, slot)
             except PeerLeftError as error:
                 reason = str(error)
                 if isinstance(error, PreauthError):
                     slot.fail(trio.current_time())
-        bound.info("TLS handshake on control connection failed", reason=reason)
+        event = "TLS handshake on control connection failed"
+        self._authenticator.log_limited(bound.info, event, "control", reason=reason)
         return None
 
 
 async def _do_handshake(
-    transport: trio.SocketStream, tls: ssl.SSLContext, settings: Callable[[], ControlSettings]
+    transport: trio.SocketStream, tls: ssl.SSLContext, settings: Callable[[], ControlSettings], slot: PreauthSlot
 ) -> trio.SSLStream[trio.SocketStream]:
     """Do the server side of a TLS handshake; a peer that speaks plain text gets an error line. Raises `PreauthError` or
     `PeerLeftError`.
     """
     first = await transport.socket.recv(1, socket.MSG_PEEK)
+    slot.has_begun = bool(first)
     if first and first != HANDSHAKE:  # a person with nc, for example
         plain = LineConnection(transport, settings)
         await plain.send(format_err("protocol", "this port speaks TLS; use tls:// or openssl s_client"))
@@ -187,12 +189,12 @@ def _begin_login(
     return login
 
 
-def _refuse(connection: socket.socket, reason: str | None) -> None:
-    """Send one error line, if there is a reason, and close, without waiting: the send buffer of a new socket has space
-    for a line. If the line cannot be sent, it is dropped.
+def _refuse(connection: socket.socket, reason: str) -> None:
+    """Send one error line and close, without waiting: the send buffer of a new socket has space for a line. If the line
+    cannot be sent, it is dropped. On a port with TLS, too, it is plain text, since a handshake would cost too much;
+    `tunnel` shows it.
     """
     with connection, suppress(OSError):
         connection.setblocking(False)
-        if reason is not None:
-            connection.send(format_err("limit", reason))
+        connection.send(format_err("limit", reason))
         connection.shutdown(socket.SHUT_WR)

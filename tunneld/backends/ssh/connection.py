@@ -71,6 +71,7 @@ class SshConnection:
         self.closed = trio.Event()
         self.reason = ""  # why it was closed
         self.broke_protocol = False  # the peer did, before or after its login
+        self.user = ""  # the name with which the client wants to log in
         self.nursery: trio.Nursery  # of the tasks of its sessions
         self._context = context
         self._peer = peer
