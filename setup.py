@@ -18,8 +18,8 @@ HOT = {
     "wire/webmux": "*",
     "wire": "proxy_protocol",
     "engine": (
-        "acceptor budget end end_relay engine failures handover limits pipes pump relay socket_flow socket_relay"
-        " throttle timers tls_end"
+        "acceptor budget end end_flow engine events failures flow flows handover limits pipes pump relay scheduler"
+        " socket_end socket_flow throttle timers tls_end vanished"
     ),
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns window",
     "tunnel": "keys server_side tunnel visitor visitors waiting",

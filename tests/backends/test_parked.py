@@ -20,7 +20,7 @@ from tunneld.backends.parked import SILENT_INTERVALS, ParkableConnection, Parked
 from tunneld.backends.tcp import TcpServerSide
 from tunneld.config.schema import TunnelSettings
 from tunneld.directory.service import TunnelService
-from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
+from tunneld.engine.engine import FailureCallback, Registration
 from tunneld.net.endpoint import Peer
 from tunneld.tunnel.tunnel import Phase, Tunnel
 
@@ -38,7 +38,7 @@ class FakeConnection:
         self.keepalive: float | None = None
         self.closed = False
         self.watched = False
-        self.end: Callable[[], None]
+        self.report_ended: Callable[[], None]
 
     def heard_ago(self) -> float:
         return self.heard
@@ -50,7 +50,7 @@ class FakeConnection:
         self.keepalive = seconds
 
     def watch(self, on_closed: Callable[[], None], _on_failure: FailureCallback) -> Registration:
-        self.end = on_closed
+        self.report_ended = on_closed
         self.watched = True
         return self
 
@@ -66,14 +66,8 @@ class FakeConnection:
     def send(self, data: bytes) -> None:
         raise NotImplementedError
 
-    def join(
-        self,
-        visitor: socket.socket,
-        *,
-        linger: float,
-        on_end: Callable[[Relay, RelayEnd], None],
-        throttle: Limiter | None = None,
-    ) -> Relay:
+    @property
+    def end(self) -> socket.socket:
         raise NotImplementedError
 
 
@@ -175,8 +169,8 @@ async def test_a_connection_that_the_kernel_drops_during_its_check_is_closed_and
     parking.add(dead, other)
     assert parking.parked.take() is None
     await trio.sleep(0.1)
-    dead.end()
-    dead.end()
+    dead.report_ended()
+    dead.report_ended()
     assert (dead.closed, parking.ended, len(parking.parked)) == (True, [dead], 1)
     other.heard = 0.0
     await parking.heard.wait()

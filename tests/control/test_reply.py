@@ -1,9 +1,10 @@
-"""Long replies are made in slices over every interface, and other tasks run in between."""
+"""Long replies are made in steps over every interface, and other tasks run in between."""
 
 from __future__ import annotations
 
 import xmlrpc.client
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -11,10 +12,12 @@ import trio
 from tests.http.support import running_http
 from tests.support.control import Script, running_server
 from tunneld.control.commands import COMMANDS
-from tunneld.control.reply import ITEMS_PER_SLICE, DescribedItems, InSlices, Reply
-from tunneld.wire.lines import Item
+from tunneld.control.reply import ITEMS_PER_STEP, DescribedItems, Reply
+from tunneld.directory.requester import Requester
+from tunneld.directory.turns import RequestTurns
+from tunneld.wire.lines import Item, Request
 
-COUNT = 5 * ITEMS_PER_SLICE + 1
+COUNT = 5 * ITEMS_PER_STEP + 1
 
 
 class Turns:
@@ -35,8 +38,9 @@ class Turns:
 
     @property
     def took_turns(self) -> bool:
-        """Whether the other task ran after every slice; Trio lets a task run twice before another's next turn."""
-        return len(self.made) == COUNT and max(map(self.made.count, self.made)) <= 2 * ITEMS_PER_SLICE
+        """Whether the other task ran between the steps; Trio lets a task run twice before another's next turn."""
+        most: int = max(map(self.made.count, self.made))
+        return len(self.made) == COUNT and most <= 2 * ITEMS_PER_STEP
 
 
 @pytest.fixture
@@ -50,8 +54,9 @@ async def turns(nursery: trio.Nursery) -> Turns:
 def many(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> Turns:
     """A relay whose `list` has many items."""
 
-    async def list_many(*_: object) -> Reply:
-        return Reply(text="done", items=DescribedItems(range(COUNT), turns.describe))
+    async def list_many(_daemon: object, _request: Request, caller: Requester) -> Reply:
+        step = partial(RequestTurns().step, caller)
+        return Reply(text="done", items=DescribedItems(range(COUNT), turns.describe), step=step)
 
     monkeypatch.setitem(COMMANDS, "list", replace(COMMANDS["list"], run=list_many))
     monkeypatch.setattr(Script, "__call__", list_many)
@@ -73,13 +78,7 @@ async def test_items_are_described_when_they_are_needed() -> None:
     assert (items[3], list(items[8:]), seen) == ({"id": 3}, [{"id": 8}, {"id": 9}], [3, 8, 9])
 
 
-async def test_slices_have_all_things_in_order() -> None:
-    slices = [part async for part in InSlices(range(COUNT))]
-    assert [number for part in slices for number in part] == list(range(COUNT))
-    assert [len(part) for part in slices] == [ITEMS_PER_SLICE] * 5 + [1]
-
-
-async def test_lines_are_made_in_slices(many: Turns) -> None:
+async def test_lines_are_made_in_steps(many: Turns) -> None:
     async with running_server() as server, server.client() as client:
         await client.send("list")
         lines = [await client.read_line() for _ in range(COUNT + 1)]
@@ -87,14 +86,14 @@ async def test_lines_are_made_in_slices(many: Turns) -> None:
     assert many.took_turns
 
 
-async def test_json_is_made_in_slices_and_is_one_object(many: Turns) -> None:
+async def test_json_is_made_in_steps_and_is_one_object(many: Turns) -> None:
     async with running_http() as relay:
         answer = await relay.request("GET", "/api/v1/list")
     assert answer.json == {"text": "done", "items": ITEMS}
     assert many.took_turns
 
 
-async def test_xml_is_made_in_slices_and_is_one_array(many: Turns) -> None:
+async def test_xml_is_made_in_steps_and_is_one_array(many: Turns) -> None:
     async with running_http() as relay:
         answer = await relay.call_xml(xmlrpc.client.dumps((), "tunnel.list"))
     assert xmlrpc.client.loads(answer.text)[0] == (ITEMS,)

@@ -45,6 +45,8 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "credential.ports": "array of ranges",
     "credential.networks": "array of networks",
     "credential.server_from": "array of networks",
+    "control.abandoned_handshakes": "rate",
+    "control.trusted_networks": "array of networks",
     "tunnels.allow_from": "array of networks",
     "tunnels.deny_from": "array of networks",
     "tunnels.trusted_proxies": "array of networks",

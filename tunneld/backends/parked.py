@@ -123,6 +123,8 @@ class ParkedConnections:
         """Unpark all, oldest first. The caller then owns them."""
         taken = list(self._watches)
         for connection in taken:
+            if connection in self._checked:
+                connection.set_keepalive(self._interval)
             self._remove(connection)
         return taken
 

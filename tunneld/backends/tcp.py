@@ -26,8 +26,7 @@ import trio
 from tunneld.backends.parked import ParkableConnection, ParkedConnections
 from tunneld.backends.queue import WaitQueue
 from tunneld.engine.acceptor import peer_closed, peer_ended
-from tunneld.engine.engine import Engine, FailureCallback, Limiter, Registration, Relay, RelayEnd
-from tunneld.engine.handover import FlowState, RelayState
+from tunneld.engine.engine import Engine, FailureCallback, Registration
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.net import liveness
 from tunneld.net.endpoint import Endpoint, Peer
@@ -278,7 +277,7 @@ def _bind(context: TunnelContext) -> socket.socket:
 class TcpServerConnection:
     """A plain TCP connection of the hidden server, for one visitor. Implements `ParkableConnection`."""
 
-    __slots__ = ("_engine", "_is_useless", "_unsent", "peer", "socket")
+    __slots__ = ("_engine", "_is_useless", "peer", "socket")
 
     def __init__(
         self, engine: Engine, connection: socket.socket, peer: Peer, is_useless: Callable[[socket.socket], bool]
@@ -286,7 +285,6 @@ class TcpServerConnection:
         """`is_useless` tells, after an event, whether a parked connection is of no use to a visitor any more."""
         self._engine = engine
         self._is_useless = is_useless
-        self._unsent = b""  # bytes of `send` that the kernel has not taken
         self.socket = connection
         self.peer = peer
 
@@ -316,26 +314,12 @@ class TcpServerConnection:
 
     def send(self, data: bytes) -> None:
         """See `ServerConnection.send`. A PROXY header fits the empty send buffer of an unused connection."""
-        try:
-            sent = 0 if self._unsent else self.socket.send(data)
-        except BlockingIOError:
-            sent = 0
-        self._unsent += data[sent:]
+        self.socket.send(data)
 
-    def join(
-        self,
-        visitor: socket.socket,
-        *,
-        linger: float,
-        on_end: Callable[[Relay, RelayEnd], None],
-        throttle: Limiter | None = None,
-    ) -> Relay:
-        """See `ServerConnection.join`. The engine takes both sockets."""
-        if self._unsent:
-            ahead = FlowState(moved=-len(self._unsent), held=self._unsent)  # not counted by the relay
-            state = RelayState(visitor, self.socket, ahead, FlowState(), linger)
-            return self._engine.import_relay(state, on_end=on_end, throttle=throttle)
-        return self._engine.join(visitor, self.socket, linger=linger, on_end=on_end, throttle=throttle)
+    @property
+    def end(self) -> socket.socket:
+        """See `ServerConnection.end`."""
+        return self.socket
 
     def close(self) -> None:
         """Close the connection."""

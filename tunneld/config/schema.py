@@ -107,6 +107,10 @@ class ControlSettings(Table):
     max_startups_per_source: Count = 16  # agents of one office that all reconnect at once; an eighth of the total
     penalty: Seconds = 5.0  # as in OpenSSH for a failed authentication, like the next
     max_penalty: Seconds = 10 * MINUTE
+    abandoned_handshakes: VisitorRate = "30/m"  # of one source: an office whose agents give up on a busy relay
+    trusted_networks: NetworkList = ()
+    known_address_time: Seconds = DAY  # an agent on a machine that is off at night
+    kept_places: Count = 4  # agents that log in at once behind a blocked address: a login takes three round trips
     handshake_timeout: Seconds = 10.0  # a TLS handshake is two round trips; 10 s is a slow satellite link
     idle_timeout: Seconds = 10 * MINUTE  # longer than a person needs for a command; `watch` is exempt
     write_timeout: Seconds = 30.0  # a peer that reads nothing for so long is gone

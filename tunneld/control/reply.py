@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
-from typing import Generic, Self, TypeVar, overload
-
-import trio
+from typing import Any, Generic, TypeVar, overload
 
 from tunneld.directory.requester import Requester
 from tunneld.wire.lines import Item, Request
 
-ITEMS_PER_SLICE = 16
-"""Items of a reply that are made and encoded before other tasks run: one to two milliseconds for tunnels."""
+Step = Callable[[], AbstractAsyncContextManager[Any]]
+"""Makes the context of one piece of work for a request, see `directory.turns`."""
+
+ITEMS_PER_STEP = 16
+"""Items of a reply that are made and formatted in one step: one to two milliseconds for tunnels."""
 
 T = TypeVar("T")
 
@@ -38,31 +39,10 @@ class DescribedItems(Sequence[Item], Generic[T]):
         return self._describe(self._things[index])
 
 
-class InSlices(Generic[T]):
-    """An asynchronous iterator over lists of a few things each. Other tasks run between two lists, so that a long reply
-    holds up nothing.
-    """
-
-    def __init__(self, things: Iterable[T]) -> None:
-        self._things = iter(things)
-        self._has_begun = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[T]:
-        if self._has_begun:
-            await trio.lowlevel.checkpoint()
-        self._has_begun = True
-        part = list(islice(self._things, ITEMS_PER_SLICE))
-        if not part:
-            raise StopAsyncIteration
-        return part
-
-
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The reply to a request that succeeded: the items, then the items of the stream, if there is one, then `text`.
+    """The reply to a request that succeeded: the items, then the groups of items of the stream, if there is one, then
+    `text`. Each piece of it is formatted inside `step()`, so that the requests of one owner take turns.
 
     The service that sends the reply owns `stream`: it ends it when the client has had enough, and closes it (`aclose`)
     even if it took nothing from it. After a reply with `closing`, it closes the connection.
@@ -70,8 +50,9 @@ class Reply:
 
     text: str = ""
     items: Sequence[Item] = ()
-    stream: AsyncGenerator[Item, None] | None = None
+    stream: AsyncGenerator[Sequence[Item], None] | None = None
     closing: bool = False
+    step: Step = nullcontext
 
 
 Execute = Callable[[Request, Requester], Awaitable[Reply]]

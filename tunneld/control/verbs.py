@@ -44,6 +44,12 @@ class DaemonControl(Protocol):
     def reload(self) -> Sequence[Item]:
         """Read the configuration file again; returns one item per changed key. On `ConfigError` nothing changes."""
 
+    def penalties(self) -> Sequence[Item]:
+        """The penalties in force after failed logins."""
+
+    def pardon(self, address: str) -> bool:
+        """Forget the failed logins from an address; returns whether there were any. Raises `UsageError`."""
+
     def shutdown(self, *, drain: bool) -> None:
         """Stop the process; with `drain`, connections may finish first."""
 
@@ -137,23 +143,18 @@ async def watch_tunnels(daemon: DaemonControl, request: Request, caller: Request
     """A stream of events of one tunnel, or of all that the caller may see. The first event is `watching`."""
     grant = caller.known_grant
     tunnel = (await daemon.service.find(request.args[0], grant)).id if request.args else None
+    daemon.service.events.check_limit(grant, daemon.settings.control.max_watchers)
     return Reply(stream=_stream(daemon, tunnel, caller))
 
 
-async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) -> AsyncGenerator[Item, None]:
-    """The events. After the credential of the caller is revoked, the next event ends the stream and is not sent."""
-    service = daemon.service
-
-    def wanted(other: str) -> bool:
-        grant = caller.grant_now
-        return grant is None or (tunnel in {None, other} and service.live.is_visible_to(grant, other))
-
-    async with service.events.watch(daemon.settings.daemon.watch_backlog, wanted) as watcher:
-        yield {"event": "watching", "id": tunnel or "all"}
-        async for event in watcher:
-            if caller.grant_now is None:
-                return
-            yield event
+async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) -> AsyncGenerator[Sequence[Item], None]:
+    """The events, in groups. It ends when the credential of the caller is revoked."""
+    events = daemon.service.events
+    events.check_limit(caller.known_grant, daemon.settings.control.max_watchers)  # others may have come before
+    async with events.watch(daemon.settings.daemon.watch_backlog, lambda: caller.grant_now, tunnel) as watcher:
+        yield [{"event": "watching", "id": tunnel or "all"}]
+        async for group in watcher:
+            yield group
 
 
 async def status(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
@@ -170,6 +171,19 @@ async def settings(daemon: DaemonControl, request: Request, _caller: Requester) 
     shown = ((path, value(daemon.settings, path)) for path in paths)
     items: list[Item] = [{"key": path, "value": None if found is None else literal(found)} for path, found in shown]
     return Reply(text=count(len(items), "key"), items=items)
+
+
+async def list_penalties(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+    """One item for each penalty in force: of an address, or of one name at an address."""
+    items = daemon.penalties()
+    return Reply(text=count(len(items), "penalty", "penalties"), items=items)
+
+
+async def pardon(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
+    """Forget the failed logins from an address, and so lift its penalties and those of names there."""
+    (address,) = request.args
+    had_failures = daemon.pardon(address)
+    return Reply(text=f"pardoned {address}" if had_failures else f"no failed login from {address} is remembered")
 
 
 async def reload(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:

@@ -33,6 +33,7 @@ from tunneld.auth.preauth import PreauthLimiter
 from tunneld.backends import BACKENDS
 from tunneld.config.permissions import writable_by_group
 from tunneld.config.places import state_folder
+from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
 from tunneld.daemon import ending, log, privileges, systemd
 from tunneld.daemon.ending import DaemonEnding
@@ -97,7 +98,11 @@ class Daemon:
         self._state = settings.daemon.state or state_folder()
         self.certificates = CertificateStore()
         self._preauth = PreauthLimiter(lambda: self.settings.control)
-        authenticator, keys = Authenticator(lambda: self.settings.credential, self._preauth), KeyRegistry()
+        self._salt_key = read_salt_key(self._state)
+        self._authenticator = authenticator = Authenticator(
+            lambda: self.settings.credential, self._preauth, salt_key=self._salt_key
+        )
+        keys = KeyRegistry()
         self.handshakes = HandshakeSupervisor(
             authenticator,
             lambda: self.certificates.port("control.tls"),
@@ -117,6 +122,7 @@ class Daemon:
         self._warn_of_writable_files()
         snapshot = self.servers.listen(self.settings)
         self._become_user()
+        store_salt_key(self._state, self._salt_key)
         self.servers.load_host_key(self.settings)
         with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the previous program blocked them before execve
@@ -171,6 +177,14 @@ class Daemon:
             "config": str(self._config_path or "built-in defaults"),
             "state": self.service.reservations.place,
         }
+
+    def penalties(self) -> Sequence[Item]:
+        """The penalties in force; see `DaemonControl`."""
+        return self._authenticator.penalties()
+
+    def pardon(self, address: str) -> bool:
+        """Forget the failed logins from an address; see `DaemonControl`."""
+        return self._preauth.pardon(address)
 
     def reload(self) -> Sequence[Item]:
         """Read the configuration and its certificates again, and apply what can change without a restart, listeners

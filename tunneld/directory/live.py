@@ -43,6 +43,11 @@ class LiveTunnels:
         """Whether this grant may see the tunnel with this id."""
         return grant.is_admin or tunnel in self._owned.get(grant.name, {})
 
+    def owner_of(self, tunnel: str) -> str | None:
+        """The credential of the tunnel with this id; empty without credentials."""
+        record = self._records.get(tunnel)
+        return record.owner if record is not None else None
+
     def record_of(self, tunnel: str) -> TunnelRecord:
         """The record of the tunnel with this id."""
         return self._records[tunnel]

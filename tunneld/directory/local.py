@@ -16,16 +16,17 @@ import trio
 from tunneld.config.schema import Settings
 from tunneld.directory.record import AddressClaim, TunnelRecord
 from tunneld.directory.reservations import Reservations
-from tunneld.errors import LimitReachedError
+from tunneld.errors import LimitReachedError, TunneldError
 from tunneld.net.address import Address, Port
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import Grant
 from tunneld.policy.ports import Owner, PortChoice, PortPool
 from tunneld.policy.reservations import Reservation, ReservationKey
 
-MAX_ENDED_BY_REQUEST = 1024
-"""Tunnels closed or drained by request whose reason is remembered, at about 300 bytes each. An agent asks within
-seconds, or once it is reconnected. For a forgotten tunnel it is told that there is none, and opens another.
+MAX_ENDED = 1024
+"""Tunnels that have ended for good, by request or by a limit, whose reason is remembered, at about 300 bytes each. An
+agent asks within seconds, or once it is reconnected. For a forgotten tunnel it is told that there is none, and opens
+another.
 """
 MAX_PORT_DIGITS = 5
 
@@ -73,7 +74,7 @@ class LocalDirectory:
         self._named = TunnelIndex[ReservationKey]()
         self._by_address = TunnelIndex[Address]()
         self._by_uri = TunnelIndex[Endpoint | str]()  # client URI; server URI, or its key where it has one
-        self._ended: dict[Endpoint, tuple[str, str]] = {}  # by server URI: credential, and how the tunnel was ended
+        self._ended: dict[Endpoint, tuple[str, TunneldError]] = {}  # by server URI: credential, and why it has ended
 
     # Look-ups
 
@@ -163,15 +164,15 @@ class LocalDirectory:
         if (holder := record.holder) is not None and self._named.newest(holder) == record.id:
             self.reservations.table.hold(_reservation(record, holder))
 
-    async def note_end(self, server: Endpoint, owner: str, reason: str) -> None:
+    async def note_end(self, server: Endpoint, owner: str, error: TunneldError) -> None:
         """See `Directory.note_end`."""
-        self._ended[server] = owner, reason
-        if len(self._ended) > MAX_ENDED_BY_REQUEST:
+        self._ended.setdefault(server, (owner, error))
+        if len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
 
-    async def why_ended(self, server: Endpoint) -> tuple[str, str]:
+    async def why_ended(self, server: Endpoint) -> tuple[str, TunneldError | None]:
         """See `Directory.why_ended`."""
-        return self._ended.get(server, ("", ""))
+        return self._ended.get(server, ("", None))
 
     async def saved(self) -> None:
         """See `Directory.saved`."""

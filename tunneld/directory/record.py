@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tunneld.errors import TunneldError
 from tunneld.net.address import Address
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import Grant
@@ -89,15 +90,13 @@ class Directory(Protocol):
         it closed with the daemon, and its reservation stays as it is.
         """
 
-    async def note_end(self, server: Endpoint, owner: str, reason: str) -> None:
-        """Remember why the tunnel with this server URI was closed or drained by request, so that its agent does not
-        open it again.
+    async def note_end(self, server: Endpoint, owner: str, error: TunneldError) -> None:
+        """Remember why the tunnel with this server URI has ended for good, so that its agent does not open it again.
+        Of several reasons the first is remembered.
         """
 
-    async def why_ended(self, server: Endpoint) -> tuple[str, str]:
-        """The owner and the reason of a tunnel that was closed or drained by request, by its server URI; empty where
-        there is none.
-        """
+    async def why_ended(self, server: Endpoint) -> tuple[str, TunneldError | None]:
+        """The owner of a tunnel that has ended for good, by its server URI, and the error for its agent."""
 
     async def saved(self) -> None:
         """Wait until all changes so far would survive a power cut, or cannot be stored."""

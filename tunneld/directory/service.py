@@ -24,8 +24,9 @@ from tunneld.directory.opening import TunnelOpener, announce, record_of
 from tunneld.directory.record import TunnelRecord, port_owner, reservation_key
 from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import Reservations
+from tunneld.directory.turns import RequestTurns
 from tunneld.engine.engine import Engine
-from tunneld.errors import DrainingError, EndedError, NoSuchTunnelError, TunneldError
+from tunneld.errors import DrainingError, EndedError, ExpiredError, NoSuchTunnelError, TunneldError
 from tunneld.net.endpoint import Endpoint
 from tunneld.net.sockets import descriptors_for_tunnels
 from tunneld.policy.access import EVERYBODY, Grant, bound_server_from
@@ -57,8 +58,9 @@ class TunnelService:
         in memory only. `handshakes` authenticates hidden servers on ports of their own.
         """
         self.settings = settings
-        self.events = Events()
         self.live = LiveTunnels()
+        self.events = Events(self.live.owner_of)
+        self.turns = RequestTurns()
         self.directory = LocalDirectory(settings, state)
         self.draining = False
         self.leaving = False
@@ -99,8 +101,8 @@ class TunnelService:
     async def find(self, reference: str, grant: Grant = EVERYBODY) -> TunnelRecord:
         """The tunnel with this id, server URI, client URI or client port.
 
-        Raises `NoSuchTunnelError`, also for a tunnel of another credential, or `EndedError` where the server URI is
-        that of a tunnel closed or drained by request.
+        Raises `NoSuchTunnelError`, also for a tunnel of another credential, or `EndedError` or `ExpiredError` where the
+        server URI is that of a tunnel that has ended for good.
         """
         record = await self.directory.find(reference)
         if "://" in reference:
@@ -108,7 +110,7 @@ class TunnelService:
             if record is None or endpoint not in {record.server, record.client}:
                 record = None
                 await self._check_not_ended(endpoint, grant)
-        if record is None or not _may_see(grant, record.owner):
+        if record is None or not grant.may_see(record.owner):
             raise NoSuchTunnelError(
                 f"no open tunnel is called {reference!r}: use an id, a URI or a port as list shows it"
             )
@@ -134,26 +136,25 @@ class TunnelService:
     async def get_tunnel_address(self, uri: str, grant: Grant = EVERYBODY) -> Endpoint:
         """The public address for a server URI.
 
-        Raises `NoSuchTunnelError`, also for a tunnel that is draining, `EndedError` for one closed or drained by
-        request, or `UsageError` where `uri` is no URI.
+        Raises `NoSuchTunnelError`, also for a tunnel that is draining, `EndedError` or `ExpiredError` for one that has
+        ended for good, or `UsageError` where `uri` is no URI.
         """
         endpoint = Endpoint.parse(uri.strip())
-        record = await self.directory.find(str(endpoint))
-        if record is not None and record.server != endpoint:
-            record = None
+        found = await self.directory.find(str(endpoint))
+        record = found if found is not None and found.server == endpoint else None
         draining = record is not None and self.local(record).phase is Phase.DRAINING
         if record is None or draining:
             await self._check_not_ended(endpoint, grant)
-        if record is None or not _may_see(grant, record.owner):
+        if record is None or not grant.may_see(record.owner):
             raise NoSuchTunnelError(f"no open tunnel has the server URI {endpoint.without_key}")
         if draining:
             raise NoSuchTunnelError(f"tunnel {record.id} is draining and accepts no new visitors")
         return record.client
 
     async def _check_not_ended(self, server: Endpoint, grant: Grant) -> None:
-        owner, reason = await self.directory.why_ended(server)
-        if reason and _may_see(grant, owner):
-            raise EndedError(reason)
+        owner, error = await self.directory.why_ended(server)
+        if error is not None and grant.may_see(owner):
+            raise type(error)(str(error))
 
     # Opening and closing tunnels
 
@@ -220,7 +221,7 @@ class TunnelService:
         """
         reason = f"{action} by request" + (f" of {grant.name}" if grant.name else "")
         if not reopen:
-            await self.directory.note_end(record.server, record.owner, f"tunnel {record.id} was {reason}")
+            await self.directory.note_end(record.server, record.owner, EndedError(f"tunnel {record.id} was {reason}"))
         return reason
 
     async def drain(self) -> None:
@@ -232,7 +233,10 @@ class TunnelService:
             await tunnel.wait_closed()
 
     def drain_revoked(self, credentials: Collection[str]) -> None:
-        """Drain the tunnels of all credentials that are not among these names, and drop their reservations."""
+        """Drain the tunnels of all credentials that are not among these names, drop their reservations, and end their
+        `watch` requests.
+        """
+        self.events.refresh()
         for tunnel in self.tunnels():
             owner = self.live.record_of(tunnel.id).owner
             if owner and owner not in credentials:
@@ -332,18 +336,15 @@ class TunnelService:
     async def _remove(self, tunnel: Tunnel) -> None:
         """Remove a tunnel that has closed, or has not begun. A directory that waits here would have to be shielded."""
         tunnel.discard()
-        await self.directory.remove(self.live.remove(tunnel), keep=self._keeps_reservation(tunnel))
+        record = self.live.remove(tunnel)
+        await self.directory.remove(record, keep=self._keeps_reservation(tunnel))
+        if tunnel.expired:
+            error = ExpiredError(f"tunnel {record.id} has ended: {tunnel.reason}")
+            await self.directory.note_end(record.server, record.owner, error)
 
     def _keeps_reservation(self, tunnel: Tunnel) -> bool | None:
-        """Whether a closed tunnel keeps its reservation for a time; None: it stays as it is, because the tunnel closes
-        with the daemon.
-        """
+        """See `Directory.remove`."""
         if tunnel.id in self._released_on_close:
             self._released_on_close.discard(tunnel.id)
             return False
         return None if self.draining or tunnel.reason == STOPPED else True
-
-
-def _may_see(grant: Grant, owner: str) -> bool:
-    """Whether this grant may see a tunnel of the credential `owner`: its own, or any for an admin."""
-    return grant.is_admin or grant.name == owner

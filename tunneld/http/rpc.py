@@ -3,7 +3,7 @@
     tunnel.openTunnel([backend] [, {option: value}])      string, the server URI
     tunnel.getTunnelAddress(uri)                          string, the client URI
     tunnel.close(ref)  drain  trim  shutdown              string, what was done
-    tunnel.list()  show(ref)  status  reload  help        array of structs
+    tunnel.list()  show(ref)  status  penalties  ...      array of structs
     system.listMethods()  system.methodHelp(name)
 
 Every name also works without `tunnel.`. Parameters are strings, integers, and in the last place a struct of options. An
@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from tunneld.control.commands import COMMANDS, find_command, usage
 from tunneld.control.login import AUTH
-from tunneld.control.reply import Execute, InSlices
+from tunneld.control.reply import ITEMS_PER_STEP, Execute
 from tunneld.errors import TunneldError, UsageError
 from tunneld.http.problems import FAULTS, internal_problem, problem_of
 from tunneld.http.responses import log_bug
@@ -28,7 +28,7 @@ from tunneld.http.translate import QUIT, WATCH, caller_of, execute_request, make
 from tunneld.http.xml import RpcAnswer, format_answer, format_array, format_fault, format_value, parse_call
 
 PREFIX = "tunnel."
-ANSWERS_WITH_ITEMS = frozenset({"list", "show", "status", "reload", "help"})
+ANSWERS_WITH_ITEMS = frozenset({"list", "show", "status", "penalties", "reload", "help"})
 """Verbs that answer with their items, even if there are none; every other verb answers with its text."""
 
 
@@ -55,7 +55,10 @@ async def _call(request: HttpRequest, body: bytes, execute: Execute) -> bytes:
     reply = await execute_request(execute, parsed, caller_of(request.scope))
     if parsed.verb not in ANSWERS_WITH_ITEMS:
         return format_answer(reply.text)
-    values = [format_value(item) async for items in InSlices(reply.items) for item in items]
+    values: list[str] = []
+    for first in range(0, len(reply.items), ITEMS_PER_STEP):
+        async with reply.step():
+            values += map(format_value, reply.items[first : first + ITEMS_PER_STEP])
     return format_array(values)
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import structlog
 
+from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
-from tunneld.engine.socket_flow import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
 from tunneld.mux.channel import CarrierEvents, Channel
 from tunneld.mux.connection import Connection
@@ -258,6 +258,11 @@ class Carrier:
                 if quantum <= 0:
                     self.pump.rearm(self._fd)
                     return
+
+    @property
+    def has_received(self) -> bool:
+        """Whether the peer sent anything before it was authenticated."""
+        return self._preauth_bytes > 0
 
     def _parse_unauthenticated(self, data: memoryview) -> None:
         """Parse at most `PREAUTH_LIMIT` bytes before the carrier is authenticated; close it beyond that."""

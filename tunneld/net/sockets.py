@@ -143,7 +143,14 @@ def taken_out(holder: socket.socket) -> socket.socket:
     return taken
 
 
-def pending_error(connection: socket.socket) -> OSError | None:
+class HasSocketOptions(Protocol):
+    """A socket of the standard library or of Trio."""
+
+    def getsockopt(self, level: int, option: int, /) -> int:
+        """Return one option, as the standard library does."""
+
+
+def pending_error(connection: HasSocketOptions) -> OSError | None:
     """Return the error that the kernel has recorded for a socket (SO_ERROR), or None. Reads nothing from the stream."""
     number = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     return OSError(number, os.strerror(number)) if number else None

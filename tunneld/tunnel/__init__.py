@@ -8,6 +8,7 @@ waiting      the queue: pairs visitors with server connections
 visitors     the relayed ones: accepted or refused, relayed, counted
 server_side  the contract between a tunnel and its backend, and what a dialled connection can do
 keys         the keys in the server URIs of ports that tunnels share
+tenants      what all tunnels of one owner share
 agents       the agents of a tunnel, and the addresses that server connections may come from
 timeouts     the times after which a tunnel closes
 events       the events of `watch`

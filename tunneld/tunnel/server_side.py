@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from tunneld.config.schema import TunnelSettings
-from tunneld.engine.engine import Engine, FailureCallback, Limiter, Relay, RelayEnd
+from tunneld.engine.end import End
+from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import UsageError
 from tunneld.net.address import Address
 from tunneld.net.endpoint import Endpoint, Peer
@@ -122,22 +123,16 @@ class ServerConnection(Protocol):
         """
 
     def send(self, data: bytes) -> None:
-        """Send bytes ahead of those that `join` relays: a PROXY header, and what was read from the visitor already.
-        All of them are delivered, however little the connection takes now. Raises `OSError` where it has failed.
+        """Send a few bytes of the relay's own (a PROXY header) ahead of the visitor's. Raises `OSError` where the
+        connection has failed.
         """
 
-    def join(
-        self,
-        visitor: socket.socket,
-        *,
-        linger: float,
-        on_end: Callable[[Relay, RelayEnd], None],
-        throttle: Limiter | None = None,
-    ) -> Relay:
-        """Relay between the visitor and the hidden server, see `Engine.join`. The relay owns both from now on."""
+    @property
+    def end(self) -> socket.socket | End:
+        """What the engine joins to the visitor, and owns from then on."""
 
     def close(self) -> None:
-        """Close an unused connection. Not after `join`."""
+        """Close an unused connection, which was not joined."""
 
 
 class ServerSide(Protocol):

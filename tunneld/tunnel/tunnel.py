@@ -78,6 +78,7 @@ class Tunnel:
         self.opened_at, self.idle_since = now - counters.age, now - counters.idle
         self.idle_checks = counters.idle_checks
         self.reason = ""  # why it closed
+        self.expired = False  # whether that is for good, by a limit of its own
         self.agents = TunnelAgents(spec.allowed_sources)
         self._phase = Phase.OPENING
         self._engine = engine
@@ -207,6 +208,7 @@ class Tunnel:
         """Close both sides of a tunnel that was never run. Nothing for one that was."""
         if self._phase is Phase.OPENING:
             self._phase = Phase.CLOSED
+            self.reason = self.reason or STOPPED
             self._close_ingresses()
             self.server_side.close()
             self._closed.set()
@@ -215,6 +217,11 @@ class Tunnel:
         """Close now and drop every connection. Of several reasons the first is reported."""
         self.reason = self.reason or reason
         self._scope.cancel()
+
+    def expire(self, reason: str) -> None:
+        """Close now, because a limit of the tunnel ends it for good: its agent is not to open it again."""
+        self.expired = self.expired or not self.reason
+        self.close(reason)
 
     def drain(self, reason: str = "") -> None:
         """Accept no new visitors and close when the last relay has ended. Waiting visitors are closed. `reason` is for

@@ -38,8 +38,8 @@ class VisitorEvents(Protocol):
     def on_visitor_left(self, reason: str) -> None:
         """A visitor disconnected, or waited in vain. `reason` is the one with which a one-shot tunnel closes."""
 
-    def close(self, reason: str) -> None:
-        """Close the tunnel now."""
+    def expire(self, reason: str) -> None:
+        """Close the tunnel now and for good."""
 
 
 class VisitorRelays:
@@ -119,18 +119,21 @@ class VisitorRelays:
         """
         limits, end, peer = self._limits, visitor.end, visitor.peer
         server.set_originator(None if limits.hide_visitor else peer)
-        ahead = visitor.early
         if limits.proxy_header is not None:
-            ahead = limits.proxy_header(peer, visitor.reached or local_address(end)) + ahead
-        if ahead:
             try:
-                server.send(ahead)
+                server.send(limits.proxy_header(peer, visitor.reached or local_address(end)))
             except OSError:
                 server.close()
                 return False
         self.served += 1
-        self._ended_up += len(visitor.early)
-        relay = server.join(end, linger=limits.linger, on_end=self._on_relay_end, throttle=self._throttle)
+        relay = self._engine.join(
+            end,
+            server.end,
+            linger=limits.linger,
+            on_end=self._on_relay_end,
+            throttle=self._throttle,
+            early=visitor.early,
+        )
         self.relays[relay] = peer
         if self._events.watched:
             self._events.publish("visitor", id=self._tunnel, **{"from": format_peer(peer)})
@@ -168,7 +171,7 @@ class VisitorRelays:
         self._owner.on_visitor_left("" if self._limits.persist else str(end))
 
     def _on_quota_used_up(self) -> None:
-        self._owner.close(f"quota of {self._limits.quota} bytes is used up (quota)")
+        self._owner.expire(f"quota of {self._limits.quota} bytes is used up (quota)")
 
     # All of them
 

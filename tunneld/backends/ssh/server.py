@@ -14,6 +14,9 @@ from tunneld.backends.ssh.login import CREDENTIAL_OPTION, SshAuthenticator, SshL
 class SshServerEvents(Protocol):
     """The connection that receives what asyncssh reports; see `SshConnection`."""
 
+    user: str
+    """The name with which the client wants to log in."""
+
     def on_login(self, login: SshLogin) -> None:
         """The client has logged in."""
 
@@ -45,7 +48,7 @@ class SshServer(asyncssh.SSHServer):
 
     def begin_auth(self, username: str) -> bool:
         """Whether the client must authenticate with a public key."""
-        self._user = username
+        self._user = self._events.user = username
         peer, local = (self.connection.get_extra_info(name)[0] for name in ("peername", "sockname"))
         self._login = self._authenticator.login_without_key(username, local)
         if self._login is not None:
