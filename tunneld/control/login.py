@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable
 
 from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.preauth import PreauthSlot
 from tunneld.config.credentials import Credential
 from tunneld.control.reply import Reply
 from tunneld.directory.requester import Requester
@@ -34,8 +35,8 @@ class LoginState:
     """The authentication state of one control connection.
 
     `host` and `peer` are the address of the peer without and with its port, `local_host` is our address.
-    `certificate` is the client certificate (DER) that TLS has verified, if any. `on_authenticated` is called when
-    `auth` succeeds.
+    `certificate` is the client certificate (DER) that TLS has verified, if any. `slot` is the place of the
+    unauthenticated connection, released when `auth` succeeds.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class LoginState:
         peer: str,
         local_host: str,
         certificate: bytes | None = None,
-        on_authenticated: Callable[[], None] = lambda: None,
+        slot: PreauthSlot | None = None,
     ) -> None:
         self.failures = 0
         self._at_end: dict[str, Callable[[], None]] = {}
-        self._on_authenticated = on_authenticated
+        self._slot = slot or PreauthSlot.exempt()
         self._authenticator = authenticator
         self._host, self._peer, self._local_host = host, peer, local_host
         self._has_certificate = certificate is not None
@@ -118,6 +119,7 @@ class LoginState:
             raise
         except (NotAllowedError, UsageError) as error:
             self._challenge = None
+            self._slot.has_begun = False  # it is counted as a failure instead
             self.failures += 1
             self._authenticator.log_failure(self._host, "control", str(error), self._claimed_name)
             raise
@@ -138,6 +140,7 @@ class LoginState:
         hello = Hello.parse(first)
         self._claimed_name = hello.name
         self._check_block(hello.name)
+        self._slot.has_begun = True  # a client that leaves now has learnt a salt for nothing
         verifier = self._authenticator.verifier_of(hello.name)
         self._challenge = Challenge(hello, verifier, secrets.token_urlsafe(NONCE_BYTES))
         return self._challenge.message
@@ -150,7 +153,7 @@ class LoginState:
         if credential is None or credential.proof != challenge.verifier:
             raise NotAllowedError(FAILED)
         self._credential = credential
-        self._on_authenticated()
+        self._slot.release()
         self._authenticator.remember_login(self._host, credential.name)
         return proof
 

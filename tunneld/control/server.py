@@ -184,7 +184,7 @@ def _begin_login(
     if isinstance(stream, trio.SSLStream):
         certificate = stream.getpeercert(binary_form=True)  # TLS returns a certificate only if it has verified it
     local = local_address(connection)[0]
-    login = LoginState(authenticator, peer[0], format_peer(peer), local, certificate, on_authenticated=slot.release)
+    login = LoginState(authenticator, peer[0], format_peer(peer), local, certificate, slot)
     if login.grant is not None:
         slot.release()
     return login
