@@ -35,8 +35,9 @@ class LoginState:
     """The authentication state of one control connection.
 
     `host` and `peer` are the address of the peer without and with its port, `local_host` is our address.
-    `certificate` is the client certificate (DER) that TLS has verified, if any. `slot` is the place of the
-    unauthenticated connection, released when `auth` succeeds.
+    `certificate` is the client certificate (DER) that TLS has verified, if any. `on_authenticated` is called with
+    the grant when `auth` succeeds; it may raise `LimitReachedError`, and then the peer stays unauthenticated. `slot` is
+    the place of the connection until then.
     """
 
     def __init__(
@@ -46,10 +47,13 @@ class LoginState:
         peer: str,
         local_host: str,
         certificate: bytes | None = None,
+        on_authenticated: Callable[[Grant], None] = lambda _grant: None,
         slot: PreauthSlot | None = None,
     ) -> None:
         self.failures = 0
+        self.refused = False  # the proof was right, and there is no place for the connection
         self._at_end: dict[str, Callable[[], None]] = {}
+        self._on_authenticated = on_authenticated
         self._slot = slot or PreauthSlot.exempt()
         self._authenticator = authenticator
         self._host, self._peer, self._local_host = host, peer, local_host
@@ -68,6 +72,11 @@ class LoginState:
         if self._authenticator.is_open:
             return EVERYBODY
         return None if self._credential is None else self._authenticator.renew(self._credential)
+
+    def enter(self) -> None:
+        """Call `on_authenticated` if the peer needs no `auth`. Raises what it raises."""
+        if (grant := self.grant) is not None:
+            self._on_authenticated(grant)
 
     def check_revoked(self) -> None:
         """Raise `NotAllowedError` if the credential of an authenticated peer is no longer valid."""
@@ -152,8 +161,13 @@ class LoginState:
         credential = self._authenticator.admit(challenge.hello.name, self._host)
         if credential is None or credential.proof != challenge.verifier:
             raise NotAllowedError(FAILED)
+        try:
+            self._on_authenticated(credential.grant)
+        except LimitReachedError:
+            self.refused = True
+            self._slot.has_begun = False  # the proof was right
+            raise
         self._credential = credential
-        self._slot.release()
         self._authenticator.remember_login(self._host, credential.name)
         return proof
 
