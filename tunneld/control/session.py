@@ -30,6 +30,9 @@ MAX_UNREADABLE_LINES = 10
 protocol does not.
 """
 
+LAST_ERROR_TIMEOUT = 2.0
+"""Seconds to tell a peer that its time is over: it holds a place of an unauthenticated connection until then."""
+
 REPLY_BATCH = 16 * 1024
 """Bytes of items per send; a list of a thousand tunnels is 250 KiB."""
 
@@ -64,7 +67,8 @@ class ControlSession:
             await self._talk(greeting)
         if self.login_scope.cancelled_caught:
             self.login.log_limited(self.log.info, "control connection closed: authentication timed out")
-            await self._close_with(LimitReachedError("authentication timed out (control.handshake_timeout)"))
+            with trio.move_on_after(LAST_ERROR_TIMEOUT):
+                await self._close_with(LimitReachedError("authentication timed out (control.handshake_timeout)"))
 
     async def _talk(self, greeting: str) -> None:
         await self.connection.send(format_ok(greeting))
