@@ -76,7 +76,8 @@ class Scheduler:
     def relay_started(self, relay: JoinedEnds) -> None:
         """A relay exists: it is dropped when the engine stops."""
         self.relays.add(relay)
-        self.vanished.watch()
+        if not self.vanished.watching:
+            self.vanished.watch()
 
     def relay_ended(self, relay: JoinedEnds, how: RelayEnd) -> None:
         """A relay has closed its ends: call `on_end` after the batch."""

@@ -76,18 +76,18 @@ class VanishedPeers:
         self._pause = timeout / ROUNDS / SLICES
         self._round: list[JoinedEnds] = []  # still to be looked at in this round
         self._slice = 0
-        self._watching = False
+        self.watching = False
 
     def watch(self) -> None:
         """A relay has started: look for vanished peers from now on, until no relay is left."""
-        if self._timeout and not self._watching:
-            self._watching = True
+        if self._timeout and not self.watching:
             self._sleep()
+        self.watching = True
 
     def on_deadline(self) -> None:
         """Look at the next slice of the relays."""
         if not self._relays:
-            self._watching = False
+            self.watching = False
             self._round = []
             return
         if not self._round:

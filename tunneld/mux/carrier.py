@@ -50,6 +50,43 @@ NO_MSS = 1 << 30
 log = structlog.get_logger("mux")
 
 
+class SessionChannel(Channel):
+    """A channel of a `Carrier`: a WebMUX session."""
+
+    __slots__ = ("_carrier", "_session")
+
+    def __init__(self, carrier: Carrier, sid: int, window: ReceiveWindow) -> None:
+        super().__init__(carrier, sid, window)
+        self._carrier = carrier
+        self._session = carrier.mux.session(sid)
+
+    def send_capacity(self) -> int:
+        """See `BufferedEnd.send_capacity`: limited by the send buffer, the credit that the peer granted, the peer's
+        MSS, and the owner's share of this turn.
+        """
+        if self._unsent_header and not self._send_header():
+            return 0
+        carrier, session = self._carrier, self._session
+        capacity = min(carrier.send_buffer.send_capacity(self), session.credit)
+        if capacity <= 0 or self.closed or not session.state.sending:  # the send buffer may have lost the connection
+            return 0
+        left = carrier.turns.share.left
+        if left <= 0:
+            carrier.turns.serve_later(self)
+            return 0
+        return min(capacity, carrier.max_fragment * min(left, MAX_FRAGMENTS))
+
+    def set_originator(self, visitor: Peer | None) -> None:
+        """See `Channel.set_originator`. WebMUX has no message for it."""
+
+    def write(self, data: memoryview) -> None:
+        """See `BufferedEnd.write`."""
+        carrier = self._carrier
+        sent = carrier.mux.send(self.sid, data)
+        carrier.turns.share.use(1 + sent // carrier.max_fragment)
+        carrier.schedule_flush()
+
+
 class Carrier:
     """One connection that carries channels; the pump's handler of its socket."""
 
@@ -75,12 +112,13 @@ class Carrier:
         self._parity = 0 if initiator else 1  # of the session ids that we open
         self._connection = connection
         self._fd = connection.connection.fileno()
+        self._view = memoryview(pump.wide_buffer)
         self._budget = WindowBudget(limits.window_budget, pump.now, connection.round_trip)
         self._opened = 0  # channels that we opened and that are not over
-        self._max_fragment = NO_MSS  # bytes of a fragment, by the peer's MSS
+        self.max_fragment = NO_MSS  # bytes of a fragment, by the peer's MSS
         self.turns = CarrierTurns(pump.budget, self._read, self.on_failure)
-        self._send_buffer = SendBuffer(pump, connection, self.mux.outgoing, limits, self._close)
-        self.schedule_flush = self._send_buffer.schedule_flush
+        self.send_buffer = SendBuffer(pump, connection, self.mux.outgoing, limits, self._close)
+        self.schedule_flush = self.send_buffer.schedule_flush
         self._until_eagain = False  # a short read no longer means that the socket is drained
         self._authenticated = authenticated
         self._preauth_bytes = 0  # received while unauthenticated
@@ -150,23 +188,10 @@ class Carrier:
     def set_originator(self, channel: Channel, visitor: Peer | None) -> None:
         """Does nothing: WebMUX has no message for it."""
 
-    def send_capacity(self, channel: Channel) -> int:
-        """See `ChannelTransport`: limited by the send buffer, the credit that the peer granted, the peer's MSS, and the
-        owner's share of this turn.
-        """
-        capacity = min(self._send_buffer.send_capacity(channel), self.mux.credit(channel.sid))
-        left = self.turns.share.left
-        if not capacity:
-            return 0
-        if left <= 0:
-            self.turns.serve_later(channel)
-            return 0
-        return min(capacity, self._max_fragment * min(left, MAX_FRAGMENTS))
-
     def write(self, sid: int, data: memoryview) -> int:
         """See `ChannelTransport`."""
         sent = self.mux.send(sid, data)
-        self.turns.share.use(1 + sent // self._max_fragment)
+        self.turns.share.use(1 + sent // self.max_fragment)
         self.schedule_flush()
         return sent
 
@@ -195,8 +220,8 @@ class Carrier:
         """Handle events of the socket."""
         if events & UNTIL_EAGAIN:
             self._until_eagain = True
-        if events & WRITABLE:
-            self._send_buffer.unblock()
+        if events & WRITABLE and self.send_buffer.blocked:
+            self.send_buffer.unblock()
         if (events & READABLE or self._connection.has_buffered_input or self.mux.has_unparsed) and not self.over:
             self._read()
 
@@ -231,35 +256,34 @@ class Carrier:
         if self.turns.share.left <= 0:
             self.turns.read_later()
             return
-        connection, quantum = self._connection, self.pump.quantum
-        with memoryview(self.pump.wide_buffer) as view:
-            if self.mux.has_unparsed:
-                self._parse(NO_DATA)
-            while not self.over:
-                if self.mux.has_unparsed or self.turns.share.left <= 0:
-                    self.turns.read_later()
-                    return
-                try:
-                    count = connection.receive_into(view)
-                except BlockingIOError:
-                    return
-                except OSError as error:
-                    self._close(f"connection lost: {reason_of(error)}")
-                    return
-                if not count:
-                    self._close("the peer closed the connection")
-                    return
-                self.heartbeat.received = True
-                if self._authenticated:
-                    self._parse(view[:count])
-                else:
-                    self._parse_unauthenticated(view[:count])
-                if connection.drained and not self._until_eagain and not self.mux.has_unparsed:
-                    return
-                quantum -= count
-                if quantum <= 0:
-                    self.pump.rearm(self._fd)
-                    return
+        connection, mux, quantum, view = self._connection, self.mux, self.pump.quantum, self._view
+        if mux.has_unparsed:
+            self._parse(NO_DATA)
+        while not self.over:
+            if mux.has_unparsed or self.turns.share.left <= 0:
+                self.turns.read_later()
+                return
+            try:
+                count = connection.receive_into(view)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._close(f"connection lost: {reason_of(error)}")
+                return
+            if not count:
+                self._close("the peer closed the connection")
+                return
+            self.heartbeat.received = True
+            if self._authenticated:
+                self._parse(view[:count])
+            else:
+                self._parse_unauthenticated(view[:count])
+            if connection.drained and not self._until_eagain and not mux.has_unparsed:
+                return
+            quantum -= count
+            if quantum <= 0:
+                self.pump.rearm(self._fd)
+                return
 
     @property
     def has_received(self) -> bool:
@@ -299,7 +323,7 @@ class Carrier:
             self._close(f"the peer broke the WebMUX protocol: {error}")
             return
         self.turns.share.use(self.mux.cost)
-        if self.mux.outgoing or self._connection.pending_output:
+        if self.mux.outgoing or self._connection.wants_write:
             self.schedule_flush()
 
     def _on_codec_event(self, event: Event) -> None:
@@ -316,7 +340,7 @@ class Carrier:
             case EndpointDefined(_, uri):
                 self.owner.on_endpoint(uri)
             case MssSet(mss):
-                self._max_fragment = mss or NO_MSS
+                self.max_fragment = mss or NO_MSS
             case CreditAdded(sid):
                 channel = self.channels.get(sid)
                 if channel is not None and not self.turns.waits(channel):
@@ -341,7 +365,7 @@ class Carrier:
 
     def _add(self, sid: int) -> Channel:
         window = ReceiveWindow(self.limits.initial_window, self.limits.max_window, self._budget)
-        self.channels[sid] = channel = Channel(self, sid, window)
+        self.channels[sid] = channel = SessionChannel(self, sid, window)
         return channel
 
     def _remove(self, channel: Channel) -> None:
@@ -360,7 +384,7 @@ class Carrier:
         self.over = True
         self.heartbeat.stop()
         self.pump.remove(self._fd, self)
-        self._send_buffer.close()
+        self.send_buffer.close()
         self._connection.close()
         self.turns.close()
         channels, self.channels = self.channels, {}
