@@ -79,6 +79,12 @@ class Scheduler:
         if not self.vanished.watching:
             self.vanished.watch()
 
+    def set_unacknowledged_timeout(self, seconds: float) -> None:
+        """See `Engine.set_unacknowledged_timeout`."""
+        self.vanished.timeout = seconds
+        if self.relays and not self.vanished.watching:
+            self.vanished.watch()
+
     def relay_ended(self, relay: JoinedEnds, how: RelayEnd) -> None:
         """A relay has closed its ends: call `on_end` after the batch."""
         self.relays.discard(relay)
