@@ -67,9 +67,13 @@ def bulk(reach: Reach, seconds: int) -> Figures:
     buffer = bytearray(BUFFER)
     with socket.create_connection(reach.address, timeout=SILENCE) as client:
         _discard(client, buffer, RAMP)
-        start = time.monotonic()
+        hops = [pid for child in reach.hops for pid in child.tree()]
+        before, start = cpu_seconds(hops), time.monotonic()
         size = _discard(client, buffer, seconds)
-        return {"bulk": size * 8 / (time.monotonic() - start) / 1e9}
+        figures = {"bulk": size * 8 / (time.monotonic() - start) / 1e9}
+        if hops:
+            figures["cpu"] = (cpu_seconds(hops) - before) / size * 1e12  # ms per GB
+        return figures
 
 
 def _discard(client: socket.socket, buffer: bytearray, seconds: float) -> int:
@@ -165,7 +169,10 @@ def _visit(stack: ExitStack, address: Address, count: int) -> None:
 LOADS = (
     Load(
         "bulk",
-        (Measure("bulk", "one bulk stream", "Gbit/s", aims={"haproxy": 1.3, "ssh": 2.0}),),
+        (
+            Measure("bulk", "one bulk stream", "Gbit/s", aims={"haproxy": 1.3, "ssh": 2.0}),
+            Measure("cpu", "  processor time of both hops per GB", "ms", more_is_better=False),
+        ),
         servers.bulk,
         bulk,
         warm_up=0,  # each stream has its ramp

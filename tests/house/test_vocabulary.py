@@ -49,6 +49,7 @@ COVERED_BY = {
     "backends/ssh/connection.py": "backends/ssh/test_hostile.py",
     "backends/ssh/console.py": "backends/ssh/test_hostile.py",
     "backends/ssh/fast.py": "backends/ssh/test_hostile.py",
+    "backends/ssh/forwarded.py": "backends/ssh/test_clients.py",
     "backends/ssh/forwards.py": "backends/ssh/test_reconnecting.py",
     "backends/ssh/gcm.py": "backends/ssh/test_hostile.py",
     "backends/ssh/negotiation.py": "backends/ssh/test_hostile.py",

@@ -10,8 +10,9 @@ import trio
 from asyncssh.constants import MSG_CHANNEL_WINDOW_ADJUST
 from asyncssh.packet import UInt32
 
-from tunneld.backends.ssh.channel import ForwardedChannel, ForwardEvents, SshChannel
+from tunneld.backends.ssh.channel import ForwardEvents, SshChannel
 from tunneld.backends.ssh.fast import FastConnection
+from tunneld.backends.ssh.forwarded import ForwardedChannel
 from tunneld.backends.ssh.transport import SshTransport
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat

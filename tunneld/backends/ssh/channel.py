@@ -32,7 +32,6 @@ from asyncssh.packet import SSHPacket, SSHPacketHandler, String, UInt32
 
 from tunneld.backends.ssh.fast import MAX_PACKET_DATA
 from tunneld.mux.channel import Channel
-from tunneld.mux.window import ReceiveWindow
 
 if TYPE_CHECKING:
     from tunneld.backends.ssh.carrier import SshCarrier
@@ -44,27 +43,6 @@ byte would slow down every other connection.
 """
 CREDIT_AFTER_CLOSE = 1 << 31
 """Bytes of credit after the peer's CLOSE, so that the visitor's next write reaches `SshCarrier.write`, which resets."""
-
-
-class ForwardedChannel(Channel):
-    """A channel of an `SshCarrier`."""
-
-    __slots__ = ("_carrier",)
-
-    def __init__(self, carrier: SshCarrier, number: int, window: ReceiveWindow) -> None:
-        super().__init__(carrier, number, window)
-        self._carrier = carrier
-
-    def send_capacity(self) -> int:
-        """See `BufferedEnd.send_capacity`."""
-        if self._unsent_header and not self._send_header():
-            return 0
-        capacity = self._carrier.send_capacity(self)  # this may flush, and find the connection broken
-        return 0 if self.closed else capacity
-
-    def write(self, data: memoryview) -> None:
-        """See `BufferedEnd.write`."""
-        self._carrier.write(self.sid, data)
 
 
 class ForwardEvents(Protocol):
