@@ -39,6 +39,11 @@ from tunneld.net.listeners import ReloadableListener
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
 
+SESSION_WINDOW = 4096
+"""Bytes that a client may send on a session before the relay reads them: keys that a user pressed. asyncssh keeps them
+until the session starts, with a hundred bytes for each packet.
+"""
+
 
 async def serve_ssh(
     listener: ReloadableListener,
@@ -156,6 +161,7 @@ class _OptionsCache:
                 agent_forwarding=False,
                 x11_forwarding=False,
                 allow_scp=False,
+                window=SESSION_WINDOW,
                 errors="replace",
             )
         return self._options

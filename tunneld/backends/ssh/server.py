@@ -46,7 +46,8 @@ class SshServer(asyncssh.SSHServer):
     def begin_auth(self, username: str) -> bool:
         """Whether the client must authenticate with a public key."""
         self._user = username
-        peer, local = (self.connection.get_extra_info(name)[0] for name in ("peername", "sockname"))
+        transport = self.connection.transport  # asyncssh forgets it when it closes, and may call this after that
+        peer, local = (transport.get_extra_info(name)[0] for name in ("peername", "sockname"))
         self._login = self._authenticator.login_without_key(username, local)
         if self._login is not None:
             return False
