@@ -103,6 +103,7 @@ COVERED_BY = {
     "mux/ping.py": "mux/test_heartbeat.py",
     "mux/send_buffer.py": "mux/test_carrier.py",
     "policy/networks.py": "policy/test_admission.py",
+    "tls/private_files.py": "tls/test_store.py",
     "tls/self_signed.py": "cli/test_init.py",
     "tunnel/events.py": "control/test_server_watch.py",
     "tunnel/keys.py": "backends/test_mux_side.py",

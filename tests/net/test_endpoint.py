@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tunneld.errors import UsageError
 from tunneld.net import endpoint
-from tunneld.net.endpoint import Endpoint, Target, parse_relay
+from tunneld.net.endpoint import Endpoint, Target, parse_host_port, parse_relay
 
 HOSTS = st.one_of(
     st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z]{2,5})?", fullmatch=True),
@@ -123,7 +123,12 @@ def test_the_port_of_a_relay_has_a_default(text: str, endpoint: Endpoint) -> Non
     ("text", "message"),
     [
         ("https://relay.example.org", "invalid relay address 'https://relay.example.org': expected HOST or HOST:PORT"),
-        ("2001:db8::1", "invalid relay address '2001:db8::1'"),
+        ("::1", "invalid relay address '::1': an IPv6 address needs brackets: [::1]"),
+        ("tls://2001:db8::ab", "invalid relay address 'tls://2001:db8::ab': an IPv6 address needs brackets: tls://["),
+        (
+            "2001:db8::1:7010",
+            "invalid relay address '2001:db8::1:7010': an IPv6 address needs brackets: [2001:db8::1:7010] or [2001:db",
+        ),
         ("", "invalid relay address ''"),
         ("relay:", "invalid relay address 'relay:'"),
         ("relay:0", "port out of range in 'relay:0'"),
@@ -136,3 +141,13 @@ def test_an_invalid_relay_address_is_explained_without_showing_a_key(text: str, 
     with pytest.raises(UsageError, match=f"^{re.escape(message)}") as caught:
         parse_relay(text)
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("::1:8000", "[::1]:8000"), ("::1", "[::1]:PORT"), ("fe80::", "[fe80::]:PORT")]
+)
+def test_a_local_server_with_a_bare_ipv6_address_is_explained(text: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"needs brackets: {hint}") + "$"):
+        Target.parse(text)
+    with pytest.raises(UsageError, match=re.escape(f"needs brackets: {hint}") + "$"):
+        parse_host_port(text)

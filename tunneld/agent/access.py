@@ -30,7 +30,8 @@ class RelayAccess:
     """How to reach a relay's control port. All exposures at one relay share one of these.
 
     `credential` is a name and a secret. `reread_secret` returns the present secret if that comes from a file, else it
-    is None. `timeout` bounds each step, in seconds.
+    is None. `secret_source` says where the secret comes from, for error messages. `timeout` bounds each step, in
+    seconds.
     """
 
     where: str
@@ -38,6 +39,7 @@ class RelayAccess:
     timeout: float = 10.0
     credential: tuple[str, str] | None = field(default=None, repr=False)
     reread_secret: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+    secret_source: str = field(default="", compare=False)
 
     async def wait_for_new_secret(self, refused: tuple[str, str]) -> None:
         """Wait until `credential` differs from the `refused` one, rereading the secret file now and then.
@@ -52,7 +54,13 @@ class RelayAccess:
 
     def connect(self) -> AbstractAsyncContextManager[Client]:
         """Open a control connection, for the length of the `async with`. Raises as `tunneld.client.connect`."""
-        return connect(self.where, tls=self.tls, timeout=self.timeout, credential=self.credential)
+        return connect(
+            self.where,
+            tls=self.tls,
+            timeout=self.timeout,
+            credential=self.credential,
+            secret_source=self.secret_source,
+        )
 
     async def dial_carrier(self, uri: Endpoint) -> socket.socket | TlsSocket:
         """Connect to the port of a webmux server URI; the caller owns the connection.

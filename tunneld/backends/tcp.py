@@ -60,12 +60,12 @@ class TcpServerSide:
         """Listen, or adopt the listener and the parked connections of `context.snapshot`. Raises as `bind_in_range`."""
         snapshot = context.snapshot
         self._context = context
-        self._key = _choose_key(context)
+        scheme = "tls" if context.secure == "yes" else "tcp"
+        self._key = _choose_key(context, scheme)
         self._listener = (
             _bind(context.settings, context.former, context.reserved) if snapshot is None else snapshot.listener
         )
         port = self._listener.getsockname()[1] if self._listener is not None else snapshot.port if snapshot else 0
-        scheme = "tls" if context.secure == "yes" else "tcp"
         self._uri = Endpoint(scheme, context.advertised_host, port, self._key)
         self._parked = OrderedDict[ParkableConnection, Registration]()  # oldest first
         self._queue = WaitQueue[ParkableConnection]()
@@ -253,9 +253,9 @@ class TcpServerSide:
             self._context.on_detached(connection.peer)
 
 
-def _choose_key(context: TunnelContext) -> str:
+def _choose_key(context: TunnelContext, scheme: str) -> str:
     """The key of this server side: empty without `secure`, else the one that its hidden server knows already, or a new
-    one.
+    one. A key that was used with another scheme is not used again: it may have crossed the network in clear.
     """
     if context.secure == "no":
         return ""
@@ -264,7 +264,7 @@ def _choose_key(context: TunnelContext) -> str:
     former = context.former
     return (
         former.key
-        if former is not None and former.key and former.scheme in {"tcp", "tls"}
+        if former is not None and former.key and former.scheme == scheme
         else secrets.token_hex(SERVER_KEY_BYTES)
     )
 

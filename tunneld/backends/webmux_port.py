@@ -126,6 +126,7 @@ class _IncomingCarrier:
             self.carrier.close("refused")  # before it replies to the ping behind this, which would confirm admission
         else:
             self.side, self.on_capacity = side, side.on_capacity
+            self.carrier.turns.share = side.share(self.carrier.pump.budget)
             self.carrier.mark_authenticated()
             log.debug("carrier connected", peer=format_peer(self._peer))
         self.decided.set()

@@ -42,6 +42,7 @@ async def connect(
     tls: ssl.SSLContext | None = None,
     timeout: float = 10.0,
     credential: tuple[str, str] | None = None,
+    secret_source: str = "",
 ) -> AsyncIterator[Client]:
     """Connect to a relay's control port, for the length of the `async with`; tunnels opened by it stay open.
 
@@ -49,7 +50,7 @@ async def connect(
     the connection uses TLS in any case; `tls://` without one checks the relay's certificate against the system's
     authorities. `timeout` is in seconds and bounds each step: the connection, the TLS handshake, the greeting, and
     later each answer. `credential` is a name and its secret. The secret is proved and never sent, and the relay must
-    prove that it knows it, too.
+    prove that it knows it, too. `secret_source` says where the secret comes from, for error messages.
 
     Raises `UsageError`, `RelayUnreachableError`, `RemoteProtocolError` (not a tunneld relay, or one that does not know
     the secret), `RefusedError` (the relay is full, or the secret is wrong), `NotAllowedError` (it requires a
@@ -63,7 +64,7 @@ async def connect(
     try:
         exchange = ControlExchange(str(endpoint), stream, timeout)
         version, method = await _receive_greeting(exchange, endpoint)
-        await authenticate(exchange, endpoint, method, credential)
+        await authenticate(exchange, endpoint, method, credential, secret_source)
         yield Client(endpoint, version, _addresses(stream), exchange, tls)
     finally:
         with trio.move_on_after(TLS_CLOSE_TIMEOUT):

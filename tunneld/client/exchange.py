@@ -221,9 +221,11 @@ def why(error: BaseException) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, ssl.SSLCertVerificationError):
         advice = "pass --pin (printed by `tunneld init`) or --ca FILE"
-        if cause.verify_code in {NOT_YET, EXPIRED}:
-            now = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
-            advice = f"it is {now} UTC by this machine's clock; if that is right, the relay's operator must renew it"
+        now = f"it is {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by this machine's clock"
+        if cause.verify_code == EXPIRED:
+            advice = f"{now}; if that is right, the relay's operator must renew it"
+        elif cause.verify_code == NOT_YET:
+            advice = f"{now}; if that is wrong, correct it, otherwise the certificate is for a later time"
         return f"certificate verification failed ({cause.verify_message}); {advice}"
     if isinstance(cause, ssl.SSLError):
         if is_truncation(cause) or isinstance(cause, ssl.SSLZeroReturnError):

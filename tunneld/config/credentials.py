@@ -6,6 +6,7 @@ turned into a verifier at once and discarded.
 
 from __future__ import annotations
 
+import codecs
 import hmac
 import os
 import re
@@ -26,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from tunneld.config.certificates import locate
+from tunneld.config.paths import locate
 from tunneld.config.values import (
     MILLISECOND,
     YEAR,
@@ -157,6 +158,8 @@ class Credential(Table):
     max_ttl: OptionalSeconds = None
     bandwidth: ByteCount = None
     quota: ByteCount = None
+    max_total_visitors: OptionalCount = None
+    total_bandwidth: ByteCount = None
 
     _proof: Verifier | None = PrivateAttr(default=None)
     _locate = field_validator("secret_file")(locate)
@@ -212,7 +215,7 @@ def check_unique(credentials: Sequence[Credential]) -> None:
 
 
 def _from_file(path: Path) -> str:
-    """The secret in a file: its only line, without the line end."""
+    """The secret in a file: its only line, without the line end and a byte order mark."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_SECRET_BYTES + 1)
@@ -220,7 +223,7 @@ def _from_file(path: Path) -> str:
         raise UsageError(f"could not be read: {reason_of(error)}") from None
     if len(content) > MAX_SECRET_BYTES:
         raise UsageError(f"larger than {MAX_SECRET_BYTES} bytes; this is not a file with a secret")
-    return content.removesuffix(b"\n").removesuffix(b"\r").decode(errors="replace")
+    return content.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r").decode(errors="replace")
 
 
 def _from_environment(name: str) -> str:

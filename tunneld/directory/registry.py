@@ -107,6 +107,11 @@ class TunnelRegistry:
         """How many tunnels a credential has."""
         return sum(one == owner for one in self._owners.values())
 
+    def ports_of(self, owner: str) -> set[int]:
+        """The ports of the open tunnels of a credential; a port that tunnels share may be among them."""
+        tunnels = (self._tunnels[tunnel] for tunnel, one in self._owners.items() if one == owner)
+        return {port for tunnel in tunnels for port in (tunnel.client_uri.port, tunnel.server_uri.port)}
+
     # Counters
 
     @property

@@ -23,12 +23,15 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from tunneld.engine.handover import RelayState
 from tunneld.errors import reason_of
+
+if TYPE_CHECKING:
+    from tunneld.engine.throttle import TokenBucket
 
 FailureCallback = Callable[[Exception], None]
 """Called when another callback of the same owner has raised: a bug. The owner should close itself and nothing else."""
@@ -171,8 +174,15 @@ class Engine(Protocol):
     ) -> Relay:
         """Continue an exported relay, perhaps of another process. The engine owns the sockets; see also `join`."""
 
-    def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
+    def limit(
+        self,
+        rate: float | None,
+        quota: int | None,
+        on_used_up: Callable[[], None],
+        shared: TokenBucket | None = None,
+    ) -> Limiter:
         """Make a limiter of `rate` bytes per second and `quota` bytes, both directions of all its relays together.
+        `shared` limits them together with the relays of other limiters.
 
         Relays share the rate fairly. `on_used_up` is called when a relay wants more than the quota, perhaps more than
         once. None means no such limit.

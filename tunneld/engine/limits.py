@@ -32,6 +32,11 @@ class EngineLimits:
     turn_time: float = 0.002
     "Seconds after which the pump returns to Trio's scheduler even if more handlers are ready."
 
+    turn_cost: int = 256
+    """Units of cost (frames parsed, channels woken, fragments written) that the owners of carriers share in one turn:
+    one or two milliseconds of work.
+    """
+
     poll_timeout: float = 0.0
     """Seconds that the pump waits in `epoll_wait` for the next event before it returns to Trio's scheduler; no other
     task runs meanwhile. epoll counts in milliseconds. 0: it does not wait.

@@ -23,7 +23,7 @@ from tunneld.engine.engine import Cause, FailureCallback, Limiter, Registration,
 from tunneld.engine.failures import log_shortage, report_failure, reset_on_close
 from tunneld.engine.handover import RelayState
 from tunneld.engine.limits import EngineLimits
-from tunneld.engine.throttle import TaskThrottle
+from tunneld.engine.throttle import TaskThrottle, TokenBucket
 from tunneld.errors import SHORTAGES
 from tunneld.net.accept import NOT_LISTENING, AcceptShortage, unmap_address
 from tunneld.net.sockets import pending_error
@@ -88,9 +88,15 @@ class PortableEngine:
         """Not possible: this engine exports nothing."""
         raise NotImplementedError
 
-    def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
+    def limit(
+        self,
+        rate: float | None,
+        quota: int | None,
+        on_used_up: Callable[[], None],
+        shared: TokenBucket | None = None,
+    ) -> Limiter:
         """See `Engine.limit`."""
-        return TaskThrottle(rate, quota, on_used_up)
+        return TaskThrottle(rate, quota, on_used_up, shared)
 
     def _tasks(self) -> trio.Nursery:
         """The nursery. Raises RuntimeError outside `run`."""

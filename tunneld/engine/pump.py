@@ -21,6 +21,9 @@ same reason a process that only relays waits a moment in `epoll_wait` (`poll_tim
 the answer arrives by then. After `turn_time` the pump returns to the scheduler in any case, so the control protocol
 waits a few milliseconds at worst.
 
+**Cost.** Bytes do not tell what small messages cost. Carriers count that in units, and all carriers of one owner
+share a part of each turn: see budget.py.
+
 **Sleeping costs, too.** A processor that fell asleep takes as long to wake up as some requests take to serve. Between
 processes that hand work to each other this adds up: a quarter of two processors was idle. So the pump polls during the
 beginning of a wait (`busy_poll`), and yields the processor between polls. It does so only while this pays, that is if
@@ -55,13 +58,14 @@ import structlog
 import trio
 
 from tunneld.engine.acceptor import Acceptor, FdReserve, SocketWatch
+from tunneld.engine.budget import TurnBudget
 from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
 from tunneld.engine.failures import report_failure
 from tunneld.engine.handover import RelayState
 from tunneld.engine.limits import MIB, EngineLimits
 from tunneld.engine.pipes import PipePool
 from tunneld.engine.socket_relay import SocketRelay
-from tunneld.engine.throttle import Throttle
+from tunneld.engine.throttle import Throttle, TokenBucket
 from tunneld.engine.timers import Timers
 
 EPOLL_MASK = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
@@ -104,6 +108,7 @@ class Pump:
         self.buffer = bytearray(limits.buffer_size)
         self.view = memoryview(self.buffer)
         self.quantum = limits.turn_size  # bytes that a handler may move in this batch
+        self.budget = TurnBudget(limits.turn_cost)
         self.fd_reserve = FdReserve(limits.descriptors)
         self.pipes = PipePool(limits.pipe_size, limits.max_pipes, limits.buffer_size, limits.descriptors)
         self.ended_relays: list[tuple[EndedRelay, RelayEnd]] = []
@@ -184,9 +189,15 @@ class Pump:
         relay.restore(state)
         return self._start(relay)
 
-    def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
+    def limit(
+        self,
+        rate: float | None,
+        quota: int | None,
+        on_used_up: Callable[[], None],
+        shared: TokenBucket | None = None,
+    ) -> Limiter:
         """See `Engine.limit`."""
-        return Throttle(rate, quota, self.timers, on_used_up)
+        return Throttle(rate, quota, self.timers, on_used_up, shared)
 
     def _start(self, relay: SocketRelay) -> SocketRelay:
         for flow in (relay.from_visitor, relay.from_server):
@@ -248,18 +259,32 @@ class Pump:
         fd = epoll.fileno()
         keep_freed_memory()
         while True:
-            await trio.lowlevel.wait_readable(fd)
+            if self.budget.has_deferred:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(fd)
             self._take_turn(epoll)
 
     def _take_turn(self, epoll: select.epoll) -> None:
-        """Serve batches until no socket is ready within `poll_timeout`, or `turn_time` is over."""
+        """Continue deferred handlers, then serve batches until no socket is ready within `poll_timeout`, or `turn_time`
+        is over.
+        """
         end = perf_counter() + self.limits.turn_time
+        self.budget.begin_turn()
+        if self.budget.has_deferred:
+            self._continue_deferred()
         self._poll_at_once = True
-        while batch := epoll.poll(0, MAX_BATCH_EVENTS) if self._poll_at_once else self._wait(epoll):
+        while batch := self._next_batch(epoll):
             self._poll_at_once = False
             self._dispatch(batch)
             if perf_counter() >= end:
                 return
+
+    def _next_batch(self, epoll: select.epoll) -> list[tuple[int, int]]:
+        """The events of the next batch; empty: the turn is over."""
+        if self._poll_at_once or self.budget.has_deferred:
+            return epoll.poll(0, MAX_BATCH_EVENTS)
+        return self._wait(epoll)
 
     def _wait(self, epoll: select.epoll) -> list[tuple[int, int]]:
         """Return the events that are ready or come within `poll_timeout`: polling at first, if the last wait was
@@ -295,6 +320,15 @@ class Pump:
                 report_failure(handler.on_failure, error)
         if self.ended_relays or self._after_batch:
             self._finish_batch()
+        self._in_batch = False
+
+    def _continue_deferred(self) -> None:
+        """Serve the handlers that used up their owners' shares of the last turn."""
+        self._batch_time = None
+        self._in_batch = True
+        self.quantum = self.buffer_size
+        self.budget.continue_deferred()
+        self._finish_batch()
         self._in_batch = False
 
     def _unregister(self, fd: int) -> None:

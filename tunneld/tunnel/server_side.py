@@ -20,6 +20,7 @@ from tunneld.engine.engine import Engine, FailureCallback, Limiter, Relay, Relay
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.tenants import Tenant
 
 if TYPE_CHECKING:
     from tunneld.tunnel.keys import KeyRegistry
@@ -72,6 +73,7 @@ class ServerSideSnapshot:
     listener: socket.socket | None = None  # None: it had none, or had closed it
     parked: Sequence[tuple[socket.socket, Peer]] = ()  # in the order of their arrival
     key: str = ""  # in its server URI
+    scheme: str = ""  # of its server URI, if the relay's configuration can change it
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class TunnelContext:
     on_detached: Callable[[Any], None]  # the same
     on_refused: Callable[[Any, str], None]  # with the peer's address and the reason
     on_failure: FailureCallback  # with a bug in a callback
+    tenant: Tenant = field(default_factory=Tenant)
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
 
 

@@ -80,7 +80,7 @@ class Tunnel:
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
         self._refusals = RefusalLog(spec.id, events, counters.refused)
-        self.visitors = VisitorRelays(spec.id, limits, engine, events, self._refusals, self, counters)
+        self.visitors = VisitorRelays(spec.id, limits, spec.tenant, engine, events, self._refusals, self, counters)
         self.client_side = ClientSide(spec, limits, snapshot.client if snapshot is not None else None)
         try:
             self.server_side = backend(self._context())
@@ -261,6 +261,7 @@ class Tunnel:
             on_detached=self._on_detached,
             on_refused=self._refusals.server,
             on_failure=self.fail,
+            tenant=self.spec.tenant,
             snapshot=self._snapshot.server if self._snapshot is not None else None,
         )
 

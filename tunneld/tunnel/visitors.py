@@ -30,6 +30,7 @@ from tunneld.policy.rates import LogLimiter, Rate
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import ServerConnection
 from tunneld.tunnel.snapshot import TunnelCounters
+from tunneld.tunnel.tenants import Tenant
 
 
 class VisitorEvents(Protocol):
@@ -49,6 +50,7 @@ class VisitorRelays:
         self,
         tunnel: str,
         limits: EffectiveLimits,
+        tenant: Tenant,
         engine: Engine,
         events: Events,
         refusals: RefusalLog,
@@ -60,6 +62,7 @@ class VisitorRelays:
         self.served = counters.served  # visitors that got a server connection, since the tunnel was opened
         self._tunnel = tunnel
         self._limits = limits
+        self._tenant = tenant
         self._engine = engine
         self._events = events
         self._refusals = refusals
@@ -67,8 +70,10 @@ class VisitorRelays:
         self._admission = None if limits.rules.accept_all else Admission(limits.rules)
         self._ended_up, self._ended_down = counters.up, counters.down  # bytes of relays that have ended
         quota = limits.quota if counters.quota_left is None else counters.quota_left
-        limited = limits.bandwidth or limits.quota
-        self._throttle = engine.limit(limits.bandwidth, quota, self._on_quota_used_up) if limited else None
+        bucket, throttle = tenant.bucket, None
+        if limits.bandwidth or limits.quota or bucket is not None:
+            throttle = engine.limit(limits.bandwidth, quota, self._on_quota_used_up, bucket)
+        self._throttle = throttle
         self._dropped = False
 
     def __len__(self) -> int:
@@ -102,7 +107,12 @@ class VisitorRelays:
             return AdmissionRefusal(
                 RefusalKind.FULL, f"limit reached: {limits.max_waiting} visitors are waiting (tunnels.max_waiting)"
             )
-        return None if self._admission is None else self._admission.admit(peer[0], trio.current_time())
+        refusal = self._tenant.refuse_visitor()
+        if refusal is None and self._admission is not None:
+            refusal = self._admission.admit(peer[0], trio.current_time())
+        if refusal is None:
+            self._tenant.visitors += 1
+        return refusal
 
     def relay(self, visitor: socket.socket, server: ServerConnection, peer: Any, destination: Any) -> None:
         """Relay between an accepted visitor and a server connection. Takes over both.
@@ -131,17 +141,21 @@ class VisitorRelays:
 
     def pairing_failed(self, peer: Any, reason: str) -> None:
         """An accepted visitor got no server connection and was closed."""
-        if self._admission is not None:
-            self._admission.left(peer[0])
+        self._count_out(peer)
         self._refusals.visitor(peer, AdmissionRefusal(RefusalKind.UNSERVED, reason))
         self._owner.on_visitor_left(f"its visitor was not served: {reason}")
+
+    def _count_out(self, peer: Any) -> None:
+        """An accepted visitor is gone."""
+        self._tenant.visitors -= 1
+        if self._admission is not None:
+            self._admission.left(peer[0])
 
     def _on_relay_end(self, relay: Relay, end: RelayEnd) -> None:
         peer = self.relays.pop(relay, None)
         if peer is None:  # it could not be handed over to another process, see `export`
             return
-        if self._admission is not None:
-            self._admission.left(peer[0])
+        self._count_out(peer)
         self._ended_up += relay.up
         self._ended_down += relay.down
         if self._dropped:  # together with the tunnel; its `closed` event is out already
@@ -181,6 +195,7 @@ class VisitorRelays:
         """Continue the relays of another process. `waiting` has the addresses of visitors that wait."""
         for state, peer in relays:
             self.relays[self._engine.import_relay(state, on_end=self._on_relay_end, throttle=self._throttle)] = peer
+        self._tenant.visitors += len(relays) + len(waiting)
         if self._admission is not None:
             for peer in (*waiting, *(peer for _, peer in relays)):
                 self._admission.count_in(peer[0])
