@@ -51,6 +51,7 @@ COVERED_BY = {
     "backends/ssh/forwards.py": "backends/ssh/test_reconnecting.py",
     "backends/ssh/gcm.py": "backends/ssh/test_hostile.py",
     "backends/ssh/negotiation.py": "backends/ssh/test_hostile.py",
+    "backends/ssh/paths.py": "backends/ssh/test_portable.py",
     "backends/ssh/port.py": "backends/ssh/test_login.py",
     "backends/ssh/restricted.py": "backends/ssh/test_malformed.py",
     "backends/ssh/server.py": "backends/ssh/test_hostile.py",

@@ -71,6 +71,24 @@ class RestrictedConnection(NegotiatingConnection):
         self.is_ending = False
         self.close_error: Exception | None = None  # why it is ending; None: the client disconnected
 
+    def bind(self, new_server: Callable[[], asyncssh.SSHServer], on_end: Callable[[str], None]) -> None:
+        """`new_server` creates the object with our callbacks; `on_end` is called once, when the socket is closed."""
+        self._protocol_factory = new_server
+        self._on_end = on_end
+
+    def on_transport_lost(self, reason: str) -> None:
+        """The socket is closed."""
+        if not self.is_ending:
+            self.connection_lost(asyncssh.ConnectionLost(reason))
+        self._on_end(reason)
+
+    def on_ssh_lost(self, error: Exception | None) -> None:
+        """Asyncssh reports the end, of which `on_transport_lost` has told already."""
+
+    def begin_when_answered(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once the reply to the present global request has been sent."""
+        self.after_response = callback
+
     # Authentication
 
     async def _validate_client_certificate(self, username: str, key_data: bytes) -> asyncssh.SSHKey | None:
