@@ -151,8 +151,18 @@ def _control(draw: st.DrawFn, folder: Path) -> ControlSettings:
         tls=tls,
         open_to_anyone=draw(st.booleans()) or not is_protected,
         max_startups=draw(startups()),
-        **_all(draw, COUNTS, "max_connections", "max_startups_per_source"),
-        **_all(draw, SECONDS, "handshake_timeout", "idle_timeout", "write_timeout", "penalty", "max_penalty"),
+        **_all(draw, COUNTS, "max_connections", "max_startups_per_source", "kept_places"),
+        **_all(
+            draw,
+            SECONDS,
+            "handshake_timeout",
+            "idle_timeout",
+            "write_timeout",
+            "penalty",
+            "max_penalty",
+            "known_address_time",
+        ),
+        abandoned_handshakes=draw(st.sampled_from(["1/s", "30/m", "7/h"])),
     )
 
 

@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.http.support import HttpRelay, read_answer, running_http, send_head
 from tests.support.peers import is_dropped
 from tunneld.http import connection
+from tunneld.http.auth import ConnectionInfo
 from tunneld.net.sockets import bind_tcp, open_descriptors
 
 KIB = 1024
@@ -123,7 +125,7 @@ async def fill(relay: HttpRelay, stream: trio.SocketStream) -> None:
     """Watch without reading, until the relay cannot write any more."""
     await stream.send_all(f"GET /api/v1/watch HTTP/1.1\r\nhost: {relay.authority}\r\n\r\n".encode())
     await until_watched(relay, True)
-    (watcher,) = relay.daemon.service.events._watchers
+    ((watcher,),) = relay.daemon.service.events._watchers.values()
     while not watcher._receive.statistics().current_buffer_used:
         for _ in range(50):
             relay.daemon.service.events.publish("opened", id="t1", name="x" * 10_000)
@@ -181,7 +183,8 @@ class TestShutdown:
         with trio.CancelScope() as cancelled:
             cancelled.cancel()
             await trio.lowlevel.cancel_shielded_checkpoint()
-            scope = connection._write_scope(30)
+            served: Any = SimpleNamespace(_write_timeout=30.0, _info=ConnectionInfo())
+            scope = connection.HttpConnection._write_scope(served)
             assert scope.shield
             assert scope.deadline <= trio.current_time() + connection.FINAL_WRITE_TIMEOUT
 
@@ -219,8 +222,10 @@ class TestShutdown:
     async def test_a_stream_does_not_delay_shutdown(self, autojump_clock: MockClock) -> None:
         async with running_http() as relay, await relay.connect() as stream:
             await stream.send_all(f"GET /api/v1/watch HTTP/1.1\r\nHost: {relay.authority}\r\n\r\n".encode())
-            assert b"200" in await stream.receive_some()
-            await until_watched(relay, True)
+            answer = b""
+            while b"watching" not in answer:
+                answer += await stream.receive_some()
+            assert b"200" in answer
             before = trio.current_time()
             await relay.end()
             assert trio.current_time() == before

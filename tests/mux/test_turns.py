@@ -64,7 +64,7 @@ async def crowd(pair: CarrierPair) -> AsyncIterator[list[RawPeer]]:
     for peer in peers:
         for _ in range(CHANNELS):
             visitor, near = tcp_pair()
-            peer.carrier.open(80).join(near, linger=5, on_end=Ends().note)
+            pair.pump.join(peer.carrier.open(80), near, linger=5, on_end=Ends().note)
             visitors.append(stream(visitor))
             await visitors[-1].send_all(NOISE[: 20 * 1024])
     yield peers
@@ -100,7 +100,7 @@ async def test_a_flood_on_many_carriers_of_one_owner_costs_a_share_of_each_turn(
 async def test_what_waits_for_its_turn_arrives(pair: CarrierPair) -> None:
     peer, (visitor, near) = RawPeer(pair), tcp_pair()
     far, codec = stream(visitor), Mux(initiator=True)
-    peer.carrier.open(80).join(near, linger=5, on_end=Ends().note)
+    pair.pump.join(peer.carrier.open(80), near, linger=5, on_end=Ends().note)
     await peer.send(MSS)
     text = NOISE[: 4 * pair.pump.limits.turn_cost]
     await far.send_all(text)

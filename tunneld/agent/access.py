@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 import trio
 
 from tunneld.client import Client, connect
-from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, UsageError, reason_of
+from tunneld.errors import (
+    DIAL_SHORTAGES,
+    RefusedError,
+    RelayUnreachableError,
+    RemoteProtocolError,
+    ShortageError,
+    UsageError,
+    reason_of,
+)
 from tunneld.net.dial import dial, resolve_relay
 from tunneld.net.endpoint import Endpoint, parse_relay
 from tunneld.tls.connection import TlsSocket, shake_hands
@@ -25,13 +33,19 @@ SECRET_CHECK_INTERVAL = 5.0
 """Seconds between two reads of a secret file whose secret was refused. The file is read, the relay is not asked."""
 
 
+MAX_CONCURRENT_DIALS = 8
+"""Connections of a process being made at once to one relay: half of what a relay accepts from one address by default.
+Until it has presented its key, each of them is unauthenticated there.
+"""
+
+
 @dataclass(slots=True)
 class RelayAccess:
     """How to reach a relay's control port. All exposures at one relay share one of these.
 
     `credential` is a name and a secret. `reread_secret` returns the present secret if that comes from a file, else it
     is None. `secret_source` says where the secret comes from, for error messages. `timeout` bounds each step, in
-    seconds.
+    seconds. Whatever makes a connection that has to present a key holds `dialing` until the relay has accepted it.
     """
 
     where: str
@@ -40,6 +54,9 @@ class RelayAccess:
     credential: tuple[str, str] | None = field(default=None, repr=False)
     reread_secret: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     secret_source: str = field(default="", compare=False)
+    dialing: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_DIALS), repr=False, compare=False
+    )
 
     async def wait_for_new_secret(self, refused: tuple[str, str]) -> None:
         """Wait until `credential` differs from the `refused` one, rereading the secret file now and then.
@@ -66,7 +83,7 @@ class RelayAccess:
         """Connect to the port of a webmux server URI; the caller owns the connection.
 
         With the scheme `webmuxs` the connection uses TLS, and the peer must show the certificate of the control port.
-        Raises `RelayUnreachableError`, or `RemoteProtocolError` for a wrong pin.
+        Raises `RelayUnreachableError`, `ShortageError`, or `RemoteProtocolError` for a wrong pin.
         """
         with self._connecting(uri):
             connection = await dial(await resolve_relay(uri.host, uri.port))
@@ -75,16 +92,16 @@ class RelayAccess:
             return connection
 
     async def dial_keyed(
-        self, uri: Endpoint, session: ssl.SSLSession | None = None
+        self, uri: Endpoint, keepalive: float, session: ssl.SSLSession | None = None
     ) -> tuple[socket.socket | TlsSocket, bytes]:
         """Connect to a tcp tunnel's server side and present the tunnel's key; the caller owns the connection.
 
-        Returns the connection and the bytes that arrived after the relay's OK. `session` is the TLS session of an
-        earlier connection, see `TlsSocket.session`. Raises `RelayUnreachableError`, `RefusedError`, or
-        `RemoteProtocolError`, also for a wrong pin.
+        Returns the connection and the bytes that arrived after the relay's OK. `keepalive` is the silence in seconds
+        before TCP probes the relay, `session` the TLS session of an earlier connection, see `TlsSocket.session`. Raises
+        `RelayUnreachableError`, `ShortageError`, `RefusedError`, or `RemoteProtocolError`, also for a wrong pin.
         """
         with self._connecting(uri):
-            connection = await dial(await resolve_relay(uri.host, uri.port))
+            connection = await dial(await resolve_relay(uri.host, uri.port), keepalive)
             stream: socket.socket | TlsSocket = connection
             try:
                 if uri.scheme == "tls":
@@ -97,7 +114,9 @@ class RelayAccess:
 
     @contextmanager
     def _connecting(self, uri: Endpoint) -> Iterator[None]:
-        """Bound an attempt to connect by the timeout, and turn `OSError` into `RelayUnreachableError`."""
+        """Bound an attempt to connect by the timeout, and turn `OSError` into `RelayUnreachableError`, or into
+        `ShortageError` where this machine has no descriptor or port left.
+        """
         try:
             with trio.fail_after(self.timeout):
                 yield
@@ -105,6 +124,8 @@ class RelayAccess:
             reason = f"no answer in {self.timeout:g} s"
         except OSError as error:
             reason = reason_of(error)
+            if error.errno in DIAL_SHORTAGES:
+                raise ShortageError(f"could not connect to {uri.without_key}: {reason}") from None
         else:
             return
         raise RelayUnreachableError(f"could not connect to {uri.without_key}: {reason}")

@@ -11,16 +11,19 @@ Bytes that the hidden server sends early, after the key's line, are for the visi
 from __future__ import annotations
 
 import hmac
+import math
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import trio
 
+from tunneld.auth.handshakes import FailedProofError, NothingReceivedError
 from tunneld.engine.end import NO_HANDLER
-from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
+from tunneld.engine.engine import FailureCallback, Registration
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import NotAllowedError, RemoteProtocolError
+from tunneld.net import liveness
+from tunneld.net.endpoint import Peer
 from tunneld.tls.connection import HANDSHAKE, TlsSocket
 from tunneld.tunnel.server_side import Handshakes, TunnelContext
 from tunneld.wire.lines import format_err
@@ -50,7 +53,7 @@ async def read_key(
         else:
             line, early = await _read_line(transport)
         if not hmac.compare_digest(line.strip(), key.encode()):
-            raise NotAllowedError("wrong key")
+            raise FailedProofError("wrong key", line.decode(errors="replace"))
     except NotAllowedError as error:
         await send_line(transport, format_err(error.code, str(error)))
         close(transport)
@@ -89,7 +92,7 @@ async def _encrypt(connection: socket.socket, handshakes: Handshakes) -> TlsSock
         connection.recv(4096)  # closing with unread bytes resets the connection, which would destroy our error line
         raise RemoteProtocolError("the peer sent plain text to a TLS port")
     if not first:
-        raise RemoteProtocolError(CLOSED_BEFORE_KEY)
+        raise NothingReceivedError(CLOSED_BEFORE_KEY)
     tls = TlsSocket(connection, context, server_side=True)
     await tls.shake_hands()
     return tls
@@ -116,7 +119,7 @@ async def _read_line(connection: socket.socket) -> tuple[bytes, bytes]:
         await trio.lowlevel.wait_readable(connection)
         peeked = connection.recv(MAX_KEY_LINE - len(received), socket.MSG_PEEK)
         if not peeked:
-            raise RemoteProtocolError(CLOSED_BEFORE_KEY)
+            raise (RemoteProtocolError if received else NothingReceivedError)(CLOSED_BEFORE_KEY)
         if not received and peeked.startswith(HANDSHAKE):
             raise RemoteProtocolError("the peer started TLS on a plain-text port")
         received += connection.recv(peeked.find(b"\n") + 1 or len(peeked))
@@ -126,37 +129,42 @@ async def _read_line(connection: socket.socket) -> tuple[bytes, bytes]:
 class TlsServerConnection:
     """A TLS connection of the hidden server, for one visitor. Implements `ParkableConnection`."""
 
-    __slots__ = ("_end", "peer")
+    __slots__ = ("_connection", "end", "peer")
 
-    def __init__(self, end: TlsEnd, peer: Any) -> None:
-        self._end = end
+    def __init__(self, end: TlsEnd, connection: socket.socket, peer: Peer) -> None:
+        """`connection` carries the end."""
+        self.end = end
+        self._connection = connection
         self.peer = peer
+
+    def heard_ago(self) -> float:
+        """See `ParkableConnection.heard_ago`."""
+        end = self.end
+        has_ended = end.closed or (end.eof_received and not end.buffered)
+        return math.inf if has_ended else liveness.heard_ago(self._connection)
+
+    def probe(self) -> None:
+        """See `ParkableConnection.probe`."""
+        liveness.probe(self._connection)
+
+    def set_keepalive(self, seconds: float) -> None:
+        """See `ParkableConnection.set_keepalive`."""
+        liveness.set_keepalive(self._connection, seconds)
 
     def watch(self, on_closed: Callable[[], None], on_failure: FailureCallback) -> Registration:
         """See `ParkableConnection.watch`."""
-        return _ParkedWatch(self._end, on_closed, on_failure)
+        return _ParkedWatch(self.end, on_closed, on_failure)
 
-    def set_originator(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Peer | None) -> None:
         """Nothing: TLS cannot carry the visitor's address."""
 
     def send(self, data: bytes) -> None:
         """See `ServerConnection.send`."""
-        self._end.send(data)
-
-    def join(
-        self,
-        visitor: socket.socket,
-        *,
-        linger: float,
-        on_end: Callable[[Relay, RelayEnd], None],
-        throttle: Limiter | None = None,
-    ) -> Relay:
-        """See `ServerConnection.join`."""
-        return self._end.join(visitor, linger=linger, on_end=on_end, throttle=throttle)
+        self.end.send(data)
 
     def close(self) -> None:
         """Close the connection with a close_notify."""
-        self._end.close()
+        self.end.close()
 
 
 class _ParkedWatch:
@@ -167,7 +175,7 @@ class _ParkedWatch:
         self._on_closed = on_closed
         self.on_internal_error = on_failure
         if end.closed or (end.eof_received and not end.buffered):
-            end.pump.call_after_batch(self._report_closed)
+            end.engine.call_after_batch(self._report_closed)
         end.handler = self
 
     def release(self) -> None:
@@ -183,6 +191,9 @@ class _ParkedWatch:
     def on_eof(self) -> None:
         self._on_closed()
 
+    def on_write_failed(self, _error: OSError) -> None:
+        self._on_closed()
+
     def on_reset(self, _error: OSError) -> None:
         self._on_closed()
 
@@ -193,7 +204,7 @@ class _ParkedWatch:
             self.on_internal_error(error)
 
 
-def serve(tls: TlsSocket, early: bytes, context: TunnelContext, peer: Any) -> TlsServerConnection:
+def serve(tls: TlsSocket, early: bytes, context: TunnelContext, peer: Peer) -> TlsServerConnection:
     """Hand the connection to the engine, with the bytes that it sent `early` in its receive buffer. Raises OSError."""
     from tunneld.engine.pump import Pump  # noqa: PLC0415  # a relay that does handshakes has a pump
 
@@ -201,4 +212,4 @@ def serve(tls: TlsSocket, early: bytes, context: TunnelContext, peer: Any) -> Tl
     end = TlsEnd(context.engine, tls)
     end.unread(early)
     end.start()
-    return TlsServerConnection(end, peer)
+    return TlsServerConnection(end, tls.connection, peer)

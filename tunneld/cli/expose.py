@@ -28,6 +28,7 @@ from tunneld.agent.config import plan_of
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.network import NetworkMonitor
+from tunneld.agent.relay_connection import RelayConnection
 from tunneld.cli.access import access, as_option
 from tunneld.cli.board import Board, Writer
 from tunneld.cli.common import complain
@@ -46,13 +47,11 @@ STOPPED_BY_SIGNAL = "told to stop"
 
 async def run(options: argparse.Namespace) -> int:
     """Serve visitors until stopped by a signal, a limit or the relay. Returns 0, or raises."""
-    config, relay = plan_of(vars(options), as_option), access(options)
+    config, relay_access = plan_of(vars(options), as_option), access(options)
     prepare()
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(*signals_to_handle()))
-        out = await stack.enter_async_context(Writer(STDOUT, vital=True).open())
-        err = await stack.enter_async_context(Writer(STDERR, vital=False).open())
-        board = Board(err)
+        out, err, board = await open_output(stack, options)
         current: list[Exposure] = []  # empty until the exposure is open
 
         def stats() -> Stats:
@@ -62,7 +61,9 @@ async def run(options: argparse.Namespace) -> int:
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
         monitor, engine = NetworkMonitor(), new_engine(poll_timeout=POLL_TIMEOUT)
+        relay = RelayConnection(relay_access, monitor)
         nursery.start_soon(monitor.run)
+        nursery.start_soon(relay.run)
         await nursery.start(engine.run)
         async with open_exposure(config, relay, reporter, engine, monitor) as exposure:
             current.append(exposure)
@@ -84,6 +85,22 @@ class _AgentLog:
         complain(text)
 
     error = critical = warning
+
+
+async def open_output(stack: AsyncExitStack, options: argparse.Namespace) -> tuple[Writer, Writer, Board]:
+    """Open standard output and standard error for the length of `stack`, with the status lines on the latter.
+
+    Only with `--json` does the agent end when the reader of standard output is gone: nothing else reads its events. A
+    script that has read the address needs no more of it.
+    """
+    err = await stack.enter_async_context(Writer(STDERR, vital=False).open())
+    board = Board(err)
+
+    def on_failure(reason: str) -> None:
+        board.notice(f"{reason}; the agent keeps serving, and prints no more addresses there")
+
+    out = Writer(STDOUT, vital=options.json, on_failure=on_failure)
+    return await stack.enter_async_context(out.open()), err, board
 
 
 def prepare() -> None:

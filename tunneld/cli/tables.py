@@ -29,7 +29,7 @@ TRAFFIC = frozenset(
     }
 )
 PORTS = frozenset({"client_port", "server_port"})
-INTEGER_KEYS = PROCESS | TRAFFIC | PORTS | {"age", "count", "left", "opened", "reservations", "tunnels"}
+INTEGER_KEYS = PROCESS | TRAFFIC | PORTS | {"age", "count", "failures", "left", "opened", "reservations", "tunnels"}
 """Keys with values that are integers in JSON."""
 BOOLEAN_KEYS = frozenset({"persist", "needs_restart"})
 MAX_DIGITS = 20
@@ -73,6 +73,10 @@ RESERVATIONS = (
     *(TableColumn(key, right=True) for key in ("client_port", "server_port")),
     TableColumn("tunnel"),
     TableColumn("left", right=True),
+)
+PENALTIES = (
+    *(TableColumn(key) for key in ("address", "scope", "credential")),
+    *(TableColumn(key, right=True) for key in ("failures", "left")),
 )
 SETTINGS = tuple(TableColumn(key) for key in ("key", "value"))
 CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart"))

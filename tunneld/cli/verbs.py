@@ -14,6 +14,7 @@ from tunneld.cli.access import access, form
 from tunneld.cli.common import on_interrupt, printable, say
 from tunneld.cli.tables import (
     CHANGES,
+    PENALTIES,
     RESERVATIONS,
     SETTINGS,
     TUNNELS,
@@ -27,6 +28,7 @@ from tunneld.cli.tables import (
 )
 from tunneld.errors import (
     EndedError,
+    ExpiredError,
     LimitReachedError,
     NoSuchTunnelError,
     RefusedError,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 REFERENCE = ("ref", "REF", "id, URI or port of the tunnel, as shown by `tunnel list`")
 DRAINED = "drained"
 """The reason of the `closed` event when the last visitor of a draining tunnel has left."""
-TUNNEL_GONE_CODES = frozenset({NoSuchTunnelError.code, EndedError.code})
+TUNNEL_GONE_CODES = frozenset({NoSuchTunnelError.code, EndedError.code, ExpiredError.code})
 """Error codes for a request about a tunnel that has ended in the meantime; the `closed` event then says why."""
 RESTART_STEP_TIMEOUT = 40.0
 """Seconds for each of the two steps of a restart, if `--timeout` is less: the relay gives the new program half a minute
@@ -103,6 +105,17 @@ async def status(client: Client, _options: argparse.Namespace, shape: Form) -> s
 async def settings(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return a table of keys and values."""
     return table((await client.call("settings", *filter(None, [options.key_path]))).items, SETTINGS, shape)
+
+
+async def penalties(client: Client, _options: argparse.Namespace, shape: Form) -> str:
+    """Return a table of penalties."""
+    records = (await client.call("penalties")).items
+    return "no penalties\n" if shape is Form.PEOPLE and not records else table(records, PENALTIES, shape)
+
+
+async def pardon(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    return text((await client.call("pardon", options.address)).text, shape)
 
 
 async def reload(client: Client, _options: argparse.Namespace, shape: Form) -> str:
@@ -247,6 +260,19 @@ VERBS = (
         settings,
         [("key_path", "KEY", "print only keys that begin with KEY, such as control.max")],
         nargs="?",
+    ),
+    Verb(
+        "penalties",
+        "penalties",
+        "list the addresses, and the names at an address, that are blocked after failed logins",
+        penalties,
+    ),
+    Verb(
+        "pardon",
+        "pardon",
+        "unblock an address: forget the failed logins from it",
+        pardon,
+        [("address", "ADDRESS", "the address, as shown by `tunnel penalties`")],
     ),
     Verb("reload", "reload", "make the daemon read its configuration file again", reload),
     Verb("restart", "restart", "restart the daemon, keeping tunnels and tcp connections", restart),

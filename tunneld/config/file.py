@@ -16,6 +16,7 @@ from tunneld.config.keys import AnyTable
 from tunneld.config.permissions import writable_by_all
 from tunneld.config.ports import collisions
 from tunneld.config.problems import sentences
+from tunneld.config.salts import read_salt_key, state_folder_of
 from tunneld.config.schema import Settings
 from tunneld.config.values import Loading
 from tunneld.errors import ConfigError, reason_of
@@ -59,7 +60,9 @@ def parse(content: bytes, folder: Path) -> Settings:
     `ConfigError` if two keys ask for the same port.
     """
     tables = toml(content)
-    settings = Settings.model_validate(tables, context=Loading(folder, credentials=bool(tables.get("credential"))))
+    salt_key = read_salt_key(state_folder_of(tables, folder))
+    context = Loading(folder, bool(tables.get("credential")), salt_key)
+    settings = Settings.model_validate(tables, context=context)
     if problems := list(collisions(settings, _text(content))):
         raise ConfigError(problems)
     return settings

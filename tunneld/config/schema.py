@@ -107,6 +107,10 @@ class ControlSettings(Table):
     max_startups_per_source: Count = 16  # agents of one office that all reconnect at once; an eighth of the total
     penalty: Seconds = 5.0  # as in OpenSSH for a failed authentication, like the next
     max_penalty: Seconds = 10 * MINUTE
+    abandoned_handshakes: VisitorRate = "30/m"  # of one source: an office whose agents give up on a busy relay
+    trusted_networks: NetworkList = ()
+    known_address_time: Seconds = DAY  # an agent on a machine that is off at night
+    kept_places: Count = 4  # agents that log in at once behind a blocked address: a login takes three round trips
     handshake_timeout: Seconds = 10.0  # a TLS handshake is two round trips; 10 s is a slow satellite link
     idle_timeout: Seconds = 10 * MINUTE  # longer than a person needs for a command; `watch` is exempt
     write_timeout: Seconds = 30.0  # a peer that reads nothing for so long is gone
@@ -187,12 +191,14 @@ class TunnelSettings(Table):
     max_tunnels: Count = 1000
     max_visitors: Count = 10_000  # per tunnel: two descriptors each
     max_parked: Count = 256  # per tunnel: idle server connections that wait for a visitor
+    parked_check: Seconds = 10.0  # NATs forget connections after 30 s or more; a probe and its answer are 120 bytes
     max_waiting: Count = 1024  # per tunnel: visitors that wait for a server connection, as in a burst
     pairing_timeout: Seconds = 30.0  # browsers give up after about that time
     open_timeout: Seconds = 5 * MINUTE  # time to copy a URI from one machine to another
     reservation: SecondsOrNone = 7 * DAY  # a laptop that is off over a long weekend
     max_reservations: Count = 2500  # with two ports each, half of `ports` stays free
     max_reservations_per_owner: Count = 64  # several times the services of one person; room for forty owners
+    port_quarantine: SecondsOrNone = MINUTE  # clients of a closed tunnel, and its agents, try again for about that time
     linger: Seconds = MINUTE  # a half-closed connection without traffic for so long is closed
     accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no busy loop, and too short to notice
     keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs drop connections that are idle for 2 minutes or more

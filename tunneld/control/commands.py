@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from tunneld.backends import BACKENDS
 from tunneld.control.reply import Execute, Reply
@@ -19,9 +20,11 @@ from tunneld.control.verbs import (
     get_tunnel_address,
     join_tunnel,
     leave_tunnel,
+    list_penalties,
     list_reservations,
     list_tunnels,
     open_tunnel,
+    pardon,
     release_reservation,
     reload,
     restart,
@@ -174,6 +177,22 @@ COMMANDS: dict[str, Command] = {
             changes=False,
             role=Role.ADMIN,
         ),
+        Command(
+            "penalties",
+            "",
+            "list addresses, and names at an address, that are blocked after failed logins",
+            list_penalties,
+            changes=False,
+            role=Role.ADMIN,
+        ),
+        Command(
+            "pardon",
+            "ADDRESS",
+            "forget the failed logins from an address, which lifts its penalties",
+            pardon,
+            arguments=ONE_ARGUMENT,
+            role=Role.ADMIN,
+        ),
         Command("reload", "", "read the configuration file again", reload, role=Role.ADMIN),
         Command("restart", "", "restart the daemon; tunnels and connections are kept", restart, role=Role.ADMIN),
         Command(
@@ -217,7 +236,15 @@ def executor(daemon: DaemonControl) -> Execute:
             raise UsageError(f"usage: {usage(command)}")
         if request.options and not command.options:
             raise UsageError(f"{command.verb} does not accept {next(iter(request.options))}=; usage: {usage(command)}")
-        return await command.run(daemon, request, caller)
+        step = partial(daemon.service.turns.step, caller)
+        if command.changes:  # it may wait for something, and no request is to wait for it
+            async with step():
+                pass
+            reply = await command.run(daemon, request, caller)
+        else:
+            async with step():
+                reply = await command.run(daemon, request, caller)
+        return replace(reply, step=step)
 
     return execute
 

@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, overload
 
 from tunneld.directory.requester import Requester
 from tunneld.wire.lines import Item, Request
 
+Step = Callable[[], AbstractAsyncContextManager[Any]]
+"""Makes the context of one piece of work for a request, see `directory.turns`."""
+
+ITEMS_PER_STEP = 16
+"""Items of a reply that are made and formatted in one step: one to two milliseconds for tunnels."""
+
+T = TypeVar("T")
+
+
+class DescribedItems(Sequence[Item], Generic[T]):
+    """Items that are made when they are needed, from things of which there may be thousands."""
+
+    def __init__(self, things: Sequence[T], describe: Callable[[T], Item]) -> None:
+        self._things = things
+        self._describe = describe
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        if isinstance(index, slice):
+            return DescribedItems(self._things[index], self._describe)
+        return self._describe(self._things[index])
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The reply to a request that succeeded: the items, then the items of the stream, if there is one, then `text`.
+    """The reply to a request that succeeded: the items, then the groups of items of the stream, if there is one, then
+    `text`. Each piece of it is formatted inside `step()`, so that the requests of one owner take turns.
 
     The service that sends the reply owns `stream`: it ends it when the client has had enough, and closes it (`aclose`)
     even if it took nothing from it. After a reply with `closing`, it closes the connection.
@@ -19,8 +50,9 @@ class Reply:
 
     text: str = ""
     items: Sequence[Item] = ()
-    stream: AsyncGenerator[Item, None] | None = None
+    stream: AsyncGenerator[Sequence[Item], None] | None = None
     closing: bool = False
+    step: Step = nullcontext
 
 
 Execute = Callable[[Request, Requester], Awaitable[Reply]]

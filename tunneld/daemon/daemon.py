@@ -33,6 +33,7 @@ from tunneld.auth.preauth import PreauthLimiter
 from tunneld.backends import BACKENDS
 from tunneld.config.permissions import writable_by_group
 from tunneld.config.places import state_folder
+from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
 from tunneld.daemon import ending, log, privileges, systemd
 from tunneld.daemon.ending import DaemonEnding
@@ -97,7 +98,11 @@ class Daemon:
         self._state = settings.daemon.state or state_folder()
         self.certificates = CertificateStore()
         self._preauth = PreauthLimiter(lambda: self.settings.control)
-        authenticator, keys = Authenticator(lambda: self.settings.credential, self._preauth), KeyRegistry()
+        self._salt_key = read_salt_key(self._state)
+        self._authenticator = authenticator = Authenticator(
+            lambda: self.settings.credential, self._preauth, salt_key=self._salt_key
+        )
+        keys = KeyRegistry()
         self.handshakes = HandshakeSupervisor(
             authenticator,
             lambda: self.certificates.port("control.tls"),
@@ -117,6 +122,7 @@ class Daemon:
         self._warn_of_writable_files()
         snapshot = self.servers.listen(self.settings)
         self._become_user()
+        store_salt_key(self._state, self._salt_key)
         self.servers.load_host_key(self.settings)
         with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the previous program blocked them before execve
@@ -146,7 +152,7 @@ class Daemon:
     def status(self) -> Item:
         """Return facts about the process: counts, times in seconds, traffic in bytes."""
         tunnels = self.service.tunnels()
-        up, down = self.service.octets
+        up, down = self.service.live.octets
         host_key = self.servers.host_key
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return {
@@ -155,9 +161,9 @@ class Daemon:
             "phase": "draining" if self.service.draining else "ready",
             "uptime": int(trio.current_time() - self.started_at),
             "tunnels": len(tunnels),
-            "opened": self.service.opened,
+            "opened": self.service.live.opened,
             "visitors": sum(len(tunnel.visitors) for tunnel in tunnels),
-            "served": self.service.served,
+            "served": self.service.live.served,
             "up": up,
             "down": down,
             "descriptors": sockets.open_descriptors(),
@@ -172,6 +178,14 @@ class Daemon:
             "state": self.service.reservations.place,
         }
 
+    def penalties(self) -> Sequence[Item]:
+        """The penalties in force; see `DaemonControl`."""
+        return self._authenticator.penalties()
+
+    def pardon(self, address: str) -> bool:
+        """Forget the failed logins from an address; see `DaemonControl`."""
+        return self._preauth.pardon(address)
+
     def reload(self) -> Sequence[Item]:
         """Read the configuration and its certificates again, and apply what can change without a restart, listeners
         included. Returns the keys that changed.
@@ -184,6 +198,7 @@ class Daemon:
             prepared = self.servers.prepare(self.settings, settings)
             self.settings = settings  # nothing can fail from here on
             self.servers.apply(prepared)
+            self.service.refresh_records()
             log.configure(settings.log)
             self._warn_of_writable_files()
             self._drain_revoked()

@@ -10,10 +10,10 @@ the engine.
 
     listen(socket)  accept connections in batches
     watch(socket)   report activity on a parked connection, without reading from it
-    join(a, b)      relay bytes both ways until both directions have ended
+    join(a, b)      relay bytes both ways between two ends of any kind, until both directions have ended
     limit(...)      a bandwidth and a quota that relays share
 
-Sockets are `socket.socket` objects in non-blocking mode. From `join` on, the engine owns both sockets and closes them.
+Sockets are `socket.socket` objects in non-blocking mode. From `join` on, the engine owns both ends and closes them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tunneld.engine.handover import RelayState
 from tunneld.errors import reason_of
 
 if TYPE_CHECKING:
+    from tunneld.engine.end import End
     from tunneld.engine.throttle import TokenBucket
 
 FailureCallback = Callable[[Exception], None]
@@ -145,21 +146,24 @@ class Engine(Protocol):
 
     def join(
         self,
-        visitor: socket.socket,
-        server: socket.socket,
+        visitor: socket.socket | End,
+        server: socket.socket | End,
         *,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None = None,
+        early: bytes = b"",
     ) -> Relay:
-        """Relay between two sockets until both directions have ended, then close both and call `on_end`.
+        """Relay between two ends of any kind until both directions have ended, then close both and call `on_end`.
 
         `on_end` is called once, never from inside `join`. `linger` is in seconds: once one side has ended, the relay
-        ends after this long without a byte. `throttle` was made by this engine's `limit`.
+        ends after this long without a byte. `throttle` was made by this engine's `limit`. `early` was read from the
+        visitor already, and is delivered before everything else; some 10 KiB at most, since no capacity limits it.
 
-        Either socket may still be connecting (EINPROGRESS): bytes wait for it, and a refused connect ends the relay
-        with RESET on that side. An end of file from one side is forwarded (`shutdown`) and the other direction goes
-        on. A reset from one side resets the other. Bytes read from one side are delivered before its end of file.
+        A socket is an end by itself. It may still be connecting (EINPROGRESS): bytes wait for it, and a refused connect
+        ends the relay with RESET on that side. An end of file from one side is forwarded (`shutdown`) and the other
+        direction goes on. A reset from one side resets the other. Bytes read from one side are delivered before its end
+        of file.
         """
 
     def export_relay(self, relay: Relay) -> RelayState | None:

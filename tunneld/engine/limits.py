@@ -12,7 +12,7 @@ MIB = 1024 * KIB
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """The limits of one engine. The portable engine uses only `accept_backoff`."""
+    """The limits of one engine. The portable engine has no use for most of them."""
 
     buffer_size: int = 64 * KIB
     "Bytes of the shared buffer. A read that fills it starts splicing; a blocked flow keeps at most this in memory."
@@ -52,6 +52,11 @@ class EngineLimits:
 
     accept_backoff: float = ACCEPT_BACKOFF
     "Seconds an acceptor waits when the machine is out of descriptors or socket memory."
+
+    unacknowledged_timeout: float = 60.0
+    """Seconds without any answer from a peer for which bytes are outstanding, after which its relay ends, see
+    `vanished`: longer than networks are usually away, shorter than the quarter of an hour that TCP tries. 0: that.
+    """
 
     descriptors: int = 1 << 30
     """Descriptors with this number or a higher one are reserved for the rest of the process (control port, reload,

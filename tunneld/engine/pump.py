@@ -59,14 +59,16 @@ import trio
 
 from tunneld.engine.acceptor import Acceptor, FdReserve, SocketWatch
 from tunneld.engine.budget import TurnBudget
+from tunneld.engine.end import End
 from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
 from tunneld.engine.failures import report_failure
 from tunneld.engine.handover import RelayState
 from tunneld.engine.limits import MIB, EngineLimits
 from tunneld.engine.pipes import PipePool
-from tunneld.engine.socket_relay import SocketRelay
+from tunneld.engine.relay import JoinedEnds
+from tunneld.engine.scheduler import Scheduler
+from tunneld.engine.socket_end import SocketEnd
 from tunneld.engine.throttle import Throttle, TokenBucket
-from tunneld.engine.timers import Timers
 
 EPOLL_MASK = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 "What every socket is registered for."
@@ -90,32 +92,22 @@ class Handler(Protocol):
         """The pump stops; the handler closes or releases its socket."""
 
 
-class EndedRelay(Protocol):
-    """A relay whose `on_end` callback is due."""
+class Pump(Scheduler):
+    """One epoll set and its handlers. See `Engine` for the contract towards owners.
 
-    def notify_ended(self, how: RelayEnd) -> None:
-        """Call `on_end`. Must not raise."""
-
-
-class Pump:
-    """One epoll set and its handlers. See `Engine` for the contract."""
+    Handlers use what `Scheduler` has and, for their descriptors, `attach`, `detach`, `remove`, `rearm`, `quantum`, and
+    the shared buffers `buffer`, `view` and `wide_buffer`.
+    """
 
     def __init__(self, limits: EngineLimits) -> None:
         """Opens nothing; `run` does."""
-        self.limits = limits
+        super().__init__(limits)
         self.handlers: dict[int, Handler | None] = {}  # None: detached, still registered with epoll
-        self.buffer_size = limits.buffer_size
         self.buffer = bytearray(limits.buffer_size)
         self.view = memoryview(self.buffer)
-        self.quantum = limits.turn_size  # bytes that a handler may move in this batch
         self.budget = TurnBudget(limits.turn_cost)
         self.fd_reserve = FdReserve(limits.descriptors)
         self.pipes = PipePool(limits.pipe_size, limits.max_pipes, limits.buffer_size, limits.descriptors)
-        self.ended_relays: list[tuple[EndedRelay, RelayEnd]] = []
-        self.timers = Timers(self._finish_batch)
-        self._after_batch: list[Callable[[], None]] = []
-        self._in_batch = False
-        self._batch_time: float | None = None  # Trio's time, if a handler of this batch has asked for it
         self._wide_buffer: bytearray | None = None
         self._poll_at_once = False  # a handler has rearmed itself
         self._last_wait_was_short = False
@@ -128,20 +120,12 @@ class Pump:
             self._wide_buffer = bytearray(self.limits.wide_size)
         return self._wide_buffer
 
-    def now(self) -> float:
-        """Trio's time, in seconds; within a batch it is read once, at the first call."""
-        if not self._in_batch:
-            return trio.current_time()
-        if self._batch_time is None:
-            self._batch_time = trio.current_time()
-        return self._batch_time
-
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See `Engine.run`."""
         with select.epoll() as self._epoll:
             try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self.timers.run)
+                async with trio.open_nursery() as self._nursery:
+                    self._nursery.start_soon(self.timers.run)
                     task_status.started()
                     await self._serve(self._epoll)
             finally:
@@ -165,29 +149,32 @@ class Pump:
 
     def join(
         self,
-        visitor: socket.socket,
-        server: socket.socket,
+        visitor: socket.socket | End,
+        server: socket.socket | End,
         *,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None = None,
+        early: bytes = b"",
     ) -> Relay:
         """See `Engine.join`."""
-        return self._start(SocketRelay(self, visitor, server, linger, on_end, cast("Throttle | None", throttle)))
+        self._epoll_set()
+        ends = [end if isinstance(end, End) else SocketEnd(self, end) for end in (visitor, server)]
+        relay = JoinedEnds(self, ends[0], ends[1], linger, on_end, cast("Throttle | None", throttle))
+        relay.start(early)
+        return relay
 
     def export_relay(self, relay: Relay) -> RelayState | None:
         """See `Engine.export_relay`. Only relays between two sockets can be exported."""
-        if not isinstance(relay, SocketRelay) or relay.closed:
-            return None
-        return relay.export()
+        return relay.export() if isinstance(relay, JoinedEnds) else None
 
     def import_relay(
         self, state: RelayState, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
     ) -> Relay:
         """See `Engine.import_relay`."""
-        relay = SocketRelay(self, state.visitor, state.server, state.linger, on_end, cast("Throttle | None", throttle))
-        relay.restore(state)
-        return self._start(relay)
+        relay = self.join(state.visitor, state.server, linger=state.linger, on_end=on_end, throttle=throttle)
+        cast("JoinedEnds", relay).restore(state)
+        return relay
 
     def limit(
         self,
@@ -198,16 +185,6 @@ class Pump:
     ) -> Limiter:
         """See `Engine.limit`."""
         return Throttle(rate, quota, self.timers, on_used_up, shared)
-
-    def _start(self, relay: SocketRelay) -> SocketRelay:
-        for flow in (relay.from_visitor, relay.from_server):
-            try:
-                self.attach(flow.fd, flow)
-            except OSError as error:
-                relay.fail_side(flow.side, error)
-                self.timers.wake_soon()
-                break
-        return relay
 
     def attach(self, fd: int, handler: Handler) -> None:
         """Make `handler` the owner of `fd`; epoll reports everything that is pending already.
@@ -236,17 +213,20 @@ class Pump:
         if self.handlers.get(fd) is handler:
             del self.handlers[fd]
 
+    def unregister(self, fd: int, handler: Handler) -> None:
+        """Forget a listener before `handler` closes it or leaves it to another owner. Another descriptor may share it,
+        which keeps its registration in the kernel alive. Does nothing if another handler owns the number by now.
+        """
+        if self.handlers.get(fd) is handler:
+            del self.handlers[fd]
+            with contextlib.suppress(OSError, RuntimeError):  # closed already, or the pump has ended
+                self._epoll_set().unregister(fd)
+
     def rearm(self, fd: int) -> None:
         """Let epoll report pending events of `fd` again, behind all ready sockets. Does nothing on a closed one."""
         self._poll_at_once = True
         with contextlib.suppress(OSError):
             self._epoll_set().modify(fd, EPOLL_MASK)
-
-    def call_after_batch(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, after the current batch of events. It must not raise; an exception is logged."""
-        self._after_batch.append(callback)
-        if not self._in_batch:
-            self.timers.wake_soon()
 
     def _epoll_set(self) -> select.epoll:
         """The epoll set. Raises RuntimeError outside `run`."""
@@ -259,7 +239,7 @@ class Pump:
         fd = epoll.fileno()
         keep_freed_memory()
         while True:
-            if self.budget.has_deferred:
+            if self.budget.has_deferred or self._soon:
                 await trio.lowlevel.checkpoint()
             else:
                 await trio.lowlevel.wait_readable(fd)
@@ -274,15 +254,15 @@ class Pump:
         if self.budget.has_deferred:
             self._continue_deferred()
         self._poll_at_once = True
-        while batch := self._next_batch(epoll):
+        while (batch := self._next_batch(epoll)) or self._soon:
             self._poll_at_once = False
             self._dispatch(batch)
             if perf_counter() >= end:
-                return
+                break
 
     def _next_batch(self, epoll: select.epoll) -> list[tuple[int, int]]:
         """The events of the next batch; empty: the turn is over."""
-        if self._poll_at_once or self.budget.has_deferred:
+        if self._poll_at_once or self._soon or self.budget.has_deferred:
             return epoll.poll(0, MAX_BATCH_EVENTS)
         return self._wait(epoll)
 
@@ -318,8 +298,10 @@ class Pump:
                 handler.on_event(events)
             except Exception as error:
                 report_failure(handler.on_failure, error)
-        if self.ended_relays or self._after_batch:
-            self._finish_batch()
+        if self._soon:
+            self.serve_flows()
+        if self._ended or self._after_batch:
+            self.finish_batch()
         self._in_batch = False
 
     def _continue_deferred(self) -> None:
@@ -328,7 +310,7 @@ class Pump:
         self._in_batch = True
         self.quantum = self.buffer_size
         self.budget.continue_deferred()
-        self._finish_batch()
+        self.finish_batch()
         self._in_batch = False
 
     def _unregister(self, fd: int) -> None:
@@ -337,27 +319,15 @@ class Pump:
         with contextlib.suppress(OSError):
             self._epoll_set().unregister(fd)
 
-    def _finish_batch(self) -> None:
-        """Run the callbacks of `call_after_batch`, then `on_end` of ended relays, until neither adds more."""
-        while self.ended_relays or self._after_batch:
-            callbacks, self._after_batch = self._after_batch, []
-            for callback in callbacks:
-                try:
-                    callback()
-                except Exception as error:
-                    log.exception("callback after a batch failed: internal error", exc_info=error)
-            ended, self.ended_relays = self.ended_relays, []
-            for relay, how in ended:
-                relay.notify_ended(how)
-
     def _stop(self) -> None:
         """Drop every relay and release every registration."""
-        self._epoll = None
+        self._epoll = self._nursery = None
+        self.drop_relays()
         for handler in list(self.handlers.values()):
             if handler is not None:
                 handler.on_stop()
         self.handlers.clear()
-        self._finish_batch()
+        self.finish_batch()
         self.pipes.close()
 
 

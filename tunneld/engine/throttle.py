@@ -217,36 +217,3 @@ class Allowance:
         self.give_back()
         self._throttle.remove(self)
         self.waiting = True
-
-
-class TaskThrottle:
-    """The throttle of the portable engine: each task waits for its turn itself."""
-
-    def __init__(
-        self,
-        rate: float | None,
-        quota: int | None,
-        on_used_up: Callable[[], None],
-        shared: TokenBucket | None = None,
-    ) -> None:
-        """See `Throttle`."""
-        self.bucket = SharedBucket(TokenBucket(rate, quota, trio.current_time()), shared)
-        self._on_used_up = on_used_up
-        self._queue = trio.StrictFIFOLock()
-
-    @property
-    def left(self) -> int | None:
-        """Bytes left of the quota, or None if there is no quota."""
-        return self.bucket.left
-
-    async def acquire(self, count: int) -> int:
-        """Wait until at least one of `count` bytes may pass and return how many may. Waits for ever if the quota is
-        used up.
-        """
-        async with self._queue:
-            while not (taken := self.bucket.take(trio.current_time(), count)):
-                if self.bucket.used_up:
-                    self._on_used_up()
-                    await trio.sleep_forever()
-                await trio.sleep(self.bucket.wait)
-        return taken

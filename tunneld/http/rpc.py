@@ -3,7 +3,7 @@
     tunnel.openTunnel([backend] [, {option: value}])      string, the server URI
     tunnel.getTunnelAddress(uri)                          string, the client URI
     tunnel.close(ref)  drain  trim  shutdown              string, what was done
-    tunnel.list()  show(ref)  status  reload  help        array of structs
+    tunnel.list()  show(ref)  status  penalties  ...      array of structs
     system.listMethods()  system.methodHelp(name)
 
 Every name also works without `tunnel.`. Parameters are strings, integers, and in the last place a struct of options. An
@@ -20,22 +20,22 @@ from starlette.responses import Response
 
 from tunneld.control.commands import COMMANDS, find_command, usage
 from tunneld.control.login import AUTH
-from tunneld.control.reply import Execute
+from tunneld.control.reply import ITEMS_PER_STEP, Execute
 from tunneld.errors import TunneldError, UsageError
 from tunneld.http.problems import FAULTS, internal_problem, problem_of
 from tunneld.http.responses import log_bug
 from tunneld.http.translate import QUIT, WATCH, caller_of, execute_request, make_request
-from tunneld.http.xml import RpcAnswer, format_answer, format_fault, parse_call
+from tunneld.http.xml import RpcAnswer, format_answer, format_array, format_fault, format_value, parse_call
 
 PREFIX = "tunnel."
-ANSWERS_WITH_ITEMS = frozenset({"list", "show", "status", "reload", "help"})
+ANSWERS_WITH_ITEMS = frozenset({"list", "show", "status", "penalties", "reload", "help"})
 """Verbs that answer with their items, even if there are none; every other verb answers with its text."""
 
 
 async def answer_call(request: HttpRequest, body: bytes, execute: Execute) -> Response:
     """Execute one call. An error of any kind becomes an XML-RPC fault."""
     try:
-        answer = format_answer(await _call(request, body, execute))
+        answer = await _call(request, body, execute)
     except TunneldError as error:
         answer = _fault(problem_of(error).code, str(error))
     except Exception as error:
@@ -44,16 +44,22 @@ async def answer_call(request: HttpRequest, body: bytes, execute: Execute) -> Re
     return Response(answer, media_type="text/xml")
 
 
-async def _call(request: HttpRequest, body: bytes, execute: Execute) -> RpcAnswer:
+async def _call(request: HttpRequest, body: bytes, execute: Execute) -> bytes:
     method, params = parse_call(body)
     if method.startswith("system."):
-        return _introspect(method, params)
+        return format_answer(_introspect(method, params))
     args, options = _split(params)
     parsed = make_request(method.removeprefix(PREFIX), args, options)
     if parsed.verb == WATCH:
         raise UsageError("watch does not end, so XML-RPC cannot answer it; use GET /api/v1/watch")
     reply = await execute_request(execute, parsed, caller_of(request.scope))
-    return reply.items if parsed.verb in ANSWERS_WITH_ITEMS else reply.text
+    if parsed.verb not in ANSWERS_WITH_ITEMS:
+        return format_answer(reply.text)
+    values: list[str] = []
+    for first in range(0, len(reply.items), ITEMS_PER_STEP):
+        async with reply.step():
+            values += map(format_value, reply.items[first : first + ITEMS_PER_STEP])
+    return format_array(values)
 
 
 def _split(params: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:

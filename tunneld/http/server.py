@@ -37,7 +37,8 @@ from tunneld.http.translate import bare_address
 from tunneld.net.accept import peer_address
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
-from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream
+from tunneld.policy.places import Place, PlaceLimits, Places
+from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream, is_truncation
 
 log = structlog.get_logger("http")
 
@@ -68,12 +69,14 @@ class HttpServer:
         self._daemon = daemon
         self._tls = tls
         self._open = 0
+        self._places = Places("HTTP connection", "http.max_connections", self._place_limits)
 
     async def handle(self, connection: socket.socket) -> None:
         """Serve one accepted connection and close it. An error of any kind ends this connection only."""
         settings = self._daemon.settings.http
         if self._open >= settings.max_connections:
-            log.warning("HTTP connection refused", reason=f"{self._open} are open (http.max_connections)")
+            reason = f"{self._open} are open (http.max_connections)"
+            self._authenticator.log_limited(log.warning, "HTTP connection refused", "http", reason=reason)
             connection.close()
             return
         self._open += 1
@@ -92,10 +95,16 @@ class HttpServer:
         finally:
             self._open -= 1
             if info is not None:
-                info.slot.release()
+                info.slot.close(trio.current_time())
+                info.place.release()
             if stream is not None:
                 await trio.aclose_forcefully(stream)
             connection.close()
+
+    def _place_limits(self) -> PlaceLimits:
+        settings = self._daemon.settings
+        maximum, reserved = settings.http.max_connections, settings.http.reserved_connections
+        return PlaceLimits(maximum, reserved, settings.control.credential_share)
 
     def _admit(self, connection: socket.socket) -> ConnectionInfo | None:
         """Take or refuse a new connection: its information, with a slot if it must authenticate; None if refused.
@@ -115,38 +124,46 @@ class HttpServer:
         if isinstance(slot, PreauthRefusal):
             self._authenticator.log_refusal(host, "http", slot)
             return None
-        return ConnectionInfo(slot, deadline=now + self._daemon.settings.control.handshake_timeout)
+        place = Place(self._places)
+        return ConnectionInfo(slot, place=place, deadline=now + self._daemon.settings.control.handshake_timeout)
 
     async def _encrypt(self, connection: socket.socket, info: ConnectionInfo) -> trio.SocketStream | TlsStream | None:
         """The stream for HTTP; None if TLS is required and its handshake fails or is not done in time."""
         if (context := self._tls()) is None:
             sock = socket.socket(fileno=connection.detach())
             sock.setblocking(False)
+            if self._authenticator.is_open:
+                info.authenticated()
             return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         peer, reason = format_peer(peer_address(connection)), "not done in time (control.handshake_timeout)"
-        with trio.move_on_at(info.deadline):
+        with trio.move_on_at(info.deadline) as scope:
             try:
                 stream = await _do_handshake(connection, context, info)
             except OSError as error:
                 reason = reason_of(error)
+                if isinstance(error, ssl.SSLError) and not is_truncation(error):
+                    info.slot.fail(trio.current_time())
             else:
                 if self._authenticator.is_open:  # the certificate was all that is required
-                    info.slot.release()
+                    info.authenticated()
                 return stream
-        info.slot.fail(trio.current_time())
-        log.info("TLS handshake on HTTP connection failed", peer=peer, reason=reason)
+        if scope.cancelled_caught:
+            info.slot.fail(trio.current_time())
+        event = "TLS handshake on HTTP connection failed"
+        self._authenticator.log_limited(log.info, event, "http", peer=peer, reason=reason)
         return None
 
 
 async def _do_handshake(connection: socket.socket, context: ssl.SSLContext, info: ConnectionInfo) -> TlsStream:
     await trio.lowlevel.wait_readable(connection)
     first = connection.recv(1, socket.MSG_PEEK)
+    info.slot.has_begun = bool(first)
     if not first:
         raise OSError("the peer closed the connection before the handshake")
     if first != HANDSHAKE:
         connection.send(PLAIN_TEXT_REPLY)
         connection.recv(MAX_HEAD_BYTES)  # closing with unread bytes sends a reset, which destroys the reply
-        raise OSError("peer spoke plain text")
+        raise ssl.SSLError("peer spoke plain text")
     tls = TlsSocket(connection, context, server_side=True)
     await tls.shake_hands()
     info.certificate = tls.peer_certificate

@@ -12,12 +12,10 @@ credit is granted only for bytes that a channel's handler has taken.
 
 from __future__ import annotations
 
-from typing import Any
-
 import structlog
 
+from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
-from tunneld.engine.socket_flow import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
 from tunneld.mux.channel import CarrierEvents, Channel
 from tunneld.mux.connection import Connection
@@ -27,6 +25,7 @@ from tunneld.mux.ping import PING_PROTOCOL, PingSession
 from tunneld.mux.send_buffer import SendBuffer
 from tunneld.mux.turns import CarrierTurns
 from tunneld.mux.window import ReceiveWindow, WindowBudget
+from tunneld.net.endpoint import Peer
 from tunneld.wire.webmux.events import (
     Accepted,
     Broken,
@@ -148,7 +147,7 @@ class Carrier:
         self.mux.accept(channel.sid)
         self.schedule_flush()
 
-    def set_originator(self, channel: Channel, visitor: Any | None) -> None:
+    def set_originator(self, channel: Channel, visitor: Peer | None) -> None:
         """Does nothing: WebMUX has no message for it."""
 
     def send_capacity(self, channel: Channel) -> int:
@@ -259,6 +258,11 @@ class Carrier:
                 if quantum <= 0:
                     self.pump.rearm(self._fd)
                     return
+
+    @property
+    def has_received(self) -> bool:
+        """Whether the peer sent anything before it was authenticated."""
+        return self._preauth_bytes > 0
 
     def _parse_unauthenticated(self, data: memoryview) -> None:
         """Parse at most `PREAUTH_LIMIT` bytes before the carrier is authenticated; close it beyond that."""

@@ -8,12 +8,13 @@ full.
 from __future__ import annotations
 
 import errno
-from typing import Any, Protocol
+from typing import Protocol
 
-from tunneld.engine.end import NO_HANDLER, End, EndHandler
+from tunneld.engine.end import NO_HANDLER, BufferedEnd, EndHandler
 from tunneld.engine.pump import Pump
 from tunneld.mux.limits import CarrierLimits
 from tunneld.mux.window import ReceiveWindow
+from tunneld.net.endpoint import Peer
 
 __all__ = ["NO_HANDLER", "Channel", "ChannelTransport", "EndHandler"]
 
@@ -32,7 +33,7 @@ class ChannelTransport(Protocol):
     def accept(self, channel: Channel) -> None:
         """Accept a channel that the peer opened."""
 
-    def set_originator(self, channel: Channel, visitor: Any | None) -> None:
+    def set_originator(self, channel: Channel, visitor: Peer | None) -> None:
         """Tell the peer that the channel is for the visitor from this address; None hides the address."""
 
     def send_capacity(self, channel: Channel) -> int:
@@ -53,55 +54,51 @@ class ChannelTransport(Protocol):
         """End both directions now."""
 
 
-class Channel(End):
+class Channel(BufferedEnd):
     """One byte stream. The carrier creates it and removes it when both directions are over."""
 
     __slots__ = ("_unsent_header", "carrier", "sid", "window")
 
     def __init__(self, carrier: ChannelTransport, sid: int, window: ReceiveWindow) -> None:
         """`sid` is the carrier's id for this channel; it may be used again once the channel is over."""
-        super().__init__()
+        super().__init__(carrier.pump)
+        self.quantum = carrier.limits.quantum
         self.carrier = carrier
         self.sid = sid
         self.window = window
         self._unsent_header = b""  # bytes of `send` that the peer has granted no credit for yet
 
-    @property
-    def pump(self) -> Pump:
-        """The carrier's pump."""
-        return self.carrier.pump
-
-    @property
-    def quantum(self) -> int:
-        """See `CarrierLimits.quantum`."""
-        return self.carrier.limits.quantum
-
     # Called by the owner and by the relay
+
+    @property
+    def end(self) -> Channel:
+        """A channel is a `ServerConnection`, too, and the end of it."""
+        return self
 
     def accept(self) -> None:
         """Accept a channel that the peer opened; the alternative is `reset`."""
         self.carrier.accept(self)
 
-    def set_originator(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Peer | None) -> None:
         """Tell the peer which visitor the channel is for, before anything else is sent on it."""
         self.carrier.set_originator(self, visitor)
 
     def send(self, data: bytes) -> None:
-        """See `End.send`. Raises `ConnectionResetError` if the channel is over."""
+        """See `BufferedEnd.send`. Raises `ConnectionResetError` if the channel is over."""
         if self.closed:  # another channel may have its sid by now
             raise ConnectionResetError(errno.ECONNRESET, "the channel was lost")
         self._unsent_header += data
         self._send_header()
 
     def send_capacity(self) -> int:
-        """See `End.send_capacity`."""
+        """See `BufferedEnd.send_capacity`."""
         if self._unsent_header and not self._send_header():
             return 0
         capacity = self.carrier.send_capacity(self)  # this may flush, and find the connection broken
         return 0 if self.closed else capacity
 
     def write(self, data: memoryview) -> None:
-        """See `End.write`."""
+        """See `BufferedEnd.write`."""
         self.carrier.write(self.sid, data)
 
     def finish(self) -> None:
@@ -115,6 +112,10 @@ class Channel(End):
         if not self.closed:
             self._discard()
             self.carrier.reset(self, reason)
+
+    def unacknowledged(self) -> int:
+        """See `End.unacknowledged`: in a carrier everything that was written is in front of the reset."""
+        return len(self._unsent_header)
 
     def release_window(self) -> None:
         """The peer sends no more: return the window's growth to the carrier's budget, once nothing is buffered."""

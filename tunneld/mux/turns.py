@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tunneld.engine.budget import CostShare, TurnBudget
-from tunneld.engine.end import End
+from tunneld.engine.end import BufferedEnd
 from tunneld.engine.engine import FailureCallback
 
 
@@ -20,7 +20,7 @@ class CarrierTurns:
         self._budget = budget
         self._read = read
         self._on_failure = on_failure
-        self._unserved: dict[End, None] = {}  # an ordered set
+        self._unserved: dict[BufferedEnd, None] = {}  # an ordered set
         self._unread = False
         self._deferred = False  # `on_turn` comes
 
@@ -29,16 +29,16 @@ class CarrierTurns:
         self._unread = True
         self._defer()
 
-    def serve_later(self, channel: End) -> None:
+    def serve_later(self, channel: BufferedEnd) -> None:
         """Call the channel's `notify_writable` in a later turn."""
         self._unserved[channel] = None
         self._defer()
 
-    def waits(self, channel: End) -> bool:
+    def waits(self, channel: BufferedEnd) -> bool:
         """Whether the channel is served in a later turn."""
         return channel in self._unserved
 
-    def forget(self, channel: End) -> None:
+    def forget(self, channel: BufferedEnd) -> None:
         """The channel is over."""
         self._unserved.pop(channel, None)
 

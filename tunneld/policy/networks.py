@@ -39,6 +39,13 @@ def read_address(host: str) -> Address:
     return Address(4, int(address), int(address))
 
 
+def source_text(source: int) -> str:
+    """The address of a source (`Address.source`), or for IPv6 its network: `2001:db8::/64`."""
+    if source >= 0:
+        return str(ipaddress.IPv4Address(source))
+    return str(ipaddress.IPv6Network((~source << 64, 64)))
+
+
 class NetworkSet:
     """A set of networks. The cost of a look-up grows with the number of prefix lengths, not of networks."""
 

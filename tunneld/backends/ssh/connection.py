@@ -34,7 +34,8 @@ from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError, UsageError
 from tunneld.mux.connection import Connection
 from tunneld.net.endpoint import format_peer
-from tunneld.policy.access import Grant
+from tunneld.policy.access import EVERYBODY, Grant
+from tunneld.policy.places import Place, Places
 from tunneld.tunnel.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class SshServerContext:
     loop: TrioEventLoop
     options: Callable[[], asyncssh.SSHServerConnectionOptions]
     path: SshPath
+    places: Places
 
 
 class SshConnection:
@@ -74,6 +76,7 @@ class SshConnection:
         self.closed = trio.Event()
         self.reason = ""  # why it was closed
         self.broke_protocol = False  # the peer did, before or after its login
+        self.user = ""  # the name with which the client wants to log in
         self.nursery: trio.Nursery  # of the tasks of its sessions
         self._context = context
         self._peer = peer
@@ -81,6 +84,7 @@ class SshConnection:
         self._limits = carrier_limits(settings, settings.connection_memory)
         self._console = Console(self)
         self._refusals = 0
+        self._place = Place(context.places)
         self._carrier: ForwardCarrier | None = None
         self._draining = False
         self._disconnect_reason = ""  # that we sent to the client
@@ -133,6 +137,11 @@ class SshConnection:
     def on_login(self, login: SshLogin) -> None:
         """See `SshServerEvents.on_login`."""
         self.login = login
+        try:
+            self._place.claim(self._grant_of_owner(login))
+        except LimitReachedError as error:
+            self.disconnect(str(error))
+            return
         self.transport.mark_authenticated()
         dial_timeout = self._settings.dial_timeout
         self._carrier = self._context.path.new_carrier(
@@ -141,6 +150,17 @@ class SshConnection:
         self._log = self._log.bind(credential=login.owner) if login.owner else self._log
         self._log.info("ssh client connected", user=login.user if login.side is None else "(a tunnel's key)")
         self.decided.set()
+
+    def _grant_of_owner(self, login: SshLogin) -> Grant:
+        """The grant of the credential that has this connection: the client's, or that of the tunnel's owner."""
+        owner = login.owner
+        if login.side is not None:
+            owner = next(map(self._owner_of, self._tunnels_of({login.side.key})), "")
+        credentials = self._context.authenticator.credentials
+        return next((one.grant for one in credentials if one.name == owner), EVERYBODY)
+
+    def _owner_of(self, tunnel: Tunnel) -> str:
+        return self.service.live.record_of(tunnel.id).owner
 
     async def listen(self, host: str, port: int) -> asyncssh.SSHListener | bool:
         """See `SshServerEvents.listen`."""
@@ -226,7 +246,7 @@ class SshConnection:
         return forward
 
     def _tunnels_of(self, keys: set[str]) -> list[Tunnel]:
-        return [tunnel for tunnel in self.service.tunnels() if tunnel.server_uri.key in keys]
+        return [tunnel for key in keys if (tunnel := self.service.live.with_key(key)) is not None]
 
     def _join(self, side: SshServerSide, forward: Forward) -> None:
         """Let `forward` serve the tunnel that the user name is the key of. Raises `TunneldError`."""
@@ -271,6 +291,7 @@ class SshConnection:
         printable = (each if each.isprintable() else "?" for each in reason[:MAX_REASON_CHARACTERS])
         self.reason = reason = "".join(printable)
         self.closed.set()
+        self._place.release()
         self.decided.set()
         if self._carrier is not None:
             self._carrier.on_lost(reason)

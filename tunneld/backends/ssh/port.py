@@ -23,7 +23,7 @@ import trio
 
 from tunneld import __version__
 from tunneld.auth.authenticator import Authenticator
-from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.auth.handshakes import FailedProofError, HandshakeSupervisor, NothingReceivedError
 from tunneld.backends.ssh.connection import SshConnection, SshServerContext
 from tunneld.backends.ssh.forwards import Leases
 from tunneld.backends.ssh.login import SshAuthenticator
@@ -32,9 +32,10 @@ from tunneld.backends.ssh.paths import choose_path
 from tunneld.config import schema
 from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
-from tunneld.errors import NotAllowedError, RemoteProtocolError
+from tunneld.errors import RemoteProtocolError
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
+from tunneld.policy.places import PlaceLimits, Places
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
 
@@ -83,11 +84,17 @@ async def serve_ssh(
             loop=loop,
             options=_OptionsCache(settings, host_key, is_fast=path.is_fast).get,
             path=path,
+            places=Places("ssh connection", "ssh.max_connections", lambda: _place_limits(settings(), service)),
         )
         port = _SshPort(context, handshakes, nursery)
         service.keys.set_port("ssh", "ssh", listener.port)
         await nursery.start(listener.serve, port.on_connection)
         task_status.started()
+
+
+def _place_limits(settings: schema.SshSettings, service: TunnelService) -> PlaceLimits:
+    share = service.settings().control.credential_share
+    return PlaceLimits(settings.max_connections, settings.reserved_connections, share)
 
 
 class _SshPort:
@@ -105,7 +112,9 @@ class _SshPort:
         if self._connections >= settings.max_connections:
             client_socket.close()
             reason = f"connection limit reached: {self._connections} ssh connections are open (ssh.max_connections)"
-            log.info("ssh client refused", peer=format_peer(peer), reason=reason)
+            self._context.authenticator.log_limited(
+                log.info, "ssh client refused", "ssh", peer=format_peer(peer), reason=reason
+            )
             return
         handshake = partial(self._handshake, client_socket, peer)
         self._handshakes.start(client_socket, peer, "ssh", handshake, settings.login_timeout)
@@ -125,10 +134,14 @@ class _SshPort:
         if connection.login is not None:
             return
         if connection.failures:
-            raise NotAllowedError("no accepted public key, and the user name is not the key of an open tunnel")
+            reason = "no accepted public key, and the user name is not the key of an open tunnel"
+            raise FailedProofError(reason, connection.user)
         if connection.broke_protocol:
             self._context.authenticator.preauth.fail(peer[0], trio.current_time())
             raise RemoteProtocolError(connection.reason)
+        if connection.transport.has_received:
+            raise RemoteProtocolError("the client left before it had logged in")
+        raise NothingReceivedError("the client closed the connection without a word")
 
     async def _run(self, connection: SshConnection, *, task_status: trio.TaskStatus[None]) -> None:
         """Run one connection until it is closed."""

@@ -117,7 +117,7 @@ class RestrictedConnection(NegotiatingConnection):
 
     def _force_close(self, exc: Exception | None) -> None:
         """Record why the connection ends before the socket is closed; None: the client disconnected."""
-        if self._transport is not None:
+        if self._transport is not None and not isinstance(exc, asyncssh.ConnectionLost):
             self.is_ending, self.close_error = True, exc
         super()._force_close(exc)
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 class SshServerEvents(Protocol):
     """The connection that receives what asyncssh reports; see `SshConnection`."""
 
+    user: str
+    """The name with which the client wants to log in."""
+
     def on_login(self, login: SshLogin) -> None:
         """The client has logged in."""
 
@@ -45,7 +48,7 @@ class SshServer(asyncssh.SSHServer):
 
     def begin_auth(self, username: str) -> bool:
         """Whether the client must authenticate with a public key."""
-        self._user = username
+        self._user = self._events.user = username
         transport = self.connection.transport  # asyncssh forgets it when it closes, and may call this after that
         peer, local = (transport.get_extra_info(name)[0] for name in ("peername", "sockname"))
         self._login = self._authenticator.login_without_key(username, local)

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import structlog
 
+from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
-from tunneld.engine.socket_flow import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.errors import reason_of
 from tunneld.mux.connection import Connection
 from tunneld.mux.heartbeat import Heartbeat
@@ -98,6 +98,11 @@ class SshTransport(asyncio.Transport):
     def mark_authenticated(self) -> None:
         """The client has logged in: the limits before the login end."""
         self._unauthenticated = False
+
+    @property
+    def has_received(self) -> bool:
+        """Whether the client has sent anything."""
+        return self._preauth_bytes > 0
 
     def reschedule(self) -> None:
         """The receiver has unparsed packets: serve it again after the other connections."""
