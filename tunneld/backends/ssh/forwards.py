@@ -21,12 +21,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
 
-from tunneld.backends.ssh.carrier import SshCarrier
 from tunneld.backends.ssh.login import SshLogin
 from tunneld.backends.ssh.side import SshServerSide, find_side
 from tunneld.directory.requester import Requester
@@ -37,6 +36,9 @@ from tunneld.mux.heartbeat import Heartbeat
 from tunneld.policy.access import Grant
 from tunneld.policy.options import ANYWHERE, MAX_NAME, TunnelOptions
 from tunneld.tunnel.tunnel import Phase, Tunnel
+
+if TYPE_CHECKING:
+    from tunneld.backends.ssh.paths import ForwardCarrier
 
 log = structlog.get_logger("ssh")
 
@@ -51,7 +53,7 @@ class Forward:
 
     def __init__(
         self,
-        carrier: SshCarrier,
+        carrier: ForwardCarrier,
         requested: tuple[str, int],
         ordinal: int,
         max_channels: Callable[[], int],
@@ -190,7 +192,7 @@ class Leases:
                 lease = self._leases.get((login.owner, label))
                 if lease is None or not await self._is_taken(lease):
                     break
-            former = self._service.find_named(label, requester)  # perhaps opened before the daemon was restarted
+            former = await self._service.find_named(label, requester)  # perhaps opened before the daemon was restarted
             if former is not None and self._rejoin(former, forward, peer):
                 self._leases[login.owner, label] = Lease(former, forward)
                 return former
@@ -240,7 +242,7 @@ class Leases:
             holds = other == owner and lease.is_open and lease.tunnel.client_uri.port == port
             if holds and other_label != label and not await self._is_taken(lease):
                 await self._service.close(lease.tunnel.id)  # closed on request, so the port is not reserved
-        for kept in self._service.reservations.kept(grant):
+        for kept in self._service.reservations.on_port(port, grant):
             holder = kept.record.holder
             unused = kept.tunnel is None and kept.record.client_port == port
             if unused and holder.credential == owner and holder.name != label:
