@@ -59,7 +59,7 @@ def dial(source: str, port: int) -> ssl.SSLSocket:
 
 def keep_alive() -> str:
     """Hold every place with idle connections that probe now and then; how many newcomers are served after 15 s."""
-    held = []
+    held: list[ssl.SSLSocket] = []
     for source in OCCUPANTS * PER_SOURCE * 4:  # at random, some are refused
         if len(held) < len(OCCUPANTS) * PER_SOURCE:
             with suppress(OSError):
