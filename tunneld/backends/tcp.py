@@ -58,7 +58,11 @@ class TcpServerSide:
         port = self._listener.getsockname()[1] if self._listener is not None else snapshot.port if snapshot else 0
         self._uri = Endpoint(scheme, context.advertised_host, port, self._key)
         self._parked = ParkedConnections(
-            context.settings.parked_check, self._on_parked_closed, self._serve_waiting, context.on_failure
+            context.settings.parked_check,
+            self._on_parked_closed,
+            self._serve_waiting,
+            context.on_failure,
+            shared=context.shared,
         )
         self._queue = WaitQueue[ParkableConnection]()
         self._handshakes: set[trio.CancelScope] = set()
