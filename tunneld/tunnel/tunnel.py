@@ -318,6 +318,7 @@ class Tunnel:
             on_refused=self._refusals.server,
             on_failure=self.fail,
             tenant=self.spec.tenant,
+            shared=self.spec.options.share,
             snapshot=self._snapshot.server if self._snapshot is not None else None,
             takeover=takeover,
         )
