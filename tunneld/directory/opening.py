@@ -222,15 +222,11 @@ def record_of(tunnel: Tunnel, node: str, owner: str) -> TunnelRecord:
 
 def announce(events: Events, tunnel: Tunnel, record: TunnelRecord) -> None:
     """Publish and log that a tunnel is open."""
-    fields = {
-        "backend": record.backend,
-        "server": str(record.server),
-        "client": str(record.client),
-        "owner": tunnel.spec.owner,
-        "name": record.name,
-    }
-    events.publish("opened", id=record.id, **fields)
-    log.info("tunnel opened", tunnel=record.id, **{**fields, "server": record.server.without_key})
+    fields = {"backend": record.backend, "server": record.server.without_key, "client": str(record.client)}
+    fields |= {"owner": tunnel.spec.owner, "name": record.name}
+    if events.watched:
+        events.publish("opened", id=record.id, **{**fields, "server": str(record.server)})
+    log.info("tunnel opened", tunnel=record.id, **fields)
 
 
 def _check_room(settings: TunnelSettings, count: int) -> None:

@@ -27,7 +27,7 @@ import structlog
 import trio
 
 from tunneld.engine.engine import Engine
-from tunneld.net.address import Address, Port
+from tunneld.net.address import Port
 from tunneld.net.endpoint import Endpoint, Peer, format_peer
 from tunneld.policy.admission import RefusalKind
 from tunneld.tunnel import timeouts
@@ -93,6 +93,7 @@ class Tunnel:
         self.arrivals = WaitingVisitors(limits, self.visitors)
         takeover = replaces.takeover if replaces is not None else NO_TAKEOVER
         self.ingresses = open_ingresses(spec, limits, snapshot.ingresses if snapshot is not None else (), takeover)
+        self.addresses = tuple([ingress.address for ingress in self.ingresses])  # what visitors reach it by
         try:
             self.server_side = backend(self._context(takeover))
         except BaseException:
@@ -120,11 +121,6 @@ class Tunnel:
     def client_uri(self) -> Endpoint:
         """The public address to advertise, that of the first ingress: what getTunnelAddress returns."""
         return self.ingresses[0].uri
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """What visitors reach it by, in the order of the ingresses."""
-        return tuple(ingress.address for ingress in self.ingresses)
 
     @property
     def age(self) -> float:
