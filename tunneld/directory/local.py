@@ -154,7 +154,7 @@ class LocalDirectory:
             self.pool.give_back(port, record.port_owner, trio.current_time())
         if (holder := record.holder) is not None:
             self._named.remove(holder, record.id)
-            self.reservations.on_closed(record.id, holder, keep=keep)
+            self.reservations.on_closed(record.id, holder, keep=keep, metered=record.metered)
 
     async def update(self, record: TunnelRecord) -> None:
         """See `Directory.update`. Nothing where it has closed meanwhile."""
@@ -183,4 +183,4 @@ class LocalDirectory:
 
 
 def _reservation(record: TunnelRecord, holder: ReservationKey) -> Reservation:
-    return Reservation(holder, record.backend, record.addresses, record.server)
+    return Reservation(holder, record.backend, record.addresses, record.server, metered=record.metered)

@@ -98,10 +98,11 @@ class Reservations:
         self._open.setdefault(record.holder, []).append(tunnel)
         self.table.hold(record)
 
-    def on_closed(self, tunnel: str, holder: ReservationKey, *, keep: bool | None) -> None:
+    def on_closed(self, tunnel: str, holder: ReservationKey, *, keep: bool | None, metered: int = 0) -> None:
         """A tunnel has closed. `keep` its reservation for `tunnels.reservation` seconds, or drop it; None: leave it as
-        it is.
+        it is. `metered` are the bytes that count against the quota of its name.
         """
+        self.table.meter(holder, metered)
         self._open[holder].remove(tunnel)
         if self._open[holder]:  # a newer tunnel of the same name has the address
             return

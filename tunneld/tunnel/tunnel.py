@@ -72,7 +72,10 @@ class Tunnel:
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and leaves nothing open then.
         """
         backend, limits = spec.services.backend(spec.backend), spec.limits
-        counters, now = snapshot.counters if snapshot is not None else TunnelCounters(), trio.current_time()
+        counters, now = (
+            snapshot.counters if snapshot is not None else TunnelCounters(quota_left=spec.quota_left),
+            trio.current_time(),
+        )
         self.spec = spec
         self.limits = limits
         self.opened_at, self.idle_since = now - counters.age, now - counters.idle
@@ -161,6 +164,12 @@ class Tunnel:
     def activity(self) -> object:
         """A value that changes whenever a byte was relayed or a visitor was joined."""
         return self.octets, self.served
+
+    @property
+    def metered(self) -> int:
+        """Bytes that count against the quota of its name, with the ones of earlier tunnels of that name."""
+        quota, left = self.limits.quota, self.visitors.quota_left
+        return self.spec.metered if quota is None or left is None else quota - left
 
     # Actions
 
