@@ -34,7 +34,7 @@ from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
 from tunneld.tunnel.spec import TunnelSpec
-from tunneld.tunnel.tenants import Tenants
+from tunneld.tunnel.tenants import Tenant, Tenants
 from tunneld.tunnel.tunnel import STOPPED, Phase, Tunnel
 
 log = structlog.get_logger("service")
@@ -171,6 +171,10 @@ class TunnelService(TunnelRegistry):
                 )  # fmt: skip
                 return tunnel
         return Tunnel(spec, self._engine, self.events)
+
+    def tenant_of(self, credential: str, host: str) -> Tenant:
+        """What all tunnels of a credential share; of the address `host` on a relay without credentials."""
+        return self._tenants.of(credential, host)
 
     def find_named(self, name: str, requester: Requester) -> Tunnel | None:
         """The requester's own open tunnel with this name."""
