@@ -108,6 +108,11 @@ class TcpServerSide:
         return len(self._parked)
 
     @property
+    def connections(self) -> int:
+        """See `ServerSide.connections`."""
+        return len(self._parked)
+
+    @property
     def live_connections(self) -> int:
         """Always 0: a connection serves one visitor only."""
         return 0

@@ -88,6 +88,7 @@ class Tunnel:
         except BaseException:
             self.client_side.close()
             raise
+        spec.tenant.server_sides.add(self.server_side)
 
     # State
 
@@ -272,9 +273,10 @@ class Tunnel:
         )
 
     def _parking_capacity(self) -> int:
-        if self.limits.persist:
-            return self.spec.settings.max_parked
-        return 0 if self.served else 1
+        if not self.limits.persist:
+            return 0 if self.served else 1
+        left = self.server_side.connections + self.spec.tenant.server_connections_left
+        return min(self.spec.settings.max_parked, left)
 
     def _on_attached(self, peer: Any) -> None:
         if self._phase is Phase.WAITING:
@@ -323,6 +325,7 @@ class Tunnel:
         self.reason = self.reason or STOPPED
         self.client_side.close()
         self.server_side.close()
+        self.spec.tenant.server_sides.discard(self.server_side)
         self.visitors.drop()
         if self._exported:
             self._closed.set()
