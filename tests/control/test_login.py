@@ -19,13 +19,14 @@ from tunneld.auth.authenticator import Authenticator
 from tunneld.config.credentials import Credential
 from tunneld.config.schema import ControlSettings
 from tunneld.control.login import MAX_LOGIN_FAILURES, LoginState
+from tunneld.control.session import LAST_ERROR_TIMEOUT
 from tunneld.daemon.log.lines import Human, Json
 from tunneld.errors import NotAllowedError, RemoteProtocolError, UsageError
 from tunneld.tls.pins import fingerprint
 from tunneld.wire import scram
 from tunneld.wire.lines import Request, parse_request
 from tunneld.wire.scram import ScramClient
-from tunneld.wire.verifier import sign
+from tunneld.wire.verifier import derive, sign
 
 LONG = 1e6
 """Timeout of a test in seconds of a mock clock, which the test advances by hand."""
@@ -148,6 +149,22 @@ def test_an_unknown_name_always_has_the_same_plausible_challenge() -> None:
         decoy = authenticator.verifier_of(name)
         assert ALICE.proof is not None
         assert (decoy.iterations, len(decoy.salt)) == (ALICE.proof.iterations, len(ALICE.proof.salt))
+
+
+def test_the_challenge_of_an_unknown_name_does_not_follow_other_credentials() -> None:
+    """Else the names that stay the same when a credential is added or removed are the ones that exist."""
+    verifiers = [derive("a secret", bytes([length]) * length, 4096 + length) for length in (16, 17, 40)]
+    now = [Credential(name=f"c{number}", verifier=verifiers[number % 3]) for number in range(9)]
+    authenticator = Authenticator(lambda: now, salt_key=b"k" * 32)
+    names = [f"unknown{number}" for number in range(60)]
+    before = {name: authenticator.verifier_of(name) for name in names}
+    assert {len(verifier.salt) for verifier in before.values()} == {16, 17, 40}
+    now.append(Credential(name="new", verifier=verifiers[0]))
+    del now[:3]
+    restarted = Authenticator(lambda: now, salt_key=b"k" * 32)
+    for name, verifier in before.items():
+        for later in (authenticator.verifier_of(name), restarted.verifier_of(name)):
+            assert (later.salt, later.iterations) == (verifier.salt, verifier.iterations)
 
 
 async def test_an_unknown_name_costs_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +302,24 @@ async def test_an_unauthenticated_client_that_does_not_read_is_disconnected(mock
         mock_clock.jump(10)
         await LineClient(stream).read_all()
         assert await is_dropped(stream)
+
+
+async def test_an_unauthenticated_client_that_leaves_replies_unread_gives_up_its_place_at_the_deadline(
+    mock_clock: MockClock,
+) -> None:
+    authenticator = authenticator_of(ALICE)
+    async with (
+        running_server(ControlSettings(handshake_timeout=10.0), timeout=LONG, authenticator=authenticator) as server,
+        await connect(server.endpoint) as stream,
+    ):
+        await stream.send_all(b"list 100000\n" * 10)
+        await wait_all_tasks_blocked(0.05)
+        assert len(authenticator.preauth) == 1
+        mock_clock.jump(10)
+        await wait_all_tasks_blocked(0.01)
+        mock_clock.jump(LAST_ERROR_TIMEOUT)
+        await wait_all_tasks_blocked(0.01)
+        assert len(authenticator.preauth) == 0
 
 
 # Reload

@@ -191,12 +191,14 @@ class TunnelSettings(Table):
     max_tunnels: Count = 1000
     max_visitors: Count = 10_000  # per tunnel: two descriptors each
     max_parked: Count = 256  # per tunnel: idle server connections that wait for a visitor
+    parked_check: Seconds = 10.0  # NATs forget connections after 30 s or more; a probe and its answer are 120 bytes
     max_waiting: Count = 1024  # per tunnel: visitors that wait for a server connection, as in a burst
     pairing_timeout: Seconds = 30.0  # browsers give up after about that time
     open_timeout: Seconds = 5 * MINUTE  # time to copy a URI from one machine to another
     reservation: SecondsOrNone = 7 * DAY  # a laptop that is off over a long weekend
     max_reservations: Count = 2500  # with two ports each, half of `ports` stays free
     max_reservations_per_owner: Count = 64  # several times the services of one person; room for forty owners
+    port_quarantine: SecondsOrNone = MINUTE  # clients of a closed tunnel, and its agents, try again for about that time
     linger: Seconds = MINUTE  # a half-closed connection without traffic for so long is closed
     accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no busy loop, and too short to notice
     keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs drop connections that are idle for 2 minutes or more

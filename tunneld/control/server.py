@@ -85,7 +85,8 @@ class _LineServer:
         limit = self._settings().max_connections
         if self._connections >= limit:
             if not self._full_logged:
-                log.warning("control connection limit reached", max_connections=limit)
+                event = "control connection limit reached"
+                self._authenticator.log_limited(log.warning, event, "control", max_connections=limit)
             self._full_logged = True
             text = f"{limit} of {limit} control connections are open (control.max_connections); try again later"
             _refuse(connection, text)
@@ -207,7 +208,7 @@ def _begin_login(
     if isinstance(stream, trio.SSLStream):
         certificate = stream.getpeercert(binary_form=True)  # TLS returns a certificate only if it has verified it
     local = local_address(connection)[0]
-    return LoginState(authenticator, peer[0], format_peer(peer), local, certificate, on_authenticated)
+    return LoginState(authenticator, peer[0], format_peer(peer), local, certificate, on_authenticated, slot)
 
 
 def _refuse(connection: socket.socket, reason: str) -> None:

@@ -155,12 +155,13 @@ class Pump(Scheduler):
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None = None,
+        early: bytes = b"",
     ) -> Relay:
         """See `Engine.join`."""
         self._epoll_set()
         ends = [end if isinstance(end, End) else SocketEnd(self, end) for end in (visitor, server)]
         relay = JoinedEnds(self, ends[0], ends[1], linger, on_end, cast("Throttle | None", throttle))
-        relay.start()
+        relay.start(early)
         return relay
 
     def export_relay(self, relay: Relay) -> RelayState | None:
@@ -211,6 +212,15 @@ class Pump(Scheduler):
         """Forget `fd` before `handler` closes it. Does nothing if another handler owns the number by now."""
         if self.handlers.get(fd) is handler:
             del self.handlers[fd]
+
+    def unregister(self, fd: int, handler: Handler) -> None:
+        """Forget a listener before `handler` closes it or leaves it to another owner. Another descriptor may share it,
+        which keeps its registration in the kernel alive. Does nothing if another handler owns the number by now.
+        """
+        if self.handlers.get(fd) is handler:
+            del self.handlers[fd]
+            with contextlib.suppress(OSError, RuntimeError):  # closed already, or the pump has ended
+                self._epoll_set().unregister(fd)
 
     def rearm(self, fd: int) -> None:
         """Let epoll report pending events of `fd` again, behind all ready sockets. Does nothing on a closed one."""

@@ -56,12 +56,16 @@ class Grant:
         """How messages name it: `credential 'home'`."""
         return f"credential {self.name!r}"
 
+    def may_see(self, owner: str) -> bool:
+        """Whether it may see a tunnel of the credential `owner`: its own, or any for an admin."""
+        return self.is_admin or self.name == owner
+
     def admits(self, host: str) -> bool:
         """Whether the credential may be used from the address `host`."""
         if self.networks is None:
             return True
         try:
-            return any(contains(network, (host,)) for network in self.networks)
+            return any(contains(network, (host, 0)) for network in self.networks)
         except ValueError:  # no IP address: a Unix socket, or a peer that has disconnected
             return False
 

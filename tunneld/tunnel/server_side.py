@@ -13,13 +13,17 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import trio
 
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.end import End
 from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import UsageError
-from tunneld.net.endpoint import Endpoint
+from tunneld.net.address import Address
+from tunneld.net.endpoint import Endpoint, Peer
+from tunneld.net.sockets import PortOrder
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.tenants import Tenant
 
@@ -35,7 +39,7 @@ class Handshakes(Protocol):
         """For a handshake that begins now; None where this relay has no certificate."""
 
     def start(
-        self, connection: socket.socket, peer: Any, listener: str, handshake: Callable[[], Awaitable[None]], /
+        self, connection: socket.socket, peer: Peer, listener: str, handshake: Callable[[], Awaitable[None]], /
     ) -> None:
         """Run `handshake` for a new connection in a task of bounded time, or close the connection where there are too
         many unauthenticated ones. `listener` names the port in the log.
@@ -62,9 +66,6 @@ class BackendServices:
 
 NO_SERVICES = BackendServices()
 
-Peer = Any
-"""The address of a socket's peer, as `accept` returns it."""
-
 
 @dataclass(frozen=True, slots=True)
 class ServerSideSnapshot:
@@ -78,32 +79,45 @@ class ServerSideSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Takeover:
+    """What a new tunnel may share with the one that it replaces, until that one closes."""
+
+    listeners: Sequence[socket.socket] = ()  # the new tunnel duplicates the ones whose port it gets
+    key: str = ""  # in the server URI
+    addresses: Sequence[Address] = ()  # public ones
+
+
+NO_TAKEOVER = Takeover()
+
+
+@dataclass(frozen=True, slots=True)
 class TunnelContext:
     """What a server side gets from its tunnel: where to listen, which peers to accept, what to call."""
 
     engine: Engine
     settings: TunnelSettings
     advertised_host: str
-    client_port: int  # of the client side
+    client_port: int  # the public port; 0 where visitors reach the tunnel by names alone
     services: BackendServices
     secure: str  # as in `TunnelOptions`
     persist: bool  # the tunnel serves many visitors, one after another
     former: Endpoint | None  # the server URI of the tunnel that this one replaces: to be used again where possible
-    reserved: Container[int]  # ports of other tunnels, not to be bound, except the port of `former`
-    why_not_allowed: Callable[[Any], str]  # why this peer may not connect as the hidden server; empty: it may
+    ports: PortOrder  # that it may get, beside the port of `former`
+    why_not_allowed: Callable[[Peer], str]  # why this peer may not connect as the hidden server; empty: it may
     parking_capacity: Callable[[], int]  # how many server connections may be parked now
-    on_attached: Callable[[Any], None]  # with the peer's address
-    on_detached: Callable[[Any], None]  # the same
-    on_refused: Callable[[Any, str], None]  # with the peer's address and the reason
+    on_attached: Callable[[Peer], None]  # with the peer's address
+    on_detached: Callable[[Peer], None]  # the same
+    on_refused: Callable[[Peer, str], None]  # with the peer's address and the reason
     on_failure: FailureCallback  # with a bug in a callback
     tenant: Tenant = field(default_factory=Tenant)
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
+    takeover: Takeover = NO_TAKEOVER  # from the tunnel that this one replaces, which still serves
 
 
 class ServerConnection(Protocol):
     """A connection to the hidden server for one visitor: a socket of its own, or a channel of a carrier."""
 
-    def set_originator(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Peer | None) -> None:
         """Set the address of the visitor, once and before anything else; None hides it. The
         backend passes it on to the hidden server if its protocol can.
         """
@@ -122,7 +136,18 @@ class ServerConnection(Protocol):
 
 
 class ServerSide(Protocol):
-    """A way to dial the hidden server."""
+    """A way to dial the hidden server. Its constructor binds all that it needs, so that whatever can fail fails there,
+    and takes nothing away from the server side of the tunnel that it replaces.
+    """
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """The tunnel runs: accept connections of the hidden server from now on. `nursery` owns the tasks of this server
+        side. Called once, before `dial`.
+        """
+
+    @property
+    def takeover(self) -> Takeover:
+        """What a tunnel that replaces this one may share with it."""
 
     @property
     def uri(self) -> Endpoint:
@@ -176,7 +201,9 @@ class Backend(Protocol):
     """A kind of server side: its class."""
 
     def __call__(self, context: TunnelContext, /) -> ServerSide:
-        """Make a server side that listens. Raises `ListenError`, `LimitReachedError`, `ShortageError`, `UsageError`."""
+        """Make a server side, bound and not started. Raises `ListenError`, `LimitReachedError`, `ShortageError` or
+        `UsageError`.
+        """
 
     def check(self, services: BackendServices, options: TunnelOptions, /) -> None:
         """Raise `UsageError` where this relay cannot have a server side with these options."""

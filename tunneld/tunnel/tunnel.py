@@ -1,11 +1,11 @@
-"""One tunnel: its nursery, its phase, its two sides.
+"""One tunnel: its nursery, its phase, its ingresses and its server side.
 
     tunnel                     cancelling it drops exactly what hangs below
     ├─ server side             of the backend: its listener and parked connections, or its carriers
-    ├─ client side             a listener; its visitors arrive in batches, inside the engine
-    │  └─ waiting visitor ×N   a task each, but only for visitors that find no server connection parked
+    ├─ ingress ×1..n           where visitors come from; a port accepts them in batches, inside the engine
+    ├─ waiting visitor ×N      a task each, but only for visitors that find no server connection parked
     ├─ visitors                the relayed ones, without a task: the engine moves their bytes
-    └─ timeout ×3              open_timeout, ttl, idle_timeout
+    └─ timeout ×2              ttl, idle_timeout; the tunnel's own task waits for open_timeout
 
 Phases move one way, by `_enter` alone:
 
@@ -22,22 +22,23 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import Enum
-from typing import Any
 
 import structlog
 import trio
 
 from tunneld.engine.engine import Engine
-from tunneld.net.endpoint import Endpoint, format_peer
+from tunneld.net.address import Address, Port
+from tunneld.net.endpoint import Endpoint, Peer, format_peer
 from tunneld.policy.admission import RefusalKind
 from tunneld.tunnel import timeouts
 from tunneld.tunnel.agents import TunnelAgents
-from tunneld.tunnel.client_side import ClientSide
 from tunneld.tunnel.events import Events
-from tunneld.tunnel.server_side import TunnelContext
+from tunneld.tunnel.ingress import open_ingresses
+from tunneld.tunnel.server_side import NO_TAKEOVER, Takeover, TunnelContext
 from tunneld.tunnel.snapshot import TunnelCounters, TunnelSnapshot
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitors import RefusalLog, VisitorRelays
+from tunneld.tunnel.waiting import WaitingVisitors
 
 STOPPED = "the relay stopped"
 """The reason where no other was given: the task was cancelled together with all tunnels."""
@@ -54,12 +55,19 @@ class Phase(Enum):
 
 
 class Tunnel:
-    """A client side, a server side and the relays between them. Opened and owned by the service."""
+    """Ingresses, a server side and the relays between them. Opened and owned by the service."""
 
     def __init__(
-        self, spec: TunnelSpec, engine: Engine, events: Events, snapshot: TunnelSnapshot | None = None
+        self,
+        spec: TunnelSpec,
+        engine: Engine,
+        events: Events,
+        snapshot: TunnelSnapshot | None = None,
+        replaces: Tunnel | None = None,
     ) -> None:
-        """Bind both sides; or continue from the `snapshot` of another process.
+        """Open the ingresses and the server side; or continue from the `snapshot` of another process. Where the tunnel
+        `replaces` another one it shares that one's listeners and key as far as it gets the same address, and changes
+        nothing about it.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and leaves nothing open then.
         """
@@ -82,11 +90,13 @@ class Tunnel:
         self._closed = trio.Event()
         self._refusals = RefusalLog(spec.id, events, counters.refused)
         self.visitors = VisitorRelays(spec.id, limits, spec.tenant, engine, events, self._refusals, self, counters)
-        self.client_side = ClientSide(spec, limits, snapshot.client if snapshot is not None else None)
+        self.arrivals = WaitingVisitors(limits, self.visitors)
+        takeover = replaces.takeover if replaces is not None else NO_TAKEOVER
+        self.ingresses = open_ingresses(spec, limits, snapshot.ingresses if snapshot is not None else (), takeover)
         try:
-            self.server_side = backend(self._context())
+            self.server_side = backend(self._context(takeover))
         except BaseException:
-            self.client_side.close()
+            self._close_ingresses()
             raise
         spec.tenant.server_sides.add(self.server_side)
 
@@ -109,8 +119,13 @@ class Tunnel:
 
     @property
     def client_uri(self) -> Endpoint:
-        """The public address, to which clients connect: what getTunnelAddress returns."""
-        return self.client_side.uri
+        """The public address to advertise, that of the first ingress: what getTunnelAddress returns."""
+        return self.ingresses[0].uri
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """What visitors reach it by, in the order of the ingresses."""
+        return tuple(ingress.address for ingress in self.ingresses)
 
     @property
     def age(self) -> float:
@@ -120,7 +135,7 @@ class Tunnel:
     @property
     def waiting(self) -> int:
         """Visitors that wait for a server connection."""
-        return self.client_side.waiting
+        return len(self.arrivals)
 
     @property
     def parked(self) -> int:
@@ -160,18 +175,44 @@ class Tunnel:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    self.client_side.listen(self._engine, self.server_side, self.visitors, nursery, self.fail)
+                    self._start(nursery)
                     self._enter(Phase.READY if self.parked else Phase.WAITING)
                     if self._snapshot is not None:
                         self._adopt(self._snapshot)
-                    nursery.start_soon(timeouts.close_when_unused, self, limits.open_timeout)
                     if limits.ttl is not None:
                         nursery.start_soon(timeouts.close_after, self, limits.ttl)
                     if limits.idle_timeout is not None:
                         nursery.start_soon(timeouts.close_when_idle, self, limits.idle_timeout)
                     task_status.started()
+                    await timeouts.close_when_unused(self, limits.open_timeout)  # here: a task costs 3 KiB
         finally:
             self._stop()
+
+    @property
+    def takeover(self) -> Takeover:
+        """What a tunnel that replaces this one may share with it."""
+        server = self.server_side.takeover
+        listeners = [listener for ingress in self.ingresses for listener in ingress.listeners]
+        return Takeover([*listeners, *server.listeners], server.key, self.addresses)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it was told to close, or has closed."""
+        return self._scope.cancel_called or self._phase is Phase.CLOSED
+
+    def give_way(self, reason: str) -> None:
+        """Close now, in favour of a tunnel that shares the listeners: accept nothing from them any more."""
+        self.pause()
+        self.close(reason)
+
+    def discard(self) -> None:
+        """Close both sides of a tunnel that was never run. Nothing for one that was."""
+        if self._phase is Phase.OPENING:
+            self._phase = Phase.CLOSED
+            self.reason = self.reason or STOPPED
+            self._close_ingresses()
+            self.server_side.close()
+            self._closed.set()
 
     def close(self, reason: str) -> None:
         """Close now and drop every connection. Of several reasons the first is reported."""
@@ -190,7 +231,7 @@ class Tunnel:
         if self._phase in {Phase.DRAINING, Phase.CLOSED}:
             return
         self._enter(Phase.DRAINING)
-        self.client_side.close()
+        self._close_ingresses()
         self.server_side.close()
         self._events.publish("draining", id=self.id, visitors=len(self.visitors))
         self._log.info("tunnel draining", visitors=len(self.visitors), **({"reason": reason} if reason else {}))
@@ -199,7 +240,8 @@ class Tunnel:
 
     def pause(self) -> None:
         """Accept no connection on either side for now; new ones stay in the listeners' queues. Precedes `export`."""
-        self.client_side.pause()
+        for ingress in self.ingresses:
+            ingress.pause()
         self.server_side.pause()
 
     def export(self) -> TunnelSnapshot:
@@ -221,8 +263,16 @@ class Tunnel:
             down=down,
             quota_left=self.visitors.quota_left,
         )
-        client, server = self.client_side.export(), self.server_side.export()
-        snapshot = TunnelSnapshot(self.spec, self._phase is Phase.DRAINING, counters, client, server, relays, cut)
+        snapshot = TunnelSnapshot(
+            spec=self.spec,
+            draining=self._phase is Phase.DRAINING,
+            counters=counters,
+            ingresses=[ingress.export() for ingress in self.ingresses],
+            waiting=self.arrivals.export(),
+            server=self.server_side.export(),
+            relays=relays,
+            cut=cut,
+        )
         self._scope.cancel()
         return snapshot
 
@@ -251,17 +301,17 @@ class Tunnel:
 
     # Called by the server side
 
-    def _context(self) -> TunnelContext:
+    def _context(self, takeover: Takeover) -> TunnelContext:
         return TunnelContext(
             engine=self._engine,
             settings=self.spec.settings,
             advertised_host=self.spec.advertised_host,
-            client_port=self.client_uri.port,
+            client_port=next((one.number for one in self.addresses if isinstance(one, Port)), 0),
             services=self.spec.services,
             secure=self.spec.options.secure,
             persist=self.limits.persist,
             former=self.spec.former_uri,
-            reserved=self.spec.reserved,
+            ports=self.spec.ports,
             why_not_allowed=self.agents.why_not_allowed,
             parking_capacity=self._parking_capacity,
             on_attached=self._on_attached,
@@ -270,6 +320,7 @@ class Tunnel:
             on_failure=self.fail,
             tenant=self.spec.tenant,
             snapshot=self._snapshot.server if self._snapshot is not None else None,
+            takeover=takeover,
         )
 
     def _parking_capacity(self) -> int:
@@ -278,13 +329,13 @@ class Tunnel:
         left = self.server_side.connections + self.spec.tenant.server_connections_left
         return min(self.spec.settings.max_parked, left)
 
-    def _on_attached(self, peer: Any) -> None:
+    def _on_attached(self, peer: Peer) -> None:
         if self._phase is Phase.WAITING:
             self._enter(Phase.READY)
         if self._events.watched:
             self._events.publish("attached", id=self.id, **{"from": format_peer(peer)})
 
-    def _on_detached(self, peer: Any) -> None:
+    def _on_detached(self, peer: Peer) -> None:
         if self._events.watched:
             self._events.publish("detached", id=self.id, **{"from": format_peer(peer)})
         self.on_visitor_left("the server connection closed before a visitor arrived")
@@ -307,13 +358,25 @@ class Tunnel:
     def _adopt(self, snapshot: TunnelSnapshot) -> None:
         """Continue the relays of another process, and its drain."""
         self._snapshot = None
-        self.visitors.adopt(snapshot.relays, [waiting.peer for waiting in snapshot.client.waiting])
+        self.visitors.adopt(snapshot.relays, [one.visitor.peer for one in snapshot.waiting])
         if self.visitors and self._phase is Phase.WAITING:
             self._enter(Phase.READY)
         if snapshot.draining:
             self.drain()
         elif self.served and not self.limits.persist and not self.visitors:
             self.close("its connection could not be kept across the restart")
+
+    def _start(self, nursery: trio.Nursery) -> None:
+        """Both sides work, in tasks of `nursery`: first the server side, then the queue, then the visitors come."""
+        self.server_side.start(nursery)
+        adopted = self._snapshot.waiting if self._snapshot is not None else ()
+        self.arrivals.start(self._engine, self.server_side, nursery, self.fail, adopted)
+        for ingress in self.ingresses:
+            ingress.listen(self._engine, self.arrivals, nursery, self.fail)
+
+    def _close_ingresses(self) -> None:
+        for ingress in self.ingresses:
+            ingress.close()
 
     def _enter(self, phase: Phase) -> None:
         self._log.debug("phase", was=self._phase.value, now=phase.value)
@@ -323,7 +386,7 @@ class Tunnel:
         """Close both listeners, drop every connection, and publish the end."""
         self._enter(Phase.CLOSED)
         self.reason = self.reason or STOPPED
-        self.client_side.close()
+        self._close_ingresses()
         self.server_side.close()
         self.spec.tenant.server_sides.discard(self.server_side)
         self.visitors.drop()
