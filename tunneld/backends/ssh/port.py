@@ -33,7 +33,7 @@ from tunneld.config import schema
 from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
 from tunneld.errors import RemoteProtocolError
-from tunneld.net.endpoint import format_peer
+from tunneld.net.endpoint import Peer, format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.policy.places import PlaceLimits, Places
 
@@ -106,7 +106,7 @@ class _SshPort:
         self._nursery = nursery
         self._connections = 0
 
-    def on_connection(self, client_socket: socket.socket, peer: Any) -> None:
+    def on_connection(self, client_socket: socket.socket, peer: Peer) -> None:
         """The listener accepted a connection: start its handshake, unless there are too many connections."""
         settings = self._context.settings()
         if self._connections >= settings.max_connections:
@@ -119,12 +119,12 @@ class _SshPort:
         handshake = partial(self._handshake, client_socket, peer)
         self._handshakes.start(client_socket, peer, "ssh", handshake, settings.login_timeout)
 
-    async def _handshake(self, client_socket: socket.socket, peer: Any) -> None:
+    async def _handshake(self, client_socket: socket.socket, peer: Peer) -> None:
         """Wait for the login of one connection. Raises OSError or a `TunneldError` if it fails; the connection is
         closed then.
         """
         connection = SshConnection(self._context, client_socket, peer)
-        await self._nursery.start(self._run, connection)
+        await self._nursery.start(self._run, connection, peer[0])
         try:
             connection.start()
             await connection.decided.wait()
@@ -143,8 +143,8 @@ class _SshPort:
             raise RemoteProtocolError("the client left before it had logged in")
         raise NothingReceivedError("the client closed the connection without a word")
 
-    async def _run(self, connection: SshConnection, *, task_status: trio.TaskStatus[None]) -> None:
-        """Run one connection until it is closed."""
+    async def _run(self, connection: SshConnection, host: str, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run one connection from the address `host` until it is closed."""
         self._connections += 1
         try:
             await connection.run(task_status=task_status)
@@ -152,6 +152,8 @@ class _SshPort:
             log.exception("internal error: ssh connection closed")
         finally:
             self._connections -= 1
+            if connection.login is not None:  # until now, a peer at this address was authenticated
+                self._context.authenticator.remember_login(host)
 
 
 class _OptionsCache:
