@@ -36,8 +36,8 @@ _TEXTS = {
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1rem;color-scheme:light dark}}
-small{{opacity:.7}}</style>
+<style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1rem}}
+:root{{color-scheme:light dark}}small{{opacity:.7}}</style>
 <h1>{title}</h1><p>{text}</p><p><small>Request {identity}</small></p></html>
 """
 
