@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import requests
 from acme import client, errors, messages
+from acme.challenges import KeyAuthorizationChallenge
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -115,7 +116,11 @@ class Issuer:
     ) -> None:
         """Present the answer to one of the challenges of a name, and tell the authority."""
         name: str = authorization.body.identifier.value
-        offered = {challenge.chall.typ: challenge for challenge in authorization.body.challenges}
+        offered = {
+            challenge.chall.typ: challenge
+            for challenge in authorization.body.challenges
+            if isinstance(challenge.chall, KeyAuthorizationChallenge)  # others are newer than this program
+        }
         for kind in PREFERENCE:
             if kind in offered and kind in self.responders:
                 break
@@ -151,7 +156,9 @@ class Issuer:
 
 
 class _Network(client.ClientNetwork):
-    """Requests of `acme`, which tries a rejected nonce once more; a busy authority may reject several (RFC 8555 §6.5)."""
+    """Requests of `acme`, which sends one with a rejected nonce once more; a busy authority may reject several in a row
+    (RFC 8555 §6.5).
+    """
 
     def post(self, *args: Any, **kwargs: Any) -> requests.Response:
         """See `acme.client.ClientNetwork.post`."""
