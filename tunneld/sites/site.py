@@ -1,0 +1,50 @@
+"""The contract between the shared HTTP ports and the tunnels behind their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tunneld.sites.fields import HostRewrite, Origin
+from tunneld.sites.stream import RequestStream
+from tunneld.wire.http1 import RequestHead
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request on its way: its head, where it came from, and its id."""
+
+    head: RequestHead
+    origin: Origin
+    identity: bytes
+    keep_alive: bool  # the visitor's connection may stay open behind the response
+
+
+class Site(Protocol):
+    """Where the requests for a name go: an ingress of a tunnel."""
+
+    @property
+    def rewrite(self) -> HostRewrite | None:
+        """The host that the hidden server expects, if it is not the public one."""
+
+    def examine(self, request: Request, on_verdict: Callable[[bytes | None], None]) -> None:
+        """Decide whether a request may pass, and call `on_verdict`, at once or later: with None if it may, or with the
+        relay's own response, such as a redirection, 401 or 403.
+        """
+
+    def open(self, stream: RequestStream, origin: Origin) -> None:
+        """Relay `stream` to the hidden server. The callee owns it, and resets it if it has no connection for it."""
+
+    def on_failed(self, reason: str) -> None:
+        """A request got an error page because of the hidden server; `reason` is for the owner of the tunnel."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """The limits of one connection."""
+
+    max_head: int = 32768  # bytes of the head of a request or response
+    head_timeout: float = 10.0  # seconds, for a complete head
+    keep_alive_timeout: float = 75.0  # seconds between two requests
+    response_timeout: float = 0.0  # seconds until the head of a response; 0: no limit, for long polls
