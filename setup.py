@@ -18,10 +18,10 @@ HOT = {
     "wire/webmux": "*",
     "wire": "proxy_protocol",
     "engine": (
-        "acceptor end end_relay engine failures handover limits pipes pump relay socket_flow socket_relay"
-        " throttle timers tls_end"
+        "acceptor budget end end_flow engine events failures flow flows handover limits pipes pump relay scheduler"
+        " socket_end socket_flow throttle timers tls_end vanished"
     ),
-    "mux": "carrier channel connection heartbeat limits ping send_buffer window",
+    "mux": "carrier channel connection heartbeat limits ping send_buffer turns window",
     "tunnel": "client_side keys server_side tunnel visitors",
     "backends": "keyed mux_side queue tcp webmux",
     "backends/ssh": "side",

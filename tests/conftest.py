@@ -13,7 +13,7 @@ from tests.support.peers import close_connections
 from tests.support.system import find_program, only_skip
 from tunneld.backends import BACKENDS
 from tunneld.cli.common import COMPILED
-from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.directory.service import TunnelService
 from tunneld.engine import new_engine
 from tunneld.engine.engine import Engine
@@ -84,7 +84,8 @@ def tunnel_settings() -> TunnelSettings:
 @pytest.fixture
 async def service(nursery: trio.Nursery, engine: Engine, tunnel_settings: TunnelSettings) -> TunnelService:
     """A running service on loopback."""
-    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, BACKENDS)
+    settings = Settings(tunnels=tunnel_settings, control=ControlSettings(credential_share=1.0))  # ranges are tiny
+    service = TunnelService(lambda: settings, engine, BACKENDS)
     await nursery.start(service.run)
     return service
 

@@ -8,6 +8,7 @@ control protocol (and is the fault or problem over HTTP); the exit status is tha
     UsageError             the request           nothing                  usage             64 EX_USAGE
     NoSuchTunnelError      the request           nothing                  no-such-tunnel    69 EX_UNAVAILABLE
     EndedError             the owner, operator   the tunnel               ended             77 EX_NOPERM
+    ExpiredError           the tunnel's limits   the tunnel               expired           79
     NotAllowedError        the requester         nothing                  not-allowed       77 EX_NOPERM
     LimitReachedError      load                  the request              limit             75 EX_TEMPFAIL
     ShortageError          this machine          the request              shortage          71 EX_OSERR
@@ -58,6 +59,19 @@ class EndedError(TunneldError):
 
     code = "ended"
     exit_status = os.EX_NOPERM
+
+
+EX_EXPIRED = 79
+"""The exit status after the end of a tunnel that used up its quota or lived as long as it may; sysexits(3) has none."""
+
+
+class ExpiredError(TunneldError):
+    """The tunnel has ended by one of its limits (`ttl`, `idle_timeout`, `quota`), whose name ends the message; an agent
+    must not open it again by itself.
+    """
+
+    code = "expired"
+    exit_status = EX_EXPIRED
 
 
 class NotAllowedError(TunneldError):
@@ -171,6 +185,7 @@ EXIT_STATUSES: dict[str, int] = {
         UsageError,
         NoSuchTunnelError,
         EndedError,
+        ExpiredError,
         NotAllowedError,
         LimitReachedError,
         ShortageError,

@@ -17,6 +17,7 @@ from tunneld.agent.events import Field
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.health import Check
 from tunneld.agent.network import NetworkMonitor
+from tunneld.agent.relay_connection import RelayConnection
 from tunneld.agent.request import TunnelRequest
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import HandshakeSupervisor
@@ -91,6 +92,12 @@ class RelayHere:
 
     def status(self) -> Item:
         return {"tunnels": len(list(self.service.tunnels()))}
+
+    def penalties(self) -> Sequence[Item]:
+        return []
+
+    def pardon(self, address: str) -> bool:
+        return False
 
     def reload(self) -> Sequence[Item]:
         return []
@@ -210,7 +217,10 @@ async def agent(
         engine = new_engine()
         await nursery.start(engine.run)
         config = ExposureConfig(target, request or TunnelRequest(), check, scheme, linger=PATIENCE)
-        async with open_exposure(config, relay, reporter, engine, NetworkMonitor()) as exposure:
+        monitor = NetworkMonitor()
+        connection = RelayConnection(relay, monitor)
+        nursery.start_soon(connection.run)
+        async with open_exposure(config, connection, reporter, engine, monitor) as exposure:
             yield exposure
         nursery.cancel_scope.cancel()
 

@@ -257,7 +257,7 @@ async def test_the_agent_ends_when_the_idle_timeout_has_passed() -> None:
             agent(Target.parse("1"), relay.access, reporter, TunnelRequest({"idle_timeout": 0.2})) as exposure,
         ):
             await exposure.run()
-    assert reporter.all("closed")[0]["reason"] == "no data for 0.2 s (idle_timeout)"
+    assert reporter.all("closed")[0]["reason"] == "tunnel t1 has ended: no data for 0.2 s (idle_timeout)"
 
 
 async def test_a_tunnel_opened_again_with_the_same_name_keeps_its_address(each_backend: str) -> None:

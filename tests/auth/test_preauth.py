@@ -23,6 +23,7 @@ from tunneld.auth.preauth import PreauthCounts, PreauthLimiter, PreauthReason, P
 from tunneld.config.schema import ControlSettings
 from tunneld.config.values import Startups
 from tunneld.net import sockets
+from tunneld.wire import scram
 
 LONG = 1e6
 """Timeout of a test in seconds of a mock clock, which the test advances by hand."""
@@ -55,6 +56,20 @@ async def fail_from(server: Server, source: str, times: int = 1) -> None:
     for _ in range(times):
         assert (await log_in(client, secret="wrong")).startswith("ERR not-allowed")
     await client.stream.aclose()
+
+
+async def fail_as(server: Server, source: str, *names: str) -> None:
+    """Fail a login for each name, on connections of their own."""
+    for name in names:
+        client = await client_from(server, source)
+        await client.read_line()
+        assert (await log_in(client, name, "wrong")).startswith("ERR not-allowed")
+        await client.stream.aclose()
+        await wait_all_tasks_blocked(0.005)
+
+
+def first_step(name: str) -> str:
+    return f"auth SCRAM-SHA-256 {scram.encode(f'n,,n={name},r=abc'.encode())}"
 
 
 # The decision
@@ -206,27 +221,47 @@ async def test_a_flood_does_not_flood_the_log(mock_clock: MockClock) -> None:
         assert refusals[0]["peer"] == EXEMPT
 
 
-async def test_a_source_that_failed_too_often_is_refused_for_a_time(mock_clock: MockClock) -> None:
+NAMES = ("bob", "carol", "dave")
+"""As many names as it takes to block an address."""
+
+
+def blocked(seconds: int) -> str:
+    return f"ERR limit this address is blocked for {seconds} s after failed logins from it"
+
+
+def name_blocked(seconds: int) -> str:
+    return f"ERR limit this name is blocked for {seconds} s after failed logins with it from this address"
+
+
+async def test_a_source_that_tried_too_many_names_is_refused_for_a_time(mock_clock: MockClock) -> None:
     settings = ControlSettings(penalty=5.0)
     async with running_server(settings, timeout=LONG, authenticator=authenticator_with(settings)) as server:
-        authenticated = await client_from(server, ATTACKER)
-        await authenticated.read_line()
-        assert (await log_in(authenticated)).startswith("OK")
-        await fail_from(server, ATTACKER, 2)
+        await fail_as(server, ATTACKER, *NAMES[:2])
         assert (await greeting(server, ATTACKER)).startswith("OK")
-        await fail_from(server, ATTACKER)
-        assert (
-            await greeting(server, ATTACKER) == "ERR limit too many failed logins from your address; try again in 5 s"
-        )
+        await fail_as(server, ATTACKER, NAMES[2])
+        assert await greeting(server, ATTACKER) == blocked(5)
         assert (await greeting(server, OTHER)).startswith("OK")
-        assert await authenticated.request("echo hi") == "OK hi"
         mock_clock.jump(4.9)
         assert (await greeting(server, ATTACKER)).startswith("ERR limit")
         mock_clock.jump(0.1)
-        await fail_from(server, ATTACKER)
-        assert (
-            await greeting(server, ATTACKER) == "ERR limit too many failed logins from your address; try again in 10 s"
-        )
+        await fail_as(server, ATTACKER, "eve")
+        assert await greeting(server, ATTACKER) == blocked(10)
+
+
+async def test_one_device_with_a_wrong_secret_blocks_its_name_and_not_its_address(mock_clock: MockClock) -> None:
+    settings = ControlSettings()
+    async with running_server(settings, timeout=LONG, authenticator=authenticator_with(settings)) as server:
+        await fail_as(server, ATTACKER, "bob", "bob", "bob")
+        client = await client_from(server, ATTACKER)
+        await client.read_line()
+        assert await client.request(first_step("bob")) == name_blocked(5)
+        for penalty in (5, 10, 20, 40):
+            mock_clock.jump(penalty)
+            await fail_as(server, ATTACKER, "bob")
+        neighbour = await client_from(server, ATTACKER)
+        await neighbour.read_line()
+        assert (await log_in(neighbour)).startswith("OK")
+        assert (await greeting(server, ATTACKER)).startswith("OK")
 
 
 async def test_open_connections_allow_no_further_guesses(mock_clock: MockClock) -> None:
@@ -235,10 +270,64 @@ async def test_open_connections_allow_no_further_guesses(mock_clock: MockClock) 
         second = await client_from(server, ATTACKER)
         await second.read_line()
         await fail_from(server, ATTACKER, 3)
-        hello = "auth SCRAM-SHA-256 biwsbj1hbGljZSxyPWFiYw=="
-        assert await second.request(hello) == "ERR limit too many failed logins from your address; try again in 5 s"
+        assert await second.request(first_step("alice")) == name_blocked(5)
         mock_clock.jump(5)
         assert (await log_in(second)).startswith("OK")
+
+
+async def test_a_challenge_from_before_a_penalty_allows_no_guess() -> None:
+    settings = ControlSettings()
+    async with running_server(settings, authenticator=authenticator_with(settings)) as server:
+        second = await client_from(server, ATTACKER)
+        await second.read_line()
+        assert (await second.request(first_step("alice"))).startswith("OK")
+        await fail_from(server, ATTACKER, 3)
+        assert await second.request("auth biws") == name_blocked(5)
+
+
+async def test_a_blocked_address_keeps_places_for_a_credential_that_logged_in_there(mock_clock: MockClock) -> None:
+    settings = ControlSettings(kept_places=2, known_address_time=500.0)
+    authenticator = authenticator_with(settings)
+    async with running_server(settings, timeout=LONG, authenticator=authenticator) as server:
+        agent = await client_from(server, ATTACKER)
+        await agent.read_line()
+        assert (await log_in(agent)).startswith("OK")
+        await fail_as(server, ATTACKER, *NAMES)
+        assert await agent.request("echo hi") == "OK hi"
+        attacker, again = await client_from(server, ATTACKER), await client_from(server, ATTACKER)
+        assert [(await each.read_line())[:2] for each in (attacker, again)] == ["OK", "OK"]
+        assert await greeting(server, ATTACKER) == blocked(5)
+        assert await attacker.request(first_step("eve")) == blocked(5)
+        assert (await log_in(again)).startswith("OK")
+        for client in (attacker, agent, again):
+            await client.stream.aclose()
+        await wait_all_tasks_blocked(0.005)
+        mock_clock.jump(500)  # the penalty is over, the failures are not forgiven
+        await fail_as(server, ATTACKER, "mallory")
+        assert await greeting(server, ATTACKER) == blocked(10)
+
+
+async def test_trusted_networks_have_no_penalty_and_no_limit_per_source() -> None:
+    settings = ControlSettings(trusted_networks=("127.0.0.2/32",), max_startups_per_source=1)
+    async with running_server(settings, authenticator=authenticator_with(settings)) as server:
+        await fail_as(server, ATTACKER, *NAMES, "eve")
+        clients = [await client_from(server, ATTACKER) for _ in range(2)]
+        assert all([(await client.read_line()).startswith("OK") for client in clients])
+        await fail_as(server, OTHER, *NAMES)
+        assert (await greeting(server, OTHER)).startswith("ERR limit")
+
+
+async def test_a_first_step_must_be_answered_before_the_next() -> None:
+    """Else one connection could ask for the challenges of any number of names, and no failure would be counted."""
+    settings = ControlSettings()
+    async with running_server(settings, authenticator=authenticator_with(settings)) as server:
+        client = await client_from(server, ATTACKER)
+        await client.read_line()
+        for name in NAMES:
+            assert (await client.request(first_step(name))).startswith("OK")
+            assert await client.request(first_step("next")) == "ERR usage the challenge before this was not answered"
+        assert await client.read_all() == []
+        assert await greeting(server, ATTACKER) == blocked(5)
 
 
 async def test_silence_until_the_deadline_is_a_failure_but_a_probe_is_none(mock_clock: MockClock) -> None:
@@ -278,7 +367,7 @@ async def test_a_penalty_of_one_port_holds_on_the_other(mock_clock: MockClock) -
             assert answer.status == 401
         async with await relay.connect() as stream:
             assert await is_dropped(stream)
-        assert (await greeting(server, EXEMPT)).startswith("ERR limit too many failed logins")
+        assert (await greeting(server, EXEMPT)) == blocked(5)
         assert limiter.refusals == {PreauthReason.PENALTY: 2}
         mock_clock.jump(5)
         assert (await relay.request("GET", "/healthz")).status == 200

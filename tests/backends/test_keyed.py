@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -96,8 +97,8 @@ async def test_a_wrong_key_is_refused_and_penalised(
 ) -> None:
     tunnel = await open_tunnel(service, secure=secure)
     with capture_logs() as logs:
-        for _ in range(3):
-            assert await exchange(tunnel, pki, data) == b"ERR not-allowed wrong key\n"
+        for guess in (data, b"1" + data, b"2" + data):
+            assert await exchange(tunnel, pki, guess[:128]) == b"ERR not-allowed wrong key\n"
     await until_unauthenticated(authenticator, 0)
     assert tunnel.parked == 0
     assert authenticator.penalty("127.0.0.1") > 0
@@ -225,6 +226,49 @@ async def test_a_reopened_tunnel_keeps_its_key(service: TunnelService, secure: s
     assert again.server_uri == first.server_uri
     other = await open_tunnel(service, secure=secure, name="other")
     assert other.server_uri.key != first.server_uri.key
+
+
+KEPT = {"no": True, "key": True, "yes": False}
+"""Values of `secure`, and whether connections through such a tunnel outlive a restart, as tunneld(8) and README say."""
+
+
+@pytest.mark.parametrize(("secure", "kept"), KEPT.items())
+async def test_connections_without_tls_are_handed_over(
+    service: TunnelService, pki: Pki, secure: str, kept: bool
+) -> None:
+    tunnel = await open_tunnel(service, secure=secure)
+    used = await connect_hidden(tunnel.server_uri, pki)
+    visitor = await connect(tunnel.client_uri)
+    await visitor.send_all(b"hello")
+    assert await read_exactly(used, 5) == b"hello"
+    spare = await connect_hidden(tunnel.server_uri, pki)
+    while not tunnel.parked:
+        await trio.lowlevel.checkpoint()
+    ((_owner, snapshot),) = (await service.export()).tunnels
+    assert (len(snapshot.relays), len(snapshot.server.parked)) == ((1, 1) if kept else (0, 0))
+    snapshot.close()
+    for relay, _peer in snapshot.relays:
+        relay.close()
+    for stream in (used, visitor, spare):
+        await trio.aclose_forcefully(stream)
+
+
+def test_documents_say_which_connections_outlive_a_restart() -> None:
+    root = Path(__file__).parents[2]
+    page = " ".join((root / "man/tunneld.8").read_text().partition(".Sh RESTARTS")[2].split())
+    without = " No or ".join(f"Cm secure={secure}" for secure, kept in KEPT.items() if kept)
+    assert f"backend without TLS .Pq {without} . All other connections are closed" in page
+    assert "`tcp` tunnels without TLS |" in (root / "README.md").read_text()
+    assert "keeps the connections of tcp tunnels without TLS" in (root / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(("before", "after"), [("key", "yes"), ("yes", "key")])
+async def test_a_key_is_not_used_again_with_another_scheme(service: TunnelService, before: str, after: str) -> None:
+    """With `key` it crossed the network in clear, and with `yes` it admits a hidden server from any address."""
+    first = await open_tunnel(service, secure=before, name="web")
+    again = await open_tunnel(service, secure=after, name="web")
+    assert again.server_uri.port == first.server_uri.port
+    assert again.server_uri.key not in {first.server_uri.key, ""}
 
 
 async def test_without_a_certificate_only_secure_key_is_available(nursery: trio.Nursery, engine: Engine) -> None:

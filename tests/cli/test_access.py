@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import os
 import ssl
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -136,6 +138,63 @@ def test_a_file_that_every_user_can_read_is_refused(secret_file: Path) -> None:
         access_module.from_file(str(secret_file))
     with pytest.raises(UsageError, match="no such file or directory"):
         access_module.from_file(f"{secret_file}.nowhere")
+
+
+@pytest.mark.parametrize("owner", ["another user", "a read-only file system"])
+def test_a_file_that_every_user_can_read_is_used_if_its_mode_cannot_be_changed(
+    secret_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], owner: str
+) -> None:
+    """Secrets of containers: files of root with mode 0444, often on a read-only file system."""
+    secret_file.chmod(0o444)
+    if owner == "another user":
+        monkeypatch.setattr(os, "geteuid", lambda: secret_file.stat().st_uid + 1)
+    else:
+        monkeypatch.setattr(os, "fstatvfs", lambda _fd: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert access(parsed("--credential", "alice", "--secret-file", str(secret_file))).credential == ("alice", SECRET)
+    warning = f"tunnel: warning: every user of this machine can read the secret file {secret_file}\n"
+    assert capsys.readouterr().err == warning
+    assert access_module.from_file(str(secret_file)) == SECRET
+    assert capsys.readouterr().err == ""  # not at each look for a new secret
+
+
+@pytest.mark.parametrize("content", ["{}\n", "{}\r\n", "{}", "\ufeff{}\n"])
+def test_a_line_end_and_a_byte_order_mark_are_no_part_of_the_secret(secret_file: Path, content: str) -> None:
+    secret_file.write_bytes(content.format(SECRET).encode())
+    assert access_module.from_file(str(secret_file)) == SECRET
+
+
+def test_only_one_line_end_is_removed(secret_file: Path) -> None:
+    secret_file.write_text(f"{SECRET} \n")
+    assert access_module.from_file(str(secret_file)) == f"{SECRET} "
+
+
+def test_the_user_is_told_which_of_two_secrets_is_used(
+    secret_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TUNNEL_CREDENTIAL", "alice")
+    monkeypatch.setenv("TUNNEL_SECRET", "one")
+    assert access(parsed()).secret_source == "$TUNNEL_SECRET"
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TUNNEL_SECRET_FILE", "/nowhere")
+    assert access(parsed()).credential == ("alice", "one")
+    assert capsys.readouterr().err == (
+        "tunnel: the secret of 'alice' is taken from $TUNNEL_SECRET, not from $TUNNEL_SECRET_FILE (/nowhere)\n"
+    )
+    made = access(parsed("--secret-file", str(secret_file)))
+    assert (made.credential, made.secret_source) == (("alice", SECRET), f"--secret-file {secret_file}")
+    assert capsys.readouterr().err == (
+        f"tunnel: the secret of 'alice' is taken from --secret-file {secret_file}, not from $TUNNEL_SECRET or "
+        "$TUNNEL_SECRET_FILE (/nowhere)\n"
+    )
+
+
+async def test_a_refused_credential_names_the_source_of_its_secret(secret_file: Path) -> None:
+    secret_file.write_text("something else")  # noqa: ASYNC240 - a few bytes
+    arguments = ("--credential", "alice", "--secret-file", str(secret_file))
+    async with running_server(authenticator=authenticator_of(ALICE)) as server:
+        done = await tunnel("list", *arguments, relay=server.endpoint.authority)
+    advice = f"check the name and the secret, which is from --secret-file {secret_file}\n"
+    assert done.stderr.decode().endswith(advice)
 
 
 def test_no_option_takes_the_secret_itself_and_access_does_not_print_it(monkeypatch: pytest.MonkeyPatch) -> None:

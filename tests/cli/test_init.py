@@ -102,6 +102,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, capsys: Cap
         (["init", "--host", "::"], "stands for all addresses"),
         (["init", "--host", "a b"], "invalid host name or address"),
         (["init", "--host", "h", "--ports", "9-1"], "9 is greater than 1"),
+        (["init", "--host", "h", "--ports", "7000-7011"], "--ports 7000-7011 contains port 7010"),
         (["--config", "x.toml", "init", "--host", "h"], "use --output to say where to write"),
     ],
 )

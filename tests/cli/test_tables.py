@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.cli.tables import TUNNELS, VISITORS, Form, facts, for_people, printable, table
+from tunneld.cli.common import printable
+from tunneld.cli.tables import TUNNELS, VISITORS, Form, facts, for_people, table
 from tunneld.cli.verbs import event_line, split_words
 from tunneld.errors import UsageError
 

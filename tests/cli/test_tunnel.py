@@ -204,7 +204,7 @@ async def test_a_signal_that_is_ignored_at_the_start_stays_ignored() -> None:
         (["expose", "80", "--pool", "9", "--max-pool", "8"], 64, "--pool 9 is more than --max-pool 8"),
         (["expose", "80", "--port", "x"], 64, "not a port between 1 and 65535"),
         (["expose", "80", "--name", "a b"], 64, "not a name"),
-        (["list", "--ca", "/nowhere/ca.pem"], 78, "cannot read /nowhere/ca.pem"),
+        (["list", "--ca", "/nowhere/ca.pem"], 78, "could not read ca /nowhere/ca.pem"),
         (["list", "--timeout", "-1"], 64, "not a number of seconds"),
         (["list", "--relay", "tcp://127.0.0.1:1"], 69, "127.0.0.1:1"),
         (["list", "--relay", "no.such.host.invalid:7010"], 69, "no.such.host.invalid"),

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from tunneld.config import Settings, load
 from tunneld.config.keys import keys
 from tunneld.errors import ConfigError, ListenError, RefusedError, UsageError
 from tunneld.net.endpoint import Endpoint
+from tunneld.tls.self_signed import LIFE, make_self_signed
 
 ROOT = Path(__file__).parents[2]
 ON_ANY_PORT = '[control]\nport = 0\n[http]\nport = 0\n[tunnels]\nports = "0"\n[webmux]\nport = 0\n'
@@ -76,6 +78,25 @@ def test_check_says_ok(tunneld: Run, tmp_path: Path) -> None:
     (tmp_path / "good.toml").write_text("control.port = 0")
     done = tunneld("--check", "--config", "good.toml")
     assert (done.returncode, done.stdout, done.stderr) == (0, "good.toml: ok\n", "")
+
+
+def test_check_warns_of_files_of_the_group_and_of_expired_certificates(tunneld: Run, tmp_path: Path) -> None:
+    made = make_self_signed("relay.example.org", datetime.now(UTC) - 2 * LIFE)
+    (tmp_path / "relay.pem").write_bytes(made.certificate + made.key)
+    config = tmp_path / "good.toml"
+    config.write_text('control.tls = { certificate = "relay.pem", key = "relay.pem" }')
+    config.chmod(0o664)
+    done = tunneld("--check", "--config", "good.toml")
+    assert (done.returncode, done.stdout) == (0, "good.toml: ok\n")
+    advice = "run chmod g-w on it unless that is intended"
+    assert done.stderr.splitlines() == [
+        f"tunneld: warning: --config: the members of its group can change good.toml; {advice}",
+        f"tunneld: warning: certificate {tmp_path}/relay.pem has expired",
+    ]
+    config.chmod(0o646)
+    done = tunneld("--check", "--config", "good.toml")
+    assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
+    assert "every user of this machine can change good.toml" in done.stderr
 
 
 def test_check_without_a_file_checks_the_usual_places(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import trio
@@ -190,6 +190,20 @@ async def test_an_expired_certificate_is_reported_with_the_time(authority: trust
         ):
             async with connect(str(server.endpoint), tls=client_context(authority)):
                 pass
+
+
+async def test_a_certificate_that_is_not_valid_yet_need_not_be_renewed(authority: trustme.CA) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    later = datetime.now(UTC) + timedelta(days=2)
+    authority.issue_cert("127.0.0.1", not_before=later).configure_cert(context)
+    async with running_server(tls=context) as server:
+        with pytest.raises(
+            RelayUnreachableError,
+            match=r"\(certificate is not yet valid\); it is .* by this machine's clock; if that is wrong, correct it",
+        ) as failed:
+            async with connect(str(server.endpoint), tls=client_context(authority)):
+                pass
+    assert "renew" not in str(failed.value)
 
 
 async def test_a_relay_that_closes_the_connection_in_the_handshake_may_block_the_address(authority: trustme.CA) -> None:

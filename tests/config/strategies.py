@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from tunneld.config import (
@@ -17,6 +18,7 @@ from tunneld.config import (
     TlsFiles,
     TunnelSettings,
 )
+from tunneld.config.ports import collisions
 from tunneld.net.endpoint import is_loopback
 from tunneld.wire.verifier import MAX_ITERATIONS, MIN_ITERATIONS, Verifier
 
@@ -40,7 +42,7 @@ HOSTS = st.one_of(NAMES, st.sampled_from(sorted(WILDCARDS | {"127.0.0.1", "local
 def port_ranges(draw: st.DrawFn) -> str:
     """`FIRST-LAST`, a single port, or 0."""
     first = draw(st.integers(1, 65535))
-    return draw(st.sampled_from([f"{first}-{draw(st.integers(first, 65535))}", str(first), "0"]))
+    return draw(st.sampled_from([f"{first}-{draw(st.integers(first, min(first + 1000, 65535)))}", str(first), "0"]))
 
 
 @st.composite
@@ -98,7 +100,7 @@ def credentials(draw: st.DrawFn) -> tuple[Credential, ...]:
 @st.composite
 def settings(draw: st.DrawFn, folder: Path) -> Settings:
     """Any valid configuration."""
-    return Settings(
+    made = Settings(
         control=_control(draw, folder),
         http=_http(draw),
         tunnels=TunnelSettings(
@@ -125,6 +127,8 @@ def settings(draw: st.DrawFn, folder: Path) -> Settings:
             level=draw(st.sampled_from(["debug", "info", "warning", "error"])),
         ),
     )
+    assume(not list(collisions(made)))
+    return made
 
 
 def _visitors(draw: st.DrawFn) -> dict[str, Any]:
@@ -147,8 +151,18 @@ def _control(draw: st.DrawFn, folder: Path) -> ControlSettings:
         tls=tls,
         open_to_anyone=draw(st.booleans()) or not is_protected,
         max_startups=draw(startups()),
-        **_all(draw, COUNTS, "max_connections", "max_startups_per_source"),
-        **_all(draw, SECONDS, "handshake_timeout", "idle_timeout", "write_timeout", "penalty", "max_penalty"),
+        **_all(draw, COUNTS, "max_connections", "max_startups_per_source", "kept_places"),
+        **_all(
+            draw,
+            SECONDS,
+            "handshake_timeout",
+            "idle_timeout",
+            "write_timeout",
+            "penalty",
+            "max_penalty",
+            "known_address_time",
+        ),
+        abandoned_handshakes=draw(st.sampled_from(["1/s", "30/m", "7/h"])),
     )
 
 

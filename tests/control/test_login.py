@@ -317,7 +317,7 @@ def test_removing_the_last_credential_locks_everyone_out() -> None:
 # Certificates
 
 
-def test_a_certificate_authenticates_from_allowed_networks() -> None:
+async def test_a_certificate_authenticates_from_allowed_networks() -> None:
     shown = b"a certificate in DER"
     authenticator = authenticator_of(
         Credential(name="bob", certificate=fingerprint(shown), networks=("192.0.2.0/24",)), ALICE

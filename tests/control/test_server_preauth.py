@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 
 import pytest
@@ -30,7 +31,7 @@ async def encrypted_client(server: Server, pki: Pki, source: str) -> LineClient:
     return client
 
 
-async def test_a_handshake_takes_a_place_and_a_refusal_sends_no_plain_text(pki: Pki) -> None:
+async def test_a_handshake_takes_a_place_and_a_refusal_is_one_line_of_plain_text(pki: Pki) -> None:
     settings = ControlSettings(max_startups="2:100:2")
     authenticator = authenticator_with(settings)
     async with running_server(settings, pki.server, authenticator=authenticator) as server:
@@ -39,7 +40,8 @@ async def test_a_handshake_takes_a_place_and_a_refusal_sends_no_plain_text(pki: 
         assert len(authenticator.preauth) == 0
         await connect(server.endpoint)  # sends nothing
         await encrypted_client(server, pki, EXEMPT)  # does not authenticate
-        assert await read_all(await connect(server.endpoint)) == b""
+        refusal = b"ERR limit 2 connections have not authenticated yet (control.max_startups); try again later\n"
+        assert await read_all(await connect(server.endpoint)) == refusal
         assert await authenticated.request("echo hi") == "OK hi"
         assert authenticator.preauth.refusals == {PreauthReason.STARTUPS: 1}
 
@@ -56,13 +58,17 @@ async def test_anything_but_a_handshake_is_a_failure(pki: Pki, sent: bytes) -> N
             await client.stream.aclose()
             await wait_all_tasks_blocked(0.005)
         assert authenticator.preauth.penalised(trio.current_time()) == 1
-        assert await is_dropped(await connect(server.endpoint, ATTACKER))
+        refused = await read_all(await connect(server.endpoint, ATTACKER))
+        assert refused == b"ERR limit this address is blocked for 5 s after failed logins from it\n"
         await encrypted_client(server, pki, OTHER)
 
 
-async def test_closing_during_a_handshake_is_no_failure(pki: Pki) -> None:
-    """An agent does this when the relay takes longer than the agent waits."""
-    settings = ControlSettings()
+@pytest.mark.parametrize(("times", "penalty"), [(7, 0.0), (8, 5.0)])
+async def test_closing_during_a_handshake_is_a_failure_where_it_becomes_usual(
+    pki: Pki, times: int, penalty: float
+) -> None:
+    """An agent does this now and then, when the relay takes longer than the agent waits."""
+    settings = ControlSettings(abandoned_handshakes="5/h")
     authenticator = authenticator_with(settings)
     hello = ssl.MemoryBIO()
     handshake = pki.client.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="127.0.0.1")
@@ -70,12 +76,26 @@ async def test_closing_during_a_handshake_is_no_failure(pki: Pki) -> None:
         handshake.do_handshake()
     client_hello = hello.read()
     async with running_server(settings, pki.server, authenticator=authenticator) as server:
-        for _ in range(5):
+        for _ in range(times):
             client = await client_from(server, ATTACKER)
             await client.stream.send_all(client_hello)
             await client.stream.aclose()
             await wait_all_tasks_blocked(0.005)
-        assert authenticator.penalty(ATTACKER) == 0.0
+        assert math.ceil(authenticator.penalty(ATTACKER)) == penalty
+
+
+async def test_a_login_that_is_abandoned_after_the_handshake_counts_as_such(pki: Pki) -> None:
+    settings = ControlSettings(abandoned_handshakes="5/h")
+    authenticator = authenticator_with(settings)
+    async with running_server(settings, pki.server, authenticator=authenticator) as server:
+        for _ in range(20):
+            client = await encrypted_client(server, pki, OTHER)
+            assert (await log_in(client)).startswith("OK")
+            await client.stream.aclose()
+        for _ in range(8):
+            await (await encrypted_client(server, pki, ATTACKER)).stream.aclose()
+            await wait_all_tasks_blocked(0.005)
+        assert (authenticator.penalty(ATTACKER) > 0, authenticator.penalty(OTHER)) == (True, 0.0)
 
 
 async def test_a_slow_handshake_is_a_failure_and_a_probe_is_none(pki: Pki, mock_clock: MockClock) -> None:
@@ -114,5 +134,5 @@ async def test_a_required_certificate_takes_a_place_until_it_is_verified(pki: Pk
         assert (await authenticated.read_line()).startswith("OK tunneld")
         assert len(authenticator.preauth) == 0
         await connect(server.endpoint)
-        assert await read_all(await connect(server.endpoint)) == b""
+        assert (await read_all(await connect(server.endpoint))).startswith(b"ERR limit 1 connections have not auth")
         assert authenticator.preauth.refusals == {PreauthReason.STARTUPS: 1}

@@ -75,6 +75,8 @@ ABOUT_ALL = {
     "watch": ("ok", "ok", "not-allowed"),
     "status": ("not-allowed", "ok", "not-allowed"),
     "settings": ("not-allowed", "ok", "not-allowed"),
+    "penalties": ("not-allowed", "ok", "not-allowed"),
+    "pardon 192.0.2.7": ("not-allowed", "ok", "not-allowed"),
     "reload": ("not-allowed", "ok", "not-allowed"),
     "restart": ("not-allowed", "ok", "not-allowed"),
     "shutdown": ("not-allowed", "ok", "not-allowed"),

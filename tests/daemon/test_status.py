@@ -15,8 +15,8 @@ from trio.testing import MockClock
 from tests.support.manager import manager
 from tunneld.config.schema import Settings, TlsFiles
 from tunneld.daemon import Daemon, status
-from tunneld.tls import contexts
 from tunneld.tls.self_signed import LIFE, make_self_signed
+from tunneld.tls.store import CertificateStore
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd exists on Linux only")
 
@@ -45,9 +45,9 @@ async def test_certificates_are_checked_twice_a_day(
     certificate = make_self_signed("relay.example.org", datetime.now(UTC) - LIFE + timedelta(days=3, hours=1))
     (tmp_path / "relay.pem").write_bytes(certificate.certificate)
     (tmp_path / "relay.key").write_bytes(certificate.key)
-    tls = TlsFiles(certificate=tmp_path / "relay.pem", key=tmp_path / "relay.key")
-    shown = [(contexts.server_tls_context(tls), tls.certificate)]
-    systemd_status = status.SystemdStatus(Daemon(Settings(), None, Settings).service, lambda: shown)
+    store = CertificateStore()
+    store.apply(store.load({"control.tls": TlsFiles(certificate=tmp_path / "relay.pem", key=tmp_path / "relay.key")}))
+    systemd_status = status.SystemdStatus(Daemon(Settings(), None, Settings).service, store)
     with capture_logs() as logs:
         nursery.start_soon(systemd_status.run)
         await trio.sleep(2.5 * status.CERTIFICATE_CHECK_INTERVAL)

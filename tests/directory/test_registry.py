@@ -93,7 +93,7 @@ async def test_a_tunnel_that_may_be_reopened_or_was_is_not_ended_by_request(serv
 async def test_only_the_latest_tunnels_ended_by_request_are_remembered(
     service: TunnelService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "MAX_ENDED_BY_REQUEST", 2)
+    monkeypatch.setattr(registry, "MAX_ENDED", 2)
     tunnels = [await open_tunnel(service) for _ in range(3)]
     for tunnel in tunnels:
         await service.close(tunnel.id)

@@ -44,7 +44,10 @@ class World:
 
     def choose_ports(self) -> None:
         """Choose free ports. The server port of a tcp tunnel is next to its client port."""
-        self.control, self.carriers, self.client = [lasting_port() for _ in range(3)]
+        self.client = lasting_port()
+        tunnels = range(self.client - 20, self.client + 1)
+        outside = (port for port in iter(lasting_port, 0) if port not in tunnels)
+        self.control, self.carriers = next(outside), next(outside)
         ports = {"control": self.control, "carriers": self.carriers, "first": self.client - 20, "client": self.client}
         tls = TLS.format(folder=self.pki.folder) if self.pki else ""
         (self.folder / "tunnel.toml").write_text(CONFIG.format(folder=self.folder, **ports) + tls)

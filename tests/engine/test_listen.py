@@ -17,7 +17,9 @@ import trio
 
 from tests.engine.bench import ENGINES, Bench, no_failure, tcp_pair
 from tests.support.shortage import no_descriptors_left
+from tests.support.system import has_ipv6
 from tunneld.engine.limits import EngineLimits
+from tunneld.net.sockets import bind_tcp
 
 
 class AcceptedConnections:
@@ -44,6 +46,17 @@ def dial(bench: Bench, listener: socket.socket) -> socket.socket:
     client = socket.create_connection(listener.getsockname())
     bench.sockets.append(client)
     return client
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no dual-stack sockets")
+async def test_an_ipv4_peer_of_a_dual_stack_listener_has_an_ipv4_address(bench: Bench) -> None:
+    (listener,), accepted = bind_tcp("", 0), AcceptedConnections(bench)
+    bench.sockets.append(listener)
+    bench.engine.listen(listener, accepted.note, no_failure)
+    client = socket.create_connection(("127.0.0.1", listener.getsockname()[1]))
+    bench.sockets.append(client)
+    await accepted.wait_for(1)
+    assert accepted.connections[0][1] == client.getsockname()
 
 
 async def test_connections_come_with_their_address_non_blocking_and_not_inheritable(bench: Bench) -> None:

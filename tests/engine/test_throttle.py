@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from tests.engine.bench import NOISE, Bench, read_all, read_exactly
 from tunneld.engine.engine import Cause
-from tunneld.engine.throttle import BURST_SECONDS, MAX_QUANTUM, MIN_QUANTUM, TokenBucket
+from tunneld.engine.throttle import BURST_SECONDS, MAX_QUANTUM, MIN_QUANTUM, SharedBucket, TokenBucket
 
 STEPS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, MAX_QUANTUM)), max_size=200)
 
@@ -43,6 +43,30 @@ def test_a_quota_is_given_out_once_and_to_the_last_byte(quota: int, steps: list[
         used += count
     assert used == quota
     assert bucket.used_up
+
+
+@given(st.floats(1000, 1e6), st.lists(st.tuples(st.floats(0, 0.1), st.booleans()), max_size=200))
+def test_two_buckets_together_never_exceed_the_rate_that_they_share(
+    rate: float, steps: list[tuple[float, bool]]
+) -> None:
+    shared = TokenBucket(rate, None, 0.0)
+    pair = [SharedBucket(TokenBucket(None, None, 0.0), shared), SharedBucket(TokenBucket(2 * rate, None, 0.0), shared)]
+    now = used = 0.0
+    for pause, which in steps:
+        now += pause
+        used += pair[which].take(now)
+    assert used <= rate * now + shared.size + 1e-3
+
+
+def test_tokens_that_the_shared_bucket_refuses_stay_in_the_own_one() -> None:
+    own, shared = TokenBucket(None, 1000, 0.0), TokenBucket(1000, None, 0.0)
+    while shared.take(0.0):
+        pass
+    both = SharedBucket(own, shared)
+    assert both.take(0.0) == 0
+    assert (both.left, both.wait) == (1000, shared.wait)
+    both.give_back(MIN_QUANTUM)
+    assert shared.take(0.0) == MIN_QUANTUM
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ class TlsBench:
         ends = Ends(), Ends()
         throttle = self.pump.limit(rate, None, lambda: None) if rate else None
         relays = (
-            relay.join(near_visitor, linger=linger, on_end=ends[0].note, throttle=throttle),
-            agent.join(near_server, linger=linger, on_end=ends[1].note, side=Side.SERVER),
+            self.pump.join(near_visitor, relay, linger=linger, on_end=ends[0].note, throttle=throttle),
+            self.pump.join(agent, near_server, linger=linger, on_end=ends[1].note),
         )
         self.far += [stream(visitor), stream(server)]
         return RelayedVisitor(self.far[-2], self.far[-1], relays, ends)
@@ -260,7 +260,7 @@ async def relay_over_forged_connection(
     end.start()
     visitor, near_visitor = tcp_pair()
     ends = Ends()
-    joined = end.join(near_visitor, linger=30, on_end=ends.note)
+    joined = bench.pump.join(near_visitor, end, linger=30, on_end=ends.note)
     return joined, ends, stream(visitor), agent, stream(socket.socket(fileno=socket.dup(far.fileno())))
 
 
@@ -298,7 +298,7 @@ async def test_bytes_from_before_the_join_are_relayed_first(bench: TlsBench) -> 
     visitor, near_visitor = tcp_pair()
     bench.far.append(stream(visitor))
     ends = Ends()
-    relay.join(near_visitor, linger=10, on_end=ends.note)
+    bench.pump.join(near_visitor, relay, linger=10, on_end=ends.note)
     assert await read_all(bench.far[0]) == b"220 hidden.example ESMTP\r\n"
 
 
@@ -311,7 +311,7 @@ async def test_an_end_of_file_that_is_reported_twice_is_passed_on_once(bench: Tl
     visitor, near_visitor = tcp_pair()
     bench.far.append(stream(visitor))
     ends = Ends()
-    relay.join(near_visitor, linger=10, on_end=ends.note)
+    bench.pump.join(near_visitor, relay, linger=10, on_end=ends.note)
     relay.deliver_buffered()
     assert await read_all(bench.far[0]) == b""
     await send_and_finish(bench.far[0], b"answer")

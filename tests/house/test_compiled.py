@@ -22,7 +22,7 @@ def compiled_files() -> list[Path]:
 
 def test_every_module_in_setup_exists() -> None:
     names = {path.relative_to(ROOT / "tunneld").as_posix() for path in compiled_files()}
-    assert {"engine/pump.py", "engine/end_relay.py", "wire/webmux/mux.py", "agent/visitors.py"} <= names
+    assert {"engine/pump.py", "engine/relay.py", "wire/webmux/mux.py", "agent/visitors.py"} <= names
     assert len(names) > 40
 
 

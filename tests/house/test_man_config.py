@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import shutil
@@ -44,6 +45,8 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "credential.ports": "array of ranges",
     "credential.networks": "array of networks",
     "credential.server_from": "array of networks",
+    "control.abandoned_handshakes": "rate",
+    "control.trusted_networks": "array of networks",
     "tunnels.allow_from": "array of networks",
     "tunnels.deny_from": "array of networks",
     "tunnels.trusted_proxies": "array of networks",
@@ -57,6 +60,10 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "tunnels.reservation": "seconds, or 0",
     "daemon.spin": "seconds, between 0 and 0.01",
     "daemon.state": "folder",
+    "control.credential_share": "number, above 0 and up to 1",
+    "control.reserved_connections": "count, or 0",
+    "http.reserved_connections": "count, or 0",
+    "ssh.reserved_connections": "count, or 0",
 }
 
 
@@ -122,6 +129,43 @@ def test_an_entry_agrees_with_the_schema(key: Key) -> None:
     default = key.field.default
     expected = None if default in (None, PydanticUndefined) else literal(default)
     assert entries()[key.path] == Entry(takes(key), expected, key.live, key.field.is_required())
+
+
+RESTART_KEYS = [key.path for key in keys() if not key.live]
+
+
+@pytest.mark.parametrize(
+    ("document", "before", "after"),
+    [
+        (MAN / "tunneld.8", "each that requires a restart:", "Changed listening"),
+        (MAN.parent / "CHANGELOG.md", "including certificates and ports; only", "need a restart"),
+    ],
+    ids=["tunneld.8", "CHANGELOG.md"],
+)
+def test_documents_name_the_keys_that_need_a_restart(document: Path, before: str, after: str) -> None:
+    named = document.read_text().partition(before)[2].partition(after)[0]
+    assert re.findall(r"[a-z]+\.[a-z_]+", named) == sorted(RESTART_KEYS)
+
+
+def test_the_annotated_configuration_marks_the_keys_that_need_a_restart() -> None:
+    lines = (MAN.parent / "config/tunnel.toml").read_text().splitlines()
+    table, marked = "", []
+    for line in lines:
+        table = found[1] if (found := re.match(r"#?\[+([a-z.]+)\]", line)) else table
+        if "# [restart]" in line:
+            marked.append(f"{table}.{line.lstrip('#').partition(' ')[0]}")
+    assert sorted(marked) == sorted(RESTART_KEYS)
+
+
+def test_what_the_daemon_reads_once_needs_a_restart() -> None:
+    """The daemon passes functions to its parts, which read the settings at each use; what it reads itself is fixed."""
+    source = (SOURCE / "daemon/daemon.py").read_text()
+    made = next(node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") == "__init__")
+    delayed = {inner for node in ast.walk(made) if isinstance(node, ast.Lambda) for inner in ast.walk(node)}
+    read = {ast.unparse(node) for node in ast.walk(made) if isinstance(node, ast.Attribute) and node not in delayed}
+    once = {text.removeprefix("settings.") for text in read if re.fullmatch(r"settings\.[a-z]+\.[a-z_]+", text)}
+    assert once == {"tunnels.accept_backoff", "daemon.spin", "daemon.state"}
+    assert once | {"daemon.user", "daemon.group", "ssh.host_key"} == set(RESTART_KEYS)  # used before anything else
 
 
 def test_tables_and_the_keys_in_each_are_in_alphabetical_order() -> None:

@@ -46,6 +46,12 @@ class FakeDaemon:
         counted = {"opened": self.service.opened, "served": self.service.served, "up": up, "down": down}
         return {**facts, **counted, **self.facts}
 
+    def penalties(self) -> Sequence[Item]:
+        return []
+
+    def pardon(self, address: str) -> bool:
+        return False
+
     def reload(self) -> Sequence[Item]:
         return []
 

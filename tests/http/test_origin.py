@@ -131,6 +131,26 @@ def test_a_browser_without_origin_headers_is_refused_where_a_plain_get_changes_s
     assert status_of(**CALL, agent=FIREFOX) == 200  # its content type cannot cross sites
 
 
+@pytest.mark.parametrize("site", ["none", "same-origin", ""])
+@pytest.mark.parametrize("mode", ["navigate", "Navigate", "cors, navigate"])
+def test_the_servlet_refuses_navigations_whatever_the_site(site: str, mode: str) -> None:
+    # A page that redirects a navigation from the address bar gets it through as `none`.
+    assert status_of(**OPEN, site=site, mode=mode.lower(), agent=FIREFOX) == 403
+    assert status_of(method="POST", path=SERVLET, site=site, mode=mode.lower(), agent=FIREFOX) == 403
+    assert status_of(**LOOK, site=site, mode=mode.lower(), agent=FIREFOX) == 200
+    assert status_of(**OPEN, site="same-origin", mode="cors", agent=FIREFOX) == 200
+
+
+async def test_a_navigation_opens_no_tunnel() -> None:
+    async with running_http() as relay:
+        path = f"{SERVLET}?method=openTunnel"
+        refused = await relay.request("GET", path, sec_fetch_site="none", sec_fetch_mode="Navigate")
+        assert refused.status == 403
+        assert "redirect" in refused.text
+        assert (await relay.request("GET", path)).status == 200
+        assert len(list(relay.daemon.service.tunnels())) == 1
+
+
 @pytest.mark.parametrize(
     ("origin", "host", "status"),
     [

@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.http.support import HttpRelay, read_answer, running_http, send_head
 from tests.support.peers import is_dropped
 from tunneld.http import connection
+from tunneld.http.auth import ConnectionInfo
 from tunneld.net.sockets import bind_tcp, open_descriptors
 
 KIB = 1024
@@ -181,7 +183,8 @@ class TestShutdown:
         with trio.CancelScope() as cancelled:
             cancelled.cancel()
             await trio.lowlevel.cancel_shielded_checkpoint()
-            scope = connection._write_scope(30)
+            served: Any = SimpleNamespace(_write_timeout=30.0, _info=ConnectionInfo())
+            scope = connection.HttpConnection._write_scope(served)
             assert scope.shield
             assert scope.deadline <= trio.current_time() + connection.FINAL_WRITE_TIMEOUT
 

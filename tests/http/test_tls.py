@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,7 +93,8 @@ async def test_failures_bring_a_penalty_for_this_connection_and_the_next(relay: 
     assert [log["service"] for log in logs if log["event"] == "authentication failed"] == ["http"] * 3
     right = await send_request(relay, stream, BASIC)
     assert (right.status, right.headers["retry-after"]) == (429, "5")
-    assert await is_dropped(await connect(Endpoint("tcp", relay.host, relay.port)))
+    again = await send_request(relay, await encrypted(relay, pki.client), BASIC)
+    assert again.json["detail"] == "this name is blocked for 5 s after failed logins with it from this address"
 
 
 async def test_parallel_connections_allow_no_more_guesses_than_sequential_ones(relay: HttpRelay, pki: Pki) -> None:
@@ -136,6 +138,55 @@ async def test_silence_after_the_handshake_has_the_same_deadline(pki: Pki, mock_
         await wait_all_tasks_blocked(0.05)
         mock_clock.jump(10)
         assert await stream.receive_some() == b""
+
+
+async def test_probes_do_not_extend_the_deadline(pki: Pki, mock_clock: MockClock) -> None:
+    """Once, keep-alive held a place for ever, and 128 idle connections kept every other client out."""
+    async with running_http(authenticator=strict(ALICE), tls=pki.server) as relay:
+        assert relay.authenticator is not None
+        stream = await encrypted(relay, pki.client)
+        for _ in range(3):
+            await stream.send_all(f"GET /healthz HTTP/1.1\r\nhost: {relay.authority}\r\n\r\n".encode())
+            assert (await read_answer(stream)).status == 200
+            await wait_all_tasks_blocked(0.01)
+            mock_clock.jump(3)
+        assert len(relay.authenticator.preauth) == 1
+        mock_clock.jump(1)
+        assert await stream.receive_some() == b""
+        while len(relay.authenticator.preauth):
+            await trio.lowlevel.checkpoint()
+
+
+async def test_pipelined_probes_do_not_extend_the_deadline(pki: Pki, mock_clock: MockClock) -> None:
+    async with running_http(authenticator=strict(ALICE), tls=pki.server) as relay:
+        stream = await encrypted(relay, pki.client)
+        probe = f"GET /healthz HTTP/1.1\r\nhost: {relay.authority}\r\n\r\n".encode()
+
+        async def flood() -> None:
+            with suppress(trio.BrokenResourceError):
+                while True:
+                    await stream.send_all(20 * probe)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            await stream.receive_some()
+            mock_clock.jump(10)
+            with suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_authenticated_connection_has_no_deadline(pki: Pki, mock_clock: MockClock) -> None:
+    async with running_http(authenticator=strict(ALICE), tls=pki.server) as relay:
+        stream = await encrypted(relay, pki.client)
+        assert (await send_request(relay, stream, BASIC)).status == 200
+        await wait_all_tasks_blocked(0.01)
+        mock_clock.jump(8)
+        assert (await send_request(relay, stream)).status == 401
+        await wait_all_tasks_blocked(0.01)
+        mock_clock.jump(8)
+        assert (await send_request(relay, stream, BASIC)).status == 200
 
 
 async def test_unauthenticated_connections_of_one_source_are_limited(relay: HttpRelay) -> None:

@@ -11,7 +11,7 @@ import trio
 
 from tests.engine.bench import Ends, stream, tcp_pair
 from tests.support.pki import Pki
-from tunneld.engine.engine import Limiter, Relay, Side
+from tunneld.engine.engine import Limiter, Relay
 from tunneld.engine.limits import EngineLimits
 from tunneld.engine.pump import Pump
 from tunneld.mux.carrier import Carrier
@@ -98,8 +98,8 @@ class CarrierPair:
         (visitor, near_visitor), (server, near_server) = tcp_pair(**options), tcp_pair(**options)
         ends = Ends(), Ends()
         relays = (
-            near.join(near_visitor, linger=linger, on_end=ends[0].note, throttle=throttle),
-            far.join(near_server, linger=linger, on_end=ends[1].note, side=Side.SERVER),
+            self.pump.join(near_visitor, near, linger=linger, on_end=ends[0].note, throttle=throttle),
+            self.pump.join(far, near_server, linger=linger, on_end=ends[1].note),
         )
         visit = RelayedVisit(stream(visitor), stream(server), relays, ends)
         self.far += [visit.visitor, visit.server]

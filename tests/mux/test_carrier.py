@@ -18,10 +18,10 @@ from trio.testing import MockClock, check_half_closeable_stream
 
 from tests.engine.bench import NOISE, read_all, read_exactly, reset, stream, tcp_pair
 from tests.mux.bench import CarrierPair, RecordingOwner, RelayedVisit
-from tunneld.engine.end_relay import EndRelay
 from tunneld.engine.end_stream import EndStream
 from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
 from tunneld.engine.failures import RESET_ON_CLOSE
+from tunneld.engine.relay import JoinedEnds
 from tunneld.errors import LimitReachedError
 from tunneld.mux.carrier import MAX_CHANNELS, Carrier
 from tunneld.mux.channel import Channel
@@ -77,7 +77,8 @@ async def test_a_finished_visit_leaves_no_garbage_cycles(pair: CarrierPair) -> N
     async def visit() -> None:
         channels, pairs = await pair.channels(), (tcp_pair(), tcp_pair())
         for channel, (far, near), side, event in zip(channels, pairs, (Side.VISITOR, Side.SERVER), ended, strict=True):
-            channel.join(near, linger=10, side=side, on_end=setter(event))
+            sides = (near, channel) if side is Side.VISITOR else (channel, near)
+            pair.pump.join(*sides, linger=10, on_end=setter(event))
             pair.far.append(stream(far))
             await pair.far[-1].send_eof()
 
@@ -88,7 +89,7 @@ async def test_a_finished_visit_leaves_no_garbage_cycles(pair: CarrierPair) -> N
         for event in ended:
             await event.wait()
         alive = Counter(type(thing) for thing in gc.get_objects())
-        assert (alive[EndRelay], alive[Channel]) == (0, 0)
+        assert (alive[JoinedEnds], alive[Channel]) == (0, 0)
     finally:
         gc.enable()
 
@@ -134,7 +135,7 @@ async def test_a_header_is_sent_first_even_if_it_exceeds_the_credit(pair: Carrie
     header, text = bytes(range(256)) * 500, b"and then the visitor"  # more than the draft's first credit
     near.send(header)
     visitor, near_visitor = tcp_pair()
-    near.join(near_visitor, linger=5, on_end=lambda _relay, _end: None)
+    pair.pump.join(near_visitor, near, linger=5, on_end=lambda _relay, _end: None)
     pair.far.append(stream(visitor))
     await pair.far[0].send_all(text)
     assert await read_exactly(EndStream(far), len(header) + len(text)) == header + text
@@ -266,6 +267,9 @@ class Faulty:
     def on_eof(self) -> None:
         raise ZeroDivisionError
 
+    def on_write_failed(self, error: OSError) -> None:
+        raise ZeroDivisionError
+
     def on_reset(self, error: OSError) -> None:
         raise ZeroDivisionError
 
@@ -326,7 +330,7 @@ async def test_a_peer_with_an_mss_of_one_byte_gets_everything(pair: CarrierPair)
     got = bytearray()
     near = carrier.open(80)
     visitor, near_visitor = tcp_pair()
-    near.join(near_visitor, linger=5, on_end=lambda _relay, _end: None)
+    pair.pump.join(near_visitor, near, linger=5, on_end=lambda _relay, _end: None)
     text = NOISE[:40_000]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream(visitor).send_all, text)
@@ -351,7 +355,7 @@ async def test_a_peer_that_reads_nothing_pauses_its_visitors_and_memory_is_bound
     async with trio.open_nursery() as nursery:
         for _ in range(8):
             visitor, near_visitor = tcp_pair()
-            carrier.open(80).join(near_visitor, linger=5, on_end=lambda _relay, _end: None)
+            pair.pump.join(near_visitor, carrier.open(80), linger=5, on_end=lambda _relay, _end: None)
             visitors.append(stream(visitor))
             nursery.start_soon(visitors[-1].send_all, NOISE * 8)
         await exchange(await pair.visit(), NOISE, NOISE)
@@ -498,7 +502,7 @@ async def test_a_visitor_whose_bytes_are_dropped_gets_a_reset_and_no_eof(pair: C
     """An EOF would mean that the visitor got everything."""
     near, far = await pair.channels()
     visitor, near_visitor = tcp_pair(SO_RCVBUF=4096, SO_SNDBUF=4096)
-    relay = near.join(near_visitor, linger=5, on_end=lambda _relay, _end: None)
+    relay = pair.pump.join(near_visitor, near, linger=5, on_end=lambda _relay, _end: None)
     pair.far.append(stream(visitor))
     sender = EndStream(far)
     with trio.move_on_after(5):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 import pytest
 import trio
@@ -12,8 +13,9 @@ from trio.testing import MockClock
 
 from tests.engine.bench import NOISE, Ends, flood, read_all, read_exactly, stream, tcp_pair
 from tests.mux.bench import CarrierPair, RecordingOwner
-from tunneld.engine.end_relay import MIN_READ_COST, EndRelay
+from tunneld.engine.end_flow import MIN_READ_COST, EndToSocket, SocketToEnd
 from tunneld.engine.engine import Cause
+from tunneld.engine.pump import Pump
 from tunneld.mux.carrier import PREAUTH_EXCEEDED, Carrier
 from tunneld.mux.channel import Channel
 from tunneld.mux.connection import Connection
@@ -102,7 +104,7 @@ NOOP = head(0, CONTROL | Code.NO_OP << 19)
 def join(channel: Channel, linger: float = 5) -> tuple[socket.socket, Ends]:
     """Join a visitor to a channel; returns its socket and the record of the relay's end."""
     (visitor, near), ends = tcp_pair(), Ends()
-    channel.join(near, linger=linger, on_end=ends.note)
+    cast(Pump, channel.engine).join(near, channel, linger=linger, on_end=ends.note)
     return visitor, ends
 
 
@@ -326,18 +328,18 @@ async def test_a_channel_waits_only_once_for_a_full_carrier(pair: CarrierPair, r
         nursery.cancel_scope.cancel()
 
 
-class RecordingRelay:
-    """Replaces a relay in the pump, and records how many bytes each turn moves."""
+class RecordingFlow:
+    """Replaces a flow in the pump, and records how many bytes each turn moves."""
 
-    def __init__(self, relay: EndRelay) -> None:
-        self.relay = relay
+    def __init__(self, flow: SocketToEnd) -> None:
+        self.flow = flow
         self.steps: list[int] = []
-        self.on_failure, self.on_stop = relay.on_failure, relay.on_stop
+        self.on_failure, self.on_stop = flow.on_failure, flow.on_stop
 
     def on_event(self, events: int) -> None:
-        before = self.relay.from_socket
-        self.relay.on_event(events)
-        self.steps.append(self.relay.from_socket - before)
+        before = self.flow.moved
+        self.flow.on_event(events)
+        self.steps.append(self.flow.moved - before)
 
 
 async def test_a_peer_with_an_mss_of_one_byte_gets_its_turn_and_no_more(pair: CarrierPair, raw: RawPeer) -> None:
@@ -345,13 +347,15 @@ async def test_a_peer_with_an_mss_of_one_byte_gets_its_turn_and_no_more(pair: Ca
     channel = raw.carrier.open(80)
     visitor, _ends = join(channel)
     await raw.send(head(3, SYN, 80), TWO_WORDS.pack(3 << 24 | CREDIT | LONG, 1 << 30), head(0, MSS, 1))
-    assert isinstance(channel.handler, EndRelay)
-    recorder = pair.pump.handlers[channel.handler.fd] = RecordingRelay(channel.handler)
+    assert isinstance(channel.handler, EndToSocket)
+    flow = cast(SocketToEnd, channel.handler.reverse)
+    recorder = pair.pump.handlers[flow.fd] = RecordingFlow(flow)
     with visitor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(raw.discard_input)
             sent = visitor.send(NOISE)
-            while channel.handler.from_socket < sent:
+            while flow.moved < sent:
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
+    pair.pump.handlers[flow.fd] = flow
     assert 0 < max(recorder.steps) <= channel.quantum // MIN_READ_COST * MAX_FRAGMENTS

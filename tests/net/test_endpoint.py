@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tunneld.errors import UsageError
 from tunneld.net import endpoint
-from tunneld.net.endpoint import Endpoint, Target, parse_relay
+from tunneld.net.endpoint import Endpoint, Target, parse_host_port, parse_relay
 
 HOSTS = st.one_of(
     st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z]{2,5})?", fullmatch=True),
@@ -81,16 +81,16 @@ def test_an_invalid_target_is_refused(text: str) -> None:
         Target.parse(text)
 
 
-def test_a_mapped_address_is_in_its_ipv4_network() -> None:
+def test_a_network_contains_its_addresses() -> None:
     network = endpoint.parse_network("192.0.2.0/24")
-    assert endpoint.contains(network, ("::ffff:192.0.2.9", 1, 0, 0))
-    assert not endpoint.contains(network, ("::ffff:198.51.100.9", 1, 0, 0))
+    assert endpoint.contains(network, ("192.0.2.9", 1))
+    assert not endpoint.contains(network, ("198.51.100.9", 1))
     assert not endpoint.contains(network, ("2001:db8::1", 1, 0, 0))
     assert endpoint.contains(ipaddress.ip_network("fe80::/10"), ("fe80::1%eth0", 1, 0, 2))
 
 
 def test_peers_print_as_host_and_port() -> None:
-    assert endpoint.format_peer(("::ffff:192.0.2.9", 5, 0, 0)) == "192.0.2.9:5"
+    assert endpoint.format_peer(("192.0.2.9", 5)) == "192.0.2.9:5"
     assert endpoint.format_peer(("2001:db8::1", 5, 0, 0)) == "[2001:db8::1]:5"
     assert endpoint.format_peer("") == "unix"
 
@@ -123,7 +123,12 @@ def test_the_port_of_a_relay_has_a_default(text: str, endpoint: Endpoint) -> Non
     ("text", "message"),
     [
         ("https://relay.example.org", "invalid relay address 'https://relay.example.org': expected HOST or HOST:PORT"),
-        ("2001:db8::1", "invalid relay address '2001:db8::1'"),
+        ("::1", "invalid relay address '::1': an IPv6 address needs brackets: [::1]"),
+        ("tls://2001:db8::ab", "invalid relay address 'tls://2001:db8::ab': an IPv6 address needs brackets: tls://["),
+        (
+            "2001:db8::1:7010",
+            "invalid relay address '2001:db8::1:7010': an IPv6 address needs brackets: [2001:db8::1:7010] or [2001:db",
+        ),
         ("", "invalid relay address ''"),
         ("relay:", "invalid relay address 'relay:'"),
         ("relay:0", "port out of range in 'relay:0'"),
@@ -136,3 +141,13 @@ def test_an_invalid_relay_address_is_explained_without_showing_a_key(text: str, 
     with pytest.raises(UsageError, match=f"^{re.escape(message)}") as caught:
         parse_relay(text)
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("::1:8000", "[::1]:8000"), ("::1", "[::1]:PORT"), ("fe80::", "[fe80::]:PORT")]
+)
+def test_a_local_server_with_a_bare_ipv6_address_is_explained(text: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"needs brackets: {hint}") + "$"):
+        Target.parse(text)
+    with pytest.raises(UsageError, match=re.escape(f"needs brackets: {hint}") + "$"):
+        parse_host_port(text)

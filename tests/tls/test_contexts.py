@@ -62,13 +62,23 @@ def test_an_end_of_file_without_close_notify_is_a_truncation(pem: Pem, side: str
 @pytest.mark.parametrize(
     ("certificate", "key", "client_ca", "problem"),
     [
-        ("nosuch", "one.key", None, "control.tls.certificate: cannot read {}/nosuch: no such file or directory"),
-        ("one.pem", "nosuch", None, "control.tls.key: cannot read {}/nosuch: no such file or directory"),
-        ("one.pem", "one.key", "nosuch", "control.tls.client_ca: cannot read {}/nosuch: no such file or directory"),
-        ("one.pem", "two.key", None, "control.tls.key: {}/two.key does not belong to the certificate in {}/one.pem"),
-        ("garbage", "one.key", None, "control.tls.certificate: {0}/garbage and {0}/one.key are not a PEM certificate"),
-        ("one.pem", "garbage", None, "control.tls.certificate: {0}/one.pem and {0}/garbage are not a PEM certificate"),
-        ("one.pem", "one.key", "garbage", "control.tls.client_ca: {}/garbage has no PEM certificates"),
+        ("nosuch", "one.key", None, "control.tls: could not read certificate {}/nosuch: no such file or directory"),
+        ("one.pem", "nosuch", None, "control.tls: could not read key {}/nosuch: no such file or directory"),
+        ("one.pem", "one.key", "nosuch", "control.tls: could not read client_ca {}/nosuch: no such file or directory"),
+        ("one.pem", "two.key", None, "control.tls: key {}/two.key does not belong to certificate {}/one.pem"),
+        (
+            "garbage",
+            "one.key",
+            None,
+            "control.tls: could not load certificate {0}/garbage with key {0}/one.key: not PEM files",
+        ),
+        (
+            "one.pem",
+            "garbage",
+            None,
+            "control.tls: could not load certificate {0}/one.pem with key {0}/garbage: not PEM files",
+        ),
+        ("one.pem", "one.key", "garbage", "control.tls: client_ca {}/garbage contains no PEM certificate"),
     ],
 )
 def test_errors_name_the_key_and_the_file(
@@ -76,7 +86,7 @@ def test_errors_name_the_key_and_the_file(
 ) -> None:
     settings = TlsFiles(certificate=pem(certificate), key=pem(key), client_ca=pem(client_ca) if client_ca else None)
     with pytest.raises(ConfigError) as failed:
-        contexts.server_tls_context(settings)
+        contexts.server_tls_context(settings, table="control.tls")
     folder = str(pem("ca").parent)
     assert failed.value.problems[0].startswith(problem.format(folder, folder))
 
@@ -91,7 +101,7 @@ def test_an_encrypted_key_is_refused_without_a_password_prompt(pem: Pem) -> None
             serialization.BestAvailableEncryption(b"secret"),
         )
     )
-    with pytest.raises(ConfigError, match=r"^the private key is encrypted with a password"):
+    with pytest.raises(ConfigError, match=r"^the key is protected by a passphrase"):
         contexts.server_tls_context(TlsFiles(certificate=pem("one.pem"), key=locked))
 
 
@@ -101,7 +111,7 @@ def test_a_client_checks_names_and_trusts_the_given_authorities(pem: Pem) -> Non
     assert context.check_hostname
     assert len(context.get_ca_certs()) == 1
     assert contexts.client_tls_context().verify_mode == ssl.CERT_REQUIRED
-    with pytest.raises(ConfigError, match=r"^ca: cannot read .*/nosuch: no such file"):
+    with pytest.raises(ConfigError, match=r"^could not read ca .*/nosuch: no such file"):
         contexts.client_tls_context(pem("nosuch"))
-    with pytest.raises(ConfigError, match=r"^key: .*/two.key does not belong"):
+    with pytest.raises(ConfigError, match=r"^key .*/two.key does not belong"):
         contexts.client_tls_context(None, pem("one.pem"), pem("two.key"))

@@ -12,7 +12,7 @@ from tests.support.pki import Pki
 from tests.tunnel.support import PKI, SECURE
 from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.backends import BACKENDS
-from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
 
@@ -44,6 +44,7 @@ async def each_way(
     secure: Pki,
 ) -> TunnelService:
     """A running service on loopback, once for each way in which a hidden server presents a key."""
-    service = TunnelService(lambda: Settings(tunnels=tunnel_settings), engine, BACKENDS, handshakes=handshakes)
+    settings = Settings(tunnels=tunnel_settings, control=ControlSettings(credential_share=1.0))  # ranges are tiny
+    service = TunnelService(lambda: settings, engine, BACKENDS, handshakes=handshakes)
     await nursery.start(service.run)
     return service

@@ -51,7 +51,8 @@ class TestTrustedProxies:
         await until_served(tunnel, 1)
         for source in ("192.0.2.1", "::ffff:192.0.2.1", "198.51.100.2", "198.51.100.1"):
             proxy = await connect(tunnel.client_uri)
-            await proxy.send_all(encode_v2((source, 4), ("203.0.113.1", 80)))
+            destination = "::ffff:203.0.113.1" if ":" in source else "203.0.113.1"
+            await proxy.send_all(encode_v2((source, 4), (destination, 80)))
             assert await is_dropped(proxy)
         assert refused(tunnel) == {"address": 2, "per_source": 2}
 

@@ -21,6 +21,9 @@ class FakeTunnel:
         self.closed_at = 0.0
         self.scope = trio.CancelScope()
 
+    def expire(self, reason: str) -> None:
+        self.close(reason)
+
     def close(self, reason: str) -> None:
         self.closed_at = trio.current_time()
         self.scope.cancel()

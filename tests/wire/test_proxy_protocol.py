@@ -59,11 +59,6 @@ def test_a_receiver_may_read_28_bytes_before_it_knows_the_length() -> None:
     assert missing_v2(encode_v2(VISITOR_6, PUBLIC_6)[:COMMON_V2]) == 24
 
 
-def test_mapped_ipv4_visitors_of_a_dual_stack_listener_are_ipv4() -> None:
-    assert encode_v2(("::ffff:192.0.2.1", 51234), PUBLIC) == encode_v2(VISITOR, PUBLIC)
-    assert encode_v1(("::ffff:192.0.2.1", 51234), PUBLIC) == encode_v1(VISITOR, PUBLIC)
-
-
 def test_link_local_addresses_lose_their_interface() -> None:
     assert decode_v2(encode_v2(("fe80::1%lo", 1), PUBLIC_6)) == (ProxyHeader(("fe80::1", 1), PUBLIC_6), 52)
 

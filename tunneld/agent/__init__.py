@@ -2,6 +2,7 @@
 
     expose.py          one exposure: connects, opens the tunnel, and after a loss does both again; shutdown.py ends it
     exposures.py       several exposures in one process
+    relay_connection.py  the control connection to a relay, which all of them share
     session.py         one open tunnel at one relay: checks it, refills its connections, closes it
     request.py         how a tunnel is opened: backend, options, encryption
     source.py          what a source of connections is: either

@@ -25,12 +25,19 @@ SECRET_CHECK_INTERVAL = 5.0
 """Seconds between two reads of a secret file whose secret was refused. The file is read, the relay is not asked."""
 
 
+MAX_CONCURRENT_DIALS = 8
+"""Connections of a process being made at once to one relay: half of what a relay accepts from one address by default.
+Until it has presented its key, each of them is unauthenticated there.
+"""
+
+
 @dataclass(slots=True)
 class RelayAccess:
     """How to reach a relay's control port. All exposures at one relay share one of these.
 
     `credential` is a name and a secret. `reread_secret` returns the present secret if that comes from a file, else it
-    is None. `timeout` bounds each step, in seconds.
+    is None. `secret_source` says where the secret comes from, for error messages. `timeout` bounds each step, in
+    seconds. Whatever makes a connection that has to present a key holds `dialing` until the relay has accepted it.
     """
 
     where: str
@@ -38,6 +45,10 @@ class RelayAccess:
     timeout: float = 10.0
     credential: tuple[str, str] | None = field(default=None, repr=False)
     reread_secret: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+    secret_source: str = field(default="", compare=False)
+    dialing: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_DIALS), repr=False, compare=False
+    )
 
     async def wait_for_new_secret(self, refused: tuple[str, str]) -> None:
         """Wait until `credential` differs from the `refused` one, rereading the secret file now and then.
@@ -52,7 +63,13 @@ class RelayAccess:
 
     def connect(self) -> AbstractAsyncContextManager[Client]:
         """Open a control connection, for the length of the `async with`. Raises as `tunneld.client.connect`."""
-        return connect(self.where, tls=self.tls, timeout=self.timeout, credential=self.credential)
+        return connect(
+            self.where,
+            tls=self.tls,
+            timeout=self.timeout,
+            credential=self.credential,
+            secret_source=self.secret_source,
+        )
 
     async def dial_carrier(self, uri: Endpoint) -> socket.socket | TlsSocket:
         """Connect to the port of a webmux server URI; the caller owns the connection.

@@ -12,7 +12,8 @@ four, and so on, so that thousands of waiting visitors do not wait a round trip 
 A carrier that stops answering is not dropped; another one is dialled beside it. The relay prefers the one that answers,
 and if the silence was short, nothing is lost. At the relay the tunnel outlives its carriers for a while, so none of
 this needs the control connection. If the relay has forgotten the tunnel, carriers end before a pong. That is *trouble*:
-dialling pauses until the session has checked the tunnel.
+dialling pauses until the session has checked the tunnel. Without a control connection it pauses after the first
+failure: the relay is gone, and the control connection alone looks for it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from typing import cast
 
 import trio
 
-from tunneld.agent.access import RelayAccess
+from tunneld.agent.access import MAX_CONCURRENT_DIALS, RelayAccess
 from tunneld.agent.backoff import Backoff
 from tunneld.agent.end_visitor import EndVisitor, VisitorSink
 from tunneld.agent.network import is_local_address
-from tunneld.agent.source import MAX_CONCURRENT_DIALS, SourceEvents
+from tunneld.agent.source import SourceEvents
 from tunneld.engine.engine import Engine
 from tunneld.engine.pump import Pump
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError
@@ -148,7 +149,6 @@ class Carriers:
         if not self.closed and not carrier.retired:
             if not carrier.accepted:
                 self._paused = True  # the relay does not know the tunnel: the session checks, then resumes
-                self._events.on_unknown_tunnel()
             if not carrier.accepted or not self._carriers:
                 self._events.on_trouble(f"connection to the relay lost: {reason}")
         self._wake.set()
@@ -199,8 +199,9 @@ class Carriers:
         accepted: list[bool] = []
 
         async def dial() -> None:
-            carrier = await self._dial()
-            accepted.append(carrier is not None and await carrier.wait_accepted())
+            async with self._relay.dialing:
+                carrier = await self._dial() if not self._paused else None
+                accepted.append(carrier is not None and await carrier.wait_accepted())
 
         async with trio.open_nursery() as nursery:
             for _ in range(min(count, MAX_CARRIERS - len(self._answering))):

@@ -1,8 +1,7 @@
-"""Visitors that arrive on an `End`: a channel of a carrier, or a TLS connection. Each starts with a PROXY header."""
+"""Visitors on a `BufferedEnd`: a channel of a carrier, or a TLS connection. Each starts with a PROXY header."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -10,9 +9,9 @@ from typing import cast
 import trio
 
 from tunneld.agent.pool import Parked, Pool
-from tunneld.engine.end import NO_HANDLER, End
+from tunneld.engine.end import NO_HANDLER, BufferedEnd, End
 from tunneld.engine.end_stream import EndStream
-from tunneld.engine.engine import FailureCallback, Relay, RelayEnd, Side
+from tunneld.engine.engine import FailureCallback
 from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import RemoteProtocolError, reason_of
@@ -40,16 +39,17 @@ class EndVisitor:
 
     __slots__ = ("_end", "_header", "_sink")
 
-    def __init__(self, end: End, sink: VisitorSink) -> None:
+    def __init__(self, end: BufferedEnd, sink: VisitorSink) -> None:
         self._end = end
         self._sink = sink
         self._header = b""
 
     # As a VisitorConnection
 
-    def join(self, server: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
-        """Relay between the visitor and the local server's socket."""
-        return self._end.join(server, linger=linger, on_end=on_end, side=Side.SERVER)
+    @property
+    def end(self) -> End:
+        """See `VisitorConnection.end`."""
+        return self._end
 
     def stream(self) -> trio.abc.HalfCloseableStream:
         """Return the visitor as a Trio stream."""
@@ -78,7 +78,11 @@ class EndVisitor:
         self._end.handler = NO_HANDLER
         if self._sink.keep_header:
             self._end.unread(header)
-        self._sink.on_visitor(self, header)
+        try:
+            self._sink.on_visitor(self, header)
+        except Exception as error:  # a bug, of which the end would tell its handler, which is none any more
+            self._end.reset("internal error")
+            self._sink.on_failure(error)
         return taken
 
     def on_eof(self) -> None:
@@ -87,6 +91,9 @@ class EndVisitor:
 
     def on_writable(self) -> None:
         """Nothing waits to be sent."""
+
+    def on_write_failed(self, error: OSError) -> None:
+        """Nothing waits to be sent; what the relay has sent may still arrive."""
 
     def on_reset(self, error: OSError) -> None:
         """The connection broke before the header."""

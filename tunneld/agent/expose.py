@@ -6,28 +6,29 @@
     ├─ slow dial ×N              only for visitors for whom the local server cannot be dialled without waiting
     ├─ carriers ×N               of the open tunnel, and of former ones until their visitors finish: see carriers.py
     ├─ health checks             where they are configured: see health.py
-    └─ (this task)               connect ──► open, or find the tunnel still open ──► keep ──► lost ──► wait ─┐
-                                    └───────────────────────────────────────────────────────────────────────┘
+    └─ (this task)               connected ──► open, or find the tunnel still open ──► keep ──► lost ──► wait ─┐
+                                    └─────────────────────────────────────────────────────────────────────────┘
 
-The engine is not part of it and may serve other exposures. When an exposure ends, it removes what it has in the engine.
+The engine and the control connection (relay_connection.py) are not part of it and may serve other exposures. When an
+exposure ends, it removes what it has in the engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
 import trio
 
-from tunneld.agent.access import SECRET_CHECK_INTERVAL, RelayAccess
 from tunneld.agent.backoff import Backoff
 from tunneld.agent.config import ExposureConfig
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.health import Check, UnhealthyPolicy, run_checks
-from tunneld.agent.local import LocalServer, why_nothing_listens
-from tunneld.agent.network import NetworkMonitor, is_local_address
+from tunneld.agent.local import ListeningSockets, LocalServer, why_nothing_listens
+from tunneld.agent.network import NetworkMonitor
+from tunneld.agent.relay_connection import PERMANENT_REFUSALS, RelayConnection
 from tunneld.agent.request import TunnelRequest
 from tunneld.agent.session import AgentContext, TunnelSession
 from tunneld.agent.shutdown import AgentShutdown
@@ -35,19 +36,16 @@ from tunneld.agent.visitors import LocalVisitors
 from tunneld.client import Client
 from tunneld.engine.engine import Engine
 from tunneld.errors import (
-    EndedError,
+    ExpiredError,
     LimitReachedError,
     ListenError,
     NoSuchTunnelError,
     NotAllowedError,
     RefusedError,
-    RelayUnreachableError,
     TunneldError,
     UsageError,
 )
 
-PERMANENT_REFUSALS = frozenset({UsageError.code, NotAllowedError.code, EndedError.code})
-"""Codes of refusals that another attempt does not change."""
 PORT_REFUSALS = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
 """Codes with which a relay refuses a port that is taken, or that a reload removed from its range."""
 
@@ -58,28 +56,28 @@ EXPIRY_TOLERANCE = 1.0
 @asynccontextmanager
 async def open_exposure(
     config: ExposureConfig,
-    relay: RelayAccess,
+    relay: RelayConnection,
     reporter: Reporter,
     engine: Engine,
     monitor: NetworkMonitor,
     *,
-    patient: bool = False,
     on_withdrawn: Callable[[], None] = lambda: None,
+    sockets: ListeningSockets | None = None,
 ) -> AsyncIterator[Exposure]:
     """Yield an exposure, to be run in the block. After the block its tunnel is closed and its visitors are dropped.
 
-    The caller runs the `engine`, which moves the bytes, and the `monitor`, which ends delays early. `patient`: retry a
-    first attempt that fails, like any later one. `on_withdrawn` is called once the relay sends no more visitors, while
-    the present ones finish.
+    The caller runs the `relay` connection, the `engine`, which moves the bytes, and the `monitor`, which ends delays
+    early. `on_withdrawn` is called once the relay sends no more visitors, while the present ones finish.
+    Exposures that start together share `sockets`, by which they find out whether their local servers listen.
     """
-    async with trio.open_nursery() as nursery:
-        exposure = Exposure(
-            config, relay, reporter, engine, nursery, monitor, patient=patient, on_withdrawn=on_withdrawn
-        )
+    async with AsyncExitStack() as stack:
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        exposure = Exposure(config, relay, reporter, engine, nursery, monitor, on_withdrawn=on_withdrawn)
+        stack.enter_context(relay.attached(exposure.on_connection_lost))
         if (check := config.check) is not None:
             on_result = partial(exposure.on_health, check)
             nursery.start_soon(run_checks, LocalServer(config.target), check, reporter, on_result)
-        if (reason := why_nothing_listens(config.target)) is not None:
+        if (reason := why_nothing_listens(config.target, sockets)) is not None:
             reporter.report("trouble", reason=reason, repeated=0)
         try:
             yield exposure
@@ -94,13 +92,12 @@ class Exposure:
     def __init__(
         self,
         config: ExposureConfig,
-        relay: RelayAccess,
+        relay: RelayConnection,
         reporter: Reporter,
         engine: Engine,
         nursery: trio.Nursery,
         monitor: NetworkMonitor,
         *,
-        patient: bool,
         on_withdrawn: Callable[[], None],
     ) -> None:
         """`nursery` runs the tasks of visitors and carriers. For the rest see `open_exposure`."""
@@ -110,22 +107,20 @@ class Exposure:
         self._request = config.request
         self._reporter = reporter
         self._monitor = monitor
-        self._patient = patient
         self._visitors = LocalVisitors(
-            LocalServer(config.target), nursery, reporter, linger=config.linger, http=config.scheme == "http"
+            engine, LocalServer(config.target), nursery, reporter, linger=config.linger, http=config.scheme == "http"
         )
         shared = bool(config.request.options.get("share"))
         self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)
-        self._context = AgentContext(engine, nursery, relay, reporter, self.retry_now)
+        self._context = AgentContext(engine, nursery, relay.access, reporter)
         self._withdrawn = False  # no connections at the relay, because the local server is unhealthy
-        self._connected_at: float | None = None  # in `trio.current_time`
+        self._opened_at: float | None = None  # when the tunnel was opened or found, in `trio.current_time`
         self._expires_at: float | None = None  # the end of the first tunnel's ttl, in `trio.current_time`
         self._was_open = False
+        self._serving = False
         self._bug: Exception | None = None
         self._run_scope = trio.CancelScope()
         self._serve_scope = trio.CancelScope()  # cancelled by `drain`
-        self._session_scope = trio.CancelScope()  # around what uses the control connection
-        self._local_host = ""  # our address of the control connection
 
     @property
     def stats(self) -> Stats:
@@ -142,7 +137,11 @@ class Exposure:
         """
         with self._run_scope:
             with self._serve_scope, self._monitor.calling(self._on_network_change):
-                await self._connect_forever()
+                try:
+                    self._serving = True
+                    await self._serve_forever()
+                finally:
+                    self._serving = False
             if self._shutdown.drain_timeout is not None:
                 await self._shutdown.drain(self.session)
         if self._bug:
@@ -186,83 +185,71 @@ class Exposure:
             await self._shutdown.close(session)
 
     def retry_now(self) -> None:
-        """End the delay before the next attempt: the relay answers again."""
+        """End the delay before the next attempt."""
         self._monitor.wake()
 
     def _on_network_change(self) -> None:
-        """Give up a control connection whose local address this machine lost: such a connection ends silently."""
-        if self._local_host and not is_local_address((self._local_host, 0)):
-            self._session_scope.cancel()
         if self.session is not None:
             self.session.source.probe()
 
-    async def _connect_forever(self) -> None:
+    async def _serve_forever(self) -> None:
+        """Open the tunnel, keep it, and after a loss do both again. Raises what is permanent."""
         backoff = Backoff()
         while True:
-            self._connected_at, credential = None, self._relay.credential
+            self._opened_at = None
             try:
-                async with self._relay.connect() as client:
-                    credential = None  # it was accepted
-                    session = await self._find_or_open(client)
-                    if not self._withdrawn:
-                        session.resume()
-                    self._connected_at = trio.current_time()
-                    await self._keep(client, session)
+                client = await self._relay.client()
+                session = await self._find_or_open(client)
+                if not self._withdrawn:
+                    session.resume()
+                self._opened_at = trio.current_time()
+                await session.keep(client)
             except TunneldError as error:
                 if self._is_expired(error):
                     return
-                if credential and self._may_get_new_secret(error):
-                    reason = f"{error}; waiting for a new secret in its file"
-                    self._reporter.report("reconnecting", reason=reason, delay=SECRET_CHECK_INTERVAL)
-                    await self._relay.wait_for_new_secret(credential)
-                    continue
                 if self._is_permanent(error):
                     self._shutdown.reason = str(error)
                     await self._shutdown.wait_for_visitors(self.session)
                     raise
-                connected_at = self._connected_at
-                delay = backoff.delay_after(0.0 if connected_at is None else trio.current_time() - connected_at)
-                self._reporter.report("reconnecting", reason=str(error), delay=round(delay, 1))
+                if not client.answering or self._is_revoked(error):
+                    self._relay.drop(client, error)
+                    continue
+                opened_at = self._opened_at
+                delay = backoff.delay_after(0.0 if opened_at is None else trio.current_time() - opened_at)
+                self._report_loss(str(error), delay)
                 if await self._monitor.sleep(delay):
                     backoff.reset()
 
-    async def _keep(self, client: Client, session: TunnelSession) -> None:
-        """Keep the tunnel until it or the connection is lost, which is always an exception."""
-        self._local_host = local_host = client.local_host
-        try:
-            with trio.CancelScope() as self._session_scope:
-                await session.keep(client)
-        except* trio.Cancelled:  # one per task inside
-            await self._shutdown.leave_over(client, session)
-            raise
-        finally:
-            self._local_host = ""
-        raise RelayUnreachableError(
-            f"connection to relay {client.relay} lost: this machine no longer has the address {local_host}"
-        )
+    def on_connection_lost(self, reason: str, delay: float) -> None:
+        """Called by the relay connection: there is none, and the next attempt is made after `delay` seconds."""
+        if self._serving:
+            self._report_loss(reason, delay)
+        if self.session is not None:
+            self.session.wake()
+
+    def _report_loss(self, reason: str, delay: float) -> None:
+        self._reporter.report("reconnecting", reason=reason, delay=round(delay, 1))
+
+    def _is_revoked(self, error: TunneldError) -> bool:
+        """Whether the credential was changed while the tunnel was open: the next login shows what that means."""
+        return isinstance(error, RefusedError) and error.reply_code == NotAllowedError.code
 
     def _is_expired(self, error: TunneldError) -> bool:
-        """Whether the tunnel is gone because its `ttl` or `idle_timeout` passed, as the user asked, not by accident."""
-        now, options = trio.current_time() + EXPIRY_TOLERANCE, self._request.options
-        if self._expires_at is not None and now >= self._expires_at:
+        """Whether the tunnel has ended by its `ttl` or `idle_timeout`, as the user asked, not by accident."""
+        options = self._request.options
+        if self._expires_at is not None and trio.current_time() + EXPIRY_TOLERANCE >= self._expires_at:
             self._shutdown.reason = f"lifetime of {options['ttl']} s is over (ttl)"
             return True
-        idle = options.get("idle_timeout")
-        if idle is None or not isinstance(error, NoSuchTunnelError) or now < self._visitors.last_active + float(idle):
+        if not (isinstance(error, RefusedError) and error.reply_code == ExpiredError.code):
             return False
-        self._shutdown.reason = f"no data for {idle} s (idle_timeout)"
-        return True
+        self._shutdown.reason = str(error)
+        return any(key in options and str(error).endswith(f"({key})") for key in ("ttl", "idle_timeout"))
 
     def _is_permanent(self, error: TunneldError) -> bool:
         code = error.reply_code if isinstance(error, RefusedError) else error.code
-        if code == NotAllowedError.code and self._connected_at is not None:
-            return False  # the credential changed while connected: the next login shows what that means
-        return code in PERMANENT_REFUSALS or not (self._was_open or self._patient)
-
-    def _may_get_new_secret(self, error: TunneldError) -> bool:
-        """Whether the relay refused a secret that comes from a file: it was rotated, and the file may follow."""
-        refused = isinstance(error, RefusedError) and error.reply_code == NotAllowedError.code
-        return refused and self._relay.reread_secret is not None and (self._was_open or self._patient)
+        if code == NotAllowedError.code and self._opened_at is not None:
+            return False
+        return code in PERMANENT_REFUSALS or not (self._was_open or self._relay.patient)
 
     async def _find_or_open(self, client: Client) -> TunnelSession:
         """Return the session of the tunnel if only the control connection was lost, else open a new tunnel."""
@@ -272,6 +259,7 @@ class Exposure:
                 await session.check(client)
                 await session.rejoin(client)
             except NoSuchTunnelError:
+                self._relay.leave(session.tunnel.id)
                 session.source.close()
             else:
                 self._reporter.report("resumed", address=str(session.tunnel.client), id=session.tunnel.id)
@@ -279,6 +267,7 @@ class Exposure:
         self.session = session = await self._open(client, session)
         self._was_open = True
         tunnel = session.tunnel
+        self._relay.serve(tunnel.id)
         self._reporter.report("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
         return session
 

@@ -20,8 +20,8 @@ from pydantic import (
 from tunneld.agent.config import ExposureConfig, plan_of
 from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MAX_CHECKS, PATH, TIMEOUT, UNHEALTHY_AFTER
 from tunneld.agent.shutdown import DRAIN_WITHIN
-from tunneld.config.certificates import locate
 from tunneld.config.file import load_as, toml
+from tunneld.config.paths import locate
 from tunneld.config.values import (
     MILLISECOND,
     YEAR,

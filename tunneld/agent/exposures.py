@@ -2,17 +2,21 @@
 
     exposures
     ├─ engine         moves the bytes of all exposures: one epoll set, one set of buffers and pipes for the process
+    ├─ relay ×R       the control connection to each relay, see relay_connection.py
     ├─ NAME ×N        runs one exposure after another: a replacement starts when the relay sends its predecessor no more
     │                 visitors
     └─ exposure ×N    the present one of each NAME, and former ones whose visitors finish (see expose.py)
 
-An exposure that fails permanently ends alone and removes what it has in the engine. `run` ends with the last exposure.
+An exposure that fails permanently, or by a bug, ends alone and removes what it has in the engine. `run` ends with the
+last exposure.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import trio
 
@@ -20,10 +24,12 @@ from tunneld.agent.access import RelayAccess
 from tunneld.agent.config import Changes, ExposureConfig, changes
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.expose import Exposure, open_exposure
+from tunneld.agent.local import ListeningSockets
 from tunneld.agent.network import NetworkMonitor
+from tunneld.agent.relay_connection import RelayConnection
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
-from tunneld.errors import TunneldError
+from tunneld.errors import LocalProtocolError, TunneldError
 
 ReporterFactory = Callable[[str, ExposureConfig, Callable[[], Stats]], Reporter]
 """Makes the reporter of an exposure from its name, its configuration, and a function that returns its counts."""
@@ -52,6 +58,8 @@ class Exposures:
         self._tasks: set[str] = set()  # names that have a task
         self._running: dict[Exposure, tuple[str, ExposureConfig]] = {}  # also former ones whose visitors finish
         self._drain_reason = ""  # once draining
+        self._relays: list[RelayConnection] = []
+        self._sockets = ListeningSockets()
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
 
@@ -119,15 +127,22 @@ class Exposures:
         config, opened = spec.config, list[Exposure]()
         reporter = self._new_reporter(name, config, lambda: opened[0].stats if opened else Stats())
         try:
+            relay = self._relay(spec.relay)
             async with open_exposure(
-                config, spec.relay, reporter, self.engine, self._monitor, patient=True, on_withdrawn=withdrawn.set
+                config,
+                relay,
+                reporter,
+                self.engine,
+                self._monitor,
+                on_withdrawn=withdrawn.set,
+                sockets=self._sockets,
             ) as exposure:
                 opened.append(exposure)
                 self._running[exposure] = name, config
                 if self._specs.get(name) is not spec:
                     exposure.stop(self._drain_reason or "removed from the configuration")
                 await exposure.run()
-        except* TunneldError as group:
+        except* Exception as group:
             error = _first_error(group)
             if self._specs.get(name) is spec:
                 self.failures[name] = error
@@ -139,13 +154,31 @@ class Exposures:
             withdrawn.set()
             self._end_if_empty()
 
+    def _relay(self, access: RelayAccess) -> RelayConnection:
+        """The control connection for exposures with this access; its task is started with the first of them."""
+        assert self._nursery is not None
+        self._relays = [relay for relay in self._relays if relay.in_use]
+        for relay in self._relays:
+            if relay.access is access:
+                return relay
+        relay = RelayConnection(access, self._monitor, patient=True)
+        self._relays.append(relay)
+        self._nursery.start_soon(relay.run)
+        return relay
+
     def _end_if_empty(self) -> None:
         if not (self._tasks or self._running):
             self._ended.set()
 
 
-def _first_error(error: TunneldError | BaseExceptionGroup[TunneldError]) -> TunneldError:
-    """The first exception inside nested exception groups, which nurseries make."""
-    while isinstance(error, BaseExceptionGroup):
+def _first_error(error: Exception) -> TunneldError:
+    """The first exception inside nested exception groups, which nurseries make. A bug becomes an error that says where
+    it is.
+    """
+    while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    return error
+    if isinstance(error, TunneldError):
+        return error
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name}:{frame.lineno}"
+    return LocalProtocolError(f"a bug in the agent, please report it: {type(error).__name__}: {error} ({where})")

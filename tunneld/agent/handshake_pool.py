@@ -16,7 +16,7 @@ import trio
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.end_visitor import TlsParked
 from tunneld.agent.pool import Parked, PlainParked, Pool, PoolLimits
-from tunneld.agent.source import MAX_CONCURRENT_DIALS, SourceEvents
+from tunneld.agent.source import SourceEvents
 from tunneld.engine.engine import Engine
 from tunneld.errors import TunneldError
 from tunneld.net.endpoint import Endpoint
@@ -42,7 +42,6 @@ class HandshakePool(Pool):
         self.uri = uri
         self.nursery = nursery
         self.tls_session: ssl.SSLSession | None = None  # for the next connection to resume
-        self.dial_limiter = trio.CapacityLimiter(MAX_CONCURRENT_DIALS)
 
     def _start_dial(self) -> Parked:
         return _Handshake(self)
@@ -61,7 +60,7 @@ class _Handshake:
         pool = self._pool
         try:
             with self._scope:
-                async with pool.dial_limiter:
+                async with pool.relay.dialing:
                     connection, received = await pool.relay.dial_keyed(pool.uri, pool.tls_session)
                 if self._scope.cancel_called:  # at the moment in which the dial succeeded: too late to cancel it
                     connection.close()

@@ -160,11 +160,19 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
 
     async def keep(self, client: Client) -> None:
         """Keep the tunnel until it is lost; `accept` raises the reason."""
-        try:
-            await self._session.keep(client)
-        except TunneldError as error:
-            self._session.source.close()
-            self._end(error)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._wake_when_lost, client)
+            try:
+                await self._session.keep(client)
+            except TunneldError as error:
+                self._session.source.close()
+                self._end(error)
+            nursery.cancel_scope.cancel()
+
+    async def _wake_when_lost(self, client: Client) -> None:
+        """Notice a lost control connection at once, not only at the next request."""
+        await client.wait_lost()
+        self._session.wake()
 
     def _end(self, error: BaseException) -> None:
         self._error = self._error or error

@@ -117,9 +117,28 @@ LISTEN_STATE = "0A"
 """TCP_LISTEN, as those tables print it."""
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+TABLE_AGE = 1.0
+"""Seconds for which the table of listening sockets is used again: hundreds of exposures that start together read it
+once. It takes the kernel milliseconds where a machine has thousands of connections.
+"""
 
 
-def why_nothing_listens(target: Target) -> str | None:
+class ListeningSockets:
+    """The listening TCP sockets of this network namespace, each with its address and port."""
+
+    def __init__(self) -> None:
+        self._table: list[tuple[IpAddress, int]] = []
+        self._read_at = float("-inf")  # in `trio.current_time`
+
+    def table(self) -> list[tuple[IpAddress, int]]:
+        """The sockets, as of at most `TABLE_AGE` ago. Raises `OSError`, and `ValueError` for an unknown format."""
+        if trio.current_time() - self._read_at > TABLE_AGE:
+            self._table = list(_listeners())
+            self._read_at = trio.current_time()
+        return self._table
+
+
+def why_nothing_listens(target: Target, sockets: ListeningSockets | None = None) -> str | None:
     """A sentence for the user if nothing listens at the target; None if something does or it is unknown. Reads files,
     does not connect.
     """
@@ -130,7 +149,8 @@ def why_nothing_listens(target: Target) -> str | None:
     if not is_loopback(target.host):
         return None
     try:
-        found = [address for address, port in _listeners() if port == target.port]
+        table = _listeners() if sockets is None else sockets.table()
+        found = [address for address, port in table if port == target.port]
     except (OSError, ValueError):
         return None
     if any(_serves(address, target.host) for address in found):

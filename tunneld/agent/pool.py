@@ -236,7 +236,7 @@ class PlainParked:
         except OSError as error:
             self._lose(reason_of(error))
         else:
-            self._pool.on_visitor(self._release(), SocketVisitor(self._pool.engine, self.connection), header)
+            self._pool.on_visitor(self._release(), SocketVisitor(self.connection), header)
 
     def close(self) -> None:
         """See `Parked.close`."""

@@ -8,7 +8,7 @@ unplugged), the request that is sent anyway every `REVIEW_INTERVAL` seconds find
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -46,7 +46,6 @@ class AgentContext:
     nursery: trio.Nursery
     relay: RelayAccess
     reporter: Reporter
-    on_relay_answers: Callable[[], None] = lambda: None  # ends a delay before the next attempt early
 
 
 class TunnelSession:
@@ -57,7 +56,9 @@ class TunnelSession:
     def __init__(self, tunnel: OpenTunnel, reporter: Reporter) -> None:
         """Made by `start`."""
         self.tunnel = tunnel
+        self.client: Client | None = None  # the control connection by which the relay knows this agent
         self._reporter = reporter
+        self._kept = False  # `keep` runs
         self._accepting = False  # visitors are wanted
         self._wake = trio.Event()  # there is something for `keep` to do
         self._trouble: str | None = None  # why connections were lost, until `keep` has acted on it
@@ -81,7 +82,8 @@ class TunnelSession:
         """
         tunnel = await open_tunnel(client, request.options, request.backend)
         session = cls(tunnel, context.reporter)
-        events = SourceEvents(on_visitor, session._on_trouble, on_failure, context.on_relay_answers)
+        session.client = client
+        events = SourceEvents(on_visitor, session._on_trouble, on_failure)
         try:
             session.source = await _new_source(tunnel.server, context, request, events)
         except TunneldError:
@@ -102,7 +104,7 @@ class TunnelSession:
 
     async def check(self, client: Client) -> None:
         """Raise `NoSuchTunnelError` unless the tunnel is open and takes visitors; `RefusedError` with the code `ended`
-        if it was closed or drained at the relay on request; and as any call.
+        or `expired` if it has ended for good; and as any call.
         """
         record: Mapping[str, str] = {}
         with _ignoring_no_such_tunnel():
@@ -126,20 +128,22 @@ class TunnelSession:
             if error.reply_code != NoSuchTunnelError.code:
                 raise
             raise NoSuchTunnelError(f"tunnel {self.tunnel.id} was closed at the relay") from None
+        self.client = client
         if self.source.size:
             self.withdraw()
             await self._trim_all(client)
 
-    async def leave(self, client: Client, *, shared: bool) -> None:
+    async def leave(self, client: Client, *, shared: bool, last: bool) -> None:
         """Serve this tunnel no more. The relay drains it, or leaves it to the other agents if it is `shared`.
 
         For the latter, the relay must be able to tell this agent's carriers from the other ones: so they are withdrawn
-        first. Raises as any call.
+        first. It is told nothing unless this is the `last` exposure of this agent. Raises as any call.
         """
         self.withdraw()
         if shared:
             await self.source.wait_withdrawn()
-        await client.call("leave", self.tunnel.id)
+        if last:
+            await client.call("leave", self.tunnel.id)
 
     async def settle(self, client: Client) -> None:
         """Wait, after `leave`, until the visitors on their way have arrived. Raises as any call."""
@@ -148,30 +152,36 @@ class TunnelSession:
 
     async def keep(self, client: Client) -> None:
         """Look after the tunnel until it or the connection is lost, which is always an exception, see `check`."""
-        while True:
-            with trio.move_on_after(REVIEW_INTERVAL):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._cancel_when_lost, client, nursery.cancel_scope)
+        self._kept = True
+        try:
+            while True:
+                with trio.move_on_after(REVIEW_INTERVAL):
                     await self._wake.wait()
-                    self._wake = trio.Event()
-                    nursery.cancel_scope.cancel()
-            if not self._accepting and self.source.parked:
-                await self._trim_all(client)
-            elif self._trouble is not None:
-                await self._recover(client)
-            else:
-                self._backoff.reset()
-                await self._review(client)
+                self._wake = trio.Event()
+                if not self._accepting and self.source.parked:
+                    await self._trim_all(client)
+                elif self._trouble is not None:
+                    await self._recover(client)
+                else:
+                    self._backoff.reset()
+                    await self._review(client)
+        finally:
+            self._kept = False
+            if self._trouble is not None:
+                self.source.pause()
 
-    def _on_trouble(self, reason: str) -> None:
-        """Called by the source: connections were lost or could not be made."""
-        self._trouble = reason
+    def wake(self) -> None:
+        """Have `keep` look after the tunnel now: the control connection was lost."""
         self._wake.set()
 
-    async def _cancel_when_lost(self, client: Client, scope: trio.CancelScope) -> None:
-        """Notice a lost control connection at once, not only at the next request."""
-        await client.wait_lost()
-        scope.cancel()
+    def _on_trouble(self, reason: str) -> None:
+        """Called by the source: connections were lost or could not be made. Without a control connection the relay is
+        probably gone; when there is one again, `resume` is called.
+        """
+        self._trouble = reason
+        self._wake.set()
+        if not self._kept:
+            self.source.pause()
 
     async def _review(self, client: Client) -> None:
         """Nothing happened for a while: check that the relay answers, and trim the pool if it is too large."""

@@ -13,11 +13,10 @@ from contextlib import suppress
 
 import trio
 
-from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import Field, Reporter
+from tunneld.agent.relay_connection import RelayConnection
 from tunneld.agent.session import TunnelSession
 from tunneld.agent.visitors import LocalVisitors
-from tunneld.client import Client
 from tunneld.errors import TunneldError
 
 CLOSE_WITHIN = 3.0
@@ -33,7 +32,7 @@ class AgentShutdown:
 
     def __init__(
         self,
-        relay: RelayAccess,
+        relay: RelayConnection,
         visitors: LocalVisitors,
         reporter: Reporter,
         on_withdrawn: Callable[[], None],
@@ -52,23 +51,13 @@ class AgentShutdown:
         self._shared = shared
         self._relay_knows = False
 
-    async def leave_over(self, client: Client, session: TunnelSession) -> None:
-        """Leave the tunnel over the control connection that `keep` used; the relay knows this agent by it. Finishes
-        even if cancelled.
-        """
-        with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
-            await self._leave(client, session, drop=self.drain_timeout is None)
-
     async def drain(self, session: TunnelSession | None) -> None:
-        """Leave the tunnel, over a new control connection if necessary, and wait for the present visitors."""
+        """Leave the tunnel, and wait for the present visitors."""
         if session is None:
             return
-        if not self._relay_knows:
-            session.source.pause()
-            with trio.move_on_after(CLOSE_WITHIN), suppress(TunneldError):
-                async with self._relay.connect() as client:
-                    await session.check(client)
-                    await self._leave(client, session, drop=False)
+        session.source.pause()
+        with trio.move_on_after(CLOSE_WITHIN), suppress(TunneldError):
+            await self._leave(session, drop=False)
         self._on_withdrawn()
         if self._visitors.now:
             self._report("draining", session, visitors=self._visitors.now, delay=self.drain_timeout or 0.0)
@@ -93,23 +82,26 @@ class AgentShutdown:
         session.source.pause()
         if not self._relay_knows:
             with trio.move_on_after(CLOSE_WITHIN, shield=True), suppress(TunneldError):
-                async with self._relay.connect() as client:
-                    await session.check(client)
-                    await self._leave(client, session, drop=True)
+                await self._leave(session, drop=True)
         self._visitors.drop()
         session.source.close()
         visitors, (up, down) = self._visitors, self._visitors.bytes_moved
         counts = {"served": visitors.served, "failed": visitors.failed, "up": up, "down": down}
         self._report("closed", session, reason=self.reason, **counts)
 
-    async def _leave(self, client: Client, session: TunnelSession, *, drop: bool) -> None:
+    async def _leave(self, session: TunnelSession, *, drop: bool) -> None:
         """Have the relay send no more visitors. With `drop`, it drops the present ones of a tunnel that is not shared;
-        else they finish.
+        else they finish. Without a control connection, wait for one.
         """
+        self._relay.retry_now()
+        client = await self._relay.client()
+        if session.client is not client:
+            await session.check(client)
+        last = self._relay.leave(session.tunnel.id)
         if drop and not self._shared:
             await client.close(session.tunnel.id, keep=True)
         else:
-            await session.leave(client, shared=self._shared)
+            await session.leave(client, shared=self._shared, last=last)
         self._relay_knows = True
         if not drop:
             await session.settle(client)

@@ -13,7 +13,8 @@ from typing import Protocol
 
 import trio
 
-from tunneld.engine.engine import Engine, FailureCallback, Relay, RelayEnd
+from tunneld.engine.end import End
+from tunneld.engine.engine import FailureCallback
 
 VisitorCallback = Callable[["VisitorConnection", bytes], None]
 """Gets each visitor, which the callee owns from now on, and its PROXY header."""
@@ -21,11 +22,12 @@ VisitorCallback = Callable[["VisitorConnection", bytes], None]
 
 class VisitorConnection(Protocol):
     """The connection to one visitor, positioned behind the PROXY header unless that is to be kept. Exactly one of its
-    methods is called, once.
+    members is used, once.
     """
 
-    def join(self, server: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
-        """Relay between the visitor and `server`, and own both from now on. `linger` in seconds, see `Engine.join`."""
+    @property
+    def end(self) -> socket.socket | End:
+        """What the engine joins to the local server, and owns from then on."""
 
     def stream(self) -> trio.abc.HalfCloseableStream:
         """Return the visitor as a stream, which the caller owns."""
@@ -37,15 +39,15 @@ class VisitorConnection(Protocol):
 class SocketVisitor:
     """A visitor on a connection of its own. Implements `VisitorConnection`."""
 
-    __slots__ = ("_connection", "_engine")
+    __slots__ = ("_connection",)
 
-    def __init__(self, engine: Engine, connection: socket.socket) -> None:
-        self._engine = engine
+    def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
-    def join(self, server: socket.socket, *, linger: float, on_end: Callable[[Relay, RelayEnd], None]) -> Relay:
-        """Hand both sockets to the engine."""
-        return self._engine.join(self._connection, server, linger=linger, on_end=on_end)
+    @property
+    def end(self) -> socket.socket:
+        """The socket itself."""
+        return self._connection
 
     def stream(self) -> trio.abc.HalfCloseableStream:
         """Return a `trio.SocketStream`."""
@@ -54,12 +56,6 @@ class SocketVisitor:
     def close(self, reason: str) -> None:
         """Close the connection; TCP cannot carry the reason."""
         self._connection.close()
-
-
-MAX_CONCURRENT_DIALS = 8
-"""Connections of one tunnel being made at once: half of what a relay accepts from one address by default. Until it has
-presented its key, each of them is unauthenticated there.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +67,6 @@ class SourceEvents:
     """Connections were lost or could not be made, and why, as a sentence. The source has paused."""
     on_failure: FailureCallback
     """A callback raised: a bug."""
-    on_unknown_tunnel: Callable[[], None] = lambda: None
-    """The relay answers but does not know the tunnel, so it is worth reconnecting at once."""
 
 
 class ConnectionSource(Protocol):

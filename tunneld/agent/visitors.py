@@ -21,7 +21,7 @@ from tunneld.agent import health
 from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Reporter
 from tunneld.agent.local import LocalServer
 from tunneld.agent.source import VisitorConnection
-from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
+from tunneld.engine.engine import Cause, Engine, Relay, RelayEnd, Side
 from tunneld.errors import RemoteProtocolError, reason_of
 from tunneld.net.dial import check_not_refused
 from tunneld.net.endpoint import join_host_port
@@ -37,7 +37,14 @@ class LocalVisitors:
     """The visitors being served, and the counts of past ones."""
 
     def __init__(
-        self, local: LocalServer, nursery: trio.Nursery, reporter: Reporter, *, linger: float, http: bool = False
+        self,
+        engine: Engine,
+        local: LocalServer,
+        nursery: trio.Nursery,
+        reporter: Reporter,
+        *,
+        linger: float,
+        http: bool = False,
     ) -> None:
         """`nursery` runs the tasks of the few visitors that need one. `linger` in seconds, see `Engine.join`. `http`:
         if the local server cannot be dialled, answer visitors with HTTP status 503.
@@ -45,6 +52,7 @@ class LocalVisitors:
         self.served = 0
         self.failed = 0
         self._last_active = trio.current_time()  # when the last visitor left or failed
+        self._engine = engine
         self._local = local
         self._nursery = nursery
         self._reporter = reporter
@@ -152,7 +160,8 @@ class LocalVisitors:
 
     def _join(self, visitor: VisitorConnection, server: socket.socket, header: bytes) -> None:
         self.served += 1
-        self._relays[visitor.join(server, linger=self._linger, on_end=self._on_relay_end)] = header
+        relay = self._engine.join(visitor.end, server, linger=self._linger, on_end=self._on_relay_end)
+        self._relays[relay] = header
         if self._reporter.wants_visitors:
             self._reporter.report("visitor", visitor=visitor_address(header))
 

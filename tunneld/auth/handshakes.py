@@ -18,10 +18,10 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.authenticator import Authenticator, claim_of
 from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
-from tunneld.errors import NotAllowedError, TunneldError, reason_of
-from tunneld.net.endpoint import format_peer, unmap
+from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, reason_of
+from tunneld.net.endpoint import format_peer
 from tunneld.tls.connection import PEER_CLOSED, is_truncation
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("auth")
@@ -30,6 +30,18 @@ Handshake = Callable[[], Awaitable[None]]
 """Authenticates one connection and hands it to its tunnel. It owns the connection and closes it when it fails or is
 cancelled. Raises `OSError` if the connection fails, or a `TunneldError` that says why it was refused.
 """
+
+
+class FailedProofError(NotAllowedError):
+    """The peer proved nothing with `proof`: a wrong key, or a user name without a right key."""
+
+    def __init__(self, message: str, proof: str) -> None:
+        super().__init__(message)
+        self.proof = proof
+
+
+class NothingReceivedError(RemoteProtocolError):
+    """The peer closed the connection before it sent anything, as probes do. This costs nothing and is no failure."""
 
 
 class HandshakeSupervisor:
@@ -63,7 +75,7 @@ class HandshakeSupervisor:
 
         `service` names the port in the log; `timeout` is in seconds and defaults to that of the supervisor.
         """
-        host = unmap(peer[0])
+        host = peer[0]
         slot = self._authenticator.preauth.acquire(host, trio.current_time(), random.random())
         if isinstance(slot, PreauthRefusal):
             connection.close()
@@ -78,22 +90,30 @@ class HandshakeSupervisor:
                 await handshake()
             if scope.cancelled_caught:
                 self._log_penalised(peer, service, slot, f"no key was received within {timeout:g} s")
+            else:
+                self._authenticator.remember_login(peer[0])
+                slot.release()
         except NotAllowedError as error:
-            self._authenticator.log_failure(unmap(peer[0]), service, str(error))
+            claim = claim_of("key", error.proof) if isinstance(error, FailedProofError) else None
+            self._authenticator.log_failure(peer[0], service, str(error), claim=claim)
         except TunneldError as error:
+            slot.has_begun = not isinstance(error, NothingReceivedError | LimitReachedError)
             self._log(peer, service, str(error))
         except OSError as error:
             if isinstance(error, ssl.SSLError) and not is_truncation(error):
                 self._log_penalised(peer, service, slot, reason_of(error))
             else:  # closing early is no failed proof: it may be an agent that gave up waiting for us
+                slot.has_begun = True
                 self._log(peer, service, PEER_CLOSED if is_truncation(error) else reason_of(error))
         except Exception:
             log.exception("handshake of a hidden server failed: a bug", peer=format_peer(peer), service=service)
         finally:
-            slot.release()
+            slot.close(trio.current_time())
 
     def _log(self, peer: Any, service: str, reason: str) -> None:
-        log.info("hidden server refused", peer=format_peer(peer), service=service, reason=reason)
+        self._authenticator.log_limited(
+            log.info, "hidden server refused", service, peer=format_peer(peer), reason=reason
+        )
 
     def _log_penalised(self, peer: Any, service: str, slot: PreauthSlot, reason: str) -> None:
         slot.fail(trio.current_time())

@@ -1,41 +1,36 @@
-"""Limits on unauthenticated connections, and penalties for sources that failed to authenticate. Pure: the time and the
-random number are arguments.
+"""Limits on unauthenticated connections. Pure: the time and the random number are arguments.
 
-**Limits.** A connection is unauthenticated until its TLS handshake and authentication are done. Each costs a
-descriptor, a task and memory, so their number is limited, as in OpenSSH's `MaxStartups`: the more there are, the
-likelier the next one is refused at random. Random refusal means that an attacker that holds every place cannot shut
-honest peers out for certain. A source, which is an IPv4 address or the /64 of an IPv6 address, also has a limit of its
-own, and a penalty once it has failed.
+A connection is unauthenticated until its TLS handshake and authentication are done. Each costs a descriptor, a task and
+memory, so their number is limited, as in OpenSSH's `MaxStartups`: the more there are, the likelier the next one is
+refused at random. Random refusal means that an attacker that holds every place cannot shut honest peers out for
+certain. A source, which is an IPv4 address or the /64 of an IPv6 address, also has a limit of its own, and penalties
+once it has failed (penalties.py).
 
-Loopback counts towards the total only; it has neither a limit per source nor a penalty. Every client of a proxy on this
-machine has its address, so one bad client would shut out all the rest, and the operator too. A local attacker has
-better ways to harm the machine, and guesses over HTTP share one core.
+**Known sources.** Many devices can share an address. Where a peer has logged in within `known_address_time`, a penalty
+of the address leaves `kept_places` for unauthenticated connections, and the credentials that were used there can still
+log in. So a device that attacks the relay does not lock its neighbours out.
 
-**Penalties.** How long a source is refused after each failure:
-
-    failures     1    2    3    4    5   ...
-    refused      -    -    p   2p   4p   ...  max_penalty             counted from the last failure
-
-A source is forgiven completely when `max_penalty` seconds have passed since its last refusal ended (or since its last
-failure, if that brought no refusal). With the defaults and perfect timing, one source gets 34 guesses an hour.
-
-Memory holds `max_sources` sources. When it is full, the source with the fewest failures is forgotten, and among equals
-the one with the oldest last failure. To be forgotten, a source needs that many other sources that have failed at least
-as often; an attacker that has them can guess from each of them anyway, and gains nothing by clearing one. No source
-pays for another: with one penalty shared by all unknown sources, a flood would lock everyone out.
+Loopback and `trusted_networks` count towards the total only; they have neither a limit per source nor a penalty. Every
+client of a proxy on this machine has its address, so one bad client would shut out all the rest, and the operator too.
+A local attacker has better ways to harm the machine, and guesses over HTTP share one core.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum
 
+from tunneld.auth.penalties import MAX_PENALTY_SOURCES, Block, Claim, PenaltyReport, PenaltyTable
 from tunneld.config.schema import ControlSettings
 from tunneld.config.values import Startups
-from tunneld.net.endpoint import is_loopback
-from tunneld.policy.networks import read_address
+from tunneld.errors import UsageError
+from tunneld.net.endpoint import is_loopback, parse_network
+from tunneld.policy.networks import NetworkSet, read_address
+
+MAX_KNOWN_CLAIMS = 64
+"""Credentials remembered per known source: as many as one office or one NAT of a provider has behind an address."""
 
 
 class PreauthReason(Enum):
@@ -73,9 +68,7 @@ def decide(counts: PreauthCounts, startups: Startups, per_source: int, random_nu
     only hits connections that nothing else refuses.
     """
     if counts.penalty > 0:
-        return PreauthRefusal(
-            PreauthReason.PENALTY, f"too many failed logins from your address; try again in {counts.penalty:.0f} s"
-        )
+        return PreauthRefusal(PreauthReason.PENALTY, Block(counts.penalty, of_name=False).reason)
     if counts.of_source >= per_source:
         text = f"{counts.of_source} connections from your address have not authenticated yet"
         return PreauthRefusal(PreauthReason.PER_SOURCE, f"{text} (control.max_startups_per_source)")
@@ -88,16 +81,20 @@ def decide(counts: PreauthCounts, startups: Startups, per_source: int, random_nu
 class PreauthLimiter:
     """Counts the unauthenticated connections of one relay, over all services, and holds the penalties of sources.
 
-    `settings` is called at each decision. `exempt` says which addresses have no limit per source and no penalty.
+    `settings` is called at each decision. `exempt` says which addresses have no limit per source and no penalty, in
+    addition to `trusted_networks`.
     """
 
     def __init__(self, settings: Callable[[], ControlSettings], exempt: Callable[[str], bool] = is_loopback) -> None:
         self.refusals: Counter[PreauthReason] = Counter()
         self._settings = settings
         self._exempt = exempt
+        self._trusted_text: tuple[str, ...] = ()
+        self._trusted = NetworkSet(())
         self._by_source: Counter[int] = Counter()  # without exempt sources; at most one entry per connection
         self._total = 0
-        self._penalties = Penalties()
+        self._penalties = PenaltyTable(settings)
+        self._known = KnownSources(lambda: settings().known_address_time)
 
     def __len__(self) -> int:
         return self._total
@@ -107,42 +104,92 @@ class PreauthLimiter:
         """Unauthenticated connections of each source that has any, without exempt sources."""
         return self._by_source.copy()
 
+    # Places
+
     def acquire(self, host: str, now: float, random_number: float) -> PreauthSlot | PreauthRefusal:
         """Take a place for a new connection from the address `host` at `now` (seconds). A refusal is counted. The
-        caller releases the slot when the connection has authenticated or is closed.
+        caller releases the slot when the connection has authenticated, or closes it with the connection.
         """
         source = self._source(host)
         of_source = 0 if source is None else self._by_source[source]
-        counts = PreauthCounts(self._total, of_source, self.penalty(host, now))
+        counts = PreauthCounts(self._total, of_source, self._penalty_of_connection(source, of_source, now))
         if (refusal := self._decide(counts, random_number)) is not None:
             return refusal
         self._count(source, 1)
-        return PreauthSlot(lambda: self._count(source, -1), lambda at: self.fail(host, at))
+        return PreauthSlot(
+            lambda: self._count(source, -1), lambda at: self.fail(host, at), lambda at: self.abandon(host, at)
+        )
 
     def refuse_penalised(self, host: str, now: float) -> PreauthRefusal | None:
         """The refusal of a connection from a source with a penalty, counted; else None. For connections that take no
         place.
         """
-        return self._decide(PreauthCounts(0, 0, self.penalty(host, now)), 0.0)
+        return self._decide(PreauthCounts(0, 0, self._penalty_of_connection(self._source(host), 0, now)), 0.0)
 
     def is_exempt(self, host: str) -> bool:
         """Whether `host` has no limit per source and no penalty."""
-        return self._exempt(host)
+        return self._source(host) is None
 
-    def fail(self, host: str, now: float) -> None:
-        """Record that a peer at `host` failed to authenticate."""
-        source, settings = self._source(host), self._settings()
-        if source is not None:
-            self._penalties.add(source, now, settings.penalty, settings.max_penalty)
+    # Failures and logins
+
+    def fail(self, host: str, now: float, claim: Claim | None = None) -> None:
+        """Record that a peer at `host` failed to authenticate, as `claim` if it named one."""
+        if (source := self._source(host)) is not None:
+            self._penalties.fail(source, now, claim)
+
+    def abandon(self, host: str, now: float) -> None:
+        """Record that a peer at `host` left after a handshake had begun, without an attempt to authenticate."""
+        if (source := self._source(host)) is not None:
+            self._penalties.abandon(source, now)
+
+    def succeed(self, host: str, now: float, claim: Claim | None = None) -> None:
+        """Record that a peer at `host` is authenticated, as `claim` if it named one."""
+        if (source := self._source(host)) is not None:
+            self._known.add(source, now, claim)
+
+    def block(self, host: str, claim: Claim | None, now: float) -> Block | None:
+        """Why a login as `claim` from `host` is refused now, whatever its proof; None if it is not."""
+        if (source := self._source(host)) is None:
+            return None
+        if claim is not None and (seconds := self._penalties.claim_penalty(source, claim, now)) > 0:
+            return Block(seconds, of_name=True)
+        seconds = self._penalties.source_penalty(source, now)
+        if seconds > 0 and not (claim is not None and self._known.has_claim(source, claim, now)):
+            return Block(seconds, of_name=False)
+        return None
 
     def penalty(self, host: str, now: float) -> float:
-        """Seconds for which connections from `host` are still refused; 0.0 if it has no penalty."""
+        """Seconds for which `host` is still refused as a whole; 0.0 if it is not."""
         source = self._source(host)
-        return 0.0 if source is None else self._penalties.remaining(source, now)
+        return 0.0 if source is None else self._penalties.source_penalty(source, now)
 
     def penalised(self, now: float) -> int:
-        """The number of sources that are refused now."""
-        return self._penalties.active(now)
+        """The number of sources that are refused now as a whole."""
+        return sum(each.claim is None for each in self.report(now))
+
+    def report(self, now: float) -> Iterator[PenaltyReport]:
+        """All penalties in force."""
+        return self._penalties.report(now)
+
+    def pardon(self, host: str) -> bool:
+        """Forget all failures from the source of `host`, an address or the /64 that `report` shows. Returns whether
+        there were any. Raises `UsageError` if it is not an address.
+        """
+        try:
+            source = read_address(host.removesuffix("/64")).source
+        except ValueError:
+            raise UsageError(f"{host!r} is not an address; penalties lists the ones that are blocked") from None
+        return self._penalties.pardon(source)
+
+    # Internals
+
+    def _penalty_of_connection(self, source: int | None, of_source: int, now: float) -> float:
+        """Seconds for which a new connection is refused; 0.0 where it gets a place kept for a known source."""
+        if source is None:
+            return 0.0
+        penalty = self._penalties.source_penalty(source, now)
+        is_kept = penalty > 0 and of_source < self._settings().kept_places and self._known.has(source, now)
+        return 0.0 if is_kept else penalty
 
     def _decide(self, counts: PreauthCounts, random_number: float) -> PreauthRefusal | None:
         settings = self._settings()
@@ -152,7 +199,14 @@ class PreauthLimiter:
         return refusal
 
     def _source(self, host: str) -> int | None:
-        return None if self._exempt(host) else read_address(host).source
+        """The source of an address; None if it is exempt."""
+        if self._exempt(host):
+            return None
+        trusted = self._settings().trusted_networks
+        if trusted != self._trusted_text:
+            self._trusted_text, self._trusted = trusted, NetworkSet(map(parse_network, trusted))
+        address = read_address(host)
+        return None if address in self._trusted else address.source
 
     def _count(self, source: int | None, step: int) -> None:
         self._total += step
@@ -163,10 +217,18 @@ class PreauthLimiter:
 
 
 class PreauthSlot:
-    """The place of one unauthenticated connection. `release` is idempotent; after it, `fail` has no effect."""
+    """The place of one unauthenticated connection. `release` and `close` are idempotent; after them, nothing has an
+    effect.
+    """
 
-    def __init__(self, release: Callable[[], None], fail: Callable[[float], None]) -> None:
-        self._release, self._fail = release, fail
+    def __init__(
+        self,
+        release: Callable[[], None],
+        fail: Callable[[float], None],
+        abandon: Callable[[float], None] = lambda _now: None,
+    ) -> None:
+        self.has_begun = False  # the peer has sent something that cost the relay work, such as a TLS handshake
+        self._release, self._fail, self._abandon = release, fail, abandon
         self._is_held = True
 
     @classmethod
@@ -179,78 +241,62 @@ class PreauthSlot:
     def fail(self, now: float) -> None:
         """Record that the connection failed to authenticate, at `now` (seconds)."""
         if self._is_held:
+            self.has_begun = False  # it is not counted as abandoned, too
             self._fail(now)
 
     def release(self) -> None:
-        """Give the place up: the connection has authenticated or is closed."""
+        """Give the place up: the connection has authenticated."""
         if self._is_held:
             self._is_held = False
             self._release()
 
-
-FREE_FAILURES = 2
-"""Failures without a penalty: room for a person's typing errors, and OpenSSH's 15 s of tolerance at 5 s each."""
-
-MAX_COUNTED_FAILURES = FREE_FAILURES + 36
-"""Failures after which a penalty does not grow: 1 ms doubled 35 times is more than a year, the longest penalty."""
-
-MAX_PENALTY_SOURCES = 16_384
-"""Sources remembered, at about 250 bytes each: 4 MiB. As many as `tunnels.max_sources` has for visitors."""
+    def close(self, now: float) -> None:
+        """Give the place up: the connection is closed. If it has begun a handshake, it has abandoned that."""
+        if self._is_held and self.has_begun:
+            self._abandon(now)
+        self.release()
 
 
-@dataclass(frozen=True, slots=True)
-class _Penalty:
-    until: float  # refused until then
-    forgiven_at: float
+@dataclass(slots=True)
+class _KnownSource:
+    seen_at: float  # a peer was authenticated
+    claims: OrderedDict[Claim, float] = field(default_factory=OrderedDict)  # the same by claim, oldest first
 
 
-class Penalties:
-    """The failures and the penalty of each source. Times are seconds of one monotonic clock."""
+class KnownSources:
+    """The sources where a peer has logged in lately, and as what. Beyond `max_sources`, the oldest is forgotten.
 
-    def __init__(self, max_sources: int = MAX_PENALTY_SOURCES) -> None:
+    `time` returns the number of seconds for which a login counts.
+    """
+
+    def __init__(self, time: Callable[[], float], max_sources: int = MAX_PENALTY_SOURCES) -> None:
+        self._time = time
         self._max_sources = max_sources
-        # One row per number of failures, each in the order of the last failure: the first of a row is evicted first.
-        self._rows: list[dict[int, _Penalty]] = [{} for _ in range(MAX_COUNTED_FAILURES + 1)]
-        self._failures: dict[int, int] = {}  # by source: the index of its row
+        self._sources: OrderedDict[int, _KnownSource] = OrderedDict()  # oldest login first
 
     def __len__(self) -> int:
-        return len(self._failures)
+        return len(self._sources)
 
-    def add(self, source: int, now: float, penalty: float, max_penalty: float) -> None:
-        """Record a failure of `source` at `now`. `penalty` is the penalty of the first failure beyond `FREE_FAILURES`,
-        `max_penalty` the longest one; all in seconds.
-        """
-        self._forgive(now)
-        failures = min(self._forget(source) + 1, MAX_COUNTED_FAILURES)
-        if len(self) >= self._max_sources:
-            self._evict()
-        length = min(penalty * 2.0 ** (failures - FREE_FAILURES - 1), max_penalty) if failures > FREE_FAILURES else 0.0
-        self._rows[failures][source] = _Penalty(now + length, now + length + max_penalty)
-        self._failures[source] = failures
+    def add(self, source: int, now: float, claim: Claim | None) -> None:
+        """A peer at `source` is authenticated."""
+        known = self._sources.setdefault(source, _KnownSource(now))
+        known.seen_at = now
+        self._sources.move_to_end(source)
+        if claim is not None:
+            known.claims[claim] = now
+            known.claims.move_to_end(claim)
+        if len(known.claims) > MAX_KNOWN_CLAIMS:
+            known.claims.popitem(last=False)
+        if len(self._sources) > self._max_sources:
+            self._sources.popitem(last=False)
 
-    def remaining(self, source: int, now: float) -> float:
-        """Seconds for which the source is still refused; 0.0 if it is not."""
-        if (failures := self._failures.get(source)) is None:
-            return 0.0
-        return max(0.0, self._rows[failures][source].until - now)
+    def has(self, source: int, now: float) -> bool:
+        """Whether a peer has logged in there."""
+        known = self._sources.get(source)
+        return known is not None and now - known.seen_at < self._time()
 
-    def active(self, now: float) -> int:
-        """The number of sources that are refused now. It visits all of them: call it for a report, not per
-        connection.
-        """
-        return sum(penalty.until > now for row in self._rows[FREE_FAILURES + 1 :] for penalty in row.values())
-
-    def _forgive(self, now: float) -> None:
-        for row in self._rows:
-            while row and row[first := next(iter(row))].forgiven_at <= now:
-                self._forget(first)
-
-    def _evict(self) -> None:
-        row = next(row for row in self._rows if row)
-        self._forget(next(iter(row)))
-
-    def _forget(self, source: int) -> int:
-        """Remove a source; returns its number of failures."""
-        failures = self._failures.pop(source, 0)
-        self._rows[failures].pop(source, None)
-        return failures
+    def has_claim(self, source: int, claim: Claim, now: float) -> bool:
+        """Whether a peer has logged in there as `claim`."""
+        known = self._sources.get(source)
+        seen_at = None if known is None else known.claims.get(claim)
+        return seen_at is not None and now - seen_at < self._time()

@@ -17,8 +17,9 @@ from typing import Any
 
 import trio
 
+from tunneld.auth.handshakes import FailedProofError, NothingReceivedError
 from tunneld.engine.end import NO_HANDLER
-from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
+from tunneld.engine.engine import FailureCallback, Registration
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import NotAllowedError, RemoteProtocolError
 from tunneld.tls.connection import HANDSHAKE, TlsSocket
@@ -50,7 +51,7 @@ async def read_key(
         else:
             line, early = await _read_line(transport)
         if not hmac.compare_digest(line.strip(), key.encode()):
-            raise NotAllowedError("wrong key")
+            raise FailedProofError("wrong key", line.decode(errors="replace"))
     except NotAllowedError as error:
         await send_line(transport, format_err(error.code, str(error)))
         close(transport)
@@ -89,7 +90,7 @@ async def _encrypt(connection: socket.socket, handshakes: Handshakes) -> TlsSock
         connection.recv(4096)  # closing with unread bytes resets the connection, which would destroy our error line
         raise RemoteProtocolError("the peer sent plain text to a TLS port")
     if not first:
-        raise RemoteProtocolError(CLOSED_BEFORE_KEY)
+        raise NothingReceivedError(CLOSED_BEFORE_KEY)
     tls = TlsSocket(connection, context, server_side=True)
     await tls.shake_hands()
     return tls
@@ -116,7 +117,7 @@ async def _read_line(connection: socket.socket) -> tuple[bytes, bytes]:
         await trio.lowlevel.wait_readable(connection)
         peeked = connection.recv(MAX_KEY_LINE - len(received), socket.MSG_PEEK)
         if not peeked:
-            raise RemoteProtocolError(CLOSED_BEFORE_KEY)
+            raise (RemoteProtocolError if received else NothingReceivedError)(CLOSED_BEFORE_KEY)
         if not received and peeked.startswith(HANDSHAKE):
             raise RemoteProtocolError("the peer started TLS on a plain-text port")
         received += connection.recv(peeked.find(b"\n") + 1 or len(peeked))
@@ -126,37 +127,26 @@ async def _read_line(connection: socket.socket) -> tuple[bytes, bytes]:
 class TlsServerConnection:
     """A TLS connection of the hidden server, for one visitor. Implements `ParkableConnection`."""
 
-    __slots__ = ("_end", "peer")
+    __slots__ = ("end", "peer")
 
     def __init__(self, end: TlsEnd, peer: Any) -> None:
-        self._end = end
+        self.end = end
         self.peer = peer
 
     def watch(self, on_closed: Callable[[], None], on_failure: FailureCallback) -> Registration:
         """See `ParkableConnection.watch`."""
-        return _ParkedWatch(self._end, on_closed, on_failure)
+        return _ParkedWatch(self.end, on_closed, on_failure)
 
     def set_originator(self, visitor: Any | None) -> None:
         """Nothing: TLS cannot carry the visitor's address."""
 
     def send(self, data: bytes) -> None:
         """See `ServerConnection.send`."""
-        self._end.send(data)
-
-    def join(
-        self,
-        visitor: socket.socket,
-        *,
-        linger: float,
-        on_end: Callable[[Relay, RelayEnd], None],
-        throttle: Limiter | None = None,
-    ) -> Relay:
-        """See `ServerConnection.join`."""
-        return self._end.join(visitor, linger=linger, on_end=on_end, throttle=throttle)
+        self.end.send(data)
 
     def close(self) -> None:
         """Close the connection with a close_notify."""
-        self._end.close()
+        self.end.close()
 
 
 class _ParkedWatch:
@@ -167,7 +157,7 @@ class _ParkedWatch:
         self._on_closed = on_closed
         self.on_internal_error = on_failure
         if end.closed or (end.eof_received and not end.buffered):
-            end.pump.call_after_batch(self._report_closed)
+            end.engine.call_after_batch(self._report_closed)
         end.handler = self
 
     def release(self) -> None:
@@ -181,6 +171,9 @@ class _ParkedWatch:
         """Nothing: this handler sends nothing."""
 
     def on_eof(self) -> None:
+        self._on_closed()
+
+    def on_write_failed(self, _error: OSError) -> None:
         self._on_closed()
 
     def on_reset(self, _error: OSError) -> None:

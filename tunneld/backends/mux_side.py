@@ -15,6 +15,7 @@ import trio
 
 from tunneld.backends.queue import WaitQueue
 from tunneld.config import schema
+from tunneld.engine.budget import CostShare, TurnBudget
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
@@ -63,7 +64,8 @@ class MuxServerSide:
         """Register a key with the relay's shared port. Raises `UsageError` if the relay has no such port."""
         self._context = context
         self._registry = self._port(context.services)
-        self._key = self._registry.register(self, _known_key(context))
+        known, scheme = _known_key(context, self._registry.scheme(self.backend))
+        self.key = self._registry.register(self, known, scheme)
         self._carriers: dict[VisitorCarrier, Any] = {}  # each with its peer's address
         self._accepting: list[VisitorCarrier] = []  # for new visitors; of equals, the newest is preferred
         self._queue = WaitQueue[Channel]()
@@ -91,7 +93,7 @@ class MuxServerSide:
     @property
     def uri(self) -> Endpoint:
         """The server URI, with the key by which a carrier is assigned to this tunnel."""
-        return self._registry.uri(self.backend, self._context.advertised_host, self._key)
+        return self._registry.uri(self.backend, self._context.advertised_host, self.key)
 
     @property
     def parked(self) -> int:
@@ -109,11 +111,6 @@ class MuxServerSide:
         return bool(self._carriers) and not self.live_connections
 
     @property
-    def key(self) -> str:
-        """The key of the server URI."""
-        return self._key
-
-    @property
     def carriers(self) -> Collection[VisitorCarrier]:
         """All carriers."""
         return self._carriers.keys()
@@ -122,6 +119,10 @@ class MuxServerSide:
     def client_port(self) -> int:
         """The port that visitors connect to."""
         return self._context.client_port
+
+    def share(self, budget: TurnBudget) -> CostShare:
+        """The share of the pump's turns that all carriers of the tunnel's owner have together."""
+        return self._context.tenant.share(budget)
 
     def dial_nowait(self) -> Channel:
         """A channel on the least loaded carrier; the caller owns it. Raises `trio.WouldBlock` if there is none."""
@@ -149,14 +150,14 @@ class MuxServerSide:
         self._closed = True
         for carrier in list(self._carriers):
             carrier.close("the relay is restarting")
-        return ServerSideSnapshot(key=self._key)
+        return ServerSideSnapshot(key=self.key, scheme=self._registry.scheme(self.backend))
 
     def close(self) -> None:
         """Admit no carriers, close idle ones, and close the remaining ones when their last visitor has left.
         Idempotent.
         """
         self._closed = True
-        self._registry.unregister(self, self._key)
+        self._registry.unregister(self)
         self._close_idle()
         self._queue.close()
 
@@ -237,11 +238,14 @@ def carrier_limits(settings: schema.WebMuxSettings | schema.SshSettings, memory:
     )
 
 
-def _known_key(context: TunnelContext) -> str:
-    """The key that the hidden server may know already; empty if there is none."""
+def _known_key(context: TunnelContext, scheme: str) -> tuple[str, str]:
+    """The key that the hidden server may know already, and the scheme of its server URI; empty if there is none.
+
+    `scheme` is the present one, which a snapshot of an earlier version does not name.
+    """
     if context.snapshot is not None:
-        return context.snapshot.key
-    return context.former.key if context.former is not None else ""
+        return context.snapshot.key, context.snapshot.scheme or scheme
+    return (context.former.key, context.former.scheme) if context.former is not None else ("", "")
 
 
 def _rank(carrier: VisitorCarrier) -> tuple[bool, bool, int]:

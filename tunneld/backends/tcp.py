@@ -26,9 +26,9 @@ import trio
 from tunneld.backends.queue import WaitQueue
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.acceptor import peer_closed, peer_ended
-from tunneld.engine.engine import Engine, FailureCallback, Limiter, Registration, Relay, RelayEnd
+from tunneld.engine.engine import Engine, FailureCallback, Registration
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
-from tunneld.net.endpoint import Endpoint, unmap
+from tunneld.net.endpoint import Endpoint
 from tunneld.net.sockets import bind_in_range, taken_out
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import BackendServices, ServerConnection, ServerSideSnapshot, TunnelContext
@@ -60,12 +60,12 @@ class TcpServerSide:
         """Listen, or adopt the listener and the parked connections of `context.snapshot`. Raises as `bind_in_range`."""
         snapshot = context.snapshot
         self._context = context
-        self._key = _choose_key(context)
+        scheme = "tls" if context.secure == "yes" else "tcp"
+        self._key = _choose_key(context, scheme)
         self._listener = (
             _bind(context.settings, context.former, context.reserved) if snapshot is None else snapshot.listener
         )
         port = self._listener.getsockname()[1] if self._listener is not None else snapshot.port if snapshot else 0
-        scheme = "tls" if context.secure == "yes" else "tcp"
         self._uri = Endpoint(scheme, context.advertised_host, port, self._key)
         self._parked = OrderedDict[ParkableConnection, Registration]()  # oldest first
         self._queue = WaitQueue[ParkableConnection]()
@@ -131,7 +131,7 @@ class TcpServerSide:
 
     def trim(self, keep: int, spared: Container[str] = ()) -> int:
         """See `ServerSide.trim`. Closes the connections that have been parked longest."""
-        parked = [connection for connection in self._parked if unmap(str(connection.peer[0])) not in spared]
+        parked = [connection for connection in self._parked if str(connection.peer[0]) not in spared]
         surplus = parked[: max(0, len(parked) - keep)]
         for connection in surplus:
             self._parked.pop(connection).release()
@@ -253,9 +253,9 @@ class TcpServerSide:
             self._context.on_detached(connection.peer)
 
 
-def _choose_key(context: TunnelContext) -> str:
+def _choose_key(context: TunnelContext, scheme: str) -> str:
     """The key of this server side: empty without `secure`, else the one that its hidden server knows already, or a new
-    one.
+    one. A key that was used with another scheme is not used again: it may have crossed the network in clear.
     """
     if context.secure == "no":
         return ""
@@ -264,7 +264,7 @@ def _choose_key(context: TunnelContext) -> str:
     former = context.former
     return (
         former.key
-        if former is not None and former.key and former.scheme in {"tcp", "tls"}
+        if former is not None and former.key and former.scheme == scheme
         else secrets.token_hex(SERVER_KEY_BYTES)
     )
 
@@ -307,16 +307,10 @@ class TcpServerConnection:
         """See `ServerConnection.send`. A PROXY header fits the empty send buffer of an unused connection."""
         self.socket.send(data)
 
-    def join(
-        self,
-        visitor: socket.socket,
-        *,
-        linger: float,
-        on_end: Callable[[Relay, RelayEnd], None],
-        throttle: Limiter | None = None,
-    ) -> Relay:
-        """See `ServerConnection.join`. The engine takes both sockets."""
-        return self._engine.join(visitor, self.socket, linger=linger, on_end=on_end, throttle=throttle)
+    @property
+    def end(self) -> socket.socket:
+        """See `ServerConnection.end`."""
+        return self.socket
 
     def close(self) -> None:
         """Close the connection."""

@@ -10,6 +10,7 @@ key of an open tunnel. From then on it has no task: the tunnel's server side own
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,18 +18,25 @@ from typing import Any
 import structlog
 import trio
 
-from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.auth.handshakes import HandshakeSupervisor, NothingReceivedError
 from tunneld.backends.mux_side import carrier_limits
 from tunneld.backends.webmux import WebMuxServerSide, find_side
 from tunneld.config import schema
 from tunneld.engine.pump import Pump
-from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError
+from tunneld.errors import (
+    LimitReachedError,
+    NoSuchTunnelError,
+    NotAllowedError,
+    RemoteProtocolError,
+    TunneldError,
+    UsageError,
+)
 from tunneld.mux.carrier import PREAUTH_EXCEEDED, Carrier
 from tunneld.mux.channel import Channel
 from tunneld.mux.connection import connection_over
 from tunneld.net.endpoint import Endpoint, format_peer
 from tunneld.net.listeners import ReloadableListener
-from tunneld.tls.connection import shake_hands
+from tunneld.tls.connection import TlsSocket, shake_hands
 from tunneld.tunnel.keys import KeyRegistry
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("webmux")
@@ -77,7 +85,7 @@ class _WebMuxPort:
         """
         tls = self._handshakes.tls
         try:
-            transport = await shake_hands(connection, tls, server_side=True) if tls else connection
+            transport = await _shake_hands(connection, tls) if tls else connection
             settings = self._settings()
             incoming = _IncomingCarrier(self._registry, peer, settings.max_carriers)
             limits = carrier_limits(settings, settings.carrier_memory)
@@ -94,6 +102,17 @@ class _WebMuxPort:
                 carrier.close("no server URI was defined")
         if incoming.refusal is not None:
             raise incoming.refusal
+        if incoming.side is None:
+            kind = RemoteProtocolError if tls is not None or carrier.has_received else NothingReceivedError
+            raise kind("the connection closed before a server URI was defined")
+
+
+async def _shake_hands(connection: socket.socket, tls: ssl.SSLContext) -> TlsSocket:
+    """Do the TLS handshake. Raises `NothingReceivedError` or OSError; the caller closes the connection then."""
+    await trio.lowlevel.wait_readable(connection)
+    if not connection.recv(1, socket.MSG_PEEK):
+        raise NothingReceivedError("the connection closed before the TLS handshake")
+    return await shake_hands(connection, tls, server_side=True)
 
 
 class _IncomingCarrier:
@@ -126,6 +145,7 @@ class _IncomingCarrier:
             self.carrier.close("refused")  # before it replies to the ping behind this, which would confirm admission
         else:
             self.side, self.on_capacity = side, side.on_capacity
+            self.carrier.turns.share = side.share(self.carrier.pump.budget)
             self.carrier.mark_authenticated()
             log.debug("carrier connected", peer=format_peer(self._peer))
         self.decided.set()

@@ -7,6 +7,7 @@ machine can read in the list of processes.
 from __future__ import annotations
 
 import argparse
+import codecs
 import getpass
 import os
 import signal
@@ -31,20 +32,43 @@ MAX_SECRET_FILE = 1024
 """Largest size in bytes of a file with a secret; a larger file is the wrong one."""
 
 
-def credential(options: argparse.Namespace, ask: Callable[[str], str] | None = None) -> tuple[str, str] | None:
+def as_option(word: str) -> str:
+    """Spell a key as a command line option: `max_pool` as `--max-pool`."""
+    return f"--{word.replace('_', '-')}"
+
+
+def credential(
+    options: argparse.Namespace,
+    ask: Callable[[str], str] | None = None,
+    spell: Callable[[str], str] = as_option,
+) -> tuple[str, str] | None:
     """Return the name and the secret of the credential; None if no name is given. Raises `UsageError`.
 
     The secret is taken from the first of `--secret-file`, $TUNNEL_SECRET and $TUNNEL_SECRET_FILE that is set, else from
-    `ask`, which is called with the name and is `from_terminal` by default.
+    `ask`, which is called with the name and is `from_terminal` by default. If two are set, the user is told which one
+    is used.
     """
     name = options.credential or os.environ.get("TUNNEL_CREDENTIAL")
     if not name:
         if options.secret_file:
-            raise UsageError(f"--secret-file {options.secret_file} is of no use without --credential NAME")
+            raise UsageError(f"{spell('secret_file')} {options.secret_file} is of no use without --credential NAME")
         return None
+    given = sources(options, spell)
+    if len(given) > 1:
+        complain(f"tunnel: the secret of {name!r} is taken from {given[0]}, not from {' or '.join(given[1:])}")
     if path := file_of(options):
-        return name, from_file(path)
+        return name, from_file(path, warn=True)
     return name, os.environ.get("TUNNEL_SECRET") or (ask or from_terminal)(name)
+
+
+def sources(options: argparse.Namespace, spell: Callable[[str], str] = as_option) -> list[str]:
+    """Where a secret is given, as the user wrote it; the first one is used."""
+    path, variable = options.secret_file, os.environ.get("TUNNEL_SECRET_FILE")
+    return [
+        *([f"{spell('secret_file')} {path}"] if path else []),
+        *(["$TUNNEL_SECRET"] if os.environ.get("TUNNEL_SECRET") else []),
+        *([f"$TUNNEL_SECRET_FILE ({variable})"] if variable else []),
+    ]
 
 
 def file_of(options: argparse.Namespace) -> str | None:
@@ -54,20 +78,34 @@ def file_of(options: argparse.Namespace) -> str | None:
     return os.environ.get("TUNNEL_SECRET_FILE")
 
 
-def from_file(path: str) -> str:
-    """Read a secret, the only line of its file. Raises `UsageError`, also if every user can read the file."""
+def from_file(path: str, *, warn: bool = False) -> str:
+    """Read a secret, the only line of its file, without the line end and a byte order mark.
+
+    Raises `UsageError`, also if every user can read the file and this one could change that. Where it cannot, as for
+    the secrets of containers, the file is used, and `warn` says whether to print a warning.
+    """
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - a pipe of the shell (<(pass show relay)) is as good
-            about = os.fstat(file.fileno())
+            about, is_fixed = os.fstat(file.fileno()), _is_fixed(file.fileno())
             content = file.read(MAX_SECRET_FILE + 1)
     except OSError as error:
         raise UsageError(f"could not read the secret file {path}: {reason_of(error)}") from None
     if stat.S_ISREG(about.st_mode) and about.st_mode & stat.S_IROTH:
-        raise UsageError(f"every user of this machine can read the secret file {path}; run chmod o-rwx on it")
-    secret = content.removesuffix(b"\n").removesuffix(b"\r").decode(errors="replace")
+        if not is_fixed:
+            raise UsageError(f"every user of this machine can read the secret file {path}; run chmod o-rwx on it")
+        if warn:
+            complain(f"tunnel: warning: every user of this machine can read the secret file {path}")
+    text = content.removeprefix(codecs.BOM_UTF8)
+    secret = text.removesuffix(b"\n").removesuffix(b"\r").decode(errors="replace")
     if not secret or len(content) > MAX_SECRET_FILE or "\n" in secret:
         raise UsageError(f"the secret file {path} must have exactly one line, of at most {MAX_SECRET_FILE} bytes")
     return secret
+
+
+def _is_fixed(descriptor: int) -> bool:
+    """Whether this user cannot change the mode of an open file: it belongs to another one, or cannot be written to."""
+    read_only = bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
+    return read_only or os.geteuid() not in {0, os.fstat(descriptor).st_uid}
 
 
 def from_terminal(name: str) -> str:
@@ -114,11 +152,6 @@ def add_relay_options(parser: Parser) -> None:
     )
 
 
-def as_option(word: str) -> str:
-    """Spell a key as a command line option: `max_pool` as `--max-pool`."""
-    return f"--{word.replace('_', '-')}"
-
-
 def access(
     options: argparse.Namespace,
     spell: Callable[[str], str] = as_option,
@@ -134,7 +167,9 @@ def access(
 
     path = file_of(options)
     reread = partial(from_file, path) if path and Path(path).is_file() else None  # a pipe can be read only once
-    return RelayAccess(options.relay, _tls(options, spell), options.timeout, credential(options, ask), reread)
+    known = credential(options, ask, spell)
+    source = next(iter(sources(options, spell)), "the prompt") if known is not None else ""
+    return RelayAccess(options.relay, _tls(options, spell), options.timeout, known, reread, source)
 
 
 def form(options: argparse.Namespace) -> Form:

@@ -27,8 +27,7 @@ from datetime import datetime
 import trio
 
 from tunneld.agent.events import Field, Stats
-from tunneld.cli.common import OutputError, OutputGoneError
-from tunneld.cli.tables import printable
+from tunneld.cli.common import OutputError, OutputGoneError, printable, printable_lines
 from tunneld.errors import reason_of
 from tunneld.policy.units import count, format_size
 
@@ -122,7 +121,7 @@ class Board:
 
     def _draw(self, lines: list[str], above: str = "") -> None:
         erase = CLEAR_LINE + (CURSOR_UP + CLEAR_LINE) * (len(self._drawn) - 1) if self._drawn else ""
-        self.err.put(erase + above + "\n".join(lines))
+        self.err.draw(erase + printable_lines(above) + "\n".join(map(printable, lines)))
         self._drawn = lines
 
 
@@ -198,7 +197,11 @@ class Writer:
         return len(self._lines)
 
     def put(self, text: str) -> None:
-        """Queue `text` to be written soon. Never blocks, never raises."""
+        """Queue lines to be written soon, see `printable`. Never blocks, never raises."""
+        self.draw(printable_lines(text))
+
+    def draw(self, text: str) -> None:
+        """Do the same for text with control sequences of our own."""
         self._lines.append(text)
         self._has_lines.set()
 

@@ -138,10 +138,26 @@ def on_interrupt(action: Callable[..., object] | signal.Handlers) -> Iterator[No
         signal.signal(SIGINT, former)
 
 
+def printable(text: str) -> str:
+    r"""Escape characters that do not print, such as controls and direction marks: `\n`, `\x1b`, `\u202e`.
+
+    Text from a peer (a reason, a tunnel's name) must not move the cursor, forge lines or reprogram a terminal. Whatever
+    `tunnel` and `tunneld` print passes through here: in `say`, `complain`, `Writer.put` and `Board`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """Do the same for text that consists of lines, perhaps with tabs."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
 def say(text: str, end: str = "\n") -> None:
     """Print to standard output and flush. Raises `OutputError`."""
     try:
-        print(text, end=end, flush=True)
+        print(printable_lines(text), end=end, flush=True)
     except OSError as error:
         # The interpreter would write the rest of the buffer at exit and report the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -154,7 +170,7 @@ def complain(text: str, end: str = "\n") -> None:
     if sys.stderr is None:
         return
     try:
-        print(text, end=end, file=sys.stderr, flush=True)
+        print(printable_lines(text), end=end, file=sys.stderr, flush=True)
     except OSError:
         return
 
@@ -204,7 +220,7 @@ def _lines(program: str, errors: Sequence[TunneldError]) -> Iterator[str]:
             case ConfigError():
                 yield from error.problems  # each begins with its file, in the format of compilers that editors parse
             case _:
-                yield f"{program}: {error}"
+                yield printable(f"{program}: {error}")  # a relay's reason must not look like several lines
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

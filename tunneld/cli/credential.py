@@ -30,6 +30,7 @@ from tunneld.net.endpoint import is_wildcard, join_host_port
 from tunneld.policy.access import GRANT_LIMITS
 from tunneld.tls.contexts import client_tls_context
 from tunneld.tls.pins import first_fingerprint
+from tunneld.tls.private_files import temporary_beside, write_private
 
 SECRET_BYTES = 24
 """Random bytes in a secret, which has 32 characters."""
@@ -156,16 +157,11 @@ def _path(options: argparse.Namespace) -> Path:
 
 def _replace(path: Path, content: bytes) -> None:
     """Replace a file atomically, with the mode and the owner of the old file. Raises `ConfigError`."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new = temporary_beside(path)
     try:
         about = path.stat()
         try:
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                os.fchown(file.fileno(), about.st_uid, about.st_gid)
-                os.fchmod(file.fileno(), about.st_mode & 0o7777)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            write_private(new, content, like=about)
             new.replace(path)
         finally:
             with suppress(FileNotFoundError):

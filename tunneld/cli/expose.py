@@ -28,8 +28,10 @@ from tunneld.agent.config import plan_of
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.network import NetworkMonitor
+from tunneld.agent.relay_connection import RelayConnection
 from tunneld.cli.access import access, as_option
 from tunneld.cli.board import Board, Writer
+from tunneld.cli.common import complain
 from tunneld.cli.reporters import JsonReporter, LineReporter, LiveReporter, QuietReporter
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
@@ -45,7 +47,7 @@ STOPPED_BY_SIGNAL = "told to stop"
 
 async def run(options: argparse.Namespace) -> int:
     """Serve visitors until stopped by a signal, a limit or the relay. Returns 0, or raises."""
-    config, relay = plan_of(vars(options), as_option), access(options)
+    config, relay_access = plan_of(vars(options), as_option), access(options)
     prepare()
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(*signals_to_handle()))
@@ -61,7 +63,9 @@ async def run(options: argparse.Namespace) -> int:
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
         monitor, engine = NetworkMonitor(), new_engine(poll_timeout=POLL_TIMEOUT)
+        relay = RelayConnection(relay_access, monitor)
         nursery.start_soon(monitor.run)
+        nursery.start_soon(relay.run)
         await nursery.start(engine.run)
         async with open_exposure(config, relay, reporter, engine, monitor) as exposure:
             current.append(exposure)
@@ -72,11 +76,29 @@ async def run(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
+class _AgentLog:
+    """Prints log lines, which may contain text from a peer, on standard error."""
+
+    def __init__(self, *_name: str) -> None:
+        """Structlog passes the name of the logger."""
+
+    def warning(self, text: str) -> None:
+        """Print a line."""
+        complain(text)
+
+    error = critical = warning
+
+
 def prepare() -> None:
     """Set up logging, the descriptor limit and the garbage collector of a process that serves visitors."""
     structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_AgentLog,
     )
     raise_descriptor_limit()
     gc.freeze()  # scanning the modules for garbage would stop all relays for some milliseconds

@@ -33,8 +33,10 @@ from tunneld.config.ssh_keys import read_public_key
 from tunneld.config.values import literal, parse_port_range
 from tunneld.errors import ConfigError, UsageError, reason_of
 from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, join_host_port, parse_host
+from tunneld.tls.private_files import temporary_beside, write_private
 from tunneld.tls.self_signed import make_self_signed
 
+HTTP_PORT = 7011
 CARRIER_PORT = 7012
 SSH_PORT = 7022
 CREDENTIAL = "agent"
@@ -209,9 +211,11 @@ def _public_host(given: str | None) -> str:
 
 def _ports(given: str) -> str:
     try:
-        parse_port_range(given)
+        ports = parse_port_range(given)
     except ValueError as error:
         raise UsageError(f"--ports: {error}") from None
+    if own := [port for port in (CONTROL_PORT, HTTP_PORT, CARRIER_PORT, SSH_PORT) if port in ports]:
+        raise UsageError(f"--ports {given} contains port {own[0]}, which the relay needs for itself")
     return given
 
 
@@ -225,8 +229,8 @@ def _write(files: Mapping[Path, bytes], *, force: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for path, content in files.items():
-            made.append(path.with_name(f".{path.name}.{os.getpid()}"))
-            _write_new(made[-1], content)
+            made.append(temporary_beside(path))
+            write_private(made[-1], content)
         for path, new in zip(files, made, strict=True):
             new.replace(path)
     except OSError as error:
@@ -234,11 +238,3 @@ def _write(files: Mapping[Path, bytes], *, force: bool) -> None:
     finally:
         for new in made:
             new.unlink(missing_ok=True)
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -12,12 +12,12 @@ each line begins with the name of its exposure.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from tunneld.agent.events import Field, Stats
 from tunneld.cli.board import Board, Writer
+from tunneld.cli.tables import json_line
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.units import count
 
@@ -106,7 +106,7 @@ class JsonReporter:
         if event == "opened":
             fields["address"] = public_address(str(fields["address"]), self._scheme)
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._out.put(json.dumps({"time": time, "event": event, **self._exposure, **fields}, ensure_ascii=False) + "\n")
+        self._out.put(json_line({"time": time, "event": event, **self._exposure, **fields}))
 
 
 def public_address(client_uri: str, scheme: str) -> str:

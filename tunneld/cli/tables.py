@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from tunneld.cli.common import printable
 from tunneld.policy.units import format_duration, format_size
 
 Record = Mapping[str, str]
@@ -28,9 +29,11 @@ TRAFFIC = frozenset(
     }
 )
 PORTS = frozenset({"client_port", "server_port"})
-INTEGER_KEYS = PROCESS | TRAFFIC | PORTS | {"age", "count", "left", "opened", "reservations", "tunnels"}
+INTEGER_KEYS = PROCESS | TRAFFIC | PORTS | {"age", "count", "failures", "left", "opened", "reservations", "tunnels"}
 """Keys with values that are integers in JSON."""
 BOOLEAN_KEYS = frozenset({"persist", "needs_restart"})
+MAX_DIGITS = 20
+"""Digits of a 64-bit number: a relay counts bytes with no more."""
 BOOLEANS = {"yes": True, "no": False}
 
 
@@ -71,6 +74,10 @@ RESERVATIONS = (
     TableColumn("tunnel"),
     TableColumn("left", right=True),
 )
+PENALTIES = (
+    *(TableColumn(key) for key in ("address", "scope", "credential")),
+    *(TableColumn(key, right=True) for key in ("failures", "left")),
+)
 SETTINGS = tuple(TableColumn(key) for key in ("key", "value"))
 CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart"))
 
@@ -100,21 +107,27 @@ def facts(record: Record, form: Form) -> str:
 def json_lines(records: Iterable[Mapping[str, object]]) -> str:
     """Format one JSON object per line, with integers and booleans for the keys that have such values."""
     objects = ({key: _typed(key, value) for key, value in record.items()} for record in records)
-    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
+    return "".join(json_line(each) for each in objects)
+
+
+def json_line(record: Mapping[str, object]) -> str:
+    """Format one JSON object with a line end. Characters that do not print are escaped, as JSON allows for all."""
+    text = json.dumps(record, ensure_ascii=False)
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text) + "\n"
 
 
 def for_people(key: str, value: str) -> str:
     """Format the value of a key for people."""
-    return FORMATTERS[key](int(value)) if key in FORMATTERS and value.isdecimal() else printable(value)
+    return FORMATTERS[key](int(value)) if key in FORMATTERS and is_count(value) else printable(value)
 
 
-def printable(text: str) -> str:
-    """Escape control characters in text from a peer (a tunnel's name, say), to protect terminals and tables."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+def is_count(value: str) -> bool:
+    """Whether a value is a count of at most `MAX_DIGITS` digits. Python refuses to read numbers of any length."""
+    return value.isascii() and value.isdecimal() and len(value) <= MAX_DIGITS
 
 
 def _typed(key: str, value: object) -> object:
-    if key in INTEGER_KEYS and isinstance(value, str) and value.isdecimal():
+    if key in INTEGER_KEYS and isinstance(value, str) and is_count(value):
         return int(value)
     if key in BOOLEAN_KEYS and isinstance(value, str):
         return BOOLEANS.get(value, value)

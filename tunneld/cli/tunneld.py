@@ -7,12 +7,13 @@ import gc
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunneld.cli.common import Parser, run, say
+from tunneld.cli.common import Parser, complain, run, say
 from tunneld.errors import AwaitedConfigError, ConfigError
 
 if TYPE_CHECKING:
@@ -96,9 +97,7 @@ def _tunneld(options: argparse.Namespace) -> int:
         return _overridden(config.load(path) if path is not None else config.Settings(), options)
 
     if options.check:
-        load()
-        say(f"{path or 'built-in defaults'}: ok")
-        return 0
+        return _check(load(), path)
     if options.print_config:
         say(config.dump(load()), end="")
         return 0
@@ -109,6 +108,20 @@ def _tunneld(options: argparse.Namespace) -> int:
         if has_stored:
             raise AwaitedConfigError(error.problems) from None
         raise
+
+
+def _check(settings: Settings, path: Path | None) -> int:
+    """Report what is dubious in a configuration that can be used."""
+    from tunneld.config.permissions import writable_by_group  # noqa: PLC0415 - as above
+    from tunneld.tls.store import CertificateStore  # noqa: PLC0415
+
+    store = CertificateStore()
+    store.apply(store.load(settings.certificates))
+    expiring = [problem for each in store.certificates() if (problem := each.problem(time.time()))]
+    for warning in (*writable_by_group(settings, path), *expiring):
+        complain(f"tunneld: warning: {warning}")
+    say(f"{path or 'built-in defaults'}: ok")
+    return os.EX_OK
 
 
 def _has_stored_connections() -> bool:

@@ -11,9 +11,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tunneld.cli.access import access, form
-from tunneld.cli.common import on_interrupt, say
+from tunneld.cli.common import on_interrupt, printable, say
 from tunneld.cli.tables import (
     CHANGES,
+    PENALTIES,
     RESERVATIONS,
     SETTINGS,
     TUNNELS,
@@ -21,16 +22,18 @@ from tunneld.cli.tables import (
     Form,
     Record,
     facts,
+    is_count,
     json_lines,
-    printable,
     table,
 )
 from tunneld.errors import (
     EndedError,
+    ExpiredError,
     LimitReachedError,
     NoSuchTunnelError,
     RefusedError,
     RelayUnreachableError,
+    RemoteProtocolError,
     UsageError,
 )
 from tunneld.policy.units import count
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 REFERENCE = ("ref", "REF", "id, URI or port of the tunnel, as shown by `tunnel list`")
 DRAINED = "drained"
 """The reason of the `closed` event when the last visitor of a draining tunnel has left."""
-TUNNEL_GONE_CODES = frozenset({NoSuchTunnelError.code, EndedError.code})
+TUNNEL_GONE_CODES = frozenset({NoSuchTunnelError.code, EndedError.code, ExpiredError.code})
 """Error codes for a request about a tunnel that has ended in the meantime; the `closed` event then says why."""
 RESTART_STEP_TIMEOUT = 40.0
 """Seconds for each of the two steps of a restart, if `--timeout` is less: the relay gives the new program half a minute
@@ -83,7 +86,10 @@ async def list_tunnels(client: Client, _options: argparse.Namespace, shape: Form
 
 async def show(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return the facts of a tunnel, then a table of its visitors."""
-    tunnel, *visitors = (await client.call("show", options.ref)).items
+    records = (await client.call("show", options.ref)).items
+    if not records:
+        raise RemoteProtocolError("invalid answer of the relay: it describes no tunnel")
+    tunnel, *visitors = records
     if shape is Form.JSON:
         return json_lines([tunnel, *visitors])
     if shape is Form.FIELDS:
@@ -99,6 +105,17 @@ async def status(client: Client, _options: argparse.Namespace, shape: Form) -> s
 async def settings(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return a table of keys and values."""
     return table((await client.call("settings", *filter(None, [options.key_path]))).items, SETTINGS, shape)
+
+
+async def penalties(client: Client, _options: argparse.Namespace, shape: Form) -> str:
+    """Return a table of penalties."""
+    records = (await client.call("penalties")).items
+    return "no penalties\n" if shape is Form.PEOPLE and not records else table(records, PENALTIES, shape)
+
+
+async def pardon(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    return text((await client.call("pardon", options.address)).text, shape)
 
 
 async def reload(client: Client, _options: argparse.Namespace, shape: Form) -> str:
@@ -118,8 +135,8 @@ async def restart(client: Client, options: argparse.Namespace, shape: Form) -> s
                 pass
     async with access(options).connect() as again:
         status = await again.status()
-    kept = f"{count(int(status['tunnels']), 'tunnel')} and {count(int(status['visitors']), 'visitor')}"
-    return text(f"restarted as version {status['version']}, with {kept}", shape)
+    kept = f"{count(_number(status, 'tunnels'), 'tunnel')} and {count(_number(status, 'visitors'), 'visitor')}"
+    return text(f"restarted as version {_fact(status, 'version')}, with {kept}", shape)
 
 
 async def close(client: Client, options: argparse.Namespace, shape: Form) -> str:
@@ -142,17 +159,17 @@ async def drain(client: Client, options: argparse.Namespace, shape: Form) -> str
             if error.reply_code not in TUNNEL_GONE_CODES:
                 raise
         async for event in events:
-            match event["event"]:
+            match _fact(event, "event"):
                 case "draining":
-                    left = int(event["visitors"])
+                    left = _number(event, "visitors")
                 case "left":
                     left -= 1
                     say(text(f"{count(left, 'visitor')} still connected", shape), end="")
-                case "closed" if event["reason"] == DRAINED:
+                case "closed" if _fact(event, "reason") == DRAINED:
                     return text(DRAINED, shape)
                 case "closed":
                     raise LimitReachedError(
-                        f"tunnel {event['id']} closed before all visitors had left: {event['reason']}"
+                        f"tunnel {_fact(event, 'id')} closed before all visitors had left: {event['reason']}"
                     )
     raise RelayUnreachableError("the relay stopped before all visitors of the tunnel had left")
 
@@ -244,6 +261,19 @@ VERBS = (
         [("key_path", "KEY", "print only keys that begin with KEY, such as control.max")],
         nargs="?",
     ),
+    Verb(
+        "penalties",
+        "penalties",
+        "list the addresses, and the names at an address, that are blocked after failed logins",
+        penalties,
+    ),
+    Verb(
+        "pardon",
+        "pardon",
+        "unblock an address: forget the failed logins from it",
+        pardon,
+        [("address", "ADDRESS", "the address, as shown by `tunnel penalties`")],
+    ),
     Verb("reload", "reload", "make the daemon read its configuration file again", reload),
     Verb("restart", "restart", "restart the daemon, keeping tunnels and tcp connections", restart),
     Verb("shutdown", "shutdown", "stop the daemon", shut_down),
@@ -295,6 +325,21 @@ def clock(time: str) -> str:
         return datetime.fromisoformat(time).astimezone().strftime("%H:%M:%S")
     except ValueError:
         return ""
+
+
+def _fact(record: Record, key: str) -> str:
+    """A value of a record. Raises `RemoteProtocolError` if the relay left it out."""
+    if key not in record:
+        raise RemoteProtocolError(f"invalid answer of the relay: {key} is missing")
+    return record[key]
+
+
+def _number(record: Record, key: str) -> int:
+    """A count in a record. Raises `RemoteProtocolError`."""
+    value = _fact(record, key)
+    if not is_count(value):
+        raise RemoteProtocolError(f"invalid answer of the relay: {key} is not a number")
+    return int(value)
 
 
 def _lines(text: str) -> Sequence[str]:

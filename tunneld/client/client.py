@@ -4,8 +4,8 @@
         server_uri = await client.open_tunnel()
         print(await client.get_tunnel_address(server_uri))
 
-One connection carries one request at a time; several tasks may share a client and take turns. A call that is cancelled
-or times out does not affect later ones.
+Several tasks may share a client: their requests are sent as they come, and answered in that order. A call that is
+cancelled or times out does not affect later ones.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import trio
 
 from tunneld.client.exchange import Answer, ControlExchange, Record, why
 from tunneld.client.login import authenticate
-from tunneld.errors import RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.net.endpoint import Endpoint, parse_relay, unmap
+from tunneld.errors import LimitReachedError, RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
+from tunneld.net.accept import local_address, peer_address
+from tunneld.net.endpoint import Endpoint, parse_relay
 from tunneld.tls.connection import PEER_CLOSED
 from tunneld.tls.contexts import client_tls_context
-from tunneld.wire.lines import Request, Value
+from tunneld.wire.lines import Err, Request, Value, parse_reply
 
 PROTOCOL = "1"
 """The version of the control protocol that this client speaks."""
@@ -31,7 +32,8 @@ PROTOCOL = "1"
 TLS_CLOSE_TIMEOUT = 1.0
 """Seconds for the relay to accept the end of a TLS connection."""
 
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+MAX_PLAIN_REFUSAL = 1024
+"""Bytes of a refusal in plain text on a port with TLS: one line, and the relay's own are below 200."""
 
 
 @asynccontextmanager
@@ -41,6 +43,7 @@ async def connect(
     tls: ssl.SSLContext | None = None,
     timeout: float = 10.0,
     credential: tuple[str, str] | None = None,
+    secret_source: str = "",
 ) -> AsyncIterator[Client]:
     """Connect to a relay's control port, for the length of the `async with`; tunnels opened by it stay open.
 
@@ -48,7 +51,7 @@ async def connect(
     the connection uses TLS in any case; `tls://` without one checks the relay's certificate against the system's
     authorities. `timeout` is in seconds and bounds each step: the connection, the TLS handshake, the greeting, and
     later each answer. `credential` is a name and its secret. The secret is proved and never sent, and the relay must
-    prove that it knows it, too.
+    prove that it knows it, too. `secret_source` says where the secret comes from, for error messages.
 
     Raises `UsageError`, `RelayUnreachableError`, `RemoteProtocolError` (not a tunneld relay, or one that does not know
     the secret), `RefusedError` (the relay is full, or the secret is wrong), `NotAllowedError` (it requires a
@@ -62,7 +65,7 @@ async def connect(
     try:
         exchange = ControlExchange(str(endpoint), stream, timeout)
         version, method = await _receive_greeting(exchange, endpoint)
-        await authenticate(exchange, endpoint, method, credential)
+        await authenticate(exchange, endpoint, method, credential, secret_source)
         yield Client(endpoint, version, _addresses(stream), exchange, tls)
     finally:
         with trio.move_on_after(TLS_CLOSE_TIMEOUT):
@@ -110,12 +113,27 @@ class Client:
         texts = {key: _text(value) for key, value in options.items() if value is not None}
         return await self._exchange.request(Request(verb, args, texts))
 
-    async def wait_lost(self) -> None:
-        """Wait until the connection is lost; the next call raises the reason. Calls can be made meanwhile.
+    async def wait_lost(self) -> str:
+        """Wait until the connection is lost, and return the reason. Calls can be made meanwhile.
 
-        await client.wait_lost()
+        print(await client.wait_lost())
         """
-        await self._exchange.wait_lost()
+        return await self._exchange.wait_lost()
+
+    @property
+    def answering(self) -> bool:
+        """False once the connection is lost, and while the relay has not answered in time.
+
+        if not client.answering: ...
+        """
+        return self._exchange.answering
+
+    def give_up(self, reason: str) -> None:
+        """Count the connection as lost: every call that waits, and every later one, raises `reason`.
+
+        client.give_up("this machine no longer has its address")
+        """
+        self._exchange.give_up(reason)
 
     async def open_tunnel(self, backend: str = "tcp", **options: Value) -> str:
         """Open a tunnel and return its server URI: where the hidden server connects.
@@ -196,7 +214,7 @@ async def _dial(endpoint: Endpoint, tls: ssl.SSLContext | None, timeout: float) 
             return transport
         failure = f"TLS handshake with relay {endpoint} failed"
         with trio.fail_after(timeout):
-            return await _encrypt(transport, tls or client_tls_context(), endpoint.host)
+            return await _encrypt(transport, tls or client_tls_context(), endpoint)
     except trio.TooSlowError:
         reason = f"no answer in {timeout:g} s"
     except OSError as error:
@@ -208,10 +226,62 @@ async def _dial(endpoint: Endpoint, tls: ssl.SSLContext | None, timeout: float) 
     raise RelayUnreachableError(f"{failure}: {reason}")
 
 
-async def _encrypt(transport: trio.SocketStream, tls: ssl.SSLContext, host: str) -> trio.SSLStream[trio.SocketStream]:
-    stream = trio.SSLStream(transport, tls, server_hostname=host)
+class RecordedTransport(trio.abc.Stream):
+    """The TCP connection below TLS. It keeps the first bytes that the relay sent: a relay that refuses a connection
+    says so in plain text, without a handshake.
+    """
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.socket = stream.socket
+        self.first = b""
+        self._stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """See `trio.abc.SendStream`."""
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See `trio.abc.SendStream`."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """See `trio.abc.ReceiveStream`."""
+        data = await self._stream.receive_some(max_bytes)
+        self.first = self.first or bytes(data[:MAX_PLAIN_REFUSAL])
+        return data
+
+    async def aclose(self) -> None:
+        """See `trio.abc.AsyncResource`."""
+        await self._stream.aclose()
+
+    def refusal(self) -> str:
+        """The text of a refusal in plain text; empty if the relay sent anything else."""
+        if not self.first.startswith(b"ERR "):
+            return ""
+        try:
+            line = parse_reply(self.first.partition(b"\n")[0])
+        except RemoteProtocolError:
+            return ""
+        return line.text if isinstance(line, Err) and line.code == LimitReachedError.code else ""
+
+
+Stream = trio.SocketStream | trio.SSLStream[RecordedTransport]
+
+
+async def _encrypt(
+    connection: trio.SocketStream, tls: ssl.SSLContext, endpoint: Endpoint
+) -> trio.SSLStream[RecordedTransport]:
+    """Do the TLS handshake. Raises `trio.BrokenResourceError`, or `RefusedError` if the relay says why it refuses."""
+    transport = RecordedTransport(connection)
+    stream = trio.SSLStream(transport, tls, server_hostname=endpoint.host)
     try:
         await stream.do_handshake()
+    except trio.BrokenResourceError:
+        await trio.aclose_forcefully(transport)
+        if reason := transport.refusal():
+            message = f"relay {endpoint} refused the connection, in plain text: {reason}"
+            raise RefusedError(LimitReachedError.code, message) from None
+        raise
     except BaseException:
         await trio.aclose_forcefully(transport)
         raise
@@ -232,7 +302,7 @@ def _addresses(stream: Stream) -> tuple[str, str]:
     """The local address of a connection and the relay's."""
     socket = (stream if isinstance(stream, trio.SocketStream) else stream.transport_stream).socket
     try:
-        return unmap(socket.getsockname()[0]), unmap(socket.getpeername()[0])
+        return local_address(socket)[0], peer_address(socket)[0]
     except OSError:
         return "", ""  # the connection broke after the greeting; the next call raises the reason
 

@@ -1,16 +1,20 @@
 """Requests and replies, in order, on one control connection.
 
-Replies carry no number: only their order says to which request they belong. `_pending` counts the verdicts (OK or ERR)
-that have not arrived yet. A request adds one. While more than one is pending, what arrives answers a request that was
-abandoned (cancelled or timed out) and is discarded.
+    task ──► request ──► relay        many may be unanswered at once, up to `MAX_UNANSWERED`
+    task ◄── verdict ◄── relay        replies carry no number: only their order says to which request they belong
+
+`_unanswered` has the requests whose verdict (OK or ERR) has not arrived, oldest first. A request that was abandoned
+(cancelled or timed out) stays there, and its reply is discarded when it arrives. There is no task for reading: one of
+the tasks that wait for a reply reads for all of them, and another one takes over when it has its own.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import trio
@@ -31,6 +35,10 @@ from tunneld.wire.lines import (
 
 READ_SIZE = 64 * 1024
 """Bytes read at once: a list of 250 tunnels."""
+MAX_UNANSWERED = 64
+"""Requests on their way at once. With 64 a process opens 500 tunnels in a second over a line with a round trip of
+60 ms, and a request that cannot wait (the agent is told to stop) is not behind hundreds.
+"""
 
 Record = Mapping[str, str]
 """One `*` line of an answer: its keys and values, all strings, as tunneld-control(7) lists them."""
@@ -44,6 +52,16 @@ class Answer:
     items: Sequence[Record] = ()
 
 
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A request whose verdict has not arrived, and the items that have."""
+
+    sent_at: float  # in `trio.current_time`
+    items: list[Record] = field(default_factory=list)
+    verdict: Ok | Err | None = None
+    abandoned: bool = False
+
+
 class ControlExchange:
     """One control connection as calls. `relay` is its name in messages, `timeout` the seconds to wait for each answer.
     The caller owns the stream.
@@ -54,87 +72,100 @@ class ControlExchange:
         self._relay = relay
         self._stream = stream
         self._lines = LineBuffer(MAX_REPLY_LINE)
-        self._turn = trio.Lock()
-        self._idle_read = trio.CancelScope()  # around reading between requests, in `wait_lost`
-        self._pending = 0  # verdicts
-        self._watching = False
+        self._turn = trio.Lock()  # to send
+        self._unanswered: deque[_Pending] = deque()
+        self._answered_at = 0.0  # when the last verdict arrived, in `trio.current_time`
+        self._waiting: dict[trio.Event, Callable[[], bool]] = {}  # of tasks that wait while another one reads
+        self._reading = False
+        self._read_scope = trio.CancelScope()
+        self._watch: _Pending | None = None
+        self._silent = False  # no answer came in time, to any request
         self._lost = ""
+
+    @property
+    def answering(self) -> bool:
+        """False once the connection is lost, and while the relay has not answered in time."""
+        return not (self._lost or self._silent)
 
     async def receive_greeting(self) -> str:
         """Receive the text that a relay sends first. Raises as `request`, and `RemoteProtocolError` if the peer does
         not speak the control protocol.
         """
-        self._pending = 1
-        with self._timeout_for("sent no greeting"):
-            return (await self._receive_answer()).text
+        return (await self._receive_answer(self._expect_answer(), "sent no greeting")).text
 
     async def request(self, request: Request) -> Answer:
-        """Send a request and wait for its answer.
+        """Send a request and wait for its answer. `timeout` begins again with each answer to an earlier request.
 
         Raises `RefusedError`, `RelayUnreachableError`, `RemoteProtocolError`, and `LocalProtocolError` during a watch.
         """
-        async with self._take_turn():
-            await self._send_request(request)
-            with self._timeout_for(f"did not answer {request.verb}"):
-                return await self._receive_answer()
+        failure = f"did not answer {request.verb}"
+        self._check_not_watching()
+        async with self._turn:
+            pending = await self._send_request(request, failure)
+        return await self._receive_answer(pending, failure)
 
     @asynccontextmanager
     async def watch(self, request: Request) -> AsyncIterator[AsyncIterator[Record]]:
         """Send a request that streams items, until the end of the `async with`."""
-        async with self._take_turn():
-            await self._send_request(request)
-            self._watching = True
+        self._check_not_watching()
+        async with self._turn:
+            self._watch = pending = await self._send_request(request, f"did not answer {request.verb}")
             try:
                 yield _Items(self)
             finally:
-                self._watching = False
-                if self._pending:  # any line ends the stream; its verdict is discarded when it arrives
+                self._watch = None
+                pending.abandoned = True
+                pending.items.clear()
+                if pending.verdict is None:  # any line ends the stream
                     with suppress(RelayUnreachableError):
                         await self._send(b"\n")
+                self._hand_over()
 
     async def next_item(self) -> Record | None:
         """Return the next item of the current watch, None at its end. Raises `RefusedError` if it was refused."""
-        while self._pending:
-            line = await self._read()
-            if not isinstance(line, ItemLine):
-                self._pending -= 1
-                if not self._pending:
-                    _checked(line)
-            elif self._pending == 1:
-                return line.item
+        watch = self._watch
+        if watch is None:
+            return None
+        await self._wait_until(lambda: bool(watch.items) or watch.verdict is not None, watching=True)
+        if watch.items:
+            return watch.items.pop(0)
+        if watch.verdict is not None:
+            _checked(watch.verdict)
         return None
 
-    async def wait_lost(self) -> None:
-        """Wait until the connection is lost; the next call raises the reason. Calls meanwhile take precedence."""
-        while not self._lost:
-            async with self._turn:
-                if not self._turn.statistics().tasks_waiting:
-                    with trio.CancelScope() as self._idle_read, suppress(RelayUnreachableError, RemoteProtocolError):
-                        await self._read_unrequested()
-
-    async def _read_unrequested(self) -> None:
-        """Read the answers to abandoned requests; anything else, such as an error before the relay closes, ends the
-        connection.
+    async def wait_lost(self) -> str:
+        """Wait until the connection is lost, and return the reason, which the next call raises. Calls can be made
+        meanwhile.
         """
-        while True:
-            line = await self._read()
-            if not self._pending:
-                raise self._lose(line.text if isinstance(line, Err) else "unexpected reply")
-            if not isinstance(line, ItemLine):
-                self._pending -= 1
+        with suppress(RelayUnreachableError, RemoteProtocolError):
+            await self._wait_until(lambda: False)
+        return self._lost
 
-    def _take_turn(self) -> trio.Lock:
-        """Return the lock that serializes requests, to be entered. Raises `LocalProtocolError` during a watch."""
-        if self._watching:
+    def give_up(self, reason: str) -> None:
+        """Count the connection as lost: every call that waits, and every later one, raises `reason`."""
+        self._lose(reason)
+        self._read_scope.cancel()
+
+    # Sending
+
+    def _check_not_watching(self) -> None:
+        if self._watch is not None:
             raise LocalProtocolError(
                 f"this client of relay {self._relay} is watching events; use another client for calls"
             )
-        self._idle_read.cancel()
-        return self._turn
 
-    async def _send_request(self, request: Request) -> None:
-        await self._send(format_request(request))
-        self._pending += 1
+    async def _send_request(self, request: Request, failure: str) -> _Pending:
+        """Send a request once fewer than `MAX_UNANSWERED` are unanswered."""
+        text, asked_at = format_request(request), trio.current_time()
+        await self._wait_in_time(lambda: len(self._unanswered) < MAX_UNANSWERED, asked_at, failure)
+        pending = self._expect_answer()  # first: another task may read the answer before this one runs again
+        await self._send(text)
+        return pending
+
+    def _expect_answer(self) -> _Pending:
+        pending = _Pending(trio.current_time())
+        self._unanswered.append(pending)
+        return pending
 
     async def _send(self, data: bytes) -> None:
         """Send whole lines. Cannot be cancelled, because half a line would corrupt the lines after it; bounded by the
@@ -150,24 +181,100 @@ class ControlExchange:
         if scope.cancelled_caught:
             raise self._lose(f"the relay read no request for {self.timeout:g} s")
 
-    async def _receive_answer(self) -> Answer:
-        items: list[Record] = []
-        while True:
-            line = await self._read()
-            if isinstance(line, ItemLine):
-                items.append(line.item)
+    # Receiving
+
+    async def _receive_answer(self, pending: _Pending, failure: str) -> Answer:
+        """Wait for the verdict of a request. `failure` completes "relay ..." if it does not come in time."""
+        try:
+            await self._wait_in_time(lambda: pending.verdict is not None, pending.sent_at, failure)
+        except BaseException:
+            pending.abandoned = True
+            pending.items.clear()
+            raise
+        assert pending.verdict is not None
+        return Answer(_checked(pending.verdict).text, pending.items)
+
+    async def _wait_in_time(self, done: Callable[[], bool], since: float, failure: str) -> None:
+        """As `_wait_until`. Raises `RelayUnreachableError` if no answer to any request comes within the timeout."""
+        while not done():
+            deadline = max(since, self._answered_at) + self.timeout
+            if trio.current_time() >= deadline:
+                self._silent = True
+                raise RelayUnreachableError(f"relay {self._relay} {failure} in {self.timeout:g} s")
+            with trio.move_on_at(deadline):
+                await self._wait_until(done)
+
+    async def _wait_until(self, done: Callable[[], bool], *, watching: bool = False) -> None:
+        """Wait until `done`, and read for all waiting tasks if none of them does. Only a task that is `watching` reads
+        during a watch: what it has not consumed stays with the relay.
+
+        Raises `RelayUnreachableError` once the connection is lost, and `RemoteProtocolError`.
+        """
+        while not done():
+            if self._lost:
+                raise RelayUnreachableError(self._lost)
+            if self._reading or not self._may_read(watching):
+                await self._wait_for_reader(done)
                 continue
-            self._pending -= 1
-            if not self._pending:
-                return Answer(_checked(line).text, items)
-            items.clear()  # of an abandoned request
+            self._reading = True
+            try:
+                while not done() and self._may_read(watching):
+                    self._dispatch(await self._read())
+            finally:
+                self._reading = False
+                self._hand_over()
+        if not self._reading:  # this task was to read, and has what it waited for
+            self._hand_over()
+
+    def _may_read(self, watching: bool) -> bool:
+        return watching or self._watch is None
+
+    async def _wait_for_reader(self, done: Callable[[], bool]) -> None:
+        """Wait until `done`, or until this task is to read."""
+        woken = trio.Event()
+        self._waiting[woken] = done
+        try:
+            await woken.wait()
+        except BaseException:
+            if woken.is_set() and not self._reading:
+                self._hand_over()
+            raise
+        finally:
+            self._waiting.pop(woken, None)
+
+    def _hand_over(self) -> None:
+        """No task reads now: have another one look whether it is to."""
+        for woken in list(self._waiting):
+            del self._waiting[woken]
+            woken.set()
+            if self._watch is None:
+                return
+
+    def _dispatch(self, line: ReplyLine) -> None:
+        """Give a line to the request that it answers. A line that answers none, such as an error before the relay
+        closes, ends the connection.
+        """
+        if not self._unanswered:
+            raise self._lose(line.text if isinstance(line, Err) else "unexpected reply")
+        pending, self._silent = self._unanswered[0], False
+        if not isinstance(line, ItemLine):
+            self._unanswered.popleft()
+            self._answered_at = trio.current_time()
+            pending.verdict = line
+        elif not pending.abandoned:
+            pending.items.append(line.item)
+        for woken in [woken for woken, done in self._waiting.items() if done()]:
+            del self._waiting[woken]
+            woken.set()
 
     async def _read(self) -> ReplyLine:
-        if self._lost:
-            raise RelayUnreachableError(self._lost)
         try:
             while (line := self._lines.next_line()) is None:
-                data = await self._stream.receive_some(READ_SIZE)
+                data: bytes | bytearray = b""
+                with trio.CancelScope() as self._read_scope:
+                    data = await self._stream.receive_some(READ_SIZE)
+                if self._lost:  # given up
+                    raise RelayUnreachableError(self._lost)
                 if not data:
                     raise self._lose(PEER_CLOSED)
                 self._lines.feed(data)
@@ -180,17 +287,11 @@ class ControlExchange:
 
     def _lose(self, reason: str) -> RelayUnreachableError:
         """Mark the connection as lost; every later call raises the same reason."""
-        self._lost = f"connection to relay {self._relay} lost: {reason}"
+        self._lost = self._lost or f"connection to relay {self._relay} lost: {reason}"
+        for woken in self._waiting:
+            woken.set()
+        self._waiting.clear()
         return RelayUnreachableError(self._lost)
-
-    @contextmanager
-    def _timeout_for(self, failure: str) -> Iterator[None]:
-        """Bound the block by the timeout. `failure` completes "relay ..."."""
-        try:
-            with trio.fail_after(self.timeout):
-                yield
-        except trio.TooSlowError:
-            raise RelayUnreachableError(f"relay {self._relay} {failure} in {self.timeout:g} s") from None
 
 
 class _Items:
@@ -221,9 +322,11 @@ def why(error: BaseException) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, ssl.SSLCertVerificationError):
         advice = "pass --pin (printed by `tunneld init`) or --ca FILE"
-        if cause.verify_code in {NOT_YET, EXPIRED}:
-            now = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
-            advice = f"it is {now} UTC by this machine's clock; if that is right, the relay's operator must renew it"
+        now = f"it is {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by this machine's clock"
+        if cause.verify_code == EXPIRED:
+            advice = f"{now}; if that is right, the relay's operator must renew it"
+        elif cause.verify_code == NOT_YET:
+            advice = f"{now}; if that is wrong, correct it, otherwise the certificate is for a later time"
         return f"certificate verification failed ({cause.verify_message}); {advice}"
     if isinstance(cause, ssl.SSLError):
         if is_truncation(cause) or isinstance(cause, ssl.SSLZeroReturnError):

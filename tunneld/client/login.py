@@ -23,9 +23,14 @@ NONCE_BYTES = 18
 
 
 async def authenticate(
-    exchange: ControlExchange, relay: Endpoint, method: str, credential: tuple[str, str] | None
+    exchange: ControlExchange,
+    relay: Endpoint,
+    method: str,
+    credential: tuple[str, str] | None,
+    secret_source: str = "",
 ) -> None:
     """Authenticate with the `method` that the greeting's `auth=` requires; `credential` is a name and its secret.
+    `secret_source` says where the secret comes from, for error messages.
 
     Raises `NotAllowedError` if that is impossible with this credential, `RefusedError` if the relay refuses it,
     `RemoteProtocolError` if the relay does not know the secret, and as `ControlExchange.request`.
@@ -43,17 +48,18 @@ async def authenticate(
         )
     if credential is None:
         raise NotAllowedError(f"relay {relay} requires authentication: use --credential NAME and --secret-file FILE")
-    await _log_in(exchange, relay, ScramClient(*credential, secrets.token_urlsafe(NONCE_BYTES)))
+    await _log_in(exchange, relay, ScramClient(*credential, secrets.token_urlsafe(NONCE_BYTES)), secret_source)
 
 
-async def _log_in(exchange: ControlExchange, relay: Endpoint, login: ScramClient) -> None:
+async def _log_in(exchange: ControlExchange, relay: Endpoint, login: ScramClient, secret_source: str) -> None:
     """Run the two steps of RFC 5802 §3. The slow key derivation runs in a thread."""
     try:
         challenge = await _send_message(exchange, MECHANISM, scram.encode(login.message, padded=False))
         proof = await trio.to_thread.run_sync(login.prove, challenge)
         proof.check(await _send_message(exchange, scram.encode(proof.message, padded=False)))
     except RefusedError as error:
-        advice = "; check the name and the secret" if error.reply_code == NotAllowedError.code else ""
+        origin = f", which is from {secret_source}" if secret_source else ""
+        advice = f"; check the name and the secret{origin}" if error.reply_code == NotAllowedError.code else ""
         raise RefusedError(
             error.reply_code, f"relay {relay} refused the credential {login.name!r}: {error}{advice}"
         ) from None

@@ -6,6 +6,7 @@ turned into a verifier at once and discarded.
 
 from __future__ import annotations
 
+import codecs
 import hmac
 import os
 import re
@@ -26,7 +27,8 @@ from pydantic import (
     model_validator,
 )
 
-from tunneld.config.certificates import locate
+from tunneld.config.paths import locate
+from tunneld.config.salts import SALT_BYTES, derive_salt
 from tunneld.config.values import (
     MILLISECOND,
     YEAR,
@@ -47,9 +49,6 @@ from tunneld.wire.verifier import Verifier, check_secret, derive
 MAX_SECRET_BYTES = 1024
 """Size of a secret file in bytes: a larger one is the wrong file."""
 
-SALT_BYTES = 16
-"""No two of 2^64 random salts of this size are equal."""
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BACKEND = re.compile(r"[a-z][a-z0-9-]*")
@@ -68,11 +67,6 @@ def make_verifier(secret: str) -> str:
 def process_digest(*parts: str) -> bytes:
     """32 bytes derived from `parts` with a random key of this process: outside it they look random."""
     return hmac.digest(_PROCESS_KEY, "\0".join(parts).encode("utf-8", "surrogatepass"), "sha256")
-
-
-def default_salt(name: str) -> bytes:
-    """The salt of a name without a verifier in the file, the same whether or not there is such a credential."""
-    return process_digest("salt", name)[:SALT_BYTES]
 
 
 def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
@@ -157,6 +151,8 @@ class Credential(Table):
     max_ttl: OptionalSeconds = None
     bandwidth: ByteCount = None
     quota: ByteCount = None
+    max_total_visitors: OptionalCount = None
+    total_bandwidth: ByteCount = None
 
     _proof: Verifier | None = PrivateAttr(default=None)
     _locate = field_validator("secret_file")(locate)
@@ -175,16 +171,16 @@ class Credential(Table):
             )
         self._proof = self.verifier
         if isinstance(info.context, Loading) and self.verifier is None and forms:
-            self._proof = self._read_secret()
+            self._proof = self._read_secret(info.context.salt_key)
         return self
 
-    def _read_secret(self) -> Verifier:
+    def _read_secret(self, salt_key: bytes) -> Verifier:
         try:
             secret = _from_file(self.secret_file) if self.secret_file else _from_environment(self.secret_env or "")
             check_secret(secret)
         except UsageError as error:
             raise ValueError(f"{self.secret_file or self.secret_env}: {error}") from None
-        return derive(secret, default_salt(self.name))
+        return derive(secret, derive_salt(salt_key, self.name))
 
     @property
     def proof(self) -> Verifier | None:
@@ -212,7 +208,7 @@ def check_unique(credentials: Sequence[Credential]) -> None:
 
 
 def _from_file(path: Path) -> str:
-    """The secret in a file: its only line, without the line end."""
+    """The secret in a file: its only line, without the line end and a byte order mark."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_SECRET_BYTES + 1)
@@ -220,7 +216,7 @@ def _from_file(path: Path) -> str:
         raise UsageError(f"could not be read: {reason_of(error)}") from None
     if len(content) > MAX_SECRET_BYTES:
         raise UsageError(f"larger than {MAX_SECRET_BYTES} bytes; this is not a file with a secret")
-    return content.removesuffix(b"\n").removesuffix(b"\r").decode(errors="replace")
+    return content.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r").decode(errors="replace")
 
 
 def _from_environment(name: str) -> str:

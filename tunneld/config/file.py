@@ -13,7 +13,10 @@ import tomli_w
 from pydantic import ValidationError
 
 from tunneld.config.keys import AnyTable
+from tunneld.config.permissions import writable_by_all
+from tunneld.config.ports import collisions
 from tunneld.config.problems import sentences
+from tunneld.config.salts import read_salt_key, state_folder_of
 from tunneld.config.schema import Settings
 from tunneld.config.values import Loading
 from tunneld.errors import ConfigError, reason_of
@@ -30,9 +33,13 @@ def load(path: Path) -> Settings:
     Relative paths in it start from its folder. Certificates and keys are read to check them.
 
     Raises:
-        ConfigError: with one sentence per error: file, key path or line, reason.
+        ConfigError: with one sentence per error: file, key path or line, reason. Files that every user of the machine
+            can change are errors, too.
     """
-    return load_as(Settings, path, parse)
+    settings = load_as(Settings, path, parse)
+    if problems := writable_by_all(settings, path):
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
+    return settings
 
 
 def load_as(root: type[AnyTable], path: Path, parse: Callable[[bytes, Path], AnyTable]) -> AnyTable:
@@ -41,15 +48,24 @@ def load_as(root: type[AnyTable], path: Path, parse: Callable[[bytes, Path], Any
         return parse(_read(path), path.absolute().parent)
     except ValidationError as error:
         problems = sentences(error, root)
+    except ConfigError as error:
+        problems = list(error.problems)
     except ValueError as error:
         problems = [str(error)]
     raise ConfigError([f"{path}: {problem}" for problem in problems])
 
 
 def parse(content: bytes, folder: Path) -> Settings:
-    """The settings in the content of a file. Raises `pydantic.ValidationError`, or `ValueError` if it is not TOML."""
+    """The settings in the content of a file. Raises `pydantic.ValidationError`, `ValueError` if it is not TOML, or
+    `ConfigError` if two keys ask for the same port.
+    """
     tables = toml(content)
-    return Settings.model_validate(tables, context=Loading(folder, credentials=bool(tables.get("credential"))))
+    salt_key = read_salt_key(state_folder_of(tables, folder))
+    context = Loading(folder, bool(tables.get("credential")), salt_key)
+    settings = Settings.model_validate(tables, context=context)
+    if problems := list(collisions(settings, _text(content))):
+        raise ConfigError(problems)
+    return settings
 
 
 def dump(settings: Settings) -> str:

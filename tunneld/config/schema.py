@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from tunneld.config.certificates import absolute_path, check_authority, check_pair, locate
 from tunneld.config.credentials import Credential, check_unique
+from tunneld.config.paths import absolute_path, locate
 from tunneld.config.values import (
     DAY,
     HOUR,
@@ -43,8 +43,9 @@ from tunneld.config.values import (
     literal,
     parse_port_range,
 )
-from tunneld.errors import UsageError
+from tunneld.errors import ConfigError, UsageError
 from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
+from tunneld.tls.contexts import server_tls_context
 
 
 def _host(value: str) -> str:
@@ -66,6 +67,8 @@ def _name(value: str) -> str:
     return _host(value)
 
 
+Reserved = Annotated[int, Field(ge=0, le=1_000_000)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], Field(strict=False)]
 
 
@@ -82,9 +85,10 @@ class TlsFiles(Table):
     def _check_files(self, info: ValidationInfo) -> TlsFiles:
         """Check the files while a configuration is loaded; other code may name files that do not exist yet."""
         if info.context is not None:
-            check_pair(self.certificate, self.key)
-            if self.client_ca is not None:
-                check_authority(self.client_ca)
+            try:
+                server_tls_context(self)
+            except ConfigError as error:
+                raise ValueError("; ".join(error.problems)) from None
         return self
 
 
@@ -96,10 +100,17 @@ class ControlSettings(Table):
     tls: TlsFiles | None = None
     open_to_anyone: ValidatedBool = False
     max_connections: Count = 256  # one per agent; each costs two descriptors and about 60 KiB
+    reserved_connections: Reserved = 8  # some operators with a board each, and their commands
+    credential_share: Fraction = 0.5  # two credentials have to be hostile before a third one is kept out
+    max_watchers: Count = 16  # per credential: `watch` connections, of which a person needs one per screen
     max_startups: MaxStartups = "64:30:128"  # leaves half of max_connections to authenticated connections
     max_startups_per_source: Count = 16  # agents of one office that all reconnect at once; an eighth of the total
     penalty: Seconds = 5.0  # as in OpenSSH for a failed authentication, like the next
     max_penalty: Seconds = 10 * MINUTE
+    abandoned_handshakes: VisitorRate = "30/m"  # of one source: an office whose agents give up on a busy relay
+    trusted_networks: NetworkList = ()
+    known_address_time: Seconds = DAY  # an agent on a machine that is off at night
+    kept_places: Count = 4  # agents that log in at once behind a blocked address: a login takes three round trips
     handshake_timeout: Seconds = 10.0  # a TLS handshake is two round trips; 10 s is a slow satellite link
     idle_timeout: Seconds = 10 * MINUTE  # longer than a person needs for a command; `watch` is exempt
     write_timeout: Seconds = 30.0  # a peer that reads nothing for so long is gone
@@ -146,6 +157,7 @@ class HttpSettings(Table):
     open_to_anyone: ValidatedBool = False
     allowed_hosts: Names = ()  # in addition to the names of loopback: pages of other sites must not reach the relay
     max_connections: Count = 256  # each costs a descriptor and one or two tasks, as for control.max_connections
+    reserved_connections: Reserved = 8  # a health probe and a monitoring system, twice each, and operators
     max_body: BodySize = 64 * KIB  # the largest legitimate request is below 1 KiB
     read_timeout: Seconds = 10.0  # 64 KiB over a modem
     keep_alive_timeout: Seconds = 30.0
@@ -243,6 +255,7 @@ class SshSettings(Table):
     port: Port = 7022
     host_key: Annotated[File | None, RESTART] = None  # None: in the state folder, see backends/ssh/host_key.py
     max_connections: Count = 256  # authenticated or not: a descriptor, a task and about 100 KiB each
+    reserved_connections: Reserved = 8  # as for control
     max_forwards: Count = 32  # -R per connection: more than fit on a command line
     max_channels: Count = 1000  # visitors at once per connection: ssh needs a descriptor each, of usually 1024
     max_carriers: Count = 16  # connections with the same key, per tunnel
@@ -292,6 +305,12 @@ class Settings(Table):
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()
+
+    @property
+    def certificates(self) -> dict[str, TlsFiles]:
+        """The certificates of ports, by table."""
+        found = {"control.tls": self.control.tls, "http.tls": self.http.tls}
+        return {table: files for table, files in found.items() if files is not None}
 
     @field_validator("credential")
     @classmethod

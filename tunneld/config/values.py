@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from tunneld.config.salts import PROCESS_KEY
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import MAX_PORT, parse_network
 from tunneld.policy.rates import Rate
@@ -88,6 +89,7 @@ class Loading:
 
     folder: Path  # where relative paths start
     credentials: bool = False  # whether the file has a [[credential]]: [control] and [http] check it
+    salt_key: bytes = PROCESS_KEY  # for the verifiers of secrets kept elsewhere, see salts.py
 
 
 KIB = 1024

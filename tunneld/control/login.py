@@ -1,7 +1,7 @@
 """Authentication of one control connection: the credential of its peer, and the verb `auth`.
 
 unauthenticated ──auth SCRAM-SHA-256 FIRST──► challenged ──auth FINAL──► authenticated
-    ▲                                             │ proof is wrong
+    ▲                                             │ proof is wrong, or FIRST instead of FINAL
     └─────────────────────────────────────────────┘     at most MAX_LOGIN_FAILURES times, until one deadline
 """
 
@@ -56,6 +56,8 @@ class LoginState:
         self._credential: Credential | None = (
             authenticator.admit_certificate(certificate, host) if certificate else None
         )
+        if self._credential is not None:
+            authenticator.remember_login(host, self._credential.name)
         self._challenge: Challenge | None = None
         self._claimed_name = ""  # of the latest attempt
 
@@ -82,6 +84,8 @@ class LoginState:
 
     def close(self) -> None:
         """Run the callbacks that verbs registered for the end of the connection. The server calls this once."""
+        if self._credential is not None:  # until now, a peer at this address was authenticated
+            self._authenticator.remember_login(self._host, self._credential.name)
         while self._at_end:
             self._at_end.popitem()[1]()
 
@@ -96,18 +100,18 @@ class LoginState:
         """Take one step of an authentication, the verb `auth`.
 
         Raises `NotAllowedError` for a wrong proof, `UsageError` for a malformed or unnecessary step, and
-        `LimitReachedError` if the source has a penalty from failures on other connections. `failures` counts failed
-        steps.
+        `LimitReachedError` if the name or the address has a penalty from failures on other connections. `failures`
+        counts failed steps.
         """
         if self._authenticator.is_open:
             raise UsageError("this relay does not require authentication")
         if self.grant is not None:
             raise UsageError("already authenticated; open a new connection to use another credential")
-        if (penalty := self._authenticator.penalty(self._host)) > 0:  # else each open connection would allow a guess
-            self.failures += 1
-            raise LimitReachedError(f"too many failed logins from your address; try again in {penalty:.0f} s")
         try:
             return self._step(request)
+        except LimitReachedError:
+            self.failures += 1
+            raise
         except (NotAllowedError, UsageError) as error:
             self._challenge = None
             self.failures += 1
@@ -125,18 +129,27 @@ class LoginState:
     def _make_challenge(self, mechanism: str, first: bytes) -> bytes:
         if mechanism.upper() != MECHANISM:
             raise UsageError(f"unrecognized mechanism; this relay supports {MECHANISM}")
+        if self._challenge is not None:  # else one connection could ask for the challenges of countless names
+            raise UsageError("the challenge before this was not answered")
         hello = Hello.parse(first)
         self._claimed_name = hello.name
+        self._check_block(hello.name)
         verifier = self._authenticator.verifier_of(hello.name)
         self._challenge = Challenge(hello, verifier, secrets.token_urlsafe(NONCE_BYTES))
         return self._challenge.message
 
     def _check_proof(self, challenge: Challenge, final: bytes) -> bytes:
         self._challenge = None  # a nonce is used once
+        self._check_block(challenge.hello.name)  # checked again, else each open connection would allow a guess
         proof = challenge.accept(final)
         credential = self._authenticator.admit(challenge.hello.name, self._host)
         if credential is None or credential.proof != challenge.verifier:
             raise NotAllowedError(FAILED)
         self._credential = credential
         self._on_authenticated()
+        self._authenticator.remember_login(self._host, credential.name)
         return proof
+
+    def _check_block(self, name: str) -> None:
+        if (block := self._authenticator.block(self._host, name)) is not None:
+            raise LimitReachedError(block.reason)

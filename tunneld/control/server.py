@@ -25,7 +25,8 @@ from tunneld.control.connection import LineConnection, PeerLeftError, reason_of_
 from tunneld.control.login import LoginState
 from tunneld.control.reply import Execute
 from tunneld.control.session import ControlSession
-from tunneld.net.endpoint import format_peer, unmap
+from tunneld.net.accept import local_address, peer_address
+from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.tls.connection import HANDSHAKE, is_truncation
 from tunneld.wire.lines import format_err
@@ -76,7 +77,7 @@ class _LineServer:
 
     def accept(self, connection: socket.socket, peer: Any, nursery: trio.Nursery) -> None:
         """Take an accepted connection: start its task in `nursery`, or refuse and close it."""
-        host = unmap(peer[0])
+        host = peer[0]
         limit = self._settings().max_connections
         if self._connections >= limit:
             if not self._full_logged:
@@ -89,7 +90,7 @@ class _LineServer:
         slot = self._acquire_slot(host)
         if isinstance(slot, PreauthRefusal):
             self._authenticator.log_refusal(host, "control", slot)
-            _refuse(connection, slot.reason if self._tls() is None else None)
+            _refuse(connection, slot.reason)
             return
         self._connections += 1
         deadline = trio.current_time() + self._settings().handshake_timeout
@@ -108,7 +109,7 @@ class _LineServer:
         bound = log
         try:
             async with transport:
-                bound = log.bind(peer=format_peer(transport.socket.getpeername()))
+                bound = log.bind(peer=format_peer(peer_address(transport.socket)))
                 bound.debug("control connection accepted")
                 if (stream := await self._encrypt(transport, slot, deadline, bound)) is not None:
                     async with LineConnection(stream, self._settings) as connection:
@@ -127,7 +128,7 @@ class _LineServer:
             self._connections -= 1
             if trio.current_time() >= deadline:
                 slot.fail(trio.current_time())
-            slot.release()
+            slot.close(trio.current_time())
 
     async def _encrypt(
         self, transport: trio.SocketStream, slot: PreauthSlot, deadline: float, bound: structlog.stdlib.BoundLogger
@@ -138,22 +139,24 @@ class _LineServer:
         reason = f"not done within {self._settings().handshake_timeout:g} s (control.handshake_timeout)"
         with trio.move_on_at(deadline):
             try:
-                return await _do_handshake(transport, tls, self._settings)
+                return await _do_handshake(transport, tls, self._settings, slot)
             except PeerLeftError as error:
                 reason = str(error)
                 if isinstance(error, PreauthError):
                     slot.fail(trio.current_time())
-        bound.info("TLS handshake on control connection failed", reason=reason)
+        event = "TLS handshake on control connection failed"
+        self._authenticator.log_limited(bound.info, event, "control", reason=reason)
         return None
 
 
 async def _do_handshake(
-    transport: trio.SocketStream, tls: ssl.SSLContext, settings: Callable[[], ControlSettings]
+    transport: trio.SocketStream, tls: ssl.SSLContext, settings: Callable[[], ControlSettings], slot: PreauthSlot
 ) -> trio.SSLStream[trio.SocketStream]:
     """Do the server side of a TLS handshake; a peer that speaks plain text gets an error line. Raises `PreauthError` or
     `PeerLeftError`.
     """
     first = await transport.socket.recv(1, socket.MSG_PEEK)
+    slot.has_begun = bool(first)
     if first and first != HANDSHAKE:  # a person with nc, for example
         plain = LineConnection(transport, settings)
         await plain.send(format_err("protocol", "this port speaks TLS; use tls:// or openssl s_client"))
@@ -175,25 +178,23 @@ def _begin_login(
     """The login state of a new connection; releases `slot` if the peer is authenticated already. Raises `OSError` if
     the peer has left.
     """
-    peer = connection.getpeername()
+    peer = peer_address(connection)
     certificate = None
     if isinstance(stream, trio.SSLStream):
         certificate = stream.getpeercert(binary_form=True)  # TLS returns a certificate only if it has verified it
-    local = unmap(connection.getsockname()[0])
-    login = LoginState(
-        authenticator, unmap(peer[0]), format_peer(peer), local, certificate, on_authenticated=slot.release
-    )
+    local = local_address(connection)[0]
+    login = LoginState(authenticator, peer[0], format_peer(peer), local, certificate, on_authenticated=slot.release)
     if login.grant is not None:
         slot.release()
     return login
 
 
-def _refuse(connection: socket.socket, reason: str | None) -> None:
-    """Send one error line, if there is a reason, and close, without waiting: the send buffer of a new socket has space
-    for a line. If the line cannot be sent, it is dropped.
+def _refuse(connection: socket.socket, reason: str) -> None:
+    """Send one error line and close, without waiting: the send buffer of a new socket has space for a line. If the line
+    cannot be sent, it is dropped. On a port with TLS, too, it is plain text, since a handshake would cost too much;
+    `tunnel` shows it.
     """
     with connection, suppress(OSError):
         connection.setblocking(False)
-        if reason is not None:
-            connection.send(format_err("limit", reason))
+        connection.send(format_err("limit", reason))
         connection.shutdown(socket.SHUT_WR)

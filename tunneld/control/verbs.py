@@ -44,6 +44,12 @@ class DaemonControl(Protocol):
     def reload(self) -> Sequence[Item]:
         """Read the configuration file again; returns one item per changed key. On `ConfigError` nothing changes."""
 
+    def penalties(self) -> Sequence[Item]:
+        """The penalties in force after failed logins."""
+
+    def pardon(self, address: str) -> bool:
+        """Forget the failed logins from an address; returns whether there were any. Raises `UsageError`."""
+
     def shutdown(self, *, drain: bool) -> None:
         """Stop the process; with `drain`, connections may finish first."""
 
@@ -168,6 +174,19 @@ async def settings(daemon: DaemonControl, request: Request, _caller: Requester) 
     shown = ((path, value(daemon.settings, path)) for path in paths)
     items: list[Item] = [{"key": path, "value": None if found is None else literal(found)} for path, found in shown]
     return Reply(text=count(len(items), "key"), items=items)
+
+
+async def list_penalties(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+    """One item for each penalty in force: of an address, or of one name at an address."""
+    items = daemon.penalties()
+    return Reply(text=count(len(items), "penalty", "penalties"), items=items)
+
+
+async def pardon(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
+    """Forget the failed logins from an address, and so lift its penalties and those of names there."""
+    (address,) = request.args
+    had_failures = daemon.pardon(address)
+    return Reply(text=f"pardoned {address}" if had_failures else f"no failed login from {address} is remembered")
 
 
 async def reload(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:

@@ -31,7 +31,9 @@ from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.auth.preauth import PreauthLimiter
 from tunneld.backends import BACKENDS
+from tunneld.config.permissions import writable_by_group
 from tunneld.config.places import state_folder
+from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
 from tunneld.daemon import ending, log, privileges, systemd
 from tunneld.daemon.ending import DaemonEnding
@@ -43,6 +45,7 @@ from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
 from tunneld.net import sockets
+from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import STOPPED
 from tunneld.wire.lines import Item
@@ -93,17 +96,22 @@ class Daemon:
             descriptors=sockets.descriptors_for_tunnels(),
         )
         self._state = settings.daemon.state or state_folder()
+        self.certificates = CertificateStore()
         self._preauth = PreauthLimiter(lambda: self.settings.control)
-        authenticator, keys = Authenticator(lambda: self.settings.credential, self._preauth), KeyRegistry()
+        self._salt_key = read_salt_key(self._state)
+        self._authenticator = authenticator = Authenticator(
+            lambda: self.settings.credential, self._preauth, salt_key=self._salt_key
+        )
+        keys = KeyRegistry()
         self.handshakes = HandshakeSupervisor(
             authenticator,
-            lambda: self.servers.certificates.control,
+            lambda: self.certificates.port("control.tls"),
             lambda: self.settings.control.handshake_timeout,
         )
         handshakes = self.handshakes if sys.platform == "linux" else None  # agents' connections need the pump
         self.service = TunnelService(lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes)
-        self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes)
-        self._systemd_status = SystemdStatus(self.service, lambda: self.servers.certificates.shown(self.settings))
+        self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates)
+        self._systemd_status = SystemdStatus(self.service, self.certificates)
         self._command = command
         self._ending = DaemonEnding.DRAIN
         self._end_requested = trio.Event()
@@ -111,8 +119,10 @@ class Daemon:
 
     async def run(self) -> None:
         """Run the root nursery. All ports are open before systemd and the log report that the daemon is ready."""
+        self._warn_of_writable_files()
         snapshot = self.servers.listen(self.settings)
         self._become_user()
+        store_salt_key(self._state, self._salt_key)
         self.servers.load_host_key(self.settings)
         with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the previous program blocked them before execve
@@ -143,7 +153,7 @@ class Daemon:
         """Return facts about the process: counts, times in seconds, traffic in bytes."""
         tunnels = self.service.tunnels()
         up, down = self.service.octets
-        host_key = self.servers.certificates.host_key
+        host_key = self.servers.host_key
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return {
             "version": __version__,
@@ -168,6 +178,14 @@ class Daemon:
             "state": self.service.reservations.place,
         }
 
+    def penalties(self) -> Sequence[Item]:
+        """The penalties in force; see `DaemonControl`."""
+        return self._authenticator.penalties()
+
+    def pardon(self, address: str) -> bool:
+        """Forget the failed logins from an address; see `DaemonControl`."""
+        return self._preauth.pardon(address)
+
     def reload(self) -> Sequence[Item]:
         """Read the configuration and its certificates again, and apply what can change without a restart, listeners
         included. Returns the keys that changed.
@@ -181,6 +199,7 @@ class Daemon:
             self.settings = settings  # nothing can fail from here on
             self.servers.apply(prepared)
             log.configure(settings.log)
+            self._warn_of_writable_files()
             self._drain_revoked()
         for change in changes:
             logger.info("setting changed", change=str(change))
@@ -242,6 +261,10 @@ class Daemon:
         for key, path, reason in privileges.unreadable(self.settings, self._config_path):
             facts = {"key": key, "path": str(path), "user": user.name, "reason": reason}
             logger.warning("cannot read a file that a reload needs", **facts)
+
+    def _warn_of_writable_files(self) -> None:
+        for warning in writable_by_group(self.settings, self._config_path):
+            logger.warning("a file of the configuration can be changed by other users", problem=warning)
 
     def _drain_revoked(self) -> None:
         """Drain the tunnels of credentials that are no longer in the configuration."""

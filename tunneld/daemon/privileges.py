@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunneld.config.permissions import config_files
 from tunneld.config.schema import Settings
 from tunneld.config.values import parse_port_range
 from tunneld.errors import ConfigError, reason_of
@@ -102,23 +103,11 @@ def wants_low_ports(settings: Settings) -> bool:
 
 def unreadable(settings: Settings, config: Path | None) -> Iterator[tuple[str, Path, str]]:
     """Yield the files that a reload would read and this user cannot: the key that names each, its path, the reason."""
-    for key, path in _files(settings, config):
+    for key, path in config_files(settings, config):
         try:
             path.open("rb").close()
         except OSError as error:
             yield key, path, reason_of(error)
-
-
-def _files(settings: Settings, config: Path | None) -> Iterator[tuple[str, Path]]:
-    if config is not None:
-        yield "--config", config
-    for table, tls in (("control.tls", settings.control.tls), ("http.tls", settings.http.tls)):
-        for name in ("certificate", "key", "client_ca"):
-            if (path := getattr(tls, name, None)) is not None:
-                yield f"{table}.{name}", path
-    for credential in settings.credential:
-        if credential.secret_file is not None:
-            yield f"credential.{credential.name}.secret_file", credential.secret_file
 
 
 def _group(name: str) -> int:

@@ -14,10 +14,10 @@ is enabled for the first time.
 from __future__ import annotations
 
 import socket
-import ssl
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -33,8 +33,7 @@ from tunneld.daemon import ending
 from tunneld.daemon.listeners import Listeners, bind_addresses
 from tunneld.engine.engine import Engine
 from tunneld.net.listeners import Bound
-from tunneld.tls import contexts
-from tunneld.tls.expiry import Shown
+from tunneld.tls.store import CertificateStore, LoadedCertificates
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.snapshot import ServiceSnapshot
 
@@ -48,46 +47,11 @@ go on meanwhile.
 
 
 @dataclass(frozen=True, slots=True)
-class CertificateStore:
-    """The certificates for new handshakes. Each reload makes new contexts, since the contents of files may have
-    changed.
-    """
-
-    control: ssl.SSLContext | None = None
-    http: ssl.SSLContext | None = None
-    host_key: asyncssh.SSHKey | None = None
-
-    @classmethod
-    def of(cls, settings: Settings) -> CertificateStore:
-        """Load the certificates. Raises `ConfigError`."""
-        control, web = settings.control.tls, settings.http.tls
-        return cls(
-            contexts.server_tls_context(control) if control else None,
-            contexts.server_tls_context(web, table="http.tls") if web else None,
-        )
-
-    def shown(self, settings: Settings) -> list[Shown]:
-        """Return the contexts with certificates that can expire, and the files of these."""
-        found = (self.control, settings.control.tls), (self.http, settings.http.tls)
-        return [(context, tls.certificate) for context, tls in found if context is not None and tls is not None]
-
-    def with_host_key(self, settings: Settings, known: asyncssh.SSHKey | None) -> CertificateStore:
-        """Add the host key of the SSH port: `known`, or the one in its file, which is made if it does not exist.
-
-        Raises `ConfigError`.
-        """
-        if known is None and bind_addresses(settings)["ssh"] is not None:
-            from tunneld.backends.ssh.host_key import load_or_make, place  # noqa: PLC0415
-
-            known = load_or_make(place(settings))
-        return replace(self, host_key=known)
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
-    """A reload that can no longer fail: certificates that were read, listeners that are bound."""
+    """A reload that can no longer fail: certificates and a host key that were read, listeners that are bound."""
 
-    certificates: CertificateStore
+    certificates: LoadedCertificates
+    host_key: asyncssh.SSHKey | None
     bound: Bound
 
 
@@ -101,9 +65,11 @@ class Servers:
         keys: KeyRegistry,
         authenticator: Authenticator,
         handshakes: HandshakeSupervisor,
+        certificates: CertificateStore,
     ) -> None:
-        """`keys` gets the numbers of the shared ports, for server URIs."""
-        self.certificates = CertificateStore()
+        """`keys` gets the numbers of the shared ports, for server URIs; `certificates` is loaded here."""
+        self.host_key: asyncssh.SSHKey | None = None
+        self._certificates = certificates
         self.listeners = Listeners()
         self._daemon = daemon
         self._engine = engine
@@ -121,7 +87,7 @@ class Servers:
 
         Raises `ListenError`, `ShortageError` or `ConfigError`.
         """
-        self.certificates = CertificateStore.of(settings)
+        self._certificates.apply(self._certificates.load(settings.certificates))
         enabled = [service for service, address in bind_addresses(settings).items() if address is not None]
         activated, snapshot = ending.receive(enabled)
         inherited, still_activated = (
@@ -132,7 +98,7 @@ class Servers:
 
     def load_host_key(self, settings: Settings) -> None:
         """Load or make the SSH host key; called after the change of user, which is to own it. Raises `ConfigError`."""
-        self.certificates = self.certificates.with_host_key(settings, None)
+        self.host_key = _host_key(settings)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled or until `export`."""
@@ -149,15 +115,16 @@ class Servers:
         """Do the part of a reload that can fail. Raises `ConfigError`, `ListenError` or `ShortageError`, and then
         nothing has changed.
         """
-        certificates = CertificateStore.of(then).with_host_key(then, self.certificates.host_key)
-        return Prepared(certificates, self.listeners.bind(now, then))
+        certificates = self._certificates.load(then.certificates)
+        return Prepared(certificates, self.host_key or _host_key(then), self.listeners.bind(now, then))
 
     def apply(self, prepared: Prepared) -> None:
         """Do the rest of a reload."""
-        self.certificates = prepared.certificates
+        self._certificates.apply(prepared.certificates)
+        self.host_key = prepared.host_key
         self._exchange(prepared.bound)
-        if self._nursery is not None and self.certificates.host_key is not None and not self._serves_ssh:
-            self._nursery.start_soon(self._serve_ssh, self.certificates.host_key)
+        if self._nursery is not None and self.host_key is not None and not self._serves_ssh:
+            self._nursery.start_soon(self._serve_ssh, self.host_key)
 
     async def export(self) -> tuple[Mapping[str, list[socket.socket]], frozenset[str]]:
         """End the connections of all servers, but not those of tunnels. Returns the listeners, and the services with
@@ -172,9 +139,9 @@ class Servers:
     def _exchange(self, bound: Bound) -> None:
         """Exchange listeners, and record the numbers of the shared ports."""
         schemes = {
-            "control": "tls" if self.certificates.control else "tcp",
-            "http": "https" if self.certificates.http else "http",
-            "webmux": "webmuxs" if self.certificates.control else "webmux",
+            "control": "tls" if self._certificates.port("control.tls") else "tcp",
+            "http": "https" if self._certificates.port("http.tls") else "http",
+            "webmux": "webmuxs" if self._certificates.port("control.tls") else "webmux",
             "ssh": "ssh",
         }
         self.listeners.exchange(bound, schemes.__getitem__)
@@ -187,11 +154,12 @@ class Servers:
             serve_lines,
             listeners["control"],
             lambda: daemon.settings.control,
-            lambda: self.certificates.control,
+            partial(self._certificates.port, "control.tls"),
             executor(daemon),
             authenticator,
         )
-        await nursery.start(http.serve, listeners["http"], daemon, authenticator, lambda: self.certificates.http)
+        web_tls = partial(self._certificates.port, "http.tls")
+        await nursery.start(http.serve, listeners["http"], daemon, authenticator, web_tls)
         if sys.platform == "linux":
             from tunneld.backends.webmux_port import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
 
@@ -203,8 +171,8 @@ class Servers:
                 self._keys,
                 self._engine,
             )
-        if self.certificates.host_key is not None:
-            await nursery.start(self._serve_ssh, self.certificates.host_key)
+        if self.host_key is not None:
+            await nursery.start(self._serve_ssh, self.host_key)
 
     async def _serve_ssh(
         self, key: asyncssh.SSHKey, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -225,3 +193,15 @@ class Servers:
             self._authenticator,
             task_status=task_status,
         )
+
+
+def _host_key(settings: Settings) -> asyncssh.SSHKey | None:
+    """Load the host key of the SSH port, which is made if its file does not exist; None if the port is disabled.
+
+    Raises `ConfigError`.
+    """
+    if bind_addresses(settings)["ssh"] is None:
+        return None
+    from tunneld.backends.ssh.host_key import load_or_make, place  # noqa: PLC0415
+
+    return load_or_make(place(settings))

@@ -9,7 +9,7 @@ A problem is shown for as long as it lasts, so that an operator sees it before s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -18,7 +18,7 @@ from tunneld.daemon import systemd
 from tunneld.directory.service import TunnelService
 from tunneld.errors import ConfigError, TunneldError
 from tunneld.policy.units import count
-from tunneld.tls import expiry
+from tunneld.tls.store import CertificateStore
 
 UPDATE_INTERVAL = 15.0
 """Seconds between two updates of the status line, unless the watchdog needs messages more often."""
@@ -29,10 +29,9 @@ CERTIFICATE_CHECK_INTERVAL = 12 * 3600.0
 class SystemdStatus:
     """Keeps the status line up to date."""
 
-    def __init__(self, service: TunnelService, shown: Callable[[], Sequence[expiry.Shown]]) -> None:
-        """`shown` returns the certificates that the daemon presents now."""
+    def __init__(self, service: TunnelService, store: CertificateStore) -> None:
         self._service = service
-        self._shown = shown
+        self._store = store
         self._failed = ""
         self._certificates: Sequence[str] = ()
 
@@ -70,7 +69,7 @@ class SystemdStatus:
             await trio.sleep(min(pause, (interval or math.inf) / 2))
 
     def _check_certificates(self) -> None:
-        self._certificates = expiry.look(self._shown())
+        self._certificates = self._store.expiring()
 
     def _send(self, *, alive: bool = False) -> None:
         """Send one message, since a manager that hangs costs a second for each. A drain sends its own status."""

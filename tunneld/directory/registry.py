@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
-from tunneld.errors import EndedError, NoSuchTunnelError, UsageError
+from tunneld.errors import EndedError, ExpiredError, NoSuchTunnelError, TunneldError, UsageError
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.admission import RefusalKind
@@ -20,9 +20,10 @@ from tunneld.policy.reservations import ReservationKey
 from tunneld.tunnel.snapshot import ServiceCounters
 from tunneld.tunnel.tunnel import Phase, Tunnel
 
-MAX_ENDED_BY_REQUEST = 1024
-"""Tunnels closed or drained by request whose reason is remembered, at about 300 bytes each. An agent asks within
-seconds, or once it is reconnected. For a forgotten tunnel it is told that there is none, and opens another.
+MAX_ENDED = 1024
+"""Tunnels that have ended for good, by request or by a limit, whose reason is remembered, at about 300 bytes each. An
+agent asks within seconds, or once it is reconnected. For a forgotten tunnel it is told that there is none, and opens
+another.
 """
 
 
@@ -35,7 +36,7 @@ class TunnelRegistry:
         self._tunnels: dict[str, Tunnel] = {}  # by id, oldest first
         self._owners: dict[str, str] = {}  # by tunnel id: the name of the credential
         self._holders: dict[str, ReservationKey] = {}  # by tunnel id: the holder of its address, if it has a name
-        self._ended: dict[Endpoint, tuple[str, str]] = {}  # by server URI: credential, and how the tunnel was ended
+        self._ended: dict[Endpoint, tuple[str, TunneldError]] = {}  # by server URI: credential, and why it has ended
         self._past_octets = (0, 0)  # bytes of tunnels that have closed: up, down
         self._past_served = 0
         self._past_refusals = Counter[RefusalKind]()
@@ -57,8 +58,8 @@ class TunnelRegistry:
     def find(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
         """The tunnel with this id, server URI, client URI or client port.
 
-        Raises `NoSuchTunnelError`, also for a tunnel of another credential, or `EndedError` where the server URI is
-        that of a tunnel closed or drained by request.
+        Raises `NoSuchTunnelError`, also for a tunnel of another credential, or `EndedError` or `ExpiredError` where the
+        server URI is that of a tunnel that has ended for good.
         """
         tunnel = self._tunnels.get(reference.lower())
         if tunnel is None and reference.isdigit():
@@ -77,8 +78,8 @@ class TunnelRegistry:
     def get_tunnel_address(self, uri: str, grant: Grant = EVERYBODY) -> Endpoint:
         """The public address for a server URI.
 
-        Raises `NoSuchTunnelError`, also for a tunnel that is draining, `EndedError` for one closed or drained by
-        request, or `UsageError` where `uri` is no URI.
+        Raises `NoSuchTunnelError`, also for a tunnel that is draining, `EndedError` or `ExpiredError` for one that has
+        ended for good, or `UsageError` where `uri` is no URI.
         """
         endpoint = Endpoint.parse(uri.strip())
         tunnel = self._newest(lambda one: one.server_uri == endpoint)
@@ -106,6 +107,11 @@ class TunnelRegistry:
     def count_of(self, owner: str) -> int:
         """How many tunnels a credential has."""
         return sum(one == owner for one in self._owners.values())
+
+    def ports_of(self, owner: str) -> set[int]:
+        """The ports of the open tunnels of a credential; a port that tunnels share may be among them."""
+        tunnels = (self._tunnels[tunnel] for tunnel, one in self._owners.items() if one == owner)
+        return {port for tunnel in tunnels for port in (tunnel.client_uri.port, tunnel.server_uri.port)}
 
     # Counters
 
@@ -162,6 +168,8 @@ class TunnelRegistry:
 
     def remove(self, tunnel: Tunnel) -> None:
         """Remove a tunnel that has closed, and keep its counters."""
+        if tunnel.expired:
+            self._note_ended(tunnel, ExpiredError(f"tunnel {tunnel.id} has ended: {tunnel.reason}"))
         del self._tunnels[tunnel.id]
         del self._owners[tunnel.id]
         self._holders.pop(tunnel.id, None)
@@ -176,19 +184,23 @@ class TunnelRegistry:
         """
         reason = f"{action} by request" + (f" of {grant.name}" if grant.name else "")
         if not reopen:
-            self._ended[tunnel.server_uri] = self._owners[tunnel.id], f"tunnel {tunnel.id} was {reason}"
-            if len(self._ended) > MAX_ENDED_BY_REQUEST:
-                del self._ended[next(iter(self._ended))]
+            self._note_ended(tunnel, EndedError(f"tunnel {tunnel.id} was {reason}"))
         return reason
+
+    def _note_ended(self, tunnel: Tunnel, error: TunneldError) -> None:
+        """Remember why a tunnel has ended for good; `error` is raised for its agent."""
+        self._ended.setdefault(tunnel.server_uri, (self._owners[tunnel.id], error))
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
 
     def _newest(self, matches: Callable[[Tunnel], bool]) -> Tunnel | None:
         """Of several tunnels with an address the newest has it: the older ones are draining and gave it up."""
         return next(filter(matches, reversed(self._tunnels.values())), None)
 
     def _check_not_ended(self, server: Endpoint, grant: Grant) -> None:
-        owner, reason = self._ended.get(server, ("", ""))
-        if reason and (grant.is_admin or grant.name == owner):
-            raise EndedError(reason)
+        owner, error = self._ended.get(server, ("", None))
+        if error is not None and (grant.is_admin or grant.name == owner):
+            raise type(error)(str(error))
 
 
 UNCOMPARED = frozenset({"name", "client_port", "replace", "ttl"})

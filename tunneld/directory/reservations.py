@@ -122,6 +122,11 @@ class Reservations:
             if grant.is_admin or record.holder.credential == grant.name
         ]
 
+    def ports_of(self, credential: str) -> set[int]:
+        """The ports that are reserved for a credential."""
+        self.table.expire(trio.current_time())
+        return {port for record in self.table if record.holder.credential == credential for port in record.ports}
+
     def find(self, reference: str, grant: Grant) -> Sequence[ReservationView]:
         """The reservations with this name, or with this port on either side. Raises `NoSuchTunnelError` for none."""
         found = [

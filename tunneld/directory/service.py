@@ -22,15 +22,18 @@ from tunneld.directory.reservations import Reservations, reservation_key
 from tunneld.engine.engine import Engine
 from tunneld.errors import DrainingError, LimitReachedError, ListenError, TunneldError, UsageError
 from tunneld.net.endpoint import is_wildcard
+from tunneld.net.sockets import descriptors_for_tunnels
 from tunneld.policy.access import EVERYBODY, Grant, bound_server_from, permit
 from tunneld.policy.limits import effective_limits
 from tunneld.policy.options import TunnelOptions
+from tunneld.policy.places import check_share
 from tunneld.policy.reservations import Reservation, ReservationKey
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
 from tunneld.tunnel.spec import TunnelSpec
+from tunneld.tunnel.tenants import Tenants
 from tunneld.tunnel.tunnel import STOPPED, Phase, Tunnel
 
 log = structlog.get_logger("service")
@@ -66,6 +69,7 @@ class TunnelService(TunnelRegistry):
         self.keys = keys if keys is not None else KeyRegistry()
         self._engine = engine
         self._services = BackendServices(backends, self.keys, handshakes)
+        self._tenants = Tenants(settings, descriptors_for_tunnels())
         self._released_on_close: set[str] = set()  # ids of tunnels that lose their reservation when they close
         self._nursery: trio.Nursery
 
@@ -95,6 +99,7 @@ class TunnelService(TunnelRegistry):
             check_agrees(shared, backend, options, requested, grant)
             self._join(shared, options, requester)
             return shared
+        self._check_share(grant, backend, holder, opened)
         options = effective_limits(settings, grant, options).bound(options)
         before = self.reservations.recall(holder, options.client_port, grant)  # fails before a tunnel is replaced
         await self._replace(holder)
@@ -115,6 +120,7 @@ class TunnelService(TunnelRegistry):
             former_uri=address.server if address is not None else None,
             reserved=self.reservations.table,
             asked_from=requested.server_from,
+            tenant=self._tenants.of(grant.name, requester.host),
         )
         tunnel = self._make(spec, address)
         self.add(tunnel, grant.name, holder)  # before the next await, or two requests could pass a limit at once
@@ -227,7 +233,12 @@ class TunnelService(TunnelRegistry):
         """Continue the tunnels of another process. A tunnel that cannot be continued is closed and logged."""
         self.continue_from(snapshot.counters)
         for owner, one in snapshot.tunnels:
-            spec = replace(one.spec, services=self._services, reserved=self.reservations.table)
+            spec = replace(
+                one.spec,
+                services=self._services,
+                reserved=self.reservations.table,
+                tenant=self._tenants.of(owner, one.spec.requester_host),
+            )
             try:
                 self._services.backend(spec.backend).check(self._services, spec.options)
                 tunnel = Tunnel(spec, self._engine, self.events, one)
@@ -247,6 +258,21 @@ class TunnelService(TunnelRegistry):
             raise DrainingError("could not open a tunnel: the relay is draining and accepts no new tunnels")
         if self.leaving:
             raise DrainingError("could not open a tunnel: the relay is restarting; try again in a moment")
+
+    def _check_share(self, grant: Grant, backend: str, holder: ReservationKey | None, opened: int) -> None:
+        """Raise `LimitReachedError` where one more tunnel would be more than its share of all tunnels or
+        ports. `opened` is the number of open tunnels of the credential.
+        """
+        settings = self.settings()
+        share, ports = settings.control.credential_share, settings.tunnels.port_range
+        if grant.max_tunnels is None:
+            check_share(grant, "tunnel", opened + 1, settings.tunnels.max_tunnels, share)
+        if ports[0] and not (holder and self.reservations.table.find(holder)):
+            needed = 2 if backend == "tcp" else 1
+            held = [
+                port for port in self.reservations.ports_of(grant.name) | self.ports_of(grant.name) if port in ports
+            ]
+            check_share(grant, "port", len(held) + needed, max(len(ports), 2 * needed), share)
 
     # Tunnels of the same name and owner
 

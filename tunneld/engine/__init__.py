@@ -1,30 +1,43 @@
 """The data plane: it relays bytes between two ends. `new_engine` makes the engine for this system.
 
-The contract
-    engine          `Engine`, `Relay`, `Limiter` and how a relay ends; both engines keep it
+    visitor's end ──► flow ──► server's end         a relay is two ends and two flows
+    visitor's end ◄── flow ◄── server's end
+
+The contract towards owners
+    engine          `Engine.join(a, b)`, `Relay`, `Limiter` and how a relay ends; both engines keep it
     limits          sizes and times, each with its reason
     handover        the state of a relay that moves to another engine or process
     failures        reports bugs, shortages and resets
 
-Linux: one Trio task over one epoll set
-    pump            the event loop and its handlers
-    timers          deadlines
-    acceptor        listeners and parked connections; descriptors that visitors do not get
-    relay           what the relays in the pump have in common
-    socket_relay    two sockets: one object for the relay ...
-    socket_flow     ... and one for each direction (`recv`/`send`, or `splice`)
-    pipes           the pipes that `splice` borrows
+Relays, the same in both engines
+    relay           how a relay ends: half-close, failed writes, linger, resets. Once, for all kinds of ends
+    flow            one direction; it only moves bytes
+    flows           the table: which flow for which kinds of ends
+    socket_flow     between two sockets: `recv`/`send`, or `splice` through borrowed `pipes`
+    end_flow        between a socket and any other end, or between two others
     throttle        bandwidth and quota
+    vanished        peers that do not answer any more
 
-One side is no plain socket (Linux)
-    end             a byte stream in the pump: a channel of a carrier, or `tls_end`
-    tls_end         a TLS connection as an end
-    end_relay       an end joined to a socket
-    end_stream      an end as a Trio stream
+Ends, the sides of a relay
+    end             the contract: `End`, `BufferedEnd` and its `EndHandler`
+    socket_end      a plain socket
+    tls_end         a TLS connection
+    stream_end      any Trio stream
+    (mux.channel)   a channel of a carrier
+    end_stream      the reverse: an end as a Trio stream
 
-Any other system: Trio tasks
-    portable        the engine
-    copy            two streams joined by two tasks
+Engines
+    scheduler       what ends, relays and carriers ask of their engine: time, deadlines, callbacks, tasks
+    timers          deadlines
+    pump            Linux: one Trio task over one epoll set; `events` has what epoll reports
+    acceptor        the pump's listeners and parked connections; descriptors that visitors do not get
+    portable        any other system: Trio tasks; every socket is a `StreamEnd`
+
+To add a kind of end (a remote node, an encrypted private stream, a flow of datagrams), subclass `BufferedEnd`: feed it
+what arrives and implement `send_capacity`, `write`, `finish`, `reset` and `_consumed`. It can then be joined to every
+other kind, by `EndToEnd`, and tests/engine/test_ends.py tells whether it keeps the contract. A datagram end feeds and
+writes records with a length in front. A flow of its own, in the table of `flows`, is only worth while where bytes can
+take a shorter way.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import trio
 from tunneld.engine.engine import FailureCallback
 from tunneld.engine.failures import log_shortage, report_failure
 from tunneld.errors import SHORTAGES
-from tunneld.net.accept import NOT_LISTENING, AcceptShortage
+from tunneld.net.accept import NOT_LISTENING, AcceptShortage, unmap_address
 
 if TYPE_CHECKING:
     from tunneld.engine.pump import Pump
@@ -118,7 +118,7 @@ class Acceptor:
         fd, address = self._listener._accept()  # type: ignore[attr-defined]  # typeshed does not know it
         connection = socket.socket(*self._kind, fd)
         connection.setblocking(False)
-        return connection, address
+        return connection, unmap_address(address)
 
     def _back_off(self, error: OSError) -> None:
         """Try again after `accept_backoff` seconds."""

@@ -1,23 +1,78 @@
-"""An end: one byte stream in the pump that is no plain socket, such as a channel of a carrier or a TLS connection.
+"""An end: one side of a relay. Whatever has these methods can be joined to any other end.
 
-Received bytes go straight to the end's handler. What the handler does not take at once is kept in `buffered`. To send,
-the handler asks `send_capacity` how many bytes `write` accepts now; after 0, `on_writable` is called once that changes.
+    SocketEnd     a plain socket                       socket_end
+    TlsEnd        a TLS connection                     tls_end
+    StreamEnd     any Trio stream                      stream_end
+    Channel       one byte stream of a carrier         tunneld.mux.channel
+
+`End` is what a relay needs to end a side: `finish`, `reset`, `close`, `release`, and what its peer has not acknowledged
+yet. How bytes are moved depends on the kinds of both ends, see `flow`. A plain socket is read by its flow, from the
+kernel. Every other kind is a `BufferedEnd`:
+
+Received bytes go straight to its handler. What the handler does not take at once is kept in `buffered`. To send, the
+handler asks `send_capacity` how many bytes `write` accepts now; after 0, `on_writable` is called once that changes.
+
+An end may fail in one direction first. If a write fails, what the peer has sent before may still be there to read: the
+handler's `on_write_failed` is called, and later `on_eof` or `on_reset`, as far as the bytes have come.
 """
 
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
-from tunneld.engine.end_relay import EndRelay
-from tunneld.engine.engine import Limiter, Relay, RelayEnd, Side
-from tunneld.engine.pump import Pump
+from tunneld.engine.failures import TcpSocket
+from tunneld.engine.scheduler import Scheduler
 
 log = structlog.get_logger("engine")
+
+DEFAULT_LINGER = 60.0
+"""Seconds for the peer to read what was written to a released end, if no relay has set `linger`."""
+
+
+class End:
+    """One side of a relay."""
+
+    __slots__ = ()
+
+    def finish(self) -> None:
+        """Send an end of file; the other direction goes on. Raises OSError if the peer takes no more."""
+        raise NotImplementedError
+
+    def finish_when_connected(self) -> bool:
+        """The same for an end to which nothing was written. False: it is still connecting, try again once it is
+        writable.
+        """
+        self.finish()
+        return True
+
+    def reset(self, reason: str) -> None:
+        """End both directions now, and tell the peer the reason if the protocol can. Does nothing on a closed end."""
+        raise NotImplementedError
+
+    def close(self, reason: str = "not needed") -> None:
+        """End both directions of an end that is not needed, or to whose peer everything was sent. This is no reset if
+        the protocol can do without.
+        """
+        self.reset(reason)
+
+    def release(self) -> None:
+        """Both directions are finished, but for our end of file perhaps: send that. The end closes by itself."""
+        raise NotImplementedError
+
+    def unacknowledged(self) -> int:
+        """Bytes written and not acknowledged by the peer, which a reset would discard. 0 where that is not known."""
+        return 0
+
+    @property
+    def tcp_connection(self) -> TcpSocket | None:
+        """The connection that carries this end and nothing else, if there is one: its peer may vanish, see
+        `vanished`.
+        """
+        return None
 
 
 class EndHandler(Protocol):
@@ -32,6 +87,9 @@ class EndHandler(Protocol):
     def on_eof(self) -> None:
         """The peer sends no more, and `buffered` is empty."""
 
+    def on_write_failed(self, error: OSError) -> None:
+        """The peer takes no more bytes. What it has sent is still delivered."""
+
     def on_reset(self, error: OSError) -> None:
         """The end is gone; undelivered bytes are lost."""
 
@@ -39,29 +97,25 @@ class EndHandler(Protocol):
         """A method of this handler raised: a bug. The end has been reset."""
 
 
-class End:
-    """The part that all kinds of ends share; a subclass implements the methods of the first group."""
+class BufferedEnd(End):
+    """An end with a handler: the part that all kinds but sockets share. A subclass implements the first group."""
 
-    __slots__ = ("buffered", "closed", "eof_received", "eof_sent", "handler")
+    __slots__ = (
+        "buffered", "closed", "engine", "eof_received", "eof_sent", "handler", "linger", "quantum", "write_failure",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Scheduler) -> None:
+        self.engine = engine
         self.buffered = bytearray()  # received and not taken by the handler
+        self.quantum = engine.limits.turn_size  # bytes that a handler may write before other handlers are served
         self.eof_received = False
         self.eof_sent = False
         self.closed = False  # both directions are over
+        self.write_failure: OSError | None = None  # the peer takes no more bytes
+        self.linger = DEFAULT_LINGER  # seconds that a released end may take to deliver what was written
         self.handler: EndHandler = NO_HANDLER
 
     # Implemented by each kind of end
-
-    @property
-    def pump(self) -> Pump:
-        """The pump that serves this end."""
-        raise NotImplementedError
-
-    @property
-    def quantum(self) -> int:
-        """Bytes that a handler may write before other handlers are served."""
-        raise NotImplementedError
 
     def send_capacity(self) -> int:
         """Bytes that `write` accepts now. After 0, `on_writable` is called once there is space, or the end closes."""
@@ -73,27 +127,20 @@ class End:
 
     def send(self, data: bytes) -> None:
         """Send a header of our own before the handler's data. It must be small: it is queued without regard to
-        `send_capacity`.
+        `send_capacity`. Raises OSError if the end is gone.
         """
         raise NotImplementedError
-
-    def finish(self) -> None:
-        """Send an end of file; the other direction goes on."""
-        raise NotImplementedError
-
-    def reset(self, reason: str) -> None:
-        """End both directions now, and tell the peer the reason if the protocol can. Does nothing on a closed end."""
-        raise NotImplementedError
-
-    def reset_after_delivery(self, reason: str) -> None:
-        """Reset behind the bytes that were written. In a carrier these are in front of the reset anyway."""
-        self.reset(reason)
 
     def _consumed(self, count: int) -> None:
         """The handler has taken `count` bytes; they are not in `buffered`. A carrier grants credit for them."""
         raise NotImplementedError
 
     # Called by the handler
+
+    def release(self) -> None:
+        """See `End.release`. Removing the handler breaks a reference cycle: no garbage collection is needed."""
+        self.handler = NO_HANDLER
+        self.finish()
 
     def consume(self, count: int) -> None:
         """Take the first `count` bytes out of `buffered`. Calls `on_eof` if they were the last."""
@@ -115,32 +162,19 @@ class End:
         """Put `data` back in front of `buffered`. It is not counted against the window, so keep it to a header."""
         self.buffered[:0] = data
 
-    def detach_handler(self) -> None:
-        """Remove the handler of a finished end. Breaks the reference cycle, so no garbage collection is needed."""
-        self.handler = NO_HANDLER
-
-    def close(self) -> None:
-        """Close an end that is not needed."""
-        self.reset("not needed")
-
-    def join(
-        self,
-        connection: socket.socket,
-        *,
-        linger: float,
-        on_end: Callable[[Relay, RelayEnd], None],
-        side: Side = Side.VISITOR,
-        throttle: Limiter | None = None,
-    ) -> Relay:
-        """Relay between this end and a socket, which is the given side of the relay. See `Engine.join`."""
-        return EndRelay(self, connection, side, linger, on_end, throttle).start()
-
     # Called by the carrier or the connection below
 
     def feed(self, data: memoryview) -> None:
         """Deliver bytes of the peer to the handler, and buffer what it does not take."""
-        size = len(data)
-        taken = self._deliver(data, size) if size and not self.buffered else 0
+        size, taken = len(data), 0
+        if size and not self.buffered:
+            handler = self.handler
+            try:
+                taken = handler.on_data(data)
+                if handler is not self.handler:
+                    taken = self._deliver_to_next(handler, data, taken)
+            except Exception as error:
+                self._fail(error)
         if self.closed:
             return
         if taken < size:
@@ -158,6 +192,15 @@ class End:
         """There is space to send again."""
         self._call(self.handler.on_writable)
 
+    def notify_write_failed(self, error: OSError) -> None:
+        """The peer takes no more bytes."""
+        self.write_failure = error
+        handler = self.handler
+        try:
+            handler.on_write_failed(error)
+        except Exception as bug:
+            self._fail(bug)
+
     def notify_reset(self, reason: str) -> None:
         """The peer reset this end, or the carrier is lost."""
         self._notify_broken(ConnectionResetError(errno.ECONNRESET, reason))
@@ -174,16 +217,11 @@ class End:
         except Exception as bug:
             handler.on_internal_error(bug)
 
-    def _deliver(self, data: memoryview, size: int) -> int:
-        """Return how many bytes are taken. If the handler sets another one meanwhile, that one is offered the rest."""
-        taken, handler = 0, self.handler
-        try:
-            taken = handler.on_data(data)
-            while handler is not self.handler and taken < size and not self.closed and not self.buffered:
-                handler = self.handler
-                taken += handler.on_data(data[taken:])
-        except Exception as error:
-            self._fail(error)
+    def _deliver_to_next(self, handler: EndHandler, data: memoryview, taken: int) -> int:
+        """`handler` has set another handler: offer that one the rest. Return how many bytes are taken in all."""
+        while handler is not self.handler and taken < len(data) and not self.closed and not self.buffered:
+            handler = self.handler
+            taken += handler.on_data(data[taken:])
         return taken
 
     def _discard(self) -> None:
@@ -214,6 +252,9 @@ class _NoHandler:
         pass
 
     def on_eof(self) -> None:
+        pass
+
+    def on_write_failed(self, error: OSError) -> None:
         pass
 
     def on_reset(self, error: OSError) -> None:

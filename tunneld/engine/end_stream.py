@@ -1,4 +1,4 @@
-"""An end as a Trio stream, for code that does not relay to a socket."""
+"""An end as a Trio stream, for code that does not relay. (A Trio stream as an end is a `StreamEnd`.)"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import operator
 
 import trio
 
-from tunneld.engine.end import End
+from tunneld.engine.end import BufferedEnd
 
 MAX_RECEIVE_BYTES = 65536
 """Bytes returned by one `receive_some`, unless the caller asks for fewer."""
@@ -15,7 +15,7 @@ MAX_RECEIVE_BYTES = 65536
 class EndStream(trio.abc.HalfCloseableStream):
     """A Trio stream over an end. It owns the end; flow control, end of file and resets are the end's."""
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: BufferedEnd) -> None:
         self._end = end
         self._readable = trio.Event()
         self._writable = trio.Event()
@@ -106,6 +106,10 @@ class EndStream(trio.abc.HalfCloseableStream):
         """Wake a receiving task."""
         self._readable.set()
 
+    def on_write_failed(self, error: OSError) -> None:
+        """The peer takes no more: wake a sending task."""
+        self._writable.set()
+
     def on_reset(self, error: OSError) -> None:
         """The end is gone: wake all tasks."""
         self._error = error
@@ -120,8 +124,9 @@ class EndStream(trio.abc.HalfCloseableStream):
     def _check_sending(self) -> None:
         if self._closed or self._eof_sent:
             raise trio.ClosedResourceError
-        if self._error is not None or self._end.closed:
-            raise trio.BrokenResourceError from self._error
+        error = self._error or self._end.write_failure
+        if error is not None or self._end.closed:
+            raise trio.BrokenResourceError from error
 
     async def _wait_for_capacity(self) -> int:
         while not (capacity := self._end.send_capacity()):

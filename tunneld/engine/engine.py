@@ -10,10 +10,10 @@ the engine.
 
     listen(socket)  accept connections in batches
     watch(socket)   report activity on a parked connection, without reading from it
-    join(a, b)      relay bytes both ways until both directions have ended
+    join(a, b)      relay bytes both ways between two ends of any kind, until both directions have ended
     limit(...)      a bandwidth and a quota that relays share
 
-Sockets are `socket.socket` objects in non-blocking mode. From `join` on, the engine owns both sockets and closes them.
+Sockets are `socket.socket` objects in non-blocking mode. From `join` on, the engine owns both ends and closes them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from tunneld.engine.handover import RelayState
 from tunneld.errors import reason_of
+
+if TYPE_CHECKING:
+    from tunneld.engine.end import End
+    from tunneld.engine.throttle import TokenBucket
 
 FailureCallback = Callable[[Exception], None]
 """Called when another callback of the same owner has raised: a bug. The owner should close itself and nothing else."""
@@ -142,21 +146,22 @@ class Engine(Protocol):
 
     def join(
         self,
-        visitor: socket.socket,
-        server: socket.socket,
+        visitor: socket.socket | End,
+        server: socket.socket | End,
         *,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None = None,
     ) -> Relay:
-        """Relay between two sockets until both directions have ended, then close both and call `on_end`.
+        """Relay between two ends of any kind until both directions have ended, then close both and call `on_end`.
 
         `on_end` is called once, never from inside `join`. `linger` is in seconds: once one side has ended, the relay
         ends after this long without a byte. `throttle` was made by this engine's `limit`.
 
-        Either socket may still be connecting (EINPROGRESS): bytes wait for it, and a refused connect ends the relay
-        with RESET on that side. An end of file from one side is forwarded (`shutdown`) and the other direction goes
-        on. A reset from one side resets the other. Bytes read from one side are delivered before its end of file.
+        A socket is an end by itself. It may still be connecting (EINPROGRESS): bytes wait for it, and a refused connect
+        ends the relay with RESET on that side. An end of file from one side is forwarded (`shutdown`) and the other
+        direction goes on. A reset from one side resets the other. Bytes read from one side are delivered before its end
+        of file.
         """
 
     def export_relay(self, relay: Relay) -> RelayState | None:
@@ -171,8 +176,15 @@ class Engine(Protocol):
     ) -> Relay:
         """Continue an exported relay, perhaps of another process. The engine owns the sockets; see also `join`."""
 
-    def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
+    def limit(
+        self,
+        rate: float | None,
+        quota: int | None,
+        on_used_up: Callable[[], None],
+        shared: TokenBucket | None = None,
+    ) -> Limiter:
         """Make a limiter of `rate` bytes per second and `quota` bytes, both directions of all its relays together.
+        `shared` limits them together with the relays of other limiters.
 
         Relays share the rate fairly. `on_used_up` is called when a relay wants more than the quota, perhaps more than
         once. None means no such limit.

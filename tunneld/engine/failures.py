@@ -34,14 +34,20 @@ def log_shortage(error: OSError) -> None:
     log.warning("could not accept connections", reason=reason_of(error))
 
 
-class HasOptions(Protocol):
+class TcpSocket(Protocol):
     """A socket of the standard library or of Trio."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
 
     def setsockopt(self, level: int, option: int, value: Any, /) -> None:
         """Set one option, as the standard library does."""
 
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
+        """Return one option, as the standard library does."""
 
-def unacknowledged(connection: socket.socket) -> int:
+
+def unacknowledged(connection: TcpSocket) -> int:
     """Bytes written to a connection that its peer has not acknowledged: a reset would discard them. 0 where the system
     does not tell.
     """
@@ -52,7 +58,7 @@ def unacknowledged(connection: socket.socket) -> int:
     return 0
 
 
-def reset_on_close(connection: HasOptions) -> None:
+def reset_on_close(connection: TcpSocket) -> None:
     """Make the next close of this socket send RST instead of FIN. Does nothing on a closed or broken socket."""
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)

@@ -12,7 +12,7 @@ MIB = 1024 * KIB
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """The limits of one engine. The portable engine uses only `accept_backoff`."""
+    """The limits of one engine. The portable engine has no use for most of them."""
 
     buffer_size: int = 64 * KIB
     "Bytes of the shared buffer. A read that fills it starts splicing; a blocked flow keeps at most this in memory."
@@ -32,6 +32,11 @@ class EngineLimits:
     turn_time: float = 0.002
     "Seconds after which the pump returns to Trio's scheduler even if more handlers are ready."
 
+    turn_cost: int = 256
+    """Units of cost (frames parsed, channels woken, fragments written) that the owners of carriers share in one turn:
+    one or two milliseconds of work.
+    """
+
     poll_timeout: float = 0.0
     """Seconds that the pump waits in `epoll_wait` for the next event before it returns to Trio's scheduler; no other
     task runs meanwhile. epoll counts in milliseconds. 0: it does not wait.
@@ -47,6 +52,11 @@ class EngineLimits:
 
     accept_backoff: float = ACCEPT_BACKOFF
     "Seconds an acceptor waits when the machine is out of descriptors or socket memory."
+
+    unacknowledged_timeout: float = 60.0
+    """Seconds without any answer from a peer for which bytes are outstanding, after which its relay ends, see
+    `vanished`: longer than networks are usually away, shorter than the quarter of an hour that TCP tries. 0: that.
+    """
 
     descriptors: int = 1 << 30
     """Descriptors with this number or a higher one are reserved for the rest of the process (control port, reload,

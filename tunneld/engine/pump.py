@@ -21,6 +21,9 @@ same reason a process that only relays waits a moment in `epoll_wait` (`poll_tim
 the answer arrives by then. After `turn_time` the pump returns to the scheduler in any case, so the control protocol
 waits a few milliseconds at worst.
 
+**Cost.** Bytes do not tell what small messages cost. Carriers count that in units, and all carriers of one owner
+share a part of each turn: see budget.py.
+
 **Sleeping costs, too.** A processor that fell asleep takes as long to wake up as some requests take to serve. Between
 processes that hand work to each other this adds up: a quarter of two processors was idle. So the pump polls during the
 beginning of a wait (`busy_poll`), and yields the processor between polls. It does so only while this pays, that is if
@@ -55,14 +58,17 @@ import structlog
 import trio
 
 from tunneld.engine.acceptor import Acceptor, FdReserve, SocketWatch
+from tunneld.engine.budget import TurnBudget
+from tunneld.engine.end import End
 from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
 from tunneld.engine.failures import report_failure
 from tunneld.engine.handover import RelayState
 from tunneld.engine.limits import MIB, EngineLimits
 from tunneld.engine.pipes import PipePool
-from tunneld.engine.socket_relay import SocketRelay
-from tunneld.engine.throttle import Throttle
-from tunneld.engine.timers import Timers
+from tunneld.engine.relay import JoinedEnds
+from tunneld.engine.scheduler import Scheduler
+from tunneld.engine.socket_end import SocketEnd
+from tunneld.engine.throttle import Throttle, TokenBucket
 
 EPOLL_MASK = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 "What every socket is registered for."
@@ -86,31 +92,22 @@ class Handler(Protocol):
         """The pump stops; the handler closes or releases its socket."""
 
 
-class EndedRelay(Protocol):
-    """A relay whose `on_end` callback is due."""
+class Pump(Scheduler):
+    """One epoll set and its handlers. See `Engine` for the contract towards owners.
 
-    def notify_ended(self, how: RelayEnd) -> None:
-        """Call `on_end`. Must not raise."""
-
-
-class Pump:
-    """One epoll set and its handlers. See `Engine` for the contract."""
+    Handlers use what `Scheduler` has and, for their descriptors, `attach`, `detach`, `remove`, `rearm`, `quantum`, and
+    the shared buffers `buffer`, `view` and `wide_buffer`.
+    """
 
     def __init__(self, limits: EngineLimits) -> None:
         """Opens nothing; `run` does."""
-        self.limits = limits
+        super().__init__(limits)
         self.handlers: dict[int, Handler | None] = {}  # None: detached, still registered with epoll
-        self.buffer_size = limits.buffer_size
         self.buffer = bytearray(limits.buffer_size)
         self.view = memoryview(self.buffer)
-        self.quantum = limits.turn_size  # bytes that a handler may move in this batch
+        self.budget = TurnBudget(limits.turn_cost)
         self.fd_reserve = FdReserve(limits.descriptors)
         self.pipes = PipePool(limits.pipe_size, limits.max_pipes, limits.buffer_size, limits.descriptors)
-        self.ended_relays: list[tuple[EndedRelay, RelayEnd]] = []
-        self.timers = Timers(self._finish_batch)
-        self._after_batch: list[Callable[[], None]] = []
-        self._in_batch = False
-        self._batch_time: float | None = None  # Trio's time, if a handler of this batch has asked for it
         self._wide_buffer: bytearray | None = None
         self._poll_at_once = False  # a handler has rearmed itself
         self._last_wait_was_short = False
@@ -123,20 +120,12 @@ class Pump:
             self._wide_buffer = bytearray(self.limits.wide_size)
         return self._wide_buffer
 
-    def now(self) -> float:
-        """Trio's time, in seconds; within a batch it is read once, at the first call."""
-        if not self._in_batch:
-            return trio.current_time()
-        if self._batch_time is None:
-            self._batch_time = trio.current_time()
-        return self._batch_time
-
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See `Engine.run`."""
         with select.epoll() as self._epoll:
             try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self.timers.run)
+                async with trio.open_nursery() as self._nursery:
+                    self._nursery.start_soon(self.timers.run)
                     task_status.started()
                     await self._serve(self._epoll)
             finally:
@@ -160,43 +149,41 @@ class Pump:
 
     def join(
         self,
-        visitor: socket.socket,
-        server: socket.socket,
+        visitor: socket.socket | End,
+        server: socket.socket | End,
         *,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None = None,
     ) -> Relay:
         """See `Engine.join`."""
-        return self._start(SocketRelay(self, visitor, server, linger, on_end, cast("Throttle | None", throttle)))
+        self._epoll_set()
+        ends = [end if isinstance(end, End) else SocketEnd(self, end) for end in (visitor, server)]
+        relay = JoinedEnds(self, ends[0], ends[1], linger, on_end, cast("Throttle | None", throttle))
+        relay.start()
+        return relay
 
     def export_relay(self, relay: Relay) -> RelayState | None:
         """See `Engine.export_relay`. Only relays between two sockets can be exported."""
-        if not isinstance(relay, SocketRelay) or relay.closed:
-            return None
-        return relay.export()
+        return relay.export() if isinstance(relay, JoinedEnds) else None
 
     def import_relay(
         self, state: RelayState, *, on_end: Callable[[Relay, RelayEnd], None], throttle: Limiter | None = None
     ) -> Relay:
         """See `Engine.import_relay`."""
-        relay = SocketRelay(self, state.visitor, state.server, state.linger, on_end, cast("Throttle | None", throttle))
-        relay.restore(state)
-        return self._start(relay)
-
-    def limit(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> Limiter:
-        """See `Engine.limit`."""
-        return Throttle(rate, quota, self.timers, on_used_up)
-
-    def _start(self, relay: SocketRelay) -> SocketRelay:
-        for flow in (relay.from_visitor, relay.from_server):
-            try:
-                self.attach(flow.fd, flow)
-            except OSError as error:
-                relay.fail_side(flow.side, error)
-                self.timers.wake_soon()
-                break
+        relay = self.join(state.visitor, state.server, linger=state.linger, on_end=on_end, throttle=throttle)
+        cast("JoinedEnds", relay).restore(state)
         return relay
+
+    def limit(
+        self,
+        rate: float | None,
+        quota: int | None,
+        on_used_up: Callable[[], None],
+        shared: TokenBucket | None = None,
+    ) -> Limiter:
+        """See `Engine.limit`."""
+        return Throttle(rate, quota, self.timers, on_used_up, shared)
 
     def attach(self, fd: int, handler: Handler) -> None:
         """Make `handler` the owner of `fd`; epoll reports everything that is pending already.
@@ -231,12 +218,6 @@ class Pump:
         with contextlib.suppress(OSError):
             self._epoll_set().modify(fd, EPOLL_MASK)
 
-    def call_after_batch(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, after the current batch of events. It must not raise; an exception is logged."""
-        self._after_batch.append(callback)
-        if not self._in_batch:
-            self.timers.wake_soon()
-
     def _epoll_set(self) -> select.epoll:
         """The epoll set. Raises RuntimeError outside `run`."""
         if self._epoll is None:
@@ -248,18 +229,32 @@ class Pump:
         fd = epoll.fileno()
         keep_freed_memory()
         while True:
-            await trio.lowlevel.wait_readable(fd)
+            if self.budget.has_deferred or self._soon:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(fd)
             self._take_turn(epoll)
 
     def _take_turn(self, epoll: select.epoll) -> None:
-        """Serve batches until no socket is ready within `poll_timeout`, or `turn_time` is over."""
+        """Continue deferred handlers, then serve batches until no socket is ready within `poll_timeout`, or `turn_time`
+        is over.
+        """
         end = perf_counter() + self.limits.turn_time
+        self.budget.begin_turn()
+        if self.budget.has_deferred:
+            self._continue_deferred()
         self._poll_at_once = True
-        while batch := epoll.poll(0, MAX_BATCH_EVENTS) if self._poll_at_once else self._wait(epoll):
+        while (batch := self._next_batch(epoll)) or self._soon:
             self._poll_at_once = False
             self._dispatch(batch)
             if perf_counter() >= end:
-                return
+                break
+
+    def _next_batch(self, epoll: select.epoll) -> list[tuple[int, int]]:
+        """The events of the next batch; empty: the turn is over."""
+        if self._poll_at_once or self._soon or self.budget.has_deferred:
+            return epoll.poll(0, MAX_BATCH_EVENTS)
+        return self._wait(epoll)
 
     def _wait(self, epoll: select.epoll) -> list[tuple[int, int]]:
         """Return the events that are ready or come within `poll_timeout`: polling at first, if the last wait was
@@ -293,8 +288,19 @@ class Pump:
                 handler.on_event(events)
             except Exception as error:
                 report_failure(handler.on_failure, error)
-        if self.ended_relays or self._after_batch:
-            self._finish_batch()
+        if self._soon:
+            self.serve_flows()
+        if self._ended or self._after_batch:
+            self.finish_batch()
+        self._in_batch = False
+
+    def _continue_deferred(self) -> None:
+        """Serve the handlers that used up their owners' shares of the last turn."""
+        self._batch_time = None
+        self._in_batch = True
+        self.quantum = self.buffer_size
+        self.budget.continue_deferred()
+        self.finish_batch()
         self._in_batch = False
 
     def _unregister(self, fd: int) -> None:
@@ -303,27 +309,15 @@ class Pump:
         with contextlib.suppress(OSError):
             self._epoll_set().unregister(fd)
 
-    def _finish_batch(self) -> None:
-        """Run the callbacks of `call_after_batch`, then `on_end` of ended relays, until neither adds more."""
-        while self.ended_relays or self._after_batch:
-            callbacks, self._after_batch = self._after_batch, []
-            for callback in callbacks:
-                try:
-                    callback()
-                except Exception as error:
-                    log.exception("callback after a batch failed: internal error", exc_info=error)
-            ended, self.ended_relays = self.ended_relays, []
-            for relay, how in ended:
-                relay.notify_ended(how)
-
     def _stop(self) -> None:
         """Drop every relay and release every registration."""
-        self._epoll = None
+        self._epoll = self._nursery = None
+        self.drop_relays()
         for handler in list(self.handlers.values()):
             if handler is not None:
                 handler.on_stop()
         self.handlers.clear()
-        self._finish_batch()
+        self.finish_batch()
         self.pipes.close()
 
 

@@ -81,12 +81,60 @@ class TokenBucket:
         return MIN_WAIT if self.rate is None else max(MIN_WAIT, (self.quantum - self._tokens) / self.rate)
 
 
+class SharedBucket:
+    """The bucket of one tunnel, and the one that all tunnels of its owner share."""
+
+    def __init__(self, own: TokenBucket, shared: TokenBucket | None) -> None:
+        """`shared` is None where the owner has no limit."""
+        self._own = own
+        self._shared = shared
+
+    @property
+    def left(self) -> int | None:
+        """See `TokenBucket.left`."""
+        return self._own.left
+
+    @property
+    def used_up(self) -> bool:
+        """See `TokenBucket.used_up`."""
+        return self._own.used_up
+
+    @property
+    def wait(self) -> float:
+        """Seconds from the last `take` until both buckets hold a quantum, as far as is known."""
+        return self._own.wait if self._shared is None else max(self._own.wait, self._shared.wait)
+
+    def take(self, now: float, max_bytes: int = MAX_QUANTUM) -> int:
+        """See `TokenBucket.take`: what both buckets allow."""
+        count = self._own.take(now, max_bytes)
+        if not count or self._shared is None:
+            return count
+        allowed = self._shared.take(now, count)
+        self._own.give_back(count - allowed)
+        return allowed
+
+    def give_back(self, count: int) -> None:
+        """Return tokens that were taken and not used."""
+        self._own.give_back(count)
+        if self._shared is not None:
+            self._shared.give_back(count)
+
+
 class Throttle:
     """The bucket of one tunnel in the pump, and the queue of flows that wait for tokens."""
 
-    def __init__(self, rate: float | None, quota: int | None, timers: Timers, on_used_up: Callable[[], None]) -> None:
-        """`on_used_up` is called when a flow asks for more than the quota, perhaps more than once."""
-        self.bucket = TokenBucket(rate, quota, trio.current_time())
+    def __init__(
+        self,
+        rate: float | None,
+        quota: int | None,
+        timers: Timers,
+        on_used_up: Callable[[], None],
+        shared: TokenBucket | None = None,
+    ) -> None:
+        """`on_used_up` is called when a flow asks for more than the quota, perhaps more than once. `shared` is the
+        bucket that other throttles use, too.
+        """
+        self.bucket = SharedBucket(TokenBucket(rate, quota, trio.current_time()), shared)
         self.deadline = 0.0
         self._timers = timers
         self._on_used_up = on_used_up
@@ -169,30 +217,3 @@ class Allowance:
         self.give_back()
         self._throttle.remove(self)
         self.waiting = True
-
-
-class TaskThrottle:
-    """The throttle of the portable engine: each task waits for its turn itself."""
-
-    def __init__(self, rate: float | None, quota: int | None, on_used_up: Callable[[], None]) -> None:
-        """See `Throttle`."""
-        self.bucket = TokenBucket(rate, quota, trio.current_time())
-        self._on_used_up = on_used_up
-        self._queue = trio.StrictFIFOLock()
-
-    @property
-    def left(self) -> int | None:
-        """Bytes left of the quota, or None if there is no quota."""
-        return self.bucket.left
-
-    async def acquire(self, count: int) -> int:
-        """Wait until at least one of `count` bytes may pass and return how many may. Waits for ever if the quota is
-        used up.
-        """
-        async with self._queue:
-            while not (taken := self.bucket.take(trio.current_time(), count)):
-                if self.bucket.used_up:
-                    self._on_used_up()
-                    await trio.sleep_forever()
-                await trio.sleep(self.bucket.wait)
-        return taken

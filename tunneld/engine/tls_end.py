@@ -13,45 +13,26 @@ and it waits no longer than `linger` seconds.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 
-from tunneld.engine.end import End, log
-from tunneld.engine.engine import Limiter, Relay, RelayEnd, Side
-from tunneld.engine.failures import reset_on_close, unacknowledged
+from tunneld.engine.end import BufferedEnd, log
+from tunneld.engine.events import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
+from tunneld.engine.failures import TcpSocket, reset_on_close, unacknowledged
 from tunneld.engine.pump import Pump
-from tunneld.engine.relay import DELIVERY_CHECK
-from tunneld.engine.socket_flow import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.net.sockets import pending_error
 from tunneld.tls.connection import TlsSocket
 
-DEFAULT_LINGER = 60.0
-"""Seconds for the peer to read our close_notify, if no relay has set `linger`."""
 
-
-class TlsEnd(End):
+class TlsEnd(BufferedEnd):
     """A `TlsSocket` after its handshake, which it owns. It is the pump's handler from `start` on."""
 
     __slots__ = (
-        "_blocked",
-        "_fd",
-        "_flush_scheduled",
-        "_give_up",
-        "_handler_waits",
-        "_pump",
-        "_reading_stopped",
-        "_resetting",
-        "_shutdown_sent",
-        "_tls",
-        "_until_eagain",
-        "_write_error",
-        "deadline",
-        "linger",
+        "_blocked", "_fd", "_flush_scheduled", "_handler_waits", "_pump", "_reading_stopped", "_shutdown_sent", "_tls",
+        "_until_eagain", "deadline",
     )  # fmt: skip
 
     def __init__(self, pump: Pump, tls: TlsSocket) -> None:
-        super().__init__()
+        super().__init__(pump)
         self.deadline = 0.0
-        self.linger = DEFAULT_LINGER
         self._pump = pump
         self._tls = tls
         self._fd = tls.connection.fileno()
@@ -61,9 +42,6 @@ class TlsEnd(End):
         self._reading_stopped = False  # until the buffered bytes are consumed
         self._shutdown_sent = False  # close_notify and FIN are on their way
         self._flush_scheduled = False
-        self._resetting = False  # closed, but for bytes that the peer has not acknowledged
-        self._write_error: OSError | None = None  # the peer takes no more; what it has sent is still read
-        self._give_up = 0.0  # Trio time at which it is closed all the same
 
     def start(self) -> None:
         """Attach to the pump, and buffer bytes that OpenSSL has. Raises OSError if the connection is broken."""
@@ -75,40 +53,30 @@ class TlsEnd(End):
         self._pump.attach(self._fd, self)
         self._schedule_flush()
 
-    @property
-    def pump(self) -> Pump:
-        """See `End.pump`."""
-        return self._pump
-
-    @property
-    def quantum(self) -> int:
-        """See `End.quantum`: that of the current batch."""
-        return self._pump.quantum
-
     # Called by the handler
 
     def send_capacity(self) -> int:
-        """See `End.send_capacity`: one buffer, once the kernel has taken the one before."""
+        """See `BufferedEnd.send_capacity`: one buffer, once the kernel has taken the one before."""
         if self.closed or self.eof_sent:
             return 0
         if self._flush_scheduled:
             self._flush()
-        if self._blocked or self.closed or self._write_error is not None:
+        if self._blocked or self.closed or self.write_failure is not None:
             self._handler_waits = True
             return 0
         return self._pump.buffer_size
 
     def write(self, data: memoryview) -> None:
-        """See `End.write`."""
+        """See `BufferedEnd.write`."""
         self._tls.write(data)
         self._schedule_flush()
 
     def send(self, data: bytes) -> None:
-        """See `End.send`. Raises OSError."""
+        """See `BufferedEnd.send`."""
         self.write(memoryview(data))
 
     def consume(self, count: int) -> None:
-        """See `End.consume`. Once the buffer is empty, epoll reports what is pending in the connection."""
+        """See `BufferedEnd.consume`. Once the buffer is empty, epoll reports what is pending in the connection."""
         super().consume(count)
         if self._reading_stopped and not self.buffered and not self.closed:
             self._reading_stopped = False
@@ -116,7 +84,7 @@ class TlsEnd(End):
         self._close_if_finished()
 
     def deliver_buffered(self) -> None:
-        """See `End.deliver_buffered`."""
+        """See `BufferedEnd.deliver_buffered`."""
         super().deliver_buffered()
         self.consume(0)
 
@@ -136,49 +104,25 @@ class TlsEnd(End):
             reset_on_close(self._tls.connection)
             self._close_socket()
 
-    def reset_after_delivery(self, reason: str) -> None:
-        """See `End.reset_after_delivery`. Waits for acknowledgements no longer than `linger` seconds."""
+    def unacknowledged(self) -> int:
+        """See `End.unacknowledged`."""
         if self.closed:
-            return
-        self._discard()
-        self._resetting = True
-        self._give_up = self._pump.now() + self.linger
-        self._reset_if_delivered()
+            return 0
+        self._flush()
+        return 0 if self.closed else self._tls.pending_output + unacknowledged(self._tls.connection)
 
-    def _reset_if_delivered(self) -> None:
-        tls, now = self._tls, self._pump.now()
-        try:
-            tls.flush()
-        except OSError:
-            self._give_up = now
-        if now < self._give_up and (tls.pending_output or unacknowledged(tls.connection)):
-            self.deadline = now + DELIVERY_CHECK
-            self._pump.timers.watch(self)
-        else:
-            self._resetting = False
-            reset_on_close(tls.connection)
-            self._close_socket()
+    @property
+    def tcp_connection(self) -> TcpSocket | None:
+        """See `End.tcp_connection`."""
+        return None if self.closed else self._tls.connection
 
-    def close(self) -> None:
-        """Close an end that is not needed, with as much of a close_notify as the kernel takes now."""
+    def close(self, reason: str = "not needed") -> None:
+        """See `End.close`. A peer that does not get all of it, with a close_notify, takes it for a reset."""
         if not self.closed:
             self._tls.finish()
             self._tls.flush_if_possible()
             self._discard()
             self._close_socket()
-
-    def join(
-        self,
-        connection: socket.socket,
-        *,
-        linger: float,
-        on_end: Callable[[Relay, RelayEnd], None],
-        side: Side = Side.VISITOR,
-        throttle: Limiter | None = None,
-    ) -> Relay:
-        """See `End.join`."""
-        self.linger = linger
-        return super().join(connection, linger=linger, on_end=on_end, side=side, throttle=throttle)
 
     # The pump's handler
 
@@ -205,15 +149,9 @@ class TlsEnd(End):
     def on_stop(self) -> None:
         """The pump stops."""
         self.reset("the relay stopped")
-        if self._resetting:
-            self._give_up = 0.0
-            self._reset_if_delivered()
 
     def on_deadline(self) -> None:
-        """The peer has not read our close_notify for `linger` seconds, or it is time to look for acknowledgements."""
-        if self._resetting:
-            self._reset_if_delivered()
-            return
+        """The peer has not read our close_notify for `linger` seconds."""
         self._fail_connection(TimeoutError("the peer stopped reading"))
 
     # Internal
@@ -246,7 +184,7 @@ class TlsEnd(End):
         except BlockingIOError:
             pass
         except OSError as error:
-            self._fail_connection(self._write_error or error)
+            self._fail_connection(self.write_failure or error)
         if self.closed:
             return
         if tls.ended:
@@ -263,7 +201,7 @@ class TlsEnd(End):
 
     def _flush(self) -> None:
         self._flush_scheduled = False
-        if self.closed or self._blocked or self._write_error is not None:
+        if self.closed or self._blocked or self.write_failure is not None:
             return
         try:
             self._blocked = not self._tls.flush()
@@ -281,9 +219,6 @@ class TlsEnd(End):
 
     def _close_if_finished(self) -> None:
         """Close the socket once both directions have ended, our close_notify is sent and the buffer is consumed."""
-        if self._write_error is not None and self.eof_received and not self.buffered:
-            self._fail_connection(self._write_error)
-            return
         if not (self.eof_sent and self.eof_received) or self.closed:
             return
         if self._tls.pending_output:
@@ -299,13 +234,13 @@ class TlsEnd(End):
         self._tls.close()
 
     def _fail_write(self, error: OSError) -> None:
-        """The peer takes no more bytes. Read what it has sent before the connection fails, see `relay`."""
-        if self._write_error is not None or self.eof_received:
+        """The peer takes no more bytes. What it has sent is still read."""
+        if self.write_failure is not None or self.eof_received:
             self._fail_connection(error)
             return
-        self._write_error = error
         self._until_eagain = True
         self._pump.rearm(self._fd)
+        self.notify_write_failed(error)
 
     def _fail_connection(self, error: OSError) -> None:
         """The connection is broken: close it and notify the handler."""

@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 
+import trio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.penalties import Block
 from tunneld.auth.preauth import PreauthSlot
 from tunneld.http.problems import Problem, http_error, respond
 from tunneld.http.translate import GRANT, RENEW, client_of
@@ -42,7 +44,16 @@ class ConnectionInfo:
 
     slot: PreauthSlot = field(default_factory=PreauthSlot.exempt)  # held until a request has authenticated
     certificate: bytes | None = None  # the client certificate (DER), which TLS has verified
-    deadline: float = math.inf  # of Trio's clock, for the head of the first request
+    deadline: float = math.inf  # of Trio's clock: until then a request must have authenticated, see `authenticated`
+
+    def authenticated(self) -> None:
+        """A request has authenticated, or none needs to: the connection leaves the limits for unauthenticated ones."""
+        self.slot.release()
+        self.deadline = math.inf
+
+    def head_deadline(self, timeout: float) -> float:
+        """The time by which the head of the next request must have arrived, which has `timeout` seconds."""
+        return min(trio.current_time() + timeout, self.deadline)
 
 
 def connection_info(scope: Scope) -> ConnectionInfo:
@@ -63,7 +74,9 @@ class AuthMiddleware:
         problem = None
         if self._authenticator.is_open:
             scope[GRANT] = EVERYBODY
-        elif scope["path"] not in PUBLIC_PATHS:
+        elif scope["path"] in PUBLIC_PATHS:
+            connection_info(scope).slot.has_begun = False  # a probe may close the connection now
+        else:
             problem = await self._authenticate(scope)
         await (self._app if problem is None else respond(scope["path"], problem))(scope, receive, send)
 
@@ -85,25 +98,27 @@ class AuthMiddleware:
             return http_error(HTTPStatus.UNAUTHORIZED, detail, WWW_Authenticate=CHALLENGE).problem
         if headers:
             login = _name_and_secret(headers)
-            if self._authenticator.penalty(host) > 0:
-                return self._refuse_penalised(host)
+            name = login[0] if login else ""
+            if (block := self._authenticator.block(host, name)) is not None:
+                return _refuse_blocked(block)
             credential = await self._authenticator.admit_secret(*login, host) if login else None
-            if self._authenticator.penalty(host) > 0:  # checked again, else parallel connections allow as many guesses
-                return self._refuse_penalised(host)
+            if (block := self._authenticator.block(host, name)) is not None:  # else parallel connections allow guesses
+                return _refuse_blocked(block)
             if credential is None:
                 reason = FAILED if login else "not a header of the form Basic or Bearer"
-                self._authenticator.log_failure(host, "http", reason, login[0] if login else "")
+                self._authenticator.log_failure(host, "http", reason, name)
                 return http_error(HTTPStatus.UNAUTHORIZED, FAILED, WWW_Authenticate=CHALLENGE).problem
         assert credential is not None
-        connection.slot.release()
+        connection.authenticated()
+        self._authenticator.remember_login(host, credential.name)
         scope[GRANT], scope[RENEW] = credential.grant, partial(self._authenticator.renew, credential)
         return None
 
-    def _refuse_penalised(self, host: str) -> Problem:
-        """The answer to a penalised source: the same whether the secret is correct or not."""
-        seconds = f"{self._authenticator.penalty(host):.0f}"
-        detail = f"too many failed logins from your address; try again in {seconds} s"
-        return http_error(HTTPStatus.TOO_MANY_REQUESTS, detail, Retry_After=seconds, Connection="close").problem
+
+def _refuse_blocked(block: Block) -> Problem:
+    """The answer to a name or an address with a penalty: the same whether the secret is correct or not."""
+    seconds = f"{max(1, round(block.seconds))}"
+    return http_error(HTTPStatus.TOO_MANY_REQUESTS, block.reason, Retry_After=seconds, Connection="close").problem
 
 
 def _name_and_secret(headers: list[str]) -> tuple[str, str] | None:

@@ -2,7 +2,7 @@
 
 The relay listens on loopback, and without credentials any program on the machine may open tunnels. A web page in a
 browser on that machine could send requests through the browser; with credentials, the browser may store one and add it
-by itself. Four checks prevent this:
+by itself. Five checks prevent this:
 
 - *Host.* For the browser, a page with a name that points at 127.0.0.1 (DNS rebinding) has the same origin as the relay,
   but its requests still carry its name. Only the names of loopback, our own address, the configured host and
@@ -14,6 +14,8 @@ by itself. Four checks prevent this:
 - *The servlet* changes something with a plain GET, which an image on any page can send, with `no-referrer`, and to an
   address outside loopback even without Sec-Fetch-Site. There, a browser that sends none of these headers is refused;
   all browsers call themselves Mozilla.
+- *Sec-Fetch-Mode.* The servlet refuses every navigation. A page can redirect a browser to it, and if the navigation
+  began in the address bar, the redirected request still says `Sec-Fetch-Site: none`. No program sends this header.
 
 `refusal` decides and is pure; `OriginMiddleware` calls it.
 """
@@ -51,6 +53,7 @@ class Head:
     host: str = ""
     origin: str = ""
     site: str = ""
+    mode: str = ""  # Sec-Fetch-Mode
     referer: str = ""
     agent: str = ""
     content_type: str = ""
@@ -70,6 +73,7 @@ class Head:
             host=every("host").lower(),
             origin=every("origin").lower(),
             site=every("sec-fetch-site").lower(),
+            mode=every("sec-fetch-mode").lower(),
             referer=every("referer"),
             agent=every("user-agent"),
             content_type=every("content-type").partition(";")[0].strip().lower(),
@@ -124,6 +128,8 @@ def _host_of(authority: str) -> str | None:
 
 def _foreign_source(head: Head) -> str:
     """A description of the foreign page or site that a request comes from; empty if it comes from none."""
+    if head.path == SERVLET and "navigate" in head.mode:
+        return "the address bar, a link or a redirect of a browser"
     if head.origin and not _is_own_page(head.origin, head.host):
         return f"the origin {head.origin[:100]!r}"
     if head.site and head.site not in {"same-origin", "none"}:

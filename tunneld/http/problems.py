@@ -42,6 +42,7 @@ STATUSES: dict[str, HTTPStatus] = {
     "protocol": HTTPStatus.BAD_REQUEST,
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
     "ended": HTTPStatus.GONE,
+    "expired": HTTPStatus.GONE,
 }
 
 FAULTS: dict[str, int] = {code: number for number, code in enumerate(STATUSES, start=1)}

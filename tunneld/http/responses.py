@@ -39,9 +39,6 @@ class ResponseMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. If a response has already begun when an exception comes, the connection is cut."""
-        if scope["type"] != "http":
-            await send({"type": "websocket.close"})
-            return
         tracker = ResponseTracker(receive, send)
         async with _finish_when_cancelled(tracker):
             try:

@@ -3,7 +3,7 @@
     tunnel.openTunnel([backend] [, {option: value}])      string, the server URI
     tunnel.getTunnelAddress(uri)                          string, the client URI
     tunnel.close(ref)  drain  trim  shutdown              string, what was done
-    tunnel.list()  show(ref)  status  reload  help        array of structs
+    tunnel.list()  show(ref)  status  penalties  ...      array of structs
     system.listMethods()  system.methodHelp(name)
 
 Every name also works without `tunnel.`. Parameters are strings, integers, and in the last place a struct of options. An
@@ -28,7 +28,7 @@ from tunneld.http.translate import QUIT, WATCH, caller_of, execute_request, make
 from tunneld.http.xml import RpcAnswer, format_answer, format_fault, parse_call
 
 PREFIX = "tunnel."
-ANSWERS_WITH_ITEMS = frozenset({"list", "show", "status", "reload", "help"})
+ANSWERS_WITH_ITEMS = frozenset({"list", "show", "status", "penalties", "reload", "help"})
 """Verbs that answer with their items, even if there are none; every other verb answers with its text."""
 
 

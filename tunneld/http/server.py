@@ -34,9 +34,10 @@ from tunneld.http.app import new_app
 from tunneld.http.auth import ConnectionInfo
 from tunneld.http.connection import HttpConnection
 from tunneld.http.translate import bare_address
+from tunneld.net.accept import peer_address
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
-from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream
+from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream, is_truncation
 
 log = structlog.get_logger("http")
 
@@ -72,7 +73,8 @@ class HttpServer:
         """Serve one accepted connection and close it. An error of any kind ends this connection only."""
         settings = self._daemon.settings.http
         if self._open >= settings.max_connections:
-            log.warning("HTTP connection refused", reason=f"{self._open} are open (http.max_connections)")
+            reason = f"{self._open} are open (http.max_connections)"
+            self._authenticator.log_limited(log.warning, "HTTP connection refused", "http", reason=reason)
             connection.close()
             return
         self._open += 1
@@ -91,7 +93,7 @@ class HttpServer:
         finally:
             self._open -= 1
             if info is not None:
-                info.slot.release()
+                info.slot.close(trio.current_time())
             if stream is not None:
                 await trio.aclose_forcefully(stream)
             connection.close()
@@ -102,7 +104,7 @@ class HttpServer:
         No place is needed if the relay does not require authentication, or for a connection from this machine; such a
         connection is refused only if its source has a penalty, from any service. Raises `OSError` if the peer has left.
         """
-        host, now = bare_address(connection.getpeername()[0]), trio.current_time()
+        host, now = bare_address(peer_address(connection)[0]), trio.current_time()
         preauth = self._authenticator.preauth
         context = self._tls()
         required = not self._authenticator.is_open or (context is not None and context.verify_mode != ssl.CERT_NONE)
@@ -121,31 +123,38 @@ class HttpServer:
         if (context := self._tls()) is None:
             sock = socket.socket(fileno=connection.detach())
             sock.setblocking(False)
+            if self._authenticator.is_open:
+                info.authenticated()
             return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        peer, reason = format_peer(connection.getpeername()), "not done in time (control.handshake_timeout)"
-        with trio.move_on_at(info.deadline):
+        peer, reason = format_peer(peer_address(connection)), "not done in time (control.handshake_timeout)"
+        with trio.move_on_at(info.deadline) as scope:
             try:
                 stream = await _do_handshake(connection, context, info)
             except OSError as error:
                 reason = reason_of(error)
+                if isinstance(error, ssl.SSLError) and not is_truncation(error):
+                    info.slot.fail(trio.current_time())
             else:
                 if self._authenticator.is_open:  # the certificate was all that is required
-                    info.slot.release()
+                    info.authenticated()
                 return stream
-        info.slot.fail(trio.current_time())
-        log.info("TLS handshake on HTTP connection failed", peer=peer, reason=reason)
+        if scope.cancelled_caught:
+            info.slot.fail(trio.current_time())
+        event = "TLS handshake on HTTP connection failed"
+        self._authenticator.log_limited(log.info, event, "http", peer=peer, reason=reason)
         return None
 
 
 async def _do_handshake(connection: socket.socket, context: ssl.SSLContext, info: ConnectionInfo) -> TlsStream:
     await trio.lowlevel.wait_readable(connection)
     first = connection.recv(1, socket.MSG_PEEK)
+    info.slot.has_begun = bool(first)
     if not first:
         raise OSError("the peer closed the connection before the handshake")
     if first != HANDSHAKE:
         connection.send(PLAIN_TEXT_REPLY)
         connection.recv(MAX_HEAD_BYTES)  # closing with unread bytes sends a reset, which destroys the reply
-        raise OSError("peer spoke plain text")
+        raise ssl.SSLError("peer spoke plain text")
     tls = TlsSocket(connection, context, server_side=True)
     await tls.shake_hands()
     info.certificate = tls.peer_certificate

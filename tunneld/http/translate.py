@@ -16,7 +16,7 @@ from starlette.types import Scope
 from tunneld.control.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
-from tunneld.net.endpoint import join_host_port, unmap
+from tunneld.net.endpoint import join_host_port
 from tunneld.policy.access import Grant
 from tunneld.wire.lines import MAX_LINE, Item, Request, Value
 
@@ -74,8 +74,8 @@ def server_of(scope: Scope) -> str:
 
 
 def bare_address(address: str) -> str:
-    """An address without a zone, and as IPv4 if it is an IPv4-mapped IPv6 address."""
-    return unmap(address.partition("%")[0])
+    """An address without a zone."""
+    return address.partition("%")[0]
 
 
 def as_fields(item: Item) -> dict[str, Value]:

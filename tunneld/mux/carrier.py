@@ -16,8 +16,8 @@ from typing import Any
 
 import structlog
 
+from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
-from tunneld.engine.socket_flow import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
 from tunneld.mux.channel import CarrierEvents, Channel
 from tunneld.mux.connection import Connection
@@ -25,6 +25,7 @@ from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import MAX_FRAMES_PER_TURN, PREAUTH_LIMIT, USER_TIMEOUT_HEARTBEATS, CarrierLimits
 from tunneld.mux.ping import PING_PROTOCOL, PingSession
 from tunneld.mux.send_buffer import SendBuffer
+from tunneld.mux.turns import CarrierTurns
 from tunneld.mux.window import ReceiveWindow, WindowBudget
 from tunneld.wire.webmux.events import (
     Accepted,
@@ -45,7 +46,7 @@ MAX_CHANNELS = 126
 """Channels that one side may have open: of its 127 session ids one is kept for the ping."""
 PREAUTH_EXCEEDED = f"the peer sent more than {PREAUTH_LIMIT} bytes without naming a tunnel"
 NO_DATA = memoryview(b"")
-UNLIMITED_WRITE = 1 << 30
+NO_MSS = 1 << 30
 
 log = structlog.get_logger("mux")
 
@@ -77,7 +78,8 @@ class Carrier:
         self._fd = connection.connection.fileno()
         self._budget = WindowBudget(limits.window_budget, pump.now, connection.round_trip)
         self._opened = 0  # channels that we opened and that are not over
-        self._max_write = UNLIMITED_WRITE  # bytes that one `write` may take, by the peer's MSS
+        self._max_fragment = NO_MSS  # bytes of a fragment, by the peer's MSS
+        self.turns = CarrierTurns(pump.budget, self._read, self.on_failure)
         self._send_buffer = SendBuffer(pump, connection, self.mux.outgoing, limits, self._close)
         self.schedule_flush = self._send_buffer.schedule_flush
         self._until_eagain = False  # a short read no longer means that the socket is drained
@@ -150,12 +152,20 @@ class Carrier:
         """Does nothing: WebMUX has no message for it."""
 
     def send_capacity(self, channel: Channel) -> int:
-        """See `ChannelTransport`: limited by the send buffer, the credit that the peer granted, and the peer's MSS."""
-        return min(self._send_buffer.send_capacity(channel), self.mux.credit(channel.sid), self._max_write)
+        """See `ChannelTransport`: limited by the send buffer, the credit that the peer granted, the peer's MSS, and the
+        owner's share of this turn.
+        """
+        capacity = min(self._send_buffer.send_capacity(channel), self.mux.credit(channel.sid))
+        left = self.turns.share.left
+        if capacity and left <= 0:
+            self.turns.serve_later(channel)
+            return 0
+        return min(capacity, self._max_fragment * min(left, MAX_FRAGMENTS))
 
     def write(self, sid: int, data: memoryview) -> int:
         """See `ChannelTransport`."""
         sent = self.mux.send(sid, data)
+        self.turns.share.use(1 + sent // self._max_fragment)
         self.schedule_flush()
         return sent
 
@@ -216,14 +226,17 @@ class Carrier:
     # Internal
 
     def _read(self) -> None:
-        """Read until the socket is drained or this turn's quantum is used up."""
+        """Read until the socket is drained, or this turn's quantum or the owner's share of it is used up."""
+        if self.turns.share.left <= 0:
+            self.turns.read_later()
+            return
         connection, quantum = self._connection, self.pump.quantum
         with memoryview(self.pump.wide_buffer) as view:
             if self.mux.has_unparsed:
                 self._parse(NO_DATA)
             while not self.over:
-                if self.mux.has_unparsed:
-                    self.pump.rearm(self._fd)
+                if self.mux.has_unparsed or self.turns.share.left <= 0:
+                    self.turns.read_later()
                     return
                 try:
                     count = connection.receive_into(view)
@@ -247,6 +260,11 @@ class Carrier:
                     self.pump.rearm(self._fd)
                     return
 
+    @property
+    def has_received(self) -> bool:
+        """Whether the peer sent anything before it was authenticated."""
+        return self._preauth_bytes > 0
+
     def _parse_unauthenticated(self, data: memoryview) -> None:
         """Parse at most `PREAUTH_LIMIT` bytes before the carrier is authenticated; close it beyond that."""
         left = PREAUTH_LIMIT - self._preauth_bytes
@@ -265,7 +283,7 @@ class Carrier:
         """Have the codec parse `data` and act on each item."""
         channels = self.channels
         try:
-            for item in self.mux.receive(data, MAX_FRAMES_PER_TURN):
+            for item in self.mux.receive(data, min(MAX_FRAMES_PER_TURN, max(self.turns.share.left, 1))):
                 if isinstance(item, tuple):
                     channel = channels.get(item[0])
                     if channel is not None:
@@ -279,6 +297,7 @@ class Carrier:
         except RemoteProtocolError as error:
             self._close(f"the peer broke the WebMUX protocol: {error}")
             return
+        self.turns.share.use(self.mux.cost)
         if self.mux.outgoing or self._connection.pending_output:
             self.schedule_flush()
 
@@ -296,9 +315,10 @@ class Carrier:
             case EndpointDefined(_, uri):
                 self.owner.on_endpoint(uri)
             case MssSet(mss):
-                self._max_write = mss * MAX_FRAGMENTS or UNLIMITED_WRITE
+                self._max_fragment = mss or NO_MSS
             case CreditAdded(sid):
-                if channel := self.channels.get(sid):
+                channel = self.channels.get(sid)
+                if channel is not None and not self.turns.waits(channel):
                     channel.notify_writable()
             case SessionRefused(sid, _, reason) | Reset(sid, _, reason) | Broken(sid, reason):
                 if channel := self.channels.get(sid):
@@ -327,6 +347,7 @@ class Carrier:
         """Both directions are over for the codec; the channel's buffered bytes can still be consumed."""
         if self.channels.pop(channel.sid, None) is not channel:
             return
+        self.turns.forget(channel)
         channel.release_window()
         if channel.sid & 1 == self._parity:
             self._opened -= 1
@@ -340,6 +361,7 @@ class Carrier:
         self.pump.remove(self._fd, self)
         self._send_buffer.close()
         self._connection.close()
+        self.turns.close()
         channels, self.channels = self.channels, {}
         for channel in channels.values():
             channel.notify_reset(f"multiplexed connection lost: {reason}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import Any, Protocol
 
-from tunneld.engine.end import NO_HANDLER, End, EndHandler
+from tunneld.engine.end import NO_HANDLER, BufferedEnd, EndHandler
 from tunneld.engine.pump import Pump
 from tunneld.mux.limits import CarrierLimits
 from tunneld.mux.window import ReceiveWindow
@@ -53,30 +53,26 @@ class ChannelTransport(Protocol):
         """End both directions now."""
 
 
-class Channel(End):
+class Channel(BufferedEnd):
     """One byte stream. The carrier creates it and removes it when both directions are over."""
 
     __slots__ = ("_unsent_header", "carrier", "sid", "window")
 
     def __init__(self, carrier: ChannelTransport, sid: int, window: ReceiveWindow) -> None:
         """`sid` is the carrier's id for this channel; it may be used again once the channel is over."""
-        super().__init__()
+        super().__init__(carrier.pump)
+        self.quantum = carrier.limits.quantum
         self.carrier = carrier
         self.sid = sid
         self.window = window
         self._unsent_header = b""  # bytes of `send` that the peer has granted no credit for yet
 
-    @property
-    def pump(self) -> Pump:
-        """The carrier's pump."""
-        return self.carrier.pump
-
-    @property
-    def quantum(self) -> int:
-        """See `CarrierLimits.quantum`."""
-        return self.carrier.limits.quantum
-
     # Called by the owner and by the relay
+
+    @property
+    def end(self) -> Channel:
+        """A channel is a `ServerConnection`, too, and the end of it."""
+        return self
 
     def accept(self) -> None:
         """Accept a channel that the peer opened; the alternative is `reset`."""
@@ -87,21 +83,21 @@ class Channel(End):
         self.carrier.set_originator(self, visitor)
 
     def send(self, data: bytes) -> None:
-        """See `End.send`. Raises `ConnectionResetError` if the channel is over."""
+        """See `BufferedEnd.send`. Raises `ConnectionResetError` if the channel is over."""
         if self.closed:  # another channel may have its sid by now
             raise ConnectionResetError(errno.ECONNRESET, "the channel was lost")
         self._unsent_header += data
         self._send_header()
 
     def send_capacity(self) -> int:
-        """See `End.send_capacity`."""
+        """See `BufferedEnd.send_capacity`."""
         if self._unsent_header and not self._send_header():
             return 0
         capacity = self.carrier.send_capacity(self)  # this may flush, and find the connection broken
         return 0 if self.closed else capacity
 
     def write(self, data: memoryview) -> None:
-        """See `End.write`."""
+        """See `BufferedEnd.write`."""
         self.carrier.write(self.sid, data)
 
     def finish(self) -> None:
@@ -115,6 +111,10 @@ class Channel(End):
         if not self.closed:
             self._discard()
             self.carrier.reset(self, reason)
+
+    def unacknowledged(self) -> int:
+        """See `End.unacknowledged`: in a carrier everything that was written is in front of the reset."""
+        return len(self._unsent_header)
 
     def release_window(self) -> None:
         """The peer sends no more: return the window's growth to the carrier's budget, once nothing is buffered."""

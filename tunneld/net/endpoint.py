@@ -106,7 +106,8 @@ class Target:
         if text.isascii() and text.isdigit():
             return cls("127.0.0.1", parse_port(text, text, lowest=1))
         if not _HOST_PORT_PATTERN.fullmatch(text):
-            raise UsageError(f"invalid local server {text!r}: expected PORT, HOST:PORT or unix:PATH")
+            hint = _ipv6_hint(text, with_port=True) or "expected PORT, HOST:PORT or unix:PATH"
+            raise UsageError(f"invalid local server {text!r}: {hint}")
         host, port = parse_host_port(text, lowest=1)
         return cls(host, port)
 
@@ -126,9 +127,8 @@ def parse_relay(text: str, *, tls: bool = False) -> Endpoint:
             raise UsageError(
                 "invalid relay address: this is the server URI of a tunnel; pass HOST or HOST:PORT of the relay"
             )
-        raise UsageError(
-            f"invalid relay address {text!r}: expected HOST or HOST:PORT, optionally after tcp:// or tls://"
-        )
+        hint = _ipv6_hint(text) or "expected HOST or HOST:PORT, optionally after tcp:// or tls://"
+        raise UsageError(f"invalid relay address {text!r}: {hint}")
     scheme = "tls" if tls else (match["scheme"] or "tcp").lower()
     port = match["port"] or str(CONTROL_PORT)
     return Endpoint(scheme, parse_host(match["host"], text), parse_port(port, text, lowest=1))
@@ -138,8 +138,32 @@ def parse_host_port(text: str, *, lowest: int = 0) -> tuple[str, int]:
     """Parse `host:port` or `[v6]:port` with a port in `lowest`..65535. Raises `UsageError`."""
     match = _HOST_PORT_PATTERN.fullmatch(text)
     if match is None:
-        raise UsageError(f"invalid address {text!r}: expected host:port")
+        raise UsageError(f"invalid address {text!r}: {_ipv6_hint(text, with_port=True) or 'expected host:port'}")
     return parse_host(match["host"], text), parse_port(match["port"], text, lowest=lowest)
+
+
+def _ipv6_hint(text: str, *, with_port: bool = False) -> str:
+    """How to write an IPv6 address that was given without brackets; empty if the text is none. It may have a scheme,
+    and its last group may have been meant as a port, which `with_port` says is required.
+    """
+    scheme, separator, address = text.rpartition("://")
+    if not _is_ipv6(address):
+        return ""
+    start, _, last = address.rpartition(":")
+    forms = [] if with_port else [f"[{address}]"]
+    if _is_ipv6(start) and last.isdigit():
+        forms.append(f"[{start}]:{last}")
+    elif with_port:
+        forms.append(f"[{address}]:PORT")
+    return f"an IPv6 address needs brackets: {' or '.join(f'{scheme}{separator}{form}' for form in forms)}"
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_host(text: str, whole: str | None = None) -> str:
@@ -174,19 +198,10 @@ def join_host_port(host: str, port: int) -> str:
 
 
 def format_peer(address: Any) -> str:
-    """Print what `getpeername` or `accept` returned: `host:port`, `[v6]:port`, or `unix`. IPv4-mapped addresses
-    print as IPv4.
-    """
+    """Print what `getpeername` or `accept` returned: `host:port`, `[v6]:port`, or `unix`."""
     if isinstance(address, tuple) and len(address) >= 2:
-        return join_host_port(unmap(str(address[0])), int(address[1]))
+        return join_host_port(str(address[0]), int(address[1]))
     return "unix"
-
-
-def unmap(host: str) -> str:
-    """Turn an IPv4-mapped IPv6 address (`::ffff:192.0.2.1`), as dual-stack listeners report, into the IPv4 address;
-    return any other host unchanged.
-    """
-    return host.removeprefix("::ffff:") if host.startswith("::ffff:") and "." in host else host
 
 
 def parse_network(text: str) -> Network:
@@ -204,7 +219,7 @@ def contains(network: Network, peer: Any) -> bool:
 
 @lru_cache(maxsize=1024)  # a hidden server connects from one address thousands of times; parsing takes 10 µs
 def _contains(network: Network, host: str) -> bool:
-    return ipaddress.ip_address(unmap(host).partition("%")[0]) in network
+    return ipaddress.ip_address(host.partition("%")[0]) in network
 
 
 def is_wildcard(host: str) -> bool:
@@ -217,6 +232,7 @@ def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(unmap(host)).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -19,7 +19,7 @@ import trio
 
 from tunneld.errors import reason_of
 from tunneld.net import sockets
-from tunneld.net.accept import ACCEPT_BACKOFF, CONNECTION_LOST, AcceptShortage
+from tunneld.net.accept import ACCEPT_BACKOFF, CONNECTION_LOST, AcceptShortage, unmap_address
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("net")
 
@@ -134,7 +134,7 @@ class ReloadableListener:
         self._shortage.end()
         connection.setblocking(False)
         try:
-            self._on_connection(connection, address)
+            self._on_connection(connection, unmap_address(address))
         except Exception:
             connection.close()
             log.exception("could not handle a connection: internal error", service=self.name)

@@ -18,6 +18,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 from tunneld.errors import SHORTAGES, LimitReachedError, ListenError, ShortageError, TunneldError, reason_of
 from tunneld.net.endpoint import format_peer
@@ -101,7 +102,14 @@ def taken_out(holder: socket.socket) -> socket.socket:
     return taken
 
 
-def pending_error(connection: socket.socket) -> OSError | None:
+class HasSocketOptions(Protocol):
+    """A socket of the standard library or of Trio."""
+
+    def getsockopt(self, level: int, option: int, /) -> int:
+        """Return one option, as the standard library does."""
+
+
+def pending_error(connection: HasSocketOptions) -> OSError | None:
     """Return the error that the kernel has recorded for a socket (SO_ERROR), or None. Reads nothing from the stream."""
     number = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     return OSError(number, os.strerror(number)) if number else None

@@ -43,6 +43,8 @@ class Grant:
     max_ttl: float | None = None  # seconds; also the default of its tunnels
     bandwidth: int | None = None  # bytes per second, per tunnel; also the default
     quota: int | None = None  # bytes, per tunnel; also the default
+    max_total_visitors: int | None = None  # of all its tunnels
+    total_bandwidth: int | None = None  # bytes per second, of all its tunnels
 
     @property
     def is_admin(self) -> bool:
@@ -84,6 +86,10 @@ GRANT_LIMITS: dict[str, GrantLimit] = {
     "max_ttl": GrantLimit(parse_seconds, "SECONDS", "maximum lifetime of each tunnel"),
     "bandwidth": GrantLimit(parse_bytes, "BYTES[k|M|G|T]", "maximum number of bytes per second of each tunnel"),
     "quota": GrantLimit(parse_bytes, "BYTES[k|M|G|T]", "maximum number of bytes that each tunnel may relay"),
+    "max_total_visitors": GrantLimit(parse_count, "COUNT", "maximum number of visitors of all its tunnels at a time"),
+    "total_bandwidth": GrantLimit(
+        parse_bytes, "BYTES[k|M|G|T]", "maximum number of bytes per second of all its tunnels together"
+    ),
 }
 """The limits of a grant: keys of [[credential]], fields of `Grant`, and flags of `tunnel credential add`."""
 

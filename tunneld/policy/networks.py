@@ -1,7 +1,7 @@
 """Addresses as numbers, and networks as sets of them. Pure.
 
-IPv4-mapped IPv6 addresses (`::ffff:192.0.2.1`), as dual-stack listeners report them and as some people write them,
-count as the IPv4 addresses that they stand for. So no list can be evaded by another spelling of an address.
+IPv4-mapped IPv6 addresses (`::ffff:192.0.2.1`), as some people write them, count as the IPv4 addresses that they stand
+for. So no list can be evaded by another spelling of an address.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tunneld.net.endpoint import Network, parse_network, unmap
+from tunneld.net.endpoint import Network, parse_network
 
 MAX_NETWORKS = 256
 """Networks in one option: about as many as fit a line of the control protocol, so HTTP accepts no more either."""
@@ -31,12 +31,19 @@ class Address:
 @lru_cache(maxsize=4096)  # visitors return, and parsing takes some µs; 4096 entries are about 1 MiB
 def read_address(host: str) -> Address:
     """The numbers of an IPv4 or IPv6 address, as `accept` or a PROXY protocol header gives it. Raises `ValueError`."""
-    address = ipaddress.ip_address(unmap(host).partition("%")[0])
+    address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
             return Address(6, int(address), ~(int(address) >> 64))
         address = address.ipv4_mapped
     return Address(4, int(address), int(address))
+
+
+def source_text(source: int) -> str:
+    """The address of a source (`Address.source`), or for IPv6 its network: `2001:db8::/64`."""
+    if source >= 0:
+        return str(ipaddress.IPv4Address(source))
+    return str(ipaddress.IPv6Network((~source << 64, 64)))
 
 
 class NetworkSet:

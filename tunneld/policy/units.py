@@ -26,6 +26,6 @@ def format_duration(total: int) -> str:
     return f"{minutes}m{total % 60:02}s" if minutes else f"{total}s"
 
 
-def count(number: int, noun: str) -> str:
-    """`1 tunnel`, `2 tunnels`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def count(number: int, noun: str, plural: str = "") -> str:
+    """`1 tunnel`, `2 tunnels`; `plural` is for nouns that take no s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or f'{noun}s'}"

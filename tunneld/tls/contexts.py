@@ -27,19 +27,22 @@ class CertificateFiles(Protocol):
         """Authorities that must have issued the client's certificate; None: no client certificate is requested."""
 
 
-def server_tls_context(settings: CertificateFiles, *, table: str = "control.tls") -> ssl.SSLContext:
+def server_tls_context(settings: CertificateFiles, *, table: str = "") -> ssl.SSLContext:
     """A server's context: TLS 1.2 or later. If `client_ca` is set, clients must have a certificate issued by it.
 
-    Raises `ConfigError`, which names the key in `table`, the file, and what is wrong with it.
+    Raises `ConfigError`, which names the `table` of the configuration, the file, and what is wrong with it.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # it costs us more than the peer; OpenSSL 3 refuses it by default
     require_close_notify(context)
-    _load_certificate(context, settings.certificate, settings.key, table)
-    if settings.client_ca is not None:
-        _load_authorities(context, settings.client_ca, f"{table}.client_ca")
-        context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        _load_certificate(context, settings.certificate, settings.key)
+        if settings.client_ca is not None:
+            _load_authorities(context, settings.client_ca, "client_ca")
+            context.verify_mode = ssl.CERT_REQUIRED
+    except ConfigError as error:
+        raise ConfigError([f"{table}: {problem}" if table else problem for problem in error.problems]) from None
     return context
 
 
@@ -79,18 +82,17 @@ def unverified_tls_context(certificate: Path | str | None = None, key: Path | st
     return context
 
 
-def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path, table: str = "") -> None:
-    prefix = f"{table}." if table else ""
-    _check_readable(certificate, f"{prefix}certificate")
-    _check_readable(key, f"{prefix}key")
+def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    _check_readable(certificate, "certificate")
+    _check_readable(key, "key")
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise ConfigError([f"{prefix}key: {key} does not belong to the certificate in {certificate}"]) from None
-        raise ConfigError(
-            [f"{prefix}certificate: {certificate} and {key} are not a PEM certificate and its key"]
-        ) from None
+            raise ConfigError([f"key {key} does not belong to certificate {certificate}"]) from None
+        if error.reason and ("TOO_SMALL" in error.reason or "TOO_WEAK" in error.reason):
+            raise ConfigError([f"certificate {certificate} is too weak for TLS: {error.reason.lower()}"]) from None
+        raise ConfigError([f"could not load certificate {certificate} with key {key}: not PEM files"]) from None
 
 
 def _disable_verification(context: ssl.SSLContext) -> None:
@@ -99,9 +101,8 @@ def _disable_verification(context: ssl.SSLContext) -> None:
 
 
 def _no_password() -> str:
-    raise ConfigError(
-        ["the private key is encrypted with a password, which a daemon cannot enter; store it without one"]
-    )
+    """Called by OpenSSL, which would otherwise ask on the terminal. A daemon has none."""
+    raise ConfigError(["the key is protected by a passphrase, which a daemon cannot ask for; remove the passphrase"])
 
 
 def _load_authorities(context: ssl.SSLContext, path: Path, key: str) -> None:
@@ -109,12 +110,12 @@ def _load_authorities(context: ssl.SSLContext, path: Path, key: str) -> None:
     try:
         context.load_verify_locations(path)
     except ssl.SSLError:
-        raise ConfigError([f"{key}: {path} has no PEM certificates"]) from None
+        raise ConfigError([f"{key} {path} contains no PEM certificate"]) from None
 
 
-def _check_readable(path: Path, key: str) -> None:
+def _check_readable(path: Path, what: str) -> None:
     """Check first, because OpenSSL's `No such file` does not say which file."""
     try:
         path.open("rb").close()
     except OSError as error:
-        raise ConfigError([f"{key}: cannot read {path}: {reason_of(error)}"]) from None
+        raise ConfigError([f"could not read {what} {path}: {reason_of(error)}"]) from None

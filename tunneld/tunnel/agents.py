@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from tunneld.net.endpoint import Network, contains, unmap
+from tunneld.net.endpoint import Network, contains
 
 MAX_NETWORKS_PER_TUNNEL = 64
 """Networks remembered for agents that share a tunnel: the latest. Agents move, so some of the older are out of use."""
@@ -29,7 +29,7 @@ class TunnelAgents:
 
     def join(self, agent: str, host: str, network: Network | None) -> None:
         """Add the agent with the control connection `agent` from the address `host`, and permit its network."""
-        self._agents[agent] = unmap(host)
+        self._agents[agent] = host
         self._permit(network)
 
     def leave(self, agent: str) -> None:
@@ -38,7 +38,7 @@ class TunnelAgents:
 
     def hosts_except(self, host: str) -> AbstractSet[str]:
         """The addresses of all agents, without this address."""
-        return set(self._agents.values()) - {unmap(host)}
+        return set(self._agents.values()) - {host}
 
     def move(self, network: Network | None) -> None:
         """Permit this network alone: the only agent of the tunnel has moved there."""

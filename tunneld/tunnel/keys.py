@@ -1,4 +1,8 @@
-"""Keys of server URIs: on a port that many tunnels share, a hidden server presents the key of its tunnel."""
+"""Keys of server URIs: on a port that many tunnels share, a hidden server presents the key of its tunnel.
+
+A key is valid for the scheme with which it was handed out. One that crossed the network in clear is never accepted in
+TLS, where a hidden server counts as authenticated by its key wherever it connects from.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,9 @@ KEY_BYTES = 18
 class Keyed(Protocol):
     """A server side behind a shared port."""
 
+    key: str
+    """The key of its server URI, which the registry replaces when the scheme changes."""
+
     @property
     def backend(self) -> str:
         """The name of its backend. A hidden server of another backend does not find it."""
@@ -28,8 +35,17 @@ class KeyRegistry:
         self._sides: dict[str, Keyed] = {}  # by key
 
     def set_port(self, backend: str, scheme: str, port: int) -> None:
-        """Set the shared port of a backend; the server URIs of all its tunnels follow. 0: it has none any more."""
+        """Set the shared port of a backend; the server URIs of all its tunnels follow. 0: it has none any more.
+
+        With another scheme, all of its tunnels get new keys. Their connections stay.
+        """
+        former = self.scheme(backend)
         self._ports[backend] = scheme, port
+        if former != scheme:
+            for side in [side for side in self._sides.values() if side.backend == backend]:
+                del self._sides[side.key]
+                side.key = _new_key()
+                self._sides[side.key] = side
 
     def check(self, backend: str) -> None:
         """Raise `UsageError` where the backend has no port on this relay."""
@@ -48,20 +64,20 @@ class KeyRegistry:
         scheme, port = self._ports.get(backend, (backend, 0))
         return Endpoint(scheme, host, port, key)
 
-    def register(self, side: Keyed, key: str = "") -> str:
-        """Register a new server side and return its key: `key`, which it had before, if that is free, otherwise a new
-        one. Raises `UsageError` as `check` does.
+    def register(self, side: Keyed, key: str = "", scheme: str = "") -> str:
+        """Register a new server side and return its key: `key`, which it had before in a server URI with this `scheme`,
+        if the scheme is the same and the key is free, otherwise a new one. Raises `UsageError` as `check` does.
         """
         self.check(side.backend)
-        if not key or key.startswith("-") or key in self._sides:
+        if not key or scheme != self.scheme(side.backend) or key.startswith("-") or key in self._sides:
             key = _new_key()
         self._sides[key] = side
         return key
 
-    def unregister(self, side: Keyed, key: str) -> None:
+    def unregister(self, side: Keyed) -> None:
         """Remove a server side that has closed. Idempotent, and harmless once a successor has the key."""
-        if self._sides.get(key) is side:
-            del self._sides[key]
+        if self._sides.get(side.key) is side:
+            del self._sides[side.key]
 
     def find(self, key: str) -> Keyed | None:
         """The server side with this key."""

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tunneld.config.schema import TunnelSettings
-from tunneld.engine.engine import Engine, FailureCallback, Limiter, Relay, RelayEnd
+from tunneld.engine.end import End
+from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.tenants import Tenant
 
 if TYPE_CHECKING:
     from tunneld.tunnel.keys import KeyRegistry
@@ -72,6 +74,7 @@ class ServerSideSnapshot:
     listener: socket.socket | None = None  # None: it had none, or had closed it
     parked: Sequence[tuple[socket.socket, Peer]] = ()  # in the order of their arrival
     key: str = ""  # in its server URI
+    scheme: str = ""  # of its server URI, if the relay's configuration can change it
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class TunnelContext:
     on_detached: Callable[[Any], None]  # the same
     on_refused: Callable[[Any, str], None]  # with the peer's address and the reason
     on_failure: FailureCallback  # with a bug in a callback
+    tenant: Tenant = field(default_factory=Tenant)
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
 
 
@@ -109,18 +113,12 @@ class ServerConnection(Protocol):
         connection has failed.
         """
 
-    def join(
-        self,
-        visitor: socket.socket,
-        *,
-        linger: float,
-        on_end: Callable[[Relay, RelayEnd], None],
-        throttle: Limiter | None = None,
-    ) -> Relay:
-        """Relay between the visitor and the hidden server, see `Engine.join`. The relay owns both from now on."""
+    @property
+    def end(self) -> socket.socket | End:
+        """What the engine joins to the visitor, and owns from then on."""
 
     def close(self) -> None:
-        """Close an unused connection. Not after `join`."""
+        """Close an unused connection, which was not joined."""
 
 
 class ServerSide(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tunneld.config.schema import TunnelSettings
 from tunneld.net.endpoint import Endpoint, Network, parse_network
@@ -11,6 +11,7 @@ from tunneld.policy.access import EVERYBODY
 from tunneld.policy.limits import EffectiveLimits, effective_limits
 from tunneld.policy.options import ANYWHERE, Anywhere, TunnelOptions
 from tunneld.tunnel.server_side import NO_SERVICES, BackendServices
+from tunneld.tunnel.tenants import Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class TunnelSpec:
     former_uri: Endpoint | None = None  # the server URI of the tunnel that it replaces
     reserved: Container[int] = ()  # ports that are reserved for other tunnels, even where nothing listens
     asked_from: Network | Anywhere | None = None  # `server_from` as requested, before the grant bounded it
+    tenant: Tenant = field(default_factory=Tenant)  # the owner's, shared by all its tunnels
 
     @property
     def limits(self) -> EffectiveLimits:

@@ -33,6 +33,9 @@ class TimedTunnel(Protocol):
     def close(self, reason: str) -> None:
         """Close now."""
 
+    def expire(self, reason: str) -> None:
+        """Close now and for good."""
+
 
 async def close_when_unused(tunnel: TimedTunnel, open_timeout: float) -> None:
     """Close the tunnel after `open_timeout` seconds without a connection."""
@@ -47,7 +50,7 @@ async def close_when_unused(tunnel: TimedTunnel, open_timeout: float) -> None:
 async def close_after(tunnel: TimedTunnel, ttl: float) -> None:
     """Close the tunnel `ttl` seconds after it was opened, even if it is in use."""
     await trio.sleep_until(tunnel.opened_at + ttl)
-    tunnel.close(f"lifetime of {ttl:g} s is over (ttl)")
+    tunnel.expire(f"lifetime of {ttl:g} s is over (ttl)")
 
 
 async def close_when_idle(tunnel: TimedTunnel, idle_timeout: float) -> None:
@@ -58,4 +61,4 @@ async def close_when_idle(tunnel: TimedTunnel, idle_timeout: float) -> None:
         activity = tunnel.activity
         tunnel.idle_checks = tunnel.idle_checks + 1 if activity == last else 0
         last = activity
-    tunnel.close(f"no data for {idle_timeout:g} s (idle_timeout)")
+    tunnel.expire(f"no data for {idle_timeout:g} s (idle_timeout)")

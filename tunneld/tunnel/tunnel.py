@@ -70,6 +70,7 @@ class Tunnel:
         self.opened_at, self.idle_since = now - counters.age, now - counters.idle
         self.idle_checks = counters.idle_checks
         self.reason = ""  # why it closed
+        self.expired = False  # whether that is for good, by a limit of its own
         self.agents = TunnelAgents(spec.allowed_sources)
         self._phase = Phase.OPENING
         self._engine = engine
@@ -80,7 +81,7 @@ class Tunnel:
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
         self._refusals = RefusalLog(spec.id, events, counters.refused)
-        self.visitors = VisitorRelays(spec.id, limits, engine, events, self._refusals, self, counters)
+        self.visitors = VisitorRelays(spec.id, limits, spec.tenant, engine, events, self._refusals, self, counters)
         self.client_side = ClientSide(spec, limits, snapshot.client if snapshot is not None else None)
         try:
             self.server_side = backend(self._context())
@@ -176,6 +177,11 @@ class Tunnel:
         self.reason = self.reason or reason
         self._scope.cancel()
 
+    def expire(self, reason: str) -> None:
+        """Close now, because a limit of the tunnel ends it for good: its agent is not to open it again."""
+        self.expired = self.expired or not self.reason
+        self.close(reason)
+
     def drain(self, reason: str = "") -> None:
         """Accept no new visitors and close when the last relay has ended. Waiting visitors are closed. `reason` is for
         the log.
@@ -261,6 +267,7 @@ class Tunnel:
             on_detached=self._on_detached,
             on_refused=self._refusals.server,
             on_failure=self.fail,
+            tenant=self.spec.tenant,
             snapshot=self._snapshot.server if self._snapshot is not None else None,
         )
 

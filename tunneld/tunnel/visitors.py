@@ -22,6 +22,7 @@ import trio
 from tunneld.engine.engine import Engine, Relay, RelayEnd
 from tunneld.engine.handover import RelayState
 from tunneld.errors import reason_of
+from tunneld.net.accept import local_address
 from tunneld.net.endpoint import format_peer
 from tunneld.policy.admission import Admission, AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
@@ -29,6 +30,7 @@ from tunneld.policy.rates import LogLimiter, Rate
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import ServerConnection
 from tunneld.tunnel.snapshot import TunnelCounters
+from tunneld.tunnel.tenants import Tenant
 
 
 class VisitorEvents(Protocol):
@@ -37,8 +39,8 @@ class VisitorEvents(Protocol):
     def on_visitor_left(self, reason: str) -> None:
         """A visitor disconnected, or waited in vain. `reason` is the one with which a one-shot tunnel closes."""
 
-    def close(self, reason: str) -> None:
-        """Close the tunnel now."""
+    def expire(self, reason: str) -> None:
+        """Close the tunnel now and for good."""
 
 
 class VisitorRelays:
@@ -48,6 +50,7 @@ class VisitorRelays:
         self,
         tunnel: str,
         limits: EffectiveLimits,
+        tenant: Tenant,
         engine: Engine,
         events: Events,
         refusals: RefusalLog,
@@ -59,6 +62,7 @@ class VisitorRelays:
         self.served = counters.served  # visitors that got a server connection, since the tunnel was opened
         self._tunnel = tunnel
         self._limits = limits
+        self._tenant = tenant
         self._engine = engine
         self._events = events
         self._refusals = refusals
@@ -66,8 +70,10 @@ class VisitorRelays:
         self._admission = None if limits.rules.accept_all else Admission(limits.rules)
         self._ended_up, self._ended_down = counters.up, counters.down  # bytes of relays that have ended
         quota = limits.quota if counters.quota_left is None else counters.quota_left
-        limited = limits.bandwidth or limits.quota
-        self._throttle = engine.limit(limits.bandwidth, quota, self._on_quota_used_up) if limited else None
+        bucket, throttle = tenant.bucket, None
+        if limits.bandwidth or limits.quota or bucket is not None:
+            throttle = engine.limit(limits.bandwidth, quota, self._on_quota_used_up, bucket)
+        self._throttle = throttle
         self._dropped = False
 
     def __len__(self) -> int:
@@ -101,7 +107,12 @@ class VisitorRelays:
             return AdmissionRefusal(
                 RefusalKind.FULL, f"limit reached: {limits.max_waiting} visitors are waiting (tunnels.max_waiting)"
             )
-        return None if self._admission is None else self._admission.admit(peer[0], trio.current_time())
+        refusal = self._tenant.refuse_visitor()
+        if refusal is None and self._admission is not None:
+            refusal = self._admission.admit(peer[0], trio.current_time())
+        if refusal is None:
+            self._tenant.visitors += 1
+        return refusal
 
     def relay(self, visitor: socket.socket, server: ServerConnection, peer: Any, destination: Any) -> None:
         """Relay between an accepted visitor and a server connection. Takes over both.
@@ -112,14 +123,16 @@ class VisitorRelays:
         server.set_originator(None if limits.hide_visitor else peer)
         if limits.proxy_header is not None:
             try:
-                server.send(limits.proxy_header(peer, destination or visitor.getsockname()))
+                server.send(limits.proxy_header(peer, destination or local_address(visitor)))
             except OSError as error:
                 visitor.close()
                 server.close()
                 self.pairing_failed(peer, f"its server connection failed: {reason_of(error)}")
                 return
         self.served += 1
-        relay = server.join(visitor, linger=limits.linger, on_end=self._on_relay_end, throttle=self._throttle)
+        relay = self._engine.join(
+            visitor, server.end, linger=limits.linger, on_end=self._on_relay_end, throttle=self._throttle
+        )
         self.relays[relay] = peer
         if self._events.watched:
             self._events.publish("visitor", id=self._tunnel, **{"from": format_peer(peer)})
@@ -130,17 +143,21 @@ class VisitorRelays:
 
     def pairing_failed(self, peer: Any, reason: str) -> None:
         """An accepted visitor got no server connection and was closed."""
-        if self._admission is not None:
-            self._admission.left(peer[0])
+        self._count_out(peer)
         self._refusals.visitor(peer, AdmissionRefusal(RefusalKind.UNSERVED, reason))
         self._owner.on_visitor_left(f"its visitor was not served: {reason}")
+
+    def _count_out(self, peer: Any) -> None:
+        """An accepted visitor is gone."""
+        self._tenant.visitors -= 1
+        if self._admission is not None:
+            self._admission.left(peer[0])
 
     def _on_relay_end(self, relay: Relay, end: RelayEnd) -> None:
         peer = self.relays.pop(relay, None)
         if peer is None:  # it could not be handed over to another process, see `export`
             return
-        if self._admission is not None:
-            self._admission.left(peer[0])
+        self._count_out(peer)
         self._ended_up += relay.up
         self._ended_down += relay.down
         if self._dropped:  # together with the tunnel; its `closed` event is out already
@@ -152,7 +169,7 @@ class VisitorRelays:
         self._owner.on_visitor_left("" if self._limits.persist else str(end))
 
     def _on_quota_used_up(self) -> None:
-        self._owner.close(f"quota of {self._limits.quota} bytes is used up (quota)")
+        self._owner.expire(f"quota of {self._limits.quota} bytes is used up (quota)")
 
     # All of them
 
@@ -180,6 +197,7 @@ class VisitorRelays:
         """Continue the relays of another process. `waiting` has the addresses of visitors that wait."""
         for state, peer in relays:
             self.relays[self._engine.import_relay(state, on_end=self._on_relay_end, throttle=self._throttle)] = peer
+        self._tenant.visitors += len(relays) + len(waiting)
         if self._admission is not None:
             for peer in (*waiting, *(peer for _, peer in relays)):
                 self._admission.count_in(peer[0])

@@ -184,10 +184,8 @@ def _host(packed: bytes) -> str:
 
 @lru_cache(maxsize=256)  # the destination is nearly always the same
 def _packed(host: str) -> bytes:
-    """An address as bytes. Mapped addresses, as dual-stack listeners report IPv4 visitors, are packed as IPv4."""
+    """An address as bytes."""
     try:
-        address = ipaddress.ip_address(host)
+        return ipaddress.ip_address(host).packed
     except ValueError:
         raise LocalProtocolError(f"not a numeric address: {host!r}") from None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).packed

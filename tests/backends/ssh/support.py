@@ -80,7 +80,13 @@ class Relay:
 
 @asynccontextmanager
 async def relay(
-    credentials: Sequence[Credential] = (), *, port: int = 0, exempt: bool = True, tunnels: Any = None, **ssh: Any
+    credentials: Sequence[Credential] = (),
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    exempt: bool = True,
+    tunnels: Any = None,
+    **ssh: Any,
 ) -> AsyncIterator[Relay]:
     """A relay on loopback."""
     settings = Settings.model_validate({"tunnels": {"ports": "0", **(tunnels or {})}})
@@ -95,7 +101,7 @@ async def relay(
         await nursery.start(handshakes.run)
         here.service = TunnelService(lambda: here.settings, engine, BACKENDS, KeyRegistry(), handshakes=handshakes)
         await nursery.start(here.service.run)
-        listener = ReloadableListener("ssh", sockets.bind_tcp("127.0.0.1", port))
+        listener = ReloadableListener("ssh", sockets.bind_tcp(host, port))
         here.port = listener.port
         with here.scope:
             async with trio.open_nursery() as servers:

@@ -20,7 +20,8 @@ from tests.agent.test_expose import ask
 from tests.backends.ssh.client_loop import open_client, wait
 from tests.backends.ssh.support import Relay, client, openssh, relay
 from tests.support.peers import PATIENCE, is_dropped
-from tunneld.auth.preauth import FREE_FAILURES, PreauthReason
+from tunneld.auth.penalties import FREE_FAILURES
+from tunneld.auth.preauth import PreauthReason
 from tunneld.backends.ssh.channel import MIN_PACKET_DATA
 from tunneld.backends.ssh.connection import MAX_REFUSALS
 from tunneld.backends.ssh.console import MAX_SCHEME_CHARACTERS, MAX_SESSIONS

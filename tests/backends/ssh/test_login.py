@@ -14,7 +14,7 @@ from tests.agent.test_expose import ask
 from tests.backends.ssh.support import Client, Relay, client, make_key, openssh, relay
 from tests.support.credentials import credential
 from tests.support.peers import PATIENCE
-from tests.support.system import find_program
+from tests.support.system import find_program, has_ipv6
 from tunneld.auth.preauth import PreauthReason
 from tunneld.backends.ssh.login import tagged
 from tunneld.errors import NotAllowedError
@@ -71,6 +71,16 @@ async def test_a_key_is_refused_from_outside_the_networks_of_its_credential_or_l
     with trio.fail_after(PATIENCE):
         async with relay([here_only, credential("b", authorized_keys=[f'from="192.0.2.1" {second}'])]) as here:
             assert (await outcome(here, key=one))[0] == 255
+            assert (await outcome(here, key=two))[0] == 255
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no dual-stack sockets")
+async def test_the_networks_of_a_key_hold_on_a_dual_stack_port(tmp_path: Path) -> None:
+    (one, first), (two, second) = make_key(tmp_path, "one"), make_key(tmp_path, "two")
+    lines = [f'from="127.0.0.0/8" {first}', f'from="!127.0.0.1,*" {second}']
+    with trio.fail_after(PATIENCE):
+        async with relay([credential("a", authorized_keys=lines)], host="") as here:
+            assert (await outcome(here, key=one))[0] == 0
             assert (await outcome(here, key=two))[0] == 255
 
 
@@ -206,8 +216,8 @@ async def test_a_wrong_key_is_penalised(tmp_path: Path) -> None:
     _, line = make_key(tmp_path)
     with trio.fail_after(PATIENCE):
         async with relay([credential("me", authorized_keys=[line])], exempt=False) as here:
-            for _ in range(3):
-                assert (await outcome(here, user="AAAAAAAAAAAAAAAAAAAAAAAA"))[0] == 255
+            for guess in "ABC":
+                assert (await outcome(here, user=24 * guess))[0] == 255
             assert here.preauth.penalty("127.0.0.1", trio.current_time()) > 0
             assert (await outcome(here, user="AAAAAAAAAAAAAAAAAAAAAAAA"))[0] == 255
             assert here.preauth.refusals[PreauthReason.PENALTY] == 1

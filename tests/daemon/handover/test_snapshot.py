@@ -40,6 +40,7 @@ class ServicePair:
         self.engine = engine
         self.endpoints = KeyRegistry()
         self.endpoints.set_port("webmux", "webmux", 1)
+        self.next_scheme = "webmux"  # of the second service
         self.service = TunnelService(lambda: self._settings, engine, BACKENDS, self.endpoints)
 
     async def begin(self) -> None:
@@ -66,7 +67,7 @@ class ServicePair:
         for inode in missing:
             arrived.take(inode).close()
         self.endpoints = KeyRegistry()
-        self.endpoints.set_port("webmux", "webmuxs", 2)
+        self.endpoints.set_port("webmux", self.next_scheme, 2)
         self.service = TunnelService(lambda: self._settings, self.engine, BACKENDS, self.endpoints)
         await self.begin()
         try:
@@ -249,9 +250,18 @@ async def test_webmux_keeps_its_key_and_its_address_and_its_visitors_wait(pair: 
     await connect(tunnel.client_uri)
     await until(lambda: tunnel.waiting == 1)
     await pair.move()
-    assert pair.tunnel.server_uri == Endpoint("webmuxs", before.host, 2, before.key)
+    assert pair.tunnel.server_uri == Endpoint("webmux", before.host, 2, before.key)
     assert (pair.tunnel.client_uri, pair.tunnel.waiting) == (tunnel.client_uri, 1)
     assert pair.endpoints.find(before.key) is not None
+
+
+async def test_a_key_that_crossed_in_clear_is_replaced_if_the_next_process_has_tls(pair: ServicePair) -> None:
+    before = (await pair.open("webmux", persist="yes")).server_uri
+    pair.next_scheme = "webmuxs"
+    await pair.move()
+    assert pair.tunnel.server_uri.scheme == "webmuxs"
+    assert pair.tunnel.server_uri.key not in {before.key, ""}
+    assert pair.endpoints.find(before.key) is None
 
 
 async def test_counters_continue(pair: ServicePair) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.wire.webmux.helpers import Pair, frame, reach, receive, take_output
 from tunneld.errors import LocalProtocolError
 from tunneld.wire.webmux.events import Broken, CreditAdded, DefaultCreditSet
-from tunneld.wire.webmux.header import CONTROL, DEFAULT_CREDIT, FIN, RST, SYN, UNLIMITED, Code
+from tunneld.wire.webmux.header import CONTROL, DEFAULT_CREDIT, FIN, RST, SYN, UNLIMITED, Code, pack_control
 from tunneld.wire.webmux.mux import Mux
 from tunneld.wire.webmux.states import State
 
@@ -96,6 +96,24 @@ def test_a_default_that_crosses_a_syn_counts_at_both_ends() -> None:
     pair.acceptor.set_default_credit(40_000)
     pair.settle()
     assert agreed(pair, session) == 29_000
+
+
+def test_a_flood_of_defaults_touches_every_unanswered_session_once_per_input() -> None:
+    mux = Mux(initiator=True)
+    opened = [mux.open(80) for _ in range(100)]
+    flood = b"".join(pack_control(Code.SET_DEFAULT_CREDIT, 0, DEFAULT_CREDIT + more) for more in range(1, 1001))
+    added = [item for item in receive(mux, flood) if isinstance(item, CreditAdded)]
+    assert added == [CreditAdded(session, DEFAULT_CREDIT + 1000) for session in opened]
+    assert mux.cost == 1 + 1000 + 100
+
+
+def test_a_default_counts_for_the_answer_behind_it_and_not_for_the_one_before() -> None:
+    mux = Mux(initiator=True)
+    before, behind = mux.open(80), mux.open(80)
+    raised = pack_control(Code.SET_DEFAULT_CREDIT, 0, DEFAULT_CREDIT + 1)
+    items = receive(mux, frame(before, SYN, value=80) + raised + frame(behind, SYN, value=80))
+    assert [item for item in items if isinstance(item, CreditAdded)] == [CreditAdded(behind, DEFAULT_CREDIT + 1)]
+    assert (mux.credit(before), mux.credit(behind)) == (DEFAULT_CREDIT, DEFAULT_CREDIT + 1)
 
 
 def test_a_default_does_not_apply_to_a_session_that_its_sender_opened_before() -> None:

@@ -18,7 +18,6 @@ from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import CarrierLimits
 from tunneld.mux.window import ReceiveWindow, WindowBudget
-from tunneld.net.endpoint import unmap
 
 log = structlog.get_logger("ssh")
 
@@ -84,7 +83,7 @@ class SshCarrier:
     def set_originator(self, channel: Channel, visitor: Any | None) -> None:
         """Send SSH_MSG_CHANNEL_OPEN "forwarded-tcpip", with the visitor as its originator."""
         if found := self.channels.get(channel.sid):
-            found.send_open(HIDDEN_ORIGINATOR if visitor is None else (unmap(str(visitor[0])), int(visitor[1])))
+            found.send_open(HIDDEN_ORIGINATOR if visitor is None else (str(visitor[0]), int(visitor[1])))
 
     def send_capacity(self, channel: Channel) -> int:
         """See `ChannelTransport.send_capacity`: limited by the send buffer and the peer's window."""

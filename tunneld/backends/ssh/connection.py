@@ -34,7 +34,7 @@ from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError, UsageError
 from tunneld.mux.connection import Connection
-from tunneld.net.endpoint import format_peer, unmap
+from tunneld.net.endpoint import format_peer
 from tunneld.policy.access import Grant
 from tunneld.tunnel.tunnel import Tunnel
 
@@ -71,6 +71,7 @@ class SshConnection:
         self.closed = trio.Event()
         self.reason = ""  # why it was closed
         self.broke_protocol = False  # the peer did, before or after its login
+        self.user = ""  # the name with which the client wants to log in
         self.nursery: trio.Nursery  # of the tasks of its sessions
         self._context = context
         self._peer = peer
@@ -122,8 +123,8 @@ class SshConnection:
         if grant is None:
             raise NotAllowedError("a tunnel's key permits no commands; log in with a public key of a credential")
         owner = login.owner or format_peer(self._peer)
-        local = unmap(self.transport.get_extra_info("sockname")[0])
-        return Requester(unmap(self._peer[0]), owner, local, grant)
+        local = self.transport.get_extra_info("sockname")[0]
+        return Requester(self._peer[0], owner, local, grant)
 
     # Called by `SshServer`
 

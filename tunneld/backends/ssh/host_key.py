@@ -6,7 +6,6 @@ report a changed host key until their `known_hosts` is updated.
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from tunneld.config.places import state_folder
 from tunneld.config.schema import Settings
 from tunneld.errors import ConfigError, reason_of
+from tunneld.tls.private_files import temporary_beside, write_private
 
 if TYPE_CHECKING:
     import asyncssh
@@ -68,14 +68,10 @@ def fingerprint(key: bytes | asyncssh.SSHKey) -> str:
 
 def _write_new(path: Path, content: bytes) -> None:
     """Write the file atomically. A file that another process created meanwhile is kept."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    new = temporary_beside(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_private(new, content)
         with suppress(FileExistsError):
-            os.link(new, path)
+            path.hardlink_to(new)
     finally:
-        new.unlink()
+        new.unlink(missing_ok=True)

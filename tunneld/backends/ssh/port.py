@@ -23,7 +23,7 @@ import trio
 
 from tunneld import __version__
 from tunneld.auth.authenticator import Authenticator
-from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.auth.handshakes import FailedProofError, HandshakeSupervisor, NothingReceivedError
 from tunneld.backends.ssh import gcm
 from tunneld.backends.ssh.connection import SshConnection, SshServerContext
 from tunneld.backends.ssh.forwards import Leases
@@ -33,8 +33,8 @@ from tunneld.backends.ssh.negotiation import KEY_EXCHANGES
 from tunneld.config import schema
 from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
-from tunneld.errors import NotAllowedError, RemoteProtocolError
-from tunneld.net.endpoint import format_peer, unmap
+from tunneld.errors import RemoteProtocolError
+from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
@@ -88,7 +88,9 @@ class _SshPort:
         if self._connections >= settings.max_connections:
             client_socket.close()
             reason = f"connection limit reached: {self._connections} ssh connections are open (ssh.max_connections)"
-            log.info("ssh client refused", peer=format_peer(peer), reason=reason)
+            self._context.authenticator.log_limited(
+                log.info, "ssh client refused", "ssh", peer=format_peer(peer), reason=reason
+            )
             return
         handshake = partial(self._handshake, client_socket, peer)
         self._handshakes.start(client_socket, peer, "ssh", handshake, settings.login_timeout)
@@ -108,10 +110,14 @@ class _SshPort:
         if connection.login is not None:
             return
         if connection.failures:
-            raise NotAllowedError("no accepted public key, and the user name is not the key of an open tunnel")
+            reason = "no accepted public key, and the user name is not the key of an open tunnel"
+            raise FailedProofError(reason, connection.user)
         if connection.broke_protocol:
-            self._context.authenticator.preauth.fail(unmap(peer[0]), trio.current_time())
+            self._context.authenticator.preauth.fail(peer[0], trio.current_time())
             raise RemoteProtocolError(connection.reason)
+        if connection.transport.has_received:
+            raise RemoteProtocolError("the client left before it had logged in")
+        raise NothingReceivedError("the client closed the connection without a word")
 
     async def _run(self, connection: SshConnection, *, task_status: trio.TaskStatus[None]) -> None:
         """Run one connection until it is closed."""

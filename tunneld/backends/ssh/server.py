@@ -9,11 +9,13 @@ import asyncssh
 
 from tunneld.backends.ssh.fast import FastConnection
 from tunneld.backends.ssh.login import CREDENTIAL_OPTION, SshAuthenticator, SshLogin
-from tunneld.net.endpoint import unmap
 
 
 class SshServerEvents(Protocol):
     """The connection that receives what asyncssh reports; see `SshConnection`."""
+
+    user: str
+    """The name with which the client wants to log in."""
 
     def on_login(self, login: SshLogin) -> None:
         """The client has logged in."""
@@ -46,8 +48,8 @@ class SshServer(asyncssh.SSHServer):
 
     def begin_auth(self, username: str) -> bool:
         """Whether the client must authenticate with a public key."""
-        self._user = username
-        peer, local = (unmap(self.connection.get_extra_info(name)[0]) for name in ("peername", "sockname"))
+        self._user = self._events.user = username
+        peer, local = (self.connection.get_extra_info(name)[0] for name in ("peername", "sockname"))
         self._login = self._authenticator.login_without_key(username, local)
         if self._login is not None:
             return False

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 import structlog
 
+from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
-from tunneld.engine.socket_flow import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.errors import reason_of
 from tunneld.mux.connection import Connection
 from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import CarrierLimits
 from tunneld.mux.send_buffer import SendBuffer
+from tunneld.net.accept import local_address, peer_address
 
 log = structlog.get_logger("ssh")
 
@@ -88,7 +89,7 @@ class SshTransport(asyncio.Transport):
         self._fd = link.connection.fileno()
         self._receiver = receiver
         self._on_lost = on_lost
-        self._names = {"peername": link.connection.getpeername(), "sockname": link.connection.getsockname()}
+        self._names = {"peername": peer_address(link.connection), "sockname": local_address(link.connection)}
         self._paused = self._over = self._until_eagain = False
         self._unauthenticated = True
         self._preauth_bytes = 0  # received before the login
@@ -97,6 +98,11 @@ class SshTransport(asyncio.Transport):
     def mark_authenticated(self) -> None:
         """The client has logged in: the limits before the login end."""
         self._unauthenticated = False
+
+    @property
+    def has_received(self) -> bool:
+        """Whether the client has sent anything."""
+        return self._preauth_bytes > 0
 
     def reschedule(self) -> None:
         """The receiver has unparsed packets: serve it again after the other connections."""

@@ -93,6 +93,7 @@ class _ServerSideRecord(_ManifestRecord):
     port: int
     listener: Inode | None
     key: str
+    scheme: str = ""  # of the server URI with the key; earlier versions do not write it
     parked: tuple[tuple[Inode, Peer], ...]
 
 
@@ -229,7 +230,11 @@ class _Packing:
                 port=client.port, listener=self._listener(client.listener), waiting=self._waiting(client)
             ),
             server=_ServerSideRecord(
-                port=server.port, listener=self._listener(server.listener), key=server.key, parked=self._parked(server)
+                port=server.port,
+                listener=self._listener(server.listener),
+                key=server.key,
+                scheme=server.scheme,
+                parked=self._parked(server),
             ),
             relays=(),
         )
@@ -305,7 +310,9 @@ class _Unpacking:
             draining=described.draining,
             counters=replace(counters, age=counters.age + self._gap, idle=counters.idle + self._gap),
             client=ClientSideSnapshot(client.port, self._listener(client.listener), self._waiting(client)),
-            server=ServerSideSnapshot(server.port, self._listener(server.listener), self._parked(server), server.key),
+            server=ServerSideSnapshot(
+                server.port, self._listener(server.listener), self._parked(server), server.key, server.scheme
+            ),
             relays=[(self._relay(one), one.peer) for one in described.relays if self._has(one.visitor, one.server)],
         )
 

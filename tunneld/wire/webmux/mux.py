@@ -100,12 +100,14 @@ class Mux(Receiver):
     def _parse(self, data: memoryview, max_fragments: int, *, is_ours: bool) -> Iterator[Item]:
         size = len(data)
         at, self._skip = self._skip, 0
+        self.cost = 1
         if self._incoming or self._header:
             at = yield from self._resume(data)
         sessions = self._sessions
         for _ in range(max_fragments):
             if size - at < 4:
                 break
+            self.cost += 1
             word = _word_at(data, at)[0]
             session = sessions[word >> 24]
             flags = word & RARE
@@ -130,6 +132,8 @@ class Mux(Receiver):
                 continue
             at = yield from self._parse_fragment(word, data, at)
         self._keep(data, at, is_ours=is_ours)
+        if self.table.has_new_default:
+            yield from self._apply_default_credit()
         if len(self.outgoing) > MAX_UNSENT:
             raise RemoteProtocolError(f"peer sends but does not read: {len(self.outgoing)} bytes are pending for it")
         self._parsing = False

@@ -47,6 +47,7 @@ class Receiver(Sender):
         super().__init__(initiator=initiator)
         self._peer_atoms: dict[int, str] = {}
         self._stray_syns = 0
+        self.cost = 0  # of the last `receive`: fragments parsed and sessions touched
 
     def peer_atom(self, protocol: int) -> str | None:
         """The text that the peer interned for the atom `protocol`; None if it has not."""
@@ -127,15 +128,20 @@ class Receiver(Sender):
             case Code.ADD_CREDIT:
                 yield from self._receive_credit(session, credit_from_wire(value))
             case Code.SET_DEFAULT_CREDIT:
+                self.table.raise_credit(credit_from_wire(value))
                 yield DefaultCreditSet(credit_from_wire(value))
-                for unanswered in self.table.raise_credit(credit_from_wire(value)):
-                    if unanswered.state.sending:
-                        yield CreditAdded(unanswered.sid, self.credit(unanswered.sid))
             case Code.SET_MSS:
                 self._max_fragment = min(value or MAX_FRAGMENT, MAX_FRAGMENT)
                 yield MssSet(value)
             case Code.DEFINE_ENDPOINT:
                 yield EndpointDefined(value, self.peer_atom(value))
+
+    def _apply_default_credit(self) -> Iterator[Event]:
+        """The end of some input: what SetDefaultCredit in it means for sessions that are open already."""
+        for session in self.table.apply_default_credit():
+            self.cost += 1
+            if session.state.sending:
+                yield CreditAdded(session.sid, self.credit(session.sid))
 
     def _receive_credit(self, session: Session, size: int) -> Iterator[Event]:
         if not session.opener or (session.state.over and session.generation) or session.unsettled:

@@ -43,6 +43,7 @@ class Session:
     __slots__ = (
         "allowance",
         "credit",
+        "default_credit",
         "generation",
         "opener",
         "pending_grant",
@@ -59,6 +60,7 @@ class Session:
         self.state = State.IDLE
         self.generation = 0  # the current or the last one; 0: the id was never used
         self.credit = 0  # bytes we may send
+        self.default_credit = 0  # the peer's default, as far as it is in `credit`
         self.allowance = 0  # bytes the peer may send
         self.pending_grant = 0  # bytes of allowance to grant right after our answer
         self.protocol = 0
@@ -156,6 +158,8 @@ class SessionTable:
         self.sessions = [Session(sid, opener) for sid, opener in enumerate(openers)]
         self.ids = SessionIds(first)
         self.default_credit = DEFAULT_CREDIT  # bytes that we may send
+        self.has_new_default = False  # that is not in the credit of the unanswered sessions yet
+        self._raised: list[Session] = []  # sessions answered since then, whose credit has it
         self.default_allowance = DEFAULT_CREDIT  # bytes that the peer may send
 
     @property
@@ -177,6 +181,7 @@ class SessionTable:
         session.generation += 1
         session.protocol = protocol
         session.credit += self.default_credit
+        session.default_credit = self.default_credit
         session.allowance += self.default_allowance
 
     def move(self, session: Session, transition: Transition) -> None:
@@ -192,6 +197,8 @@ class SessionTable:
         session.state = after
         if before.unanswered and not after.unanswered and transition is not FAULT:
             session.unsettled = False
+            if self._apply_default(session):
+                self._raised.append(session)
             self.ids.answered(session.sid)
         if after.over and not before.over:
             session.credit = session.allowance = session.pending_grant = 0
@@ -200,15 +207,28 @@ class SessionTable:
         elif transition is PEER_RST and session.opener is US:  # late
             self.ids.settled(session.sid)
 
-    def raise_credit(self, size: int) -> list[Session]:
-        """Apply the peer's SetDefaultCredit. Returns the sessions it applies to although they are open already (see the
-        rules above).
+    def raise_credit(self, size: int) -> None:
+        """Take note of the peer's SetDefaultCredit. It also applies to sessions that are open and unanswered (see the
+        rules above): `apply_default_credit` must follow before anything else is received. So a flood of this message
+        does not touch all sessions each time.
         """
-        more, self.default_credit = size - self.default_credit, size
-        unanswered = [self.sessions[sid] for sid in self.ids.unanswered]
-        for session in unanswered:
-            session.credit += more
-        return unanswered
+        self.default_credit = size
+        self.has_new_default = True
+
+    def apply_default_credit(self) -> list[Session]:
+        """Add the latest default to the credit of unanswered sessions. Returns the ones whose credit it changed."""
+        self.has_new_default = False
+        raised, self._raised = self._raised, []
+        for sid in self.ids.unanswered:
+            if self._apply_default(self.sessions[sid]):
+                raised.append(self.sessions[sid])
+        return raised
+
+    def _apply_default(self, session: Session) -> bool:
+        more = self.default_credit - session.default_credit
+        session.credit += more
+        session.default_credit = self.default_credit
+        return more != 0
 
     def raise_allowance(self, size: int) -> None:
         """Apply our SetDefaultCredit. Raises `LocalProtocolError` if the default would fall."""

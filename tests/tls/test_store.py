@@ -1,0 +1,232 @@
+"""The certificate store: contexts by port and by server name, replaced while handshakes run, and never for worse."""
+
+from __future__ import annotations
+
+import ssl
+import stat
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trustme
+from structlog.testing import capture_logs
+
+from tunneld.config.schema import TlsFiles
+from tunneld.errors import ConfigError
+from tunneld.tls.contexts import unverified_tls_context
+from tunneld.tls.pins import fingerprint, first_fingerprint
+from tunneld.tls.self_signed import LIFE, make_self_signed
+from tunneld.tls.store import CertificateStore
+
+CA = trustme.CA()
+
+
+class Handshake:
+    """A TLS handshake in memory, one flight at a time."""
+
+    def __init__(self, server: ssl.SSLContext) -> None:
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._server = server.wrap_bio(to_server, to_client, server_side=True)
+        self._client = unverified_tls_context().wrap_bio(to_client, to_server)
+
+    def begin(self) -> None:
+        with suppress(ssl.SSLWantReadError):
+            self._client.do_handshake()
+
+    def finish(self) -> str:
+        """Complete it, and return the fingerprint of the certificate that the server shows."""
+        for step in (self._server.do_handshake, self._client.do_handshake, self._server.do_handshake):
+            with suppress(ssl.SSLWantReadError):
+                step()
+        return fingerprint(self._client.getpeercert(binary_form=True) or b"")
+
+
+def shown(context: ssl.SSLContext | None) -> str:
+    assert context is not None
+    handshake = Handshake(context)
+    handshake.begin()
+    return handshake.finish()
+
+
+def issue(folder: Path, file: str, *names: str) -> TlsFiles:
+    """A new certificate and its key in `FILE.pem` and `FILE.key`."""
+    issued = CA.issue_cert(*names)
+    issued.private_key_pem.write_to_path(folder / f"{file}.key")
+    issued.cert_chain_pems[0].write_to_path(folder / f"{file}.pem")
+    return TlsFiles(certificate=folder / f"{file}.pem", key=folder / f"{file}.key")
+
+
+def pem(*names: str, days: int = 90) -> tuple[bytes, bytes]:
+    """The chain and the key of a new certificate."""
+    issued = CA.issue_cert(*names, not_after=datetime.now(UTC) + timedelta(days=days))
+    return b"".join(each.bytes() for each in issued.cert_chain_pems), issued.private_key_pem.bytes()
+
+
+def load(store: CertificateStore, **named: TlsFiles) -> None:
+    store.apply(store.load({}, named))
+
+
+def test_a_port_has_the_certificate_of_its_table(tmp_path: Path) -> None:
+    store = CertificateStore()
+    assert store.port("control.tls") is None
+    one, two = issue(tmp_path, "one", "one.example.org"), issue(tmp_path, "two", "two.example.org")
+    store.apply(store.load({"control.tls": one, "http.tls": two}))
+    assert shown(store.port("control.tls")) == first_fingerprint(one.certificate)
+    assert shown(store.port("http.tls")) == first_fingerprint(two.certificate)
+    assert store.context_for("one.example.org") is None  # a port's own certificate is for no other port
+    store.apply(store.load({"http.tls": two}))
+    assert store.port("control.tls") is None
+
+
+def test_the_exact_name_is_preferred_to_the_wildcard(tmp_path: Path) -> None:
+    store = CertificateStore()
+    wild, blog = issue(tmp_path, "wild", "*.t.example.org", "t.example.org"), issue(tmp_path, "b", "blog.t.example.org")
+    load(store, wild=wild, blog=blog)
+    for name in ("a.t.example.org", "A.T.Example.ORG", "a.t.example.org.", "t.example.org"):
+        assert shown(store.context_for(name)) == first_fingerprint(wild.certificate), name
+    assert shown(store.context_for("blog.t.example.org")) == first_fingerprint(blog.certificate)
+
+
+@pytest.mark.parametrize("name", ["", ".", "*", "*.t.example.org", "a.b.t.example.org", "example.org", "t", "a\0.t"])
+def test_an_unknown_name_has_no_context(tmp_path: Path, name: str) -> None:
+    store = CertificateStore()
+    load(store, wild=issue(tmp_path, "wild", "*.t.example.org"))
+    assert store.context_for(name) is None
+
+
+def test_a_handshake_that_runs_during_a_reload_ends_with_the_certificate_that_it_began_with(tmp_path: Path) -> None:
+    store = CertificateStore()
+    old = first_fingerprint((files := issue(tmp_path, "one", "one.example.org")).certificate)
+    load(store, one=files)
+    context = store.context_for("one.example.org")
+    assert context is not None
+    handshake = Handshake(context)
+    handshake.begin()
+    new = first_fingerprint(issue(tmp_path, "one", "one.example.org").certificate)
+    load(store, one=files)
+    assert handshake.finish() == old
+    assert shown(store.context_for("one.example.org")) == new != old
+
+
+def test_a_broken_file_keeps_the_old_certificates(tmp_path: Path) -> None:
+    store = CertificateStore()
+    one, two = issue(tmp_path, "one", "one.example.org"), issue(tmp_path, "two", "two.example.org")
+    store.apply(store.load({"control.tls": one}, {"two": two}))
+    old = first_fingerprint(one.certificate), first_fingerprint(two.certificate)
+    one.certificate.write_text("nothing of the kind")
+    two.key.write_bytes(pem("two.example.org")[1])
+    with pytest.raises(ConfigError) as failed:
+        store.load({"control.tls": one}, {"two": two})
+    assert failed.value.problems == [
+        f"control.tls: could not load certificate {one.certificate} with key {one.key}: not PEM files",
+        f"two: key {two.key} does not belong to certificate {two.certificate}",
+    ]
+    assert (shown(store.port("control.tls")), shown(store.context_for("two.example.org"))) == old
+
+
+def test_a_certificate_that_is_put_is_used_by_the_next_handshake_and_after_a_restart(tmp_path: Path) -> None:
+    folder = tmp_path / "certificates"
+    store = CertificateStore(folder)
+    first, second = pem("*.t.example.org", "t.example.org"), pem("*.t.example.org", "t.example.org")
+    stored = store.put(*first)
+    assert stored.files.certificate == folder / "_wildcard.t.example.org.pem"
+    before = shown(store.context_for("blog.t.example.org"))
+    assert before == first_fingerprint(stored.files.certificate)
+    store.put(*second)
+    after = shown(store.context_for("blog.t.example.org"))
+    assert after == first_fingerprint(stored.files.certificate) != before
+    assert [stat.filemode(path.stat().st_mode) for path in folder.iterdir()] == ["-rw-------"]
+    assert stat.filemode(folder.stat().st_mode) == "drwx------"
+    later = CertificateStore(folder)
+    load(later)
+    assert shown(later.context_for("blog.t.example.org")) == after
+
+
+@pytest.mark.parametrize(
+    ("chain", "key", "problem"),
+    [
+        (pem("a.example.org")[0], pem("a.example.org")[1], "key does not belong to certificate"),
+        (b"nothing", pem("a.example.org")[1], "could not load certificate with key: not PEM files"),
+        (*pem("192.0.2.1"), "a certificate for '' cannot be stored: it has no host name"),
+    ],
+)
+def test_a_certificate_that_is_invalid_is_not_put(tmp_path: Path, chain: bytes, key: bytes, problem: str) -> None:
+    store = CertificateStore(tmp_path)
+    store.put(*pem("a.example.org"))
+    old = shown(store.context_for("a.example.org"))
+    with pytest.raises(ConfigError, match=f"^{problem}"):
+        store.put(chain, key)
+    assert shown(store.context_for("a.example.org")) == old
+    assert [path.name for path in tmp_path.iterdir()] == ["a.example.org.pem"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^could not store a certificate in .*/file/below: not a directory$"):
+        CertificateStore(tmp_path / "file" / "below").put(*pem("a.example.org"))
+    with pytest.raises(ConfigError, match="no folder for certificates"):
+        CertificateStore().put(*pem("a.example.org"))
+
+
+def test_a_stored_file_that_is_broken_is_reported_and_its_certificate_stays(tmp_path: Path) -> None:
+    store = CertificateStore(tmp_path)
+    store.put(*pem("a.example.org"))
+    store.put(*pem("b.example.org"))
+    old = shown(store.context_for("a.example.org"))
+    (tmp_path / "a.example.org.pem").write_text("half of it")
+    with capture_logs() as logs:
+        load(store)
+    assert [line["event"] for line in logs] == ["could not load a stored certificate"]
+    assert shown(store.context_for("a.example.org")) == old
+    assert store.context_for("b.example.org") is not None
+    with capture_logs():
+        load(fresh := CertificateStore(tmp_path))
+    assert fresh.context_for("a.example.org") is None
+    assert fresh.context_for("b.example.org") is not None
+
+
+def test_a_configured_certificate_is_preferred_and_then_the_one_that_expires_last(tmp_path: Path) -> None:
+    store = CertificateStore(tmp_path)
+    store.put(*pem("b.example.org", "a.example.org", days=30))
+    store.put(*pem("a.example.org", days=60))
+    store.put(*pem("c.example.org", "a.example.org", days=50))
+    assert shown(store.context_for("a.example.org")) == first_fingerprint(tmp_path / "a.example.org.pem")
+    configured = tmp_path / "configured"
+    configured.mkdir()
+    load(store, one=(files := issue(configured, "one", "a.example.org")))
+    assert shown(store.context_for("a.example.org")) == first_fingerprint(files.certificate)
+
+
+def test_contexts_are_bounded_and_loaded_again(tmp_path: Path) -> None:
+    store = CertificateStore(tmp_path, max_contexts=2)
+    names = [f"{letter}.example.org" for letter in "abc"]
+    for name in names:
+        store.put(*pem(name))
+    b, c = store.context_for("b.example.org"), store.context_for("c.example.org")
+    a = store.context_for("a.example.org")  # the third: loaded again, and b, not used for longest, is dropped
+    assert store.context_for("c.example.org") is c
+    assert store.context_for("a.example.org") is a
+    assert store.context_for("b.example.org") is not b
+    (tmp_path / "c.example.org.pem").unlink()
+    with capture_logs() as logs:
+        assert store.context_for("c.example.org") is None
+    assert [line["event"] for line in logs] == ["could not load a certificate"]
+
+
+def test_problems_are_reported_once_per_file_and_logged(tmp_path: Path) -> None:
+    made = make_self_signed("relay.example.org", datetime.now(UTC) - LIFE - timedelta(hours=1))
+    (tmp_path / "old.pem").write_bytes(made.certificate + made.key)
+    old = TlsFiles(certificate=tmp_path / "old.pem", key=tmp_path / "old.pem")
+    store = CertificateStore(tmp_path / "stored")
+    store.apply(store.load({"control.tls": old, "http.tls": old}))
+    stored = store.put(*pem("a.example.org", days=3)).files.certificate
+    with capture_logs() as logs:
+        assert store.expiring() == [
+            f"certificate {old.certificate} has expired",
+            f"certificate {stored} expires in 2 days",
+        ]
+    assert [(line["log_level"], line["event"]) for line in logs] == [
+        ("error", "clients reject the certificate"),
+        ("warning", "certificate expires soon"),
+    ]

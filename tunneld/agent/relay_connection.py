@@ -1,0 +1,181 @@
+"""The control connection to one relay. All exposures of a process that use the relay share it.
+
+    run     connect ──► connected ──► lost, or dropped by an exposure ──► wait ─┐
+               └────────────────────────────────────────────────────────────────┘
+
+There is one login, one backoff and one connection, however many exposures there are: so hundreds of them do not fill
+the relay's places for unauthenticated connections, and a rotated secret is one failed login. Exposures call `client`
+for the open connection, and register what is to be called when it is lost. The connection ends with its last exposure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from tunneld.agent.access import SECRET_CHECK_INTERVAL, RelayAccess
+from tunneld.agent.backoff import Backoff
+from tunneld.agent.network import NetworkMonitor, is_local_address
+from tunneld.client import Client
+from tunneld.errors import (
+    EndedError,
+    ExpiredError,
+    NotAllowedError,
+    RefusedError,
+    RelayUnreachableError,
+    TunneldError,
+    UsageError,
+)
+
+PERMANENT_REFUSALS = frozenset({UsageError.code, NotAllowedError.code, EndedError.code, ExpiredError.code})
+"""Codes of refusals that another attempt does not change."""
+RESTART_WITHIN = 30.0
+"""Seconds after a loss in which the relay is probably restarting."""
+MAX_RESTART_DELAY = 2.0
+"""Seconds between two attempts in that time: the agent is back soon after the relay."""
+
+LostCallback = Callable[[str, float], None]
+"""Gets the reason for which the connection was lost or could not be made, and the seconds until the next attempt."""
+
+
+class RelayConnection:
+    """Keeps a control connection to one relay open while exposures use it. The owner runs `run` in a task."""
+
+    def __init__(self, access: RelayAccess, monitor: NetworkMonitor, *, patient: bool = False) -> None:
+        """`monitor` ends delays early. `patient`: retry a first attempt that fails, like any later one."""
+        self.access = access
+        self.patient = patient
+        self._monitor = monitor
+        self._client: Client | None = None
+        self._changed = trio.Event()  # connected, or failed permanently
+        self._failure: TunneldError | None = None  # permanent
+        self._reason: TunneldError | None = None  # why an exposure dropped the connection
+        self._was_connected = False
+        self._lost_at = float("-inf")
+        self._exposures: list[LostCallback] = []
+        self._serving: Counter[str] = Counter()  # exposures that serve a tunnel, by its id
+        self._delay = trio.CancelScope()  # around the delay before the next attempt
+        self._scope = trio.CancelScope(shield=True)  # exposures that are cancelled still close their tunnels
+
+    @property
+    def in_use(self) -> bool:
+        """Whether exposures can still be added: neither has it failed, nor has its last exposure ended."""
+        return self._failure is None and not self._scope.cancel_called
+
+    @contextmanager
+    def attached(self, on_lost: LostCallback) -> Iterator[None]:
+        """Use the connection for the length of the block, and have `on_lost` called whenever there is none."""
+        self._exposures.append(on_lost)
+        try:
+            yield
+        finally:
+            self._exposures.remove(on_lost)
+            if not self._exposures:
+                self._scope.cancel()
+
+    async def client(self) -> Client:
+        """Wait for the open connection. Raises the reason for which no further attempt is made."""
+        while self._client is None:
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)
+            await self._changed.wait()
+        return self._client
+
+    def drop(self, client: Client, error: TunneldError) -> None:
+        """A call over this connection failed in a way that only a new connection can mend. Harmless when repeated."""
+        if client is self._client:
+            self._client, self._reason = None, error
+            client.give_up(str(error))
+
+    def retry_now(self) -> None:
+        """End the delay before the next attempt, if there is one."""
+        self._delay.cancel()
+
+    # Tunnels that several exposures of this process share: to the relay they are one agent
+
+    def serve(self, tunnel: str) -> None:
+        """One more exposure serves the tunnel with this id."""
+        self._serving[tunnel] += 1
+
+    def leave(self, tunnel: str) -> bool:
+        """One exposure less serves it; returns whether that was the last one."""
+        self._serving[tunnel] -= 1
+        if self._serving[tunnel] > 0:
+            return False
+        del self._serving[tunnel]
+        return True
+
+    # The task
+
+    async def run(self) -> None:
+        """Connect, and reconnect after each loss, until the last exposure has ended or an attempt fails permanently.
+        Cancellation alone does not end it: exposures that are cancelled close their tunnels first.
+        """
+        backoff = Backoff()
+        with self._scope, self._monitor.calling(self._on_network_change):
+            while self._failure is None:
+                credential = self.access.credential
+                error, uptime = await self._connect_once()
+                if uptime:
+                    credential, self._lost_at = None, trio.current_time()
+                if credential and self._may_get_new_secret(error):
+                    self._report(f"{error}; waiting for a new secret in its file", SECRET_CHECK_INTERVAL)
+                    await self.access.wait_for_new_secret(credential)
+                elif self._is_permanent(error) and not uptime:
+                    self._failure = error
+                    self._notify_changed()
+                else:
+                    await self._wait(error, uptime, backoff)
+
+    async def _connect_once(self) -> tuple[TunneldError, float]:
+        """Connect once, and keep the connection until it is lost; returns the reason and its age in seconds."""
+        connected_at, error = None, TunneldError()
+        try:
+            async with self.access.connect() as client:
+                connected_at = trio.current_time()
+                self._client, self._reason, self._was_connected = client, None, True
+                self._notify_changed()
+                lost = await client.wait_lost()
+            error = self._reason or RelayUnreachableError(lost)
+        except TunneldError as failure:
+            error = failure
+        finally:
+            self._client = None
+        return error, 0.0 if connected_at is None else max(trio.current_time() - connected_at, 1e-9)
+
+    async def _wait(self, error: TunneldError, uptime: float, backoff: Backoff) -> None:
+        """Wait before the next attempt: shortly while the relay may be restarting, then ever longer."""
+        delay = backoff.delay_after(uptime)
+        if trio.current_time() - self._lost_at < RESTART_WITHIN:
+            delay = min(delay, MAX_RESTART_DELAY)
+        self._report(str(error), delay)
+        with trio.CancelScope() as self._delay:
+            if await self._monitor.sleep(delay):
+                backoff.reset()
+
+    def _report(self, reason: str, delay: float) -> None:
+        for on_lost in list(self._exposures):
+            on_lost(reason, delay)
+
+    def _notify_changed(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _is_permanent(self, error: TunneldError) -> bool:
+        code = error.reply_code if isinstance(error, RefusedError) else error.code
+        return code in PERMANENT_REFUSALS or not (self._was_connected or self.patient)
+
+    def _may_get_new_secret(self, error: TunneldError) -> bool:
+        """Whether the relay refused a secret that comes from a file: it was rotated, and the file may follow."""
+        refused = isinstance(error, RefusedError) and error.reply_code == NotAllowedError.code
+        return refused and self.access.reread_secret is not None and (self._was_connected or self.patient)
+
+    def _on_network_change(self) -> None:
+        """Give up a connection whose local address this machine lost: such a connection ends silently."""
+        client = self._client
+        if client is not None and client.local_host and not is_local_address((client.local_host, 0)):
+            reason = f"this machine no longer has the address {client.local_host}"
+            self.drop(client, RelayUnreachableError(f"connection to relay {client.relay} lost: {reason}"))

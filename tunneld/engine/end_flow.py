@@ -1,0 +1,326 @@
+"""Flows of which at least one side is a `BufferedEnd`: a channel of a carrier, a TLS connection, a Trio stream.
+
+**From a socket** as much is read as the end has `send_capacity`, so a slow peer stops the sender behind the socket.
+
+**From an end** bytes are delivered as they arrive. What the target does not take stays in the end's buffer, which the
+window bounds, so a slow visitor stops the peer's sending on this channel and delays no other channel.
+
+Every direction is resumed behind other ready ones, by `Pump.rearm` or `Scheduler.serve_soon`: nothing here calls into a
+carrier while that reads, and no relay can keep the pump to itself.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, cast
+
+from tunneld.engine.end import NO_HANDLER, BufferedEnd, End
+from tunneld.engine.engine import Side
+from tunneld.engine.flow import Flow
+from tunneld.engine.socket_end import SocketEnd
+from tunneld.engine.socket_flow import FromSocket
+
+if TYPE_CHECKING:
+    from tunneld.engine.relay import JoinedEnds
+
+MIN_READ_COST = 2048
+"""Bytes of the quantum that each read costs at least. If the peer asks for fragments of one byte, a short read costs as
+much time as a long one.
+"""
+
+
+class SocketToEnd(FromSocket):
+    """From a socket, through the pump's buffer, to an end."""
+
+    __slots__ = ("to",)
+
+    def __init__(self, relay: JoinedEnds, side: Side, source: End, target: End) -> None:
+        super().__init__(relay, side, source, target)
+        self.to = cast(BufferedEnd, target)
+
+    @property
+    def undelivered(self) -> bool:
+        """See `Flow.undelivered`: what the end has accepted is the end's."""
+        return False
+
+    def resume(self) -> None:
+        """See `Flow.resume`."""
+        self.blocked = False
+        self.move_soon()
+
+    def move(self) -> None:
+        """Read from the socket until it is drained, the end has no capacity, or the quantum is used up."""
+        pump, end = self.pump, self.to
+        receive_into, allowance = self.connection.recv_into, self.allowance
+        share = min(pump.quantum, end.quantum)
+        while share > 0:
+            capacity = end.send_capacity()
+            if not capacity or self.stopped:
+                self.blocked = not self.stopped
+                return
+            wanted = min(capacity, pump.buffer_size)
+            if allowance is not None and not (wanted := min(wanted, allowance.get())):
+                return
+            try:
+                count = receive_into(pump.buffer, wanted)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self.relay.source_failed(self, error)
+                return
+            if not count:
+                self.relay.source_ended(self)
+                return
+            end.write(pump.view[:count])
+            self.moved += count
+            if allowance is not None:
+                allowance.use(count)
+            if count < wanted and not self.until_eagain:
+                break
+            share -= max(MIN_READ_COST, count)
+        else:
+            pump.rearm(self.fd)
+            return
+        if allowance is not None:
+            allowance.give_back()
+
+
+class FromEnd(Flow):
+    """A flow whose source is a `BufferedEnd`: it is the end's `EndHandler`."""
+
+    __slots__ = ("end",)
+
+    def __init__(self, relay: JoinedEnds, side: Side, source: End, target: End) -> None:
+        super().__init__(relay, side, source, target)
+        self.end = cast(BufferedEnd, source)
+
+    def start(self) -> None:
+        """See `Flow.start`."""
+        end = self.end
+        if end.closed:
+            raise ConnectionResetError(errno.ECONNRESET, "the carrier was lost")
+        self.blocked = bool(end.buffered or end.eof_received)  # the target has to take something first
+        end.handler = self
+        if end.write_failure is not None:
+            self.on_write_failed(end.write_failure)
+
+    def detach(self) -> None:
+        """See `Flow.detach`."""
+        self.end.handler = NO_HANDLER
+
+    @property
+    def undelivered(self) -> bool:
+        """See `Flow.undelivered`."""
+        return bool(self.end.buffered)
+
+    def stop(self) -> None:
+        """See `Flow.stop`. What arrives from now on is discarded, and the peer gets credit for it."""
+        super().stop()
+        self.end.consume(len(self.end.buffered))
+
+    def discard(self) -> None:
+        """See `Flow.discard`."""
+        super().discard()
+        if self.end.closed:
+            self.end.buffered = bytearray()
+
+    # The handler of the end
+
+    def on_data(self, data: memoryview) -> int:
+        """See `EndHandler.on_data`."""
+        raise NotImplementedError
+
+    def on_writable(self) -> None:
+        """The end has capacity again."""
+        reverse = self.reverse
+        if reverse.blocked and not self.relay.closed:
+            reverse.resume()
+
+    def on_eof(self) -> None:
+        """The end's end of file, behind all of its bytes. It may be reported again."""
+        if not self.eof_received:
+            self.relay.source_ended(self)
+
+    def on_write_failed(self, error: OSError) -> None:
+        """The end takes no more bytes."""
+        self.relay.target_failed(self.reverse, error)
+
+    def on_reset(self, error: OSError) -> None:
+        """The end is gone. The bytes that came on it before are delivered first."""
+        self.relay.source_failed(self, error)
+
+    def on_internal_error(self, error: Exception) -> None:
+        """A bug; see `JoinedEnds.on_failure`."""
+        self.relay.on_failure(error)
+
+    # Internal
+
+    def _is_done(self) -> None:
+        """Everything in the buffer is delivered: pass on what comes behind it."""
+        relay = self.relay
+        self.blocked = False
+        if self.end.closed and relay.failure is not None:
+            relay.close_after_delivery()
+        elif self.eof_received:
+            relay.pass_eof(self)
+        elif self.end.eof_received:
+            relay.source_ended(self)
+
+
+class EndToSocket(FromEnd):
+    """From an end straight to a socket."""
+
+    __slots__ = ("connection", "fd", "pump")
+
+    def __init__(self, relay: JoinedEnds, side: Side, source: End, target: End) -> None:
+        super().__init__(relay, side, source, target)
+        to = cast(SocketEnd, target)
+        self.connection = to.connection
+        self.fd = to.fd
+        self.pump = to.pump
+
+    def move_soon(self) -> None:
+        """See `Flow.move_soon`: let epoll report whether the socket takes more."""
+        if not self.relay.closed:
+            self.pump.rearm(self.fd)
+
+    def on_data(self, data: memoryview) -> int:
+        """Send bytes of the end to the socket and return how many it takes."""
+        if self.stopped:
+            return len(data)
+        if self.blocked:
+            return 0
+        size = len(data)
+        allowance = self.allowance
+        if allowance is not None:
+            allowed = allowance.get()
+            if allowed < size:  # the rest is buffered until the throttle or the socket allows it
+                self.blocked = True
+                data = data[:allowed]
+        try:
+            sent = self.connection.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.relay.target_failed(self, error)
+            return 0 if self.relay.closed else size
+        self.moved += sent
+        if allowance is not None:
+            allowance.use(sent)
+            allowance.give_back()
+        if sent < len(data):
+            self.blocked = True
+        elif self.blocked:
+            self.move_soon()  # the socket could take more: epoll reports it again, for what is buffered from now on
+        if self.relay.lingering:
+            self.relay.extend_deadline()
+        return sent
+
+    def resume(self) -> None:
+        """See `Flow.resume`."""
+        buffered = self.end.buffered
+        if not buffered:
+            self._is_done()
+            return
+        size, allowance = len(buffered), self.allowance
+        allowed = size if allowance is None else min(size, allowance.get())
+        try:
+            with memoryview(buffered) as view:
+                sent = self.connection.send(view[:allowed]) if allowed else 0
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.relay.target_failed(self, error)
+            return
+        self.moved += sent
+        if allowance is not None:
+            allowance.use(sent)
+            allowance.give_back()
+        self.blocked = sent < size
+        if self.blocked and sent == allowed and allowed:
+            self.move_soon()
+        self.end.consume(sent)  # which calls `on_eof` behind the last byte
+        if not self.blocked and not self.relay.closed and self.end.closed:
+            self._is_done()
+
+
+class EndToEnd(FromEnd):
+    """From any end to any other. Bytes that the target does not take at once wait in the source's buffer."""
+
+    __slots__ = ("_scheduled", "to")
+
+    def __init__(self, relay: JoinedEnds, side: Side, source: End, target: End) -> None:
+        super().__init__(relay, side, source, target)
+        self.to = cast(BufferedEnd, target)
+        self._scheduled = False
+
+    def start(self) -> None:
+        """See `Flow.start`."""
+        super().start()
+        if self.blocked:
+            self.move_soon()
+
+    def move_soon(self) -> None:
+        """See `Flow.move_soon`."""
+        if not self._scheduled:
+            self._scheduled = True
+            self.relay.engine.serve_soon(self)
+
+    def resume(self) -> None:
+        """See `Flow.resume`: not now, since the target may be in the middle of a write."""
+        self.move_soon()
+
+    def on_data(self, data: memoryview) -> int:
+        """Write bytes of the end to the other and return how many it takes."""
+        if self.stopped:
+            return len(data)
+        if self.blocked:
+            return 0
+        taken = self._forward(data)
+        if self.relay.lingering:
+            self.relay.extend_deadline()
+        return taken
+
+    def on_turn(self) -> None:
+        """Deliver what is buffered, at most a quantum of it."""
+        self._scheduled = False
+        end = self.end
+        if self.relay.closed or self.stopped or not self.blocked:
+            return
+        self.blocked = False
+        if not end.buffered:
+            self._is_done()
+            return
+        with memoryview(end.buffered) as view:
+            quantum = min(self.relay.engine.quantum, self.to.quantum)
+            taken = self._forward(view[:quantum])
+        if end.buffered and taken == quantum and not self.blocked:
+            self.blocked = True
+            self.move_soon()
+        if taken:
+            end.consume(taken)
+        if self.relay.lingering:
+            self.relay.extend_deadline()
+        if not end.buffered and not self.blocked and not self.relay.closed and end.closed:
+            self._is_done()
+
+    def _forward(self, data: memoryview) -> int:
+        """Write as much as the target and the throttle allow; set `blocked` unless that is all. Return how much."""
+        target, allowance, size, taken = self.to, self.allowance, len(data), 0
+        while taken < size:
+            count = min(target.send_capacity(), size - taken)
+            if self.stopped:  # the target has failed meanwhile: discard the rest
+                return size
+            if allowance is not None and count:
+                count = min(count, allowance.get())
+            if not count:
+                self.blocked = True
+                break
+            target.write(data[taken : taken + count])
+            taken += count
+            self.moved += count
+            if allowance is not None:
+                allowance.use(count)
+        if allowance is not None:
+            allowance.give_back()
+        return taken

@@ -1,0 +1,109 @@
+"""What all tunnels of one owner share: an owner is a credential or, on a relay without credentials, an address.
+
+    Tenants                 of one relay
+    └─ Tenant ×owner        its visitors, its bandwidth, its share of the engine's time
+
+The limits are those of the credential in force, so a reload applies to tunnels that are open. A credential without a
+limit of its own, unless it is an admin, may have a part of what the process can hold (`control.credential_share`): one
+tenant never keeps the visitors of another out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import trio
+
+from tunneld.config.schema import Settings
+from tunneld.engine.budget import CostShare, TurnBudget
+from tunneld.engine.throttle import TokenBucket
+from tunneld.policy.access import Grant
+from tunneld.policy.admission import AdmissionRefusal, RefusalKind
+from tunneld.policy.places import share_of
+
+DESCRIPTORS_PER_VISITOR = 3
+"""Its own, that of its server connection, and one parked for the next visitor."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """What one owner may have. None: no limit."""
+
+    visitors: int | None = None  # connected or waiting, of all its tunnels
+    bandwidth: int | None = None  # bytes per second, of all its tunnels
+    limited_by: str = ""  # the key that limits visitors
+
+    @classmethod
+    def of(cls, grant: Grant, pool: int, share: float) -> TenantLimits:
+        """The limits of a credential where the process can serve `pool` visitors."""
+        if grant.max_total_visitors is not None or grant.is_admin:
+            return cls(grant.max_total_visitors, grant.total_bandwidth, "max_total_visitors")
+        return cls(share_of(pool, share), grant.total_bandwidth, "control.credential_share")
+
+
+NO_LIMITS = TenantLimits()
+
+
+class Tenant:
+    """One owner of tunnels."""
+
+    def __init__(self, limits: Callable[[], TenantLimits] = lambda: NO_LIMITS) -> None:
+        """`limits` returns those in force; it is called for each visitor."""
+        self.visitors = 0  # connected or waiting
+        self._limits = limits
+        self._bucket: TokenBucket | None = None
+        self._share: CostShare | None = None
+
+    def share(self, budget: TurnBudget) -> CostShare:
+        """Its share of the pump's turns, the same for all of its connections."""
+        if self._share is None:
+            self._share = CostShare(budget)
+        return self._share
+
+    @property
+    def bucket(self) -> TokenBucket | None:
+        """The bytes that all its tunnels may relay now; None: no limit. A tunnel asks when it opens."""
+        rate = self._limits().bandwidth
+        if rate is None:
+            return None
+        if self._bucket is None or self._bucket.rate != rate:
+            self._bucket = TokenBucket(rate, None, trio.current_time())
+        return self._bucket
+
+    def refuse_visitor(self) -> AdmissionRefusal | None:
+        """Why it may have no further visitor now; None: it may."""
+        limits = self._limits()
+        if limits.visitors is None or self.visitors < limits.visitors:
+            return None
+        reason = f"limit reached: its owner's tunnels have {self.visitors} visitors ({limits.limited_by})"
+        return AdmissionRefusal(RefusalKind.FULL, reason)
+
+
+class Tenants:
+    """The owners of open tunnels."""
+
+    def __init__(self, settings: Callable[[], Settings], descriptors: int) -> None:
+        """`settings` returns those in force. `descriptors` is how many the process may open for tunnels."""
+        self._settings = settings
+        self._pool = max(1, descriptors // DESCRIPTORS_PER_VISITOR)
+        self._known: WeakValueDictionary[tuple[str, str], Tenant] = WeakValueDictionary()
+        self._settings_seen: Settings | None = None
+        self._limits: dict[str, TenantLimits] = {}  # by credential, of the settings seen
+
+    def of(self, credential: str, host: str) -> Tenant:
+        """The tenant of a credential. On a relay without credentials the address `host` takes its place."""
+        key = (credential, "" if credential else host)
+        tenant = self._known.get(key)
+        if tenant is None:
+            self._known[key] = tenant = Tenant(lambda: self._limits_of(credential))
+        return tenant
+
+    def _limits_of(self, credential: str) -> TenantLimits:
+        settings = self._settings()
+        if settings is not self._settings_seen:
+            share = settings.control.credential_share
+            self._limits = {one.name: TenantLimits.of(one.grant, self._pool, share) for one in settings.credential}
+            self._settings_seen = settings
+        return self._limits.get(credential, NO_LIMITS)
