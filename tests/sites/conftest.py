@@ -23,7 +23,7 @@ from tunneld.sites.stream import RequestStream
 TEST_TIMEOUT = 120
 """Seconds after which a test fails; virtual seconds count, too."""
 
-ORIGIN = Origin("192.0.2.7", b"http", is_trusted=False)
+ORIGIN = Origin("192.0.2.7", b"http")
 
 
 class Received:
@@ -93,7 +93,7 @@ class FakeSite:
         else:
             self.verdicts.append(on_verdict)
 
-    def open(self, stream: RequestStream, origin: Origin) -> None:
+    def open(self, stream: RequestStream, client: str) -> None:
         self.streams.append(stream)
         if not self.is_open:
             stream.reset("nobody is connected")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from tunneld.net.endpoint import parse_network
+from tunneld.policy.networks import NetworkSet
 from tunneld.sites.fields import HostRewrite, Origin, request_fields, request_id, response_fields
 from tunneld.wire.http1 import Fields, RequestHead, ResponseHead, parse_request, parse_response
 
-VISITOR = Origin("192.0.2.7", b"https", is_trusted=False)
-PROXY = Origin("192.0.2.7", b"http", is_trusted=True)
+PROXIES = NetworkSet([parse_network("192.0.2.0/24")])
+VISITOR = Origin("192.0.2.7", b"https")
+PROXY = Origin("192.0.2.7", b"http", PROXIES)
 
 
 def request(*lines: bytes, host: bytes = b"blog.example.org") -> RequestHead:
@@ -111,3 +114,25 @@ def test_the_visitor_sees_the_public_host(name: bytes, value: bytes, rewritten: 
     head = response(name + b": " + value)
     assert values(response_fields(head, request(), VISITOR, LOCAL), name.lower()) == [rewritten]
     assert values(response_fields(head, request(), VISITOR), name.lower()) == [value]
+
+
+@pytest.mark.parametrize(
+    ("chain", "client"),
+    [
+        ((), "192.0.2.7"),
+        ((b"198.51.100.1",), "198.51.100.1"),
+        ((b"127.0.0.1, 198.51.100.1",), "198.51.100.1"),
+        ((b"127.0.0.1", b"198.51.100.1, 192.0.2.9"), "198.51.100.1"),
+        ((b"192.0.2.8, 192.0.2.9",), "192.0.2.8"),
+        ((b"nonsense",), "192.0.2.7"),
+        ((b"nonsense, 192.0.2.9",), "192.0.2.9"),
+        ((b"::ffff:198.51.100.1",), "198.51.100.1"),
+        ((b"",), "192.0.2.7"),
+    ],
+)
+def test_the_client_behind_trusted_proxies_is_the_first_that_none_of_them_is(
+    chain: tuple[bytes, ...], client: str
+) -> None:
+    head = request(*[b"X-Forwarded-For: " + each for each in chain])
+    assert PROXY.client(head) == client
+    assert VISITOR.client(head) == "192.0.2.7"

@@ -73,6 +73,7 @@ class HttpConnection:
         self._request: Request | None = None  # under way; None: a head is awaited
         self._body: Body | None = None  # of that request, unless it is complete
         self._site: Site | None = None
+        self._client = ""  # the visitor of the current route; behind a proxy they change
         self._stream: RequestStream | None = None  # of the current route
         self._visitor_ended = False
         self._is_over = False
@@ -176,7 +177,8 @@ class HttpConnection:
             return False
         del self._input[:size]
         keep_alive = head.keep_alive and not self._visitor_ended
-        request = Request(head, self._origin, request_id(head), keep_alive)
+        origin = self._origin
+        request = Request(head, origin.scheme == b"https", origin.client(head), request_id(head), keep_alive)
         self._request = request
         self._body = Body(head.body_length) if head.body_length != 0 else None
         self._set_deadline(self._limits.response_timeout)
@@ -199,12 +201,12 @@ class HttpConnection:
 
     def _send_to(self, site: Site, request: Request) -> None:
         """Send the head to its site, through the stream that is open for it or a new one."""
-        if site is not self._site:
+        if site is not self._site or request.client != self._client:
             self._leave_stream()
-            self._site = site
+            self._site, self._client = site, request.client
         if self._stream is None:
             self._stream = RequestStream(self._engine, self)
-            site.open(self._stream, self._origin)
+            site.open(self._stream, request.client)
         if (stream := self._stream) is not None:  # unless it has failed at once
             fields = request_fields(request.head, self._origin, request.identity, site.rewrite)
             stream.expect_response(request.head)

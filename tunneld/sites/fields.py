@@ -18,6 +18,8 @@ import re
 import secrets
 from dataclasses import dataclass
 
+from tunneld.net.accept import unmap_address
+from tunneld.policy.networks import NetworkSet, read_address
 from tunneld.wire.http1 import Fields, RequestHead, ResponseHead, forwarded_fields
 
 ORIGIN_FIELDS = frozenset(
@@ -37,11 +39,35 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request came from."""
+    """Where a connection came from."""
 
-    address: str  # of the visitor
+    address: str  # of the peer: a visitor, or a proxy in front of the relay
     scheme: bytes  # b"http" or b"https"
-    is_trusted: bool  # the peer is a proxy that the operator trusts
+    proxies: NetworkSet | None = None  # the operator trusts what these say; None: the peer is none of them
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the peer is a proxy that the operator trusts."""
+        return self.proxies is not None
+
+    def client(self, head: RequestHead) -> str:
+        """The address of the visitor that made a request: the peer, or behind trusted proxies the last address in
+        X-Forwarded-For that is none of theirs.
+        """
+        if self.proxies is None:
+            return self.address
+        chain = b",".join(value for name, value in head.fields if name.lower() == b"x-forwarded-for").decode("latin-1")
+        client = self.address
+        for text in reversed(chain.split(",")):
+            host = str(unmap_address((text.strip(), 0, 0, 0))[0])
+            try:
+                address = read_address(host)
+            except ValueError:
+                break
+            client = host
+            if address not in self.proxies:
+                break
+        return client
 
 
 @dataclass(frozen=True, slots=True)

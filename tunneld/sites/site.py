@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from tunneld.sites.fields import HostRewrite, Origin
+from tunneld.sites.fields import HostRewrite
 from tunneld.sites.stream import RequestStream
 from tunneld.wire.http1 import RequestHead
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request on its way: its head, where it came from, and its id."""
+    """A request on its way."""
 
     head: RequestHead
-    origin: Origin
+    is_secure: bool  # it came in TLS
+    client: str  # the visitor's address
     identity: bytes
     keep_alive: bool  # the visitor's connection may stay open behind the response
 
@@ -33,8 +34,10 @@ class Site(Protocol):
         relay's own response, such as a redirection, 401 or 403.
         """
 
-    def open(self, stream: RequestStream, origin: Origin) -> None:
-        """Relay `stream` to the hidden server. The callee owns it, and resets it if it has no connection for it."""
+    def open(self, stream: RequestStream, client: str) -> None:
+        """Relay `stream`, of the visitor at the address `client`, to the hidden server. The callee owns the stream, and
+        resets it if it has no connection for it.
+        """
 
     def on_failed(self, reason: str) -> None:
         """A request got an error page because of the hidden server; `reason` is for the owner of the tunnel."""

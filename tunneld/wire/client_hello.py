@@ -107,8 +107,7 @@ class _Reader:
         self._data = data
         self._at = 0
 
-    @property
-    def is_empty(self) -> bool:
+    def at_end(self) -> bool:
         return self._at == len(self._data)
 
     def take(self, count: int) -> bytes:
@@ -132,13 +131,13 @@ def _hello(body: _Reader) -> ClientHello:
     body.vector(2)
     body.vector(1)
     name, protocols = "", ()
-    if body.is_empty:
+    if body.at_end():
         return ClientHello(name, protocols)
     extensions = _Reader(body.vector(2))
-    if not body.is_empty:
+    if not body.at_end():
         raise HelloError("bytes follow the extensions of the ClientHello", DECODE_ERROR)
     seen: set[int] = set()
-    while not extensions.is_empty:
+    while not extensions.at_end():
         kind, data = extensions.number(2), extensions.vector(2)
         if kind in seen:
             raise HelloError("ClientHello has an extension twice", ILLEGAL_PARAMETER)
@@ -152,10 +151,10 @@ def _hello(body: _Reader) -> ClientHello:
 
 def _server_name(data: _Reader) -> str:
     names = _Reader(data.vector(2))
-    if not data.is_empty or names.is_empty:
+    if not data.at_end() or names.at_end():
         raise HelloError("malformed server_name", DECODE_ERROR)
     kind, name = names.number(1), names.vector(2)
-    if kind != 0 or not names.is_empty:
+    if kind != 0 or not names.at_end():
         raise HelloError("server_name is not one host name", ILLEGAL_PARAMETER)
     if not _NAME.fullmatch(name):
         raise HelloError("server_name is no host name", UNRECOGNIZED_NAME)
@@ -164,8 +163,8 @@ def _server_name(data: _Reader) -> str:
 
 def _protocols(data: _Reader) -> tuple[bytes, ...]:
     names, found = _Reader(data.vector(2)), []
-    while not names.is_empty:
+    while not names.at_end():
         found.append(names.vector(1))
-    if not data.is_empty or not found or b"" in found:
+    if not data.at_end() or not found or b"" in found:
         raise HelloError("malformed list of protocols (ALPN)", DECODE_ERROR)
     return tuple(found)
