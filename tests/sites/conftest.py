@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
-from tunneld.engine.plain_transport import PlainTransport
 
 from tests.engine.bench import Ends, open_descriptors, stream, tcp_pair
 from tunneld.engine.limits import EngineLimits
+from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.sites.connection import HttpConnection
@@ -19,6 +21,7 @@ from tunneld.sites.fields import HostRewrite, Origin
 from tunneld.sites.pages import error_page
 from tunneld.sites.site import HttpLimits, Request
 from tunneld.sites.stream import RequestStream
+from tunneld.tunnel.server_side import Peer
 
 TEST_TIMEOUT = 120
 """Seconds after which a test fails; virtual seconds count, too."""
@@ -29,7 +32,7 @@ ORIGIN = Origin("192.0.2.7", b"http")
 class Received:
     """Reads a stream by delimiters."""
 
-    def __init__(self, far: trio.SocketStream) -> None:
+    def __init__(self, far: Any) -> None:
         self.far = far
         self.data = b""
 
@@ -81,6 +84,8 @@ class FakeSite:
     response: bytes | None = None
     verdicts: list[Callable[[bytes | None], None]] | None = None  # of requests that are examined
     is_open: bool = True
+    keeps_tls: bool = False
+    clients: list[str] = field(default_factory=list)
     servers: list[trio.SocketStream] = field(default_factory=list)
     ends: list[Ends] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -95,12 +100,16 @@ class FakeSite:
 
     def open(self, stream: RequestStream, client: str) -> None:
         self.streams.append(stream)
+        self.clients.append(client)
         if not self.is_open:
             stream.reset("nobody is connected")
             return
         self.connect(stream)
 
-    def connect(self, requests: RequestStream) -> None:
+    def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
+        self.connect(connection)
+
+    def connect(self, requests: RequestStream | socket.socket) -> None:
         far, near = tcp_pair()
         ends = Ends()
         self.servers.append(stream(far))
@@ -139,7 +148,7 @@ class SitesBench:
         far, near = tcp_pair(**options)
         end = TlsEnd(self.pump, PlainTransport(near))
         self.connections.append(HttpConnection(end, ORIGIN, self.find, self.limits, self.over.append))
-        end.start()
+        self.connections[-1].start()
         self.far.append(stream(far))
         return Received(self.far[-1])
 

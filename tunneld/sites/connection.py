@@ -23,7 +23,7 @@ from functools import partial
 
 import structlog
 
-from tunneld.engine.end import BufferedEnd
+from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
 from tunneld.sites.body import Body
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
@@ -52,7 +52,7 @@ class HttpConnection:
 
     def __init__(
         self,
-        end: BufferedEnd,
+        end: TlsEnd,
         origin: Origin,
         find: Callable[[Request], Site | bytes],
         limits: HttpLimits,
@@ -77,12 +77,28 @@ class HttpConnection:
         self._stream: RequestStream | None = None  # of the current route
         self._visitor_ended = False
         self._is_over = False
-        end.handler = self
-        self._set_deadline(limits.head_timeout)
+
+    def start(self) -> None:
+        """Serve the connection from now on."""
+        self._end.handler = self
+        self._set_deadline(self._limits.head_timeout)
+        try:
+            self._end.start()
+        except OSError as error:
+            self.drop(reason_of(error))
+            return
+        self._resume()  # bytes may have come with the end of the handshake
+        if self._end.eof_received and not self._end.buffered and not self._is_over:
+            self.on_eof()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way, or begun."""
+        return self._request is None and not self._input
 
     def close_if_idle(self) -> None:
-        """Close the connection unless a request is under way: the port closes."""
-        if self._request is None and not self._input:
+        """Close the connection unless a request is under way."""
+        if self.is_idle:
             self._close()
 
     def drop(self, reason: str) -> None:

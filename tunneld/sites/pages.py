@@ -79,6 +79,11 @@ def https_redirect(request: RequestHead, port: int, identity: bytes, *, keep_ali
     return _response(308, fields, b"", request, keep_alive=keep_alive)
 
 
+def plain_response(body: bytes, request: RequestHead, *, keep_alive: bool) -> bytes:
+    """A small file."""
+    return _response(200, [(b"Content-Type", b"application/octet-stream")], body, request, keep_alive=keep_alive)
+
+
 def _response(
     status: int, fields: list[tuple[bytes, bytes]], body: bytes, request: RequestHead | None, *, keep_alive: bool
 ) -> bytes:

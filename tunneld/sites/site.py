@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from tunneld.sites.fields import HostRewrite
 from tunneld.sites.stream import RequestStream
+from tunneld.tunnel.server_side import Peer
 from tunneld.wire.http1 import RequestHead
 
 
@@ -28,6 +30,13 @@ class Site(Protocol):
     @property
     def rewrite(self) -> HostRewrite | None:
         """The host that the hidden server expects, if it is not the public one."""
+
+    @property
+    def keeps_tls(self) -> bool:
+        """Whether TLS connections for its names go to the hidden server as they are."""
+
+    def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
+        """Relay a TLS connection as it is; nothing was read from it. The callee owns it. Only if `keeps_tls`."""
 
     def examine(self, request: Request, on_verdict: Callable[[bytes | None], None]) -> None:
         """Decide whether a request may pass, and call `on_verdict`, at once or later: with None if it may, or with the

@@ -130,7 +130,8 @@ def _hello(body: _Reader) -> ClientHello:
     body.vector(1)
     body.vector(2)
     body.vector(1)
-    name, protocols = "", ()
+    name = ""
+    protocols: tuple[bytes, ...] = ()
     if body.at_end():
         return ClientHello(name, protocols)
     extensions = _Reader(body.vector(2))
