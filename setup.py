@@ -14,7 +14,7 @@ from typing import Any
 from setuptools import setup
 
 HOT = {
-    "net": "dial",
+    "net": "dial liveness",
     "wire/webmux": "*",
     "wire": "proxy_protocol",
     "engine": (
@@ -22,8 +22,9 @@ HOT = {
         " socket_end socket_flow throttle timers tls_end vanished"
     ),
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns window",
-    "tunnel": "client_side keys server_side tunnel visitors",
-    "backends": "keyed mux_side queue tcp webmux",
+    "tunnel": "keys server_side tunnel visitor visitors waiting",
+    "tunnel/ingress": "ingress port proxy_header",
+    "backends": "keyed mux_side parked queue tcp webmux",
     "backends/ssh": "side",
     "agent": "carriers end_visitor local source visitors",
 }

@@ -98,6 +98,9 @@ class ShortageError(TunneldError):
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of `socket` and `accept` when descriptors or socket memory are used up; an immediate retry would spin."""
 
+DIAL_SHORTAGES = SHORTAGES | {errno.EADDRNOTAVAIL}
+"""The same of `socket` and `connect`: local ports can be used up as well."""
+
 
 class DrainingError(TunneldError):
     """The daemon is draining and accepts nothing new."""

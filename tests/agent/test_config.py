@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.agent.config import ExposureConfig, changes
+from tunneld.agent.config import ExposureConfig, changes, conflict
 from tunneld.agent.expose_file import load_plans
 from tunneld.agent.health import Check, UnhealthyPolicy
 from tunneld.agent.pool import PoolLimits
@@ -144,6 +144,28 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
 )
 def test_each_mistake_is_one_sentence(tmp_path: Path, content: str, problem: str) -> None:
     assert problems(tmp_path, content)[0] == problem
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "problem"),
+    [
+        ("name = 'x'", "name = 'x'", "have the same name, x: change one of them, or set share = true in both"),
+        ("name = 'b'", "", "have the same name, b: change one of them, or set share = true in both"),
+        (
+            "name = 'x'\nshare = true",
+            "name = 'x'",
+            "have the same name, x: change one of them, or set share = true in both",
+        ),
+        ("client_port = 20000", "client_port = 20000", "have the same client_port, 20000: change one of them"),
+        ("name = 'x'\nshare = true\nclient_port = 2", "name = 'x'\nshare = true\nclient_port = 2", ""),
+        ("client_port = 20000", "client_port = 20001", ""),
+        ("", "", ""),
+    ],
+)
+def test_two_exposures_that_exclude_each_other_are_named(tmp_path: Path, one: str, other: str, problem: str) -> None:
+    file = tmp_path / "expose.toml"
+    file.write_text(f"[expose.a]\ntarget = 80\n{one}\n[expose.b]\ntarget = 81\n{other}\n")
+    assert conflict(load_plans(file).plans) == (problem and f"expose.a and expose.b {problem}")
 
 
 def test_all_mistakes_are_reported_at_once_each_with_its_table(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import trio
 
@@ -17,12 +20,15 @@ from tests.agent.support import (
     unused_port,
 )
 from tests.agent.test_expose import address, ask
-from tests.support.peers import connect, read_exactly
+from tests.agent.test_expose_secret import with_secret
+from tests.control.test_daemon_auth import running
+from tests.support.credentials import SECRET
+from tests.support.peers import connect, read_exactly, reset
 from tunneld.agent import backoff, session
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
-from tunneld.errors import RefusedError, RelayUnreachableError
+from tunneld.errors import EX_EXPIRED, RefusedError, RelayUnreachableError
 from tunneld.net.endpoint import Target
 from tunneld.policy.access import Grant, Role
 from tunneld.wire.lines import Value
@@ -123,6 +129,30 @@ async def test_a_tunnel_that_was_closed_on_request_is_not_opened_again() -> None
             assert list(relay.service.tunnels()) == []
 
 
+async def test_a_visitor_that_the_relay_cut_is_reported_with_the_true_cause() -> None:
+    reporter, why = RecordingReporter(), "tunnel t1 was closed by request of root"
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            with pytest.RaisesGroup(RefusedError, flatten_subgroups=True):
+                async with exposed(target, relay.access, reporter), await connect(address(reporter)) as stream:
+                    await stream.send_all(b"before")
+                    assert await read_exactly(stream, 6) == b"before"
+                    await relay.service.close("t1", ROOT)
+                    await trio.sleep_forever()
+            assert [left["reason"] for left in reporter.all("left")] == [why]
+
+
+async def test_a_visitor_that_breaks_its_connection_is_reported_as_that() -> None:
+    reporter = RecordingReporter()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, reporter):
+            stream = await connect(address(reporter))
+            await stream.send_all(b"before")
+            assert await read_exactly(stream, 6) == b"before"
+            reset(stream)
+            assert str((await reporter.wait_for("left"))["reason"]).startswith("connection to the visitor failed")
+
+
 async def test_a_tunnel_that_is_drained_on_request_lets_visitors_finish_and_is_not_opened_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -191,6 +221,38 @@ async def test_the_agent_ends_when_the_ttl_has_passed() -> None:
         ):
             await exposure.run()
     assert reporter.all("closed")[0]["reason"] == "lifetime of 0.2 s is over (ttl)"
+
+
+async def test_an_agent_whose_tunnel_has_used_up_its_quota_ends_with_that_reason() -> None:
+    reporter, request = RecordingReporter(), TunnelRequest({"quota": "10k", "name": "web"})
+    why = "tunnel t1 has ended: quota of 10000 bytes is used up (quota)"
+    refused = pytest.RaisesExc(
+        RefusedError, match=f"^{re.escape(why)}$", check=lambda error: error.status == EX_EXPIRED
+    )
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            with pytest.RaisesGroup(refused, flatten_subgroups=True):
+                async with exposed(target, relay.access, reporter, request), await connect(address(reporter)) as stream:
+                    await stream.send_all(bytes(6_000))
+                    await trio.sleep_forever()
+            assert reporter.all("closed")[0]["reason"] == why
+            assert not reporter.all("reconnecting")
+            assert list(relay.service.tunnels()) == []
+
+
+async def test_an_agent_whose_tunnel_may_live_no_longer_ends_with_that_reason(
+    tmp_path: Path, each_backend: str
+) -> None:
+    """The ttl that the credential permits, which the agent did not ask for and does not know."""
+    config, reporter = tmp_path / "tunnel.toml", RecordingReporter()
+    config.write_text(with_secret(SECRET).replace('name = "alice"', 'name = "alice"\nmax_ttl = 0.2'))
+    why = r"^tunnel t1 has ended: lifetime of 0\.2 s is over \(ttl\)$"
+    async with running(config) as relay:
+        alice = RelayAccess(relay.control, credential=("alice", SECRET))
+        with pytest.RaisesGroup(pytest.RaisesExc(RefusedError, match=why), flatten_subgroups=True):
+            async with agent(Target.parse("1"), alice, reporter) as exposure:
+                await exposure.run()
+        assert len(reporter.all("opened")) == 1
 
 
 async def test_a_pool_grows_with_its_visitors_and_shrinks_without_losing_one(monkeypatch: pytest.MonkeyPatch) -> None:

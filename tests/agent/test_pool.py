@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import socket
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import trio
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.agent.support import PATIENCE
+from tunneld.agent import pool as pool_module
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.carriers import Carriers
 from tunneld.agent.handshake_pool import HandshakePool
@@ -50,6 +53,45 @@ async def test_trouble_is_reported_once_and_nothing_is_dialled_until_resume(engi
     pool.resume()
     assert recorder.troubles == ["could not connect to the relay: no such file or directory"]
     assert pool.parked == 0
+
+
+async def test_a_shortage_is_no_trouble_and_nothing_is_dialled_until_resume(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dial_nowait(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    recorder, shortages = EventRecorder(), list[str]()
+    monkeypatch.setattr(pool_module, "dial_nowait", dial_nowait)
+    events = replace(recorder.events, on_shortage=shortages.append)
+    pool = Pool(engine, (socket.AF_INET, ("127.0.0.1", 1)), PoolLimits(4, 4), events, keep_header=False)
+    pool.resume()
+    assert shortages == ["could not connect to the relay: too many open files"]
+    assert recorder.troubles == []
+
+
+async def test_old_connections_are_replaced_a_few_at_a_time_and_the_relay_trims_the_oldest(engine: Engine) -> None:
+    recorder = EventRecorder()
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        limits = PoolLimits(8, 8, max_age=0.0)
+        pool = Pool(engine, (socket.AF_INET, listener.getsockname()), limits, recorder.events, keep_header=False)
+        pool.resume()
+        assert pool.parked == 8
+        assert not pool.resize()
+        assert pool.parked == 10, "a quarter of them have a successor"
+        assert pool.resize(), "which the relay is now asked to trim to the size"
+        assert (pool.size, pool.parked) == (8, 10)
+        pool.close()
+
+
+async def test_young_connections_stay(engine: Engine) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        address = (socket.AF_INET, listener.getsockname())
+        pool = Pool(engine, address, PoolLimits(8, 8, max_age=1e6), EventRecorder().events, keep_header=False)
+        pool.resume()
+        assert not pool.resize()
+        assert pool.parked == 8
+        pool.close()
 
 
 @pytest.mark.parametrize("keep_header", [True, False])

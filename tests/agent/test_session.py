@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -11,7 +14,7 @@ import trio
 from tests.agent.support import PATIENCE, RecordingReporter, RelayHere, agent, echo, exposed, local_server, relay_here
 from tests.agent.test_expose import address, ask
 from tests.support.peers import connect, is_dropped, read_exactly
-from tunneld.agent import session
+from tunneld.agent import local, pool, session
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.expose import Exposure
 from tunneld.agent.health import Check, UnhealthyPolicy
@@ -23,7 +26,7 @@ from tunneld.control.reply import Reply
 from tunneld.control.server import serve_lines
 from tunneld.directory.requester import Requester
 from tunneld.mux.carrier import Carrier
-from tunneld.net import sockets
+from tunneld.net import dial, sockets
 from tunneld.net.listeners import ReloadableListener
 from tunneld.tunnel.tunnel import Phase, Tunnel
 from tunneld.wire.lines import Request
@@ -162,6 +165,61 @@ async def test_an_agent_that_withdraws_without_a_control_connection_stays_withdr
             exposure.on_health(WITHDRAW, healthy=True)
             assert await ask(address(reporter), b"hello") == b"hello"
             assert len(reporter.all("opened")) == 1
+
+
+# A shortage of descriptors
+
+
+async def test_after_a_shortage_the_pool_is_refilled_as_soon_as_a_visitor_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "SHORTAGE_INTERVAL", 1e6)
+    really_dial, short = dial.dial_nowait, list[OSError]()
+
+    def dial_nowait(*args: Any) -> socket.socket:
+        if short:
+            raise short[0]
+        return really_dial(*args)
+
+    monkeypatch.setattr(pool, "dial_nowait", dial_nowait)
+    reporter, request = RecordingReporter(), TunnelRequest(limits=PoolLimits(1, 1), backend="tcp")
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay_here() as relay,
+            local_server(echo) as target,
+            exposed(target, relay.access, reporter, request),
+        ):
+            while not relay.tunnel.parked:
+                await trio.lowlevel.checkpoint()
+            short.append(OSError(errno.EMFILE, "Too many open files"))
+            visitor = await connect(address(reporter))
+            await visitor.send_all(b"served")
+            assert await read_exactly(visitor, 6) == b"served"
+            reason = (await reporter.wait_for("trouble"))["reason"]
+            assert reason == "could not connect to the relay: too many open files"
+            short.clear()
+            await visitor.aclose()
+            assert await ask(address(reporter), b"next") == b"next"
+            assert not reporter.all("reconnecting")
+
+
+async def test_without_a_port_for_the_local_server_the_visitor_is_reset(
+    each_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end in order would tell the visitor that the server had nothing to say."""
+
+    def dial_nowait(_: object) -> socket.socket:
+        raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    reporter = RecordingReporter()
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, reporter):
+            monkeypatch.setattr(local, "dial_nowait", dial_nowait)
+            async with await connect(address(reporter)) as visitor:
+                with pytest.raises(trio.BrokenResourceError):
+                    await visitor.receive_some()
+            reason = str((await reporter.wait_for("failed"))["reason"])
+            assert reason.endswith(": cannot assign requested address")
 
 
 # Leaving

@@ -21,7 +21,7 @@ from tests.engine.bench import open_descriptors
 from tests.support.hidden_servers import HANDSHAKE_TIMEOUT, connect_hidden, start_handshakes
 from tests.support.peers import connect, is_dropped, read_all, read_exactly
 from tests.support.pki import Pki
-from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.authenticator import PREAUTH_LOG_RATE, Authenticator
 from tunneld.auth.preauth import PreauthLimiter
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
@@ -368,3 +368,68 @@ async def test_a_failed_tls_handshake_is_penalised(service: TunnelService, authe
                 await read_all(stream)  # a TLS alert
         await until_unauthenticated(authenticator, 0)
     assert authenticator.penalty("127.0.0.1") > 0
+
+
+ABANDONED = 5
+"""Handshakes that a source may abandon in these tests."""
+
+
+@pytest.fixture
+def strict(authenticator: Authenticator) -> Authenticator:
+    settings = ControlSettings(abandoned_handshakes=f"{ABANDONED}/h")
+    authenticator.preauth = PreauthLimiter(lambda: settings, exempt=lambda _host: False)
+    return authenticator
+
+
+@pytest.mark.parametrize(("secure", "sent"), [("yes", b"\x16\x03\x01"), ("key", b"half a key")])
+async def test_abandoned_handshakes_are_penalised_and_probes_are_not(
+    service: TunnelService, strict: Authenticator, secure: str, sent: bytes
+) -> None:
+    tunnel = await open_tunnel(service, secure=secure)
+
+    async def leave(after: bytes) -> None:
+        async with await connect(tunnel.server_uri) as stream:
+            await stream.send_all(after)
+        await wait_all_tasks_blocked(0.005)
+        await until_unauthenticated(strict, 0)
+
+    for data in [b""] * 20 + [sent] * (ABANDONED + 2):
+        await leave(data)
+    assert strict.penalty("127.0.0.1") == 0
+    await leave(sent)
+    assert strict.penalty("127.0.0.1") > 0
+
+
+async def test_one_device_with_a_wrong_key_does_not_block_its_address(
+    service: TunnelService, pki: Pki, strict: Authenticator
+) -> None:
+    tunnel = await open_tunnel(service, secure="key")
+    for _ in range(1 + ABANDONED + 1):
+        assert await exchange(tunnel, pki, b"an old key\n") == b"ERR not-allowed wrong key\n"
+    await until_unauthenticated(strict, 0)
+    assert strict.penalty("127.0.0.1") == 0
+    await exchange(tunnel, pki, b"an old key\n")  # beyond the rate of abandoned handshakes
+    await until_unauthenticated(strict, 0)
+    assert strict.penalty("127.0.0.1") > 0
+
+
+async def test_a_flood_does_not_crowd_failed_authentications_out_of_the_log(
+    service: TunnelService, pki: Pki, authenticator: Authenticator, mock_clock: MockClock
+) -> None:
+    authenticator.preauth = PreauthLimiter(ControlSettings)  # loopback has no penalty
+    tunnel = await open_tunnel(service, secure="key")
+    with capture_logs() as logs:
+        for _ in range(40):
+            async with await connect(tunnel.server_uri) as stream:
+                await stream.send_all(b"half a key")
+            await wait_all_tasks_blocked(0.001)
+        for number in range(20):
+            await exchange(tunnel, pki, b"%d\n" % number)
+        await until_unauthenticated(authenticator, 0)
+        mock_clock.jump(6)  # a tenth of the minute
+        async with await connect(tunnel.server_uri) as stream:
+            await stream.send_all(b"half a key")
+        await wait_all_tasks_blocked(0.005)
+    refused = [log for log in logs if log["event"] == "hidden server refused"]
+    assert [log["left_out"] for log in refused] == [0] * PREAUTH_LOG_RATE.count + [40 - PREAUTH_LOG_RATE.count]
+    assert len([log for log in logs if log["event"] == "authentication failed"]) == 20

@@ -92,3 +92,11 @@ async def test_close_wakes_all_waiters(queue: WaitQueue[str], nursery: trio.Nurs
     await wait_all_tasks_blocked()
     assert waiters[0].item == "a"
     assert [one.was_closed for one in waiters] == [False, True, True]
+
+
+async def test_a_task_that_waits_after_the_queue_was_closed_does_not_wait_for_ever() -> None:
+    """A visitor that arrived just before its tunnel drained waits in a task that has not begun."""
+    queue = WaitQueue[int]()
+    queue.close()
+    with pytest.raises(trio.ClosedResourceError):
+        await queue.wait()

@@ -10,18 +10,29 @@ from typing import Any
 import pytest
 import trio
 from structlog.testing import capture_logs
+from trio.testing import wait_all_tasks_blocked
 
 from tests.agent.support import PATIENCE, RecordingReporter, echo, exposed, local_server, relay_here, using_backend
 from tests.agent.test_carriers import carriers, until_carriers
 from tests.agent.test_expose import address, ask
 from tests.engine.bench import stream
+from tests.support.hidden_servers import start_handshakes
 from tests.support.peers import connect
 from tests.support.pki import Pki
+from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.preauth import PreauthLimiter
+from tunneld.backends.webmux_port import serve_carriers
+from tunneld.config.schema import ControlSettings, WebMuxSettings
 from tunneld.directory.requester import Requester
+from tunneld.engine.engine import Engine
+from tunneld.engine.pump import Pump
 from tunneld.mux.carrier import PREAUTH_EXCEEDED
 from tunneld.net.endpoint import Endpoint
+from tunneld.net.listeners import ReloadableListener
+from tunneld.net.sockets import bind_tcp
 from tunneld.policy.options import TunnelOptions
 from tunneld.tls.connection import HANDSHAKE, PEER_CLOSED
+from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import Phase
 from tunneld.wire.webmux.events import Opened, SessionRefused
 from tunneld.wire.webmux.mux import Mux
@@ -220,3 +231,27 @@ async def test_a_carrier_from_an_address_outside_server_from_is_refused() -> Non
             assert carriers(relay) == []
     failures = [line["reason"] for line in lines if line["event"] == "authentication failed"]
     assert failures == ["only 192.0.2.0/24 may connect as the hidden server"]
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_abandoned_handshakes_are_penalised_and_probes_are_not(
+    engine: Engine, nursery: trio.Nursery, pki: Pki, encrypted: bool
+) -> None:
+    assert isinstance(engine, Pump)
+    settings = ControlSettings(abandoned_handshakes="5/h")
+    authenticator = Authenticator(lambda: (), PreauthLimiter(lambda: settings, exempt=lambda _host: False))
+    handshakes = await start_handshakes(nursery, pki if encrypted else None, authenticator)
+    listener = ReloadableListener("webmux", bind_tcp("127.0.0.1", 0))
+    await nursery.start(serve_carriers, listener, WebMuxSettings, handshakes, KeyRegistry(), engine)
+
+    async def leave(after: bytes) -> None:
+        async with await connect(Endpoint("tcp", "127.0.0.1", listener.port)) as peer:
+            await peer.send_all(after)
+        await wait_all_tasks_blocked(0.005)
+
+    hello = HANDSHAKE + b"\x03\x01" if encrypted else b"x"
+    for data in [b""] * 20 + [hello] * 7:
+        await leave(data)
+    assert authenticator.penalty("127.0.0.1") == 0
+    await leave(hello)
+    assert authenticator.penalty("127.0.0.1") > 0

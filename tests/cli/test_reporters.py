@@ -256,8 +256,13 @@ async def test_a_closed_reader_ends_only_a_vital_writer() -> None:
     receive, send = os.pipe()
     os.close(receive)
     with trio.fail_after(PATIENCE):
-        async with Writer(send, vital=False).open() as written:
+        failures: list[str] = []
+        async with Writer(send, vital=False, on_failure=failures.append).open() as written:
             written.put("line\n")
+            while not failures:
+                await trio.lowlevel.checkpoint()
+            written.put("another line\n")
+        assert failures == ["could not write to standard output: broken pipe"]
         with pytest.RaisesGroup(OutputGoneError):
             async with Writer(send, vital=True).open() as written:
                 written.put("line\n")

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -37,14 +37,19 @@ async def tunnel(*arguments: str, relay: str = "", stdin: bytes = b"") -> subpro
 
 
 @asynccontextmanager
-async def running(relay: RelayHere, *arguments: str) -> AsyncIterator[trio.Process]:
-    """The command as a process with pipes, killed if it outlives the block."""
+async def running(
+    relay: RelayHere, *arguments: str, stdin: int = subprocess.DEVNULL, wrapper: Sequence[str] = ()
+) -> AsyncIterator[trio.Process]:
+    """The command as a process with pipes, killed if it outlives the block. A `wrapper` is a command that begins a new
+    session, and becomes the command that is appended to it.
+    """
     process = await trio.lowlevel.open_process(
-        [*COMMAND, *arguments],
+        [*wrapper, *COMMAND, *arguments],
         env=KEPT | {"PYTHONPATH": str(ROOT), "TUNNEL_RELAY": relay.where},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=bool(wrapper),
     )
     try:
         yield process
@@ -72,6 +77,31 @@ class Reader:
             self._held += more
         line, _, self._held = self._held.partition(b"\n")
         return line.decode()
+
+
+async def test_without_a_reader_of_its_address_the_agent_keeps_serving_and_says_so_once() -> None:
+    with trio.fail_after(PATIENCE):
+        async with AsyncExitStack() as stack:
+            relay = await stack.enter_async_context(relay_here())
+            target = await stack.enter_async_context(local_server(echo))
+            async with running(relay, "expose", str(target.port), "--quiet") as process:
+                address = Endpoint.parse(await Reader(process.stdout).line())
+                assert process.stdout is not None
+                await process.stdout.aclose()
+                errors = Reader(process.stderr)
+                for round_number in range(2):
+                    relay.tunnel.close("a mishap")
+                    assert "reconnecting" in await errors.line()
+                    while not list(relay.service.tunnels()) or not relay.tunnel.parked:
+                        await trio.lowlevel.checkpoint()
+                    assert await ask(address, b"still here") == b"still here"
+                    if round_number == 0:
+                        assert await errors.line() == (
+                            "could not write to standard output: broken pipe; the agent keeps serving, and prints no "
+                            "more addresses there"
+                        )
+                process.terminate()
+                assert await process.wait() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,29 @@ async def test_sighup_reads_the_file_again_and_an_error_in_it_changes_nothing(fi
                 assert await ask(Endpoint.parse(address), b"hello") == b"hello"
 
 
+TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""A program that makes its standard input the controlling terminal, and becomes another program."""
+
+
+async def test_an_agent_whose_terminal_is_closed_ends_although_its_output_goes_elsewhere(file: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target:
+            edit(file, f"[expose.a]\ntarget = {target.port}")
+            terminal, stdin = os.openpty()
+            async with running(
+                relay, "up", "--file", str(file), stdin=stdin, wrapper=[sys.executable, "-c", TAKE_TERMINAL]
+            ) as process:
+                os.close(stdin)
+                await Reader(process.stdout).line()
+                process.send_signal(signal.SIGHUP)
+                assert (await Reader(process.stderr).line()).endswith("reloaded: nothing changed")
+                os.close(terminal)
+                assert await process.wait() == 0
+                assert tunnels(relay) == {}
+
+
 async def test_sighup_cuts_no_visitors_and_the_new_server_keeps_the_address(file: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as old, local_server(echo) as new:
@@ -145,6 +170,13 @@ async def test_check_reports_errors_and_exposes_nothing(file: Path) -> None:
         64,
         "tunnel: relay tcp://h:1 does not use TLS; relay.insecure requires tls://\n",
     )
+    edit(file, "[expose.a]\ntarget = 1\nclient_port = 20000\n[expose.b]\ntarget = 1\nclient_port = 20000")
+    twice = await tunnel("up", "--file", str(file), "--check")
+    assert (twice.returncode, twice.stderr.decode()) == (
+        78,
+        f"{file}: expose.a and expose.b have the same client_port, 20000: change one of them\n",
+    )
+    assert (await tunnel("up", "b", "--file", str(file), "--check")).returncode == 0, "only one of them is served"
     missing = await tunnel("up", "--file", f"{file}.nowhere", "--check")
     assert (missing.returncode, missing.stderr.count(b"\n")) == (78, 1)
 

@@ -12,7 +12,7 @@ from tests.support.control import EVENTS, running_server
 from tests.support.peers import PATIENCE
 from tests.support.scripted_relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
 from tunneld.client import Client, connect
-from tunneld.client.exchange import ControlExchange
+from tunneld.client.exchange import MAX_UNANSWERED, ControlExchange
 from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableError, UsageError
 from tunneld.wire.lines import Request
 
@@ -66,7 +66,7 @@ async def test_what_a_request_cannot_carry_is_not_sent() -> None:
         assert (await client.call("echo", "on")).text == "on"
 
 
-async def test_many_tasks_take_turns() -> None:
+async def test_each_of_many_tasks_gets_its_own_answer() -> None:
     async with running_server() as server, client_of(server) as client:
         answers: dict[str, str] = {}
 
@@ -78,6 +78,95 @@ async def test_many_tasks_take_turns() -> None:
                 nursery.start_soon(ask, f"word{number}")
         assert all(word == text for word, text in answers.items())
         assert len(answers) == 50
+
+
+class CountingRelay:
+    """A relay that answers only when `may_answer` is set, and counts the requests that have arrived."""
+
+    def __init__(self) -> None:
+        self.arrived: list[bytes] = []
+        self.changed = trio.Event()
+        self.may_answer = trio.Event()
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        await stream.send_all(GREETING)
+        answered = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._receive, stream)
+            await self.may_answer.wait()
+            while True:
+                while answered < len(self.arrived):
+                    word = self.arrived[answered].split()[1]
+                    answered += 1
+                    await stream.send_all(b"OK " + word + b"\n")
+                await self.changed.wait()
+
+    async def _receive(self, stream: trio.SocketStream) -> None:
+        held = b""
+        async for data in stream:
+            *lines, held = (held + data).split(b"\n")
+            self.arrived += lines
+            self.changed.set()
+            self.changed = trio.Event()
+
+    async def until_arrived(self, count: int) -> None:
+        while len(self.arrived) < count:
+            await self.changed.wait()
+
+
+async def test_requests_of_many_tasks_are_on_their_way_at_once_up_to_a_limit() -> None:
+    relay, answers = CountingRelay(), dict[str, str]()
+
+    async def ask(client: Client, word: str) -> None:
+        answers[word] = (await client.call("echo", word)).text
+
+    async with fake_relay(relay.serve) as address, connect(str(address)) as client, trio.open_nursery() as nursery:
+        for number in range(2 * MAX_UNANSWERED):
+            nursery.start_soon(ask, client, f"word{number}")
+        await relay.until_arrived(MAX_UNANSWERED)
+        await wait_all_tasks_blocked(0.01)
+        assert len(relay.arrived) == MAX_UNANSWERED
+        relay.may_answer.set()
+    assert len(answers) == 2 * MAX_UNANSWERED
+    assert all(word == text for word, text in answers.items())
+
+
+async def test_a_call_whose_reader_is_cancelled_still_gets_its_answer() -> None:
+    """The task that reads for all the others ends before its own answer arrives."""
+    relay, answers = CountingRelay(), list[str]()
+
+    async def ask(client: Client) -> None:
+        answers.append((await client.call("echo", "mine")).text)
+
+    async with fake_relay(relay.serve) as address, connect(str(address)) as client, trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as readers:
+                readers.start_soon(client.call, "echo", "abandoned")
+                await relay.until_arrived(1)
+                nursery.start_soon(ask, client)
+                await relay.until_arrived(2)
+                scope.cancel()
+        relay.may_answer.set()
+    assert answers == ["mine"]
+
+
+async def test_a_connection_that_is_given_up_ends_every_call_with_the_reason() -> None:
+    relay, reasons = CountingRelay(), list[str]()
+
+    async def ask(client: Client) -> None:
+        with pytest.raises(RelayUnreachableError) as failed:
+            await client.call("echo", "x")
+        reasons.append(str(failed.value))
+
+    async with fake_relay(relay.serve) as address, connect(str(address)) as client:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(ask, client)
+            await relay.until_arrived(3)
+            client.give_up("the address is gone")
+        assert not client.answering
+        assert await client.wait_lost() == reasons[0]
+        assert reasons == [f"connection to relay {address} lost: the address is gone"] * 3
 
 
 async def abandon(call: Callable[[], Awaitable[object]]) -> None:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import sys
+from argparse import Namespace
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from structlog.testing import capture_logs
 
 from tests.support import peers
+from tests.support.control import LineClient
 from tests.support.credentials import SECRET, credential
 from tests.support.peers import PATIENCE, read_exactly
+from tests.support.pki import Pki
 from tunneld import config
+from tunneld.auth.preauth import PreauthLimiter
+from tunneld.cli.tables import Form
+from tunneld.cli.verbs import pardon, penalties
 from tunneld.client import connect
 from tunneld.config.keys import keys
 from tunneld.daemon import Daemon
 from tunneld.errors import NotAllowedError, RefusedError
 from tunneld.net.endpoint import Endpoint
+from tunneld.wire import scram
+from tunneld.wire.verifier import to_base64
 
 HEAD = '[control]\nport = 0\n[http]\nport = 0\n[webmux]\nport = 0\n[tunnels]\nports = "0"\n'
 ALICE, ROOT = credential("alice"), credential("root", role="admin")
@@ -174,3 +184,100 @@ async def test_a_reload_ends_the_watches_of_a_removed_admin(relay: Running) -> N
         while b"0\r\n\r\n" not in received:
             received += await over_http.receive_some()
         assert uri.encode() not in received
+
+
+# Penalties
+
+
+async def fail_as(relay: Running, *names: str, **tls: Any) -> None:
+    for name in names:
+        with pytest.raises(RefusedError, match="authentication failed; check the name and the secret"):
+            async with connect(relay.control, credential=(name, "not the secret"), **tls):
+                pass
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_an_admin_sees_a_blocked_address_and_lifts_the_block(
+    tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreauthLimiter.__init__, "__defaults__", (lambda _host: False,))  # as if from a remote machine
+    pki = Pki.issue(tmp_path)
+    path = tmp_path / "tunnel.toml"
+    files = f'certificate = "{tmp_path}/relay.pem"\nkey = "{tmp_path}/relay.key"\n'
+    tables = table("alice", "user") + table("root", "admin") + (f"[control.tls]\n{files}" if encrypted else "")
+    path.write_text(HEAD + tables)
+    tls: Any = {"tls": pki.client} if encrypted else {}
+    async with running(path) as relay, connect(relay.control, credential=("root", SECRET), **tls) as admin:
+        await fail_as(relay, "bob", "bob", "alice", "alice", "alice", **tls)
+        alice, *_ = items = (await admin.call("penalties")).items
+        assert [(item.get("credential"), item["scope"], item["failures"]) for item in items] == [("alice", "name", "3")]
+        with pytest.raises(RefusedError, match=r"'alice': this name is blocked for . s after failed logins with it"):
+            async with connect(relay.control, credential=("alice", SECRET), **tls):
+                pass
+        await fail_as(relay, "carol", **tls)
+        with pytest.raises(RefusedError, match=r"'dave': this address is blocked for . s after failed logins from it"):
+            async with connect(relay.control, credential=("dave", SECRET), **tls):
+                pass
+        assert (await admin.call("status")).items[0]["penalised"] == "1"
+        shown = await penalties(admin, Namespace(), Form.PEOPLE)
+        assert [line.split()[:4] for line in shown.splitlines()] == [
+            ["ADDRESS", "SCOPE", "CREDENTIAL", "FAILURES"],
+            ["127.0.0.1", "address", "-", "3"],
+            ["127.0.0.1", "name", "alice", "3"],
+        ]
+        assert await pardon(admin, Namespace(address=alice["address"]), Form.PEOPLE) == "pardoned 127.0.0.1\n"
+        assert (await admin.call("pardon", "127.0.0.1")).text == "no failed login from 127.0.0.1 is remembered"
+        assert await penalties(admin, Namespace(), Form.PEOPLE) == "no penalties\n"
+        with pytest.raises(RefusedError, match="'relay' is not an address"):
+            await admin.call("pardon", "relay")
+        async with connect(relay.control, credential=("alice", SECRET), **tls) as client:
+            assert await client.list() == []
+            with pytest.raises(RefusedError, match="penalties requires the role admin"):
+                await client.call("penalties")
+
+
+async def test_a_client_of_a_blocked_address_is_told_so_on_a_port_with_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, it only saw a closed connection."""
+    monkeypatch.setattr(PreauthLimiter.__init__, "__defaults__", (lambda _host: False,))
+    pki = Pki.issue(tmp_path)
+    path = tmp_path / "tunnel.toml"
+    files = f'certificate = "{tmp_path}/relay.pem"\nkey = "{tmp_path}/relay.key"\n'
+    path.write_text(f"{HEAD}{table('alice', 'user')}[control.tls]\n{files}")
+    async with running(path) as relay:
+        await fail_as(relay, "bob", "carol", "dave", tls=pki.client)
+        match = "refused the connection, in plain text: this address is blocked for . s after failed logins from it"
+        with pytest.raises(RefusedError, match=match) as caught:
+            async with connect(relay.control, credential=("alice", SECRET), tls=pki.client):
+                pass
+        assert caught.value.reply_code == "limit"
+
+
+async def test_the_challenge_of_any_name_survives_a_restart(tmp_path: Path) -> None:
+    """Else a client that asks before and after could tell which names exist."""
+    path = tmp_path / "tunnel.toml"
+    (tmp_path / "carol.secret").write_text(SECRET)
+    carol = '[[credential]]\nname = "carol"\nsecret_file = "carol.secret"\n'
+    path.write_text(f'{HEAD}[daemon]\nstate = "state"\n{table("alice", "user")}{carol}')
+    names = ("alice", "carol", "unknown")
+    code = (
+        "import sys; from pathlib import Path; from tunneld import config\n"
+        "from tunneld.auth.authenticator import Authenticator; from tunneld.config.salts import read_salt_key\n"
+        "loaded = config.load(Path(sys.argv[1])); key = read_salt_key(loaded.daemon.state)\n"
+        "found = Authenticator(lambda: loaded.credential, clock=lambda: 0.0, salt_key=key)\n"
+        "for name in sys.argv[2:]: print(found.verifier_of(name).salt.hex())\n"
+    )
+    salts = []
+    async with running(path) as relay:
+        for name in names:
+            async with await peers.connect(Endpoint.parse(relay.control)) as stream:
+                client = LineClient(stream)
+                await client.read_line()
+                first = scram.encode(f"n,,n={name},r=abc".encode())
+                reply = await client.request(f"auth SCRAM-SHA-256 {first}")
+                salts.append(scram.decode(reply.removeprefix("OK ")).decode().split(",")[1].removeprefix("s="))
+    command = [sys.executable, "-c", code, str(path), *names]
+    later = (await trio.run_process(command, capture_stdout=True)).stdout.decode().split()
+    assert [to_base64(bytes.fromhex(salt)) for salt in later] == salts
+    assert len(set(salts)) == len(names)

@@ -25,7 +25,7 @@ from tunneld.tls.pins import fingerprint
 from tunneld.wire import scram
 from tunneld.wire.lines import Request, parse_request
 from tunneld.wire.scram import ScramClient
-from tunneld.wire.verifier import sign
+from tunneld.wire.verifier import derive, sign
 
 LONG = 1e6
 """Timeout of a test in seconds of a mock clock, which the test advances by hand."""
@@ -148,6 +148,22 @@ def test_an_unknown_name_always_has_the_same_plausible_challenge() -> None:
         decoy = authenticator.verifier_of(name)
         assert ALICE.proof is not None
         assert (decoy.iterations, len(decoy.salt)) == (ALICE.proof.iterations, len(ALICE.proof.salt))
+
+
+def test_the_challenge_of_an_unknown_name_does_not_follow_other_credentials() -> None:
+    """Else the names that stay the same when a credential is added or removed are the ones that exist."""
+    verifiers = [derive("a secret", bytes([length]) * length, 4096 + length) for length in (16, 17, 40)]
+    now = [Credential(name=f"c{number}", verifier=verifiers[number % 3]) for number in range(9)]
+    authenticator = Authenticator(lambda: now, salt_key=b"k" * 32)
+    names = [f"unknown{number}" for number in range(60)]
+    before = {name: authenticator.verifier_of(name) for name in names}
+    assert {len(verifier.salt) for verifier in before.values()} == {16, 17, 40}
+    now.append(Credential(name="new", verifier=verifiers[0]))
+    del now[:3]
+    restarted = Authenticator(lambda: now, salt_key=b"k" * 32)
+    for name, verifier in before.items():
+        for later in (authenticator.verifier_of(name), restarted.verifier_of(name)):
+            assert (later.salt, later.iterations) == (verifier.salt, verifier.iterations)
 
 
 async def test_an_unknown_name_costs_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import ssl
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.auth.test_preauth import ATTACKER, EXEMPT, LONG, OTHER, authenticator_with, client_from
@@ -14,7 +15,7 @@ from tests.control.test_login import log_in
 from tests.support.control import LineClient, Server, running_server
 from tests.support.peers import connect, is_dropped, read_all
 from tests.support.pki import Pki
-from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.authenticator import PREAUTH_LOG_RATE, Authenticator
 from tunneld.auth.preauth import PreauthLimiter, PreauthReason
 from tunneld.config.schema import ControlSettings
 from tunneld.tls import contexts
@@ -136,3 +137,34 @@ async def test_a_required_certificate_takes_a_place_until_it_is_verified(pki: Pk
         await connect(server.endpoint)
         assert (await read_all(await connect(server.endpoint))).startswith(b"ERR limit 1 connections have not auth")
         assert authenticator.preauth.refusals == {PreauthReason.STARTUPS: 1}
+
+
+@pytest.mark.parametrize(
+    ("encrypted", "sent"),
+    [(True, b"GET / HTTP/1.1\r\n\r\n"), (True, b"\x16" + b"x" * 500), (False, b"GET / HTTP/1.1\r\n\r\n")],
+)
+async def test_peers_that_do_not_speak_the_protocol_do_not_flood_the_log(
+    pki: Pki, encrypted: bool, sent: bytes
+) -> None:
+    settings = ControlSettings()
+    authenticator = authenticator_with(settings)
+    async with running_server(settings, pki.server if encrypted else None, authenticator=authenticator) as server:
+        with capture_logs() as logs:
+            for _ in range(30):
+                client = await client_from(server, EXEMPT)
+                await client.send(sent)
+                await client.read_all()
+                await client.stream.aclose()
+    assert len([log for log in logs if log["log_level"] != "debug"]) == PREAUTH_LOG_RATE.count
+
+
+async def test_connections_beyond_the_limit_do_not_flood_the_log() -> None:
+    settings = ControlSettings(max_connections=1)
+    async with running_server(settings) as server:
+        with capture_logs() as logs:
+            for _ in range(30):
+                async with server.client():
+                    assert (await (await client_from(server, OTHER)).read_line()).startswith("ERR limit 1 of 1")
+                await wait_all_tasks_blocked(0.001)
+    limits = [log for log in logs if log["event"] == "control connection limit reached"]
+    assert len(limits) == PREAUTH_LOG_RATE.count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -17,6 +17,8 @@ from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError
 from tunneld.policy.access import EVERYBODY, Grant, Role
+from tunneld.tunnel import events
+from tunneld.tunnel.events import Event, Watcher
 from tunneld.wire.lines import Item, parse_request
 
 ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)
@@ -136,9 +138,12 @@ async def test_a_common_prefix_of_names_grants_nothing(relay: TwoTunnels) -> Non
     assert (await relay.request(Grant(""), "list")).items == []
 
 
-async def events_of(stream: AsyncGenerator[Item, None], count: int) -> list[tuple[object, object]]:
+async def events_of(stream: AsyncGenerator[Sequence[Item], None], count: int) -> list[tuple[object, object]]:
     async with aclosing(stream):
-        return [(event["event"], event.get("id")) for event in [await anext(stream) for _ in range(count)]]
+        found: list[Item] = []
+        while len(found) < count:
+            found += await anext(stream)
+        return [(event["event"], event.get("id")) for event in found]
 
 
 async def test_watch_reports_the_tunnels_of_the_credential(relay: TwoTunnels, nursery: trio.Nursery) -> None:
@@ -146,7 +151,7 @@ async def test_watch_reports_the_tunnels_of_the_credential(relay: TwoTunnels, nu
     first = {}
     for name, stream in streams.items():
         assert stream is not None
-        first[name] = (await anext(stream))["event"]
+        first[name] = (await anext(stream))[0]["event"]
     await relay.request(BOB, f"close {relay.of_bob}")
     await relay.request(ALICE, "openTunnel")
     await relay.request(ALICE, f"close {relay.of_alice}")
@@ -164,17 +169,84 @@ async def test_watch_stops_after_its_credential_is_revoked_or_restricted(relay: 
     request = parse_request(f"watch{about.format(relay.of_bob)}".encode())
     stream = (await executor(relay.daemon)(request, caller)).stream
     assert stream is not None
-    assert (await anext(stream))["event"] == "watching"
+    assert (await anext(stream))[0]["event"] == "watching"
     now[0] = Grant("root")  # no longer an admin
+    relay.daemon.service.events.refresh()
     async with await trio.open_tcp_stream("127.0.0.1", relay.daemon.service.find(relay.of_bob).server_uri.port):
         await trio.testing.wait_all_tasks_blocked()  # "attached" is not reported
         now[0] = ROOT
+        relay.daemon.service.events.refresh()
         await relay.request(BOB, f"close {relay.of_bob}")
-    assert (await anext(stream))["event"] == "closed"
+    assert (await anext(stream))[0]["event"] == "closed"
     now[0] = None
+    relay.daemon.service.events.refresh()
     await relay.request(ALICE, f"close {relay.of_alice}")
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
+
+
+async def test_a_credential_has_a_maximum_of_watches_and_not_one_more(relay: TwoTunnels) -> None:
+    limit = relay.daemon.settings.control.max_watchers
+    streams = [(await relay.request(ALICE, "watch")).stream for _ in range(limit + 1)]  # asked for at the same time
+    for stream in streams[:-1]:
+        assert stream is not None
+        await anext(stream)
+    last = streams[-1]
+    assert last is not None
+    with pytest.raises(LimitReachedError, match="credential 'alice' has 16 of 16 open"):
+        await anext(last)
+    with pytest.raises(LimitReachedError, match=r"watch limit reached.*\(control.max_watchers\)"):
+        await relay.request(ALICE, "watch")
+    of_bob, first = (await relay.request(BOB, "watch")).stream, streams[0]
+    assert of_bob is not None
+    await anext(of_bob)
+    assert first is not None
+    await first.aclose()
+    await relay.request(ALICE, "watch")
+    for stream in (*streams, of_bob):
+        assert stream is not None
+        await stream.aclose()
+
+
+async def test_watchers_of_a_credential_cost_other_tunnels_nothing(
+    relay: TwoTunnels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def renew() -> Grant:
+        asked.append("grant")
+        return ALICE
+
+    caller = Requester("127.0.0.1", "alice@127.0.0.1:9", "127.0.0.1", ALICE, renew)
+    stream = (await executor(relay.daemon)(parse_request(b"watch"), caller)).stream
+    assert stream is not None
+    await anext(stream)
+    offered: list[object] = []
+    monkeypatch.setattr(Watcher, "offer", lambda _watcher, event: offered.append(event["id"]))
+    before = len(asked)
+    for _ in range(10):
+        relay.daemon.service.events.publish("visitor", id="t2")
+        relay.daemon.service.events.publish("visitor", id="t1")
+    assert (offered, len(asked)) == (["t1"] * 10, before)
+    await stream.aclose()
+
+
+async def test_an_event_is_formatted_once_for_all_watchers(relay: TwoTunnels, monkeypatch: pytest.MonkeyPatch) -> None:
+    formatted: list[Item] = []
+
+    def format_one(item: Item) -> bytes:
+        formatted.append(item)
+        return b"* line\n"
+
+    monkeypatch.setattr(events, "format_item", format_one)
+    lines = []
+    async with relay.daemon.service.events.watch(10) as one, relay.daemon.service.events.watch(10) as other:
+        relay.daemon.service.events.publish("visitor", id=relay.of_bob)
+        for watcher in (one, other):
+            (event,) = await anext(watcher)
+            assert isinstance(event, Event)
+            lines.append(event.line)
+    assert (lines, len(formatted)) == ([b"* line\n"] * 2, 1)
 
 
 # Limits of a grant, in the service

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tunneld.directory.database import APPLICATION_ID, FILE_NAME, FORMAT_VERSION, Database
+from tunneld.directory.database import APPLICATION_ID, FILE_NAME, FORMAT_VERSION, FROM_VERSION_1, Database
 from tunneld.errors import StoreError
+from tunneld.net.address import HostName, Port
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.reservations import Reservation, ReservationKey
 
@@ -24,7 +25,9 @@ BLOG = ReservationKey("alice", "blog")
 
 
 def record(holder: ReservationKey = BLOG, port: int = 20080, expires: float | None = None) -> Reservation:
-    return Reservation(holder, "webmux", port, Endpoint("webmuxs", "::1", 7012, "a-key_of-24-characters"), expires)
+    return Reservation(
+        holder, "webmux", (Port(port),), Endpoint("webmuxs", "::1", 7012, "a-key_of-24-characters"), expires
+    )
 
 
 def change(each: Reservation) -> tuple[ReservationKey, Reservation]:
@@ -51,7 +54,58 @@ def test_written_reservations_are_loaded_after_reopening(database: Database) -> 
     shop = record(ReservationKey("", "shop", "2001:db8::1"), 20081, 1.5e9)
     database.write([change(record()), change(shop), change(record(ReservationKey("bob", "gone"), 9))])
     database.write([(ReservationKey("bob", "gone"), None), change(record(port=20090))])
-    assert sorted(reopened(database), key=lambda each: each.client_port) == [shop, record(port=20090)]
+    assert sorted(reopened(database), key=lambda each: each.client_port or 0) == [shop, record(port=20090)]
+
+
+def test_host_names_are_stored_beside_ports(database: Database) -> None:
+    server = Endpoint("webmuxs", "::1", 7012, "key")
+    named = Reservation(BLOG, "webmux", (HostName("blog.example.org"), Port(20080)), server)
+    database.write([change(named)])
+    assert reopened(database) == [named]
+
+
+VERSION_1 = f"""
+CREATE TABLE reservation (
+    credential TEXT NOT NULL,  -- empty without credentials
+    host TEXT NOT NULL,        -- the requester's address, or empty
+    name TEXT NOT NULL,
+    backend TEXT NOT NULL,
+    client_port INTEGER NOT NULL,
+    server TEXT NOT NULL,      -- the server URI with its key
+    expires REAL,              -- seconds since 1970; NULL while the tunnel is open
+    PRIMARY KEY (credential, host, name)
+) WITHOUT ROWID;
+INSERT INTO reservation VALUES
+    ('alice', '', 'blog', 'webmux', 20080, 'webmuxs://[::1]:7012/a-key_of-24-characters', NULL),
+    ('', '2001:db8::1', 'shop', 'tcp', 20081, 'tcp://[::1]:20082', 1.5e9);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = 1;
+PRAGMA journal_mode = WAL;
+"""
+"""What the schema of version 1 wrote."""
+
+
+def test_a_file_of_version_1_is_converted_and_keeps_its_reservations(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        connection.executescript(VERSION_1)
+    shop = ReservationKey("", "shop", "2001:db8::1")
+    both = [record(), Reservation(shop, "tcp", (Port(20081),), Endpoint("tcp", "::1", 20082), 1.5e9)]
+    converted = Database(tmp_path)
+    assert converted.load() == (both, 0)
+    converted.write([change(record(port=20090))])
+    assert reopened(converted) == [record(port=20090), both[1]]
+
+
+def test_an_interrupted_conversion_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        connection.executescript(VERSION_1)
+    with monkeypatch.context() as patch:
+        broken = (*FROM_VERSION_1[:2], "INSERT INTO nowhere VALUES (1)")
+        patch.setattr("tunneld.directory.database.FROM_VERSION_1", broken)
+        with pytest.raises(StoreError, match="no such table: nowhere"):
+            Database(tmp_path)
+    converted = Database(tmp_path)
+    assert len(reopened(converted)) == 2
 
 
 def test_the_whole_content_can_be_replaced(database: Database) -> None:
@@ -133,7 +187,7 @@ def test_random_damage_is_survived(database: Database, seed: int) -> None:
 
 def test_invalid_rows_are_counted_and_ignored(database: Database) -> None:
     database.write([change(record())])
-    for row in (("a", "", "b", "tcp", 70000, "tcp://h:1", None), ("a", "", "c", "tcp", 1, "nonsense", None)):
+    for row in (("a", "", "b", "tcp", "70000", "tcp://h:1", None), ("a", "", "c", "tcp", "1", "nonsense", None)):
         database._connection.execute("INSERT INTO reservation VALUES (?, ?, ?, ?, ?, ?, ?)", row)
     assert database.load() == ([record()], 2)
 

@@ -21,6 +21,7 @@ from tunneld.directory.reservations import ReservationView
 from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
+from tunneld.net.address import Port
 from tunneld.policy.access import EVERYBODY, Grant, Role
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.tunnel import Phase, Tunnel
@@ -360,9 +361,9 @@ async def test_a_reserved_port_assigned_by_the_kernel_is_not_used(
         assigned: list[int] = []
 
         class FirstThreeReserved:
-            def __contains__(self, port: object) -> bool:
-                assert isinstance(port, int)
-                assigned.append(port)
+            def __contains__(self, address: object) -> bool:
+                assert isinstance(address, Port)
+                assigned.append(address.number)
                 return len(assigned) <= 3
 
         monkeypatch.setattr(service.reservations, "table", FirstThreeReserved())

@@ -14,6 +14,7 @@ from tunneld.directory import store
 from tunneld.directory.database import Database
 from tunneld.directory.store import ReservationStore
 from tunneld.errors import StoreError
+from tunneld.net.address import Port
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.reservations import Reservation, ReservationKey, ReservationTable
 
@@ -22,7 +23,7 @@ WEEK = 604800.0
 
 
 def record(port: int = 20080, holder: ReservationKey = BLOG) -> Reservation:
-    return Reservation(holder, "tcp", port, Endpoint("tcp", "127.0.0.1", port + 1))
+    return Reservation(holder, "tcp", (Port(port),), Endpoint("tcp", "127.0.0.1", port + 1))
 
 
 async def start(
@@ -51,7 +52,7 @@ async def stored(directory: Path, wall: float = 1e9, max_seconds: float = WEEK) 
     made = ReservationStore(table, directory, lambda: wall)
     await made.open(max_seconds)
     await made.close()
-    return [(each.client_port, round((each.expires or 0) - trio.current_time())) for each in table]
+    return [(each.client_port or 0, round((each.expires or 0) - trio.current_time())) for each in table]
 
 
 async def test_the_reservation_of_an_open_tunnel_is_kept_for_the_full_time_after_a_start(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ async def test_a_failed_write_is_logged_once_and_the_whole_table_is_written_late
     table.drop(ReservationKey("alice", "before"))
     await written(made)
     assert made.database is not None
-    assert sorted(each.client_port for each in made.database.load()[0]) == [100, 101, 102]
+    assert sorted(each.client_port or 0 for each in made.database.load()[0]) == [100, 101, 102]
 
 
 async def test_a_hanging_disk_delays_an_opening_for_a_bounded_time_and_the_end_not_at_all(

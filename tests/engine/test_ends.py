@@ -15,7 +15,7 @@ import trio
 from trio.abc import HalfCloseableStream
 from trio.testing import MockClock
 
-from tests.engine.bench import NOISE, open_descriptors, read_all, read_exactly
+from tests.engine.bench import NOISE, Ends, open_descriptors, read_all, read_exactly
 from tests.engine.end_kinds import KINDS, MAX_HELD, PORTABLE, EndsBench, JoinedSides, ends_bench, received
 from tests.support.pki import Pki
 from tunneld.engine.engine import Cause, RelayEnd
@@ -135,6 +135,28 @@ async def test_bytes_and_an_end_of_file_from_before_the_join_are_relayed(bench: 
     for side in sides:
         assert await read_all(side.far) == b"early"
     await ended.wait()
+
+
+@pytest.mark.parametrize("size", [1, 60_000])
+@pytest.mark.parametrize("says_more", [True, False])
+async def test_bytes_read_from_the_visitor_already_come_first(
+    bench: EndsBench, pair: Pair, size: int, says_more: bool
+) -> None:
+    """Ahead of what is still in its end, also where the server does not take them at once."""
+    sides, ends = (await bench.side(pair[1]), await bench.side(pair[2])), Ends()
+    size = min(size, 3000) if pair[0] == "tiny" else size
+    early, more = NOISE[:size], b"and more" if says_more else b""
+    if says_more:
+        await send_and_finish(sides[0].far, more)
+    relay = bench.engine.join(sides[0].near, sides[1].near, linger=30, on_end=ends.note, early=early)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    if not says_more:
+        await sides[0].far.send_eof()
+    assert await read_all(sides[1].far) == early + more
+    await send_and_finish(sides[1].far, b"answer")
+    assert await read_all(sides[0].far) == b"answer"
+    assert await ends.one() == FINISHED
+    assert (relay.up, relay.down) == (len(early + more), 6)
 
 
 # Failures

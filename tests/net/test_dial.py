@@ -31,6 +31,18 @@ def refusing() -> Iterator[Address]:
         yield socket.AF_INET, not_listening.getsockname()
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="the system's own times apply")
+@pytest.mark.parametrize(("keepalive", "idle", "interval"), [(60.0, 60, 15), (2.0, 2, 1), (0.001, 1, 1)])
+def test_a_vanished_peer_is_noticed_after_twice_the_keepalive_time(keepalive: float, idle: int, interval: int) -> None:
+    with (
+        socket.create_server(("127.0.0.2", 0)) as listener,
+        dial_nowait((socket.AF_INET, listener.getsockname()), keepalive) as connection,
+    ):
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        assert [connection.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [idle, interval, 4]
+
+
 async def test_a_connection_is_non_blocking_and_has_no_delay(listening: Address) -> None:
     with await dial(listening) as connection:
         assert connection.getpeername() == listening[1]

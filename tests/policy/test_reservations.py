@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tunneld.net.address import Address, HostName, Port
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.reservations import Reservation, ReservationKey, ReservationTable
 
@@ -13,27 +14,27 @@ BLOG, SHOP = ReservationKey("alice", "blog"), ReservationKey("bob", "shop")
 
 def record(holder: ReservationKey, client_port: int, server_port: int | None = None) -> Reservation:
     server = Endpoint("tcp", "relay.example.org", server_port or client_port + 10_000)
-    return Reservation(holder, "tcp", client_port, server)
+    return Reservation(holder, "tcp", (Port(client_port),), server)
 
 
 def close(
     table: ReservationTable, holder: ReservationKey, expires: float = 100.0, max_kept: int = 9, max_per_owner: int = 9
 ) -> list[int]:
     dropped = table.keep_until(holder, expires, max_kept=max_kept, max_per_owner=max_per_owner)
-    return [each.client_port for each in dropped]
+    return [each.client_port or 0 for each in dropped]
 
 
 def test_both_ports_are_reserved_until_the_reservation_expires() -> None:
     table = ReservationTable()
     table.hold(record(BLOG, 20080, 20081))
     close(table, BLOG, 100.0)
-    assert 20080 in table
-    assert 20081 in table
+    assert Port(20080) in table
+    assert Port(20081) in table
     table.expire(99.9)
-    assert 20080 in table
+    assert Port(20080) in table
     table.expire(100.0)
-    assert 20080 not in table
-    assert 20081 not in table
+    assert Port(20080) not in table
+    assert Port(20081) not in table
 
 
 def test_the_reservation_of_an_open_tunnel_does_not_expire() -> None:
@@ -48,17 +49,17 @@ def test_a_shared_server_port_is_reserved_until_its_last_reservation_is_dropped(
     table.hold(record(BLOG, 20080, 7012))
     table.hold(record(SHOP, 20081, 7012))
     table.drop(BLOG)
-    assert 7012 in table
+    assert Port(7012) in table
     table.drop(SHOP)
-    assert 7012 not in table
+    assert Port(7012) not in table
 
 
 def test_a_holder_with_a_new_address_loses_the_old_one() -> None:
     table = ReservationTable()
     table.hold(record(BLOG, 20080))
     table.hold(record(BLOG, 20090))
-    assert 20080 not in table
-    assert 20090 in table
+    assert Port(20080) not in table
+    assert Port(20090) in table
 
 
 def test_beyond_the_limit_of_an_owner_its_oldest_reservation_is_dropped() -> None:
@@ -107,6 +108,20 @@ def test_of_two_loaded_records_with_the_same_port_the_first_is_kept() -> None:
     assert [each.holder for each in table] == [BLOG]
 
 
+def test_a_tunnel_with_several_addresses_reserves_all_of_them() -> None:
+    name: Address = HostName("blog.example.org")
+    both = Reservation(BLOG, "webmux", (Port(20080), name), Endpoint("webmux", "relay.example.org", 7012, "key"))
+    table = ReservationTable()
+    table.hold(both)
+    assert all(address in table for address in (name, Port(20080), Port(7012)))
+    assert table.find_by_address(name) == table.find_by_address(Port(20080)) == table.find(BLOG)
+    assert table.find_by_address(Port(7012)) is None
+    table.load([Reservation(SHOP, "webmux", (name,), both.server)])
+    assert table.find(SHOP) is None
+    table.drop(BLOG)
+    assert not any(address in table for address in (name, Port(20080), Port(7012)))
+
+
 def test_each_change_is_reported_once_and_loading_is_not() -> None:
     reported: list[ReservationKey] = []
     table = ReservationTable(reported.append)
@@ -132,7 +147,7 @@ class AnySequence(RuleBasedStateMachine):
 
     @rule(holder=HOLDERS, port=st.integers(1, 8))
     def hold(self, holder: ReservationKey, port: int) -> None:
-        if port not in self.table:
+        if Port(port) not in self.table:
             self.table.hold(record(holder, port, 99 if port % 2 else None))
 
     @rule(holder=HOLDERS, after=st.floats(0, 10))
@@ -152,7 +167,9 @@ class AnySequence(RuleBasedStateMachine):
     @invariant()
     def ports_are_those_of_the_records(self) -> None:
         possible = {99, *range(1, 9), *range(10_001, 10_009)}
-        assert {port for port in possible if port in self.table} == {port for each in self.table for port in each.ports}
+        assert {port for port in possible if Port(port) in self.table} == {
+            address.number for each in self.table for address in each.held if isinstance(address, Port)
+        }
 
     @invariant()
     def limits_hold(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -63,29 +63,29 @@ class Script:
                 return Reply("bye", closing=True)
         return Reply()
 
-    async def stream(self, once: bool) -> AsyncGenerator[Item, None]:
+    async def stream(self, once: bool) -> AsyncGenerator[Sequence[Item], None]:
         """The two events of a watch; then it ends if `once`, or waits until it is closed."""
         self.streams += 1
         try:
             for event in EVENTS:
-                yield event
+                yield [event]
             if not once:
                 await trio.sleep_forever()
         finally:
             self.streams_closed += 1
 
-    async def endless_stream(self) -> AsyncGenerator[Item, None]:
+    async def endless_stream(self) -> AsyncGenerator[Sequence[Item], None]:
         """Endless large events."""
         self.streams += 1
         try:
             while True:
-                yield {"event": "x" * 10_000}
+                yield [{"event": "x" * 10_000}]
         finally:
             self.streams_closed += 1
 
-    async def failing_stream(self) -> AsyncGenerator[Item, None]:
+    async def failing_stream(self) -> AsyncGenerator[Sequence[Item], None]:
         """One event, then an error."""
-        yield EVENTS[0]
+        yield EVENTS[:1]
         raise NoSuchTunnelError("no tunnel t1")
 
 

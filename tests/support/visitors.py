@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from tests.support.peers import connect
 from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.policy.options import TunnelOptions
@@ -18,7 +19,7 @@ async def open_tunnel(service: TunnelService, **words: str) -> Tunnel:
 
 async def connect_from(host: str, tunnel: Tunnel) -> trio.SocketStream:
     """Connect from another address of loopback."""
-    return await trio.open_tcp_stream("127.0.0.1", tunnel.client_uri.port, local_address=host)
+    return await connect(tunnel.client_uri, host)
 
 
 async def until_parked(tunnel: Tunnel, count: int) -> None:

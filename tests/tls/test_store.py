@@ -25,10 +25,12 @@ CA = trustme.CA()
 class Handshake:
     """A TLS handshake in memory, one flight at a time."""
 
-    def __init__(self, server: ssl.SSLContext) -> None:
+    def __init__(
+        self, server: ssl.SSLContext, client: ssl.SSLContext | None = None, server_name: str | None = None
+    ) -> None:
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._server = server.wrap_bio(to_server, to_client, server_side=True)
-        self._client = unverified_tls_context().wrap_bio(to_client, to_server)
+        self._client = (client or unverified_tls_context()).wrap_bio(to_client, to_server, server_hostname=server_name)
 
     def begin(self) -> None:
         with suppress(ssl.SSLWantReadError):
@@ -86,6 +88,19 @@ def test_the_exact_name_is_preferred_to_the_wildcard(tmp_path: Path) -> None:
     for name in ("a.t.example.org", "A.T.Example.ORG", "a.t.example.org.", "t.example.org"):
         assert shown(store.context_for(name)) == first_fingerprint(wild.certificate), name
     assert shown(store.context_for("blog.t.example.org")) == first_fingerprint(blog.certificate)
+
+
+def test_a_client_that_verifies_gets_the_certificate_for_the_name_that_it_asks_for(tmp_path: Path) -> None:
+    store = CertificateStore()
+    load(store, wild=issue(tmp_path, "wild", "*.t.example.org"), other=issue(tmp_path, "other", "other.example.org"))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.sni_callback = lambda connection, name, _: setattr(connection, "context", store.context_for(name or ""))
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    CA.configure_trust(client)
+    for name in ("blog.t.example.org", "other.example.org"):
+        handshake = Handshake(server, client, name)
+        handshake.begin()
+        assert handshake.finish() == shown(store.context_for(name))
 
 
 @pytest.mark.parametrize("name", ["", ".", "*", "*.t.example.org", "a.b.t.example.org", "example.org", "t", "a\0.t"])

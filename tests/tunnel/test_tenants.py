@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.support.credentials import credential
-from tests.support.peers import connect, is_dropped
+from tests.support.peers import connect, is_dropped, reset
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.directory.requester import Requester
@@ -75,7 +75,7 @@ async def test_a_waiting_visitor_counts_until_it_leaves(engine: Engine, nursery:
     while not one.waiting:
         await trio.lowlevel.checkpoint()
     assert await is_dropped(await connect(two.client_uri))
-    await waiting.aclose()
+    reset(waiting)
     while one.waiting:
         await trio.lowlevel.checkpoint()
     await joined(two)

@@ -96,9 +96,20 @@ class TestOneShot:
         tunnel = await open_tunnel(service)
         visitor = await connect(tunnel.client_uri)
         await until_waiting(tunnel, 1)
-        await visitor.aclose()
+        reset(visitor)
         await tunnel.wait_closed()
         assert "left before a server connection arrived" in tunnel.reason
+
+    async def test_a_client_that_only_reads_is_answered(self, service: TunnelService) -> None:
+        tunnel = await open_tunnel(service)
+        visitor = await connect(tunnel.client_uri)
+        await visitor.send_eof()
+        await until_waiting(tunnel, 1)
+        server = await connect(tunnel.server_uri)
+        await server.send_all(b"page")
+        assert await read_all(server) == b""
+        await server.aclose()
+        assert await read_all(visitor) == b"page"
 
     async def test_a_client_that_half_closed_after_its_request_is_answered(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
@@ -131,13 +142,13 @@ class TestOneShot:
 
 
 class TestPersistent:
-    async def test_each_parked_connection_serves_one_visitor_in_order(self, service: TunnelService) -> None:
+    async def test_each_parked_connection_serves_one_visitor_the_newest_first(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, persist="yes")
         servers = []
         for number in range(3):
             servers.append(await connect(tunnel.server_uri))
             await until_parked(tunnel, number + 1)
-        for number, server in enumerate(servers):
+        for number, server in enumerate(reversed(servers)):
             visitor = await connect(tunnel.client_uri)
             await visitor.send_all(b"%d" % number)
             assert await read_exactly(server, 1) == b"%d" % number

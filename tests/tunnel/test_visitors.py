@@ -84,9 +84,9 @@ async def test_watchers_get_all_events_of_a_tunnel(service: TunnelService) -> No
         await read_exactly(server, 5)
         await visitor.aclose()
         await server.aclose()
-        async for event in watcher:
-            seen.append(event)
-            if event["event"] == "closed":
+        async for events in watcher:
+            seen += events
+            if seen[-1]["event"] == "closed":
                 break
     assert [event["event"] for event in seen] == ["opened", "attached", "visitor", "left", "closed"]
     assert seen[-1]["up"] == 5
@@ -102,8 +102,8 @@ async def test_a_closed_tunnel_publishes_no_more_events(service: TunnelService) 
             await trio.lowlevel.checkpoint()
         service.events.publish("last")
         seen: list[object] = []
-        async for event in watcher:
-            seen.append(event["event"])
+        async for events in watcher:
+            seen += [event["event"] for event in events]
             if seen[-1] == "last":
                 break
     assert seen == ["opened", "attached", "visitor", "closed", "last"]

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 import trio
 
 from tunneld.client import Client, connect
-from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, UsageError, reason_of
+from tunneld.errors import (
+    DIAL_SHORTAGES,
+    RefusedError,
+    RelayUnreachableError,
+    RemoteProtocolError,
+    ShortageError,
+    UsageError,
+    reason_of,
+)
 from tunneld.net.dial import dial, resolve_relay
 from tunneld.net.endpoint import Endpoint, parse_relay
 from tunneld.tls.connection import TlsSocket, shake_hands
@@ -75,7 +83,7 @@ class RelayAccess:
         """Connect to the port of a webmux server URI; the caller owns the connection.
 
         With the scheme `webmuxs` the connection uses TLS, and the peer must show the certificate of the control port.
-        Raises `RelayUnreachableError`, or `RemoteProtocolError` for a wrong pin.
+        Raises `RelayUnreachableError`, `ShortageError`, or `RemoteProtocolError` for a wrong pin.
         """
         with self._connecting(uri):
             connection = await dial(await resolve_relay(uri.host, uri.port))
@@ -84,16 +92,16 @@ class RelayAccess:
             return connection
 
     async def dial_keyed(
-        self, uri: Endpoint, session: ssl.SSLSession | None = None
+        self, uri: Endpoint, keepalive: float, session: ssl.SSLSession | None = None
     ) -> tuple[socket.socket | TlsSocket, bytes]:
         """Connect to a tcp tunnel's server side and present the tunnel's key; the caller owns the connection.
 
-        Returns the connection and the bytes that arrived after the relay's OK. `session` is the TLS session of an
-        earlier connection, see `TlsSocket.session`. Raises `RelayUnreachableError`, `RefusedError`, or
-        `RemoteProtocolError`, also for a wrong pin.
+        Returns the connection and the bytes that arrived after the relay's OK. `keepalive` is the silence in seconds
+        before TCP probes the relay, `session` the TLS session of an earlier connection, see `TlsSocket.session`. Raises
+        `RelayUnreachableError`, `ShortageError`, `RefusedError`, or `RemoteProtocolError`, also for a wrong pin.
         """
         with self._connecting(uri):
-            connection = await dial(await resolve_relay(uri.host, uri.port))
+            connection = await dial(await resolve_relay(uri.host, uri.port), keepalive)
             stream: socket.socket | TlsSocket = connection
             try:
                 if uri.scheme == "tls":
@@ -106,7 +114,9 @@ class RelayAccess:
 
     @contextmanager
     def _connecting(self, uri: Endpoint) -> Iterator[None]:
-        """Bound an attempt to connect by the timeout, and turn `OSError` into `RelayUnreachableError`."""
+        """Bound an attempt to connect by the timeout, and turn `OSError` into `RelayUnreachableError`, or into
+        `ShortageError` where this machine has no descriptor or port left.
+        """
         try:
             with trio.fail_after(self.timeout):
                 yield
@@ -114,6 +124,8 @@ class RelayAccess:
             reason = f"no answer in {self.timeout:g} s"
         except OSError as error:
             reason = reason_of(error)
+            if error.errno in DIAL_SHORTAGES:
+                raise ShortageError(f"could not connect to {uri.without_key}: {reason}") from None
         else:
             return
         raise RelayUnreachableError(f"could not connect to {uri.without_key}: {reason}")

@@ -31,7 +31,7 @@ from tunneld.agent.network import is_local_address
 from tunneld.agent.source import SourceEvents
 from tunneld.engine.engine import Engine
 from tunneld.engine.pump import Pump
-from tunneld.errors import RelayUnreachableError, RemoteProtocolError
+from tunneld.errors import RelayUnreachableError, RemoteProtocolError, ShortageError
 from tunneld.mux.carrier import MAX_CHANNELS, Carrier
 from tunneld.mux.channel import Channel
 from tunneld.mux.connection import connection_over
@@ -212,7 +212,7 @@ class Carriers:
         """Dial one carrier. Returns None after a failure, which is reported as trouble."""
         try:
             connection = await self._relay.dial_carrier(self._uri)
-        except (RelayUnreachableError, RemoteProtocolError) as error:
+        except (RelayUnreachableError, ShortageError, RemoteProtocolError) as error:
             self._events.on_trouble(str(error))
             return None
         if self.closed:  # at the moment in which the dial succeeded: too late to cancel it

@@ -42,7 +42,7 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     if values["share"] and not values["name"]:
         raise UsageError(f"{spell('share')} requires {spell('name')}: agents that give the same name share the tunnel")
     options = {key: values[key] for key in OPTION_KEYS if values[key] not in {None, False}}
-    limits = PoolLimits(values["pool"], values["max_pool"])
+    limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     request = TunnelRequest(options, limits, keep_header=values["proxy_protocol"], backend=values["backend"])
     return ExposureConfig(
         Target.parse(values["target"]),
@@ -67,6 +67,31 @@ def _health_check(values: Mapping[str, Any]) -> Check | None:
         values["healthy_after"],
         UnhealthyPolicy(values["unhealthy"]),
     )
+
+
+UNIQUE_KEYS = ("name", "client_port")
+"""Options with which two tunnels of one owner exclude each other."""
+
+
+def conflict(configs: Mapping[str, ExposureConfig]) -> str:
+    """A sentence about two exposures that cannot both be open at one relay; empty if there are none.
+
+    The second one would replace the first, or take its port, and the first would come back: in turn, for ever.
+    """
+    taken: dict[tuple[str, object], str] = {}
+    for exposure, config in configs.items():
+        for key in UNIQUE_KEYS:
+            value = config.request.options.get(key)
+            other = taken.setdefault((key, value), exposure)
+            if value is not None and other != exposure and not _share_tunnel(configs[other], config):
+                hint = ", or set share = true in both" if key == "name" else ""
+                return f"expose.{other} and expose.{exposure} have the same {key}, {value}: change one of them{hint}"
+    return ""
+
+
+def _share_tunnel(one: ExposureConfig, other: ExposureConfig) -> bool:
+    options, others = one.request.options, other.request.options
+    return bool(options.get("share") and others.get("share")) and options["name"] == others["name"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,13 @@ class Exposure:
         self._reporter = reporter
         self._monitor = monitor
         self._visitors = LocalVisitors(
-            engine, LocalServer(config.target), nursery, reporter, linger=config.linger, http=config.scheme == "http"
+            engine,
+            LocalServer(config.target),
+            nursery,
+            reporter,
+            linger=config.linger,
+            http=config.scheme == "http",
+            on_left=self._on_visitor_left,
         )
         shared = bool(config.request.options.get("share"))
         self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)
@@ -188,6 +194,10 @@ class Exposure:
         """End the delay before the next attempt."""
         self._monitor.wake()
 
+    def _on_visitor_left(self) -> None:
+        if self.session is not None:
+            self.session.on_visitor_left()
+
     def _on_network_change(self) -> None:
         if self.session is not None:
             self.session.source.probe()
@@ -205,6 +215,7 @@ class Exposure:
                 self._opened_at = trio.current_time()
                 await session.keep(client)
             except TunneldError as error:
+                self._visitors.explain_cuts(str(error))
                 if self._is_expired(error):
                     return
                 if self._is_permanent(error):

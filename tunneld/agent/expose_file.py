@@ -19,6 +19,7 @@ from pydantic import (
 
 from tunneld.agent.config import ExposureConfig, plan_of
 from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MAX_CHECKS, PATH, TIMEOUT, UNHEALTHY_AFTER
+from tunneld.agent.pool import PARKED_KEEPALIVE, PARKED_MAX_AGE
 from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.config.file import load_as, toml
 from tunneld.config.paths import locate
@@ -130,6 +131,8 @@ class ExposureTable(OptionTable):
     drain_timeout: SecondsOrNone = DRAIN_WITHIN
     pool: PoolSize = 8
     max_pool: PoolSize = 200
+    pool_keepalive: Seconds = PARKED_KEEPALIVE
+    pool_max_age: Seconds = PARKED_MAX_AGE
     proxy_protocol: bool = False
     health: Literal["tcp", "http"] | None = None
     health_path: Annotated[str, AfterValidator(path_of_request)] = PATH

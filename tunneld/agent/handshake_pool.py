@@ -18,7 +18,7 @@ from tunneld.agent.end_visitor import TlsParked
 from tunneld.agent.pool import Parked, PlainParked, Pool, PoolLimits
 from tunneld.agent.source import SourceEvents
 from tunneld.engine.engine import Engine
-from tunneld.errors import TunneldError
+from tunneld.errors import ShortageError, TunneldError
 from tunneld.net.endpoint import Endpoint
 
 
@@ -61,7 +61,9 @@ class _Handshake:
         try:
             with self._scope:
                 async with pool.relay.dialing:
-                    connection, received = await pool.relay.dial_keyed(pool.uri, pool.tls_session)
+                    connection, received = await pool.relay.dial_keyed(
+                        pool.uri, pool.limits.keepalive, pool.tls_session
+                    )
                 if self._scope.cancel_called:  # at the moment in which the dial succeeded: too late to cancel it
                     connection.close()
                 elif isinstance(connection, socket.socket):
@@ -71,7 +73,7 @@ class _Handshake:
                     pool.tls_session = connection.session(pool.tls_session)
                     self._parked = TlsParked(pool, connection, received, self)
         except (TunneldError, OSError) as error:
-            pool.on_lost(self, str(error))
+            pool.on_lost(self, str(error), shortage=isinstance(error, ShortageError))
 
     def check(self) -> None:
         """See `Parked.check`."""

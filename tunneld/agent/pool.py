@@ -4,6 +4,9 @@ A parked connection is silent and costs a descriptor. When the relay gives it to
 PROXY header with the visitor's address. Then the pool hands the connection over, positioned behind the header, and
 dials another one. There is no task per connection or per visitor: all of this happens in callbacks of the engine.
 
+Middleboxes forget silent connections, and tell neither end. So a parked connection is probed by TCP keepalive, and
+after `max_age` another one is dialled in its place; then the relay closes the oldest.
+
 A connection that ends before a header is *trouble*: the tunnel, the relay or the network is gone. The pool then dials
 no more until its owner has checked and calls `resume`. Otherwise an agent whose tunnel was closed would dial in a tight
 loop. Connections beyond `size` may end without trouble: that is how a pool shrinks. The relay closes them (`trim`),
@@ -28,7 +31,7 @@ import trio
 
 from tunneld.agent.source import SocketVisitor, SourceEvents, VisitorConnection
 from tunneld.engine.engine import Engine, Registration
-from tunneld.errors import RemoteProtocolError, reason_of
+from tunneld.errors import DIAL_SHORTAGES, RemoteProtocolError, reason_of
 from tunneld.net.dial import Address, dial_nowait
 from tunneld.wire.proxy_protocol import COMMON_V2, missing_v2
 
@@ -36,16 +39,32 @@ ARRIVAL_WINDOW = 0.25
 """Seconds over which arrivals are counted: a long round trip."""
 REVIEW_INTERVAL = 15.0
 """Seconds between reviews of whether the pool is too large. Not urgent: parked connections cost next to nothing."""
+REPLACED_AT_ONCE = 4
+"""At a review, one in this many connections is replaced for its age at most: never all of them in one moment."""
 WINDOWS_HELD = 2
 """Windows of arrivals that the pool holds: one is being replaced while the other is used."""
 
 
+PARKED_KEEPALIVE = 30.0
+"""Seconds of silence before a probe. NATs and firewalls forget a silent connection after 2 minutes or more; a probe
+keeps it known, and of one that is forgotten the agent learns within a minute.
+"""
+PARKED_MAX_AGE = 600.0
+"""Seconds after which a parked connection is replaced: some firewalls forget a connection at a certain age, whatever
+crosses it. A quarter of an hour is the shortest in use.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """The minimum and maximum size of a pool, in connections; 1 <= minimum <= maximum."""
+    """The minimum and maximum size of a pool, in connections; 1 <= minimum <= maximum. And for how long a connection is
+    silent before the relay is probed, and its age at which it is replaced, both in seconds.
+    """
 
     minimum: int = 8
     maximum: int = 200
+    keepalive: float = PARKED_KEEPALIVE
+    max_age: float = PARKED_MAX_AGE
 
     def clamp(self, size: int) -> int:
         """The nearest size within the limits."""
@@ -93,8 +112,8 @@ class Pool:
         self.events = events
         self.keep_header = keep_header
         self._address = address
-        self._limits = limits
-        self._parked: dict[Parked, None] = {}  # oldest first
+        self.limits = limits
+        self._parked: dict[Parked, float] = {}  # when it was dialled, in `trio.current_time`; oldest first
         self._surplus = 0  # parked connections that the relay was asked to trim
         self._paused = False
         self._emptied = trio.Event()
@@ -117,14 +136,18 @@ class Pool:
         self._paused = True
 
     def resize(self) -> bool:
-        """Shrink the pool if it is larger than needed; returns whether there is a surplus for the relay to trim."""
-        self.size = shrunk_size(self.size, self._busiest, self._limits)
+        """Shrink the pool if it is larger than needed; returns whether there is a surplus for the relay to trim. If
+        there is none, dial connections in place of old ones: they are the surplus of the next time.
+        """
+        self.size = shrunk_size(self.size, self._busiest, self.limits)
         self._busiest = 0
         self._surplus = max(0, len(self._parked) - self.size)
+        if not self._surplus:
+            self._replace_old()
         return self._surplus > 0
 
     def probe(self) -> None:
-        """Do nothing: a parked connection cannot be asked for an answer. TCP keep-alive finds the dead ones."""
+        """Do nothing: a parked connection cannot be asked for an answer. TCP keepalive finds the dead ones."""
 
     def close(self) -> None:
         """Close everything parked. A visitor whose header has arrived already is still handed over."""
@@ -161,11 +184,15 @@ class Pool:
             if not self._paused:
                 self.resume()
 
-    def on_lost(self, parked: Parked, reason: str) -> None:
-        """A connection ended or could not be made, and is closed; `reason` is a sentence."""
+    def on_lost(self, parked: Parked, reason: str, *, shortage: bool = False) -> None:
+        """A connection ended or could not be made, and is closed; `reason` is a sentence. `shortage`: for want of a
+        descriptor or a port of this machine.
+        """
         if parked in self._parked:
             self._remove(parked)
-            if self._surplus:  # trimmed as asked; visitors since then may have left too few
+            if shortage:
+                self._report_shortage(reason)
+            elif self._surplus:  # trimmed as asked; visitors since then may have left too few
                 self._surplus -= 1
                 if not self._paused:
                     self.resume()
@@ -182,15 +209,24 @@ class Pool:
 
     def _start_dial(self) -> Parked:
         """Start to make a connection. Raises `OSError`."""
-        return PlainParked(self, dial_nowait(self._address))
+        return PlainParked(self, dial_nowait(self._address, self.limits.keepalive))
 
     def _dial(self) -> None:
         try:
             parked = self._start_dial()
         except OSError as error:
-            self._report_trouble(f"could not connect to the relay: {reason_of(error)}")
+            report = self._report_shortage if error.errno in DIAL_SHORTAGES else self._report_trouble
+            report(f"could not connect to the relay: {reason_of(error)}")
         else:
-            self._parked[parked] = None
+            self._parked[parked] = trio.current_time()
+
+    def _replace_old(self) -> None:
+        """Dial one connection for each that is older than `max_age`, or for some of them."""
+        oldest = trio.current_time() - self.limits.max_age
+        old = sum(dialled <= oldest for dialled in self._parked.values())
+        for _ in range(min(old, max(1, self.size // REPLACED_AT_ONCE))):
+            if not self._paused:
+                self._dial()
 
     def _count_arrival(self) -> None:
         """Count a visitor in the present window, and grow if the pool is too small for that many."""
@@ -199,7 +235,13 @@ class Pool:
             self._window_start, self._arrivals = now, 0
         self._arrivals += 1
         self._busiest = max(self._busiest, self._arrivals)
-        self.size = grown_size(self.size, self._arrivals, self._limits)
+        self.size = grown_size(self.size, self._arrivals, self.limits)
+
+    def _report_shortage(self, reason: str) -> None:
+        """Pause, and report the shortage once until `resume`."""
+        if not self._paused:
+            self._paused = True
+            self.events.on_shortage(reason)
 
     def _report_trouble(self, reason: str) -> None:
         """Pause, and report the reason once until `resume`."""

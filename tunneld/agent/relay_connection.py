@@ -177,5 +177,5 @@ class RelayConnection:
         """Give up a connection whose local address this machine lost: such a connection ends silently."""
         client = self._client
         if client is not None and client.local_host and not is_local_address((client.local_host, 0)):
-            reason = f"this machine no longer has the address {client.local_host}"
-            self.drop(client, RelayUnreachableError(f"connection to relay {client.relay} lost: {reason}"))
+            self._client = None
+            client.give_up(f"this machine no longer has the address {client.local_host}")

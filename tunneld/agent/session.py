@@ -34,6 +34,8 @@ TRIM_INTERVAL = 0.1
 """Seconds before the relay is asked to trim again: for closed connections and visitors' headers to arrive here, and for
 connections that were being dialled to arrive at the relay.
 """
+SHORTAGE_INTERVAL = 1.0
+"""Seconds until another attempt when this machine has no descriptor or port left, unless a visitor leaves before."""
 MAX_TRIMS = 10
 """Requests to trim. After a second and ten round trips, the remaining parked connections are dead."""
 
@@ -62,6 +64,8 @@ class TunnelSession:
         self._accepting = False  # visitors are wanted
         self._wake = trio.Event()  # there is something for `keep` to do
         self._trouble: str | None = None  # why connections were lost, until `keep` has acted on it
+        self._shortage: str | None = None  # of descriptors or ports, the same
+        self._freed = trio.Event()  # a visitor has left
         self._backoff = Backoff()
         self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
 
@@ -83,7 +87,7 @@ class TunnelSession:
         tunnel = await open_tunnel(client, request.options, request.backend)
         session = cls(tunnel, context.reporter)
         session.client = client
-        events = SourceEvents(on_visitor, session._on_trouble, on_failure)
+        events = SourceEvents(on_visitor, session._on_trouble, on_failure, session._on_shortage)
         try:
             session.source = await _new_source(tunnel.server, context, request, events)
         except TunneldError:
@@ -162,6 +166,8 @@ class TunnelSession:
                     await self._trim_all(client)
                 elif self._trouble is not None:
                     await self._recover(client)
+                elif self._shortage is not None:
+                    await self._outlast_shortage()
                 else:
                     self._backoff.reset()
                     await self._review(client)
@@ -172,6 +178,15 @@ class TunnelSession:
 
     def wake(self) -> None:
         """Have `keep` look after the tunnel now: the control connection was lost."""
+        self._wake.set()
+
+    def on_visitor_left(self) -> None:
+        """A visitor has left, and with it two descriptors."""
+        self._freed.set()
+
+    def _on_shortage(self, reason: str) -> None:
+        """Called by the source: this machine has no descriptor or port for another connection."""
+        self._shortage = reason
         self._wake.set()
 
     def _on_trouble(self, reason: str) -> None:
@@ -214,12 +229,27 @@ class TunnelSession:
         """Connections were lost. If the tunnel is still open, dial again, ever more slowly while they do not last."""
         reason, self._trouble = self._trouble or "", None
         await self.check(client)
-        repeated = self._repeats.passes(trio.current_time(), reason)
-        if repeated is not None:
-            self._reporter.report("trouble", reason=reason, repeated=repeated)
+        self._report_trouble(reason)
         await trio.sleep(self._backoff.next_delay())
         if self._accepting:
             self.source.resume()
+
+    async def _outlast_shortage(self) -> None:
+        """Dial again as soon as this machine has a descriptor or port for it. The relay is not to blame for the
+        shortage, so the delay does not grow.
+        """
+        reason, self._shortage = self._shortage or "", None
+        self._report_trouble(reason)
+        self._freed = trio.Event()
+        with trio.move_on_after(SHORTAGE_INTERVAL):
+            await self._freed.wait()
+        if self._accepting:
+            self.source.resume()
+
+    def _report_trouble(self, reason: str) -> None:
+        repeated = self._repeats.passes(trio.current_time(), reason)
+        if repeated is not None:
+            self._reporter.report("trouble", reason=reason, repeated=repeated)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import trio
 
 from tunneld.engine.end import End
 from tunneld.engine.engine import FailureCallback
+from tunneld.engine.failures import reset_on_close
 
 VisitorCallback = Callable[["VisitorConnection", bytes], None]
 """Gets each visitor, which the callee owns from now on, and its PROXY header."""
@@ -54,7 +55,8 @@ class SocketVisitor:
         return trio.SocketStream(trio.socket.from_stdlib_socket(self._connection))
 
     def close(self, reason: str) -> None:
-        """Close the connection; TCP cannot carry the reason."""
+        """Reset the connection, so that the visitor does not take it for complete; TCP cannot carry the reason."""
+        reset_on_close(self._connection)
         self._connection.close()
 
 
@@ -67,6 +69,8 @@ class SourceEvents:
     """Connections were lost or could not be made, and why, as a sentence. The source has paused."""
     on_failure: FailureCallback
     """A callback raised: a bug."""
+    on_shortage: Callable[[str], None] = lambda _reason: None
+    """This machine has no descriptor or port for another connection, and why, as a sentence. The source has paused."""
 
 
 class ConnectionSource(Protocol):

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 
 import trio
 
 from tunneld.agent import health
-from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Reporter
+from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Field, Reporter
 from tunneld.agent.local import LocalServer
 from tunneld.agent.source import VisitorConnection
 from tunneld.engine.engine import Cause, Engine, Relay, RelayEnd, Side
@@ -33,6 +34,13 @@ _CONNECT_ERRORS = frozenset(
 )
 
 
+CAUSE_DELAY = 1.0
+"""Seconds for the cause of a failed connection to be found out: a round trip, and the relay's end of other connections.
+"""
+MAX_HELD = 1000
+"""Failed connections that wait for that, at some 500 bytes each."""
+
+
 class LocalVisitors:
     """The visitors being served, and the counts of past ones."""
 
@@ -45,13 +53,15 @@ class LocalVisitors:
         *,
         linger: float,
         http: bool = False,
+        on_left: Callable[[], None] = lambda: None,
     ) -> None:
         """`nursery` runs the tasks of the few visitors that need one. `linger` in seconds, see `Engine.join`. `http`:
-        if the local server cannot be dialled, answer visitors with HTTP status 503.
+        if the local server cannot be dialled, answer visitors with HTTP status 503. `on_left` is called when a visitor
+        has left.
         """
+        self._on_left = on_left
         self.served = 0
         self.failed = 0
-        self._last_active = trio.current_time()  # when the last visitor left or failed
         self._engine = engine
         self._local = local
         self._nursery = nursery
@@ -61,6 +71,7 @@ class LocalVisitors:
         self._relays: dict[Relay, bytes] = {}  # with the visitor's PROXY header
         self._ended_up = self._ended_down = 0  # bytes of relays that have ended
         self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
+        self._cut = _CutVisitors(nursery, reporter)
         self._away_reason: str | None = None  # why visitors are turned away
         self._answer_http = False  # when they are
         self._answers = 0  # visitors being answered
@@ -71,11 +82,6 @@ class LocalVisitors:
     def now(self) -> int:
         """Visitors being served."""
         return len(self._relays)
-
-    @property
-    def last_active(self) -> float:
-        """When a visitor was last here, in `trio.current_time`."""
-        return trio.current_time() if self._relays else self._last_active
 
     @property
     def bytes_moved(self) -> tuple[int, int]:
@@ -98,6 +104,11 @@ class LocalVisitors:
         for relay in list(self._relays):
             relay.drop()
             self._on_relay_end(relay, RelayEnd(Cause.DROPPED))
+        self._cut.report_all()
+
+    def explain_cuts(self, reason: str) -> None:
+        """The tunnel or the relay was lost, and why: that also cut the visitors whose connections have just failed."""
+        self._cut.report_all(reason)
 
     def accept(self) -> None:
         """Serve new visitors from now on, after `turn_away`. Harmless when repeated."""
@@ -171,16 +182,24 @@ class LocalVisitors:
             return
         self._ended_up += up
         self._ended_down += down
+        self._on_left()
         if not self._relays:
-            self._last_active = trio.current_time()
             self._notify_fewer()
         if end.error is not None and end.side is Side.SERVER and _never_connected(end.error, up + down):
             self.served -= 1
             self._local.on_refused()
             self._count_failure(header, self._connect_error(end.error))
         elif self._reporter.wants_visitors:
-            address, reason = visitor_address(header), end_reason(end)
-            self._reporter.report("left", visitor=address, up=up, down=down, reason=reason)
+            left: dict[str, Field] = {
+                "visitor": visitor_address(header),
+                "up": up,
+                "down": down,
+                "reason": end_reason(end),
+            }
+            if end.cause is Cause.RESET and end.side is Side.VISITOR:
+                self._cut.add(left)
+            else:
+                self._reporter.report("left", **left)
 
     def _fail(self, visitor: VisitorConnection, header: bytes, error: OSError) -> None:
         """Close a visitor because the local server cannot be dialled."""
@@ -193,10 +212,38 @@ class LocalVisitors:
 
     def _count_failure(self, header: bytes, reason: str) -> None:
         self.failed += 1
-        self._last_active = now = trio.current_time()
-        repeated = self._repeats.passes(now, reason)
+        repeated = self._repeats.passes(trio.current_time(), reason)
         if repeated is not None:
             self._reporter.report("failed", visitor=visitor_address(header), reason=reason, repeated=repeated)
+
+
+class _CutVisitors:
+    """Visitors whose connection to the relay failed. Either the visitor reset it, or the tunnel or the relay is gone,
+    which the session finds out in a moment; until then they are not reported.
+    """
+
+    def __init__(self, nursery: trio.Nursery, reporter: Reporter) -> None:
+        self._nursery = nursery
+        self._reporter = reporter
+        self._held: list[dict[str, Field]] = []
+
+    def add(self, left: dict[str, Field]) -> None:
+        """Hold an event `left`."""
+        self._held.append(left)
+        if len(self._held) == 1:
+            self._nursery.start_soon(self._report_later)
+        elif len(self._held) >= MAX_HELD:
+            self.report_all()
+
+    def report_all(self, reason: str = "") -> None:
+        """Report all events that are held, with this reason if there is one."""
+        held, self._held = self._held, []
+        for left in held:
+            self._reporter.report("left", **({**left, "reason": reason} if reason else left))
+
+    async def _report_later(self) -> None:
+        await trio.sleep(CAUSE_DELAY)
+        self.report_all()
 
 
 def visitor_address(header: bytes) -> str:

@@ -52,7 +52,7 @@ class CredentialIndex:
         """A verifier for a name without one, with the iteration count and salt length of an existing verifier: as long
         as one like that exists, the same for this name, whichever credentials are added and removed.
         """
-        iterations, length = max(self._forms, key=lambda form: process_digest("form", name, *map(str, form)))
+        iterations, length = max(self._forms, key=lambda form: derive_salt(salt_key, f"{form} of {name}"))
         salt = derive_salt(salt_key, name, length)
         return Verifier(iterations, salt, process_digest("stored", name), process_digest("server", name))
 

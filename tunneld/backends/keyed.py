@@ -11,9 +11,9 @@ Bytes that the hidden server sends early, after the key's line, are for the visi
 from __future__ import annotations
 
 import hmac
+import math
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import trio
 
@@ -22,6 +22,8 @@ from tunneld.engine.end import NO_HANDLER
 from tunneld.engine.engine import FailureCallback, Registration
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import NotAllowedError, RemoteProtocolError
+from tunneld.net import liveness
+from tunneld.net.endpoint import Peer
 from tunneld.tls.connection import HANDSHAKE, TlsSocket
 from tunneld.tunnel.server_side import Handshakes, TunnelContext
 from tunneld.wire.lines import format_err
@@ -127,17 +129,33 @@ async def _read_line(connection: socket.socket) -> tuple[bytes, bytes]:
 class TlsServerConnection:
     """A TLS connection of the hidden server, for one visitor. Implements `ParkableConnection`."""
 
-    __slots__ = ("end", "peer")
+    __slots__ = ("_connection", "end", "peer")
 
-    def __init__(self, end: TlsEnd, peer: Any) -> None:
+    def __init__(self, end: TlsEnd, connection: socket.socket, peer: Peer) -> None:
+        """`connection` carries the end."""
         self.end = end
+        self._connection = connection
         self.peer = peer
+
+    def heard_ago(self) -> float:
+        """See `ParkableConnection.heard_ago`."""
+        end = self.end
+        has_ended = end.closed or (end.eof_received and not end.buffered)
+        return math.inf if has_ended else liveness.heard_ago(self._connection)
+
+    def probe(self) -> None:
+        """See `ParkableConnection.probe`."""
+        liveness.probe(self._connection)
+
+    def set_keepalive(self, seconds: float) -> None:
+        """See `ParkableConnection.set_keepalive`."""
+        liveness.set_keepalive(self._connection, seconds)
 
     def watch(self, on_closed: Callable[[], None], on_failure: FailureCallback) -> Registration:
         """See `ParkableConnection.watch`."""
         return _ParkedWatch(self.end, on_closed, on_failure)
 
-    def set_originator(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Peer | None) -> None:
         """Nothing: TLS cannot carry the visitor's address."""
 
     def send(self, data: bytes) -> None:
@@ -186,7 +204,7 @@ class _ParkedWatch:
             self.on_internal_error(error)
 
 
-def serve(tls: TlsSocket, early: bytes, context: TunnelContext, peer: Any) -> TlsServerConnection:
+def serve(tls: TlsSocket, early: bytes, context: TunnelContext, peer: Peer) -> TlsServerConnection:
     """Hand the connection to the engine, with the bytes that it sent `early` in its receive buffer. Raises OSError."""
     from tunneld.engine.pump import Pump  # noqa: PLC0415  # a relay that does handshakes has a pump
 
@@ -194,4 +212,4 @@ def serve(tls: TlsSocket, early: bytes, context: TunnelContext, peer: Any) -> Tl
     end = TlsEnd(context.engine, tls)
     end.unread(early)
     end.start()
-    return TlsServerConnection(end, peer)
+    return TlsServerConnection(end, tls.connection, peer)

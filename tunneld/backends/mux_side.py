@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container
 from contextlib import suppress
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import trio
 
@@ -20,7 +20,7 @@ from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import CarrierLimits
-from tunneld.net.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint, Peer
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, TunnelContext
@@ -66,7 +66,7 @@ class MuxServerSide:
         self._registry = self._port(context.services)
         known, scheme = _known_key(context, self._registry.scheme(self.backend))
         self.key = self._registry.register(self, known, scheme)
-        self._carriers: dict[VisitorCarrier, Any] = {}  # each with its peer's address
+        self._carriers: dict[VisitorCarrier, Peer] = {}  # each with its peer's address
         self._accepting: list[VisitorCarrier] = []  # for new visitors; of equals, the newest is preferred
         self._queue = WaitQueue[Channel]()
         self._closed = False
@@ -89,6 +89,9 @@ class MuxServerSide:
             raise UsageError(f"this relay has no {cls.backend} backend")
         services.keys.check(cls.backend)
         return services.keys
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """See `ServerSide.start`. Nothing: the shared port owns the tasks of carriers."""
 
     @property
     def uri(self) -> Endpoint:
@@ -161,7 +164,7 @@ class MuxServerSide:
         self._close_idle()
         self._queue.close()
 
-    def admit(self, carrier: VisitorCarrier, peer: Any, limit: int) -> None:
+    def admit(self, carrier: VisitorCarrier, peer: Peer, limit: int) -> None:
         """Add a carrier that has authenticated with this tunnel's key, unless there are `limit` already. Raises
         `NotAllowedError` or `LimitReachedError`; the carrier stays the caller's then.
         """

@@ -19,11 +19,14 @@ class WaitQueue(Generic[Item]):
 
     def __init__(self) -> None:
         self.waiters: deque[_Waiter[Item]] = deque()  # oldest first; server sides only test whether it is empty
+        self._closed = False
 
     async def wait(self) -> Item:
         """Wait until `serve` hands an item to this task, which then owns it. Raises `trio.ClosedResourceError` when
-        the queue is closed first.
+        the queue is closed first, or was before.
         """
+        if self._closed:
+            raise trio.ClosedResourceError
         waiter = _Waiter[Item]()
         self.waiters.append(waiter)
 
@@ -44,6 +47,7 @@ class WaitQueue(Generic[Item]):
 
     def close(self) -> None:
         """Wake all waiting tasks with `trio.ClosedResourceError`. Idempotent."""
+        self._closed = True
         while self.waiters:
             trio.lowlevel.reschedule(self.waiters.popleft().task)
 

@@ -1,6 +1,7 @@
 """The reference backend: plain TCP, one connection of the hidden server per visitor.
 
-The hidden server connects before its visitors do, and each connection is *parked* until a visitor needs it. A parked
+The hidden server connects before its visitors do, and each connection is *parked* until a visitor needs it; parked.py
+says which one that gets. A parked
 connection is not read: bytes that arrive early stay in the kernel, in order, limited by the socket's receive buffer. It
 is watched, though. If the peer closes a connection on which it has sent nothing, the connection is dropped at once. If
 it sent something first, a one-shot tunnel keeps the connection, because its visitor can still receive the bytes. A
@@ -13,44 +14,33 @@ keyed.py.
 
 from __future__ import annotations
 
+import math
 import secrets
 import socket
-from collections import OrderedDict
 from collections.abc import Callable, Container
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
 
 import trio
 
+from tunneld.backends.parked import ParkableConnection, ParkedConnections
 from tunneld.backends.queue import WaitQueue
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.acceptor import peer_closed, peer_ended
 from tunneld.engine.engine import Engine, FailureCallback, Registration
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
-from tunneld.net.endpoint import Endpoint
+from tunneld.net import liveness
+from tunneld.net.address import Address
+from tunneld.net.endpoint import Endpoint, Peer
 from tunneld.net.sockets import bind_in_range, taken_out
 from tunneld.policy.options import TunnelOptions
-from tunneld.tunnel.server_side import BackendServices, ServerConnection, ServerSideSnapshot, TunnelContext
+from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, TunnelContext
 from tunneld.wire.lines import format_err
 
 SERVER_KEY_BYTES = 16
 """Random bytes of a key, which is written as 32 hexadecimal digits. It cannot be guessed, a person can copy it, and it
 contains none of the letters that `openssl s_client` takes for a command.
 """
-
-
-class ParkableConnection(ServerConnection, Protocol):
-    """A connection of the hidden server that can be parked."""
-
-    @property
-    def peer(self) -> Any:
-        """The address of the hidden server."""
-
-    def watch(self, on_closed: Callable[[], None], on_failure: FailureCallback, /) -> Registration:
-        """Call `on_closed`, perhaps more than once, when the connection is of no use to a visitor any more.
-        `on_failure` receives an exception of `on_closed`.
-        """
 
 
 class TcpServerSide:
@@ -67,7 +57,9 @@ class TcpServerSide:
         )
         port = self._listener.getsockname()[1] if self._listener is not None else snapshot.port if snapshot else 0
         self._uri = Endpoint(scheme, context.advertised_host, port, self._key)
-        self._parked = OrderedDict[ParkableConnection, Registration]()  # oldest first
+        self._parked = ParkedConnections(
+            context.settings.parked_check, self._on_parked_closed, self._serve_waiting, context.on_failure
+        )
         self._queue = WaitQueue[ParkableConnection]()
         self._handshakes: set[trio.CancelScope] = set()
         self._closed = False
@@ -78,6 +70,10 @@ class TcpServerSide:
         )
         for connection, peer in snapshot.parked if snapshot is not None else ():
             self._serve_or_park(self._plain(connection, peer))
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """See `ServerSide.start`. One task, which checks silent connections."""
+        nursery.start_soon(self._parked.check)
 
     @staticmethod
     def check(services: BackendServices, options: TunnelOptions) -> None:
@@ -108,6 +104,11 @@ class TcpServerSide:
         return len(self._parked)
 
     @property
+    def parked_connections(self) -> ParkedConnections:
+        """The parked connections themselves."""
+        return self._parked
+
+    @property
     def live_connections(self) -> int:
         """Always 0: a connection serves one visitor only."""
         return 0
@@ -118,25 +119,20 @@ class TcpServerSide:
         return False
 
     def dial_nowait(self) -> ParkableConnection:
-        """Unpark the oldest connection, which the caller then owns. Raises `trio.WouldBlock` if none is parked."""
-        if not self._parked or self._queue.waiters:
+        """Unpark a connection, which the caller then owns. Raises `trio.WouldBlock` if none is ready."""
+        if self._queue.waiters or (connection := self._unpark()) is None:
             raise trio.WouldBlock
-        return self._unpark()
+        return connection
 
     async def dial(self) -> ParkableConnection:
         """Wait for a connection, which the caller then owns. Raises `trio.ClosedResourceError` once this is closed."""
-        if self._parked and not self._queue.waiters:  # one was parked since dial_nowait, and no visitor is ahead
-            return self._unpark()
+        if not self._queue.waiters and (connection := self._unpark()) is not None:  # parked since dial_nowait
+            return connection
         return await self._queue.wait()
 
     def trim(self, keep: int, spared: Container[str] = ()) -> int:
         """See `ServerSide.trim`. Closes the connections that have been parked longest."""
-        parked = [connection for connection in self._parked if str(connection.peer[0]) not in spared]
-        surplus = parked[: max(0, len(parked) - keep)]
-        for connection in surplus:
-            self._parked.pop(connection).release()
-            connection.close()
-        return len(surplus)
+        return self._parked.trim(keep, spared)
 
     def pause(self) -> None:
         """See `ServerSide.pause`."""
@@ -149,8 +145,7 @@ class TcpServerSide:
         """
         self.pause()
         parked = []
-        while self._parked:
-            connection = self._unpark()
+        for connection in self._parked.take_all():
             if isinstance(connection, TcpServerConnection):
                 parked.append((taken_out(connection.socket), connection.peer))
             else:
@@ -170,7 +165,7 @@ class TcpServerSide:
         self.trim(0)
         self._queue.close()
 
-    def _on_connection(self, connection: socket.socket, peer: Any) -> None:
+    def _on_connection(self, connection: socket.socket, peer: Peer) -> None:
         """The engine accepted a connection: refuse it, start its handshake, or park it."""
         handshakes = self._context.services.handshakes
         if reason := self._refusal(peer):
@@ -181,7 +176,7 @@ class TcpServerSide:
         else:
             self._admit(self._plain(connection, peer))
 
-    def _refusal(self, peer: Any) -> str:
+    def _refusal(self, peer: Peer) -> str:
         """Why a connection of this peer is refused; empty if it is not."""
         if reason := self._context.why_not_allowed(peer):
             return reason
@@ -189,7 +184,7 @@ class TcpServerSide:
             return f"limit of idle connections reached: {len(self._parked)} wait for visitors already"
         return ""
 
-    async def _handshake(self, connection: socket.socket, peer: Any) -> None:
+    async def _handshake(self, connection: socket.socket, peer: Peer) -> None:
         """Read the key and park the connection. Runs in a task of the `Handshakes`, which see for what it raises."""
         from tunneld.backends import keyed  # noqa: PLC0415  # needs the pump, as `Handshakes` do
 
@@ -218,7 +213,7 @@ class TcpServerSide:
                 keyed.close(transport)
                 raise
 
-    def _plain(self, connection: socket.socket, peer: Any) -> TcpServerConnection:
+    def _plain(self, connection: socket.socket, peer: Peer) -> TcpServerConnection:
         is_useless = peer_ended if self._context.persist else peer_closed
         return TcpServerConnection(self._context.engine, connection, peer, is_useless)
 
@@ -236,21 +231,22 @@ class TcpServerSide:
         if self._queue.waiters:
             self._queue.serve(connection)
         else:
-            on_failure = self._context.on_failure
-            self._parked[connection] = connection.watch(lambda: self._on_parked_closed(connection), on_failure)
+            self._parked.add(connection)
 
-    def _unpark(self) -> ParkableConnection:
-        """Remove and return the connection that has been parked longest."""
-        connection, watching = self._parked.popitem(last=False)
-        watching.release()
+    def _unpark(self) -> ParkableConnection | None:
+        """Unpark the best connection that is ready, if any."""
+        if (connection := self._parked.take()) is not None:
+            connection.set_keepalive(self._context.settings.keepalive)
         return connection
 
+    def _serve_waiting(self) -> None:
+        """Give parked connections that turned out to work to the visitors that have waited longest."""
+        while self._queue.waiters and (connection := self._unpark()) is not None:
+            self._queue.serve(connection)
+
     def _on_parked_closed(self, connection: ParkableConnection) -> None:
-        """The hidden server closed a parked connection on which it had sent nothing."""
-        if connection in self._parked:
-            self._parked.pop(connection).release()
-            connection.close()
-            self._context.on_detached(connection.peer)
+        """A parked connection ended before a visitor came."""
+        self._context.on_detached(connection.peer)
 
 
 def _choose_key(context: TunnelContext, scheme: str) -> str:
@@ -269,12 +265,12 @@ def _choose_key(context: TunnelContext, scheme: str) -> str:
     )
 
 
-def _bind(settings: TunnelSettings, former: Endpoint | None, reserved: Container[int]) -> socket.socket:
+def _bind(settings: TunnelSettings, former: Endpoint | None, reserved: Container[Address]) -> socket.socket:
     """A listener, on the former port if that is free and still in range. Raises as `bind_in_range`."""
     if former is not None and (former.port in settings.port_range or settings.port_range[0] == 0):
         with suppress(LimitReachedError):
-            return bind_in_range(settings.host, range(former.port, former.port + 1), keepalive=settings.keepalive)
-    return bind_in_range(settings.host, settings.port_range, keepalive=settings.keepalive, reserved=reserved)
+            return bind_in_range(settings.host, range(former.port, former.port + 1), keepalive=settings.parked_check)
+    return bind_in_range(settings.host, settings.port_range, keepalive=settings.parked_check, reserved=reserved)
 
 
 class TcpServerConnection:
@@ -283,13 +279,25 @@ class TcpServerConnection:
     __slots__ = ("_engine", "_is_useless", "peer", "socket")
 
     def __init__(
-        self, engine: Engine, connection: socket.socket, peer: Any, is_useless: Callable[[socket.socket], bool]
+        self, engine: Engine, connection: socket.socket, peer: Peer, is_useless: Callable[[socket.socket], bool]
     ) -> None:
         """`is_useless` tells, after an event, whether a parked connection is of no use to a visitor any more."""
         self._engine = engine
         self._is_useless = is_useless
         self.socket = connection
         self.peer = peer
+
+    def heard_ago(self) -> float:
+        """See `ParkableConnection.heard_ago`."""
+        return math.inf if self._is_useless(self.socket) else liveness.heard_ago(self.socket)
+
+    def probe(self) -> None:
+        """See `ParkableConnection.probe`."""
+        liveness.probe(self.socket)
+
+    def set_keepalive(self, seconds: float) -> None:
+        """See `ParkableConnection.set_keepalive`."""
+        liveness.set_keepalive(self.socket, seconds)
 
     def watch(self, on_closed: Callable[[], None], on_failure: FailureCallback) -> Registration:
         """See `ParkableConnection.watch`."""
@@ -300,7 +308,7 @@ class TcpServerConnection:
 
         return self._engine.watch(self.socket, on_readable, on_failure)
 
-    def set_originator(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Peer | None) -> None:
         """Nothing: TCP cannot carry the visitor's address."""
 
     def send(self, data: bytes) -> None:

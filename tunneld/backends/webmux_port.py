@@ -158,8 +158,9 @@ class _IncomingCarrier:
         """Nothing: the heartbeat has noted it."""
 
     def on_unresponsive(self) -> None:
-        """The peer did not reply to a ping; the server side prefers other carriers from now on."""
-        log.info("carrier does not answer", peer=format_peer(self._peer))
+        """The peer did not reply to a ping; the server side, if it has one, prefers other carriers from now on."""
+        if self.side is not None:
+            log.info("carrier does not answer", peer=format_peer(self._peer))
 
     def on_closed(self, reason: str) -> None:
         """The carrier was closed or lost."""

@@ -160,12 +160,16 @@ FINAL_WRITE_TIMEOUT = 1.0
 class Writer:
     """A queue of lines for one descriptor, written by a thread."""
 
-    def __init__(self, descriptor: int, *, vital: bool) -> None:
+    def __init__(
+        self, descriptor: int, *, vital: bool, on_failure: Callable[[str], None] = lambda _reason: None
+    ) -> None:
         """`vital`: without a reader the program is useless, so a failed write raises from `open`; else lines are
-        dropped.
+        dropped. `on_failure` gets the reason for the first ones dropped.
         """
         self._descriptor = descriptor
         self._vital = vital
+        self._on_failure = on_failure
+        self._failed = False
         self._lines: deque[str] = deque(maxlen=MAX_QUEUED_LINES)
         self._has_lines = trio.Event()
         self._closing = False
@@ -214,9 +218,12 @@ class Writer:
             try:
                 await trio.to_thread.run_sync(self._write, text.encode(errors="replace"), abandon_on_cancel=True)
             except OSError as error:
+                reason = f"could not write to standard output: {reason_of(error)}"
                 if self._vital:
-                    kind = OutputGoneError if isinstance(error, BrokenPipeError) else OutputError
-                    raise kind(f"could not write to standard output: {reason_of(error)}") from None
+                    raise (OutputGoneError if isinstance(error, BrokenPipeError) else OutputError)(reason) from None
+                if not self._failed:
+                    self._failed = True
+                    self._on_failure(reason)
             await trio.sleep(0 if self._closing else WRITE_PAUSE)
 
     def _write(self, data: bytes) -> None:

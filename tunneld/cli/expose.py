@@ -51,9 +51,7 @@ async def run(options: argparse.Namespace) -> int:
     prepare()
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(*signals_to_handle()))
-        out = await stack.enter_async_context(Writer(STDOUT, vital=True).open())
-        err = await stack.enter_async_context(Writer(STDERR, vital=False).open())
-        board = Board(err)
+        out, err, board = await open_output(stack, options)
         current: list[Exposure] = []  # empty until the exposure is open
 
         def stats() -> Stats:
@@ -87,6 +85,22 @@ class _AgentLog:
         complain(text)
 
     error = critical = warning
+
+
+async def open_output(stack: AsyncExitStack, options: argparse.Namespace) -> tuple[Writer, Writer, Board]:
+    """Open standard output and standard error for the length of `stack`, with the status lines on the latter.
+
+    Only with `--json` does the agent end when the reader of standard output is gone: nothing else reads its events. A
+    script that has read the address needs no more of it.
+    """
+    err = await stack.enter_async_context(Writer(STDERR, vital=False).open())
+    board = Board(err)
+
+    def on_failure(reason: str) -> None:
+        board.notice(f"{reason}; the agent keeps serving, and prints no more addresses there")
+
+    out = Writer(STDOUT, vital=options.json, on_failure=on_failure)
+    return await stack.enter_async_context(out.open()), err, board
 
 
 def prepare() -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MAX_CHECKS, PATH, TIMEOUT, UNHEALTHY_AFTER, UnhealthyPolicy
+from tunneld.agent.pool import PARKED_KEEPALIVE, PARKED_MAX_AGE
 from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.cli.access import add_relay_options, checked_by, parsed_by, positive_seconds, seconds_or_zero
 from tunneld.cli.common import Parser, run
@@ -149,6 +150,20 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
         type=parsed_by(partial(parse_count, maximum=MAX_POOL)),
         default=200,
         help="idle connections to keep with tcp under load (default: %(default)s)",
+    )
+    add(
+        "--pool-keepalive",
+        metavar="SECONDS",
+        type=positive_seconds,
+        default=PARKED_KEEPALIVE,
+        help="with tcp, probe the relay when an idle connection has been silent for this long (default: %(default)g)",
+    )
+    add(
+        "--pool-max-age",
+        metavar="SECONDS",
+        type=positive_seconds,
+        default=PARKED_MAX_AGE,
+        help="with tcp, replace an idle connection after this time (default: %(default)g)",
     )
     add(
         "--proxy-protocol",

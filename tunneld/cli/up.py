@@ -24,19 +24,21 @@ from pathlib import Path
 import trio
 
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.config import Changes, ExposureConfig
+from tunneld.agent.config import Changes, ExposureConfig, conflict
 from tunneld.agent.expose_file import ExposeFile, RelayTable, load_plans
 from tunneld.agent.exposures import Exposures, ExposureSpec
 from tunneld.agent.network import NetworkMonitor
 from tunneld.cli.access import access, add_relay_options, from_terminal
-from tunneld.cli.board import Board, Writer
+from tunneld.cli.board import Board
 from tunneld.cli.common import Parser, say, status_of
-from tunneld.cli.expose import STDERR, STDOUT, STOPPED_BY_SIGNAL, make_reporter, prepare
+from tunneld.cli.expose import STOPPED_BY_SIGNAL, make_reporter, open_output, prepare
 from tunneld.config.places import user_file
 from tunneld.errors import ConfigError, TunneldError, UsageError
 from tunneld.tls.pins import parse_pins
 
 FILE = "expose.toml"
+CONTROLLING_TERMINAL = "/dev/tty"
+"""The terminal of the session of whichever process opens it, see tty(4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class ExposureSource:
         """Read the file. Raises `ConfigError` or `UsageError`, and then the state is unchanged."""
         file = load_plans(self.path)
         chosen = select_exposures(file, self._names, self.path, strict=self._relay is None)
+        if problem := conflict(chosen):
+            raise ConfigError([f"{self.path}: {problem}"])
         self._relay = relay_config(file.relay, self._relay)
         return {name: ExposureSpec(config, self._relay.access) for name, config in chosen.items()}
 
@@ -74,19 +78,21 @@ async def run(options: argparse.Namespace) -> int:
         return os.EX_OK
     prepare()
     async with AsyncExitStack() as stack:
+        until_hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # not under nohup
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        out = await stack.enter_async_context(Writer(STDOUT, vital=True).open())
-        err = await stack.enter_async_context(Writer(STDERR, vital=False).open())
+        out, err, board = await open_output(stack, options)
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
-        board, monitor = Board(err), NetworkMonitor()
+        monitor = NetworkMonitor()
         exposures = Exposures(
             lambda name, config, stats: make_reporter(options, out, err, config.scheme, name, board=board, stats=stats),
             monitor,
         )
         nursery.start_soon(monitor.run)
         nursery.start_soon(board.run)
-        nursery.start_soon(_handle_signals, signals, exposures, scope, partial(_reload, source, exposures, board))
+        reload = partial(_reload, source, exposures, board)
+        handle_signals = partial(_handle_signals, signals, exposures, scope, reload, until_hangup=until_hangup)
+        nursery.start_soon(handle_signals)
         await exposures.run(specs)
         nursery.cancel_scope.cancel()
     return next(map(status_of, exposures.failures.values()), os.EX_OK)
@@ -164,16 +170,31 @@ def summary(changes: Changes) -> str:
     return "; ".join(f"{what} {', '.join(names)}" for what, names in parts if names) or "nothing changed"
 
 
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal."""
+    try:
+        os.close(os.open(CONTROLLING_TERMINAL, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 async def _handle_signals(
-    signals: AsyncIterator[int], exposures: Exposures, scope: trio.CancelScope, reload: partial[None]
+    signals: AsyncIterator[int],
+    exposures: Exposures,
+    scope: trio.CancelScope,
+    reload: partial[None],
+    *,
+    until_hangup: bool,
 ) -> None:
     """Reload on HUP. Drain on the first other signal; cancel `scope` on the second, which cuts the visitors.
 
-    HUP is also sent when the terminal of the agent goes away, and then it means to stop.
+    HUP is also sent when the terminal of the agent goes away. With `until_hangup` it means to stop then, wherever the
+    output goes.
     """
-    on_terminal, is_draining = os.isatty(STDERR), False
+    on_terminal, is_draining = until_hangup and has_terminal(), False
     async for number in signals:
-        if number == signal.SIGHUP and not (on_terminal and not os.isatty(STDERR)):
+        if number == signal.SIGHUP and not (on_terminal and not has_terminal()):
             reload()
         elif is_draining:
             scope.cancel()

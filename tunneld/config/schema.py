@@ -191,6 +191,7 @@ class TunnelSettings(Table):
     max_tunnels: Count = 1000
     max_visitors: Count = 10_000  # per tunnel: two descriptors each
     max_parked: Count = 256  # per tunnel: idle server connections that wait for a visitor
+    parked_check: Seconds = 10.0  # NATs forget connections after 30 s or more; a probe and its answer are 120 bytes
     max_waiting: Count = 1024  # per tunnel: visitors that wait for a server connection, as in a burst
     pairing_timeout: Seconds = 30.0  # browsers give up after about that time
     open_timeout: Seconds = 5 * MINUTE  # time to copy a URI from one machine to another

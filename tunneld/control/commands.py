@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from tunneld.backends import BACKENDS
 from tunneld.control.reply import Execute, Reply
@@ -235,7 +236,15 @@ def executor(daemon: DaemonControl) -> Execute:
             raise UsageError(f"usage: {usage(command)}")
         if request.options and not command.options:
             raise UsageError(f"{command.verb} does not accept {next(iter(request.options))}=; usage: {usage(command)}")
-        return await command.run(daemon, request, caller)
+        step = partial(daemon.service.turns.step, caller)
+        if command.changes:  # it may wait for something, and no request is to wait for it
+            async with step():
+                pass
+            reply = await command.run(daemon, request, caller)
+        else:
+            async with step():
+                reply = await command.run(daemon, request, caller)
+        return replace(reply, step=step)
 
     return execute
 

@@ -34,8 +34,8 @@ class LoginState:
     """The authentication state of one control connection.
 
     `host` and `peer` are the address of the peer without and with its port, `local_host` is our address.
-    `certificate` is the client certificate (DER) that TLS has verified, if any. `on_authenticated` is called when
-    `auth` succeeds.
+    `certificate` is the client certificate (DER) that TLS has verified, if any. `on_authenticated` is called with
+    the grant when `auth` succeeds; it may raise `LimitReachedError`, and then the peer stays unauthenticated.
     """
 
     def __init__(
@@ -45,9 +45,10 @@ class LoginState:
         peer: str,
         local_host: str,
         certificate: bytes | None = None,
-        on_authenticated: Callable[[], None] = lambda: None,
+        on_authenticated: Callable[[Grant], None] = lambda _grant: None,
     ) -> None:
         self.failures = 0
+        self.refused = False  # the proof was right, and there is no place for the connection
         self._at_end: dict[str, Callable[[], None]] = {}
         self._on_authenticated = on_authenticated
         self._authenticator = authenticator
@@ -67,6 +68,11 @@ class LoginState:
         if self._authenticator.is_open:
             return EVERYBODY
         return None if self._credential is None else self._authenticator.renew(self._credential)
+
+    def enter(self) -> None:
+        """Call `on_authenticated` if the peer needs no `auth`. Raises what it raises."""
+        if (grant := self.grant) is not None:
+            self._on_authenticated(grant)
 
     def check_revoked(self) -> None:
         """Raise `NotAllowedError` if the credential of an authenticated peer is no longer valid."""
@@ -95,6 +101,10 @@ class LoginState:
         if self.grant is None:
             return MECHANISM.lower()
         return "certificate" if self._has_certificate else "none"
+
+    def log_limited(self, write: Callable[..., object], event: str, **facts: object) -> None:
+        """Log an event that a peer can cause without authentication, see `Authenticator.log_limited`."""
+        self._authenticator.log_limited(write, event, "control", **facts)
 
     def authenticate(self, request: Request) -> Reply:
         """Take one step of an authentication, the verb `auth`.
@@ -145,8 +155,12 @@ class LoginState:
         credential = self._authenticator.admit(challenge.hello.name, self._host)
         if credential is None or credential.proof != challenge.verifier:
             raise NotAllowedError(FAILED)
+        try:
+            self._on_authenticated(credential.grant)
+        except LimitReachedError:
+            self.refused = True
+            raise
         self._credential = credential
-        self._on_authenticated()
         self._authenticator.remember_login(self._host, credential.name)
         return proof
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from tunneld.directory.requester import Requester
 from tunneld.wire.lines import Item, Request
 
+Step = Callable[[], AbstractAsyncContextManager[Any]]
+"""Makes the context of one piece of work for a request, see `directory.turns`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The reply to a request that succeeded: the items, then the items of the stream, if there is one, then `text`.
+    """The reply to a request that succeeded: the items, then the groups of items of the stream, if there is one, then
+    `text`. Each piece of it is formatted inside `step()`, so that the requests of one owner take turns.
 
     The service that sends the reply owns `stream`: it ends it when the client has had enough, and closes it (`aclose`)
     even if it took nothing from it. After a reply with `closing`, it closes the connection.
@@ -19,8 +25,9 @@ class Reply:
 
     text: str = ""
     items: Sequence[Item] = ()
-    stream: AsyncGenerator[Item, None] | None = None
+    stream: AsyncGenerator[Sequence[Item], None] | None = None
     closing: bool = False
+    step: Step = nullcontext
 
 
 Execute = Callable[[Request, Requester], Awaitable[Reply]]

@@ -25,9 +25,12 @@ from tunneld.control.connection import LineConnection, PeerLeftError, reason_of_
 from tunneld.control.login import LoginState
 from tunneld.control.reply import Execute
 from tunneld.control.session import ControlSession
+from tunneld.errors import LimitReachedError
 from tunneld.net.accept import local_address, peer_address
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
+from tunneld.policy.access import Grant
+from tunneld.policy.places import Place, PlaceLimits, Places
 from tunneld.tls.connection import HANDSHAKE, is_truncation
 from tunneld.wire.lines import format_err
 
@@ -73,6 +76,7 @@ class _LineServer:
         self._execute = execute
         self._authenticator = authenticator
         self._connections = 0
+        self._places = Places("control connection", "control.max_connections", self._place_limits)
         self._full_logged = False  # one warning per time the limit is reached, not one per connection
 
     def accept(self, connection: socket.socket, peer: Any, nursery: trio.Nursery) -> None:
@@ -81,7 +85,8 @@ class _LineServer:
         limit = self._settings().max_connections
         if self._connections >= limit:
             if not self._full_logged:
-                log.warning("control connection limit reached", max_connections=limit)
+                event = "control connection limit reached"
+                self._authenticator.log_limited(log.warning, event, "control", max_connections=limit)
             self._full_logged = True
             text = f"{limit} of {limit} control connections are open (control.max_connections); try again later"
             _refuse(connection, text)
@@ -104,19 +109,29 @@ class _LineServer:
             return PreauthSlot.exempt()
         return self._authenticator.preauth.acquire(host, trio.current_time(), random.random())
 
+    def _place_limits(self) -> PlaceLimits:
+        settings = self._settings()
+        return PlaceLimits(settings.max_connections, settings.reserved_connections, settings.credential_share)
+
     async def _serve(self, transport: trio.SocketStream, slot: PreauthSlot, deadline: float) -> None:
         """Serve one connection and handle every error on it; it must authenticate by `deadline` (Trio's clock)."""
-        bound = log
+        bound, place, refusal = log, Place(self._places), None
         try:
             async with transport:
                 bound = log.bind(peer=format_peer(peer_address(transport.socket)))
                 bound.debug("control connection accepted")
                 if (stream := await self._encrypt(transport, slot, deadline, bound)) is not None:
                     async with LineConnection(stream, self._settings) as connection:
-                        login = _begin_login(self._authenticator, transport.socket, stream, slot)
+                        login = _begin_login(self._authenticator, transport.socket, stream, slot, place)
+                        try:
+                            login.enter()
+                        except LimitReachedError as error:
+                            refusal = error
                         session = ControlSession(connection, login, self._settings, self._execute, bound)
                         try:
-                            await session.run(f"tunneld {__version__} protocol=1 auth={login.method}", deadline)
+                            await session.run(
+                                f"tunneld {__version__} protocol=1 auth={login.method}", deadline, refusal
+                            )
                         finally:
                             login.close()
                 bound.debug("control connection closed")
@@ -126,6 +141,7 @@ class _LineServer:
             bound.exception("control connection failed: a bug")
         finally:
             self._connections -= 1
+            place.release()
             if trio.current_time() >= deadline:
                 slot.fail(trio.current_time())
             slot.close(trio.current_time())
@@ -173,20 +189,26 @@ async def _do_handshake(
 
 
 def _begin_login(
-    authenticator: Authenticator, connection: trio.socket.SocketType, stream: trio.abc.Stream, slot: PreauthSlot
+    authenticator: Authenticator,
+    connection: trio.socket.SocketType,
+    stream: trio.abc.Stream,
+    slot: PreauthSlot,
+    place: Place,
 ) -> LoginState:
-    """The login state of a new connection; releases `slot` if the peer is authenticated already. Raises `OSError` if
-    the peer has left.
+    """The login state of a new connection. When the peer has authenticated, `place` is claimed and `slot` released.
+    Raises `OSError` if the peer has left.
     """
+
+    def on_authenticated(grant: Grant) -> None:
+        place.claim(grant)
+        slot.release()
+
     peer = peer_address(connection)
     certificate = None
     if isinstance(stream, trio.SSLStream):
         certificate = stream.getpeercert(binary_form=True)  # TLS returns a certificate only if it has verified it
     local = local_address(connection)[0]
-    login = LoginState(authenticator, peer[0], format_peer(peer), local, certificate, on_authenticated=slot.release)
-    if login.grant is not None:
-        slot.release()
-    return login
+    return LoginState(authenticator, peer[0], format_peer(peer), local, certificate, on_authenticated)
 
 
 def _refuse(connection: socket.socket, reason: str) -> None:

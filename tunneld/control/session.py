@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +20,9 @@ import trio
 from tunneld.config.schema import ControlSettings
 from tunneld.control.connection import LineConnection, PeerLeftError
 from tunneld.control.login import AUTH, MAX_LOGIN_FAILURES, LoginState
-from tunneld.control.reply import Execute, Reply
+from tunneld.control.reply import Execute, Reply, Step
 from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, UsageError
+from tunneld.tunnel.events import Event
 from tunneld.wire.lines import Item, Request, format_err, format_item, format_ok, parse_request
 
 MAX_UNREADABLE_LINES = 10
@@ -49,16 +50,20 @@ class ControlSession:
     log: structlog.stdlib.BoundLogger
     login_scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # its deadline ends when `auth` succeeds
 
-    async def run(self, greeting: str, deadline: float) -> None:
+    async def run(self, greeting: str, deadline: float, refusal: TunneldError | None = None) -> None:
         """Answer requests until the peer ends the connection, quits, is idle for too long, breaks the protocol, or has
-        not authenticated by `deadline` (Trio's clock). Raises `PeerLeftError` if the connection breaks.
+        not authenticated by `deadline` (Trio's clock). With a `refusal`, send only that. Raises `PeerLeftError` if the
+        connection breaks.
         """
+        if refusal is not None:
+            await self._close_with(refusal)
+            return
         if self.login.grant is None:
             self.login_scope.deadline = deadline
         with self.login_scope:
             await self._talk(greeting)
         if self.login_scope.cancelled_caught:
-            self.log.info("control connection closed: authentication timed out")
+            self.login.log_limited(self.log.info, "control connection closed: authentication timed out")
             await self._close_with(LimitReachedError("authentication timed out (control.handshake_timeout)"))
 
     async def _talk(self, greeting: str) -> None:
@@ -66,7 +71,8 @@ class ControlSession:
         try:
             await self._answer_all()
         except RemoteProtocolError as error:
-            self.log.info("control connection closed: peer speaks another protocol", reason=str(error))
+            event = "control connection closed: peer speaks another protocol"
+            self.login.log_limited(self.log.info, event, reason=str(error))
             await self._close_with(error)
 
     async def _close_with(self, error: TunneldError) -> None:
@@ -116,7 +122,7 @@ class ControlSession:
             raise
         except TunneldError as error:
             self.log.debug("control request refused", verb=request.verb, code=error.code, reason=str(error))
-            if self.login.failures >= MAX_LOGIN_FAILURES:
+            if self.login.failures >= MAX_LOGIN_FAILURES or self.login.refused:
                 await self._close_with(error)
                 return True
             await self.connection.send(format_err(error.code, str(error)))
@@ -143,19 +149,19 @@ class ControlSession:
     async def _send_reply(self, reply: Reply) -> None:
         closing: AbstractAsyncContextManager[Any] = aclosing(reply.stream) if reply.stream else nullcontext()
         async with closing:
-            batch = bytearray()
-            for item in reply.items:
-                batch += format_item(item)
-                if len(batch) >= REPLY_BATCH:
-                    await self.connection.send(batch)
-                    batch = bytearray()
+            rest, batch = iter(reply.items), b""
+            is_last = not reply.items
+            while not is_last:
+                await self.connection.send(batch)
+                async with reply.step():
+                    batch, is_last = _format_some(rest)
             if reply.stream:
                 await self.connection.send(batch)
-                batch = bytearray()
-                await self._send_stream(reply.stream)
+                batch = b""
+                await self._send_stream(reply.stream, reply.step)
         await self.connection.send(batch + format_ok(reply.text))
 
-    async def _send_stream(self, stream: AsyncGenerator[Item, None]) -> None:
+    async def _send_stream(self, stream: AsyncGenerator[Sequence[Item], None], step: Step) -> None:
         """Send the items of `stream` until it ends, or until the peer sends anything or closes."""
         if self.connection.has_buffered_input:
             return
@@ -164,8 +170,10 @@ class ControlSession:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(monitor.run, self.connection)
             try:
-                while (item := await monitor.next_item(stream)) is not None:
-                    await self.connection.send(format_item(item))
+                while (items := await monitor.next_items(stream)) is not None:
+                    async with step():
+                        lines = b"".join(map(_line, items))
+                    await self.connection.send(lines)
             except Exception as error:  # raised after the nursery, which would wrap it in an exception group
                 failure = error
             nursery.cancel_scope.cancel()
@@ -173,15 +181,29 @@ class ControlSession:
             raise failure
 
 
+def _format_some(items: Iterator[Item]) -> tuple[bytes, bool]:
+    """Format items, about `REPLY_BATCH` bytes of them. Returns the lines, and whether these were the last."""
+    batch = bytearray()
+    for item in items:
+        batch += format_item(item)
+        if len(batch) >= REPLY_BATCH:
+            return bytes(batch), False
+    return bytes(batch), True
+
+
+def _line(item: Item) -> bytes:
+    return item.line if isinstance(item, Event) else format_item(item)
+
+
 class _InputMonitor:
-    """Interrupts the wait for the next item of a stream when the peer sends input."""
+    """Interrupts the wait for the next items of a stream when the peer sends input."""
 
     def __init__(self) -> None:
         self._has_input = False
         self._waiting = trio.CancelScope()
 
     async def run(self, connection: LineConnection) -> None:
-        """Wait until the peer sends anything or the connection ends, then interrupt `next_item`. Errors are left for
+        """Wait until the peer sends anything or the connection ends, then interrupt `next_items`. Errors are left for
         the next read.
         """
         with suppress(PeerLeftError, RemoteProtocolError):
@@ -189,8 +211,8 @@ class _InputMonitor:
         self._has_input = True
         self._waiting.cancel()
 
-    async def next_item(self, stream: AsyncGenerator[Item, None]) -> Item | None:
-        """The next item, or None if the peer has sent input or the stream has ended."""
+    async def next_items(self, stream: AsyncGenerator[Sequence[Item], None]) -> Sequence[Item] | None:
+        """The next group of items, or None if the peer has sent input or the stream has ended."""
         if self._has_input:
             return None
         with trio.CancelScope() as self._waiting:

@@ -105,7 +105,7 @@ async def list_reservations(daemon: DaemonControl, request: Request, caller: Req
 async def release_reservation(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Drop the reservation of a tunnel that is not open."""
     record = await daemon.service.reservations.release(request.args[0], caller.known_grant)
-    return Reply(text=f"released port {record.client_port} of {record.holder.name}")
+    return Reply(text=f"released port {record.public} of {record.holder.name}")
 
 
 async def drain_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
@@ -141,23 +141,18 @@ async def watch_tunnels(daemon: DaemonControl, request: Request, caller: Request
     """A stream of events of one tunnel, or of all that the caller may see. The first event is `watching`."""
     grant = caller.known_grant
     tunnel = daemon.service.find(request.args[0], grant).id if request.args else None
+    daemon.service.events.check_limit(grant, daemon.settings.control.max_watchers)
     return Reply(stream=_stream(daemon, tunnel, caller))
 
 
-async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) -> AsyncGenerator[Item, None]:
-    """The events. After the credential of the caller is revoked, the next event ends the stream and is not sent."""
-    service = daemon.service
-
-    def wanted(other: str) -> bool:
-        grant = caller.grant_now
-        return grant is None or (tunnel in {None, other} and service.is_of(grant, other))
-
-    async with service.events.watch(daemon.settings.daemon.watch_backlog, wanted) as watcher:
-        yield {"event": "watching", "id": tunnel or "all"}
-        async for event in watcher:
-            if caller.grant_now is None:
-                return
-            yield event
+async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) -> AsyncGenerator[Sequence[Item], None]:
+    """The events, in groups. It ends when the credential of the caller is revoked."""
+    events = daemon.service.events
+    events.check_limit(caller.known_grant, daemon.settings.control.max_watchers)  # others may have come before
+    async with events.watch(daemon.settings.daemon.watch_backlog, lambda: caller.grant_now, tunnel) as watcher:
+        yield [{"event": "watching", "id": tunnel or "all"}]
+        async for group in watcher:
+            yield group
 
 
 async def status(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:

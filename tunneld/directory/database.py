@@ -16,13 +16,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tunneld.errors import StoreError, UsageError, reason_of
-from tunneld.net.endpoint import MAX_PORT, Endpoint
+from tunneld.net.address import parse_address
+from tunneld.net.endpoint import Endpoint
 from tunneld.policy.reservations import Reservation, ReservationKey
 
 FILE_NAME = "reservations.db"
 APPLICATION_ID = 0x74756E6C
 """`tunl`, in the header of the file: SQLite's own mark of the program that a file belongs to."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: one public port per tunnel, in a column `client_port`. 2: any public addresses. A file of version 1 is converted
+when it is opened. A file of a version newer than this is not changed, and reservations are kept in memory then.
+"""
 LOCK_TIMEOUT = 2.0
 """Seconds to wait for another process to release the file: a daemon that is just ending takes less."""
 FILE_MODE = 0o600
@@ -34,12 +38,21 @@ CREATE TABLE reservation (
     host TEXT NOT NULL,        -- the requester's address, or empty
     name TEXT NOT NULL,
     backend TEXT NOT NULL,
-    client_port INTEGER NOT NULL,
+    addresses TEXT NOT NULL,   -- public ones, separated by blanks: 20080 blog.example.org
     server TEXT NOT NULL,      -- the server URI with its key
     expires REAL,              -- seconds since 1970; NULL while the tunnel is open
     PRIMARY KEY (credential, host, name)
 ) WITHOUT ROWID
 """
+
+FROM_VERSION_1 = (
+    "ALTER TABLE reservation RENAME TO reservation_1",
+    SCHEMA,
+    """INSERT INTO reservation SELECT credential, host, name, backend, CAST(client_port AS TEXT), server, expires
+    FROM reservation_1""",
+    "DROP TABLE reservation_1",
+)
+"""Converts a file of version 1."""
 
 Change = tuple[ReservationKey, Reservation | None]
 """A holder and its reservation now. `expires` is in seconds since 1970 here."""
@@ -104,7 +117,8 @@ class Database:
         if record is None:
             self._connection.execute("DELETE FROM reservation WHERE (credential, host, name) = (?, ?, ?)", key)
         else:
-            row = (*key, record.backend, record.client_port, str(record.server), record.expires)
+            addresses = " ".join(map(str, record.addresses))
+            row = (*key, record.backend, addresses, str(record.server), record.expires)
             self._connection.execute("INSERT OR REPLACE INTO reservation VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
 
@@ -121,8 +135,9 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("BEGIN IMMEDIATE")  # fails where the file is read-only or locked
-        if not tables:
-            connection.execute(SCHEMA)
+        if version != FORMAT_VERSION:
+            for statement in FROM_VERSION_1 if tables else (SCHEMA,):
+                connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         connection.execute("COMMIT")
@@ -140,7 +155,7 @@ def _check_format(application: int, version: int) -> None:
         raise StoreError(
             "the database belongs to another program and was not changed: move it away, or set daemon.state"
         )
-    if version != FORMAT_VERSION:
+    if version not in {1, FORMAT_VERSION}:
         raise StoreError(
             f"its format version is {version}, and this tunneld supports {FORMAT_VERSION}; it was not changed: use the "
             "tunneld that wrote it, or move it away"
@@ -150,12 +165,11 @@ def _check_format(application: int, version: int) -> None:
 def _record(row: tuple[object, ...]) -> Reservation | None:
     """The reservation in a row, or None: an administrator may have edited the file."""
     match row:
-        case (str(credential), str(host), str(name), str(backend), int(port), str(server), float() | None as expires):
+        case (str(credential), str(host), str(name), str(backend), str(public), str(server), float() | None as expires):
             with suppress(UsageError):
-                if 1 <= port <= MAX_PORT:
-                    return Reservation(
-                        ReservationKey(credential, name, host), backend, port, Endpoint.parse(server), expires
-                    )
+                addresses = tuple(map(parse_address, public.split()))
+                holder = ReservationKey(credential, name, host)
+                return Reservation(holder, backend, addresses, Endpoint.parse(server), expires)
     return None
 
 

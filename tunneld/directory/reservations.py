@@ -17,6 +17,7 @@ import trio
 from tunneld.config.schema import Settings
 from tunneld.directory.store import ReservationStore
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
+from tunneld.net.address import Port
 from tunneld.policy.access import Grant
 from tunneld.policy.reservations import Reservation, ReservationKey, ReservationTable
 from tunneld.tunnel.tunnel import Tunnel
@@ -74,10 +75,11 @@ class Reservations:
         """The reservation of this holder, which requests `port` (None: any). Raises `LimitReachedError` where that port
         is reserved for a closed tunnel of another holder.
         """
+        address = None if port is None else Port(port)
         self.table.expire(trio.current_time())
-        for other in [record for record in self.table if port in record.ports and record.expires is not None]:
+        for other in [record for record in self.table if address in record.held and record.expires is not None]:
             if other.holder != holder and not (
-                holder and _may_have_moved(other.holder, holder) and other.client_port == port
+                holder and _may_have_moved(other.holder, holder) and address in other.addresses
             ):
                 raise LimitReachedError(_reserved(other, port, grant))
             if other.holder != holder:
@@ -88,7 +90,7 @@ class Reservations:
         """A tunnel has opened. Called before the next await, or another tunnel could take its port when it closes."""
         if holder is not None:
             self._holders[tunnel.id] = holder
-            self.table.hold(Reservation(holder, tunnel.spec.backend, tunnel.client_uri.port, tunnel.server_uri))
+            self.table.hold(Reservation(holder, tunnel.spec.backend, tunnel.addresses, tunnel.server_uri))
 
     def on_closed(self, tunnel: Tunnel, *, keep: bool) -> None:
         """A tunnel has closed. `keep` its reservation for `tunnels.reservation` seconds, or drop it."""
@@ -125,14 +127,15 @@ class Reservations:
     def ports_of(self, credential: str) -> set[int]:
         """The ports that are reserved for a credential."""
         self.table.expire(trio.current_time())
-        return {port for record in self.table if record.holder.credential == credential for port in record.ports}
+        held = (address for record in self.table if record.holder.credential == credential for address in record.held)
+        return {address.number for address in held if isinstance(address, Port)}
 
     def find(self, reference: str, grant: Grant) -> Sequence[ReservationView]:
-        """The reservations with this name, or with this port on either side. Raises `NoSuchTunnelError` for none."""
+        """The reservations with this name, or with this address on either side. Raises `NoSuchTunnelError` for none."""
         found = [
             kept
             for kept in self.kept(grant)
-            if reference == kept.record.holder.name or reference in map(str, kept.record.ports)
+            if reference == kept.record.holder.name or reference in map(str, kept.record.held)
         ]
         if not found:
             raise NoSuchTunnelError(
@@ -146,13 +149,11 @@ class Reservations:
         """
         found = self.find(reference, grant)
         if len(found) > 1:
-            ports = ", ".join(str(kept.record.client_port) for kept in found)
+            ports = ", ".join(kept.record.public for kept in found)
             raise UsageError(f"{len(found)} reservations are called {reference!r}: name one by its port, {ports}")
         kept = found[0]
         if kept.tunnel is not None:
-            raise UsageError(
-                f"tunnel {kept.tunnel} is open on port {kept.record.client_port}: close {kept.tunnel} first"
-            )
+            raise UsageError(f"tunnel {kept.tunnel} is open on port {kept.record.public}: close {kept.tunnel} first")
         self.table.drop(kept.record.holder)
         log.info("reservation released", **_log_fields(kept.record))
         await self.saved()

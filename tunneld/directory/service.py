@@ -19,6 +19,7 @@ from tunneld.config.schema import Settings
 from tunneld.directory.registry import TunnelRegistry, check_agrees
 from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import Reservations, reservation_key
+from tunneld.directory.turns import RequestTurns
 from tunneld.engine.engine import Engine
 from tunneld.errors import DrainingError, LimitReachedError, ListenError, TunneldError, UsageError
 from tunneld.net.endpoint import is_wildcard
@@ -62,7 +63,8 @@ class TunnelService(TunnelRegistry):
         """
         super().__init__()
         self.settings = settings
-        self.events = Events()
+        self.events = Events(self._owners.get)
+        self.turns = RequestTurns()
         self.reservations = Reservations(settings, state)
         self.draining = False
         self.leaving = False
@@ -201,7 +203,10 @@ class TunnelService(TunnelRegistry):
             await tunnel.wait_closed()
 
     def drain_revoked(self, credentials: Collection[str]) -> None:
-        """Drain the tunnels of all credentials that are not among these names, and drop their reservations."""
+        """Drain the tunnels of all credentials that are not among these names, drop their reservations, and end their
+        `watch` requests.
+        """
+        self.events.refresh()
         for tunnel in self.tunnels():
             owner = self.owner_of(tunnel.id)
             if owner and owner not in credentials:

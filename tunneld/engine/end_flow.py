@@ -43,6 +43,15 @@ class SocketToEnd(FromSocket):
         """See `Flow.undelivered`: what the end has accepted is the end's."""
         return False
 
+    def deliver_first(self, data: bytes) -> None:
+        """See `Flow.deliver_first`."""
+        try:
+            self.to.send(data)
+        except OSError as error:
+            self.relay.target_failed(self, error)
+        else:
+            self.moved += len(data)
+
     def resume(self) -> None:
         """See `Flow.resume`."""
         self.blocked = False
@@ -103,6 +112,12 @@ class FromEnd(Flow):
         end.handler = self
         if end.write_failure is not None:
             self.on_write_failed(end.write_failure)
+
+    def deliver_first(self, data: bytes) -> None:
+        """See `Flow.deliver_first`."""
+        self.end.unread(data)
+        self.blocked = True
+        self.move_soon()
 
     def detach(self) -> None:
         """See `Flow.detach`."""

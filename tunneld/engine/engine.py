@@ -152,11 +152,13 @@ class Engine(Protocol):
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None = None,
+        early: bytes = b"",
     ) -> Relay:
         """Relay between two ends of any kind until both directions have ended, then close both and call `on_end`.
 
         `on_end` is called once, never from inside `join`. `linger` is in seconds: once one side has ended, the relay
-        ends after this long without a byte. `throttle` was made by this engine's `limit`.
+        ends after this long without a byte. `throttle` was made by this engine's `limit`. `early` was read from the
+        visitor already, and is delivered before everything else; some 10 KiB at most, since no capacity limits it.
 
         A socket is an end by itself. It may still be connecting (EINPROGRESS): bytes wait for it, and a refused connect
         ends the relay with RESET on that side. An end of file from one side is forwarded (`shutdown`) and the other

@@ -60,6 +60,10 @@ class Flow:
         """Become the handler of the source. Raises OSError if that is broken."""
         raise NotImplementedError
 
+    def deliver_first(self, data: bytes) -> None:
+        """Deliver `data`, read from the source already, before all that follows. Called right after `start`."""
+        raise NotImplementedError
+
     def detach(self) -> None:
         """Handle the source no longer."""
         raise NotImplementedError

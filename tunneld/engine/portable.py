@@ -68,11 +68,12 @@ class PortableEngine(Scheduler):
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None = None,
+        early: bytes = b"",
     ) -> Relay:
         """See `Engine.join`."""
         ends = [end if isinstance(end, End) else self._end_of(end) for end in (visitor, server)]
         relay = JoinedEnds(self, ends[0], ends[1], linger, on_end, cast("Throttle | None", throttle))
-        relay.start()
+        relay.start(early)
         return relay
 
     def _end_of(self, connection: socket.socket) -> StreamEnd:

@@ -155,12 +155,13 @@ class Pump(Scheduler):
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
         throttle: Limiter | None = None,
+        early: bytes = b"",
     ) -> Relay:
         """See `Engine.join`."""
         self._epoll_set()
         ends = [end if isinstance(end, End) else SocketEnd(self, end) for end in (visitor, server)]
         relay = JoinedEnds(self, ends[0], ends[1], linger, on_end, cast("Throttle | None", throttle))
-        relay.start()
+        relay.start(early)
         return relay
 
     def export_relay(self, relay: Relay) -> RelayState | None:

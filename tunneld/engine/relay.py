@@ -78,8 +78,8 @@ class JoinedEnds:
         self.from_visitor.reverse = self.from_server
         self.from_server.reverse = self.from_visitor
 
-    def start(self) -> None:
-        """Attach both flows. `on_end` is never called from inside."""
+    def start(self, early: bytes = b"") -> None:
+        """Attach both flows; see `Engine.join` for `early`. `on_end` is never called from inside."""
         self.engine.relay_started(self)
         for flow in (self.from_visitor, self.from_server):
             end = flow.source
@@ -91,6 +91,8 @@ class JoinedEnds:
                 self.source_failed(flow, error)
             if self.closed:
                 return
+        if early:
+            self.from_visitor.deliver_first(early)
 
     # Called by the owner
 

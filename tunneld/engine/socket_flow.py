@@ -112,6 +112,11 @@ class SocketFlow(FromSocket):
         """See `Flow.undelivered`."""
         return bool(self.buffered) or self.pipe is not None
 
+    def deliver_first(self, data: bytes) -> None:
+        """See `Flow.deliver_first`. Epoll has not yet reported that the target takes bytes."""
+        self.buffered = data
+        self.blocked = True
+
     def export(self) -> FlowState:
         """See `Flow.export`."""
         self.pump.detach(self.fd, self)

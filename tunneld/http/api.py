@@ -11,7 +11,7 @@ object per event, until the client closes. An error is `application/problem+json
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
 
@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tunneld.control.commands import find_command
-from tunneld.control.reply import Execute, Reply
+from tunneld.control.reply import Execute, Reply, Step
 from tunneld.errors import UsageError
 from tunneld.http.problems import http_error
 from tunneld.http.servlet import unique_parameters
@@ -29,6 +29,8 @@ from tunneld.http.translate import as_fields, caller_of, execute_request, make_r
 from tunneld.wire.lines import Item, Request
 
 DEFAULT_VERB = "help"
+ITEMS_PER_STEP = 64
+"""Items formatted without a pause, which takes a millisecond."""
 ARGUMENT_NAMES = frozenset({"arg", "ref", "uri", "verb"})
 """Query parameters that are arguments; every other one is an option."""
 
@@ -55,12 +57,20 @@ def _verb(request: HttpRequest) -> str:
 
 async def _respond(request: HttpRequest, reply: Reply) -> Response | LineStream:
     if reply.stream is None:
-        answer = {"text": reply.text, "items": [as_fields(item) for item in reply.items]}
-        return Response(json.dumps(answer) + "\n", media_type="application/json")
+        return Response(await _format(reply), media_type="application/json")
     if request.method == "HEAD":
         await reply.stream.aclose()
         return Response(media_type=LineStream.MEDIA_TYPE)
-    return LineStream(reply.stream)
+    return LineStream(reply.stream, reply.step)
+
+
+async def _format(reply: Reply) -> str:
+    """The reply as JSON, formatted in steps."""
+    items = []
+    for first in range(0, len(reply.items), ITEMS_PER_STEP):
+        async with reply.step():
+            items += [json.dumps(as_fields(item)) for item in reply.items[first : first + ITEMS_PER_STEP]]
+    return f'{{"text": {json.dumps(reply.text)}, "items": [{", ".join(items)}]}}\n'
 
 
 def _from_query(verb: str, request: HttpRequest) -> Request:
@@ -96,8 +106,9 @@ class LineStream:
 
     MEDIA_TYPE = "application/x-ndjson"
 
-    def __init__(self, items: AsyncGenerator[Item, None]) -> None:
+    def __init__(self, items: AsyncGenerator[Sequence[Item], None], step: Step) -> None:
         self._items = items
+        self._step = step
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response. Starlette calls this."""
@@ -109,9 +120,10 @@ class LineStream:
     async def _write(self, send: Send) -> None:
         headers = [(b"content-type", self.MEDIA_TYPE.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        async for item in self._items:
-            line = json.dumps(as_fields(item)).encode() + b"\n"
-            await send({"type": "http.response.body", "body": line, "more_body": True})
+        async for items in self._items:
+            async with self._step():
+                lines = "".join(json.dumps(as_fields(item)) + "\n" for item in items).encode()
+            await send({"type": "http.response.body", "body": lines, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

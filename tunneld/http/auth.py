@@ -24,10 +24,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.penalties import Block
 from tunneld.auth.preauth import PreauthSlot
+from tunneld.errors import LimitReachedError
 from tunneld.http.problems import Problem, http_error, respond
 from tunneld.http.translate import GRANT, RENEW, client_of
 from tunneld.net.endpoint import is_loopback
 from tunneld.policy.access import EVERYBODY
+from tunneld.policy.places import Place
 from tunneld.wire.scram import FAILED
 
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
@@ -44,6 +46,7 @@ class ConnectionInfo:
 
     slot: PreauthSlot = field(default_factory=PreauthSlot.exempt)  # held until a request has authenticated
     certificate: bytes | None = None  # the client certificate (DER), which TLS has verified
+    place: Place = field(default_factory=Place)  # claimed for the credential of the latest request
     deadline: float = math.inf  # of Trio's clock: until then a request must have authenticated, see `authenticated`
 
     def authenticated(self) -> None:
@@ -110,6 +113,10 @@ class AuthMiddleware:
                 return http_error(HTTPStatus.UNAUTHORIZED, FAILED, WWW_Authenticate=CHALLENGE).problem
         assert credential is not None
         connection.authenticated()
+        try:
+            connection.place.claim(credential.grant)
+        except LimitReachedError as error:
+            return http_error(HTTPStatus.SERVICE_UNAVAILABLE, str(error), Connection="close").problem
         self._authenticator.remember_login(host, credential.name)
         scope[GRANT], scope[RENEW] = credential.grant, partial(self._authenticator.renew, credential)
         return None

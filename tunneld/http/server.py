@@ -37,6 +37,7 @@ from tunneld.http.translate import bare_address
 from tunneld.net.accept import peer_address
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
+from tunneld.policy.places import Place, PlaceLimits, Places
 from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream, is_truncation
 
 log = structlog.get_logger("http")
@@ -68,6 +69,7 @@ class HttpServer:
         self._daemon = daemon
         self._tls = tls
         self._open = 0
+        self._places = Places("HTTP connection", "http.max_connections", self._place_limits)
 
     async def handle(self, connection: socket.socket) -> None:
         """Serve one accepted connection and close it. An error of any kind ends this connection only."""
@@ -94,9 +96,15 @@ class HttpServer:
             self._open -= 1
             if info is not None:
                 info.slot.close(trio.current_time())
+                info.place.release()
             if stream is not None:
                 await trio.aclose_forcefully(stream)
             connection.close()
+
+    def _place_limits(self) -> PlaceLimits:
+        settings = self._daemon.settings
+        maximum, reserved = settings.http.max_connections, settings.http.reserved_connections
+        return PlaceLimits(maximum, reserved, settings.control.credential_share)
 
     def _admit(self, connection: socket.socket) -> ConnectionInfo | None:
         """Take or refuse a new connection: its information, with a slot if it must authenticate; None if refused.
@@ -116,7 +124,8 @@ class HttpServer:
         if isinstance(slot, PreauthRefusal):
             self._authenticator.log_refusal(host, "http", slot)
             return None
-        return ConnectionInfo(slot, deadline=now + self._daemon.settings.control.handshake_timeout)
+        place = Place(self._places)
+        return ConnectionInfo(slot, place=place, deadline=now + self._daemon.settings.control.handshake_timeout)
 
     async def _encrypt(self, connection: socket.socket, info: ConnectionInfo) -> trio.SocketStream | TlsStream | None:
         """The stream for HTTP; None if TLS is required and its handshake fails or is not done in time."""

@@ -12,8 +12,6 @@ credit is granted only for bytes that a channel's handler has taken.
 
 from __future__ import annotations
 
-from typing import Any
-
 import structlog
 
 from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
@@ -27,6 +25,7 @@ from tunneld.mux.ping import PING_PROTOCOL, PingSession
 from tunneld.mux.send_buffer import SendBuffer
 from tunneld.mux.turns import CarrierTurns
 from tunneld.mux.window import ReceiveWindow, WindowBudget
+from tunneld.net.endpoint import Peer
 from tunneld.wire.webmux.events import (
     Accepted,
     Broken,
@@ -148,7 +147,7 @@ class Carrier:
         self.mux.accept(channel.sid)
         self.schedule_flush()
 
-    def set_originator(self, channel: Channel, visitor: Any | None) -> None:
+    def set_originator(self, channel: Channel, visitor: Peer | None) -> None:
         """Does nothing: WebMUX has no message for it."""
 
     def send_capacity(self, channel: Channel) -> int:

@@ -8,12 +8,13 @@ full.
 from __future__ import annotations
 
 import errno
-from typing import Any, Protocol
+from typing import Protocol
 
 from tunneld.engine.end import NO_HANDLER, BufferedEnd, EndHandler
 from tunneld.engine.pump import Pump
 from tunneld.mux.limits import CarrierLimits
 from tunneld.mux.window import ReceiveWindow
+from tunneld.net.endpoint import Peer
 
 __all__ = ["NO_HANDLER", "Channel", "ChannelTransport", "EndHandler"]
 
@@ -32,7 +33,7 @@ class ChannelTransport(Protocol):
     def accept(self, channel: Channel) -> None:
         """Accept a channel that the peer opened."""
 
-    def set_originator(self, channel: Channel, visitor: Any | None) -> None:
+    def set_originator(self, channel: Channel, visitor: Peer | None) -> None:
         """Tell the peer that the channel is for the visitor from this address; None hides the address."""
 
     def send_capacity(self, channel: Channel) -> int:
@@ -78,7 +79,7 @@ class Channel(BufferedEnd):
         """Accept a channel that the peer opened; the alternative is `reset`."""
         self.carrier.accept(self)
 
-    def set_originator(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Peer | None) -> None:
         """Tell the peer which visitor the channel is for, before anything else is sent on it."""
         self.carrier.set_originator(self, visitor)
 

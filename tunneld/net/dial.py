@@ -18,8 +18,10 @@ from tunneld.net.sockets import pending_error
 Address = tuple[socket.AddressFamily, Any]
 """A family, and what `connect` of that family takes: a resolved host and port, or a path."""
 
-KEEPALIVE_SECONDS = 60
+KEEPALIVE_SECONDS = 60.0
 """Idle time before TCP probes the peer, as on the relay. Carrier NATs drop idle connections after 2 minutes or more."""
+KEEPALIVE_PROBES = 4
+"""Probes without an answer until the connection is lost, a quarter of the idle time apart."""
 
 MAX_SYN_INTERVAL_MS = 1000
 """Milliseconds between two SYNs while `dial` waits."""
@@ -31,8 +33,9 @@ _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1"})
 _SOCK_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 
 
-def dial_nowait(address: Address) -> socket.socket:
-    """Begin to connect and return the socket, which the caller owns. A later refusal shows on the socket.
+def dial_nowait(address: Address, keepalive: float = KEEPALIVE_SECONDS) -> socket.socket:
+    """Begin to connect and return the socket, which the caller owns. A later refusal shows on the socket. `keepalive`
+    is the silence in seconds before TCP probes the peer.
 
     Raises `OSError` for an immediate refusal and for a shortage of descriptors. `BlockingIOError` means a Unix socket
     with a full backlog.
@@ -45,7 +48,7 @@ def dial_nowait(address: Address) -> socket.socket:
         if family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if where[0] not in _LOOPBACK_HOSTS:  # on loopback the kernel knows when the peer is gone
-                _keep_alive(connection)
+                _keep_alive(connection, keepalive)
         outcome = connection.connect_ex(where)
         if outcome not in _CONNECTING:
             raise OSError(outcome, os.strerror(outcome))
@@ -65,10 +68,18 @@ def check_not_refused(connection: socket.socket) -> None:
         raise error
 
 
-def _keep_alive(connection: socket.socket) -> None:
+def _keep_alive(connection: socket.socket, seconds: float) -> None:
+    """Have the kernel probe the peer after this long without a sign of life, and give it up after as long again."""
+    idle = max(1, round(seconds))
+    options = {
+        "TCP_KEEPIDLE": idle,
+        "TCP_KEEPINTVL": max(1, idle // KEEPALIVE_PROBES),
+        "TCP_KEEPCNT": KEEPALIVE_PROBES,
+    }
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+    for name, value in options.items():
+        if hasattr(socket, name):  # not every system has all three
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def resolve(host: str, port: int) -> list[Address]:
@@ -102,9 +113,11 @@ async def first_reachable(addresses: list[Address]) -> Address:
     raise failure
 
 
-async def dial(address: Address) -> socket.socket:
-    """Connect and return the socket, which the caller owns. Raises `OSError`. There is no deadline but the kernel's."""
-    connection = dial_nowait(address)
+async def dial(address: Address, keepalive: float = KEEPALIVE_SECONDS) -> socket.socket:
+    """Connect and return the socket, which the caller owns. Raises `OSError`. There is no deadline but the kernel's.
+    `keepalive` as for `dial_nowait`.
+    """
+    connection = dial_nowait(address, keepalive)
     try:
         with _frequent_syns(connection):
             await trio.lowlevel.wait_writable(connection)

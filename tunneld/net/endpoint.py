@@ -39,6 +39,8 @@ CONTROL_PORT = 7010
 """The default port of the control protocol."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Peer = tuple[str, int] | tuple[str, int, int, int]
+"""The address of a TCP socket's peer, as `accept` returns it: host and port, for IPv6 with flow label and scope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +214,9 @@ def parse_network(text: str) -> Network:
         raise UsageError(f"not an address or a network: {text!r}") from None
 
 
-def contains(network: Network, peer: Any) -> bool:
+def contains(network: Network, peer: Peer) -> bool:
     """Whether a peer address, as `accept` returned it, is in the network."""
-    return _contains(network, str(peer[0]))
+    return _contains(network, peer[0])
 
 
 @lru_cache(maxsize=1024)  # a hidden server connects from one address thousands of times; parsing takes 10 µs

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Protocol
 
 from tunneld.errors import SHORTAGES, LimitReachedError, ListenError, ShortageError, TunneldError, reason_of
+from tunneld.net.address import Address, Port
 from tunneld.net.endpoint import format_peer
+from tunneld.net.liveness import set_keepalive
 
 _NO_SUCH_ADDRESS = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
-_MAX_KEEPALIVE_SECONDS = 32767  # Linux's MAX_TCP_KEEPIDLE
-_KEEPALIVE_PROBES = 4  # a quarter of the idle time apart, so a vanished peer is noticed after twice the idle time
 
 LOW_PORT_HINT = ": ports below 1024 require CAP_NET_BIND_SERVICE (AmbientCapabilities= in the systemd unit)"
 RESERVED_DESCRIPTORS = 64
@@ -64,7 +64,7 @@ def bind_in_range(
     backlog: int = 1024,
     keepalive: float = 60.0,
     start: int | None = None,
-    reserved: Container[int] = (),
+    reserved: Container[Address] = (),
 ) -> socket.socket:
     """Listen on a free port of `ports` that is not `reserved`, on the first address of `host`; `range(0, 1)` means any
     free port.
@@ -77,14 +77,14 @@ def bind_in_range(
     """
     first = random.randrange(len(ports)) if start is None else start % len(ports)
     span = f"{ports[0]}-{ports[-1]}" if len(ports) > 1 else f"{ports[0]}"
-    candidates = (port for port in chain(ports[first:], ports[:first]) if port not in reserved)
+    candidates = (port for port in chain(ports[first:], ports[:first]) if Port(port) not in reserved)
     try:
         if ports[0] == 0:
             return _bind_any(_addresses(host)[0], backlog, keepalive, reserved)
         return _bind(_addresses(host)[0], candidates, backlog, keepalive)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            count = sum(port in reserved for port in ports)
+            count = sum(Port(port) in reserved for port in ports)
             hint = f"; {count} are reserved for named tunnels (tunnels.reservation)" if count else ""
             raise LimitReachedError(f"no port is free in {span} on {host or '*'}{hint}") from None
         raise _listen_error(host, span, error) from None
@@ -210,7 +210,8 @@ def _bind(
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host else 0)
         _take_free_port(listener, host, ports)
-        _set_inherited(listener, keepalive)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_keepalive(listener, keepalive)
         listener.setblocking(False)
         listener.listen(backlog)
         if shared:
@@ -221,13 +222,13 @@ def _bind(
     return listener
 
 
-def _bind_any(address: BindTarget, backlog: int, keepalive: float, reserved: Container[int]) -> socket.socket:
+def _bind_any(address: BindTarget, backlog: int, keepalive: float, reserved: Container[Address]) -> socket.socket:
     """Bind a port that the system chooses; reserved ones are kept bound until it chooses another."""
     refused: list[socket.socket] = []
     try:
         while True:
             listener = _bind(address, [0], backlog, keepalive)
-            if listener.getsockname()[1] not in reserved:
+            if Port(listener.getsockname()[1]) not in reserved:
                 return listener
             refused.append(listener)
     finally:
@@ -246,16 +247,6 @@ def _take_free_port(listener: socket.socket, host: str, ports: Iterable[int]) ->
                 raise
             taken = error
     raise taken or OSError(errno.EADDRINUSE, "no port to choose from")
-
-
-def _set_inherited(listener: socket.socket, keepalive: float) -> None:
-    idle = min(max(1, round(keepalive)), _MAX_KEEPALIVE_SECONDS)
-    interval = max(1, idle // _KEEPALIVE_PROBES)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval), ("TCP_KEEPCNT", _KEEPALIVE_PROBES)):
-        if hasattr(socket, name):  # not every system has all three
-            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _listen_error(host: str, ports: str, error: OSError) -> TunneldError:

@@ -61,7 +61,7 @@ class Grant:
         if self.networks is None:
             return True
         try:
-            return any(contains(network, (host,)) for network in self.networks)
+            return any(contains(network, (host, 0)) for network in self.networks)
         except ValueError:  # no IP address: a Unix socket, or a peer that has disconnected
             return False
 

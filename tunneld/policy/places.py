@@ -78,5 +78,29 @@ class Places:
             del self._by_credential[name]
 
 
+class Place:
+    """The place of one connection, claimed when it has authenticated and released when it ends."""
+
+    def __init__(self, places: Places | None = None) -> None:
+        """Without `places` every claim succeeds."""
+        self._places = places
+        self._credential: str | None = None
+        self._release: Callable[[], None] = _release_nothing
+
+    def claim(self, grant: Grant) -> None:
+        """Claim the place for this credential, instead of for the one that had it before. Raises
+        `LimitReachedError`, and keeps what it has.
+        """
+        if self._places is not None and grant.name != self._credential:
+            claimed = self._places.claim(grant)
+            self._release()
+            self._credential, self._release = grant.name, claimed
+
+    def release(self) -> None:
+        """The connection has ended. Idempotent."""
+        self._release()
+        self._credential, self._release = None, _release_nothing
+
+
 def _release_nothing() -> None:
     """An admin's connection has no place of its own."""

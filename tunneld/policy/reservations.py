@@ -6,8 +6,8 @@
 
 A *holder* is a credential and the name that it gives a tunnel. Without credentials every peer may do everything, and
 the requester's address takes the place of the credential. That separates well-meaning users; an attacker could close
-another user's tunnel as well. A record is independent of the backend: it has the client port and the complete
-server URI, with its key, and a backend reuses what it can of that.
+another user's tunnel as well. A record is independent of the backend: it has the public addresses and the
+complete server URI, with its key, and a backend reuses what it can of that.
 
 Times are readings of one monotonic clock; the store, which outlives it, translates them.
 """
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from tunneld.net.address import Address, Port
 from tunneld.net.endpoint import Endpoint
 
 
@@ -37,31 +38,41 @@ class ReservationKey:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """One reserved address. `expires` is None while its tunnel is open."""
+    """The reserved addresses of one tunnel. `expires` is None while it is open."""
 
     holder: ReservationKey
     backend: str
-    client_port: int
+    addresses: tuple[Address, ...]  # public ones, in the order of the tunnel's ingresses
     server: Endpoint = field(repr=False)  # with its key, a secret
     expires: float | None = None
 
     @property
-    def ports(self) -> tuple[int, int]:
-        """The ports that no other tunnel gets: of clients, and of the server URI, which may be a shared port."""
-        return self.client_port, self.server.port
+    def held(self) -> frozenset[Address]:
+        """What no other tunnel gets: the public addresses, and the port of the server URI, which may be shared."""
+        return frozenset((*self.addresses, Port(self.server.port)))
+
+    @property
+    def client_port(self) -> int | None:
+        """The first public port; None where visitors reach the tunnel by names alone."""
+        return next((address.number for address in self.addresses if isinstance(address, Port)), None)
+
+    @property
+    def public(self) -> str:
+        """The public addresses, for messages."""
+        return ", ".join(map(str, self.addresses))
 
 
 class ReservationTable:
-    """All reservations. `port in table` tells whether a port is reserved."""
+    """All reservations. `address in table` tells whether an address is reserved."""
 
     def __init__(self, changed: Callable[[ReservationKey], None] = lambda _holder: None) -> None:
         """`changed` is called with the holder of each record that was replaced or dropped."""
         self.changed = changed
         self._records: dict[ReservationKey, Reservation] = {}  # closed tunnels in the order of their closing
-        self._ports = Counter[int]()
+        self._held = Counter[Address]()
 
-    def __contains__(self, port: object) -> bool:
-        return port in self._ports
+    def __contains__(self, address: object) -> bool:
+        return address in self._held
 
     def __len__(self) -> int:
         return len(self._records)
@@ -74,16 +85,16 @@ class ReservationTable:
         return self._records.get(holder)
 
     def load(self, records: Iterable[Reservation]) -> None:
-        """Add these without calling `changed`. Of two records with the same client port the later one is ignored."""
+        """Add these without calling `changed`. Of two records with the same public address the later one is ignored."""
         for record in records:
-            if self.find_by_client_port(record.client_port) is None:
+            if not any(map(self.find_by_address, record.addresses)):
                 self._put(record)
 
-    def find_by_client_port(self, port: int) -> Reservation | None:
-        """The reservation of a port for clients."""
-        if port not in self._ports:
+    def find_by_address(self, address: Address) -> Reservation | None:
+        """The reservation of a public address."""
+        if address not in self._held:
             return None
-        return next((record for record in self if record.client_port == port), None)
+        return next((record for record in self if address in record.addresses), None)
 
     def hold(self, record: Reservation) -> None:
         """The tunnel of this holder is open at this address: the reservation does not expire."""
@@ -142,12 +153,12 @@ class ReservationTable:
         """Store a record at the end, which keeps closed tunnels in the order of their closing."""
         self._take(record.holder)
         self._records[record.holder] = record
-        self._ports.update(set(record.ports))
+        self._held.update(record.held)
 
     def _take(self, holder: ReservationKey) -> Reservation | None:
         record = self._records.pop(holder, None)
-        for port in set(record.ports) if record is not None else ():
-            self._ports[port] -= 1
-            if not self._ports[port]:
-                del self._ports[port]
+        for address in record.held if record is not None else ():
+            self._held[address] -= 1
+            if not self._held[address]:
+                del self._held[address]
         return record

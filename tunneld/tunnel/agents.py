@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from typing import Any
 
-from tunneld.net.endpoint import Network, contains
+from tunneld.net.endpoint import Network, Peer, contains
 
 MAX_NETWORKS_PER_TUNNEL = 64
 """Networks remembered for agents that share a tunnel: the latest. Agents move, so some of the older are out of use."""
@@ -45,7 +44,7 @@ class TunnelAgents:
         self.networks = {}
         self._permit(network)
 
-    def why_not_allowed(self, peer: Any) -> str:
+    def why_not_allowed(self, peer: Peer) -> str:
         """Why this peer may not connect as the hidden server; empty: it may."""
         if self.networks is None:
             return ""

@@ -9,32 +9,62 @@
     draining  nothing new; connections may finish        id visitors
     closed    the tunnel has closed                      id reason visitors up down
 
-Publishing never waits: a watcher that does not keep up loses events, and an event `lost` tells how many. Without
-watchers, publishing costs one test.
+Publishing never waits: a watcher that does not keep up loses events, and an event `lost` tells how many. Without a
+watcher that may see a tunnel, publishing an event of it costs two look-ups: watchers are kept by the credential whose
+tunnels they see. Their grants are read when they subscribe and after each reload.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import trio
 
-from tunneld.wire.lines import Item, Value
+from tunneld.errors import LimitReachedError
+from tunneld.policy.access import EVERYBODY, Grant
+from tunneld.wire.lines import Item, Value, format_item
+
+MAX_EVENTS_AT_ONCE = 64
+"""Events that a watcher returns together: what fits into one write."""
+
+EVERYTHING = object()
+"""The key of watchers that see all tunnels."""
+
+
+class Event(dict[str, Value]):
+    """One event. All watchers get the same object, and its line is formatted once."""
+
+    _line: bytes | None = None
+
+    @property
+    def line(self) -> bytes:
+        """The event as a line of the control protocol."""
+        if self._line is None:
+            self._line = format_item(self)
+        return self._line
 
 
 class Watcher:
-    """One subscription: an asynchronous iterator over events, oldest first."""
+    """One subscription: an asynchronous iterator over groups of events, oldest first. Ends when its credential is
+    removed.
+    """
 
-    def __init__(self, backlog: int, wanted: Callable[[str], bool]) -> None:
+    def __init__(self, backlog: int, grant: Callable[[], Grant | None], tunnel: str | None) -> None:
+        """`grant` returns the grant in force; None: the credential was removed. `tunnel` is the id of the only tunnel
+        that is wanted.
+        """
+        self.grant = grant
+        self.key: object = None  # in the index of `Events`
+        self.credential = ""  # the name of its credential
         self._send, self._receive = trio.open_memory_channel[Item](backlog)
-        self._wanted = wanted
+        self._tunnel = tunnel
         self._lost = 0
 
-    def offer(self, event: Item) -> None:
+    def offer(self, event: Event) -> None:
         """Queue one event, or count it as lost where the backlog is full."""
-        if not self._wanted(str(event.get("id", ""))):
+        if self._tunnel is not None and event.get("id") != self._tunnel:
             return
         try:
             if self._lost:
@@ -44,18 +74,32 @@ class Watcher:
         except trio.WouldBlock:
             self._lost += 1
 
+    def end(self) -> None:
+        """There is nothing more for this watcher."""
+        self._send.close()
+
     def __aiter__(self) -> Watcher:
         return self
 
-    async def __anext__(self) -> Item:
-        return await self._receive.receive()
+    async def __anext__(self) -> Sequence[Item]:
+        try:
+            events = [await self._receive.receive()]
+            while len(events) < MAX_EVENTS_AT_ONCE:
+                events.append(self._receive.receive_nowait())
+        except trio.WouldBlock:
+            pass
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+        return events
 
 
 class Events:
     """Where tunnels publish and watchers subscribe."""
 
-    def __init__(self) -> None:
-        self._watchers: set[Watcher] = set()
+    def __init__(self, owner_of: Callable[[str], str | None] = lambda _tunnel: None) -> None:
+        """`owner_of` returns the credential of the tunnel with an id."""
+        self._owner_of = owner_of
+        self._watchers: dict[object, set[Watcher]] = {}  # by `EVERYTHING`, or by credential
 
     @property
     def watched(self) -> bool:
@@ -63,20 +107,51 @@ class Events:
         return bool(self._watchers)
 
     def publish(self, name: str, /, **fields: Value) -> None:
-        """Offer an event to every watcher. Never waits, never raises."""
-        if self._watchers:
-            event: Item = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **fields}
-            for watcher in self._watchers:
+        """Offer an event to every watcher that may see its tunnel. Never waits, never raises."""
+        watchers = [*self._watchers.get(EVERYTHING, ()), *self._watchers.get(self._owner_of(str(fields.get("id"))), ())]
+        if watchers:
+            event = Event(time=datetime.now(UTC).isoformat(timespec="milliseconds"), event=name, **fields)
+            for watcher in watchers:
                 watcher.offer(event)
 
+    def check_limit(self, grant: Grant, limit: int) -> None:
+        """Raise `LimitReachedError` where the credential of `grant` has `limit` watchers."""
+        running = sum(watcher.credential == grant.name for group in self._watchers.values() for watcher in group)
+        if running >= limit:
+            name = grant.title if grant.name else "this relay"
+            raise LimitReachedError(f"watch limit reached: {name} has {running} of {limit} open (control.max_watchers)")
+
     @asynccontextmanager
-    async def watch(self, backlog: int, wanted: Callable[[str], bool] = lambda _id: True) -> AsyncIterator[Watcher]:
-        """Subscribe for the length of the block to the events of tunnels where `wanted(id)` is true at the time
-        of the event. `backlog` events are queued.
+    async def watch(
+        self, backlog: int, grant: Callable[[], Grant | None] = lambda: EVERYBODY, tunnel: str | None = None
+    ) -> AsyncIterator[Watcher]:
+        """Subscribe for the length of the block to the events of the tunnels that `grant` may see, or of one `tunnel`.
+        `backlog` events are queued.
         """
-        watcher = Watcher(backlog, wanted)
-        self._watchers.add(watcher)
+        watcher = Watcher(backlog, grant, tunnel)
+        self._add(watcher)
         try:
             yield watcher
         finally:
-            self._watchers.discard(watcher)
+            self._remove(watcher)
+
+    def refresh(self) -> None:
+        """The credentials may have changed: read the grants of all watchers again."""
+        for watcher in [watcher for group in self._watchers.values() for watcher in group]:
+            self._remove(watcher)
+            self._add(watcher)
+
+    def _add(self, watcher: Watcher) -> None:
+        grant = watcher.grant()
+        if grant is None:
+            watcher.end()
+        else:
+            watcher.key = EVERYTHING if grant.is_admin else grant.name
+            watcher.credential = grant.name
+            self._watchers.setdefault(watcher.key, set()).add(watcher)
+
+    def _remove(self, watcher: Watcher) -> None:
+        group = self._watchers.get(watcher.key, set())
+        group.discard(watcher)
+        if not group:
+            self._watchers.pop(watcher.key, None)

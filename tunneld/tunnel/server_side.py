@@ -13,13 +13,16 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import trio
 
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.end import End
 from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import UsageError
-from tunneld.net.endpoint import Endpoint
+from tunneld.net.address import Address
+from tunneld.net.endpoint import Endpoint, Peer
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.tenants import Tenant
 
@@ -35,7 +38,7 @@ class Handshakes(Protocol):
         """For a handshake that begins now; None where this relay has no certificate."""
 
     def start(
-        self, connection: socket.socket, peer: Any, listener: str, handshake: Callable[[], Awaitable[None]], /
+        self, connection: socket.socket, peer: Peer, listener: str, handshake: Callable[[], Awaitable[None]], /
     ) -> None:
         """Run `handshake` for a new connection in a task of bounded time, or close the connection where there are too
         many unauthenticated ones. `listener` names the port in the log.
@@ -62,9 +65,6 @@ class BackendServices:
 
 NO_SERVICES = BackendServices()
 
-Peer = Any
-"""The address of a socket's peer, as `accept` returns it."""
-
 
 @dataclass(frozen=True, slots=True)
 class ServerSideSnapshot:
@@ -84,17 +84,17 @@ class TunnelContext:
     engine: Engine
     settings: TunnelSettings
     advertised_host: str
-    client_port: int  # of the client side
+    client_port: int  # the public port; 0 where visitors reach the tunnel by names alone
     services: BackendServices
     secure: str  # as in `TunnelOptions`
     persist: bool  # the tunnel serves many visitors, one after another
     former: Endpoint | None  # the server URI of the tunnel that this one replaces: to be used again where possible
-    reserved: Container[int]  # ports of other tunnels, not to be bound, except the port of `former`
-    why_not_allowed: Callable[[Any], str]  # why this peer may not connect as the hidden server; empty: it may
+    reserved: Container[Address]  # ports of other tunnels, not to be bound, except the port of `former`
+    why_not_allowed: Callable[[Peer], str]  # why this peer may not connect as the hidden server; empty: it may
     parking_capacity: Callable[[], int]  # how many server connections may be parked now
-    on_attached: Callable[[Any], None]  # with the peer's address
-    on_detached: Callable[[Any], None]  # the same
-    on_refused: Callable[[Any, str], None]  # with the peer's address and the reason
+    on_attached: Callable[[Peer], None]  # with the peer's address
+    on_detached: Callable[[Peer], None]  # the same
+    on_refused: Callable[[Peer, str], None]  # with the peer's address and the reason
     on_failure: FailureCallback  # with a bug in a callback
     tenant: Tenant = field(default_factory=Tenant)
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
@@ -103,7 +103,7 @@ class TunnelContext:
 class ServerConnection(Protocol):
     """A connection to the hidden server for one visitor: a socket of its own, or a channel of a carrier."""
 
-    def set_originator(self, visitor: Any | None) -> None:
+    def set_originator(self, visitor: Peer | None) -> None:
         """Set the address of the visitor, once and before anything else; None hides it. The
         backend passes it on to the hidden server if its protocol can.
         """
@@ -122,7 +122,10 @@ class ServerConnection(Protocol):
 
 
 class ServerSide(Protocol):
-    """A way to dial the hidden server."""
+    """A way to dial the hidden server. Its constructor binds what it needs; it may accept before `start`."""
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """The tunnel runs, with `nursery`, which owns the tasks of this server side. Called once, before `dial`."""
 
     @property
     def uri(self) -> Endpoint:

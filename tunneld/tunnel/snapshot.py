@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tunneld.engine.handover import RelayState
+from tunneld.net.address import Address
+from tunneld.net.endpoint import Peer
 from tunneld.tunnel.server_side import ServerSideSnapshot
 from tunneld.tunnel.spec import TunnelSpec
+from tunneld.tunnel.visitor import Visitor
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +32,16 @@ class TunnelCounters:
 class WaitingVisitor:
     """A visitor without a server connection, and the seconds that it may still wait for one."""
 
-    visitor: socket.socket
-    peer: Any
-    destination: Any  # the address that it connected to, where a proxy accepted the connection
+    visitor: Visitor
     seconds_left: float
 
 
 @dataclass(frozen=True, slots=True)
-class ClientSideSnapshot:
-    """What a client side hands over to the next process."""
+class IngressSnapshot:
+    """What an ingress hands over to the next process."""
 
-    port: int
-    listener: socket.socket | None  # None: it was closed, because the tunnel is draining
-    waiting: Sequence[WaitingVisitor] = ()
+    address: Address
+    listener: socket.socket | None  # None: it has none, or has closed it, because the tunnel is draining
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +51,19 @@ class TunnelSnapshot:
     spec: TunnelSpec
     draining: bool
     counters: TunnelCounters
-    client: ClientSideSnapshot
+    ingresses: Sequence[IngressSnapshot]
+    waiting: Sequence[WaitingVisitor]
     server: ServerSideSnapshot
-    relays: Sequence[tuple[RelayState, Any]]  # each with its visitor's address
+    relays: Sequence[tuple[RelayState, Peer]]  # each with its visitor's address
     cut: int = 0  # connections that could not be handed over
 
     def close(self) -> None:
         """Close all sockets, where no process continues the tunnel."""
-        listeners = [one for one in (self.client.listener, self.server.listener) if one is not None]
+        listeners = [*(ingress.listener for ingress in self.ingresses), self.server.listener]
         parked = [connection for connection, _peer in self.server.parked]
-        for one in [*listeners, *parked, *(waiting.visitor for waiting in self.client.waiting)]:
-            one.close()
+        for one in [*listeners, *parked, *(waiting.visitor.end for waiting in self.waiting)]:
+            if one is not None:
+                one.close()
         for relay, _peer in self.relays:
             relay.close()
 

@@ -6,6 +6,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 
 from tunneld.config.schema import TunnelSettings
+from tunneld.net.address import Address
 from tunneld.net.endpoint import Endpoint, Network, parse_network
 from tunneld.policy.access import EVERYBODY
 from tunneld.policy.limits import EffectiveLimits, effective_limits
@@ -27,7 +28,7 @@ class TunnelSpec:
     advertised_host: str
     services: BackendServices = NO_SERVICES
     former_uri: Endpoint | None = None  # the server URI of the tunnel that it replaces
-    reserved: Container[int] = ()  # ports that are reserved for other tunnels, even where nothing listens
+    reserved: Container[Address] = ()  # for other tunnels, even where nothing listens
     asked_from: Network | Anywhere | None = None  # `server_from` as requested, before the grant bounded it
     tenant: Tenant = field(default_factory=Tenant)  # the owner's, shared by all its tunnels
 

@@ -1,9 +1,9 @@
-"""One tunnel: its nursery, its phase, its two sides.
+"""One tunnel: its nursery, its phase, its ingresses and its server side.
 
     tunnel                     cancelling it drops exactly what hangs below
     ├─ server side             of the backend: its listener and parked connections, or its carriers
-    ├─ client side             a listener; its visitors arrive in batches, inside the engine
-    │  └─ waiting visitor ×N   a task each, but only for visitors that find no server connection parked
+    ├─ ingress ×1..n           where visitors come from; a port accepts them in batches, inside the engine
+    ├─ waiting visitor ×N      a task each, but only for visitors that find no server connection parked
     ├─ visitors                the relayed ones, without a task: the engine moves their bytes
     └─ timeout ×3              open_timeout, ttl, idle_timeout
 
@@ -22,22 +22,23 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import Enum
-from typing import Any
 
 import structlog
 import trio
 
 from tunneld.engine.engine import Engine
-from tunneld.net.endpoint import Endpoint, format_peer
+from tunneld.net.address import Address, Port
+from tunneld.net.endpoint import Endpoint, Peer, format_peer
 from tunneld.policy.admission import RefusalKind
 from tunneld.tunnel import timeouts
 from tunneld.tunnel.agents import TunnelAgents
-from tunneld.tunnel.client_side import ClientSide
 from tunneld.tunnel.events import Events
+from tunneld.tunnel.ingress import open_ingresses
 from tunneld.tunnel.server_side import TunnelContext
 from tunneld.tunnel.snapshot import TunnelCounters, TunnelSnapshot
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitors import RefusalLog, VisitorRelays
+from tunneld.tunnel.waiting import WaitingVisitors
 
 STOPPED = "the relay stopped"
 """The reason where no other was given: the task was cancelled together with all tunnels."""
@@ -54,12 +55,12 @@ class Phase(Enum):
 
 
 class Tunnel:
-    """A client side, a server side and the relays between them. Opened and owned by the service."""
+    """Ingresses, a server side and the relays between them. Opened and owned by the service."""
 
     def __init__(
         self, spec: TunnelSpec, engine: Engine, events: Events, snapshot: TunnelSnapshot | None = None
     ) -> None:
-        """Bind both sides; or continue from the `snapshot` of another process.
+        """Open the ingresses and the server side; or continue from the `snapshot` of another process.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and leaves nothing open then.
         """
@@ -82,11 +83,12 @@ class Tunnel:
         self._closed = trio.Event()
         self._refusals = RefusalLog(spec.id, events, counters.refused)
         self.visitors = VisitorRelays(spec.id, limits, spec.tenant, engine, events, self._refusals, self, counters)
-        self.client_side = ClientSide(spec, limits, snapshot.client if snapshot is not None else None)
+        self.arrivals = WaitingVisitors(limits, self.visitors)
+        self.ingresses = open_ingresses(spec, limits, snapshot.ingresses if snapshot is not None else ())
         try:
             self.server_side = backend(self._context())
         except BaseException:
-            self.client_side.close()
+            self._close_ingresses()
             raise
 
     # State
@@ -108,8 +110,13 @@ class Tunnel:
 
     @property
     def client_uri(self) -> Endpoint:
-        """The public address, to which clients connect: what getTunnelAddress returns."""
-        return self.client_side.uri
+        """The public address to advertise, that of the first ingress: what getTunnelAddress returns."""
+        return self.ingresses[0].uri
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """What visitors reach it by, in the order of the ingresses."""
+        return tuple(ingress.address for ingress in self.ingresses)
 
     @property
     def age(self) -> float:
@@ -119,7 +126,7 @@ class Tunnel:
     @property
     def waiting(self) -> int:
         """Visitors that wait for a server connection."""
-        return self.client_side.waiting
+        return len(self.arrivals)
 
     @property
     def parked(self) -> int:
@@ -159,7 +166,7 @@ class Tunnel:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    self.client_side.listen(self._engine, self.server_side, self.visitors, nursery, self.fail)
+                    self._start(nursery)
                     self._enter(Phase.READY if self.parked else Phase.WAITING)
                     if self._snapshot is not None:
                         self._adopt(self._snapshot)
@@ -189,7 +196,7 @@ class Tunnel:
         if self._phase in {Phase.DRAINING, Phase.CLOSED}:
             return
         self._enter(Phase.DRAINING)
-        self.client_side.close()
+        self._close_ingresses()
         self.server_side.close()
         self._events.publish("draining", id=self.id, visitors=len(self.visitors))
         self._log.info("tunnel draining", visitors=len(self.visitors), **({"reason": reason} if reason else {}))
@@ -198,7 +205,8 @@ class Tunnel:
 
     def pause(self) -> None:
         """Accept no connection on either side for now; new ones stay in the listeners' queues. Precedes `export`."""
-        self.client_side.pause()
+        for ingress in self.ingresses:
+            ingress.pause()
         self.server_side.pause()
 
     def export(self) -> TunnelSnapshot:
@@ -220,8 +228,16 @@ class Tunnel:
             down=down,
             quota_left=self.visitors.quota_left,
         )
-        client, server = self.client_side.export(), self.server_side.export()
-        snapshot = TunnelSnapshot(self.spec, self._phase is Phase.DRAINING, counters, client, server, relays, cut)
+        snapshot = TunnelSnapshot(
+            spec=self.spec,
+            draining=self._phase is Phase.DRAINING,
+            counters=counters,
+            ingresses=[ingress.export() for ingress in self.ingresses],
+            waiting=self.arrivals.export(),
+            server=self.server_side.export(),
+            relays=relays,
+            cut=cut,
+        )
         self._scope.cancel()
         return snapshot
 
@@ -255,7 +271,7 @@ class Tunnel:
             engine=self._engine,
             settings=self.spec.settings,
             advertised_host=self.spec.advertised_host,
-            client_port=self.client_uri.port,
+            client_port=next((one.number for one in self.addresses if isinstance(one, Port)), 0),
             services=self.spec.services,
             secure=self.spec.options.secure,
             persist=self.limits.persist,
@@ -276,13 +292,13 @@ class Tunnel:
             return self.spec.settings.max_parked
         return 0 if self.served else 1
 
-    def _on_attached(self, peer: Any) -> None:
+    def _on_attached(self, peer: Peer) -> None:
         if self._phase is Phase.WAITING:
             self._enter(Phase.READY)
         if self._events.watched:
             self._events.publish("attached", id=self.id, **{"from": format_peer(peer)})
 
-    def _on_detached(self, peer: Any) -> None:
+    def _on_detached(self, peer: Peer) -> None:
         if self._events.watched:
             self._events.publish("detached", id=self.id, **{"from": format_peer(peer)})
         self.on_visitor_left("the server connection closed before a visitor arrived")
@@ -305,13 +321,25 @@ class Tunnel:
     def _adopt(self, snapshot: TunnelSnapshot) -> None:
         """Continue the relays of another process, and its drain."""
         self._snapshot = None
-        self.visitors.adopt(snapshot.relays, [waiting.peer for waiting in snapshot.client.waiting])
+        self.visitors.adopt(snapshot.relays, [one.visitor.peer for one in snapshot.waiting])
         if self.visitors and self._phase is Phase.WAITING:
             self._enter(Phase.READY)
         if snapshot.draining:
             self.drain()
         elif self.served and not self.limits.persist and not self.visitors:
             self.close("its connection could not be kept across the restart")
+
+    def _start(self, nursery: trio.Nursery) -> None:
+        """Both sides work, in tasks of `nursery`: first the server side, then the queue, then the visitors come."""
+        self.server_side.start(nursery)
+        adopted = self._snapshot.waiting if self._snapshot is not None else ()
+        self.arrivals.start(self._engine, self.server_side, nursery, self.fail, adopted)
+        for ingress in self.ingresses:
+            ingress.listen(self._engine, self.arrivals, nursery, self.fail)
+
+    def _close_ingresses(self) -> None:
+        for ingress in self.ingresses:
+            ingress.close()
 
     def _enter(self, phase: Phase) -> None:
         self._log.debug("phase", was=self._phase.value, now=phase.value)
@@ -321,7 +349,7 @@ class Tunnel:
         """Close both listeners, drop every connection, and publish the end."""
         self._enter(Phase.CLOSED)
         self.reason = self.reason or STOPPED
-        self.client_side.close()
+        self._close_ingresses()
         self.server_side.close()
         self.visitors.drop()
         if self._exported:

@@ -11,19 +11,17 @@ the tunnel's `EffectiveLimits`. Refusals are counted, published as events, and l
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 import trio
 
 from tunneld.engine.engine import Engine, Relay, RelayEnd
 from tunneld.engine.handover import RelayState
-from tunneld.errors import reason_of
 from tunneld.net.accept import local_address
-from tunneld.net.endpoint import format_peer
+from tunneld.net.endpoint import Peer, format_peer
 from tunneld.policy.admission import Admission, AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
 from tunneld.policy.rates import LogLimiter, Rate
@@ -31,6 +29,7 @@ from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import ServerConnection
 from tunneld.tunnel.snapshot import TunnelCounters
 from tunneld.tunnel.tenants import Tenant
+from tunneld.tunnel.visitor import Visitor
 
 
 class VisitorEvents(Protocol):
@@ -58,7 +57,7 @@ class VisitorRelays:
         counters: TunnelCounters,
     ) -> None:
         """`tunnel` is the tunnel's id; `counters` come from the process that had the tunnel before."""
-        self.relays: dict[Relay, Any] = {}  # each with its visitor's address
+        self.relays: dict[Relay, Peer] = {}  # each with its visitor's address
         self.served = counters.served  # visitors that got a server connection, since the tunnel was opened
         self._tunnel = tunnel
         self._limits = limits
@@ -92,7 +91,7 @@ class VisitorRelays:
 
     # One visitor
 
-    def admit(self, peer: Any, waiting: int) -> AdmissionRefusal | None:
+    def admit(self, visitor: Visitor, waiting: int) -> AdmissionRefusal | None:
         """Accept a visitor and return None, or return why it is refused. `waiting` visitors have no server connection
         yet.
         """
@@ -109,45 +108,48 @@ class VisitorRelays:
             )
         refusal = self._tenant.refuse_visitor()
         if refusal is None and self._admission is not None:
-            refusal = self._admission.admit(peer[0], trio.current_time())
+            refusal = self._admission.admit(visitor.peer[0], trio.current_time())
         if refusal is None:
             self._tenant.visitors += 1
         return refusal
 
-    def relay(self, visitor: socket.socket, server: ServerConnection, peer: Any, destination: Any) -> None:
-        """Relay between an accepted visitor and a server connection. Takes over both.
-
-        `destination` is the address that the visitor connected to; None: that of its socket.
+    def relay(self, visitor: Visitor, server: ServerConnection) -> bool:
+        """Relay between an accepted visitor and a server connection, and own both from now on. False: the server
+        connection had failed already, and is closed; the visitor, from which nothing was read, is still the caller's.
         """
-        limits = self._limits
+        limits, end, peer = self._limits, visitor.end, visitor.peer
         server.set_originator(None if limits.hide_visitor else peer)
         if limits.proxy_header is not None:
             try:
-                server.send(limits.proxy_header(peer, destination or local_address(visitor)))
-            except OSError as error:
-                visitor.close()
+                server.send(limits.proxy_header(peer, visitor.reached or local_address(end)))
+            except OSError:
                 server.close()
-                self.pairing_failed(peer, f"its server connection failed: {reason_of(error)}")
-                return
+                return False
         self.served += 1
         relay = self._engine.join(
-            visitor, server.end, linger=limits.linger, on_end=self._on_relay_end, throttle=self._throttle
+            end,
+            server.end,
+            linger=limits.linger,
+            on_end=self._on_relay_end,
+            throttle=self._throttle,
+            early=visitor.early,
         )
         self.relays[relay] = peer
         if self._events.watched:
             self._events.publish("visitor", id=self._tunnel, **{"from": format_peer(peer)})
+        return True
 
-    def refused(self, peer: Any, refusal: AdmissionRefusal) -> None:
-        """The client side refused a visitor and closed it."""
-        self._refusals.visitor(peer, refusal)
+    def refused(self, visitor: Visitor, refusal: AdmissionRefusal) -> None:
+        """A visitor was refused and closed."""
+        self._refusals.visitor(visitor.peer, refusal)
 
-    def pairing_failed(self, peer: Any, reason: str) -> None:
+    def pairing_failed(self, visitor: Visitor, reason: str) -> None:
         """An accepted visitor got no server connection and was closed."""
-        self._count_out(peer)
-        self._refusals.visitor(peer, AdmissionRefusal(RefusalKind.UNSERVED, reason))
+        self._count_out(visitor.peer)
+        self._refusals.visitor(visitor.peer, AdmissionRefusal(RefusalKind.UNSERVED, reason))
         self._owner.on_visitor_left(f"its visitor was not served: {reason}")
 
-    def _count_out(self, peer: Any) -> None:
+    def _count_out(self, peer: Peer) -> None:
         """An accepted visitor is gone."""
         self._tenant.visitors -= 1
         if self._admission is not None:
@@ -179,7 +181,7 @@ class VisitorRelays:
         for relay in list(self.relays):
             relay.drop()
 
-    def export(self) -> tuple[Sequence[tuple[RelayState, Any]], int]:
+    def export(self) -> tuple[Sequence[tuple[RelayState, Peer]], int]:
         """Hand over the relays that another process can continue, each with its visitor's address, and the number of
         the remaining ones. Their bytes are counted; their ends are not reported.
         """
@@ -193,7 +195,7 @@ class VisitorRelays:
                 self._ended_down += relay.down
         return exported, len(relays) - len(exported)
 
-    def adopt(self, relays: Sequence[tuple[RelayState, Any]], waiting: Sequence[Any]) -> None:
+    def adopt(self, relays: Sequence[tuple[RelayState, Peer]], waiting: Sequence[Peer]) -> None:
         """Continue the relays of another process. `waiting` has the addresses of visitors that wait."""
         for state, peer in relays:
             self.relays[self._engine.import_relay(state, on_end=self._on_relay_end, throttle=self._throttle)] = peer
@@ -220,16 +222,16 @@ class RefusalLog:
         self._log = structlog.get_logger("tunnel").bind(tunnel=tunnel)
         self._limiter = LogLimiter(REFUSAL_LOG_RATE)
 
-    def visitor(self, peer: Any, refusal: AdmissionRefusal) -> None:
+    def visitor(self, peer: Peer, refusal: AdmissionRefusal) -> None:
         """A visitor was refused and closed."""
         self.visitors[refusal.kind] += 1
         self._report("client", peer, refusal.reason)
 
-    def server(self, peer: Any, reason: str) -> None:
+    def server(self, peer: Peer, reason: str) -> None:
         """A peer that connected as the hidden server was refused and closed."""
         self._report("server", peer, reason)
 
-    def _report(self, side: str, peer: Any, reason: str) -> None:
+    def _report(self, side: str, peer: Peer, reason: str) -> None:
         if self._events.watched:
             self._events.publish("refused", id=self._tunnel, side=side, reason=reason, **{"from": format_peer(peer)})
         if (left_out := self._limiter.passes(trio.current_time())) is not None:

@@ -36,6 +36,7 @@ omitted.
 """
 
 _VERB = re.compile(r"[a-z][a-z0-9_-]*")
+_PLAIN = re.compile(r'[^ "\\]+')
 _KEY = re.compile(r"[a-z_][a-z0-9_]*")
 _CODE = re.compile(r"[a-z][a-z0-9-]*")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # C0 without tab, DEL, C1
@@ -196,7 +197,9 @@ def _identifier(key: str) -> str:
 
 
 def _verdict(head: str, text: str) -> bytes:
-    printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:MAX_REPLY_LINE])
+    printable = text = text[:MAX_REPLY_LINE]
+    if not text.isprintable():
+        printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     limit = MAX_REPLY_LINE - len(head) - 1
     truncated = printable.encode()[:limit].decode(errors="ignore")
     return f"{head} {truncated}\n".encode() if truncated else f"{head}\n".encode()
@@ -209,7 +212,7 @@ def _text(value: Value) -> str:
 
 
 def _quote(text: str) -> str:
-    if text and text.isprintable() and not any(char in ' "\\' for char in text):
+    if text.isprintable() and _PLAIN.fullmatch(text):
         return text
     return "".join(_escaped(json.dumps(text, ensure_ascii=False)))
 

@@ -20,6 +20,7 @@ from tests.agent.test_expose import ask
 from tests.backends.ssh.client_loop import open_client, wait
 from tests.backends.ssh.support import Relay, client, openssh, relay
 from tests.support.peers import PATIENCE, is_dropped
+from tunneld.auth.authenticator import PREAUTH_LOG_RATE
 from tunneld.auth.penalties import FREE_FAILURES
 from tunneld.auth.preauth import PreauthReason
 from tunneld.backends.ssh.channel import MIN_PACKET_DATA
@@ -369,6 +370,31 @@ async def test_a_client_that_sends_much_without_logging_in_is_closed_and_penalis
                 await send(here, VERSION, plain(kind) * (MAX_PREAUTH_BYTES // 16 + 100))
             await here.until(lambda: len(here.preauth) == 0)
             assert here.preauth.penalty(LOCAL, trio.current_time()) > 0
+
+
+async def test_abandoned_key_exchanges_are_penalised_and_probes_are_not() -> None:
+    """Each costs the relay 4 ms; once, a client could abandon as many as it liked."""
+    opening = VERSION + plain(kexinit(random.Random(0))) + plain(b"\x1e" + String(bytes(range(32))))
+    with trio.fail_after(PATIENCE), structlog.testing.capture_logs() as logs:
+        async with relay(exempt=False) as here:
+            here.control = here.control.model_copy(update={"abandoned_handshakes": "5/h"})
+            for data in [b""] * 20 + [opening] * (5 + FREE_FAILURES):
+                await send(here, data)
+            await here.until(lambda: len(here.preauth) == 0)
+            assert here.preauth.penalty(LOCAL, trio.current_time()) == 0
+            await send(here, opening)
+            await here.until(lambda: here.preauth.penalty(LOCAL, trio.current_time()) > 0)
+    assert [log for log in logs if log["event"] == "authentication failed"] == []
+
+
+async def test_clients_that_do_not_log_in_do_not_flood_the_log() -> None:
+    with trio.fail_after(PATIENCE), structlog.testing.capture_logs() as logs:
+        async with relay() as here:
+            for _ in range(30):
+                await send(here, VERSION)
+                await send(here, b"GET / HTTP/1.1\r\n\r\n")
+            await here.until(lambda: len(here.preauth) == 0)
+    assert len([log for log in logs if log["event"] == "hidden server refused"]) == PREAUTH_LOG_RATE.count
 
 
 async def test_sessions_that_are_requested_at_once_are_limited_too() -> None:

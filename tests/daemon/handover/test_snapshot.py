@@ -22,10 +22,12 @@ from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
 from tunneld.errors import DrainingError
+from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import Phase, Tunnel
+from tunneld.tunnel.visitor import Visitor
 
 ME = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
 Edit = Callable[[list[Any]], None]
@@ -283,6 +285,64 @@ async def test_a_service_that_was_exported_opens_no_tunnel(pair: ServicePair) ->
         await pair.open()
 
 
+# Other versions
+
+
+async def test_a_manifest_of_version_1_is_read(pair: ServicePair) -> None:
+    """There, a tunnel had one port, and its waiting visitors belonged to that."""
+    tunnel = await pair.open(persist="yes")
+    visitor = await connect(tunnel.client_uri)
+    await visitor.send_all(b"hello")
+    await until(lambda: tunnel.waiting == 1)
+
+    def as_version_1(lines: list[Any]) -> None:
+        lines[0]["version"] = 1
+        described = lines[1]
+        (ingress,) = described.pop("ingresses")
+        waiting = described.pop("waiting")
+        for one in waiting:
+            del one["host"], one["credential"], one["early"]
+        described["client"] = {
+            "port": int(ingress["address"]), "listener": ingress["listener"], "waiting": waiting
+        }  # fmt: skip
+
+    await pair.move(as_version_1)
+    assert pair.tunnel.client_uri == tunnel.client_uri
+    await until(lambda: pair.tunnel.waiting == 1)
+    server = await connect(pair.tunnel.server_uri)
+    assert await read_exactly(server, 5) == b"hello"
+
+
+@pytest.mark.parametrize("client", [None, 3, {}, {"port": 70000, "listener": None, "waiting": []}])
+async def test_a_manifest_of_version_1_without_a_valid_port_is_not_used(pair: ServicePair, client: object) -> None:
+    await pair.open(persist="yes")
+
+    def spoil(lines: list[Any]) -> None:
+        lines[0]["version"] = 1
+        lines[1] = {key: value for key, value in lines[1].items() if key not in {"ingresses", "waiting"}}
+        lines[1]["client"] = client
+
+    with capture_logs() as logs:
+        await pair.move(spoil)
+    assert pair.service.tunnels() == []
+    assert any(log["event"] == "tunnel could not be taken over" for log in logs)
+
+
+async def test_bytes_read_from_a_waiting_visitor_are_handed_over(pair: ServicePair) -> None:
+    tunnel = await pair.open(persist="yes")
+    end, client = socket.socketpair()
+    with client:
+        end.setblocking(False)
+        tunnel.arrivals.arrive(
+            Visitor(end, ("192.0.2.1", 4), host=HostName("a.example"), credential="alice", early=b"GET /")
+        )
+        client.sendall(b" HTTP/1.1")
+        await pair.move()
+        await until(lambda: pair.tunnel.waiting == 1)
+        server = await connect(pair.tunnel.server_uri)
+        assert await read_exactly(server, 14) == b"GET / HTTP/1.1"
+
+
 # Damaged manifests
 
 
@@ -308,7 +368,7 @@ async def test_a_tunnel_with_a_missing_listener_is_lost(pair: ServicePair) -> No
     await pair.open(persist="yes")
 
     def lost(snapshot: Snapshot) -> list[socket.socket]:
-        listener = snapshot.service.tunnels[0][1].client.listener
+        listener = snapshot.service.tunnels[0][1].ingresses[0].listener
         assert listener is not None
         return [listener]
 
@@ -336,7 +396,7 @@ async def test_a_missing_socket_costs_only_its_connection(pair: ServicePair) -> 
     ("manifest", "said"),
     [
         (b"", "it is not a manifest of tunneld"),
-        (b'{"version": 2}\n\n', "its format is version 2; this program reads version 1"),
+        (b'{"version": 3}\n\n', "its format is version 3; this program reads versions 1 to 2"),
         (b'{"version": 1, "stamp": "soon"}\n\n', "stamp: Input should be a valid number"),
         (b"[]\n\n", "it is not a manifest of tunneld"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import asyncssh
 import structlog
@@ -18,6 +17,7 @@ from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import CarrierLimits
 from tunneld.mux.window import ReceiveWindow, WindowBudget
+from tunneld.net.endpoint import Peer
 
 log = structlog.get_logger("ssh")
 
@@ -80,7 +80,7 @@ class SshCarrier:
     def accept(self, channel: Channel) -> None:
         """Nothing: the peer cannot open a forwarded channel."""
 
-    def set_originator(self, channel: Channel, visitor: Any | None) -> None:
+    def set_originator(self, channel: Channel, visitor: Peer | None) -> None:
         """Send SSH_MSG_CHANNEL_OPEN "forwarded-tcpip", with the visitor as its originator."""
         if found := self.channels.get(channel.sid):
             found.send_open(HIDDEN_ORIGINATOR if visitor is None else (str(visitor[0]), int(visitor[1])))

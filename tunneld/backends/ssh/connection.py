@@ -35,7 +35,8 @@ from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError, UsageError
 from tunneld.mux.connection import Connection
 from tunneld.net.endpoint import format_peer
-from tunneld.policy.access import Grant
+from tunneld.policy.access import EVERYBODY, Grant
+from tunneld.policy.places import Place, Places
 from tunneld.tunnel.tunnel import Tunnel
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
@@ -58,6 +59,7 @@ class SshServerContext:
     pump: Pump
     loop: TrioEventLoop
     options: Callable[[], asyncssh.SSHServerConnectionOptions]
+    places: Places
 
 
 class SshConnection:
@@ -79,6 +81,7 @@ class SshConnection:
         self._limits = carrier_limits(settings, settings.connection_memory)
         self._console = Console(self)
         self._refusals = 0
+        self._place = Place(context.places)
         self._carrier: SshCarrier | None = None
         self._draining = False
         self._disconnect_reason = ""  # that we sent to the client
@@ -131,12 +134,25 @@ class SshConnection:
     def on_login(self, login: SshLogin) -> None:
         """See `SshServerEvents.on_login`."""
         self.login = login
+        try:
+            self._place.claim(self._grant_of_owner(login))
+        except LimitReachedError as error:
+            self.disconnect(str(error))
+            return
         self.transport.mark_authenticated()
         dial_timeout = self._settings.dial_timeout
         self._carrier = SshCarrier(self.connection, self.transport, self._limits, dial_timeout, self._on_unresponsive)
         self._log = self._log.bind(credential=login.owner) if login.owner else self._log
         self._log.info("ssh client connected", user=login.user if login.side is None else "(a tunnel's key)")
         self.decided.set()
+
+    def _grant_of_owner(self, login: SshLogin) -> Grant:
+        """The grant of the credential that has this connection: the client's, or that of the tunnel's owner."""
+        owner = login.owner
+        if login.side is not None:
+            owner = next((self.service.owner_of(tunnel.id) for tunnel in self._tunnels_of({login.side.key})), "")
+        credentials = self._context.authenticator.credentials
+        return next((one.grant for one in credentials if one.name == owner), EVERYBODY)
 
     async def listen(self, host: str, port: int) -> asyncssh.SSHListener | bool:
         """See `SshServerEvents.listen`."""
@@ -268,6 +284,7 @@ class SshConnection:
         printable = (each if each.isprintable() else "?" for each in reason[:MAX_REASON_CHARACTERS])
         self.reason = reason = "".join(printable)
         self.closed.set()
+        self._place.release()
         self.decided.set()
         if self._carrier is not None:
             self._carrier.on_lost(reason)

@@ -36,6 +36,7 @@ from tunneld.engine.pump import Pump
 from tunneld.errors import RemoteProtocolError
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
+from tunneld.policy.places import PlaceLimits, Places
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
 
@@ -66,11 +67,17 @@ async def serve_ssh(
             pump=engine,
             loop=loop,
             options=_OptionsCache(settings, host_key).get,
+            places=Places("ssh connection", "ssh.max_connections", lambda: _place_limits(settings(), service)),
         )
         port = _SshPort(context, handshakes, nursery)
         service.keys.set_port("ssh", "ssh", listener.port)
         await nursery.start(listener.serve, port.on_connection)
         task_status.started()
+
+
+def _place_limits(settings: schema.SshSettings, service: TunnelService) -> PlaceLimits:
+    share = service.settings().control.credential_share
+    return PlaceLimits(settings.max_connections, settings.reserved_connections, share)
 
 
 class _SshPort:

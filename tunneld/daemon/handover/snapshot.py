@@ -25,10 +25,12 @@ from tunneld.config.schema import TunnelSettings
 from tunneld.daemon.handover.bundle import FdBundle, MissingError
 from tunneld.engine.handover import FlowState, RelayState
 from tunneld.errors import UsageError
+from tunneld.net.address import parse_address, parse_host_name
+from tunneld.net.endpoint import Peer
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import ServerSideSnapshot
 from tunneld.tunnel.snapshot import (
-    ClientSideSnapshot,
+    IngressSnapshot,
     ServiceCounters,
     ServiceSnapshot,
     TunnelCounters,
@@ -36,15 +38,17 @@ from tunneld.tunnel.snapshot import (
     WaitingVisitor,
 )
 from tunneld.tunnel.spec import TunnelSpec
+from tunneld.tunnel.visitor import Visitor
 
 log = structlog.get_logger("handover")
 
-VERSION: Literal[1] = 1
-"""Version of the format. A manifest of any other version is not used."""
+VERSION: Literal[2] = 2
+"""Version of the format. One of version 1 is read, too, so that an update keeps connections: there, a tunnel had one
+port, and with it the waiting visitors, in `client`. A manifest of any other version is not used.
+"""
 
 Inode = Annotated[int, Field(ge=1)]
 ByteCount = Annotated[int, Field(ge=0)]
-Peer = tuple[str, int] | tuple[str, int, int, int]
 
 
 class _ManifestRecord(BaseModel):
@@ -52,7 +56,7 @@ class _ManifestRecord(BaseModel):
 
 
 class _HeaderRecord(_ManifestRecord):
-    version: Literal[1]
+    version: Literal[1, 2]
     stamp: float  # CLOCK_MONOTONIC
     fds: tuple[int, ...]  # numbers of the descriptors, which stay the same over execve
     listeners: dict[str, tuple[Inode, ...]]  # by service
@@ -80,13 +84,15 @@ class _WaitingRecord(_ManifestRecord):
     visitor: Inode
     peer: Peer
     reached: Peer | None
+    host: str | None = None
+    credential: str | None = None
+    early: tuple[ByteCount, ByteCount] = (0, 0)  # offset and length
     time_left: float  # seconds until the pairing timeout
 
 
-class _ClientSideRecord(_ManifestRecord):
-    port: int
+class _IngressRecord(_ManifestRecord):
+    address: str
     listener: Inode | None
-    waiting: tuple[_WaitingRecord, ...]
 
 
 class _ServerSideRecord(_ManifestRecord):
@@ -109,7 +115,8 @@ class _TunnelRecord(_ManifestRecord):
     requested_server_from: str = ""  # `server_from` as requested, before the limits of the credential
     draining: bool
     counters: TunnelCounters
-    client: _ClientSideRecord
+    ingresses: Annotated[tuple[_IngressRecord, ...], Field(min_length=1)]
+    waiting: tuple[_WaitingRecord, ...]
     server: _ServerSideRecord
     relays: tuple[_RelayRecord, ...]
 
@@ -168,7 +175,7 @@ def unpack(manifest: bytes, bundle: FdBundle) -> Snapshot:
     tunnels = []
     for line in lines.split(b"\n")[1:]:
         try:
-            described = _TunnelRecord.model_validate_json(line)
+            described = _TunnelRecord.model_validate_json(line if header.version == VERSION else _converted(line))
             with bundle.all_or_nothing():
                 tunnels.append((described.credential, _Unpacking(bundle, gap).tunnel(described)))
         except (ValidationError, UsageError, MissingError) as error:
@@ -183,12 +190,23 @@ def _header(manifest: bytes) -> _HeaderRecord:
         version = json.loads(line)["version"]
     except (ValueError, KeyError, TypeError):
         raise ValueError("it is not a manifest of tunneld") from None
-    if version != VERSION:
-        raise ValueError(f"its format is version {version!r}; this program reads version {VERSION}")
+    if version not in {1, VERSION}:
+        raise ValueError(f"its format is version {version!r}; this program reads versions 1 to {VERSION}")
     try:
         return _HeaderRecord.model_validate_json(line)
     except ValidationError as error:
         raise ValueError(_first_line(error)) from None
+
+
+def _converted(line: bytes) -> bytes:
+    """The line of a tunnel of version 1 in the present version. Raises `MissingError` where it is not one."""
+    try:
+        tunnel = json.loads(line)
+        client = tunnel.pop("client")
+        ingress = {"address": str(client["port"]), "listener": client["listener"]}
+        return json.dumps({**tunnel, "ingresses": [ingress], "waiting": client["waiting"]}).encode()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise MissingError("its port is not described") from None
 
 
 def _id_in(line: bytes) -> str:
@@ -213,7 +231,7 @@ class _Packing:
         self._bundle = bundle
 
     def tunnel(self, credential: str, snapshot: TunnelSnapshot) -> _TunnelRecord:
-        spec, client, server = snapshot.spec, snapshot.client, snapshot.server
+        spec, server = snapshot.spec, snapshot.server
         return _TunnelRecord(
             id=spec.id,
             credential=credential,
@@ -226,9 +244,11 @@ class _Packing:
             requested_server_from=str(spec.asked_from or ""),
             draining=snapshot.draining,
             counters=snapshot.counters,
-            client=_ClientSideRecord(
-                port=client.port, listener=self._listener(client.listener), waiting=self._waiting(client)
+            ingresses=tuple(
+                _IngressRecord(address=str(one.address), listener=self._listener(one.listener))
+                for one in snapshot.ingresses
             ),
+            waiting=self._waiting(snapshot.waiting),
             server=_ServerSideRecord(
                 port=server.port,
                 listener=self._listener(server.listener),
@@ -257,16 +277,19 @@ class _Packing:
     def _listener(self, listener: socket.socket | None) -> int | None:
         return None if listener is None else self._bundle.put(listener)
 
-    def _waiting(self, client: ClientSideSnapshot) -> tuple[_WaitingRecord, ...]:
+    def _waiting(self, waiting: Sequence[WaitingVisitor]) -> tuple[_WaitingRecord, ...]:
         return tuple(
             _WaitingRecord(
-                visitor=self._bundle.put(one.visitor),
-                peer=one.peer,
-                reached=one.destination,
+                visitor=self._bundle.put(one.visitor.end),
+                peer=one.visitor.peer,
+                reached=one.visitor.reached,
+                host=str(one.visitor.host) if one.visitor.host is not None else None,
+                credential=one.visitor.credential,
+                early=self._bundle.hold(one.visitor.early),
                 time_left=one.seconds_left,
             )
-            for one in client.waiting
-            if self._has_room(one.visitor)
+            for one in waiting
+            if self._has_room(one.visitor.end, size=len(one.visitor.early))
         )
 
     def _parked(self, server: ServerSideSnapshot) -> tuple[tuple[int, Peer], ...]:
@@ -292,7 +315,7 @@ class _Unpacking:
         self._gap = gap  # seconds since the manifest was written
 
     def tunnel(self, described: _TunnelRecord) -> TunnelSnapshot:
-        client, server, counters = described.client, described.server, described.counters
+        server, counters = described.server, described.counters
         spec = TunnelSpec(
             id=described.id,
             backend=described.backend,
@@ -309,7 +332,10 @@ class _Unpacking:
             spec=spec,
             draining=described.draining,
             counters=replace(counters, age=counters.age + self._gap, idle=counters.idle + self._gap),
-            client=ClientSideSnapshot(client.port, self._listener(client.listener), self._waiting(client)),
+            ingresses=[
+                IngressSnapshot(parse_address(one.address), self._listener(one.listener)) for one in described.ingresses
+            ],
+            waiting=self._waiting(described.waiting),
             server=ServerSideSnapshot(
                 server.port, self._listener(server.listener), self._parked(server), server.key, server.scheme
             ),
@@ -325,13 +351,20 @@ class _Unpacking:
     def _listener(self, inode: int | None) -> socket.socket | None:
         return None if inode is None else self._bundle.take(inode)
 
-    def _waiting(self, client: _ClientSideRecord) -> list[WaitingVisitor]:
-        take, left = self._bundle.take, self._left
+    def _waiting(self, waiting: Sequence[_WaitingRecord]) -> list[WaitingVisitor]:
         return [
-            WaitingVisitor(take(one.visitor), one.peer, one.reached, left(one.time_left))
-            for one in client.waiting
-            if self._has(one.visitor)
+            WaitingVisitor(self._visitor(one), self._left(one.time_left)) for one in waiting if self._has(one.visitor)
         ]
+
+    def _visitor(self, described: _WaitingRecord) -> Visitor:
+        return Visitor(
+            end=self._bundle.take(described.visitor),
+            peer=described.peer,
+            reached=described.reached,
+            host=parse_host_name(described.host) if described.host is not None else None,
+            credential=described.credential,
+            early=self._bundle.take_held(described.early),
+        )
 
     def _parked(self, server: _ServerSideRecord) -> list[tuple[socket.socket, Peer]]:
         return [(self._bundle.take(inode), peer) for inode, peer in server.parked if self._has(inode)]

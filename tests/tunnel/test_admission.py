@@ -12,7 +12,7 @@ import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.peers import connect, is_dropped
+from tests.support.peers import connect, is_dropped, reset
 from tests.support.visitors import connect_from, open_tunnel, refused, until_gone, until_served, until_waiting
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.verbs import describe_tunnel
@@ -65,8 +65,10 @@ class TestCounts:
         await connect(tunnel.client_uri)
         await until_waiting(tunnel, 1)
         assert await is_dropped(await connect(tunnel.client_uri))
-        async with await connect_from("127.0.0.2", tunnel):
-            await until_waiting(tunnel, 2)
+        other = await connect_from("127.0.0.2", tunnel)
+        await until_waiting(tunnel, 2)
+        reset(other)
+        await until_waiting(tunnel, 1)
         await relayed.aclose()
         await server.aclose()
         await until_gone(tunnel)
@@ -80,7 +82,7 @@ class TestCounts:
         for number in range(3):
             visitor = await connect(tunnel.client_uri)
             await until_waiting(tunnel, 1)
-            await visitor.aclose()
+            reset(visitor)
             await until_waiting(tunnel, 0)
             assert refused(tunnel) == {"unserved": number + 1}
 

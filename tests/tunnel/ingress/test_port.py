@@ -11,9 +11,17 @@ from tests.support.visitors import connect_from, open_tunnel, refused, until_ser
 from tunneld.config.schema import TunnelSettings
 from tunneld.directory.service import TunnelService
 from tunneld.policy.admission import RefusalKind
+from tunneld.tunnel.ingress.port import PortIngress
+from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
 
 PROXIED = TunnelSettings(ports="0", trusted_proxies=("127.0.0.1",), max_waiting=2)
+
+
+def pending_headers(tunnel: Tunnel) -> int:
+    (ingress,) = tunnel.ingresses
+    assert isinstance(ingress, PortIngress)
+    return ingress.pending_headers
 
 
 class TestTrustedProxies:
@@ -109,12 +117,12 @@ class TestTrustedProxies:
     async def test_pending_headers_count_against_max_waiting(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         silent = [await connect(tunnel.client_uri) for _ in range(2)]
-        while tunnel.client_side.pending_headers < 2:
+        while pending_headers(tunnel) < 2:
             await trio.lowlevel.checkpoint()
         assert await is_dropped(await connect(tunnel.client_uri))
         assert refused(tunnel) == {"full": 1}
         await silent[0].aclose()
-        while tunnel.client_side.pending_headers > 1:
+        while pending_headers(tunnel) > 1:
             await trio.lowlevel.checkpoint()
         await (await connect(tunnel.client_uri)).send_all(b"PROXY UNKNOWN\r\n")
         await until_waiting(tunnel, 1)
@@ -126,7 +134,7 @@ class TestTrustedProxies:
         await relayed.send_all(b"PROXY UNKNOWN\r\n")
         await until_served(tunnel, 1)
         late = await connect(tunnel.client_uri)
-        while not tunnel.client_side.pending_headers:
+        while not pending_headers(tunnel):
             await trio.lowlevel.checkpoint()
         tunnel.drain()
         await late.send_all(b"PROXY UNKNOWN\r\n")
@@ -138,7 +146,7 @@ class TestTrustedProxies:
     async def test_closing_drops_connections_with_a_pending_header(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service)
         silent = await connect(tunnel.client_uri)
-        while not tunnel.client_side.pending_headers:
+        while not pending_headers(tunnel):
             await trio.lowlevel.checkpoint()
         await service.close(tunnel.id)
         assert await is_dropped(silent)

@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tunneld.errors import RemoteProtocolError
-from tunneld.tunnel.client_side import receive_header
+from tunneld.tunnel.ingress.proxy_header import receive_header
 from tunneld.wire.proxy_protocol import MAX_V2, SIGNATURE, ProxyHeader, encode_v1, encode_v2
 
 SOURCE, DESTINATION = ("192.0.2.1", 41234), ("198.51.100.7", 80)

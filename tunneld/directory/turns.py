@@ -1,0 +1,39 @@
+"""The requests of one owner take turns: one step of one request per turn of Trio's scheduler, first come first served.
+
+A step is a piece of work without a checkpoint: executing a request, formatting some items of its reply. However many
+connections an owner has, and however many requests it sends ahead on each, visitors and other owners wait for one of
+its steps at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from tunneld.directory.requester import Requester
+
+
+class RequestTurns:
+    """The queues of all owners. `len` is the number of owners with a step in progress or waiting."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, trio.StrictFIFOLock] = {}
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    @asynccontextmanager
+    async def step(self, requester: Requester) -> AsyncIterator[None]:
+        """Wait for the turn of this requester's owner, which lasts until the block ends."""
+        grant = requester.grant
+        owner = grant.name if grant is not None and grant.name else requester.host
+        queue = self._queues.setdefault(owner, trio.StrictFIFOLock())
+        try:
+            async with queue:
+                yield
+                await trio.lowlevel.checkpoint()  # the next step begins in the next turn
+        finally:
+            if not queue.locked() and not queue.statistics().tasks_waiting:
+                self._queues.pop(owner, None)

@@ -1,0 +1,148 @@
+"""A TCP port of the tunnel's own: the ingress that every tunnel has.
+
+The engine accepts visitors in batches and passes them on in its callback. A connection of a trusted proxy has a task
+until its PROXY protocol header has arrived; no other visitor is held up by that.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Container
+
+import trio
+
+from tunneld.config.schema import TunnelSettings
+from tunneld.engine.engine import Engine, FailureCallback, Registration
+from tunneld.errors import RemoteProtocolError, UsageError, reason_of
+from tunneld.net.accept import local_address
+from tunneld.net.address import Address, Port
+from tunneld.net.endpoint import Endpoint, Peer, is_wildcard, parse_network
+from tunneld.net.sockets import bind_in_range, taken_out
+from tunneld.policy.admission import AdmissionRefusal, RefusalKind
+from tunneld.policy.limits import EffectiveLimits
+from tunneld.policy.networks import NetworkSet, read_address
+from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.ingress.ingress import Arrivals
+from tunneld.tunnel.ingress.proxy_header import receive_header
+from tunneld.tunnel.snapshot import IngressSnapshot
+from tunneld.tunnel.spec import TunnelSpec
+from tunneld.tunnel.visitor import Visitor
+
+
+class PortIngress:
+    """A listener for clients. Implements `Ingress`."""
+
+    def __init__(self, spec: TunnelSpec, limits: EffectiveLimits, snapshot: IngressSnapshot | None = None) -> None:
+        """Bind the requested port, or any port of the range that is not reserved; or continue from the `snapshot` of
+        another process.
+
+        Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range,
+        `UsageError`.
+        """
+        self.pending_headers = 0  # connections of trusted proxies before their PROXY protocol header
+        self._settings = settings = spec.settings
+        self._max_waiting = limits.max_waiting
+        self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
+        self._listener = _bind(settings, spec.options, spec.reserved) if snapshot is None else snapshot.listener
+        self._closed = self._listener is None
+        closed_port = snapshot.address.number if snapshot is not None and isinstance(snapshot.address, Port) else 0
+        bound = local_address(self._listener) if self._listener is not None else ("", closed_port)
+        self._reached: Peer | None = None if is_wildcard(bound[0]) else bound  # where there is only one such address
+        self._address = Port(bound[1])
+        self._uri = Endpoint("tcp", spec.advertised_host, bound[1])
+        self._accepting: Registration | None = None
+        self._arrivals: Arrivals
+        self._nursery: trio.Nursery
+
+    @property
+    def address(self) -> Address:
+        """The port."""
+        return self._address
+
+    @property
+    def uri(self) -> Endpoint:
+        """`tcp://HOST:PORT`."""
+        return self._uri
+
+    def listen(self, engine: Engine, arrivals: Arrivals, nursery: trio.Nursery, on_failure: FailureCallback) -> None:
+        """See `Ingress.listen`."""
+        self._arrivals, self._nursery = arrivals, nursery
+        on_connection = self._on_connection if self._proxies else self._on_visitor
+        if self._listener is not None:
+            self._accepting = engine.listen(self._listener, on_connection, on_failure)
+
+    def pause(self) -> None:
+        """See `Ingress.pause`."""
+        if self._accepting is not None:
+            self._accepting.release()
+
+    def export(self) -> IngressSnapshot:
+        """See `Ingress.export`. A connection whose PROXY header is incomplete is closed."""
+        self.pause()
+        listener = taken_out(self._listener) if self._listener is not None and not self._closed else None
+        return IngressSnapshot(self._address, listener)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._closed = True
+        self.pause()
+        if self._listener is not None:
+            self._listener.close()
+
+    def _on_visitor(self, connection: socket.socket, peer: Peer) -> None:
+        """The engine accepted a client."""
+        self._arrivals.arrive(Visitor(connection, peer, self._reached))
+
+    def _on_connection(self, connection: socket.socket, peer: Peer) -> None:
+        """The engine accepted a client, or a trusted proxy, and then the header has to be read first."""
+        max_waiting = self._max_waiting
+        if read_address(peer[0]) not in self._proxies:
+            self._on_visitor(connection, peer)
+        elif len(self._arrivals) + self.pending_headers >= max_waiting:
+            reason = f"limit reached: {max_waiting} visitors are waiting (tunnels.max_waiting)"
+            self._arrivals.refuse(Visitor(connection, peer), AdmissionRefusal(RefusalKind.FULL, reason))
+        else:
+            self.pending_headers += 1
+            self._nursery.start_soon(self._read_proxy_header, connection, peer)
+
+    async def _read_proxy_header(self, connection: socket.socket, proxy: Peer) -> None:
+        """Read the header of a trusted proxy, for at most `proxy_header_timeout`, and accept the visitor in it."""
+        timeout = self._settings.proxy_header_timeout
+        reason = f"no PROXY protocol header within {timeout:g} s (tunnels.proxy_header_timeout)"
+        header = None
+        try:
+            with trio.move_on_after(timeout):
+                header = await receive_header(connection)
+        except RemoteProtocolError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"connection failed before its PROXY protocol header was complete: {reason_of(error)}"
+        finally:
+            self.pending_headers -= 1
+            if header is None:
+                connection.close()
+        if header is None:
+            self._arrivals.refuse(Visitor(connection, proxy), AdmissionRefusal(RefusalKind.HEADER, reason))
+            return
+        visitor = Visitor(connection, header.source or proxy, header.destination or self._reached)
+        if self._closed:
+            reason = "the tunnel accepts no new visitors"
+            self._arrivals.refuse(visitor, AdmissionRefusal(RefusalKind.UNSERVED, reason))
+        else:
+            self._arrivals.arrive(visitor)
+
+
+def _bind(settings: TunnelSettings, options: TunnelOptions, reserved: Container[Address]) -> socket.socket:
+    avoided = reserved if options.client_port is None else ()
+    return bind_in_range(settings.host, _ports(settings, options), keepalive=settings.keepalive, reserved=avoided)
+
+
+def _ports(settings: TunnelSettings, options: TunnelOptions) -> range:
+    ports, requested = settings.port_range, options.client_port
+    if requested is None:
+        return ports
+    if requested not in ports and ports[0] != 0:
+        raise UsageError(
+            f"public port {requested} is outside the range of this relay: use one of {settings.ports} (client_port)"
+        )
+    return range(requested, requested + 1)

@@ -1,0 +1,137 @@
+"""The queue between the ingresses of a tunnel and its server side: visitors without a server connection.
+
+A visitor that finds a server connection parked is joined to it inside the engine's callback and never has a task. One
+that finds none waits in a task of the tunnel's nursery until a server connection arrives, `pairing_timeout` is over, or
+the visitor's connection is reset.
+
+An end of file is not taken for the end of the visitor. TCP does not tell a client that has closed from one that sends
+nothing more and reads (`nc -N`, a client of a server that speaks first), so both wait, with their request or without
+one, and the hidden server learns of the end of file as if it had accepted the connection itself.
+
+A server connection that turns out to have failed before anything was read from the visitor costs the visitor nothing:
+it gets another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import trio
+
+from tunneld.engine.engine import Engine, FailureCallback
+from tunneld.errors import reason_of
+from tunneld.net.sockets import pending_error, taken_out
+from tunneld.policy.admission import AdmissionRefusal
+from tunneld.policy.limits import EffectiveLimits
+from tunneld.tunnel.server_side import ServerConnection, ServerSide
+from tunneld.tunnel.snapshot import WaitingVisitor
+from tunneld.tunnel.visitor import Visitor
+from tunneld.tunnel.visitors import VisitorRelays
+
+MAX_PAIRINGS = 8
+"""Server connections that one visitor gets, if all of them have failed already: as many as an agent parks in a quiet
+tunnel. A server side that has no other kind is broken, and the visitor should learn that.
+"""
+
+
+class WaitingVisitors:
+    """Pairs the visitors of one tunnel with server connections. `len` is the number of those that wait. Implements
+    `Arrivals`.
+    """
+
+    def __init__(self, limits: EffectiveLimits, relays: VisitorRelays) -> None:
+        """`relays` accepts the visitors, and gets them once they have a server connection."""
+        self._limits = limits
+        self._relays = relays
+        self._waiting: dict[Visitor, float] = {}  # each with its deadline in Trio's time
+        self._engine: Engine
+        self._server_side: ServerSide
+        self._nursery: trio.Nursery
+        self._on_failure: FailureCallback
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def start(
+        self,
+        engine: Engine,
+        server_side: ServerSide,
+        nursery: trio.Nursery,
+        on_failure: FailureCallback,
+        adopted: Sequence[WaitingVisitor],
+    ) -> None:
+        """Pair visitors from now on, `adopted` ones of another process first. `nursery` owns the tasks of those that
+        wait; `on_failure` is called with bugs.
+        """
+        self._engine, self._server_side, self._nursery, self._on_failure = engine, server_side, nursery, on_failure
+        for one in adopted:
+            self._wait(one.visitor, trio.current_time() + one.seconds_left)
+
+    def arrive(self, visitor: Visitor) -> None:
+        """See `Arrivals.arrive`."""
+        if (refusal := self._relays.admit(visitor, len(self._waiting))) is not None:
+            self.refuse(visitor, refusal)
+        else:
+            self._pair(visitor, trio.current_time() + self._limits.pairing_timeout)
+
+    def refuse(self, visitor: Visitor, refusal: AdmissionRefusal) -> None:
+        """See `Arrivals.refuse`."""
+        visitor.refuse()
+        self._relays.refused(visitor, refusal)
+
+    def export(self) -> Sequence[WaitingVisitor]:
+        """Hand over the visitors that wait, without closing them. The caller owns their ends."""
+        now = trio.current_time()
+        waiting, self._waiting = self._waiting, {}
+        return [
+            WaitingVisitor(replace(one, end=taken_out(one.end)), max(0.0, deadline - now))
+            for one, deadline in waiting.items()
+        ]
+
+    def _pair(self, visitor: Visitor, deadline: float) -> None:
+        """Join a visitor to a parked server connection, or let it wait for one until `deadline`."""
+        for _ in range(MAX_PAIRINGS):
+            try:
+                server = self._server_side.dial_nowait()
+            except trio.WouldBlock:
+                self._wait(visitor, deadline)
+                return
+            if self._relays.relay(visitor, server):
+                return
+        self._give_up(visitor, f"{MAX_PAIRINGS} server connections in a row had failed")
+
+    def _wait(self, visitor: Visitor, deadline: float) -> None:
+        self._waiting[visitor] = deadline
+        self._nursery.start_soon(self._wait_for_server, visitor, deadline)
+
+    async def _wait_for_server(self, visitor: Visitor, deadline: float) -> None:
+        """Hold one visitor until a server connection arrives, the visitor's is reset, or the deadline is over."""
+        reason = f"no server connection within {self._limits.pairing_timeout:g} s (pairing_timeout)"
+        server: ServerConnection | None = None
+
+        def on_event() -> None:
+            nonlocal reason
+            if (error := pending_error(visitor.end)) is not None:
+                reason = f"the visitor left before a server connection arrived: {reason_of(error)}"
+                scope.cancel()
+
+        watching = self._engine.watch(visitor.end, on_event, self._on_failure)
+        try:
+            with trio.move_on_at(deadline) as scope:
+                server = await self._server_side.dial()
+        except trio.ClosedResourceError:
+            reason = "the tunnel accepts no new visitors"
+        finally:
+            self._waiting.pop(visitor, None)
+            watching.release()
+            if server is None:
+                visitor.refuse()
+        if server is None:
+            self._relays.pairing_failed(visitor, reason)
+        elif not self._relays.relay(visitor, server):
+            self._pair(visitor, deadline)
+
+    def _give_up(self, visitor: Visitor, reason: str) -> None:
+        visitor.refuse()
+        self._relays.pairing_failed(visitor, reason)
