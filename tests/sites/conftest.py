@@ -16,12 +16,13 @@ from tunneld.engine.limits import EngineLimits
 from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
+from tunneld.net.endpoint import Peer
+from tunneld.policy.limits import HttpLimits
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import HostRewrite, Origin
 from tunneld.sites.pages import error_page
-from tunneld.sites.site import HttpLimits, Request
+from tunneld.sites.site import Request
 from tunneld.sites.stream import RequestStream
-from tunneld.tunnel.server_side import Peer
 
 TEST_TIMEOUT = 120
 """Seconds after which a test fails; virtual seconds count, too."""

@@ -16,9 +16,10 @@ from trio.testing import MockClock
 from tests.engine.bench import stream, tcp_pair
 from tests.sites.conftest import FakeSite, Received, SitesBench
 from tunneld.acme.challenges import challenge_context
-from tunneld.policy.names import SiteTable, parse_site_name
+from tunneld.policy.limits import HttpLimits
+from tunneld.policy.names import SiteTable, complete_name
 from tunneld.sites.ports import SitePorts
-from tunneld.sites.site import HttpLimits, Site
+from tunneld.sites.site import Site
 from tunneld.tls.store import CertificateStore
 from tunneld.wire.client_hello import MAX_HELLO_BYTES
 
@@ -58,7 +59,7 @@ class PortsBench:
 
     def site(self, name: str, *, keeps_tls: bool = False) -> FakeSite:
         site = self.sites.site(name, keeps_tls=keeps_tls)
-        self.ports.sites.add(parse_site_name(name), site)
+        self.ports.sites.add(complete_name(name, ""), site)
         return site
 
     def connect(self, *, tls: bool = True, **options: int) -> trio.SocketStream:

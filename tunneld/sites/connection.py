@@ -25,11 +25,12 @@ import structlog
 
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
+from tunneld.policy.limits import HttpLimits
 from tunneld.sites.body import Body
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
 from tunneld.sites.fields import Origin, request_fields, request_id, response_fields
 from tunneld.sites.pages import error_page
-from tunneld.sites.site import HttpLimits, Request, Site
+from tunneld.sites.site import Request, Site
 from tunneld.sites.stream import RequestStream
 from tunneld.wire.http1 import (
     HeadError,

@@ -28,13 +28,14 @@ from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
 from tunneld.net.endpoint import parse_network
+from tunneld.policy.limits import HttpLimits
 from tunneld.policy.names import SiteTable
 from tunneld.policy.networks import NetworkSet, read_address
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import Origin
 from tunneld.sites.hello import HelloReader
 from tunneld.sites.pages import error_page, plain_response
-from tunneld.sites.site import HttpLimits, Request, Site
+from tunneld.sites.site import Request, Site
 from tunneld.tls.connection import TlsSocket, shake_hands
 from tunneld.wire.client_hello import UNRECOGNIZED_NAME, ClientHello, encode_alert
 

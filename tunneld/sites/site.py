@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from tunneld.net.endpoint import Peer
 from tunneld.sites.fields import HostRewrite
 from tunneld.sites.stream import RequestStream
-from tunneld.tunnel.server_side import Peer
 from tunneld.wire.http1 import RequestHead
 
 
@@ -50,13 +50,3 @@ class Site(Protocol):
 
     def on_failed(self, reason: str) -> None:
         """A request got an error page because of the hidden server; `reason` is for the owner of the tunnel."""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpLimits:
-    """The limits of one connection."""
-
-    max_head: int = 32768  # bytes of the head of a request or response
-    head_timeout: float = 10.0  # seconds, for a complete head
-    keep_alive_timeout: float = 75.0  # seconds between two requests
-    response_timeout: float = 0.0  # seconds until the head of a response; 0: no limit, for long polls
