@@ -165,7 +165,7 @@ async def test_a_tunnel_that_is_drained_on_request_lets_visitors_finish_and_is_n
                     stream = await connect(address(reporter))
                     await stream.send_all(b"before")
                     assert await read_exactly(stream, 6) == b"before"
-                    relay.service.drain_one("t1", ROOT)
+                    await relay.service.drain_one("t1", ROOT)
                     assert await reporter.wait_for("draining") == {"id": "t1", "visitors": 1}
                     await stream.send_all(b"after")
                     assert await read_exactly(stream, 5) == b"after"

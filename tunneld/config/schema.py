@@ -199,6 +199,7 @@ class TunnelSettings(Table):
     reservation: SecondsOrNone = 7 * DAY  # a laptop that is off over a long weekend
     max_reservations: Count = 2500  # with two ports each, half of `ports` stays free
     max_reservations_per_owner: Count = 64  # several times the services of one person; room for forty owners
+    port_quarantine: SecondsOrNone = MINUTE  # clients of a closed tunnel, and its agents, try again for about that time
     linger: Seconds = MINUTE  # a half-closed connection without traffic for so long is closed
     accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no busy loop, and too short to notice
     keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs drop connections that are idle for 2 minutes or more

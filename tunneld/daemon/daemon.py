@@ -152,7 +152,7 @@ class Daemon:
     def status(self) -> Item:
         """Return facts about the process: counts, times in seconds, traffic in bytes."""
         tunnels = self.service.tunnels()
-        up, down = self.service.octets
+        up, down = self.service.live.octets
         host_key = self.servers.host_key
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return {
@@ -161,9 +161,9 @@ class Daemon:
             "phase": "draining" if self.service.draining else "ready",
             "uptime": int(trio.current_time() - self.started_at),
             "tunnels": len(tunnels),
-            "opened": self.service.opened,
+            "opened": self.service.live.opened,
             "visitors": sum(len(tunnel.visitors) for tunnel in tunnels),
-            "served": self.service.served,
+            "served": self.service.live.served,
             "up": up,
             "down": down,
             "descriptors": sockets.open_descriptors(),
@@ -198,6 +198,7 @@ class Daemon:
             prepared = self.servers.prepare(self.settings, settings)
             self.settings = settings  # nothing can fail from here on
             self.servers.apply(prepared)
+            self.service.refresh_records()
             log.configure(settings.log)
             self._warn_of_writable_files()
             self._drain_revoked()

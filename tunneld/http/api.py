@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tunneld.control.commands import find_command
-from tunneld.control.reply import Execute, Reply, Step
+from tunneld.control.reply import ITEMS_PER_STEP, Execute, Reply, Step
 from tunneld.errors import UsageError
 from tunneld.http.problems import http_error
 from tunneld.http.servlet import unique_parameters
@@ -29,8 +29,6 @@ from tunneld.http.translate import as_fields, caller_of, execute_request, make_r
 from tunneld.wire.lines import Item, Request
 
 DEFAULT_VERB = "help"
-ITEMS_PER_STEP = 64
-"""Items formatted without a pause, which takes a millisecond."""
 ARGUMENT_NAMES = frozenset({"arg", "ref", "uri", "verb"})
 """Query parameters that are arguments; every other one is an option."""
 

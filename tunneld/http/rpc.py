@@ -20,12 +20,12 @@ from starlette.responses import Response
 
 from tunneld.control.commands import COMMANDS, find_command, usage
 from tunneld.control.login import AUTH
-from tunneld.control.reply import Execute
+from tunneld.control.reply import ITEMS_PER_STEP, Execute
 from tunneld.errors import TunneldError, UsageError
 from tunneld.http.problems import FAULTS, internal_problem, problem_of
 from tunneld.http.responses import log_bug
 from tunneld.http.translate import QUIT, WATCH, caller_of, execute_request, make_request
-from tunneld.http.xml import RpcAnswer, format_answer, format_fault, parse_call
+from tunneld.http.xml import RpcAnswer, format_answer, format_array, format_fault, format_value, parse_call
 
 PREFIX = "tunnel."
 ANSWERS_WITH_ITEMS = frozenset({"list", "show", "status", "penalties", "reload", "help"})
@@ -35,7 +35,7 @@ ANSWERS_WITH_ITEMS = frozenset({"list", "show", "status", "penalties", "reload",
 async def answer_call(request: HttpRequest, body: bytes, execute: Execute) -> Response:
     """Execute one call. An error of any kind becomes an XML-RPC fault."""
     try:
-        answer = format_answer(await _call(request, body, execute))
+        answer = await _call(request, body, execute)
     except TunneldError as error:
         answer = _fault(problem_of(error).code, str(error))
     except Exception as error:
@@ -44,16 +44,22 @@ async def answer_call(request: HttpRequest, body: bytes, execute: Execute) -> Re
     return Response(answer, media_type="text/xml")
 
 
-async def _call(request: HttpRequest, body: bytes, execute: Execute) -> RpcAnswer:
+async def _call(request: HttpRequest, body: bytes, execute: Execute) -> bytes:
     method, params = parse_call(body)
     if method.startswith("system."):
-        return _introspect(method, params)
+        return format_answer(_introspect(method, params))
     args, options = _split(params)
     parsed = make_request(method.removeprefix(PREFIX), args, options)
     if parsed.verb == WATCH:
         raise UsageError("watch does not end, so XML-RPC cannot answer it; use GET /api/v1/watch")
     reply = await execute_request(execute, parsed, caller_of(request.scope))
-    return reply.items if parsed.verb in ANSWERS_WITH_ITEMS else reply.text
+    if parsed.verb not in ANSWERS_WITH_ITEMS:
+        return format_answer(reply.text)
+    values: list[str] = []
+    for first in range(0, len(reply.items), ITEMS_PER_STEP):
+        async with reply.step():
+            values += map(format_value, reply.items[first : first + ITEMS_PER_STEP])
+    return format_array(values)
 
 
 def _split(params: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:

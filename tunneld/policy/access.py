@@ -56,6 +56,10 @@ class Grant:
         """How messages name it: `credential 'home'`."""
         return f"credential {self.name!r}"
 
+    def may_see(self, owner: str) -> bool:
+        """Whether it may see a tunnel of the credential `owner`: its own, or any for an admin."""
+        return self.is_admin or self.name == owner
+
     def admits(self, host: str) -> bool:
         """Whether the credential may be used from the address `host`."""
         if self.networks is None:

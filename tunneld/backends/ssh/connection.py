@@ -150,9 +150,12 @@ class SshConnection:
         """The grant of the credential that has this connection: the client's, or that of the tunnel's owner."""
         owner = login.owner
         if login.side is not None:
-            owner = next((self.service.owner_of(tunnel.id) for tunnel in self._tunnels_of({login.side.key})), "")
+            owner = next(map(self._owner_of, self._tunnels_of({login.side.key})), "")
         credentials = self._context.authenticator.credentials
         return next((one.grant for one in credentials if one.name == owner), EVERYBODY)
+
+    def _owner_of(self, tunnel: Tunnel) -> str:
+        return self.service.live.record_of(tunnel.id).owner
 
     async def listen(self, host: str, port: int) -> asyncssh.SSHListener | bool:
         """See `SshServerEvents.listen`."""
@@ -238,7 +241,7 @@ class SshConnection:
         return forward
 
     def _tunnels_of(self, keys: set[str]) -> list[Tunnel]:
-        return [tunnel for tunnel in self.service.tunnels() if tunnel.server_uri.key in keys]
+        return [tunnel for key in keys if (tunnel := self.service.live.with_key(key)) is not None]
 
     def _join(self, side: SshServerSide, forward: Forward) -> None:
         """Let `forward` serve the tunnel that the user name is the key of. Raises `TunneldError`."""

@@ -190,7 +190,7 @@ class Leases:
                 lease = self._leases.get((login.owner, label))
                 if lease is None or not await self._is_taken(lease):
                     break
-            former = self._service.find_named(label, requester)  # perhaps opened before the daemon was restarted
+            former = await self._service.find_named(label, requester)  # perhaps opened before the daemon was restarted
             if former is not None and self._rejoin(former, forward, peer):
                 self._leases[login.owner, label] = Lease(former, forward)
                 return former
@@ -240,7 +240,7 @@ class Leases:
             holds = other == owner and lease.is_open and lease.tunnel.client_uri.port == port
             if holds and other_label != label and not await self._is_taken(lease):
                 await self._service.close(lease.tunnel.id)  # closed on request, so the port is not reserved
-        for kept in self._service.reservations.kept(grant):
+        for kept in self._service.reservations.on_port(port, grant):
             holder = kept.record.holder
             unused = kept.tunnel is None and kept.record.client_port == port
             if unused and holder.credential == owner and holder.name != label:

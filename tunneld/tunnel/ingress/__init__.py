@@ -17,16 +17,21 @@ from collections.abc import Sequence
 from tunneld.policy.limits import EffectiveLimits
 from tunneld.tunnel.ingress.ingress import Ingress
 from tunneld.tunnel.ingress.port import PortIngress
+from tunneld.tunnel.server_side import NO_TAKEOVER, Takeover
 from tunneld.tunnel.snapshot import IngressSnapshot
 from tunneld.tunnel.spec import TunnelSpec
 
 
 def open_ingresses(
-    spec: TunnelSpec, limits: EffectiveLimits, snapshots: Sequence[IngressSnapshot] = ()
+    spec: TunnelSpec,
+    limits: EffectiveLimits,
+    snapshots: Sequence[IngressSnapshot] = (),
+    takeover: Takeover = NO_TAKEOVER,
 ) -> tuple[Ingress, ...]:
     """Open the ingresses of a new tunnel, the first one being the one to advertise; or continue from the `snapshots` of
-    another process.
+    another process. An ingress at an address of the `takeover` shares it with the tunnel that is replaced, which serves
+    until the new one is started.
 
     Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and leaves nothing open then.
     """
-    return (PortIngress(spec, limits, snapshots[0] if snapshots else None),)
+    return (PortIngress(spec, limits, snapshots[0] if snapshots else None, takeover),)
