@@ -27,7 +27,7 @@ from tunneld.sites.stream import RequestStream
 TEST_TIMEOUT = 120
 """Seconds after which a test fails; virtual seconds count, too."""
 
-ORIGIN = Origin("192.0.2.7", b"http")
+ORIGIN = Origin(("192.0.2.7", 50000), b"http", ("127.0.0.1", 80))
 
 
 class Received:
@@ -99,9 +99,9 @@ class FakeSite:
         else:
             self.verdicts.append(on_verdict)
 
-    def open(self, stream: RequestStream, client: str) -> None:
+    def open(self, stream: RequestStream, client: Peer, origin: Origin) -> None:
         self.streams.append(stream)
-        self.clients.append(client)
+        self.clients.append(client[0])
         if not self.is_open:
             stream.reset("nobody is connected")
             return

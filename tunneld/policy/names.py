@@ -10,7 +10,7 @@ How names are written is `net.address`'s.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
@@ -104,9 +104,9 @@ Site = TypeVar("Site")
 class SiteTable(Generic[Site]):
     """Finds the site of a request by host and path, in a time that does not depend on how many there are."""
 
-    def __init__(self, max_sites: int) -> None:
+    def __init__(self, max_sites: Callable[[], int]) -> None:
         """`max_sites` bounds the memory; the configuration has it with its reason."""
-        self.max_sites = max_sites
+        self._max_sites = max_sites
         self._hosts: dict[str, dict[str, Site]] = {}
         self._count = 0
 
@@ -125,10 +125,14 @@ class SiteTable(Generic[Site]):
         """Let requests to `name` find `site`. Raises `LimitReachedError` where it is taken or the table is full."""
         if name in self:
             raise LimitReachedError(f"host name {name} is in use by another tunnel")
-        if self._count >= self.max_sites:
+        if self._count >= self._max_sites():
             raise LimitReachedError(f"limit of host names reached: the relay has {self._count} (names.max_names)")
         self._hosts.setdefault(name.name, {})[name.path] = site
         self._count += 1
+
+    def get(self, name: HostName) -> Site | None:
+        """The site with exactly this name."""
+        return self._hosts.get(name.name, {}).get(name.path)
 
     def replace(self, name: HostName, site: Site) -> None:
         """Let requests to `name`, which is in the table, find another site."""
@@ -143,9 +147,9 @@ class SiteTable(Generic[Site]):
             if not paths:
                 del self._hosts[name.name]
 
-    def find_host(self, host: str) -> bool:
-        """Whether any site has the host name, by itself or by a wildcard."""
-        return host in self._hosts or self._wildcard(host) in self._hosts
+    def has_host(self, host: str) -> bool:
+        """Whether a site has exactly this host name, whatever its path."""
+        return host in self._hosts
 
     def find(self, host: str, path: str = "") -> Site | None:
         """The site for a request: of the host name itself, else of the wildcard one label above; in each the longest

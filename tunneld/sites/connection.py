@@ -25,6 +25,7 @@ import structlog
 
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
+from tunneld.net.endpoint import Peer
 from tunneld.policy.limits import HttpLimits
 from tunneld.sites.body import Body
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
@@ -74,7 +75,7 @@ class HttpConnection:
         self._request: Request | None = None  # under way; None: a head is awaited
         self._body: Body | None = None  # of that request, unless it is complete
         self._site: Site | None = None
-        self._client = ""  # the visitor of the current route; behind a proxy they change
+        self._client: Peer | None = None  # the visitor of the current route; behind a proxy they change
         self._stream: RequestStream | None = None  # of the current route
         self._visitor_ended = False
         self._is_over = False
@@ -195,7 +196,7 @@ class HttpConnection:
         del self._input[:size]
         keep_alive = head.keep_alive and not self._visitor_ended
         origin = self._origin
-        request = Request(head, origin.scheme == b"https", origin.client(head), request_id(head), keep_alive)
+        request = Request(head, origin.is_secure(head), origin.client(head), request_id(head), keep_alive)
         self._request = request
         self._body = Body(head.body_length) if head.body_length != 0 else None
         self._set_deadline(self._limits.response_timeout)
@@ -223,7 +224,7 @@ class HttpConnection:
             self._site, self._client = site, request.client
         if self._stream is None:
             self._stream = RequestStream(self._engine, self)
-            site.open(self._stream, request.client)
+            site.open(self._stream, request.client, self._origin)
         if (stream := self._stream) is not None:  # unless it has failed at once
             fields = request_fields(request.head, self._origin, request.identity, site.rewrite)
             stream.expect_response(request.head)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tunneld.net.endpoint import Peer
-from tunneld.sites.fields import HostRewrite
+from tunneld.sites.fields import HostRewrite, Origin
 from tunneld.sites.stream import RequestStream
 from tunneld.wire.http1 import RequestHead
 
@@ -19,7 +19,7 @@ class Request:
 
     head: RequestHead
     is_secure: bool  # it came in TLS
-    client: str  # the visitor's address
+    client: Peer  # the visitor's address; without its port behind a proxy
     identity: bytes
     keep_alive: bool  # the visitor's connection may stay open behind the response
 
@@ -43,7 +43,7 @@ class Site(Protocol):
         relay's own response, such as a redirection, 401 or 403.
         """
 
-    def open(self, stream: RequestStream, client: str) -> None:
+    def open(self, stream: RequestStream, client: Peer, origin: Origin) -> None:
         """Relay `stream`, of the visitor at the address `client`, to the hidden server. The callee owns the stream, and
         resets it if it has no connection for it.
         """

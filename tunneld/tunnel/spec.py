@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import InitVar, dataclass, field
 
 from tunneld.config.schema import TunnelSettings
+from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint, Network, parse_network
 from tunneld.net.sockets import ANY_PORT, PortOrder
 from tunneld.policy.access import EVERYBODY, Grant
@@ -36,6 +37,7 @@ class TunnelSpec:
     tenant: Tenant = field(default_factory=Tenant)  # the owner's, shared by all its tunnels
     uid: str = ""  # globally unique
     generation: int = 1  # of the tunnels with its name and owner
+    names: tuple[HostName, ...] = ()  # by which visitors reach it
     grant: InitVar[Grant] = EVERYBODY
     limits: EffectiveLimits = field(init=False)
 
