@@ -99,7 +99,7 @@ class TunnelContext:
     engine: Engine
     settings: TunnelSettings
     advertised_host: str
-    client_port: int  # the public port; 0 where visitors reach the tunnel by names alone
+    client_port: int  # the public port, or that of a public URI where visitors reach the tunnel by names alone
     services: BackendServices
     secure: str  # as in `TunnelOptions`
     persist: bool  # the tunnel serves many visitors, one after another
