@@ -41,6 +41,7 @@ from tunneld.config.values import (
     ValidatedBool,
     VisitorRate,
     WindowSize,
+    known_port_range,
     literal,
     parse_port_range,
 )
@@ -231,7 +232,7 @@ class TunnelSettings(Table):
     @property
     def port_range(self) -> range:
         """The ports on which a tunnel may listen; `range(0, 1)` means any free port."""
-        return parse_port_range(self.ports)
+        return known_port_range(self.ports)
 
 
 class WebMuxSettings(Table):

@@ -105,15 +105,17 @@ class LocalDirectory:
 
     async def claim(self, holder: ReservationKey | None, owner: Owner, port: int | None, grant: Grant) -> AddressClaim:
         """See `Directory.claim`."""
-        address = Port(port) if port is not None else None
-        superseded = self.reservations.superseded_by(holder, address)
-        refusal = self.reservations.why_refused(holder, address, grant)
-        if port is not None and superseded is None and not refusal:
+        records, reservation = await self.held_by(holder), self.reservations.of(holder)
+        if port is None:
+            return AddressClaim(records, reservation, "", None)
+        superseded = self.reservations.superseded_by(holder, Port(port))
+        refusal = self.reservations.why_refused(holder, Port(port), grant)
+        if superseded is None and not refusal:
             try:
                 self.pool.check(port, owner, trio.current_time())
             except LimitReachedError as error:
                 refusal = str(error)
-        return AddressClaim(await self.held_by(holder), self.reservations.of(holder), refusal, superseded)
+        return AddressClaim(records, reservation, refusal, superseded)
 
     async def why_names_refused(
         self, holder: ReservationKey | None, names: Sequence[HostName], owner: Owner, grant: Grant
@@ -179,7 +181,7 @@ class LocalDirectory:
             self.pool.give_back(port, record.port_owner, trio.current_time())
         if (holder := record.holder) is not None:
             self._named.remove(holder, record.id)
-            self.reservations.on_closed(record.id, holder, keep=keep)
+            self.reservations.on_closed(record.id, holder, keep=keep, metered=record.metered)
 
     async def update(self, record: TunnelRecord) -> None:
         """See `Directory.update`. Nothing where it has closed meanwhile."""
@@ -208,4 +210,4 @@ class LocalDirectory:
 
 
 def _reservation(record: TunnelRecord, holder: ReservationKey) -> Reservation:
-    return Reservation(holder, record.backend, record.addresses, record.server)
+    return Reservation(holder, record.backend, record.addresses, record.server, metered=record.metered)

@@ -24,7 +24,7 @@ from tunneld.directory.live import LiveTunnels
 from tunneld.directory.record import AddressClaim, Directory, TunnelRecord, port_owner, reservation_key
 from tunneld.directory.requester import Requester
 from tunneld.engine.engine import Engine
-from tunneld.errors import LimitReachedError, ListenError, UsageError
+from tunneld.errors import ExpiredError, LimitReachedError, ListenError, UsageError
 from tunneld.net.address import HostName
 from tunneld.net.endpoint import is_wildcard
 from tunneld.policy.access import Grant, permit
@@ -122,9 +122,10 @@ class TunnelOpener:
         needs_port = not names or permitted.client_port is not None
         self._check_share(settings, grant, backend, owner, opened, claim, needs_port=needs_port)
         refusal = claim.refusal or await self._directory.why_names_refused(holder, names, owner, grant)
+        spec = self._resolve(backend, permitted, options, requester, claim, settings.tunnels, names, current)
+        _check_quota(spec)
         if refusal:
             raise LimitReachedError(refusal)
-        spec = self._resolve(backend, permitted, options, requester, claim, settings.tunnels, names)
         _check_room(settings.tunnels, len(self._live) - len(replaceable))
         tunnel = self._prepare(spec, claim.reservation, permitted.client_port, current)
         await self._commit(tunnel, record_of(tunnel, self._directory.node, grant.name), claim)
@@ -163,8 +164,9 @@ class TunnelOpener:
         claim: AddressClaim,
         settings: TunnelSettings,
         names: tuple[HostName, ...],
+        current: Tunnel | None,
     ) -> TunnelSpec:
-        """All that is known of the tunnel, with its limits and the address that it should get."""
+        """All that is known of the tunnel, with its limits and its reserved address. It replaces `current`."""
         grant, address = requester.known_grant, claim.reservation
         if address is not None and permitted.client_port is None and not names:
             permitted = replace(permitted, client_port=address.client_port)
@@ -182,6 +184,7 @@ class TunnelOpener:
             asked_from=requested.server_from,
             tenant=self._tenants.of(grant.name, requester.host),
             uid=uuid.uuid4().hex,
+            metered=current.metered if current is not None else address.metered if address is not None else 0,
             generation=max((record.generation for record in claim.records), default=0) + 1,
             names=names,
             grant=grant,
@@ -234,20 +237,27 @@ def record_of(tunnel: Tunnel, node: str, owner: str) -> TunnelRecord:
         node=node,
         generation=spec.generation,
         opened=time.time() - tunnel.age,
+        metered=tunnel.metered,
     )
 
 
 def announce(events: Events, tunnel: Tunnel, record: TunnelRecord) -> None:
     """Publish and log that a tunnel is open."""
-    fields = {
-        "backend": record.backend,
-        "server": str(record.server),
-        "client": str(record.client),
-        "owner": tunnel.spec.owner,
-        "name": record.name,
-    }
-    events.publish("opened", id=record.id, **fields)
-    log.info("tunnel opened", tunnel=record.id, **{**fields, "server": record.server.without_key})
+    fields = {"backend": record.backend, "server": record.server.without_key, "client": str(record.client)}
+    fields |= {"owner": tunnel.spec.owner, "name": record.name}
+    if events.watched:
+        events.publish("opened", id=record.id, **{**fields, "server": str(record.server)})
+    log.info("tunnel opened", tunnel=record.id, **fields)
+
+
+def _check_quota(spec: TunnelSpec) -> None:
+    """Raise `ExpiredError` where earlier tunnels of the same name have used up the quota."""
+    if spec.quota_left == 0:
+        name, quota = spec.options.name, spec.limits.quota
+        raise ExpiredError(
+            f"could not open a tunnel: the quota of {quota} bytes of {name!r} is used up until its reservation ends or "
+            f"is released (quota)"
+        )
 
 
 def resolve_names(

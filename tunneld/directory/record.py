@@ -39,6 +39,7 @@ class TunnelRecord:
     node: str
     generation: int  # of the tunnels with its name and owner; a later tunnel has a larger one
     opened: float  # seconds since 1970
+    metered: int = 0  # bytes that count against the quota of its name
 
     @property
     def holder(self) -> ReservationKey | None:

@@ -75,20 +75,19 @@ class Reservations:
         self.table.expire(trio.current_time())
         return self.table.find(holder) if holder is not None else None
 
-    def superseded_by(self, holder: ReservationKey | None, address: Address | None) -> Reservation | None:
+    def superseded_by(self, holder: ReservationKey | None, address: Address) -> Reservation | None:
         """The reservation of this address that the holder made earlier, from another address."""
         return next((each for each in self._others(holder, address) if _has_moved(each, holder, address)), None)
 
-    def why_refused(self, holder: ReservationKey | None, address: Address | None, grant: Grant) -> str:
+    def why_refused(self, holder: ReservationKey | None, address: Address, grant: Grant) -> str:
         """Why this holder cannot have an address: it is reserved for a closed tunnel of another holder. Else empty."""
         others = (each for each in self._others(holder, address) if not _has_moved(each, holder, address))
         return next((_reserved(each, address, grant) for each in others), "")
 
-    def _others(self, holder: ReservationKey | None, address: Address | None) -> Iterator[Reservation]:
+    def _others(self, holder: ReservationKey | None, address: Address) -> Iterator[Reservation]:
         """The reservations of this address for closed tunnels of other holders."""
         self.table.expire(trio.current_time())
-        held = self.table.holding(address) if address is not None else ()
-        return (each for each in held if each.holder != holder and each.expires is not None)
+        return (each for each in self.table.holding(address) if each.holder != holder and each.expires is not None)
 
     def hold(self, tunnel: str, record: Reservation, superseded: Reservation | None = None) -> None:
         """The tunnel with this id has opened. Called before the next await, or another tunnel could take its port when
@@ -99,10 +98,11 @@ class Reservations:
         self._open.setdefault(record.holder, []).append(tunnel)
         self.table.hold(record)
 
-    def on_closed(self, tunnel: str, holder: ReservationKey, *, keep: bool | None) -> None:
+    def on_closed(self, tunnel: str, holder: ReservationKey, *, keep: bool | None, metered: int = 0) -> None:
         """A tunnel has closed. `keep` its reservation for `tunnels.reservation` seconds, or drop it; None: leave it as
-        it is.
+        it is. `metered` are the bytes that count against the quota of its name.
         """
+        self.table.meter(holder, metered)
         self._open[holder].remove(tunnel)
         if self._open[holder]:  # a newer tunnel of the same name has the address
             return
@@ -181,7 +181,7 @@ class Reservations:
         return kept.record
 
 
-def _has_moved(old: Reservation, new: ReservationKey | None, address: Address | None) -> bool:
+def _has_moved(old: Reservation, new: ReservationKey | None, address: Address) -> bool:
     """Whether the new holder can be the old one at another address. Without credentials a requester that knows both
     name and address may claim that: it could release the reservation as well.
     """
@@ -190,7 +190,7 @@ def _has_moved(old: Reservation, new: ReservationKey | None, address: Address | 
     return anonymous and address in old.addresses
 
 
-def _reserved(record: Reservation, address: Address | None, grant: Grant) -> str:
+def _reserved(record: Reservation, address: Address, grant: Grant) -> str:
     tunnel, hint = "another tunnel", ""
     if grant.is_admin:
         owner = record.holder.credential or record.holder.host

@@ -342,7 +342,7 @@ class TunnelService:
     async def _remove(self, tunnel: Tunnel) -> None:
         """Remove a tunnel that has closed, or has not begun. A directory that waits here would have to be shielded."""
         tunnel.discard()
-        record = self.live.remove(tunnel)
+        record = replace(self.live.remove(tunnel), metered=tunnel.metered)
         await self.directory.remove(record, keep=self._keeps_reservation(tunnel))
         if tunnel.expired:
             error = ExpiredError(f"tunnel {record.id} has ended: {tunnel.reason}")

@@ -112,6 +112,7 @@ class TunnelContext:
     on_refused: Callable[[Peer, str], None]  # with the peer's address and the reason
     on_failure: FailureCallback  # with a bug in a callback
     tenant: Tenant = field(default_factory=Tenant)
+    shared: bool = False  # several agents may serve the tunnel
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
     takeover: Takeover = NO_TAKEOVER  # from the tunnel that this one replaces, which still serves
 

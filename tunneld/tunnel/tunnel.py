@@ -27,7 +27,7 @@ import structlog
 import trio
 
 from tunneld.engine.engine import Engine
-from tunneld.net.address import Address, Port
+from tunneld.net.address import Port
 from tunneld.net.endpoint import Endpoint, Peer, format_peer
 from tunneld.policy.admission import RefusalKind
 from tunneld.tunnel import timeouts
@@ -72,7 +72,10 @@ class Tunnel:
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and leaves nothing open then.
         """
         backend, limits = spec.services.backend(spec.backend), spec.limits
-        counters, now = snapshot.counters if snapshot is not None else TunnelCounters(), trio.current_time()
+        counters, now = (
+            snapshot.counters if snapshot is not None else TunnelCounters(quota_left=spec.quota_left),
+            trio.current_time(),
+        )
         self.spec = spec
         self.limits = limits
         self.opened_at, self.idle_since = now - counters.age, now - counters.idle
@@ -93,6 +96,7 @@ class Tunnel:
         self.arrivals = WaitingVisitors(limits, self.visitors)
         takeover = replaces.takeover if replaces is not None else NO_TAKEOVER
         self.ingresses = open_ingresses(spec, limits, snapshot.ingresses if snapshot is not None else (), takeover)
+        self.addresses = tuple([ingress.address for ingress in self.ingresses])  # what visitors reach it by
         try:
             self.server_side = backend(self._context(takeover))
         except BaseException:
@@ -120,11 +124,6 @@ class Tunnel:
     def client_uri(self) -> Endpoint:
         """The public address to advertise, that of the first ingress: what getTunnelAddress returns."""
         return self.ingresses[0].uri
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """What visitors reach it by, in the order of the ingresses."""
-        return tuple(ingress.address for ingress in self.ingresses)
 
     @property
     def _public_port(self) -> int:
@@ -171,6 +170,12 @@ class Tunnel:
     def activity(self) -> object:
         """A value that changes whenever a byte was relayed or a visitor was joined."""
         return self.octets, self.served
+
+    @property
+    def metered(self) -> int:
+        """Bytes that count against the quota of its name, with the ones of earlier tunnels of that name."""
+        quota, left = self.limits.quota, self.visitors.quota_left
+        return self.spec.metered if quota is None or left is None else quota - left
 
     # Actions
 
@@ -324,6 +329,7 @@ class Tunnel:
             on_refused=self._refusals.server,
             on_failure=self.fail,
             tenant=self.spec.tenant,
+            shared=self.spec.options.share,
             snapshot=self._snapshot.server if self._snapshot is not None else None,
             takeover=takeover,
         )

@@ -21,12 +21,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
 
-from tunneld.backends.ssh.carrier import SshCarrier
 from tunneld.backends.ssh.login import SshLogin
 from tunneld.backends.ssh.side import SshServerSide, find_side
 from tunneld.directory.requester import Requester
@@ -37,6 +36,9 @@ from tunneld.mux.heartbeat import Heartbeat
 from tunneld.policy.access import Grant
 from tunneld.policy.options import ANYWHERE, MAX_NAME, TunnelOptions
 from tunneld.tunnel.tunnel import Phase, Tunnel
+
+if TYPE_CHECKING:
+    from tunneld.backends.ssh.paths import ForwardCarrier
 
 log = structlog.get_logger("ssh")
 
@@ -51,7 +53,7 @@ class Forward:
 
     def __init__(
         self,
-        carrier: SshCarrier,
+        carrier: ForwardCarrier,
         requested: tuple[str, int],
         ordinal: int,
         max_channels: Callable[[], int],
