@@ -124,7 +124,7 @@ class _SshPort:
         closed then.
         """
         connection = SshConnection(self._context, client_socket, peer)
-        await self._nursery.start(self._run, connection)
+        await self._nursery.start(self._run, connection, peer[0])
         try:
             connection.start()
             await connection.decided.wait()
@@ -143,8 +143,8 @@ class _SshPort:
             raise RemoteProtocolError("the client left before it had logged in")
         raise NothingReceivedError("the client closed the connection without a word")
 
-    async def _run(self, connection: SshConnection, *, task_status: trio.TaskStatus[None]) -> None:
-        """Run one connection until it is closed."""
+    async def _run(self, connection: SshConnection, host: str, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run one connection from the address `host` until it is closed."""
         self._connections += 1
         try:
             await connection.run(task_status=task_status)
@@ -152,6 +152,8 @@ class _SshPort:
             log.exception("internal error: ssh connection closed")
         finally:
             self._connections -= 1
+            if connection.login is not None:  # until now, a peer at this address was authenticated
+                self._context.authenticator.remember_login(host)
 
 
 class _OptionsCache:
