@@ -77,6 +77,7 @@ class HttpConnection:
         self._site: Site | None = None
         self._client: Peer | None = None  # the visitor of the current route; behind a proxy they change
         self._stream: RequestStream | None = None  # of the current route
+        self._examines = False  # the site is deciding about a request, and has not returned
         self._visitor_ended = False
         self._is_over = False
 
@@ -204,7 +205,9 @@ class HttpConnection:
         if isinstance(found, bytes):
             self._respond(found)
         else:
+            self._examines = True
             found.examine(request, partial(self._on_verdict, found, request))
+            self._examines = False
         return True
 
     def _on_verdict(self, site: Site, request: Request, answer: bytes | None) -> None:
@@ -215,7 +218,8 @@ class HttpConnection:
             self._respond(answer)
         else:
             self._send_to(site, request)
-        self._engine.call_after_batch(self._resume)
+        if not self._examines:  # a late verdict
+            self._engine.call_after_batch(self._resume)
 
     def _send_to(self, site: Site, request: Request) -> None:
         """Send the head to its site, through the stream that is open for it or a new one."""
