@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncssh
 import structlog
@@ -33,7 +33,7 @@ from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError, UsageError
 from tunneld.mux.connection import Connection
-from tunneld.net.endpoint import format_peer
+from tunneld.net.endpoint import Peer, format_peer
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.places import Place, Places
 from tunneld.tunnel.tunnel import Tunnel
@@ -68,7 +68,7 @@ class SshServerContext:
 class SshConnection:
     """One connection of a client. Implements `SshServerEvents` and `ConsoleUser`."""
 
-    def __init__(self, context: SshServerContext, client_socket: socket.socket, peer: Any) -> None:
+    def __init__(self, context: SshServerContext, client_socket: socket.socket, peer: Peer) -> None:
         """Own the socket; `start` begins to serve it."""
         self.login: SshLogin | None = None
         self.forwards: list[Forward] = []

@@ -33,7 +33,7 @@ from tunneld.config import schema
 from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
 from tunneld.errors import RemoteProtocolError
-from tunneld.net.endpoint import format_peer
+from tunneld.net.endpoint import Peer, format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.policy.places import PlaceLimits, Places
 
@@ -106,7 +106,7 @@ class _SshPort:
         self._nursery = nursery
         self._connections = 0
 
-    def on_connection(self, client_socket: socket.socket, peer: Any) -> None:
+    def on_connection(self, client_socket: socket.socket, peer: Peer) -> None:
         """The listener accepted a connection: start its handshake, unless there are too many connections."""
         settings = self._context.settings()
         if self._connections >= settings.max_connections:
@@ -119,7 +119,7 @@ class _SshPort:
         handshake = partial(self._handshake, client_socket, peer)
         self._handshakes.start(client_socket, peer, "ssh", handshake, settings.login_timeout)
 
-    async def _handshake(self, client_socket: socket.socket, peer: Any) -> None:
+    async def _handshake(self, client_socket: socket.socket, peer: Peer) -> None:
         """Wait for the login of one connection. Raises OSError or a `TunneldError` if it fails; the connection is
         closed then.
         """
