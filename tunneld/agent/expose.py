@@ -15,7 +15,7 @@ exposure ends, it removes what it has in the engine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -45,6 +45,9 @@ from tunneld.errors import (
     TunneldError,
     UsageError,
 )
+from tunneld.net.endpoint import Endpoint
+from tunneld.policy.options import ANY_HOST
+from tunneld.wire.lines import Value
 
 PORT_REFUSALS = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
 """Codes with which a relay refuses a port that is taken, or that a reload removed from its range."""
@@ -309,7 +312,9 @@ class Exposure:
         if self._expires_at is not None:
             request = _with_options(request, ttl=round(self._expires_at - trio.current_time(), 3))
         try:
-            return await self._start_session(client, _with_options(request, client_port=former.tunnel.client.port))
+            return await self._start_session(
+                client, _with_options(request, **_same_address(request, former.tunnel.client))
+            )
         except RefusedError as error:
             if error.reply_code not in PORT_REFUSALS or "client_port" in request.options:
                 raise
@@ -322,5 +327,13 @@ class Exposure:
         )
 
 
-def _with_options(request: TunnelRequest, **options: float) -> TunnelRequest:
+def _same_address(request: TunnelRequest, client: Endpoint) -> Mapping[str, Value]:
+    """The options with which a tunnel gets its public address again: its port, or the host name that was chosen."""
+    hosts = str(request.options.get("host", ""))
+    if not hosts:
+        return {"client_port": client.port}
+    return {"host": ",".join(client.host if host == ANY_HOST else host for host in hosts.split(","))}
+
+
+def _with_options(request: TunnelRequest, **options: Value) -> TunnelRequest:
     return replace(request, options={**request.options, **options})

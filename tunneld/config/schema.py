@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tunneld.config.credentials import Credential, check_unique
+from tunneld.config.names import NamesSettings
 from tunneld.config.paths import absolute_path, locate
 from tunneld.config.values import (
     DAY,
@@ -305,6 +306,7 @@ class Settings(Table):
     tunnels: TunnelSettings = TunnelSettings()
     webmux: WebMuxSettings = WebMuxSettings()
     ssh: SshSettings = SshSettings()
+    names: NamesSettings = NamesSettings()
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()

@@ -38,6 +38,7 @@ from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
 from tunneld.daemon import ending, log, privileges, systemd
 from tunneld.daemon.ending import DaemonEnding
+from tunneld.daemon.listeners import HAS_PUMP
 from tunneld.daemon.servers import Servers
 from tunneld.daemon.signals import SIGNALS, handle_signals
 from tunneld.daemon.status import SystemdStatus
@@ -46,6 +47,7 @@ from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
 from tunneld.net import sockets
+from tunneld.sites.names import SharedNames
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import STOPPED
@@ -109,9 +111,12 @@ class Daemon:
             lambda: self.certificates.port("control.tls"),
             lambda: self.settings.control.handshake_timeout,
         )
-        handshakes = self.handshakes if sys.platform == "linux" else None  # agents' connections need the pump
-        self.service = TunnelService(lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes)
-        self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates)
+        handshakes = self.handshakes if HAS_PUMP else None  # agents' connections need the pump
+        self.names = SharedNames(lambda: self.settings.names, self.certificates.has_name) if HAS_PUMP else None
+        self.service = TunnelService(
+            lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes, self.names
+        )
+        self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates, self.names)
         self._systemd_status = SystemdStatus(self.service, self.certificates)
         self._command = command
         self._ending = DaemonEnding.DRAIN

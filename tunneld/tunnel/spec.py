@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import InitVar, dataclass, field
 
 from tunneld.config.schema import TunnelSettings
+from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint, Network, parse_network
 from tunneld.net.sockets import ANY_PORT, PortOrder
 from tunneld.policy.access import EVERYBODY, Grant
@@ -37,6 +38,7 @@ class TunnelSpec:
     uid: str = ""  # globally unique
     generation: int = 1  # of the tunnels with its name and owner
     metered: int = 0  # bytes of earlier ones of them that count against the quota
+    names: tuple[HostName, ...] = ()  # by which visitors reach it
     grant: InitVar[Grant] = EVERYBODY
     limits: EffectiveLimits = field(init=False)
 

@@ -127,6 +127,12 @@ class Tunnel:
         return self.ingresses[0].uri
 
     @property
+    def _public_port(self) -> int:
+        """Its own port, or the shared one where visitors reach it by names alone: WebMUX names channels by it."""
+        own = (one.number for one in self.addresses if isinstance(one, Port))
+        return next(own, self.client_uri.port)
+
+    @property
     def age(self) -> float:
         """Seconds since it was opened."""
         return trio.current_time() - self.opened_at
@@ -311,7 +317,7 @@ class Tunnel:
             engine=self._engine,
             settings=self.spec.settings,
             advertised_host=self.spec.advertised_host,
-            client_port=next((one.number for one in self.addresses if isinstance(one, Port)), 0),
+            client_port=self._public_port,
             services=self.spec.services,
             secure=self.spec.options.secure,
             persist=self.limits.persist,
