@@ -15,7 +15,8 @@ from tunneld.control.commands import COMMANDS
 from tunneld.control.reply import ITEMS_PER_STEP, DescribedItems, Reply
 from tunneld.directory.requester import Requester
 from tunneld.directory.turns import RequestTurns
-from tunneld.wire.lines import Item, Request
+from tunneld.http.responses import LongResponse
+from tunneld.wire.lines import ControlRequest, Item
 
 COUNT = 5 * ITEMS_PER_STEP + 1
 
@@ -54,7 +55,7 @@ async def turns(nursery: trio.Nursery) -> Turns:
 def many(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> Turns:
     """A relay whose `list` has many items."""
 
-    async def list_many(_daemon: object, _request: Request, caller: Requester) -> Reply:
+    async def list_many(_daemon: object, _request: ControlRequest, caller: Requester) -> Reply:
         step = partial(RequestTurns().step, caller)
         return Reply(text="done", items=DescribedItems(range(COUNT), turns.describe), step=step)
 
@@ -98,3 +99,14 @@ async def test_xml_is_made_in_steps_and_is_one_array(many: Turns) -> None:
         answer = await relay.call_xml(xmlrpc.client.dumps((), "tunnel.list"))
     assert xmlrpc.client.loads(answer.text)[0] == (ITEMS,)
     assert many.took_turns
+
+
+async def test_a_long_body_is_sent_in_pieces_and_arrives_whole(many: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LongResponse, "PIECE_BYTES", 1000)
+    pieces = len(LongResponse([b"x" * 600] * 5, "text/plain")._pieces)
+    assert pieces == 3
+    async with running_http() as relay:
+        answers = [await relay.request("GET", "/api/v1/list"), await relay.request("HEAD", "/api/v1/list")]
+    assert answers[0].json == {"text": "done", "items": ITEMS}
+    assert (answers[1].status, answers[1].body) == (200, b"")
+    assert answers[0].headers["content-length"] == answers[1].headers["content-length"]

@@ -23,7 +23,7 @@ from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
 from tunneld.engine.failures import RESET_ON_CLOSE
 from tunneld.engine.relay import JoinedEnds
 from tunneld.errors import LimitReachedError
-from tunneld.mux.carrier import MAX_CHANNELS, Carrier, SessionChannel
+from tunneld.mux.carrier import MAX_CHANNELS, Carrier, WebMuxChannel
 from tunneld.mux.connection import Connection
 from tunneld.mux.limits import CarrierLimits
 from tunneld.wire.webmux.events import Opened
@@ -88,7 +88,7 @@ async def test_a_finished_visit_leaves_no_garbage_cycles(pair: CarrierPair) -> N
         for event in ended:
             await event.wait()
         alive = Counter(type(thing) for thing in gc.get_objects())
-        assert (alive[JoinedEnds], alive[SessionChannel]) == (0, 0)
+        assert (alive[JoinedEnds], alive[WebMuxChannel]) == (0, 0)
     finally:
         gc.enable()
 

@@ -14,7 +14,6 @@ keyed.py.
 
 from __future__ import annotations
 
-import math
 import secrets
 import socket
 from collections.abc import Callable, Container
@@ -41,6 +40,11 @@ contains none of the letters that `openssl s_client` takes for a command.
 """
 
 
+ONE_SHOT_ENDED = frozenset({liveness.TCP_CLOSE})
+PERSISTENT_ENDED = frozenset({liveness.TCP_CLOSE, liveness.TCP_CLOSE_WAIT})
+"""States in which a connection of a one-shot or of a persistent tunnel is of no use to a visitor any more."""
+
+
 class TcpServerSide:
     """The listener for the hidden server of one tunnel, and its parked connections. Implements `ServerSide`."""
 
@@ -54,7 +58,11 @@ class TcpServerSide:
         port = self._listener.getsockname()[1] if self._listener is not None else snapshot.port if snapshot else 0
         self._uri = Endpoint(scheme, context.advertised_host, port, self._key)
         self._parked = ParkedConnections(
-            context.settings.parked_check, self._on_parked_closed, self._serve_waiting, context.on_failure
+            context.settings.parked_check,
+            self._on_parked_closed,
+            self._serve_waiting,
+            context.on_failure,
+            shared=context.shared,
         )
         self._queue = WaitQueue[ParkableConnection]()
         self._handshakes: set[trio.CancelScope] = set()
@@ -101,6 +109,11 @@ class TcpServerSide:
     @property
     def parked(self) -> int:
         """The number of parked connections."""
+        return len(self._parked)
+
+    @property
+    def connections(self) -> int:
+        """See `ServerSide.connections`."""
         return len(self._parked)
 
     @property
@@ -214,8 +227,7 @@ class TcpServerSide:
                 raise
 
     def _plain(self, connection: socket.socket, peer: Peer) -> TcpServerConnection:
-        is_useless = peer_ended if self._context.persist else peer_closed
-        return TcpServerConnection(self._context.engine, connection, peer, is_useless)
+        return TcpServerConnection(self._context.engine, connection, peer, persist=self._context.persist)
 
     def _check_open(self) -> None:
         """Raise `NoSuchTunnelError` if this was closed during the handshake, so that no connection is parked after."""
@@ -277,20 +289,19 @@ def _bind(context: TunnelContext) -> socket.socket:
 class TcpServerConnection:
     """A plain TCP connection of the hidden server, for one visitor. Implements `ParkableConnection`."""
 
-    __slots__ = ("_engine", "_is_useless", "peer", "socket")
+    __slots__ = ("_ended", "_engine", "_is_useless", "peer", "socket")
 
-    def __init__(
-        self, engine: Engine, connection: socket.socket, peer: Peer, is_useless: Callable[[socket.socket], bool]
-    ) -> None:
-        """`is_useless` tells, after an event, whether a parked connection is of no use to a visitor any more."""
+    def __init__(self, engine: Engine, connection: socket.socket, peer: Peer, *, persist: bool) -> None:
+        """`persist`: it is of no use to a visitor once the peer has ended, even if bytes are left to read."""
         self._engine = engine
-        self._is_useless = is_useless
+        self._is_useless = peer_ended if persist else peer_closed
+        self._ended = PERSISTENT_ENDED if persist else ONE_SHOT_ENDED
         self.socket = connection
         self.peer = peer
 
     def heard_ago(self) -> float:
         """See `ParkableConnection.heard_ago`."""
-        return math.inf if self._is_useless(self.socket) else liveness.heard_ago(self.socket)
+        return liveness.heard_ago(self.socket, self._ended)
 
     def probe(self) -> None:
         """See `ParkableConnection.probe`."""

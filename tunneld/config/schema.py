@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tunneld.config.credentials import Credential, check_unique
+from tunneld.config.names import NamesSettings
 from tunneld.config.paths import absolute_path, locate
 from tunneld.config.values import (
     DAY,
@@ -40,6 +41,7 @@ from tunneld.config.values import (
     ValidatedBool,
     VisitorRate,
     WindowSize,
+    known_port_range,
     literal,
     parse_port_range,
 )
@@ -231,7 +233,7 @@ class TunnelSettings(Table):
     @property
     def port_range(self) -> range:
         """The ports on which a tunnel may listen; `range(0, 1)` means any free port."""
-        return parse_port_range(self.ports)
+        return known_port_range(self.ports)
 
 
 class WebMuxSettings(Table):
@@ -305,6 +307,7 @@ class Settings(Table):
     tunnels: TunnelSettings = TunnelSettings()
     webmux: WebMuxSettings = WebMuxSettings()
     ssh: SshSettings = SshSettings()
+    names: NamesSettings = NamesSettings()
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()

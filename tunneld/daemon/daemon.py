@@ -33,10 +33,12 @@ from tunneld.auth.preauth import PreauthLimiter
 from tunneld.backends import BACKENDS
 from tunneld.config.permissions import writable_by_group
 from tunneld.config.places import state_folder
+from tunneld.config.ports import services_among_tunnels
 from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
 from tunneld.daemon import ending, log, privileges, systemd
 from tunneld.daemon.ending import DaemonEnding
+from tunneld.daemon.listeners import HAS_PUMP
 from tunneld.daemon.servers import Servers
 from tunneld.daemon.signals import SIGNALS, handle_signals
 from tunneld.daemon.status import SystemdStatus
@@ -45,6 +47,7 @@ from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
 from tunneld.net import sockets
+from tunneld.sites.names import SharedNames
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import STOPPED
@@ -108,9 +111,12 @@ class Daemon:
             lambda: self.certificates.port("control.tls"),
             lambda: self.settings.control.handshake_timeout,
         )
-        handshakes = self.handshakes if sys.platform == "linux" else None  # agents' connections need the pump
-        self.service = TunnelService(lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes)
-        self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates)
+        handshakes = self.handshakes if HAS_PUMP else None  # agents' connections need the pump
+        self.names = SharedNames(lambda: self.settings.names, self.certificates.has_name) if HAS_PUMP else None
+        self.service = TunnelService(
+            lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes, self.names
+        )
+        self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates, self.names)
         self._systemd_status = SystemdStatus(self.service, self.certificates)
         self._command = command
         self._ending = DaemonEnding.DRAIN
@@ -119,7 +125,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Run the root nursery. All ports are open before systemd and the log report that the daemon is ready."""
-        self._warn_of_writable_files()
+        self._warn_of_configuration()
         snapshot = self.servers.listen(self.settings)
         self._become_user()
         store_salt_key(self._state, self._salt_key)
@@ -202,7 +208,7 @@ class Daemon:
             self.engine.set_unacknowledged_timeout(settings.tunnels.unacknowledged_timeout or 0.0)
             self.service.refresh_records()
             log.configure(settings.log)
-            self._warn_of_writable_files()
+            self._warn_of_configuration()
             self._drain_revoked()
         for change in changes:
             logger.info("setting changed", change=str(change))
@@ -265,9 +271,11 @@ class Daemon:
             facts = {"key": key, "path": str(path), "user": user.name, "reason": reason}
             logger.warning("cannot read a file that a reload needs", **facts)
 
-    def _warn_of_writable_files(self) -> None:
+    def _warn_of_configuration(self) -> None:
         for warning in writable_by_group(self.settings, self._config_path):
             logger.warning("a file of the configuration can be changed by other users", problem=warning)
+        for warning in services_among_tunnels(self.settings):
+            logger.warning("a service has one of the ports for tunnels", problem=warning)
 
     def _drain_revoked(self) -> None:
         """Drain the tunnels of credentials that are no longer in the configuration."""

@@ -7,7 +7,8 @@ takes the same time however many tunnels there are.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -16,8 +17,8 @@ import trio
 from tunneld.config.schema import Settings
 from tunneld.directory.record import AddressClaim, TunnelRecord
 from tunneld.directory.reservations import Reservations
-from tunneld.errors import LimitReachedError, TunneldError
-from tunneld.net.address import Address, Port
+from tunneld.errors import LimitReachedError, TunneldError, UsageError
+from tunneld.net.address import Address, HostName, Port, parse_host_name
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import Grant
 from tunneld.policy.ports import Owner, PortChoice, PortPool
@@ -67,6 +68,7 @@ class LocalDirectory:
 
     def __init__(self, settings: Callable[[], Settings], state: Path | None) -> None:
         """`state` is the directory of the file of reservations; None: they are kept in memory only."""
+        self._settings = settings
         self.reservations = Reservations(settings, state)
         self.pool = PortPool(lambda: settings().tunnels.port_quarantine, random.randrange)
         self._records: dict[str, TunnelRecord] = {}  # by id, oldest first
@@ -88,6 +90,9 @@ class LocalDirectory:
         record = self._records.get(reference.lower())
         if record is None and reference.isascii() and reference.isdigit() and len(reference) <= MAX_PORT_DIGITS:
             return self._records.get(self._by_address.newest(Port(int(reference))))
+        if record is None and "." in reference:
+            with suppress(UsageError):
+                return self._records.get(self._by_address.newest(parse_host_name(reference)))
         return record
 
     async def held_by(self, holder: ReservationKey | None) -> Sequence[TunnelRecord]:
@@ -100,14 +105,39 @@ class LocalDirectory:
 
     async def claim(self, holder: ReservationKey | None, owner: Owner, port: int | None, grant: Grant) -> AddressClaim:
         """See `Directory.claim`."""
-        superseded = self.reservations.superseded_by(holder, port)
-        refusal = self.reservations.why_refused(holder, port, grant)
-        if port is not None and superseded is None and not refusal:
+        records, reservation = await self.held_by(holder), self.reservations.of(holder)
+        if port is None:
+            return AddressClaim(records, reservation, "", None)
+        superseded = self.reservations.superseded_by(holder, Port(port))
+        refusal = self.reservations.why_refused(holder, Port(port), grant)
+        if superseded is None and not refusal:
             try:
                 self.pool.check(port, owner, trio.current_time())
             except LimitReachedError as error:
                 refusal = str(error)
-        return AddressClaim(await self.held_by(holder), self.reservations.of(holder), refusal, superseded)
+        return AddressClaim(records, reservation, refusal, superseded)
+
+    async def why_names_refused(
+        self, holder: ReservationKey | None, names: Sequence[HostName], owner: Owner, grant: Grant
+    ) -> str:
+        """See `Directory.why_names_refused`."""
+        for name in names:
+            if refusal := self.reservations.why_refused(holder, name, grant):
+                return refusal
+        limit = self._settings().names.max_names_per_owner
+        held = {name for name in self._names_held(owner) if name not in names}
+        if names and len(held) + len(names) > limit:
+            return (
+                f"limit of host names reached: {len(held)} of {limit} are open or reserved (names.max_names_per_owner)"
+            )
+        return ""
+
+    def _names_held(self, owner: Owner) -> Iterator[HostName]:
+        """The host names of an owner, of open tunnels and reserved."""
+        open_ones = (self._records[tunnel] for tunnel in self._owned.get(owner[0], ()))
+        mine = (record.addresses for record in open_ones if record.port_owner == owner)
+        for addresses in (*mine, *(kept.addresses for kept in self.reservations.table.kept_by(owner))):
+            yield from (address for address in addresses if isinstance(address, HostName))
 
     def ports(self, owner: Owner) -> PortChoice:
         """See `Directory.ports`."""
@@ -151,7 +181,7 @@ class LocalDirectory:
             self.pool.give_back(port, record.port_owner, trio.current_time())
         if (holder := record.holder) is not None:
             self._named.remove(holder, record.id)
-            self.reservations.on_closed(record.id, holder, keep=keep)
+            self.reservations.on_closed(record.id, holder, keep=keep, metered=record.metered)
 
     async def update(self, record: TunnelRecord) -> None:
         """See `Directory.update`. Nothing where it has closed meanwhile."""
@@ -180,4 +210,4 @@ class LocalDirectory:
 
 
 def _reservation(record: TunnelRecord, holder: ReservationKey) -> Reservation:
-    return Reservation(holder, record.backend, record.addresses, record.server)
+    return Reservation(holder, record.backend, record.addresses, record.server, metered=record.metered)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import structlog
@@ -24,14 +24,17 @@ from tunneld.directory.live import LiveTunnels
 from tunneld.directory.record import AddressClaim, Directory, TunnelRecord, port_owner, reservation_key
 from tunneld.directory.requester import Requester
 from tunneld.engine.engine import Engine
-from tunneld.errors import LimitReachedError, ListenError, UsageError
+from tunneld.errors import ExpiredError, LimitReachedError, ListenError, UsageError
+from tunneld.net.address import HostName
 from tunneld.net.endpoint import is_wildcard
 from tunneld.policy.access import Grant, permit
 from tunneld.policy.limits import effective_limits
-from tunneld.policy.options import TunnelOptions, format_option
+from tunneld.policy.names import check_name, complete_name
+from tunneld.policy.options import ANY_HOST, TunnelOptions, format_option
 from tunneld.policy.places import check_share
 from tunneld.policy.ports import Owner
 from tunneld.policy.reservations import Reservation, ReservationKey
+from tunneld.sites.names import SharedNames, random_name
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import BackendServices
 from tunneld.tunnel.spec import TunnelSpec
@@ -111,13 +114,18 @@ class TunnelOpener:
         draining = min(1, len(tunnels) - len(replaceable))  # one does not count, or it could block its successor
         opened = self._live.count_of(grant.name) - len(replaceable) - draining
         permitted = permit(grant, backend, options, requester.host, opened)
+        names = resolve_names(self._services.names, permitted.host, grant, claim.reservation)
+        permitted = replace(permitted, host=tuple(map(str, names)))
         if (shared := _shared(current, permitted)) is not None:
             check_agrees(shared, backend, permitted, options, grant)
             return OpenedTunnel(shared, permitted, is_new=False)
-        self._check_share(settings, grant, backend, owner, opened, claim)
-        spec = self._resolve(backend, permitted, options, requester, claim, settings.tunnels)
-        if claim.refusal:
-            raise LimitReachedError(claim.refusal)
+        needs_port = not names or permitted.client_port is not None
+        self._check_share(settings, grant, backend, owner, opened, claim, needs_port=needs_port)
+        refusal = claim.refusal or await self._directory.why_names_refused(holder, names, owner, grant)
+        spec = self._resolve(backend, permitted, options, requester, claim, settings.tunnels, names, current)
+        _check_quota(spec)
+        if refusal:
+            raise LimitReachedError(refusal)
         _check_room(settings.tunnels, len(self._live) - len(replaceable))
         tunnel = self._prepare(spec, claim.reservation, permitted.client_port, current)
         await self._commit(tunnel, record_of(tunnel, self._directory.node, grant.name), claim)
@@ -126,7 +134,15 @@ class TunnelOpener:
         return OpenedTunnel(tunnel, permitted, is_new=True, replaced=current)
 
     def _check_share(
-        self, settings: Settings, grant: Grant, backend: str, owner: Owner, opened: int, claim: AddressClaim
+        self,
+        settings: Settings,
+        grant: Grant,
+        backend: str,
+        owner: Owner,
+        opened: int,
+        claim: AddressClaim,
+        *,
+        needs_port: bool,
     ) -> None:
         """Raise `LimitReachedError` where one more tunnel would be more than its share of all tunnels or ports.
         `opened` is the number of open tunnels of the credential.
@@ -134,8 +150,8 @@ class TunnelOpener:
         share, ports = settings.control.credential_share, settings.tunnels.port_range
         if grant.max_tunnels is None:
             check_share(grant, "tunnel", opened + 1, settings.tunnels.max_tunnels, share)
-        if ports[0] and claim.reservation is None:
-            needed = 2 if backend == "tcp" else 1
+        if ports[0] and claim.reservation is None and (needs_port or backend == "tcp"):
+            needed = int(backend == "tcp") + int(needs_port)
             wanted = self._directory.ports_held(owner, ports) + needed
             check_share(grant, "port", wanted, max(len(ports), 2 * needed), share)
 
@@ -147,10 +163,12 @@ class TunnelOpener:
         requester: Requester,
         claim: AddressClaim,
         settings: TunnelSettings,
+        names: tuple[HostName, ...],
+        current: Tunnel | None,
     ) -> TunnelSpec:
-        """All that is known of the tunnel, with its limits and the address that it should get."""
+        """All that is known of the tunnel, with its limits and its reserved address. It replaces `current`."""
         grant, address = requester.known_grant, claim.reservation
-        if address is not None and permitted.client_port is None:
+        if address is not None and permitted.client_port is None and not names:
             permitted = replace(permitted, client_port=address.client_port)
         return TunnelSpec(
             id=self._live.next_id,
@@ -166,7 +184,9 @@ class TunnelOpener:
             asked_from=requested.server_from,
             tenant=self._tenants.of(grant.name, requester.host),
             uid=uuid.uuid4().hex,
+            metered=current.metered if current is not None else address.metered if address is not None else 0,
             generation=max((record.generation for record in claim.records), default=0) + 1,
+            names=names,
             grant=grant,
         )
 
@@ -217,20 +237,54 @@ def record_of(tunnel: Tunnel, node: str, owner: str) -> TunnelRecord:
         node=node,
         generation=spec.generation,
         opened=time.time() - tunnel.age,
+        metered=tunnel.metered,
     )
 
 
 def announce(events: Events, tunnel: Tunnel, record: TunnelRecord) -> None:
     """Publish and log that a tunnel is open."""
-    fields = {
-        "backend": record.backend,
-        "server": str(record.server),
-        "client": str(record.client),
-        "owner": tunnel.spec.owner,
-        "name": record.name,
-    }
-    events.publish("opened", id=record.id, **fields)
-    log.info("tunnel opened", tunnel=record.id, **{**fields, "server": record.server.without_key})
+    fields = {"backend": record.backend, "server": record.server.without_key, "client": str(record.client)}
+    fields |= {"owner": tunnel.spec.owner, "name": record.name}
+    if events.watched:
+        events.publish("opened", id=record.id, **{**fields, "server": str(record.server)})
+    log.info("tunnel opened", tunnel=record.id, **fields)
+
+
+def _check_quota(spec: TunnelSpec) -> None:
+    """Raise `ExpiredError` where earlier tunnels of the same name have used up the quota."""
+    if spec.quota_left == 0:
+        name, quota = spec.options.name, spec.limits.quota
+        raise ExpiredError(
+            f"could not open a tunnel: the quota of {quota} bytes of {name!r} is used up until its reservation ends or "
+            f"is released (quota)"
+        )
+
+
+def resolve_names(
+    shared: SharedNames | None, texts: Sequence[str], grant: Grant, reservation: Reservation | None
+) -> tuple[HostName, ...]:
+    """The host names that a request asks for, in full. A random name is the one that is reserved for the holder, if
+    there is one. Raises `UsageError` or `NotAllowedError`.
+    """
+    if not texts:
+        return ()
+    if shared is None:
+        raise UsageError("this relay has no host names (names.http, names.https); leave host out")
+    shared.check()
+    domain, names = shared.settings().domain, []
+    for text in texts:
+        if text != ANY_HOST:
+            name = complete_name(text, domain)
+            check_name(name, domain, grant.names, grant.title if grant.name else "this relay's tunnels")
+        elif not domain:
+            raise UsageError("this relay has no domain for random host names (names.domain); ask for a name")
+        else:
+            kept = reservation.addresses if reservation is not None else ()
+            name = next((one for one in kept if isinstance(one, HostName) and one not in names), random_name(domain))
+        if name in names:
+            raise UsageError(f"host name {name} is given twice")
+        names.append(name)
+    return tuple(names)
 
 
 def _check_room(settings: TunnelSettings, count: int) -> None:

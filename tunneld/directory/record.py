@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tunneld.errors import TunneldError
-from tunneld.net.address import Address
+from tunneld.net.address import Address, HostName
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import Grant
 from tunneld.policy.ports import Owner, PortChoice
@@ -39,6 +39,7 @@ class TunnelRecord:
     node: str
     generation: int  # of the tunnels with its name and owner; a later tunnel has a larger one
     opened: float  # seconds since 1970
+    metered: int = 0  # bytes that count against the quota of its name
 
     @property
     def holder(self) -> ReservationKey | None:
@@ -81,6 +82,13 @@ class Directory(Protocol):
 
     async def claim(self, holder: ReservationKey | None, owner: Owner, port: int | None, grant: Grant) -> AddressClaim:
         """Look up what a request for a tunnel, perhaps on a port, has to know. Changes nothing."""
+
+    async def why_names_refused(
+        self, holder: ReservationKey | None, names: Sequence[HostName], owner: Owner, grant: Grant
+    ) -> str:
+        """Why this holder cannot have these host names: one is reserved for a closed tunnel of another holder, or they
+        would be too many. Else empty.
+        """
 
     async def open(self, record: TunnelRecord, claim: AddressClaim) -> None:
         """Enter a tunnel that is about to begin, and reserve its addresses for its holder."""

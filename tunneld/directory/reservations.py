@@ -17,7 +17,7 @@ import trio
 from tunneld.config.schema import Settings
 from tunneld.directory.store import ReservationStore
 from tunneld.errors import NoSuchTunnelError, UsageError
-from tunneld.net.address import Port
+from tunneld.net.address import Address, HostName, Port
 from tunneld.policy.access import Grant
 from tunneld.policy.reservations import Reservation, ReservationKey, ReservationTable
 
@@ -75,20 +75,19 @@ class Reservations:
         self.table.expire(trio.current_time())
         return self.table.find(holder) if holder is not None else None
 
-    def superseded_by(self, holder: ReservationKey | None, port: int | None) -> Reservation | None:
-        """The reservation of this port that the holder made earlier, from another address."""
-        return next((each for each in self._others(holder, port) if _has_moved(each, holder, port)), None)
+    def superseded_by(self, holder: ReservationKey | None, address: Address) -> Reservation | None:
+        """The reservation of this address that the holder made earlier, from another address."""
+        return next((each for each in self._others(holder, address) if _has_moved(each, holder, address)), None)
 
-    def why_refused(self, holder: ReservationKey | None, port: int | None, grant: Grant) -> str:
-        """Why this holder cannot have `port`: it is reserved for a closed tunnel of another holder. Else empty."""
-        others = (each for each in self._others(holder, port) if not _has_moved(each, holder, port))
-        return next((_reserved(each, port, grant) for each in others), "")
+    def why_refused(self, holder: ReservationKey | None, address: Address, grant: Grant) -> str:
+        """Why this holder cannot have an address: it is reserved for a closed tunnel of another holder. Else empty."""
+        others = (each for each in self._others(holder, address) if not _has_moved(each, holder, address))
+        return next((_reserved(each, address, grant) for each in others), "")
 
-    def _others(self, holder: ReservationKey | None, port: int | None) -> Iterator[Reservation]:
-        """The reservations of this port for closed tunnels of other holders."""
+    def _others(self, holder: ReservationKey | None, address: Address) -> Iterator[Reservation]:
+        """The reservations of this address for closed tunnels of other holders."""
         self.table.expire(trio.current_time())
-        held = self.table.holding(Port(port)) if port is not None else ()
-        return (each for each in held if each.holder != holder and each.expires is not None)
+        return (each for each in self.table.holding(address) if each.holder != holder and each.expires is not None)
 
     def hold(self, tunnel: str, record: Reservation, superseded: Reservation | None = None) -> None:
         """The tunnel with this id has opened. Called before the next await, or another tunnel could take its port when
@@ -99,10 +98,11 @@ class Reservations:
         self._open.setdefault(record.holder, []).append(tunnel)
         self.table.hold(record)
 
-    def on_closed(self, tunnel: str, holder: ReservationKey, *, keep: bool | None) -> None:
+    def on_closed(self, tunnel: str, holder: ReservationKey, *, keep: bool | None, metered: int = 0) -> None:
         """A tunnel has closed. `keep` its reservation for `tunnels.reservation` seconds, or drop it; None: leave it as
-        it is.
+        it is. `metered` are the bytes that count against the quota of its name.
         """
+        self.table.meter(holder, metered)
         self._open[holder].remove(tunnel)
         if self._open[holder]:  # a newer tunnel of the same name has the address
             return
@@ -181,23 +181,24 @@ class Reservations:
         return kept.record
 
 
-def _has_moved(old: Reservation, new: ReservationKey | None, port: int | None) -> bool:
+def _has_moved(old: Reservation, new: ReservationKey | None, address: Address) -> bool:
     """Whether the new holder can be the old one at another address. Without credentials a requester that knows both
-    name and port may claim that: it could release the reservation as well.
+    name and address may claim that: it could release the reservation as well.
     """
     former = old.holder
     anonymous = new is not None and not former.credential and not new.credential and former.name == new.name
-    return anonymous and Port(port or 0) in old.addresses
+    return anonymous and address in old.addresses
 
 
-def _reserved(record: Reservation, port: int | None, grant: Grant) -> str:
+def _reserved(record: Reservation, address: Address, grant: Grant) -> str:
     tunnel, hint = "another tunnel", ""
     if grant.is_admin:
         owner = record.holder.credential or record.holder.host
-        tunnel, hint = f"tunnel {record.holder.name!r} of {owner}", f"; release {port} frees it"
-    return f"could not open a tunnel: port {port} is reserved for {tunnel}, now closed (tunnels.reservation){hint}"
+        tunnel, hint = f"tunnel {record.holder.name!r} of {owner}", f"; release {address} frees it"
+    what = f"host name {address}" if isinstance(address, HostName) else f"port {address}"
+    return f"could not open a tunnel: {what} is reserved for {tunnel}, now closed (tunnels.reservation){hint}"
 
 
 def _log_fields(record: Reservation) -> dict[str, object]:
     holder = record.holder
-    return {"name": holder.name, "owner": holder.credential or holder.host, "port": record.client_port}
+    return {"name": holder.name, "owner": holder.credential or holder.host, "address": record.public}

@@ -27,15 +27,17 @@ from tunneld.directory.reservations import Reservations
 from tunneld.directory.turns import RequestTurns
 from tunneld.engine.engine import Engine
 from tunneld.errors import DrainingError, EndedError, ExpiredError, NoSuchTunnelError, TunneldError
+from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint
 from tunneld.net.sockets import descriptors_for_tunnels
 from tunneld.policy.access import EVERYBODY, Grant, bound_server_from
 from tunneld.policy.options import TunnelOptions
+from tunneld.sites.names import SharedNames
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
-from tunneld.tunnel.tenants import Tenants
+from tunneld.tunnel.tenants import Tenant, Tenants
 from tunneld.tunnel.tunnel import STOPPED, Phase, Tunnel
 
 log = structlog.get_logger("service")
@@ -52,10 +54,12 @@ class TunnelService:
         keys: KeyRegistry | None = None,
         state: Path | None = None,
         handshakes: Handshakes | None = None,
+        names: SharedNames | None = None,
     ) -> None:
         """`settings` is called for every request, so that a reload applies to the next tunnel. `backends` has the names
         that openTunnel accepts, `keys` the shared ports. `state` is the directory for reservations; None: they are kept
-        in memory only. `handshakes` authenticates hidden servers on ports of their own.
+        in memory only. `handshakes` authenticates hidden servers on ports of their own; `names` has the host names,
+        where there can be some.
         """
         self.settings = settings
         self.live = LiveTunnels()
@@ -66,7 +70,9 @@ class TunnelService:
         self.leaving = False
         self.keys = keys if keys is not None else KeyRegistry()
         self._engine = engine
-        self._services = BackendServices(backends, self.keys, handshakes)
+        self._services = BackendServices(backends, self.keys, handshakes, names)
+        if names is not None:
+            names.is_reserved = lambda name: HostName(name) in self.reservations.table
         self._tenants = Tenants(settings, descriptors_for_tunnels())
         self._opener = TunnelOpener(
             self._settings_for_opening,
@@ -194,6 +200,10 @@ class TunnelService:
         network = tunnel.spec.allowed_sources_for(options.server_from, requester.host)
         tunnel.agents.join(requester.owner, requester.host, network)
         requester.at_end(tunnel.id, lambda: tunnel.agents.leave(requester.owner))
+
+    def tenant_of(self, credential: str, host: str) -> Tenant:
+        """What all tunnels of a credential share; of the address `host` on a relay without credentials."""
+        return self._tenants.of(credential, host)
 
     async def close(self, reference: str, grant: Grant = EVERYBODY, *, keep: bool = False) -> Tunnel:
         """Close one tunnel now; it is closed when this returns. Its address is released unless it is to be kept.
@@ -336,7 +346,7 @@ class TunnelService:
     async def _remove(self, tunnel: Tunnel) -> None:
         """Remove a tunnel that has closed, or has not begun. A directory that waits here would have to be shielded."""
         tunnel.discard()
-        record = self.live.remove(tunnel)
+        record = replace(self.live.remove(tunnel), metered=tunnel.metered)
         await self.directory.remove(record, keep=self._keeps_reservation(tunnel))
         if tunnel.expired:
             error = ExpiredError(f"tunnel {record.id} has ended: {tunnel.reason}")

@@ -15,6 +15,7 @@ a turn longer. An owner that exceeded its share repays that from the next ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from tunneld.engine.failures import report_failure
@@ -36,14 +37,16 @@ class DeferredHandler(Protocol):
 class TurnBudget:
     """The cost of one turn of a pump, and the handlers that wait for the next."""
 
-    __slots__ = ("_size", "active", "deferred", "share", "turn")
+    __slots__ = ("_request_turn", "_size", "active", "deferred", "in_turn", "share", "turn")
 
-    def __init__(self, size: int) -> None:
-        """`size` is the cost of a turn, in units."""
+    def __init__(self, size: int, request_turn: Callable[[], None] = lambda: None) -> None:
+        """`size` is the cost of a turn, in units. `request_turn` is called when a handler is deferred between turns."""
         self.turn = 0  # the number of the current one
         self.share = size  # of each owner in this turn
         self.active: list[CostShare] = []  # owners that have done something in it, or are still to repay
         self.deferred: list[tuple[CostShare, DeferredHandler]] = []  # the next turn must follow without sleep then
+        self.in_turn = False  # the next one follows by itself if a handler is deferred
+        self._request_turn = request_turn
         self._size = size
 
     def begin_turn(self) -> None:
@@ -56,10 +59,13 @@ class TurnBudget:
             owner.is_active = left <= 0
             if left <= 0:
                 self.active.append(owner)
+        self.in_turn = True
 
     def defer(self, share: CostShare, handler: DeferredHandler) -> None:
         """Call `handler.on_turn` in the next turn, or in the first one after that in which `share` is not used up."""
         self.deferred.append((share, handler))
+        if not self.in_turn:
+            self._request_turn()
 
     def continue_deferred(self) -> None:
         """Continue the deferred handlers, oldest first, as far as their shares go."""

@@ -105,7 +105,7 @@ class Pump(Scheduler):
         self.handlers: dict[int, Handler | None] = {}  # None: detached, still registered with epoll
         self.buffer = bytearray(limits.buffer_size)
         self.view = memoryview(self.buffer)
-        self.budget = TurnBudget(limits.turn_cost)
+        self.budget = TurnBudget(limits.turn_cost, self.timers.wake_soon)
         self.fd_reserve = FdReserve(limits.descriptors)
         self.pipes = PipePool(limits.pipe_size, limits.max_pipes, limits.buffer_size, limits.descriptors)
         self._wide_buffer: bytearray | None = None
@@ -259,11 +259,12 @@ class Pump(Scheduler):
             at_once = self._poll_at_once or self._soon or self.budget.deferred
             batch = epoll.poll(0, MAX_BATCH_EVENTS) if at_once else self._wait(epoll)
             if not batch and not self._soon:
-                return
+                break
             self._poll_at_once = False
             self._dispatch(batch)
             if perf_counter() >= end:
-                return
+                break
+        self.budget.in_turn = False
 
     def _wait(self, epoll: select.epoll) -> list[tuple[int, int]]:
         """Return the events that are ready or come within `poll_timeout`: polling at first, if the last wait was
@@ -302,6 +303,16 @@ class Pump(Scheduler):
         if self._ended or self._after_batch:
             self.finish_batch()
         self._in_batch = False
+
+    def finish_batch(self) -> None:
+        """See `Scheduler.finish_batch`. Handlers that were deferred between turns get one here."""
+        super().finish_batch()
+        if self.budget.deferred and not self.budget.in_turn:
+            self.budget.begin_turn()
+            self._continue_deferred()
+            self.budget.in_turn = False
+            if self.budget.deferred:
+                self.timers.wake_soon()
 
     def _continue_deferred(self) -> None:
         """Serve the handlers that used up their owners' shares of the last turn."""

@@ -17,6 +17,7 @@ import socket
 from tunneld.engine.end import BufferedEnd, log
 from tunneld.engine.events import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.failures import TcpSocket, reset_on_close, unacknowledged
+from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
 from tunneld.net.sockets import pending_error
 from tunneld.tls.connection import TlsSocket
@@ -30,7 +31,7 @@ class TlsEnd(BufferedEnd):
         "_until_eagain", "deadline",
     )  # fmt: skip
 
-    def __init__(self, pump: Pump, tls: TlsSocket) -> None:
+    def __init__(self, pump: Pump, tls: TlsSocket | PlainTransport) -> None:
         super().__init__(pump)
         self.deadline = 0.0
         self._pump = pump

@@ -55,15 +55,9 @@ def format_answer(answer: RpcAnswer) -> bytes:
     return dumps((_marshallable(answer),), methodresponse=True).encode()
 
 
-def format_value(item: Item) -> str:
-    """One struct of an array, for `format_array`."""
-    text = dumps((_marshallable(item),))
-    return text.removeprefix(_PARAMS[0]).removesuffix(_PARAMS[1])
-
-
-def format_array(values: Sequence[str]) -> bytes:
-    """A response with an array of these values."""
-    return "".join((_ARRAY[0], *values, _ARRAY[1])).encode()
+def format_value(item: Item) -> bytes:
+    """One struct of an array, between `ARRAY_BEGIN` and `ARRAY_END`."""
+    return dumps((_marshallable(item),)).removeprefix(_PARAMS[0]).removesuffix(_PARAMS[1]).encode()
 
 
 def format_fault(number: int, text: str) -> bytes:
@@ -73,7 +67,7 @@ def format_fault(number: int, text: str) -> bytes:
 
 _PARAMS = ("<params>\n<param>\n", "</param>\n</params>\n")
 """What the standard library puts around a single value."""
-_ARRAY = dumps(([None],), methodresponse=True, allow_none=True).split("<value><nil/></value>")
+ARRAY_BEGIN, ARRAY_END = dumps(([None],), methodresponse=True, allow_none=True).encode().split(b"<value><nil/></value>")
 """What it puts around the values of an array in a response."""
 
 

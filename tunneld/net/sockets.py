@@ -252,6 +252,7 @@ def _bind(
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host else 0)
         _take_free_port(listener, host, ports)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         set_keepalive(listener, keepalive)
         listener.setblocking(False)
         listener.listen(backlog)

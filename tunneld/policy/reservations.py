@@ -50,6 +50,7 @@ class Reservation:
     addresses: tuple[Address, ...]  # public ones, in the order of the tunnel's ingresses
     server: Endpoint = field(repr=False)  # with its key, a secret
     expires: float | None = None
+    metered: int = 0  # bytes of its tunnels, one after another, that count against their quota
 
     @property
     def held(self) -> frozenset[Address]:
@@ -119,10 +120,20 @@ class ReservationTable:
     def hold(self, record: Reservation) -> None:
         """The tunnel of this holder is open at this address: the reservation does not expire."""
         former = self._records.get(record.holder)
-        record = replace(record, expires=None)
+        metered = record.metered if former is None else max(record.metered, former.metered)
+        record = replace(record, expires=None, metered=metered)
         self._put(record)
         if record != former:
             self.changed(record.holder)
+
+    def meter(self, holder: ReservationKey, metered: int) -> None:
+        """The tunnels of this holder have relayed so many bytes that count. The number does not fall until the
+        reservation is dropped.
+        """
+        record = self._records.get(holder)
+        if record is not None and metered > record.metered:
+            self._put(replace(record, metered=metered))
+            self.changed(holder)
 
     def keep_until(
         self, holder: ReservationKey, expires: float, *, max_kept: int, max_per_owner: int

@@ -139,14 +139,15 @@ class CertificateStore:
         found = self._loaded.ports.get(table)
         return found[1] if found is not None else None
 
+    def has_name(self, server_name: str) -> bool:
+        """Whether `context_for` finds a certificate."""
+        return self._find(server_name) is not None
+
     def context_for(self, server_name: str) -> ssl.SSLContext | None:
         """The context for a handshake in which the client asked for `server_name`: the certificate with exactly this
         name, else the one with a wildcard for its first label, else None.
         """
-        name = server_name.lower().removesuffix(".")
-        if name.startswith("*"):
-            return None
-        certificate = self._names.get(name) or self._names.get(f"*.{name.partition('.')[2]}")
+        certificate = self._find(server_name)
         if certificate is None:
             return None
         context = self._contexts.get(certificate.files.certificate)
@@ -154,6 +155,12 @@ class CertificateStore:
             return self._load_again(certificate)
         self._contexts.move_to_end(certificate.files.certificate)
         return context
+
+    def _find(self, server_name: str) -> ServerCertificate | None:
+        name = server_name.lower().removesuffix(".")
+        if name.startswith("*"):
+            return None
+        return self._names.get(name) or self._names.get(f"*.{name.partition('.')[2]}")
 
     # For operators
 

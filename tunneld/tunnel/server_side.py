@@ -25,6 +25,7 @@ from tunneld.net.address import Address
 from tunneld.net.endpoint import Endpoint, Peer
 from tunneld.net.sockets import PortOrder
 from tunneld.policy.options import TunnelOptions
+from tunneld.sites.names import SharedNames
 from tunneld.tunnel.tenants import Tenant
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class BackendServices:
     backends: Mapping[str, Backend] = field(default_factory=dict)  # by the names that openTunnel accepts
     keys: KeyRegistry | None = None  # None: this relay has no shared ports
     handshakes: Handshakes | None = None  # None: a hidden server cannot present a key on a port of its own
+    names: SharedNames | None = None  # None: this relay has no host names
 
     def backend(self, name: str) -> Backend:
         """The backend with this name. Raises `UsageError` where this relay has none."""
@@ -97,7 +99,7 @@ class TunnelContext:
     engine: Engine
     settings: TunnelSettings
     advertised_host: str
-    client_port: int  # the public port; 0 where visitors reach the tunnel by names alone
+    client_port: int  # the public port, or that of a public URI where visitors reach the tunnel by names alone
     services: BackendServices
     secure: str  # as in `TunnelOptions`
     persist: bool  # the tunnel serves many visitors, one after another
@@ -110,6 +112,7 @@ class TunnelContext:
     on_refused: Callable[[Peer, str], None]  # with the peer's address and the reason
     on_failure: FailureCallback  # with a bug in a callback
     tenant: Tenant = field(default_factory=Tenant)
+    shared: bool = False  # several agents may serve the tunnel
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
     takeover: Takeover = NO_TAKEOVER  # from the tunnel that this one replaces, which still serves
 
@@ -156,6 +159,10 @@ class ServerSide(Protocol):
     @property
     def parked(self) -> int:
         """How many visitors could be served at this moment."""
+
+    @property
+    def connections(self) -> int:
+        """Connections of hidden servers that are parked, or that carry visitors together."""
 
     @property
     def live_connections(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import InitVar, dataclass, field
 
 from tunneld.config.schema import TunnelSettings
+from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint, Network, parse_network
 from tunneld.net.sockets import ANY_PORT, PortOrder
 from tunneld.policy.access import EVERYBODY, Grant
@@ -36,6 +37,8 @@ class TunnelSpec:
     tenant: Tenant = field(default_factory=Tenant)  # the owner's, shared by all its tunnels
     uid: str = ""  # globally unique
     generation: int = 1  # of the tunnels with its name and owner
+    metered: int = 0  # bytes of earlier ones of them that count against the quota
+    names: tuple[HostName, ...] = ()  # by which visitors reach it
     grant: InitVar[Grant] = EVERYBODY
     limits: EffectiveLimits = field(init=False)
 
@@ -43,6 +46,11 @@ class TunnelSpec:
         limits = effective_limits(self.settings, grant, self.options)
         object.__setattr__(self, "limits", limits)
         object.__setattr__(self, "options", limits.bound(self.options))
+
+    @property
+    def quota_left(self) -> int | None:
+        """Bytes that its visitors may still send and receive; None: there is no quota."""
+        return None if self.limits.quota is None else max(0, self.limits.quota - self.metered)
 
     @property
     def allowed_sources(self) -> Network | None:

@@ -27,7 +27,7 @@ import structlog
 import trio
 
 from tunneld.engine.engine import Engine
-from tunneld.net.address import Address, Port
+from tunneld.net.address import Port
 from tunneld.net.endpoint import Endpoint, Peer, format_peer
 from tunneld.policy.admission import RefusalKind
 from tunneld.tunnel import timeouts
@@ -72,7 +72,10 @@ class Tunnel:
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and leaves nothing open then.
         """
         backend, limits = spec.services.backend(spec.backend), spec.limits
-        counters, now = snapshot.counters if snapshot is not None else TunnelCounters(), trio.current_time()
+        counters, now = (
+            snapshot.counters if snapshot is not None else TunnelCounters(quota_left=spec.quota_left),
+            trio.current_time(),
+        )
         self.spec = spec
         self.limits = limits
         self.opened_at, self.idle_since = now - counters.age, now - counters.idle
@@ -93,11 +96,13 @@ class Tunnel:
         self.arrivals = WaitingVisitors(limits, self.visitors)
         takeover = replaces.takeover if replaces is not None else NO_TAKEOVER
         self.ingresses = open_ingresses(spec, limits, snapshot.ingresses if snapshot is not None else (), takeover)
+        self.addresses = tuple([ingress.address for ingress in self.ingresses])  # what visitors reach it by
         try:
             self.server_side = backend(self._context(takeover))
         except BaseException:
             self._close_ingresses()
             raise
+        spec.tenant.server_sides.add(self.server_side)
 
     # State
 
@@ -122,9 +127,10 @@ class Tunnel:
         return self.ingresses[0].uri
 
     @property
-    def addresses(self) -> tuple[Address, ...]:
-        """What visitors reach it by, in the order of the ingresses."""
-        return tuple(ingress.address for ingress in self.ingresses)
+    def _public_port(self) -> int:
+        """Its own port, or the shared one where visitors reach it by names alone: WebMUX names channels by it."""
+        own = (one.number for one in self.addresses if isinstance(one, Port))
+        return next(own, self.client_uri.port)
 
     @property
     def age(self) -> float:
@@ -165,6 +171,12 @@ class Tunnel:
     def activity(self) -> object:
         """A value that changes whenever a byte was relayed or a visitor was joined."""
         return self.octets, self.served
+
+    @property
+    def metered(self) -> int:
+        """Bytes that count against the quota of its name, with the ones of earlier tunnels of that name."""
+        quota, left = self.limits.quota, self.visitors.quota_left
+        return self.spec.metered if quota is None or left is None else quota - left
 
     # Actions
 
@@ -305,7 +317,7 @@ class Tunnel:
             engine=self._engine,
             settings=self.spec.settings,
             advertised_host=self.spec.advertised_host,
-            client_port=next((one.number for one in self.addresses if isinstance(one, Port)), 0),
+            client_port=self._public_port,
             services=self.spec.services,
             secure=self.spec.options.secure,
             persist=self.limits.persist,
@@ -318,14 +330,16 @@ class Tunnel:
             on_refused=self._refusals.server,
             on_failure=self.fail,
             tenant=self.spec.tenant,
+            shared=self.spec.options.share,
             snapshot=self._snapshot.server if self._snapshot is not None else None,
             takeover=takeover,
         )
 
     def _parking_capacity(self) -> int:
-        if self.limits.persist:
-            return self.spec.settings.max_parked
-        return 0 if self.served else 1
+        if not self.limits.persist:
+            return 0 if self.served else 1
+        left = self.server_side.connections + self.spec.tenant.server_connections_left
+        return min(self.spec.settings.max_parked, left)
 
     def _on_attached(self, peer: Peer) -> None:
         if self._phase is Phase.WAITING:
@@ -386,6 +400,7 @@ class Tunnel:
         self.reason = self.reason or STOPPED
         self._close_ingresses()
         self.server_side.close()
+        self.spec.tenant.server_sides.discard(self.server_side)
         self.visitors.drop()
         if self._exported:
             self._closed.set()

@@ -194,7 +194,7 @@ def fail(error: Exception) -> None:
 
 def said_by(visitor: Visitor) -> bytes:
     """What the visitor has sent, read already or in its socket."""
-    return visitor.early or visitor.end.recv(100)
+    return visitor.early or visitor.connection.recv(100)
 
 
 async def test_a_visitor_has_its_address_and_no_byte_is_lost(

@@ -288,7 +288,7 @@ class _Packing:
     def _waiting(self, waiting: Sequence[WaitingVisitor]) -> tuple[_WaitingRecord, ...]:
         return tuple(
             _WaitingRecord(
-                visitor=self._bundle.put(one.visitor.end),
+                visitor=self._bundle.put(one.visitor.connection),
                 peer=one.visitor.peer,
                 reached=one.visitor.reached,
                 host=str(one.visitor.host) if one.visitor.host is not None else None,
@@ -297,7 +297,7 @@ class _Packing:
                 time_left=one.seconds_left,
             )
             for one in waiting
-            if self._has_room(one.visitor.end, size=len(one.visitor.early))
+            if self._has_room(one.visitor.connection, size=len(one.visitor.early))
         )
 
     def _parked(self, server: ServerSideSnapshot) -> tuple[tuple[int, Peer], ...]:

@@ -1,0 +1,72 @@
+"""A plain TCP connection with the interface of a `TlsSocket`: for code that looks at what a visitor sends.
+
+A connection that is only relayed is a `SocketEnd`, which is faster: its bytes need not pass through this process.
+"""
+
+from __future__ import annotations
+
+import socket
+
+
+class PlainTransport:
+    """A connected non-blocking socket, which it owns."""
+
+    __slots__ = ("_unsent", "connection", "ended")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.ended = False  # the end of file was read
+        self._unsent = bytearray()
+
+    @property
+    def pending_output(self) -> int:
+        """Bytes that the kernel does not have yet."""
+        return len(self._unsent)
+
+    def decrypt(self, _plain: memoryview) -> int:
+        """Nothing was read before the event loop began."""
+        return 0
+
+    def receive_into(self, raw: memoryview, plain: memoryview) -> tuple[int, int]:
+        """Read once from the kernel into `plain`, at most `len(raw)` bytes. Returns the number of bytes, twice.
+
+        Raises `BlockingIOError`, or OSError if the connection is broken.
+        """
+        count = self.connection.recv_into(plain, len(raw))
+        self.ended = not count
+        return count, count
+
+    def write(self, data: memoryview) -> None:
+        """Append `data` to the pending output."""
+        self._unsent += data
+
+    def finish(self) -> None:
+        """Nothing: TCP's own end of file follows."""
+
+    def flush(self) -> bool:
+        """Write pending output to the kernel; returns whether that was all of it. Raises OSError."""
+        unsent, sent = self._unsent, 0
+        if not unsent:
+            return True
+        try:
+            with memoryview(unsent) as view:
+                while sent < len(view):
+                    sent += self.connection.send(view[sent:])
+        except BlockingIOError:
+            pass
+        except OSError:
+            unsent.clear()
+            raise
+        del unsent[:sent]
+        return not unsent
+
+    def flush_if_possible(self) -> None:
+        """Flush a connection that is being given up: errors are ignored."""
+        try:
+            self.flush()
+        except OSError:
+            return
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.connection.close()

@@ -1,0 +1,36 @@
+"""The body of a message on its way: where it ends. Pure."""
+
+from __future__ import annotations
+
+from tunneld.wire.chunked import ChunkedBody
+
+
+class Body:
+    """A body of known length, a chunked one, or one that ends with the connection."""
+
+    __slots__ = ("_chunks", "_left", "ends_with_connection")
+
+    def __init__(self, length: int | None, *, until_close: bool = False) -> None:
+        """`length` is in bytes; None: chunked. `until_close`: neither, it ends with the connection."""
+        self.ends_with_connection = until_close
+        self._left = 0 if length is None else length
+        self._chunks = ChunkedBody() if length is None and not until_close else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last byte was taken."""
+        if self.ends_with_connection:
+            return False
+        return self._left == 0 if self._chunks is None else self._chunks.is_over
+
+    def take(self, data: memoryview) -> tuple[int, bytes | bytearray | memoryview]:
+        """Take bytes: return how many belong to the body, and what goes on for them, which is never longer. Raises
+        `HeadError`.
+        """
+        if self._chunks is not None:
+            return self._chunks.feed(data)
+        if self.ends_with_connection:
+            return len(data), data
+        count = min(self._left, len(data))
+        self._left -= count
+        return count, data[:count]

@@ -1,0 +1,258 @@
+"""The shared ports for HTTP and TLS: visitors of many tunnels, told apart by the name that they ask for.
+
+    http     every request is routed by its Host                                           HttpConnection
+    https    ClientHello, not consumed ──► a site that keeps its own TLS: passed on as it is
+                                       ──► a challenge of a certificate authority: answered
+                                       ──► a name with a certificate: TLS ends here, then as http
+                                       ──► anything else: the alert unrecognized_name
+
+There is no default certificate: it would tell every scanner one of the relay's names.
+
+    serve_sites
+    └─ TLS handshake ×N       a task each, for at most `head_timeout`; everything else runs in the engine
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import structlog
+import trio
+
+from tunneld.engine.plain_transport import PlainTransport
+from tunneld.engine.pump import Pump
+from tunneld.engine.tls_end import TlsEnd
+from tunneld.errors import reason_of
+from tunneld.net.accept import local_address
+from tunneld.net.endpoint import Peer, parse_network
+from tunneld.policy.limits import HttpLimits
+from tunneld.policy.networks import NetworkSet, read_address
+from tunneld.sites.connection import HttpConnection
+from tunneld.sites.fields import Origin
+from tunneld.sites.hello import HelloReader
+from tunneld.sites.names import SharedNames
+from tunneld.sites.pages import error_page, plain_response
+from tunneld.sites.site import Request, Site
+from tunneld.tls.connection import TlsSocket, shake_hands
+from tunneld.wire.client_hello import UNRECOGNIZED_NAME, ClientHello, encode_alert
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
+
+CHALLENGE_PROTOCOL = b"acme-tls/1"
+CHALLENGE_PATH = b"/.well-known/acme-challenge/"
+
+
+class SiteSettings(Protocol):
+    """What the ports read from `[names]`, for each new connection."""
+
+    @property
+    def limits(self) -> HttpLimits: ...
+    @property
+    def trusted_proxies(self) -> tuple[str, ...]: ...
+    @property
+    def max_connections(self) -> int: ...
+
+
+class Certificates(Protocol):
+    """The certificates by name: `tls.store.CertificateStore`."""
+
+    def context_for(self, server_name: str, /) -> ssl.SSLContext | None:
+        """The context for a handshake in which the client asked for this name."""
+
+
+class Challenges(Protocol):
+    """The answers to challenges of a certificate authority."""
+
+    def http_answer(self, token: str, /) -> bytes | None:
+        """The body of the file with this name below `CHALLENGE_PATH`."""
+
+    def tls_context(self, name: str, /) -> ssl.SSLContext | None:
+        """The context that answers tls-alpn-01 for this name."""
+
+
+class NoChallenges:
+    """For a relay that obtains no certificates. Implements `Challenges`."""
+
+    def http_answer(self, _token: str) -> bytes | None:
+        """None."""
+        return None
+
+    def tls_context(self, _name: str) -> ssl.SSLContext | None:
+        """None."""
+        return None
+
+
+NO_CHALLENGES = NoChallenges()
+
+
+class SitePorts:
+    """Both ports. It owns their connections."""
+
+    def __init__(
+        self,
+        engine: Pump,
+        names: SharedNames,
+        settings: Callable[[], SiteSettings],
+        certificates: Certificates,
+        challenges: Challenges,
+    ) -> None:
+        """`settings` is called for every connection, so that a reload applies to the next one."""
+        self._names = names
+        self.connections: dict[HttpConnection, None] = {}  # oldest first
+        self._engine = engine
+        self._settings = settings
+        self._certificates = certificates
+        self._challenges = challenges
+        self._hellos: set[HelloReader] = set()
+        self._handshakes = 0
+        self._proxies = NetworkSet(())
+        self._proxy_texts: tuple[str, ...] = ()
+        self._nursery: trio.Nursery
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the TLS handshakes until cancelled; then close all connections."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            for hello in list(self._hellos):
+                hello.stop()
+                hello.connection.close()
+            for connection in list(self.connections):
+                connection.drop("the relay stopped")
+
+    def __len__(self) -> int:
+        """Connections on both ports that are not passed on."""
+        return len(self.connections) + len(self._hellos) + self._handshakes
+
+    # Accepted connections
+
+    def on_http(self, connection: socket.socket, peer: Peer) -> None:
+        """A connection to the HTTP port."""
+        if self._has_room(connection):
+            self._start(PlainTransport(connection), self._origin(connection, peer, b"http"), "")
+
+    def on_https(self, connection: socket.socket, peer: Peer) -> None:
+        """A connection to the TLS port."""
+        if self._has_room(connection):
+            timeout = self._settings().limits.head_timeout
+            HelloReader(
+                self._engine, connection, timeout, partial(self._on_hello, peer), partial(self._on_refused, peer),
+                partial(self._on_bug, connection), self._hellos,
+            )  # fmt: skip
+
+    def _has_room(self, connection: socket.socket) -> bool:
+        """Whether there is a place for one more connection; makes one where an idle connection can be closed."""
+        limit = self._settings().max_connections
+        if len(self) >= limit:
+            idle = next((each for each in self.connections if each.is_idle), None)
+            if idle is None:
+                connection.close()
+                return False
+            idle.close_if_idle()
+        return True
+
+    def _origin(self, connection: socket.socket, peer: Peer, scheme: bytes) -> Origin:
+        settings = self._settings()
+        if settings.trusted_proxies is not self._proxy_texts:
+            self._proxy_texts = settings.trusted_proxies
+            self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
+        is_trusted = bool(self._proxies) and read_address(peer[0]) in self._proxies
+        return Origin(peer, scheme, local_address(connection), self._proxies if is_trusted else None)
+
+    def _start(self, transport: TlsSocket | PlainTransport, origin: Origin, server_name: str) -> None:
+        """Serve requests on a connection; in TLS for the name `server_name`."""
+        end = TlsEnd(self._engine, transport)
+        connection = HttpConnection(
+            end, origin, partial(self._find, server_name), self._settings().limits, self._on_over
+        )
+        self.connections[connection] = None
+        connection.start()
+
+    def _on_over(self, connection: HttpConnection) -> None:
+        self.connections.pop(connection, None)
+
+    # TLS
+
+    def _on_hello(self, peer: Peer, hello: HelloReader, asked: ClientHello) -> None:
+        """The client's first message is complete, and still unread."""
+        connection, name = hello.connection, asked.server_name
+        sites = self._names.sites
+        is_away = not sites.has_host(name) and self._names.is_reserved(name)
+        site = sites.find(name) if name and not is_away else None
+        if site is not None and site.keeps_tls:
+            site.open_connection(connection, peer, name)
+            return
+        is_challenge = CHALLENGE_PROTOCOL in asked.protocols
+        context = self._challenges.tls_context(name) if is_challenge else self._certificates.context_for(name)
+        if context is None:
+            _send_alert(connection, UNRECOGNIZED_NAME)
+            log.debug("tls connection refused", peer=peer[0], name=name, reason="no certificate has this name")
+            return
+        self._handshakes += 1
+        self._nursery.start_soon(
+            self._shake_hands, connection, context, self._origin(connection, peer, b"https"), name, is_challenge
+        )
+
+    async def _shake_hands(
+        self, connection: socket.socket, context: ssl.SSLContext, origin: Origin, name: str, is_challenge: bool
+    ) -> None:
+        """Do one handshake; after one for a challenge there is nothing to say."""
+        try:
+            with trio.move_on_after(self._settings().limits.head_timeout) as late:
+                tls = await shake_hands(connection, context, server_side=True)
+            if late.cancelled_caught:
+                return
+            if is_challenge:
+                tls.finish()
+                tls.flush_if_possible()
+                tls.close()
+            else:
+                self._start(tls, origin, name)
+        except OSError as error:
+            log.debug("tls connection failed", peer=origin.address, name=name, reason=reason_of(error))
+        finally:
+            self._handshakes -= 1
+
+    def _on_refused(self, peer: Peer, hello: HelloReader, reason: str) -> None:
+        log.debug("tls connection refused", peer=peer[0], reason=reason)
+        hello.connection.close()
+
+    def _on_bug(self, connection: socket.socket, error: Exception) -> None:
+        log.error("connection to a shared port failed: internal error", exc_info=error)
+        connection.close()
+
+    # Requests
+
+    def _find(self, server_name: str, request: Request) -> Site | bytes:
+        """Where a request goes, or the relay's own response."""
+        head = request.head
+        if server_name and head.host != server_name:
+            return error_page(421, head, request.identity, keep_alive=request.keep_alive)
+        if not server_name and head.target.startswith(CHALLENGE_PATH):
+            answer = self._challenges.http_answer(head.target[len(CHALLENGE_PATH) :].decode("latin-1"))
+            if answer is not None:
+                return plain_response(answer, head, keep_alive=request.keep_alive)
+        sites, status = self._names.sites, 404
+        if not sites.has_host(head.host) and self._names.is_reserved(head.host):
+            status = 503  # nor does a wildcard get the requests of a name whose agent is away
+        elif (site := sites.find(head.host, head.path.decode("latin-1"))) is not None:
+            return site
+        return error_page(status, head, request.identity, keep_alive=request.keep_alive)
+
+
+def _send_alert(connection: socket.socket, alert: int) -> None:
+    """Tell a client why, and close. What it sent is read first: closing a socket with unread bytes is a reset, which
+    may overtake the alert.
+    """
+    try:
+        connection.send(encode_alert(alert))
+        connection.recv(65536)
+    except OSError:
+        pass
+    connection.close()

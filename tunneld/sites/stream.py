@@ -1,0 +1,248 @@
+"""The requests of one visitor's connection to one tunnel, as an end that a tunnel can relay.
+
+    relay reads     requests, as the hidden server shall read them: `feed`
+    relay writes    the hidden server's responses; they are parsed to know where each ends
+    relay resets    no response will come, or not all of it
+    relay finishes  the hidden server has closed: it may do so between two responses
+
+A response is passed on while it arrives. It belongs to the request that was sent last, for only one is under way; bytes
+that come without a request are an error of the hidden server, and the connection to it is cut.
+"""
+
+from __future__ import annotations
+
+import errno
+from functools import partial
+from typing import Protocol
+
+from tunneld.engine.end import BufferedEnd
+from tunneld.engine.scheduler import Scheduler
+from tunneld.sites.body import Body
+from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead, find_head, parse_response
+
+
+class ResponseReceiver(Protocol):
+    """What a stream calls: the visitor's connection."""
+
+    max_head: int  # bytes of a response head
+
+    def send_capacity(self) -> int:
+        """Bytes of a response that the visitor takes now."""
+
+    def unacknowledged(self) -> int:
+        """Bytes that were sent to the visitor and are not acknowledged."""
+
+    def on_requests_taken(self) -> None:
+        """The hidden server has taken what was buffered in the stream."""
+
+    def on_response_head(self, response: ResponseHead) -> None:
+        """A head, perhaps an interim one."""
+
+    def on_response_data(self, data: bytes | bytearray | memoryview) -> None:
+        """Bytes of the body, at most `send_capacity`. Valid only during the call."""
+
+    def on_response_complete(self) -> None:
+        """The response is complete."""
+
+    def on_stream_over(self, reason: str) -> None:
+        """The stream has ended without being told to `leave`; the response to the request under way will not come, or
+        not all of it.
+        """
+
+
+class UpgradedReceiver(Protocol):
+    """The same after an upgrade."""
+
+    def on_requests_taken(self) -> None:
+        """See `ResponseReceiver.on_requests_taken`."""
+
+    def on_response_data(self, data: memoryview) -> None:
+        """Bytes for the visitor, at most `send_capacity`."""
+
+    def on_finished(self) -> None:
+        """The hidden server sends no more."""
+
+    def on_stream_over(self, reason: str) -> None:
+        """The relay has cut the stream; or, with an empty reason, both directions are finished."""
+
+
+class RequestStream(BufferedEnd):
+    """The requests of one visitor's connection to one tunnel, as an end. See the description of this module."""
+
+    __slots__ = (
+        "_body", "_connection", "_head", "_left", "_request", "_upgraded", "_waits", "is_reusable", "keeps_visitor",
+        "response_started", "responses", "was_relayed",
+    )  # fmt: skip
+
+    def __init__(self, engine: Scheduler, connection: ResponseReceiver) -> None:
+        super().__init__(engine)
+        self._connection = connection
+        self._upgraded: UpgradedReceiver | None = None
+        self._request: RequestHead | None = None  # whose response is awaited, or under way
+        self._head = bytearray()  # of a response, incomplete
+        self._body: Body | None = None  # of the response under way
+        self._waits = False  # `on_requests_taken` is due
+        self._left = False  # the connection wants to hear no more of this stream
+        self.was_relayed = False  # it got a connection to the hidden server
+        self.responses = 0  # that are complete
+        self.response_started = False  # bytes of the one under way were passed on
+        self.is_reusable = True  # the hidden server reads another request behind this one
+        self.keeps_visitor = True  # the visitor's connection outlives the response
+
+    # Called by the connection
+
+    def expect_response(self, request: RequestHead) -> None:
+        """The response to this request comes next."""
+        self._request = request
+        self.response_started = False
+
+    def feed_requests(self, data: memoryview) -> None:
+        """Feed bytes that the hidden server shall read; but for heads, only while `buffered` is empty."""
+        self.feed(data)
+        self._waits = bool(self.buffered)
+
+    def upgrade(self, receiver: UpgradedReceiver) -> None:
+        """Pass all bytes to `receiver` from now on, as they are."""
+        self._upgraded = receiver
+
+    def leave(self) -> None:
+        """No more requests: the hidden server is told an end of file, as by any visitor that has finished."""
+        self._left = self._upgraded is None
+        self.engine.call_after_batch(self._feed_eof)
+
+    def abandon(self, reason: str) -> None:
+        """Cut: the request will not be completed, or no visitor is left to read its response."""
+        self._left = True
+        self.engine.call_after_batch(partial(self._break, reason))
+
+    # Called by the relay
+
+    def send_capacity(self) -> int:
+        """See `BufferedEnd.send_capacity`."""
+        return 0 if self.closed or self.eof_sent else self._connection.send_capacity()
+
+    def write(self, data: memoryview) -> None:
+        """See `BufferedEnd.write`: bytes of responses."""
+        while len(data) and not self._left:
+            if self._upgraded is not None:
+                self._upgraded.on_response_data(data)
+                return
+            body = self._body
+            data = data[self._write_head(data) if body is None else self._write_body(body, data) :]
+
+    def send(self, data: bytes) -> None:
+        """See `BufferedEnd.send`. Nothing but the hidden server's bytes goes to a visitor."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """See `End.finish`: the hidden server has sent its last byte."""
+        if self.eof_sent or self.closed:
+            return
+        self.eof_sent = True
+        if self._upgraded is not None:
+            self._upgraded.on_finished()
+        elif self._body is not None and self._body.ends_with_connection:
+            self._complete()
+        elif self._request is not None:
+            self._cut("the local server closed the connection without a complete response")
+        else:
+            self._settle("")
+            self.leave()
+
+    def reset(self, reason: str) -> None:
+        """See `End.reset`: the relay cuts this visitor, or there is no connection to the hidden server for it."""
+        if not self.closed:
+            self._cut(reason or "reset")
+            self._discard()
+
+    def release(self) -> None:
+        """See `End.release`."""
+        self.finish()
+        self._discard()
+        if self._upgraded is not None:
+            self._settle("")
+
+    def unacknowledged(self) -> int:
+        """See `End.unacknowledged`."""
+        return 0 if self._left else self._connection.unacknowledged()
+
+    def _consumed(self, count: int) -> None:
+        self.was_relayed = True
+        if self._waits and not self.buffered and not self._left:
+            self._waits = False
+            (self._upgraded or self._connection).on_requests_taken()
+
+    # Not inside of a call of the relay, which does not expect one from here meanwhile
+
+    def _feed_eof(self) -> None:
+        if not self.closed and not self.eof_received:
+            self.feed_eof()
+
+    def _break(self, reason: str) -> None:
+        if not self.closed:
+            self._notify_broken(ConnectionResetError(errno.ECONNRESET, reason))
+
+    # Responses
+
+    def _write_head(self, data: memoryview) -> int:
+        """Take bytes of a response head; return how many."""
+        request, max_head, had = self._request, self._connection.max_head, len(self._head)
+        if request is None:
+            self._cut("the local server sent bytes without being asked")
+            return len(data)
+        self._head += data[: max_head + 4 - had]
+        try:
+            size = find_head(self._head, max_head)
+            if not size:
+                return len(self._head) - had
+            response = parse_response(bytes(self._head[:size]), request.method)
+            if response.status == 101 and not request.upgrade:
+                raise HeadError("101 without a request to upgrade", 502)
+        except HeadError as error:
+            self._cut(f"the response of the local server is malformed: {error}")
+            return len(data)
+        self._head.clear()
+        self._on_head(response)
+        return size - had
+
+    def _on_head(self, response: ResponseHead) -> None:
+        if response.is_interim:
+            self._connection.on_response_head(response)
+            return
+        self.response_started = True
+        self.is_reusable = response.keep_alive
+        if response.status != 101 and (response.body_length != 0 or response.until_close):
+            self._body = Body(response.body_length, until_close=response.until_close)
+        self._connection.on_response_head(response)
+        if self._body is None and self._upgraded is None:
+            self._complete()
+
+    def _write_body(self, body: Body, data: memoryview) -> int:
+        try:
+            taken, out = body.take(data)
+        except HeadError as error:
+            self._cut(f"the response of the local server is malformed: {error}")
+            return len(data)
+        if len(out):
+            self._connection.on_response_data(out)
+        if body.is_over:
+            self._complete()
+        return taken
+
+    def _complete(self) -> None:
+        self._body = self._request = None
+        self.responses += 1
+        self._connection.on_response_complete()
+
+    def _cut(self, reason: str) -> None:
+        """Cut both sides."""
+        left = self._left
+        self.abandon(reason)
+        if not left:
+            (self._upgraded or self._connection).on_stream_over(reason)
+
+    def _settle(self, reason: str) -> None:
+        """The stream is over, and nothing is missing."""
+        if not self._left:
+            self._left = True
+            (self._upgraded or self._connection).on_stream_over(reason)
