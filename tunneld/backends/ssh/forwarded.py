@@ -1,24 +1,29 @@
-"""The end of a forwarded channel. The protocol state of the channel is in channel.py; this part is compiled (setup.py),
-like the other ends.
+"""The end of a forwarded channel: a `Channel` whose carrier knows how much may be sent. See channel.py for its state.
+
+This part is compiled (setup.py), like the other ends.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from tunneld.mux.channel import Channel
+from tunneld.mux.channel import Channel, ChannelTransport
 from tunneld.mux.window import ReceiveWindow
 
-if TYPE_CHECKING:
-    from tunneld.backends.ssh.carrier import SshCarrier
+
+class ForwardCarrier(ChannelTransport, Protocol):
+    """What a forwarded channel needs from its carrier."""
+
+    def send_capacity(self, channel: Channel) -> int:
+        """Bytes that may be written for this channel now. After 0, see `Channel`."""
 
 
 class ForwardedChannel(Channel):
-    """A channel of an `SshCarrier`."""
+    """A channel of an SSH connection."""
 
     __slots__ = ("_carrier",)
 
-    def __init__(self, carrier: SshCarrier, number: int, window: ReceiveWindow) -> None:
+    def __init__(self, carrier: ForwardCarrier, number: int, window: ReceiveWindow) -> None:
         super().__init__(carrier, number, window)
         self._carrier = carrier
 
