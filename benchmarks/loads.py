@@ -71,7 +71,7 @@ def bulk(reach: Reach, seconds: int) -> Figures:
         before, start = cpu_seconds(hops), time.monotonic()
         size = _discard(client, buffer, seconds)
         figures = {"bulk": size * 8 / (time.monotonic() - start) / 1e9}
-        if hops:
+        if hops and size:
             figures["cpu"] = (cpu_seconds(hops) - before) / size * 1e12  # ms per GB
         return figures
 
