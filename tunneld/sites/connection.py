@@ -23,30 +23,28 @@ from functools import partial
 
 import structlog
 
+from tunneld.engine.failures import TcpSocket
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
 from tunneld.net.endpoint import Peer
 from tunneld.policy.limits import HttpLimits
 from tunneld.sites.body import Body
+from tunneld.sites.deadline import Deadline
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
-from tunneld.sites.fields import Origin, request_fields, request_id, response_fields
+from tunneld.sites.fields import Origin
+from tunneld.sites.heads import HeadWriter, RequestReader
 from tunneld.sites.pages import error_page
 from tunneld.sites.site import Request, Site
 from tunneld.sites.stream import RequestStream
-from tunneld.wire.http1 import (
-    HeadError,
-    ResponseHead,
-    encode_request,
-    encode_response,
-    find_head,
-    parse_request,
-    skip_empty_lines,
-)
+from tunneld.wire.http1 import HeadError, ResponseHead
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
 
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
 """Methods of requests that may be sent twice (RFC 9110 §9.2.2)."""
+
+
+BROKEN_OFF = "the visitor ended in the middle of a request"
 
 
 class HttpConnection:
@@ -63,7 +61,6 @@ class HttpConnection:
         """`find` returns where a request goes, or the relay's own response if it goes nowhere. `on_over` is called
         once, when the connection is closed.
         """
-        self.deadline = 0.0
         self.max_head = limits.max_head
         self._end = end
         self._engine = end.engine
@@ -71,6 +68,9 @@ class HttpConnection:
         self._find = find
         self._limits = limits
         self._on_over = on_over
+        self._deadline = Deadline(end.engine, self._on_deadline)
+        self._reader = RequestReader()
+        self._writer = HeadWriter(origin)
         self._input = bytearray()  # taken from the end and not used: incomplete heads, and what came behind heads
         self._request: Request | None = None  # under way; None: a head is awaited
         self._body: Body | None = None  # of that request, unless it is complete
@@ -84,7 +84,7 @@ class HttpConnection:
     def start(self) -> None:
         """Serve the connection from now on."""
         self._end.handler = self
-        self._set_deadline(self._limits.head_timeout)
+        self._deadline.set(self._limits.head_timeout)
         try:
             self._end.start()
         except OSError as error:
@@ -96,13 +96,14 @@ class HttpConnection:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is under way, or begun."""
-        return self._request is None and not self._input
+        """Whether no request is under way, or begun, and the visitor has read the last response."""
+        return self._request is None and not self._input and not self._is_over and self._end.send_capacity() > 0
 
     def close_if_idle(self) -> None:
         """Close the connection unless a request is under way."""
         if self.is_idle:
-            self._close()
+            self.on_over("")
+            self._end.close()
 
     def drop(self, reason: str) -> None:
         """Cut the connection now."""
@@ -117,8 +118,11 @@ class HttpConnection:
         if self._request is not None:
             return 0 if self._input else self._pass_on(data)
         taken = min(len(data), self.max_head + 4 - len(self._input))
+        is_first = not self._input
         self._input += data[:taken]
         self._use_input()
+        if is_first and self._request is None and self._input:
+            self._deadline.set(self._limits.head_timeout)  # the head of the next request has begun
         return taken
 
     def on_writable(self) -> None:
@@ -130,9 +134,9 @@ class HttpConnection:
         """The visitor sends no more. A complete request is still answered."""
         self._visitor_ended = True
         if self._request is None:
-            self._close()
-        elif self._body is not None:
-            self.drop("the visitor ended in the middle of a request")
+            self._finish()
+        elif self._body is not None and not self._input:
+            self.drop(BROKEN_OFF)
 
     def on_write_failed(self, error: OSError) -> None:
         """The visitor reads no more."""
@@ -147,7 +151,7 @@ class HttpConnection:
         log.error("http connection failed: internal error", exc_info=error)
         self.drop("internal error")
 
-    def on_deadline(self) -> None:
+    def _on_deadline(self) -> None:
         """A timeout of `HttpLimits`."""
         if self._request is not None:
             timeout = self._limits.response_timeout
@@ -155,7 +159,7 @@ class HttpConnection:
         elif self._input:
             self._refuse(408)
         else:
-            self._close()
+            self._finish()
 
     # Requests
 
@@ -165,12 +169,15 @@ class HttpConnection:
             if self._request is None:
                 if not self._read_head():
                     return
+            elif self._body is None:
+                return
             else:
-                data = bytes(self._input)
-                taken = self._pass_on(memoryview(data))
+                taken = self._pass_on(memoryview(bytes(self._input)))
                 del self._input[:taken]
                 if not taken and self._request is not None:
                     return
+        if self._visitor_ended and self._body is not None and not self._is_over:
+            self.drop(BROKEN_OFF)
 
     def _resume(self) -> None:
         """The stream takes bytes again, or the next request may come."""
@@ -184,23 +191,21 @@ class HttpConnection:
 
     def _read_head(self) -> bool:
         """Read the head of a request and route it. False: it is not complete, or the connection ends."""
-        del self._input[: skip_empty_lines(self._input)]
         try:
-            size = find_head(self._input, self.max_head)
-            if not size:
-                return False
-            head = parse_request(bytes(self._input[:size]))
+            head = self._reader.take(self._input, self.max_head)
         except HeadError as error:
             log.debug("request refused", peer=self._origin.address, reason=str(error))
             self._refuse(error.status)
             return False
-        del self._input[:size]
-        keep_alive = head.keep_alive and not self._visitor_ended
-        origin = self._origin
-        request = Request(head, origin.is_secure(head), origin.client(head), request_id(head), keep_alive)
-        self._request = request
+        if head is None:
+            if self._visitor_ended:
+                self._finish()
+            return False
+        keep_alive = head.keep_alive and not self._is_last
+        origin, identity = self._origin, self._writer.identity(head)
+        self._request = request = Request(head, origin.is_secure(head), origin.client(head), identity, keep_alive)
         self._body = Body(head.body_length) if head.body_length != 0 else None
-        self._set_deadline(self._limits.response_timeout)
+        self._deadline.set(self._limits.response_timeout)
         found = self._find(request)
         if isinstance(found, bytes):
             self._respond(found)
@@ -230,9 +235,8 @@ class HttpConnection:
             self._stream = RequestStream(self._engine, self)
             site.open(self._stream, request.client, self._origin)
         if (stream := self._stream) is not None:  # unless it has failed at once
-            fields = request_fields(request.head, self._origin, request.identity, site.rewrite)
             stream.expect_response(request.head)
-            stream.feed_requests(memoryview(encode_request(request.head, fields)))
+            stream.feed_requests(memoryview(self._writer.request(request.head, request.identity, site.rewrite)))
 
     def _pass_on(self, data: memoryview) -> int:
         """Pass on bytes of a body; return how many were taken."""
@@ -261,6 +265,11 @@ class HttpConnection:
         """See `ResponseReceiver.unacknowledged`."""
         return self._end.unacknowledged()
 
+    @property
+    def tcp_connection(self) -> TcpSocket | None:
+        """See `ResponseReceiver.tcp_connection`."""
+        return self._end.tcp_connection
+
     def on_requests_taken(self) -> None:
         """See `ResponseReceiver.on_requests_taken`."""
         if self._request is not None:
@@ -272,13 +281,17 @@ class HttpConnection:
         assert request is not None
         assert site is not None
         assert stream is not None
-        fields = response_fields(response, request.head, self._origin, site.rewrite)
-        keep_alive = request.keep_alive and not response.until_close and not self._visitor_ended
+        if response.is_interim and request.head.minor_version == 0:
+            return  # HTTP/1.0 has none
+        keep_alive = request.keep_alive and not response.until_close and not self._is_last
         if not response.is_interim:
-            fields.append((b"X-Request-Id", request.identity))
+            if self._body is not None and request.head.expects_continue and not stream.continued:
+                keep_alive = False  # the visitor may send the body, or leave it out (RFC 9110 §10.1.1)
             stream.keeps_visitor = keep_alive
-            self._set_deadline(0)
-        self._end.send(encode_response(response, fields, request.head, keep_alive=keep_alive))
+            self._deadline.set(0)
+        self._end.send(
+            self._writer.response(response, request.head, request.identity, site.rewrite, keep_alive=keep_alive)
+        )
         if response.status == 101:
             UpgradedConnection(self._end, stream, self).start(bytes(self._input))
 
@@ -335,20 +348,25 @@ class HttpConnection:
 
     def _refuse(self, status: int) -> None:
         """Answer what cannot be read, and close: nothing behind it can be read either."""
-        if self._stream is not None and self._stream.response_started:
+        if self._request is not None and self._stream is not None and self._stream.response_started:
             self.drop("malformed request")
             return
         identity = self._request.identity if self._request is not None else b"-"
         self._end.send(error_page(status, None, identity))
         self._finish()
 
+    @property
+    def _is_last(self) -> bool:
+        """Whether no request comes behind the one under way."""
+        return self._visitor_ended and not self._input
+
     def _await_request(self) -> None:
         self._request = None
-        if self._visitor_ended:
-            self._close()
+        if self._is_last:
+            self._finish()
             return
         pending = bool(self._input or self._end.buffered)
-        self._set_deadline(self._limits.head_timeout if pending else self._limits.keep_alive_timeout)
+        self._deadline.set(self._limits.head_timeout if pending else self._limits.keep_alive_timeout)
         if pending:
             self._engine.call_after_batch(self._resume)  # not inside of what the stream is doing
 
@@ -364,32 +382,19 @@ class HttpConnection:
             stream.leave()
         elif stream is not None:
             stream.abandon("the request was not completed")
-        self._set_deadline(0)
+        self._deadline.stop()
         self._input.clear()
         ClosingConnection(self._end, self).start(visitor_ended=self._visitor_ended)
-
-    def _close(self) -> None:
-        """Close the connection between two requests."""
-        if not self._is_over:
-            self.on_over("")
-            self._end.close()
 
     def on_over(self, reason: str) -> None:
         """The visitor's end is closed, or about to be."""
         if self._is_over:
             return
         self._is_over = True
-        self._set_deadline(0)
+        self._deadline.stop()
         stream, self._stream = self._stream, None
         if stream is not None and self._request is None:
             stream.leave()
         elif stream is not None:
             stream.abandon(reason)
         self._on_over(self)
-
-    def _set_deadline(self, seconds: float) -> None:
-        """Call `on_deadline` in this many seconds; 0: never."""
-        self._engine.timers.forget(self)
-        if seconds:
-            self.deadline = self._engine.now() + seconds
-            self._engine.timers.watch(self)
