@@ -21,7 +21,7 @@ HOT = {
         "acceptor budget end end_flow engine events failures flow flows handover limits pipes portable pump relay"
         " scheduler socket_end socket_flow stream_end throttle timers tls_end"
     ),
-    "mux": "carrier channel connection heartbeat limits ping send_buffer turns window",
+    "mux": "carrier channel connection heartbeat limits ping send_buffer turns webmux_channel window",
     "tunnel": "keys server_side tunnel visitor visitors waiting",
     "tunnel/ingress": "ingress port proxy_header",
     "backends": "keyed mux_side parked queue tcp webmux",

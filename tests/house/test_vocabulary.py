@@ -111,6 +111,7 @@ COVERED_BY = {
     "mux/limits.py": "mux/test_carrier.py",
     "mux/ping.py": "mux/test_heartbeat.py",
     "mux/send_buffer.py": "mux/test_carrier.py",
+    "mux/webmux_channel.py": "mux/test_carrier.py",
     "policy/networks.py": "policy/test_admission.py",
     "sites/body.py": "sites/test_connection.py",
     "sites/endings.py": "sites/test_connection.py",

@@ -23,9 +23,10 @@ from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
 from tunneld.engine.failures import RESET_ON_CLOSE
 from tunneld.engine.relay import JoinedEnds
 from tunneld.errors import LimitReachedError
-from tunneld.mux.carrier import MAX_CHANNELS, Carrier, WebMuxChannel
+from tunneld.mux.carrier import MAX_CHANNELS, Carrier
 from tunneld.mux.connection import Connection
 from tunneld.mux.limits import CarrierLimits
+from tunneld.mux.webmux_channel import WebMuxChannel
 from tunneld.wire.webmux.events import Opened
 from tunneld.wire.webmux.mux import Mux
 

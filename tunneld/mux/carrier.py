@@ -24,11 +24,11 @@ from tunneld.mux.limits import MAX_FRAMES_PER_TURN, PREAUTH_LIMIT, USER_TIMEOUT_
 from tunneld.mux.ping import PING_PROTOCOL, PingSession
 from tunneld.mux.send_buffer import SendBuffer
 from tunneld.mux.turns import CarrierTurns
+from tunneld.mux.webmux_channel import WebMuxChannel
 from tunneld.mux.window import ReceiveWindow, WindowBudget
 from tunneld.net.endpoint import Peer
 from tunneld.wire.webmux import events
 from tunneld.wire.webmux.events import Finished
-from tunneld.wire.webmux.header import MAX_FRAGMENTS
 from tunneld.wire.webmux.mux import Mux
 
 MAX_CHANNELS = 126
@@ -38,43 +38,6 @@ NO_DATA = memoryview(b"")
 NO_MSS = 1 << 30
 
 log = structlog.get_logger("mux")
-
-
-class WebMuxChannel(Channel):
-    """A channel of a `Carrier`: a WebMUX session."""
-
-    __slots__ = ("_carrier", "_session")
-
-    def __init__(self, carrier: Carrier, sid: int, window: ReceiveWindow) -> None:
-        super().__init__(carrier, sid, window)
-        self._carrier = carrier
-        self._session = carrier.mux.session(sid)
-
-    def send_capacity(self) -> int:
-        """See `BufferedEnd.send_capacity`: limited by the send buffer, the credit that the peer granted, the peer's
-        MSS, and the owner's share of this turn.
-        """
-        if self._unsent_header and not self._send_header():
-            return 0
-        carrier, session = self._carrier, self._session
-        capacity = min(carrier.send_buffer.send_capacity(self), session.credit)
-        if capacity <= 0 or self.closed or not session.state.sending:  # the send buffer may have lost the connection
-            return 0
-        left = carrier.turns.share.left
-        if left <= 0:
-            carrier.turns.serve_later(self)
-            return 0
-        return min(capacity, carrier.max_fragment * min(left, MAX_FRAGMENTS))
-
-    def set_originator(self, visitor: Peer | None) -> None:
-        """See `Channel.set_originator`. WebMUX has no message for it."""
-
-    def write(self, data: memoryview) -> None:
-        """See `BufferedEnd.write`."""
-        carrier = self._carrier
-        sent = carrier.mux.send(self.sid, data)
-        carrier.turns.share.use(1 + sent // carrier.max_fragment)
-        carrier.schedule_flush()
 
 
 class Carrier:
