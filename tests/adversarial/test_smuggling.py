@@ -170,7 +170,7 @@ async def test_nginx_counts_the_same_requests(tmp_path: Path, program_path: Call
     seen = [line.split()[1].partition("?")[0] for line in (tmp_path / "access.log").read_text().splitlines()]
     passed = [number for number, case in numbered.items() if case.status is None]
     counts = {number: seen.count(f"/case{number}") for number in passed}
-    assert counts == dict.fromkeys(passed, 1) 
+    assert counts == dict.fromkeys(passed, 1)
     assert "/smuggled" not in seen
     assert seen.count("/marker") in (len(passed), len(passed) + 1)
 

@@ -78,7 +78,7 @@ class Response:
         return next((value for key, value in self.fields if key.lower() == name), None)
 
 
-class Truncated(Exception):
+class TruncatedError(Exception):
     """The connection ended, or was reset, before the response was complete."""
 
 
@@ -90,7 +90,7 @@ class ResponseReader:
         self._data = bytearray()
 
     async def response(self, method: str = "GET") -> Response | None:
-        """Read the next response; None where the connection ends cleanly in front of it. Raises `Truncated`."""
+        """Read the next response; None where the connection ends cleanly in front of it. Raises `TruncatedError`."""
         interim = []
         while True:
             if not self._data and not await self._more():
@@ -112,7 +112,7 @@ class ResponseReader:
         with trio.fail_after(PATIENCE):
             try:
                 return not self._data and not await self._more()
-            except Truncated:
+            except TruncatedError:
                 return True
 
     async def _body(self, response: Response) -> bytes:
@@ -137,20 +137,20 @@ class ResponseReader:
             with trio.fail_after(PATIENCE):
                 chunk = await self._stream.receive_some()
         except trio.BrokenResourceError as error:
-            raise Truncated(str(error)) from None
+            raise TruncatedError(str(error)) from None
         self._data += chunk
         return bool(chunk)
 
     async def _until(self, delimiter: bytes) -> bytes:
         while (at := self._data.find(delimiter)) < 0:
             if not await self._more():
-                raise Truncated("the connection ended")
+                raise TruncatedError("the connection ended")
         return await self._exactly(at + len(delimiter))
 
     async def _exactly(self, count: int) -> bytes:
         while len(self._data) < count:
             if not await self._more():
-                raise Truncated("the connection ended")
+                raise TruncatedError("the connection ended")
         found = bytes(self._data[:count])
         del self._data[:count]
         return found
