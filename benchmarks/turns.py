@@ -77,5 +77,5 @@ class Turns:
 
 
 if __name__ == "__main__":
-    trio.run = partial(trio.run, instruments=[TurnInstrument(Path(sys.argv.pop(1)))])
+    trio.run = partial(trio.run, instruments=[TurnInstrument(Path(sys.argv.pop(1)))])  # type: ignore[assignment]
     sys.exit(main())
