@@ -16,12 +16,13 @@ from setuptools import setup
 HOT = {
     "net": "dial liveness",
     "wire/webmux": "*",
-    "wire": "proxy_protocol",
+    "wire": "chunked http1 proxy_protocol",
     "engine": (
         "acceptor budget end end_flow engine events failures flow flows handover limits pipes pump relay scheduler"
         " socket_end socket_flow throttle timers tls_end vanished"
     ),
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns window",
+    "sites": "body connection deadline endings fields heads stream",
     "tunnel": "keys server_side tunnel visitor visitors waiting",
     "tunnel/ingress": "ingress port proxy_header",
     "backends": "keyed mux_side parked queue tcp webmux",
