@@ -30,7 +30,7 @@ import trio
 from tunneld.engine.end import BufferedEnd, End
 from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
 from tunneld.engine.flow import Flow
-from tunneld.engine.flows import new_flow
+from tunneld.engine.flows import FLOWS
 from tunneld.engine.handover import RelayState
 from tunneld.engine.scheduler import Scheduler
 from tunneld.engine.socket_end import SocketEnd
@@ -73,8 +73,9 @@ class JoinedEnds:
         self.give_up = 0.0  # Trio time at which that waiting ends
         self.deadline = 0.0  # Trio time at which a lingering relay ends
         self.moved_before = 0  # bytes that had moved when the deadline was set
-        self.from_visitor: Flow = new_flow(self, Side.VISITOR, visitor, server)
-        self.from_server: Flow = new_flow(self, Side.SERVER, server, visitor)
+        kinds = isinstance(visitor, SocketEnd), isinstance(server, SocketEnd)
+        self.from_visitor: Flow = FLOWS[kinds](self, Side.VISITOR, visitor, server)
+        self.from_server: Flow = FLOWS[kinds[1], kinds[0]](self, Side.SERVER, server, visitor)
         self.from_visitor.reverse = self.from_server
         self.from_server.reverse = self.from_visitor
 

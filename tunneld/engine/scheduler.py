@@ -36,7 +36,7 @@ class Scheduler:
     def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
         self.buffer_size = limits.buffer_size
-        self.quantum = limits.turn_size  # bytes that a handler may move in this batch
+        self.quantum = max(limits.turn_size, limits.buffer_size)  # bytes that a handler may move in this batch
         self.timers = Timers(self.finish_batch)
         self.relays: set[JoinedEnds] = set()  # that have not ended
         self.vanished = VanishedPeers(self.timers, self.relays, limits.unacknowledged_timeout)
@@ -76,7 +76,14 @@ class Scheduler:
     def relay_started(self, relay: JoinedEnds) -> None:
         """A relay exists: it is dropped when the engine stops."""
         self.relays.add(relay)
-        self.vanished.watch()
+        if not self.vanished.watching:
+            self.vanished.watch()
+
+    def set_unacknowledged_timeout(self, seconds: float) -> None:
+        """See `Engine.set_unacknowledged_timeout`."""
+        self.vanished.timeout = seconds
+        if self.relays and not self.vanished.watching:
+            self.vanished.watch()
 
     def relay_ended(self, relay: JoinedEnds, how: RelayEnd) -> None:
         """A relay has closed its ends: call `on_end` after the batch."""

@@ -49,7 +49,8 @@ class RequestReader:
             del data[: len(raw)]
             return self._head
         if data.startswith(b"\r\n"):
-            del data[: skip_empty_lines(data)]
+            empty = skip_empty_lines(data)
+            del data[:empty]
         size = find_head(data, max_head)
         if not size:
             return None
