@@ -116,6 +116,7 @@ COVERED_BY = {
     "sites/body.py": "sites/test_connection.py",
     "sites/endings.py": "sites/test_connection.py",
     "sites/hello.py": "sites/test_ports.py",
+    "sites/input.py": "sites/test_connection.py",
     "sites/site.py": "sites/test_connection.py",
     "sites/stream.py": "sites/test_connection.py",
     "tls/private_files.py": "tls/test_store.py",

@@ -49,7 +49,8 @@ class RequestReader:
             del data[: len(raw)]
             return self._head
         if data.startswith(b"\r\n"):
-            del data[: skip_empty_lines(data)]
+            empty = skip_empty_lines(data)
+            del data[:empty]
         size = find_head(data, max_head)
         if not size:
             return None
@@ -138,7 +139,8 @@ class HeadWriter:
         """The head of a request for the hidden server. `identity` is the id of the request."""
         if head.fields is not self._request_fields or rewrite is not self._rewrite:
             written = encode_request(head, request_fields(head, self._origin, rewrite))
-            self._request = written[written.index(b"\r\n") : -2]
+            line = written.index(b"\r\n")
+            self._request = written[line:-2]
             self._request_fields, self._rewrite = head.fields, rewrite
         return b"%b %b HTTP/1.%d%bX-Request-Id: %b\r\n\r\n" % (
             head.method, head.target, head.minor_version, self._request, identity,
