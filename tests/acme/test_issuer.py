@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives import serialization
 
 from tests.support.authority import Authority, running_authority
 from tunneld.acme.challenges import ALPN, HTTP_PATH, DnsHook, HttpResponder, TlsAlpnResponder
-from tunneld.acme.issuer import IssuanceError, Issued, Issuer
-from tunneld.errors import UsageError
+from tunneld.acme.issuer import Issued, Issuer
+from tunneld.errors import CertificateError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -130,17 +130,17 @@ def test_the_account_is_used_again_and_says_when_to_renew(authority: Authority, 
 
 
 def test_a_name_that_cannot_be_proved_says_why(authority: Authority, tmp_path: Path) -> None:
-    with http_server(authority.http_port, {}), pytest.raises(IssuanceError, match=r"a\.example\.org: .*\(http-01\)"):
+    with http_server(authority.http_port, {}), pytest.raises(CertificateError, match=r"a\.example\.org: .*\(http-01\)"):
         issuer(authority, tmp_path, http_01=HttpResponder()).obtain(["a.example.org"])
-    with pytest.raises(IssuanceError, match=r"wildcard needs acme\.dns_hook"):
+    with pytest.raises(CertificateError, match=r"wildcard needs acme\.dns_hook"):
         issuer(authority, tmp_path, http_01=HttpResponder()).obtain(["*.example.org"])
 
 
 def test_an_authority_that_does_not_answer(authority: Authority, tmp_path: Path) -> None:
     elsewhere = replace(issuer(authority, tmp_path, http_01=HttpResponder()), directory="https://localhost:1/dir")
-    with pytest.raises(IssuanceError, match="could not reach the authority"):
+    with pytest.raises(CertificateError, match="could not reach the authority"):
         elsewhere.obtain(["a.example.org"])
-    with pytest.raises(IssuanceError, match="could not reach the authority"):
+    with pytest.raises(CertificateError, match="could not reach the authority"):
         replace(issuer(authority, tmp_path), ca_file=None).obtain(["a.example.org"])  # its HTTPS is not verified
 
 

@@ -20,6 +20,7 @@ LAYERS = [  # from the bottom up: a package may import from its own layer and fr
     {"mux"},
     {"policy"},
     {"config"},
+    {"acme"},
     {"auth"},
     {"tunnel"},
     {"directory"},

@@ -59,7 +59,9 @@ class DnsUpdate:
             change(update, record)
             answer = self._ask(update)
         except (dns.exception.DNSException, OSError, ValueError) as error:
-            raise UsageError(f"could not update {record} at {self.server[0]} (acme.rfc2136): {_reason(error)}") from None
+            raise UsageError(
+                f"could not update {record} at {self.server[0]} (acme.rfc2136): {_reason(error)}"
+            ) from None
         if answer.rcode() != dns.rcode.NOERROR:
             refused = dns.rcode.to_text(answer.rcode())
             raise UsageError(f"could not update {record} at {self.server[0]} (acme.rfc2136): {refused}")

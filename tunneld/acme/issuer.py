@@ -31,7 +31,7 @@ from josepy.jwk import JWKEC
 
 from tunneld import __version__
 from tunneld.acme.challenges import Responder
-from tunneld.errors import TunneldError
+from tunneld.errors import CertificateError
 from tunneld.tls.private_files import temporary_beside, write_private
 
 PREFERENCE = ("tls-alpn-01", "http-01", "dns-01")
@@ -45,8 +45,8 @@ _account_lock = threading.Lock()
 """Two orders at once, each in its thread, must not make two accounts."""
 
 
-class IssuanceError(TunneldError):
-    """The authority gave no certificate. The message names the reason that it gave."""
+def _ignore(_step: str) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,6 @@ class Issued:
 
     chain: bytes
     key: bytes
-
-
-def _ignore(_step: str) -> None:
-    pass
 
 
 @dataclass(slots=True)
@@ -76,8 +72,8 @@ class Issuer:
     _client: client.ClientV2 | None = field(default=None, repr=False)
 
     def obtain(self, names: Sequence[str], attempt: int = 0, on_step: Callable[[str], None] = _ignore) -> Issued:
-        """Order a certificate for these names; a name may begin with `*.`. Raises `IssuanceError`, or `UsageError` of a
-        responder.
+        """Order a certificate for these names; a name may begin with `*.`. Raises `CertificateError`, or `UsageError`
+        of a responder.
 
         Of several challenges that are possible, `attempt` chooses another one each time. `on_step` is told what has
         been done.
@@ -90,21 +86,21 @@ class Issuer:
         try:
             chain = self._order(_request(names, key), attempt, on_step)
         except errors.ValidationError as error:
-            raise IssuanceError(f"{failed}: {_why(error)}") from None
+            raise CertificateError(f"{failed}: {_why(error)}") from None
         except errors.TimeoutError:
-            raise IssuanceError(f"{failed}: not ready after {self.deadline:g} s (acme.order_timeout)") from None
+            raise CertificateError(f"{failed}: not ready after {self.deadline:g} s (acme.order_timeout)") from None
         except (errors.Error, messages.Error, JoseError, requests.RequestException, OSError, ValueError) as error:
-            raise IssuanceError(f"{failed}: {_reason(error)}") from None
+            raise CertificateError(f"{failed}: {_reason(error)}") from None
         return Issued(chain, pem)
 
     def renewal_time(self, chain: bytes) -> tuple[datetime | None, datetime]:
         """When the authority suggests to renew (RFC 9773; None: it does not say), and when to ask again; both in UTC.
-        Raises `IssuanceError`.
+        Raises `CertificateError`.
         """
         try:
             when, again = self._connected().renewal_time(chain)
         except (errors.Error, messages.Error, requests.RequestException, OSError, ValueError) as error:
-            raise IssuanceError(f"could not ask when to renew: {_reason(error)}") from None
+            raise CertificateError(f"could not ask when to renew: {_reason(error)}") from None
         return _utc(when) if when is not None else None, _utc(again)
 
     def _order(self, request: bytes, attempt: int, on_step: Callable[[str], None]) -> bytes:
@@ -138,7 +134,7 @@ class Issuer:
         }
         possible = [kind for kind in PREFERENCE if kind in offered and kind in self.responders]
         if not possible:
-            raise IssuanceError(
+            raise CertificateError(
                 f"could not prove {name}: the authority offers {', '.join(offered) or 'no challenge'}, "
                 f"this relay answers {', '.join(self.responders) or 'none'} (a wildcard needs acme.dns_hook or "
                 "acme.rfc2136)"
@@ -193,7 +189,7 @@ def _account_key(path: Path) -> ec.EllipticCurvePrivateKey:
         if path.exists():
             key = serialization.load_pem_private_key(path.read_bytes(), None)
             if not isinstance(key, ec.EllipticCurvePrivateKey):
-                raise IssuanceError(f"{path} is no key of an ACME account: remove it to register again")
+                raise CertificateError(f"{path} is no key of an ACME account: remove it to register again")
             return key
         key = ec.generate_private_key(ec.SECP256R1())
         new = temporary_beside(path)

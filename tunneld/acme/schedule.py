@@ -8,14 +8,16 @@ from __future__ import annotations
 import zlib
 from typing import Protocol
 
-from tunneld.policy.rates import Rate, Buckets
+from tunneld.policy.rates import Buckets, Rate
 
 JITTER = 0.1
-"""The part of the time left for renewals over which they are spread: certificates that were obtained together, as at the
-first start, are not renewed together.
+"""The part of the time left for renewals over which they are spread: certificates that were obtained together, as at
+the first start, are not renewed together.
 """
 MAX_OWNERS = 16_384
 """Owners with a count of their own, 150 bytes each: as many as a relay has sources of visitors."""
+ROUNDING = 0.001
+"Seconds: a time since 1970 is exact to a microsecond only, and an order a moment too early would be refused again."
 STAGING = {
     "https://acme-v02.api.letsencrypt.org/directory": "https://acme-staging-v02.api.letsencrypt.org/directory",
 }
@@ -81,7 +83,7 @@ class OrderLimits:
             waits.append((self._owners.wait(owner, now), "max_orders_per_owner"))
         longest, limit = max(waits)
         if longest > 0:
-            return longest, limit
+            return longest + ROUNDING, limit
         self._relay.take("", now)
         if owner:
             self._owners.take(owner, now)

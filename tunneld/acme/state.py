@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tunneld.acme.schedule import retry_delay
 from tunneld.tls.private_files import temporary_beside, write_private
 
 ACCOUNT_KEY = "account.key"
 FAILURES = "failures.json"
 CERTIFICATES = "certificates"
+MAX_FAILURES = 10_000
+"Names whose failures are kept: as many as a relay has names."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +45,64 @@ def account_folder(state: Path, directory: str) -> Path:
     return state / "acme" / hashlib.sha256(directory.encode()).hexdigest()[:16]
 
 
-def read_failures(folder: Path) -> dict[str, Failure]:
-    """The failures by name; none where the file cannot be read, and then names are tried at once."""
-    try:
-        rows = json.loads((folder / FAILURES).read_bytes())
-        return {
-            str(name): Failure(int(row["count"]), float(row["retry_at"]), str(row["reason"]))
-            for name, row in rows.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return {}
+class FailureTable:
+    """The failures by name, oldest first. At most `MAX_FAILURES` are kept."""
 
+    def __init__(self) -> None:
+        self._by_name: dict[str, Failure] = {}
+        self._folder: Path | None = None
+        self._lock = threading.Lock()  # of the file
 
-def write_failures(folder: Path, failures: Mapping[str, Failure]) -> None:
-    """Write them. A folder that cannot be written is no error: names are then tried at once after a restart."""
-    new = temporary_beside(folder / FAILURES)
-    with suppress(OSError):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new.unlink(missing_ok=True)
-        write_private(new, json.dumps({name: asdict(each) for name, each in failures.items()}, indent=1).encode())
-        new.replace(folder / FAILURES)
+    def get(self, name: str) -> Failure | None:
+        """The failure of a name, if its last order failed."""
+        return self._by_name.get(name)
+
+    def items(self) -> Iterable[tuple[str, Failure]]:
+        """All of them."""
+        return self._by_name.items()
+
+    def record(self, name: str, reason: str, now: float, first: float, longest: float) -> Failure:
+        """Count one more failure. It is tried again after `first` seconds, later after up to `longest`."""
+        former = self._by_name.pop(name, None)
+        count = former.count + 1 if former is not None else 1
+        failure = Failure(count, now + retry_delay(count, first, longest), reason)
+        self._by_name[name] = failure
+        if len(self._by_name) > MAX_FAILURES:
+            del self._by_name[next(iter(self._by_name))]
+        return failure
+
+    def forget(self, name: str) -> bool:
+        """An order for the name succeeded. Returns whether there is something to save."""
+        return self._by_name.pop(name, None) is not None
+
+    def forget_old(self, before: float, names: Container[str]) -> None:
+        """Forget the failures that were to be tried again at a time `before`, but for `names`, which are wanted."""
+        for name, each in list(self._by_name.items()):
+            if each.retry_at < before and name not in names:
+                del self._by_name[name]
+
+    def load(self, folder: Path) -> None:
+        """Use the failures stored in a folder; none where they cannot be read, and then names are tried at once."""
+        self._folder = folder
+        try:
+            rows = json.loads((folder / FAILURES).read_bytes())
+            self._by_name = {
+                str(name): Failure(int(row["count"]), float(row["retry_at"]), str(row["reason"]))
+                for name, row in rows.items()
+            }
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            self._by_name = {}
+
+    def save(self) -> None:
+        """Store the failures; may be called in a worker thread. A folder that cannot be written is no error: names are
+        then tried at once after a restart.
+        """
+        folder, rows = self._folder, {name: asdict(each) for name, each in list(self._by_name.items())}
+        if folder is None:
+            return
+        new = temporary_beside(folder / FAILURES)
+        with self._lock, suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new.unlink(missing_ok=True)
+            write_private(new, json.dumps(rows, indent=1).encode())
+            new.replace(folder / FAILURES)

@@ -116,7 +116,7 @@ def _check(settings: Settings, path: Path | None) -> int:
     from tunneld.tls.store import CertificateStore  # noqa: PLC0415
 
     store = CertificateStore()
-    store.apply(store.load(settings.certificates))
+    store.apply(store.load(settings.certificates, settings.named_certificates))
     expiring = [problem for each in store.certificates() if (problem := each.problem(time.time()))]
     for warning in (*writable_by_group(settings, path), *expiring):
         complain(f"tunneld: warning: {warning}")

@@ -6,6 +6,7 @@
     ├─ handshakes              agents that have not authenticated yet, see auth/handshakes.py
     ├─ tunnels                 see directory/service.py
     ├─ servers                 control port, HTTP and shared ports, see servers.py
+    ├─ certificates            for host names, see acme/manager.py
     └─ systemd status          see status.py
 
 The daemon ends with a drain or with a handover to the next process (ending.py); a second `shutdown` stops it at once.
@@ -27,6 +28,8 @@ import structlog
 import trio
 
 from tunneld import __version__, config
+from tunneld.acme.manager import CertificateManager
+from tunneld.acme.state import certificate_folder
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.auth.preauth import PreauthLimiter
@@ -96,7 +99,8 @@ class Daemon:
             descriptors=sockets.descriptors_for_tunnels(),
         )
         self._state = settings.daemon.state or state_folder()
-        self.certificates = CertificateStore()
+        self.certificates = CertificateStore(certificate_folder(self._state) if self._state is not None else None)
+        self.certificate_orders = CertificateManager(self.certificates, lambda: self.settings.acme, self._state)
         self._preauth = PreauthLimiter(lambda: self.settings.control)
         self._salt_key = read_salt_key(self._state)
         self._authenticator = authenticator = Authenticator(
@@ -111,7 +115,7 @@ class Daemon:
         handshakes = self.handshakes if sys.platform == "linux" else None  # agents' connections need the pump
         self.service = TunnelService(lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes)
         self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates)
-        self._systemd_status = SystemdStatus(self.service, self.certificates)
+        self._systemd_status = SystemdStatus(self.service, self.certificates, self.certificate_orders.problems)
         self._command = command
         self._ending = DaemonEnding.DRAIN
         self._end_requested = trio.Event()
@@ -134,6 +138,7 @@ class Daemon:
                 await self.service.adopt(snapshot)
                 self._drain_revoked()
                 await root.start(self.servers.run)
+                await root.start(self.certificate_orders.run)
                 if systemd.watchdog_interval() is not None:
                     faulthandler.enable()  # systemd sends SIGABRT to a process that hangs: log its stack trace
                 if sys.platform == "linux":
@@ -198,6 +203,7 @@ class Daemon:
             prepared = self.servers.prepare(self.settings, settings)
             self.settings = settings  # nothing can fail from here on
             self.servers.apply(prepared)
+            self.certificate_orders.reconfigure()
             log.configure(settings.log)
             self._warn_of_writable_files()
             self._drain_revoked()

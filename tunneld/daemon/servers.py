@@ -87,7 +87,7 @@ class Servers:
 
         Raises `ListenError`, `ShortageError` or `ConfigError`.
         """
-        self._certificates.apply(self._certificates.load(settings.certificates))
+        self._certificates.apply(self._certificates.load(settings.certificates, settings.named_certificates))
         enabled = [service for service, address in bind_addresses(settings).items() if address is not None]
         activated, snapshot = ending.receive(enabled)
         inherited, still_activated = (
@@ -115,7 +115,7 @@ class Servers:
         """Do the part of a reload that can fail. Raises `ConfigError`, `ListenError` or `ShortageError`, and then
         nothing has changed.
         """
-        certificates = self._certificates.load(then.certificates)
+        certificates = self._certificates.load(then.certificates, then.named_certificates)
         return Prepared(certificates, self.host_key or _host_key(then), self.listeners.bind(now, then))
 
     def apply(self, prepared: Prepared) -> None:

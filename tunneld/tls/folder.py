@@ -29,7 +29,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("tls")
 SUFFIX = ".pem"
 INDEX = ".index.json"
 INDEX_EVERY = 64
-"""Certificates after which the index is written again: the next start reads at most so many, in an eighth of a second."""
+"""Certificates after which the index is written again: the next start reads at most so many, which takes 0.1 s."""
 
 _FILE_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?")
 """Names that can be a file name, a `*.` apart."""

@@ -177,6 +177,17 @@ class CertificateStore:
         found = self._names.get(name)
         return found if found is not None and found.files.certificate in self._stored else None
 
+    def seconds_left(self, now: float | None = None) -> dict[str, float]:
+        """Seconds until each certificate in use expires, by its first name. `now` is as for `expiring`."""
+        moment = time.time() if now is None else now
+        return {
+            each.names[0]: each.not_after - moment
+            for each in self.certificates()
+            if each.names
+            and each.not_after is not None
+            and (each.files.certificate not in self._stored or self.is_used(each))
+        }
+
     def expiring(self, now: float | None = None) -> list[str]:
         """Which certificates clients reject, or will soon, in a few words each, for the status. Each is logged, too.
         `now` is in seconds since 1970, by default the current time.
