@@ -203,6 +203,7 @@ EXIT_STATUSES: dict[str, int] = {
         DrainingError,
         ConfigError,
         ListenError,
+        CertificateError,
         RemoteProtocolError,
         TunneldError,
     )

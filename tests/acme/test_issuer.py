@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +11,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from tests.support.authority import Authority, running_authority
-from tunneld.acme.challenges import ALPN, HTTP_PATH, DnsHook, HttpResponder, TlsAlpnResponder
+from tests.support.authority import Authority, http_server, running_authority, tls_server
+from tunneld.acme.challenges import ALPN, DnsHook, HttpResponder, TlsAlpnResponder
 from tunneld.acme.issuer import Issued, Issuer
 from tunneld.errors import CertificateError, UsageError
 
@@ -37,61 +32,6 @@ def names_of(issued: Issued) -> list[str]:
     leaf = x509.load_pem_x509_certificate(issued.chain)
     assert leaf.public_key() == serialization.load_pem_private_key(issued.key, None).public_key()
     return leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
-
-
-@contextmanager
-def http_server(port: int, answers: dict[str, bytes]) -> Iterator[None]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = answers.get(self.path.removeprefix(HTTP_PATH), b"")
-            self.send_response(200 if body else 404)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", port), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@contextmanager
-def tls_server(port: int, choose: Callable[[str], ssl.SSLContext]) -> Iterator[list[str | None]]:
-    """Answers handshakes with the context of each name; yields the ALPN protocols that were chosen."""
-    chosen: list[str | None] = []
-
-    def select(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
-        connection.context = choose(name or "")
-
-    base = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    base.sni_callback = select
-    with socket.create_server(("127.0.0.1", port)) as listener:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                try:
-                    with base.wrap_socket(connection, server_side=True) as wrapped:
-                        chosen.append(wrapped.selected_alpn_protocol())
-                except OSError:
-                    pass
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield chosen
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
 
 
 def test_http_01(authority: Authority, tmp_path: Path) -> None:

@@ -64,6 +64,16 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "control.reserved_connections": "count, or 0",
     "http.reserved_connections": "count, or 0",
     "ssh.reserved_connections": "count, or 0",
+    "acme.contact": "address",
+    "acme.directory": "URL",
+    "acme.profile": "string",
+    "acme.dns_hook": "array of strings",
+    "acme.max_orders": "rate",
+    "acme.max_orders_per_owner": "rate",
+    "acme.renew_left": "number, between 0 and 1",
+    "acme.renew_left_short": "number, between 0 and 1",
+    "acme.rfc2136.key_name": "string",
+    "acme.rfc2136.server": "address",
 }
 
 

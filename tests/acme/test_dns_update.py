@@ -1,0 +1,124 @@
+"""dns-01 by dynamic updates, with a name server that is played, and that verifies the signature."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rcode
+import dns.rrset
+import dns.tsigkeyring
+import pytest
+
+from tunneld.acme.dns_update import DnsUpdate
+from tunneld.errors import UsageError
+
+SECRET = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA=="
+ZONE = dns.name.from_text("example.org.")
+KEYS = dns.tsigkeyring.from_text({"tunneld.": SECRET})
+
+
+class NameServer:
+    """The primary server of example.org: `records` are the TXT records that it has."""
+
+    def __init__(self) -> None:
+        self.records: set[tuple[str, str]] = set()
+        self.refuses = False
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.thread = threading.Thread(target=self._serve)
+
+    @property
+    def port(self) -> int:
+        return int(self.socket.getsockname()[1])
+
+    def _serve(self) -> None:
+        while True:
+            wire, peer = self.socket.recvfrom(4096)
+            if not wire:
+                return
+            try:
+                message = dns.message.from_wire(wire, keyring=KEYS)
+            except dns.exception.DNSException:  # not signed with the key
+                answer = dns.message.make_response(dns.message.from_wire(wire, keyring=False))
+                answer.set_rcode(dns.rcode.NOTAUTH)
+            else:
+                answer = self._answer(message)
+            self.socket.sendto(answer.to_wire(), peer)
+
+    def _answer(self, message: dns.message.Message) -> dns.message.Message:
+        answer = dns.message.make_response(message)
+        if message.opcode() != dns.opcode.UPDATE:
+            if message.question[0].name == ZONE:
+                text = "ns.example.org. root.example.org. 1 2 3 4 5"
+                answer.answer.append(dns.rrset.from_text(ZONE, 60, "IN", "SOA", text))
+        elif self.refuses:
+            answer.set_rcode(dns.rcode.REFUSED)
+        else:
+            updates: Any = message
+            for rrset in updates.update:
+                for each in rrset:
+                    record = (str(rrset.name), each.to_text().strip('"'))
+                    (self.records.discard if rrset.deleting else self.records.add)(record)
+        return answer
+
+
+@pytest.fixture
+def server() -> Iterator[NameServer]:
+    server = NameServer()
+    server.thread.start()
+    yield server
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+        last.sendto(b"", ("127.0.0.1", server.port))
+    server.thread.join()
+    server.socket.close()
+
+
+def update_of(server: NameServer, folder: Path, secret: str = SECRET) -> tuple[DnsUpdate, list[float]]:
+    (folder / "key").write_text(secret + "\n")
+    slept: list[float] = []
+    update = DnsUpdate(
+        ("127.0.0.1", server.port), "tunneld.", folder / "key", "hmac-sha256", 5.0, 7.0, sleep=slept.append
+    )
+    return update, slept
+
+
+CHALLENGE: Any = None
+
+
+def test_a_record_is_set_and_removed(server: NameServer, tmp_path: Path) -> None:
+    update, slept = update_of(server, tmp_path)
+    update.present("t.example.org", CHALLENGE, "value")
+    assert server.records == {("_acme-challenge.t.example.org.", "value")}
+    assert slept == [7.0]  # until the other servers have it
+    update.present("t.example.org", CHALLENGE, "second")  # of the wildcard and of the name itself
+    update.remove("t.example.org", CHALLENGE, "value")
+    assert server.records == {("_acme-challenge.t.example.org.", "second")}
+
+
+def test_a_refusal_says_why(server: NameServer, tmp_path: Path) -> None:
+    update, _ = update_of(server, tmp_path)
+    server.refuses = True
+    with pytest.raises(UsageError, match=r"could not update _acme-challenge\.t\.example\.org\. at 127.*REFUSED"):
+        update.present("t.example.org", CHALLENGE, "value")
+    update.remove("t.example.org", CHALLENGE, "value")
+    with pytest.raises(UsageError, match="it has no zone with this name"):
+        update.present("example.com", CHALLENGE, "value")
+
+
+def test_a_wrong_key(server: NameServer, tmp_path: Path) -> None:
+    wrong, _ = update_of(server, tmp_path, "d3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmctd3I=")
+    with pytest.raises(UsageError, match=r"could not update .*\(acme\.rfc2136\): "):
+        wrong.present("t.example.org", CHALLENGE, "value")
+    broken, _ = update_of(server, tmp_path, "not base64!")
+    with pytest.raises(UsageError, match="could not update"):
+        broken.present("t.example.org", CHALLENGE, "value")
+    assert server.records == set()
