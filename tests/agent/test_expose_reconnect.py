@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,7 @@ async def test_a_tunnel_that_is_drained_on_request_lets_visitors_finish_and_is_n
                     stream = await connect(address(reporter))
                     await stream.send_all(b"before")
                     assert await read_exactly(stream, 6) == b"before"
-                    relay.service.drain_one("t1", ROOT)
+                    await relay.service.drain_one("t1", ROOT)
                     assert await reporter.wait_for("draining") == {"id": "t1", "visitors": 1}
                     await stream.send_all(b"after")
                     assert await read_exactly(stream, 5) == b"after"
@@ -238,6 +239,29 @@ async def test_an_agent_whose_tunnel_has_used_up_its_quota_ends_with_that_reason
             assert reporter.all("closed")[0]["reason"] == why
             assert not reporter.all("reconnecting")
             assert list(relay.service.tunnels()) == []
+
+
+async def test_a_quota_counts_for_all_tunnels_of_a_name_until_the_reservation_is_released(each_backend: str) -> None:
+    options: dict[str, Value] = {"name": "web", "quota": "10k", "persist": True}
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay, local_server(echo) as target, relay.access.connect() as client:
+            for size in (3_000, 4_000):
+                reporter = RecordingReporter()
+                with suppress(BaseExceptionGroup):
+                    async with exposed(target, relay.access, reporter, TunnelRequest({"name": "web", "quota": "10k"})):
+                        tunnel = relay.tunnel
+                        async with await connect(address(reporter)) as stream:
+                            await stream.send_all(bytes(size))
+                            with suppress(trio.BrokenResourceError):
+                                assert await read_exactly(stream, size) == bytes(size)
+                            if size == 4_000:
+                                await tunnel.wait_closed()
+            assert tunnel.reason == "quota of 10000 bytes is used up (quota)", "6000 were used before"
+            with pytest.raises(RefusedError, match=r"'web' is used up until .* \(quota\)$") as refused:
+                await client.open_tunnel(each_backend, **options)
+            assert refused.value.reply_code == "expired"
+            await client.call("release", "web")
+            assert await client.open_tunnel(each_backend, **options)
 
 
 async def test_an_agent_whose_tunnel_may_live_no_longer_ends_with_that_reason(

@@ -18,6 +18,7 @@ from tests.agent.support import (
 from tests.agent.test_expose import address, ask
 from tests.agent.test_expose_secret import rotated, with_secret
 from tests.agent.test_exposures import RecordedExposures, running, spec
+from tests.agent.test_session import refuse_connections
 from tests.control.test_daemon_auth import running as running_daemon
 from tests.support.credentials import SECRET
 from tests.support.peers import connect, is_dropped
@@ -110,6 +111,20 @@ async def test_all_exposures_are_back_after_a_kill_of_the_relay(each_backend: st
             assert address(reporter, 1) == address(reporter, 0)
             assert await ask(address(reporter, 1), b"again") == b"again"
     nursery.cancel_scope.cancel()
+
+
+async def test_a_tunnel_whose_ttl_passes_while_the_relay_is_away_ends_its_exposure(each_backend: str) -> None:
+    async with (
+        local_server(echo) as target,
+        relay_here() as relay,
+        running(a=spec(target, relay.access, ttl=1.5)) as here,
+    ):
+        reporter = here.reporter("a")
+        await reporter.wait_for("opened")
+        refuse_connections(relay)
+        relay.hang_up()
+        closed = await reporter.wait_for("closed")
+        assert closed["reason"] == "lifetime of 1.5 s is over (ttl)"
 
 
 async def test_a_rotated_secret_is_one_failed_login_for_all(

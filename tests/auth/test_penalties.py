@@ -174,6 +174,15 @@ def test_claims_beyond_the_limit_of_a_source_count_against_it_each_time() -> Non
     assert penalties.claim_penalty(7, ALICE, 0.0) == 0.0
 
 
+def test_claims_that_have_logged_in_before_do_not_count_against_their_source() -> None:
+    penalties = table()
+    for number in range(20):
+        for _ in range(3):
+            penalties.fail(7, float(number), Claim("name", b"%d" % number), is_known=True)
+    assert penalties.source_penalty(7, 20.0) == 0.0
+    assert penalties.claim_penalty(7, Claim("name", b"19"), 19.0) == PENALTY
+
+
 def test_abandoned_handshakes_are_failures_beyond_their_rate() -> None:
     penalties = table(abandoned_handshakes="30/m")
     for _ in range(30 + FREE_FAILURES):

@@ -307,6 +307,27 @@ async def test_a_blocked_address_keeps_places_for_a_credential_that_logged_in_th
         assert await greeting(server, ATTACKER) == blocked(10)
 
 
+async def test_a_replaced_secret_does_not_block_the_office_whose_agents_have_the_old_one() -> None:
+    """Each agent is blocked by its own failures alone, and logs in once it has the new secret."""
+    names = [f"agent{number}" for number in range(12)]
+    now = [credential(name) for name in names]
+    settings = ControlSettings()
+    limiter = PreauthLimiter(lambda: settings, exempt=lambda host: host == EXEMPT)
+    async with running_server(settings, authenticator=Authenticator(lambda: now, limiter)) as server:
+        for name in names:
+            client = await client_from(server, ATTACKER)
+            await client.read_line()
+            assert (await log_in(client, name)).startswith("OK")
+            await client.stream.aclose()
+        now[:] = [credential(name, "the new secret") for name in names]
+        await fail_as(server, ATTACKER, *names)
+        for name in names:
+            client = await client_from(server, ATTACKER)
+            await client.read_line()
+            assert (await log_in(client, name, "the new secret")).startswith("OK")
+            await client.stream.aclose()
+
+
 async def test_trusted_networks_have_no_penalty_and_no_limit_per_source() -> None:
     settings = ControlSettings(trusted_networks=("127.0.0.2/32",), max_startups_per_source=1)
     async with running_server(settings, authenticator=authenticator_with(settings)) as server:
@@ -328,6 +349,22 @@ async def test_a_first_step_must_be_answered_before_the_next() -> None:
             assert await client.request(first_step("next")) == "ERR usage the challenge before this was not answered"
         assert await client.read_all() == []
         assert await greeting(server, ATTACKER) == blocked(5)
+
+
+async def test_logins_that_are_left_unfinished_count_as_abandoned_and_probes_do_not() -> None:
+    settings = ControlSettings(abandoned_handshakes="5/h")
+    authenticator = authenticator_with(settings)
+    async with running_server(settings, authenticator=authenticator) as server:
+        for _ in range(20):
+            assert (await greeting(server, ATTACKER)).startswith("OK")
+        for _ in range(8):
+            assert authenticator.penalty(ATTACKER) == 0.0
+            client = await client_from(server, ATTACKER)
+            await client.read_line()
+            assert (await client.request(first_step("alice"))).startswith("OK")
+            await client.stream.aclose()
+            await wait_all_tasks_blocked(0.005)
+        assert authenticator.penalty(ATTACKER) > 0.0
 
 
 async def test_silence_until_the_deadline_is_a_failure_but_a_probe_is_none(mock_clock: MockClock) -> None:

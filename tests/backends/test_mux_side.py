@@ -18,6 +18,7 @@ from tunneld.engine.pump import Pump
 from tunneld.mux.carrier import MAX_CHANNELS, Carrier
 from tunneld.mux.connection import connection_over
 from tunneld.mux.limits import CarrierLimits
+from tunneld.net.sockets import ANY_PORT
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import BackendServices, TunnelContext
 
@@ -44,7 +45,7 @@ class ServerSideBench:
                 secure="no",
                 persist=True,
                 former=None,
-                reserved=(),
+                ports=ANY_PORT,
                 why_not_allowed=lambda _peer: "",
                 parking_capacity=lambda: MAX_CARRIERS,
                 on_attached=lambda _peer: None,

@@ -74,10 +74,10 @@ class FakeConnection:
 class Parking:
     """Parked connections with their callbacks recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
         self.ended: list[ParkableConnection] = []
         self.heard = trio.Event()
-        self.parked = ParkedConnections(INTERVAL, self.ended.append, self.heard.set, self._fail)
+        self.parked = ParkedConnections(INTERVAL, self.ended.append, self.heard.set, self._fail, shared=shared)
 
     def add(self, *connections: FakeConnection) -> None:
         for connection in connections:
@@ -106,10 +106,18 @@ def test_the_newest_connection_comes_first() -> None:
     assert not any(connection.watched for connection in connections)
 
 
+def test_behind_one_address_of_a_shared_tunnel_the_oldest_connection_comes_first() -> None:
+    """The newest one would always be that of the agent that has just been served."""
+    parking = Parking(shared=True)
+    connections = [FakeConnection() for _ in range(3)]
+    parking.add(*connections)
+    assert [parking.parked.take() for _ in range(3)] == connections
+
+
 @pytest.mark.parametrize("sizes", [(8, 8), (200, 2), (1, 1)])
 def test_agents_take_turns_whatever_the_sizes_of_their_pools(sizes: tuple[int, int]) -> None:
     """Each agent parks another connection when one is taken."""
-    parking = Parking()
+    parking = Parking(shared=True)
     for number, size in enumerate(sizes):
         parking.add(*(FakeConnection(f"192.0.2.{number}") for _ in range(size)))
     served = Counter[str]()

@@ -32,6 +32,7 @@ ARGUMENTS = {
     "drain": ["t1"],
     "trim": ["t1", "1"],
     "release": ["80"],
+    "pardon": ["192.0.2.1"],
 }
 QUOTED = (
     '"' + EVIL.replace("\r", "\\r").replace("\x1b", "\\u001b").replace("\x07", "\\u0007").replace("\b", "\\b") + '\\n"'

@@ -19,6 +19,7 @@ from tunneld.auth.authenticator import Authenticator
 from tunneld.config.credentials import Credential
 from tunneld.config.schema import ControlSettings
 from tunneld.control.login import MAX_LOGIN_FAILURES, LoginState
+from tunneld.control.session import LAST_ERROR_TIMEOUT
 from tunneld.daemon.log.lines import Human, Json
 from tunneld.errors import NotAllowedError, RemoteProtocolError, UsageError
 from tunneld.tls.pins import fingerprint
@@ -301,6 +302,24 @@ async def test_an_unauthenticated_client_that_does_not_read_is_disconnected(mock
         mock_clock.jump(10)
         await LineClient(stream).read_all()
         assert await is_dropped(stream)
+
+
+async def test_an_unauthenticated_client_that_leaves_replies_unread_gives_up_its_place_at_the_deadline(
+    mock_clock: MockClock,
+) -> None:
+    authenticator = authenticator_of(ALICE)
+    async with (
+        running_server(ControlSettings(handshake_timeout=10.0), timeout=LONG, authenticator=authenticator) as server,
+        await connect(server.endpoint) as stream,
+    ):
+        await stream.send_all(b"list 100000\n" * 10)
+        await wait_all_tasks_blocked(0.05)
+        assert len(authenticator.preauth) == 1
+        mock_clock.jump(10)
+        await wait_all_tasks_blocked(0.01)
+        mock_clock.jump(LAST_ERROR_TIMEOUT)
+        await wait_all_tasks_blocked(0.01)
+        assert len(authenticator.preauth) == 0
 
 
 # Reload

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,12 @@ def test_host_names_are_stored_beside_ports(database: Database) -> None:
     named = Reservation(BLOG, "webmux", (HostName("blog.example.org"), Port(20080)), server)
     database.write([change(named)])
     assert reopened(database) == [named]
+
+
+def test_bytes_that_count_against_a_quota_are_stored(database: Database) -> None:
+    metered = replace(record(), metered=1 << 40)
+    database.write([change(metered)])
+    assert reopened(database) == [metered]
 
 
 VERSION_1 = f"""
@@ -187,8 +194,8 @@ def test_random_damage_is_survived(database: Database, seed: int) -> None:
 
 def test_invalid_rows_are_counted_and_ignored(database: Database) -> None:
     database.write([change(record())])
-    for row in (("a", "", "b", "tcp", "70000", "tcp://h:1", None), ("a", "", "c", "tcp", "1", "nonsense", None)):
-        database._connection.execute("INSERT INTO reservation VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    for row in (("a", "", "b", "tcp", "70000", "tcp://h:1", None, 0), ("a", "", "c", "tcp", "1", "nonsense", None, 0)):
+        database._connection.execute("INSERT INTO reservation VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
     assert database.load() == ([record()], 2)
 
 

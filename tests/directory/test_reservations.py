@@ -21,7 +21,6 @@ from tunneld.directory.reservations import ReservationView
 from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
-from tunneld.net.address import Port
 from tunneld.policy.access import EVERYBODY, Grant, Role
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.tunnel import Phase, Tunnel
@@ -32,8 +31,8 @@ HOUR = 3600.0
 
 @pytest.fixture
 def tunnel_settings() -> TunnelSettings:
-    """A range with the ports of two tunnels."""
-    return few_ports(4)
+    """A range with the ports of two tunnels, which are free for any owner as soon as they are not reserved."""
+    return few_ports(4, port_quarantine=0)
 
 
 def few_ports(count: int, **keys: float) -> TunnelSettings:
@@ -138,9 +137,9 @@ async def test_an_address_refers_to_the_tunnel_that_took_it_over_from_a_draining
         second = await open_as(service, ALICE, name="blog", persist="yes")
         assert address(second) == address(first)
         for reference in (*address(first), str(first.client_uri.port)):
-            assert service.find(reference, ALICE) is second
-        assert service.find(first.id, ALICE) is first
-        assert service.get_tunnel_address(str(first.server_uri), ALICE) == second.client_uri
+            assert await service.find_local(reference, ALICE) is second
+        assert await service.find_local(first.id, ALICE) is first
+        assert await service.get_tunnel_address(str(first.server_uri), ALICE) == second.client_uri
         assert first.visitors, "its visitors stay connected"
 
 
@@ -288,9 +287,9 @@ class TestRequests:
 
     async def test_a_tunnel_is_found_by_its_client_port(self, service: TunnelService) -> None:
         first = await open_as(service, ALICE, name="blog")
-        assert service.find(str(first.client_uri.port)) is first
+        assert await service.find_local(str(first.client_uri.port)) is first
         with pytest.raises(NoSuchTunnelError):
-            service.find(str(first.client_uri.port), BOB)
+            await service.find(str(first.client_uri.port), BOB)
 
     async def test_a_reservation_is_released_unless_its_tunnel_is_open(self, service: TunnelService) -> None:
         first = await open_as(service, ALICE, name="blog")
@@ -348,27 +347,4 @@ async def test_with_a_reservation_time_of_zero_a_tunnel_is_replaced_and_nothing_
         await service.close(second.id, keep=True)
         assert not service.reservations.kept(ROOT)
         assert await is_refused(second.client_uri)
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_reserved_port_assigned_by_the_kernel_is_not_used(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = Settings(tunnels=TunnelSettings(ports="0"))
-    async with trio.open_nursery() as nursery:
-        service = TunnelService(lambda: settings, engine, BACKENDS)
-        await nursery.start(service.run)
-        assigned: list[int] = []
-
-        class FirstThreeReserved:
-            def __contains__(self, address: object) -> bool:
-                assert isinstance(address, Port)
-                assigned.append(address.number)
-                return len(assigned) <= 3
-
-        monkeypatch.setattr(service.reservations, "table", FirstThreeReserved())
-        monkeypatch.setattr(service.reservations, "recall", lambda *_: None)
-        tunnel = await open_as(service, ALICE)
-        assert tunnel.client_uri.port == assigned[3]
-        assert tunnel.client_uri.port not in assigned[:3]
         nursery.cancel_scope.cancel()

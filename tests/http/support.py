@@ -44,10 +44,10 @@ class FakeDaemon:
         self.facts: dict[str, Any] = {}  # override the items of `status`
 
     def status(self) -> Item:
-        up, down = self.service.octets
+        up, down = self.service.live.octets
         visitors = sum(len(tunnel.visitors) for tunnel in self.service.tunnels())
         facts = {"version": "1.2.3", "uptime": 7, "descriptors": 20, "max_descriptors": 1024, "visitors": visitors}
-        counted = {"opened": self.service.opened, "served": self.service.served, "up": up, "down": down}
+        counted = {"opened": self.service.live.opened, "served": self.service.live.served, "up": up, "down": down}
         return {**facts, **counted, **self.facts}
 
     def penalties(self) -> Sequence[Item]:

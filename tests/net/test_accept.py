@@ -77,4 +77,4 @@ async def test_an_ipv4_peer_of_a_dual_stack_listener_has_ipv4_addresses() -> Non
 def test_no_other_module_asks_a_connection_for_its_peer() -> None:
     package = Path(tunneld.__file__).parent
     asking = {str(path.relative_to(package)) for path in package.rglob("*.py") if ".getpeername()" in path.read_text()}
-    assert asking == {"net/accept.py", "engine/portable.py"}  # the engine asks whether a socket is connected
+    assert asking == {"net/accept.py", "engine/stream_end.py"}  # the engine asks whether a socket is connected

@@ -10,7 +10,11 @@ from tunneld.errors import UsageError
 from tunneld.net.address import MAX_NAME, Address, HostName, Port, parse_address
 
 LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
-NAMES = st.builds(lambda labels, last: HostName(".".join([*labels, last])), st.lists(LABELS, max_size=4), LABELS)
+PATHS = st.sampled_from(["", "/api", "/api/v1.0", "/~user/%20x"])
+NAMES = st.builds(
+    lambda star, labels, last, path: HostName(star + ".".join([*labels, last]), path),
+    st.sampled_from(["", "*."]), st.lists(LABELS, max_size=4), LABELS, PATHS,
+)  # fmt: skip
 ADDRESSES = st.builds(Port, st.integers(1, 65535)) | NAMES.filter(lambda one: not one.name.split(".")[-1].isdigit())
 
 
@@ -22,6 +26,7 @@ def test_an_address_is_parsed_from_what_it_prints(address: Address) -> None:
 
 def test_a_name_is_compared_in_lower_case_without_the_final_dot() -> None:
     assert parse_address("Blog.Example.ORG.") == HostName("blog.example.org")
+    assert parse_address("A.org/Api/") == HostName("a.org", "/Api")
 
 
 def test_a_port_and_a_name_are_different_addresses() -> None:
@@ -32,6 +37,7 @@ def test_a_port_and_a_name_are_different_addresses() -> None:
     "text",
     [
         *("", ".", "0", "65536", "-1", "a..b", "-a.org", "a-.org", "a_b.org", "ä.org", "192.0.2.1", "[::1]", "a b"),
+        *("*", "*.", "*.*.org", "a.*.org", "https://a.org", "a/../b", "a//b", "a/b?c", "a/ b", "a/.", "a/" + "b" * 256),
         *("a:80", "a" * 64, ".".join(["a" * 49] * 5) + ".toolong"),
     ],
 )

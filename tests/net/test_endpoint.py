@@ -51,7 +51,7 @@ def test_letter_case_and_a_trailing_slash_make_no_difference() -> None:
         "tcp://x:-1",
         "tcp://u@x:1",
         "tcp://x:1/p/q",
-        "http://x:1/p",
+        "http://x:1/p?q",
         "tcp://[::1:1",
         "tcp://x:1٣",
     ],
@@ -151,3 +151,22 @@ def test_a_local_server_with_a_bare_ipv6_address_is_explained(text: str, hint: s
         Target.parse(text)
     with pytest.raises(UsageError, match=re.escape(f"needs brackets: {hint}") + "$"):
         parse_host_port(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("https://blog.example.org/", Endpoint("https", "blog.example.org", 443)),
+        ("http://blog.example.org/", Endpoint("http", "blog.example.org", 80)),
+        ("https://blog.example.org:8443/", Endpoint("https", "blog.example.org", 8443)),
+        ("https://shop.example.com/api/v1", Endpoint("https", "shop.example.com", 443, path="/api/v1")),
+        ("https://[2001:db8::1]/", Endpoint("https", "2001:db8::1", 443)),
+    ],
+)
+def test_a_web_address_has_no_port_that_its_scheme_implies(text: str, endpoint: Endpoint) -> None:
+    assert str(endpoint) == text
+    assert Endpoint.parse(text) == endpoint
+
+
+def test_a_web_address_is_parsed_as_browsers_write_it() -> None:
+    assert Endpoint.parse("HTTPS://Blog.Example.org:443") == Endpoint("https", "blog.example.org", 443)

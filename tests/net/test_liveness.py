@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from tunneld.net.liveness import (
     set_keepalive,
 )
 
+TCP_ESTABLISHED = 1
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when it has heard from a peer")
 
 
@@ -29,6 +32,7 @@ def connection() -> Iterator[socket.socket]:
         socket.create_connection(listener.getsockname()),
         closing(listener.accept()[0]) as accepted,
     ):
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         yield accepted
 
 
@@ -59,6 +63,11 @@ def test_probes_are_a_quarter_of_the_idle_time_apart(
     set_keepalive(connection, seconds)
     assert options(connection) == expected
     assert expected[2] == KEEPALIVE_PROBES
+
+
+def test_a_failed_connection_has_not_been_heard_for_ever(connection: socket.socket) -> None:
+    assert heard_ago(connection) < math.inf
+    assert heard_ago(connection, {TCP_ESTABLISHED}) == math.inf
 
 
 def test_a_closed_or_another_kind_of_socket_does_no_harm(connection: socket.socket) -> None:

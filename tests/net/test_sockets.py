@@ -171,7 +171,7 @@ def test_the_only_free_port_of_a_range_is_found_from_any_start() -> None:
     with neighbours(8) as (ports, held):
         held[3].close()
         for start in range(8):
-            with closing(sockets.bind_in_range(LOOPBACK, ports, start=start)) as listener:
+            with closing(sockets.bind_in_range(LOOPBACK, ports, order=sockets.UpwardsFrom(start))) as listener:
                 assert port_of(listener) == ports[3]
 
 
@@ -197,6 +197,43 @@ def test_a_full_range_raises_limit_reached_and_leaves_no_descriptor() -> None:
 def test_a_range_on_an_address_that_the_machine_lacks_fails_at_once() -> None:
     with pytest.raises(ListenError, match=r"tcp://203.0.113.1:20000-29999: cannot assign"):
         sockets.bind_in_range("203.0.113.1", range(20000, 30000))
+
+
+def test_a_port_chosen_by_the_system_that_may_not_be_used_is_left_alone() -> None:
+    seen: list[int] = []
+
+    class NotTheFirstThree(sockets.UpwardsFrom):
+        def accepts(self, port: int) -> bool:
+            seen.append(port)
+            return len(seen) > 3
+
+    before = sockets.open_descriptors()
+    with closing(sockets.bind_in_range(LOOPBACK, range(1), order=NotTheFirstThree())) as listener:
+        assert port_of(listener) == seen[3]
+        assert seen[3] not in seen[:3]
+        assert sockets.open_descriptors() == before + 1
+
+
+def test_a_listener_can_be_shared_with_the_one_that_it_will_replace() -> None:
+    """The port has a listener all the time, and a connection made before the old one closes is accepted by the new."""
+    with closing(sockets.bind_port(LOOPBACK, 0)) as old:
+        port = port_of(old)
+        with pytest.raises(LimitReachedError):
+            sockets.bind_port(LOOPBACK, port)
+        with closing(sockets.bind_port(LOOPBACK, port, held=[old])) as new:
+            visitor = socket.create_connection((LOOPBACK, port))
+            old.close()
+            accepted, _ = new.accept()
+            accepted.close()
+            visitor.close()
+
+
+def test_a_listener_on_another_address_is_bound_over_the_one_that_it_will_replace() -> None:
+    with closing(sockets.bind_port("0.0.0.0", 0)) as old:
+        with closing(sockets.bind_port(LOOPBACK, port_of(old), held=[old])) as new:
+            assert new.getsockname() == (LOOPBACK, port_of(old))
+        with pytest.raises(LimitReachedError):
+            sockets.bind_port(LOOPBACK, port_of(old))
 
 
 def test_the_range_zero_is_any_port() -> None:

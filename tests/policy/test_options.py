@@ -45,6 +45,10 @@ def test_every_option_is_parsed() -> None:
         "visitor_rate": "30/m",
         "bandwidth": "500k",
         "quota": "1000T",
+        "host": "blog,shop.example.com/api,any",
+        "tls": "pass",
+        "plain_http": "allow",
+        "host_header": "localhost:8000",
     }
     allowed = ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("2001:db8::/32")
     denied = (ipaddress.ip_network("192.0.2.7/32"),)
@@ -59,6 +63,10 @@ def test_every_option_is_parsed() -> None:
         7,
         "v2",
         8011,
+        ("blog", "shop.example.com/api", "any"),
+        "pass",
+        "allow",
+        "localhost:8000",
         "web-1",
         allowed,
         denied,

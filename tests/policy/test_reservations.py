@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -60,6 +62,22 @@ def test_a_holder_with_a_new_address_loses_the_old_one() -> None:
     table.hold(record(BLOG, 20090))
     assert Port(20080) not in table
     assert Port(20090) in table
+
+
+def test_bytes_that_count_against_a_quota_do_not_become_fewer_until_the_reservation_is_dropped() -> None:
+    changed: list[ReservationKey] = []
+    table = ReservationTable(changed.append)
+    table.hold(record(BLOG, 20080))
+    table.meter(BLOG, 1000)
+    table.meter(BLOG, 900)
+    assert changed == [BLOG, BLOG], "one for the tunnel, one for its bytes"
+    close(table, BLOG)
+    table.hold(record(BLOG, 20080))
+    assert table.find(BLOG) == replace(record(BLOG, 20080), metered=1000)
+    table.drop(BLOG)
+    table.meter(BLOG, 1)
+    table.hold(record(BLOG, 20080))
+    assert table.find(BLOG) == record(BLOG, 20080)
 
 
 def test_beyond_the_limit_of_an_owner_its_oldest_reservation_is_dropped() -> None:

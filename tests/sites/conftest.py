@@ -16,17 +16,18 @@ from tunneld.engine.limits import EngineLimits
 from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
+from tunneld.net.endpoint import Peer
+from tunneld.policy.limits import HttpLimits
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import HostRewrite, Origin
 from tunneld.sites.pages import error_page
-from tunneld.sites.site import HttpLimits, Request
+from tunneld.sites.site import Request
 from tunneld.sites.stream import RequestStream
-from tunneld.tunnel.server_side import Peer
 
 TEST_TIMEOUT = 120
 """Seconds after which a test fails; virtual seconds count, too."""
 
-ORIGIN = Origin("192.0.2.7", b"http")
+ORIGIN = Origin(("192.0.2.7", 50000), b"http", ("127.0.0.1", 80))
 
 
 class Received:
@@ -98,9 +99,9 @@ class FakeSite:
         else:
             self.verdicts.append(on_verdict)
 
-    def open(self, stream: RequestStream, client: str) -> None:
+    def open(self, stream: RequestStream, client: Peer, origin: Origin) -> None:
         self.streams.append(stream)
-        self.clients.append(client)
+        self.clients.append(client[0])
         if not self.is_open:
             stream.reset("nobody is connected")
             return

@@ -12,8 +12,8 @@ from trio.testing import MockClock
 from tests.engine.bench import NOISE, reset
 from tests.sites.conftest import Received, SitesBench
 from tunneld.engine.engine import Cause
+from tunneld.policy.limits import HttpLimits
 from tunneld.sites.fields import HostRewrite
-from tunneld.sites.site import HttpLimits
 
 GET = b"GET /%b HTTP/1.1\r\nHost: %b\r\n\r\n"
 

@@ -9,9 +9,10 @@ from tunneld.policy.networks import NetworkSet
 from tunneld.sites.fields import HostRewrite, Origin, request_fields, request_id, response_fields
 from tunneld.wire.http1 import Fields, RequestHead, ResponseHead, parse_request, parse_response
 
+REACHED = ("198.51.100.9", 443)
 PROXIES = NetworkSet([parse_network("192.0.2.0/24")])
-VISITOR = Origin("192.0.2.7", b"https")
-PROXY = Origin("192.0.2.7", b"http", PROXIES)
+VISITOR = Origin(("192.0.2.7", 5), b"https", REACHED)
+PROXY = Origin(("192.0.2.7", 5), b"http", REACHED, PROXIES)
 
 
 def request(*lines: bytes, host: bytes = b"blog.example.org") -> RequestHead:
@@ -134,5 +135,12 @@ def test_the_client_behind_trusted_proxies_is_the_first_that_none_of_them_is(
     chain: tuple[bytes, ...], client: str
 ) -> None:
     head = request(*[b"X-Forwarded-For: " + each for each in chain])
-    assert PROXY.client(head) == client
-    assert VISITOR.client(head) == "192.0.2.7"
+    assert PROXY.client(head)[0] == client
+    assert VISITOR.client(head) == ("192.0.2.7", 5)
+
+
+def test_a_trusted_proxy_tells_whether_a_request_came_in_tls() -> None:
+    assert VISITOR.is_secure(request())
+    assert not PROXY.is_secure(request())
+    assert PROXY.is_secure(request(b"X-Forwarded-Proto: https"))
+    assert not Origin(("192.0.2.7", 5), b"http", REACHED).is_secure(request(b"X-Forwarded-Proto: https"))

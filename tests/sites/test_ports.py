@@ -16,9 +16,10 @@ from trio.testing import MockClock
 from tests.engine.bench import stream, tcp_pair
 from tests.sites.conftest import FakeSite, Received, SitesBench
 from tunneld.acme.challenges import challenge_context
-from tunneld.policy.names import SiteTable, parse_site_name
+from tunneld.policy.limits import HttpLimits
+from tunneld.policy.names import complete_name
+from tunneld.sites.names import SharedNames
 from tunneld.sites.ports import SitePorts
-from tunneld.sites.site import HttpLimits, Site
 from tunneld.tls.store import CertificateStore
 from tunneld.wire.client_hello import MAX_HELLO_BYTES
 
@@ -32,6 +33,8 @@ class Settings:
     limits: HttpLimits = field(default_factory=HttpLimits)
     trusted_proxies: tuple[str, ...] = ()
     max_connections: int = 10
+    domain: str = "t.example"
+    max_names: int = 100
 
 
 @dataclass
@@ -51,6 +54,7 @@ class PortsBench:
     """Running ports with certificates for a.example and *.t.example."""
 
     sites: SitesBench
+    names: SharedNames
     ports: SitePorts
     settings: Settings
     challenges: Challenges
@@ -58,7 +62,7 @@ class PortsBench:
 
     def site(self, name: str, *, keeps_tls: bool = False) -> FakeSite:
         site = self.sites.site(name, keeps_tls=keeps_tls)
-        self.ports.sites.add(parse_site_name(name), site)
+        self.names.sites.add(complete_name(name, ""), site)
         return site
 
     def connect(self, *, tls: bool = True, **options: int) -> trio.SocketStream:
@@ -88,10 +92,10 @@ async def ports(bench: SitesBench, tmp_path: Path, nursery: trio.Nursery) -> Por
     client = ssl.create_default_context()
     ca.configure_trust(client)
     settings, challenges = Settings(), Challenges()
-    sites = SiteTable[Site](100)
-    site_ports = SitePorts(bench.pump, sites, lambda: settings, store, challenges)
+    names = SharedNames(lambda: settings, store.has_name)
+    site_ports = SitePorts(bench.pump, names, lambda: settings, store, challenges)
     await nursery.start(site_ports.run)
-    return PortsBench(bench, site_ports, settings, challenges, client)
+    return PortsBench(bench, names, site_ports, settings, challenges, client)
 
 
 async def test_requests_find_their_site_by_host(ports: PortsBench) -> None:
@@ -248,10 +252,11 @@ async def test_the_connections_are_bounded_and_idle_ones_make_room(ports: PortsB
 
 async def test_the_connections_close_with_the_ports(bench: SitesBench) -> None:
     settings, challenges = Settings(), Challenges()
-    site_ports = SitePorts(bench.pump, SiteTable[Site](1), lambda: settings, CertificateStore(), challenges)
+    names = SharedNames(lambda: settings, CertificateStore().has_name)
+    site_ports = SitePorts(bench.pump, names, lambda: settings, CertificateStore(), challenges)
     async with trio.open_nursery() as nursery:
         await nursery.start(site_ports.run)
-        ports = PortsBench(bench, site_ports, settings, challenges, ssl.create_default_context())
+        ports = PortsBench(bench, names, site_ports, settings, challenges, ssl.create_default_context())
         visitors = [ports.connect(tls=False), ports.connect()]
         nursery.cancel_scope.cancel()
     for visitor in visitors:
@@ -277,3 +282,13 @@ async def test_the_visitor_behind_a_trusted_proxy(ports: PortsBench) -> None:
         await server.far.send_all(OK)
         await visitor.response()
     assert site.clients == ["198.51.100.1", "198.51.100.2"]  # a connection for each visitor
+
+
+async def test_a_name_whose_agent_is_away_is_a_503_and_no_wildcard_gets_its_requests(ports: PortsBench) -> None:
+    ports.site("*.t.example")
+    ports.names.is_reserved = lambda name: name == "blog.t.example"
+    visitor = Received(ports.connect(tls=False))
+    await visitor.far.send_all(GET % (b"/", b"blog.t.example"))
+    assert (await visitor.response())[0] == b"HTTP/1.1 503 Service Unavailable"
+    await visitor.far.send_all(GET % (b"/", b"other.t.example"))
+    await (await ports.sites.sites["*.t.example"].server()).head()

@@ -176,9 +176,9 @@ class TestReports:
     async def test_totals_include_closed_tunnels(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, deny_from="127.0.0.0/8")
         assert await is_dropped(await connect(tunnel.client_uri))
-        assert service.refusals == Counter({RefusalKind.ADDRESS: 1})
+        assert service.live.refusals == Counter({RefusalKind.ADDRESS: 1})
         await service.close(tunnel.id)
-        assert service.refusals == Counter({RefusalKind.ADDRESS: 1})
+        assert service.live.refusals == Counter({RefusalKind.ADDRESS: 1})
 
 
 async def test_an_option_above_its_limit_leaves_the_open_tunnel_of_that_name_alone(service: TunnelService) -> None:

@@ -47,7 +47,7 @@ class TestOneShot:
         await tunnel.wait_closed()
         assert tunnel.octets == (8, 6)
         with pytest.raises(NoSuchTunnelError):
-            service.get_tunnel_address(str(tunnel.server_uri))
+            await service.get_tunnel_address(str(tunnel.server_uri))
         assert await is_refused(tunnel.server_uri)
         assert await is_refused(tunnel.client_uri)
 
@@ -229,7 +229,7 @@ class TestPersistent:
         options = {"persist": "yes", "share": "yes", "name": "web", "secure": SECURE.get()}
         near, far = (Requester(host, f"{host}:9", host, at_end=lambda *_: None) for host in ("127.0.0.1", "127.0.0.2"))
         tunnel = await service.open_tunnel("tcp", TunnelOptions.parse(options), near)
-        service.join(tunnel.id, far)
+        await service.join(tunnel.id, far)
         parked = []
         for number in range(3):
             parked.append(await connect(tunnel.server_uri))

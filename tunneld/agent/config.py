@@ -21,6 +21,10 @@ OPTION_KEYS = ("secure", "linger", *(key for key, option in OPTIONS.items() if o
 """Keys that are options of openTunnel. The agent itself acts on `secure` and `linger`; it only passes the others on."""
 
 
+LOCAL = "local"
+"""As `host_header`: the host of the local server, as a browser on this machine would send it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExposureConfig:
     """What the user configured for one exposure. `linger` and `drain_timeout` are seconds, `scheme` is that of the
@@ -42,6 +46,8 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     if values["share"] and not values["name"]:
         raise UsageError(f"{spell('share')} requires {spell('name')}: agents that give the same name share the tunnel")
     options = {key: values[key] for key in OPTION_KEYS if values[key] not in {None, False}}
+    if options.get("host_header") == LOCAL:
+        options["host_header"] = _host_of(Target.parse(values["target"]))
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     request = TunnelRequest(options, limits, keep_header=values["proxy_protocol"], backend=values["backend"])
     return ExposureConfig(
@@ -52,6 +58,14 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         values["linger"],
         values["drain_timeout"],
     )
+
+
+def _host_of(target: Target) -> str:
+    """The host that a local server expects in a request."""
+    if target.path:
+        return "localhost"
+    host = "localhost" if target.host in {"127.0.0.1", "::1"} else target.host
+    return f"{host}:{target.port}"
 
 
 def _health_check(values: Mapping[str, Any]) -> Check | None:

@@ -15,7 +15,7 @@ exposure ends, it removes what it has in the engine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -45,6 +45,9 @@ from tunneld.errors import (
     TunneldError,
     UsageError,
 )
+from tunneld.net.endpoint import Endpoint
+from tunneld.policy.options import ANY_HOST
+from tunneld.wire.lines import Value
 
 PORT_REFUSALS = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
 """Codes with which a relay refuses a port that is taken, or that a reload removed from its range."""
@@ -72,8 +75,12 @@ async def open_exposure(
     """
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
+
+        def on_lost(reason: str, delay: float) -> None:
+            exposure.on_connection_lost(reason, delay)
+
+        stack.enter_context(relay.attached(on_lost))  # first: the connection ends with the last that was attached
         exposure = Exposure(config, relay, reporter, engine, nursery, monitor, on_withdrawn=on_withdrawn)
-        stack.enter_context(relay.attached(exposure.on_connection_lost))
         if (check := config.check) is not None:
             on_result = partial(exposure.on_health, check)
             nursery.start_soon(run_checks, LocalServer(config.target), check, reporter, on_result)
@@ -235,6 +242,8 @@ class Exposure:
         """Called by the relay connection: there is none, and the next attempt is made after `delay` seconds."""
         if self._serving:
             self._report_loss(reason, delay)
+            if self._has_outlived_ttl:
+                self.stop(self._ttl_reason)
         if self.session is not None:
             self.session.wake()
 
@@ -248,13 +257,21 @@ class Exposure:
     def _is_expired(self, error: TunneldError) -> bool:
         """Whether the tunnel has ended by its `ttl` or `idle_timeout`, as the user asked, not by accident."""
         options = self._request.options
-        if self._expires_at is not None and trio.current_time() + EXPIRY_TOLERANCE >= self._expires_at:
-            self._shutdown.reason = f"lifetime of {options['ttl']} s is over (ttl)"
+        if self._has_outlived_ttl:
+            self._shutdown.reason = self._ttl_reason
             return True
         if not (isinstance(error, RefusedError) and error.reply_code == ExpiredError.code):
             return False
         self._shutdown.reason = str(error)
         return any(key in options and str(error).endswith(f"({key})") for key in ("ttl", "idle_timeout"))
+
+    @property
+    def _has_outlived_ttl(self) -> bool:
+        return self._expires_at is not None and trio.current_time() + EXPIRY_TOLERANCE >= self._expires_at
+
+    @property
+    def _ttl_reason(self) -> str:
+        return f"lifetime of {self._request.options['ttl']} s is over (ttl)"
 
     def _is_permanent(self, error: TunneldError) -> bool:
         code = error.reply_code if isinstance(error, RefusedError) else error.code
@@ -295,7 +312,9 @@ class Exposure:
         if self._expires_at is not None:
             request = _with_options(request, ttl=round(self._expires_at - trio.current_time(), 3))
         try:
-            return await self._start_session(client, _with_options(request, client_port=former.tunnel.client.port))
+            return await self._start_session(
+                client, _with_options(request, **_same_address(request, former.tunnel.client))
+            )
         except RefusedError as error:
             if error.reply_code not in PORT_REFUSALS or "client_port" in request.options:
                 raise
@@ -308,5 +327,13 @@ class Exposure:
         )
 
 
-def _with_options(request: TunnelRequest, **options: float) -> TunnelRequest:
+def _same_address(request: TunnelRequest, client: Endpoint) -> Mapping[str, Value]:
+    """The options with which a tunnel gets its public address again: its port, or the host name that was chosen."""
+    hosts = str(request.options.get("host", ""))
+    if not hosts:
+        return {"client_port": client.port}
+    return {"host": ",".join(client.host if host == ANY_HOST else host for host in hosts.split(","))}
+
+
+def _with_options(request: TunnelRequest, **options: Value) -> TunnelRequest:
     return replace(request, options={**request.options, **options})

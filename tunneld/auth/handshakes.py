@@ -13,7 +13,6 @@ import random
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import structlog
 import trio
@@ -21,7 +20,7 @@ import trio
 from tunneld.auth.authenticator import Authenticator, claim_of
 from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
 from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, reason_of
-from tunneld.net.endpoint import format_peer
+from tunneld.net.endpoint import Peer, format_peer
 from tunneld.tls.connection import PEER_CLOSED, is_truncation
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("auth")
@@ -68,7 +67,7 @@ class HandshakeSupervisor:
         return self._tls()
 
     def start(
-        self, connection: socket.socket, peer: Any, service: str, handshake: Handshake, timeout: float | None = None
+        self, connection: socket.socket, peer: Peer, service: str, handshake: Handshake, timeout: float | None = None
     ) -> None:
         """Start `handshake` for an accepted connection, or close the connection if its source or the relay has too many
         unauthenticated connections. The accepting port calls this; it no longer owns the connection afterwards.
@@ -83,7 +82,7 @@ class HandshakeSupervisor:
         else:
             self._nursery.start_soon(self._run_one, peer, service, handshake, slot, timeout or self._timeout())
 
-    async def _run_one(self, peer: Any, service: str, handshake: Handshake, slot: PreauthSlot, timeout: float) -> None:
+    async def _run_one(self, peer: Peer, service: str, handshake: Handshake, slot: PreauthSlot, timeout: float) -> None:
         """Run one handshake until it has succeeded, failed or timed out; log why it failed."""
         try:
             with trio.move_on_after(timeout) as scope:
@@ -110,11 +109,11 @@ class HandshakeSupervisor:
         finally:
             slot.close(trio.current_time())
 
-    def _log(self, peer: Any, service: str, reason: str) -> None:
+    def _log(self, peer: Peer, service: str, reason: str) -> None:
         self._authenticator.log_limited(
             log.info, "hidden server refused", service, peer=format_peer(peer), reason=reason
         )
 
-    def _log_penalised(self, peer: Any, service: str, slot: PreauthSlot, reason: str) -> None:
+    def _log_penalised(self, peer: Peer, service: str, slot: PreauthSlot, reason: str) -> None:
         slot.fail(trio.current_time())
         self._log(peer, service, reason)

@@ -6,11 +6,12 @@ the peer claimed to be (a credential's name, or a key), at this source:
     failures of a claim    1    2    3    4    5   ...
     refused                -    -    p   2p   4p   ...  max_penalty             counted from the last failure
 
-and against the source as a whole once per claim: one device with a wrong secret blocks itself and no neighbour, while
-a peer that tries one name after the other blocks its address. Failures without a claim, such as garbage, always count
-against the source. Both follow the table above, and both are forgiven completely when `max_penalty` seconds have passed
-since the last refusal ended (or since the last failure, if that brought no refusal). With the defaults and perfect
-timing, a claim gets 34 guesses an hour.
+and against the source as a whole once per claim: one device with a wrong secret blocks itself and no neighbour, while a
+peer that tries one name after the other blocks its address. A claim that has logged in from there lately does not count
+against the source at all: when a secret is replaced, all agents of an office fail at once. Failures without a claim,
+such as garbage, always count against the source. Both follow the table above, and both are forgiven completely when
+`max_penalty` seconds have passed since the last refusal ended (or since the last failure, if that brought no refusal).
+With the defaults and perfect timing, a claim gets 34 guesses an hour.
 
 **Abandoned handshakes** cost the relay milliseconds and are cheap for the peer, like the class `noauth` of OpenSSH 9.8.
 A source may leave `abandoned_handshakes` of them; each one beyond counts as a failure of the source, and so does each
@@ -165,18 +166,18 @@ class PenaltyTable:
         self._abandoned_rate = ""
         self._abandoned: Buckets
 
-    def fail(self, source: int, now: float, claim: Claim | None = None) -> None:
-        """Record that a peer failed to authenticate."""
+    def fail(self, source: int, now: float, claim: Claim | None = None, *, is_known: bool = False) -> None:
+        """Record that a peer failed to authenticate. `is_known` says that `claim` has logged in from there lately."""
         self._of_claim.forgive(now)
         settings = self._settings()
-        if claim is None or not self._has_space(source, claim):
+        if claim is None or not (is_known or self._has_space(source, claim)):
             self._of_source.add(source, now, settings.penalty, settings.max_penalty)
             return
         failures = self._of_claim.add((source, claim), now, settings.penalty, settings.max_penalty)
         self._claims.setdefault(source, set()).add(claim)
-        if failures == 1:
+        if failures == 1 and not is_known:
             self._of_source.add(source, now, settings.penalty, settings.max_penalty)
-        else:
+        elif failures > 1:
             self.abandon(source, now)
 
     def abandon(self, source: int, now: float) -> None:

@@ -135,7 +135,8 @@ class PreauthLimiter:
     def fail(self, host: str, now: float, claim: Claim | None = None) -> None:
         """Record that a peer at `host` failed to authenticate, as `claim` if it named one."""
         if (source := self._source(host)) is not None:
-            self._penalties.fail(source, now, claim)
+            is_known = claim is not None and self._known.has_claim(source, claim, now)
+            self._penalties.fail(source, now, claim, is_known=is_known)
 
     def abandon(self, host: str, now: float) -> None:
         """Record that a peer at `host` left after a handshake had begun, without an attempt to authenticate."""

@@ -23,7 +23,7 @@ from tunneld.mux.limits import CarrierLimits
 from tunneld.net.endpoint import Endpoint, Peer
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.keys import KeyRegistry
-from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, TunnelContext
+from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, Takeover, TunnelContext
 
 ENCRYPTED_SCHEMES = frozenset({"webmuxs", "ssh"})
 """Schemes of shared ports that receive the key in encrypted form."""
@@ -61,20 +61,29 @@ class MuxServerSide:
     backend: ClassVar[str]
 
     def __init__(self, context: TunnelContext) -> None:
-        """Register a key with the relay's shared port. Raises `UsageError` if the relay has no such port."""
+        """Choose a key."""
         self._context = context
         self._registry = self._port(context.services)
         known, scheme = _known_key(context, self._registry.scheme(self.backend))
-        self.key = self._registry.register(self, known, scheme)
+        self.key = self._registry.choose(self.backend, known, scheme, context.takeover.key)
         self._carriers: dict[VisitorCarrier, Peer] = {}  # each with its peer's address
         self._accepting: list[VisitorCarrier] = []  # for new visitors; of equals, the newest is preferred
         self._queue = WaitQueue[Channel]()
         self._closed = False
 
+    def start(self, _nursery: trio.Nursery) -> None:
+        """See `ServerSide.start`. Carriers with its key are assigned to this tunnel from now on."""
+        self._registry.register(self)
+
+    @property
+    def takeover(self) -> Takeover:
+        """See `ServerSide.takeover`."""
+        return Takeover(key=self.key)
+
     @classmethod
     def check(cls, services: BackendServices, options: TunnelOptions) -> None:
         """See `Backend.check`."""
-        cls._port(services)
+        cls._port(services).check(cls.backend)
         if options.secure == "yes" and not cls.is_encrypted(services, options):
             raise UsageError("option secure=yes requires a certificate, and this relay has none ([control.tls])")
 
@@ -87,11 +96,7 @@ class MuxServerSide:
     def _port(cls, services: BackendServices) -> KeyRegistry:
         if services.keys is None:
             raise UsageError(f"this relay has no {cls.backend} backend")
-        services.keys.check(cls.backend)
         return services.keys
-
-    def start(self, nursery: trio.Nursery) -> None:
-        """See `ServerSide.start`. Nothing: the shared port owns the tasks of carriers."""
 
     @property
     def uri(self) -> Endpoint:

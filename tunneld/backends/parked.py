@@ -1,8 +1,9 @@
 """The parked connections of one tcp tunnel, and which of them a visitor gets.
 
-Agents that share a tunnel take turns, whatever the sizes of their pools; an address stands for an agent. Of one address
-the newest connection comes first: it is the least likely to have been forgotten by a NAT or a firewall in between,
-which tells neither end.
+The newest connection comes first: it is the least likely to have been forgotten by a NAT or a firewall in between,
+which tells neither end. Agents that share a tunnel take turns by their addresses, whatever the sizes of their pools. Of
+one address the oldest comes first then: several agents may be behind it, and the newest connection is always that of
+the agent that has just been served.
 
 The kernel probes a parked connection after `interval` seconds of silence. A visitor never gets a connection that has
 been silent for `SILENT_INTERVALS` of that, so it has left several probes unanswered. Where no other connection is
@@ -70,12 +71,16 @@ class ParkedConnections:
         on_closed: Callable[[ParkableConnection], None],
         on_heard: Callable[[], None],
         on_failure: FailureCallback,
+        *,
+        shared: bool = False,
     ) -> None:
         """`interval` is in seconds, see above. `on_closed` is called with a connection that has ended and is closed
-        already, `on_heard` when a check has found a connection that can be taken, `on_failure` with bugs.
+        already, `on_heard` when a check has found a connection that can be taken, `on_failure` with bugs. `shared`: the
+        tunnel may have several agents.
         """
         self._interval = interval
         self._silence = interval * SILENT_INTERVALS
+        self._shared = shared
         self._on_closed = on_closed
         self._on_heard = on_heard
         self._on_failure = on_failure
@@ -101,7 +106,7 @@ class ParkedConnections:
         first which of them still work.
         """
         for host, connections in list(self._by_host.items()):
-            for connection in reversed(connections):
+            for connection in connections if self._shared else reversed(connections):
                 if connection not in self._checked and connection.heard_ago() <= self._silence:
                     self._by_host.move_to_end(host)
                     self._remove(connection)

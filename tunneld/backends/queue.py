@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from typing import Generic, TypeVar
 
 import trio
@@ -18,7 +18,7 @@ class WaitQueue(Generic[Item]):
     """
 
     def __init__(self) -> None:
-        self.waiters: deque[_Waiter[Item]] = deque()  # oldest first; server sides only test whether it is empty
+        self.waiters = OrderedDict[_Waiter[Item], None]()  # oldest first; server sides only test whether it is empty
         self._closed = False
 
     async def wait(self) -> Item:
@@ -28,10 +28,10 @@ class WaitQueue(Generic[Item]):
         if self._closed:
             raise trio.ClosedResourceError
         waiter = _Waiter[Item]()
-        self.waiters.append(waiter)
+        self.waiters[waiter] = None
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self.waiters.remove(waiter)
+            del self.waiters[waiter]
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
@@ -41,7 +41,7 @@ class WaitQueue(Generic[Item]):
 
     def serve(self, item: Item) -> None:
         """Give `item` to the task that has waited longest. The queue must not be empty."""
-        waiter = self.waiters.popleft()
+        waiter, _ = self.waiters.popitem(last=False)
         waiter.item = item
         trio.lowlevel.reschedule(waiter.task)
 
@@ -49,7 +49,7 @@ class WaitQueue(Generic[Item]):
         """Wake all waiting tasks with `trio.ClosedResourceError`. Idempotent."""
         self._closed = True
         while self.waiters:
-            trio.lowlevel.reschedule(self.waiters.popleft().task)
+            trio.lowlevel.reschedule(self.waiters.popitem(last=False)[0].task)
 
 
 class _Waiter(Generic[Item]):

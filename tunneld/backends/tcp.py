@@ -14,7 +14,6 @@ keyed.py.
 
 from __future__ import annotations
 
-import math
 import secrets
 import socket
 from collections.abc import Callable, Container
@@ -25,22 +24,25 @@ import trio
 
 from tunneld.backends.parked import ParkableConnection, ParkedConnections
 from tunneld.backends.queue import WaitQueue
-from tunneld.config.schema import TunnelSettings
 from tunneld.engine.acceptor import peer_closed, peer_ended
 from tunneld.engine.engine import Engine, FailureCallback, Registration
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.net import liveness
-from tunneld.net.address import Address
 from tunneld.net.endpoint import Endpoint, Peer
-from tunneld.net.sockets import bind_in_range, taken_out
+from tunneld.net.sockets import bind_in_range, bind_port, taken_out
 from tunneld.policy.options import TunnelOptions
-from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, TunnelContext
+from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, Takeover, TunnelContext
 from tunneld.wire.lines import format_err
 
 SERVER_KEY_BYTES = 16
 """Random bytes of a key, which is written as 32 hexadecimal digits. It cannot be guessed, a person can copy it, and it
 contains none of the letters that `openssl s_client` takes for a command.
 """
+
+
+ONE_SHOT_ENDED = frozenset({liveness.TCP_CLOSE})
+PERSISTENT_ENDED = frozenset({liveness.TCP_CLOSE, liveness.TCP_CLOSE_WAIT})
+"""States in which a connection of a one-shot or of a persistent tunnel is of no use to a visitor any more."""
 
 
 class TcpServerSide:
@@ -52,28 +54,34 @@ class TcpServerSide:
         self._context = context
         scheme = "tls" if context.secure == "yes" else "tcp"
         self._key = _choose_key(context, scheme)
-        self._listener = (
-            _bind(context.settings, context.former, context.reserved) if snapshot is None else snapshot.listener
-        )
+        self._listener = _bind(context) if snapshot is None else snapshot.listener
         port = self._listener.getsockname()[1] if self._listener is not None else snapshot.port if snapshot else 0
         self._uri = Endpoint(scheme, context.advertised_host, port, self._key)
         self._parked = ParkedConnections(
-            context.settings.parked_check, self._on_parked_closed, self._serve_waiting, context.on_failure
+            context.settings.parked_check,
+            self._on_parked_closed,
+            self._serve_waiting,
+            context.on_failure,
+            shared=context.shared,
         )
         self._queue = WaitQueue[ParkableConnection]()
         self._handshakes: set[trio.CancelScope] = set()
         self._closed = False
-        self._accepting = (
-            context.engine.listen(self._listener, self._on_connection, context.on_failure)
-            if self._listener is not None
-            else None
-        )
+        self._accepting: Registration | None = None
         for connection, peer in snapshot.parked if snapshot is not None else ():
             self._serve_or_park(self._plain(connection, peer))
 
     def start(self, nursery: trio.Nursery) -> None:
         """See `ServerSide.start`. One task, which checks silent connections."""
         nursery.start_soon(self._parked.check)
+        if self._listener is not None:
+            context = self._context
+            self._accepting = context.engine.listen(self._listener, self._on_connection, context.on_failure)
+
+    @property
+    def takeover(self) -> Takeover:
+        """See `ServerSide.takeover`: its listener, while it is open. The key is in the reservation."""
+        return Takeover([self._listener] if self._listener is not None and not self._closed else [])
 
     @staticmethod
     def check(services: BackendServices, options: TunnelOptions) -> None:
@@ -214,8 +222,7 @@ class TcpServerSide:
                 raise
 
     def _plain(self, connection: socket.socket, peer: Peer) -> TcpServerConnection:
-        is_useless = peer_ended if self._context.persist else peer_closed
-        return TcpServerConnection(self._context.engine, connection, peer, is_useless)
+        return TcpServerConnection(self._context.engine, connection, peer, persist=self._context.persist)
 
     def _check_open(self) -> None:
         """Raise `NoSuchTunnelError` if this was closed during the handshake, so that no connection is parked after."""
@@ -265,31 +272,31 @@ def _choose_key(context: TunnelContext, scheme: str) -> str:
     )
 
 
-def _bind(settings: TunnelSettings, former: Endpoint | None, reserved: Container[Address]) -> socket.socket:
+def _bind(context: TunnelContext) -> socket.socket:
     """A listener, on the former port if that is free and still in range. Raises as `bind_in_range`."""
-    if former is not None and (former.port in settings.port_range or settings.port_range[0] == 0):
+    settings, port = context.settings, context.former.port if context.former is not None else 0
+    if port not in {0, context.client_port} and (port in settings.port_range or settings.port_range[0] == 0):
         with suppress(LimitReachedError):
-            return bind_in_range(settings.host, range(former.port, former.port + 1), keepalive=settings.parked_check)
-    return bind_in_range(settings.host, settings.port_range, keepalive=settings.parked_check, reserved=reserved)
+            return bind_port(settings.host, port, keepalive=settings.parked_check, held=context.takeover.listeners)
+    return bind_in_range(settings.host, settings.port_range, keepalive=settings.parked_check, order=context.ports)
 
 
 class TcpServerConnection:
     """A plain TCP connection of the hidden server, for one visitor. Implements `ParkableConnection`."""
 
-    __slots__ = ("_engine", "_is_useless", "peer", "socket")
+    __slots__ = ("_ended", "_engine", "_is_useless", "peer", "socket")
 
-    def __init__(
-        self, engine: Engine, connection: socket.socket, peer: Peer, is_useless: Callable[[socket.socket], bool]
-    ) -> None:
-        """`is_useless` tells, after an event, whether a parked connection is of no use to a visitor any more."""
+    def __init__(self, engine: Engine, connection: socket.socket, peer: Peer, *, persist: bool) -> None:
+        """`persist`: it is of no use to a visitor once the peer has ended, even if bytes are left to read."""
         self._engine = engine
-        self._is_useless = is_useless
+        self._is_useless = peer_ended if persist else peer_closed
+        self._ended = PERSISTENT_ENDED if persist else ONE_SHOT_ENDED
         self.socket = connection
         self.peer = peer
 
     def heard_ago(self) -> float:
         """See `ParkableConnection.heard_ago`."""
-        return math.inf if self._is_useless(self.socket) else liveness.heard_ago(self.socket)
+        return liveness.heard_ago(self.socket, self._ended)
 
     def probe(self) -> None:
         """See `ParkableConnection.probe`."""

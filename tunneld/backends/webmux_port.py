@@ -13,7 +13,6 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import structlog
 import trio
@@ -34,7 +33,7 @@ from tunneld.errors import (
 from tunneld.mux.carrier import PREAUTH_EXCEEDED, Carrier
 from tunneld.mux.channel import Channel
 from tunneld.mux.connection import connection_over
-from tunneld.net.endpoint import Endpoint, format_peer
+from tunneld.net.endpoint import Endpoint, Peer, format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.tls.connection import TlsSocket, shake_hands
 from tunneld.tunnel.keys import KeyRegistry
@@ -74,12 +73,12 @@ class _WebMuxPort:
         self._registry = registry
         self._engine = engine
 
-    def on_connection(self, connection: socket.socket, peer: Any) -> None:
+    def on_connection(self, connection: socket.socket, peer: Peer) -> None:
         """The listener accepted a connection: start its handshake."""
         timeout = self._settings().handshake_timeout
         self._handshakes.start(connection, peer, "webmux", partial(self._handshake, connection, peer), timeout)
 
-    async def _handshake(self, connection: socket.socket, peer: Any) -> None:
+    async def _handshake(self, connection: socket.socket, peer: Peer) -> None:
         """Do the TLS handshake, if the relay has a certificate, and wait until a server side owns the carrier. Raises
         OSError or a `TunneldError` if none will; the connection is closed then.
         """
@@ -120,7 +119,7 @@ class _IncomingCarrier:
 
     carrier: Carrier
 
-    def __init__(self, registry: KeyRegistry, peer: Any, max_carriers: int) -> None:
+    def __init__(self, registry: KeyRegistry, peer: Peer, max_carriers: int) -> None:
         self.side: WebMuxServerSide | None = None
         self.refusal: TunneldError | None = None  # None: the peer closed before it was admitted or refused
         self.decided = trio.Event()  # admitted, refused or closed

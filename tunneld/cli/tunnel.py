@@ -14,7 +14,7 @@ from tunneld.cli.access import add_relay_options, checked_by, parsed_by, positiv
 from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
 from tunneld.cli.verbs import VERBS, Verb, carry_out
-from tunneld.policy.options import OPTIONS, TUNNEL, VISITORS, parse_boolean, parse_count
+from tunneld.policy.options import NAMES, OPTIONS, TUNNEL, VISITORS, parse_boolean, parse_count
 
 MAX_POOL = 100_000
 """Largest number of idle connections for --pool and --max-pool."""
@@ -86,6 +86,7 @@ def _add_expose(parser: Parser) -> None:
     add_relay_options(parser)
     _add_output_options(parser.add_argument_group("output options"))
     _add_tunnel_options(parser.add_argument_group("tunnel options"))
+    _add_table_options(parser.add_argument_group("host names, if the relay has them"), NAMES)
     limits = parser.add_argument_group("limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)")
     _add_table_options(limits, VISITORS)
     _add_health_options(parser.add_argument_group("health checks of the local server"))

@@ -52,6 +52,7 @@ MAX_SECRET_BYTES = 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BACKEND = re.compile(r"[a-z][a-z0-9-]*")
+_NAME_PATTERN = re.compile(r"[a-z0-9*?]([a-z0-9*?.-]{0,251}[a-z0-9*?])?")
 _PROCESS_KEY = secrets.token_bytes(32)
 
 
@@ -117,6 +118,12 @@ BackendNames = Annotated[
 ]
 PortRanges = Annotated[tuple[Annotated[str, AfterValidator(_ports)], ...] | None, FromArray, AfterValidator(_not_empty)]
 Networks = Annotated[tuple[NetworkText, ...] | None, FromArray, AfterValidator(_not_empty)]
+NamePatterns = Annotated[
+    tuple[Annotated[str, _matching(_NAME_PATTERN, "a host name, such as blog, alice-* or shop.example.com")], ...]
+    | None,
+    FromArray,
+    AfterValidator(_not_empty),
+]
 SecretVerifier = Annotated[Verifier, PlainValidator(_verifier), PlainSerializer(Verifier.reveal, return_type=str)]
 OptionalCount = Annotated[int | None, Field(ge=1, le=1_000_000)]
 OptionalSeconds = Annotated[float | None, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False)]
@@ -145,6 +152,7 @@ class Credential(Table):
     backends: BackendNames = None
     ports: PortRanges = None
     networks: Networks = None
+    names: NamePatterns = None
     server_from: Networks = None
     max_tunnels: OptionalCount = None
     max_visitors: OptionalCount = None

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from tunneld.config.certificates import AcmeSettings, NamedCertificate, TlsFiles
 from tunneld.config.credentials import Credential, check_unique
+from tunneld.config.names import NamesSettings
 from tunneld.config.paths import absolute_path
 from tunneld.config.values import (
     DAY,
@@ -41,6 +42,7 @@ from tunneld.config.values import (
     ValidatedBool,
     VisitorRate,
     WindowSize,
+    known_port_range,
     literal,
     parse_port_range,
 )
@@ -178,6 +180,7 @@ class TunnelSettings(Table):
     reservation: SecondsOrNone = 7 * DAY  # a laptop that is off over a long weekend
     max_reservations: Count = 2500  # with two ports each, half of `ports` stays free
     max_reservations_per_owner: Count = 64  # several times the services of one person; room for forty owners
+    port_quarantine: SecondsOrNone = MINUTE  # clients of a closed tunnel, and its agents, try again for about that time
     linger: Seconds = MINUTE  # a half-closed connection without traffic for so long is closed
     accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no busy loop, and too short to notice
     keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs drop connections that are idle for 2 minutes or more
@@ -209,7 +212,7 @@ class TunnelSettings(Table):
     @property
     def port_range(self) -> range:
         """The ports on which a tunnel may listen; `range(0, 1)` means any free port."""
-        return parse_port_range(self.ports)
+        return known_port_range(self.ports)
 
 
 class WebMuxSettings(Table):
@@ -283,6 +286,7 @@ class Settings(Table):
     tunnels: TunnelSettings = TunnelSettings()
     webmux: WebMuxSettings = WebMuxSettings()
     ssh: SshSettings = SshSettings()
+    names: NamesSettings = NamesSettings()
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
     acme: AcmeSettings = AcmeSettings()

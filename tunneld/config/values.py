@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -140,6 +141,10 @@ def parse_port_range(text: str) -> range:
     if ports[-1] > MAX_PORT or (ports[0] == 0 and len(ports) > 1):
         raise ValueError(f"{literal(text)} is not a port range: ports are from 1 to {MAX_PORT}")
     return ports
+
+
+known_port_range = lru_cache(maxsize=16)(parse_port_range)
+"""The same, for text that is read again and again."""
 
 
 MAX_PREAUTH = 1_000_000

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable
 
 from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.preauth import PreauthSlot
 from tunneld.config.credentials import Credential
 from tunneld.control.reply import Reply
 from tunneld.directory.requester import Requester
@@ -35,7 +36,8 @@ class LoginState:
 
     `host` and `peer` are the address of the peer without and with its port, `local_host` is our address.
     `certificate` is the client certificate (DER) that TLS has verified, if any. `on_authenticated` is called with
-    the grant when `auth` succeeds; it may raise `LimitReachedError`, and then the peer stays unauthenticated.
+    the grant when `auth` succeeds; it may raise `LimitReachedError`, and then the peer stays unauthenticated. `slot` is
+    the place of the connection until then.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class LoginState:
         local_host: str,
         certificate: bytes | None = None,
         on_authenticated: Callable[[Grant], None] = lambda _grant: None,
+        slot: PreauthSlot | None = None,
     ) -> None:
         self.failures = 0
         self.refused = False  # the proof was right, and there is no place for the connection
         self._at_end: dict[str, Callable[[], None]] = {}
         self._on_authenticated = on_authenticated
+        self._slot = slot or PreauthSlot.exempt()
         self._authenticator = authenticator
         self._host, self._peer, self._local_host = host, peer, local_host
         self._has_certificate = certificate is not None
@@ -124,6 +128,7 @@ class LoginState:
             raise
         except (NotAllowedError, UsageError) as error:
             self._challenge = None
+            self._slot.has_begun = False  # it is counted as a failure instead
             self.failures += 1
             self._authenticator.log_failure(self._host, "control", str(error), self._claimed_name)
             raise
@@ -144,6 +149,7 @@ class LoginState:
         hello = Hello.parse(first)
         self._claimed_name = hello.name
         self._check_block(hello.name)
+        self._slot.has_begun = True  # a client that leaves now has learnt a salt for nothing
         verifier = self._authenticator.verifier_of(hello.name)
         self._challenge = Challenge(hello, verifier, secrets.token_urlsafe(NONCE_BYTES))
         return self._challenge.message
@@ -159,6 +165,7 @@ class LoginState:
             self._on_authenticated(credential.grant)
         except LimitReachedError:
             self.refused = True
+            self._slot.has_begun = False  # the proof was right
             raise
         self._credential = credential
         self._authenticator.remember_login(self._host, credential.name)

@@ -208,7 +208,7 @@ def _begin_login(
     if isinstance(stream, trio.SSLStream):
         certificate = stream.getpeercert(binary_form=True)  # TLS returns a certificate only if it has verified it
     local = local_address(connection)[0]
-    return LoginState(authenticator, peer[0], format_peer(peer), local, certificate, on_authenticated)
+    return LoginState(authenticator, peer[0], format_peer(peer), local, certificate, on_authenticated, slot)
 
 
 def _refuse(connection: socket.socket, reason: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ import trio
 from tunneld.config.schema import ControlSettings
 from tunneld.control.connection import LineConnection, PeerLeftError
 from tunneld.control.login import AUTH, MAX_LOGIN_FAILURES, LoginState
-from tunneld.control.reply import Execute, Reply, Step
+from tunneld.control.reply import ITEMS_PER_STEP, Execute, Reply, Step
 from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.tunnel.events import Event
 from tunneld.wire.lines import Item, Request, format_err, format_item, format_ok, parse_request
@@ -29,6 +29,9 @@ MAX_UNREADABLE_LINES = 10
 """Consecutive lines that are no requests: a person stops earlier and reads the manual, a program that speaks another
 protocol does not.
 """
+
+LAST_ERROR_TIMEOUT = 2.0
+"""Seconds to tell a peer that its time is over: it holds a place of an unauthenticated connection until then."""
 
 REPLY_BATCH = 16 * 1024
 """Bytes of items per send; a list of a thousand tunnels is 250 KiB."""
@@ -64,7 +67,8 @@ class ControlSession:
             await self._talk(greeting)
         if self.login_scope.cancelled_caught:
             self.login.log_limited(self.log.info, "control connection closed: authentication timed out")
-            await self._close_with(LimitReachedError("authentication timed out (control.handshake_timeout)"))
+            with trio.move_on_after(LAST_ERROR_TIMEOUT):
+                await self._close_with(LimitReachedError("authentication timed out (control.handshake_timeout)"))
 
     async def _talk(self, greeting: str) -> None:
         await self.connection.send(format_ok(greeting))
@@ -149,12 +153,13 @@ class ControlSession:
     async def _send_reply(self, reply: Reply) -> None:
         closing: AbstractAsyncContextManager[Any] = aclosing(reply.stream) if reply.stream else nullcontext()
         async with closing:
-            rest, batch = iter(reply.items), b""
-            is_last = not reply.items
-            while not is_last:
-                await self.connection.send(batch)
+            batch = b""
+            for first in range(0, len(reply.items), ITEMS_PER_STEP):
+                if len(batch) >= REPLY_BATCH:
+                    await self.connection.send(batch)
+                    batch = b""
                 async with reply.step():
-                    batch, is_last = _format_some(rest)
+                    batch += b"".join(map(format_item, reply.items[first : first + ITEMS_PER_STEP]))
             if reply.stream:
                 await self.connection.send(batch)
                 batch = b""
@@ -179,16 +184,6 @@ class ControlSession:
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
-
-
-def _format_some(items: Iterator[Item]) -> tuple[bytes, bool]:
-    """Format items, about `REPLY_BATCH` bytes of them. Returns the lines, and whether these were the last."""
-    batch = bytearray()
-    for item in items:
-        batch += format_item(item)
-        if len(batch) >= REPLY_BATCH:
-            return bytes(batch), False
-    return bytes(batch), True
 
 
 def _line(item: Item) -> bytes:

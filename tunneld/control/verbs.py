@@ -6,13 +6,14 @@ caller, tunnels of other credentials do not exist, unless it is an admin.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
 from tunneld.config.keys import keys, value
 from tunneld.config.schema import Settings
 from tunneld.config.values import literal
-from tunneld.control.reply import Reply
+from tunneld.control.reply import DescribedItems, Reply
 from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
 from tunneld.directory.service import TunnelService
@@ -29,7 +30,13 @@ MAX_TRIM = 1_000_000
 
 
 class CertificateOrders(Protocol):
-    """The certificates for host names, as `acme.manager` keeps them."""
+    """The certificates for host names, as `acme.manager` keeps them. Extends `Challenges` of the shared ports."""
+
+    def http_answer(self, token: str, /) -> bytes | None:
+        """See `Challenges`."""
+
+    def tls_context(self, name: str, /) -> ssl.SSLContext | None:
+        """See `Challenges`."""
 
     def certificates(self) -> Sequence[Item]:
         """One item for each certificate."""
@@ -89,18 +96,20 @@ async def open_tunnel(daemon: DaemonControl, request: Request, caller: Requester
 
 async def get_tunnel_address(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """The text is the client URI of the tunnel with this server URI."""
-    return Reply(text=str(daemon.service.get_tunnel_address(request.args[0], caller.known_grant)))
+    return Reply(text=str(await daemon.service.get_tunnel_address(request.args[0], caller.known_grant)))
 
 
 async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Requester) -> Reply:
-    """One item for each open tunnel that the caller may see, oldest first."""
-    items = [describe_tunnel(tunnel) for tunnel in daemon.service.tunnels(caller.known_grant)]
-    return Reply(text=count(len(items), "tunnel"), items=items)
+    """One item for each open tunnel that the caller may see, oldest first. One that closes while the reply is produced
+    has the phase `closed`.
+    """
+    tunnels = daemon.service.tunnels(caller.known_grant)
+    return Reply(text=count(len(tunnels), "tunnel"), items=DescribedItems(tunnels, describe_tunnel))
 
 
 async def show_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """One item for the tunnel, then one for each visitor."""
-    tunnel = daemon.service.find(request.args[0], caller.known_grant)
+    tunnel = await daemon.service.find_local(request.args[0], caller.known_grant)
     visitors: list[Item] = [
         {"visitor": format_peer(peer), "up": relay.up, "down": relay.down}
         for relay, peer in tunnel.visitors.relays.items()
@@ -121,7 +130,7 @@ async def list_reservations(daemon: DaemonControl, request: Request, caller: Req
     """One item for each reservation that the caller may see, or for each with this port or name."""
     addresses, grant = daemon.service.reservations, caller.known_grant
     found = addresses.find(request.args[0], grant) if request.args else addresses.kept(grant)
-    return Reply(text=count(len(found), "reservation"), items=[describe_reservation(kept) for kept in found])
+    return Reply(text=count(len(found), "reservation"), items=DescribedItems(found, describe_reservation))
 
 
 async def release_reservation(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
@@ -132,19 +141,19 @@ async def release_reservation(daemon: DaemonControl, request: Request, caller: R
 
 async def drain_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Accept no new visitors; the tunnel closes when its last visitor leaves."""
-    tunnel = daemon.service.drain_one(request.args[0], caller.known_grant)
+    tunnel = await daemon.service.drain_one(request.args[0], caller.known_grant)
     return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
 
 
 async def join_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Let the agent that sent this request serve the tunnel, from the address of the request."""
-    tunnel = daemon.service.join(request.args[0], caller)
+    tunnel = await daemon.service.join(request.args[0], caller)
     return Reply(text=f"joined {tunnel.id}")
 
 
 async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """The agent that sent this request stops serving the tunnel; the last agent drains it."""
-    tunnel = daemon.service.find(request.args[0], caller.known_grant)
+    tunnel = await daemon.service.find_local(request.args[0], caller.known_grant)
     if tunnel.dismiss(caller.owner):
         return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
     return Reply(text=f"left {tunnel.id}; remaining agents: {len(tunnel.agents)}")
@@ -152,7 +161,7 @@ async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Requeste
 
 async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """Close idle server connections beyond a number to keep."""
-    tunnel = daemon.service.find(request.args[0], caller.known_grant)
+    tunnel = await daemon.service.find_local(request.args[0], caller.known_grant)
     keep = request.args[1]
     if not (keep.isascii() and keep.isdigit() and len(keep) <= len(str(MAX_TRIM))):
         raise UsageError(f"COUNT must be a number of server connections to keep, not {keep!r}")
@@ -162,7 +171,7 @@ async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Requester
 async def watch_tunnels(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
     """A stream of events of one tunnel, or of all that the caller may see. The first event is `watching`."""
     grant = caller.known_grant
-    tunnel = daemon.service.find(request.args[0], grant).id if request.args else None
+    tunnel = (await daemon.service.find(request.args[0], grant)).id if request.args else None
     daemon.service.events.check_limit(grant, daemon.settings.control.max_watchers)
     return Reply(stream=_stream(daemon, tunnel, caller))
 

@@ -40,14 +40,17 @@ from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
 from tunneld.daemon import ending, log, privileges, systemd
 from tunneld.daemon.ending import DaemonEnding
+from tunneld.daemon.listeners import HAS_PUMP
 from tunneld.daemon.servers import Servers
 from tunneld.daemon.signals import SIGNALS, handle_signals
 from tunneld.daemon.status import SystemdStatus
+from tunneld.directory.requester import account_of
 from tunneld.directory.service import TunnelService
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
 from tunneld.net import sockets
+from tunneld.sites.names import SharedNames
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import STOPPED
@@ -100,7 +103,13 @@ class Daemon:
         )
         self._state = settings.daemon.state or state_folder()
         self.certificates = CertificateStore(certificate_folder(self._state) if self._state is not None else None)
-        self.certificate_orders = CertificateManager(self.certificates, lambda: self.settings.acme, self._state)
+        self.certificate_orders = CertificateManager(
+            self.certificates,
+            lambda: self.settings.acme,
+            self._state,
+            domain=lambda: self.settings.names.domain,
+            challenges=lambda: self.settings.names.challenges,
+        )
         self._preauth = PreauthLimiter(lambda: self.settings.control)
         self._salt_key = read_salt_key(self._state)
         self._authenticator = authenticator = Authenticator(
@@ -112,9 +121,14 @@ class Daemon:
             lambda: self.certificates.port("control.tls"),
             lambda: self.settings.control.handshake_timeout,
         )
-        handshakes = self.handshakes if sys.platform == "linux" else None  # agents' connections need the pump
-        self.service = TunnelService(lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes)
-        self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates)
+        handshakes = self.handshakes if HAS_PUMP else None  # agents' connections need the pump
+        self.names = SharedNames(lambda: self.settings.names, self.certificates.has_name) if HAS_PUMP else None
+        if self.names is not None:
+            self._order_certificates(self.names)
+        self.service = TunnelService(
+            lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes, self.names
+        )
+        self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates, self.names)
         self._systemd_status = SystemdStatus(self.service, self.certificates, self.certificate_orders.problems)
         self._command = command
         self._ending = DaemonEnding.DRAIN
@@ -152,12 +166,19 @@ class Daemon:
         systemd.stopping()
         logger.info("stopped", exit_status=self.exit_status)
 
+    def _order_certificates(self, names: SharedNames) -> None:
+        """Let host names get certificates from when a tunnel takes them until it frees them."""
+        orders = self.certificate_orders
+        names.on_taken = lambda name, owner: orders.want(name.name, account_of(owner))
+        names.on_freed = lambda name, _owner: orders.unwant(name.name)
+        names.obtains_certificates = lambda: self.settings.acme.enabled
+
     # Control commands
 
     def status(self) -> Item:
         """Return facts about the process: counts, times in seconds, traffic in bytes."""
         tunnels = self.service.tunnels()
-        up, down = self.service.octets
+        up, down = self.service.live.octets
         host_key = self.servers.host_key
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return {
@@ -166,9 +187,9 @@ class Daemon:
             "phase": "draining" if self.service.draining else "ready",
             "uptime": int(trio.current_time() - self.started_at),
             "tunnels": len(tunnels),
-            "opened": self.service.opened,
+            "opened": self.service.live.opened,
             "visitors": sum(len(tunnel.visitors) for tunnel in tunnels),
-            "served": self.service.served,
+            "served": self.service.live.served,
             "up": up,
             "down": down,
             "descriptors": sockets.open_descriptors(),
@@ -203,6 +224,7 @@ class Daemon:
             prepared = self.servers.prepare(self.settings, settings)
             self.settings = settings  # nothing can fail from here on
             self.servers.apply(prepared)
+            self.service.refresh_records()
             self.certificate_orders.reconfigure()
             log.configure(settings.log)
             self._warn_of_writable_files()

@@ -20,8 +20,11 @@ from tunneld.net.sockets import describe
 
 log = structlog.get_logger("daemon")
 
-SERVICES = ("control", "http", "webmux", "ssh")
-"""Services with a port of their own: the names of tables of the configuration, and of systemd's sockets."""
+SERVICES = ("control", "http", "webmux", "ssh", "names-http", "names-https")
+"""Services with a port of their own: as the tables of the configuration are called, and systemd's sockets."""
+
+HAS_PUMP = sys.platform == "linux"
+"""Whether this system has the pump, without which there are no carriers and no host names."""
 
 ACTIVATED = BindAddress("", 0)
 """Stands for the address of a service with listeners of systemd; no configured address is equal to it."""
@@ -110,9 +113,11 @@ def bind_addresses(settings: Settings) -> dict[str, BindAddress | None]:
         "http": BindAddress(web.host, web.port) if web.enabled else None,
         "webmux": _shared(settings, webmux.host, webmux.port) if webmux.enabled else None,
         "ssh": _shared(settings, ssh.host, ssh.port) if ssh.enabled else None,
+        "names-http": settings.names.http_address if HAS_PUMP else None,
+        "names-https": settings.names.https_address if HAS_PUMP else None,
     }
 
 
 def _shared(settings: Settings, host: str | None, port: int) -> BindAddress | None:
     """Return the address of a shared port; None on systems without the pump, which cannot have carriers."""
-    return BindAddress(settings.tunnels.host if host is None else host, port) if sys.platform == "linux" else None
+    return BindAddress(settings.tunnels.host if host is None else host, port) if HAS_PUMP else None

@@ -33,6 +33,7 @@ from tunneld.daemon import ending
 from tunneld.daemon.listeners import Listeners, bind_addresses
 from tunneld.engine.engine import Engine
 from tunneld.net.listeners import Bound
+from tunneld.sites.names import SharedNames
 from tunneld.tls.store import CertificateStore, LoadedCertificates
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.snapshot import ServiceSnapshot
@@ -66,10 +67,12 @@ class Servers:
         authenticator: Authenticator,
         handshakes: HandshakeSupervisor,
         certificates: CertificateStore,
+        names: SharedNames | None,
     ) -> None:
-        """`keys` gets the numbers of the shared ports, for server URIs; `certificates` is loaded here."""
+        """`keys` and `names` get the numbers of the shared ports, for URIs; `certificates` is loaded here."""
         self.host_key: asyncssh.SSHKey | None = None
         self._certificates = certificates
+        self._names = names
         self.listeners = Listeners()
         self._daemon = daemon
         self._engine = engine
@@ -143,10 +146,15 @@ class Servers:
             "http": "https" if self._certificates.port("http.tls") else "http",
             "webmux": "webmuxs" if self._certificates.port("control.tls") else "webmux",
             "ssh": "ssh",
+            "names-http": "http",
+            "names-https": "https",
         }
         self.listeners.exchange(bound, schemes.__getitem__)
         for backend in ("webmux", "ssh"):
             self._keys.set_port(backend, schemes[backend], self.listeners.by_service[backend].port)
+        if self._names is not None:
+            for scheme in ("http", "https"):
+                self._names.set_port(scheme, self.listeners.by_service[f"names-{scheme}"].port)
 
     async def _open(self, nursery: trio.Nursery) -> None:
         listeners, daemon, authenticator = self.listeners.by_service, self._daemon, self._authenticator
@@ -171,8 +179,24 @@ class Servers:
                 self._keys,
                 self._engine,
             )
+            await nursery.start(self._serve_names)
         if self.host_key is not None:
             await nursery.start(self._serve_ssh, self.host_key)
+
+    async def _serve_names(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve the shared HTTP and TLS ports."""
+        from tunneld.engine.pump import Pump  # noqa: PLC0415  # Linux only
+        from tunneld.sites.ports import SitePorts  # noqa: PLC0415
+
+        assert self._names is not None
+        assert isinstance(self._engine, Pump)
+        settings = lambda: self._daemon.settings.names  # noqa: E731
+        ports = SitePorts(self._engine, self._names, settings, self._certificates, self._daemon.certificate_orders)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ports.run)
+            await nursery.start(self.listeners.by_service["names-http"].serve, ports.on_http)
+            await nursery.start(self.listeners.by_service["names-https"].serve, ports.on_https)
+            task_status.started()
 
     async def _serve_ssh(
         self, key: asyncssh.SSHKey, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

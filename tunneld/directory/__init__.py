@@ -1,9 +1,12 @@
-"""The tunnels of a process, and the addresses reserved for their owners.
+"""Which tunnels there are, and the addresses reserved for their owners.
 
+record        a tunnel as any node may know it, and the protocol of a directory of such records
+local         the directory of a relay that is one process
+reservations  the reserved addresses, as tunnels open and close
+live          the open tunnels of this process, and the counters of those that have closed
+opening       how a tunnel is opened: all or nothing
 service       opens, closes and drains tunnels
 requester     the peer that asks for it
-registry      which tunnels are open, and the counters of those that have closed
-reservations  the reserved addresses, as tunnels open and close
 store         the task that writes reservations to disk
 database      the file of reservations
 

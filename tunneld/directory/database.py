@@ -41,6 +41,7 @@ CREATE TABLE reservation (
     addresses TEXT NOT NULL,   -- public ones, separated by blanks: 20080 blog.example.org
     server TEXT NOT NULL,      -- the server URI with its key
     expires REAL,              -- seconds since 1970; NULL while the tunnel is open
+    metered INTEGER NOT NULL,  -- bytes that count against the quota
     PRIMARY KEY (credential, host, name)
 ) WITHOUT ROWID
 """
@@ -48,7 +49,7 @@ CREATE TABLE reservation (
 FROM_VERSION_1 = (
     "ALTER TABLE reservation RENAME TO reservation_1",
     SCHEMA,
-    """INSERT INTO reservation SELECT credential, host, name, backend, CAST(client_port AS TEXT), server, expires
+    """INSERT INTO reservation SELECT credential, host, name, backend, CAST(client_port AS TEXT), server, expires, 0
     FROM reservation_1""",
     "DROP TABLE reservation_1",
 )
@@ -77,7 +78,7 @@ class Database:
                 self._connection = _open(self.path)
             except sqlite3.OperationalError:  # locked, read-only or full: its content is not damaged
                 raise
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's own message may have damaged text
                 self.damage = str(error)
                 _move_aside(self.path)
                 _make_private(self.path)
@@ -118,8 +119,8 @@ class Database:
             self._connection.execute("DELETE FROM reservation WHERE (credential, host, name) = (?, ?, ?)", key)
         else:
             addresses = " ".join(map(str, record.addresses))
-            row = (*key, record.backend, addresses, str(record.server), record.expires)
-            self._connection.execute("INSERT OR REPLACE INTO reservation VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            row = (*key, record.backend, addresses, str(record.server), record.expires, record.metered)
+            self._connection.execute("INSERT OR REPLACE INTO reservation VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -165,11 +166,20 @@ def _check_format(application: int, version: int) -> None:
 def _record(row: tuple[object, ...]) -> Reservation | None:
     """The reservation in a row, or None: an administrator may have edited the file."""
     match row:
-        case (str(credential), str(host), str(name), str(backend), str(public), str(server), float() | None as expires):
+        case (
+            str(credential),
+            str(host),
+            str(name),
+            str(backend),
+            str(public),
+            str(server),
+            float() | None as expires,
+            int(metered),
+        ):
             with suppress(UsageError):
                 addresses = tuple(map(parse_address, public.split()))
                 holder = ReservationKey(credential, name, host)
-                return Reservation(holder, backend, addresses, Endpoint.parse(server), expires)
+                return Reservation(holder, backend, addresses, Endpoint.parse(server), expires, metered)
     return None
 
 
@@ -200,5 +210,7 @@ def _store_errors(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         reason = "in use by another process" if "locked" in str(error) else str(error)
         raise StoreError(f"{path}: {reason}") from None
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {reason_of(error)}") from None

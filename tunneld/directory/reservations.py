@@ -7,7 +7,7 @@ daemon, that time begins when the daemon has started again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,10 @@ import trio
 
 from tunneld.config.schema import Settings
 from tunneld.directory.store import ReservationStore
-from tunneld.errors import LimitReachedError, NoSuchTunnelError, UsageError
-from tunneld.net.address import Port
+from tunneld.errors import NoSuchTunnelError, UsageError
+from tunneld.net.address import Address, HostName, Port
 from tunneld.policy.access import Grant
 from tunneld.policy.reservations import Reservation, ReservationKey, ReservationTable
-from tunneld.tunnel.tunnel import Tunnel
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("reservations")
 
@@ -42,7 +41,7 @@ class Reservations:
         self.table = ReservationTable()
         self._settings = settings
         self._store = ReservationStore(self.table, state)
-        self._holders: dict[str, ReservationKey] = {}  # of open tunnels, by id
+        self._open: dict[ReservationKey, list[str]] = {}  # ids of the open tunnels of each holder, oldest first
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Load the stored reservations, then store changes until cancelled."""
@@ -69,35 +68,48 @@ class Reservations:
         for record in self.table.retain(credentials):
             log.info("reservation dropped: its credential was removed", **_log_fields(record))
 
-    # Called by the service
+    # Called by the directory
 
-    def recall(self, holder: ReservationKey | None, port: int | None, grant: Grant) -> Reservation | None:
-        """The reservation of this holder, which requests `port` (None: any). Raises `LimitReachedError` where that port
-        is reserved for a closed tunnel of another holder.
-        """
-        address = None if port is None else Port(port)
+    def of(self, holder: ReservationKey | None) -> Reservation | None:
+        """The reservation of this holder."""
         self.table.expire(trio.current_time())
-        for other in [record for record in self.table if address in record.held and record.expires is not None]:
-            if other.holder != holder and not (
-                holder and _may_have_moved(other.holder, holder) and address in other.addresses
-            ):
-                raise LimitReachedError(_reserved(other, port, grant))
-            if other.holder != holder:
-                self.table.drop(other.holder)
         return self.table.find(holder) if holder is not None else None
 
-    def hold(self, holder: ReservationKey | None, tunnel: Tunnel) -> None:
-        """A tunnel has opened. Called before the next await, or another tunnel could take its port when it closes."""
-        if holder is not None:
-            self._holders[tunnel.id] = holder
-            self.table.hold(Reservation(holder, tunnel.spec.backend, tunnel.addresses, tunnel.server_uri))
+    def superseded_by(self, holder: ReservationKey | None, address: Address) -> Reservation | None:
+        """The reservation of this address that the holder made earlier, from another address."""
+        return next((each for each in self._others(holder, address) if _has_moved(each, holder, address)), None)
 
-    def on_closed(self, tunnel: Tunnel, *, keep: bool) -> None:
-        """A tunnel has closed. `keep` its reservation for `tunnels.reservation` seconds, or drop it."""
-        holder = self._holders.pop(tunnel.id, None)
-        if holder is None or holder in self._holders.values():  # a newer tunnel of the same name has the address
+    def why_refused(self, holder: ReservationKey | None, address: Address, grant: Grant) -> str:
+        """Why this holder cannot have an address: it is reserved for a closed tunnel of another holder. Else empty."""
+        others = (each for each in self._others(holder, address) if not _has_moved(each, holder, address))
+        return next((_reserved(each, address, grant) for each in others), "")
+
+    def _others(self, holder: ReservationKey | None, address: Address) -> Iterator[Reservation]:
+        """The reservations of this address for closed tunnels of other holders."""
+        self.table.expire(trio.current_time())
+        return (each for each in self.table.holding(address) if each.holder != holder and each.expires is not None)
+
+    def hold(self, tunnel: str, record: Reservation, superseded: Reservation | None = None) -> None:
+        """The tunnel with this id has opened. Called before the next await, or another tunnel could take its port when
+        it closes.
+        """
+        if superseded is not None:
+            self.table.drop(superseded.holder)
+        self._open.setdefault(record.holder, []).append(tunnel)
+        self.table.hold(record)
+
+    def on_closed(self, tunnel: str, holder: ReservationKey, *, keep: bool | None, metered: int = 0) -> None:
+        """A tunnel has closed. `keep` its reservation for `tunnels.reservation` seconds, or drop it; None: leave it as
+        it is. `metered` are the bytes that count against the quota of its name.
+        """
+        self.table.meter(holder, metered)
+        self._open[holder].remove(tunnel)
+        if self._open[holder]:  # a newer tunnel of the same name has the address
             return
+        del self._open[holder]
         settings = self._settings().tunnels
+        if keep is None:
+            return
         if not keep or settings.reservation == 0:
             self.table.drop(holder)
             return
@@ -113,14 +125,23 @@ class Reservations:
 
     def kept(self, grant: Grant) -> Sequence[ReservationView]:
         """The reservations that this grant may see: its own, or all for an admin."""
+        self.table.expire(trio.current_time())
+        return self._views(self.table, grant)
+
+    def on_port(self, port: int, grant: Grant) -> Sequence[ReservationView]:
+        """Those of them with this port, on either side."""
+        self.table.expire(trio.current_time())
+        return self._views(self.table.holding(Port(port)), grant)
+
+    def _views(self, records: Iterable[Reservation], grant: Grant) -> Sequence[ReservationView]:
         now = trio.current_time()
-        self.table.expire(now)
-        tunnels = {holder: tunnel for tunnel, holder in self._holders.items()}
         return [
             ReservationView(
-                record, tunnels.get(record.holder), None if record.expires is None else record.expires - now
+                record,
+                self._open[record.holder][-1] if record.holder in self._open else None,
+                None if record.expires is None else record.expires - now,
             )
-            for record in self.table
+            for record in records
             if grant.is_admin or record.holder.credential == grant.name
         ]
 
@@ -160,28 +181,24 @@ class Reservations:
         return kept.record
 
 
-def reservation_key(name: str, credential: str, host: str) -> ReservationKey | None:
-    """The holder of the address of a tunnel with this `name` and `credential`, or, without credentials, of one that
-    was requested from `host`. None where the tunnel has no name.
-    """
-    return ReservationKey(credential, name, "" if credential else host) if name else None
-
-
-def _may_have_moved(old: ReservationKey, new: ReservationKey) -> bool:
+def _has_moved(old: Reservation, new: ReservationKey | None, address: Address) -> bool:
     """Whether the new holder can be the old one at another address. Without credentials a requester that knows both
-    name and port may claim that: it could release the reservation as well.
+    name and address may claim that: it could release the reservation as well.
     """
-    return not old.credential and not new.credential and old.name == new.name
+    former = old.holder
+    anonymous = new is not None and not former.credential and not new.credential and former.name == new.name
+    return anonymous and address in old.addresses
 
 
-def _reserved(record: Reservation, port: int | None, grant: Grant) -> str:
+def _reserved(record: Reservation, address: Address, grant: Grant) -> str:
     tunnel, hint = "another tunnel", ""
     if grant.is_admin:
         owner = record.holder.credential or record.holder.host
-        tunnel, hint = f"tunnel {record.holder.name!r} of {owner}", f"; release {port} frees it"
-    return f"could not open a tunnel: port {port} is reserved for {tunnel}, now closed (tunnels.reservation){hint}"
+        tunnel, hint = f"tunnel {record.holder.name!r} of {owner}", f"; release {address} frees it"
+    what = f"host name {address}" if isinstance(address, HostName) else f"port {address}"
+    return f"could not open a tunnel: {what} is reserved for {tunnel}, now closed (tunnels.reservation){hint}"
 
 
 def _log_fields(record: Reservation) -> dict[str, object]:
     holder = record.holder
-    return {"name": holder.name, "owner": holder.credential or holder.host, "port": record.client_port}
+    return {"name": holder.name, "owner": holder.credential or holder.host, "address": record.public}

@@ -3,50 +3,48 @@
     tunnels                    isolation boundary: an exception closes its tunnel and is logged once
     └─ tunnel ×N               see tunnel/tunnel.py
 
-Which tunnels are open, and how they are found, is in registry.py.
+A reference to a tunnel is looked up in the directory, which has its record; `local` returns the tunnel of a record on
+this node. How a tunnel is opened is in opening.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
 from tunneld.config.schema import Settings
-from tunneld.directory.registry import TunnelRegistry, check_agrees
+from tunneld.directory.live import LiveTunnels
+from tunneld.directory.local import LocalDirectory
+from tunneld.directory.opening import TunnelOpener, announce, record_of
+from tunneld.directory.record import TunnelRecord, port_owner, reservation_key
 from tunneld.directory.requester import Requester
-from tunneld.directory.reservations import Reservations, reservation_key
+from tunneld.directory.reservations import Reservations
 from tunneld.directory.turns import RequestTurns
 from tunneld.engine.engine import Engine
-from tunneld.errors import DrainingError, LimitReachedError, ListenError, TunneldError, UsageError
-from tunneld.net.endpoint import is_wildcard
+from tunneld.errors import DrainingError, EndedError, ExpiredError, NoSuchTunnelError, TunneldError
+from tunneld.net.address import HostName
+from tunneld.net.endpoint import Endpoint
 from tunneld.net.sockets import descriptors_for_tunnels
-from tunneld.policy.access import EVERYBODY, Grant, bound_server_from, permit
-from tunneld.policy.limits import effective_limits
+from tunneld.policy.access import EVERYBODY, Grant, bound_server_from
 from tunneld.policy.options import TunnelOptions
-from tunneld.policy.places import check_share
-from tunneld.policy.reservations import Reservation, ReservationKey
+from tunneld.sites.names import SharedNames
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
-from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.tenants import Tenants
 from tunneld.tunnel.tunnel import STOPPED, Phase, Tunnel
 
 log = structlog.get_logger("service")
 
-NEW_TUNNEL_GRACE = 10.0
-"""Seconds after opening in which `replace=no` treats a tunnel as served, though no server connection has arrived: an
-agent on a slow network keeps the name that it has just taken over.
-"""
 
-
-class TunnelService(TunnelRegistry):
-    """All tunnels of this process."""
+class TunnelService:
+    """All tunnels of this process, and the directory."""
 
     def __init__(
         self,
@@ -56,22 +54,35 @@ class TunnelService(TunnelRegistry):
         keys: KeyRegistry | None = None,
         state: Path | None = None,
         handshakes: Handshakes | None = None,
+        names: SharedNames | None = None,
     ) -> None:
         """`settings` is called for every request, so that a reload applies to the next tunnel. `backends` has the names
         that openTunnel accepts, `keys` the shared ports. `state` is the directory for reservations; None: they are kept
-        in memory only. `handshakes` authenticates hidden servers on ports of their own.
+        in memory only. `handshakes` authenticates hidden servers on ports of their own; `names` has the host names,
+        where there can be some.
         """
-        super().__init__()
         self.settings = settings
-        self.events = Events(self._owners.get)
+        self.live = LiveTunnels()
+        self.events = Events(self.live.owner_of)
         self.turns = RequestTurns()
-        self.reservations = Reservations(settings, state)
+        self.directory = LocalDirectory(settings, state)
         self.draining = False
         self.leaving = False
         self.keys = keys if keys is not None else KeyRegistry()
         self._engine = engine
-        self._services = BackendServices(backends, self.keys, handshakes)
+        self._services = BackendServices(backends, self.keys, handshakes, names)
+        if names is not None:
+            names.is_reserved = lambda name: HostName(name) in self.reservations.table
         self._tenants = Tenants(settings, descriptors_for_tunnels())
+        self._opener = TunnelOpener(
+            self._settings_for_opening,
+            engine,
+            self.events,
+            self._services,
+            self._tenants,
+            self.live,
+            self.directory,
+        )
         self._released_on_close: set[str] = set()  # ids of tunnels that lose their reservation when they close
         self._nursery: trio.Nursery
 
@@ -82,64 +93,100 @@ class TunnelService(TunnelRegistry):
             task_status.started()
             await trio.sleep_forever()
 
-    async def open_tunnel(self, backend: str, options: TunnelOptions, requester: Requester) -> Tunnel:
-        """Open a tunnel; it listens on both sides when this returns. It replaces a tunnel of the same name and owner
-        and gets the address reserved for them, unless another port is requested.
+    @property
+    def reservations(self) -> Reservations:
+        """The reserved addresses."""
+        return self.directory.reservations
 
-        Raises `DrainingError`, `LimitReachedError`, `ListenError`, `NotAllowedError`, `ShortageError` or `UsageError`,
-        and leaves nothing behind then.
+    # Finding tunnels
+
+    def tunnels(self, grant: Grant = EVERYBODY) -> Sequence[Tunnel]:
+        """The open tunnels of this process that this grant may see, oldest first."""
+        return self.live.visible_to(grant)
+
+    async def find(self, reference: str, grant: Grant = EVERYBODY) -> TunnelRecord:
+        """The tunnel with this id, server URI, client URI or client port.
+
+        Raises `NoSuchTunnelError`, also for a tunnel of another credential, or `EndedError` or `ExpiredError` where the
+        server URI is that of a tunnel that has ended for good.
         """
-        settings, grant, backend = self.settings().tunnels, requester.known_grant, backend.lower()
-        self._check_open()
-        self._services.backend(backend).check(self._services, options)
-        holder = reservation_key(options.name, grant.name, requester.host)
-        if not options.replace:
-            self._check_unserved(holder)
-        opened = self.count_of(grant.name) - self._replaceable(holder)
-        options, requested = permit(grant, backend, options, requester.host, opened), options
-        if (shared := self._shared(holder, options)) is not None:
-            check_agrees(shared, backend, options, requested, grant)
-            self._join(shared, options, requester)
-            return shared
-        self._check_share(grant, backend, holder, opened)
-        options = effective_limits(settings, grant, options).bound(options)
-        before = self.reservations.recall(holder, options.client_port, grant)  # fails before a tunnel is replaced
-        await self._replace(holder)
-        address = self.reservations.recall(holder, options.client_port, grant) or before
-        if self.count >= settings.max_tunnels:
-            raise LimitReachedError(
-                f"tunnel limit reached: the relay has {self.count} of {settings.max_tunnels} open (tunnels.max_tunnels)"
+        record = await self.directory.find(reference)
+        if "://" in reference:
+            endpoint = Endpoint.parse(reference.strip())
+            if record is None or endpoint not in {record.server, record.client}:
+                record = None
+                await self._check_not_ended(endpoint, grant)
+        if record is None or not grant.may_see(record.owner):
+            raise NoSuchTunnelError(
+                f"no open tunnel is called {reference!r}: use an id, a URI or a port as list shows it"
             )
-        spec = TunnelSpec(
-            id=self.next_id,
-            backend=backend,
-            options=options,
-            settings=settings,
-            owner=requester.owner,
-            requester_host=requester.host,
-            advertised_host=settings.advertised_host or _reachable(settings.host, requester),
-            services=self._services,
-            former_uri=address.server if address is not None else None,
-            reserved=self.reservations.table,
-            asked_from=requested.server_from,
-            tenant=self._tenants.of(grant.name, requester.host),
-        )
-        tunnel = self._make(spec, address)
-        self.add(tunnel, grant.name, holder)  # before the next await, or two requests could pass a limit at once
-        self.reservations.hold(holder, tunnel)
-        self._announce(tunnel)
-        if options.share:
-            self._join(tunnel, options, requester)
-        await self._nursery.start(self._run, tunnel)
-        await self.reservations.saved()
+        return record
+
+    def local(self, record: TunnelRecord) -> Tunnel:
+        """The tunnel of this record. Raises `NoSuchTunnelError` where it is on another node, or has closed."""
+        tunnel = self.live.find(record.id) if record.node == self.directory.node else None
+        if tunnel is None:
+            raise NoSuchTunnelError(f"tunnel {record.id} has closed, or is on another relay ({record.node})")
         return tunnel
 
-    def join(self, reference: str, requester: Requester) -> Tunnel:
+    async def find_local(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
+        """The tunnel on this node with this reference. Raises as `find` and `local`."""
+        return self.local(await self.find(reference, grant))
+
+    async def find_named(self, name: str, requester: Requester) -> Tunnel | None:
+        """The requester's own open tunnel with this name."""
+        holder = reservation_key(name, requester.known_grant.name, requester.host)
+        tunnels = [self.local(record) for record in reversed(await self.directory.held_by(holder))]
+        return next((tunnel for tunnel in tunnels if tunnel.phase is not Phase.DRAINING), None)
+
+    async def get_tunnel_address(self, uri: str, grant: Grant = EVERYBODY) -> Endpoint:
+        """The public address for a server URI.
+
+        Raises `NoSuchTunnelError`, also for a tunnel that is draining, `EndedError` or `ExpiredError` for one that has
+        ended for good, or `UsageError` where `uri` is no URI.
+        """
+        endpoint = Endpoint.parse(uri.strip())
+        found = await self.directory.find(str(endpoint))
+        record = found if found is not None and found.server == endpoint else None
+        draining = record is not None and self.local(record).phase is Phase.DRAINING
+        if record is None or draining:
+            await self._check_not_ended(endpoint, grant)
+        if record is None or not grant.may_see(record.owner):
+            raise NoSuchTunnelError(f"no open tunnel has the server URI {endpoint.without_key}")
+        if draining:
+            raise NoSuchTunnelError(f"tunnel {record.id} is draining and accepts no new visitors")
+        return record.client
+
+    async def _check_not_ended(self, server: Endpoint, grant: Grant) -> None:
+        owner, error = await self.directory.why_ended(server)
+        if error is not None and grant.may_see(owner):
+            raise type(error)(str(error))
+
+    # Opening and closing tunnels
+
+    async def open_tunnel(self, backend: str, options: TunnelOptions, requester: Requester) -> Tunnel:
+        """Open a tunnel; it listens on both sides when this returns. It replaces a tunnel of the same name and owner
+        and gets the address reserved for them, unless another port is requested. Of several requests at once for one
+        name the last one's tunnel stays.
+
+        Raises `DrainingError`, `LimitReachedError`, `ListenError`, `NotAllowedError`, `ShortageError` or `UsageError`,
+        and changes nothing then.
+        """
+        opened = await self._opener.open(backend.lower(), options, requester)
+        tunnel = opened.tunnel
+        if opened.options.share:
+            self._join(tunnel, opened.options, requester)
+        if opened.is_new:
+            await self._nursery.start(self._run, tunnel, opened.replaced)
+            await self.directory.saved()
+        return tunnel
+
+    async def join(self, reference: str, requester: Requester) -> Tunnel:
         """An agent that lost its control connection has reconnected, perhaps from another address: permit its server
         connections from there. Raises `NoSuchTunnelError`, `NotAllowedError`.
         """
         grant = requester.known_grant
-        tunnel = self.find(reference, grant)
+        tunnel = await self.find_local(reference, grant)
         spec = tunnel.spec
         options = bound_server_from(grant, replace(spec.options, server_from=spec.asked_from), requester.host)
         if options.share:
@@ -154,45 +201,34 @@ class TunnelService(TunnelRegistry):
         tunnel.agents.join(requester.owner, requester.host, network)
         requester.at_end(tunnel.id, lambda: tunnel.agents.leave(requester.owner))
 
-    def _make(self, spec: TunnelSpec, address: Reservation | None) -> Tunnel:
-        """Make the tunnel, at its reserved address if it has one. Where another program has taken the port, or a reload
-        has moved the range, the tunnel gets another address rather than none.
-        """
-        options = spec.options
-        if address is not None and options.client_port is None:
-            there = replace(spec, options=replace(options, client_port=address.client_port))
-            try:
-                return Tunnel(there, self._engine, self.events)
-            except (LimitReachedError, ListenError, UsageError) as error:
-                tunnel = Tunnel(spec, self._engine, self.events)
-                log.warning(
-                    "tunnel could not get its reserved address", tunnel=spec.id, was=address.client_port,
-                    now=tunnel.client_uri.port, reason=str(error),
-                )  # fmt: skip
-                return tunnel
-        return Tunnel(spec, self._engine, self.events)
-
-    def find_named(self, name: str, requester: Requester) -> Tunnel | None:
-        """The requester's own open tunnel with this name."""
-        return self.current_of(reservation_key(name, requester.known_grant.name, requester.host))
-
     async def close(self, reference: str, grant: Grant = EVERYBODY, *, keep: bool = False) -> Tunnel:
         """Close one tunnel now; it is closed when this returns. Its address is released unless it is to be kept.
         Raises `NoSuchTunnelError`.
         """
-        tunnel = self.find(reference, grant)
+        record = await self.find(reference, grant)
+        tunnel = self.local(record)
         if not keep:
             self._released_on_close.add(tunnel.id)
-        tunnel.close(self.end_by_request(tunnel, "closed", grant, reopen=keep))
+        tunnel.close(await self._end_by_request(record, "closed", grant, reopen=keep))
         await tunnel.wait_closed()
-        await self.reservations.saved()
+        await self.directory.saved()
         return tunnel
 
-    def drain_one(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
+    async def drain_one(self, reference: str, grant: Grant = EVERYBODY) -> Tunnel:
         """Drain one tunnel; it closes when its last visitor has left. Raises `NoSuchTunnelError`."""
-        tunnel = self.find(reference, grant)
-        tunnel.drain(self.end_by_request(tunnel, "drained", grant))
+        record = await self.find(reference, grant)
+        tunnel = self.local(record)
+        tunnel.drain(await self._end_by_request(record, "drained", grant))
         return tunnel
+
+    async def _end_by_request(self, record: TunnelRecord, action: str, grant: Grant, *, reopen: bool = False) -> str:
+        """Note that this grant `closed` or `drained` a tunnel, so that its agent does not open it again, unless it may
+        `reopen` it. Returns the reason as text.
+        """
+        reason = f"{action} by request" + (f" of {grant.name}" if grant.name else "")
+        if not reopen:
+            await self.directory.note_end(record.server, record.owner, EndedError(f"tunnel {record.id} was {reason}"))
+        return reason
 
     async def drain(self) -> None:
         """Accept nothing new and wait until the last relay has ended."""
@@ -208,11 +244,28 @@ class TunnelService(TunnelRegistry):
         """
         self.events.refresh()
         for tunnel in self.tunnels():
-            owner = self.owner_of(tunnel.id)
+            owner = self.live.record_of(tunnel.id).owner
             if owner and owner not in credentials:
                 log.info("draining tunnel: its credential was removed", tunnel=tunnel.id, credential=owner)
                 tunnel.drain()
         self.reservations.retain(credentials)
+
+    def refresh_records(self) -> None:
+        """A reload has moved shared ports, or given them another scheme: update the server URIs in the directory."""
+        for tunnel in self.tunnels():
+            record = self.live.record_of(tunnel.id)
+            if record.server != tunnel.server_uri:
+                record = replace(record, server=tunnel.server_uri)
+                self.live.update(record)
+                self._nursery.start_soon(self.directory.update, record)
+
+    def _settings_for_opening(self) -> Settings:
+        """The settings in force. Raises `DrainingError` where none may be opened any more."""
+        if self.draining:
+            raise DrainingError("could not open a tunnel: the relay is draining and accepts no new tunnels")
+        if self.leaving:
+            raise DrainingError("could not open a tunnel: the relay is restarting; try again in a moment")
+        return self.settings()
 
     # Handover to another process
 
@@ -221,7 +274,7 @@ class TunnelService(TunnelRegistry):
         tunnel can be opened any more.
         """
         self.leaving = True
-        await self.reservations.saved()
+        await self.directory.saved()
         for tunnel in self.tunnels():
             tunnel.pause()
         for _ in range(2):  # visitors that were just given a server connection are joined to it
@@ -229,19 +282,21 @@ class TunnelService(TunnelRegistry):
         snapshots = []
         for tunnel in self.tunnels():
             try:
-                snapshots.append((self.owner_of(tunnel.id), tunnel.export()))
+                snapshots.append((self.live.record_of(tunnel.id).owner, tunnel.export()))
             except Exception as error:
                 tunnel.fail(error)
-        return ServiceSnapshot(self.past, snapshots)
+        return ServiceSnapshot(self.live.past, snapshots, self.directory.pool.quarantined(trio.current_time()))
 
     async def adopt(self, snapshot: ServiceSnapshot) -> None:
         """Continue the tunnels of another process. A tunnel that cannot be continued is closed and logged."""
-        self.continue_from(snapshot.counters)
+        self.live.continue_from(snapshot.counters)
+        for port, former, seconds in snapshot.quarantined:
+            self.directory.pool.restore(port, former, trio.current_time() - seconds)
         for owner, one in snapshot.tunnels:
             spec = replace(
                 one.spec,
                 services=self._services,
-                reserved=self.reservations.table,
+                ports=self.directory.ports(port_owner(owner, one.spec.requester_host)),
                 tenant=self._tenants.of(owner, one.spec.requester_host),
             )
             try:
@@ -251,102 +306,51 @@ class TunnelService(TunnelRegistry):
                 one.close()
                 log.warning("tunnel could not be taken over", tunnel=spec.id, reason=str(error))
                 continue
-            holder = reservation_key(spec.options.name, owner, spec.requester_host)
-            self.add(tunnel, owner, holder, adopted=True)
-            self.reservations.hold(holder, tunnel)
-            await self._nursery.start(self._run, tunnel)
-        await self.reservations.saved()
-
-    def _check_open(self) -> None:
-        """Raise `DrainingError` where no tunnel may be opened any more."""
-        if self.draining:
-            raise DrainingError("could not open a tunnel: the relay is draining and accepts no new tunnels")
-        if self.leaving:
-            raise DrainingError("could not open a tunnel: the relay is restarting; try again in a moment")
-
-    def _check_share(self, grant: Grant, backend: str, holder: ReservationKey | None, opened: int) -> None:
-        """Raise `LimitReachedError` where one more tunnel would be more than its share of all tunnels or
-        ports. `opened` is the number of open tunnels of the credential.
-        """
-        settings = self.settings()
-        share, ports = settings.control.credential_share, settings.tunnels.port_range
-        if grant.max_tunnels is None:
-            check_share(grant, "tunnel", opened + 1, settings.tunnels.max_tunnels, share)
-        if ports[0] and not (holder and self.reservations.table.find(holder)):
-            needed = 2 if backend == "tcp" else 1
-            held = [
-                port for port in self.reservations.ports_of(grant.name) | self.ports_of(grant.name) if port in ports
-            ]
-            check_share(grant, "port", len(held) + needed, max(len(ports), 2 * needed), share)
-
-    # Tunnels of the same name and owner
-
-    def _shared(self, holder: ReservationKey | None, options: TunnelOptions) -> Tunnel | None:
-        """The open tunnel to serve, for options with `share`. Raises `UsageError` where they cannot have it."""
-        if not options.share:
-            return None
-        if holder is None or not options.persist:
-            raise UsageError("share=yes requires a name and persist=yes")
-        current = self.current_of(holder)
-        return current if current is not None and current.spec.options.share else None
-
-    def _check_unserved(self, holder: ReservationKey | None) -> None:
-        """Raise `LimitReachedError` where an agent serves the open tunnel of this holder."""
-        current = self.current_of(holder)
-        if current is not None and (current.phase is Phase.READY or current.age < NEW_TUNNEL_GRACE):
-            raise LimitReachedError(
-                f"tunnel {current.spec.options.name!r} is served by another agent, {current.spec.owner} "
-                f"({current.id}); stop that agent, or use another name (replace=no)"
-            )
-
-    async def _replace(self, holder: ReservationKey | None) -> None:
-        """Close the open tunnel of this holder. Of several requests at once the last one's tunnel stays."""
-        while (current := self.current_of(holder)) is not None:
-            current.close("replaced by a new tunnel of the same name and owner")
-            await current.wait_closed()
-
-    def _replaceable(self, holder: ReservationKey | None) -> int:
-        """How many tunnels do not count against the limit of a new one of this holder: the open one, which it replaces,
-        and one that drains. Otherwise a credential with all its tunnels open could not replace a draining one before
-        its last visitor has left.
-        """
-        tunnels = self.all_of(holder)
-        draining = sum(tunnel.phase is Phase.DRAINING for tunnel in tunnels)
-        return min(draining, 1) + (len(tunnels) > draining)
+            record = record_of(tunnel, self.directory.node, owner)
+            self.live.add(tunnel, record, adopted=True)
+            await self.directory.open(record)
+            await self._nursery.start(partial(self._run, tunnel, is_new=False))
+        await self.directory.saved()
 
     # One tunnel
 
-    async def _run(self, tunnel: Tunnel, *, task_status: trio.TaskStatus[None]) -> None:
-        """Run one tunnel until it closes. A bug closes this tunnel, never the daemon."""
+    async def _run(
+        self,
+        tunnel: Tunnel,
+        replaced: Tunnel | None = None,
+        *,
+        is_new: bool = True,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        """Run one tunnel until it closes, once the one that it replaces has closed. Meanwhile visitors wait in the
+        queues of the listeners that both share. A bug closes this tunnel, never the daemon.
+        """
         try:
+            if replaced is not None:
+                await replaced.wait_closed()
+            if tunnel.is_closing:  # replaced by a third one, or exported, before it began
+                task_status.started()
+                return
+            if is_new:
+                announce(self.events, tunnel, self.live.record_of(tunnel.id))
             await tunnel.run(task_status=task_status)
         except Exception as error:
             tunnel.fail(error)
         finally:
-            self.remove(tunnel)
-            self._release(tunnel)
+            await self._remove(tunnel)
 
-    def _release(self, tunnel: Tunnel) -> None:
-        """Keep or drop the reservation of a closed tunnel. One that closes with the daemon keeps it."""
-        keep = tunnel.id not in self._released_on_close
-        self._released_on_close.discard(tunnel.id)
-        if not (keep and (self.draining or tunnel.reason == STOPPED)):
-            self.reservations.on_closed(tunnel, keep=keep)
+    async def _remove(self, tunnel: Tunnel) -> None:
+        """Remove a tunnel that has closed, or has not begun. A directory that waits here would have to be shielded."""
+        tunnel.discard()
+        record = replace(self.live.remove(tunnel), metered=tunnel.metered)
+        await self.directory.remove(record, keep=self._keeps_reservation(tunnel))
+        if tunnel.expired:
+            error = ExpiredError(f"tunnel {record.id} has ended: {tunnel.reason}")
+            await self.directory.note_end(record.server, record.owner, error)
 
-    def _announce(self, tunnel: Tunnel) -> None:
-        fields = {
-            "backend": tunnel.spec.backend,
-            "server": str(tunnel.server_uri),
-            "client": str(tunnel.client_uri),
-            "owner": tunnel.spec.owner,
-            "name": tunnel.spec.options.name,
-        }
-        self.events.publish("opened", id=tunnel.id, **fields)
-        log.info("tunnel opened", tunnel=tunnel.id, **{**fields, "server": tunnel.server_uri.without_key})
-
-
-def _reachable(bound: str, requester: Requester) -> str:
-    """The host to advertise where none is configured: the bound address, or, for a wildcard, the one that the requester
-    connected to.
-    """
-    return requester.local_host if is_wildcard(bound) else bound
+    def _keeps_reservation(self, tunnel: Tunnel) -> bool | None:
+        """See `Directory.remove`."""
+        if tunnel.id in self._released_on_close:
+            self._released_on_close.discard(tunnel.id)
+            return False
+        return None if self.draining or tunnel.reason == STOPPED else True

@@ -68,7 +68,7 @@ class Acceptor:
         """See `Registration.release`."""
         self._released = True
         self._pump.timers.forget(self)
-        self._pump.detach(self._fd, self)
+        self._pump.unregister(self._fd, self)
 
     def on_event(self, events: int) -> None:
         """Accept until the queue is empty, the batch is full or descriptors run out."""

@@ -213,6 +213,15 @@ class Pump(Scheduler):
         if self.handlers.get(fd) is handler:
             del self.handlers[fd]
 
+    def unregister(self, fd: int, handler: Handler) -> None:
+        """Forget a listener before `handler` closes it or leaves it to another owner. Another descriptor may share it,
+        which keeps its registration in the kernel alive. Does nothing if another handler owns the number by now.
+        """
+        if self.handlers.get(fd) is handler:
+            del self.handlers[fd]
+            with contextlib.suppress(OSError, RuntimeError):  # closed already, or the pump has ended
+                self._epoll_set().unregister(fd)
+
     def rearm(self, fd: int) -> None:
         """Let epoll report pending events of `fd` again, behind all ready sockets. Does nothing on a closed one."""
         self._poll_at_once = True

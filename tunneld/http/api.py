@@ -21,16 +21,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tunneld.control.commands import find_command
-from tunneld.control.reply import Execute, Reply, Step
+from tunneld.control.reply import ITEMS_PER_STEP, Execute, Reply, Step
 from tunneld.errors import UsageError
 from tunneld.http.problems import http_error
+from tunneld.http.responses import LongResponse
 from tunneld.http.servlet import unique_parameters
 from tunneld.http.translate import as_fields, caller_of, execute_request, make_request
 from tunneld.wire.lines import Item, Request
 
 DEFAULT_VERB = "help"
-ITEMS_PER_STEP = 64
-"""Items formatted without a pause, which takes a millisecond."""
 ARGUMENT_NAMES = frozenset({"arg", "ref", "uri", "verb"})
 """Query parameters that are arguments; every other one is an option."""
 
@@ -57,20 +56,22 @@ def _verb(request: HttpRequest) -> str:
 
 async def _respond(request: HttpRequest, reply: Reply) -> Response | LineStream:
     if reply.stream is None:
-        return Response(await _format(reply), media_type="application/json")
+        return LongResponse(await _format(reply), "application/json")
     if request.method == "HEAD":
         await reply.stream.aclose()
         return Response(media_type=LineStream.MEDIA_TYPE)
     return LineStream(reply.stream, reply.step)
 
 
-async def _format(reply: Reply) -> str:
-    """The reply as JSON, formatted in steps."""
-    items = []
+async def _format(reply: Reply) -> Sequence[bytes]:
+    """The parts of the reply as JSON, formatted in steps."""
+    parts = [f'{{"text": {json.dumps(reply.text)}, "items": ['.encode()]
     for first in range(0, len(reply.items), ITEMS_PER_STEP):
         async with reply.step():
-            items += [json.dumps(as_fields(item)) for item in reply.items[first : first + ITEMS_PER_STEP]]
-    return f'{{"text": {json.dumps(reply.text)}, "items": [{", ".join(items)}]}}\n'
+            items = reply.items[first : first + ITEMS_PER_STEP]
+            text = ", ".join(json.dumps(as_fields(item)) for item in items)
+            parts.append((f", {text}" if first else text).encode())
+    return [*parts, b"]}\n"]
 
 
 def _from_query(verb: str, request: HttpRequest) -> Request:

@@ -74,7 +74,7 @@ class TunneldCollector(Collector):
         for direction in ("up", "down"):
             relayed.add_metric([direction], _number(status, direction))
         yield relayed
-        yield _visitor_refusals(self._daemon.service.refusals)
+        yield _visitor_refusals(self._daemon.service.live.refusals)
         yield from _preauth_metrics(self._preauth)
         yield from _tunnel_metrics(list(self._daemon.service.tunnels()))
         yield _certificate_metric(self._daemon.certificates.seconds_left())

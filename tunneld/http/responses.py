@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import structlog
 import trio
 from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunneld.http.problems import internal_problem, respond
@@ -24,6 +25,32 @@ FINAL_RESPONSE_TIMEOUT = 1.0
 """Seconds that a request in progress has to finish when the daemon stops, possibly because of this request: its answer
 is made and written in several steps, and the stop may come between any two of them.
 """
+
+
+class LongResponse(Response):
+    """A response whose body is sent in pieces of at least `PIECE_BYTES`, so that one of many megabytes does not hold up
+    other tasks. A shorter one is sent at once.
+    """
+
+    PIECE_BYTES = 256 * 1024
+
+    def __init__(self, parts: Iterable[bytes], media_type: str) -> None:
+        """The body is that of all `parts`."""
+        self._pieces = [bytearray()]
+        for part in parts:
+            if len(self._pieces[-1]) >= self.PIECE_BYTES:
+                self._pieces.append(bytearray())
+            self._pieces[-1] += part
+        headers = {"Content-Length": str(sum(map(len, self._pieces)))}
+        super().__init__(headers=headers, media_type=media_type)
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send the response. Starlette calls this."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        *pieces, last = self._pieces
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+        await send({"type": "http.response.body", "body": bytes(last)})
 
 
 class ResponseMiddleware:

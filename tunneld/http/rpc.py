@@ -20,12 +20,12 @@ from starlette.responses import Response
 
 from tunneld.control.commands import COMMANDS, find_command, usage
 from tunneld.control.login import AUTH
-from tunneld.control.reply import Execute
+from tunneld.control.reply import ITEMS_PER_STEP, Execute
 from tunneld.errors import TunneldError, UsageError
 from tunneld.http.problems import FAULTS, internal_problem, problem_of
-from tunneld.http.responses import log_bug
+from tunneld.http.responses import LongResponse, log_bug
 from tunneld.http.translate import QUIT, WATCH, caller_of, execute_request, make_request
-from tunneld.http.xml import RpcAnswer, format_answer, format_fault, parse_call
+from tunneld.http.xml import ARRAY_BEGIN, ARRAY_END, RpcAnswer, format_answer, format_fault, format_value, parse_call
 
 PREFIX = "tunnel."
 ANSWERS_WITH_ITEMS = frozenset(
@@ -37,25 +37,32 @@ ANSWERS_WITH_ITEMS = frozenset(
 async def answer_call(request: HttpRequest, body: bytes, execute: Execute) -> Response:
     """Execute one call. An error of any kind becomes an XML-RPC fault."""
     try:
-        answer = format_answer(await _call(request, body, execute))
+        answer = await _call(request, body, execute)
     except TunneldError as error:
-        answer = _fault(problem_of(error).code, str(error))
+        answer = [_fault(problem_of(error).code, str(error))]
     except Exception as error:
         log_bug(request.scope, error)
-        answer = _fault(internal_problem().code, internal_problem().detail)
-    return Response(answer, media_type="text/xml")
+        answer = [_fault(internal_problem().code, internal_problem().detail)]
+    return LongResponse(answer, "text/xml")
 
 
-async def _call(request: HttpRequest, body: bytes, execute: Execute) -> RpcAnswer:
+async def _call(request: HttpRequest, body: bytes, execute: Execute) -> Sequence[bytes]:
+    """Execute a call; returns the parts of its response."""
     method, params = parse_call(body)
     if method.startswith("system."):
-        return _introspect(method, params)
+        return [format_answer(_introspect(method, params))]
     args, options = _split(params)
     parsed = make_request(method.removeprefix(PREFIX), args, options)
     if parsed.verb == WATCH:
         raise UsageError("watch does not end, so XML-RPC cannot answer it; use GET /api/v1/watch")
     reply = await execute_request(execute, parsed, caller_of(request.scope))
-    return reply.items if parsed.verb in ANSWERS_WITH_ITEMS else reply.text
+    if parsed.verb not in ANSWERS_WITH_ITEMS:
+        return [format_answer(reply.text)]
+    parts = [ARRAY_BEGIN]
+    for first in range(0, len(reply.items), ITEMS_PER_STEP):
+        async with reply.step():
+            parts += map(format_value, reply.items[first : first + ITEMS_PER_STEP])
+    return [*parts, ARRAY_END]
 
 
 def _split(params: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:

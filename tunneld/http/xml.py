@@ -22,8 +22,8 @@ from tunneld.wire.lines import Item, Value
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0 §2.2
 
-RpcAnswer = str | Sequence[Item] | Sequence[str]
-"""The answer to a call: one string, or an array of structs or of strings."""
+RpcAnswer = str | Sequence[str]
+"""The answer to a call: one string, or an array of strings. An array of structs is formatted value by value."""
 
 _PARSE_ERRORS = (expat.ExpatError, Error, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 """What the parser and the lenient `Unmarshaller` raise for documents that are not XML-RPC; found by fuzzing."""
@@ -55,9 +55,20 @@ def format_answer(answer: RpcAnswer) -> bytes:
     return dumps((_marshallable(answer),), methodresponse=True).encode()
 
 
+def format_value(item: Item) -> bytes:
+    """One struct of an array, between `ARRAY_BEGIN` and `ARRAY_END`."""
+    return dumps((_marshallable(item),)).removeprefix(_PARAMS[0]).removesuffix(_PARAMS[1]).encode()
+
+
 def format_fault(number: int, text: str) -> bytes:
     """A response that is a fault."""
     return dumps(Fault(number, _text(text))).encode()
+
+
+_PARAMS = ("<params>\n<param>\n", "</param>\n</params>\n")
+"""What the standard library puts around a single value."""
+ARRAY_BEGIN, ARRAY_END = dumps(([None],), methodresponse=True, allow_none=True).encode().split(b"<value><nil/></value>")
+"""What it puts around the values of an array in a response."""
 
 
 def _refuse_doctype(*_declaration: object) -> None:

@@ -156,8 +156,9 @@ class Carrier:
         """
         capacity = min(self._send_buffer.send_capacity(channel), self.mux.credit(channel.sid))
         left = self.turns.share.left
-        if capacity and left <= 0:
-            self.turns.serve_later(channel)
+        if left <= 0:
+            if capacity:
+                self.turns.serve_later(channel)
             return 0
         return min(capacity, self._max_fragment * min(left, MAX_FRAGMENTS))
 

@@ -2,6 +2,8 @@
 
     20080                a TCP port of the relay
     blog.example.org     a host name on a port that many tunnels share
+    *.example.org        every host name one label below, unless a tunnel has that name itself
+    example.org/api      the requests for a host name below one path, which ends at a `/`: /api is not /apix
 
 A UDP port would be a third kind, `20080/udp`: another class here, and a row of `parse_address`. Two addresses are equal
 if they print the same.
@@ -17,7 +19,10 @@ from tunneld.net.endpoint import parse_port
 
 MAX_NAME = 253
 """Characters of a host name without the final dot (RFC 1035)."""
+MAX_PATH = 256
+"""Characters of a path: what fits a line of the control protocol beside a host name."""
 _LABEL_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_PATH_PATTERN = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +37,20 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class HostName:
-    """A host name in lower case, without a final dot. International names are in their ASCII form (`xn--...`)."""
+    """A host name in lower case, without a final dot, and perhaps a path. International names are in their ASCII form
+    (`xn--...`), as browsers send them.
+    """
 
     name: str
+    path: str = ""  # empty, or `/` and segments, without a `/` at the end
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it stands for every name one label below."""
+        return self.name.startswith("*.")
 
     def __str__(self) -> str:
-        return self.name
+        return self.name + self.path
 
 
 Address = Port | HostName
@@ -49,9 +62,17 @@ def parse_address(text: str) -> Address:
 
 
 def parse_host_name(text: str) -> HostName:
-    """Parse a host name, in any case, with or without the final dot. Raises `UsageError`, also for IPv4 addresses."""
-    name = text.lower().removesuffix(".")
-    labels = name.split(".")
+    """Parse a host name, in any case, with or without the final dot, perhaps with `*.` in front and a path behind.
+    Raises `UsageError`, also for IPv4 addresses.
+    """
+    host, slash, path = text.partition("/")
+    name = host.lower().removesuffix(".")
+    labels = name.removeprefix("*.").split(".")
+    if not name.isascii():
+        raise UsageError(f"host name {text!r} is not in ASCII: write its xn-- form, as browsers send it")
     if len(name) > MAX_NAME or labels[-1].isdigit() or not all(map(_LABEL_PATTERN.fullmatch, labels)):
         raise UsageError(f"invalid host name {text!r}: expected letters, digits and hyphens, such as blog.example.org")
-    return HostName(name)
+    path = (slash + path).rstrip("/")
+    if len(path) > MAX_PATH or not _PATH_PATTERN.fullmatch(path) or {".", ".."} & set(path.split("/")):
+        raise UsageError(f"invalid path in {text!r}: write it as browsers send it, such as /api")
+    return HostName(name, path)

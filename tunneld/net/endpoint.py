@@ -5,6 +5,7 @@
     tls://host:8010/KEY               the same with a key, which a hidden server must present
     webmuxs://host:7012/KEY           the same for one of several tunnels behind a shared port
     ssh://KEY@host:7022               the same, with the key as the user name
+    https://blog.example.org/api      a web address: without the port that its scheme implies, perhaps with a path
     8000   host:8000   unix:/path     a target: where a local server listens
 
 Two endpoints are equal if they print the same: parsing puts scheme and host in lower case.
@@ -29,6 +30,11 @@ _ENDPOINT_PATTERN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://((?P<user>[\w-]+)@)?(?P<authority>[^/?#@]+)/?(?P<key>[\w-]*)",
     re.IGNORECASE | re.ASCII,
 )
+WEB_PORTS = {"http": 80, "https": 443}
+"""Schemes of web addresses, and the port that each implies."""
+_WEB_PATTERN = re.compile(
+    r"(?P<scheme>https?)://(?P<authority>[^/?#@]+)(?P<path>(?:/[^?#\s]*)?)", re.IGNORECASE | re.ASCII
+)
 _RELAY_PATTERN = re.compile(
     r"((?P<scheme>tcp|tls)://)?(?P<host>\[[^\]]*\]|[^:/?#@]+)(:(?P<port>[0-9]+))?/?", re.IGNORECASE | re.ASCII
 )
@@ -51,13 +57,16 @@ class Endpoint:
     host: str
     port: int
     key: str = ""
+    path: str = ""  # of a web address, without a `/` at the end
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Parse `scheme://host:port`, `scheme://host:port/KEY` or `scheme://KEY@host:port`.
+        """Parse `scheme://host:port`, `scheme://host:port/KEY`, `scheme://KEY@host:port` or a web address.
 
         Raises `UsageError`, which names the text and the reason.
         """
+        if (web := _WEB_PATTERN.fullmatch(text)) is not None:
+            return cls._parse_web(web["scheme"].lower(), web["authority"], web["path"])
         match = _ENDPOINT_PATTERN.fullmatch(text)
         if match is None:
             raise UsageError(f"invalid URI {text!r}: expected scheme://host:port")
@@ -71,10 +80,21 @@ class Endpoint:
         host, port = parse_host_port(match["authority"])
         return cls(scheme, host, port, match["key"] or match["user"] or "")
 
+    @classmethod
+    def _parse_web(cls, scheme: str, authority: str, path: str) -> Endpoint:
+        with_port = authority if _HOST_PORT_PATTERN.fullmatch(authority) else f"{authority}:{WEB_PORTS[scheme]}"
+        host, port = parse_host_port(with_port)
+        return cls(scheme, host, port, path=path.rstrip("/"))
+
     @property
     def authority(self) -> str:
         """`host:port`, with brackets around an IPv6 host."""
         return join_host_port(self.host, self.port)
+
+    @property
+    def web_authority(self) -> str:
+        """The same as the Host field of a request has it: without the port that the scheme implies."""
+        return self.authority if WEB_PORTS.get(self.scheme) != self.port else self.authority.rpartition(":")[0]
 
     @property
     def without_key(self) -> str:
@@ -82,6 +102,8 @@ class Endpoint:
         return str(replace(self, key="...")) if self.key else str(self)
 
     def __str__(self) -> str:
+        if self.scheme in WEB_PORTS:
+            return f"{self.scheme}://{self.web_authority}{self.path or '/'}"
         if not self.key:
             return f"{self.scheme}://{self.authority}"
         if self.scheme in KEY_AS_USER_SCHEMES:

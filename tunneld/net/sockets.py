@@ -14,14 +14,13 @@ import os
 import random
 import resource
 import socket
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 from tunneld.errors import SHORTAGES, LimitReachedError, ListenError, ShortageError, TunneldError, reason_of
-from tunneld.net.address import Address, Port
 from tunneld.net.endpoint import format_peer
 from tunneld.net.liveness import set_keepalive
 
@@ -57,37 +56,79 @@ def bind_tcp(
         raise _listen_error(host, str(port), error) from None
 
 
-def bind_in_range(
-    host: str,
-    ports: range,
-    *,
-    backlog: int = 1024,
-    keepalive: float = 60.0,
-    start: int | None = None,
-    reserved: Container[Address] = (),
-) -> socket.socket:
-    """Listen on a free port of `ports` that is not `reserved`, on the first address of `host`; `range(0, 1)` means any
-    free port.
+class PortOrder(Protocol):
+    """Which ports of a range may be used, and in which order they are tried."""
 
-    The search goes upwards and wraps around, from a random port or from the `start`th. So a port that has just become
-    free, which its old clients may still use, is unlikely to be assigned next, and the newest tunnel cannot be found by
-    counting ports.
+    def candidates(self, ports: range) -> Iterable[int]:
+        """The ports to try, in this order."""
+
+    def accepts(self, port: int) -> bool:
+        """Whether a port that the system has chosen may be used."""
+
+    def why_none(self, ports: range) -> str:
+        """Why no port may be free, for the error; empty: because other programs use them."""
+
+
+class UpwardsFrom:
+    """All ports, upwards from the `start`th or a random one, and from the first after the last. A `PortOrder`.
+
+    So a port that has just become free, which its old clients may still use, is unlikely to be assigned next, and the
+    newest tunnel cannot be found by counting ports.
+    """
+
+    def __init__(self, start: int | None = None) -> None:
+        self._start = start
+
+    def candidates(self, ports: range) -> Iterable[int]:
+        """See `PortOrder.candidates`."""
+        first = random.randrange(len(ports)) if self._start is None else self._start % len(ports)
+        return chain(ports[first:], ports[:first])
+
+    def accepts(self, _port: int) -> bool:
+        """See `PortOrder.accepts`."""
+        return True
+
+    def why_none(self, _ports: range) -> str:
+        """See `PortOrder.why_none`."""
+        return ""
+
+
+ANY_PORT: PortOrder = UpwardsFrom()
+
+
+def bind_in_range(
+    host: str, ports: range, *, backlog: int = 1024, keepalive: float = 60.0, order: PortOrder = ANY_PORT
+) -> socket.socket:
+    """Listen on a free port of `ports`, on the first address of `host`; `range(0, 1)` means any free port.
 
     Raises `LimitReachedError` when no port is free; otherwise as `bind_tcp`.
     """
-    first = random.randrange(len(ports)) if start is None else start % len(ports)
-    span = f"{ports[0]}-{ports[-1]}" if len(ports) > 1 else f"{ports[0]}"
-    candidates = (port for port in chain(ports[first:], ports[:first]) if Port(port) not in reserved)
+    address = _addresses(host)[0]
     try:
         if ports[0] == 0:
-            return _bind_any(_addresses(host)[0], backlog, keepalive, reserved)
-        return _bind(_addresses(host)[0], candidates, backlog, keepalive)
+            return _bind_any(address, backlog, keepalive, order)
+        return _bind(address, order.candidates(ports), backlog, keepalive)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            count = sum(Port(port) in reserved for port in ports)
-            hint = f"; {count} are reserved for named tunnels (tunnels.reservation)" if count else ""
-            raise LimitReachedError(f"no port is free in {span} on {host or '*'}{hint}") from None
-        raise _listen_error(host, span, error) from None
+        raise _range_error(host, ports, order.why_none(ports), error) from None
+
+
+def bind_port(
+    host: str, port: int, *, backlog: int = 1024, keepalive: float = 60.0, held: Sequence[socket.socket] = ()
+) -> socket.socket:
+    """Listen on one port, on the first address of `host`.
+
+    `held` are listeners that the new one will replace. Of one with this address and port a duplicate is returned: both
+    accept from the same queue of connections, so the port has a listener all the time. None of them prevents a bind,
+    and all are unchanged afterwards. Raises as `bind_in_range`.
+    """
+    address = _addresses(host)[0]
+    try:
+        if (listener := _find_held(held, address, port)) is not None:
+            return listener.dup()
+        with _ports_shared(held):
+            return _bind(address, [port], backlog, keepalive, shared=bool(held))
+    except OSError as error:
+        raise _range_error(host, range(port, port + 1), "", error) from None
 
 
 def describe(listeners: list[socket.socket], scheme: str = "tcp") -> str:
@@ -211,6 +252,7 @@ def _bind(
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host else 0)
         _take_free_port(listener, host, ports)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         set_keepalive(listener, keepalive)
         listener.setblocking(False)
         listener.listen(backlog)
@@ -222,13 +264,13 @@ def _bind(
     return listener
 
 
-def _bind_any(address: BindTarget, backlog: int, keepalive: float, reserved: Container[Address]) -> socket.socket:
-    """Bind a port that the system chooses; reserved ones are kept bound until it chooses another."""
+def _bind_any(address: BindTarget, backlog: int, keepalive: float, order: PortOrder) -> socket.socket:
+    """Bind a port that the system chooses; ones that may not be used are kept bound until it chooses another."""
     refused: list[socket.socket] = []
     try:
         while True:
             listener = _bind(address, [0], backlog, keepalive)
-            if Port(listener.getsockname()[1]) not in reserved:
+            if order.accepts(listener.getsockname()[1]):
                 return listener
             refused.append(listener)
     finally:
@@ -247,6 +289,13 @@ def _take_free_port(listener: socket.socket, host: str, ports: Iterable[int]) ->
                 raise
             taken = error
     raise taken or OSError(errno.EADDRINUSE, "no port to choose from")
+
+
+def _range_error(host: str, ports: range, why_none: str, error: OSError) -> TunneldError:
+    span = f"{ports[0]}-{ports[-1]}" if len(ports) > 1 else f"{ports[0]}"
+    if error.errno != errno.EADDRINUSE:
+        return _listen_error(host, span, error)
+    return LimitReachedError(f"no port is free in {span} on {host or '*'}" + (f"; {why_none}" if why_none else ""))
 
 
 def _listen_error(host: str, ports: str, error: OSError) -> TunneldError:

@@ -37,6 +37,7 @@ class Grant:
     backends: tuple[str, ...] | None = None
     ports: tuple[range, ...] | None = None  # that it may request with client_port
     networks: tuple[Network, ...] | None = None  # that it may be used from
+    names: tuple[str, ...] | None = None  # patterns of host names, see `names.check_name`; None: see there
     server_from: tuple[Network, ...] | None = None  # that hidden servers of its tunnels may connect from
     max_tunnels: int | None = None
     max_visitors: int | None = None  # per tunnel
@@ -55,6 +56,10 @@ class Grant:
     def title(self) -> str:
         """How messages name it: `credential 'home'`."""
         return f"credential {self.name!r}"
+
+    def may_see(self, owner: str) -> bool:
+        """Whether it may see a tunnel of the credential `owner`: its own, or any for an admin."""
+        return self.is_admin or self.name == owner
 
     def admits(self, host: str) -> bool:
         """Whether the credential may be used from the address `host`."""
@@ -80,6 +85,7 @@ GRANT_LIMITS: dict[str, GrantLimit] = {
     "backends": GrantLimit(str, "NAME", "backend that it may use", is_list=True),
     "ports": GrantLimit(str, "RANGE", "port or range of ports that it may request", is_list=True),
     "networks": GrantLimit(str, "NETWORK", "network from which it may be used", is_list=True),
+    "names": GrantLimit(str, "PATTERN", "host name that its tunnels may have, such as blog or alice-*", is_list=True),
     "server_from": GrantLimit(str, "NETWORK", "network from which its agents may connect", is_list=True),
     "max_tunnels": GrantLimit(parse_count, "COUNT", "maximum number of open tunnels"),
     "max_visitors": GrantLimit(parse_count, "COUNT", "maximum number of visitors of each tunnel at a time"),

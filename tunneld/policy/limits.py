@@ -169,3 +169,13 @@ def _check_ceiling(option: str, requested: int | None, ceiling: int | None, limi
 def _smallest(*limits: _Number | None) -> _Number | None:
     """The smallest of limits, where None is no limit."""
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """The limits of one connection."""
+
+    max_head: int = 32768  # bytes of the head of a request or response
+    head_timeout: float = 10.0  # seconds, for a complete head
+    keep_alive_timeout: float = 75.0  # seconds between two requests
+    response_timeout: float = 0.0  # seconds until the head of a response; 0: no limit, for long polls

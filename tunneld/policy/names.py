@@ -1,31 +1,22 @@
-"""Host names that tunnels are reached by: how they are written, which credential may have which, and how a request
-finds its tunnel. Pure.
+"""Host names of tunnels: which credential may have which, and how a request finds its tunnel. Pure.
 
     blog                     a label: under the relay's domain, blog.t.example.org
     blog.t.example.org       the same, in full
-    *.t.example.org          every name one label below, unless a tunnel has that name itself
     shop.example.com         a name of the user's own, see `check_name`
-    shop.example.com/api     the requests below one path; paths end at a `/`, so /api is not /apix
 
-Names are compared in lower case, without a dot at the end. Names in other scripts are written in their ASCII form
-(`xn--…`), as browsers send them.
+How names are written is `net.address`'s.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
+from tunneld.net.address import HostName, parse_host_name
 
-MAX_NAME_LENGTH = 253
-"Characters of a host name (RFC 1035 §2.3.4, without the dot at the end)."
-MAX_PATH_LENGTH = 256
-"Characters of a path prefix: what fits a line of the control protocol beside a host name."
 RANDOM_LENGTH = 10
 "Characters of a random label: 10 of 31 are 49 bits, so guessing one of 10 000 takes 10^10 requests."
 
@@ -53,56 +44,35 @@ looked up by programs (wpad, autoconfig), or prove who owns a domain (postmaster
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 """Letters and digits that are not mistaken for each other when a name is read aloud or copied by hand."""
 
-_LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
-_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
 
+def complete_name(text: str, domain: str) -> HostName:
+    """Parse a name as users write it: a label alone, or `*`, is completed by `domain`, the relay's.
 
-@dataclass(frozen=True, slots=True)
-class SiteName:
-    """What a tunnel is reached by: a host name, perhaps with `*.` in front, and perhaps a path."""
-
-    host: str
-    path: str = ""  # empty, or `/` and segments without a `/` at the end
-
-    def __str__(self) -> str:
-        return self.host + self.path
-
-
-def parse_site_name(text: str, domain: str = "") -> SiteName:
-    """Parse a name as users write it; a label alone is completed by the relay's `domain`. Raises `UsageError`."""
+    Raises `UsageError`.
+    """
     host, slash, path = text.partition("/")
-    host = host.lower().removesuffix(".")
-    if host and "." not in host and domain:
-        host = f"{host}.{domain}"
-    path = (slash + path).rstrip("/")
-    labels = host.removeprefix("*.").split(".")
-    if not host.isascii():
-        raise UsageError(f"host name {text!r} is not in ASCII: write its xn-- form, as browsers send it")
-    if len(host) > MAX_NAME_LENGTH or len(labels) < 2 or not all(map(_LABEL.fullmatch, labels)):
-        raise UsageError(
-            f"invalid host name {text!r}: write letters, digits and hyphens, such as blog or shop.example.com"
-        )
-    if labels[-1].isdigit():
-        raise UsageError(f"invalid host name {text!r}: it is an address, not a name")
-    if len(path) > MAX_PATH_LENGTH or not _PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
-        raise UsageError(f"invalid path in {text!r}: write it as browsers send it, such as /api")
-    return SiteName(host, path)
+    if domain and host and "." not in host:
+        text = f"{host}.{domain}{slash}{path}"
+    name = parse_host_name(text)
+    if "." not in name.name.removeprefix("*."):
+        raise UsageError(f"invalid host name {text!r}: this relay has no domain to complete it (names.domain)")
+    return name
 
 
-def random_name(domain: str) -> SiteName:
+def random_name(domain: str) -> HostName:
     """A name under the relay's domain that cannot be guessed."""
-    return SiteName("".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_LENGTH)) + "." + domain)
+    return HostName("".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_LENGTH)) + "." + domain)
 
 
-def check_name(name: SiteName, domain: str, patterns: Sequence[str] | None, credential: str) -> None:
+def check_name(name: HostName, domain: str, patterns: Sequence[str] | None, credential: str) -> None:
     """Raise `NotAllowedError` where a credential may not have `name`.
 
     `patterns` are the ones of the credential, such as `alice-*`, `blog` or `shop.example.com`; a pattern without a dot
     is under the relay's `domain`. None: any label under it that is not reserved. A name of another domain needs a
     pattern of its own, a wildcard exactly that: the operator vouches for them.
     """
-    under = name.host.endswith("." + domain) if domain else False
-    label = name.host.removesuffix("." + domain) if under else ""
+    under = name.name.endswith("." + domain) if domain else False
+    label = name.name.removesuffix("." + domain) if under else ""
     if patterns is None:
         if (
             under
@@ -114,13 +84,13 @@ def check_name(name: SiteName, domain: str, patterns: Sequence[str] | None, cred
             return
         what = "reserved" if under and label in RESERVED_LABELS else "not a single label under the domain of the relay"
         raise NotAllowedError(
-            f"{credential} may not use the host name {name.host}: it is {what}; ask the operator (names)"
+            f"{credential} may not use the host name {name.name}: it is {what}; ask the operator (names)"
         )
     for pattern in patterns:
         full = pattern if "." in pattern else f"{pattern}.{domain}"
-        if name.host == pattern if name.host.startswith("*.") else _matches(name.host, full):
+        if name.name == pattern if name.name.startswith("*.") else _matches(name.name, full):
             return
-    raise NotAllowedError(f"{credential} may not use the host name {name.host}, only {', '.join(patterns)} (names)")
+    raise NotAllowedError(f"{credential} may not use the host name {name.name}, only {', '.join(patterns)} (names)")
 
 
 def _matches(host: str, pattern: str) -> bool:
@@ -134,48 +104,52 @@ Site = TypeVar("Site")
 class SiteTable(Generic[Site]):
     """Finds the site of a request by host and path, in a time that does not depend on how many there are."""
 
-    def __init__(self, max_sites: int) -> None:
+    def __init__(self, max_sites: Callable[[], int]) -> None:
         """`max_sites` bounds the memory; the configuration has it with its reason."""
-        self.max_sites = max_sites
+        self._max_sites = max_sites
         self._hosts: dict[str, dict[str, Site]] = {}
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def __contains__(self, name: SiteName) -> bool:
-        return name.path in self._hosts.get(name.host, ())
+    def __contains__(self, name: HostName) -> bool:
+        return name.path in self._hosts.get(name.name, ())
 
-    def __iter__(self) -> Iterator[tuple[SiteName, Site]]:
+    def __iter__(self) -> Iterator[tuple[HostName, Site]]:
         for host, paths in self._hosts.items():
             for path, site in paths.items():
-                yield SiteName(host, path), site
+                yield HostName(host, path), site
 
-    def add(self, name: SiteName, site: Site) -> None:
+    def add(self, name: HostName, site: Site) -> None:
         """Let requests to `name` find `site`. Raises `LimitReachedError` where it is taken or the table is full."""
         if name in self:
             raise LimitReachedError(f"host name {name} is in use by another tunnel")
-        if self._count >= self.max_sites:
+        if self._count >= self._max_sites():
             raise LimitReachedError(f"limit of host names reached: the relay has {self._count} (names.max_names)")
-        self._hosts.setdefault(name.host, {})[name.path] = site
+        self._hosts.setdefault(name.name, {})[name.path] = site
         self._count += 1
 
-    def replace(self, name: SiteName, site: Site) -> None:
-        """Let requests to `name`, which is in the table, find another site."""
-        self._hosts[name.host][name.path] = site
+    def get(self, name: HostName) -> Site | None:
+        """The site with exactly this name."""
+        return self._hosts.get(name.name, {}).get(name.path)
 
-    def remove(self, name: SiteName, site: Site) -> None:
+    def replace(self, name: HostName, site: Site) -> None:
+        """Let requests to `name`, which is in the table, find another site."""
+        self._hosts[name.name][name.path] = site
+
+    def remove(self, name: HostName, site: Site) -> None:
         """Undo `add`. Does nothing where another site has the name now."""
-        paths = self._hosts.get(name.host, {})
+        paths = self._hosts.get(name.name, {})
         if paths.get(name.path) is site:
             del paths[name.path]
             self._count -= 1
             if not paths:
-                del self._hosts[name.host]
+                del self._hosts[name.name]
 
-    def find_host(self, host: str) -> bool:
-        """Whether any site has the host name, by itself or by a wildcard."""
-        return host in self._hosts or self._wildcard(host) in self._hosts
+    def has_host(self, host: str) -> bool:
+        """Whether a site has exactly this host name, whatever its path."""
+        return host in self._hosts
 
     def find(self, host: str, path: str = "") -> Site | None:
         """The site for a request: of the host name itself, else of the wildcard one label above; in each the longest

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from tunneld.errors import UsageError
+from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import MAX_PORT, Network, parse_network
 from tunneld.policy.networks import parse_networks
 from tunneld.policy.rates import Rate
@@ -23,11 +24,17 @@ MAX_SECONDS = 365 * 24 * 3600.0
 Anywhere = Literal["any"]
 ANYWHERE: Anywhere = "any"
 Secure = Literal["yes", "key", "no"]
+Tls = Literal["terminate", "pass"]
+PlainHttp = Literal["redirect", "allow", "refuse"]
 MAX_COUNT = 1_000_000
 """Visitors: as [tunnels] accepts for the same keys, and far beyond the descriptors of a process."""
 MAX_BYTES = 10**15
 """The largest bandwidth or quota: 100 MB/s for four months."""
 BYTE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+ANY_HOST = "any"
+"""Stands for a random host name under the relay's domain."""
+MAX_HOSTS = 16
+"""Host names of one tunnel: what fits a line of the control protocol."""
 MAX_NAME = 64
 """Characters in a tunnel's name: fits a column of a table, and with one less a DNS label (63)."""
 
@@ -46,6 +53,10 @@ class TunnelOptions:
     linger: float | None = None
     proxy_protocol: str | None = None
     client_port: int | None = None
+    host: tuple[str, ...] = ()  # names as requested; the directory completes them
+    tls: Tls = "terminate"  # of host names: where TLS ends
+    plain_http: PlainHttp = "redirect"  # what happens to plain requests for host names that have a certificate
+    host_header: str = ""  # the host that the local server expects; empty: the public one
     name: str = ""
     allow_from: tuple[Network, ...] = ()
     deny_from: tuple[Network, ...] = ()
@@ -95,7 +106,7 @@ class Option:
     read: Callable[[str], Any]  # raises `UsageError` or `ValueError`
     takes: str
     summary: str
-    group: Literal["", "tunnel", "visitors"] = ""
+    group: Literal["", "tunnel", "names", "visitors"] = ""
     flag: str = ""  # if it is not the key with dashes
 
     def flag_of(self, key: str) -> str:
@@ -148,6 +159,24 @@ def parse_name(text: str) -> str:
     return text
 
 
+def parse_hosts(text: str) -> tuple[str, ...]:
+    """Read host names, see `policy.names`. Raises `UsageError` or `ValueError`."""
+    words = text.split(",")
+    if len(words) > MAX_HOSTS:
+        raise ValueError(f"more than {MAX_HOSTS} host names")
+    for word in words:
+        if word not in {ANY_HOST, "*"}:
+            parse_host_name(word)
+    return tuple(words)
+
+
+def parse_host_header(text: str) -> str:
+    """Read a host, perhaps with a port, or `local`. Raises `ValueError`."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?", text):
+        raise ValueError("not a host name, such as localhost:8000")
+    return text
+
+
 def parse_server_from(text: str) -> Network | Anywhere:
     """Read an address, a network or `any`. Raises `UsageError`."""
     return ANYWHERE if text.lower() == ANYWHERE else parse_network(text)
@@ -168,6 +197,22 @@ def _secure(text: str) -> Secure:
             return "yes" if parse_boolean(text) else "no"
 
 
+def _plain_http(text: str) -> PlainHttp:
+    match text.lower():
+        case "redirect" | "allow" | "refuse" as value:
+            return value
+        case _:
+            raise ValueError("not redirect, allow or refuse")
+
+
+def _tls(text: str) -> Tls:
+    match text.lower():
+        case "terminate" | "pass" as value:
+            return value
+        case _:
+            raise ValueError("not terminate or pass")
+
+
 def _proxy_protocol(text: str) -> str:
     if text.lower() not in {"v1", "v2"}:
         raise ValueError("not v1 or v2")
@@ -175,6 +220,7 @@ def _proxy_protocol(text: str) -> str:
 
 
 TUNNEL: Literal["tunnel"] = "tunnel"
+NAMES: Literal["names"] = "names"
 VISITORS: Literal["visitors"] = "visitors"
 
 OPTIONS: dict[str, Option] = {
@@ -198,6 +244,24 @@ OPTIONS: dict[str, Option] = {
     ),
     "name": Option(
         parse_name, "NAME", "label for this tunnel; an agent restarted with the same label keeps its address", TUNNEL
+    ),
+    "host": Option(
+        parse_hosts,
+        "NAME[,NAME...]|any",
+        "host name under which visitors reach it: a label under the relay's domain, a name of your own, or any",
+        NAMES,
+    ),
+    "plain_http": Option(
+        _plain_http,
+        "redirect|allow|refuse",
+        "what to do with visitors that come without TLS (default: redirect)",
+        NAMES,
+    ),
+    "tls": Option(
+        _tls, "terminate|pass", "pass: the local server has the certificate, the relay only reads the name", NAMES
+    ),
+    "host_header": Option(
+        parse_host_header, "local|NAME", "the host that the local server expects, in place of the public name", NAMES
     ),
     "allow_from": Option(parse_networks, "NETWORK[,NETWORK...]", "networks that visitors may connect from", VISITORS),
     "deny_from": Option(

@@ -14,12 +14,17 @@ Times are readings of one monotonic clock; the store, which outlives it, transla
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import TypeVar
 
 from tunneld.net.address import Address, Port
 from tunneld.net.endpoint import Endpoint
+
+SPARE_EXPIRIES = 64
+"""Entries of dropped reservations that the list of expiry times may have, beyond as many as there are reservations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,17 @@ class Reservation:
     addresses: tuple[Address, ...]  # public ones, in the order of the tunnel's ingresses
     server: Endpoint = field(repr=False)  # with its key, a secret
     expires: float | None = None
+    metered: int = 0  # bytes of its tunnels, one after another, that count against their quota
 
     @property
     def held(self) -> frozenset[Address]:
         """What no other tunnel gets: the public addresses, and the port of the server URI, which may be shared."""
         return frozenset((*self.addresses, Port(self.server.port)))
+
+    @property
+    def ports(self) -> frozenset[int]:
+        """The ports among them."""
+        return frozenset(address.number for address in self.held if isinstance(address, Port))
 
     @property
     def client_port(self) -> int | None:
@@ -69,10 +80,14 @@ class ReservationTable:
         """`changed` is called with the holder of each record that was replaced or dropped."""
         self.changed = changed
         self._records: dict[ReservationKey, Reservation] = {}  # closed tunnels in the order of their closing
-        self._held = Counter[Address]()
+        self._by_address: dict[Address, dict[ReservationKey, Reservation]] = {}
+        self._kept: dict[tuple[str, str], dict[ReservationKey, Reservation]] = {}  # by owner, of closed tunnels
+        self._kept_count = 0
+        self._expiring: list[tuple[float, int, Reservation]] = []  # a heap; records since replaced or dropped included
+        self._serial = count()  # orders reservations that expire at the same time
 
     def __contains__(self, address: object) -> bool:
-        return address in self._held
+        return address in self._by_address
 
     def __len__(self) -> int:
         return len(self._records)
@@ -92,17 +107,33 @@ class ReservationTable:
 
     def find_by_address(self, address: Address) -> Reservation | None:
         """The reservation of a public address."""
-        if address not in self._held:
-            return None
-        return next((record for record in self if address in record.addresses), None)
+        return next((record for record in self.holding(address) if address in record.addresses), None)
+
+    def holding(self, address: Address) -> Collection[Reservation]:
+        """All reservations that hold this address: as a public one, or as the port of the server URI."""
+        return self._by_address.get(address, {}).values()
+
+    def kept_by(self, owner: tuple[str, str]) -> Collection[Reservation]:
+        """The reservations of this owner for tunnels that are closed."""
+        return self._kept.get(owner, {}).values()
 
     def hold(self, record: Reservation) -> None:
         """The tunnel of this holder is open at this address: the reservation does not expire."""
         former = self._records.get(record.holder)
-        record = replace(record, expires=None)
+        metered = record.metered if former is None else max(record.metered, former.metered)
+        record = replace(record, expires=None, metered=metered)
         self._put(record)
         if record != former:
             self.changed(record.holder)
+
+    def meter(self, holder: ReservationKey, metered: int) -> None:
+        """The tunnels of this holder have relayed so many bytes that count. The number does not fall until the
+        reservation is dropped.
+        """
+        record = self._records.get(holder)
+        if record is not None and metered > record.metered:
+            self._put(replace(record, metered=metered))
+            self.changed(holder)
 
     def keep_until(
         self, holder: ReservationKey, expires: float, *, max_kept: int, max_per_owner: int
@@ -127,8 +158,10 @@ class ReservationTable:
 
     def expire(self, now: float) -> None:
         """Drop the reservations that have expired."""
-        for record in [record for record in self if record.expires is not None and record.expires <= now]:
-            self.drop(record.holder)
+        while self._expiring and self._expiring[0][0] <= now:
+            _, _, record = heappop(self._expiring)
+            if self._records.get(record.holder) is record:
+                self.drop(record.holder)
 
     def retain(self, credentials: Iterable[str]) -> list[Reservation]:
         """Drop and return the reservations of all other credentials; without `credentials`, of every one."""
@@ -139,13 +172,9 @@ class ReservationTable:
         return dropped
 
     def _make_space(self, newest: ReservationKey, max_kept: int, max_per_owner: int) -> Iterator[Reservation]:
-        kept = [record for record in self if record.expires is not None]  # oldest first
-        counts = Counter(record.holder.owner for record in kept)
-        while counts[newest.owner] > max_per_owner or counts.total() > max_kept:
-            owner = newest.owner if counts[newest.owner] > max_per_owner else counts.most_common(1)[0][0]
-            oldest = next(record for record in kept if record.holder.owner == owner)
-            kept.remove(oldest)
-            counts[owner] -= 1
+        while (mine := len(self._kept.get(newest.owner, ()))) > max_per_owner or self._kept_count > max_kept:
+            owner = newest.owner if mine > max_per_owner else max(self._kept, key=lambda one: len(self._kept[one]))
+            oldest = next(iter(self._kept[owner].values()))
             self.drop(oldest.holder)
             yield oldest
 
@@ -153,12 +182,34 @@ class ReservationTable:
         """Store a record at the end, which keeps closed tunnels in the order of their closing."""
         self._take(record.holder)
         self._records[record.holder] = record
-        self._held.update(record.held)
+        for address in record.held:
+            self._by_address.setdefault(address, {})[record.holder] = record
+        if record.expires is not None:
+            self._kept.setdefault(record.holder.owner, {})[record.holder] = record
+            self._kept_count += 1
+            heappush(self._expiring, (record.expires, next(self._serial), record))
 
     def _take(self, holder: ReservationKey) -> Reservation | None:
         record = self._records.pop(holder, None)
-        for address in record.held if record is not None else ():
-            self._held[address] -= 1
-            if not self._held[address]:
-                del self._held[address]
+        if record is None:
+            return None
+        for address in record.held:
+            _discard(self._by_address, address, holder)
+        if record.expires is not None:
+            _discard(self._kept, holder.owner, holder)
+            self._kept_count -= 1
+            if len(self._expiring) > 2 * self._kept_count + SPARE_EXPIRIES:
+                self._expiring = [entry for entry in self._expiring if self._records.get(entry[2].holder) is entry[2]]
+                heapify(self._expiring)
         return record
+
+
+_Key = TypeVar("_Key")
+
+
+def _discard(index: dict[_Key, dict[ReservationKey, Reservation]], key: _Key, holder: ReservationKey) -> None:
+    """Remove a record from an index, and the entry with its last record."""
+    records = index.get(key, {})
+    records.pop(holder, None)
+    if not records:
+        index.pop(key, None)

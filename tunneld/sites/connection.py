@@ -25,11 +25,13 @@ import structlog
 
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
+from tunneld.net.endpoint import Peer
+from tunneld.policy.limits import HttpLimits
 from tunneld.sites.body import Body
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
 from tunneld.sites.fields import Origin, request_fields, request_id, response_fields
 from tunneld.sites.pages import error_page
-from tunneld.sites.site import HttpLimits, Request, Site
+from tunneld.sites.site import Request, Site
 from tunneld.sites.stream import RequestStream
 from tunneld.wire.http1 import (
     HeadError,
@@ -73,8 +75,9 @@ class HttpConnection:
         self._request: Request | None = None  # under way; None: a head is awaited
         self._body: Body | None = None  # of that request, unless it is complete
         self._site: Site | None = None
-        self._client = ""  # the visitor of the current route; behind a proxy they change
+        self._client: Peer | None = None  # the visitor of the current route; behind a proxy they change
         self._stream: RequestStream | None = None  # of the current route
+        self._examines = False  # the site is deciding about a request, and has not returned
         self._visitor_ended = False
         self._is_over = False
 
@@ -194,7 +197,7 @@ class HttpConnection:
         del self._input[:size]
         keep_alive = head.keep_alive and not self._visitor_ended
         origin = self._origin
-        request = Request(head, origin.scheme == b"https", origin.client(head), request_id(head), keep_alive)
+        request = Request(head, origin.is_secure(head), origin.client(head), request_id(head), keep_alive)
         self._request = request
         self._body = Body(head.body_length) if head.body_length != 0 else None
         self._set_deadline(self._limits.response_timeout)
@@ -202,7 +205,9 @@ class HttpConnection:
         if isinstance(found, bytes):
             self._respond(found)
         else:
+            self._examines = True
             found.examine(request, partial(self._on_verdict, found, request))
+            self._examines = False
         return True
 
     def _on_verdict(self, site: Site, request: Request, answer: bytes | None) -> None:
@@ -213,7 +218,8 @@ class HttpConnection:
             self._respond(answer)
         else:
             self._send_to(site, request)
-        self._engine.call_after_batch(self._resume)
+        if not self._examines:  # a late verdict
+            self._engine.call_after_batch(self._resume)
 
     def _send_to(self, site: Site, request: Request) -> None:
         """Send the head to its site, through the stream that is open for it or a new one."""
@@ -222,7 +228,7 @@ class HttpConnection:
             self._site, self._client = site, request.client
         if self._stream is None:
             self._stream = RequestStream(self._engine, self)
-            site.open(self._stream, request.client)
+            site.open(self._stream, request.client, self._origin)
         if (stream := self._stream) is not None:  # unless it has failed at once
             fields = request_fields(request.head, self._origin, request.identity, site.rewrite)
             stream.expect_response(request.head)

@@ -19,6 +19,7 @@ import secrets
 from dataclasses import dataclass
 
 from tunneld.net.accept import unmap_address
+from tunneld.net.endpoint import Peer
 from tunneld.policy.networks import NetworkSet, read_address
 from tunneld.wire.http1 import Fields, RequestHead, ResponseHead, forwarded_fields
 
@@ -41,30 +42,44 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
 class Origin:
     """Where a connection came from."""
 
-    address: str  # of the peer: a visitor, or a proxy in front of the relay
+    peer: Peer  # a visitor, or a proxy in front of the relay
     scheme: bytes  # b"http" or b"https"
+    reached: Peer  # the address of the relay that it connected to
     proxies: NetworkSet | None = None  # the operator trusts what these say; None: the peer is none of them
+
+    @property
+    def address(self) -> str:
+        """The peer's address without its port."""
+        return str(self.peer[0])
 
     @property
     def is_trusted(self) -> bool:
         """Whether the peer is a proxy that the operator trusts."""
         return self.proxies is not None
 
-    def client(self, head: RequestHead) -> str:
+    def is_secure(self, head: RequestHead) -> bool:
+        """Whether the visitor sent a request in TLS, to the relay or to a trusted proxy."""
+        if self.proxies is not None:
+            said = [value.lower() for name, value in head.fields if name.lower() == b"x-forwarded-proto"]
+            if said:
+                return said[-1] == b"https"
+        return self.scheme == b"https"
+
+    def client(self, head: RequestHead) -> Peer:
         """The address of the visitor that made a request: the peer, or behind trusted proxies the last address in
         X-Forwarded-For that is none of theirs.
         """
         if self.proxies is None:
-            return self.address
+            return self.peer
         chain = b",".join(value for name, value in head.fields if name.lower() == b"x-forwarded-for").decode("latin-1")
-        client = self.address
+        client = self.peer
         for text in reversed(chain.split(",")):
             host = str(unmap_address((text.strip(), 0, 0, 0))[0])
             try:
                 address = read_address(host)
             except ValueError:
                 break
-            client = host
+            client = (host, 0)
             if address not in self.proxies:
                 break
         return client

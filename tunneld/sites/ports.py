@@ -18,7 +18,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 import trio
@@ -27,14 +27,16 @@ from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
-from tunneld.net.endpoint import parse_network
-from tunneld.policy.names import SiteTable
+from tunneld.net.accept import local_address
+from tunneld.net.endpoint import Peer, parse_network
+from tunneld.policy.limits import HttpLimits
 from tunneld.policy.networks import NetworkSet, read_address
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import Origin
 from tunneld.sites.hello import HelloReader
+from tunneld.sites.names import SharedNames
 from tunneld.sites.pages import error_page, plain_response
-from tunneld.sites.site import HttpLimits, Request, Site
+from tunneld.sites.site import Request, Site
 from tunneld.tls.connection import TlsSocket, shake_hands
 from tunneld.wire.client_hello import UNRECOGNIZED_NAME, ClientHello, encode_alert
 
@@ -78,13 +80,13 @@ class SitePorts:
     def __init__(
         self,
         engine: Pump,
-        sites: SiteTable[Site],
+        names: SharedNames,
         settings: Callable[[], SiteSettings],
         certificates: Certificates,
         challenges: Challenges,
     ) -> None:
         """`settings` is called for every connection, so that a reload applies to the next one."""
-        self.sites = sites
+        self._names = names
         self.connections: dict[HttpConnection, None] = {}  # oldest first
         self._engine = engine
         self._settings = settings
@@ -115,12 +117,12 @@ class SitePorts:
 
     # Accepted connections
 
-    def on_http(self, connection: socket.socket, peer: Any) -> None:
+    def on_http(self, connection: socket.socket, peer: Peer) -> None:
         """A connection to the HTTP port."""
         if self._has_room(connection):
-            self._start(PlainTransport(connection), self._origin(peer, b"http"), "")
+            self._start(PlainTransport(connection), self._origin(connection, peer, b"http"), "")
 
-    def on_https(self, connection: socket.socket, peer: Any) -> None:
+    def on_https(self, connection: socket.socket, peer: Peer) -> None:
         """A connection to the TLS port."""
         if self._has_room(connection):
             timeout = self._settings().limits.head_timeout
@@ -140,13 +142,13 @@ class SitePorts:
             idle.close_if_idle()
         return True
 
-    def _origin(self, peer: Any, scheme: bytes) -> Origin:
+    def _origin(self, connection: socket.socket, peer: Peer, scheme: bytes) -> Origin:
         settings = self._settings()
         if settings.trusted_proxies is not self._proxy_texts:
             self._proxy_texts = settings.trusted_proxies
             self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
         is_trusted = bool(self._proxies) and read_address(peer[0]) in self._proxies
-        return Origin(peer[0], scheme, self._proxies if is_trusted else None)
+        return Origin(peer, scheme, local_address(connection), self._proxies if is_trusted else None)
 
     def _start(self, transport: TlsSocket | PlainTransport, origin: Origin, server_name: str) -> None:
         """Serve requests on a connection; in TLS for the name `server_name`."""
@@ -162,10 +164,12 @@ class SitePorts:
 
     # TLS
 
-    def _on_hello(self, peer: Any, hello: HelloReader, asked: ClientHello) -> None:
+    def _on_hello(self, peer: Peer, hello: HelloReader, asked: ClientHello) -> None:
         """The client's first message is complete, and still unread."""
         connection, name = hello.connection, asked.server_name
-        site = self.sites.find(name) if name else None
+        sites = self._names.sites
+        is_away = not sites.has_host(name) and self._names.is_reserved(name)
+        site = sites.find(name) if name and not is_away else None
         if site is not None and site.keeps_tls:
             site.open_connection(connection, peer, name)
             return
@@ -177,7 +181,7 @@ class SitePorts:
             return
         self._handshakes += 1
         self._nursery.start_soon(
-            self._shake_hands, connection, context, self._origin(peer, b"https"), name, is_challenge
+            self._shake_hands, connection, context, self._origin(connection, peer, b"https"), name, is_challenge
         )
 
     async def _shake_hands(
@@ -200,7 +204,7 @@ class SitePorts:
         finally:
             self._handshakes -= 1
 
-    def _on_refused(self, peer: Any, hello: HelloReader, reason: str) -> None:
+    def _on_refused(self, peer: Peer, hello: HelloReader, reason: str) -> None:
         log.debug("tls connection refused", peer=peer[0], reason=reason)
         hello.connection.close()
 
@@ -219,8 +223,12 @@ class SitePorts:
             answer = self._challenges.http_answer(head.target[len(CHALLENGE_PATH) :].decode("latin-1"))
             if answer is not None:
                 return plain_response(answer, head, keep_alive=request.keep_alive)
-        site = self.sites.find(head.host, head.path.decode("latin-1"))
-        return site or error_page(404, head, request.identity, keep_alive=request.keep_alive)
+        sites, status = self._names.sites, 404
+        if not sites.has_host(head.host) and self._names.is_reserved(head.host):
+            status = 503  # nor does a wildcard get the requests of a name whose agent is away
+        elif (site := sites.find(head.host, head.path.decode("latin-1"))) is not None:
+            return site
+        return error_page(status, head, request.identity, keep_alive=request.keep_alive)
 
 
 def _send_alert(connection: socket.socket, alert: int) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from tunneld.sites.fields import HostRewrite
+from tunneld.net.endpoint import Peer
+from tunneld.sites.fields import HostRewrite, Origin
 from tunneld.sites.stream import RequestStream
-from tunneld.tunnel.server_side import Peer
 from tunneld.wire.http1 import RequestHead
 
 
@@ -19,7 +19,7 @@ class Request:
 
     head: RequestHead
     is_secure: bool  # it came in TLS
-    client: str  # the visitor's address
+    client: Peer  # the visitor's address; without its port behind a proxy
     identity: bytes
     keep_alive: bool  # the visitor's connection may stay open behind the response
 
@@ -43,20 +43,10 @@ class Site(Protocol):
         relay's own response, such as a redirection, 401 or 403.
         """
 
-    def open(self, stream: RequestStream, client: str) -> None:
+    def open(self, stream: RequestStream, client: Peer, origin: Origin) -> None:
         """Relay `stream`, of the visitor at the address `client`, to the hidden server. The callee owns the stream, and
         resets it if it has no connection for it.
         """
 
     def on_failed(self, reason: str) -> None:
         """A request got an error page because of the hidden server; `reason` is for the owner of the tunnel."""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpLimits:
-    """The limits of one connection."""
-
-    max_head: int = 32768  # bytes of the head of a request or response
-    head_timeout: float = 10.0  # seconds, for a complete head
-    keep_alive_timeout: float = 75.0  # seconds between two requests
-    response_timeout: float = 0.0  # seconds until the head of a response; 0: no limit, for long polls

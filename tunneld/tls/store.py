@@ -138,6 +138,10 @@ class CertificateStore:
         found = self._loaded.ports.get(table)
         return found[1] if found is not None else None
 
+    def has_name(self, server_name: str) -> bool:
+        """Whether `context_for` finds a certificate."""
+        return self.certificate_for(server_name.lower().removesuffix(".")) is not None
+
     def context_for(self, server_name: str) -> ssl.SSLContext | None:
         """The context for a handshake in which the client asked for `server_name`: the certificate with exactly this
         name, else the one with a wildcard for its first label, else None.

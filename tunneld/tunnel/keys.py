@@ -64,15 +64,16 @@ class KeyRegistry:
         scheme, port = self._ports.get(backend, (backend, 0))
         return Endpoint(scheme, host, port, key)
 
-    def register(self, side: Keyed, key: str = "", scheme: str = "") -> str:
-        """Register a new server side and return its key: `key`, which it had before in a server URI with this `scheme`,
-        if the scheme is the same and the key is free, otherwise a new one. Raises `UsageError` as `check` does.
+    def choose(self, backend: str, key: str = "", scheme: str = "", taken_over: str = "") -> str:
+        """The key for a new server side: `key`, which it had before in a server URI with this `scheme`, if the scheme
+        is the same, and the key is free or that of the tunnel that is replaced (`taken_over`); otherwise a new one.
         """
-        self.check(side.backend)
-        if not key or scheme != self.scheme(side.backend) or key.startswith("-") or key in self._sides:
-            key = _new_key()
-        self._sides[key] = side
-        return key
+        is_free = key not in self._sides or key == taken_over
+        return key if key and is_free and scheme == self.scheme(backend) and not key.startswith("-") else _new_key()
+
+    def register(self, side: Keyed) -> None:
+        """Register a server side with its key, in place of the one that it replaces."""
+        self._sides[side.key] = side
 
     def unregister(self, side: Keyed) -> None:
         """Remove a server side that has closed. Idempotent, and harmless once a successor has the key."""

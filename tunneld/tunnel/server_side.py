@@ -23,7 +23,9 @@ from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import UsageError
 from tunneld.net.address import Address
 from tunneld.net.endpoint import Endpoint, Peer
+from tunneld.net.sockets import PortOrder
 from tunneld.policy.options import TunnelOptions
+from tunneld.sites.names import SharedNames
 from tunneld.tunnel.tenants import Tenant
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class BackendServices:
     backends: Mapping[str, Backend] = field(default_factory=dict)  # by the names that openTunnel accepts
     keys: KeyRegistry | None = None  # None: this relay has no shared ports
     handshakes: Handshakes | None = None  # None: a hidden server cannot present a key on a port of its own
+    names: SharedNames | None = None  # None: this relay has no host names
 
     def backend(self, name: str) -> Backend:
         """The backend with this name. Raises `UsageError` where this relay has none."""
@@ -78,18 +81,30 @@ class ServerSideSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Takeover:
+    """What a new tunnel may share with the one that it replaces, until that one closes."""
+
+    listeners: Sequence[socket.socket] = ()  # the new tunnel duplicates the ones whose port it gets
+    key: str = ""  # in the server URI
+    addresses: Sequence[Address] = ()  # public ones
+
+
+NO_TAKEOVER = Takeover()
+
+
+@dataclass(frozen=True, slots=True)
 class TunnelContext:
     """What a server side gets from its tunnel: where to listen, which peers to accept, what to call."""
 
     engine: Engine
     settings: TunnelSettings
     advertised_host: str
-    client_port: int  # the public port; 0 where visitors reach the tunnel by names alone
+    client_port: int  # the public port, or that of a public URI where visitors reach the tunnel by names alone
     services: BackendServices
     secure: str  # as in `TunnelOptions`
     persist: bool  # the tunnel serves many visitors, one after another
     former: Endpoint | None  # the server URI of the tunnel that this one replaces: to be used again where possible
-    reserved: Container[Address]  # ports of other tunnels, not to be bound, except the port of `former`
+    ports: PortOrder  # that it may get, beside the port of `former`
     why_not_allowed: Callable[[Peer], str]  # why this peer may not connect as the hidden server; empty: it may
     parking_capacity: Callable[[], int]  # how many server connections may be parked now
     on_attached: Callable[[Peer], None]  # with the peer's address
@@ -97,7 +112,9 @@ class TunnelContext:
     on_refused: Callable[[Peer, str], None]  # with the peer's address and the reason
     on_failure: FailureCallback  # with a bug in a callback
     tenant: Tenant = field(default_factory=Tenant)
+    shared: bool = False  # several agents may serve the tunnel
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
+    takeover: Takeover = NO_TAKEOVER  # from the tunnel that this one replaces, which still serves
 
 
 class ServerConnection(Protocol):
@@ -122,10 +139,18 @@ class ServerConnection(Protocol):
 
 
 class ServerSide(Protocol):
-    """A way to dial the hidden server. Its constructor binds what it needs; it may accept before `start`."""
+    """A way to dial the hidden server. Its constructor binds all that it needs, so that whatever can fail fails there,
+    and takes nothing away from the server side of the tunnel that it replaces.
+    """
 
     def start(self, nursery: trio.Nursery) -> None:
-        """The tunnel runs, with `nursery`, which owns the tasks of this server side. Called once, before `dial`."""
+        """The tunnel runs: accept connections of the hidden server from now on. `nursery` owns the tasks of this server
+        side. Called once, before `dial`.
+        """
+
+    @property
+    def takeover(self) -> Takeover:
+        """What a tunnel that replaces this one may share with it."""
 
     @property
     def uri(self) -> Endpoint:
@@ -175,7 +200,9 @@ class Backend(Protocol):
     """A kind of server side: its class."""
 
     def __call__(self, context: TunnelContext, /) -> ServerSide:
-        """Make a server side that listens. Raises `ListenError`, `LimitReachedError`, `ShortageError`, `UsageError`."""
+        """Make a server side, bound and not started. Raises `ListenError`, `LimitReachedError`, `ShortageError` or
+        `UsageError`.
+        """
 
     def check(self, services: BackendServices, options: TunnelOptions, /) -> None:
         """Raise `UsageError` where this relay cannot have a server side with these options."""

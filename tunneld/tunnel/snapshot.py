@@ -68,6 +68,10 @@ class TunnelSnapshot:
             relay.close()
 
 
+QuarantinedPort = tuple[int, tuple[str, str], float]
+"""A freed port, its last owner, and the seconds since it was freed; see policy/ports."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceCounters:
     """The counters of the service for tunnels that have closed."""
@@ -85,3 +89,4 @@ class ServiceSnapshot:
 
     counters: ServiceCounters = ServiceCounters()
     tunnels: Sequence[tuple[str, TunnelSnapshot]] = ()
+    quarantined: Sequence[QuarantinedPort] = ()  # oldest first

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from tunneld.config.schema import TunnelSettings
-from tunneld.net.address import Address
+from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint, Network, parse_network
-from tunneld.policy.access import EVERYBODY
+from tunneld.net.sockets import ANY_PORT, PortOrder
+from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.limits import EffectiveLimits, effective_limits
 from tunneld.policy.options import ANYWHERE, Anywhere, TunnelOptions
 from tunneld.tunnel.server_side import NO_SERVICES, BackendServices
@@ -17,27 +17,40 @@ from tunneld.tunnel.tenants import Tenant
 
 @dataclass(frozen=True, slots=True)
 class TunnelSpec:
-    """All that is known of a tunnel before it opens."""
+    """All that is known of a tunnel before it opens. Its limits are computed once, when it is made: from the settings,
+    from `grant`, and from the options, which may have those of the grant already.
+
+    Making one raises `UsageError` where an option exceeds its ceiling.
+    """
 
     id: str
     backend: str
-    options: TunnelOptions  # with the limits of its grant, see `EffectiveLimits.bound`
+    options: TunnelOptions  # afterwards with the limits of the grant, see `EffectiveLimits.bound`
     settings: TunnelSettings  # as they were when it was opened
     owner: str  # the requester, as `list` shows it
     requester_host: str  # its address: by default the only one that may connect as the hidden server
     advertised_host: str
     services: BackendServices = NO_SERVICES
     former_uri: Endpoint | None = None  # the server URI of the tunnel that it replaces
-    reserved: Container[Address] = ()  # for other tunnels, even where nothing listens
+    ports: PortOrder = ANY_PORT  # that it may get
     asked_from: Network | Anywhere | None = None  # `server_from` as requested, before the grant bounded it
     tenant: Tenant = field(default_factory=Tenant)  # the owner's, shared by all its tunnels
+    uid: str = ""  # globally unique
+    generation: int = 1  # of the tunnels with its name and owner
+    metered: int = 0  # bytes of earlier ones of them that count against the quota
+    names: tuple[HostName, ...] = ()  # by which visitors reach it
+    grant: InitVar[Grant] = EVERYBODY
+    limits: EffectiveLimits = field(init=False)
+
+    def __post_init__(self, grant: Grant) -> None:
+        limits = effective_limits(self.settings, grant, self.options)
+        object.__setattr__(self, "limits", limits)
+        object.__setattr__(self, "options", limits.bound(self.options))
 
     @property
-    def limits(self) -> EffectiveLimits:
-        """The limits of the tunnel. Raises `UsageError` where an option exceeds its ceiling. The grant is in the
-        options already.
-        """
-        return effective_limits(self.settings, EVERYBODY, self.options)
+    def quota_left(self) -> int | None:
+        """Bytes that its visitors may still send and receive; None: there is no quota."""
+        return None if self.limits.quota is None else max(0, self.limits.quota - self.metered)
 
     @property
     def allowed_sources(self) -> Network | None:

@@ -5,7 +5,7 @@
     ├─ ingress ×1..n           where visitors come from; a port accepts them in batches, inside the engine
     ├─ waiting visitor ×N      a task each, but only for visitors that find no server connection parked
     ├─ visitors                the relayed ones, without a task: the engine moves their bytes
-    └─ timeout ×3              open_timeout, ttl, idle_timeout
+    └─ timeout ×2              ttl, idle_timeout; the tunnel's own task waits for open_timeout
 
 Phases move one way, by `_enter` alone:
 
@@ -27,14 +27,14 @@ import structlog
 import trio
 
 from tunneld.engine.engine import Engine
-from tunneld.net.address import Address, Port
+from tunneld.net.address import Port
 from tunneld.net.endpoint import Endpoint, Peer, format_peer
 from tunneld.policy.admission import RefusalKind
 from tunneld.tunnel import timeouts
 from tunneld.tunnel.agents import TunnelAgents
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.ingress import open_ingresses
-from tunneld.tunnel.server_side import TunnelContext
+from tunneld.tunnel.server_side import NO_TAKEOVER, Takeover, TunnelContext
 from tunneld.tunnel.snapshot import TunnelCounters, TunnelSnapshot
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitors import RefusalLog, VisitorRelays
@@ -58,14 +58,24 @@ class Tunnel:
     """Ingresses, a server side and the relays between them. Opened and owned by the service."""
 
     def __init__(
-        self, spec: TunnelSpec, engine: Engine, events: Events, snapshot: TunnelSnapshot | None = None
+        self,
+        spec: TunnelSpec,
+        engine: Engine,
+        events: Events,
+        snapshot: TunnelSnapshot | None = None,
+        replaces: Tunnel | None = None,
     ) -> None:
-        """Open the ingresses and the server side; or continue from the `snapshot` of another process.
+        """Open the ingresses and the server side; or continue from the `snapshot` of another process. Where the tunnel
+        `replaces` another one it shares that one's listeners and key as far as it gets the same address, and changes
+        nothing about it.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and leaves nothing open then.
         """
         backend, limits = spec.services.backend(spec.backend), spec.limits
-        counters, now = snapshot.counters if snapshot is not None else TunnelCounters(), trio.current_time()
+        counters, now = (
+            snapshot.counters if snapshot is not None else TunnelCounters(quota_left=spec.quota_left),
+            trio.current_time(),
+        )
         self.spec = spec
         self.limits = limits
         self.opened_at, self.idle_since = now - counters.age, now - counters.idle
@@ -84,9 +94,11 @@ class Tunnel:
         self._refusals = RefusalLog(spec.id, events, counters.refused)
         self.visitors = VisitorRelays(spec.id, limits, spec.tenant, engine, events, self._refusals, self, counters)
         self.arrivals = WaitingVisitors(limits, self.visitors)
-        self.ingresses = open_ingresses(spec, limits, snapshot.ingresses if snapshot is not None else ())
+        takeover = replaces.takeover if replaces is not None else NO_TAKEOVER
+        self.ingresses = open_ingresses(spec, limits, snapshot.ingresses if snapshot is not None else (), takeover)
+        self.addresses = tuple([ingress.address for ingress in self.ingresses])  # what visitors reach it by
         try:
-            self.server_side = backend(self._context())
+            self.server_side = backend(self._context(takeover))
         except BaseException:
             self._close_ingresses()
             raise
@@ -114,9 +126,10 @@ class Tunnel:
         return self.ingresses[0].uri
 
     @property
-    def addresses(self) -> tuple[Address, ...]:
-        """What visitors reach it by, in the order of the ingresses."""
-        return tuple(ingress.address for ingress in self.ingresses)
+    def _public_port(self) -> int:
+        """Its own port, or the shared one where visitors reach it by names alone: WebMUX names channels by it."""
+        own = (one.number for one in self.addresses if isinstance(one, Port))
+        return next(own, self.client_uri.port)
 
     @property
     def age(self) -> float:
@@ -158,6 +171,12 @@ class Tunnel:
         """A value that changes whenever a byte was relayed or a visitor was joined."""
         return self.octets, self.served
 
+    @property
+    def metered(self) -> int:
+        """Bytes that count against the quota of its name, with the ones of earlier tunnels of that name."""
+        quota, left = self.limits.quota, self.visitors.quota_left
+        return self.spec.metered if quota is None or left is None else quota - left
+
     # Actions
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -170,14 +189,40 @@ class Tunnel:
                     self._enter(Phase.READY if self.parked else Phase.WAITING)
                     if self._snapshot is not None:
                         self._adopt(self._snapshot)
-                    nursery.start_soon(timeouts.close_when_unused, self, limits.open_timeout)
                     if limits.ttl is not None:
                         nursery.start_soon(timeouts.close_after, self, limits.ttl)
                     if limits.idle_timeout is not None:
                         nursery.start_soon(timeouts.close_when_idle, self, limits.idle_timeout)
                     task_status.started()
+                    await timeouts.close_when_unused(self, limits.open_timeout)  # here: a task costs 3 KiB
         finally:
             self._stop()
+
+    @property
+    def takeover(self) -> Takeover:
+        """What a tunnel that replaces this one may share with it."""
+        server = self.server_side.takeover
+        listeners = [listener for ingress in self.ingresses for listener in ingress.listeners]
+        return Takeover([*listeners, *server.listeners], server.key, self.addresses)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it was told to close, or has closed."""
+        return self._scope.cancel_called or self._phase is Phase.CLOSED
+
+    def give_way(self, reason: str) -> None:
+        """Close now, in favour of a tunnel that shares the listeners: accept nothing from them any more."""
+        self.pause()
+        self.close(reason)
+
+    def discard(self) -> None:
+        """Close both sides of a tunnel that was never run. Nothing for one that was."""
+        if self._phase is Phase.OPENING:
+            self._phase = Phase.CLOSED
+            self.reason = self.reason or STOPPED
+            self._close_ingresses()
+            self.server_side.close()
+            self._closed.set()
 
     def close(self, reason: str) -> None:
         """Close now and drop every connection. Of several reasons the first is reported."""
@@ -266,17 +311,17 @@ class Tunnel:
 
     # Called by the server side
 
-    def _context(self) -> TunnelContext:
+    def _context(self, takeover: Takeover) -> TunnelContext:
         return TunnelContext(
             engine=self._engine,
             settings=self.spec.settings,
             advertised_host=self.spec.advertised_host,
-            client_port=next((one.number for one in self.addresses if isinstance(one, Port)), 0),
+            client_port=self._public_port,
             services=self.spec.services,
             secure=self.spec.options.secure,
             persist=self.limits.persist,
             former=self.spec.former_uri,
-            reserved=self.spec.reserved,
+            ports=self.spec.ports,
             why_not_allowed=self.agents.why_not_allowed,
             parking_capacity=self._parking_capacity,
             on_attached=self._on_attached,
@@ -284,7 +329,9 @@ class Tunnel:
             on_refused=self._refusals.server,
             on_failure=self.fail,
             tenant=self.spec.tenant,
+            shared=self.spec.options.share,
             snapshot=self._snapshot.server if self._snapshot is not None else None,
+            takeover=takeover,
         )
 
     def _parking_capacity(self) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from tunneld.engine.end import NO_HANDLER, BufferedEnd
+from tunneld.engine.engine import Engine, FailureCallback, Registration
 from tunneld.engine.failures import reset_on_close
+from tunneld.net.accept import local_address
 from tunneld.net.address import HostName
 from tunneld.net.endpoint import Peer
+from tunneld.net.sockets import pending_error
 
-VisitorEnd = socket.socket
-"""The end of a visitor, which the engine relays. A connection whose TLS the relay terminates, or a request on a shared
-HTTP connection, would be an engine `End`: `Visitor.refuse`, `WaitingVisitors` and the handover then know both kinds.
-"""
+VisitorEnd = socket.socket | BufferedEnd
+"""The end of a visitor, which the engine relays: its connection, or requests on a shared HTTP connection."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +29,67 @@ class Visitor:
     credential: str | None = None  # the name of the credential that it presented
     early: bytes = b""  # read from `end` already: delivered to the hidden server first
 
+    @property
+    def reached_address(self) -> Peer:
+        """The address that it connected to."""
+        if self.reached is not None:
+            return self.reached
+        reached: Peer = local_address(self.connection)
+        return reached
+
+    @property
+    def connection(self) -> socket.socket:
+        """Its end, where that is a connection of its own."""
+        assert isinstance(self.end, socket.socket)
+        return self.end
+
     def refuse(self) -> None:
         """Close its end with a reset. It was served nothing, and an end of file would look like an empty answer."""
-        reset_on_close(self.end)
-        self.end.close()
+        if isinstance(self.end, BufferedEnd):
+            self.end.reset("not served")
+        else:
+            reset_on_close(self.end)
+            self.end.close()
+
+    def watch(self, engine: Engine, on_left: Callable[[OSError], None], on_failure: FailureCallback) -> Registration:
+        """Call `on_left` once its end is broken, until the result is released. Reads nothing."""
+        end = self.end
+        if isinstance(end, BufferedEnd):
+            return _EndWatch(end, on_left)
+
+        def on_event() -> None:
+            if (error := pending_error(end)) is not None:
+                on_left(error)
+
+        return engine.watch(end, on_event, on_failure)
+
+
+class _EndWatch:
+    """The handler of an end that waits for a relay. Implements `EndHandler` and `Registration`."""
+
+    def __init__(self, end: BufferedEnd, on_left: Callable[[OSError], None]) -> None:
+        self._end = end
+        self._on_left = on_left
+        end.handler = self
+
+    def release(self) -> None:
+        if self._end.handler is self:
+            self._end.handler = NO_HANDLER
+
+    def on_data(self, _data: memoryview) -> int:
+        return 0
+
+    def on_writable(self) -> None:
+        pass
+
+    def on_eof(self) -> None:
+        pass
+
+    def on_write_failed(self, error: OSError) -> None:
+        self._on_left(error)
+
+    def on_reset(self, error: OSError) -> None:
+        self._on_left(error)
+
+    def on_internal_error(self, error: Exception) -> None:
+        raise error

@@ -20,7 +20,6 @@ import trio
 
 from tunneld.engine.engine import Engine, Relay, RelayEnd
 from tunneld.engine.handover import RelayState
-from tunneld.net.accept import local_address
 from tunneld.net.endpoint import Peer, format_peer
 from tunneld.policy.admission import Admission, AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
@@ -121,7 +120,7 @@ class VisitorRelays:
         server.set_originator(None if limits.hide_visitor else peer)
         if limits.proxy_header is not None:
             try:
-                server.send(limits.proxy_header(peer, visitor.reached or local_address(end)))
+                server.send(limits.proxy_header(peer, visitor.reached_address))
             except OSError:
                 server.close()
                 return False

@@ -14,6 +14,7 @@ it gets another one.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ import trio
 
 from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import reason_of
-from tunneld.net.sockets import pending_error, taken_out
+from tunneld.net.sockets import taken_out
 from tunneld.policy.admission import AdmissionRefusal
 from tunneld.policy.limits import EffectiveLimits
 from tunneld.tunnel.server_side import ServerConnection, ServerSide
@@ -81,13 +82,19 @@ class WaitingVisitors:
         self._relays.refused(visitor, refusal)
 
     def export(self) -> Sequence[WaitingVisitor]:
-        """Hand over the visitors that wait, without closing them. The caller owns their ends."""
+        """Hand over the visitors that wait, without closing them. The caller owns their ends. Requests on a shared HTTP
+        connection end with this process.
+        """
         now = trio.current_time()
         waiting, self._waiting = self._waiting, {}
-        return [
-            WaitingVisitor(replace(one, end=taken_out(one.end)), max(0.0, deadline - now))
-            for one, deadline in waiting.items()
-        ]
+        exported = []
+        for one, deadline in waiting.items():
+            if isinstance(one.end, socket.socket):
+                left = max(0.0, deadline - now)
+                exported.append(WaitingVisitor(replace(one, end=taken_out(one.end)), left))
+            else:
+                one.refuse()
+        return exported
 
     def _pair(self, visitor: Visitor, deadline: float) -> None:
         """Join a visitor to a parked server connection, or let it wait for one until `deadline`."""
@@ -110,13 +117,12 @@ class WaitingVisitors:
         reason = f"no server connection within {self._limits.pairing_timeout:g} s (pairing_timeout)"
         server: ServerConnection | None = None
 
-        def on_event() -> None:
+        def on_left(error: OSError) -> None:
             nonlocal reason
-            if (error := pending_error(visitor.end)) is not None:
-                reason = f"the visitor left before a server connection arrived: {reason_of(error)}"
-                scope.cancel()
+            reason = f"the visitor left before a server connection arrived: {reason_of(error)}"
+            scope.cancel()
 
-        watching = self._engine.watch(visitor.end, on_event, self._on_failure)
+        watching = visitor.watch(self._engine, on_left, self._on_failure)
         try:
             with trio.move_on_at(deadline) as scope:
                 server = await self._server_side.dial()

@@ -28,7 +28,8 @@ from tunneld.backends.ssh.connection import MAX_REFUSALS
 from tunneld.backends.ssh.console import MAX_SCHEME_CHARACTERS, MAX_SESSIONS
 from tunneld.backends.ssh.fast import MAX_PACKET_DATA, MAX_PACKETS_PER_TURN, FastConnection
 from tunneld.backends.ssh.gcm import GCM_CIPHERS
-from tunneld.backends.ssh.negotiation import KEY_EXCHANGES, STRICT_KEX, choose_ciphers
+from tunneld.backends.ssh.negotiation import STRICT_KEX, choose_ciphers
+from tunneld.backends.ssh.port import KEY_EXCHANGES
 from tunneld.backends.ssh.terminal import MAX_UNREAD, Terminal
 from tunneld.backends.ssh.transport import MAX_PREAUTH_BYTES
 from tunneld.config.credentials import Credential

@@ -15,7 +15,7 @@ from tests.backends.ssh.support import Client, Relay, client, make_key, openssh,
 from tests.support.credentials import credential
 from tests.support.peers import PATIENCE
 from tests.support.system import find_program, has_ipv6
-from tunneld.auth.preauth import PreauthReason
+from tunneld.auth.preauth import KnownSources, PreauthReason
 from tunneld.backends.ssh.login import tagged
 from tunneld.errors import NotAllowedError
 
@@ -221,6 +221,16 @@ async def test_a_wrong_key_is_penalised(tmp_path: Path) -> None:
             assert here.preauth.penalty("127.0.0.1", trio.current_time()) > 0
             assert (await outcome(here, user="AAAAAAAAAAAAAAAAAAAAAAAA"))[0] == 255
             assert here.preauth.refusals[PreauthReason.PENALTY] == 1
+
+
+async def test_an_address_is_known_until_a_day_after_its_last_connection_ended(tmp_path: Path) -> None:
+    key, line = make_key(tmp_path)
+    with trio.fail_after(PATIENCE):
+        async with relay([credential("me", authorized_keys=[line])], exempt=False) as here:
+            async with client(openssh(here, *FORWARD, LOCAL, key=key)):
+                await here.until_served()
+                here.preauth._known = KnownSources(lambda: here.control.known_address_time)  # a day has passed
+            await here.until(lambda: len(here.preauth._known) == 1)
 
 
 async def test_without_credentials_a_remote_client_needs_a_tunnels_key(

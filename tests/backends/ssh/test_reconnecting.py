@@ -13,6 +13,7 @@ from tests.agent.test_expose import ask
 from tests.backends.ssh.support import client, make_key, openssh, relay, side_of
 from tests.support.credentials import credential
 from tests.support.peers import PATIENCE, connect, read_exactly
+from tunneld.backends.ssh.fast import FastConnection
 from tunneld.backends.ssh.forwards import Forward, label_of
 from tunneld.backends.ssh.login import SshLogin
 
@@ -164,9 +165,11 @@ async def test_a_new_client_that_is_lost_during_the_keepalive_of_the_former_chan
                 (tunnel,) = await here.until_served()
                 (forward,) = side_of(tunnel).carriers
                 assert isinstance(forward, Forward)
+                connection = forward.carrier.connection
+                assert isinstance(connection, FastConnection)
                 first.process.send_signal(signal.SIGSTOP)
                 async with client(command) as second:
-                    await here.until(lambda: forward.carrier.connection.pending_keepalives > 0)
+                    await here.until(lambda: connection.pending_keepalives > 0)
                     second.process.send_signal(signal.SIGKILL)
                     await here.until(lambda: [line["event"] for line in logged].count("ssh client disconnected") >= 1)
                 first.process.send_signal(signal.SIGKILL)

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tunneld.daemon.handover import FdBundle, Snapshot, bundle, pack, unpack
 from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
-from tunneld.errors import DrainingError
+from tunneld.errors import DrainingError, LimitReachedError
 from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.options import TunnelOptions
@@ -275,8 +276,24 @@ async def test_counters_continue(pair: ServicePair) -> None:
     await server.aclose()
     await closed.wait_closed()
     await pair.move()
-    assert (pair.service.opened, pair.service.served, pair.service.octets) == (2, 1, (5, 0))
+    live = pair.service.live
+    assert (live.opened, live.served, live.octets) == (2, 1, (5, 0))
     assert (await pair.open()).id == "t3"
+
+
+async def test_records_and_quarantined_ports_continue(pair: ServicePair, mock_clock: MockClock) -> None:
+    closed, tunnel = await pair.open(), await pair.open(name="web", persist="yes")
+    before = pair.service.live.record_of(tunnel.id)
+    await pair.service.close(closed.id)
+    mock_clock.jump(20)
+    await pair.move()
+    (after,) = await pair.service.directory.list()
+    assert replace(after, opened=before.opened) == before
+    freed = {port for port, _, _ in pair.service.directory.pool.quarantined(trio.current_time())}
+    assert freed == {closed.client_uri.port, closed.server_uri.port}
+    requester = Requester("192.0.2.2", "192.0.2.2:9", "127.0.0.1")
+    with pytest.raises(LimitReachedError, match="in 40 s"):
+        await pair.service.open_tunnel("tcp", TunnelOptions(client_port=closed.client_uri.port), requester)
 
 
 async def test_a_service_that_was_exported_opens_no_tunnel(pair: ServicePair) -> None:

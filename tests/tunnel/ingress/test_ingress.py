@@ -27,7 +27,7 @@ from tunneld.policy.limits import EffectiveLimits
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.ingress.ingress import Arrivals, Ingress
 from tunneld.tunnel.ingress.port import PortIngress
-from tunneld.tunnel.server_side import BackendServices
+from tunneld.tunnel.server_side import NO_TAKEOVER, BackendServices, Takeover
 from tunneld.tunnel.snapshot import IngressSnapshot
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitor import Visitor
@@ -71,8 +71,8 @@ class SharedPort:
 class NamedIngress:
     """A host name on a shared port. Implements `Ingress`."""
 
-    def __init__(self, port: SharedPort, name: HostName) -> None:
-        if name in port.names:
+    def __init__(self, port: SharedPort, name: HostName, takeover: Takeover = NO_TAKEOVER) -> None:
+        if name in port.names and name not in takeover.addresses:
             raise ListenError(f"another tunnel has {name}")
         self.address: Address = name
         self.uri = Endpoint("https", str(name), 443)
@@ -80,10 +80,12 @@ class NamedIngress:
         self._port = port
         self._arrivals: Arrivals | None = None
         self._paused = False
-        port.names[name] = self
+        self.listeners: Sequence[socket.socket] = ()
+        port.names.setdefault(name, self)
 
     def listen(self, _engine: Engine, arrivals: Arrivals, _nursery: trio.Nursery, _failed: FailureCallback) -> None:
         self._arrivals = arrivals
+        self._port.names[self._name] = self
 
     def arrive(self, visitor: Visitor) -> None:
         """Called by the shared port."""
@@ -132,7 +134,7 @@ class Kind(ABC):
     """One kind of ingress."""
 
     @abstractmethod
-    def make(self, snapshot: IngressSnapshot | None = None) -> Ingress:
+    def make(self, snapshot: IngressSnapshot | None = None, takeover: Takeover = NO_TAKEOVER) -> Ingress:
         """An open ingress, always at the same address once there was one."""
 
     @abstractmethod
@@ -141,8 +143,10 @@ class Kind(ABC):
 
 
 class PortKind(Kind):
-    def make(self, snapshot: IngressSnapshot | None = None) -> Ingress:
-        return PortIngress(spec(), spec().limits, snapshot)
+    def make(self, snapshot: IngressSnapshot | None = None, takeover: Takeover = NO_TAKEOVER) -> Ingress:
+        ports = [str(listener.getsockname()[1]) for listener in takeover.listeners]
+        made = spec(client_port=ports[0]) if ports else spec()
+        return PortIngress(made, made.limits, snapshot, takeover)
 
     async def visit(self, ingress: Ingress, said: bytes) -> trio.SocketStream | None:
         try:
@@ -157,8 +161,8 @@ class NameKind(Kind):
     def __init__(self) -> None:
         self._port = SharedPort()
 
-    def make(self, snapshot: IngressSnapshot | None = None) -> Ingress:
-        return NamedIngress(self._port, NAME)
+    def make(self, snapshot: IngressSnapshot | None = None, takeover: Takeover = NO_TAKEOVER) -> Ingress:
+        return NamedIngress(self._port, NAME, takeover)
 
     async def visit(self, ingress: Ingress, said: bytes) -> trio.SocketStream | None:
         return await self._port.visit(NAME, said)
@@ -190,7 +194,7 @@ def fail(error: Exception) -> None:
 
 def said_by(visitor: Visitor) -> bytes:
     """What the visitor has sent, read already or in its socket."""
-    return visitor.early or visitor.end.recv(100)
+    return visitor.early or visitor.connection.recv(100)
 
 
 async def test_a_visitor_has_its_address_and_no_byte_is_lost(
@@ -253,6 +257,28 @@ async def test_another_one_continues_from_its_snapshot_at_the_same_address(
     again.close()
 
 
+async def test_another_one_takes_over_its_address_while_it_serves(
+    kind: Kind, ingress: Ingress, arrivals: RecordedArrivals, engine: Engine, nursery: trio.Nursery
+) -> None:
+    """As when a tunnel is replaced: until `listen`, the new one changes nothing, and no visitor is refused between."""
+    before = RecordedArrivals()
+    ingress.listen(engine, before, nursery, fail)
+    successor = kind.make(takeover=Takeover(ingress.listeners, addresses=[ingress.address]))
+    assert (successor.address, successor.uri) == (ingress.address, ingress.uri)
+    given_up = kind.make(takeover=Takeover(ingress.listeners, addresses=[ingress.address]))
+    given_up.close()
+    for arrived, change in ((before, None), (arrivals, successor)):
+        if change is not None:
+            ingress.pause()
+            change.listen(engine, arrivals, nursery, fail)
+            ingress.close()
+        client = await kind.visit(ingress, b"hello")
+        assert client is not None
+        (await arrived.one()).end.close()
+        await client.aclose()
+    successor.close()
+
+
 async def test_one_that_was_closed_before_its_export_stays_closed(
     kind: Kind, ingress: Ingress, arrivals: RecordedArrivals, engine: Engine, nursery: trio.Nursery
 ) -> None:
@@ -270,11 +296,14 @@ def with_name(port: SharedPort, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give tunnels a host name beside their port."""
 
     def open_both(
-        spec: TunnelSpec, limits: EffectiveLimits, snapshots: Sequence[IngressSnapshot] = ()
+        spec: TunnelSpec,
+        limits: EffectiveLimits,
+        snapshots: Sequence[IngressSnapshot] = (),
+        takeover: Takeover = NO_TAKEOVER,
     ) -> tuple[Ingress, ...]:
-        first = PortIngress(spec, limits, snapshots[0] if snapshots else None)
+        first = PortIngress(spec, limits, snapshots[0] if snapshots else None, takeover)
         try:
-            return first, NamedIngress(port, NAME)
+            return first, NamedIngress(port, NAME, takeover)
         except ListenError:
             first.close()
             raise
@@ -319,4 +348,4 @@ async def test_a_tunnel_whose_second_ingress_cannot_be_opened_leaves_nothing_beh
     await open_tunnel(service)
     with pytest.raises(ListenError, match="another tunnel has"):
         await open_tunnel(service)
-    assert service.count == 1
+    assert len(service.tunnels()) == 1

@@ -111,7 +111,7 @@ class TwoMachines(RuleBasedStateMachine):
     @rule(number=NUMBERS, session=st.sampled_from([2, 3, 4, 250, 251]))
     def grant_before(self, number: int, session: int) -> None:
         mux = self.ends[number].mux
-        if mux.state(session) is State.IDLE and not mux.table.sessions[session].generation:
+        if mux.state(session) is State.IDLE and not mux.table.get(session).generation:
             mux.grant(session, 77)
 
     @rule(number=NUMBERS, more=st.integers(0, 20_000))

@@ -7,6 +7,8 @@
     console      the sessions of a user: a few commands, and lines about the tunnels
     terminal     what a session displays
     server       asyncssh's callbacks: authentication, requests, sessions
+    paths        which classes serve connections, by the version of asyncssh
+    portable     connections and channels with the public interface of asyncssh alone: slow
     connection   one client's connection, from accept to close
     negotiation  which algorithms are offered, and in which order
     restricted   which requests are refused, limits, and what is the peer's fault
@@ -25,5 +27,6 @@ timers run in an asyncio loop on Trio; no data packet waits for it.
 
     asyncssh.SSHServerConnection < NegotiatingConnection < RestrictedConnection < FastConnection
 
-These subclasses override private methods of asyncssh, whose version is therefore pinned to one minor release.
+These subclasses override private methods of asyncssh, which a new release may change. With a release that is not known,
+portable.py takes their place; paths.py decides.
 """

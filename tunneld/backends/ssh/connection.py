@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING
 
 import asyncssh
 import structlog
@@ -19,12 +19,11 @@ import trio
 
 from tunneld.auth.authenticator import Authenticator
 from tunneld.backends.mux_side import carrier_limits
-from tunneld.backends.ssh.carrier import SshCarrier
 from tunneld.backends.ssh.console import MAX_SESSIONS, Console, ConsoleSession
-from tunneld.backends.ssh.fast import FastConnection
 from tunneld.backends.ssh.forwards import Forward, Leases
 from tunneld.backends.ssh.login import SshAuthenticator, SshLogin
 from tunneld.backends.ssh.loop import TrioEventLoop
+from tunneld.backends.ssh.paths import SshPath
 from tunneld.backends.ssh.server import SshServer
 from tunneld.backends.ssh.side import SshServerSide
 from tunneld.backends.ssh.transport import PREAUTH_BYTES_EXCEEDED, SshTransport
@@ -34,10 +33,13 @@ from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError, UsageError
 from tunneld.mux.connection import Connection
-from tunneld.net.endpoint import format_peer
+from tunneld.net.endpoint import Peer, format_peer
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.places import Place, Places
 from tunneld.tunnel.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from tunneld.backends.ssh.paths import ForwardCarrier
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
 
@@ -59,13 +61,14 @@ class SshServerContext:
     pump: Pump
     loop: TrioEventLoop
     options: Callable[[], asyncssh.SSHServerConnectionOptions]
+    path: SshPath
     places: Places
 
 
 class SshConnection:
     """One connection of a client. Implements `SshServerEvents` and `ConsoleUser`."""
 
-    def __init__(self, context: SshServerContext, client_socket: socket.socket, peer: Any) -> None:
+    def __init__(self, context: SshServerContext, client_socket: socket.socket, peer: Peer) -> None:
         """Own the socket; `start` begins to serve it."""
         self.login: SshLogin | None = None
         self.forwards: list[Forward] = []
@@ -82,15 +85,15 @@ class SshConnection:
         self._console = Console(self)
         self._refusals = 0
         self._place = Place(context.places)
-        self._carrier: SshCarrier | None = None
+        self._carrier: ForwardCarrier | None = None
         self._draining = False
         self._disconnect_reason = ""  # that we sent to the client
         self._log = log.bind(peer=format_peer(peer))
-        self.connection = connection = FastConnection(context.loop, context.options())
+        self.connection = connection = context.path.new_connection(context.loop, context.options())
         self.transport = connection.transport = SshTransport(
-            context.pump, Connection(client_socket), connection, self._limits, self._on_lost
+            context.pump, Connection(client_socket), connection, self._limits, connection.on_transport_lost
         )
-        connection._protocol_factory = lambda: SshServer(context.ssh_authenticator, self)
+        connection.bind(lambda: SshServer(context.ssh_authenticator, self, connection), self._on_lost)
 
     def start(self) -> None:
         """Begin the SSH protocol. Raises OSError if the client has closed the connection."""
@@ -141,7 +144,9 @@ class SshConnection:
             return
         self.transport.mark_authenticated()
         dial_timeout = self._settings.dial_timeout
-        self._carrier = SshCarrier(self.connection, self.transport, self._limits, dial_timeout, self._on_unresponsive)
+        self._carrier = self._context.path.new_carrier(
+            self.connection, self.transport, self._limits, dial_timeout, self._on_unresponsive
+        )
         self._log = self._log.bind(credential=login.owner) if login.owner else self._log
         self._log.info("ssh client connected", user=login.user if login.side is None else "(a tunnel's key)")
         self.decided.set()
@@ -150,9 +155,12 @@ class SshConnection:
         """The grant of the credential that has this connection: the client's, or that of the tunnel's owner."""
         owner = login.owner
         if login.side is not None:
-            owner = next((self.service.owner_of(tunnel.id) for tunnel in self._tunnels_of({login.side.key})), "")
+            owner = next(map(self._owner_of, self._tunnels_of({login.side.key})), "")
         credentials = self._context.authenticator.credentials
         return next((one.grant for one in credentials if one.name == owner), EVERYBODY)
+
+    def _owner_of(self, tunnel: Tunnel) -> str:
+        return self.service.live.record_of(tunnel.id).owner
 
     async def listen(self, host: str, port: int) -> asyncssh.SSHListener | bool:
         """See `SshServerEvents.listen`."""
@@ -161,8 +169,8 @@ class SshConnection:
         except TunneldError as error:
             self.refuse(str(error))
             return False
-        self.connection.after_response = forward.begin
-        return ForwardListener(forward)
+        self.connection.begin_when_answered(forward.begin)
+        return ForwardListener(forward, self.transport.is_closing)
 
     def refuse(self, reason: str) -> None:
         """Show `reason` in the sessions, and send it as a debug message, which `ssh -v` prints without a session."""
@@ -238,7 +246,7 @@ class SshConnection:
         return forward
 
     def _tunnels_of(self, keys: set[str]) -> list[Tunnel]:
-        return [tunnel for tunnel in self.service.tunnels() if tunnel.server_uri.key in keys]
+        return [tunnel for key in keys if (tunnel := self.service.live.with_key(key)) is not None]
 
     def _join(self, side: SshServerSide, forward: Forward) -> None:
         """Let `forward` serve the tunnel that the user name is the key of. Raises `TunneldError`."""
@@ -279,7 +287,6 @@ class SshConnection:
             self.broke_protocol = isinstance(error, asyncssh.DisconnectError)
         else:
             self.broke_protocol = reason == PREAUTH_BYTES_EXCEEDED
-            connection.connection_lost(asyncssh.ConnectionLost(reason))
         has_disconnected = connection.is_ending and connection.close_error is None
         printable = (each if each.isprintable() else "?" for each in reason[:MAX_REASON_CHARACTERS])
         self.reason = reason = "".join(printable)
@@ -301,14 +308,16 @@ class SshConnection:
 class ForwardListener(asyncssh.SSHListener):
     """A forward as asyncssh knows it: its port, and how to cancel it."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, is_lost: Callable[[], bool]) -> None:
         super().__init__()
         self._forward = forward
+        self._is_lost = is_lost
 
     def get_port(self) -> int:
         """The public port."""
         return self._forward.port
 
     def close(self) -> None:
-        """The client cancelled the forward, or its connection was closed."""
-        self._forward.cancel()
+        """The client cancelled the forward, or its connection was closed, on which `SshConnection` decides."""
+        if not self._is_lost():
+            self._forward.cancel()

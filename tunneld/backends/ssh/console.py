@@ -9,6 +9,7 @@ There is no shell.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -24,6 +25,8 @@ from tunneld.tunnel.tunnel import Tunnel
 
 MAX_SESSIONS = 10
 """Sessions per connection, as OpenSSH's MaxSessions."""
+LINES_PER_SLICE = 100
+"""Lines of `list` that are made before other tasks run: about a millisecond."""
 MAX_SCHEME_CHARACTERS = 32
 """Length of a URI scheme in a QR code: the longest that IANA lists has 29. Large codes take long to draw."""
 QUIT_KEYS = frozenset("\x03\x04q")
@@ -219,7 +222,7 @@ class ConsoleSession(asyncssh.SSHServerSession[str]):
             case ["help" | "--help" | "?"]:
                 return f"tunneld {__version__}\n\n{HELP}"
             case ["list"]:
-                return "".join(map(row, user.service.tunnels(user.requester.known_grant))) or "no tunnel is open\n"
+                return await _list(user.service.tunnels(user.requester.known_grant))
             case ["close", reference]:
                 return f"closed {(await user.service.close(reference, user.requester.known_grant)).id}\n"
         raise UsageError(
@@ -228,3 +231,13 @@ class ConsoleSession(asyncssh.SSHServerSession[str]):
 
     def _convert_newlines(self, text: str) -> str:
         return text.replace("\n", "\r\n") if self._is_terminal else text
+
+
+async def _list(tunnels: Sequence[Tunnel]) -> str:
+    """A line for each tunnel. Other tasks run in between, however many there are."""
+    lines = []
+    for number, tunnel in enumerate(tunnels, 1):
+        lines.append(row(tunnel))
+        if number % LINES_PER_SLICE == 0:
+            await trio.lowlevel.checkpoint()
+    return "".join(lines) or "no tunnel is open\n"

@@ -36,7 +36,7 @@ from asyncssh.packet import PacketDecodeError, SSHPacket, SSHPacketHandler, UInt
 from cryptography.exceptions import InvalidTag
 
 from tunneld.backends.ssh.gcm import TAG_BYTES, Gcm
-from tunneld.backends.ssh.restricted import RestrictedConnection
+from tunneld.backends.ssh.restricted import MIN_PADDING, RestrictedConnection
 
 if TYPE_CHECKING:
     from tunneld.backends.ssh.transport import SshTransport
@@ -119,6 +119,8 @@ class FastConnection(RestrictedConnection):
         except asyncssh.DisconnectError as error:
             self._send_disconnect(error.code, error.reason, error.lang)
             self._force_close(error if isinstance(error, Exception) else None)
+        except Exception:
+            self.internal_error()
 
     def _receive_packets(self, data: memoryview) -> int:
         """Decrypt and handle complete packets, at most `MAX_PACKETS_PER_TURN`. Returns the bytes that they took."""
@@ -129,8 +131,8 @@ class FastConnection(RestrictedConnection):
             if end - at < CIPHER_BLOCK:
                 return at
             size = int.from_bytes(data[at : at + 4], "big")
-            if size > max_packet:
-                raise asyncssh.ProtocolError(f"a packet of {size} bytes is too large")
+            if size > max_packet or size % CIPHER_BLOCK or not size:
+                raise asyncssh.ProtocolError(f"a packet of {size} bytes is too large or does not fill blocks")
             after = at + 4 + size + TAG_BYTES
             if after > end:
                 return at
@@ -140,8 +142,8 @@ class FastConnection(RestrictedConnection):
                 raise asyncssh.MACError("MAC verification failed") from None
             at = after
             stop = size - packet[0]
-            if stop < 2:
-                raise asyncssh.ProtocolError("a packet consists of padding only")
+            if stop < 2 or packet[0] < MIN_PADDING:
+                raise asyncssh.ProtocolError(f"{packet[0]} bytes of padding in a packet of {size}")
             if packet[1] == MSG_CHANNEL_DATA and stop >= 10:
                 self._recv_seq = (self._recv_seq + 1) & 0xFFFFFFFF
                 on_channel_data(int.from_bytes(packet[2:6], "big"), packet, 6, stop)

@@ -21,12 +21,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
-from tunneld.backends.ssh.carrier import SshCarrier
 from tunneld.backends.ssh.login import SshLogin
 from tunneld.backends.ssh.side import SshServerSide, find_side
 from tunneld.directory.requester import Requester
@@ -34,9 +33,13 @@ from tunneld.directory.service import TunnelService
 from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
+from tunneld.net.endpoint import Peer
 from tunneld.policy.access import Grant
 from tunneld.policy.options import ANYWHERE, MAX_NAME, TunnelOptions
 from tunneld.tunnel.tunnel import Phase, Tunnel
+
+if TYPE_CHECKING:
+    from tunneld.backends.ssh.paths import ForwardCarrier
 
 log = structlog.get_logger("ssh")
 
@@ -51,7 +54,7 @@ class Forward:
 
     def __init__(
         self,
-        carrier: SshCarrier,
+        carrier: ForwardCarrier,
         requested: tuple[str, int],
         ordinal: int,
         max_channels: Callable[[], int],
@@ -89,7 +92,7 @@ class Forward:
         """See `VisitorCarrier.answering`."""
         return self.heartbeat.received or not self.heartbeat.unresponsive
 
-    def join(self, side: SshServerSide, peer: Any, max_carriers: int) -> None:
+    def join(self, side: SshServerSide, peer: Peer, max_carriers: int) -> None:
         """Serve this tunnel. Raises as `MuxServerSide.admit`, and `NotAllowedError` if the connection is lost."""
         if self.over:
             raise NotAllowedError("the connection was lost")
@@ -172,7 +175,7 @@ class Leases:
         self._leases: dict[tuple[str, str], Lease] = {}  # by owner and label
         self._locks: dict[str, trio.Lock] = {}  # by owner: two equal clients must not take the same label at once
 
-    async def take(self, login: SshLogin, requester: Requester, peer: Any, forward: Forward) -> Tunnel:
+    async def take(self, login: SshLogin, requester: Requester, peer: Peer, forward: Forward) -> Tunnel:
         """Find or open the tunnel of one `-R`, and let `forward` serve it. Raises as `TunnelService.open_tunnel`."""
         (host, port), grant = forward.requested, requester.known_grant
         if host.lower() not in LISTEN_HOSTS:
@@ -190,7 +193,7 @@ class Leases:
                 lease = self._leases.get((login.owner, label))
                 if lease is None or not await self._is_taken(lease):
                     break
-            former = self._service.find_named(label, requester)  # perhaps opened before the daemon was restarted
+            former = await self._service.find_named(label, requester)  # perhaps opened before the daemon was restarted
             if former is not None and self._rejoin(former, forward, peer):
                 self._leases[login.owner, label] = Lease(former, forward)
                 return former
@@ -209,14 +212,14 @@ class Leases:
             self._leases[login.owner, label] = Lease(tunnel, forward)
             return tunnel
 
-    def _attach(self, tunnel: Tunnel, forward: Forward, peer: Any) -> None:
+    def _attach(self, tunnel: Tunnel, forward: Forward, peer: Peer) -> None:
         side = find_side(self._service.keys, tunnel.server_uri.key)
         if side is None:
             raise NotAllowedError("the tunnel closed")
         forward.tunnel = tunnel
         forward.join(side, peer, self._max_carriers())
 
-    def _rejoin(self, tunnel: Tunnel, forward: Forward, peer: Any) -> bool:
+    def _rejoin(self, tunnel: Tunnel, forward: Forward, peer: Peer) -> bool:
         """Let `forward` serve an open tunnel; False if it is not admitted."""
         try:
             self._attach(tunnel, forward, peer)
@@ -240,7 +243,7 @@ class Leases:
             holds = other == owner and lease.is_open and lease.tunnel.client_uri.port == port
             if holds and other_label != label and not await self._is_taken(lease):
                 await self._service.close(lease.tunnel.id)  # closed on request, so the port is not reserved
-        for kept in self._service.reservations.kept(grant):
+        for kept in self._service.reservations.on_port(port, grant):
             holder = kept.record.holder
             unused = kept.tunnel is None and kept.record.client_port == port
             if unused and holder.credential == owner and holder.name != label:

@@ -23,18 +23,6 @@ CHACHA20 = b"chacha20-poly1305@openssh.com"
 CTR_CIPHERS = (b"aes256-ctr", b"aes192-ctr", b"aes128-ctr")
 ETM_MACS = (b"hmac-sha2-256-etm@openssh.com", b"hmac-sha2-512-etm@openssh.com")
 MACS = (b"hmac-sha2-256", b"hmac-sha2-512")
-KEY_EXCHANGES = (
-    "mlkem768x25519-sha256",
-    "sntrup761x25519-sha512@openssh.com",
-    "curve25519-sha256",
-    "curve25519-sha256@libssh.org",
-    "ecdh-sha2-nistp256",
-    "ecdh-sha2-nistp384",
-    "ecdh-sha2-nistp521",
-)
-"""The key exchange methods on offer. Those over finite fields are left out: they cost an unauthenticated client little
-and the relay much.
-"""
 
 
 def choose_ciphers(client_ciphers: Sequence[bytes], *, strict: bool) -> tuple[bytes, ...]:

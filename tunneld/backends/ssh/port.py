@@ -24,21 +24,37 @@ import trio
 from tunneld import __version__
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import FailedProofError, HandshakeSupervisor, NothingReceivedError
-from tunneld.backends.ssh import gcm
 from tunneld.backends.ssh.connection import SshConnection, SshServerContext
 from tunneld.backends.ssh.forwards import Leases
 from tunneld.backends.ssh.login import SshAuthenticator
 from tunneld.backends.ssh.loop import start_loop
-from tunneld.backends.ssh.negotiation import KEY_EXCHANGES
+from tunneld.backends.ssh.paths import choose_path
 from tunneld.config import schema
 from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
 from tunneld.errors import RemoteProtocolError
-from tunneld.net.endpoint import format_peer
+from tunneld.net.endpoint import Peer, format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.policy.places import PlaceLimits, Places
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("ssh")
+
+KEY_EXCHANGES = (
+    "mlkem768x25519-sha256",
+    "sntrup761x25519-sha512@openssh.com",
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "ecdh-sha2-nistp256",
+    "ecdh-sha2-nistp384",
+    "ecdh-sha2-nistp521",
+)
+"""The key exchange methods on offer. Those over finite fields are left out: they cost an unauthenticated client little
+and the relay much.
+"""
+SESSION_WINDOW = 4096
+"""Bytes that a client may send on a session before the relay reads them: keys that a user pressed. asyncssh keeps them
+until the session starts, with a hundred bytes for each packet.
+"""
 
 
 async def serve_ssh(
@@ -55,7 +71,7 @@ async def serve_ssh(
     """Accept ssh clients until cancelled; the daemon runs this. `settings` is called for each new connection. A caller
     that rebinds the listener must update `service.keys`.
     """
-    gcm.register()
+    path = choose_path()
     async with trio.open_nursery() as nursery:
         loop = await start_loop(nursery, _log_internal_error)
         context = SshServerContext(
@@ -66,7 +82,8 @@ async def serve_ssh(
             leases=Leases(service, lambda: settings().max_carriers),
             pump=engine,
             loop=loop,
-            options=_OptionsCache(settings, host_key).get,
+            options=_OptionsCache(settings, host_key, is_fast=path.is_fast).get,
+            path=path,
             places=Places("ssh connection", "ssh.max_connections", lambda: _place_limits(settings(), service)),
         )
         port = _SshPort(context, handshakes, nursery)
@@ -89,7 +106,7 @@ class _SshPort:
         self._nursery = nursery
         self._connections = 0
 
-    def on_connection(self, client_socket: socket.socket, peer: Any) -> None:
+    def on_connection(self, client_socket: socket.socket, peer: Peer) -> None:
         """The listener accepted a connection: start its handshake, unless there are too many connections."""
         settings = self._context.settings()
         if self._connections >= settings.max_connections:
@@ -102,12 +119,12 @@ class _SshPort:
         handshake = partial(self._handshake, client_socket, peer)
         self._handshakes.start(client_socket, peer, "ssh", handshake, settings.login_timeout)
 
-    async def _handshake(self, client_socket: socket.socket, peer: Any) -> None:
+    async def _handshake(self, client_socket: socket.socket, peer: Peer) -> None:
         """Wait for the login of one connection. Raises OSError or a `TunneldError` if it fails; the connection is
         closed then.
         """
         connection = SshConnection(self._context, client_socket, peer)
-        await self._nursery.start(self._run, connection)
+        await self._nursery.start(self._run, connection, peer[0])
         try:
             connection.start()
             await connection.decided.wait()
@@ -126,8 +143,8 @@ class _SshPort:
             raise RemoteProtocolError("the client left before it had logged in")
         raise NothingReceivedError("the client closed the connection without a word")
 
-    async def _run(self, connection: SshConnection, *, task_status: trio.TaskStatus[None]) -> None:
-        """Run one connection until it is closed."""
+    async def _run(self, connection: SshConnection, host: str, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run one connection from the address `host` until it is closed."""
         self._connections += 1
         try:
             await connection.run(task_status=task_status)
@@ -135,13 +152,16 @@ class _SshPort:
             log.exception("internal error: ssh connection closed")
         finally:
             self._connections -= 1
+            if connection.login is not None:  # until now, a peer at this address was authenticated
+                self._context.authenticator.remember_login(host)
 
 
 class _OptionsCache:
     """asyncssh's options, created anew when the settings have changed."""
 
-    def __init__(self, settings: Callable[[], schema.SshSettings], host_key: asyncssh.SSHKey) -> None:
+    def __init__(self, settings: Callable[[], schema.SshSettings], host_key: asyncssh.SSHKey, *, is_fast: bool) -> None:
         self._settings = settings
+        self._is_fast = is_fast
         self._host_key = host_key
         self._cached_for: schema.SshSettings | None = None
         self._options: asyncssh.SSHServerConnectionOptions
@@ -162,13 +182,15 @@ class _OptionsCache:
                 password_auth=False,
                 gss_host=None,
                 login_timeout=0,  # `HandshakeSupervisor` has the deadline
-                keepalive_interval=0,  # `SshCarrier` has a heartbeat
+                keepalive_interval=0 if self._is_fast else settings.heartbeat,  # `SshCarrier` has its own
+                keepalive_count_max=2,
                 rekey_bytes=settings.rekey_octets,
                 rekey_seconds=settings.rekey_interval,
                 line_editor=False,
                 agent_forwarding=False,
                 x11_forwarding=False,
                 allow_scp=False,
+                window=SESSION_WINDOW,
                 errors="replace",
             )
         return self._options

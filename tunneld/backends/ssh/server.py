@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import asyncssh
 
-from tunneld.backends.ssh.fast import FastConnection
 from tunneld.backends.ssh.login import CREDENTIAL_OPTION, SshAuthenticator, SshLogin
+
+if TYPE_CHECKING:
+    from tunneld.backends.ssh.paths import ClientConnection
 
 
 class SshServerEvents(Protocol):
@@ -33,23 +35,22 @@ class SshServerEvents(Protocol):
 class SshServer(asyncssh.SSHServer):
     """Decides about one connection. asyncssh calls its methods."""
 
-    connection: FastConnection
-
-    def __init__(self, authenticator: SshAuthenticator, events: SshServerEvents) -> None:
+    def __init__(self, authenticator: SshAuthenticator, events: SshServerEvents, connection: ClientConnection) -> None:
+        self.connection = connection
         self._authenticator = authenticator
         self._events = events
         self._user = ""
         self._login: SshLogin | None = None
 
-    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        """See `asyncssh.SSHServer.connection_made`."""
-        assert isinstance(conn, FastConnection)
-        self.connection = conn
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncssh.SSHServer.connection_lost`."""
+        self.connection.on_ssh_lost(exc)
 
     def begin_auth(self, username: str) -> bool:
         """Whether the client must authenticate with a public key."""
         self._user = self._events.user = username
-        peer, local = (self.connection.get_extra_info(name)[0] for name in ("peername", "sockname"))
+        transport = self.connection.transport  # asyncssh forgets it when it closes, and may call this after that
+        peer, local = (transport.get_extra_info(name)[0] for name in ("peername", "sockname"))
         self._login = self._authenticator.login_without_key(username, local)
         if self._login is not None:
             return False

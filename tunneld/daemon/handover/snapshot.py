@@ -31,6 +31,7 @@ from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import ServerSideSnapshot
 from tunneld.tunnel.snapshot import (
     IngressSnapshot,
+    QuarantinedPort,
     ServiceCounters,
     ServiceSnapshot,
     TunnelCounters,
@@ -62,6 +63,7 @@ class _HeaderRecord(_ManifestRecord):
     listeners: dict[str, tuple[Inode, ...]]  # by service
     activated: tuple[str, ...]  # services with listeners of systemd
     counters: ServiceCounters
+    quarantined: tuple[QuarantinedPort, ...] = ()
 
 
 class _FlowRecord(_ManifestRecord):
@@ -113,6 +115,8 @@ class _TunnelRecord(_ManifestRecord):
     requester_host: str
     advertised_host: str
     requested_server_from: str = ""  # `server_from` as requested, before the limits of the credential
+    uid: str = ""
+    generation: int = 1
     draining: bool
     counters: TunnelCounters
     ingresses: Annotated[tuple[_IngressRecord, ...], Field(min_length=1)]
@@ -153,6 +157,7 @@ def pack(snapshot: Snapshot, bundle: FdBundle) -> tuple[bytes, int]:
         listeners=listeners,
         activated=tuple(sorted(snapshot.activated)),
         counters=snapshot.service.counters,
+        quarantined=tuple(snapshot.service.quarantined),
     )
     manifest = b"\n".join([*(line.model_dump_json().encode() for line in (header, *lines)), b"", b""])
     return manifest, sum(packing.closed for packing, _credential, _tunnel in tunnels)
@@ -181,7 +186,8 @@ def unpack(manifest: bytes, bundle: FdBundle) -> Snapshot:
         except (ValidationError, UsageError, MissingError) as error:
             log.warning("tunnel could not be taken over", tunnel=_id_in(line), reason=_first_line(error))
     listeners = {service: bundle.take_all(inodes) for service, inodes in header.listeners.items()}
-    return Snapshot(listeners, frozenset(header.activated), ServiceSnapshot(header.counters, tunnels))
+    quarantined = [(port, owner, seconds + gap) for port, owner, seconds in header.quarantined]
+    return Snapshot(listeners, frozenset(header.activated), ServiceSnapshot(header.counters, tunnels, quarantined))
 
 
 def _header(manifest: bytes) -> _HeaderRecord:
@@ -242,6 +248,8 @@ class _Packing:
             requester_host=spec.requester_host,
             advertised_host=spec.advertised_host,
             requested_server_from=str(spec.asked_from or ""),
+            uid=spec.uid,
+            generation=spec.generation,
             draining=snapshot.draining,
             counters=snapshot.counters,
             ingresses=tuple(
@@ -280,7 +288,7 @@ class _Packing:
     def _waiting(self, waiting: Sequence[WaitingVisitor]) -> tuple[_WaitingRecord, ...]:
         return tuple(
             _WaitingRecord(
-                visitor=self._bundle.put(one.visitor.end),
+                visitor=self._bundle.put(one.visitor.connection),
                 peer=one.visitor.peer,
                 reached=one.visitor.reached,
                 host=str(one.visitor.host) if one.visitor.host is not None else None,
@@ -289,7 +297,7 @@ class _Packing:
                 time_left=one.seconds_left,
             )
             for one in waiting
-            if self._has_room(one.visitor.end, size=len(one.visitor.early))
+            if self._has_room(one.visitor.connection, size=len(one.visitor.early))
         )
 
     def _parked(self, server: ServerSideSnapshot) -> tuple[tuple[int, Peer], ...]:
@@ -327,6 +335,8 @@ class _Unpacking:
             asked_from=TunnelOptions.parse({"server_from": described.requested_server_from}).server_from
             if described.requested_server_from
             else None,
+            uid=described.uid,
+            generation=described.generation,
         )
         return TunnelSnapshot(
             spec=spec,

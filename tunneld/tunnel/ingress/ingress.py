@@ -8,6 +8,8 @@ Ingress                          the tunnel
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Sequence
 from typing import Protocol
 
 import trio
@@ -44,6 +46,10 @@ class Ingress(Protocol):
     @property
     def uri(self) -> Endpoint:
         """The address to advertise."""
+
+    @property
+    def listeners(self) -> Sequence[socket.socket]:
+        """Its open listeners of its own, which a tunnel that replaces this one may share."""
 
     def listen(self, engine: Engine, arrivals: Arrivals, nursery: trio.Nursery, on_failure: FailureCallback) -> None:
         """Pass visitors to `arrivals` from now on. `nursery`, the tunnel's, owns the tasks of this ingress;

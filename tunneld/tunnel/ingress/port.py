@@ -7,7 +7,7 @@ until its PROXY protocol header has arrived; no other visitor is held up by that
 from __future__ import annotations
 
 import socket
-from collections.abc import Container
+from collections.abc import Sequence
 
 import trio
 
@@ -17,13 +17,13 @@ from tunneld.errors import RemoteProtocolError, UsageError, reason_of
 from tunneld.net.accept import local_address
 from tunneld.net.address import Address, Port
 from tunneld.net.endpoint import Endpoint, Peer, is_wildcard, parse_network
-from tunneld.net.sockets import bind_in_range, taken_out
+from tunneld.net.sockets import bind_in_range, bind_port, taken_out
 from tunneld.policy.admission import AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
 from tunneld.policy.networks import NetworkSet, read_address
-from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.ingress.ingress import Arrivals
 from tunneld.tunnel.ingress.proxy_header import receive_header
+from tunneld.tunnel.server_side import NO_TAKEOVER, Takeover
 from tunneld.tunnel.snapshot import IngressSnapshot
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitor import Visitor
@@ -32,9 +32,15 @@ from tunneld.tunnel.visitor import Visitor
 class PortIngress:
     """A listener for clients. Implements `Ingress`."""
 
-    def __init__(self, spec: TunnelSpec, limits: EffectiveLimits, snapshot: IngressSnapshot | None = None) -> None:
-        """Bind the requested port, or any port of the range that is not reserved; or continue from the `snapshot` of
-        another process.
+    def __init__(
+        self,
+        spec: TunnelSpec,
+        limits: EffectiveLimits,
+        snapshot: IngressSnapshot | None = None,
+        takeover: Takeover = NO_TAKEOVER,
+    ) -> None:
+        """Bind the requested port, or any port that the tunnel may get; or continue from the `snapshot` of another
+        process.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range,
         `UsageError`.
@@ -43,7 +49,7 @@ class PortIngress:
         self._settings = settings = spec.settings
         self._max_waiting = limits.max_waiting
         self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
-        self._listener = _bind(settings, spec.options, spec.reserved) if snapshot is None else snapshot.listener
+        self._listener = _bind(settings, spec, takeover) if snapshot is None else snapshot.listener
         self._closed = self._listener is None
         closed_port = snapshot.address.number if snapshot is not None and isinstance(snapshot.address, Port) else 0
         bound = local_address(self._listener) if self._listener is not None else ("", closed_port)
@@ -63,6 +69,11 @@ class PortIngress:
     def uri(self) -> Endpoint:
         """`tcp://HOST:PORT`."""
         return self._uri
+
+    @property
+    def listeners(self) -> Sequence[socket.socket]:
+        """See `Ingress.listeners`."""
+        return [self._listener] if self._listener is not None and not self._closed else []
 
     def listen(self, engine: Engine, arrivals: Arrivals, nursery: trio.Nursery, on_failure: FailureCallback) -> None:
         """See `Ingress.listen`."""
@@ -132,17 +143,12 @@ class PortIngress:
             self._arrivals.arrive(visitor)
 
 
-def _bind(settings: TunnelSettings, options: TunnelOptions, reserved: Container[Address]) -> socket.socket:
-    avoided = reserved if options.client_port is None else ()
-    return bind_in_range(settings.host, _ports(settings, options), keepalive=settings.keepalive, reserved=avoided)
-
-
-def _ports(settings: TunnelSettings, options: TunnelOptions) -> range:
-    ports, requested = settings.port_range, options.client_port
+def _bind(settings: TunnelSettings, spec: TunnelSpec, takeover: Takeover) -> socket.socket:
+    ports, requested = settings.port_range, spec.options.client_port
     if requested is None:
-        return ports
+        return bind_in_range(settings.host, ports, keepalive=settings.keepalive, order=spec.ports)
     if requested not in ports and ports[0] != 0:
         raise UsageError(
             f"public port {requested} is outside the range of this relay: use one of {settings.ports} (client_port)"
         )
-    return range(requested, requested + 1)
+    return bind_port(settings.host, requested, keepalive=settings.keepalive, held=takeover.listeners)

@@ -109,7 +109,7 @@ class Mux(Receiver):
                 break
             self.cost += 1
             word = _word_at(data, at)[0]
-            session = sessions[word >> 24]
+            session = sessions[word >> 24] or self.table.get(word >> 24)
             flags = word & RARE
             if not flags:
                 length = word & FIELD
@@ -183,7 +183,7 @@ class Mux(Receiver):
 
     def _begin(self, word: int, value: int, data: memoryview, at: int) -> _Parser:
         """Handle a complete header; `at` is the offset after it."""
-        session = self._sessions[word >> 24]
+        session = self.table.get(word >> 24)
         fragment = _Fragment(word, value, session)
         if word & CONTROL:
             code = code_of(word)
@@ -207,7 +207,7 @@ class Mux(Receiver):
 
     def _begin_session(self, word: int, protocol: int) -> Iterator[Item]:
         """SYN with other flags or LONG."""
-        session = self._sessions[word >> 24]
+        session = self.table.get(word >> 24)
         if word & FIN and not word & RST:
             yield from self._receive_syn_and_fin(session, protocol)
             return

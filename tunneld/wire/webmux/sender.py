@@ -56,16 +56,16 @@ class Sender:
 
     def state(self, session: int) -> State:
         """The state of a session."""
-        return self._sessions[session].state
+        return self.table.get(session).state
 
     def credit(self, session: int) -> int:
         """The bytes that the peer's credit allows to send; 0 if the session cannot send."""
-        record = self._sessions[session]
+        record = self._sessions[session] or self.table.get(session)
         return record.credit if record.credit > 0 and record.state.sending else 0
 
     def allowance(self, session: int) -> int:
         """The bytes that the peer may still send: what must be buffered if the caller does not read."""
-        return self._sessions[session].allowance
+        return self.table.get(session).allowance
 
     def open(self, protocol: int) -> int:
         """SYN: open a session and return its id. Data may be sent at once, before the peer answers.
@@ -82,7 +82,7 @@ class Sender:
         """Answer the peer's SYN with SYN, which opens our direction. The draft does not say which protocol id this SYN
         has; we repeat the peer's.
         """
-        record = self._sessions[session]
+        record = self.table.get(session)
         if not record.state.incoming:
             raise LocalProtocolError(f"session {session} cannot be accepted: it is {record.state.name}")
         record.state = OUR_SYN[record.state]
@@ -99,7 +99,7 @@ class Sender:
         repeat them with the rest. If bytes are left and `credit` is 0, wait for `CreditAdded`. A memoryview must have
         format B.
         """
-        record = self._sessions[session]
+        record = self._sessions[session] or self.table.get(session)
         size = len(data)
         if 0 < size <= record.credit and size <= self._max_fragment and record.state.sending and not finish:
             record.credit -= size
@@ -112,7 +112,7 @@ class Sender:
 
     def finish(self, session: int) -> None:
         """FIN: end our direction; the other stays open. As answer to a SYN: accepted, and we will not send."""
-        record = self._sessions[session]
+        record = self.table.get(session)
         self.table.move(record, OUR_FIN)
         self.outgoing += _pack(session << 24 | FIN)
         if record.pending_grant:
@@ -126,7 +126,7 @@ class Sender:
         While the peer's answer is outstanding, we send FIN only, and a bare RST after the answer (`states`). The
         session counts as `live` until then, but no event of it is reported any more.
         """
-        record = self._sessions[session]
+        record = self.table.get(session)
         before = record.state
         self.table.move(record, OUR_RST)
         if before.opening:
@@ -141,7 +141,7 @@ class Sender:
         Before the first SYN of an id it is added to the default; before our answer it waits for the answer; after the
         peer's FIN it does nothing.
         """
-        record = self._sessions[session]
+        record = self.table.get(session)
         value = credit_to_wire(size)
         if not record.opener or (record.state.over and record.generation):
             raise LocalProtocolError(f"session {session} cannot be granted credit: it is {record.state.name}")

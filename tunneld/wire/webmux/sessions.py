@@ -153,24 +153,31 @@ class SessionTable:
     def __init__(self, *, initiator: bool) -> None:
         first = FIRST_INITIATOR_ID if initiator else FIRST_ACCEPTOR_ID
         reserved: list[Party | None] = [None] * FIRST_INITIATOR_ID
-        by_parity = [US, PEER] if initiator else [PEER, US]
-        openers = reserved + by_parity * ((SESSION_IDS - FIRST_INITIATOR_ID) // 2)
-        self.sessions = [Session(sid, opener) for sid, opener in enumerate(openers)]
+        by_parity: list[Party | None] = [US, PEER] if initiator else [PEER, US]
+        self._openers = reserved + by_parity * ((SESSION_IDS - FIRST_INITIATOR_ID) // 2)
+        self.sessions: list[Session | None] = [None] * SESSION_IDS  # None: never used; `get` makes it
         self.ids = SessionIds(first)
         self.default_credit = DEFAULT_CREDIT  # bytes that we may send
         self.has_new_default = False  # that is not in the credit of the unanswered sessions yet
         self._raised: list[Session] = []  # sessions answered since then, whose credit has it
         self.default_allowance = DEFAULT_CREDIT  # bytes that the peer may send
 
+    def get(self, sid: int) -> Session:
+        """The session with this id. Most connections use few of them, and 256 take 36 KiB."""
+        session = self.sessions[sid]
+        if session is None:
+            session = self.sessions[sid] = Session(sid, self._openers[sid])
+        return session
+
     @property
     def alive(self) -> int:
         """The number of sessions that are alive."""
-        return sum(not session.state.over for session in self.sessions)
+        return sum(session is not None and not session.state.over for session in self.sessions)
 
     def open(self, protocol: int) -> Session:
         """Begin a generation with our SYN. Raises `NoFreeSessionError`."""
         sid, is_settled = self.ids.allocate()
-        session = self.sessions[sid]
+        session = self.get(sid)
         session.unsettled = not is_settled
         self.begin(session, OUR_SYN, protocol)
         return session
@@ -220,8 +227,9 @@ class SessionTable:
         self.has_new_default = False
         raised, self._raised = self._raised, []
         for sid in self.ids.unanswered:
-            if self._apply_default(self.sessions[sid]):
-                raised.append(self.sessions[sid])
+            session = self.get(sid)
+            if self._apply_default(session):
+                raised.append(session)
         return raised
 
     def _apply_default(self, session: Session) -> bool:
@@ -237,7 +245,7 @@ class SessionTable:
             raise LocalProtocolError(f"default credit cannot fall from {self.default_allowance} to {size} bytes")
         self.default_allowance = size
         for session in self.sessions:
-            if session.state.incoming:
+            if session is not None and session.state.incoming:
                 session.allowance += more
 
     def _free(self, sid: int, transition: Transition, after: State) -> None:

@@ -8,8 +8,8 @@ import trio
 from tests.support.peers import connect, is_dropped
 from tests.support.visitors import open_tunnel, until_gone, until_served
 from tunneld.config.schema import TunnelSettings
-from tunneld.directory import registry
-from tunneld.directory.registry import TunnelRegistry
+from tunneld.directory import local
+from tunneld.directory.live import LiveTunnels
 from tunneld.directory.service import TunnelService
 from tunneld.errors import EndedError, LimitReachedError, NoSuchTunnelError
 from tunneld.policy.access import Grant, Role
@@ -18,7 +18,7 @@ from tunneld.policy.access import Grant, Role
 async def test_a_tunnel_is_found_by_id_uris_and_client_port(service: TunnelService) -> None:
     other, tunnel = await open_tunnel(service), await open_tunnel(service)
     for reference in (tunnel.id.upper(), str(tunnel.server_uri), str(tunnel.client_uri), str(tunnel.client_uri.port)):
-        assert service.find(reference) is tunnel
+        assert await service.find_local(reference) is tunnel
     assert list(service.tunnels()) == [other, tunnel]
 
 
@@ -26,15 +26,15 @@ async def test_a_tunnel_is_found_by_id_uris_and_client_port(service: TunnelServi
 async def test_a_reference_without_a_tunnel_is_an_error(service: TunnelService, reference: str) -> None:
     await open_tunnel(service)
     with pytest.raises(NoSuchTunnelError, match="no open tunnel"):
-        service.find(reference)
+        await service.find(reference)
 
 
 async def test_the_tunnel_of_another_credential_is_not_found(service: TunnelService) -> None:
     tunnel, other = await open_tunnel(service), Grant(name="another")
     for ask in (service.find, service.get_tunnel_address):
         with pytest.raises(NoSuchTunnelError):
-            ask(str(tunnel.server_uri), other)
-    assert (list(service.tunnels(other)), service.is_of(other, tunnel.id)) == ([], False)
+            await ask(str(tunnel.server_uri), other)
+    assert (list(service.tunnels(other)), service.live.is_visible_to(other, tunnel.id)) == ([], False)
 
 
 async def test_counters_outlive_tunnels_and_the_process(service: TunnelService) -> None:
@@ -48,17 +48,17 @@ async def test_counters_outlive_tunnels_and_the_process(service: TunnelService) 
     await server.aclose()
     await until_gone(tunnel)
 
-    def counts(registry: TunnelRegistry) -> tuple[int, int, tuple[int, int], int]:
-        return registry.opened, registry.served, registry.octets, registry.refusals.total()
+    def counts(live: LiveTunnels) -> tuple[int, int, tuple[int, int], int]:
+        return live.opened, live.served, live.octets, live.refusals.total()
 
-    counted = counts(service)
+    counted = counts(service.live)
     assert counted == (1, 1, (5, 0), 1)
     await service.close(tunnel.id)
     while service.tunnels():
         await trio.lowlevel.checkpoint()
-    assert counts(service) == counted
-    successor = TunnelRegistry()
-    successor.continue_from(service.past)
+    assert counts(service.live) == counted
+    successor = LiveTunnels()
+    successor.continue_from(service.live.past)
     assert counts(successor) == counted
 
 
@@ -66,42 +66,42 @@ async def test_the_agent_of_a_tunnel_ended_by_request_is_told_so(service: Tunnel
     root = Grant("root", Role.ADMIN)
     closed, drained = await open_tunnel(service), await open_tunnel(service)
     await service.close(closed.id, root)
-    service.drain_one(drained.id, root)
+    await service.drain_one(drained.id, root)
     while service.tunnels():
         await trio.lowlevel.checkpoint()
     for tunnel, how in ((closed, "closed"), (drained, "drained")):
         for ask in (service.find, service.get_tunnel_address):
             with pytest.raises(EndedError, match=f"^tunnel {tunnel.id} was {how} by request of root$"):
-                ask(str(tunnel.server_uri))
+                await ask(str(tunnel.server_uri))
             with pytest.raises(NoSuchTunnelError):
-                ask(str(tunnel.server_uri), Grant("another"))
+                await ask(str(tunnel.server_uri), Grant("another"))
 
 
 async def test_a_tunnel_that_may_be_reopened_or_was_is_not_ended_by_request(service: TunnelService) -> None:
     kept, given_up = await open_tunnel(service, name="kept"), await open_tunnel(service)
     await service.close(kept.id, keep=True)
     with pytest.raises(NoSuchTunnelError):
-        service.find(str(kept.server_uri))
+        await service.find(str(kept.server_uri))
+    record = service.live.record_of(given_up.id)
     await service.close(given_up.id)
-    service.add(given_up, "", adopted=True)  # a plain tcp tunnel may get the server URI of an ended one
-    assert service.find(str(given_up.server_uri)) is given_up
-    service.remove(given_up)
+    await service.directory.open(record)  # a plain tcp tunnel may get the server URI of an ended one
+    await service.directory.remove(record, keep=False)
     with pytest.raises(NoSuchTunnelError):
-        service.find(str(given_up.server_uri))
+        await service.find(str(given_up.server_uri))
 
 
 async def test_only_the_latest_tunnels_ended_by_request_are_remembered(
     service: TunnelService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "MAX_ENDED", 2)
+    monkeypatch.setattr(local, "MAX_ENDED", 2)
     tunnels = [await open_tunnel(service) for _ in range(3)]
     for tunnel in tunnels:
         await service.close(tunnel.id)
     with pytest.raises(NoSuchTunnelError):
-        service.find(str(tunnels[0].server_uri))
+        await service.find(str(tunnels[0].server_uri))
     for tunnel in tunnels[1:]:
         with pytest.raises(EndedError):
-            service.find(str(tunnel.server_uri))
+            await service.find(str(tunnel.server_uri))
 
 
 class TestLimit:

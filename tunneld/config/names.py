@@ -1,0 +1,95 @@
+"""`[names]`: the host names of tunnels, and the HTTP and HTTPS ports that they share."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from tunneld.config.values import KIB, Count, NetworkList, Seconds, SecondsOrNone, Table, literal
+from tunneld.errors import UsageError
+from tunneld.net.address import parse_host_name
+from tunneld.net.endpoint import parse_host, parse_port
+from tunneld.net.listeners import BindAddress
+from tunneld.policy.limits import HttpLimits
+
+_ADDRESS = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]+)")
+
+
+def _listen_address(value: str) -> str:
+    """Check `HOST:PORT` or `:PORT`; empty is off."""
+    if not value:
+        return value
+    match = _ADDRESS.fullmatch(value)
+    try:
+        if match is None:
+            raise UsageError("no port")
+        host = parse_host(match["host"]) if match["host"] else ""
+        port = parse_port(match["port"], value)
+    except UsageError:
+        raise ValueError(f'{literal(value)} is not a port to listen on; write ":443" or "192.0.2.1:443"') from None
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _domain(value: str) -> str:
+    try:
+        name = parse_host_name(value) if value else None
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    if name is not None and (name.is_wildcard or name.path or "." not in name.name):
+        raise ValueError(f"{literal(value)} is not a domain, such as t.example.org")
+    return name.name if name is not None else ""
+
+
+ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+HeadSize = Annotated[int, Field(ge=4 * KIB, le=256 * KIB)]
+
+
+class NamesSettings(Table):
+    """`[names]`: see tunnel.toml(5)."""
+
+    domain: Annotated[str, AfterValidator(_domain)] = ""  # where chosen and random names live
+    http: ListenAddress = ""  # off: ports below 1024 need a privilege
+    https: ListenAddress = ""
+    trusted_proxies: NetworkList = ()  # whose X-Forwarded-* are believed
+    max_connections: Count = 10_000  # of visitors on both ports: a descriptor and about 20 KiB each
+    head_timeout: Seconds = 10.0  # a TLS handshake, or a head, on a slow mobile network
+    keep_alive_timeout: Seconds = 75.0  # between requests: as nginx has it, longer than browsers keep idle ones
+    response_timeout: SecondsOrNone = 0.0  # until a response begins; 60 s would break long polls
+    max_head: HeadSize = 32 * KIB  # of a request or response: four times what servers accept by default
+    max_names: Count = 100_000  # of the relay: about 1 KiB each
+    max_names_per_owner: Count = 64  # as for reservations
+
+    @field_validator("https")
+    @classmethod
+    def _check_ports(cls, value: str, info: ValidationInfo) -> str:
+        http = info.data.get("http", "")
+        if value and http == value and not value.endswith(":0"):
+            raise ValueError(f"{literal(value)} is names.http, too; HTTP and HTTPS need a port each")
+        return value
+
+    @property
+    def http_address(self) -> BindAddress | None:
+        """Where the HTTP port listens; None: it does not."""
+        return _bind_address(self.http)
+
+    @property
+    def https_address(self) -> BindAddress | None:
+        """Where the HTTPS port listens; None: it does not."""
+        return _bind_address(self.https)
+
+    @property
+    def challenges(self) -> tuple[str, ...]:
+        """The challenges of certificate authorities that the ports answer."""
+        return (*(["tls-alpn-01"] if self.https else []), *(["http-01"] if self.http else []))
+
+    @property
+    def limits(self) -> HttpLimits:
+        """The limits of one connection."""
+        return HttpLimits(self.max_head, self.head_timeout, self.keep_alive_timeout, self.response_timeout)
+
+
+def _bind_address(text: str) -> BindAddress | None:
+    host, _, port = text.rpartition(":")
+    return BindAddress(host.strip("[]"), int(port)) if text else None

@@ -1,0 +1,360 @@
+"""The opening of a tunnel, all or nothing.
+
+    check      what the requester may do, and what the directory knows: no effect
+    prepare    ports, keys, both sides of the new tunnel: bound, and not served yet
+    commit     enter it in the directory; then the tunnel that it replaces gives way
+    start      it serves, once that one has closed
+
+Whatever fails does so before the commit, and leaves no trace: a tunnel that would have been replaced serves its
+visitors as before. The new tunnel shares the listeners of the one that it replaces, so an address is never without one.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import structlog
+import trio
+
+from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.directory.live import LiveTunnels
+from tunneld.directory.record import AddressClaim, Directory, TunnelRecord, port_owner, reservation_key
+from tunneld.directory.requester import Requester
+from tunneld.engine.engine import Engine
+from tunneld.errors import ExpiredError, LimitReachedError, ListenError, UsageError
+from tunneld.net.address import HostName
+from tunneld.net.endpoint import is_wildcard
+from tunneld.policy.access import Grant, permit
+from tunneld.policy.limits import effective_limits
+from tunneld.policy.names import check_name, complete_name, random_name
+from tunneld.policy.options import ANY_HOST, TunnelOptions, format_option
+from tunneld.policy.places import check_share
+from tunneld.policy.ports import Owner
+from tunneld.policy.reservations import Reservation, ReservationKey
+from tunneld.sites.names import SharedNames
+from tunneld.tunnel.events import Events
+from tunneld.tunnel.server_side import BackendServices
+from tunneld.tunnel.spec import TunnelSpec
+from tunneld.tunnel.tenants import Tenants
+from tunneld.tunnel.tunnel import Phase, Tunnel
+
+log = structlog.get_logger("service")
+
+NEW_TUNNEL_GRACE = 10.0
+"""Seconds after opening in which `replace=no` treats a tunnel as served, though no server connection has arrived: an
+agent on a slow network keeps the name that it has just taken over.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedTunnel:
+    """The result of an opening: a tunnel that is to be started once the `replaced` one has closed; or the open tunnel
+    that the requester is to serve with other agents.
+    """
+
+    tunnel: Tunnel
+    options: TunnelOptions  # within the grant
+    is_new: bool
+    replaced: Tunnel | None = None
+
+
+class TunnelOpener:
+    """Opens tunnels, up to the point where they are to be started."""
+
+    def __init__(
+        self,
+        settings: Callable[[], Settings],
+        engine: Engine,
+        events: Events,
+        services: BackendServices,
+        tenants: Tenants,
+        live: LiveTunnels,
+        directory: Directory,
+    ) -> None:
+        """`settings` is called for each request, and raises `DrainingError` where none may be opened any more."""
+        self._settings = settings
+        self._engine = engine
+        self._events = events
+        self._services = services
+        self._tenants = tenants
+        self._live = live
+        self._directory = directory
+        self._turns: dict[ReservationKey, trio.Lock] = {}
+
+    async def open(self, backend: str, options: TunnelOptions, requester: Requester) -> OpenedTunnel:
+        """Check, prepare and commit, one after another where several requests have the same name. Raises as
+        `TunnelService.open_tunnel`.
+        """
+        holder = reservation_key(options.name, requester.known_grant.name, requester.host)
+        if holder is None:
+            return await self._open(backend, options, requester, holder)
+        turn = self._turns.setdefault(holder, trio.Lock())
+        try:
+            async with turn:
+                return await self._open(backend, options, requester, holder)
+        finally:
+            if not turn.locked():
+                self._turns.pop(holder, None)
+
+    async def _open(
+        self, backend: str, options: TunnelOptions, requester: Requester, holder: ReservationKey | None
+    ) -> OpenedTunnel:
+        settings, grant = self._settings(), requester.known_grant
+        owner = port_owner(grant.name, requester.host)
+        claim = await self._directory.claim(holder, owner, options.client_port, grant)
+        tunnels = [tunnel for record in claim.records if (tunnel := self._live.find(record.id)) is not None]
+        replaceable = [tunnel for tunnel in tunnels if tunnel.phase is not Phase.DRAINING]
+        current = replaceable[-1] if replaceable else None
+        self._services.backend(backend).check(self._services, options)
+        if not options.replace:
+            _check_unserved(current)
+        draining = min(1, len(tunnels) - len(replaceable))  # one does not count, or it could block its successor
+        opened = self._live.count_of(grant.name) - len(replaceable) - draining
+        permitted = permit(grant, backend, options, requester.host, opened)
+        names = resolve_names(self._services.names, permitted.host, grant, claim.reservation)
+        permitted = replace(permitted, host=tuple(map(str, names)))
+        if (shared := _shared(current, permitted)) is not None:
+            check_agrees(shared, backend, permitted, options, grant)
+            return OpenedTunnel(shared, permitted, is_new=False)
+        needs_port = not names or permitted.client_port is not None
+        self._check_share(settings, grant, backend, owner, opened, claim, needs_port=needs_port)
+        refusal = claim.refusal or await self._directory.why_names_refused(holder, names, owner, grant)
+        spec = self._resolve(backend, permitted, options, requester, claim, settings.tunnels, names, current)
+        _check_quota(spec)
+        if refusal:
+            raise LimitReachedError(refusal)
+        _check_room(settings.tunnels, len(self._live) - len(replaceable))
+        tunnel = self._prepare(spec, claim.reservation, permitted.client_port, current)
+        await self._commit(tunnel, record_of(tunnel, self._directory.node, grant.name), claim)
+        if current is not None:
+            current.give_way("replaced by a new tunnel of the same name and owner")
+        return OpenedTunnel(tunnel, permitted, is_new=True, replaced=current)
+
+    def _check_share(
+        self,
+        settings: Settings,
+        grant: Grant,
+        backend: str,
+        owner: Owner,
+        opened: int,
+        claim: AddressClaim,
+        *,
+        needs_port: bool,
+    ) -> None:
+        """Raise `LimitReachedError` where one more tunnel would be more than its share of all tunnels or ports.
+        `opened` is the number of open tunnels of the credential.
+        """
+        share, ports = settings.control.credential_share, settings.tunnels.port_range
+        if grant.max_tunnels is None:
+            check_share(grant, "tunnel", opened + 1, settings.tunnels.max_tunnels, share)
+        if ports[0] and claim.reservation is None and (needs_port or backend == "tcp"):
+            needed = int(backend == "tcp") + int(needs_port)
+            wanted = self._directory.ports_held(owner, ports) + needed
+            check_share(grant, "port", wanted, max(len(ports), 2 * needed), share)
+
+    def _resolve(
+        self,
+        backend: str,
+        permitted: TunnelOptions,
+        requested: TunnelOptions,
+        requester: Requester,
+        claim: AddressClaim,
+        settings: TunnelSettings,
+        names: tuple[HostName, ...],
+        current: Tunnel | None,
+    ) -> TunnelSpec:
+        """All that is known of the tunnel, with its limits and its reserved address. It replaces `current`."""
+        grant, address = requester.known_grant, claim.reservation
+        if address is not None and permitted.client_port is None and not names:
+            permitted = replace(permitted, client_port=address.client_port)
+        return TunnelSpec(
+            id=self._live.next_id,
+            backend=backend,
+            options=permitted,
+            settings=settings,
+            owner=requester.owner,
+            requester_host=requester.host,
+            advertised_host=settings.advertised_host or _reachable(settings.host, requester),
+            services=self._services,
+            former_uri=address.server if address is not None else None,
+            ports=self._directory.ports(port_owner(grant.name, requester.host)),
+            asked_from=requested.server_from,
+            tenant=self._tenants.of(grant.name, requester.host),
+            uid=uuid.uuid4().hex,
+            metered=current.metered if current is not None else address.metered if address is not None else 0,
+            generation=max((record.generation for record in claim.records), default=0) + 1,
+            names=names,
+            grant=grant,
+        )
+
+    def _prepare(
+        self, spec: TunnelSpec, address: Reservation | None, requested: int | None, replaced: Tunnel | None
+    ) -> Tunnel:
+        """Make the tunnel, at its reserved address if it has one. Where another program has taken the port, or a reload
+        has moved the range, the tunnel gets another address rather than none.
+        """
+        if address is None or requested is not None:
+            return Tunnel(spec, self._engine, self._events, replaces=replaced)
+        try:
+            return Tunnel(spec, self._engine, self._events, replaces=replaced)
+        except (LimitReachedError, ListenError, UsageError) as error:
+            anywhere = replace(spec, options=replace(spec.options, client_port=None))
+            tunnel = Tunnel(anywhere, self._engine, self._events, replaces=replaced)
+            log.warning(
+                "tunnel could not get its reserved address", tunnel=spec.id, was=address.client_port,
+                now=tunnel.client_uri.port, reason=str(error),
+            )  # fmt: skip
+            return tunnel
+
+    async def _commit(self, tunnel: Tunnel, record: TunnelRecord, claim: AddressClaim) -> None:
+        """Enter the tunnel. Here first, and before the next await, or two requests could pass a limit at once."""
+        self._live.add(tunnel, record)
+        try:
+            await self._directory.open(record, claim)
+        except BaseException:
+            self._live.remove(tunnel)
+            tunnel.discard()
+            raise
+
+
+def record_of(tunnel: Tunnel, node: str, owner: str) -> TunnelRecord:
+    """The record of a tunnel of the credential `owner` at this node."""
+    spec = tunnel.spec
+    return TunnelRecord(
+        uid=spec.uid,
+        id=spec.id,
+        owner=owner,
+        host=spec.requester_host,
+        name=spec.options.name,
+        backend=spec.backend,
+        server=tunnel.server_uri,
+        ports=tuple(listener.getsockname()[1] for listener in tunnel.takeover.listeners),
+        client=tunnel.client_uri,
+        addresses=tunnel.addresses,
+        node=node,
+        generation=spec.generation,
+        opened=time.time() - tunnel.age,
+        metered=tunnel.metered,
+    )
+
+
+def announce(events: Events, tunnel: Tunnel, record: TunnelRecord) -> None:
+    """Publish and log that a tunnel is open."""
+    fields = {"backend": record.backend, "server": record.server.without_key, "client": str(record.client)}
+    fields |= {"owner": tunnel.spec.owner, "name": record.name}
+    if events.watched:
+        events.publish("opened", id=record.id, **{**fields, "server": str(record.server)})
+    log.info("tunnel opened", tunnel=record.id, **fields)
+
+
+def _check_quota(spec: TunnelSpec) -> None:
+    """Raise `ExpiredError` where earlier tunnels of the same name have used up the quota."""
+    if spec.quota_left == 0:
+        name, quota = spec.options.name, spec.limits.quota
+        raise ExpiredError(
+            f"could not open a tunnel: the quota of {quota} bytes of {name!r} is used up until its reservation ends or "
+            f"is released (quota)"
+        )
+
+
+def resolve_names(
+    shared: SharedNames | None, texts: Sequence[str], grant: Grant, reservation: Reservation | None
+) -> tuple[HostName, ...]:
+    """The host names that a request asks for, in full. A random name is the one that is reserved for the holder, if
+    there is one. Raises `UsageError` or `NotAllowedError`.
+    """
+    if not texts:
+        return ()
+    if shared is None:
+        raise UsageError("this relay has no host names (names.http, names.https); leave host out")
+    shared.check()
+    domain, names = shared.settings().domain, []
+    for text in texts:
+        if text != ANY_HOST:
+            name = complete_name(text, domain)
+            check_name(name, domain, grant.names, grant.title if grant.name else "this relay's tunnels")
+        elif not domain:
+            raise UsageError("this relay has no domain for random host names (names.domain); ask for a name")
+        else:
+            kept = reservation.addresses if reservation is not None else ()
+            name = next((one for one in kept if isinstance(one, HostName) and one not in names), random_name(domain))
+        if name in names:
+            raise UsageError(f"host name {name} is given twice")
+        names.append(name)
+    return tuple(names)
+
+
+def _check_room(settings: TunnelSettings, count: int) -> None:
+    if count >= settings.max_tunnels:
+        raise LimitReachedError(
+            f"tunnel limit reached: the relay has {count} of {settings.max_tunnels} open (tunnels.max_tunnels)"
+        )
+
+
+# Tunnels of the same name and owner
+
+
+def _shared(current: Tunnel | None, options: TunnelOptions) -> Tunnel | None:
+    """The open tunnel to serve, for options with `share`. Raises `UsageError` where they cannot have it."""
+    if not options.share:
+        return None
+    if not (options.name and options.persist):
+        raise UsageError("share=yes requires a name and persist=yes")
+    return current if current is not None and current.spec.options.share else None
+
+
+def _check_unserved(current: Tunnel | None) -> None:
+    """Raise `LimitReachedError` where an agent serves the open tunnel of this holder."""
+    if current is not None and (current.phase is Phase.READY or current.age < NEW_TUNNEL_GRACE):
+        raise LimitReachedError(
+            f"tunnel {current.spec.options.name!r} is served by another agent, {current.spec.owner} "
+            f"({current.id}); stop that agent, or use another name (replace=no)"
+        )
+
+
+def _reachable(bound: str, requester: Requester) -> str:
+    """The host to advertise where none is configured: the bound address, or, for a wildcard, the one that the requester
+    connected to.
+    """
+    return requester.local_host if is_wildcard(bound) else bound
+
+
+UNCOMPARED = frozenset({"name", "client_port", "replace", "ttl"})
+"""Options that `check_agrees` compares in another way or not at all. Agents count their ttl down; the one with which
+the tunnel was opened holds.
+"""
+
+
+def check_agrees(tunnel: Tunnel, backend: str, options: TunnelOptions, requested: TunnelOptions, grant: Grant) -> None:
+    """Raise `UsageError` where an option that an agent `requested` contradicts the shared tunnel that it is to serve.
+    An option that it left out agrees with every value. `options` are the requested ones as `permit` returned them; the
+    limits of the grant are applied before the comparison, as they were when the tunnel was opened.
+    """
+    bound = effective_limits(tunnel.spec.settings, grant, options).bound(options)
+    theirs, defaults = tunnel.spec.options, TunnelOptions()
+    if backend != tunnel.spec.backend:
+        raise _contradiction(tunnel, f"with backend {tunnel.spec.backend}", f"backend {backend}")
+    port = tunnel.client_uri.port
+    if options.client_port not in {None, port}:
+        raise _contradiction(tunnel, f"with client_port={port}", f"client_port={options.client_port}")
+    for field in fields(requested):
+        name = field.name
+        if name in UNCOMPARED or getattr(requested, name) == getattr(defaults, name):
+            continue
+        wanted, there = getattr(bound, name), getattr(theirs, name)
+        if wanted != there:
+            raise _contradiction(
+                tunnel,
+                f"with {name}={format_option(there)}" if there else f"without {name}",
+                f"{name}={format_option(wanted)}",
+            )
+
+
+def _contradiction(tunnel: Tunnel, there: str, requested: str) -> UsageError:
+    name = tunnel.spec.options.name
+    return UsageError(
+        f"shared tunnel {name!r} is open {there}, but {requested} was requested: use the same or leave it out"
+    )

@@ -1,0 +1,67 @@
+"""What tunnels with host names share: the table of names, and the ports on which they are reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from tunneld.errors import UsageError
+from tunneld.net.address import HostName
+from tunneld.net.endpoint import Endpoint
+from tunneld.policy.names import SiteTable
+from tunneld.sites.site import Site
+
+
+class NameSettings(Protocol):
+    """What is read of `[names]`."""
+
+    @property
+    def domain(self) -> str:
+        """Where chosen and random names live; empty: there is none."""
+
+    @property
+    def max_names(self) -> int:
+        """Names of the relay."""
+
+
+class SharedNames:
+    """The host names of a relay that are in use, and where visitors reach them."""
+
+    def __init__(self, settings: Callable[[], NameSettings], has_certificate: Callable[[str], bool]) -> None:
+        """`has_certificate` tells whether TLS for a name can end at the relay."""
+        self.settings = settings
+        self.sites = SiteTable[Site](lambda: settings().max_names)
+        self.on_taken: Callable[[HostName, str], None] = _ignore  # with the name, and the owner; TLS ends here
+        self.on_freed: Callable[[HostName, str], None] = _ignore
+        self.is_reserved: Callable[[str], bool] = lambda _name: False  # for a tunnel, open or closed
+        self.obtains_certificates: Callable[[], bool] = lambda: False  # whether each name taken gets a certificate
+        self._has_certificate = has_certificate
+        self._ports = {"http": 0, "https": 0}
+
+    def set_port(self, scheme: str, port: int) -> None:
+        """`http` or `https` listens on this port; 0: it does not."""
+        self._ports[scheme] = port
+
+    @property
+    def https_port(self) -> int:
+        """The port for TLS; 0: there is none."""
+        return self._ports["https"]
+
+    def check(self) -> None:
+        """Raise `UsageError` where this relay has no host names."""
+        if not any(self._ports.values()):
+            raise UsageError("this relay has no host names (names.http, names.https); leave host out")
+
+    def is_secure(self, name: str) -> bool:
+        """Whether visitors can reach a name with https, which ends at the relay."""
+        return bool(self.https_port) and self._has_certificate(name)
+
+    def uri(self, name: HostName, *, keeps_tls: bool = False) -> Endpoint:
+        """The address to advertise for a name: with https where visitors can use that, now or soon."""
+        secure = keeps_tls or self.is_secure(name.name) or self.obtains_certificates()
+        scheme = "https" if self.https_port and (secure or not self._ports["http"]) else "http"
+        return Endpoint(scheme, name.name, self._ports[scheme], path=name.path)
+
+
+def _ignore(_name: HostName, _credential: str) -> None:
+    """Nothing obtains certificates."""

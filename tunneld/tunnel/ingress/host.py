@@ -1,0 +1,131 @@
+"""A host name on the shared HTTP and TLS ports.
+
+The ports find this ingress in the relay's table of names, and pass requests to it as streams, which the tunnel relays
+like any visitor. While the tunnel of the same name that it replaces still serves, requests go to that one.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+
+from tunneld.engine.engine import Engine, FailureCallback
+from tunneld.net.address import Address, HostName
+from tunneld.net.endpoint import Peer
+from tunneld.policy.rates import LogLimiter, Rate
+from tunneld.sites.fields import HostRewrite, Origin
+from tunneld.sites.names import SharedNames
+from tunneld.sites.pages import error_page, https_redirect
+from tunneld.sites.site import Request, Site
+from tunneld.sites.stream import RequestStream
+from tunneld.tunnel.ingress.ingress import Arrivals
+from tunneld.tunnel.server_side import Takeover
+from tunneld.tunnel.snapshot import IngressSnapshot
+from tunneld.tunnel.spec import TunnelSpec
+from tunneld.tunnel.visitor import Visitor
+
+FAILURE_LOG_RATE = Rate.parse("60/m")
+"""Log lines about failed requests of one name, as for refused visitors."""
+
+
+class HostIngress:
+    """A name of one tunnel. Implements `Ingress` and `Site`."""
+
+    def __init__(self, spec: TunnelSpec, name: HostName, names: SharedNames, takeover: Takeover) -> None:
+        """Take the name. Raises `LimitReachedError` where another tunnel has it, unless that one is replaced."""
+        options = spec.options
+        self.keeps_tls = options.tls == "pass"
+        self.rewrite = HostRewrite(options.host_header.encode()) if options.host_header else None
+        self.uri = names.uri(name, keeps_tls=self.keeps_tls)
+        self._name = name
+        self._names = names
+        self._owner = spec.owner
+        self._plain_http = options.plain_http
+        self._log = structlog.get_logger("tunnel").bind(tunnel=spec.id, host=str(name))
+        self._limiter = LogLimiter(FAILURE_LOG_RATE)
+        self._arrivals: Arrivals | None = None
+        self._paused = False
+        self._former: Site | None = None  # of the replaced tunnel: it serves until `listen`
+        sites = names.sites
+        if name in takeover.addresses and (former := sites.get(name)) is not None:
+            self._former = former
+            sites.replace(name, self)
+        else:
+            sites.add(name, self)
+        if not self.keeps_tls:
+            names.on_taken(name, self._owner)
+
+    # Ingress
+
+    @property
+    def address(self) -> Address:
+        """The host name."""
+        return self._name
+
+    @property
+    def listeners(self) -> Sequence[socket.socket]:
+        """See `Ingress.listeners`: it has none of its own."""
+        return ()
+
+    def listen(self, _engine: Engine, arrivals: Arrivals, _nursery: trio.Nursery, _failed: FailureCallback) -> None:
+        """See `Ingress.listen`."""
+        self._arrivals, self._former = arrivals, None
+
+    def pause(self) -> None:
+        """See `Ingress.pause`."""
+        self._paused = True
+
+    def export(self) -> IngressSnapshot:
+        """See `Ingress.export`."""
+        self.pause()
+        return IngressSnapshot(self._name, None)
+
+    def close(self) -> None:
+        """See `Ingress.close`. A tunnel that was never started gives the name back."""
+        if self._former is not None and self._names.sites.get(self._name) is self:
+            self._names.sites.replace(self._name, self._former)
+        self._names.sites.remove(self._name, self)
+        if not self.keeps_tls and (not self._paused or self._arrivals is not None):
+            self._names.on_freed(self._name, self._owner)
+        self._paused, self._arrivals = True, None
+
+    # Site
+
+    def examine(self, request: Request, on_verdict: Callable[[bytes | None], None]) -> None:
+        """See `Site.examine`: http is redirected to https where the name has a certificate."""
+        answer = None
+        if not request.is_secure and self._plain_http != "allow":
+            if self._plain_http == "refuse":
+                answer = error_page(403, request.head, request.identity, keep_alive=request.keep_alive)
+            elif self.keeps_tls or self._names.is_secure(self._name.name):
+                port = self._names.https_port
+                answer = https_redirect(request.head, port, request.identity, keep_alive=request.keep_alive)
+        on_verdict(answer)
+
+    def open(self, stream: RequestStream, client: Peer, origin: Origin) -> None:
+        """See `Site.open`."""
+        if self._former is not None:
+            self._former.open(stream, client, origin)
+        elif self._arrivals is None or self._paused:
+            stream.reset("the tunnel accepts no new visitors")
+        else:
+            self._arrivals.arrive(Visitor(stream, client, origin.reached, HostName(self._name.name)))
+
+    def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
+        """See `Site.open_connection`."""
+        if self._former is not None:
+            self._former.open_connection(connection, peer, server_name)
+            return
+        visitor = Visitor(connection, peer, host=HostName(server_name))
+        if self._arrivals is None or self._paused:
+            visitor.refuse()
+        else:
+            self._arrivals.arrive(visitor)
+
+    def on_failed(self, reason: str) -> None:
+        """See `Site.on_failed`."""
+        if (left_out := self._limiter.passes(trio.current_time())) is not None:
+            self._log.info("request failed", reason=reason, left_out=left_out)
