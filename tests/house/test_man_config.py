@@ -214,8 +214,9 @@ def flags(text: str) -> set[str]:
 
 
 def commands(action: argparse.Action) -> list[argparse.ArgumentParser]:
-    """The parsers of subcommands, if the action has any."""
-    return list(action.choices.values()) if isinstance(action, argparse._SubParsersAction) else []
+    """The parsers of subcommands, if the action has any, and those of their subcommands."""
+    found = list(action.choices.values()) if isinstance(action, argparse._SubParsersAction) else []
+    return [*found, *(deeper for one in found for inner in one._actions for deeper in commands(inner))]
 
 
 def test_the_page_has_exactly_the_options_of_the_daemon() -> None:

@@ -35,6 +35,7 @@ COVERED_BY = {
     "acme/challenges.py": "acme/test_issuer.py",
     "acme/plans.py": "acme/test_manager.py",
     "acme/report.py": "acme/test_manager.py",
+    "acme/standalone.py": "cli/test_certificate.py",
     "acme/state.py": "acme/test_manager.py",
     "agent/access.py": "agent/test_expose_reconnect.py",
     "agent/end_visitor.py": "agent/test_carriers.py",
