@@ -70,7 +70,7 @@ def _serving(address: BindAddress, serve: Callable[[socket.socket], None]) -> It
 
 
 def _answer_http(connection: socket.socket, answers: Mapping[str, bytes]) -> None:
-    class Handler(BaseHTTPRequestHandler):
+    class ChallengeHandler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = answers.get(self.path.removeprefix(HTTP_PATH))
             self.send_response(200 if body is not None else 404)
@@ -81,9 +81,9 @@ def _answer_http(connection: socket.socket, answers: Mapping[str, bytes]) -> Non
         def log_message(self, *_: object) -> None:
             """Nothing: the steps of the order are shown instead."""
 
-    server = HTTPServer(("", 0), Handler, bind_and_activate=False)
+    server = HTTPServer(("", 0), ChallengeHandler, bind_and_activate=False)
     try:
-        Handler(connection, connection.getpeername(), server)
+        ChallengeHandler(connection, connection.getpeername(), server)
     finally:
         server.server_close()
 
