@@ -55,7 +55,8 @@ class HostIngress:
             sites.replace(name, self)
         else:
             sites.add(name, self)
-        names.on_taken(name, self._owner)
+        if not self.keeps_tls:
+            names.on_taken(name, self._owner)
 
     # Ingress
 
@@ -87,7 +88,7 @@ class HostIngress:
         if self._former is not None and self._names.sites.get(self._name) is self:
             self._names.sites.replace(self._name, self._former)
         self._names.sites.remove(self._name, self)
-        if not self._paused or self._arrivals is not None:
+        if not self.keeps_tls and (not self._paused or self._arrivals is not None):
             self._names.on_freed(self._name, self._owner)
         self._paused, self._arrivals = True, None
 
