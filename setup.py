@@ -16,14 +16,15 @@ from setuptools import setup
 HOT = {
     "net": "dial liveness",
     "wire/webmux": "*",
-    "wire": "proxy_protocol",
+    "wire": "chunked proxy_protocol",
     "engine": (
-        "acceptor budget end end_flow engine events failures flow flows handover limits pipes pump relay scheduler"
+        "acceptor budget end end_flow engine events failures flow flows handover limits pipes plain_transport pump relay scheduler"
         " socket_end socket_flow throttle timers tls_end vanished"
     ),
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns window",
+    "sites": "body connection endings fields stream",
     "tunnel": "keys server_side tunnel visitor visitors waiting",
-    "tunnel/ingress": "ingress port proxy_header",
+    "tunnel/ingress": "host ingress port proxy_header",
     "backends": "keyed mux_side parked queue tcp webmux",
     "backends/ssh": "side",
     "agent": "carriers end_visitor local source visitors",

@@ -128,7 +128,8 @@ class RequestStream(BufferedEnd):
                 self._upgraded.on_response_data(data)
                 return
             body = self._body
-            data = data[self._write_head(data) if body is None else self._write_body(body, data) :]
+            taken = self._write_head(data) if body is None else self._write_body(body, data)
+            data = data[taken:]
 
     def send(self, data: bytes) -> None:
         """See `BufferedEnd.send`. Nothing but the hidden server's bytes goes to a visitor."""
