@@ -74,5 +74,11 @@ def random_name(domain: str) -> HostName:
     return HostName("".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_LENGTH)) + "." + domain)
 
 
+def is_random(name: HostName, domain: str) -> bool:
+    """Whether it has the form of a `random_name`."""
+    label, _, rest = name.name.partition(".")
+    return rest == domain and not name.path and len(label) == RANDOM_LENGTH and set(label) <= set(_ALPHABET)
+
+
 def _ignore(_name: HostName, _credential: str) -> None:
     """Nothing obtains certificates."""
