@@ -18,8 +18,8 @@ HOT = {
     "wire/webmux": "*",
     "wire": "chunked proxy_protocol",
     "engine": (
-        "acceptor budget end end_flow engine events failures flow flows handover limits pipes plain_transport pump relay scheduler"
-        " socket_end socket_flow throttle timers tls_end vanished"
+        "acceptor budget end end_flow engine events failures flow flows handover limits pipes plain_transport pump"
+        " relay scheduler socket_end socket_flow throttle timers tls_end vanished"
     ),
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns window",
     "sites": "body connection endings fields stream",

@@ -304,7 +304,7 @@ class TestRequests:
     async def test_of_two_reservations_with_one_name_the_port_selects_one(self, service: TunnelService) -> None:
         for grant in (ALICE, BOB):
             await service.close((await open_as(service, grant, name="blog")).id, keep=True)
-        with pytest.raises(UsageError, match="2 reservations are called 'blog': name one by its address"):
+        with pytest.raises(UsageError, match="2 reservations are called 'blog': use an address"):
             await service.reservations.release("blog", ROOT)
         await service.reservations.release("blog", ALICE)
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import signal
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
+from xmlrpc.client import ServerProxy
 
 import pytest
 import trio
 
+from tests.backends.ssh.support import client, openssh
 from tests.support.peers import PATIENCE
 from tests.support.programs import Daemon, daemon, lasting_port, program, run, tunnel_command
+from tunneld.http.origin import SERVLET
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -71,9 +76,9 @@ class Curl:
         connect = f"::127.0.0.1:{self._port}"
         return await run([*self._command, "--connect-to", connect, *options, *url.split()])
 
-    async def json(self, url: str, *options: str) -> dict[str, str]:
+    async def json(self, url: str, *options: str) -> dict[str, str | int]:
         """What the local server has received, from its answer."""
-        answer: dict[str, str] = json.loads(await self(url, *options))
+        answer: dict[str, str | int] = json.loads(await self(url, *options))
         return answer
 
     async def status(self, url: str) -> int:
@@ -206,6 +211,57 @@ async def _keep_exposed(
         async with exposed(running, target, "--host", "blog", "--name", "web", "--backend", backend):
             task_status.started(scope)
             await trio.sleep_forever()
+
+
+async def test_a_name_is_given_to_a_client_that_has_only_ssh(tmp_path: Path, port: int, curl: Curl) -> None:
+    with local_server() as target:
+        words = names(port) + "[ssh]\nenabled = true\nport = 0\n"
+        async with daemon(tmp_path, words=words) as running:
+            ssh_port = int((await running.wait_logged("ssh listens"))["uri"].rpartition(":")[2])
+            forward = f"blog:80:127.0.0.1:{target}"
+            async with client(openssh(ssh_port, "-R", forward, "127.0.0.1", "qr")) as ssh:
+                url = f"http://{BLOG}:{port}/"
+                await ssh.wait_output(rf"public address  {url}\n", "out")
+                assert ssh.out.splitlines()[-1] == url  # below the QR code
+                seen = await curl.json(f"{url}path")
+                assert (seen["path"], seen["X-Forwarded-For"]) == ("/path", "127.0.0.1")
+                async with client(openssh(ssh_port, "-R", "blog:8000:127.0.0.1:9", "127.0.0.1", "list")) as other:
+                    await other.wait_output(r"come to the HTTP port of the relay: use -R NAME:80:HOST:PORT")
+                async with client(openssh(ssh_port, "-R", "www:80:127.0.0.1:9", "127.0.0.1", "list")) as other:
+                    await other.wait_output(r"may not use the host name www.t.example.org: it is reserved")
+            async with client(openssh(ssh_port, "-N", "-R", "any:443:127.0.0.1:9", "127.0.0.1")):
+                opened = await running.wait_logged("tunnel opened", 2)
+                assert re.fullmatch(rf"http://[a-z2-9]{{10}}\.t\.example\.org:{port}/", opened["client"])
+
+
+async def test_every_interface_gives_names_and_tells_their_addresses(
+    tmp_path: Path, port: int, program_path: Find
+) -> None:
+    ask = partial(run_curl, program_path("curl"))
+    async with relay(tmp_path, port) as running:
+        web = f"http://127.0.0.1:{running.http.rpartition(':')[2]}"
+        said = await running.ask("openTunnel webmux host=lines")
+        (uri,) = re.findall(r"OK (webmux://\S+)", said)
+        assert f"OK http://lines.{DOMAIN}:{port}/" in await running.ask(f"getTunnelAddress {uri}")
+        servlet = f"{web}{SERVLET}?method="
+        uri = (await ask(f"{servlet}openTunnel&host=servlet&backend=webmux")).strip()
+        assert await ask(f"{servlet}getTunnelAddress&uri={uri}") == f"http://servlet.{DOMAIN}:{port}/\n"
+        body = json.dumps({"args": ["webmux"], "options": {"host": "json,two"}})
+        opened = await ask(f"{web}/api/v1/openTunnel", "-H", "Content-Type: application/json", "-d", body)
+        address = await ask(f"{web}/api/v1/getTunnelAddress?uri={json.loads(opened)['text']}")
+        assert json.loads(address)["text"] == f"http://json.{DOMAIN}:{port}/"
+        (shown,) = json.loads(await ask(f"{web}/api/v1/show?ref=two.{DOMAIN}"))["items"]
+        assert shown["host"] == f"json.{DOMAIN},two.{DOMAIN}"
+
+        def talk() -> str:
+            with ServerProxy(web) as proxy:
+                return str(proxy.tunnel.getTunnelAddress(proxy.tunnel.openTunnel("webmux", {"host": "xml"})))
+
+        assert await trio.to_thread.run_sync(talk) == f"http://xml.{DOMAIN}:{port}/"
+
+
+async def run_curl(curl: str, url: str, *options: str) -> str:
+    return await run([curl, "-sS", "--max-time", str(PATIENCE), "--noproxy", "*", *options, url])
 
 
 async def test_a_reload_moves_the_port_and_applies_the_domain_to_new_tunnels(

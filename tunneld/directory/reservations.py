@@ -128,10 +128,10 @@ class Reservations:
         self.table.expire(trio.current_time())
         return self._views(self.table, grant)
 
-    def on_port(self, port: int, grant: Grant) -> Sequence[ReservationView]:
-        """Those of them with this port, on either side."""
+    def holding(self, address: Address, grant: Grant) -> Sequence[ReservationView]:
+        """Those of them with this address; a port may be on either side."""
         self.table.expire(trio.current_time())
-        return self._views(self.table.holding(Port(port)), grant)
+        return self._views(self.table.holding(address), grant)
 
     def _views(self, records: Iterable[Reservation], grant: Grant) -> Sequence[ReservationView]:
         now = trio.current_time()
@@ -171,7 +171,7 @@ class Reservations:
         found = self.find(reference, grant)
         if len(found) > 1:
             addresses = ", ".join(kept.record.public for kept in found)
-            raise UsageError(f"{len(found)} reservations are called {reference!r}: name one by its address, {addresses}")
+            raise UsageError(f"{len(found)} reservations are called {reference!r}: use an address, {addresses}")
         kept = found[0]
         if kept.tunnel is not None:
             raise UsageError(f"tunnel {kept.tunnel} is open at {kept.record.public}: close {kept.tunnel} first")

@@ -53,9 +53,14 @@ class SharedNames:
         """The port for TLS; 0: there is none."""
         return self._ports["https"]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether visitors can come to host names."""
+        return any(self._ports.values())
+
     def check(self) -> None:
         """Raise `UsageError` where this relay has no host names."""
-        if not any(self._ports.values()):
+        if not self.is_open:
             raise UsageError("this relay has no host names (names.http, names.https); leave host out")
 
     def is_secure(self, name: str) -> bool:
