@@ -11,11 +11,13 @@ A new kind of end needs no entry: it is a `BufferedEnd`, and `EndToEnd` joins an
 
 from __future__ import annotations
 
+from typing import Any
+
 from tunneld.engine.end_flow import EndToEnd, EndToSocket, SocketToEnd
 from tunneld.engine.flow import Flow
 from tunneld.engine.socket_flow import SocketFlow
 
-FLOWS: dict[tuple[bool, bool], type[Flow]] = {
+FLOWS: dict[tuple[bool, bool], type[Flow[Any, Any]]] = {
     (True, True): SocketFlow,
     (True, False): SocketToEnd,
     (False, True): EndToSocket,

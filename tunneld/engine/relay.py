@@ -27,18 +27,21 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from tunneld.engine.end import BufferedEnd, End
-from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
+from tunneld.engine.end import End
+from tunneld.engine.engine import Cause, Limiter, Relay, RelayEnd, Side
 from tunneld.engine.flow import Flow
 from tunneld.engine.flows import FLOWS
 from tunneld.engine.handover import RelayState
 from tunneld.engine.scheduler import Scheduler
 from tunneld.engine.socket_end import SocketEnd
-from tunneld.engine.throttle import Throttle
 from tunneld.errors import reason_of
 
 DELIVERY_CHECK = 0.05
 """Seconds between two looks for acknowledgements before a reset: half of a usual round trip."""
+
+EndsFlow = Flow[End, End]
+
+FINISHED, LINGERED, DROPPED = (RelayEnd(cause) for cause in (Cause.FINISHED, Cause.LINGERED, Cause.DROPPED))
 
 log = structlog.get_logger("engine")
 
@@ -58,7 +61,7 @@ class JoinedEnds:
         server: End,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
-        throttle: Throttle | None = None,
+        throttle: Limiter | None = None,
     ) -> None:
         """See `Engine.join`. Nothing is attached before `start`."""
         self.engine = engine
@@ -74,8 +77,8 @@ class JoinedEnds:
         self.deadline = 0.0  # Trio time at which a lingering relay ends
         self.moved_before = 0  # bytes that had moved when the deadline was set
         kinds = isinstance(visitor, SocketEnd), isinstance(server, SocketEnd)
-        self.from_visitor: Flow = FLOWS[kinds](self, Side.VISITOR, visitor, server)
-        self.from_server: Flow = FLOWS[kinds[1], kinds[0]](self, Side.SERVER, server, visitor)
+        self.from_visitor: EndsFlow = FLOWS[kinds](self, Side.VISITOR, visitor, server)
+        self.from_server: EndsFlow = FLOWS[kinds[1], kinds[0]](self, Side.SERVER, server, visitor)
         self.from_visitor.reverse = self.from_server
         self.from_server.reverse = self.from_visitor
 
@@ -83,9 +86,6 @@ class JoinedEnds:
         """Attach both flows; see `Engine.join` for `early`. `on_end` is never called from inside."""
         self.engine.relay_started(self)
         for flow in (self.from_visitor, self.from_server):
-            end = flow.source
-            if isinstance(end, BufferedEnd):
-                end.linger = self.linger
             try:
                 flow.start()
             except OSError as error:
@@ -109,7 +109,7 @@ class JoinedEnds:
 
     def drop(self) -> None:
         """See `Relay.drop`."""
-        self.close(RelayEnd(Cause.DROPPED))
+        self.close(DROPPED)
 
     def export(self) -> RelayState | None:
         """Release both sockets without closing them, and return the state of the relay; None if that is not possible.
@@ -140,22 +140,23 @@ class JoinedEnds:
 
     # Called by the flows
 
-    def source_ended(self, flow: Flow) -> None:
+    def source_ended(self, flow: EndsFlow) -> None:
         """The end of file of a flow's source was read, and all bytes before it are delivered."""
         if self.failure is not None and self.failure.consumed_reset_of(flow.side):
             self.close_after_delivery()
             return
         flow.eof_received = True
-        self.start_lingering()
+        if not self.lingering:
+            self.start_lingering()
         self.pass_eof(flow)
 
-    def pass_eof(self, flow: Flow) -> None:
+    def pass_eof(self, flow: EndsFlow) -> None:
         """Pass an end of file on, or set the flow `blocked` if its target is still connecting."""
         if flow.eof_sent or flow.stopped:
             return
         if flow.reverse.eof_sent and self.failure is None:  # both directions are over: releasing the ends says so
             flow.eof_sent = True
-            self.close(RelayEnd(Cause.FINISHED))
+            self.close(FINISHED)
             return
         try:
             if flow.moved:
@@ -170,7 +171,7 @@ class JoinedEnds:
         if self.failure is not None:
             self.close_after_delivery()
 
-    def source_failed(self, flow: Flow, error: OSError) -> None:
+    def source_failed(self, flow: EndsFlow, error: OSError) -> None:
         """The source of a flow is broken, and all of its bytes have been read: end the relay once they are delivered,
         and reset the other side.
         """
@@ -188,7 +189,7 @@ class JoinedEnds:
         else:
             self.close_after_delivery()
 
-    def target_failed(self, flow: Flow, error: OSError) -> None:
+    def target_failed(self, flow: EndsFlow, error: OSError) -> None:
         """The target of a flow takes no more bytes. Deliver those that it has sent, then end the relay."""
         out = flow.reverse
         if self.closed:
@@ -216,24 +217,24 @@ class JoinedEnds:
     def on_failure(self, error: Exception) -> None:
         """A bug while serving this relay: drop the relay and nothing else."""
         log.error("relay failed: internal error", exc_info=error)
-        self.close(RelayEnd(Cause.DROPPED))
+        self.close(DROPPED)
 
     # Called by the engine
 
-    def on_vanished(self, flow: Flow, seconds: float) -> None:
+    def on_vanished(self, flow: EndsFlow, seconds: float) -> None:
         """The source of `flow` has acknowledged nothing for this long: its peer or the network to it is gone."""
         self.source_failed(flow, TimeoutError(errno.ETIMEDOUT, f"nothing was acknowledged for {seconds:g} s"))
 
     def on_stop(self) -> None:
         """The engine stops."""
-        self.close(RelayEnd(Cause.DROPPED))
+        self.close(DROPPED)
 
     def on_deadline(self) -> None:
         """No byte has moved for `linger` seconds, or it is time to look for acknowledgements again."""
         if self.delivering:
             self.close_after_delivery()
         else:
-            self.close(self.failure or RelayEnd(Cause.LINGERED))
+            self.close(self.failure or LINGERED)
 
     def notify_ended(self, how: RelayEnd) -> None:
         """Call `on_end`. Break the reference cycle first, so that memory is freed without the garbage collector."""
@@ -284,18 +285,21 @@ class JoinedEnds:
             self.lingering = False
             self.engine.timers.forget(self)
         is_finished = how.cause is Cause.FINISHED
-        for flow in (self.from_visitor, self.from_server):
-            flow.detach()
-            if is_finished:
-                flow.source.release()
-            else:
-                self._cut(flow, how)
+        visitor, server = self.from_visitor, self.from_server
+        visitor.detach()
+        server.detach()
+        if is_finished:
+            visitor.source.release()
+            server.source.release()
+        else:
+            self._cut(visitor, how)
+            self._cut(server, how)
         if not is_finished or self.throttle is not None:
-            self.from_visitor.discard()
-            self.from_server.discard()
+            visitor.discard()
+            server.discard()
         self.engine.relay_ended(self, how)
 
-    def _cut(self, flow: Flow, how: RelayEnd) -> None:
+    def _cut(self, flow: EndsFlow, how: RelayEnd) -> None:
         """End the source of a flow, with a reset unless it was told the end of the bytes for it: it must not take a
         part for the whole.
         """
@@ -306,5 +310,5 @@ class JoinedEnds:
             end.close(how.cause.value)
 
     def _break_cycle(self) -> None:
-        for flow in (self.from_visitor, self.from_server):
-            del flow.reverse, flow.relay
+        visitor, server = self.from_visitor, self.from_server
+        del visitor.reverse, visitor.relay, server.reverse, server.relay
