@@ -41,7 +41,8 @@ DELIVERY_CHECK = 0.05
 
 EndsFlow = Flow[End, End]
 
-FINISHED, LINGERED, DROPPED = (RelayEnd(cause) for cause in (Cause.FINISHED, Cause.LINGERED, Cause.DROPPED))
+VISITOR, SERVER = Side.VISITOR, Side.SERVER  # Python 3.11 takes long to look up a member of an enumeration
+FINISHED, LINGERED, DROPPED = RelayEnd(Cause.FINISHED), RelayEnd(Cause.LINGERED), RelayEnd(Cause.DROPPED)
 
 log = structlog.get_logger("engine")
 
@@ -53,6 +54,12 @@ class JoinedEnds:
         "closed", "deadline", "delivering", "engine", "failure", "from_server", "from_visitor", "give_up", "linger",
         "lingering", "moved_before", "on_end", "side_failed", "throttle",
     )  # fmt: skip
+
+    from_visitor: EndsFlow
+    from_server: EndsFlow
+    deadline: float  # Trio time at which a lingering relay ends
+    moved_before: int  # bytes that had moved when the deadline was set
+    give_up: float  # Trio time at which waiting for acknowledgements ends
 
     def __init__(
         self,
@@ -73,14 +80,11 @@ class JoinedEnds:
         self.failure: RelayEnd | None = None  # one side is broken; its bytes are still being delivered
         self.side_failed = False  # and none of its bytes is left to read
         self.delivering = False  # all of them are: waiting for their acknowledgement
-        self.give_up = 0.0  # Trio time at which that waiting ends
-        self.deadline = 0.0  # Trio time at which a lingering relay ends
-        self.moved_before = 0  # bytes that had moved when the deadline was set
-        kinds = isinstance(visitor, SocketEnd), isinstance(server, SocketEnd)
-        self.from_visitor: EndsFlow = FLOWS[kinds](self, Side.VISITOR, visitor, server)
-        self.from_server: EndsFlow = FLOWS[kinds[1], kinds[0]](self, Side.SERVER, server, visitor)
-        self.from_visitor.reverse = self.from_server
-        self.from_server.reverse = self.from_visitor
+        flow, reverse = FLOWS[isinstance(visitor, SocketEnd), isinstance(server, SocketEnd)]
+        self.from_visitor = up = flow(self, VISITOR, visitor, server)
+        self.from_server = down = reverse(self, SERVER, server, visitor)
+        up.reverse = down
+        down.reverse = up
 
     def start(self, early: bytes = b"") -> None:
         """Attach both flows; see `Engine.join` for `early`. `on_end` is never called from inside."""
@@ -262,7 +266,7 @@ class JoinedEnds:
         if self.closed:
             return
         self.from_visitor.stopped = self.from_server.stopped = True
-        receiver = (self.from_visitor if self.failure.side is Side.VISITOR else self.from_server).target
+        receiver = (self.from_visitor if self.failure.side is VISITOR else self.from_server).target
         if not receiver.unacknowledged():
             self.close(self.failure)
             return
@@ -284,7 +288,7 @@ class JoinedEnds:
         if self.lingering:
             self.lingering = False
             self.engine.timers.forget(self)
-        is_finished = how.cause is Cause.FINISHED
+        is_finished = how is FINISHED
         visitor, server = self.from_visitor, self.from_server
         visitor.detach()
         server.detach()

@@ -29,7 +29,7 @@ from tunneld.wire.webmux.header import (
     reason_to_wire,
 )
 from tunneld.wire.webmux.sessions import Session, SessionTable
-from tunneld.wire.webmux.states import OUR_FIN, OUR_RST, OUR_SYN, State
+from tunneld.wire.webmux.states import OUR_FIN, OUR_RST, OUR_SYN, SYN_RCVD, State
 
 _pack = WORD.pack
 
@@ -149,7 +149,7 @@ class Sender:
         value = credit_to_wire(size)
         if not record.opener or (record.state.over and record.generation):
             raise LocalProtocolError(f"session {session} cannot be granted credit: it is {record.state.name}")
-        if record.state is State.SYN_RCVD:
+        if record.state is SYN_RCVD:
             pending = min(UNLIMITED, record.pending_grant + size)
             credit_to_wire(pending)
             record.pending_grant = pending
