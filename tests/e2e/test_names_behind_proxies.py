@@ -99,7 +99,7 @@ class LabelServer:
                 answer = b"HTTP/1.1 200 OK\r\n" + answer
                 at = choice.randrange(len(answer))
                 await stream.send_all(answer[:at])
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
                 await stream.send_all(answer[at:])
                 if form == 1:
                     await stream.send_eof()
