@@ -79,6 +79,9 @@ ABOUT_ALL = {
     "settings": ("not-allowed", "ok", "not-allowed"),
     "penalties": ("not-allowed", "ok", "not-allowed"),
     "pardon 192.0.2.7": ("not-allowed", "ok", "not-allowed"),
+    "certificates": ("not-allowed", "ok", "not-allowed"),
+    "renew blog.example.org": ("not-allowed", "usage", "not-allowed"),  # [acme] is not enabled
+    "tryCertificate blog.example.org": ("not-allowed", "usage", "not-allowed"),
     "reload": ("not-allowed", "ok", "not-allowed"),
     "restart": ("not-allowed", "ok", "not-allowed"),
     "shutdown": ("not-allowed", "ok", "not-allowed"),
