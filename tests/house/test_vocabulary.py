@@ -87,6 +87,7 @@ COVERED_BY = {
     "directory/live.py": "directory/test_service.py",
     "directory/record.py": "directory/test_local.py",
     "directory/requester.py": "directory/test_reservations.py",
+    "directory/running.py": "directory/test_service.py",
     "engine/end.py": "engine/test_ends.py",
     "engine/end_flow.py": "engine/test_ends.py",
     "engine/end_stream.py": "mux/test_carrier.py",
