@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import stat
 from contextlib import suppress
@@ -350,3 +351,13 @@ def test_the_index_is_written_again_after_so_many_certificates(tmp_path: Path, m
     files = read_files(monkeypatch)
     assert len(CertificateFolder(tmp_path).read({})) == 4
     assert files == ["3.example.org.pem"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_index_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> None:
+    folder = CertificateFolder(tmp_path)
+    folder.write(*pem("a.example.org"))
+    os.chown(tmp_path, 1234, 1235)  # the daemon starts as root, and then becomes its user
+    folder.read({})
+    about = (tmp_path / INDEX).stat()
+    assert (about.st_uid, about.st_gid) == (1234, 1235)

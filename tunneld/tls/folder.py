@@ -160,7 +160,8 @@ class CertificateFolder:
             new.unlink(missing_ok=True)
             write_private(new, json.dumps(rows, separators=(",", ":")).encode())
             owner = self.path.stat()
-            os.chown(new, owner.st_uid, owner.st_gid)
+            if owner.st_uid != os.geteuid():  # the unit for systemd forbids chown
+                os.chown(new, owner.st_uid, owner.st_gid)
             new.replace(self.path / INDEX)
             self._stale = 0
         except OSError:  # a reader without write access, or a full disk: the next start takes longer
