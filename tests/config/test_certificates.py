@@ -34,7 +34,7 @@ def config(folder: Path, text: str) -> Path:
         (ENABLED + 'directory = "http://ca/dir"\n', r'acme\.directory: "http://ca/dir" is not an https:// URL'),
         (ENABLED + 'contact = "ops"\n', r'acme\.contact: "ops" is not an e-mail address'),
         (ENABLED + 'max_orders = "20/year"\n', r'acme\.max_orders: "20/year" is not a rate'),
-        (ENABLED + "renew_left = 1.0\n", r"acme\.renew_left: "),
+        (ENABLED + "renew_left = 1.0\n", r"acme\.renew_left: 1\.0 is not between 0\.05 and 0\.9"),
         (ENABLED + 'dns_hook = ["hook"]\n' + UPDATE, r"acme\.rfc2136: is set, but dns_hook is, too"),
         (ENABLED + UPDATE.replace("192.0.2.53", "a:b:c"), r'acme\.rfc2136\.server: "a:b:c" is not HOST or HOST:PORT'),
         (ENABLED + UPDATE.replace("tsig.key", "none"), r"acme\.rfc2136\.key_secret_file: could not read"),
