@@ -71,7 +71,6 @@ COVERED_BY = {
     "cli/expose.py": "cli/test_tunnel.py",
     "cli/keyring.py": "cli/test_credential.py",
     "client/exchange.py": "client/test_client.py",
-    "config/certificates.py": "config/test_schema.py",
     "control/commands.py": "control/test_verbs.py",
     "control/connection.py": "control/test_server_tls.py",
     "control/session.py": "control/test_server_garbage.py",
