@@ -86,7 +86,7 @@ def _add_expose(parser: Parser) -> None:
     add_relay_options(parser)
     _add_output_options(parser.add_argument_group("output options"))
     _add_tunnel_options(parser.add_argument_group("tunnel options"))
-    _add_table_options(parser.add_argument_group("host names, if the relay has them"), NAMES)
+    _add_names_options(parser.add_argument_group("host names, if the relay has them"))
     limits = parser.add_argument_group("limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)")
     _add_table_options(limits, VISITORS)
     _add_health_options(parser.add_argument_group("health checks of the local server"))
@@ -199,6 +199,20 @@ def _add_table_options(group: argparse._ArgumentGroup, name: str) -> None:
         elif option.group == name:
             read = checked_by(option.read)
             group.add_argument(option.flag_of(key), dest=key, metavar=option.takes, type=read, help=option.summary)
+
+
+def _add_names_options(group: argparse._ArgumentGroup) -> None:
+    _add_table_options(group, NAMES)
+    group.add_argument(
+        "--auth",
+        metavar="USER:PASSWORD",
+        action="append",
+        help="let in visitors with this user name and password; repeat for more; link: only visitors with a link of "
+        "`tunnel share`. Other users of this machine can see it: prefer --auth-file",
+    )
+    group.add_argument(
+        "--auth-file", metavar="FILE", type=Path, help="file with lines USER:PASSWORD, for visitors of host names"
+    )
 
 
 def _add_health_options(group: argparse._ArgumentGroup) -> None:

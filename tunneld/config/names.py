@@ -7,12 +7,13 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from tunneld.config.values import KIB, Count, NetworkList, Seconds, SecondsOrNone, Table, literal
+from tunneld.config.values import DAY, KIB, Count, NetworkList, Seconds, SecondsOrNone, Table, literal
 from tunneld.errors import UsageError
 from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import parse_host, parse_port
 from tunneld.net.listeners import BindAddress
 from tunneld.policy.limits import HttpLimits
+from tunneld.policy.site_rules import AuthUrl
 
 _ADDRESS = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]+)")
 
@@ -46,6 +47,17 @@ ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 HeadSize = Annotated[int, Field(ge=4 * KIB, le=256 * KIB)]
 
 
+def _auth_url(value: str) -> str:
+    try:
+        AuthUrl.parse(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+AuthUrls = Annotated[tuple[Annotated[str, AfterValidator(_auth_url)], ...], Field(strict=False)]
+
+
 class NamesSettings(Table):
     """`[names]`: see tunnel.toml(5)."""
 
@@ -60,6 +72,10 @@ class NamesSettings(Table):
     max_head: HeadSize = 32 * KIB  # of a request or response: four times what servers accept by default
     max_names: Count = 100_000  # of the relay: about 1 KiB each
     max_names_per_owner: Count = 64  # as for reservations
+    forward_auth: AuthUrls = ()  # none: a tenant must not make the relay connect to addresses of its choice
+    forward_auth_timeout: Seconds = 5.0  # a person waits
+    forward_auth_cache: SecondsOrNone = 5.0  # the requests of one page; a logout takes effect after that
+    max_share: Seconds = 30.0 * DAY  # of a shared link: it is a password that nobody changes
 
     @field_validator("https")
     @classmethod

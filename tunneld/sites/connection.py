@@ -27,11 +27,12 @@ from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
 from tunneld.net.endpoint import Peer
 from tunneld.policy.limits import HttpLimits
+from tunneld.sites.access import REFUSAL_STATUSES
 from tunneld.sites.body import Body
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
 from tunneld.sites.fields import Origin, request_fields, request_id, response_fields
 from tunneld.sites.pages import error_page
-from tunneld.sites.site import Request, Site
+from tunneld.sites.site import Passage, Request, Site, Verdict
 from tunneld.sites.stream import RequestStream
 from tunneld.wire.http1 import (
     HeadError,
@@ -75,6 +76,8 @@ class HttpConnection:
         self._request: Request | None = None  # under way; None: a head is awaited
         self._body: Body | None = None  # of that request, unless it is complete
         self._site: Site | None = None
+        self._passage: Passage | None = None  # how the site changes that request
+        self._awaits_verdict = False  # whether it may pass
         self._client: Peer | None = None  # the visitor of the current route; behind a proxy they change
         self._stream: RequestStream | None = None  # of the current route
         self._examines = False  # the site is deciding about a request, and has not returned
@@ -202,6 +205,7 @@ class HttpConnection:
         self._body = Body(head.body_length) if head.body_length != 0 else None
         self._set_deadline(self._limits.response_timeout)
         found = self._find(request)
+        self._awaits_verdict = not isinstance(found, bytes)
         if isinstance(found, bytes):
             self._respond(found)
         else:
@@ -210,13 +214,15 @@ class HttpConnection:
             self._examines = False
         return True
 
-    def _on_verdict(self, site: Site, request: Request, answer: bytes | None) -> None:
+    def _on_verdict(self, site: Site, request: Request, verdict: Verdict) -> None:
         """A site has decided whether the request may pass."""
         if self._request is not request or self._is_over:
             return
-        if answer is not None:
-            self._respond(answer)
+        self._awaits_verdict = False
+        if isinstance(verdict, bytes):
+            self._respond(verdict)
         else:
+            self._passage = verdict
             self._send_to(site, request)
         if not self._examines:  # a late verdict
             self._engine.call_after_batch(self._resume)
@@ -231,13 +237,15 @@ class HttpConnection:
             site.open(self._stream, request.client, self._origin)
         if (stream := self._stream) is not None:  # unless it has failed at once
             fields = request_fields(request.head, self._origin, request.identity, site.rewrite)
+            if self._passage is not None:
+                fields = self._passage.of_request(fields)
             stream.expect_response(request.head)
             stream.feed_requests(memoryview(encode_request(request.head, fields)))
 
     def _pass_on(self, data: memoryview) -> int:
         """Pass on bytes of a body; return how many were taken."""
         stream, body = self._stream, self._body
-        if stream is None or body is None or stream.buffered:
+        if stream is None or body is None or stream.buffered or self._awaits_verdict:
             return 0
         try:
             taken, out = body.take(data)
@@ -275,6 +283,8 @@ class HttpConnection:
         fields = response_fields(response, request.head, self._origin, site.rewrite)
         keep_alive = request.keep_alive and not response.until_close and not self._visitor_ended
         if not response.is_interim:
+            if self._passage is not None:
+                fields = self._passage.of_response(fields)
             fields.append((b"X-Request-Id", request.identity))
             stream.keeps_visitor = keep_alive
             self._set_deadline(0)
@@ -301,14 +311,16 @@ class HttpConnection:
         """See `ResponseReceiver.on_stream_over`."""
         stream, self._stream = self._stream, None
         request, site = self._request, self._site
-        if stream is None or request is None or site is None:
+        if stream is None or request is None or site is None or self._awaits_verdict:
             return
         if stream.response_started:
             self.drop(reason)
         elif stream.responses and request.head.body_length == 0 and request.head.method in IDEMPOTENT:
             self._send_to(site, request)  # the hidden server had closed the connection, just as the request was sent
         else:
-            self._fail_request(502 if stream.was_relayed else 503, reason)
+            refusal = stream.refusal
+            status = 502 if stream.was_relayed else REFUSAL_STATUSES.get(refusal.kind, 503) if refusal else 503
+            self._fail_request(status, reason)
 
     # How requests and the connection end
 
@@ -325,7 +337,7 @@ class HttpConnection:
         """Answer with an error page, because of the hidden server."""
         request, site = self._request, self._site
         assert request is not None
-        if site is not None:
+        if site is not None and not self._awaits_verdict:
             site.on_failed(reason)
         stream, self._stream = self._stream, None
         if stream is not None:

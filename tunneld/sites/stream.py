@@ -17,6 +17,7 @@ from typing import Protocol
 
 from tunneld.engine.end import BufferedEnd
 from tunneld.engine.scheduler import Scheduler
+from tunneld.policy.admission import AdmissionRefusal
 from tunneld.sites.body import Body
 from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead, find_head, parse_response
 
@@ -71,7 +72,7 @@ class RequestStream(BufferedEnd):
 
     __slots__ = (
         "_body", "_connection", "_head", "_left", "_request", "_upgraded", "_waits", "is_reusable", "keeps_visitor",
-        "response_started", "responses", "was_relayed",
+        "refusal", "response_started", "responses", "was_relayed",
     )  # fmt: skip
 
     def __init__(self, engine: Scheduler, connection: ResponseReceiver) -> None:
@@ -84,6 +85,7 @@ class RequestStream(BufferedEnd):
         self._waits = False  # `on_requests_taken` is due
         self._left = False  # the connection wants to hear no more of this stream
         self.was_relayed = False  # it got a connection to the hidden server
+        self.refusal: AdmissionRefusal | None = None  # the tunnel did not accept it
         self.responses = 0  # that are complete
         self.response_started = False  # bytes of the one under way were passed on
         self.is_reusable = True  # the hidden server reads another request behind this one
@@ -109,6 +111,11 @@ class RequestStream(BufferedEnd):
         """No more requests: the hidden server is told an end of file, as by any visitor that has finished."""
         self._left = self._upgraded is None
         self.engine.call_after_batch(self._feed_eof)
+
+    def refuse(self, refusal: AdmissionRefusal) -> None:
+        """Called by the tunnel: it does not accept this visitor."""
+        self.refusal = refusal
+        self.reset(refusal.reason)
 
     def abandon(self, reason: str) -> None:
         """Cut: the request will not be completed, or no visitor is left to read its response."""
