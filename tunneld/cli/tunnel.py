@@ -15,6 +15,7 @@ from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
 from tunneld.cli.verbs import VERBS, Verb, carry_out
 from tunneld.policy.options import NAMES, OPTIONS, TUNNEL, VISITORS, parse_boolean, parse_count
+from tunneld.policy.units import parse_duration
 
 MAX_POOL = 100_000
 """Largest number of idle connections for --pool and --max-pool."""
@@ -67,6 +68,11 @@ def _add_verb(parser: Parser, verb: Verb) -> None:
     if verb.name == "drain":
         help_text = "wait until the tunnel has closed, and print the number of remaining visitors"
         parser.add_argument("--wait", action="store_true", help=help_text)
+    if verb.name == "share":
+        ways = parser.add_mutually_exclusive_group(required=True)
+        help_text = "how long the link is valid: 2h, 30m, 7d or seconds"
+        ways.add_argument("--for", dest="seconds", metavar="TIME", type=parsed_by(parse_duration), help=help_text)
+        ways.add_argument("--revoke", action="store_true", help="make all links to it void")
     if verb.name == "close":
         help_text = "keep the address reserved for the next tunnel of the same name and owner"
         parser.add_argument("--keep", action="store_true", help=help_text)

@@ -113,12 +113,13 @@ def _tunneld(options: argparse.Namespace) -> int:
 def _check(settings: Settings, path: Path | None) -> int:
     """Report what is dubious in a configuration that can be used."""
     from tunneld.config.permissions import writable_by_group  # noqa: PLC0415 - as above
+    from tunneld.config.ports import services_among_tunnels  # noqa: PLC0415
     from tunneld.tls.store import CertificateStore  # noqa: PLC0415
 
     store = CertificateStore()
     store.apply(store.load(settings.certificates))
     expiring = [problem for each in store.certificates() if (problem := each.problem(time.time()))]
-    for warning in (*writable_by_group(settings, path), *expiring):
+    for warning in (*services_among_tunnels(settings), *writable_by_group(settings, path), *expiring):
         complain(f"tunneld: warning: {warning}")
     say(f"{path or 'built-in defaults'}: ok")
     return os.EX_OK

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from tunneld.config.values import DAY, KIB, Count, NetworkList, Seconds, SecondsOrNone, Table, literal
+from tunneld.config.paths import absolute_path
+from tunneld.config.values import DAY, KIB, Count, Folder, NetworkList, Seconds, SecondsOrNone, Table, literal
 from tunneld.errors import UsageError
 from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import parse_host, parse_port
@@ -75,7 +76,12 @@ class NamesSettings(Table):
     forward_auth: AuthUrls = ()  # none: a tenant must not make the relay connect to addresses of its choice
     forward_auth_timeout: Seconds = 5.0  # a person waits
     forward_auth_cache: SecondsOrNone = 5.0  # the requests of one page; a logout takes effect after that
+    access_log: Literal["off", "text", "json"] = "off"  # addresses of visitors are personal data
+    access_log_file: Folder | None = None  # standard error, where the journal reads
+    access_log_query: bool = False  # queries often have tokens
     max_share: Seconds = 30.0 * DAY  # of a shared link: it is a password that nobody changes
+
+    _absolute = field_validator("access_log_file")(absolute_path)
 
     @field_validator("https")
     @classmethod

@@ -29,6 +29,7 @@ from tunneld.control.verbs import (
     reload,
     restart,
     settings,
+    share_tunnel,
     show_tunnel,
     shut_down,
     status,
@@ -39,7 +40,7 @@ from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.policy.access import Role, check_role
 from tunneld.policy.options import OPTIONS
-from tunneld.wire.lines import Item, Request
+from tunneld.wire.lines import ControlRequest, Item
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,14 @@ class Command:
     verb: str
     usage: str
     summary: str
-    run: Callable[[DaemonControl, Request, Requester], Awaitable[Reply]]
+    run: Callable[[DaemonControl, ControlRequest, Requester], Awaitable[Reply]]
     arguments: tuple[int, int] = (0, 0)  # minimum, maximum
     options: bool = False
     changes: bool = True  # False: read-only, safe to repeat, allowed with GET
     role: Role | None = Role.USER  # the role it requires; None: no authentication
 
 
-async def show_help(_daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
+async def show_help(_daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
     """All verbs, or one verb with its options and backends."""
     if not request.args:
         return Reply(items=[{"verb": usage(command), "does": command.summary} for command in COMMANDS.values()])
@@ -68,12 +69,12 @@ async def show_help(_daemon: DaemonControl, request: Request, _caller: Requester
     return Reply(items=items)
 
 
-async def refuse_auth(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+async def refuse_auth(_daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
     """Refuse the verb: `ControlSession` handles it itself, and over HTTP it has no meaning."""
     raise UsageError("auth belongs to the control protocol; over HTTP, send an Authorization header")
 
 
-async def end_session(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+async def end_session(_daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
     """End this control connection; tunnels stay open."""
     return Reply(text="bye", closing=True)
 
@@ -142,6 +143,13 @@ COMMANDS: dict[str, Command] = {
             f"{TUNNEL_REFERENCE} COUNT",
             "close idle server connections until COUNT are left",
             trim_tunnel,
+            arguments=(2, 2),
+        ),
+        Command(
+            "share",
+            "NAME|URI|ID SECONDS|revoke",
+            "return a link to a protected host name that expires; or revoke all links to it",
+            share_tunnel,
             arguments=(2, 2),
         ),
         Command(
@@ -228,7 +236,7 @@ COMMANDS: dict[str, Command] = {
 def executor(daemon: DaemonControl) -> Execute:
     """The function that executes the requests of every interface, on `daemon`."""
 
-    async def execute(request: Request, caller: Requester) -> Reply:
+    async def execute(request: ControlRequest, caller: Requester) -> Reply:
         command = find_command(request.verb)
         check_role(caller.grant, command.role, command.verb)
         minimum, maximum = command.arguments

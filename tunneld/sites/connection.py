@@ -28,6 +28,7 @@ from tunneld.errors import reason_of
 from tunneld.net.endpoint import Peer
 from tunneld.policy.limits import HttpLimits
 from tunneld.sites.access import REFUSAL_STATUSES
+from tunneld.sites.access_log import AccessLog, AccessRecord
 from tunneld.sites.body import Body
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
 from tunneld.sites.fields import Origin, request_fields, request_id, response_fields
@@ -60,6 +61,7 @@ class HttpConnection:
         find: Callable[[Request], Site | bytes],
         limits: HttpLimits,
         on_over: Callable[[HttpConnection], None],
+        access_log: AccessLog | None = None,
     ) -> None:
         """`find` returns where a request goes, or the relay's own response if it goes nowhere. `on_over` is called
         once, when the connection is closed.
@@ -72,6 +74,8 @@ class HttpConnection:
         self._find = find
         self._limits = limits
         self._on_over = on_over
+        self._access_log = access_log  # None: requests are not logged
+        self._record: AccessRecord | None = None  # of the request under way
         self._input = bytearray()  # taken from the end and not used: incomplete heads, and what came behind heads
         self._request: Request | None = None  # under way; None: a head is awaited
         self._body: Body | None = None  # of that request, unless it is complete
@@ -204,6 +208,8 @@ class HttpConnection:
         self._request = request
         self._body = Body(head.body_length) if head.body_length != 0 else None
         self._set_deadline(self._limits.response_timeout)
+        if self._access_log is not None:
+            self._record = self._access_log.begin(origin, request)
         found = self._find(request)
         self._awaits_verdict = not isinstance(found, bytes)
         if isinstance(found, bytes):
@@ -232,6 +238,8 @@ class HttpConnection:
         if site is not self._site or request.client != self._client:
             self._leave_stream()
             self._site, self._client = site, request.client
+        if self._record is not None:
+            self._record.tunnel = site.tunnel
         if self._stream is None:
             self._stream = RequestStream(self._engine, self)
             site.open(self._stream, request.client, self._origin)
@@ -257,6 +265,8 @@ class HttpConnection:
             self._body = None
         if len(out):
             stream.feed_requests(memoryview(out))
+        if self._record is not None:
+            self._record.up += len(out)
         return taken
 
     # The receiver of responses
@@ -287,13 +297,17 @@ class HttpConnection:
                 fields = self._passage.of_response(fields)
             fields.append((b"X-Request-Id", request.identity))
             stream.keeps_visitor = keep_alive
+            if self._record is not None:
+                self._record.status = response.status
             self._set_deadline(0)
         self._end.send(encode_response(response, fields, request.head, keep_alive=keep_alive))
         if response.status == 101:
-            UpgradedConnection(self._end, stream, self).start(bytes(self._input))
+            UpgradedConnection(self._end, stream, self, self._record).start(bytes(self._input))
 
     def on_response_data(self, data: bytes | bytearray | memoryview) -> None:
         """See `ResponseReceiver.on_response_data`."""
+        if self._record is not None:
+            self._record.down += len(data)
         self._end.write(memoryview(data))
 
     def on_response_complete(self) -> None:
@@ -327,6 +341,8 @@ class HttpConnection:
     def _respond(self, response: bytes) -> None:
         """Answer the request with the relay's own response."""
         request = self._request
+        if self._record is not None:
+            self._record.status = int(response[9:12])
         self._end.send(response)
         if request is not None and request.keep_alive and self._body is None:
             self._await_request()
@@ -351,11 +367,15 @@ class HttpConnection:
             self.drop("malformed request")
             return
         identity = self._request.identity if self._request is not None else b"-"
+        if self._access_log is not None:
+            self._record = self._record or self._access_log.begin(self._origin, None)
+            self._record.status = status
         self._end.send(error_page(status, None, identity))
         self._finish()
 
     def _await_request(self) -> None:
         self._request = None
+        self._end_record()
         if self._visitor_ended:
             self._close()
             return
@@ -376,6 +396,7 @@ class HttpConnection:
             stream.leave()
         elif stream is not None:
             stream.abandon("the request was not completed")
+        self._end_record()
         self._set_deadline(0)
         self._input.clear()
         ClosingConnection(self._end, self).start(visitor_ended=self._visitor_ended)
@@ -391,6 +412,7 @@ class HttpConnection:
         if self._is_over:
             return
         self._is_over = True
+        self._end_record()
         self._set_deadline(0)
         stream, self._stream = self._stream, None
         if stream is not None and self._request is None:
@@ -398,6 +420,12 @@ class HttpConnection:
         elif stream is not None:
             stream.abandon(reason)
         self._on_over(self)
+
+    def _end_record(self) -> None:
+        """The request under way is over, for the access log."""
+        if self._record is not None and self._access_log is not None:
+            self._access_log.end(self._record)
+            self._record = None
 
     def _set_deadline(self, seconds: float) -> None:
         """Call `on_deadline` in this many seconds; 0: never."""

@@ -87,6 +87,15 @@ class GuardServices:
         self.checks = 0  # that run or wait
         self.questions = 0
         self._context: ssl.SSLContext | None = None
+        self._writing = trio.CapacityLimiter(1)  # the file of the links
+
+    async def issue_link(self, scope: LinkScope, now: float, seconds: float) -> str:
+        """See `ShareLinks.issue`."""
+        return await trio.to_thread.run_sync(self.links.issue, scope, now, seconds, limiter=self._writing)
+
+    async def revoke_links(self, scope: LinkScope, now: float) -> None:
+        """See `ShareLinks.revoke`."""
+        await trio.to_thread.run_sync(self.links.revoke, scope, now, limiter=self._writing)
 
     @property
     def tls_context(self) -> ssl.SSLContext:
