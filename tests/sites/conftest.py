@@ -19,6 +19,7 @@ from tunneld.engine.tls_end import TlsEnd
 from tunneld.net.endpoint import Peer
 from tunneld.policy.admission import AdmissionRefusal
 from tunneld.policy.limits import HttpLimits
+from tunneld.sites.access_log import AccessLog
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import HostRewrite, Origin
 from tunneld.sites.guard import SiteGuard
@@ -148,6 +149,7 @@ class SitesBench:
     connections: list[HttpConnection] = field(default_factory=list)
     over: list[HttpConnection] = field(default_factory=list)
     limits: HttpLimits = field(default_factory=HttpLimits)
+    access_log: AccessLog | None = None
     far: list[trio.SocketStream] = field(default_factory=list)
 
     def site(self, host: str, **options: object) -> FakeSite:
@@ -159,7 +161,7 @@ class SitesBench:
         far, near = tcp_pair(**options)
         end = TlsEnd(self.pump, PlainTransport(near))
         origin = replace(ORIGIN, scheme=b"https") if secure else ORIGIN
-        self.connections.append(HttpConnection(end, origin, self.find, self.limits, self.over.append))
+        self.connections.append(HttpConnection(end, origin, self.find, self.limits, self.over.append, self.access_log))
         self.connections[-1].start()
         self.far.append(stream(far))
         return Received(self.far[-1])

@@ -149,7 +149,7 @@ class AccessLog:
                 batch.close_unless_begun()
         except OSError as error:
             self._reopens = True
-            log.error("access log lost lines", lines=len(records), reason=reason_of(error))
+            log.warning("access log lost lines", lines=len(records), reason=reason_of(error))
 
     def _open(self, path: Path | None) -> int:
         if self._file is None or self._reopens or path != self._path:

@@ -38,7 +38,7 @@ class AskFailedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AuthAnswer:
     """What an authentication server answered."""
 
     status: int
@@ -95,7 +95,7 @@ def cache_key(request: Request) -> tuple[bytes, ...]:
     return (head.method, head.authority, head.target, request.client[0].encode(), *secrets)
 
 
-async def ask(url: AuthUrl, request: Request, context: ssl.SSLContext) -> Answer:
+async def ask(url: AuthUrl, request: Request, context: ssl.SSLContext) -> AuthAnswer:
     """Ask. Raises `AskFailedError`; the caller has a deadline. `context` verifies the server of an https URL."""
     try:
         stream: trio.abc.Stream = await trio.open_tcp_stream(url.host, url.port)
@@ -113,7 +113,7 @@ async def ask(url: AuthUrl, request: Request, context: ssl.SSLContext) -> Answer
         raise AskFailedError(f"the authentication server cannot be reached: {reason}") from None
 
 
-async def _read_answer(stream: trio.abc.Stream) -> Answer:
+async def _read_answer(stream: trio.abc.Stream) -> AuthAnswer:
     data = bytearray()
     while True:
         if not (size := find_head(data, MAX_ANSWER_HEAD)):
@@ -127,7 +127,7 @@ async def _read_answer(stream: trio.abc.Stream) -> Answer:
             break
     fields = tuple(forwarded_fields(head.fields))
     is_wanted = not 200 <= head.status < 300
-    return Answer(head.status, fields, await _read_body(stream, head, data) if is_wanted else b"")
+    return AuthAnswer(head.status, fields, await _read_body(stream, head, data) if is_wanted else b"")
 
 
 async def _read_body(stream: trio.abc.Stream, head: ResponseHead, body: bytearray) -> bytes:

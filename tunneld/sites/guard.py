@@ -40,7 +40,7 @@ from tunneld.sites.access import (
     source_of,
     too_many,
 )
-from tunneld.sites.forward_auth import Answer, AskFailedError, ask, cache_key
+from tunneld.sites.forward_auth import AskFailedError, AuthAnswer, ask, cache_key
 from tunneld.sites.links import LinkScope, ShareLinks, cookie, cookies_in, token_in
 from tunneld.sites.site import FieldLines, OnVerdict, Passage, Request, Verdict
 from tunneld.wire.verifier import matches
@@ -289,7 +289,7 @@ class SiteGuard:
             host, url = str(self._rules.name), self._rules.forward_auth
             log.warning("request refused", host=host, url=url, reason=reason, left_out=left_out)
 
-    def _after_answer(self, request: Request, answer: Answer, digest: bytes) -> Verdict:
+    def _after_answer(self, request: Request, answer: AuthAnswer, digest: bytes) -> Verdict:
         if not answer.permits:
             return answer.response(request)
         passage = answer.passage(self._fields)
