@@ -193,4 +193,4 @@ async def test_the_access_log_has_a_line_for_each_request(relay: Relay) -> None:
         relay.daemon.process.send_signal(signal.SIGHUP)
         while not log.exists():
             await relay.curl(url)
-        assert json.loads(log.read_text().splitlines()[0])["status"] == 200
+        assert (await lines(1))[0]["status"] == 200
