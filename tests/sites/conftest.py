@@ -91,6 +91,7 @@ class FakeSite:
     verdicts: list[OnVerdict] | None = None  # of requests that are examined
     is_open: bool = True
     refusal: AdmissionRefusal | None = None
+    is_waiting: bool = False  # for a connection to the hidden server: the test connects it
     keeps_tls: bool = False
     clients: list[str] = field(default_factory=list)
     servers: list[trio.SocketStream] = field(default_factory=list)
@@ -116,7 +117,8 @@ class FakeSite:
         if not self.is_open:
             stream.reset("nobody is connected")
             return
-        self.connect(stream)
+        if not self.is_waiting:
+            self.connect(stream)
 
     def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
         self.connect(connection)

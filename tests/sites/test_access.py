@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunneld.sites.access import Remembered, basic_login, field_values
-from tunneld.sites.site import Passage
+from tunneld.sites.fields import Passage
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from tunneld.config.schema import TlsFiles
+from tunneld.config.certificates import TlsFiles
 from tunneld.errors import ConfigError
 from tunneld.tls.contexts import unverified_tls_context
 from tunneld.tls.pins import fingerprint, first_fingerprint

@@ -102,6 +102,11 @@ class NamesSettings(Table):
         return _bind_address(self.https)
 
     @property
+    def challenges(self) -> tuple[str, ...]:
+        """The challenges of certificate authorities that the ports answer."""
+        return (*(["tls-alpn-01"] if self.https else []), *(["http-01"] if self.http else []))
+
+    @property
     def limits(self) -> HttpLimits:
         """The limits of one connection."""
         return HttpLimits(self.max_head, self.head_timeout, self.keep_alive_timeout, self.response_timeout)

@@ -12,11 +12,12 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from tunneld.config.certificates import AcmeSettings, NamedCertificate, TlsFiles
 from tunneld.config.credentials import Credential, check_unique
 from tunneld.config.names import NamesSettings
-from tunneld.config.paths import absolute_path, locate
+from tunneld.config.paths import absolute_path
 from tunneld.config.values import (
     DAY,
     HOUR,
@@ -45,9 +46,8 @@ from tunneld.config.values import (
     literal,
     parse_port_range,
 )
-from tunneld.errors import ConfigError, UsageError
+from tunneld.errors import UsageError
 from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
-from tunneld.tls.contexts import server_tls_context
 
 
 def _host(value: str) -> str:
@@ -72,26 +72,6 @@ def _name(value: str) -> str:
 Reserved = Annotated[int, Field(ge=0, le=1_000_000)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], Field(strict=False)]
-
-
-class TlsFiles(Table):
-    """`[control.tls]`, `[http.tls]`: the port accepts only TLS."""
-
-    certificate: File
-    key: File
-    client_ca: File | None = None
-
-    _locate = field_validator("certificate", "key", "client_ca")(locate)
-
-    @model_validator(mode="after")
-    def _check_files(self, info: ValidationInfo) -> TlsFiles:
-        """Check the files while a configuration is loaded; other code may name files that do not exist yet."""
-        if info.context is not None:
-            try:
-                server_tls_context(self)
-            except ConfigError as error:
-                raise ValueError("; ".join(error.problems)) from None
-        return self
 
 
 class ControlSettings(Table):
@@ -202,6 +182,7 @@ class TunnelSettings(Table):
     max_reservations_per_owner: Count = 64  # several times the services of one person; room for forty owners
     port_quarantine: SecondsOrNone = MINUTE  # clients of a closed tunnel, and its agents, try again for about that time
     linger: Seconds = MINUTE  # a half-closed connection without traffic for so long is closed
+    unacknowledged_timeout: SecondsOrNone = MINUTE  # outages of networks are shorter; TCP itself tries for 15 minutes
     accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no busy loop, and too short to notice
     keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs drop connections that are idle for 2 minutes or more
     allow_from: NetworkList = ()
@@ -309,6 +290,8 @@ class Settings(Table):
     names: NamesSettings = NamesSettings()
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
+    acme: AcmeSettings = AcmeSettings()
+    certificate: Annotated[tuple[NamedCertificate, ...], Field(strict=False)] = ()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()
 
     @property
@@ -316,6 +299,11 @@ class Settings(Table):
         """The certificates of ports, by table."""
         found = {"control.tls": self.control.tls, "http.tls": self.http.tls}
         return {table: files for table, files in found.items() if files is not None}
+
+    @property
+    def named_certificates(self) -> dict[str, NamedCertificate]:
+        """The certificates for host names, by table."""
+        return {f"certificate[{index}]": files for index, files in enumerate(self.certificate)}
 
     @field_validator("credential")
     @classmethod

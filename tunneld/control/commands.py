@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from tunneld.backends import BACKENDS
-from tunneld.control.reply import Execute, Reply
 from tunneld.control.verbs import (
     DaemonControl,
     close_tunnel,
@@ -20,6 +19,7 @@ from tunneld.control.verbs import (
     get_tunnel_address,
     join_tunnel,
     leave_tunnel,
+    list_certificates,
     list_penalties,
     list_reservations,
     list_tunnels,
@@ -27,6 +27,7 @@ from tunneld.control.verbs import (
     pardon,
     release_reservation,
     reload,
+    renew_certificate,
     restart,
     settings,
     share_tunnel,
@@ -34,8 +35,10 @@ from tunneld.control.verbs import (
     shut_down,
     status,
     trim_tunnel,
+    try_certificate,
     watch_tunnels,
 )
+from tunneld.directory.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.policy.access import Role, check_role
@@ -162,7 +165,7 @@ COMMANDS: dict[str, Command] = {
         ),
         Command(
             "reservations",
-            "[PORT|NAME]",
+            "[ADDRESS|NAME]",
             "list reserved addresses and their owners",
             list_reservations,
             arguments=(0, 1),
@@ -170,7 +173,7 @@ COMMANDS: dict[str, Command] = {
         ),
         Command(
             "release",
-            "PORT|NAME",
+            "ADDRESS|NAME",
             "drop the reservation of a tunnel that is not open",
             release_reservation,
             arguments=ONE_ARGUMENT,
@@ -198,6 +201,30 @@ COMMANDS: dict[str, Command] = {
             "ADDRESS",
             "forget the failed logins from an address, which lifts its penalties",
             pardon,
+            arguments=ONE_ARGUMENT,
+            role=Role.ADMIN,
+        ),
+        Command(
+            "certificates",
+            "",
+            "list the certificates for host names, and when they are renewed",
+            list_certificates,
+            changes=False,
+            role=Role.ADMIN,
+        ),
+        Command(
+            "renew",
+            "NAME",
+            "order a new certificate for a host name now",
+            renew_certificate,
+            arguments=ONE_ARGUMENT,
+            role=Role.ADMIN,
+        ),
+        Command(
+            "tryCertificate",
+            "NAME",
+            "order a certificate that is thrown away, to find out what fails",
+            try_certificate,
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
         ),

@@ -92,7 +92,7 @@ class Servers:
 
         Raises `ListenError`, `ShortageError` or `ConfigError`.
         """
-        self._certificates.apply(self._certificates.load(settings.certificates))
+        self._certificates.apply(self._certificates.load(settings.certificates, settings.named_certificates))
         enabled = [service for service, address in bind_addresses(settings).items() if address is not None]
         activated, snapshot = ending.receive(enabled)
         inherited, still_activated = (
@@ -120,7 +120,7 @@ class Servers:
         """Do the part of a reload that can fail. Raises `ConfigError`, `ListenError` or `ShortageError`, and then
         nothing has changed.
         """
-        certificates = self._certificates.load(then.certificates)
+        certificates = self._certificates.load(then.certificates, then.named_certificates)
         return Prepared(certificates, self.host_key or _host_key(then), self.listeners.bind(now, then))
 
     def apply(self, prepared: Prepared) -> None:
@@ -189,12 +189,13 @@ class Servers:
     async def _serve_names(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve the shared HTTP and TLS ports."""
         from tunneld.engine.pump import Pump  # noqa: PLC0415  # Linux only
-        from tunneld.sites.ports import NO_CHALLENGES, SitePorts  # noqa: PLC0415
+        from tunneld.sites.ports import SitePorts  # noqa: PLC0415
 
         assert self._names is not None
         assert isinstance(self._engine, Pump)
         settings = lambda: self._daemon.settings.names  # noqa: E731
-        ports = SitePorts(self._engine, self._names, settings, self._certificates, NO_CHALLENGES, self._access_log)
+        orders = self._daemon.certificate_orders
+        ports = SitePorts(self._engine, self._names, settings, self._certificates, orders, self._access_log)
         async with trio.open_nursery() as logging:  # outlives the connections, whose last requests it logs
             await logging.start(self._access_log.run)
             async with trio.open_nursery() as nursery:
@@ -217,6 +218,7 @@ class Servers:
             lambda: self._daemon.settings.ssh,
             key,
             self._daemon.service,
+            executor(self._daemon),
             self._handshakes,
             self._engine,
             self._authenticator,

@@ -20,7 +20,8 @@ import trio
 from tunneld.errors import reason_of
 from tunneld.policy.site_rules import AuthUrl
 from tunneld.sites.access import field_values
-from tunneld.sites.site import FieldLines, Passage, Request
+from tunneld.sites.fields import FieldLines, Passage
+from tunneld.sites.site import Request
 from tunneld.wire.http1 import HeadError, ResponseHead, find_head, forwarded_fields, parse_response
 
 MAX_ANSWER_HEAD = 32 * 1024

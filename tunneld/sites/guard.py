@@ -40,9 +40,10 @@ from tunneld.sites.access import (
     source_of,
     too_many,
 )
+from tunneld.sites.fields import FieldLines, Passage
 from tunneld.sites.forward_auth import AskFailedError, AuthAnswer, ask, cache_key
 from tunneld.sites.links import LinkScope, ShareLinks, cookie, cookies_in, token_in
-from tunneld.sites.site import FieldLines, OnVerdict, Passage, Request, Verdict
+from tunneld.sites.site import OnVerdict, Request, Verdict
 from tunneld.wire.verifier import matches
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
@@ -130,6 +131,8 @@ class SiteGuard:
         self._rules = rules
         self._services = services
         self._nursery: trio.Nursery | None = None
+        self._is_stopped = False
+        self._held: list[tuple[Request, OnVerdict]] = []  # that came before `start`
         self._logins = {login.user: login for login in rules.auth if isinstance(login, Login)}
         self._passwords = Remembered[bool](lambda: REMEMBERED_SECONDS)
         self._running: dict[bytes, list[tuple[Request, OnVerdict]]] = {}  # by the digest of a password under check
@@ -143,9 +146,27 @@ class SiteGuard:
     def start(self, nursery: trio.Nursery) -> None:
         """Decisions that take time are tasks of `nursery` from now on."""
         self._nursery = nursery
+        held, self._held = self._held, []
+        for request, on_verdict in held:
+            self._decide(request, on_verdict)
+
+    def stop(self) -> None:
+        """The tunnel has closed: nothing passes any more."""
+        self._nursery, self._is_stopped = None, True
+        held, self._held = self._held, []
+        for request, on_verdict in held:
+            on_verdict(refused(request, 503))
 
     def examine(self, request: Request, on_verdict: OnVerdict) -> None:
-        """See `Site.examine`."""
+        """See `Site.examine`. A request that comes before the start waits for it."""
+        if self._is_stopped:
+            on_verdict(refused(request, 503))
+        elif self._nursery is None:
+            self._held.append((request, on_verdict))
+        else:
+            self._decide(request, on_verdict)
+
+    def _decide(self, request: Request, on_verdict: OnVerdict) -> None:
         rules = self._rules
         if rules.networks is not None and rules.networks.refusal(read_address(request.client[0])) is not None:
             on_verdict(refused(request, 403))

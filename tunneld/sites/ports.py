@@ -75,21 +75,6 @@ class Challenges(Protocol):
         """The context that answers tls-alpn-01 for this name."""
 
 
-class NoChallenges:
-    """For a relay that obtains no certificates. Implements `Challenges`."""
-
-    def http_answer(self, _token: str) -> bytes | None:
-        """None."""
-        return None
-
-    def tls_context(self, _name: str) -> ssl.SSLContext | None:
-        """None."""
-        return None
-
-
-NO_CHALLENGES = NoChallenges()
-
-
 class SitePorts:
     """Both ports. It owns their connections."""
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tunneld.net.endpoint import Peer
-from tunneld.sites.fields import HostRewrite, Origin
+from tunneld.sites.fields import HostRewrite, Origin, Passage
 from tunneld.sites.stream import RequestStream
-from tunneld.wire.http1 import Fields, RequestHead
-
-FieldLines = tuple[tuple[bytes, bytes], ...]
+from tunneld.wire.http1 import RequestHead
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """A request on its way."""
 
@@ -24,27 +22,6 @@ class Request:
     client: Peer  # the visitor's address; without its port behind a proxy
     identity: bytes
     keep_alive: bool  # the visitor's connection may stay open behind the response
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A request may pass; it and its response are changed on the way."""
-
-    removed: frozenset[bytes] = frozenset()  # fields of the request, in lower case and with `-` in place of `_`
-    added: FieldLines = ()  # to the request, behind that
-    set_in_response: FieldLines = ()  # in place of fields with the same names
-    added_to_response: FieldLines = ()
-
-    def of_request(self, fields: Fields) -> Fields:
-        """The fields for the hidden server."""
-        kept = [field for field in fields if field[0].lower().replace(b"_", b"-") not in self.removed]
-        return [*kept, *self.added]
-
-    def of_response(self, fields: Fields) -> Fields:
-        """The fields for the visitor."""
-        names = {name.lower() for name, _ in self.set_in_response}
-        kept = [field for field in fields if field[0].lower() not in names] if names else fields
-        return [*kept, *self.set_in_response, *self.added_to_response]
 
 
 Verdict = bytes | Passage | None

@@ -47,9 +47,14 @@ class Visitor:
         assert isinstance(self.end, socket.socket)
         return self.end
 
+    @property
+    def has_left(self) -> bool:
+        """Whether it is known to have left; the end of a connection tells only when it is used."""
+        return isinstance(self.end, BufferedEnd) and self.end.closed
+
     def refuse(self, refusal: AdmissionRefusal = NOT_SERVED) -> None:
         """Close its end with a reset. It was served nothing, and an end of file would look like an empty answer. Where
-        it is a request, the answer depends on the reason.
+        it is a request, the answer depends on the kind of the refusal; only the owner of the name learns the reason.
         """
         if isinstance(self.end, RequestStream):
             self.end.refuse(refusal)
