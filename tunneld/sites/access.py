@@ -13,18 +13,10 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from tunneld.net.endpoint import Peer
-from tunneld.policy.admission import RefusalKind
 from tunneld.policy.networks import read_address
 from tunneld.sites.pages import error_page, redirect
 from tunneld.sites.site import Request
 from tunneld.wire.http1 import Fields
-
-REFUSAL_STATUSES = {
-    RefusalKind.ADDRESS: 403,
-    RefusalKind.PER_SOURCE: 429,
-    RefusalKind.RATE: 429,
-}
-"""The answers to refused visitors; every other one is a 503."""
 
 MAX_REMEMBERED = 1024
 """Digests in each cache of a site, at about 150 bytes each: users, and what guesses a source has made."""

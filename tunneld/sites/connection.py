@@ -21,14 +21,13 @@ from functools import partial
 
 import structlog
 
-from tunneld.engine.failures import TcpSocket
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
 from tunneld.net.endpoint import Peer
 from tunneld.policy.limits import HttpLimits
-from tunneld.sites.access import REFUSAL_STATUSES
 from tunneld.sites.access_log import AccessLog, AccessRecord
 from tunneld.sites.deadline import Deadline
+from tunneld.sites.end_owner import EndOwner
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
 from tunneld.sites.fields import Origin, Passage
 from tunneld.sites.heads import HeadWriter
@@ -44,7 +43,7 @@ IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"
 """Methods of requests that may be sent twice (RFC 9110 §9.2.2)."""
 
 
-class HttpConnection:
+class HttpConnection(EndOwner):
     """The handler of a visitor's end, the receiver of its requests, and of the responses to them. It owns the end."""
 
     def __init__(
@@ -60,7 +59,7 @@ class HttpConnection:
         once, when the connection is closed.
         """
         self.max_head = limits.max_head
-        self._end = end
+        super().__init__(end)
         self._engine = end.engine
         self._origin = origin
         self._find = find
@@ -78,7 +77,6 @@ class HttpConnection:
         self._client: Peer | None = None  # the visitor of the current route; behind a proxy they change
         self._stream: RequestStream | None = None  # of the current route
         self._examines = False  # the site is deciding about a request, and has not returned
-        self._is_over = False
 
     def start(self) -> None:
         """Serve the connection from now on."""
@@ -105,12 +103,6 @@ class HttpConnection:
             self.on_over("")
             self._end.close()
 
-    def drop(self, reason: str) -> None:
-        """Cut the connection now."""
-        if not self._is_over:
-            self.on_over(reason)
-            self._end.reset(reason)
-
     # The handler of the visitor's end
 
     def on_data(self, data: memoryview) -> int:
@@ -125,19 +117,6 @@ class HttpConnection:
     def on_eof(self) -> None:
         """The visitor sends no more. A complete request is still answered."""
         self._input.end()
-
-    def on_write_failed(self, error: OSError) -> None:
-        """The visitor reads no more."""
-        self.drop(reason_of(error))
-
-    def on_reset(self, error: OSError) -> None:
-        """The visitor is gone."""
-        self.drop(reason_of(error))
-
-    def on_internal_error(self, error: Exception) -> None:
-        """A bug in here."""
-        log.error("http connection failed: internal error", exc_info=error)
-        self.drop("internal error")
 
     def _on_deadline(self) -> None:
         """A timeout of `HttpLimits`."""
@@ -225,19 +204,6 @@ class HttpConnection:
 
     # The receiver of responses
 
-    def send_capacity(self) -> int:
-        """See `ResponseReceiver.send_capacity`."""
-        return self._end.send_capacity()
-
-    def unacknowledged(self) -> int:
-        """See `ResponseReceiver.unacknowledged`."""
-        return self._end.unacknowledged()
-
-    @property
-    def tcp_connection(self) -> TcpSocket | None:
-        """See `ResponseReceiver.tcp_connection`."""
-        return self._end.tcp_connection
-
     def on_requests_taken(self) -> None:
         """See `ResponseReceiver.on_requests_taken`."""
         if self._request is not None:
@@ -259,10 +225,8 @@ class HttpConnection:
             if self._record is not None:
                 self._record.status = response.status
             self._deadline.set(0)
-        rewrite, passage = site.rewrite, self._passage
-        self._end.send(
-            self._writer.response(response, request.head, request.identity, rewrite, passage, keep_alive=keep_alive)
-        )
+        head, rewrite, passage = request.head, site.rewrite, self._passage
+        self._end.send(self._writer.response(response, head, request.identity, rewrite, passage, keep_alive=keep_alive))
         if response.status == 101:
             UpgradedConnection(self._end, stream, self, self._record).start(self._input.stop())
 
@@ -294,9 +258,7 @@ class HttpConnection:
         elif stream.responses and request.head.body_length == 0 and request.head.method in IDEMPOTENT:
             self._send_to(site, request)  # the hidden server had closed the connection, just as the request was sent
         else:
-            refusal = stream.refusal
-            status = 502 if stream.was_relayed else REFUSAL_STATUSES.get(refusal.kind, 503) if refusal else 503
-            self._fail_request(status, reason)
+            self._fail_request(stream.failure_status, reason)
 
     # How requests and the connection end
 

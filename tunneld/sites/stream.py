@@ -18,10 +18,17 @@ from typing import Protocol
 from tunneld.engine.end import BufferedEnd
 from tunneld.engine.failures import TcpSocket
 from tunneld.engine.scheduler import Scheduler
-from tunneld.policy.admission import AdmissionRefusal
+from tunneld.policy.admission import AdmissionRefusal, RefusalKind
 from tunneld.sites.body import Body
 from tunneld.sites.heads import ResponseReader
 from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead
+
+REFUSAL_STATUSES = {
+    RefusalKind.ADDRESS: 403,
+    RefusalKind.PER_SOURCE: 429,
+    RefusalKind.RATE: 429,
+}
+"""The answers to refused visitors; every other one is a 503."""
 
 
 class ResponseReceiver(Protocol):
@@ -99,6 +106,13 @@ class RequestStream(BufferedEnd):
         self.keeps_visitor = True  # the visitor's connection outlives the response
 
     # Called by the connection
+
+    @property
+    def failure_status(self) -> int:
+        """The status of the answer to the request under way, if no response to it comes."""
+        if self.was_relayed:
+            return 502
+        return REFUSAL_STATUSES.get(self.refusal.kind, 503) if self.refusal is not None else 503
 
     def expect_response(self, request: RequestHead) -> None:
         """The response to this request comes next."""
