@@ -59,6 +59,8 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "names.https": "address",
     "names.trusted_proxies": "array of networks",
     "names.response_timeout": "seconds, or 0",
+    "names.forward_auth": "array of URLs",
+    "names.forward_auth_cache": "seconds, or 0",
     "daemon.user": "user",
     "daemon.group": "group",
     "ssh.host": "host",

@@ -120,6 +120,7 @@ COVERED_BY = {
     "policy/networks.py": "policy/test_admission.py",
     "tls/folder.py": "tls/test_store.py",
     "sites/body.py": "sites/test_connection.py",
+    "sites/end_owner.py": "sites/test_connection.py",
     "sites/endings.py": "sites/test_connection.py",
     "sites/hello.py": "sites/test_ports.py",
     "sites/input.py": "sites/test_connection.py",
