@@ -2,9 +2,10 @@
 
 Calls cost about as much as system calls, and unlike times they can be counted on a busy machine. Both programs run
 with their defaults and a profile hook (`sys.setprofile`) that counts calls of functions of the package; imports are not
-counted. Each number is the least of several samples, since timers call something now and then, too.
+counted. Each number is the median of several samples, since timers call something now and then, too.
 
     first visit    a visitor connects, sends 5 bytes and gets 5 back; webmux, no TLS
+    leaves         the visitor closes its connection
     leg            5 bytes more there and back, a quarter of that: visitor to relay, relay to agent, and back
     openTunnel     a line of the control protocol until its answer, in the relay
     expose         `tunnel expose` from its start to the answer of its first visitor
@@ -91,7 +92,7 @@ class Counts:
         self.rows: list[tuple[str, str]] = []
 
     def of(self, title: str, programs: list[Program], act: Callable[[], None], legs: int = 1) -> None:
-        """Do `act` several times, and add a row with the least numbers of calls."""
+        """Do `act` several times, and add a row with the median of the calls."""
         samples, names = [], list[list[str]]()
         for _ in range(SAMPLES):
             settle(programs)
@@ -104,7 +105,7 @@ class Counts:
             for program in programs:
                 program.list_calls(on=False)
             names = [program.listed() for program in programs]
-        self.add(title, [program.child.name for program in programs], min(samples, key=sum), legs)
+        self.add(title, [program.child.name for program in programs], sorted(samples, key=sum)[SAMPLES // 2], legs)
         for program, listed in zip(programs, names, strict=True):
             print(*(f"  {title} {program.child.name} {name}" for name in listed), sep="\n", end="\n" if listed else "")
 
@@ -190,8 +191,7 @@ def main() -> int:
             ask(visitors[-1])
 
         counts.of("first visit", both, visit)
-        for visitor in visitors:
-            visitor.close()
+        counts.of("leaves", both, lambda: visitors.pop().close())
         with socket.create_connection(at) as session:
             session.recv(4096)  # the greeting
             counts.of("openTunnel", [relay], lambda: open_tunnel(session))

@@ -41,7 +41,7 @@ from tunneld.policy.units import count
 if TYPE_CHECKING:
     from tunneld.client import Client
 
-REFERENCE = ("ref", "REF", "id, URI or port of the tunnel, as shown by `tunnel list`")
+REFERENCE = ("ref", "REF", "id, URI, port or host name of the tunnel, as shown by `tunnel list`")
 DRAINED = "drained"
 """The reason of the `closed` event when the last visitor of a draining tunnel has left."""
 TUNNEL_GONE_CODES = frozenset({NoSuchTunnelError.code, EndedError.code, ExpiredError.code})
@@ -190,6 +190,15 @@ async def trim(client: Client, options: argparse.Namespace, shape: Form) -> str:
     return text((await client.call("trim", options.ref, options.count)).text, shape)
 
 
+async def share(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the link, or the answer of the relay."""
+    word = "revoke" if options.revoke else str(options.seconds)
+    answer = await client.call("share", options.name, word)
+    if shape is Form.JSON and not options.revoke:
+        return json_lines([{"link": answer.text}])
+    return text(answer.text, shape)
+
+
 async def shut_down(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return the answer of the relay."""
     return text((await client.call("shutdown", *(("drain",) if options.drain else ()))).text, shape)
@@ -241,7 +250,7 @@ VERBS = (
         "reservations",
         "list the addresses that are reserved for tunnels with a name",
         reservations,
-        [("which", "PORT|NAME", "show only the reservation of this port or tunnel name")],
+        [("which", "ADDRESS|NAME", "show only the reservation of this port, host name or tunnel name")],
         nargs="?",
     ),
     Verb(
@@ -249,7 +258,14 @@ VERBS = (
         "release",
         "drop the reservation of a tunnel that is not open",
         release,
-        [("which", "PORT|NAME", "port or tunnel name of the reservation")],
+        [("which", "ADDRESS|NAME", "port, host name or tunnel name of the reservation")],
+    ),
+    Verb(
+        "share",
+        "share",
+        "print a link that lets visitors into a host name with a password, until it expires",
+        share,
+        [("name", "NAME", "label or host name of the tunnel, or id, URI or port, as shown by `tunnel list`")],
     ),
     Verb("watch", "watch", "print events of all tunnels, or of one, as they happen", watch, [REFERENCE], nargs="?"),
     Verb("status", "status", "print facts about the daemon", status),

@@ -304,9 +304,9 @@ class Pump(Scheduler):
             self.finish_batch()
         self._in_batch = False
 
-    def finish_batch(self) -> None:
-        """See `Scheduler.finish_batch`. Handlers that were deferred between turns get one here."""
-        super().finish_batch()
+    def on_wake(self) -> None:
+        """See `Scheduler.on_wake`. Handlers that were deferred between turns get one here."""
+        super().on_wake()
         if self.budget.deferred and not self.budget.in_turn:
             self.budget.begin_turn()
             self._continue_deferred()

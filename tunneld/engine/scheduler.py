@@ -37,7 +37,7 @@ class Scheduler:
         self.limits = limits
         self.buffer_size = limits.buffer_size
         self.quantum = max(limits.turn_size, limits.buffer_size)  # bytes that a handler may move in this batch
-        self.timers = Timers(self.finish_batch)
+        self.timers = Timers(self.on_wake)
         self.relays: set[JoinedEnds] = set()  # that have not ended
         self.vanished = VanishedPeers(self.timers, self.relays, limits.unacknowledged_timeout)
         self._in_batch = False
@@ -92,10 +92,13 @@ class Scheduler:
         if not self._in_batch:
             self.timers.wake_soon()
 
+    def on_wake(self) -> None:
+        """Called by the timers: serve what became due between two batches."""
+        self.serve_flows()
+        self.finish_batch()
+
     def finish_batch(self) -> None:
         """Run the callbacks of `call_after_batch`, then `on_end` of ended relays, until neither adds more."""
-        if not self._in_batch:
-            self.serve_flows()
         while self._ended or self._after_batch:
             callbacks, self._after_batch = self._after_batch, []
             for callback in callbacks:

@@ -28,7 +28,9 @@ from tunneld.http.translate import QUIT, WATCH, caller_of, execute_request, make
 from tunneld.http.xml import ARRAY_BEGIN, ARRAY_END, RpcAnswer, format_answer, format_fault, format_value, parse_call
 
 PREFIX = "tunnel."
-ANSWERS_WITH_ITEMS = frozenset({"list", "show", "status", "penalties", "reload", "help"})
+ANSWERS_WITH_ITEMS = frozenset(
+    {"list", "show", "status", "penalties", "certificates", "trycertificate", "reload", "help"}
+)
 """Verbs that answer with their items, even if there are none; every other verb answers with its text."""
 
 

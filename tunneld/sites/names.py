@@ -10,6 +10,7 @@ from tunneld.errors import UsageError
 from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.names import SiteTable
+from tunneld.sites.guard import GuardServices
 from tunneld.sites.site import Site
 
 RANDOM_LENGTH = 10
@@ -33,14 +34,20 @@ class NameSettings(Protocol):
 class SharedNames:
     """The host names of a relay that are in use, and where visitors reach them."""
 
-    def __init__(self, settings: Callable[[], NameSettings], has_certificate: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        settings: Callable[[], NameSettings],
+        has_certificate: Callable[[str], bool],
+        guards: GuardServices | None = None,
+    ) -> None:
         """`has_certificate` tells whether TLS for a name can end at the relay."""
         self.settings = settings
+        self.guards = guards or GuardServices()
         self.sites = SiteTable[Site](lambda: settings().max_names)
-        self.on_taken: Callable[[HostName, str], None] = _ignore  # with the name, and the credential that has it
+        self.on_taken: Callable[[HostName, str], None] = _ignore  # with the name, and the owner; TLS ends here
         self.on_freed: Callable[[HostName, str], None] = _ignore
         self.is_reserved: Callable[[str], bool] = lambda _name: False  # for a tunnel, open or closed
-        self.obtains_certificates = False  # a certificate is made for each name that is taken
+        self.obtains_certificates: Callable[[], bool] = lambda: False  # whether each name taken gets a certificate
         self._has_certificate = has_certificate
         self._ports = {"http": 0, "https": 0}
 
@@ -53,9 +60,14 @@ class SharedNames:
         """The port for TLS; 0: there is none."""
         return self._ports["https"]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether visitors can come to host names."""
+        return any(self._ports.values())
+
     def check(self) -> None:
         """Raise `UsageError` where this relay has no host names."""
-        if not any(self._ports.values()):
+        if not self.is_open:
             raise UsageError("this relay has no host names (names.http, names.https); leave host out")
 
     def is_secure(self, name: str) -> bool:
@@ -64,7 +76,7 @@ class SharedNames:
 
     def uri(self, name: HostName, *, keeps_tls: bool = False) -> Endpoint:
         """The address to advertise for a name: with https where visitors can use that, now or soon."""
-        secure = keeps_tls or self.is_secure(name.name) or self.obtains_certificates
+        secure = keeps_tls or self.is_secure(name.name) or self.obtains_certificates()
         scheme = "https" if self.https_port and (secure or not self._ports["http"]) else "http"
         return Endpoint(scheme, name.name, self._ports[scheme], path=name.path)
 
@@ -72,6 +84,12 @@ class SharedNames:
 def random_name(domain: str) -> HostName:
     """A name under the relay's domain that cannot be guessed."""
     return HostName("".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_LENGTH)) + "." + domain)
+
+
+def is_random(name: HostName, domain: str) -> bool:
+    """Whether it has the form of a `random_name`."""
+    label, _, rest = name.name.partition(".")
+    return rest == domain and not name.path and len(label) == RANDOM_LENGTH and set(label) <= set(_ALPHABET)
 
 
 def _ignore(_name: HostName, _credential: str) -> None:
