@@ -112,6 +112,7 @@ class HttpConnection:
 
     def on_writable(self) -> None:
         """The visitor takes bytes again, so the stream does."""
+        self._input.on_visitor_reads()
         if self._stream is not None:
             self._stream.notify_writable()
 
@@ -316,7 +317,7 @@ class HttpConnection:
             self._deadline.set(self._limits.keep_alive_timeout)
         else:
             self._deadline.set(self._limits.head_timeout)
-            self._engine.call_after_batch(self._input.resume)  # not inside of what the stream is doing
+            self._input.resume_later()  # not inside of what the stream is doing
 
     def _leave_stream(self) -> None:
         stream, self._stream = self._stream, None
