@@ -40,6 +40,7 @@ class SharedNames:
         self.on_taken: Callable[[HostName, str], None] = _ignore  # with the name, and the credential that has it
         self.on_freed: Callable[[HostName, str], None] = _ignore
         self.is_reserved: Callable[[str], bool] = lambda _name: False  # for a tunnel, open or closed
+        self.is_draining: Callable[[], bool] = lambda: False  # the relay accepts no new visitors
         self.obtains_certificates = False  # a certificate is made for each name that is taken
         self._has_certificate = has_certificate
         self._ports = {"http": 0, "https": 0}
