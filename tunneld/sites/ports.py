@@ -242,7 +242,7 @@ class SitePorts:
                 return plain_response(answer, head, keep_alive=request.keep_alive)
         sites, status = self._names.sites, 404
         if self._names.is_draining():
-            return error_page(503, head, request.identity)
+            return error_page(503, head, request.identity, keep_alive=request.keep_alive)
         if not sites.has_host(head.host) and self._names.is_reserved(head.host):
             status = 503  # nor does a wildcard get the requests of a name whose agent is away
         elif (site := sites.find(head.host, head.path.decode("latin-1"))) is not None:
