@@ -47,7 +47,7 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         raise UsageError(f"{spell('share')} requires {spell('name')}: agents that give the same name share the tunnel")
     options = {key: values[key] for key in OPTION_KEYS if values[key] not in {None, False}}
     if options.get("host_header") == LOCAL:
-        options["host_header"] = _host_of(Target.parse(values["target"]))
+        options["host_header"] = local_host(Target.parse(values["target"]))
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     request = TunnelRequest(options, limits, keep_header=values["proxy_protocol"], backend=values["backend"])
     return ExposureConfig(
@@ -60,7 +60,7 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     )
 
 
-def _host_of(target: Target) -> str:
+def local_host(target: Target) -> str:
     """The host that a local server expects in a request."""
     if target.path:
         return "localhost"
