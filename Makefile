@@ -69,7 +69,7 @@ wheel: $(STAMP)
 $(COMPILED)/.installed: pyproject.toml setup.py $(shell find tunneld -name '*.py')
 	@$(MAKE) --no-print-directory wheel
 	@rm -rf $(COMPILED) && $(BIN)/python -m venv $(COMPILED)
-	@$(COMPILED)/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)[dev]"
+	@$(COMPILED)/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)[acme,dns,dev]"
 	@mkdir $(COMPILED)/beside
 	@for part in tests benchmarks; do ln -s ../../$$part $(COMPILED)/beside/$$part; done
 	@touch $@
@@ -90,7 +90,7 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
 	    || { rm -rf $(VENV); echo 'could not make $(VENV): on Debian and Ubuntu run: apt install python3-venv' >&2; exit 1; }
 	@echo 'installing tunneld and its dependencies into $(VENV), a minute or less ...'
-	@$(BIN)/python -u -m pip install --disable-pip-version-check --progress-bar off --editable '.[dev]' >$(VENV)/install.log 2>&1 & \
+	@$(BIN)/python -u -m pip install --disable-pip-version-check --progress-bar off --editable '.[acme,dns,dev]' >$(VENV)/install.log 2>&1 & \
 	    pip=$$!; seconds=0; trap 'kill $$pip; exit 130' INT TERM; while kill -0 $$pip 2>/dev/null; do \
 	        sleep 1; seconds=$$((seconds + 1)); \
 	        [ $$((seconds % 5)) != 0 ] || echo "  $$seconds s: $$(tail -n 1 $(VENV)/install.log | cut -c 1-90)"; \

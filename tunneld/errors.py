@@ -16,6 +16,7 @@ control protocol (and is the fault or problem over HTTP); the exit status is tha
     ConfigError            the file              the start or the reload  config            78 EX_CONFIG
     AwaitedConfigError     the file              this attempt to start    (only logged)     69 EX_UNAVAILABLE
     ListenError            this machine          the listener             cannot-listen     71 EX_OSERR
+    CertificateError       DNS, the authority    the order                no-certificate    75 EX_TEMPFAIL
     StoreError             this machine          nothing                  (only logged)
     RemoteProtocolError    the peer              its connection           protocol          76 EX_PROTOCOL
     LocalProtocolError     this program (a bug)  its connection           internal          70 EX_SOFTWARE
@@ -142,6 +143,13 @@ class ListenError(TunneldError):
     exit_status = os.EX_OSERR
 
 
+class CertificateError(TunneldError):
+    """An authority gave no certificate. The message names the reason that it gave; the order may succeed later."""
+
+    code = "no-certificate"
+    exit_status = os.EX_TEMPFAIL
+
+
 class StoreError(TunneldError):
     """Persistent data could not be written or read."""
 
@@ -195,6 +203,7 @@ EXIT_STATUSES: dict[str, int] = {
         DrainingError,
         ConfigError,
         ListenError,
+        CertificateError,
         RemoteProtocolError,
         TunneldError,
     )

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +11,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from tests.support.authority import Authority, running_authority
-from tunneld.acme.challenges import ALPN, HTTP_PATH, DnsHook, HttpResponder, TlsAlpnResponder
-from tunneld.acme.issuer import IssuanceError, Issued, Issuer
-from tunneld.errors import UsageError
+from tests.support.authority import Authority, http_server, running_authority, tls_server
+from tunneld.acme.challenges import ALPN, DnsHook, HttpResponder, TlsAlpnResponder
+from tunneld.acme.issuer import Issuer
+from tunneld.acme.state import Issued
+from tunneld.errors import CertificateError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -37,61 +33,6 @@ def names_of(issued: Issued) -> list[str]:
     leaf = x509.load_pem_x509_certificate(issued.chain)
     assert leaf.public_key() == serialization.load_pem_private_key(issued.key, None).public_key()
     return leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
-
-
-@contextmanager
-def http_server(port: int, answers: dict[str, bytes]) -> Iterator[None]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = answers.get(self.path.removeprefix(HTTP_PATH), b"")
-            self.send_response(200 if body else 404)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", port), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@contextmanager
-def tls_server(port: int, choose: Callable[[str], ssl.SSLContext]) -> Iterator[list[str | None]]:
-    """Answers handshakes with the context of each name; yields the ALPN protocols that were chosen."""
-    chosen: list[str | None] = []
-
-    def select(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
-        connection.context = choose(name or "")
-
-    base = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    base.sni_callback = select
-    with socket.create_server(("127.0.0.1", port)) as listener:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                try:
-                    with base.wrap_socket(connection, server_side=True) as wrapped:
-                        chosen.append(wrapped.selected_alpn_protocol())
-                except OSError:
-                    pass
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield chosen
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
 
 
 def test_http_01(authority: Authority, tmp_path: Path) -> None:
@@ -130,17 +71,17 @@ def test_the_account_is_used_again_and_says_when_to_renew(authority: Authority, 
 
 
 def test_a_name_that_cannot_be_proved_says_why(authority: Authority, tmp_path: Path) -> None:
-    with http_server(authority.http_port, {}), pytest.raises(IssuanceError, match=r"a\.example\.org: .*\(http-01\)"):
+    with http_server(authority.http_port, {}), pytest.raises(CertificateError, match=r"a\.example\.org: .*\(http-01\)"):
         issuer(authority, tmp_path, http_01=HttpResponder()).obtain(["a.example.org"])
-    with pytest.raises(IssuanceError, match=r"wildcard needs acme\.dns_hook"):
+    with pytest.raises(CertificateError, match=r"wildcard needs acme\.dns_hook"):
         issuer(authority, tmp_path, http_01=HttpResponder()).obtain(["*.example.org"])
 
 
 def test_an_authority_that_does_not_answer(authority: Authority, tmp_path: Path) -> None:
     elsewhere = replace(issuer(authority, tmp_path, http_01=HttpResponder()), directory="https://localhost:1/dir")
-    with pytest.raises(IssuanceError, match="could not reach the authority"):
+    with pytest.raises(CertificateError, match="could not reach the authority"):
         elsewhere.obtain(["a.example.org"])
-    with pytest.raises(IssuanceError, match="could not reach the authority"):
+    with pytest.raises(CertificateError, match="could not reach the authority"):
         replace(issuer(authority, tmp_path), ca_file=None).obtain(["a.example.org"])  # its HTTPS is not verified
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import trio
 
 from tests.support.pki import Pki
+from tunneld.acme.manager import CertificateManager
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.config import ExposureConfig
 from tunneld.agent.events import Field
@@ -32,6 +33,7 @@ from tunneld.engine.pump import Pump
 from tunneld.net import sockets
 from tunneld.net.endpoint import Target
 from tunneld.net.listeners import ReloadableListener
+from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import Item
@@ -65,6 +67,8 @@ class RelayHere:
         self.pki = pki
         self.settings = settings
         self.service = service
+        self.certificates = CertificateStore()
+        self.certificate_orders = CertificateManager(self.certificates, lambda: settings.acme, None)
         self.port = port
         self._scope = scope
         self.control = trio.CancelScope()

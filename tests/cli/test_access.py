@@ -21,7 +21,7 @@ from tests.support.peers import PATIENCE
 from tunneld.cli import access as access_module
 from tunneld.cli.access import access
 from tunneld.cli.tunnel import parser
-from tunneld.config.schema import TlsFiles
+from tunneld.config.certificates import TlsFiles
 from tunneld.errors import UsageError
 from tunneld.tls import contexts
 from tunneld.tls.pins import fingerprint

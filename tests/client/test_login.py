@@ -15,8 +15,8 @@ from tests.support.control import running_server
 from tests.support.credentials import SECRET, authenticator_of, credential
 from tests.support.scripted_relays import GREETING, fake_relay, saying, stay
 from tunneld.client import connect
+from tunneld.config.certificates import TlsFiles
 from tunneld.config.credentials import Credential
-from tunneld.config.schema import TlsFiles
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError
 from tunneld.tls import contexts
 from tunneld.wire import scram

@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from tests.config import strategies
 from tunneld.config import Settings, dump, load
 from tunneld.config.file import MAX_CONFIG_BYTES, parse
-from tunneld.config.keys import keys
+from tunneld.config.keys import keys, value
 from tunneld.errors import ConfigError
 
 
@@ -56,7 +56,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
             "[egtp]",
             (
                 "egtp: unrecognized table; the file accepts "
-                "control, http, tunnels, webmux, ssh, names, daemon, log, credential"
+                "control, http, tunnels, webmux, ssh, names, daemon, log, acme, certificate, credential"
             ),
         ),
         ('[log]\n"a\\nb" = 1', 'log."a\\u000ab": unrecognized key; [log] accepts format, level'),
@@ -220,5 +220,5 @@ def test_a_dump_has_every_key_that_is_set() -> None:
     written = tomllib.loads(dump(Settings()))
     found = {f"{table}.{key}" for table, values in written.items() for key in values}
     assert found == {
-        key.path for key in keys() if key.field.default not in (None, PydanticUndefined) and not key.repeated
+        key.path for key in keys() if value(Settings(), key.path) not in (None, PydanticUndefined) and not key.repeated
     }

@@ -18,7 +18,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.control import LineClient, Server, running_server
 from tests.support.peers import connect, is_dropped, read_all
-from tunneld.config.schema import ControlSettings, TlsFiles
+from tunneld.config.certificates import TlsFiles
+from tunneld.config.schema import ControlSettings
 from tunneld.control.connection import FINAL_REPLY_TIMEOUT, LineConnection
 from tunneld.tls import contexts
 

@@ -12,7 +12,7 @@ import trio
 from tests.http.support import FakeDaemon
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.commands import COMMANDS, executor
-from tunneld.control.reply import Reply
+from tunneld.directory.reply import Reply
 from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError
@@ -62,6 +62,7 @@ ABOUT_A_TUNNEL = {
     "getTunnelAddress {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "show {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "watch {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
+    "share {} 60": ("usage", "no-such-tunnel", "usage", "not-allowed"),  # they have no host name
     "trim {} 0": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "drain {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "join {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
@@ -79,6 +80,9 @@ ABOUT_ALL = {
     "settings": ("not-allowed", "ok", "not-allowed"),
     "penalties": ("not-allowed", "ok", "not-allowed"),
     "pardon 192.0.2.7": ("not-allowed", "ok", "not-allowed"),
+    "certificates": ("not-allowed", "ok", "not-allowed"),
+    "renew blog.example.org": ("not-allowed", "usage", "not-allowed"),  # [acme] is not enabled
+    "tryCertificate blog.example.org": ("not-allowed", "usage", "not-allowed"),
     "reload": ("not-allowed", "ok", "not-allowed"),
     "restart": ("not-allowed", "ok", "not-allowed"),
     "shutdown": ("not-allowed", "ok", "not-allowed"),

@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from tests.support.manager import manager
-from tunneld.config.schema import Settings, TlsFiles
+from tunneld.config.certificates import TlsFiles
+from tunneld.config.schema import Settings
 from tunneld.daemon import Daemon, status
 from tunneld.tls.self_signed import LIFE, make_self_signed
 from tunneld.tls.store import CertificateStore

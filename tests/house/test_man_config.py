@@ -59,11 +59,14 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "names.https": "address",
     "names.trusted_proxies": "array of networks",
     "names.response_timeout": "seconds, or 0",
+    "names.forward_auth": "array of URLs",
+    "names.forward_auth_cache": "seconds, or 0",
     "daemon.user": "user",
     "daemon.group": "group",
     "ssh.host": "host",
     "credential.authorized_keys": "array of lines",
     "tunnels.port_quarantine": "seconds, or 0",
+    "tunnels.unacknowledged_timeout": "seconds, or 0",
     "tunnels.reservation": "seconds, or 0",
     "daemon.spin": "seconds, between 0 and 0.01",
     "daemon.state": "folder",
@@ -71,6 +74,16 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "control.reserved_connections": "count, or 0",
     "http.reserved_connections": "count, or 0",
     "ssh.reserved_connections": "count, or 0",
+    "acme.contact": "address",
+    "acme.directory": "URL",
+    "acme.profile": "string",
+    "acme.dns_hook": "array of strings",
+    "acme.max_orders": "rate",
+    "acme.max_orders_per_owner": "rate",
+    "acme.renew_left": "number, between 0.05 and 0.9",
+    "acme.renew_left_short": "number, between 0.05 and 0.9",
+    "acme.rfc2136.key_name": "string",
+    "acme.rfc2136.server": "address",
 }
 
 
@@ -210,8 +223,9 @@ def flags(text: str) -> set[str]:
 
 
 def commands(action: argparse.Action) -> list[argparse.ArgumentParser]:
-    """The parsers of subcommands, if the action has any."""
-    return list(action.choices.values()) if isinstance(action, argparse._SubParsersAction) else []
+    """The parsers of subcommands, if the action has any, and those of their subcommands."""
+    found = list(action.choices.values()) if isinstance(action, argparse._SubParsersAction) else []
+    return [*found, *(deeper for one in found for inner in one._actions for deeper in commands(inner))]
 
 
 def test_the_page_has_exactly_the_options_of_the_daemon() -> None:

@@ -16,6 +16,7 @@ import trio
 
 from tests.support.peers import PATIENCE
 from tunneld import http
+from tunneld.acme.manager import CertificateManager
 from tunneld.auth.authenticator import Authenticator
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import HttpSettings, Settings, TunnelSettings
@@ -23,6 +24,7 @@ from tunneld.directory.service import TunnelService
 from tunneld.engine import new_engine
 from tunneld.net.listeners import ReloadableListener
 from tunneld.net.sockets import bind_tcp
+from tunneld.tls.store import CertificateStore
 from tunneld.wire.lines import Item
 
 T = TypeVar("T")
@@ -34,6 +36,8 @@ class FakeDaemon:
     def __init__(self, settings: Settings, service: TunnelService) -> None:
         self.settings = settings
         self.service = service
+        self.certificates = CertificateStore()
+        self.certificate_orders = CertificateManager(self.certificates, lambda: settings.acme, None)
         self.shutdowns: list[bool] = []
         self.restarts = 0
         self.on_shutdown: Callable[[], None] = lambda: None

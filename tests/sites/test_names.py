@@ -57,7 +57,7 @@ def test_https_is_advertised_where_visitors_can_use_it(http: int, https: int, ha
 def test_https_is_advertised_where_the_certificate_comes_or_is_the_local_server_s() -> None:
     made = names()
     assert str(made.uri(BLOG, keeps_tls=True)) == "https://blog.t.example.org/"
-    made.obtains_certificates = True
+    made.obtains_certificates = lambda: True
     assert str(made.uri(BLOG)) == "https://blog.t.example.org/"
 
 

@@ -8,16 +8,22 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import trustme
 
-from tests.support.system import find_program
+from tests.support.system import find_program, lacking
+
+if find_spec("acme") is None:
+    lacking("the Python package acme is not installed (the extra tunneld[acme])")
 
 START_SECONDS = 30.0
 
@@ -95,6 +101,61 @@ def running_authority(folder: Path, *, reject_nonces: int = 0, validity: int = 7
             for process in running:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def http_server(port: int, answers: dict[str, bytes]) -> Iterator[None]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = answers.get(self.path.removeprefix("/.well-known/acme-challenge/"), b"")
+            self.send_response(200 if body else 404)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def tls_server(port: int, choose: Callable[[str], ssl.SSLContext]) -> Iterator[list[str | None]]:
+    """Answers handshakes with the context of each name; yields the ALPN protocols that were chosen."""
+    chosen: list[str | None] = []
+
+    def select(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = choose(name or "")
+
+    base = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    base.sni_callback = select
+    with socket.create_server(("127.0.0.1", port)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                try:
+                    with base.wrap_socket(connection, server_side=True) as wrapped:
+                        chosen.append(wrapped.selected_alpn_protocol())
+                except OSError:
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield chosen
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trustme
 
-from tunneld.config.schema import TlsFiles
+from tunneld.config.certificates import TlsFiles
 from tunneld.tls import contexts
 from tunneld.tls.pins import first_fingerprint
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tunneld.config.schema import TlsFiles
+from tunneld.config.certificates import TlsFiles
 from tunneld.errors import ConfigError
 from tunneld.tls.certificate import WARN_FRACTION, ServerCertificate
 from tunneld.tls.self_signed import LIFE, make_self_signed

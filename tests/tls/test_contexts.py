@@ -10,7 +10,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from tunneld.config.schema import TlsFiles
+from tunneld.config.certificates import TlsFiles
 from tunneld.errors import ConfigError
 from tunneld.tls import contexts
 from tunneld.tls.connection import is_truncation

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import signal
 import ssl
 import subprocess
 import tempfile
@@ -34,6 +36,8 @@ ACME_IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 """The extension of a certificate that answers tls-alpn-01 (RFC 8737 §3)."""
 DNS_HOOK_TIMEOUT = 120.0
 "Seconds for one call of the hook program: DNS providers' interfaces answer in some seconds, propagation takes longer."
+MAX_HOOK_OUTPUT = 500
+"Characters of a failed hook's output in a message: its last lines."
 
 
 @challenges.ChallengeResponse.register
@@ -115,19 +119,32 @@ class DnsHook:
             self._call("remove", name, validation)
 
     def _call(self, action: str, name: str, value: str) -> None:
-        record = f"_acme-challenge.{name}"
+        record = record_name(name)
+        command = [*self.command, action, record, value]
         try:
-            done = subprocess.run(  # the operator's own program
-                [*self.command, action, record, value],
-                stdin=subprocess.DEVNULL, capture_output=True, timeout=self.timeout, check=False, env=self.environment,
+            program = subprocess.Popen(  # the operator's own program; a session of its own, to stop all that it starts
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                env=self.environment, start_new_session=True,
             )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise UsageError(f"{self.command[0]} {action} {record} took more than {self.timeout:g} s") from None
         except OSError as error:
             raise UsageError(f"could not run {self.command[0]} (acme.dns_hook): {error.strerror}") from error
-        if done.returncode != 0:
-            said = (done.stderr or done.stdout).decode(errors="replace").strip()[-500:]
-            raise UsageError(f"{self.command[0]} {action} {record} failed with status {done.returncode}: {said}")
+        with program:
+            try:
+                output, _ = program.communicate(timeout=self.timeout)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(program.pid, signal.SIGKILL)
+                raise UsageError(
+                    f"{self.command[0]} {action} {record} took more than {self.timeout:g} s (acme.dns_hook_timeout)"
+                ) from None
+        if program.returncode != 0:
+            said = output.decode(errors="replace").strip()[-MAX_HOOK_OUTPUT:]
+            raise UsageError(f"{self.command[0]} {action} {record} failed with status {program.returncode}: {said}")
+
+
+def record_name(name: str) -> str:
+    """The name of the record that proves `name` by dns-01."""
+    return f"_acme-challenge.{name}"
 
 
 def challenge_context(name: str, digest: bytes) -> ssl.SSLContext:

@@ -9,7 +9,8 @@ how often) is `schedule`'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,7 +31,9 @@ from josepy.jwk import JWKEC
 
 from tunneld import __version__
 from tunneld.acme.challenges import Responder
-from tunneld.errors import TunneldError
+from tunneld.acme.state import Issued
+from tunneld.errors import CertificateError
+from tunneld.tls.private_files import temporary_beside, write_private
 
 PREFERENCE = ("tls-alpn-01", "http-01", "dns-01")
 """Challenges in the order in which they are tried: the first needs only the port that the certificate is for."""
@@ -39,16 +42,12 @@ MAX_NONCE_ATTEMPTS = 5
 "Times that a request is sent twice where its nonce is rejected: ten rejections in a row are a broken authority."
 
 
-class IssuanceError(TunneldError):
-    """The authority gave no certificate. The message names the reason that it gave."""
+_account_lock = threading.Lock()
+"""Two orders at once, each in its thread, must not make two accounts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """A new certificate. `chain` and `key` are PEM; the key is unencrypted."""
-
-    chain: bytes
-    key: bytes
+def _ignore(_step: str) -> None:
+    pass
 
 
 @dataclass(slots=True)
@@ -65,75 +64,81 @@ class Issuer:
     deadline: float = 180.0  # seconds, of one order
     _client: client.ClientV2 | None = field(default=None, repr=False)
 
-    def obtain(self, names: Sequence[str]) -> Issued:
-        """Order a certificate for these names; a name may begin with `*.`. Raises `IssuanceError`."""
+    def obtain(self, names: Sequence[str], attempt: int = 0, on_step: Callable[[str], None] = _ignore) -> Issued:
+        """Order a certificate for these names; a name may begin with `*.`. Raises `CertificateError`, or `UsageError`
+        of a responder.
+
+        Of several challenges that are possible, `attempt` chooses another one each time. `on_step` is told what has
+        been done.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
+        failed = f"could not get a certificate for {', '.join(names)}"
         try:
-            chain = self._order(names, _request(names, key))
+            chain = self._order(_request(names, key), attempt, on_step)
         except errors.ValidationError as error:
-            raise IssuanceError(f"could not get a certificate for {', '.join(names)}: {_why(error)}") from None
+            raise CertificateError(f"{failed}: {_why(error)}") from None
         except errors.TimeoutError:
-            raise IssuanceError(
-                f"could not get a certificate for {', '.join(names)}: not ready after {self.deadline:g} s"
-            ) from None
-        except (
-            errors.Error,
-            messages.Error,
-            JoseError,
-            requests.RequestException,
-            OSError,
-            ValueError,
-        ) as error:
-            raise IssuanceError(f"could not get a certificate for {', '.join(names)}: {_reason(error)}") from None
+            raise CertificateError(f"{failed}: not ready after {self.deadline:g} s (acme.order_timeout)") from None
+        except (errors.Error, messages.Error, JoseError, requests.RequestException, OSError, ValueError) as error:
+            raise CertificateError(f"{failed}: {_reason(error)}") from None
         return Issued(chain, pem)
 
     def renewal_time(self, chain: bytes) -> tuple[datetime | None, datetime]:
         """When the authority suggests to renew (RFC 9773; None: it does not say), and when to ask again; both in UTC.
-        Raises `IssuanceError`.
+        Raises `CertificateError`.
         """
         try:
             when, again = self._connected().renewal_time(chain)
         except (errors.Error, messages.Error, requests.RequestException, OSError, ValueError) as error:
-            raise IssuanceError(f"could not ask when to renew: {_reason(error)}") from None
+            raise CertificateError(f"could not ask when to renew: {_reason(error)}") from None
         return _utc(when) if when is not None else None, _utc(again)
 
-    def _order(self, names: Sequence[str], request: bytes) -> bytes:
+    def _order(self, request: bytes, attempt: int, on_step: Callable[[str], None]) -> bytes:
         connected = self._connected()
+        on_step(f"the account at {self.directory} is usable")
         deadline = datetime.now() + timedelta(seconds=self.deadline)  # `acme` compares it with local time  # noqa: DTZ005
         order = connected.new_order(request, self.profile or None)
+        on_step("the authority accepted the order")
         with ExitStack() as presented:
             for authorization in order.authorizations:
                 if authorization.body.status != messages.STATUS_VALID:
-                    self._answer(connected, authorization, presented)
-            finished = connected.poll_and_finalize(order, deadline)
-        return finished.fullchain_pem.encode()
+                    kind = self._answer(connected, authorization, attempt, presented)
+                    on_step(f"the answer to {kind} for {authorization.body.identifier.value} is in place")
+            order = connected.poll_authorizations(order, deadline)
+            on_step("the authority has validated all names")
+        return connected.finalize_order(order, deadline).fullchain_pem.encode()
 
     def _answer(
-        self, connected: client.ClientV2, authorization: messages.AuthorizationResource, presented: ExitStack
-    ) -> None:
-        """Present the answer to one of the challenges of a name, and tell the authority."""
+        self,
+        connected: client.ClientV2,
+        authorization: messages.AuthorizationResource,
+        attempt: int,
+        presented: ExitStack,
+    ) -> str:
+        """Present the answer to one of the challenges of a name, and tell the authority. Returns its type."""
         name: str = authorization.body.identifier.value
         offered = {
             challenge.chall.typ: challenge
             for challenge in authorization.body.challenges
             if isinstance(challenge.chall, KeyAuthorizationChallenge)  # others are newer than this program
         }
-        for kind in PREFERENCE:
-            if kind in offered and kind in self.responders:
-                break
-        else:
-            raise IssuanceError(
+        possible = [kind for kind in PREFERENCE if kind in offered and kind in self.responders]
+        if not possible:
+            raise CertificateError(
                 f"could not prove {name}: the authority offers {', '.join(offered) or 'no challenge'}, "
-                f"this relay answers {', '.join(self.responders) or 'none'} (a wildcard needs acme.dns_hook)"
+                f"this relay answers {', '.join(self.responders) or 'none'} (a wildcard needs acme.dns_hook or "
+                "acme.rfc2136)"
             )
+        kind = possible[attempt % len(possible)]
         challenge, responder = offered[kind], self.responders[kind]
         response, validation = challenge.response_and_validation(connected.net.key)
         presented.callback(partial(responder.remove, name, challenge.chall, validation))
         responder.present(name, challenge.chall, validation)
         connected.answer_challenge(challenge, response)
+        return kind
 
     def _connected(self) -> client.ClientV2:
         """The client, with the account registered."""
@@ -173,18 +178,24 @@ class _Network(client.ClientNetwork):
 
 def _account_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """The account's key; made where there is none. A lost key costs a new account, nothing else."""
-    if path.exists():
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise IssuanceError(f"{path} is no key of an ACME account: remove it to register again")
+    with _account_lock:
+        if path.exists():
+            key = serialization.load_pem_private_key(path.read_bytes(), None)
+            if not isinstance(key, ec.EllipticCurvePrivateKey):
+                raise CertificateError(f"{path} is no key of an ACME account: remove it to register again")
+            return key
+        key = ec.generate_private_key(ec.SECP256R1())
+        new = temporary_beside(path)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new.unlink(missing_ok=True)
+        write_private(
+            new,
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ),
+        )
+        new.replace(path)
         return key
-    key = ec.generate_private_key(ec.SECP256R1())
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return key
 
 
 def _request(names: Sequence[str], key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -1,5 +1,6 @@
 """The configuration: tunnel.toml as immutable objects, parsed strictly, dumped completely, compared key by key."""
 
+from tunneld.config.certificates import AcmeSettings, NamedCertificate, TlsFiles
 from tunneld.config.credentials import Credential, make_verifier
 from tunneld.config.file import dump, load
 from tunneld.config.keys import Change, diff, reloaded
@@ -10,17 +11,18 @@ from tunneld.config.schema import (
     HttpSettings,
     LogSettings,
     Settings,
-    TlsFiles,
     TunnelSettings,
 )
 
 __all__ = [
+    "AcmeSettings",
     "Change",
     "ControlSettings",
     "Credential",
     "DaemonSettings",
     "HttpSettings",
     "LogSettings",
+    "NamedCertificate",
     "Settings",
     "TlsFiles",
     "TunnelSettings",

@@ -103,10 +103,20 @@ class Change:
 
 
 def diff(old: Settings, new: Settings) -> list[Change]:
-    """The keys that differ, in schema order; credentials come last, each by its name."""
+    """The keys that differ, in schema order; then certificates for host names, each by its file, and credentials, each
+    by its name.
+    """
     pairs = ((key, value(old, key.path), value(new, key.path)) for key in keys() if not key.repeated)
     changes = [Change(key.path, before, after, key.live) for key, before, after in pairs if before != after]
-    return [*changes, *_credential_changes(old, new)]
+    return [*changes, *_certificate_changes(old, new), *_credential_changes(old, new)]
+
+
+def _certificate_changes(old: Settings, new: Settings) -> Iterator[Change]:
+    """One change for each certificate for host names that is added, removed or has another key."""
+    before, after = ({each.certificate: each.key for each in settings.certificate} for settings in (old, new))
+    for path in {**before, **after}:
+        if before.get(path) != after.get(path):
+            yield Change(f"certificate.{path}", before.get(path), after.get(path), live=True)
 
 
 def _credential_changes(old: Settings, new: Settings) -> Iterator[Change]:

@@ -21,9 +21,20 @@ def config_files(settings: Settings, config: Path | None) -> Iterator[tuple[str,
         for name in ("certificate", "key", "client_ca"):
             if (path := getattr(tls, name)) is not None:
                 yield f"{table}.{name}", path
+    for table, named in settings.named_certificates.items():
+        yield f"{table}.certificate", named.certificate
+        yield f"{table}.key", named.key
+    yield from _acme_files(settings)
     for credential in settings.credential:
         if credential.secret_file is not None:
             yield f"credential.{credential.name}.secret_file", credential.secret_file
+
+
+def _acme_files(settings: Settings) -> Iterator[tuple[str, Path]]:
+    if settings.acme.ca_file is not None:
+        yield "acme.ca_file", settings.acme.ca_file
+    if settings.acme.rfc2136 is not None:
+        yield "acme.rfc2136.key_secret_file", settings.acme.rfc2136.key_secret_file
 
 
 def writable_by_all(settings: Settings, config: Path | None) -> list[str]:

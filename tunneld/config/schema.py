@@ -12,11 +12,12 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from tunneld.config.certificates import AcmeSettings, NamedCertificate, TlsFiles
 from tunneld.config.credentials import Credential, check_unique
 from tunneld.config.names import NamesSettings
-from tunneld.config.paths import absolute_path, locate
+from tunneld.config.paths import absolute_path
 from tunneld.config.values import (
     DAY,
     HOUR,
@@ -45,9 +46,8 @@ from tunneld.config.values import (
     literal,
     parse_port_range,
 )
-from tunneld.errors import ConfigError, UsageError
+from tunneld.errors import UsageError
 from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
-from tunneld.tls.contexts import server_tls_context
 
 
 def _host(value: str) -> str:
@@ -74,26 +74,6 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], Field(strict=False)]
 
 
-class TlsFiles(Table):
-    """`[control.tls]`, `[http.tls]`: the port accepts only TLS."""
-
-    certificate: File
-    key: File
-    client_ca: File | None = None
-
-    _locate = field_validator("certificate", "key", "client_ca")(locate)
-
-    @model_validator(mode="after")
-    def _check_files(self, info: ValidationInfo) -> TlsFiles:
-        """Check the files while a configuration is loaded; other code may name files that do not exist yet."""
-        if info.context is not None:
-            try:
-                server_tls_context(self)
-            except ConfigError as error:
-                raise ValueError("; ".join(error.problems)) from None
-        return self
-
-
 class ControlSettings(Table):
     """`[control]`: the control protocol, tunneld-control(7)."""
 
@@ -105,7 +85,7 @@ class ControlSettings(Table):
     reserved_connections: Reserved = 8  # some operators with a board each, and their commands
     credential_share: Fraction = 0.5  # two credentials have to be hostile before a third one is kept out
     max_watchers: Count = 16  # per credential: `watch` connections, of which a person needs one per screen
-    max_startups: MaxStartups = "64:30:128"  # leaves half of max_connections to authenticated connections
+    max_startups: MaxStartups = "64:30:128"  # beside max_connections: half as many
     max_startups_per_source: Count = 16  # agents of one office that all reconnect at once; an eighth of the total
     penalty: Seconds = 5.0  # as in OpenSSH for a failed authentication, like the next
     max_penalty: Seconds = 10 * MINUTE
@@ -202,6 +182,7 @@ class TunnelSettings(Table):
     max_reservations_per_owner: Count = 64  # several times the services of one person; room for forty owners
     port_quarantine: SecondsOrNone = MINUTE  # clients of a closed tunnel, and its agents, try again for about that time
     linger: Seconds = MINUTE  # a half-closed connection without traffic for so long is closed
+    unacknowledged_timeout: SecondsOrNone = MINUTE  # outages of networks are shorter; TCP itself tries for 15 minutes
     accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no busy loop, and too short to notice
     keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs drop connections that are idle for 2 minutes or more
     allow_from: NetworkList = ()
@@ -258,7 +239,7 @@ class SshSettings(Table):
     host: str | None = None  # None: as tunnels.host
     port: Port = 7022
     host_key: Annotated[File | None, RESTART] = None  # None: in the state folder, see backends/ssh/host_key.py
-    max_connections: Count = 256  # authenticated or not: a descriptor, a task and about 100 KiB each
+    max_connections: Count = 256  # a descriptor, a task and about 100 KiB each
     reserved_connections: Reserved = 8  # as for control
     max_forwards: Count = 32  # -R per connection: more than fit on a command line
     max_channels: Count = 1000  # visitors at once per connection: ssh needs a descriptor each, of usually 1024
@@ -309,6 +290,8 @@ class Settings(Table):
     names: NamesSettings = NamesSettings()
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
+    acme: AcmeSettings = AcmeSettings()
+    certificate: Annotated[tuple[NamedCertificate, ...], Field(strict=False)] = ()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()
 
     @property
@@ -316,6 +299,11 @@ class Settings(Table):
         """The certificates of ports, by table."""
         found = {"control.tls": self.control.tls, "http.tls": self.http.tls}
         return {table: files for table, files in found.items() if files is not None}
+
+    @property
+    def named_certificates(self) -> dict[str, NamedCertificate]:
+        """The certificates for host names, by table."""
+        return {f"certificate[{index}]": files for index, files in enumerate(self.certificate)}
 
     @field_validator("credential")
     @classmethod

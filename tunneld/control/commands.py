@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from tunneld.backends import BACKENDS
-from tunneld.control.reply import Execute, Reply
 from tunneld.control.verbs import (
     DaemonControl,
     close_tunnel,
@@ -20,6 +19,7 @@ from tunneld.control.verbs import (
     get_tunnel_address,
     join_tunnel,
     leave_tunnel,
+    list_certificates,
     list_penalties,
     list_reservations,
     list_tunnels,
@@ -27,14 +27,18 @@ from tunneld.control.verbs import (
     pardon,
     release_reservation,
     reload,
+    renew_certificate,
     restart,
     settings,
+    share_tunnel,
     show_tunnel,
     shut_down,
     status,
     trim_tunnel,
+    try_certificate,
     watch_tunnels,
 )
+from tunneld.directory.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.policy.access import Role, check_role
@@ -145,6 +149,13 @@ COMMANDS: dict[str, Command] = {
             arguments=(2, 2),
         ),
         Command(
+            "share",
+            "NAME|URI|ID SECONDS|revoke",
+            "return a link to a protected host name that expires; or revoke all links to it",
+            share_tunnel,
+            arguments=(2, 2),
+        ),
+        Command(
             "watch",
             f"[{TUNNEL_REFERENCE}]",
             "report events until a line is sent",
@@ -190,6 +201,30 @@ COMMANDS: dict[str, Command] = {
             "ADDRESS",
             "forget the failed logins from an address, which lifts its penalties",
             pardon,
+            arguments=ONE_ARGUMENT,
+            role=Role.ADMIN,
+        ),
+        Command(
+            "certificates",
+            "",
+            "list the certificates for host names, and when they are renewed",
+            list_certificates,
+            changes=False,
+            role=Role.ADMIN,
+        ),
+        Command(
+            "renew",
+            "NAME",
+            "order a new certificate for a host name now",
+            renew_certificate,
+            arguments=ONE_ARGUMENT,
+            role=Role.ADMIN,
+        ),
+        Command(
+            "tryCertificate",
+            "NAME",
+            "order a certificate that is thrown away, to find out what fails",
+            try_certificate,
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
         ),

@@ -6,25 +6,47 @@ caller, tunnels of other credentials do not exist, unless it is an admin.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import ssl
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
 from tunneld.config.keys import keys, value
 from tunneld.config.schema import Settings
 from tunneld.config.values import literal
-from tunneld.control.reply import DescribedItems, Reply
+from tunneld.directory.reply import DescribedItems, Reply
 from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
 from tunneld.directory.service import TunnelService
-from tunneld.errors import UsageError
+from tunneld.directory.sharing import find_site
+from tunneld.errors import CertificateError, ShortageError, UsageError, reason_of
 from tunneld.net.endpoint import format_peer
-from tunneld.policy.options import ANYWHERE, TunnelOptions
+from tunneld.policy.options import ANYWHERE, TunnelOptions, parse_seconds
 from tunneld.policy.units import count
+from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import ControlRequest, Item
 
 MAX_TRIM = 1_000_000
 """Idle server connections: far above any `tunnels.max_parked`."""
+
+
+class CertificateOrders(Protocol):
+    """The certificates for host names, as `acme.manager` keeps them. Extends `Challenges` of the shared ports."""
+
+    def http_answer(self, token: str, /) -> bytes | None:
+        """See `Challenges`."""
+
+    def tls_context(self, name: str, /) -> ssl.SSLContext | None:
+        """See `Challenges`."""
+
+    def certificates(self) -> Sequence[Item]:
+        """One item for each certificate."""
+
+    async def renew(self, name: str) -> object:
+        """Order a new certificate now. Raises `CertificateError` or `UsageError`."""
+
+    async def trial(self, name: str, on_step: Callable[[str], None]) -> None:
+        """Order a certificate that is thrown away. Raises `CertificateError` or `UsageError`."""
 
 
 class DaemonControl(Protocol):
@@ -52,6 +74,14 @@ class DaemonControl(Protocol):
 
     def shutdown(self, *, drain: bool) -> None:
         """Stop the process; with `drain`, connections may finish first."""
+
+    @property
+    def certificates(self) -> CertificateStore:
+        """The certificates of all ports."""
+
+    @property
+    def certificate_orders(self) -> CertificateOrders:
+        """The certificates for host names."""
 
     async def restart(self) -> None:
         """Begin to replace the process by the installed one. Raises `ConfigError`, `DrainingError` or `UsageError`."""
@@ -139,6 +169,21 @@ async def trim_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Re
     return Reply(text=f"closed {count(tunnel.trim(int(keep), caller.host), 'idle server connection')} of {tunnel.id}")
 
 
+async def share_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
+    """Return a link to a protected host name that lasts for some time, or revoke all links to it."""
+    reference, word = request.args
+    site = await find_site(daemon.service, reference, caller.known_grant)
+    try:
+        if word == "revoke":
+            await site.revoke()
+            return Reply(text=f"revoked all links to {site.name}")
+        return Reply(text=await site.share(parse_seconds(word)))
+    except ValueError as error:
+        raise UsageError(f"{word!r} is {error}; usage: share NAME|URI|ID SECONDS|revoke") from None
+    except OSError as error:
+        raise ShortageError(f"could not store the state of shared links: {reason_of(error)}") from None
+
+
 async def watch_tunnels(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """A stream of events of one tunnel, or of all that the caller may see. The first event is `watching`."""
     grant = caller.known_grant
@@ -184,6 +229,30 @@ async def pardon(daemon: DaemonControl, request: ControlRequest, _caller: Reques
     (address,) = request.args
     had_failures = daemon.pardon(address)
     return Reply(text=f"pardoned {address}" if had_failures else f"no failed login from {address} is remembered")
+
+
+async def list_certificates(daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
+    """One item for each certificate for host names, and for each name that waits for one."""
+    items = daemon.certificate_orders.certificates()
+    return Reply(text=count(len(items), "certificate"), items=items)
+
+
+async def renew_certificate(daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
+    """Order a new certificate for a host name now, and wait for it."""
+    (name,) = request.args
+    await daemon.certificate_orders.renew(name.lower())
+    return Reply(text=f"renewed the certificate for {name.lower()}")
+
+
+async def try_certificate(daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
+    """Order a certificate that is thrown away; one item for each step, the last one may have failed."""
+    (name,) = request.args
+    steps: list[Item] = []
+    try:
+        await daemon.certificate_orders.trial(name.lower(), lambda step: steps.append({"step": step, "failed": False}))
+    except CertificateError as error:
+        steps.append({"step": str(error), "failed": True})
+    return Reply(text="failed" if steps and steps[-1]["failed"] else "ok", items=steps)
 
 
 async def reload(daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:

@@ -6,6 +6,7 @@
     ├─ handshakes              agents that have not authenticated yet, see auth/handshakes.py
     ├─ tunnels                 see directory/service.py
     ├─ servers                 control port, HTTP and shared ports, see servers.py
+    ├─ certificates            for host names, see acme/manager.py
     └─ systemd status          see status.py
 
 The daemon ends with a drain or with a handover to the next process (ending.py); a second `shutdown` stops it at once.
@@ -27,6 +28,8 @@ import structlog
 import trio
 
 from tunneld import __version__, config
+from tunneld.acme.manager import CertificateManager
+from tunneld.acme.state import certificate_folder
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.auth.preauth import PreauthLimiter
@@ -42,11 +45,15 @@ from tunneld.daemon.listeners import HAS_PUMP
 from tunneld.daemon.servers import Servers
 from tunneld.daemon.signals import SIGNALS, handle_signals
 from tunneld.daemon.status import SystemdStatus
+from tunneld.directory.requester import account_of
 from tunneld.directory.service import TunnelService
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
 from tunneld.net import sockets
+from tunneld.net.address import HostName
+from tunneld.sites.guard import GuardServices, GuardSettings
+from tunneld.sites.links import ShareLinks
 from tunneld.sites.names import SharedNames
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
@@ -99,7 +106,14 @@ class Daemon:
             descriptors=sockets.descriptors_for_tunnels(),
         )
         self._state = settings.daemon.state or state_folder()
-        self.certificates = CertificateStore()
+        self.certificates = CertificateStore(certificate_folder(self._state) if self._state is not None else None)
+        self.certificate_orders = CertificateManager(
+            self.certificates,
+            lambda: self.settings.acme,
+            self._state,
+            domain=lambda: self.settings.names.domain,
+            challenges=lambda: self.settings.names.challenges,
+        )
         self._preauth = PreauthLimiter(lambda: self.settings.control)
         self._salt_key = read_salt_key(self._state)
         self._authenticator = authenticator = Authenticator(
@@ -112,12 +126,14 @@ class Daemon:
             lambda: self.settings.control.handshake_timeout,
         )
         handshakes = self.handshakes if HAS_PUMP else None  # agents' connections need the pump
-        self.names = SharedNames(lambda: self.settings.names, self.certificates.has_name) if HAS_PUMP else None
+        self.names = self._shared_names() if HAS_PUMP else None
+        if self.names is not None:
+            self._order_certificates(self.names)
         self.service = TunnelService(
             lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes, self.names
         )
         self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates, self.names)
-        self._systemd_status = SystemdStatus(self.service, self.certificates)
+        self._systemd_status = SystemdStatus(self.service, self.certificates, self.certificate_orders.problems)
         self._command = command
         self._ending = DaemonEnding.DRAIN
         self._end_requested = trio.Event()
@@ -135,11 +151,13 @@ class Daemon:
             async with trio.open_nursery() as root:
                 root.start_soon(handle_signals, signals, self, root)
                 await root.start(self.engine.run)
+                self.engine.set_unacknowledged_timeout(self.settings.tunnels.unacknowledged_timeout or 0.0)
                 await root.start(self.handshakes.run)
                 await root.start(self.service.run)
                 await self.service.adopt(snapshot)
                 self._drain_revoked()
                 await root.start(self.servers.run)
+                await root.start(self.certificate_orders.run)
                 if systemd.watchdog_interval() is not None:
                     faulthandler.enable()  # systemd sends SIGABRT to a process that hangs: log its stack trace
                 if sys.platform == "linux":
@@ -152,6 +170,24 @@ class Daemon:
                 root.cancel_scope.cancel()
         systemd.stopping()
         logger.info("stopped", exit_status=self.exit_status)
+
+    def _order_certificates(self, names: SharedNames) -> None:
+        """Let host names get certificates from when a tunnel takes them until it frees them."""
+        orders = self.certificate_orders
+        names.on_taken = lambda name, owner: orders.want(name.name, account_of(owner))
+        names.on_freed = lambda name, _owner: orders.unwant(name.name)
+        names.obtains_certificates = lambda: self.settings.acme.enabled
+        orders.on_failed = self._on_certificate_failed
+
+    def _on_certificate_failed(self, name: str, reason: str) -> None:
+        """Tell the owners of tunnels with this host name; for the relay's own wildcard only its admins."""
+        affected: list[str | None] = [
+            tunnel.id
+            for tunnel in self.service.tunnels()
+            if any(isinstance(each, HostName) and each.name == name for each in tunnel.addresses)
+        ]
+        for tunnel in affected or [None]:
+            self.service.events.publish("certificate", id=tunnel, host=name, reason=reason)
 
     # Control commands
 
@@ -204,7 +240,9 @@ class Daemon:
             prepared = self.servers.prepare(self.settings, settings)
             self.settings = settings  # nothing can fail from here on
             self.servers.apply(prepared)
+            self.engine.set_unacknowledged_timeout(settings.tunnels.unacknowledged_timeout or 0.0)
             self.service.refresh_records()
+            self.certificate_orders.reconfigure()
             log.configure(settings.log)
             self._warn_of_configuration()
             self._drain_revoked()
@@ -246,6 +284,11 @@ class Daemon:
         self._end(DaemonEnding.STORE)
 
     # Internals
+
+    def _shared_names(self) -> SharedNames:
+        links = ShareLinks(lambda: self.settings.names.max_share, self._state)
+        guards = GuardServices(lambda: _guard_settings(self.settings), links)
+        return SharedNames(lambda: self.settings.names, self.certificates.has_name, guards)
 
     def _end(self, ending: DaemonEnding) -> None:
         """Request an ending. The first request wins, except that a drain replaces a handover that has not begun."""
@@ -300,3 +343,15 @@ class Daemon:
         for tunnel in self.service.tunnels():
             tunnel.close(STOPPED)  # before its visitors are dropped, which would look like the end of a drain
         self._stop.cancel()
+
+
+def _guard_settings(settings: Settings) -> GuardSettings:
+    """A visitor that guesses passwords gets the penalties of a peer that guesses secrets."""
+    control, names = settings.control, settings.names
+    return GuardSettings(
+        control.penalty,
+        control.max_penalty,
+        names.forward_auth,
+        names.forward_auth_timeout,
+        names.forward_auth_cache,
+    )

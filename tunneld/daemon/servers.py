@@ -13,6 +13,7 @@ is enabled for the first time.
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ from tunneld.daemon import ending
 from tunneld.daemon.listeners import Listeners, bind_addresses
 from tunneld.engine.engine import Engine
 from tunneld.net.listeners import Bound
+from tunneld.sites.access_log import AccessLog
 from tunneld.sites.names import SharedNames
 from tunneld.tls.store import CertificateStore, LoadedCertificates
 from tunneld.tunnel.keys import KeyRegistry
@@ -73,6 +75,7 @@ class Servers:
         self.host_key: asyncssh.SSHKey | None = None
         self._certificates = certificates
         self._names = names
+        self._access_log = AccessLog(lambda: daemon.settings.names)
         self.listeners = Listeners()
         self._daemon = daemon
         self._engine = engine
@@ -90,7 +93,7 @@ class Servers:
 
         Raises `ListenError`, `ShortageError` or `ConfigError`.
         """
-        self._certificates.apply(self._certificates.load(settings.certificates))
+        self._certificates.apply(self._certificates.load(settings.certificates, settings.named_certificates))
         enabled = [service for service, address in bind_addresses(settings).items() if address is not None]
         activated, snapshot = ending.receive(enabled)
         inherited, still_activated = (
@@ -118,7 +121,7 @@ class Servers:
         """Do the part of a reload that can fail. Raises `ConfigError`, `ListenError` or `ShortageError`, and then
         nothing has changed.
         """
-        certificates = self._certificates.load(then.certificates)
+        certificates = self._certificates.load(then.certificates, then.named_certificates)
         return Prepared(certificates, self.host_key or _host_key(then), self.listeners.bind(now, then))
 
     def apply(self, prepared: Prepared) -> None:
@@ -126,6 +129,7 @@ class Servers:
         self._certificates.apply(prepared.certificates)
         self.host_key = prepared.host_key
         self._exchange(prepared.bound)
+        self._access_log.reopen()
         if self._nursery is not None and self.host_key is not None and not self._serves_ssh:
             self._nursery.start_soon(self._serve_ssh, self.host_key)
 
@@ -186,17 +190,20 @@ class Servers:
     async def _serve_names(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve the shared HTTP and TLS ports."""
         from tunneld.engine.pump import Pump  # noqa: PLC0415  # Linux only
-        from tunneld.sites.ports import NO_CHALLENGES, SitePorts  # noqa: PLC0415
+        from tunneld.sites.ports import SitePorts  # noqa: PLC0415
 
         assert self._names is not None
         assert isinstance(self._engine, Pump)
         settings = lambda: self._daemon.settings.names  # noqa: E731
-        ports = SitePorts(self._engine, self._names, settings, self._certificates, NO_CHALLENGES)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(ports.run)
-            await nursery.start(self.listeners.by_service["names-http"].serve, ports.on_http)
-            await nursery.start(self.listeners.by_service["names-https"].serve, ports.on_https)
-            task_status.started()
+        orders = self._daemon.certificate_orders
+        ports = SitePorts(self._engine, self._names, settings, self._certificates, orders, self._access_log)
+        async with trio.open_nursery() as logging:  # outlives the connections, whose last requests it logs
+            await logging.start(self._access_log.run)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(ports.run)
+                await nursery.start(self.listeners.by_service["names-http"].serve, ports.on_http)
+                await nursery.start(self.listeners.by_service["names-https"].serve, ports.on_https)
+                task_status.started()
 
     async def _serve_ssh(
         self, key: asyncssh.SSHKey, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -207,11 +214,13 @@ class Servers:
 
         assert isinstance(self._engine, Pump)
         self._serves_ssh = True
+        gc.freeze()  # a full collection that also scans what asyncssh imports took 22 ms, and all relays waited
         await serve_ssh(
             self.listeners.by_service["ssh"],
             lambda: self._daemon.settings.ssh,
             key,
             self._daemon.service,
+            executor(self._daemon),
             self._handshakes,
             self._engine,
             self._authenticator,

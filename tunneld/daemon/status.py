@@ -9,7 +9,7 @@ A problem is shown for as long as it lasts, so that an operator sees it before s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -29,17 +29,24 @@ CERTIFICATE_CHECK_INTERVAL = 12 * 3600.0
 class SystemdStatus:
     """Keeps the status line up to date."""
 
-    def __init__(self, service: TunnelService, store: CertificateStore) -> None:
+    def __init__(
+        self, service: TunnelService, store: CertificateStore, unobtained: Callable[[], Sequence[str]] = tuple
+    ) -> None:
+        """`unobtained` returns which host names have no certificate, in a few words each."""
         self._service = service
         self._store = store
         self._failed = ""
+        self._unobtained = unobtained
         self._certificates: Sequence[str] = ()
 
     def __str__(self) -> str:
         tunnels = self._service.tunnels()
         counts = count(len(tunnels), "tunnel"), count(sum(len(tunnel.visitors) for tunnel in tunnels), "visitor")
         kept = ["reservations are not stored"] if self._service.reservations.place == "memory" else []
-        return "; ".join([", ".join(counts), *([self._failed] if self._failed else []), *kept, *self._certificates])
+        missing = self._unobtained()
+        more = [f"{len(missing) - 1} more without a certificate"] if len(missing) > 1 else []
+        failed = [self._failed] if self._failed else []
+        return "; ".join([", ".join(counts), *failed, *kept, *self._certificates, *missing[:1], *more])
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:

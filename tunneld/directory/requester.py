@@ -17,6 +17,12 @@ def call_now(_key: str, callback: Callable[[], None]) -> None:
     callback()
 
 
+def account_of(owner: str) -> str:
+    """The credential in the `owner` of a requester, or the address of one that has none: what limits count by."""
+    credential, at, place = owner.rpartition("@")
+    return credential if at else place.rpartition(":")[0] or place
+
+
 @dataclass(frozen=True, slots=True)
 class Requester:
     """The peer that makes a control request.

@@ -17,7 +17,10 @@
     tunneld_open_descriptors                 of this process
     tunneld_max_descriptors                  the limit of this process
 
-No metric names a tunnel, an owner or a visitor: metrics are passed on more widely than the output of `list`.
+    tunneld_certificate_expires_seconds{name}  until the certificate with this first name expires
+
+No metric names a tunnel, an owner or a visitor: metrics are passed on more widely than the output of `list`. Names in
+certificates are public: every authority publishes them in the logs of certificate transparency.
 """
 
 from __future__ import annotations
@@ -74,6 +77,7 @@ class TunneldCollector(Collector):
         yield _visitor_refusals(self._daemon.service.live.refusals)
         yield from _preauth_metrics(self._preauth)
         yield from _tunnel_metrics(list(self._daemon.service.tunnels()))
+        yield _certificate_metric(self._daemon.certificates.seconds_left())
 
 
 def _visitor_refusals(counts: Mapping[RefusalKind, int]) -> Metric:
@@ -109,6 +113,14 @@ def _tunnel_metrics(tunnels: Iterable[Tunnel]) -> Iterator[Metric]:
     yield GaugeMetricFamily("tunneld_visitors_waiting", "Visitors that wait for a server connection.", waiting)
     text = "Idle server connections that wait for a visitor."
     yield GaugeMetricFamily("tunneld_server_connections_parked", text, parked)
+
+
+def _certificate_metric(seconds_left: Mapping[str, float]) -> Metric:
+    text = "Seconds until the certificate with this first name expires."
+    family = GaugeMetricFamily("tunneld_certificate_expires_seconds", text, labels=["name"])
+    for name, seconds in seconds_left.items():
+        family.add_metric([name], seconds)
+    return family
 
 
 def new_registry(daemon: DaemonControl, preauth: PreauthLimiter) -> CollectorRegistry:

@@ -12,6 +12,8 @@
     protocol          400       9     the body is not XML-RPC
     internal          500       10    a bug, or a code that is not in this table
     ended             410       11
+    expired           410       12
+    no-certificate    502       13
 
 Under `/api` an error is JSON (RFC 9457), elsewhere plain text: the reason phrase in the first line, the sentence in the
 second.
@@ -43,6 +45,7 @@ STATUSES: dict[str, HTTPStatus] = {
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
     "ended": HTTPStatus.GONE,
     "expired": HTTPStatus.GONE,
+    "no-certificate": HTTPStatus.BAD_GATEWAY,  # the authority refused, or does not answer
 }
 
 FAULTS: dict[str, int] = {code: number for number, code in enumerate(STATUSES, start=1)}

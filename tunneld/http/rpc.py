@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from tunneld.control.commands import COMMANDS, find_command, usage
 from tunneld.control.login import AUTH
-from tunneld.control.reply import ITEMS_PER_STEP, Execute
+from tunneld.directory.reply import ITEMS_PER_STEP, Execute
 from tunneld.errors import TunneldError, UsageError
 from tunneld.http.problems import FAULTS, internal_problem, problem_of
 from tunneld.http.responses import LongResponse, log_bug
@@ -28,7 +28,9 @@ from tunneld.http.translate import QUIT, WATCH, caller_of, execute_request, make
 from tunneld.http.xml import ARRAY_BEGIN, ARRAY_END, RpcAnswer, format_answer, format_fault, format_value, parse_call
 
 PREFIX = "tunnel."
-ANSWERS_WITH_ITEMS = frozenset({"list", "show", "status", "penalties", "reload", "help"})
+ANSWERS_WITH_ITEMS = frozenset(
+    {"list", "show", "status", "penalties", "certificates", "trycertificate", "reload", "help"}
+)
 """Verbs that answer with their items, even if there are none; every other verb answers with its text."""
 
 

@@ -24,8 +24,8 @@ SECOND = 1_000_000_000
 MAX_RATE_COUNT = 1_000_000
 """Events in a second, minute or hour: more visitors than a machine accepts in a second, and an interval of 1 µs."""
 
-_RATE = re.compile(r"([1-9][0-9]{0,6})(?:/([smh]))?")
-_PERIODS = {"s": 1, "m": 60, "h": 3600}
+_RATE = re.compile(r"([1-9][0-9]{0,6})(?:/(s|m|h|day|week))?")
+_PERIODS = {"s": 1, "m": 60, "h": 3600, "day": 86400, "week": 7 * 86400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class Rate:
 
     @classmethod
     def parse(cls, text: str) -> Rate:
-        """Read `10` or `10/s`, `30/m`, `100/h`. Raises `ValueError`."""
+        """Read `10` or `10/s`, `30/m`, `100/h`, `50/day`, `20/week`. Raises `ValueError`."""
         match = _RATE.fullmatch(text)
         if match is None or int(match[1]) > MAX_RATE_COUNT:
-            raise ValueError(f"not a rate: N, N/s, N/m or N/h with N between 1 and {MAX_RATE_COUNT}")
+            raise ValueError(f"not a rate: N, N/s, N/m, N/h, N/day or N/week with N between 1 and {MAX_RATE_COUNT}")
         return cls(int(match[1]), _PERIODS[match[2] or "s"])
 
     def within(self, ceiling: Rate) -> bool:
@@ -86,6 +86,14 @@ class Buckets:
             self._older.pop(source, None)
             self._recent[source] = full_at
         return True
+
+    def wait(self, source: Hashable, now: float) -> float:
+        """Seconds from `now` until `source` has a token; 0.0: it has one."""
+        at = int(now * SECOND)
+        self._advance_generation(at)
+        known = self._recent.get(source) or self._older.get(source)
+        full_at = max(at, self._shared_full_at if known is None else known) + self._interval
+        return max(0, full_at - at - self._size) / SECOND
 
     def _advance_generation(self, at: int) -> None:
         """Forget the sources that took nothing for as long as a bucket takes to fill: their buckets are full."""

@@ -31,6 +31,7 @@ from tunneld.net.accept import local_address
 from tunneld.net.endpoint import Peer, parse_network
 from tunneld.policy.limits import HttpLimits
 from tunneld.policy.networks import NetworkSet, read_address
+from tunneld.sites.access_log import AccessLog
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import Origin
 from tunneld.sites.hello import HelloReader
@@ -74,21 +75,6 @@ class Challenges(Protocol):
         """The context that answers tls-alpn-01 for this name."""
 
 
-class NoChallenges:
-    """For a relay that obtains no certificates. Implements `Challenges`."""
-
-    def http_answer(self, _token: str) -> bytes | None:
-        """None."""
-        return None
-
-    def tls_context(self, _name: str) -> ssl.SSLContext | None:
-        """None."""
-        return None
-
-
-NO_CHALLENGES = NoChallenges()
-
-
 class SitePorts:
     """Both ports. It owns their connections."""
 
@@ -99,6 +85,7 @@ class SitePorts:
         settings: Callable[[], SiteSettings],
         certificates: Certificates,
         challenges: Challenges,
+        access_log: AccessLog | None = None,
     ) -> None:
         """`settings` is called for every connection, so that a reload applies to the next one."""
         self._names = names
@@ -107,6 +94,7 @@ class SitePorts:
         self._settings = settings
         self._certificates = certificates
         self._challenges = challenges
+        self._access_log = access_log
         self._hellos: set[HelloReader] = set()
         self._handshakes = 0
         self._proxies = NetworkSet(())
@@ -170,9 +158,9 @@ class SitePorts:
     def _start(self, transport: TlsSocket | PlainTransport, origin: Origin, server_name: str) -> None:
         """Serve requests on a connection; in TLS for the name `server_name`."""
         end = TlsEnd(self._engine, transport)
-        connection = HttpConnection(
-            end, origin, partial(self._find, server_name), self._settings().limits, self._on_over
-        )
+        find, limits = partial(self._find, server_name), self._settings().limits
+        access_log = self._access_log if self._access_log is not None and self._access_log.is_on else None
+        connection = HttpConnection(end, origin, find, limits, self._on_over, access_log)
         self.connections[connection] = None
         connection.start()
 

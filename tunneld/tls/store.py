@@ -7,27 +7,24 @@
 Each handshake asks for its context when it begins and keeps it to its end, so certificates can be replaced at any time.
 Replacing never makes things worse: what cannot be loaded is reported, and the certificate in use stays.
 
-A certificate in the folder is one file, its key and its chain, so that a renewal is a single rename and a crash leaves
-the old pair or the new one. Whatever obtains certificates automatically calls `put`, and needs nothing else from here.
+Whatever obtains certificates automatically calls `put`, or `write` in a thread and then `use`.
 """
 
 from __future__ import annotations
 
-import re
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
-from tunneld.errors import ConfigError, reason_of
+from tunneld.errors import ConfigError
 from tunneld.tls.certificate import ServerCertificate
-from tunneld.tls.contexts import CertificateFiles
-from tunneld.tls.private_files import sync_folder, temporary_beside, write_private
+from tunneld.tls.contexts import CertificateFiles, server_tls_context
+from tunneld.tls.folder import CertificateFolder
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("tls")
 
@@ -35,22 +32,8 @@ MAX_CONTEXTS = 1000
 """Contexts of named certificates kept in memory, 21 KiB each: 20 MiB. Others are loaded again when they are needed,
 which takes a millisecond.
 """
-SUFFIX = ".pem"
-_FILE_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?")
-"""Names that can be a file name, a `*.` apart."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A certificate in the folder: its key and its chain in one file. Implements `CertificateFiles`."""
-
-    certificate: Path
-    client_ca: Path | None = None
-
-    @property
-    def key(self) -> Path:
-        """The same file."""
-        return self.certificate
+PROTOCOLS = ("http/1.1",)
+"""ALPN of host names. Without it, clients that offer several protocols would have to guess (RFC 7301)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +42,7 @@ class LoadedCertificates:
 
     ports: Mapping[str, tuple[ServerCertificate, ssl.SSLContext]] = field(default_factory=dict)  # by table
     named: Sequence[tuple[ServerCertificate, ssl.SSLContext]] = ()  # of the configuration
-    stored: Sequence[tuple[ServerCertificate, ssl.SSLContext | None]] = ()  # of the folder
+    stored: Sequence[ServerCertificate] = ()  # of the folder; contexts are loaded when they are needed
 
 
 class CertificateStore:
@@ -67,7 +50,9 @@ class CertificateStore:
 
     def __init__(self, folder: Path | None = None, max_contexts: int = MAX_CONTEXTS) -> None:
         """`folder` keeps certificates that are `put`; None: the relay obtains none itself."""
-        self._folder = folder
+        self.is_used: Callable[[ServerCertificate], bool] = lambda _: True
+        """Whether a stored certificate still serves visitors: the dates of no other are a problem."""
+        self._folder = CertificateFolder(folder) if folder is not None else None
         self._max_contexts = max_contexts
         self._loaded = LoadedCertificates()
         self._stored: dict[Path, ServerCertificate] = {}
@@ -88,49 +73,65 @@ class CertificateStore:
         problems: list[str] = []
         by_table = _read_all(ports, problems)
         by_key = _read_all(named or {}, problems)
+        problems += [
+            f"{table}: certificate {each.files.certificate} has no host name"
+            + (f": {each.rejected}" if each.rejected else "")
+            for table, (each, _) in by_key.items()
+            if not each.names
+        ]
         if problems:
             raise ConfigError(problems)
-        return LoadedCertificates(by_table, tuple(by_key.values()), list(self._read_folder()))
+        stored = self._folder.read(self._stored) if self._folder is not None else ()
+        return LoadedCertificates(by_table, tuple(by_key.values()), stored)
 
     def apply(self, loaded: LoadedCertificates) -> None:
         """Use these certificates for every handshake that begins from now on."""
         self._loaded = loaded
-        self._stored = {certificate.files.certificate: certificate for certificate, _ in loaded.stored}
-        self._contexts.clear()
-        for certificate, context in (*loaded.stored, *loaded.named):
-            if context is not None:
-                self._keep(certificate, context)
+        former, self._stored = self._stored, {each.files.certificate: each for each in loaded.stored}
+        kept = {path for path, certificate in self._stored.items() if former.get(path) == certificate}
+        for path in [path for path in self._contexts if path not in kept]:
+            del self._contexts[path]
+        for certificate, context in loaded.named:
+            self._keep(certificate, context)
         self._index()
 
     def put(self, chain: bytes, key: bytes) -> ServerCertificate:
         """Store a certificate and its private key, both in PEM, and use it for every later handshake with its names.
 
-        It replaces the stored certificate with the same first name. The file has mode 0600 and is written by a rename.
-        This blocks until it is on disk. Raises `ConfigError` if the two do not belong together or cannot be written;
-        then nothing has changed.
+        It replaces the stored certificate with the same first name. This blocks until it is on disk. Raises
+        `ConfigError` if the two do not belong together or cannot be written; then nothing has changed.
         """
+        written = self.write(chain, key)
+        self.use(written)
+        return written[0]
+
+    def write(self, chain: bytes, key: bytes) -> tuple[ServerCertificate, ssl.SSLContext]:
+        """The first half of `put`: store the files. May be called in a worker thread."""
         if self._folder is None:
             raise ConfigError(["no folder for certificates; set daemon.state"])
-        new = temporary_beside(self._folder / "new")
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            new.unlink(missing_ok=True)  # of a process that crashed
-            write_private(new, key.rstrip(b"\n") + b"\n" + chain)
-            certificate, context = _read_new(new)
-            path = self._folder / _file_name(certificate)
-            new.replace(path)
-            sync_folder(self._folder)
-        except OSError as error:
-            raise ConfigError([f"could not store a certificate in {self._folder}: {reason_of(error)}"]) from None
-        finally:
-            with suppress(OSError):
-                new.unlink()
-        stored = replace(certificate, files=StoredFile(path))
-        self._stored[path] = stored
-        self._keep(stored, context)
-        self._index()
-        log.info("certificate stored", file=str(path), names=list(stored.names))
-        return stored
+        return self._folder.write(chain, key)
+
+    def use(self, written: tuple[ServerCertificate, ssl.SSLContext]) -> None:
+        """The second half: use what `write` returned."""
+        certificate, context = written
+        path = certificate.files.certificate
+        former = self._stored.get(path)
+        self._stored[path] = certificate
+        self._keep(certificate, context)
+        if former is None or set(former.names) <= set(certificate.names):
+            for name in certificate.names:
+                self._prefer(name, certificate)
+        else:
+            self._index()
+        log.info("certificate stored", file=str(path), names=list(certificate.names))
+
+    def remove(self, certificate: ServerCertificate) -> None:
+        """Remove a stored certificate, and its file."""
+        path = certificate.files.certificate
+        if self._folder is not None and self._stored.pop(path, None) is not None:
+            self._folder.remove(path)
+            self._contexts.pop(path, None)
+            self._index()
 
     # For handshakes
 
@@ -141,13 +142,13 @@ class CertificateStore:
 
     def has_name(self, server_name: str) -> bool:
         """Whether `context_for` finds a certificate."""
-        return self._find(server_name) is not None
+        return self.certificate_for(server_name.lower().removesuffix(".")) is not None
 
     def context_for(self, server_name: str) -> ssl.SSLContext | None:
         """The context for a handshake in which the client asked for `server_name`: the certificate with exactly this
         name, else the one with a wildcard for its first label, else None.
         """
-        certificate = self._find(server_name)
+        certificate = self.certificate_for(server_name.lower().removesuffix("."))
         if certificate is None:
             return None
         context = self._contexts.get(certificate.files.certificate)
@@ -156,8 +157,8 @@ class CertificateStore:
         self._contexts.move_to_end(certificate.files.certificate)
         return context
 
-    def _find(self, server_name: str) -> ServerCertificate | None:
-        name = server_name.lower().removesuffix(".")
+    def certificate_for(self, name: str) -> ServerCertificate | None:
+        """The certificate that handshakes for a host name in lower case use; None: there is none."""
         if name.startswith("*"):
             return None
         return self._names.get(name) or self._names.get(f"*.{name.partition('.')[2]}")
@@ -169,6 +170,30 @@ class CertificateStore:
         found = [certificate for certificate, _ in (*self._loaded.ports.values(), *self._loaded.named)]
         return list({each.files.certificate: each for each in (*found, *self._stored.values())}.values())
 
+    def configured(self) -> list[ServerCertificate]:
+        """The certificates of the configuration for host names."""
+        return [certificate for certificate, _ in self._loaded.named]
+
+    def stored(self) -> list[ServerCertificate]:
+        """The certificates of the folder."""
+        return list(self._stored.values())
+
+    def stored_for(self, name: str) -> ServerCertificate | None:
+        """The certificate of the folder with exactly this name, which may begin with `*.`."""
+        found = self._names.get(name)
+        return found if found is not None and found.files.certificate in self._stored else None
+
+    def seconds_left(self, now: float | None = None) -> dict[str, float]:
+        """Seconds until each certificate in use expires, by its first name. `now` is as for `expiring`."""
+        moment = time.time() if now is None else now
+        return {
+            each.names[0]: each.not_after - moment
+            for each in self.certificates()
+            if each.names
+            and each.not_after is not None
+            and (each.files.certificate not in self._stored or self.is_used(each))
+        }
+
     def expiring(self, now: float | None = None) -> list[str]:
         """Which certificates clients reject, or will soon, in a few words each, for the status. Each is logged, too.
         `now` is in seconds since 1970, by default the current time.
@@ -176,6 +201,8 @@ class CertificateStore:
         moment = time.time() if now is None else now
         problems = []
         for certificate in self.certificates():
+            if certificate.files.certificate in self._stored and not self.is_used(certificate):
+                continue
             if problem := certificate.problem(moment):
                 problems.append(problem)
                 if certificate.is_valid(moment):
@@ -186,33 +213,35 @@ class CertificateStore:
 
     # Internals
 
-    def _read_folder(self) -> Iterable[tuple[ServerCertificate, ssl.SSLContext | None]]:
-        for path in sorted(self._folder.glob(f"[!.]*{SUFFIX}")) if self._folder is not None else ():
-            try:
-                yield ServerCertificate.read(StoredFile(path))
-            except ConfigError as error:
-                log.warning("could not load a stored certificate", file=str(path), reason=str(error))
-                if path in self._stored:
-                    yield self._stored[path], self._contexts.get(path)
-
     def _index(self) -> None:
-        """Map names to certificates. Of several with one name, the configured one is used, then the one that expires
-        last.
-        """
-        stored = sorted(self._stored.values(), key=lambda each: each.not_after or 0.0)
-        configured = [certificate for certificate, _ in self._loaded.named]
-        self._names = {name: each for each in (*stored, *configured) for name in each.names}
+        """Map names to certificates."""
+        self._names = {name: each for each, _ in self._loaded.named for name in each.names}
+        for certificate in self._stored.values():
+            for name in certificate.names:
+                self._prefer(name, certificate)
+
+    def _prefer(self, name: str, certificate: ServerCertificate) -> None:
+        """Use a stored certificate for a name, unless a configured one has it, or a stored one that expires later."""
+        now = self._names.get(name)
+        if now is not None:
+            path = now.files.certificate
+            if path not in self._stored:
+                return
+            if path != certificate.files.certificate and (now.not_after or 0.0) > (certificate.not_after or 0.0):
+                return
+        self._names[name] = certificate
 
     def _keep(self, certificate: ServerCertificate, context: ssl.SSLContext) -> None:
+        context.set_alpn_protocols(PROTOCOLS)
         self._contexts[certificate.files.certificate] = context
         self._contexts.move_to_end(certificate.files.certificate)
         while len(self._contexts) > self._max_contexts:
             self._contexts.popitem(last=False)
 
     def _load_again(self, certificate: ServerCertificate) -> ssl.SSLContext | None:
-        """Load a context that was dropped; None, and a line in the log, if its file cannot be loaded any more."""
+        """Load a context that is not in memory; None, and a line in the log, if its file cannot be loaded any more."""
         try:
-            context = ServerCertificate.read(certificate.files)[1]
+            context = server_tls_context(certificate.files)
         except ConfigError as error:
             log.warning("could not load a certificate", file=str(certificate.files.certificate), reason=str(error))
             return None
@@ -231,19 +260,3 @@ def _read_all(
         except ConfigError as error:
             problems += error.problems
     return read
-
-
-def _file_name(certificate: ServerCertificate) -> str:
-    """The file for a certificate to be stored, by its first name. Raises `ConfigError` if it has none that can be."""
-    name = next(iter(certificate.names), "")
-    if not _FILE_NAME.fullmatch(name):
-        raise ConfigError([f"a certificate for {name!r} cannot be stored: it has no host name"])
-    return f"{name.replace('*', '_wildcard')}{SUFFIX}"
-
-
-def _read_new(path: Path) -> tuple[ServerCertificate, ssl.SSLContext]:
-    """Read a file under its temporary name, which problems do not mention. Raises `ConfigError`."""
-    try:
-        return ServerCertificate.read(StoredFile(path))
-    except ConfigError as error:
-        raise ConfigError([problem.replace(f" {path}", "") for problem in error.problems]) from None
