@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import ssl
@@ -77,7 +78,26 @@ def test_with_a_domain_tunnels_have_host_names(tmp_path: Path, capsys: Captured)
     settings = load(tmp_path / "tunnel.toml")
     assert (settings.names.domain, settings.names.http, settings.names.https) == ("t.example.org", ":80", ":443")
     assert settings.tunnels.advertised_host == "t.example.org"
+    assert not settings.acme.enabled
+    assert "uncomment [acme]" in captured.err
     assert main(["--check", "--config", str(tmp_path / "tunnel.toml")]) == 0
+
+
+def test_certificates_need_an_agreement(tmp_path: Path, capsys: Captured) -> None:
+    pytest.importorskip("acme")
+    assert main(["init", "--output", str(tmp_path), "--domain", "t.example.org", "--agree"]) == 0
+    assert "uncomment" not in capsys.readouterr().err
+    acme = load(tmp_path / "tunnel.toml").acme
+    assert (acme.enabled, acme.agree, acme.contact) == (True, True, "")
+
+
+def test_the_commented_tables_obtain_certificates(tmp_path: Path, capsys: Captured) -> None:
+    pytest.importorskip("acme")
+    made(tmp_path, capsys, "--domain", "t.example.org")
+    path = tmp_path / "tunnel.toml"
+    path.write_text(re.sub(r"^#(?=\[acme|enabled|agree|contact)", "", path.read_text(), flags=re.MULTILINE))
+    acme = load(path).acme
+    assert (acme.enabled, acme.agree, acme.contact) == (True, True, "ops@example.org")
 
 
 def test_a_relay_can_have_another_name_than_its_domain(tmp_path: Path, capsys: Captured) -> None:
@@ -123,6 +143,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, capsys: Cap
     [
         (["init", "--host", "::"], "stands for all addresses"),
         (["init", "--host", "a b"], "invalid host name or address"),
+        (["init", "--host", "h", "--agree"], "it requires --domain"),
         (["init", "--domain", "localhost"], "--domain localhost is not a domain, such as t.example.org"),
         (["init", "--domain", "*.example.org"], "is not a domain"),
         (["init", "--domain", "192.0.2.1"], "invalid host name"),

@@ -21,6 +21,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import tomli_w
@@ -92,7 +93,16 @@ NAMES = """\
 http = ":80"                    # ports that all host names share; they need a privilege, see tunneld(8)
 https = ":443"                  # answers for names that have a certificate
 
+{off}[acme]                          # certificates for host names, from Let's Encrypt; see CERTIFICATES in tunneld(8)
+{off}enabled = true                  # needs the extra tunneld[acme]
+{off}agree = true                    # you accept the terms of service: https://letsencrypt.org/repository/
+#contact = "ops@example.org"    # e-mail address of the account; optional
+
 """
+NO_CERTIFICATES = (
+    "   Addresses begin with http until the relay has certificates. To get them from Let's Encrypt, uncomment [acme] in\n"
+    "   the configuration (or use --agree), if you accept its terms of service.\n\n"
+)
 EXAMPLE_NAME = "blog"
 
 
@@ -105,6 +115,7 @@ class InitPlan:
     ports: str
     ssh_keys: Sequence[str]
     domain: str = ""  # of host names; empty: none
+    agree: bool = False  # to the terms of service of Let's Encrypt
 
     @property
     def open_ports(self) -> str:
@@ -133,8 +144,9 @@ def run(options: argparse.Namespace) -> int:
     if options.config or options.check or options.print_config or options.log_format or options.log_level:
         raise UsageError("options before `init` apply to running the daemon; use --output to say where to write")
     domain = _domain(options.domain) if options.domain is not None else ""
+    _check_agreement(domain, agree=options.agree)
     host = _public_host(options.host or domain or None)
-    plan = InitPlan(_path(options.output), host, _ports(options.ports), _keys(options.ssh_key), domain)
+    plan = InitPlan(_path(options.output), host, _ports(options.ports), _keys(options.ssh_key), domain, options.agree)
     secret, certificate, ssh_key = secrets.token_urlsafe(SECRET_BYTES), make_self_signed(plan.host), host_key.make()
     fingerprint = host_key.fingerprint(ssh_key)
     _write(
@@ -182,6 +194,7 @@ def _names_instructions(plan: InitPlan) -> str:
         f"    {plan.domain}.\n    *.{plan.domain}.\n\n"
         "   Ports 80 and 443 need a privilege. Under systemd, see AmbientCapabilities in config/tunneld.service.\n"
         "   Otherwise start the relay as root, and set `user` in [daemon] to an account without privileges.\n\n"
+        f"{'' if plan.agree else NO_CERTIFICATES}"
     )
 
 
@@ -198,13 +211,17 @@ def text(plan: InitPlan, pin: str, fingerprint: str, verifier: str) -> str:
         web_tls=f"#tls = {{ {certificate}, {key} }}",
         ports=_line("ports", plan.ports),
         name=_line("name", CREDENTIAL),
-        names=NAMES.format(domain=_line("domain", plan.domain), name=plan.domain) if plan.domain else "",
+        names=_names_tables(plan) if plan.domain else "",
         ssh_port=SSH_PORT,
         host_key=_line("host_key", plan.host_key.name),
         fingerprint=fingerprint,
         verifier=_line("verifier", verifier),
         authorized_keys=_line_of_keys(plan.ssh_keys),
     )
+
+
+def _names_tables(plan: InitPlan) -> str:
+    return NAMES.format(domain=_line("domain", plan.domain), name=plan.domain, off="" if plan.agree else "#")
 
 
 def _keys(files: Sequence[Path]) -> Sequence[str]:
@@ -251,6 +268,14 @@ def _domain(given: str) -> str:
     if name.is_wildcard or name.path or "." not in name.name:
         raise UsageError(f"--domain {given} is not a domain, such as t.example.org")
     return name.name
+
+
+def _check_agreement(domain: str, *, agree: bool) -> None:
+    """Raise `UsageError` where certificates are wanted that cannot be obtained."""
+    if agree and not domain:
+        raise UsageError("--agree is for certificates of host names; it requires --domain")
+    if agree and find_spec("acme") is None:
+        raise UsageError("--agree requires the Python package acme; install tunneld[acme]")
 
 
 def _ports(given: str) -> str:
