@@ -50,7 +50,7 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     if auth := auth_option(values["auth"] or (), values["auth_file"], values["name"] or ""):
         options["auth"] = auth
     if options.get("host_header") == LOCAL:
-        options["host_header"] = _host_of(Target.parse(values["target"]))
+        options["host_header"] = local_host(Target.parse(values["target"]))
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     request = TunnelRequest(options, limits, keep_header=values["proxy_protocol"], backend=values["backend"])
     return ExposureConfig(
@@ -63,7 +63,7 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     )
 
 
-def _host_of(target: Target) -> str:
+def local_host(target: Target) -> str:
     """The host that a local server expects in a request."""
     if target.path:
         return "localhost"
