@@ -19,7 +19,7 @@ HOT = {
     "wire": "proxy_protocol",
     "engine": (
         "acceptor budget end end_flow engine events failures flow flows handover limits pipes pump relay scheduler"
-        " socket_end socket_flow throttle timers tls_end vanished"
+        " socket_end socket_flow throttle timers tls_end tls_over_end vanished"
     ),
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns window",
     "tunnel": "keys server_side tunnel visitor visitors waiting",

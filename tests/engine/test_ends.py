@@ -189,7 +189,7 @@ async def test_an_answer_in_front_of_a_failed_write_arrives(bench: EndsBench, pa
     one, other = sides_of(joined, early)
 
     async def upload() -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # closed below
             while True:
                 await other.send_all(NOISE[:50_000])
 

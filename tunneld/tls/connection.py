@@ -145,6 +145,7 @@ class TlsSession:
         if unread:
             self._incoming.write(unread)
 
+
 class TlsSocket(TlsSession):
     """One end of a TLS connection over a socket. It owns the socket; `close` closes both.
 

@@ -1,0 +1,137 @@
+"""Host names whose TLS does not end at the relay: at the local server, or at the agent with --https-here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.support.authority import running_authority
+from tests.support.peers import PATIENCE
+from tests.support.pki import Pki
+from tests.support.programs import Daemon, daemon, free_port, program, run, tunnel_command
+
+Find = Callable[[str], str]
+NAME = "blog.t.example"
+NAMES = """
+[names]
+domain = "t.example"
+http = "127.0.0.1:{http}"
+https = "127.0.0.1:{https}"
+"""
+
+
+@asynccontextmanager
+async def relay_with_names(folder: Path, https: int = 0) -> AsyncIterator[tuple[Daemon, int, int]]:
+    """A relay with host names; yields it and its HTTP and HTTPS ports."""
+    http, https = await free_port(), https or await free_port()
+    async with daemon(folder, words=NAMES.format(http=http, https=https)) as relay:
+        yield relay, http, https
+
+
+@asynccontextmanager
+async def agent(relay: Daemon, target: object, *words: str, state: Path | None = None) -> AsyncIterator[Agent]:
+    """`tunnel expose` with these words."""
+    environment = os.environ | ({"XDG_STATE_HOME": str(state)} if state else {})
+    command = tunnel_command("expose", str(target), "--relay", relay.control, "--host", "blog", *words)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    async with program(command, env=environment, **pipes) as process, trio.open_nursery() as nursery:
+        running = Agent(process)
+        nursery.start_soon(running.listen, process.stderr)
+        nursery.start_soon(running.listen, process.stdout)
+        await running.wait_said(f"https://{NAME}")
+        yield running
+        nursery.cancel_scope.cancel()
+
+
+class Agent:
+    """What `tunnel expose` has printed."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.said = ""
+        self._more = trio.Event()
+
+    async def listen(self, pipe: trio.abc.ReceiveStream) -> None:
+        async for chunk in pipe:
+            self.said += chunk.decode()
+            self._more.set()
+            self._more = trio.Event()
+
+    async def wait_said(self, text: str) -> None:
+        with trio.fail_after(PATIENCE):
+            while text not in self.said:
+                assert self.process.returncode is None, self.said
+                await self._more.wait()
+
+
+async def serve_tls(pki: Pki, *, task_status: trio.TaskStatus[int]) -> None:
+    """A TLS server that answers in capitals."""
+
+    async def answer(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all((await stream.receive_some()).upper())
+        await stream.aclose()
+
+    listeners = await trio.open_ssl_over_tcp_listeners(0, pki.server, host="127.0.0.1")
+    task_status.started(listeners[0].transport_listener.socket.getsockname()[1])
+    await trio.serve_listeners(answer, listeners)
+
+
+def curl(find: Find, name: str, port: int, *words: str) -> list[str]:
+    return [find("curl"), "-sS", "--max-time", "30", "--resolve", f"{name}:{port}:127.0.0.1", *words]
+
+
+@pytest.mark.parametrize("backend", ["webmux", "tcp"])
+async def test_a_local_server_keeps_its_tls(
+    tmp_path: Path, program_path: Find, nursery: trio.Nursery, backend: str
+) -> None:
+    pki = Pki.issue(tmp_path / "pki", NAME)
+    port = await nursery.start(serve_tls, pki)
+    words = ["--tls", "pass", "--backend", backend]
+    async with relay_with_names(tmp_path) as (relay, http, https), agent(relay, port, *words):
+        stream = trio.SSLStream(await trio.open_tcp_stream("127.0.0.1", https), pki.client, server_hostname=NAME)
+        await stream.send_all(b"hello")
+        assert await stream.receive_some() == b"HELLO"
+        await stream.aclose()
+        said = await run(curl(program_path, NAME, http, "-i", f"http://{NAME}:{http}/page"))
+        assert f"location: https://{NAME}:{https}/page".lower() in said.lower()
+
+
+async def test_the_agent_obtains_its_certificate_and_its_key_stays_there(tmp_path: Path, program_path: Find) -> None:
+    with running_authority(tmp_path / "pebble") as authority:
+        (tmp_path / "www").mkdir()
+        (tmp_path / "www" / "page").write_text("a page")
+        port = await free_port()
+        server = [
+            "python3",
+            "-m",
+            "http.server",
+            "--bind",
+            "127.0.0.1",
+            "--directory",
+            str(tmp_path / "www"),
+            str(port),
+        ]
+        acme = ["--https-here", "--acme-agree", "--acme-directory", authority.directory]
+        acme += ["--acme-ca-file", str(authority.ca_file)]
+        folder, state = tmp_path / "relay", tmp_path / "agent"
+        folder.mkdir()
+        async with (
+            program(server, stderr=subprocess.DEVNULL),
+            relay_with_names(folder, authority.tls_port) as (relay, _http, https),
+            agent(relay, port, *acme, state=state) as running,
+        ):
+            await running.wait_said(f"certificate for {NAME}")
+            authority.write_roots(tmp_path / "roots.pem")
+            visit = curl(program_path, NAME, https, "--cacert", str(tmp_path / "roots.pem"))
+            assert await run([*visit, f"https://{NAME}:{https}/page"]) == "a page"
+            keys = [path for path in tmp_path.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
+            keys = [path for path in keys if authority.folder not in path.parents]
+            assert len(keys) == 2  # of the account, and of the certificate
+            assert all(state in path.parents for path in keys)
+            assert {path.stat().st_mode & 0o777 for path in keys} == {0o600}
