@@ -7,6 +7,7 @@ system permits a network namespace, so its limit of unauthenticated connections 
                  for visitors
     back         the same from the start of another relay, after the first one was killed with SIGKILL
     connections  control connections of the agent, as the relay sees them
+    CPU          seconds of the relay's and the agent's processor time for that; they count on a busy machine, too
     refused      connections that a relay refused, in its log; must be 0
 """
 
@@ -74,6 +75,7 @@ class Machine:
     def __init__(self, crew: Crew, host: str, count: int, backend: str) -> None:
         self._crew, self._host, self._count = crew, host, count
         self._secret, self._relays = secrets.token_urlsafe(), list[Child]()
+        self._agent: Child
         made = make_self_signed(host)
         self._tls = client_tls_context(pin=made.pin)
         tls = TLS_TOML.format(
@@ -101,7 +103,13 @@ class Machine:
 
     def start_agent(self) -> None:
         """Start `tunnel up`."""
-        self._crew.start("agent", [sys.executable, "-P", "-c", TUNNEL, "up", "--file", self._file, "--json"])
+        command: list[str | Path] = [sys.executable, "-P", "-c", TUNNEL, "up", "--file", self._file, "--json"]
+        self._agent = self._crew.start("agent", command)
+
+    @property
+    def processor_times(self) -> tuple[float, float]:
+        """Seconds of the present relay and of the agent."""
+        return processor_time(self._relays[-1].process.pid), processor_time(self._agent.process.pid)
 
     async def until_ready(self) -> tuple[float, int]:
         """Wait until every exposure is ready; returns the seconds, and the number of control connections."""
@@ -132,6 +140,12 @@ class Machine:
         return sum("refused" in json.loads(line).get("event", "") for line in lines if line.startswith("{"))
 
 
+def processor_time(pid: int) -> float:
+    """Seconds that a process has run, in user and kernel mode."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def private_address() -> str:
     """An address of this process's own network namespace that is not loopback; `ADDRESS` where there is none."""
     if not own_network() or (ip := find("ip")) is None:
@@ -156,11 +170,15 @@ def main() -> int:
         machine.start_agent()
         ready, connections = trio.run(machine.until_ready)
         print(f"{options.count} exposures at {host}, {options.backend} in TLS")
-        print(f"ready after {ready:.1f} s, control connections: {connections}")
+        relay, agent = machine.processor_times
+        cpu = f"CPU {relay:.1f} s of the relay and {agent:.1f} s of the agent"
+        print(f"ready after {ready:.1f} s, {cpu}, control connections: {connections}")
         machine.kill_relay()
         machine.start_relay()
         back, connections = trio.run(machine.until_ready)
-        print(f"back after {back:.1f} s, control connections: {connections}, refused: {machine.refused}")
+        relay, agent = machine.processor_times[0], machine.processor_times[1] - agent
+        cpu = f"CPU {relay:.1f} s of the relay and {agent:.1f} s of the agent"
+        print(f"back after {back:.1f} s, {cpu}, control connections: {connections}, refused: {machine.refused}")
     return 0
 
 

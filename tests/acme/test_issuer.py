@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives import serialization
 
 from tests.support.authority import Authority, http_server, running_authority, tls_server
 from tunneld.acme.challenges import ALPN, DnsHook, HttpResponder, TlsAlpnResponder
-from tunneld.acme.issuer import Issued, Issuer
+from tunneld.acme.issuer import Issuer
+from tunneld.acme.state import Issued
 from tunneld.errors import CertificateError, UsageError
 
 

@@ -16,9 +16,8 @@ import trustme
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from tunneld.acme.issuer import Issued
 from tunneld.acme.manager import CertificateManager
-from tunneld.acme.state import account_folder, certificate_folder
+from tunneld.acme.state import Issued, account_folder, certificate_folder
 from tunneld.config.certificates import AcmeSettings, NamedCertificate
 from tunneld.errors import CertificateError, UsageError
 from tunneld.tls.store import CertificateStore

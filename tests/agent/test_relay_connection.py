@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock, memory_stream_pair
 
 from tests.agent.support import (
     access_to,
@@ -25,10 +29,14 @@ from tests.support.peers import connect, is_dropped
 from tunneld.agent import access, backoff, session
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.exposures import ExposureSpec
+from tunneld.agent.network import NetworkMonitor
+from tunneld.agent.relay_connection import MAX_RESTART_DELAY, RelayConnection
 from tunneld.agent.source import VisitorConnection
 from tunneld.agent.visitors import LocalVisitors
 from tunneld.client import Client
-from tunneld.net.endpoint import Target
+from tunneld.client.exchange import ControlExchange
+from tunneld.errors import RelayUnreachableError
+from tunneld.net.endpoint import Endpoint, Target
 from tunneld.tunnel.tunnel import Phase
 
 NAMES = [f"e{number}" for number in range(10)]
@@ -111,6 +119,63 @@ async def test_all_exposures_are_back_after_a_kill_of_the_relay(each_backend: st
             assert address(reporter, 1) == address(reporter, 0)
             assert await ask(address(reporter, 1), b"again") == b"again"
     nursery.cancel_scope.cancel()
+
+
+class LostRelay(RelayAccess):
+    """A relay that is always down, except that each connection in `lasting` is made and lasts that many seconds."""
+
+    __slots__ = ("attempts", "lasting")
+
+    def __init__(self, *lasting: float) -> None:
+        super().__init__("127.0.0.1:1")
+        self.lasting = list(lasting)
+        self.attempts: list[float] = []
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Client]:
+        self.attempts.append(trio.current_time())
+        if not self.lasting:
+            raise RelayUnreachableError("connection refused")
+        ours, theirs = memory_stream_pair()
+        endpoint = Endpoint("tcp", "127.0.0.1", 1)
+        client = Client(endpoint, "1", ("", ""), ControlExchange("tcp://127.0.0.1:1", ours, 1.0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._lose, theirs, self.lasting.pop(0))
+            yield client
+
+    async def _lose(self, stream: trio.StapledStream[Any, Any], after: float) -> None:
+        await trio.sleep(after)
+        await stream.aclose()
+
+
+async def delays(relay: LostRelay, seconds: float) -> list[float]:
+    """The seconds between the attempts in that time."""
+    connection = RelayConnection(relay, NetworkMonitor(), patient=True)
+    async with trio.open_nursery() as nursery:
+        with connection.attached(lambda _reason, _delay: None):
+            nursery.start_soon(connection.run)
+            await trio.sleep(seconds)
+    return [after - before for before, after in pairwise(relay.attempts)]
+
+
+@pytest.fixture
+def real_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "FIRST_DELAY", 0.2)
+    monkeypatch.setattr(backoff, "MAX_DELAY", 60.0)
+
+
+@pytest.mark.usefixtures("real_delays")
+async def test_after_a_loss_the_relay_is_tried_often_while_it_may_be_restarting(autojump_clock: MockClock) -> None:
+    found = await delays(LostRelay(100.0), 1000.0)
+    in_time = found[1:15]
+    assert all(delay <= MAX_RESTART_DELAY for delay in in_time)
+    assert found[-1] > MAX_RESTART_DELAY, "later less often"
+
+
+@pytest.mark.usefixtures("real_delays")
+async def test_a_connection_that_does_not_last_is_tried_ever_more_slowly(autojump_clock: MockClock) -> None:
+    found = await delays(LostRelay(*[1.0] * 100), 1000.0)
+    assert found[-1] > 20
 
 
 async def test_a_tunnel_whose_ttl_passes_while_the_relay_is_away_ends_its_exposure(each_backend: str) -> None:

@@ -29,7 +29,7 @@ from tunneld.mux.carrier import Carrier
 from tunneld.net import dial, sockets
 from tunneld.net.listeners import ReloadableListener
 from tunneld.tunnel.tunnel import Phase, Tunnel
-from tunneld.wire.lines import Request
+from tunneld.wire.lines import ControlRequest
 from tunneld.wire.proxy_protocol import encode_v2
 
 HEADER = encode_v2(("192.0.2.1", 4242), ("192.0.2.2", 80))
@@ -46,7 +46,7 @@ class SlowRelay:
         self.may_answer = trio.Event()
         self.checked = trio.Event()
 
-    async def __call__(self, request: Request, _caller: Requester) -> Reply:
+    async def __call__(self, request: ControlRequest, _caller: Requester) -> Reply:
         port = self.parked.socket.getsockname()[1]
         match request.verb:
             case "opentunnel":

@@ -58,6 +58,7 @@ def test_it_writes_a_working_configuration_for_a_public_relay(tmp_path: Path, ca
     assert (settings.tunnels.advertised_host, settings.tunnels.ports) == ("relay.example.org", "30000-30099")
     (credential,) = settings.credential
     assert (credential.name, credential.role) == (line.credential, "user")
+    assert (credential.grant.max_tunnels, credential.grant.max_total_visitors) == (20, 2000)
     assert credential.proof is not None
     assert matches(credential.proof, line.secret)
     assert line.relay == f"tls://relay.example.org:{CONTROL_PORT}"

@@ -14,7 +14,7 @@ from tests.support.scripted_relays import GREETING, LONG, client_of, fake_relay,
 from tunneld.client import Client, connect
 from tunneld.client.exchange import MAX_UNANSWERED, ControlExchange
 from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableError, UsageError
-from tunneld.wire.lines import Request
+from tunneld.wire.lines import ControlRequest
 
 
 async def test_a_call_returns_text_and_items() -> None:
@@ -32,20 +32,20 @@ async def test_it_has_the_addresses_of_both_ends() -> None:
 @pytest.mark.parametrize(
     ("act", "request_"),
     [
-        (lambda client: client.open_tunnel(), Request("opentunnel", ("tcp",))),
+        (lambda client: client.open_tunnel(), ControlRequest("opentunnel", ("tcp",))),
         (
             lambda client: client.open_tunnel("tcp", persist=True, name="my server", ttl=60, idle_timeout=None),
-            Request("opentunnel", ("tcp",), {"persist": "yes", "name": "my server", "ttl": "60"}),
+            ControlRequest("opentunnel", ("tcp",), {"persist": "yes", "name": "my server", "ttl": "60"}),
         ),
-        (lambda client: client.get_tunnel_address("tcp://h:1"), Request("gettunneladdress", ("tcp://h:1",))),
-        (lambda client: client.close("t1"), Request("close", ("t1",))),
-        (lambda client: client.drain("t1"), Request("drain", ("t1",))),
-        (lambda client: client.list(), Request("list")),
-        (lambda client: client.status(), Request("status")),
-        (lambda client: client.call("shutdown", "drain"), Request("shutdown", ("drain",))),
+        (lambda client: client.get_tunnel_address("tcp://h:1"), ControlRequest("gettunneladdress", ("tcp://h:1",))),
+        (lambda client: client.close("t1"), ControlRequest("close", ("t1",))),
+        (lambda client: client.drain("t1"), ControlRequest("drain", ("t1",))),
+        (lambda client: client.list(), ControlRequest("list")),
+        (lambda client: client.status(), ControlRequest("status")),
+        (lambda client: client.call("shutdown", "drain"), ControlRequest("shutdown", ("drain",))),
     ],
 )
-async def test_each_method_sends_its_verb(act: Callable[[Client], Awaitable[object]], request_: Request) -> None:
+async def test_each_method_sends_its_verb(act: Callable[[Client], Awaitable[object]], request_: ControlRequest) -> None:
     async with running_server() as server, client_of(server) as client:
         await act(client)
         assert server.script.requests == [request_]
@@ -270,7 +270,7 @@ async def test_a_call_that_is_cancelled_while_it_is_sent_is_sent_whole() -> None
     exchange = ControlExchange("tcp://relay:7010", trio.StapledStream(sender, never), PATIENCE)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(exchange.request, Request("list"))
+            nursery.start_soon(exchange.request, ControlRequest("list"))
             while not sender.sent:
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
@@ -310,7 +310,7 @@ async def test_a_watch_of_one_tunnel_names_it() -> None:
         async with client.watch("t1"):
             pass
         await client.call("echo")
-        assert server.script.requests[0] == Request("watch", ("t1",))
+        assert server.script.requests[0] == ControlRequest("watch", ("t1",))
 
 
 async def test_a_watch_that_the_relay_ends_is_over() -> None:

@@ -56,7 +56,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
             "[egtp]",
             (
                 "egtp: unrecognized table; the file accepts "
-                "control, http, tunnels, webmux, ssh, daemon, log, acme, certificate, credential"
+                "control, http, tunnels, webmux, ssh, names, daemon, log, acme, certificate, credential"
             ),
         ),
         ('[log]\n"a\\nb" = 1', 'log."a\\u000ab": unrecognized key; [log] accepts format, level'),
@@ -84,6 +84,8 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
             f"tunnels.linger = 1{'0' * 400}",
             "tunnels.linger: a number of more than 60 digits is not between 0.001 and 31536000",
         ),
+        ("control.credential_share = 0.0", "control.credential_share: 0.0 is not above 0 and at most 1"),
+        ("control.credential_share = 1.5", "control.credential_share: 1.5 is not above 0 and at most 1"),
         ("http.max_body = 1023", "http.max_body: 1023 is not between 1024 and 1048576"),
         ('log.level = "verbose"', 'log.level: "verbose" is not one of debug, info, warning, error'),
         ('tunnels.host = "a b"', 'tunnels.host: "a b" is not a host name or an address'),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tunneld.config import Settings, load
-from tunneld.config.ports import collisions, key_lines
+from tunneld.config.ports import collisions, key_lines, services_among_tunnels
+from tunneld.config.schema import TunnelSettings
 from tunneld.errors import ConfigError
 
 FREE = "control.port = 0\nhttp.port = 0\nwebmux.port = 0\n"
@@ -42,24 +43,19 @@ def test_the_built_in_defaults_do_not_collide() -> None:
             'control = { port = 7012 }\n"webmux" . "host" = "localhost"\n',
             "control.port (line 1) and webmux.port (the default) are both 7012 on the same address; change one of them",
         ),
-        (
-            '[tunnels]\nports = "7000-7010"\n',
-            (
-                "control.port (the default) is 7010, which is one of the ports for tunnels, tunnels.ports (line 2) = "
-                "7000-7010; change one of them"
-            ),
-        ),
-        (
-            "[ssh]\nenabled = true\nport = 20000\n",
-            (
-                "ssh.port (line 3) is 20000, which is one of the ports for tunnels, tunnels.ports (the default) = "
-                "20000-29999; change one of them"
-            ),
-        ),
     ],
 )
 def test_a_collision_names_both_keys_and_their_lines(tmp_path: Path, content: str, problem: str) -> None:
     assert problems(tmp_path, content) == [problem]
+
+
+def test_a_service_among_the_ports_for_tunnels_is_only_dubious(tmp_path: Path) -> None:
+    assert problems(tmp_path, '[tunnels]\nports = "7000-7010"\n') == []
+    settings = Settings(tunnels=TunnelSettings(ports="7000-7010"))
+    assert list(services_among_tunnels(settings)) == [
+        "control.port is 7010, which is one of the ports for tunnels (tunnels.ports = 7000-7010); change one of them"
+    ]
+    assert list(services_among_tunnels(Settings())) == []
 
 
 def test_all_collisions_are_reported(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tunneld.agent.shutdown import CLOSE_WITHIN, DRAIN_WITHIN, FINISH_WITHIN
 from tunneld.config import Settings, TunnelSettings, load
 from tunneld.config.keys import keys
 from tunneld.daemon.listeners import SERVICES
-from tunneld.errors import ConfigError, LimitReachedError, NotAllowedError, UsageError
+from tunneld.errors import ConfigError, ExpiredError, LimitReachedError, NotAllowedError, UsageError
 
 CONFIG = Path(__file__).parents[2] / "config"
 ANNOTATED = CONFIG / "tunnel.toml"
@@ -108,7 +108,7 @@ def test_the_unit_of_the_agent_does_not_restart_after_permanent_errors() -> None
     service = unit_of("tunnel.service")["Service"]
     assert float(service["TimeoutStopSec"]) > 2 * CLOSE_WITHIN + DRAIN_WITHIN + FINISH_WITHIN
     assert set(service["RestartPreventExitStatus"].split()) == {
-        str(kind.exit_status) for kind in (UsageError, NotAllowedError, ConfigError)
+        str(kind.exit_status) for kind in (UsageError, NotAllowedError, ConfigError, ExpiredError)
     }
 
 

@@ -24,7 +24,7 @@ from tunneld.daemon.log.lines import Human, Json
 from tunneld.errors import NotAllowedError, RemoteProtocolError, UsageError
 from tunneld.tls.pins import fingerprint
 from tunneld.wire import scram
-from tunneld.wire.lines import Request, parse_request
+from tunneld.wire.lines import ControlRequest, parse_request
 from tunneld.wire.scram import ScramClient
 from tunneld.wire.verifier import derive, sign
 
@@ -57,9 +57,9 @@ def timed_server() -> AbstractAsyncContextManager[Server]:
 
 def authenticate(state: LoginState, client: ScramClient) -> None:
     """Both steps, without a network."""
-    first = state.authenticate(Request("auth", ("SCRAM-SHA-256", scram.encode(client.message)))).text
+    first = state.authenticate(ControlRequest("auth", ("SCRAM-SHA-256", scram.encode(client.message)))).text
     proof = client.prove(scram.decode(first))
-    proof.check(scram.decode(state.authenticate(Request("auth", (scram.encode(proof.message),))).text))
+    proof.check(scram.decode(state.authenticate(ControlRequest("auth", (scram.encode(proof.message),))).text))
 
 
 async def test_the_greeting_names_the_mechanism() -> None:
@@ -173,11 +173,11 @@ async def test_an_unknown_name_costs_the_same_work(monkeypatch: pytest.MonkeyPat
         with counted(monkeypatch, "sign", scram) as signatures, counted(monkeypatch, "derive") as derivations:
             state = new_login(authenticator_of(ALICE))
             login = ScramClient(name, "wrong", "abc")
-            first = state.authenticate(Request("auth", ("SCRAM-SHA-256", scram.encode(login.message)))).text
+            first = state.authenticate(ControlRequest("auth", ("SCRAM-SHA-256", scram.encode(login.message)))).text
             proof = login.prove(scram.decode(first))
             signatures.clear()
             with pytest.raises(NotAllowedError):
-                state.authenticate(Request("auth", (scram.encode(proof.message),)))
+                state.authenticate(ControlRequest("auth", (scram.encode(proof.message),)))
             work.append((len(signatures), len(derivations)))
     assert work[0] == work[1] == (1, 0)
 
@@ -223,13 +223,13 @@ async def test_a_malformed_step_is_a_usage_error(line: str) -> None:
 # Replays
 
 
-def recorded(authenticator: Authenticator, login: ScramClient) -> tuple[Request, Request]:
+def recorded(authenticator: Authenticator, login: ScramClient) -> tuple[ControlRequest, ControlRequest]:
     """Both requests of a successful login, as an eavesdropper records them."""
     requests = []
     state = new_login(authenticator)
     real = state.authenticate
 
-    def record(request: Request) -> object:
+    def record(request: ControlRequest) -> object:
         requests.append(request)
         return real(request)
 

@@ -16,7 +16,7 @@ from tunneld.control.reply import ITEMS_PER_STEP, DescribedItems, Reply
 from tunneld.directory.requester import Requester
 from tunneld.directory.turns import RequestTurns
 from tunneld.http.responses import LongResponse
-from tunneld.wire.lines import Item, Request
+from tunneld.wire.lines import ControlRequest, Item
 
 COUNT = 5 * ITEMS_PER_STEP + 1
 
@@ -55,7 +55,7 @@ async def turns(nursery: trio.Nursery) -> Turns:
 def many(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> Turns:
     """A relay whose `list` has many items."""
 
-    async def list_many(_daemon: object, _request: Request, caller: Requester) -> Reply:
+    async def list_many(_daemon: object, _request: ControlRequest, caller: Requester) -> Reply:
         step = partial(RequestTurns().step, caller)
         return Reply(text="done", items=DescribedItems(range(COUNT), turns.describe), step=step)
 

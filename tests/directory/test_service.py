@@ -6,13 +6,14 @@ import pytest
 import trio
 
 from tests.support.peers import connect, is_dropped
-from tests.support.visitors import open_tunnel, until_gone, until_served
+from tests.support.visitors import ME, open_tunnel, until_gone, until_served
 from tunneld.config.schema import TunnelSettings
 from tunneld.directory import local
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.service import TunnelService
 from tunneld.errors import EndedError, LimitReachedError, NoSuchTunnelError
 from tunneld.policy.access import Grant, Role
+from tunneld.policy.options import TunnelOptions
 
 
 async def test_a_tunnel_is_found_by_id_uris_and_client_port(service: TunnelService) -> None:
@@ -102,6 +103,21 @@ async def test_only_the_latest_tunnels_ended_by_request_are_remembered(
     for tunnel in tunnels[1:]:
         with pytest.raises(EndedError):
             await service.find(str(tunnel.server_uri))
+
+
+async def test_records_follow_a_shared_port_that_a_reload_moved_or_gave_another_scheme(service: TunnelService) -> None:
+    service.keys.set_port("webmux", "webmux", 7012)
+    tunnel = await service.open_tunnel("webmux", TunnelOptions(persist=True), ME)
+    before = str(tunnel.server_uri)
+    service.keys.set_port("webmux", "webmuxs", 7013)
+    service.refresh_records()
+    await trio.testing.wait_all_tasks_blocked()
+    assert str(tunnel.server_uri) != before
+    assert await service.find_local(str(tunnel.server_uri)) is tunnel
+    assert service.live.with_key(tunnel.server_uri.key) is tunnel
+    with pytest.raises(NoSuchTunnelError):
+        await service.find(before)
+    await service.close(str(tunnel.server_uri))
 
 
 class TestLimit:

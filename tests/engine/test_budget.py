@@ -84,3 +84,15 @@ def test_a_handler_that_raises_costs_no_other_its_turn() -> None:
     take_turns(budget, 1)
     assert [type(failure) for failure in faulty.failures] == [ZeroDivisionError]
     assert work.done
+
+
+def test_a_turn_is_requested_for_what_is_deferred_between_turns() -> None:
+    requests: list[int] = []
+    budget = TurnBudget(SIZE, lambda: requests.append(budget.turn))
+    share = CostShare(budget)
+    budget.begin_turn()
+    Work(budget, share)
+    assert not requests
+    budget.end_turn()
+    Work(budget, share)
+    assert requests == [1]

@@ -44,6 +44,7 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "credential.backends": "array of backends",
     "credential.ports": "array of ranges",
     "credential.networks": "array of networks",
+    "credential.names": "array of patterns",
     "credential.server_from": "array of networks",
     "control.abandoned_handshakes": "rate",
     "control.trusted_networks": "array of networks",
@@ -53,6 +54,11 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "tunnels.visitor_rate": "rate",
     "control.max_startups": "startups",
     "webmux.host": "host",
+    "names.domain": "domain",
+    "names.http": "address",
+    "names.https": "address",
+    "names.trusted_proxies": "array of networks",
+    "names.response_timeout": "seconds, or 0",
     "daemon.user": "user",
     "daemon.group": "group",
     "ssh.host": "host",
@@ -214,8 +220,9 @@ def flags(text: str) -> set[str]:
 
 
 def commands(action: argparse.Action) -> list[argparse.ArgumentParser]:
-    """The parsers of subcommands, if the action has any."""
-    return list(action.choices.values()) if isinstance(action, argparse._SubParsersAction) else []
+    """The parsers of subcommands, if the action has any, and those of their subcommands."""
+    found = list(action.choices.values()) if isinstance(action, argparse._SubParsersAction) else []
+    return [*found, *(deeper for one in found for inner in one._actions for deeper in commands(inner))]
 
 
 def test_the_page_has_exactly_the_options_of_the_daemon() -> None:

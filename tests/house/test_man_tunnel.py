@@ -23,8 +23,10 @@ from tunneld.errors import EXIT_STATUSES, RelayUnreachableError
 PAGE = Path(tunneld.__file__).parents[1] / "man" / "tunnel.1"
 TEXT = PAGE.read_text()
 SubParsers = argparse._SubParsersAction
-WITHOUT_A_COMMAND = {"auth", "help", "quit", "join", "leave"}
-"""Verbs of the control protocol without a command: they concern one connection, or only agents."""
+WITHOUT_A_COMMAND = {"auth", "help", "quit", "join", "leave", "certificates", "trycertificate", "renew"}
+"""Verbs of the control protocol without a command of `tunnel`: they concern one connection, or only agents, or are
+commands of `tunneld certificate`.
+"""
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.http.support import HttpRelay, running_http
@@ -12,6 +14,7 @@ from tunneld.auth.preauth import PreauthReason
 from tunneld.http import metrics
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.admission import RefusalKind
+from tunneld.tls.store import CertificateStore
 
 
 async def scrape(relay: HttpRelay) -> dict[str, float]:
@@ -83,11 +86,15 @@ async def test_a_draining_relay_is_not_ready() -> None:
         assert (await scrape(relay))["tunneld_ready"] == 0
 
 
-async def test_the_docstring_lists_every_metric_and_no_metric_names_a_tunnel() -> None:
+async def test_the_docstring_lists_every_metric_and_no_metric_names_a_tunnel(tmp_path: Path) -> None:
     async with running_http() as relay:
+        issued = trustme.CA().issue_cert("blog.example.org")
+        store = relay.daemon.certificates = CertificateStore(tmp_path)
+        store.put(issued.cert_chain_pems[0].bytes(), issued.private_key_pem.bytes())
         await relay.post_json("openTunnel", {"options": {"name": "office"}})
         text = (await relay.request("GET", "/metrics")).text
         listed = set(re.findall(r"^    (tunneld_\w+)", metrics.__doc__ or "", re.MULTILINE))
         assert listed == set(re.findall(r"^(tunneld_\w+)", text, re.MULTILINE))
+        assert re.search(r'^tunneld_certificate_expires_seconds{name="blog.example.org"} \d', text, re.MULTILINE)
         assert "office" not in text
         assert relay.host not in text

@@ -88,7 +88,7 @@ class TestConnections:
 
         async with running_http() as relay:
             with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
-                patch.setattr(connection.HttpConnection, "_read", fail)
+                patch.setattr(connection.ApiConnection, "_read", fail)
                 async with await relay.connect() as stream:
                     assert await is_dropped(stream)
             (entry,) = logs
@@ -184,7 +184,7 @@ class TestShutdown:
             cancelled.cancel()
             await trio.lowlevel.cancel_shielded_checkpoint()
             served: Any = SimpleNamespace(_write_timeout=30.0, _info=ConnectionInfo())
-            scope = connection.HttpConnection._write_scope(served)
+            scope = connection.ApiConnection._write_scope(served)
             assert scope.shield
             assert scope.deadline <= trio.current_time() + connection.FINAL_WRITE_TIMEOUT
 

@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.net.address import HostName
 from tunneld.policy.names import (
-    RANDOM_LENGTH,
     SiteTable,
     check_name,
     complete_name,
-    random_name,
 )
 
 DOMAIN = "t.example.org"
@@ -52,14 +50,6 @@ def test_what_is_no_name_is_refused_with_an_example(text: str) -> None:
 def test_a_label_needs_a_domain() -> None:
     with pytest.raises(UsageError):
         complete_name("blog", "")
-
-
-def test_random_names_are_valid_and_differ() -> None:
-    names = {random_name(DOMAIN) for _ in range(100)}
-    assert len(names) == 100
-    for name in names:
-        assert complete_name(str(name), "") == name
-        assert len(name.name) == RANDOM_LENGTH + 1 + len(DOMAIN)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,14 @@ def test_every_limit_of_a_grant_has_a_row_and_is_a_key_of_a_credential() -> None
 def test_an_option_of_the_agent_is_a_flag_a_key_of_expose_toml_and_is_passed_on(key: str) -> None:
     assert key in ExposureTable.model_fields
     assert key in OPTION_KEYS
-    values: dict[str, list[str]] = {"share": [], "allow_from": ["192.0.2.0/24"], "deny_from": ["192.0.2.0/24"]}
+    values: dict[str, list[str]] = {
+        "share": [],
+        "allow_from": ["192.0.2.0/24"],
+        "deny_from": ["192.0.2.0/24"],
+        "host": ["blog"],
+        "tls": ["pass"],
+        "plain_http": ["allow"],
+    }
     arguments = [OPTIONS[key].flag_of(key), *values.get(key, ["1"])]
     assert getattr(parser().parse_args(["expose", "8000", *arguments]), key)
 

@@ -15,11 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import trustme
 
-from tests.support.system import find_program
+from tests.support.system import find_program, lacking
+
+if find_spec("acme") is None:
+    lacking("the Python package acme is not installed (the extra tunneld[acme])")
 
 START_SECONDS = 30.0
 

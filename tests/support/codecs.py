@@ -17,12 +17,12 @@ from tunneld.errors import RemoteProtocolError, UsageError
 from tunneld.wire.lines import (
     MAX_LINE,
     MAX_REPLY_LINE,
+    ControlRequest,
     Err,
     Item,
     ItemLine,
     LineBuffer,
     Ok,
-    Request,
     format_err,
     format_item,
     format_ok,
@@ -123,7 +123,7 @@ class HeaderDecoder:
         return len(self._data)
 
 
-def parse_or_refuse(line: bytes) -> Request | str:
+def parse_or_refuse(line: bytes) -> ControlRequest | str:
     """Parse a request as a server does: return the request, or the message of the error."""
     try:
         return parse_request(line)
@@ -141,7 +141,7 @@ keys = identifiers(LOWER + "_", LOWER + "0123456789_")
 typeable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=40)
 positional = typeable.filter(lambda text: "=" not in text) | st.just("tcp://h:1/?a=b") | st.just("2x=1")
 requests = st.builds(
-    Request,
+    ControlRequest,
     identifiers(LOWER, LOWER + "0123456789_-"),
     st.lists(positional, max_size=4).map(tuple),
     st.dictionaries(keys, typeable, max_size=4),

@@ -19,7 +19,7 @@ from tunneld.errors import NoSuchTunnelError
 from tunneld.net import sockets
 from tunneld.net.endpoint import Endpoint
 from tunneld.net.listeners import ReloadableListener
-from tunneld.wire.lines import MAX_REPLY_LINE, Item, LineBuffer, Request
+from tunneld.wire.lines import MAX_REPLY_LINE, ControlRequest, Item, LineBuffer
 
 EVENTS = [{"event": "opened", "id": "t1"}, {"event": "closed", "id": "t1", "reason": "ttl is over"}]
 
@@ -28,13 +28,13 @@ EVENTS = [{"event": "opened", "id": "t1"}, {"event": "closed", "id": "t1", "reas
 class Script:
     """The `Execute` of the server: it supports a few verbs and records requests and callers."""
 
-    requests: list[Request] = field(default_factory=list)
+    requests: list[ControlRequest] = field(default_factory=list)
     callers: list[Requester] = field(default_factory=list)
     streams: int = 0
     streams_closed: int = 0
     stop: Callable[[], None] = lambda: None
 
-    async def __call__(self, request: Request, caller: Requester) -> Reply:
+    async def __call__(self, request: ControlRequest, caller: Requester) -> Reply:
         await trio.lowlevel.checkpoint()
         self.requests.append(request)
         self.callers.append(caller)

@@ -11,6 +11,7 @@ from tests.support.credentials import credential
 from tests.support.peers import connect, is_dropped, reset
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
+from tunneld.directory import service as service_module
 from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
@@ -159,3 +160,26 @@ async def test_no_credential_takes_more_ports_than_its_share_open_or_reserved(
         await opened(service, "home")
     await opened(service, "home", name="c")  # its own reservation
     await opened(service, "work")
+
+
+async def test_idle_server_connections_of_all_tunnels_of_a_credential_count_together(
+    engine: Engine, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "descriptors_for_tunnels", lambda: 4 * DESCRIPTORS_PER_VISITOR)
+    service = await serving(settings_with(), engine, nursery)
+    one, two, other = await opened(service, "home"), await opened(service, "home"), await opened(service, "work")
+    parked = [await connect(tunnel.server_uri) for tunnel in (one, two)]
+    while one.parked + two.parked < 2:
+        await trio.lowlevel.checkpoint()
+    assert await is_dropped(await connect(one.server_uri))
+    await connect(other.server_uri)
+    while not other.parked:
+        await trio.lowlevel.checkpoint()
+    await parked[0].aclose()
+    while one.parked:
+        await trio.lowlevel.checkpoint()
+    await connect(two.server_uri)
+    while two.parked < 2:
+        await trio.lowlevel.checkpoint()
+    await service.close(two.id)
+    assert service.tenant_of("home", "").server_connections_left == 2

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.codecs import CODECS, Codec, Events, LineDecoder, parse_or_refuse
 from tunneld.errors import RemoteProtocolError
-from tunneld.wire.lines import MAX_LINE, Request
+from tunneld.wire.lines import MAX_LINE, ControlRequest
 
 codecs = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
 
@@ -121,7 +121,7 @@ class _BuffersWithoutLimit:
 def test_the_chunking_property_notices_a_decoder_that_forgets() -> None:
     requests = CODECS[0]
     wrong = replace(requests, decoder=lambda: _ForgetsUnfinishedLines(MAX_LINE, parse_or_refuse))
-    encoded = encode_all(requests, [Request("list"), Request("show", ("t4",))])
+    encoded = encode_all(requests, [ControlRequest("list"), ControlRequest("show", ("t4",))])
     assert decode(wrong, [encoded]) == decode(requests, [encoded])
     assert decode(wrong, list(cut(encoded, [3]))) != decode(requests, [encoded])
 

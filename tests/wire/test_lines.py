@@ -13,12 +13,12 @@ from tunneld.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from tunneld.wire.lines import (
     MAX_LINE,
     MAX_REPLY_LINE,
+    ControlRequest,
     Err,
     Item,
     ItemLine,
     LineBuffer,
     Ok,
-    Request,
     format_err,
     format_item,
     format_ok,
@@ -31,25 +31,25 @@ from tunneld.wire.lines import (
 @pytest.mark.parametrize(
     ("line", "request_"),
     [
-        (b"list", Request("list")),
-        (b"OpenTunnel\r\n", Request("opentunnel")),
-        (b"  list  \n", Request("list")),
-        (b"list\t--all", Request("list", ("--all",))),
-        (b"openTunnel tcp persist=yes", Request("opentunnel", ("tcp",), {"persist": "yes"})),
-        (b"openTunnel persist=yes tcp", Request("opentunnel", ("tcp",), {"persist": "yes"})),
-        (b"getTunnelAddress tcp://h:1", Request("gettunneladdress", ("tcp://h:1",))),
-        (b"close tcp://h:1/?a=b", Request("close", ("tcp://h:1/?a=b",))),
-        (b"openTunnel name='my server'", Request("opentunnel", (), {"name": "my server"})),
-        (b'openTunnel "name=my server"', Request("opentunnel", (), {"name": "my server"})),
-        (b"openTunnel name=a=b", Request("opentunnel", (), {"name": "a=b"})),
-        (b"openTunnel name=", Request("opentunnel", (), {"name": ""})),
-        (b"openTunnel Name=x 2x=1 =1", Request("opentunnel", ("Name=x", "2x=1", "=1"))),
-        (b"close ''", Request("close", ("",))),
-        (b"openTunnel name=#1", Request("opentunnel", (), {"name": "#1"})),
-        ("openTunnel name=Zoë".encode(), Request("opentunnel", (), {"name": "Zoë"})),
+        (b"list", ControlRequest("list")),
+        (b"OpenTunnel\r\n", ControlRequest("opentunnel")),
+        (b"  list  \n", ControlRequest("list")),
+        (b"list\t--all", ControlRequest("list", ("--all",))),
+        (b"openTunnel tcp persist=yes", ControlRequest("opentunnel", ("tcp",), {"persist": "yes"})),
+        (b"openTunnel persist=yes tcp", ControlRequest("opentunnel", ("tcp",), {"persist": "yes"})),
+        (b"getTunnelAddress tcp://h:1", ControlRequest("gettunneladdress", ("tcp://h:1",))),
+        (b"close tcp://h:1/?a=b", ControlRequest("close", ("tcp://h:1/?a=b",))),
+        (b"openTunnel name='my server'", ControlRequest("opentunnel", (), {"name": "my server"})),
+        (b'openTunnel "name=my server"', ControlRequest("opentunnel", (), {"name": "my server"})),
+        (b"openTunnel name=a=b", ControlRequest("opentunnel", (), {"name": "a=b"})),
+        (b"openTunnel name=", ControlRequest("opentunnel", (), {"name": ""})),
+        (b"openTunnel Name=x 2x=1 =1", ControlRequest("opentunnel", ("Name=x", "2x=1", "=1"))),
+        (b"close ''", ControlRequest("close", ("",))),
+        (b"openTunnel name=#1", ControlRequest("opentunnel", (), {"name": "#1"})),
+        ("openTunnel name=Zoë".encode(), ControlRequest("opentunnel", (), {"name": "Zoë"})),
     ],
 )
-def test_a_request_is_parsed_like_a_shell_command(line: bytes, request_: Request) -> None:
+def test_a_request_is_parsed_like_a_shell_command(line: bytes, request_: ControlRequest) -> None:
     assert parse_request(line) == request_
 
 
@@ -82,17 +82,20 @@ def test_a_malformed_request_is_refused_with_what_to_do(line: bytes, message: st
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request("close", ("a=b",)), "would be parsed as the option a"),
-        (Request("close", ("a\nb",)), "control characters cannot be sent"),
-        (Request("open", (), {"name": "a\tb"}), "control characters cannot be sent"),
-        (Request("open", (), {"Name": "x"}), "not an option name: 'Name'"),
-        (Request("", ("x",)), "not a verb"),
-        (Request("two words"), "not a verb"),
-        (Request("close", ("\udcff",)), "only UTF-8 text can be sent"),
-        (Request("close", ("x" * MAX_LINE,)), f"request of {MAX_LINE + 6} bytes is longer than {MAX_LINE} bytes"),
+        (ControlRequest("close", ("a=b",)), "would be parsed as the option a"),
+        (ControlRequest("close", ("a\nb",)), "control characters cannot be sent"),
+        (ControlRequest("open", (), {"name": "a\tb"}), "control characters cannot be sent"),
+        (ControlRequest("open", (), {"Name": "x"}), "not an option name: 'Name'"),
+        (ControlRequest("", ("x",)), "not a verb"),
+        (ControlRequest("two words"), "not a verb"),
+        (ControlRequest("close", ("\udcff",)), "only UTF-8 text can be sent"),
+        (
+            ControlRequest("close", ("x" * MAX_LINE,)),
+            f"request of {MAX_LINE + 6} bytes is longer than {MAX_LINE} bytes",
+        ),
     ],
 )
-def test_what_a_request_cannot_contain_is_refused_before_it_is_sent(request_: Request, message: str) -> None:
+def test_what_a_request_cannot_contain_is_refused_before_it_is_sent(request_: ControlRequest, message: str) -> None:
     with pytest.raises(UsageError) as refused:
         format_request(request_)
     assert message in str(refused.value)
@@ -101,7 +104,7 @@ def test_what_a_request_cannot_contain_is_refused_before_it_is_sent(request_: Re
 @given(st.lists(st.text(st.characters(exclude_categories=["Cc", "Cs"])), max_size=5))
 def test_a_request_can_be_pasted_into_a_shell(words: list[str]) -> None:
     words = [word.replace("=", "") for word in words]
-    assert shlex.split(format_request(Request("close", tuple(words))).decode()) == ["close", *words]
+    assert shlex.split(format_request(ControlRequest("close", tuple(words))).decode()) == ["close", *words]
 
 
 def test_values_are_quoted_as_json_only_if_necessary() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tunneld.errors import NotAllowedError, RemoteProtocolError, UsageError
 from tunneld.wire import scram
-from tunneld.wire.lines import Request, format_request, parse_request
+from tunneld.wire.lines import ControlRequest, format_request, parse_request
 from tunneld.wire.scram import FAILED, Challenge, Hello, Proof, ScramClient
 from tunneld.wire.verifier import (
     MAX_ITERATIONS,
@@ -239,7 +239,7 @@ def test_a_secret_has_a_minimal_length_and_no_line_end(secret: str, valid: bool)
 @example(b64decode("abcdaa=="))
 def test_a_message_is_one_argument_of_a_request(message: bytes) -> None:
     """With padding, a word of lower-case letters would be parsed as `key=value`."""
-    request = parse_request(format_request(Request("auth", (scram.encode(message, padded=False),))))
+    request = parse_request(format_request(ControlRequest("auth", (scram.encode(message, padded=False),))))
     assert request.options == {}
     assert scram.decode(request.args[0]) == message == scram.decode(scram.encode(message))
 

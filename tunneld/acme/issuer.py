@@ -31,6 +31,7 @@ from josepy.jwk import JWKEC
 
 from tunneld import __version__
 from tunneld.acme.challenges import Responder
+from tunneld.acme.state import Issued
 from tunneld.errors import CertificateError
 from tunneld.tls.private_files import temporary_beside, write_private
 
@@ -47,14 +48,6 @@ _account_lock = threading.Lock()
 
 def _ignore(_step: str) -> None:
     pass
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """A new certificate. `chain` and `key` are PEM; the key is unencrypted."""
-
-    chain: bytes
-    key: bytes
 
 
 @dataclass(slots=True)

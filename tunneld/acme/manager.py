@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import structlog
 import trio
@@ -28,16 +28,13 @@ import trio
 from tunneld.acme import report
 from tunneld.acme.plans import CertificatePlans, WantedName
 from tunneld.acme.schedule import OrderLimits
-from tunneld.acme.state import MAX_FAILURES, account_folder
+from tunneld.acme.state import MAX_FAILURES, Issued, account_folder
 from tunneld.config.certificates import AcmeSettings
 from tunneld.errors import CertificateError, TunneldError, UsageError
 from tunneld.policy.rates import LogLimiter, Rate
 from tunneld.tls.certificate import ServerCertificate
 from tunneld.tls.store import CertificateStore
 from tunneld.wire.lines import Item
-
-if TYPE_CHECKING:
-    from tunneld.acme.issuer import Issued
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("acme")
 

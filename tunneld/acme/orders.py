@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 from tunneld.acme.challenges import DnsHook, HttpResponder, Responder, TlsAlpnResponder
-from tunneld.acme.issuer import Issued, Issuer
+from tunneld.acme.issuer import Issuer
 from tunneld.acme.schedule import STAGING
-from tunneld.acme.state import ACCOUNT_KEY, account_folder
+from tunneld.acme.state import ACCOUNT_KEY, Issued, account_folder
 from tunneld.config.certificates import AcmeSettings, name_server
 
 

@@ -1,4 +1,5 @@
-"""What survives a restart, in the folder `acme/HASH` of the state folder, with a hash of the directory's URL:
+"""What an order yields, and what survives a restart. The latter is in the folder `acme/HASH` of the state folder, with
+a hash of the directory's URL:
 
     account.key      the key of the account there
     failures.json    names whose orders failed, and when they may be tried again
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,14 @@ FAILURES = "failures.json"
 CERTIFICATES = "certificates"
 MAX_FAILURES = 10_000
 "Names whose failures are kept: as many as a relay has names."
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A new certificate. `chain` and `key` are PEM; the key is unencrypted."""
+
+    chain: bytes
+    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,10 @@ class FailureTable:
     def items(self) -> Iterable[tuple[str, Failure]]:
         """All of them."""
         return self._by_name.items()
+
+    def names(self) -> Collection[str]:
+        """The names whose last order failed."""
+        return self._by_name.keys()
 
     def record(self, name: str, reason: str, now: float, first: float, longest: float) -> Failure:
         """Count one more failure. It is tried again after `first` seconds, later after up to `longest`."""

@@ -45,9 +45,10 @@ WINDOWS_HELD = 2
 """Windows of arrivals that the pool holds: one is being replaced while the other is used."""
 
 
-PARKED_KEEPALIVE = 30.0
-"""Seconds of silence before a probe. NATs and firewalls forget a silent connection after 2 minutes or more; a probe
-keeps it known, and of one that is forgotten the agent learns within a minute.
+PARKED_KEEPALIVE = 15.0
+"""Seconds of silence before a probe. NATs and firewalls forget a silent connection after 2 minutes or more, so a probe
+keeps it known. Of one that is forgotten all the same the agent learns after 27 seconds, while visitors still wait for
+another one: `tunnels.pairing_timeout` is 30.
 """
 PARKED_MAX_AGE = 600.0
 """Seconds after which a parked connection is replaced: some firewalls forget a connection at a certain age, whatever

@@ -10,6 +10,7 @@ for the open connection, and register what is to be called when it is lost. The 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 import trio
 
 from tunneld.agent.access import SECRET_CHECK_INTERVAL, RelayAccess
-from tunneld.agent.backoff import Backoff
+from tunneld.agent.backoff import MIN_UPTIME, Backoff
 from tunneld.agent.network import NetworkMonitor, is_local_address
 from tunneld.client import Client
 from tunneld.errors import (
@@ -33,7 +34,9 @@ from tunneld.errors import (
 PERMANENT_REFUSALS = frozenset({UsageError.code, NotAllowedError.code, EndedError.code, ExpiredError.code})
 """Codes of refusals that another attempt does not change."""
 RESTART_WITHIN = 30.0
-"""Seconds after a loss in which the relay is probably restarting."""
+"""Seconds after a loss in which the relay is probably restarting. A connection that does not last counts as lost once:
+after that, attempts become rarer.
+"""
 MAX_RESTART_DELAY = 2.0
 """Seconds between two attempts in that time: the agent is back soon after the relay."""
 
@@ -54,7 +57,7 @@ class RelayConnection:
         self._failure: TunneldError | None = None  # permanent
         self._reason: TunneldError | None = None  # why an exposure dropped the connection
         self._was_connected = False
-        self._lost_at = float("-inf")
+        self._lost_at = -math.inf  # when a connection that had lasted was lost, or the first one
         self._exposures: list[LostCallback] = []
         self._serving: Counter[str] = Counter()  # exposures that serve a tunnel, by its id
         self._delay = trio.CancelScope()  # around the delay before the next attempt
@@ -114,13 +117,16 @@ class RelayConnection:
         """Connect, and reconnect after each loss, until the last exposure has ended or an attempt fails permanently.
         Cancellation alone does not end it: exposures that are cancelled close their tunnels first.
         """
-        backoff = Backoff()
+        quick, backoff = Backoff(longest=MAX_RESTART_DELAY), Backoff()
         with self._scope, self._monitor.calling(self._on_network_change):
             while self._failure is None:
                 credential = self.access.credential
                 error, uptime = await self._connect_once()
                 if uptime:
-                    credential, self._lost_at = None, trio.current_time()
+                    credential = None
+                if uptime >= MIN_UPTIME or (uptime and math.isinf(self._lost_at)):
+                    self._lost_at = trio.current_time()
+                    quick.reset()
                 if credential and self._may_get_new_secret(error):
                     self._report(f"{error}; waiting for a new secret in its file", SECRET_CHECK_INTERVAL)
                     await self.access.wait_for_new_secret(credential)
@@ -128,7 +134,8 @@ class RelayConnection:
                     self._failure = error
                     self._notify_changed()
                 else:
-                    await self._wait(error, uptime, backoff)
+                    restarting = trio.current_time() - self._lost_at < RESTART_WITHIN
+                    await self._wait(error, uptime, quick if restarting else backoff)
 
     async def _connect_once(self) -> tuple[TunneldError, float]:
         """Connect once, and keep the connection until it is lost; returns the reason and its age in seconds."""
@@ -147,10 +154,8 @@ class RelayConnection:
         return error, 0.0 if connected_at is None else max(trio.current_time() - connected_at, 1e-9)
 
     async def _wait(self, error: TunneldError, uptime: float, backoff: Backoff) -> None:
-        """Wait before the next attempt: shortly while the relay may be restarting, then ever longer."""
+        """Wait before the next attempt. A change of the network or a suspend ends it, and makes delays short again."""
         delay = backoff.delay_after(uptime)
-        if trio.current_time() - self._lost_at < RESTART_WITHIN:
-            delay = min(delay, MAX_RESTART_DELAY)
         self._report(str(error), delay)
         with trio.CancelScope() as self._delay:
             if await self._monitor.sleep(delay):

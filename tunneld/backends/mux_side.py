@@ -109,6 +109,11 @@ class MuxServerSide:
         return sum(carrier.channels_left for carrier in self._accepting)
 
     @property
+    def connections(self) -> int:
+        """See `ServerSide.connections`."""
+        return len(self._carriers)
+
+    @property
     def live_connections(self) -> int:
         """How many carriers take visitors and reply to pings."""
         return sum(carrier.answering for carrier in self._accepting)

@@ -112,6 +112,11 @@ class TcpServerSide:
         return len(self._parked)
 
     @property
+    def connections(self) -> int:
+        """See `ServerSide.connections`."""
+        return len(self._parked)
+
+    @property
     def parked_connections(self) -> ParkedConnections:
         """The parked connections themselves."""
         return self._parked

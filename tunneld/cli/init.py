@@ -80,6 +80,8 @@ enabled = true                  # port {ssh_port}; accepts the authorized_keys o
 role = "user"                   # manages only its own tunnels; "admin" manages all tunnels and the daemon
 {verifier}
 {authorized_keys:<31} # SSH public keys, lines as in id_ed25519.pub
+max_tunnels = 20                # its open tunnels: a thief of its secret does not get every port
+max_total_visitors = 2000       # visitors of all its tunnels at a time
 """
 
 

@@ -29,9 +29,10 @@ TRAFFIC = frozenset(
     }
 )
 PORTS = frozenset({"client_port", "server_port"})
-INTEGER_KEYS = PROCESS | TRAFFIC | PORTS | {"age", "count", "failures", "left", "opened", "reservations", "tunnels"}
+CERTIFICATE = frozenset({"expires", "failures", "renews"})
+INTEGER_KEYS = PROCESS | TRAFFIC | PORTS | CERTIFICATE | {"age", "count", "left", "opened", "reservations", "tunnels"}
 """Keys with values that are integers in JSON."""
-BOOLEAN_KEYS = frozenset({"persist", "needs_restart"})
+BOOLEAN_KEYS = frozenset({"persist", "needs_restart", "failed"})
 MAX_DIGITS = 20
 """Digits of a 64-bit number: a relay counts bytes with no more."""
 BOOLEANS = {"yes": True, "no": False}
@@ -51,6 +52,8 @@ FORMATTERS: Mapping[str, Callable[[int], str]] = {
     "age": format_duration,
     "uptime": format_duration,
     "left": format_duration,
+    "expires": format_duration,
+    "renews": format_duration,
 }
 """How integers of these keys are shown to people."""
 
@@ -77,6 +80,11 @@ RESERVATIONS = (
 PENALTIES = (
     *(TableColumn(key) for key in ("address", "scope", "credential")),
     *(TableColumn(key, right=True) for key in ("failures", "left")),
+)
+CERTIFICATES = (
+    *(TableColumn(key) for key in ("names", "source")),
+    *(TableColumn(key, right=True) for key in ("expires", "renews")),
+    *(TableColumn(key) for key in ("owner", "failure")),
 )
 SETTINGS = tuple(TableColumn(key) for key in ("key", "value"))
 CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart"))

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunneld.cli.access import add_credential_options
 from tunneld.cli.common import Parser, complain, run, say
 from tunneld.errors import AwaitedConfigError, ConfigError
 
@@ -58,6 +59,7 @@ def parser() -> Parser:
     made.add_common_options()
     commands = made.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     _add_init(commands.add_parser("init", help=INIT, description=f"{INIT[0].upper()}{INIT[1:]}."))
+    _add_certificate(commands.add_parser("certificate", help=CERTIFICATE, description=f"{CERTIFICATE.capitalize()}."))
     made.set_defaults(command=_tunneld)
     return made
 
@@ -80,6 +82,31 @@ def _add_init(parser: Parser) -> None:
     parser.add_argument("--ssh-key", action="append", default=[], type=Path, metavar="FILE", help=SSH_KEY)
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.set_defaults(command=_init)
+
+
+CERTIFICATE = "list, try or renew the certificates for host names"
+
+
+def _add_certificate(parser: Parser) -> None:
+    actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, what in (
+        ("list", "list the certificates for host names: names, when they expire and are renewed, the last failure"),
+        ("try", "order a certificate for a host name and throw it away, to find out what fails"),
+        ("renew", "order a new certificate for a host name now"),
+    ):
+        action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        if name == "list":
+            action.add_argument("--json", action="store_true", help="print JSON, one object per line")
+        else:
+            action.add_argument("name", metavar="NAME", help="the host name, or *. and a domain")
+        add_credential_options(action.add_argument_group("credential options, for asking the relay if it runs"))
+        action.set_defaults(command=_certificate, action=name)
+
+
+def _certificate(options: argparse.Namespace) -> int:
+    from tunneld.cli import certificate  # noqa: PLC0415 - needs libraries that are slow to import
+
+    return certificate.run(options)
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -113,12 +140,13 @@ def _tunneld(options: argparse.Namespace) -> int:
 def _check(settings: Settings, path: Path | None) -> int:
     """Report what is dubious in a configuration that can be used."""
     from tunneld.config.permissions import writable_by_group  # noqa: PLC0415 - as above
+    from tunneld.config.ports import services_among_tunnels  # noqa: PLC0415
     from tunneld.tls.store import CertificateStore  # noqa: PLC0415
 
     store = CertificateStore()
     store.apply(store.load(settings.certificates, settings.named_certificates))
     expiring = [problem for each in store.certificates() if (problem := each.problem(time.time()))]
-    for warning in (*writable_by_group(settings, path), *expiring):
+    for warning in (*services_among_tunnels(settings), *writable_by_group(settings, path), *expiring):
         complain(f"tunneld: warning: {warning}")
     say(f"{path or 'built-in defaults'}: ok")
     return os.EX_OK

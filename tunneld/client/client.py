@@ -24,7 +24,7 @@ from tunneld.net.accept import local_address, peer_address
 from tunneld.net.endpoint import Endpoint, parse_relay
 from tunneld.tls.connection import PEER_CLOSED
 from tunneld.tls.contexts import client_tls_context
-from tunneld.wire.lines import Err, Request, Value, parse_reply
+from tunneld.wire.lines import ControlRequest, Err, Value, parse_reply
 
 PROTOCOL = "1"
 """The version of the control protocol that this client speaks."""
@@ -111,7 +111,7 @@ class Client:
         answer = await client.call("shutdown", "drain")
         """
         texts = {key: _text(value) for key, value in options.items() if value is not None}
-        return await self._exchange.request(Request(verb, args, texts))
+        return await self._exchange.request(ControlRequest(verb, args, texts))
 
     async def wait_lost(self) -> str:
         """Wait until the connection is lost, and return the reason. Calls can be made meanwhile.
@@ -196,7 +196,7 @@ class Client:
                 async for event in events:
                     print(event["event"], event.get("id"))
         """
-        return self._exchange.watch(Request("watch", (ref,) if ref else ()))
+        return self._exchange.watch(ControlRequest("watch", (ref,) if ref else ()))
 
 
 def _text(value: Value) -> str:

@@ -23,12 +23,12 @@ from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableErr
 from tunneld.tls.connection import EXPIRED, NOT_YET, PEER_CLOSED, is_truncation
 from tunneld.wire.lines import (
     MAX_REPLY_LINE,
+    ControlRequest,
     Err,
     ItemLine,
     LineBuffer,
     Ok,
     ReplyLine,
-    Request,
     format_request,
     parse_reply,
 )
@@ -93,7 +93,7 @@ class ControlExchange:
         """
         return (await self._receive_answer(self._expect_answer(), "sent no greeting")).text
 
-    async def request(self, request: Request) -> Answer:
+    async def request(self, request: ControlRequest) -> Answer:
         """Send a request and wait for its answer. `timeout` begins again with each answer to an earlier request.
 
         Raises `RefusedError`, `RelayUnreachableError`, `RemoteProtocolError`, and `LocalProtocolError` during a watch.
@@ -105,7 +105,7 @@ class ControlExchange:
         return await self._receive_answer(pending, failure)
 
     @asynccontextmanager
-    async def watch(self, request: Request) -> AsyncIterator[AsyncIterator[Record]]:
+    async def watch(self, request: ControlRequest) -> AsyncIterator[AsyncIterator[Record]]:
         """Send a request that streams items, until the end of the `async with`."""
         self._check_not_watching()
         async with self._turn:
@@ -154,7 +154,7 @@ class ControlExchange:
                 f"this client of relay {self._relay} is watching events; use another client for calls"
             )
 
-    async def _send_request(self, request: Request, failure: str) -> _Pending:
+    async def _send_request(self, request: ControlRequest, failure: str) -> _Pending:
         """Send a request once fewer than `MAX_UNANSWERED` are unanswered."""
         text, asked_at = format_request(request), trio.current_time()
         await self._wait_in_time(lambda: len(self._unanswered) < MAX_UNANSWERED, asked_at, failure)

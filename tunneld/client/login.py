@@ -14,7 +14,7 @@ from tunneld.client.exchange import ControlExchange
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, UsageError
 from tunneld.net.endpoint import Endpoint
 from tunneld.wire import scram
-from tunneld.wire.lines import Request
+from tunneld.wire.lines import ControlRequest
 from tunneld.wire.scram import ScramClient
 from tunneld.wire.verifier import MECHANISM
 
@@ -71,7 +71,7 @@ async def _log_in(exchange: ControlExchange, relay: Endpoint, login: ScramClient
 
 async def _send_message(exchange: ControlExchange, *words: str) -> bytes:
     """Send one `auth` request and decode the message in its answer. Raises `RemoteProtocolError` for an invalid one."""
-    text = (await exchange.request(Request("auth", words))).text
+    text = (await exchange.request(ControlRequest("auth", words))).text
     try:
         return scram.decode(text)
     except UsageError as error:

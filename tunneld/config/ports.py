@@ -1,7 +1,8 @@
 """The ports that a configuration asks for, and which of them it asks for twice. Pure.
 
-Two listeners collide if they have the same port on the same address, or one of them has all addresses. The ports of
-tunnels are listeners, too: a tunnel that has taken the port of a service would keep a reload from opening it.
+Two listeners collide if they have the same port on the same address, or one of them has all addresses: the daemon
+cannot start then. A service whose port is one for tunnels, too, is only dubious. The daemon opens it first, and tunnels
+get other ports; but a reload that moves the service may find a tunnel there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ BoundHost = ipaddress.IPv4Address | ipaddress.IPv6Address | str
 ALL = ipaddress.IPv6Address("::")
 """All addresses: it is bound for both families."""
 ALL_IPV4 = ipaddress.IPv4Address("0.0.0.0")
+TUNNEL_PORTS = "tunnels.ports"
 LOOPBACK_NAMES = {"localhost": ("127.0.0.1", "::1")}
 
 _HEADER = re.compile(r"\s*\[+\s*([^\]#]+?)\s*\]")
@@ -58,21 +60,31 @@ def requested_ports(settings: Settings) -> list[RequestedPorts]:
     ]
     found = [RequestedPorts(key, host, range(port, port + 1)) for key, host, port in services if port]
     if tunnels.port_range[0]:
-        found.append(RequestedPorts("tunnels.ports", tunnels.host, tunnels.port_range))
+        found.append(RequestedPorts(TUNNEL_PORTS, tunnels.host, tunnels.port_range))
     return found
 
 
 def collisions(settings: Settings, text: str = "") -> Iterator[str]:
-    """One sentence for each two keys that ask for the same port. `text` is the file, for the numbers of lines."""
+    """One sentence for each two services that ask for the same port. `text` is the file, for the numbers of lines."""
     lines = key_lines(text)
-    for one, other in combinations(requested_ports(settings), 2):
-        if one.ports[0] not in other.ports or not _share_an_address(one.host, other.host):
-            continue
-        first, second = (f"{each.key} ({_position(each.key, lines)})" for each in (one, other))
-        if other.key == "tunnels.ports":
-            yield f"{first} is {one}, which is one of the ports for tunnels, {second} = {other}; change one of them"
-        else:
+    for one, other in _overlapping(settings):
+        if other.key != TUNNEL_PORTS:
+            first, second = (f"{each.key} ({_position(each.key, lines)})" for each in (one, other))
             yield f"{first} and {second} are both {one} on the same address; change one of them"
+
+
+def services_among_tunnels(settings: Settings) -> Iterator[str]:
+    """One sentence for each service whose port is one of the ports for tunnels."""
+    for one, other in _overlapping(settings):
+        if other.key == TUNNEL_PORTS:
+            tunnels = f"({TUNNEL_PORTS} = {other})"
+            yield f"{one.key} is {one}, which is one of the ports for tunnels {tunnels}; change one of them"
+
+
+def _overlapping(settings: Settings) -> Iterator[tuple[RequestedPorts, RequestedPorts]]:
+    for one, other in combinations(requested_ports(settings), 2):
+        if one.ports[0] in other.ports and _share_an_address(one.host, other.host):
+            yield one, other
 
 
 def key_lines(text: str) -> dict[str, int]:

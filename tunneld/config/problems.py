@@ -33,7 +33,7 @@ NOUNS = {
     "dict_type": "a table",
     "model_attributes_type": "a table",
 }
-BOUNDS = {"greater_than_equal", "less_than_equal", "finite_number"}
+BOUNDS = {"greater_than", "greater_than_equal", "less_than_equal", "finite_number"}
 
 
 def sentences(error: ValidationError, root: type[Table] = Settings) -> list[str]:
@@ -56,7 +56,10 @@ def _reason(detail: ErrorDetails, root: type[Table]) -> str:
         case "value_error":
             return str(detail["ctx"]["error"])
         case _ if kind in BOUNDS or (kind == "float_type" and type(value) is int):  # an integer too large for a float
-            lowest, highest = bounds(_field(path, root))
+            field = _field(path, root)
+            lowest, highest = bounds(field)
+            if any(hasattr(mark, "gt") for mark in field.metadata):
+                return f"{literal(value)} is not above {lowest} and at most {highest}"
             return f"{literal(value)} is not between {lowest} and {highest}"
         case _ if kind in NOUNS:
             return f"{literal(value)} is not {NOUNS[kind]}"
@@ -65,8 +68,8 @@ def _reason(detail: ErrorDetails, root: type[Table]) -> str:
 
 
 def bounds(field: FieldInfo) -> tuple[str, str]:
-    """The lowest and the highest value of a numeric key, as printed."""
-    lowest = next(mark.ge for mark in field.metadata if hasattr(mark, "ge"))
+    """The lowest and the highest value of a numeric key, as printed; or the bound that a value must be above."""
+    lowest = next(getattr(mark, "ge", getattr(mark, "gt", None)) for mark in field.metadata)
     highest = next(mark.le for mark in field.metadata if hasattr(mark, "le"))
     return f"{lowest:.12g}", f"{highest:.12g}"
 

@@ -42,7 +42,7 @@ from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.policy.access import Role, check_role
 from tunneld.policy.options import OPTIONS
-from tunneld.wire.lines import Item, Request
+from tunneld.wire.lines import ControlRequest, Item
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class Command:
     verb: str
     usage: str
     summary: str
-    run: Callable[[DaemonControl, Request, Requester], Awaitable[Reply]]
+    run: Callable[[DaemonControl, ControlRequest, Requester], Awaitable[Reply]]
     arguments: tuple[int, int] = (0, 0)  # minimum, maximum
     options: bool = False
     changes: bool = True  # False: read-only, safe to repeat, allowed with GET
     role: Role | None = Role.USER  # the role it requires; None: no authentication
 
 
-async def show_help(_daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
+async def show_help(_daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
     """All verbs, or one verb with its options and backends."""
     if not request.args:
         return Reply(items=[{"verb": usage(command), "does": command.summary} for command in COMMANDS.values()])
@@ -71,12 +71,12 @@ async def show_help(_daemon: DaemonControl, request: Request, _caller: Requester
     return Reply(items=items)
 
 
-async def refuse_auth(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+async def refuse_auth(_daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
     """Refuse the verb: `ControlSession` handles it itself, and over HTTP it has no meaning."""
     raise UsageError("auth belongs to the control protocol; over HTTP, send an Authorization header")
 
 
-async def end_session(_daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+async def end_session(_daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
     """End this control connection; tunnels stay open."""
     return Reply(text="bye", closing=True)
 
@@ -255,7 +255,7 @@ COMMANDS: dict[str, Command] = {
 def executor(daemon: DaemonControl) -> Execute:
     """The function that executes the requests of every interface, on `daemon`."""
 
-    async def execute(request: Request, caller: Requester) -> Reply:
+    async def execute(request: ControlRequest, caller: Requester) -> Reply:
         command = find_command(request.verb)
         check_role(caller.grant, command.role, command.verb)
         minimum, maximum = command.arguments

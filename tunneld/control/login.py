@@ -18,7 +18,7 @@ from tunneld.directory.requester import Requester
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.wire import scram
-from tunneld.wire.lines import Request
+from tunneld.wire.lines import ControlRequest
 from tunneld.wire.scram import FAILED, Challenge, Hello
 from tunneld.wire.verifier import MECHANISM
 
@@ -110,7 +110,7 @@ class LoginState:
         """Log an event that a peer can cause without authentication, see `Authenticator.log_limited`."""
         self._authenticator.log_limited(write, event, "control", **facts)
 
-    def authenticate(self, request: Request) -> Reply:
+    def authenticate(self, request: ControlRequest) -> Reply:
         """Take one step of an authentication, the verb `auth`.
 
         Raises `NotAllowedError` for a wrong proof, `UsageError` for a malformed or unnecessary step, and
@@ -133,7 +133,7 @@ class LoginState:
             self._authenticator.log_failure(self._host, "control", str(error), self._claimed_name)
             raise
 
-    def _step(self, request: Request) -> Reply:
+    def _step(self, request: ControlRequest) -> Reply:
         match request.args:
             case (mechanism, first) if not request.options:
                 return Reply(scram.encode(self._make_challenge(mechanism, scram.decode(first))))

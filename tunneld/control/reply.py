@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
 from tunneld.directory.requester import Requester
-from tunneld.wire.lines import Item, Request
+from tunneld.wire.lines import ControlRequest, Item
 
 Step = Callable[[], AbstractAsyncContextManager[Any]]
 """Makes the context of one piece of work for a request, see `directory.turns`."""
@@ -55,7 +55,7 @@ class Reply:
     step: Step = nullcontext
 
 
-Execute = Callable[[Request, Requester], Awaitable[Reply]]
+Execute = Callable[[ControlRequest, Requester], Awaitable[Reply]]
 """Executes one request of a requester. Raises a `TunneldError` if it is refused or fails; any other exception is a bug.
 
 `commands.executor` makes one for the daemon; tests have their own.

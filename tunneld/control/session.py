@@ -23,7 +23,7 @@ from tunneld.control.login import AUTH, MAX_LOGIN_FAILURES, LoginState
 from tunneld.control.reply import ITEMS_PER_STEP, Execute, Reply, Step
 from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.tunnel.events import Event
-from tunneld.wire.lines import Item, Request, format_err, format_item, format_ok, parse_request
+from tunneld.wire.lines import ControlRequest, Item, format_err, format_item, format_ok, parse_request
 
 MAX_UNREADABLE_LINES = 10
 """Consecutive lines that are no requests: a person stops earlier and reads the manual, a program that speaks another
@@ -117,7 +117,7 @@ class ControlSession:
             raise RemoteProtocolError(f"{unreadable} unreadable lines in a row, the last one: {error}")
         await self.connection.send(format_err(error.code, str(error)))
 
-    async def _answer(self, request: Request) -> bool:
+    async def _answer(self, request: ControlRequest) -> bool:
         """Execute one request and send its reply. True if the session is over."""
         try:
             reply = await self._execute(request)
@@ -138,7 +138,7 @@ class ControlSession:
             return reply.closing
         return False
 
-    async def _execute(self, request: Request) -> Reply:
+    async def _execute(self, request: ControlRequest) -> Reply:
         if request.verb != AUTH:
             try:
                 return await self.execute(request, self.login.caller)

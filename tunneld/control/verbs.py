@@ -23,7 +23,7 @@ from tunneld.policy.options import ANYWHERE, TunnelOptions
 from tunneld.policy.units import count
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.tunnel import Tunnel
-from tunneld.wire.lines import Item, Request
+from tunneld.wire.lines import ControlRequest, Item
 
 MAX_TRIM = 1_000_000
 """Idle server connections: far above any `tunnels.max_parked`."""
@@ -86,7 +86,7 @@ class DaemonControl(Protocol):
         """Begin to replace the process by the installed one. Raises `ConfigError`, `DrainingError` or `UsageError`."""
 
 
-async def open_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
+async def open_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """Open a tunnel; the text is its server URI."""
     backend = request.args[0] if request.args else "tcp"
     options = TunnelOptions.parse(request.options)
@@ -94,12 +94,12 @@ async def open_tunnel(daemon: DaemonControl, request: Request, caller: Requester
     return Reply(text=str(tunnel.server_uri))
 
 
-async def get_tunnel_address(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
+async def get_tunnel_address(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """The text is the client URI of the tunnel with this server URI."""
     return Reply(text=str(await daemon.service.get_tunnel_address(request.args[0], caller.known_grant)))
 
 
-async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Requester) -> Reply:
+async def list_tunnels(daemon: DaemonControl, _request: ControlRequest, caller: Requester) -> Reply:
     """One item for each open tunnel that the caller may see, oldest first. One that closes while the reply is produced
     has the phase `closed`.
     """
@@ -107,7 +107,7 @@ async def list_tunnels(daemon: DaemonControl, _request: Request, caller: Request
     return Reply(text=count(len(tunnels), "tunnel"), items=DescribedItems(tunnels, describe_tunnel))
 
 
-async def show_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
+async def show_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """One item for the tunnel, then one for each visitor."""
     tunnel = await daemon.service.find_local(request.args[0], caller.known_grant)
     visitors: list[Item] = [
@@ -117,7 +117,7 @@ async def show_tunnel(daemon: DaemonControl, request: Request, caller: Requester
     return Reply(text=count(len(visitors), "visitor"), items=[describe_tunnel(tunnel), *visitors])
 
 
-async def close_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
+async def close_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """Close a tunnel now; without `keep`, drop its reservation."""
     reference, *flags = request.args
     if flags not in ([], ["keep"]):
@@ -126,32 +126,32 @@ async def close_tunnel(daemon: DaemonControl, request: Request, caller: Requeste
     return Reply(text=f"closed {tunnel.id}")
 
 
-async def list_reservations(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
+async def list_reservations(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """One item for each reservation that the caller may see, or for each with this port or name."""
     addresses, grant = daemon.service.reservations, caller.known_grant
     found = addresses.find(request.args[0], grant) if request.args else addresses.kept(grant)
     return Reply(text=count(len(found), "reservation"), items=DescribedItems(found, describe_reservation))
 
 
-async def release_reservation(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
+async def release_reservation(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """Drop the reservation of a tunnel that is not open."""
     record = await daemon.service.reservations.release(request.args[0], caller.known_grant)
     return Reply(text=f"released port {record.public} of {record.holder.name}")
 
 
-async def drain_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
+async def drain_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """Accept no new visitors; the tunnel closes when its last visitor leaves."""
     tunnel = await daemon.service.drain_one(request.args[0], caller.known_grant)
     return Reply(text=f"draining {tunnel.id}, {count(len(tunnel.visitors), 'visitor')} left")
 
 
-async def join_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
+async def join_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """Let the agent that sent this request serve the tunnel, from the address of the request."""
     tunnel = await daemon.service.join(request.args[0], caller)
     return Reply(text=f"joined {tunnel.id}")
 
 
-async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
+async def leave_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """The agent that sent this request stops serving the tunnel; the last agent drains it."""
     tunnel = await daemon.service.find_local(request.args[0], caller.known_grant)
     if tunnel.dismiss(caller.owner):
@@ -159,7 +159,7 @@ async def leave_tunnel(daemon: DaemonControl, request: Request, caller: Requeste
     return Reply(text=f"left {tunnel.id}; remaining agents: {len(tunnel.agents)}")
 
 
-async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
+async def trim_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """Close idle server connections beyond a number to keep."""
     tunnel = await daemon.service.find_local(request.args[0], caller.known_grant)
     keep = request.args[1]
@@ -168,7 +168,7 @@ async def trim_tunnel(daemon: DaemonControl, request: Request, caller: Requester
     return Reply(text=f"closed {count(tunnel.trim(int(keep), caller.host), 'idle server connection')} of {tunnel.id}")
 
 
-async def watch_tunnels(daemon: DaemonControl, request: Request, caller: Requester) -> Reply:
+async def watch_tunnels(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """A stream of events of one tunnel, or of all that the caller may see. The first event is `watching`."""
     grant = caller.known_grant
     tunnel = (await daemon.service.find(request.args[0], grant)).id if request.args else None
@@ -186,12 +186,12 @@ async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) 
             yield group
 
 
-async def status(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+async def status(daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
     """The process in one item."""
     return Reply(items=[daemon.status()])
 
 
-async def settings(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
+async def settings(daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
     """One item for each key that begins with the argument, with the value in force. Credentials are left out."""
     prefix = request.args[0].lower() if request.args else ""
     paths = [key.path for key in keys() if not key.repeated and f"{key.path}.".startswith(prefix)]
@@ -202,33 +202,33 @@ async def settings(daemon: DaemonControl, request: Request, _caller: Requester) 
     return Reply(text=count(len(items), "key"), items=items)
 
 
-async def list_penalties(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+async def list_penalties(daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
     """One item for each penalty in force: of an address, or of one name at an address."""
     items = daemon.penalties()
     return Reply(text=count(len(items), "penalty", "penalties"), items=items)
 
 
-async def pardon(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
+async def pardon(daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
     """Forget the failed logins from an address, and so lift its penalties and those of names there."""
     (address,) = request.args
     had_failures = daemon.pardon(address)
     return Reply(text=f"pardoned {address}" if had_failures else f"no failed login from {address} is remembered")
 
 
-async def list_certificates(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+async def list_certificates(daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
     """One item for each certificate for host names, and for each name that waits for one."""
     items = daemon.certificate_orders.certificates()
     return Reply(text=count(len(items), "certificate"), items=items)
 
 
-async def renew_certificate(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
+async def renew_certificate(daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
     """Order a new certificate for a host name now, and wait for it."""
     (name,) = request.args
     await daemon.certificate_orders.renew(name.lower())
     return Reply(text=f"renewed the certificate for {name.lower()}")
 
 
-async def try_certificate(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
+async def try_certificate(daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
     """Order a certificate that is thrown away; one item for each step, the last one may have failed."""
     (name,) = request.args
     steps: list[Item] = []
@@ -239,13 +239,13 @@ async def try_certificate(daemon: DaemonControl, request: Request, _caller: Requ
     return Reply(text="failed" if steps and steps[-1]["failed"] else "ok", items=steps)
 
 
-async def reload(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+async def reload(daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
     """Read the configuration file again; one item per changed key."""
     items = daemon.reload()
     return Reply(text=f"{count(len(items), 'key')} changed", items=items)
 
 
-async def shut_down(daemon: DaemonControl, request: Request, _caller: Requester) -> Reply:
+async def shut_down(daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
     """Stop the daemon, now or after a drain."""
     if request.args not in {(), ("drain",)}:
         raise UsageError(f"unrecognized argument {request.args[0]!r}; usage: shutdown [drain]")
@@ -254,7 +254,7 @@ async def shut_down(daemon: DaemonControl, request: Request, _caller: Requester)
     return Reply(text="draining, then stopping" if drain else "stopping")
 
 
-async def restart(daemon: DaemonControl, _request: Request, _caller: Requester) -> Reply:
+async def restart(daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
     """Replace the daemon with the installed program; tunnels and connections are kept as far as possible."""
     await daemon.restart()
     return Reply(text=f"restarting with {count(len(daemon.service.tunnels()), 'tunnel')}")

@@ -36,6 +36,7 @@ from tunneld.auth.preauth import PreauthLimiter
 from tunneld.backends import BACKENDS
 from tunneld.config.permissions import writable_by_group
 from tunneld.config.places import state_folder
+from tunneld.config.ports import services_among_tunnels
 from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
 from tunneld.daemon import ending, log, privileges, systemd
@@ -137,7 +138,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Run the root nursery. All ports are open before systemd and the log report that the daemon is ready."""
-        self._warn_of_writable_files()
+        self._warn_of_configuration()
         snapshot = self.servers.listen(self.settings)
         self._become_user()
         store_salt_key(self._state, self._salt_key)
@@ -227,7 +228,7 @@ class Daemon:
             self.service.refresh_records()
             self.certificate_orders.reconfigure()
             log.configure(settings.log)
-            self._warn_of_writable_files()
+            self._warn_of_configuration()
             self._drain_revoked()
         for change in changes:
             logger.info("setting changed", change=str(change))
@@ -290,9 +291,11 @@ class Daemon:
             facts = {"key": key, "path": str(path), "user": user.name, "reason": reason}
             logger.warning("cannot read a file that a reload needs", **facts)
 
-    def _warn_of_writable_files(self) -> None:
+    def _warn_of_configuration(self) -> None:
         for warning in writable_by_group(self.settings, self._config_path):
             logger.warning("a file of the configuration can be changed by other users", problem=warning)
+        for warning in services_among_tunnels(self.settings):
+            logger.warning("a service has one of the ports for tunnels", problem=warning)
 
     def _drain_revoked(self) -> None:
         """Drain the tunnels of credentials that are no longer in the configuration."""

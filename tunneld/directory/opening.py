@@ -29,12 +29,12 @@ from tunneld.net.address import HostName
 from tunneld.net.endpoint import is_wildcard
 from tunneld.policy.access import Grant, permit
 from tunneld.policy.limits import effective_limits
-from tunneld.policy.names import check_name, complete_name, random_name
+from tunneld.policy.names import check_name, complete_name
 from tunneld.policy.options import ANY_HOST, TunnelOptions, format_option
 from tunneld.policy.places import check_share
 from tunneld.policy.ports import Owner
 from tunneld.policy.reservations import Reservation, ReservationKey
-from tunneld.sites.names import SharedNames
+from tunneld.sites.names import SharedNames, random_name
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import BackendServices
 from tunneld.tunnel.spec import TunnelSpec

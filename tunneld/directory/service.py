@@ -37,7 +37,7 @@ from tunneld.tunnel.events import Events
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
-from tunneld.tunnel.tenants import Tenants
+from tunneld.tunnel.tenants import Tenant, Tenants
 from tunneld.tunnel.tunnel import STOPPED, Phase, Tunnel
 
 log = structlog.get_logger("service")
@@ -200,6 +200,10 @@ class TunnelService:
         network = tunnel.spec.allowed_sources_for(options.server_from, requester.host)
         tunnel.agents.join(requester.owner, requester.host, network)
         requester.at_end(tunnel.id, lambda: tunnel.agents.leave(requester.owner))
+
+    def tenant_of(self, credential: str, host: str) -> Tenant:
+        """What all tunnels of a credential share; of the address `host` on a relay without credentials."""
+        return self._tenants.of(credential, host)
 
     async def close(self, reference: str, grant: Grant = EVERYBODY, *, keep: bool = False) -> Tunnel:
         """Close one tunnel now; it is closed when this returns. Its address is released unless it is to be kept.

@@ -15,6 +15,7 @@ a turn longer. An owner that exceeded its share repays that from the next ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from tunneld.engine.failures import report_failure
@@ -36,13 +37,15 @@ class DeferredHandler(Protocol):
 class TurnBudget:
     """The cost of one turn of a pump, and the handlers that wait for the next."""
 
-    __slots__ = ("_deferred", "_size", "active", "share", "turn")
+    __slots__ = ("_deferred", "_request_turn", "_size", "active", "in_turn", "share", "turn")
 
-    def __init__(self, size: int) -> None:
-        """`size` is the cost of a turn, in units."""
+    def __init__(self, size: int, request_turn: Callable[[], None] = lambda: None) -> None:
+        """`size` is the cost of a turn, in units. `request_turn` is called when a handler is deferred between turns."""
         self.turn = 0  # the number of the current one
         self.share = size  # of each owner in this turn
         self.active = 0  # owners that have done something in it
+        self.in_turn = False  # the next one follows by itself if a handler is deferred
+        self._request_turn = request_turn
         self._size = size
         self._deferred: list[tuple[CostShare, DeferredHandler]] = []
 
@@ -56,10 +59,17 @@ class TurnBudget:
         self.turn += 1
         self.share = max(MIN_SHARE, self._size // max(self.active, 1))
         self.active = 0
+        self.in_turn = True
+
+    def end_turn(self) -> None:
+        """The turn is over."""
+        self.in_turn = False
 
     def defer(self, share: CostShare, handler: DeferredHandler) -> None:
         """Call `handler.on_turn` in the next turn, or in the first one after that in which `share` is not used up."""
         self._deferred.append((share, handler))
+        if not self.in_turn:
+            self._request_turn()
 
     def continue_deferred(self) -> None:
         """Continue the deferred handlers, oldest first, as far as their shares go."""

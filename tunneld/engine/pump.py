@@ -105,7 +105,7 @@ class Pump(Scheduler):
         self.handlers: dict[int, Handler | None] = {}  # None: detached, still registered with epoll
         self.buffer = bytearray(limits.buffer_size)
         self.view = memoryview(self.buffer)
-        self.budget = TurnBudget(limits.turn_cost)
+        self.budget = TurnBudget(limits.turn_cost, self.timers.wake_soon)
         self.fd_reserve = FdReserve(limits.descriptors)
         self.pipes = PipePool(limits.pipe_size, limits.max_pipes, limits.buffer_size, limits.descriptors)
         self._wide_buffer: bytearray | None = None
@@ -259,6 +259,7 @@ class Pump(Scheduler):
             self._dispatch(batch)
             if perf_counter() >= end:
                 break
+        self.budget.end_turn()
 
     def _next_batch(self, epoll: select.epoll) -> list[tuple[int, int]]:
         """The events of the next batch; empty: the turn is over."""
@@ -303,6 +304,16 @@ class Pump(Scheduler):
         if self._ended or self._after_batch:
             self.finish_batch()
         self._in_batch = False
+
+    def finish_batch(self) -> None:
+        """See `Scheduler.finish_batch`. Handlers that were deferred between turns get one here."""
+        super().finish_batch()
+        if self.budget.has_deferred and not self.budget.in_turn:
+            self.budget.begin_turn()
+            self._continue_deferred()
+            self.budget.end_turn()
+            if self.budget.has_deferred:
+                self.timers.wake_soon()
 
     def _continue_deferred(self) -> None:
         """Serve the handlers that used up their owners' shares of the last turn."""

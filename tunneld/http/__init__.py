@@ -15,7 +15,7 @@ A request passes these modules, outermost first:
     origin.py      refuses requests that a page of another site could send through a browser
     auth.py        authenticates the request by a credential or a client certificate
     app.py         routes the request
-    an endpoint    makes a `Request` of it (translate.py), executes it, and formats the answer
+    an endpoint    makes a `ControlRequest` of it (translate.py), executes it, and formats the answer
 """
 
 from __future__ import annotations

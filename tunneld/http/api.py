@@ -27,7 +27,7 @@ from tunneld.http.problems import http_error
 from tunneld.http.responses import LongResponse
 from tunneld.http.servlet import unique_parameters
 from tunneld.http.translate import as_fields, caller_of, execute_request, make_request
-from tunneld.wire.lines import Item, Request
+from tunneld.wire.lines import ControlRequest, Item
 
 DEFAULT_VERB = "help"
 ARGUMENT_NAMES = frozenset({"arg", "ref", "uri", "verb"})
@@ -74,13 +74,13 @@ async def _format(reply: Reply) -> Sequence[bytes]:
     return [*parts, b"]}\n"]
 
 
-def _from_query(verb: str, request: HttpRequest) -> Request:
+def _from_query(verb: str, request: HttpRequest) -> ControlRequest:
     pairs = request.query_params.multi_items()
     options = unique_parameters([(name, value) for name, value in pairs if name not in ARGUMENT_NAMES])
     return make_request(verb, [value for name, value in pairs if name in ARGUMENT_NAMES], options)
 
 
-def _from_body(verb: str, body: bytes) -> Request:
+def _from_body(verb: str, body: bytes) -> ControlRequest:
     """The request in a JSON body; an empty body is a request without arguments."""
     try:
         parsed = json.loads(body) if body.strip() else {}

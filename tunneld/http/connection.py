@@ -64,7 +64,7 @@ class Http1(H11Protocol):
         await super()._create_stream(request)
 
 
-class HttpConnection:
+class ApiConnection:
     """Serves HTTP on one stream. `write_timeout` is in seconds."""
 
     def __init__(

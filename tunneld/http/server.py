@@ -32,7 +32,7 @@ from tunneld.control.verbs import DaemonControl
 from tunneld.errors import reason_of
 from tunneld.http.app import new_app
 from tunneld.http.auth import ConnectionInfo
-from tunneld.http.connection import HttpConnection
+from tunneld.http.connection import ApiConnection
 from tunneld.http.translate import bare_address
 from tunneld.net.accept import peer_address
 from tunneld.net.endpoint import format_peer
@@ -87,7 +87,7 @@ class HttpServer:
             stream = await self._encrypt(connection, info) if info is not None else None
             if info is not None and stream is not None:
                 config = _config(settings.keep_alive_timeout)
-                await HttpConnection(stream, self._app, config, settings.write_timeout, info).run()
+                await ApiConnection(stream, self._app, config, settings.write_timeout, info).run()
         except* (OSError, trio.BrokenResourceError):
             pass  # the peer was gone before we looked
         except* Exception as group:

@@ -1,4 +1,4 @@
-"""Translates what HTTP carries to and from the `Request` and `Item` of the control protocol.
+"""Translates what HTTP carries to and from the `ControlRequest` and `Item` of the control protocol.
 
 Requests consist of words (tunneld-control(7)), while JSON and XML-RPC have types. A number becomes its digits and a
 boolean becomes yes or no. A value without such a form is refused, and so is a word that the control protocol could not
@@ -18,7 +18,7 @@ from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import join_host_port
 from tunneld.policy.access import Grant
-from tunneld.wire.lines import MAX_LINE, Item, Request, Value
+from tunneld.wire.lines import MAX_LINE, ControlRequest, Item, Value
 
 QUIT = "quit"
 WATCH = "watch"
@@ -29,16 +29,16 @@ RENEW = "tunneld.renew"
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, halves of surrogate pairs
 
 
-def make_request(verb: str, args: Sequence[Any], options: Mapping[str, Any]) -> Request:
+def make_request(verb: str, args: Sequence[Any], options: Mapping[str, Any]) -> ControlRequest:
     """Make a request. Raises `UsageError` that names the malformed argument or option."""
-    return Request(
+    return ControlRequest(
         _word(verb, "a verb").lower(),
         tuple(_argument(position, value) for position, value in enumerate(args, start=1)),
         {_word(key, "the name of an option"): _option(key, value) for key, value in options.items()},
     )
 
 
-async def execute_request(execute: Execute, request: Request, caller: Requester) -> Reply:
+async def execute_request(execute: Execute, request: ControlRequest, caller: Requester) -> Reply:
     """Execute a request, except `quit`, which is about the connection itself."""
     if request.verb == QUIT:
         raise UsageError("quit ends a connection of the control protocol; over HTTP, close the connection instead")

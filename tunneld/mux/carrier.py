@@ -26,18 +26,8 @@ from tunneld.mux.send_buffer import SendBuffer
 from tunneld.mux.turns import CarrierTurns
 from tunneld.mux.window import ReceiveWindow, WindowBudget
 from tunneld.net.endpoint import Peer
-from tunneld.wire.webmux.events import (
-    Accepted,
-    Broken,
-    CreditAdded,
-    EndpointDefined,
-    Event,
-    Finished,
-    MssSet,
-    Opened,
-    Reset,
-    SessionRefused,
-)
+from tunneld.wire.webmux import events
+from tunneld.wire.webmux.events import Finished
 from tunneld.wire.webmux.header import MAX_FRAGMENTS
 from tunneld.wire.webmux.mux import Mux
 
@@ -227,12 +217,9 @@ class Carrier:
 
     def _read(self) -> None:
         """Read until the socket is drained, or this turn's quantum or the owner's share of it is used up."""
-        if self.turns.share.left <= 0:
-            self.turns.read_later()
-            return
         connection, quantum = self._connection, self.pump.quantum
         with memoryview(self.pump.wide_buffer) as view:
-            if self.mux.has_unparsed:
+            if self.mux.has_unparsed and self.turns.share.left > 0:
                 self._parse(NO_DATA)
             while not self.over:
                 if self.mux.has_unparsed or self.turns.share.left <= 0:
@@ -301,26 +288,26 @@ class Carrier:
         if self.mux.outgoing or self._connection.pending_output:
             self.schedule_flush()
 
-    def _on_codec_event(self, event: Event) -> None:
+    def _on_codec_event(self, event: events.Event) -> None:
         """Act on any event but data and FIN."""
         match event:
-            case Opened(sid, protocol) if protocol == PING_PROTOCOL:
+            case events.Opened(sid, protocol) if protocol == PING_PROTOCOL:
                 self.mux.reset(sid)
-            case Opened(sid, protocol):
+            case events.Opened(sid, protocol):
                 self.owner.on_opened(self._add(sid), protocol)
-            case Accepted(sid) | SessionRefused(sid) | Broken(sid) if sid == self._ping.sid:
+            case events.Accepted(sid) | events.SessionRefused(sid) | events.Broken(sid) if sid == self._ping.sid:
                 self._on_ping_answered(event)
-            case Accepted():
+            case events.Accepted():
                 self.owner.on_capacity()
-            case EndpointDefined(_, uri):
+            case events.EndpointDefined(_, uri):
                 self.owner.on_endpoint(uri)
-            case MssSet(mss):
+            case events.MssSet(mss):
                 self._max_fragment = mss or NO_MSS
-            case CreditAdded(sid):
+            case events.CreditAdded(sid):
                 channel = self.channels.get(sid)
                 if channel is not None and not self.turns.waits(channel):
                     channel.notify_writable()
-            case SessionRefused(sid, _, reason) | Reset(sid, _, reason) | Broken(sid, reason):
+            case events.SessionRefused(sid, _, reason) | events.Reset(sid, _, reason) | events.Broken(sid, reason):
                 if channel := self.channels.get(sid):
                     self._remove(channel)
                     channel.notify_reset(reason or "closed by the peer")
@@ -331,11 +318,11 @@ class Carrier:
                 self._remove(channel)  # first: the codec has forgotten the session, whatever the handler does
             channel.feed_eof()
 
-    def _on_ping_answered(self, event: Event) -> None:
+    def _on_ping_answered(self, event: events.Event) -> None:
         """SYN and RST answer a ping. `Broken` proves nothing, and a channel may have its session id next."""
-        if self._ping.finish(accepted=isinstance(event, Accepted)):
+        if self._ping.finish(accepted=isinstance(event, events.Accepted)):
             self.send_ping()
-        elif not isinstance(event, Broken):
+        elif not isinstance(event, events.Broken):
             self.owner.on_pong()
 
     def _add(self, sid: int) -> Channel:

@@ -13,6 +13,7 @@ import trio
 
 from tunneld.errors import RelayUnreachableError, reason_of
 from tunneld.net.endpoint import join_host_port
+from tunneld.net.liveness import set_keepalive
 from tunneld.net.sockets import pending_error
 
 Address = tuple[socket.AddressFamily, Any]
@@ -20,8 +21,6 @@ Address = tuple[socket.AddressFamily, Any]
 
 KEEPALIVE_SECONDS = 60.0
 """Idle time before TCP probes the peer, as on the relay. Carrier NATs drop idle connections after 2 minutes or more."""
-KEEPALIVE_PROBES = 4
-"""Probes without an answer until the connection is lost, a quarter of the idle time apart."""
 
 MAX_SYN_INTERVAL_MS = 1000
 """Milliseconds between two SYNs while `dial` waits."""
@@ -48,7 +47,8 @@ def dial_nowait(address: Address, keepalive: float = KEEPALIVE_SECONDS) -> socke
         if family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if where[0] not in _LOOPBACK_HOSTS:  # on loopback the kernel knows when the peer is gone
-                _keep_alive(connection, keepalive)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                set_keepalive(connection, keepalive)
         outcome = connection.connect_ex(where)
         if outcome not in _CONNECTING:
             raise OSError(outcome, os.strerror(outcome))
@@ -66,20 +66,6 @@ def check_not_refused(connection: socket.socket) -> None:
     if (error := pending_error(connection)) is not None:
         connection.close()
         raise error
-
-
-def _keep_alive(connection: socket.socket, seconds: float) -> None:
-    """Have the kernel probe the peer after this long without a sign of life, and give it up after as long again."""
-    idle = max(1, round(seconds))
-    options = {
-        "TCP_KEEPIDLE": idle,
-        "TCP_KEEPINTVL": max(1, idle // KEEPALIVE_PROBES),
-        "TCP_KEEPCNT": KEEPALIVE_PROBES,
-    }
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in options.items():
-        if hasattr(socket, name):  # not every system has all three
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def resolve(host: str, port: int) -> list[Address]:

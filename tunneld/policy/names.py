@@ -9,16 +9,12 @@ How names are written is `net.address`'s.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.net.address import HostName, parse_host_name
-
-RANDOM_LENGTH = 10
-"Characters of a random label: 10 of 31 are 49 bits, so guessing one of 10 000 takes 10^10 requests."
 
 RESERVED_LABELS = frozenset(
     {
@@ -41,9 +37,6 @@ RESERVED_LABELS = frozenset(
 looked up by programs (wpad, autoconfig), or prove who owns a domain (postmaster).
 """
 
-_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
-"""Letters and digits that are not mistaken for each other when a name is read aloud or copied by hand."""
-
 
 def complete_name(text: str, domain: str) -> HostName:
     """Parse a name as users write it: a label alone, or `*`, is completed by `domain`, the relay's.
@@ -57,11 +50,6 @@ def complete_name(text: str, domain: str) -> HostName:
     if "." not in name.name.removeprefix("*."):
         raise UsageError(f"invalid host name {text!r}: this relay has no domain to complete it (names.domain)")
     return name
-
-
-def random_name(domain: str) -> HostName:
-    """A name under the relay's domain that cannot be guessed."""
-    return HostName("".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_LENGTH)) + "." + domain)
 
 
 def check_name(name: HostName, domain: str, patterns: Sequence[str] | None, credential: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,6 +11,11 @@ from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.names import SiteTable
 from tunneld.sites.site import Site
+
+RANDOM_LENGTH = 10
+"""Characters of a random label: 10 of 31 are 49 bits, so guessing one of 10 000 takes 10^10 requests."""
+_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
+"""Letters and digits that are not mistaken for each other when a name is read aloud or copied by hand."""
 
 
 class NameSettings(Protocol):
@@ -61,6 +67,11 @@ class SharedNames:
         secure = keeps_tls or self.is_secure(name.name) or self.obtains_certificates()
         scheme = "https" if self.https_port and (secure or not self._ports["http"]) else "http"
         return Endpoint(scheme, name.name, self._ports[scheme], path=name.path)
+
+
+def random_name(domain: str) -> HostName:
+    """A name under the relay's domain that cannot be guessed."""
+    return HostName("".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_LENGTH)) + "." + domain)
 
 
 def _ignore(_name: HostName, _credential: str) -> None:

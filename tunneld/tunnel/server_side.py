@@ -161,6 +161,10 @@ class ServerSide(Protocol):
         """How many visitors could be served at this moment."""
 
     @property
+    def connections(self) -> int:
+        """Connections of hidden servers that are parked, or that carry visitors together."""
+
+    @property
     def live_connections(self) -> int:
         """How many connections of hidden servers carry one visitor after another and have not announced their end."""
 

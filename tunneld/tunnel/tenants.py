@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import trio
@@ -27,23 +28,39 @@ DESCRIPTORS_PER_VISITOR = 3
 """Its own, that of its server connection, and one parked for the next visitor."""
 
 
+NO_LIMIT = 1 << 30
+"""More connections than a process can have."""
+
+
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
     """What one owner may have. None: no limit."""
 
     visitors: int | None = None  # connected or waiting, of all its tunnels
+    server_connections: int | None = None  # that wait for visitors or carry them, of all its tunnels
     bandwidth: int | None = None  # bytes per second, of all its tunnels
     limited_by: str = ""  # the key that limits visitors
 
     @classmethod
     def of(cls, grant: Grant, pool: int, share: float) -> TenantLimits:
         """The limits of a credential where the process can serve `pool` visitors."""
-        if grant.max_total_visitors is not None or grant.is_admin:
-            return cls(grant.max_total_visitors, grant.total_bandwidth, "max_total_visitors")
-        return cls(share_of(pool, share), grant.total_bandwidth, "control.credential_share")
+        if grant.is_admin:
+            return cls(grant.max_total_visitors, None, grant.total_bandwidth, "max_total_visitors")
+        part = share_of(pool, share)
+        if grant.max_total_visitors is not None:
+            return cls(grant.max_total_visitors, part, grant.total_bandwidth, "max_total_visitors")
+        return cls(part, part, grant.total_bandwidth, "control.credential_share")
 
 
 NO_LIMITS = TenantLimits()
+
+
+class HasServerConnections(Protocol):
+    """A server side."""
+
+    @property
+    def connections(self) -> int:
+        """Connections of hidden servers that are parked, or that carry visitors together."""
 
 
 class Tenant:
@@ -52,6 +69,7 @@ class Tenant:
     def __init__(self, limits: Callable[[], TenantLimits] = lambda: NO_LIMITS) -> None:
         """`limits` returns those in force; it is called for each visitor."""
         self.visitors = 0  # connected or waiting
+        self.server_sides: set[HasServerConnections] = set()  # of its open tunnels
         self._limits = limits
         self._bucket: TokenBucket | None = None
         self._share: CostShare | None = None
@@ -71,6 +89,14 @@ class Tenant:
         if self._bucket is None or self._bucket.rate != rate:
             self._bucket = TokenBucket(rate, None, trio.current_time())
         return self._bucket
+
+    @property
+    def server_connections_left(self) -> int:
+        """How many more connections of hidden servers all its tunnels may have."""
+        limit = self._limits().server_connections
+        if limit is None:
+            return NO_LIMIT
+        return max(0, limit - sum(side.connections for side in self.server_sides))
 
     def refuse_visitor(self) -> AdmissionRefusal | None:
         """Why it may have no further visitor now; None: it may."""

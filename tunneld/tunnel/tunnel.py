@@ -102,6 +102,7 @@ class Tunnel:
         except BaseException:
             self._close_ingresses()
             raise
+        spec.tenant.server_sides.add(self.server_side)
 
     # State
 
@@ -335,9 +336,10 @@ class Tunnel:
         )
 
     def _parking_capacity(self) -> int:
-        if self.limits.persist:
-            return self.spec.settings.max_parked
-        return 0 if self.served else 1
+        if not self.limits.persist:
+            return 0 if self.served else 1
+        left = self.server_side.connections + self.spec.tenant.server_connections_left
+        return min(self.spec.settings.max_parked, left)
 
     def _on_attached(self, peer: Peer) -> None:
         if self._phase is Phase.WAITING:
@@ -398,6 +400,7 @@ class Tunnel:
         self.reason = self.reason or STOPPED
         self._close_ingresses()
         self.server_side.close()
+        self.spec.tenant.server_sides.discard(self.server_side)
         self.visitors.drop()
         if self._exported:
             self._closed.set()

@@ -44,7 +44,7 @@ _PAIR = re.compile(r'(?P<key>[a-z_][a-z0-9_]*)=(?P<value>"(?:[^"\\]|\\.)*"|[^\s"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ControlRequest:
     """One parsed request line. `verb` is lower case; every key of `options` is an identifier."""
 
     verb: str
@@ -77,7 +77,7 @@ class Err:
 ReplyLine = ItemLine | Ok | Err
 
 
-def parse_request(line: bytes) -> Request:
+def parse_request(line: bytes) -> ControlRequest:
     """Parse one request line, with or without its line end. Raises `UsageError`, which says what to do instead."""
     words = _split(_decode(line))
     verb = words[0].lower()
@@ -93,10 +93,10 @@ def parse_request(line: bytes) -> Request:
             raise UsageError(f"option {_excerpt(key)} is given twice; give it once")
         else:
             options[key] = value
-    return Request(verb, tuple(args), options)
+    return ControlRequest(verb, tuple(args), options)
 
 
-def format_request(request: Request) -> bytes:
+def format_request(request: ControlRequest) -> bytes:
     """Format one request line, with its line end. Raises `UsageError` for values that a request cannot contain."""
     if not _VERB.fullmatch(request.verb.lower()):
         raise UsageError(f"not a verb: {_excerpt(request.verb)}")

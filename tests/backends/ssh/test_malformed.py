@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncssh
@@ -24,6 +25,7 @@ from tunneld.backends.ssh.fast import CIPHER_BLOCK, FastConnection
 from tunneld.backends.ssh.gcm import Gcm
 from tunneld.backends.ssh.restricted import MAX_PENDING_REQUESTS, is_fault_of_peer
 from tunneld.backends.ssh.session_channel import SESSION_REQUESTS, SessionChannel
+from tunneld.engine.budget import CostShare, TurnBudget
 
 KEXINIT = plain(kexinit(random.Random(1)))
 
@@ -238,6 +240,7 @@ def test_lengths_are_checked_on_the_fast_path_too(content: bytes, reason: str) -
         _recv_encryption = Gcm(bytes(16), bytes(12))
         _max_packet = 1 << 16
         on_channel_data = None
+        transport = SimpleNamespace(turns=SimpleNamespace(share=CostShare(TurnBudget(256))))
 
     assert CIPHER_BLOCK == 16
     with pytest.raises(asyncssh.ProtocolError, match=reason):

@@ -36,6 +36,7 @@ from tunneld.mux.connection import Connection
 from tunneld.net.endpoint import Peer, format_peer
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.places import Place, Places
+from tunneld.tunnel.tenants import Tenant
 from tunneld.tunnel.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class SshConnection:
         self._console = Console(self)
         self._refusals = 0
         self._place = Place(context.places)
+        self._tenant = Tenant()  # of the owner, once the client has logged in
         self._carrier: ForwardCarrier | None = None
         self._draining = False
         self._disconnect_reason = ""  # that we sent to the client
@@ -137,8 +139,11 @@ class SshConnection:
     def on_login(self, login: SshLogin) -> None:
         """See `SshServerEvents.on_login`."""
         self.login = login
+        grant = self._grant_of_owner(login)
+        self._tenant = self.service.tenant_of(grant.name, self._peer[0])
+        self.transport.turns.share = self._tenant.share(self._context.pump.budget)
         try:
-            self._place.claim(self._grant_of_owner(login))
+            self._place.claim(grant)
         except LimitReachedError as error:
             self.disconnect(str(error))
             return

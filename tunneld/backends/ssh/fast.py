@@ -46,7 +46,10 @@ MAX_PACKET_DATA = 64 * 1024
 PACKET_OVERHEAD = 1024
 """Bytes that a packet may have in addition to its data."""
 MAX_PACKETS_PER_TURN = 256
-"""Packets handled per turn of the pump. The most expensive ones, which need a reply, take some milliseconds."""
+"""Packets handled per turn of the pump, if the owner's share of the turn allows so many."""
+PACKET_COST = 8
+"""Units of cost (engine/budget.py) of a packet that is not data: asyncssh parses it, and most need a reply, which is
+encrypted."""
 SLOW_PATH_READ_BYTES = 8 * 1024
 """Read per turn of the pump on asyncssh's path, which takes ten times as long: 512 of the smallest packets."""
 MAX_DEFERRED_PACKETS = 8192
@@ -104,7 +107,7 @@ class FastConnection(RestrictedConnection):
 
     def feed(self, data: memoryview) -> None:
         """See `PacketReceiver.feed`."""
-        size = len(data)
+        size, seq, share = len(data), self._recv_seq, self.transport.turns.share
         try:
             self.has_unparsed = False
             while data and self.on_fast_path and not self.has_unparsed and (taken := self._receive_packets(data)):
@@ -113,6 +116,9 @@ class FastConnection(RestrictedConnection):
                 self._inpbuf += bytes(data)
                 if not self.on_fast_path:
                     self._recv_data()
+                    share.use(
+                        PACKET_COST * (self._recv_seq - (seq if seq <= self._recv_seq else 0))
+                    )  # reset by new keys
             self._rekey_bytes_sent += size  # of both directions: a client that only sends may never start an exchange
             if self._rekey_bytes_sent >= self._rekey_bytes:
                 self.exchange_keys()
@@ -123,10 +129,13 @@ class FastConnection(RestrictedConnection):
             self.internal_error()
 
     def _receive_packets(self, data: memoryview) -> int:
-        """Decrypt and handle complete packets, at most `MAX_PACKETS_PER_TURN`. Returns the bytes that they took."""
+        """Decrypt and handle complete packets, at most `MAX_PACKETS_PER_TURN`, and as many as the owner's share of this
+        turn allows. Returns the bytes that they took.
+        """
         cipher = self._recv_encryption
         assert isinstance(cipher, Gcm)
         at, end, max_packet, on_channel_data = 0, len(data), self._max_packet, self.on_channel_data
+        share = self.transport.turns.share
         for _ in range(MAX_PACKETS_PER_TURN):
             if end - at < CIPHER_BLOCK:
                 return at
@@ -136,6 +145,8 @@ class FastConnection(RestrictedConnection):
             after = at + 4 + size + TAG_BYTES
             if after > end:
                 return at
+            if share.left <= 0:
+                break
             try:
                 packet = cipher.open(data[at : at + 4], data[at + 4 : after])
             except InvalidTag:
@@ -145,11 +156,13 @@ class FastConnection(RestrictedConnection):
             if stop < 2 or packet[0] < MIN_PADDING:
                 raise asyncssh.ProtocolError(f"{packet[0]} bytes of padding in a packet of {size}")
             if packet[1] == MSG_CHANNEL_DATA and stop >= 10:
+                share.use(1)
                 self._recv_seq = (self._recv_seq + 1) & 0xFFFFFFFF
                 on_channel_data(int.from_bytes(packet[2:6], "big"), packet, 6, stop)
                 if self._transport is None:
                     return end
             else:
+                share.use(PACKET_COST)
                 self._dispatch(packet[1:stop])
                 if not self.on_fast_path or self._recv_encryption is not cipher or self._transport is None:
                     return at

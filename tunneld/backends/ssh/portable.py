@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger("ssh")
 
 READ_BYTES = 8 * 1024
-"""Read per turn of the pump."""
+"""Read per turn of the pump, if the owner's share of the turn allows it."""
+BYTES_PER_COST = 64
+"""Received bytes per unit of cost (engine/budget.py): asyncssh handles a packet of this size in some microseconds."""
 MAX_PENDING_INPUT = 64 * 1024
 """Bytes that were read and wait for asyncssh; then reading stops."""
 MAX_UNSENT = 64 * 1024
@@ -88,6 +90,7 @@ class PortableConnection:
     def feed(self, data: memoryview) -> None:
         """See `PacketReceiver.feed`."""
         if data:
+            self.transport.turns.share.use(1 + len(data) // BYTES_PER_COST)
             self._pending += len(data)
             self._loop.call_soon(self._receive, bytes(data))
 

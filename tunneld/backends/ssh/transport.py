@@ -22,6 +22,7 @@ from tunneld.mux.connection import Connection
 from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import CarrierLimits
 from tunneld.mux.send_buffer import SendBuffer
+from tunneld.mux.turns import CarrierTurns
 from tunneld.net.accept import local_address, peer_address
 
 log = structlog.get_logger("ssh")
@@ -93,6 +94,7 @@ class SshTransport(asyncio.Transport):
         self._paused = self._over = self._until_eagain = False
         self._unauthenticated = True
         self._preauth_bytes = 0  # received before the login
+        self.turns = CarrierTurns(pump.budget, self._read_on, self.on_failure)
         link.keep_unsent_below(limits.max_unsent)
 
     def mark_authenticated(self) -> None:
@@ -105,8 +107,8 @@ class SshTransport(asyncio.Transport):
         return self._preauth_bytes > 0
 
     def reschedule(self) -> None:
-        """The receiver has unparsed packets: serve it again after the other connections."""
-        self.pump.rearm(self._fd)
+        """The receiver has unparsed packets: serve it again in the next turn, after the other owners."""
+        self.turns.read_later()
 
     def start(self) -> None:
         """Begin to serve the socket. Raises OSError if it is closed."""
@@ -169,6 +171,7 @@ class SshTransport(asyncio.Transport):
         if self._over:
             return
         self._over = True
+        self.turns.close()
         self.pump.remove(self._fd, self)
         self.outbox.close()
         self.link.close()
@@ -177,8 +180,15 @@ class SshTransport(asyncio.Transport):
 
     # Internals
 
+    def _read_on(self) -> None:
+        if not self._over and not self._paused:
+            self._read()
+
     def _read(self) -> None:
-        """Read until the socket is drained or this turn's quantum is used up."""
+        """Read until the socket is drained, or this turn's quantum or the owner's share of it is used up."""
+        if self.turns.share.left <= 0:
+            self.reschedule()
+            return
         pump, receiver, quantum = self.pump, self._receiver, self.pump.quantum
         with memoryview(pump.wide_buffer) as view:
             while not self._over:
