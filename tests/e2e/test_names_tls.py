@@ -57,7 +57,8 @@ class Agent:
         self.said = ""
         self._more = trio.Event()
 
-    async def listen(self, pipe: trio.abc.ReceiveStream) -> None:
+    async def listen(self, pipe: trio.abc.ReceiveStream | None) -> None:
+        assert pipe is not None
         async for chunk in pipe:
             self.said += chunk.decode()
             self._more.set()
@@ -77,9 +78,15 @@ async def serve_tls(pki: Pki, *, task_status: trio.TaskStatus[int]) -> None:
         await stream.send_all((await stream.receive_some()).upper())
         await stream.aclose()
 
-    listeners = await trio.open_ssl_over_tcp_listeners(0, pki.server, host="127.0.0.1")
-    task_status.started(listeners[0].transport_listener.socket.getsockname()[1])
-    await trio.serve_listeners(answer, listeners)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    task_status.started(listener.socket.getsockname()[1])
+    await trio.serve_listeners(answer, [trio.SSLListener(listener, pki.server)])
+
+
+def keys_below(folder: Path, left_out: Path) -> list[Path]:
+    """The files with private keys."""
+    files = [path for path in folder.rglob("*") if path.is_file() and left_out not in path.parents]
+    return [path for path in files if b"PRIVATE KEY" in path.read_bytes()]
 
 
 def curl(find: Find, name: str, port: int, *words: str) -> list[str]:
@@ -130,8 +137,7 @@ async def test_the_agent_obtains_its_certificate_and_its_key_stays_there(tmp_pat
             authority.write_roots(tmp_path / "roots.pem")
             visit = curl(program_path, NAME, https, "--cacert", str(tmp_path / "roots.pem"))
             assert await run([*visit, f"https://{NAME}:{https}/page"]) == "a page"
-            keys = [path for path in tmp_path.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
-            keys = [path for path in keys if authority.folder not in path.parents]
+            keys = keys_below(tmp_path, authority.folder)
             assert len(keys) == 2  # of the account, and of the certificate
             assert all(state in path.parents for path in keys)
             assert {path.stat().st_mode & 0o777 for path in keys} == {0o600}

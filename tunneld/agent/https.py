@@ -125,10 +125,10 @@ class TlsVisitors:
                 self.on_failed(header, reason_of(error))
                 return
             end = below
-        _Handshake(self, end, header).start()
+        _HelloAwaited(self, end, header).start()
 
 
-class _Handshake:
+class _HelloAwaited:
     """One visitor, until its handshake is done. The handler of its end until the ClientHello is complete."""
 
     __slots__ = ("_end", "_header", "_owner", "_received", "deadline")

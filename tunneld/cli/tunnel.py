@@ -220,7 +220,7 @@ def _add_https_options(group: argparse._ArgumentGroup) -> None:
     )
     add("--acme-ca-file", metavar="FILE", help="trust the certificate authorities in this file for that URL")
     add("--acme-agree", action="store_true", help="agree to the terms of service of that authority (required)")
-    add("--acme-contact", metavar="ADDRESS", default="", help="e-mail address for the authority (default: none)")
+    add("--acme-contact", metavar="ADDRESS", help="e-mail address for the authority (default: none)")
 
 
 def _add_health_options(group: argparse._ArgumentGroup) -> None:
