@@ -163,7 +163,8 @@ class CertificateManager:
         await self._in_thread(partial(self._get_worker().trial, name, on_step))
 
     def reconfigure(self) -> None:
-        """Apply changed settings, or certificates that were loaded again."""
+        """Apply changed settings of the relay, or certificates that were loaded again."""
+        self._worker = None
         self._plans.plan_all()
 
     # The task
@@ -303,7 +304,8 @@ class CertificateManager:
     def _apply_settings(self) -> None:
         """Use changed settings for the next order."""
         settings = self._settings()
-        if settings is self._applied:
+        self._plans.want_wildcard(self._wildcard())
+        if settings == self._applied:
             return
         former, self._applied = self._applied, settings
         self._worker = None
@@ -312,8 +314,7 @@ class CertificateManager:
             self._limits = OrderLimits(*rates)
         if self._state is not None and (former is None or former.directory != settings.directory):
             self._plans.failures.load(account_folder(self._state, settings.directory))
-        self._plans.want_only_wildcard(self._wildcard())
-        self.reconfigure()
+        self._plans.plan_all()
 
     def _wildcard(self) -> str:
         """The name of the relay's own wildcard certificate; empty: it has none."""

@@ -40,6 +40,8 @@ class CertificatePlans:
     def __init__(self, store: CertificateStore, settings: Callable[[], AcmeSettings], now: Callable[[], float]) -> None:
         self.names: dict[str, WantedName] = {}
         self.failures = FailureTable()
+        self.wildcard = ""
+        """The name of the relay's own wildcard certificate; empty: it has none."""
         self.changed = trio.Event()
         """Set when something may be due earlier; whatever waits for it makes a new one."""
         self._store = store
@@ -66,13 +68,16 @@ class CertificatePlans:
             if wanted.users <= 0:
                 del self.names[name]
 
-    def want_only_wildcard(self, wildcard: str) -> None:
-        """Want this certificate for the relay itself, and no other wildcard; empty: none."""
-        for name in [name for name, each in self.names.items() if not each.owner and name.startswith("*.")]:
-            if name != wildcard:
-                del self.names[name]
-        if wildcard and wildcard not in self.names:
+    def want_wildcard(self, wildcard: str) -> None:
+        """Want this certificate for the relay itself, in place of the former one; empty: none."""
+        former, self.wildcard = self.wildcard, wildcard
+        if former == wildcard:
+            return
+        if former:
+            self.unwant(former)
+        if wildcard:
             self.want(wildcard, "")
+        self.plan_all()  # names under it need no order, or need one now
 
     def due(self, now: float, has_room: Callable[[], bool]) -> Iterator[WantedName]:
         """Names with something to do, while there is room for it. The caller plans each again when it is done."""
@@ -119,8 +124,8 @@ class CertificatePlans:
         own = self._renewal_of(wanted, name)
         if own is not None:
             return max(earliest, own)
-        if parent != name and parent in self.names and not self.names[parent].owner:
-            return math.inf  # the relay's own wildcard is there or on its way
+        if parent == self.wildcard != name:
+            return math.inf  # it is there or on its way
         if name.startswith("*.") and not settings.proves_dns:
             return math.inf
         return max(earliest, self._renewal_of(wanted, parent) or 0.0)

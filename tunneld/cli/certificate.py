@@ -28,6 +28,7 @@ from tunneld.client import Client
 from tunneld.config import LogSettings, Settings, find_config, load
 from tunneld.config.places import state_folder
 from tunneld.daemon import log
+from tunneld.daemon.privileges import identity
 from tunneld.errors import CertificateError, RelayUnreachableError, UsageError
 from tunneld.net.address import parse_host_name
 from tunneld.tls.store import CertificateStore
@@ -124,10 +125,14 @@ async def _with_relay(
 
 
 def _state(settings: Settings) -> Path:
-    """The state folder. As root, this process becomes its owner: its files must stay the daemon's."""
+    """The state folder. As root, this process becomes its owner: its files must be the daemon's."""
     state = settings.daemon.state or state_folder()
     if state is None:
         raise UsageError("no folder for certificates; set daemon.state")
+    user = identity(settings)
+    if user is not None and os.geteuid() == 0 and not state.exists():
+        state.mkdir(mode=0o700, parents=True)
+        os.chown(state, user.uid, user.gid)
     with suppress(FileNotFoundError):
         owner = state.stat()
         if os.geteuid() == 0 and owner.st_uid != 0:

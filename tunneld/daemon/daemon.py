@@ -51,6 +51,7 @@ from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
 from tunneld.net import sockets
+from tunneld.net.address import HostName
 from tunneld.sites.names import SharedNames
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
@@ -173,6 +174,17 @@ class Daemon:
         names.on_taken = lambda name, owner: orders.want(name.name, account_of(owner))
         names.on_freed = lambda name, _owner: orders.unwant(name.name)
         names.obtains_certificates = lambda: self.settings.acme.enabled
+        orders.on_failed = self._on_certificate_failed
+
+    def _on_certificate_failed(self, name: str, reason: str) -> None:
+        """Tell the owners of tunnels with this host name; for the relay's own wildcard only its admins."""
+        affected: list[str | None] = [
+            tunnel.id
+            for tunnel in self.service.tunnels()
+            if any(isinstance(each, HostName) and each.name == name for each in tunnel.addresses)
+        ]
+        for tunnel in affected or [None]:
+            self.service.events.publish("certificate", id=tunnel, host=name, reason=reason)
 
     # Control commands
 

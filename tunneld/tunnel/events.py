@@ -1,13 +1,14 @@
 """The events of tunnels, as `watch` reports them.
 
-    opened    a tunnel was opened                        id backend server client owner
-    attached  a hidden server connected                  id from
-    detached  it disconnected before a visitor arrived   id from
-    visitor   a visitor was joined to the hidden server  id from
-    left      that visitor's connection ended            id from up down reason
-    refused   a connection was refused                   id from side reason
-    draining  nothing new; connections may finish        id visitors
-    closed    the tunnel has closed                      id reason visitors up down
+    opened       a tunnel was opened                         id backend server client owner
+    attached     a hidden server connected                   id from
+    detached     it disconnected before a visitor arrived    id from
+    visitor      a visitor was joined to the hidden server   id from
+    left         that visitor's connection ended             id from up down reason
+    refused      a connection was refused                    id from side reason
+    certificate  an order of a certificate failed            id host reason
+    draining     nothing new; connections may finish         id visitors
+    closed       the tunnel has closed                       id reason visitors up down
 
 Publishing never waits: a watcher that does not keep up loses events, and an event `lost` tells how many. Without a
 watcher that may see a tunnel, publishing an event of it costs two look-ups: watchers are kept by the credential whose
