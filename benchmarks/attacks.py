@@ -7,6 +7,10 @@ Each attack has a fresh relay on loopback with its default limits and two ordina
 of the steady visitor, the number of short visits per second, and whether other requesters are still served; in each
 pair the first figure is from before the attack. Attackers yield the processor to the relay (nice): on a real network
 they have a machine of their own.
+
+The columns `turn` are the processor time of the relay's turns during the attack, see turns.py: what the relay itself
+adds to a latency, on a busy machine, too. If the relay or the agent ends, or the bystander's port refuses visitors,
+their logs follow the row.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import sys
 import tempfile
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import quantiles
@@ -28,6 +33,7 @@ from statistics import quantiles
 import trio
 
 from benchmarks.attackers import KINDS
+from benchmarks.turns import Turns
 from tests.support.credentials import SECRET
 from tests.support.exposed import agent_of
 from tests.support.programs import Daemon, daemon, program
@@ -48,6 +54,29 @@ CREDENTIALS = {"home": "user", "mallory": "user", "root": "admin"}
 
 
 @dataclass
+class Tenants:
+    """A relay, and the bystander's agent at it."""
+
+    relay: Daemon
+    turns: Turns
+    agent: trio.Process
+    agent_log: Path
+    public: Endpoint
+    broken: list[str] = field(default_factory=list)  # errors of visitors
+
+    def report(self) -> str:
+        """What ended or broke, with both logs; empty if nothing did."""
+        ended = {"relay": self.relay.process.poll(), "agent": self.agent.poll()}
+        problems = [f"the {name} ended: {status}" for name, status in ended.items() if status is not None]
+        problems += [f"{number} visitors: {error}" for error, number in Counter(self.broken).items()]
+        if not problems:
+            return ""
+        relay = "".join(f"  relay: {json.dumps(line)}\n" for line in self.relay.log)
+        agent = "".join(f"  agent: {line}\n" for line in self.agent_log.read_text().splitlines())
+        return "".join(f"  {problem}\n" for problem in problems) + relay + agent
+
+
+@dataclass
 class Sample:
     """One measurement of the bystander."""
 
@@ -56,17 +85,18 @@ class Sample:
     visits: float  # per second
 
     @classmethod
-    async def of(cls, public: Endpoint) -> Sample:
+    async def of(cls, tenants: Tenants) -> Sample:
         """Measure the steady visitor, then short visits."""
-        times = await steady(public)
+        times = await steady(tenants)
         cuts = quantiles(times, n=100) if len(times) > 1 else [1000 * SECONDS] * 99
-        return cls(cuts[49], cuts[98], await visits(public))
+        return cls(cuts[49], cuts[98], await visits(tenants))
 
 
-async def steady(public: Endpoint) -> list[float]:
+async def steady(tenants: Tenants) -> list[float]:
     """One visitor that sends a byte and waits for its echo, repeatedly. Returns the times in milliseconds."""
     times: list[float] = []
-    with trio.move_on_after(SECONDS):
+    with trio.move_on_after(SECONDS), reported(tenants):
+        public = tenants.public
         async with await trio.open_tcp_stream(public.host, public.port) as stream:
             while True:
                 began = time.perf_counter()
@@ -77,14 +107,25 @@ async def steady(public: Endpoint) -> list[float]:
     return times
 
 
-async def visits(public: Endpoint) -> float:
+@contextmanager
+def reported(tenants: Tenants) -> Iterator[None]:
+    """A visitor that is refused or broken off does not end the benchmark; the report shows it."""
+    try:
+        yield
+    except (OSError, trio.BrokenResourceError) as error:
+        tenants.broken.append(repr(error.__cause__ or error))
+
+
+async def visits(tenants: Tenants) -> float:
     """Connect, send a byte, receive it and disconnect, repeatedly. Returns the number of visits per second."""
     count = 0
 
     async def visit() -> None:
         nonlocal count
+        public = tenants.public
         while True:
-            with suppress(OSError, trio.BrokenResourceError):
+            await trio.lowlevel.checkpoint()
+            with reported(tenants):
                 async with await trio.open_tcp_stream(public.host, public.port) as stream:
                     await stream.send_all(b"x")
                     count += bool(await stream.receive_some())
@@ -133,8 +174,8 @@ async def failed_probes(relay: Daemon) -> list[str]:
 
 
 @asynccontextmanager
-async def tenants(folder: Path) -> AsyncIterator[tuple[Daemon, Endpoint]]:
-    """A relay with credentials, and the bystander's tunnel; yields the relay and the tunnel's public address."""
+async def open_tenants(folder: Path) -> AsyncIterator[Tenants]:
+    """A relay with credentials, and the bystander's tunnel."""
     words = '\n[ssh]\nenabled = true\nport = 0\nhost = "127.0.0.1"\n'
     for name, role in CREDENTIALS.items():
         proof = derive(SECRET, b"salt", MIN_ITERATIONS).reveal()
@@ -142,13 +183,15 @@ async def tenants(folder: Path) -> AsyncIterator[tuple[Daemon, Endpoint]]:
     secret = folder / "secret"
     secret.write_text(SECRET)
     secret.chmod(0o600)
-    async with daemon(folder, words=words) as relay, trio.open_nursery() as nursery:
+    turns, agent_log = Turns(folder / "turns"), folder / "agent.log"
+    async with daemon(folder, words=words, how=turns.command) as relay, trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
         port = listener.socket.getsockname()[1]
         where = ["--relay", relay.control, "--credential", "home", "--secret-file", str(secret), "--backend", "webmux"]
-        async with agent_of(f"127.0.0.1:{port}", *where, "--quiet") as (_, public):
-            await until_served(public)
-            yield relay, public
+        with agent_log.open("wb") as log:
+            async with agent_of(f"127.0.0.1:{port}", *where, stderr=log) as (agent, public):
+                await until_served(public)
+                yield Tenants(relay, turns, agent, agent_log, public)
         nursery.cancel_scope.cancel()
 
 
@@ -163,28 +206,31 @@ async def until_served(public: Endpoint) -> None:
 async def run_attack(kind: str) -> str:
     """Measure before and during one attack; returns its row."""
     with tempfile.TemporaryDirectory() as name:
-        async with tenants(Path(name)) as (relay, public):
-            before = await Sample.of(public)
-            ports = {"control": relay.control, "http": relay.http}
+        async with open_tenants(Path(name)) as tenants:
+            before = await Sample.of(tenants)
+            ports = {"control": tenants.relay.control, "http": tenants.relay.http}
             command = [sys.executable, "-m", "benchmarks.attackers", kind, json.dumps(ports)]
             async with program(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as attacker:
                 assert attacker.stdout is not None
                 with trio.move_on_after(READY_TIMEOUT):
                     await attacker.stdout.receive_some()
-                during = await Sample.of(public)
-                refused = await locked_out(relay)
+                tenants.turns.begin()
+                during = await Sample.of(tenants)
+                turns = [tenants.turns.percentile(part) for part in (0.99, 1)]
+                refused = await locked_out(tenants.relay)
                 over = " (it ended)" if attacker.poll() is not None else ""
+            report = tenants.report()
     return (
         f"{kind:18}{before.median:8.2f}{during.median:9.2f}{before.p99:9.2f}{during.p99:9.1f}"
-        f"{before.visits:9.0f}{during.visits:8.0f}   {refused or '-'}{over}"
-    )
+        f"{before.visits:9.0f}{during.visits:8.0f}{turns[0]:10.1f}{turns[1]:8.1f}   {refused or '-'}{over}\n{report}"
+    ).rstrip()
 
 
 def main() -> int:
     """Print the table, each row when it is complete."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attacks", description="Attack one tenant by another.")
     parser.add_argument("--only", action="append", choices=KINDS, help="run only this attack; may be repeated")
-    print(f"{'':18}{'p50, ms':>17}{'p99, ms':>18}{'visits/s':>17}   locked out", flush=True)
+    print(f"{'':18}{'p50, ms':>17}{'p99, ms':>18}{'visits/s':>17}{'turn p99, max, ms':>18}   locked out", flush=True)
     for kind in parser.parse_args().only or KINDS:
         print(trio.run(run_attack, kind), flush=True)
     return 0

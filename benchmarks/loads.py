@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 from benchmarks import servers
-from benchmarks.processes import Address, BenchError, descriptor_limit, descriptors, need, resident
+from benchmarks.processes import Address, BenchError, cpu_seconds, descriptor_limit, descriptors, need, resident
 from benchmarks.topologies import Reach
 
 BUFFER = 1 << 20
@@ -66,9 +67,13 @@ def bulk(reach: Reach, seconds: int) -> Figures:
     buffer = bytearray(BUFFER)
     with socket.create_connection(reach.address, timeout=SILENCE) as client:
         _discard(client, buffer, RAMP)
-        start = time.monotonic()
+        hops = [pid for child in reach.hops for pid in child.tree()]
+        before, start = cpu_seconds(hops), time.monotonic()
         size = _discard(client, buffer, seconds)
-        return {"bulk": size * 8 / (time.monotonic() - start) / 1e9}
+        figures = {"bulk": size * 8 / (time.monotonic() - start) / 1e9}
+        if hops and size:
+            figures["cpu"] = (cpu_seconds(hops) - before) / size * 1e12  # ms per GB
+        return figures
 
 
 def _discard(client: socket.socket, buffer: bytearray, seconds: float) -> int:
@@ -83,13 +88,20 @@ def _discard(client: socket.socket, buffer: bytearray, seconds: float) -> int:
 
 
 def requests(connections: int, *headers: str) -> Callable[[Reach, int], Figures]:
-    """Run `wrk` on this many connections: its rate, and the median and 99th percentile of its latency in ms."""
+    """Run `wrk` on this many connections: its rate, the median and 99th percentile of its latency in ms, and
+    the processor time that both hops use for each request, in µs.
+    """
 
     def sample(reach: Reach, seconds: int) -> Figures:
         host, port = reach.address
         fields = [part for header in headers for part in ("--header", header)]
         options = ["--threads", "1", "--connections", str(connections), "--duration", str(seconds), "--latency"]
-        return _wrk([need("wrk"), *options, *fields, f"http://{host}:{port}/"], seconds)
+        hops = [pid for child in reach.hops for pid in child.tree()]
+        before = cpu_seconds(hops)
+        figures = _wrk([need("wrk"), *options, *fields, f"http://{host}:{port}/"], seconds)
+        if hops:
+            figures["cpu"] = (cpu_seconds(hops) - before) / figures.pop("count") * 1e6
+        return figures
 
     return sample
 
@@ -111,11 +123,13 @@ def _wrk(command: list[str], seconds: int) -> Figures:
     late = {percent: _latency(percent, done.stdout) for percent in (50, 99)}
     if done.returncode or rate is None or None in late.values() or float(rate[1]) == 0:
         raise BenchError(f"wrk got no answers: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
+    count = re.search(r"(\d+) requests in", done.stdout)
     errors = re.search(r"connect (\d+), read (\d+), write (\d+), timeout (\d+)", done.stdout)
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
     failed = sum(int(number) for found in (errors, refused) if found for number in found.groups())
     return {
         "rate": float(rate[1]),
+        "count": float(count[1]) if count else math.inf,
         "p50": late[50] or 0.0,
         "p99": late[99] or 0.0,
         "failed": failed,
@@ -155,7 +169,10 @@ def _visit(stack: ExitStack, address: Address, count: int) -> None:
 LOADS = (
     Load(
         "bulk",
-        (Measure("bulk", "one bulk stream", "Gbit/s", aims={"haproxy": 1.3, "ssh": 2.0}),),
+        (
+            Measure("bulk", "one bulk stream", "Gbit/s", aims={"haproxy": 1.3, "ssh": 2.0}),
+            Measure("cpu", "  processor time of both hops per GB", "ms", more_is_better=False),
+        ),
         servers.bulk,
         bulk,
         warm_up=0,  # each stream has its ramp
@@ -172,6 +189,7 @@ LOADS = (
             (
                 Measure("rate", f"requests, {connections} conn.", "1/s", aims={"haproxy": 0.9, "ssh": 2.5}),
                 Measure("p99", f"  their p99, {connections} conn.", "ms", more_is_better=False, aims={"haproxy": 1.3}),
+                Measure("cpu", "  processor time of both hops, each", "µs", more_is_better=False),
             ),
             servers.page,
             requests(connections),
@@ -180,7 +198,10 @@ LOADS = (
     ),
     Load(
         "visitors",
-        (Measure("rate", "new visitors, 32 at once", "1/s", aims={"haproxy": 0.7, "ssh": 1.2}),),
+        (
+            Measure("rate", "new visitors, 32 at once", "1/s", aims={"haproxy": 0.7, "ssh": 1.2}),
+            Measure("cpu", "  processor time of both hops, each", "µs", more_is_better=False),
+        ),
         servers.page,
         requests(32, "Connection: close"),
     ),

@@ -121,6 +121,7 @@ class Crew:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self.folder = Path()
+        self.children: list[Child] = []
 
     def __enter__(self) -> Self:
         self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
@@ -147,7 +148,9 @@ class Crew:
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=ROOT, start_new_session=True
             )
         self._stack.callback(_end, process)
-        return Child(name, process, output)
+        child = Child(name, process, output)
+        self.children.append(child)
+        return child
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -205,6 +208,15 @@ def resident(pids: Sequence[int]) -> int:
             if line.startswith("Rss:"):
                 total += int(line.split()[1]) * 1024
     return total
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """Return the processor time of processes so far, in seconds."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def descriptors(pids: Sequence[int]) -> int:

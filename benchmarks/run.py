@@ -42,7 +42,7 @@ class Results:
 
     def values(self, load: str, topology: str, measure: str) -> list[float]:
         """Return the samples of one cell of the table."""
-        return [figures[measure] for figures in self.samples.get(load, {}).get(topology, [])]
+        return [figures[measure] for figures in self.samples.get(load, {}).get(topology, []) if measure in figures]
 
     def median(self, load: str, topology: str, measure: str) -> float | None:
         """Return the median of one cell of the table; None if it is empty."""

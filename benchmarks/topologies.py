@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, urlsplit
 
 from benchmarks import peers, ssh
@@ -21,10 +21,11 @@ from tunneld.tls.self_signed import make_self_signed
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The address for clients, and the relay process that listens there, if there is one."""
+    """The address for clients, the relay process that listens there, if any, and the processes of both hops."""
 
     address: Address
     relay: Child | None = None
+    hops: tuple[Child, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Topology:
     def open(self, server: Address) -> Iterator[Reach]:
         """Run the topology in front of a server. Raises `BenchError` or `OSError`."""
         with Crew() as crew:
-            yield self.build(crew, server)
+            reach = self.build(crew, server)
+            yield replace(reach, hops=tuple(crew.children))
 
 
 def direct(_: Crew, server: Address) -> Reach:

@@ -22,8 +22,8 @@ from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
 from tunneld.backends.webmux import WebMuxServerSide
 from tunneld.config.schema import ControlSettings
-from tunneld.control.reply import Reply
 from tunneld.control.server import serve_lines
+from tunneld.directory.reply import Reply
 from tunneld.directory.requester import Requester
 from tunneld.mux.carrier import Carrier
 from tunneld.net import dial, sockets

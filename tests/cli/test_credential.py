@@ -80,9 +80,11 @@ async def test_the_mode_of_the_file_and_a_symbolic_link_are_kept(config: Path, t
 async def test_list_shows_no_verifier(config: Path) -> None:
     with trio.fail_after(PATIENCE):
         status, shown, _ = await tunnel("credential", "list", "--config", config)
-        assert (status, shown) == (0, "agent\tuser\tverifier\t\n")
+        assert (status, shown) == (0, "agent\tuser\tverifier\tmax_tunnels=20 max_total_visitors=2000\n")
         status, shown, _ = await tunnel("credential", "list", "--config", config, "--json")
-        assert json.loads(shown) == {"name": "agent", "role": "user", "proof": ["verifier"]}
+        assert json.loads(shown) == {
+            "name": "agent", "role": "user", "proof": ["verifier"], "max_tunnels": 20, "max_total_visitors": 2000,
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import trio
 from tests.http.support import FakeDaemon
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.control.commands import COMMANDS, executor
-from tunneld.control.reply import Reply
+from tunneld.directory.reply import Reply
 from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, TunneldError, UsageError

@@ -51,10 +51,14 @@ class Side:
 class EndsBench:
     """A running engine and the ends of one test."""
 
-    def __init__(self, engine: Pump | PortableEngine, pki: Pki, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, engine: Pump | PortableEngine, pki: Pki, stack: AsyncExitStack, stop: Callable[[], None]
+    ) -> None:
+        """`stop` stops the engine."""
         self.engine = engine
         self.pki = pki
         self.stack = stack
+        self.stop = stop
 
     async def side(self, kind: str) -> Side:
         """A new end of this kind. It is closed after the test."""
@@ -63,12 +67,10 @@ class EndsBench:
         return side
 
     def tcp(self) -> tuple[socket.socket, socket.socket]:
-        """A connection, far and near. Without a delay for small segments, like all connections of a relay: in virtual
-        time it would look like silence.
-        """
+        """A connection, far and near."""
         far, near = tcp_pair(**SMALL)
-        for each in (far, near):
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for connection in (far, near):  # a virtual clock does not wait for a delayed acknowledgement
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.stack.callback(far.close)
         self.stack.callback(near.close)
         return far, near
@@ -182,6 +184,8 @@ KINDS: dict[str, Callable[[EndsBench], Awaitable[Side]]] = {
     "stream": stream_over_a_socket,
     "memory": memory_stream,
 }
+IN_A_PUMP = ("socket", "tls", "channel")
+"""The kinds that a pump serves itself; tasks serve the others."""
 PORTABLE = ("socket", "stream", "memory")
 """The kinds that exist without a pump."""
 ENGINES: dict[str, Callable[[], Pump | PortableEngine]] = {
@@ -207,12 +211,18 @@ def break_off(far: socket.socket) -> None:
 @asynccontextmanager
 async def ends_bench(engine: str, pki: Pki) -> AsyncIterator[EndsBench]:
     """A running engine; everything is closed after the block."""
+    made = ENGINES[engine]()
+    stopped = trio.CancelScope()
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        with stopped:
+            await made.run(task_status=task_status)
+
     async with trio.open_nursery() as nursery:
-        made = ENGINES[engine]()
-        await nursery.start(made.run)
+        await nursery.start(run)
         async with AsyncExitStack() as stack:
-            yield EndsBench(made, pki, stack)
-        nursery.cancel_scope.cancel()
+            yield EndsBench(made, pki, stack, stopped.cancel)
+        stopped.cancel()
 
 
 async def received(far: trio.abc.ReceiveStream) -> tuple[bytes, bool]:

@@ -62,7 +62,7 @@ def test_what_exceeds_the_share_is_repaid() -> None:
     work = Work(budget, CostShare(budget), unit=3 * SIZE)
     take_turns(budget, 30)
     assert work.done == 30 * SIZE
-    assert budget.has_deferred
+    assert budget.deferred
 
 
 def test_many_owners_do_not_make_a_turn_longer_until_the_smallest_share() -> None:
@@ -93,6 +93,6 @@ def test_a_turn_is_requested_for_what_is_deferred_between_turns() -> None:
     budget.begin_turn()
     Work(budget, share)
     assert not requests
-    budget.end_turn()
+    budget.in_turn = False
     Work(budget, share)
     assert requests == [1]

@@ -76,6 +76,18 @@ async def test_bytes_behind_urgent_data_are_relayed(pump: Bench, size: int) -> N
     assert await read_exactly(server, 2 * size) == 2 * part
 
 
+@pytest.mark.parametrize("pump", [{"buffer_size": 4096}], indirect=True)
+async def test_a_reset_that_splice_reports_is_no_end_of_file(pump: Bench) -> None:
+    """It would look like the end of a whole file; no read reports it a second time."""
+    joined = pump.join()
+    await joined.server.send_all(NOISE[:200_000])
+    assert await read_exactly(joined.visitor, 200_000) == NOISE[:200_000]
+    assert joined.relay.from_server.splicing  # type: ignore[attr-defined]
+    reset(joined.server)
+    await wait_reset(joined.visitor)
+    assert (await joined.ends.one()).side is Side.SERVER
+
+
 async def test_a_bug_in_one_relay_costs_that_relay_and_is_logged_once(pump: Bench) -> None:
     class FaultySocket(socket.socket):
         def recv_into(self, *args: object) -> int:

@@ -205,3 +205,17 @@ async def test_an_idle_relay_costs_no_system_call(mock_clock: MockClock, monkeyp
     peers.on_deadline()
     monkeypatch.setattr(counts, "getsockopt", lambda *_: pytest.fail("asked"))
     peers.on_deadline()
+
+
+async def test_another_timeout_applies_to_present_relays_and_0_means_never(mock_clock: MockClock) -> None:
+    relay, peers = watching(counts := Counts())
+    peers.timeout = 5
+    peers.on_deadline()
+    counts.set(out=200)
+    mock_clock.jump(6)
+    peers.timeout = 0
+    peers.on_deadline()
+    assert (relay.gone, peers.watching) == ([], False)
+    peers.timeout = 5
+    peers.on_deadline()
+    assert relay.gone

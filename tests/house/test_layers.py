@@ -95,3 +95,24 @@ def test_the_check_detects_an_upward_import(tmp_path: Path) -> None:
     upward = tmp_path / "errors.py"
     upward.write_text("from tunneld.cli import tunneld\nimport tunneld.directory\n")
     assert {layer_of(package_of(name)) for name in imports(upward)} == {12, 19}
+
+
+ENGINE_CONTRACT = {
+    *("acceptor", "budget", "end", "end_stream", "engine", "events", "failures", "handover", "limits", "new_engine"),
+    *("plain_transport", "pump", "scheduler", "stream_end", "throttle", "timers", "tls_end"),
+}
+"""Modules of the engine that other packages may import: not its relays, flows and tables."""
+
+
+def test_other_packages_use_the_contract_of_the_engine_only() -> None:
+    for path in files():
+        if path.parent.name == "engine":
+            continue
+        for module in imports(path):
+            if module.startswith("tunneld.engine."):
+                assert module.split(".")[2] in ENGINE_CONTRACT, f"{path} imports {module}"
+        if {"mux", "backends", "agent"} & set(path.parts):
+            for node in ast.walk(ast.parse(path.read_text())):
+                match node:
+                    case ast.Attribute(value=ast.Attribute(attr="pump" | "_pump" | "engine"), attr=str(name)):
+                        assert not name.startswith("_"), f"{path}:{node.lineno} reaches into the engine"

@@ -64,6 +64,7 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "ssh.host": "host",
     "credential.authorized_keys": "array of lines",
     "tunnels.port_quarantine": "seconds, or 0",
+    "tunnels.unacknowledged_timeout": "seconds, or 0",
     "tunnels.reservation": "seconds, or 0",
     "daemon.spin": "seconds, between 0 and 0.01",
     "daemon.state": "folder",

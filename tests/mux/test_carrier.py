@@ -24,9 +24,9 @@ from tunneld.engine.failures import RESET_ON_CLOSE
 from tunneld.engine.relay import JoinedEnds
 from tunneld.errors import LimitReachedError
 from tunneld.mux.carrier import MAX_CHANNELS, Carrier
-from tunneld.mux.channel import Channel
 from tunneld.mux.connection import Connection
 from tunneld.mux.limits import CarrierLimits
+from tunneld.mux.webmux_channel import WebMuxChannel
 from tunneld.wire.webmux.events import Opened
 from tunneld.wire.webmux.mux import Mux
 
@@ -89,7 +89,7 @@ async def test_a_finished_visit_leaves_no_garbage_cycles(pair: CarrierPair) -> N
         for event in ended:
             await event.wait()
         alive = Counter(type(thing) for thing in gc.get_objects())
-        assert (alive[JoinedEnds], alive[Channel]) == (0, 0)
+        assert (alive[JoinedEnds], alive[WebMuxChannel]) == (0, 0)
     finally:
         gc.enable()
 

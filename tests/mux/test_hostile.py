@@ -319,7 +319,7 @@ async def test_a_channel_waits_only_once_for_a_full_carrier(pair: CarrierPair, r
         for visitor in visitors:
             pair.far.append(stream(visitor))
             nursery.start_soon(flood, pair.far[-1])
-        send_buffer = raw.carrier._send_buffer
+        send_buffer = raw.carrier.send_buffer
         while len(send_buffer._paused) < 3:
             await trio.lowlevel.checkpoint()
         for _ in range(20):

@@ -53,6 +53,7 @@ class Observer:
 
     def on_turn(self) -> None:
         self.seen.append(self._observed.left)
+        self._own.use(1)
         self._budget.defer(self._own, self)
 
     def on_failure(self, error: Exception) -> None:
@@ -78,6 +79,7 @@ async def crowd(pair: CarrierPair) -> AsyncIterator[list[RawPeer]]:
         await trio.aclose_forcefully(stream_)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("flood", FLOODS)
 async def test_a_flood_on_many_carriers_of_one_owner_costs_a_share_of_each_turn(
     pair: CarrierPair, crowd: list[RawPeer], flood: str

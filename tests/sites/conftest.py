@@ -85,6 +85,7 @@ class FakeSite:
     response: bytes | None = None
     verdicts: list[Callable[[bytes | None], None]] | None = None  # of requests that are examined
     is_open: bool = True
+    is_waiting: bool = False  # for a connection to the hidden server: the test connects it
     keeps_tls: bool = False
     clients: list[str] = field(default_factory=list)
     servers: list[trio.SocketStream] = field(default_factory=list)
@@ -105,7 +106,8 @@ class FakeSite:
         if not self.is_open:
             stream.reset("nobody is connected")
             return
-        self.connect(stream)
+        if not self.is_waiting:
+            self.connect(stream)
 
     def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
         self.connect(connection)

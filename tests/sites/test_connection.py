@@ -163,6 +163,34 @@ async def test_100_continue_passes_and_so_do_early_hints(bench: SitesBench) -> N
     assert await visitor.exactly(4) == b"done"
 
 
+async def test_http_1_0_gets_no_interim_responses(bench: SitesBench) -> None:
+    site = bench.site("a.example")
+    visitor = bench.visit()
+    await visitor.far.send_all(b"GET / HTTP/1.0\r\nHost: a.example\r\nConnection: keep-alive\r\n\r\n")
+    await (await site.server()).far.send_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + ok(b"hello"))
+    head = await visitor.head()
+    assert (head[0], head[-2]) == (b"HTTP/1.1 200 OK", b"Connection: keep-alive")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_a_visitor_that_was_not_asked_for_its_body_may_leave_it_out(bench: SitesBench, asked: bool) -> None:
+    """It may send the body all the same, so the relay cannot know what comes next on the connection."""
+    site = bench.site("a.example")
+    visitor = bench.visit()
+    await visitor.far.send_all(
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    )
+    server = await site.server()
+    if asked:
+        await server.far.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await visitor.head()
+        await visitor.far.send_all(b"hello")
+        await server.until(b"hello")
+    await server.far.send_all(ok(b"no"))
+    assert (b"Connection: close" in await visitor.head()) is not asked
+    assert await visitor.exactly(2) == b"no"
+
+
 async def test_an_answer_before_the_end_of_an_upload_arrives(bench: SitesBench) -> None:
     site = bench.site("a.example")
     visitor = bench.visit()
@@ -182,7 +210,7 @@ async def test_websocket_bytes_pass_both_ways_after_an_upgrade(bench: SitesBench
         b"GET /ws HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nearly"
     )
     server = await site.server()
-    assert (await server.head())[-2:] == [b"Connection: Upgrade", b"Upgrade: websocket"]
+    assert (await server.head())[-3:-1] == [b"Connection: Upgrade", b"Upgrade: websocket"]
     await server.far.send_all(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nfirst"
     )
@@ -412,6 +440,16 @@ async def test_a_malformed_chunk_ends_the_request_at_both_sides(bench: SitesBenc
         await Received(site.servers[0]).rest()
 
 
+async def test_a_malformed_chunk_behind_an_answered_request_is_a_400_too(bench: SitesBench) -> None:
+    site = bench.site("a.example")
+    visitor = bench.visit()
+    await visitor.far.send_all(GET % (b"", b"a.example"))
+    await (await site.server()).far.send_all(ok(b"ok"))
+    assert (await visitor.response())[1] == b"ok"
+    await visitor.far.send_all(b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n")
+    assert (await visitor.head())[0] == b"HTTP/1.1 400 Bad Request"
+
+
 async def test_a_visitor_that_breaks_off_resets_its_server(bench: SitesBench) -> None:
     site = bench.site("a.example")
     visitor = bench.visit()
@@ -431,6 +469,82 @@ async def test_a_visitor_that_half_closes_behind_its_request_gets_the_response(b
     await (await site.server()).far.send_all(ok(b"hello"))
     assert b"Connection: close" in await visitor.head()
     assert await visitor.rest() == b"hello"
+
+
+async def test_requests_in_front_of_a_half_close_are_all_answered(bench: SitesBench) -> None:
+    site = bench.site("a.example")
+    visitor = bench.visit()
+    await visitor.far.send_all(b"".join(GET % (b"%d" % number, b"a.example") for number in range(3)))
+    await visitor.far.send_eof()
+    server = await site.server()
+    for number in range(3):
+        assert (await server.head())[0] == b"GET /%d HTTP/1.1" % number
+        await server.far.send_all(ok(b"%d" % number))
+        head = await visitor.head()
+        assert (b"Connection: close" in head) == (number == 2)
+        assert await visitor.exactly(1) == b"%d" % number
+    assert await visitor.rest() == b""
+
+
+async def test_a_half_close_behind_an_incomplete_request_ends_the_connection(bench: SitesBench) -> None:
+    site = bench.site("a.example")
+    visitor = bench.visit()
+    await visitor.far.send_all(GET % (b"1", b"a.example") + b"GET /2 HTT")
+    await visitor.far.send_eof()
+    await (await site.server()).far.send_all(ok(b"hello"))
+    assert (await visitor.response())[1] == b"hello"
+    assert await visitor.rest() == b""
+
+
+async def test_a_body_that_waits_for_its_server_survives_a_half_close(bench: SitesBench) -> None:
+    site = bench.site("a.example", is_waiting=True)
+    visitor = bench.visit()
+    await visitor.far.send_all(b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\n\r\nhello")
+    await visitor.far.send_eof()
+    await trio.testing.wait_all_tasks_blocked()
+    site.connect(site.streams[0])
+    server = await site.server()
+    await server.head()
+    assert await server.exactly(5) == b"hello"
+    await server.far.send_all(ok(b"done"))
+    await visitor.head()
+    assert await visitor.rest() == b"done"
+
+
+@pytest.mark.parametrize("half_closed", [True, False])
+async def test_a_slow_visitor_gets_the_end_of_the_last_response(
+    bench: SitesBench, autojump_clock: MockClock, half_closed: bool
+) -> None:
+    """It reads a part a second, and needs far longer than `CLOSING_SECONDS`."""
+    site = bench.site("a.example")
+    visitor = bench.visit(SO_RCVBUF=4096, SO_SNDBUF=4096)
+    await visitor.far.send_all(b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")
+    if half_closed:
+        await visitor.far.send_eof()
+    body = NOISE[:50_000]  # one buffer, so that the relay has all of it at once
+    await (await site.server()).far.send_all(ok(body))
+    await visitor.head()
+    received = bytearray(visitor.data)
+    while chunk := await visitor.far.receive_some(2048):
+        received += chunk
+        await trio.sleep(1)
+    assert received == body
+
+
+async def test_a_visitor_that_stops_reading_the_last_response_is_reset_in_the_end(
+    bench: SitesBench, autojump_clock: MockClock
+) -> None:
+    site = bench.site("a.example")
+    visitor = bench.visit(SO_RCVBUF=4096, SO_SNDBUF=4096)
+    await visitor.far.send_all(b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")
+    body = NOISE[:40_000]
+    await (await site.server()).far.send_all(ok(body))
+    began = trio.current_time()
+    while not bench.over:  # noqa: ASYNC110 - virtual time
+        await trio.sleep(1)
+    assert trio.current_time() - began >= 30
+    with pytest.raises(trio.BrokenResourceError):
+        await visitor.rest()
 
 
 async def test_a_visitor_in_a_long_response_that_leaves_is_noticed(bench: SitesBench) -> None:
@@ -472,6 +586,21 @@ async def test_an_incomplete_head_has_a_deadline(
     answer = await visitor.rest()
     assert answer[9:12] == status
     assert trio.current_time() - began == pytest.approx(seconds, abs=0.2)
+
+
+async def test_the_head_of_a_later_request_has_a_deadline_from_its_first_byte_on(
+    bench: SitesBench, autojump_clock: MockClock
+) -> None:
+    site = bench.site("a.example")
+    visitor = bench.visit()
+    await visitor.far.send_all(GET % (b"", b"a.example"))
+    await (await site.server()).far.send_all(ok(b"ok"))
+    await visitor.response()
+    await trio.sleep(30)
+    began = trio.current_time()
+    await visitor.far.send_all(b"GET")
+    assert (await visitor.rest())[9:12] == b"408"
+    assert trio.current_time() - began == pytest.approx(10, abs=0.2)
 
 
 async def test_a_connection_is_kept_between_requests_for_a_time(bench: SitesBench, autojump_clock: MockClock) -> None:

@@ -12,8 +12,8 @@ import trio
 from tests.support.peers import PATIENCE, connect
 from tunneld.auth.authenticator import Authenticator
 from tunneld.config.schema import ControlSettings
-from tunneld.control.reply import Reply
 from tunneld.control.server import serve_lines
+from tunneld.directory.reply import Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import NoSuchTunnelError
 from tunneld.net import sockets

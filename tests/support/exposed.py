@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import trio
 
@@ -46,10 +47,12 @@ async def exposed(way: str, folder: Path, target: str, *options: str) -> AsyncIt
 
 
 @asynccontextmanager
-async def agent_of(*words: str) -> AsyncIterator[tuple[trio.Process, Endpoint]]:
+async def agent_of(
+    *words: str, stderr: int | IO[bytes] = subprocess.DEVNULL
+) -> AsyncIterator[tuple[trio.Process, Endpoint]]:
     """Run `tunnel expose`; yields its process and the public address that it printed."""
     command = tunnel_command("expose", *words)
-    async with program(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as agent:
+    async with program(command, stdout=subprocess.PIPE, stderr=stderr) as agent:
         assert agent.stdout is not None
         line = b""
         with trio.fail_after(PATIENCE):

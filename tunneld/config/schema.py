@@ -182,6 +182,7 @@ class TunnelSettings(Table):
     max_reservations_per_owner: Count = 64  # several times the services of one person; room for forty owners
     port_quarantine: SecondsOrNone = MINUTE  # clients of a closed tunnel, and its agents, try again for about that time
     linger: Seconds = MINUTE  # a half-closed connection without traffic for so long is closed
+    unacknowledged_timeout: SecondsOrNone = MINUTE  # outages of networks are shorter; TCP itself tries for 15 minutes
     accept_backoff: Annotated[Seconds, RESTART] = 0.1  # out of descriptors: no busy loop, and too short to notice
     keepalive: Seconds = MINUTE  # TCP keep-alive: carrier NATs drop connections that are idle for 2 minutes or more
     allow_from: NetworkList = ()

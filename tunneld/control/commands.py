@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from tunneld.backends import BACKENDS
-from tunneld.control.reply import Execute, Reply
 from tunneld.control.verbs import (
     DaemonControl,
     close_tunnel,
@@ -38,6 +37,7 @@ from tunneld.control.verbs import (
     try_certificate,
     watch_tunnels,
 )
+from tunneld.directory.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.policy.access import Role, check_role

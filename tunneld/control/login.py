@@ -13,7 +13,7 @@ from collections.abc import Callable
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthSlot
 from tunneld.config.credentials import Credential
-from tunneld.control.reply import Reply
+from tunneld.directory.reply import Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import LimitReachedError, NotAllowedError, UsageError
 from tunneld.policy.access import EVERYBODY, Grant

@@ -23,8 +23,8 @@ from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
 from tunneld.config.schema import ControlSettings
 from tunneld.control.connection import LineConnection, PeerLeftError, reason_of_break
 from tunneld.control.login import LoginState
-from tunneld.control.reply import Execute
 from tunneld.control.session import ControlSession
+from tunneld.directory.reply import Execute
 from tunneld.errors import LimitReachedError
 from tunneld.net.accept import local_address, peer_address
 from tunneld.net.endpoint import format_peer

@@ -20,7 +20,7 @@ import trio
 from tunneld.config.schema import ControlSettings
 from tunneld.control.connection import LineConnection, PeerLeftError
 from tunneld.control.login import AUTH, MAX_LOGIN_FAILURES, LoginState
-from tunneld.control.reply import ITEMS_PER_STEP, Execute, Reply, Step
+from tunneld.directory.reply import ITEMS_PER_STEP, Execute, Reply, Step
 from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.tunnel.events import Event
 from tunneld.wire.lines import ControlRequest, Item, format_err, format_item, format_ok, parse_request

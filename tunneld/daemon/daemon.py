@@ -149,6 +149,7 @@ class Daemon:
             async with trio.open_nursery() as root:
                 root.start_soon(handle_signals, signals, self, root)
                 await root.start(self.engine.run)
+                self.engine.set_unacknowledged_timeout(self.settings.tunnels.unacknowledged_timeout or 0.0)
                 await root.start(self.handshakes.run)
                 await root.start(self.service.run)
                 await self.service.adopt(snapshot)
@@ -237,6 +238,7 @@ class Daemon:
             prepared = self.servers.prepare(self.settings, settings)
             self.settings = settings  # nothing can fail from here on
             self.servers.apply(prepared)
+            self.engine.set_unacknowledged_timeout(settings.tunnels.unacknowledged_timeout or 0.0)
             self.service.refresh_records()
             self.certificate_orders.reconfigure()
             log.configure(settings.log)

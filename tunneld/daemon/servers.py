@@ -212,6 +212,7 @@ class Servers:
             lambda: self._daemon.settings.ssh,
             key,
             self._daemon.service,
+            executor(self._daemon),
             self._handshakes,
             self._engine,
             self._authenticator,

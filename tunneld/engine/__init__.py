@@ -21,7 +21,7 @@ Relays, the same in both engines
 Ends, the sides of a relay
     end             the contract: `End`, `BufferedEnd` and its `EndHandler`
     socket_end      a plain socket
-    tls_end         a TLS connection
+    tls_end         a TLS connection; with a `plain_transport`, a socket whose bytes are looked at
     stream_end      any Trio stream
     (mux.channel)   a channel of a carrier
     end_stream      the reverse: an end as a Trio stream
@@ -29,6 +29,7 @@ Ends, the sides of a relay
 Engines
     scheduler       what ends, relays and carriers ask of their engine: time, deadlines, callbacks, tasks
     timers          deadlines
+    budget          how much of a turn of the pump each owner may take
     pump            Linux: one Trio task over one epoll set; `events` has what epoll reports
     acceptor        the pump's listeners and parked connections; descriptors that visitors do not get
     portable        any other system: Trio tasks; every socket is a `StreamEnd`

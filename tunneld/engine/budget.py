@@ -37,43 +37,39 @@ class DeferredHandler(Protocol):
 class TurnBudget:
     """The cost of one turn of a pump, and the handlers that wait for the next."""
 
-    __slots__ = ("_deferred", "_request_turn", "_size", "active", "in_turn", "share", "turn")
+    __slots__ = ("_request_turn", "_size", "active", "deferred", "in_turn", "share", "turn")
 
     def __init__(self, size: int, request_turn: Callable[[], None] = lambda: None) -> None:
         """`size` is the cost of a turn, in units. `request_turn` is called when a handler is deferred between turns."""
         self.turn = 0  # the number of the current one
         self.share = size  # of each owner in this turn
-        self.active = 0  # owners that have done something in it
+        self.active: list[CostShare] = []  # owners that have done something in it, or are still to repay
+        self.deferred: list[tuple[CostShare, DeferredHandler]] = []  # the next turn must follow without sleep then
         self.in_turn = False  # the next one follows by itself if a handler is deferred
         self._request_turn = request_turn
         self._size = size
-        self._deferred: list[tuple[CostShare, DeferredHandler]] = []
-
-    @property
-    def has_deferred(self) -> bool:
-        """Whether a handler waits for the next turn, which must follow without sleep then."""
-        return len(self._deferred) > 0
 
     def begin_turn(self) -> None:
         """A new turn begins: every owner has its share again."""
         self.turn += 1
-        self.share = max(MIN_SHARE, self._size // max(self.active, 1))
-        self.active = 0
+        active, self.active = self.active, []
+        self.share = max(MIN_SHARE, self._size // max(len(active), 1))
+        for owner in active:
+            left = owner.left = self.share + min(owner.left, 0)  # what was used too much is repaid
+            owner.is_active = left <= 0
+            if left <= 0:
+                self.active.append(owner)
         self.in_turn = True
-
-    def end_turn(self) -> None:
-        """The turn is over."""
-        self.in_turn = False
 
     def defer(self, share: CostShare, handler: DeferredHandler) -> None:
         """Call `handler.on_turn` in the next turn, or in the first one after that in which `share` is not used up."""
-        self._deferred.append((share, handler))
+        self.deferred.append((share, handler))
         if not self.in_turn:
             self._request_turn()
 
     def continue_deferred(self) -> None:
         """Continue the deferred handlers, oldest first, as far as their shares go."""
-        deferred, self._deferred = self._deferred, []
+        deferred, self.deferred = self.deferred, []
         waiting = []
         for entry in deferred:
             share, handler = entry
@@ -84,29 +80,22 @@ class TurnBudget:
                 handler.on_turn()
             except Exception as error:
                 report_failure(handler.on_failure, error)
-        self._deferred = waiting + self._deferred
+        self.deferred = waiting + self.deferred
 
 
 class CostShare:
     """One owner's part of each turn."""
 
-    __slots__ = ("_budget", "_left", "_turn")
+    __slots__ = ("_budget", "is_active", "left")
 
     def __init__(self, budget: TurnBudget) -> None:
+        self.left = budget.share  # units that may be used in this turn; 0 or less: the owner's handlers must stop
         self._budget = budget
-        self._turn = -1
-        self._left = 0
-
-    @property
-    def left(self) -> int:
-        """Units that the owner may use in this turn; 0 or less: its handlers must stop."""
-        budget = self._budget
-        if self._turn != budget.turn:
-            self._turn = budget.turn
-            self._left = budget.share + min(self._left, 0)
-            budget.active += 1
-        return self._left
+        self.is_active = False  # it is in `TurnBudget.active`
 
     def use(self, cost: int) -> None:
         """Account for work that was done, in units."""
-        self._left = self.left - cost
+        self.left -= cost
+        if not self.is_active:
+            self.is_active = True
+            self._budget.active.append(self)

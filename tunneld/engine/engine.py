@@ -166,6 +166,11 @@ class Engine(Protocol):
         of file.
         """
 
+    def set_unacknowledged_timeout(self, seconds: float) -> None:
+        """End the relays of peers that have not answered for this long although bytes are outstanding, see `vanished`.
+        0: never. Affects present relays, too.
+        """
+
     def export_relay(self, relay: Relay) -> RelayState | None:
         """Take a running relay out of this engine without closing its sockets, for `import_relay`.
 

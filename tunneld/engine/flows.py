@@ -11,17 +11,9 @@ A new kind of end needs no entry: it is a `BufferedEnd`, and `EndToEnd` joins an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from tunneld.engine.end import End
 from tunneld.engine.end_flow import EndToEnd, EndToSocket, SocketToEnd
-from tunneld.engine.engine import Side
 from tunneld.engine.flow import Flow
-from tunneld.engine.socket_end import SocketEnd
 from tunneld.engine.socket_flow import SocketFlow
-
-if TYPE_CHECKING:
-    from tunneld.engine.relay import JoinedEnds
 
 FLOWS: dict[tuple[bool, bool], type[Flow]] = {
     (True, True): SocketFlow,
@@ -29,9 +21,4 @@ FLOWS: dict[tuple[bool, bool], type[Flow]] = {
     (False, True): EndToSocket,
     (False, False): EndToEnd,
 }
-"""By whether the source and the target are plain sockets."""
-
-
-def new_flow(relay: JoinedEnds, side: Side, source: End, target: End) -> Flow:
-    """The flow from `source`, which is the relay's `side`, to `target`."""
-    return FLOWS[isinstance(source, SocketEnd), isinstance(target, SocketEnd)](relay, side, source, target)
+"""By whether the source and the target are a `SocketEnd`."""

@@ -158,7 +158,8 @@ class Pump(Scheduler):
         early: bytes = b"",
     ) -> Relay:
         """See `Engine.join`."""
-        self._epoll_set()
+        if self._epoll is None:
+            raise RuntimeError("the engine is not running")
         ends = [end if isinstance(end, End) else SocketEnd(self, end) for end in (visitor, server)]
         relay = JoinedEnds(self, ends[0], ends[1], linger, on_end, cast("Throttle | None", throttle))
         relay.start(early)
@@ -239,7 +240,7 @@ class Pump(Scheduler):
         fd = epoll.fileno()
         keep_freed_memory()
         while True:
-            if self.budget.has_deferred or self._soon:
+            if self.budget.deferred or self._soon:
                 await trio.lowlevel.checkpoint()
             else:
                 await trio.lowlevel.wait_readable(fd)
@@ -251,21 +252,19 @@ class Pump(Scheduler):
         """
         end = perf_counter() + self.limits.turn_time
         self.budget.begin_turn()
-        if self.budget.has_deferred:
+        if self.budget.deferred:
             self._continue_deferred()
         self._poll_at_once = True
-        while (batch := self._next_batch(epoll)) or self._soon:
+        while True:
+            at_once = self._poll_at_once or self._soon or self.budget.deferred
+            batch = epoll.poll(0, MAX_BATCH_EVENTS) if at_once else self._wait(epoll)
+            if not batch and not self._soon:
+                break
             self._poll_at_once = False
             self._dispatch(batch)
             if perf_counter() >= end:
                 break
-        self.budget.end_turn()
-
-    def _next_batch(self, epoll: select.epoll) -> list[tuple[int, int]]:
-        """The events of the next batch; empty: the turn is over."""
-        if self._poll_at_once or self._soon or self.budget.has_deferred:
-            return epoll.poll(0, MAX_BATCH_EVENTS)
-        return self._wait(epoll)
+        self.budget.in_turn = False
 
     def _wait(self, epoll: select.epoll) -> list[tuple[int, int]]:
         """Return the events that are ready or come within `poll_timeout`: polling at first, if the last wait was
@@ -305,14 +304,14 @@ class Pump(Scheduler):
             self.finish_batch()
         self._in_batch = False
 
-    def finish_batch(self) -> None:
-        """See `Scheduler.finish_batch`. Handlers that were deferred between turns get one here."""
-        super().finish_batch()
-        if self.budget.has_deferred and not self.budget.in_turn:
+    def on_wake(self) -> None:
+        """See `Scheduler.on_wake`. Handlers that were deferred between turns get one here."""
+        super().on_wake()
+        if self.budget.deferred and not self.budget.in_turn:
             self.budget.begin_turn()
             self._continue_deferred()
-            self.budget.end_turn()
-            if self.budget.has_deferred:
+            self.budget.in_turn = False
+            if self.budget.deferred:
                 self.timers.wake_soon()
 
     def _continue_deferred(self) -> None:

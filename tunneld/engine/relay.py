@@ -30,7 +30,7 @@ import trio
 from tunneld.engine.end import BufferedEnd, End
 from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
 from tunneld.engine.flow import Flow
-from tunneld.engine.flows import new_flow
+from tunneld.engine.flows import FLOWS
 from tunneld.engine.handover import RelayState
 from tunneld.engine.scheduler import Scheduler
 from tunneld.engine.socket_end import SocketEnd
@@ -73,8 +73,9 @@ class JoinedEnds:
         self.give_up = 0.0  # Trio time at which that waiting ends
         self.deadline = 0.0  # Trio time at which a lingering relay ends
         self.moved_before = 0  # bytes that had moved when the deadline was set
-        self.from_visitor: Flow = new_flow(self, Side.VISITOR, visitor, server)
-        self.from_server: Flow = new_flow(self, Side.SERVER, server, visitor)
+        kinds = isinstance(visitor, SocketEnd), isinstance(server, SocketEnd)
+        self.from_visitor: Flow = FLOWS[kinds](self, Side.VISITOR, visitor, server)
+        self.from_server: Flow = FLOWS[kinds[1], kinds[0]](self, Side.SERVER, server, visitor)
         self.from_visitor.reverse = self.from_server
         self.from_server.reverse = self.from_visitor
 
@@ -282,21 +283,24 @@ class JoinedEnds:
         if self.lingering:
             self.lingering = False
             self.engine.timers.forget(self)
-        self._end_source(self.from_visitor, how)
-        self._end_source(self.from_server, how)
-        self.from_visitor.discard()
-        self.from_server.discard()
+        is_finished = how.cause is Cause.FINISHED
+        for flow in (self.from_visitor, self.from_server):
+            flow.detach()
+            if is_finished:
+                flow.source.release()
+            else:
+                self._cut(flow, how)
+        if not is_finished or self.throttle is not None:
+            self.from_visitor.discard()
+            self.from_server.discard()
         self.engine.relay_ended(self, how)
 
-    def _end_source(self, flow: Flow, how: RelayEnd) -> None:
+    def _cut(self, flow: Flow, how: RelayEnd) -> None:
         """End the source of a flow, with a reset unless it was told the end of the bytes for it: it must not take a
         part for the whole.
         """
         end, inward = flow.source, flow.reverse
-        flow.detach()
-        if how.cause is Cause.FINISHED:
-            end.release()
-        elif self.side_failed or not inward.eof_sent or inward.undelivered:
+        if self.side_failed or not inward.eof_sent or inward.undelivered:
             end.reset(reason_of(how.error) if how.error else how.cause.value)
         else:
             end.close(how.cause.value)

@@ -36,8 +36,8 @@ class Scheduler:
     def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
         self.buffer_size = limits.buffer_size
-        self.quantum = limits.turn_size  # bytes that a handler may move in this batch
-        self.timers = Timers(self.finish_batch)
+        self.quantum = max(limits.turn_size, limits.buffer_size)  # bytes that a handler may move in this batch
+        self.timers = Timers(self.on_wake)
         self.relays: set[JoinedEnds] = set()  # that have not ended
         self.vanished = VanishedPeers(self.timers, self.relays, limits.unacknowledged_timeout)
         self._in_batch = False
@@ -76,7 +76,14 @@ class Scheduler:
     def relay_started(self, relay: JoinedEnds) -> None:
         """A relay exists: it is dropped when the engine stops."""
         self.relays.add(relay)
-        self.vanished.watch()
+        if not self.vanished.watching:
+            self.vanished.watch()
+
+    def set_unacknowledged_timeout(self, seconds: float) -> None:
+        """See `Engine.set_unacknowledged_timeout`."""
+        self.vanished.timeout = seconds
+        if self.relays and not self.vanished.watching:
+            self.vanished.watch()
 
     def relay_ended(self, relay: JoinedEnds, how: RelayEnd) -> None:
         """A relay has closed its ends: call `on_end` after the batch."""
@@ -85,10 +92,13 @@ class Scheduler:
         if not self._in_batch:
             self.timers.wake_soon()
 
+    def on_wake(self) -> None:
+        """Called by the timers: serve what became due between two batches."""
+        self.serve_flows()
+        self.finish_batch()
+
     def finish_batch(self) -> None:
         """Run the callbacks of `call_after_batch`, then `on_end` of ended relays, until neither adds more."""
-        if not self._in_batch:
-            self.serve_flows()
         while self._ended or self._after_batch:
             callbacks, self._after_batch = self._after_batch, []
             for callback in callbacks:

@@ -22,6 +22,7 @@ is connected. So bytes wait for it without a special case.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, cast
 
@@ -37,6 +38,12 @@ from tunneld.net.sockets import pending_error
 if TYPE_CHECKING:
     from tunneld.engine.pipes import Pipe
     from tunneld.engine.relay import JoinedEnds
+
+
+SPLICE_REFUSALS = frozenset(
+    {errno.EAGAIN, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE}
+)
+"""Errors of splice(2) itself."""
 
 
 class FromSocket(Flow):
@@ -225,7 +232,11 @@ class SocketFlow(FromSocket):
             return self._copy()
         try:
             count = pipe.fill(self.fd)
-        except OSError:
+        except OSError as error:
+            if error.errno not in SPLICE_REFUSALS:  # the socket's own error: no read would report it again
+                pump.pipes.give_back(pipe)
+                self.relay.source_failed(self, error)
+                return 0
             count = 0
         if not count:
             pump.pipes.give_back(pipe)

@@ -70,24 +70,23 @@ class VanishedPeers:
     def __init__(self, timers: Timers, relays: set[JoinedEnds], timeout: float) -> None:
         """`timeout` in seconds; 0: peers are not watched."""
         self.deadline = 0.0
+        self.timeout = timeout
         self._timers = timers
         self._relays = relays
-        self._timeout = timeout if TCP_INFO is not None else 0.0
-        self._pause = timeout / ROUNDS / SLICES
         self._round: list[JoinedEnds] = []  # still to be looked at in this round
         self._slice = 0
-        self._watching = False
+        self.watching = False
 
     def watch(self) -> None:
-        """A relay has started: look for vanished peers from now on, until no relay is left."""
-        if self._timeout and not self._watching:
-            self._watching = True
+        """A relay has started: look for vanished peers from now on, until no relay is left. Does nothing if it does."""
+        if self.timeout and TCP_INFO is not None:
+            self.watching = True
             self._sleep()
 
     def on_deadline(self) -> None:
         """Look at the next slice of the relays."""
-        if not self._relays:
-            self._watching = False
+        if not self._relays or not self.timeout:
+            self.watching = False
             self._round = []
             return
         if not self._round:
@@ -102,7 +101,7 @@ class VanishedPeers:
         self._sleep()
 
     def _sleep(self) -> None:
-        self.deadline = trio.current_time() + self._pause
+        self.deadline = trio.current_time() + self.timeout / ROUNDS / SLICES
         self._timers.watch(self)
 
     def _check(self, relay: JoinedEnds, flow: Flow, now: float) -> None:
@@ -118,7 +117,7 @@ class VanishedPeers:
             inward.silent = None
         elif silent is None or silent.segments_in != counts[0]:
             inward.silent = SilentPeer(now, *counts)
-        elif now - silent.since >= self._timeout and silent.unanswered(counts[1], counts[2]) >= MIN_UNANSWERED:
+        elif now - silent.since >= self.timeout and silent.unanswered(counts[1], counts[2]) >= MIN_UNANSWERED:
             relay.on_vanished(flow, now - silent.since)
 
 

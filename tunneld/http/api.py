@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tunneld.control.commands import find_command
-from tunneld.control.reply import ITEMS_PER_STEP, Execute, Reply, Step
+from tunneld.directory.reply import ITEMS_PER_STEP, Execute, Reply, Step
 from tunneld.errors import UsageError
 from tunneld.http.problems import http_error
 from tunneld.http.responses import LongResponse

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp
 
 from tunneld.auth.authenticator import Authenticator
 from tunneld.control.commands import executor
-from tunneld.control.reply import Execute
 from tunneld.control.verbs import DaemonControl
+from tunneld.directory.reply import Execute
 from tunneld.errors import TunneldError
 from tunneld.http.api import answer_api
 from tunneld.http.auth import AuthMiddleware

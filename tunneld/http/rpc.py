@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from tunneld.control.commands import COMMANDS, find_command, usage
 from tunneld.control.login import AUTH
-from tunneld.control.reply import ITEMS_PER_STEP, Execute
+from tunneld.directory.reply import ITEMS_PER_STEP, Execute
 from tunneld.errors import TunneldError, UsageError
 from tunneld.http.problems import FAULTS, internal_problem, problem_of
 from tunneld.http.responses import LongResponse, log_bug

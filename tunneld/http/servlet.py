@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
-from tunneld.control.reply import Execute
+from tunneld.directory.reply import Execute
 from tunneld.errors import UsageError
 from tunneld.http.problems import http_error
 from tunneld.http.translate import caller_of, execute_request, make_request

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from tunneld.control.reply import Execute, Reply
+from tunneld.directory.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import join_host_port

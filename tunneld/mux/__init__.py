@@ -5,7 +5,7 @@
     send_buffer  pending output and the one place that writes it
     heartbeat    keep-alive: does the peer still answer?
     ping         the WebMUX session that a heartbeat asks with
-    channel      one byte stream, an `engine.end.End`
+    channel      one byte stream, an `engine.end.End`; webmux_channel is that of a `Carrier`, ssh has its own
     window       receive windows: how many bytes a channel may receive (pure)
     limits       sizes and times of a carrier
 

@@ -24,11 +24,11 @@ from tunneld.mux.limits import MAX_FRAMES_PER_TURN, PREAUTH_LIMIT, USER_TIMEOUT_
 from tunneld.mux.ping import PING_PROTOCOL, PingSession
 from tunneld.mux.send_buffer import SendBuffer
 from tunneld.mux.turns import CarrierTurns
+from tunneld.mux.webmux_channel import WebMuxChannel
 from tunneld.mux.window import ReceiveWindow, WindowBudget
 from tunneld.net.endpoint import Peer
 from tunneld.wire.webmux import events
 from tunneld.wire.webmux.events import Finished
-from tunneld.wire.webmux.header import MAX_FRAGMENTS
 from tunneld.wire.webmux.mux import Mux
 
 MAX_CHANNELS = 126
@@ -65,12 +65,13 @@ class Carrier:
         self._parity = 0 if initiator else 1  # of the session ids that we open
         self._connection = connection
         self._fd = connection.connection.fileno()
+        self._view = memoryview(pump.wide_buffer)
         self._budget = WindowBudget(limits.window_budget, pump.now, connection.round_trip)
         self._opened = 0  # channels that we opened and that are not over
-        self._max_fragment = NO_MSS  # bytes of a fragment, by the peer's MSS
+        self.max_fragment = NO_MSS  # bytes of a fragment, by the peer's MSS
         self.turns = CarrierTurns(pump.budget, self._read, self.on_failure)
-        self._send_buffer = SendBuffer(pump, connection, self.mux.outgoing, limits, self._close)
-        self.schedule_flush = self._send_buffer.schedule_flush
+        self.send_buffer = SendBuffer(pump, connection, self.mux.outgoing, limits, self._close)
+        self.schedule_flush = self.send_buffer.schedule_flush
         self._until_eagain = False  # a short read no longer means that the socket is drained
         self._authenticated = authenticated
         self._preauth_bytes = 0  # received while unauthenticated
@@ -140,22 +141,10 @@ class Carrier:
     def set_originator(self, channel: Channel, visitor: Peer | None) -> None:
         """Does nothing: WebMUX has no message for it."""
 
-    def send_capacity(self, channel: Channel) -> int:
-        """See `ChannelTransport`: limited by the send buffer, the credit that the peer granted, the peer's MSS, and the
-        owner's share of this turn.
-        """
-        capacity = min(self._send_buffer.send_capacity(channel), self.mux.credit(channel.sid))
-        left = self.turns.share.left
-        if left <= 0:
-            if capacity:
-                self.turns.serve_later(channel)
-            return 0
-        return min(capacity, self._max_fragment * min(left, MAX_FRAGMENTS))
-
     def write(self, sid: int, data: memoryview) -> int:
         """See `ChannelTransport`."""
         sent = self.mux.send(sid, data)
-        self.turns.share.use(1 + sent // self._max_fragment)
+        self.turns.share.use(1 + sent // self.max_fragment)
         self.schedule_flush()
         return sent
 
@@ -184,8 +173,8 @@ class Carrier:
         """Handle events of the socket."""
         if events & UNTIL_EAGAIN:
             self._until_eagain = True
-        if events & WRITABLE:
-            self._send_buffer.unblock()
+        if events & WRITABLE and self.send_buffer.blocked:
+            self.send_buffer.unblock()
         if (events & READABLE or self._connection.has_buffered_input or self.mux.has_unparsed) and not self.over:
             self._read()
 
@@ -217,35 +206,37 @@ class Carrier:
 
     def _read(self) -> None:
         """Read until the socket is drained, or this turn's quantum or the owner's share of it is used up."""
-        connection, quantum = self._connection, self.pump.quantum
-        with memoryview(self.pump.wide_buffer) as view:
-            if self.mux.has_unparsed and self.turns.share.left > 0:
-                self._parse(NO_DATA)
-            while not self.over:
-                if self.mux.has_unparsed or self.turns.share.left <= 0:
-                    self.turns.read_later()
-                    return
-                try:
-                    count = connection.receive_into(view)
-                except BlockingIOError:
-                    return
-                except OSError as error:
-                    self._close(f"connection lost: {reason_of(error)}")
-                    return
-                if not count:
-                    self._close("the peer closed the connection")
-                    return
-                self.heartbeat.received = True
-                if self._authenticated:
-                    self._parse(view[:count])
-                else:
-                    self._parse_unauthenticated(view[:count])
-                if connection.drained and not self._until_eagain and not self.mux.has_unparsed:
-                    return
-                quantum -= count
-                if quantum <= 0:
-                    self.pump.rearm(self._fd)
-                    return
+        if self.turns.share.left <= 0:
+            self.turns.read_later()
+            return
+        connection, mux, quantum, view = self._connection, self.mux, self.pump.quantum, self._view
+        if mux.has_unparsed and self.turns.share.left > 0:
+            self._parse(NO_DATA)
+        while not self.over:
+            if mux.has_unparsed or self.turns.share.left <= 0:
+                self.turns.read_later()
+                return
+            try:
+                count = connection.receive_into(view)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._close(f"connection lost: {reason_of(error)}")
+                return
+            if not count:
+                self._close("the peer closed the connection")
+                return
+            self.heartbeat.received = True
+            if self._authenticated:
+                self._parse(view[:count])
+            else:
+                self._parse_unauthenticated(view[:count])
+            if connection.drained and not self._until_eagain and not mux.has_unparsed:
+                return
+            quantum -= count
+            if quantum <= 0:
+                self.pump.rearm(self._fd)
+                return
 
     @property
     def has_received(self) -> bool:
@@ -285,7 +276,7 @@ class Carrier:
             self._close(f"the peer broke the WebMUX protocol: {error}")
             return
         self.turns.share.use(self.mux.cost)
-        if self.mux.outgoing or self._connection.pending_output:
+        if self.mux.outgoing or self._connection.wants_write:
             self.schedule_flush()
 
     def _on_codec_event(self, event: events.Event) -> None:
@@ -302,7 +293,7 @@ class Carrier:
             case events.EndpointDefined(_, uri):
                 self.owner.on_endpoint(uri)
             case events.MssSet(mss):
-                self._max_fragment = mss or NO_MSS
+                self.max_fragment = mss or NO_MSS
             case events.CreditAdded(sid):
                 channel = self.channels.get(sid)
                 if channel is not None and not self.turns.waits(channel):
@@ -327,7 +318,7 @@ class Carrier:
 
     def _add(self, sid: int) -> Channel:
         window = ReceiveWindow(self.limits.initial_window, self.limits.max_window, self._budget)
-        self.channels[sid] = channel = Channel(self, sid, window)
+        self.channels[sid] = channel = WebMuxChannel(self, sid, window)
         return channel
 
     def _remove(self, channel: Channel) -> None:
@@ -346,7 +337,7 @@ class Carrier:
         self.over = True
         self.heartbeat.stop()
         self.pump.remove(self._fd, self)
-        self._send_buffer.close()
+        self.send_buffer.close()
         self._connection.close()
         self.turns.close()
         channels, self.channels = self.channels, {}

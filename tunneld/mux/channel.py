@@ -36,11 +36,6 @@ class ChannelTransport(Protocol):
     def set_originator(self, channel: Channel, visitor: Peer | None) -> None:
         """Tell the peer that the channel is for the visitor from this address; None hides the address."""
 
-    def send_capacity(self, channel: Channel) -> int:
-        """Bytes that may be written for this channel now. After 0, `Channel.notify_writable` is called when the peer
-        grants credit or, if the carrier itself is full, once it has space, in the order in which channels asked.
-        """
-
     def write(self, sid: int, data: memoryview) -> int:
         """Write `data`. Returns how many bytes were accepted: all within `send_capacity`, else what credit allows."""
 
@@ -55,7 +50,12 @@ class ChannelTransport(Protocol):
 
 
 class Channel(BufferedEnd):
-    """One byte stream. The carrier creates it and removes it when both directions are over."""
+    """One byte stream. The carrier creates it and removes it when both directions are over.
+
+    Each protocol has a subclass with `send_capacity` and `write`, which every byte passes. After a capacity of 0,
+    `notify_writable` is called when the peer grants credit or, if the carrier itself is full, once it has space, in the
+    order in which channels asked.
+    """
 
     __slots__ = ("_unsent_header", "carrier", "sid", "window")
 
@@ -89,17 +89,6 @@ class Channel(BufferedEnd):
             raise ConnectionResetError(errno.ECONNRESET, "the channel was lost")
         self._unsent_header += data
         self._send_header()
-
-    def send_capacity(self) -> int:
-        """See `BufferedEnd.send_capacity`."""
-        if self._unsent_header and not self._send_header():
-            return 0
-        capacity = self.carrier.send_capacity(self)  # this may flush, and find the connection broken
-        return 0 if self.closed else capacity
-
-    def write(self, data: memoryview) -> None:
-        """See `BufferedEnd.write`."""
-        self.carrier.write(self.sid, data)
 
     def finish(self) -> None:
         """See `End.finish`."""

@@ -31,11 +31,12 @@ TLS_RECORD_SIZE = 16 * 1024
 class Connection:
     """A connected non-blocking stream socket, which it owns and closes."""
 
-    __slots__ = ("connection", "drained")
+    __slots__ = ("connection", "drained", "wants_write")
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.drained = False  # the last read returned less than it asked for
+        self.wants_write = False  # it has something to answer itself
 
     @property
     def has_buffered_input(self) -> bool:
@@ -147,6 +148,7 @@ class TlsConnection(Connection):
                     return 0
                 tls.feed(buffer[:count])
             if count := tls.decrypt(buffer):
+                self.wants_write = tls.pending_output > 0
                 self.drained &= not tls.ended  # epoll does not report the close_notify again: the caller reads on
                 return count
         return 0

@@ -78,7 +78,7 @@ class SendBuffer:
         """Bytes that `channel` may write now. After 0, `Channel.notify_writable` is called once there is space, in the
         order in which channels asked.
         """
-        space = self._pause_at - self._pending()
+        space = self._pause_at - (self._pending() if self.blocked else len(self._outgoing))
         if space < MIN_CAPACITY and not self.blocked:
             self.flush()
             space = self._pause_at - self._pending()

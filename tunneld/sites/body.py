@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tunneld.wire.chunked import ChunkedBody
+from tunneld.sites.fields import ORIGIN_FIELDS
+from tunneld.wire.chunked import FORBIDDEN_TRAILERS, ChunkedBody
+
+_FORBIDDEN = FORBIDDEN_TRAILERS | ORIGIN_FIELDS
 
 
 class Body:
@@ -14,7 +17,7 @@ class Body:
         """`length` is in bytes; None: chunked. `until_close`: neither, it ends with the connection."""
         self.ends_with_connection = until_close
         self._left = 0 if length is None else length
-        self._chunks = ChunkedBody() if length is None and not until_close else None
+        self._chunks = ChunkedBody(_FORBIDDEN) if length is None and not until_close else None
 
     @property
     def is_over(self) -> bool:

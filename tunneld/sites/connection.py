@@ -1,19 +1,17 @@
 """A visitor's HTTP connection to a shared port: each request goes to the tunnel that has its name.
 
-    visitor's end ──► HttpConnection ──► RequestStream ──► relay ──► hidden server       one stream for each route
-                  ◄──   responses    ◄──               ◄──       ◄──
+    visitor's end ──► RequestInput ──► HttpConnection ──► RequestStream ──► relay ──► hidden server
+                  ◄─────────────────                  ◄──               ◄──       ◄──
 
 A tunnel sees a `RequestStream` as it sees any visitor: an end, to be relayed to a connection of the hidden server. So
 everything that holds for relays (limits, throttling, quota, resets, counting) holds for requests, and no tunnel knows
 HTTP.
 
 Requests are routed one by one, connections never: a proxy in front of the relay may send requests of many visitors, and
-for many names, through one connection. One request is under way at a time; a pipelined one waits in the buffer. A
-stream lives as long as the requests of the connection go to the same place, and is never shared between visitors: no
-response can reach another visitor than the one that asked.
+for many names, through one connection. A stream lives as long as the requests of the connection go to the same place,
+and is never shared between visitors: no response can reach another visitor than the one that asked.
 
-Nothing is held but heads. A body goes on as it comes, and what the next side does not take stops the sender. The
-connection has no task; it runs in callbacks of the engine.
+What the next side does not take stops the sender. There is no task; all of it runs in callbacks of the engine.
 """
 
 from __future__ import annotations
@@ -23,25 +21,20 @@ from functools import partial
 
 import structlog
 
+from tunneld.engine.failures import TcpSocket
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
 from tunneld.net.endpoint import Peer
 from tunneld.policy.limits import HttpLimits
-from tunneld.sites.body import Body
+from tunneld.sites.deadline import Deadline
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
-from tunneld.sites.fields import Origin, request_fields, request_id, response_fields
+from tunneld.sites.fields import Origin
+from tunneld.sites.heads import HeadWriter
+from tunneld.sites.input import RequestInput
 from tunneld.sites.pages import error_page
 from tunneld.sites.site import Request, Site
 from tunneld.sites.stream import RequestStream
-from tunneld.wire.http1 import (
-    HeadError,
-    ResponseHead,
-    encode_request,
-    encode_response,
-    find_head,
-    parse_request,
-    skip_empty_lines,
-)
+from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
 
@@ -50,7 +43,7 @@ IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"
 
 
 class HttpConnection:
-    """The handler of a visitor's end, and the receiver of its responses. It owns the end."""
+    """The handler of a visitor's end, the receiver of its requests, and of the responses to them. It owns the end."""
 
     def __init__(
         self,
@@ -63,7 +56,6 @@ class HttpConnection:
         """`find` returns where a request goes, or the relay's own response if it goes nowhere. `on_over` is called
         once, when the connection is closed.
         """
-        self.deadline = 0.0
         self.max_head = limits.max_head
         self._end = end
         self._engine = end.engine
@@ -71,38 +63,40 @@ class HttpConnection:
         self._find = find
         self._limits = limits
         self._on_over = on_over
-        self._input = bytearray()  # taken from the end and not used: incomplete heads, and what came behind heads
-        self._request: Request | None = None  # under way; None: a head is awaited
-        self._body: Body | None = None  # of that request, unless it is complete
+        self._deadline = Deadline(end.engine, self._on_deadline)
+        self._input = RequestInput(end, limits.max_head, self)
+        self._writer = HeadWriter(origin)
+        self._request: Request | None = None  # under way
         self._site: Site | None = None
         self._client: Peer | None = None  # the visitor of the current route; behind a proxy they change
         self._stream: RequestStream | None = None  # of the current route
         self._examines = False  # the site is deciding about a request, and has not returned
-        self._visitor_ended = False
         self._is_over = False
 
     def start(self) -> None:
         """Serve the connection from now on."""
         self._end.handler = self
-        self._set_deadline(self._limits.head_timeout)
+        self._deadline.set(self._limits.head_timeout)
         try:
             self._end.start()
         except OSError as error:
             self.drop(reason_of(error))
             return
-        self._resume()  # bytes may have come with the end of the handshake
+        self._input.resume()  # bytes may have come with the end of the handshake
         if self._end.eof_received and not self._end.buffered and not self._is_over:
             self.on_eof()
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is under way, or begun."""
-        return self._request is None and not self._input
+        """Whether no request is under way, or begun, and the visitor has read the last response."""
+        is_waiting = self._request is None and self._input.is_empty and not self._is_over
+        return is_waiting and self._end.send_capacity() > 0
 
     def close_if_idle(self) -> None:
         """Close the connection unless a request is under way."""
         if self.is_idle:
-            self._close()
+            self.on_over("")
+            self._end.close()
 
     def drop(self, reason: str) -> None:
         """Cut the connection now."""
@@ -113,13 +107,8 @@ class HttpConnection:
     # The handler of the visitor's end
 
     def on_data(self, data: memoryview) -> int:
-        """Take a head whole, and a body as far as the stream takes it."""
-        if self._request is not None:
-            return 0 if self._input else self._pass_on(data)
-        taken = min(len(data), self.max_head + 4 - len(self._input))
-        self._input += data[:taken]
-        self._use_input()
-        return taken
+        """See `RequestInput.take`."""
+        return self._input.take(data)
 
     def on_writable(self) -> None:
         """The visitor takes bytes again, so the stream does."""
@@ -128,11 +117,7 @@ class HttpConnection:
 
     def on_eof(self) -> None:
         """The visitor sends no more. A complete request is still answered."""
-        self._visitor_ended = True
-        if self._request is None:
-            self._close()
-        elif self._body is not None:
-            self.drop("the visitor ended in the middle of a request")
+        self._input.end()
 
     def on_write_failed(self, error: OSError) -> None:
         """The visitor reads no more."""
@@ -147,60 +132,28 @@ class HttpConnection:
         log.error("http connection failed: internal error", exc_info=error)
         self.drop("internal error")
 
-    def on_deadline(self) -> None:
+    def _on_deadline(self) -> None:
         """A timeout of `HttpLimits`."""
         if self._request is not None:
             timeout = self._limits.response_timeout
             self._fail_request(504, f"no response within {timeout:g} s (names.response_timeout)")
-        elif self._input:
-            self._refuse(408)
+        elif self._input.is_empty:
+            self._finish()
         else:
-            self._close()
+            self._refuse(408)
 
-    # Requests
+    # The receiver of requests
 
-    def _use_input(self) -> None:
-        """Go on with what was taken from the visitor."""
-        while self._input and self._end.handler is self:
-            if self._request is None:
-                if not self._read_head():
-                    return
-            else:
-                data = bytes(self._input)
-                taken = self._pass_on(memoryview(data))
-                del self._input[:taken]
-                if not taken and self._request is not None:
-                    return
+    def on_head_begun(self) -> None:
+        """See `RequestReceiver.on_head_begun`."""
+        self._deadline.set(self._limits.head_timeout)
 
-    def _resume(self) -> None:
-        """The stream takes bytes again, or the next request may come."""
-        self._use_input()
-        end = self._end
-        while end.buffered and not self._input and end.handler is self:
-            taken = self.on_data(memoryview(bytes(end.buffered)))
-            if not taken:
-                return
-            end.consume(taken)
-
-    def _read_head(self) -> bool:
-        """Read the head of a request and route it. False: it is not complete, or the connection ends."""
-        del self._input[: skip_empty_lines(self._input)]
-        try:
-            size = find_head(self._input, self.max_head)
-            if not size:
-                return False
-            head = parse_request(bytes(self._input[:size]))
-        except HeadError as error:
-            log.debug("request refused", peer=self._origin.address, reason=str(error))
-            self._refuse(error.status)
-            return False
-        del self._input[:size]
-        keep_alive = head.keep_alive and not self._visitor_ended
-        origin = self._origin
-        request = Request(head, origin.is_secure(head), origin.client(head), request_id(head), keep_alive)
-        self._request = request
-        self._body = Body(head.body_length) if head.body_length != 0 else None
-        self._set_deadline(self._limits.response_timeout)
+    def on_request(self, head: RequestHead) -> None:
+        """See `RequestReceiver.on_request`: route it."""
+        keep_alive = head.keep_alive and not self._input.is_last
+        origin, identity = self._origin, self._writer.identity(head)
+        self._request = request = Request(head, origin.is_secure(head), origin.client(head), identity, keep_alive)
+        self._deadline.set(self._limits.response_timeout)
         found = self._find(request)
         if isinstance(found, bytes):
             self._respond(found)
@@ -208,7 +161,27 @@ class HttpConnection:
             self._examines = True
             found.examine(request, partial(self._on_verdict, found, request))
             self._examines = False
-        return True
+
+    def takes_body(self) -> bool:
+        """See `RequestReceiver.takes_body`."""
+        return self._stream is not None and not self._stream.buffered
+
+    def on_body(self, data: bytes | bytearray | memoryview) -> None:
+        """See `RequestReceiver.on_body`."""
+        assert self._stream is not None
+        self._stream.feed_requests(memoryview(data))
+
+    def on_refused(self, error: HeadError) -> None:
+        """See `RequestReceiver.on_refused`."""
+        log.debug("request refused", peer=self._origin.address, reason=str(error))
+        self._refuse(error.status)
+
+    def on_last(self, *, broken_off: bool) -> None:
+        """See `RequestReceiver.on_last`."""
+        if broken_off:
+            self.drop("the visitor ended in the middle of a request")
+        else:
+            self._finish()
 
     def _on_verdict(self, site: Site, request: Request, answer: bytes | None) -> None:
         """A site has decided whether the request may pass."""
@@ -219,7 +192,7 @@ class HttpConnection:
         else:
             self._send_to(site, request)
         if not self._examines:  # a late verdict
-            self._engine.call_after_batch(self._resume)
+            self._engine.call_after_batch(self._input.resume)
 
     def _send_to(self, site: Site, request: Request) -> None:
         """Send the head to its site, through the stream that is open for it or a new one."""
@@ -230,26 +203,8 @@ class HttpConnection:
             self._stream = RequestStream(self._engine, self)
             site.open(self._stream, request.client, self._origin)
         if (stream := self._stream) is not None:  # unless it has failed at once
-            fields = request_fields(request.head, self._origin, request.identity, site.rewrite)
             stream.expect_response(request.head)
-            stream.feed_requests(memoryview(encode_request(request.head, fields)))
-
-    def _pass_on(self, data: memoryview) -> int:
-        """Pass on bytes of a body; return how many were taken."""
-        stream, body = self._stream, self._body
-        if stream is None or body is None or stream.buffered:
-            return 0
-        try:
-            taken, out = body.take(data)
-        except HeadError as error:
-            log.debug("request refused", peer=self._origin.address, reason=str(error))
-            self._refuse(error.status)
-            return len(data)
-        if body.is_over:
-            self._body = None
-        if len(out):
-            stream.feed_requests(memoryview(out))
-        return taken
+            stream.feed_requests(memoryview(self._writer.request(request.head, request.identity, site.rewrite)))
 
     # The receiver of responses
 
@@ -261,10 +216,15 @@ class HttpConnection:
         """See `ResponseReceiver.unacknowledged`."""
         return self._end.unacknowledged()
 
+    @property
+    def tcp_connection(self) -> TcpSocket | None:
+        """See `ResponseReceiver.tcp_connection`."""
+        return self._end.tcp_connection
+
     def on_requests_taken(self) -> None:
         """See `ResponseReceiver.on_requests_taken`."""
         if self._request is not None:
-            self._resume()
+            self._input.resume()
 
     def on_response_head(self, response: ResponseHead) -> None:
         """See `ResponseReceiver.on_response_head`."""
@@ -272,15 +232,19 @@ class HttpConnection:
         assert request is not None
         assert site is not None
         assert stream is not None
-        fields = response_fields(response, request.head, self._origin, site.rewrite)
-        keep_alive = request.keep_alive and not response.until_close and not self._visitor_ended
+        if response.is_interim and request.head.minor_version == 0:
+            return  # HTTP/1.0 has none
+        keep_alive = request.keep_alive and not response.until_close and not self._input.is_last
         if not response.is_interim:
-            fields.append((b"X-Request-Id", request.identity))
+            if self._input.awaits_body and request.head.expects_continue and not stream.continued:
+                keep_alive = False  # the visitor may send the body, or leave it out (RFC 9110 §10.1.1)
             stream.keeps_visitor = keep_alive
-            self._set_deadline(0)
-        self._end.send(encode_response(response, fields, request.head, keep_alive=keep_alive))
+            self._deadline.set(0)
+        self._end.send(
+            self._writer.response(response, request.head, request.identity, site.rewrite, keep_alive=keep_alive)
+        )
         if response.status == 101:
-            UpgradedConnection(self._end, stream, self).start(bytes(self._input))
+            UpgradedConnection(self._end, stream, self).start(self._input.stop())
 
     def on_response_data(self, data: bytes | bytearray | memoryview) -> None:
         """See `ResponseReceiver.on_response_data`."""
@@ -290,7 +254,7 @@ class HttpConnection:
         """See `ResponseReceiver.on_response_complete`."""
         stream = self._stream
         assert stream is not None
-        if self._body is not None or not stream.keeps_visitor:
+        if self._input.awaits_body or not stream.keeps_visitor:
             self._finish()
             return
         if not stream.is_reusable:
@@ -316,7 +280,7 @@ class HttpConnection:
         """Answer the request with the relay's own response."""
         request = self._request
         self._end.send(response)
-        if request is not None and request.keep_alive and self._body is None:
+        if request is not None and request.keep_alive and not self._input.awaits_body:
             self._await_request()
         else:
             self._finish()
@@ -330,12 +294,12 @@ class HttpConnection:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.abandon(reason)
-        keep_alive = request.keep_alive and self._body is None
+        keep_alive = request.keep_alive and not self._input.awaits_body
         self._respond(error_page(status, request.head, request.identity, keep_alive=keep_alive))
 
     def _refuse(self, status: int) -> None:
         """Answer what cannot be read, and close: nothing behind it can be read either."""
-        if self._stream is not None and self._stream.response_started:
+        if self._request is not None and self._stream is not None and self._stream.response_started:
             self.drop("malformed request")
             return
         identity = self._request.identity if self._request is not None else b"-"
@@ -344,13 +308,15 @@ class HttpConnection:
 
     def _await_request(self) -> None:
         self._request = None
-        if self._visitor_ended:
-            self._close()
+        if self._input.is_last:
+            self._finish()
             return
-        pending = bool(self._input or self._end.buffered)
-        self._set_deadline(self._limits.head_timeout if pending else self._limits.keep_alive_timeout)
-        if pending:
-            self._engine.call_after_batch(self._resume)  # not inside of what the stream is doing
+        self._input.next_request()
+        if self._input.is_empty:
+            self._deadline.set(self._limits.keep_alive_timeout)
+        else:
+            self._deadline.set(self._limits.head_timeout)
+            self._engine.call_after_batch(self._input.resume)  # not inside of what the stream is doing
 
     def _leave_stream(self) -> None:
         stream, self._stream = self._stream, None
@@ -360,36 +326,24 @@ class HttpConnection:
     def _finish(self) -> None:
         """Close the connection behind what was sent to the visitor."""
         stream, self._stream = self._stream, None
-        if stream is not None and self._body is None:
+        if stream is not None and not self._input.awaits_body:
             stream.leave()
         elif stream is not None:
             stream.abandon("the request was not completed")
-        self._set_deadline(0)
-        self._input.clear()
-        ClosingConnection(self._end, self).start(visitor_ended=self._visitor_ended)
-
-    def _close(self) -> None:
-        """Close the connection between two requests."""
-        if not self._is_over:
-            self.on_over("")
-            self._end.close()
+        self._deadline.stop()
+        self._input.stop()
+        ClosingConnection(self._end, self).start(visitor_ended=self._input.ended)
 
     def on_over(self, reason: str) -> None:
         """The visitor's end is closed, or about to be."""
         if self._is_over:
             return
         self._is_over = True
-        self._set_deadline(0)
+        self._deadline.stop()
+        self._input.stop()
         stream, self._stream = self._stream, None
         if stream is not None and self._request is None:
             stream.leave()
         elif stream is not None:
             stream.abandon(reason)
         self._on_over(self)
-
-    def _set_deadline(self, seconds: float) -> None:
-        """Call `on_deadline` in this many seconds; 0: never."""
-        self._engine.timers.forget(self)
-        if seconds:
-            self.deadline = self._engine.now() + seconds
-            self._engine.timers.watch(self)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from tunneld.engine.end import BufferedEnd
 from tunneld.errors import reason_of
+from tunneld.sites.deadline import Deadline
 from tunneld.sites.stream import RequestStream
 
 CLOSING_SECONDS = 5.0
@@ -96,12 +97,16 @@ class UpgradedConnection:
 
 
 class ClosingConnection:
-    """After the last response: discard what the visitor still sends until it closes, for `CLOSING_SECONDS`."""
+    """After the last response: discard what the visitor still sends until it closes. `CLOSING_SECONDS` are counted from
+    the moment when it has read the response, or since it has last read a part of it.
+    """
 
     def __init__(self, end: BufferedEnd, owner: Owner) -> None:
-        self.deadline = 0.0
+        self._deadline = Deadline(end.engine, self._on_deadline)
         self._end = end
         self._owner = owner
+        self._unread = 0  # bytes that the visitor had not acknowledged when it was last looked at
+        self._patience = 0.0  # seconds that it may take to acknowledge some of them
 
     def start(self, *, visitor_ended: bool) -> None:
         """Take over as the handler of the end, and send an end of file."""
@@ -115,8 +120,8 @@ class ClosingConnection:
         if visitor_ended or end.closed:
             self.on_eof()
             return
-        self.deadline = end.engine.now() + CLOSING_SECONDS
-        end.engine.timers.watch(self)
+        self._patience = end.linger
+        self._deadline.set(CLOSING_SECONDS)
         if end.buffered:
             end.consume(len(end.buffered))
 
@@ -128,13 +133,15 @@ class ClosingConnection:
         """Nothing is left to write."""
 
     def on_eof(self) -> None:
-        """The visitor has closed."""
+        """The visitor has closed, or at least sends no more: the end closes by itself when it has sent everything."""
         self._over("")
-        self._end.close()
+        if not self._end.closed:
+            self._end.release()
 
     def on_write_failed(self, error: OSError) -> None:
         """The visitor does not read the last response."""
-        self.on_deadline()
+        self._over(reason_of(error))
+        self._end.reset(reason_of(error))
 
     def on_reset(self, error: OSError) -> None:
         """The visitor is gone."""
@@ -144,11 +151,18 @@ class ClosingConnection:
         """A bug in here."""
         self._over("internal error")
 
-    def on_deadline(self) -> None:
-        """The visitor takes too long."""
+    def _on_deadline(self) -> None:
+        """The visitor takes long: still reading, perhaps."""
+        unread = self._end.unacknowledged()
+        if unread and unread != self._unread:
+            self._unread, self._patience = unread, self._end.linger
+        self._patience -= CLOSING_SECONDS
+        if unread and self._patience > 0:
+            self._deadline.set(CLOSING_SECONDS)
+            return
         self._over("")
         self._end.reset("the visitor did not close")
 
     def _over(self, reason: str) -> None:
-        self._end.engine.timers.forget(self)
+        self._deadline.stop()
         self._owner.on_over(reason)

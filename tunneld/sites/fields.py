@@ -14,8 +14,8 @@ the relay adds to X-Forwarded-For only.
 
 from __future__ import annotations
 
+import random
 import re
-import secrets
 from dataclasses import dataclass
 
 from tunneld.net.accept import unmap_address
@@ -36,6 +36,8 @@ server nothing true; the URL fields make some frameworks answer for another path
 """
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
+_REQUEST_ID_FIELD = frozenset((b"x-request-id",))
+_random = random.Random()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,18 +125,21 @@ _REWRITTEN_IN_REQUESTS = frozenset((b"host", b"origin", b"referer"))
 _REWRITTEN_IN_RESPONSES = frozenset((b"location", b"content-location", b"access-control-allow-origin", b"set-cookie"))
 
 
-def request_id(head: RequestHead) -> bytes:
-    """The id of a request: the one that a proxy in front or the visitor gave it, if that is a plain word, or a new
-    one.
-    """
+def given_id(head: RequestHead) -> bytes:
+    """The id that a proxy in front or the visitor gave a request, if that is a plain word; otherwise empty."""
     for name, value in head.fields:
         if len(name) == 12 and name.lower() == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value
-    return secrets.token_hex(8).encode()
+    return b""
 
 
-def request_fields(head: RequestHead, origin: Origin, identity: bytes, rewrite: HostRewrite | None = None) -> Fields:
-    """The fields of a request for the hidden server. `identity` is its `request_id`."""
+def new_id() -> bytes:
+    """A new id for a request. It names the request, and protects nothing: it need not be hard to guess."""
+    return b"%016x" % _random.getrandbits(64)
+
+
+def request_fields(head: RequestHead, origin: Origin, rewrite: HostRewrite | None = None) -> Fields:
+    """The fields of a request for the hidden server, but for X-Request-Id."""
     fields = [field for field in forwarded_fields(head.fields) if not _tells_origin(field[0], origin)]
     if rewrite is not None:
         fields = [
@@ -153,15 +158,14 @@ def request_fields(head: RequestHead, origin: Origin, identity: bytes, rewrite: 
         fields.append((b"X-Forwarded-Proto", origin.scheme))
     if b"x-forwarded-host" not in present:
         fields.append((b"X-Forwarded-Host", head.authority))
-    fields.append((b"X-Request-Id", identity))
     return fields
 
 
 def response_fields(
     response: ResponseHead, request: RequestHead, origin: Origin, rewrite: HostRewrite | None = None
 ) -> Fields:
-    """The fields of a response for the visitor."""
-    fields = forwarded_fields(response.fields)
+    """The fields of a response for the visitor, but for X-Request-Id: that is the relay's."""
+    fields = forwarded_fields(response.fields, _REQUEST_ID_FIELD)
     if rewrite is None:
         return fields
     return [

@@ -13,7 +13,7 @@ from tunneld.sites.stream import RequestStream
 from tunneld.wire.http1 import RequestHead
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """A request on its way."""
 

@@ -16,9 +16,11 @@ from functools import partial
 from typing import Protocol
 
 from tunneld.engine.end import BufferedEnd
+from tunneld.engine.failures import TcpSocket
 from tunneld.engine.scheduler import Scheduler
 from tunneld.sites.body import Body
-from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead, find_head, parse_response
+from tunneld.sites.heads import ResponseReader
+from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead
 
 
 class ResponseReceiver(Protocol):
@@ -31,6 +33,10 @@ class ResponseReceiver(Protocol):
 
     def unacknowledged(self) -> int:
         """Bytes that were sent to the visitor and are not acknowledged."""
+
+    @property
+    def tcp_connection(self) -> TcpSocket | None:
+        """See `End.tcp_connection`: the visitor's."""
 
     def on_requests_taken(self) -> None:
         """The hidden server has taken what was buffered in the stream."""
@@ -70,8 +76,8 @@ class RequestStream(BufferedEnd):
     """The requests of one visitor's connection to one tunnel, as an end. See the description of this module."""
 
     __slots__ = (
-        "_body", "_connection", "_head", "_left", "_request", "_upgraded", "_waits", "is_reusable", "keeps_visitor",
-        "response_started", "responses", "was_relayed",
+        "_body", "_connection", "_left", "_reader", "_request", "_upgraded", "_waits", "continued", "is_reusable",
+        "keeps_visitor", "response_started", "responses", "was_relayed",
     )  # fmt: skip
 
     def __init__(self, engine: Scheduler, connection: ResponseReceiver) -> None:
@@ -79,12 +85,13 @@ class RequestStream(BufferedEnd):
         self._connection = connection
         self._upgraded: UpgradedReceiver | None = None
         self._request: RequestHead | None = None  # whose response is awaited, or under way
-        self._head = bytearray()  # of a response, incomplete
+        self._reader = ResponseReader()
         self._body: Body | None = None  # of the response under way
         self._waits = False  # `on_requests_taken` is due
         self._left = False  # the connection wants to hear no more of this stream
         self.was_relayed = False  # it got a connection to the hidden server
         self.responses = 0  # that are complete
+        self.continued = False  # the hidden server has asked for the body of the request
         self.response_started = False  # bytes of the one under way were passed on
         self.is_reusable = True  # the hidden server reads another request behind this one
         self.keeps_visitor = True  # the visitor's connection outlives the response
@@ -94,7 +101,7 @@ class RequestStream(BufferedEnd):
     def expect_response(self, request: RequestHead) -> None:
         """The response to this request comes next."""
         self._request = request
-        self.response_started = False
+        self.continued = self.response_started = False
 
     def feed_requests(self, data: memoryview) -> None:
         """Feed bytes that the hidden server shall read; but for heads, only while `buffered` is empty."""
@@ -128,7 +135,8 @@ class RequestStream(BufferedEnd):
                 self._upgraded.on_response_data(data)
                 return
             body = self._body
-            data = data[self._write_head(data) if body is None else self._write_body(body, data) :]
+            taken = self._write_head(data) if body is None else self._write_body(body, data)
+            data = data[taken:]
 
     def send(self, data: bytes) -> None:
         """See `BufferedEnd.send`. Nothing but the hidden server's bytes goes to a visitor."""
@@ -166,6 +174,11 @@ class RequestStream(BufferedEnd):
         """See `End.unacknowledged`."""
         return 0 if self._left else self._connection.unacknowledged()
 
+    @property
+    def tcp_connection(self) -> TcpSocket | None:
+        """See `End.tcp_connection`: while a visitor reads responses, it may vanish."""
+        return None if self._left or self.closed else self._connection.tcp_connection
+
     def _consumed(self, count: int) -> None:
         self.was_relayed = True
         if self._waits and not self.buffered and not self._left:
@@ -186,27 +199,22 @@ class RequestStream(BufferedEnd):
 
     def _write_head(self, data: memoryview) -> int:
         """Take bytes of a response head; return how many."""
-        request, max_head, had = self._request, self._connection.max_head, len(self._head)
+        request = self._request
         if request is None:
             self._cut("the local server sent bytes without being asked")
             return len(data)
-        self._head += data[: max_head + 4 - had]
         try:
-            size = find_head(self._head, max_head)
-            if not size:
-                return len(self._head) - had
-            response = parse_response(bytes(self._head[:size]), request.method)
-            if response.status == 101 and not request.upgrade:
-                raise HeadError("101 without a request to upgrade", 502)
+            taken, response = self._reader.take(data, request, self._connection.max_head)
         except HeadError as error:
             self._cut(f"the response of the local server is malformed: {error}")
             return len(data)
-        self._head.clear()
-        self._on_head(response)
-        return size - had
+        if response is not None:
+            self._on_head(response)
+        return taken
 
     def _on_head(self, response: ResponseHead) -> None:
         if response.is_interim:
+            self.continued |= response.status == 100
             self._connection.on_response_head(response)
             return
         self.response_started = True

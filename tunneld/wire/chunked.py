@@ -22,14 +22,12 @@ MAX_SIZE_DIGITS = 15
 "Digits of a size: 2^60 bytes. A size that overflows 64 bits is an attack."
 
 FORBIDDEN_TRAILERS = HOP_BY_HOP | {
-    b"content-length",
-    b"host",
-    b"content-encoding",
-    b"content-type",
-    b"content-range",
-    b"trailer",
+    *(b"content-length", b"host", b"content-encoding", b"content-type", b"content-range", b"trailer", b"expect"),
+    *(b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"location", b"x-request-id"),
 }
-"""Fields that change how a message is read must not arrive behind it (RFC 9110 §6.5.1)."""
+"""Fields that change how a message is read, or for whom, must not arrive behind it (RFC 9110 §6.5.1): some servers add
+trailers to the fields of the head.
+"""
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]+)(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*[^\x00-\x08\x0a-\x1f\x7f]*")
@@ -48,9 +46,11 @@ class _Part(Enum):
 class ChunkedBody:
     """One chunked body on its way through the relay."""
 
-    __slots__ = ("_left", "_line", "_part", "_trailer_bytes")
+    __slots__ = ("_forbidden", "_left", "_line", "_part", "_trailer_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, forbidden: frozenset[bytes] = FORBIDDEN_TRAILERS) -> None:
+        """Trailer fields with these names, in lower case, are left out, even if `_` is written for `-`."""
+        self._forbidden = forbidden
         self._part = _Part.SIZE
         self._left = 0  # bytes of the chunk that are to come
         self._line = bytearray()  # a line that is not complete
@@ -133,5 +133,5 @@ class ChunkedBody:
         found = _TRAILER.fullmatch(line)
         if found is None:
             raise HeadError("malformed trailer field")
-        if found[1].lower() not in FORBIDDEN_TRAILERS:
+        if found[1].lower().replace(b"_", b"-") not in self._forbidden:
             out += line + b"\r\n"

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncssh
 import trio
@@ -25,6 +25,7 @@ from tunneld.backends.ssh.port import serve_ssh
 from tunneld.backends.ssh.side import SshServerSide
 from tunneld.config.credentials import Credential
 from tunneld.config.schema import ControlSettings, Settings, SshSettings
+from tunneld.control.commands import executor
 from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.engine import new_engine
@@ -35,6 +36,9 @@ from tunneld.net.listeners import ReloadableListener
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from tunneld.control.verbs import DaemonControl
 
 ME = Requester(host="127.0.0.1", owner="127.0.0.1:9", local_host="127.0.0.1")
 HOST_KEY = asyncssh.generate_private_key("ssh-ed25519")
@@ -107,7 +111,15 @@ async def relay(
             async with trio.open_nursery() as servers:
                 ssh_settings = lambda: here.settings.ssh  # noqa: E731
                 await servers.start(
-                    serve_ssh, listener, ssh_settings, HOST_KEY, here.service, handshakes, engine, authenticator
+                    serve_ssh,
+                    listener,
+                    ssh_settings,
+                    HOST_KEY,
+                    here.service,
+                    executor(cast("DaemonControl", here)),  # the commands of sessions need its service only
+                    handshakes,
+                    engine,
+                    authenticator,
                 )
                 yield here
                 servers.cancel_scope.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from tests.backends.ssh.support import Relay, client, make_key, openssh, public_
 from tests.support.credentials import credential
 from tests.support.peers import PATIENCE, connect, is_dropped, is_refused, read_exactly
 from tests.support.system import find_program
+from tunneld.control.commands import COMMANDS
+from tunneld.errors import NotAllowedError, UsageError
+from tunneld.policy.access import Role
 
 LOCAL = "127.0.0.1"
 
@@ -199,6 +203,22 @@ async def test_list_and_close_apply_to_the_tunnels_of_the_credential(tmp_path: P
             assert "no open tunnel is called" in err
             assert (await run(here, "close", tunnel.id, key=mine))[:2] == (0, f"closed {tunnel.id}\n")
             await tunnel.wait_closed()
+
+
+async def test_the_table_of_verbs_checks_the_role_for_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, line = make_key(tmp_path)
+    monkeypatch.setitem(COMMANDS, "close", replace(COMMANDS["close"], role=Role.ADMIN))
+    with trio.fail_after(PATIENCE):
+        async with relay([credential("me", authorized_keys=[line])]) as here:
+            tunnel = await here.open()
+            status, out, err = await run(here, "close", tunnel.id, key=key)
+            assert (status, out) == (NotAllowedError.exit_status, "")
+            assert "close requires the role admin" in err
+            status, _, err = await run(here, "list", tunnel.id, key=key)
+            assert (status, err.splitlines()[-1]) == (UsageError.exit_status, "tunneld: usage: list")
+            assert here.tunnel is tunnel
 
 
 async def test_there_is_no_shell() -> None:

@@ -16,6 +16,7 @@
     transport    the socket below, read and written in the pump
     carrier      the channels of a connection: implements `mux.channel.ChannelTransport`
     channel      one of them, in the terms of RFC 4254
+    forwarded    its end, which a relay joins to a visitor
     gcm          the cipher of the fast path
     loop         the asyncio event loop, a Trio task, in which asyncssh's tasks and timers run
     host_key     the relay's host key

@@ -12,6 +12,7 @@ from asyncssh.packet import UInt32
 
 from tunneld.backends.ssh.channel import ForwardEvents, SshChannel
 from tunneld.backends.ssh.fast import FastConnection
+from tunneld.backends.ssh.forwarded import ForwardedChannel
 from tunneld.backends.ssh.transport import SshTransport
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
@@ -62,7 +63,7 @@ class SshCarrier:
         opened = SshChannel(self, events)
         number = self.connection.add_channel(opened)  # type: ignore[arg-type]  # SshChannel has the methods it needs
         window = ReceiveWindow(self.limits.initial_window, self.limits.max_window, self._budget)
-        opened.number, opened.channel = number, Channel(self, number, window)
+        opened.number, opened.channel = number, ForwardedChannel(self, number, window)
         self.channels[number] = opened
         return opened.channel
 
@@ -86,7 +87,7 @@ class SshCarrier:
             found.send_open(HIDDEN_ORIGINATOR if visitor is None else (str(visitor[0]), int(visitor[1])))
 
     def send_capacity(self, channel: Channel) -> int:
-        """See `ChannelTransport.send_capacity`: limited by the send buffer and the peer's window."""
+        """Bytes that may be written for this channel now: limited by the send buffer and the peer's window."""
         if self.connection.can_send:
             found = self.channels.get(channel.sid)
             return 0 if found is None else min(self._outbox.send_capacity(channel), found.credit)

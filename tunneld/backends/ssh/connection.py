@@ -28,6 +28,7 @@ from tunneld.backends.ssh.server import SshServer
 from tunneld.backends.ssh.side import SshServerSide
 from tunneld.backends.ssh.transport import PREAUTH_BYTES_EXCEEDED, SshTransport
 from tunneld.config import schema
+from tunneld.directory.reply import Execute
 from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
@@ -56,6 +57,7 @@ class SshServerContext:
 
     settings: Callable[[], schema.SshSettings]
     service: TunnelService
+    execute: Execute
     authenticator: Authenticator
     ssh_authenticator: SshAuthenticator
     leases: Leases
@@ -123,13 +125,16 @@ class SshConnection:
         return self._context.service
 
     @property
+    def execute(self) -> Execute:
+        """Executes the commands of its sessions."""
+        return self._context.execute
+
+    @property
     def requester(self) -> Requester:
-        """The client as a requester. Raises `NotAllowedError` if its credential was removed, or if it logged in with a
-        tunnel's key, which permits serving that tunnel and nothing else.
+        """The client as a requester. It has no grant if it logged in with a tunnel's key, which permits serving that
+        tunnel and nothing else. Raises `NotAllowedError` if its credential was removed.
         """
         login, grant = self._authorize()
-        if grant is None:
-            raise NotAllowedError("a tunnel's key permits no commands; log in with a public key of a credential")
         owner = login.owner or format_peer(self._peer)
         local = self.transport.get_extra_info("sockname")[0]
         return Requester(self._peer[0], owner, local, grant)

@@ -4,12 +4,11 @@
     ssh -R 0:localhost:8000 relay -p 7022 qr        the same, with a QR code of the public address
     ssh relay -p 7022 list | close ID | help        commands about the tunnels of this credential
 
-There is no shell.
+There is no shell. The commands are verbs of the control protocol; its table executes them and checks roles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -18,19 +17,19 @@ import trio
 
 from tunneld import __version__
 from tunneld.backends.ssh.terminal import Terminal, describe, row
+from tunneld.directory.reply import ITEMS_PER_STEP, Execute, Reply
 from tunneld.directory.requester import Requester
-from tunneld.directory.service import TunnelService
-from tunneld.errors import TunneldError, UsageError
+from tunneld.errors import NotAllowedError, TunneldError, UsageError
 from tunneld.tunnel.tunnel import Tunnel
+from tunneld.wire.lines import ControlRequest
 
 MAX_SESSIONS = 10
 """Sessions per connection, as OpenSSH's MaxSessions."""
-LINES_PER_SLICE = 100
-"""Lines of `list` that are made before other tasks run: about a millisecond."""
 MAX_SCHEME_CHARACTERS = 32
 """Length of a URI scheme in a QR code: the longest that IANA lists has 29. Large codes take long to draw."""
 QUIT_KEYS = frozenset("\x03\x04q")
 """Ctrl-C, Ctrl-D and q: a terminal in raw mode sends them as characters."""
+NO_GRANT = "a tunnel's key permits no commands; log in with a public key of a credential"
 HELP = """\
 list           list the tunnels of your credential
 close ID       close one of them
@@ -52,12 +51,12 @@ class ConsoleUser(Protocol):
         """For the tasks of its sessions."""
 
     @property
-    def service(self) -> TunnelService:
-        """The tunnels of the relay."""
+    def execute(self) -> Execute:
+        """Executes commands."""
 
     @property
     def requester(self) -> Requester:
-        """The client, as a requester of commands. Raises `NotAllowedError` if it may run none."""
+        """The client, as a requester of commands. Raises `NotAllowedError` if its credential was removed."""
 
     @property
     def tunnels(self) -> list[Tunnel]:
@@ -217,27 +216,36 @@ class ConsoleSession(asyncssh.SSHServerSession[str]):
             self._channel.exit(status)
 
     async def _execute(self) -> str:
-        user = self._console.user
         match self._command:
             case ["help" | "--help" | "?"]:
                 return f"tunneld {__version__}\n\n{HELP}"
-            case ["list"]:
-                return await _list(user.service.tunnels(user.requester.known_grant))
-            case ["close", reference]:
-                return f"closed {(await user.service.close(reference, user.requester.known_grant)).id}\n"
+            case ["list" as verb, *arguments]:
+                return await _rows(await self._request(verb, arguments))
+            case ["close" as verb, *arguments]:
+                return f"{(await self._request(verb, arguments)).text}\n"
         raise UsageError(
             f"unknown command {self._command[0][:40]!r}: this relay has no shell; use list, close ID, qr or help"
         )
+
+    async def _request(self, verb: str, arguments: list[str]) -> Reply:
+        """Have a verb executed. Raises `TunneldError`."""
+        user = self._console.user
+        requester = user.requester
+        try:
+            return await user.execute(ControlRequest(verb, tuple(arguments)), requester)
+        except NotAllowedError:
+            if requester.grant is None:
+                raise NotAllowedError(NO_GRANT) from None
+            raise
 
     def _convert_newlines(self, text: str) -> str:
         return text.replace("\n", "\r\n") if self._is_terminal else text
 
 
-async def _list(tunnels: Sequence[Tunnel]) -> str:
-    """A line for each tunnel. Other tasks run in between, however many there are."""
-    lines = []
-    for number, tunnel in enumerate(tunnels, 1):
-        lines.append(row(tunnel))
-        if number % LINES_PER_SLICE == 0:
-            await trio.lowlevel.checkpoint()
+async def _rows(reply: Reply) -> str:
+    """A line for each tunnel, made in steps like a reply on the control port."""
+    lines: list[str] = []
+    for first in range(0, len(reply.items), ITEMS_PER_STEP):
+        async with reply.step():
+            lines += map(row, reply.items[first : first + ITEMS_PER_STEP])
     return "".join(lines) or "no tunnel is open\n"

@@ -30,6 +30,7 @@ from tunneld.backends.ssh.login import SshAuthenticator
 from tunneld.backends.ssh.loop import start_loop
 from tunneld.backends.ssh.paths import choose_path
 from tunneld.config import schema
+from tunneld.directory.reply import Execute
 from tunneld.directory.service import TunnelService
 from tunneld.engine.pump import Pump
 from tunneld.errors import RemoteProtocolError
@@ -62,6 +63,7 @@ async def serve_ssh(
     settings: Callable[[], schema.SshSettings],
     host_key: asyncssh.SSHKey,
     service: TunnelService,
+    execute: Execute,
     handshakes: HandshakeSupervisor,
     engine: Pump,
     authenticator: Authenticator,
@@ -69,7 +71,7 @@ async def serve_ssh(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accept ssh clients until cancelled; the daemon runs this. `settings` is called for each new connection. A caller
-    that rebinds the listener must update `service.keys`.
+    that rebinds the listener must update `service.keys`. `execute` executes the commands of sessions.
     """
     path = choose_path()
     async with trio.open_nursery() as nursery:
@@ -77,6 +79,7 @@ async def serve_ssh(
         context = SshServerContext(
             settings=settings,
             service=service,
+            execute=execute,
             authenticator=authenticator,
             ssh_authenticator=SshAuthenticator(authenticator, service.keys),
             leases=Leases(service, lambda: settings().max_carriers),

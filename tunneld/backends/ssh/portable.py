@@ -19,6 +19,7 @@ import asyncssh
 import structlog
 import trio
 
+from tunneld.backends.ssh.forwarded import ForwardedChannel
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import CarrierLimits
@@ -264,7 +265,7 @@ class PortableCarrier:
         self._next += 1
         session = ForwardSession(self, events, self._next)
         window = ReceiveWindow(self.limits.initial_window, self.limits.max_window, self._budget)
-        session.channel = Channel(self, session.number, window)
+        session.channel = ForwardedChannel(self, session.number, window)
         self._sessions[session.number] = session
         self.connection.channels += 1
         return session.channel
@@ -324,7 +325,7 @@ class PortableCarrier:
             session.channel.notify_reset(reason)
 
     def send_capacity(self, channel: Channel) -> int:
-        """See `ChannelTransport.send_capacity`: what asyncssh may still hold."""
+        """See `ForwardCarrier.send_capacity`: what asyncssh may still hold."""
         session = self._sessions.get(channel.sid)
         if session is None:
             return 0

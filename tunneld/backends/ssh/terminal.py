@@ -12,6 +12,7 @@ import trio
 
 from tunneld.policy.units import format_size
 from tunneld.tunnel.tunnel import Tunnel
+from tunneld.wire.lines import Item
 
 MAX_UNREAD = 64 * 1024
 """Characters buffered for a client that does not read. More output is dropped."""
@@ -82,11 +83,10 @@ def status_line(tunnels: list[Tunnel]) -> str:
     return f"visitors {visitors}, served {served}, up {format_size(up)}, down {format_size(down)}   (Ctrl-C to quit)"
 
 
-def row(tunnel: Tunnel) -> str:
-    """The line of a tunnel in the output of `list`."""
-    up, down = tunnel.octets
-    name = tunnel.spec.options.name or "-"
+def row(item: Item) -> str:
+    """The line of a tunnel in the output of `list`, from its item of the verb."""
+    up, down = (format_size(int(item[direction] or 0)) for direction in ("up", "down"))
     return (
-        f"{tunnel.id}  {tunnel.phase.value:8}  {tunnel.client_uri}  {name}  "
-        f"visitors {len(tunnel.visitors)}  served {tunnel.served}  up {format_size(up)}  down {format_size(down)}\n"
+        f"{item['id']}  {item['phase']:8}  {item['client']}  {item['name'] or '-'}  "
+        f"visitors {item['visitors']}  served {item['served']}  up {up}  down {down}\n"
     )

@@ -76,11 +76,7 @@ class Mux(Receiver):
         self._incoming: _Fragment | None = None  # a fragment that it cut after the header
         self._skip = 0  # bytes of padding that are still to come
         self._unparsed = _NO_DATA  # the rest of the last input, beyond `max_fragments`
-
-    @property
-    def has_unparsed(self) -> bool:
-        """Whether a part of the last input is not parsed yet: continue with `receive(b"")`."""
-        return len(self._unparsed) > 0
+        self.has_unparsed = False  # there is one: continue with `receive(b"")`
 
     def receive(self, data: bytes | bytearray | memoryview, max_fragments: int = sys.maxsize) -> Iterator[Item]:
         """Parse input: iterate to the end before you overwrite `data` or call this again.
@@ -91,11 +87,11 @@ class Mux(Receiver):
         """
         if self._parsing:
             raise LocalProtocolError("receive before the last input was iterated to its end, or after an error")
-        if self._unparsed and data:
+        if self.has_unparsed and data:
             raise LocalProtocolError("receive before the rest of the last input was parsed")
-        rest, self._unparsed = self._unparsed, _NO_DATA
-        self._parsing = True
-        return self._parse(rest or memoryview(data), max_fragments, is_ours=len(rest) > 0)
+        rest, is_ours = self._unparsed, self.has_unparsed
+        self._unparsed, self.has_unparsed, self._parsing = _NO_DATA, False, True
+        return self._parse(rest if is_ours else memoryview(data), max_fragments, is_ours=is_ours)
 
     def _parse(self, data: memoryview, max_fragments: int, *, is_ours: bool) -> Iterator[Item]:
         size = len(data)
@@ -142,6 +138,7 @@ class Mux(Receiver):
         """Keep the rest of this input for the next `receive`; copy it unless it `is_ours`."""
         left = len(data) - at
         if left >= 4:
+            self.has_unparsed = True
             self._unparsed = data[at:] if is_ours else memoryview(bytes(data[at:]))
         elif left > 0:
             self._header += data[at:]

@@ -54,6 +54,10 @@ class Sender:
         """Whether `open` would find an id. It can change when a session ends and when the peer answers a SYN."""
         return self.table.ids.available
 
+    def session(self, session: int) -> Session:
+        """The record of a session, the same for all its generations: for a caller that needs its credit often."""
+        return self.table.get(session)
+
     def state(self, session: int) -> State:
         """The state of a session."""
         return self.table.get(session).state

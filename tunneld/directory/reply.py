@@ -1,4 +1,4 @@
-"""The interface between the table of commands and the services that receive requests: the control port and HTTP."""
+"""The interface between the table of commands and the services that receive requests: control port, HTTP and ssh."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ class Reply:
 Execute = Callable[[ControlRequest, Requester], Awaitable[Reply]]
 """Executes one request of a requester. Raises a `TunneldError` if it is refused or fails; any other exception is a bug.
 
-`commands.executor` makes one for the daemon; tests have their own.
+`control.commands.executor` makes one for the daemon; tests have their own.
 """

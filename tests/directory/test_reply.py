@@ -12,7 +12,7 @@ import trio
 from tests.http.support import running_http
 from tests.support.control import Script, running_server
 from tunneld.control.commands import COMMANDS
-from tunneld.control.reply import ITEMS_PER_STEP, DescribedItems, Reply
+from tunneld.directory.reply import ITEMS_PER_STEP, DescribedItems, Reply
 from tunneld.directory.requester import Requester
 from tunneld.directory.turns import RequestTurns
 from tunneld.http.responses import LongResponse

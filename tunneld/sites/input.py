@@ -1,0 +1,154 @@
+"""What a visitor sends on one connection: requests, one behind the other. It is cut into heads and bodies.
+
+One request is under way at a time; a pipelined one waits in the buffer. Nothing is held but heads, and what came behind
+a head in the same read: a body goes on as it comes, as far as it is taken.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tunneld.engine.tls_end import TlsEnd
+from tunneld.sites.body import Body
+from tunneld.sites.heads import RequestReader
+from tunneld.wire.http1 import HeadError, RequestHead
+
+
+class RequestReceiver(Protocol):
+    """What the input calls: the visitor's connection."""
+
+    def on_head_begun(self) -> None:
+        """A part of the head of the next request has come."""
+
+    def on_request(self, head: RequestHead) -> None:
+        """A request begins. The next one comes after `RequestInput.next_request`."""
+
+    def takes_body(self) -> bool:
+        """Whether `on_body` may be called now; once it may again, call `RequestInput.resume`."""
+
+    def on_body(self, data: bytes | bytearray | memoryview) -> None:
+        """Bytes of the body of the request, as they go on. Valid only during the call."""
+
+    def on_refused(self, error: HeadError) -> None:
+        """What came is malformed, and nothing behind it can be read."""
+
+    def on_last(self, *, broken_off: bool) -> None:
+        """The visitor sends no more, and no request is under way; or, `broken_off`, one that is not complete."""
+
+
+class RequestInput:
+    """The bytes of a visitor on their way from its end to a `RequestReceiver`."""
+
+    __slots__ = ("_awaits_head", "_body", "_end", "_max_head", "_pending", "_reader", "_receiver", "_stopped", "ended")
+
+    def __init__(self, end: TlsEnd, max_head: int, receiver: RequestReceiver) -> None:
+        self.ended = False  # the visitor sends no more
+        self._end = end
+        self._max_head = max_head
+        self._receiver = receiver
+        self._reader = RequestReader()
+        self._pending = bytearray()  # taken from the end and not used
+        self._awaits_head = True  # no request is under way
+        self._body: Body | None = None  # of the one under way, unless it is complete
+        self._stopped = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has come that is not used."""
+        return not self._pending and not self._end.buffered
+
+    @property
+    def awaits_body(self) -> bool:
+        """Whether the request under way is not complete."""
+        return self._body is not None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing comes behind the request under way."""
+        return self.ended and not self._pending
+
+    def take(self, data: memoryview) -> int:
+        """Take bytes, a head whole and a body as far as the receiver takes it; return how many."""
+        if not self._awaits_head:
+            return 0 if self._pending else self._take_body(data)
+        taken = min(len(data), self._max_head + 4 - len(self._pending))
+        begins = not self._pending
+        self._pending += data[:taken]
+        self._use()
+        if begins and self._awaits_head and self._pending:
+            self._receiver.on_head_begun()
+        return taken
+
+    def end(self) -> None:
+        """The visitor sends no more. Complete requests are still received."""
+        self.ended = True
+        self._use()
+
+    def resume(self) -> None:
+        """The receiver takes bytes again."""
+        self._use()
+        end = self._end
+        while end.buffered and not self._pending and not self._stopped:
+            taken = self.take(memoryview(bytes(end.buffered)))
+            if not taken:
+                return
+            end.consume(taken)
+
+    def next_request(self) -> None:
+        """The request under way is answered. Call `resume` behind it, unless `is_empty`."""
+        self._awaits_head = True
+
+    def stop(self) -> bytes:
+        """Call the receiver no more. Return what has come and was not used."""
+        self._stopped = True
+        rest, self._pending = bytes(self._pending), bytearray()
+        return rest
+
+    def _use(self) -> None:
+        """Go on with what was taken."""
+        while self._pending and not self._stopped:
+            if not (self._read_head() if self._awaits_head else self._use_body()):
+                break
+        if self.ended and not self._stopped:
+            if self._awaits_head:
+                self._receiver.on_last(broken_off=False)
+            elif self._body is not None and not self._pending:
+                self._receiver.on_last(broken_off=True)
+
+    def _read_head(self) -> bool:
+        """False: it is not complete, or malformed."""
+        try:
+            head = self._reader.take(self._pending, self._max_head)
+        except HeadError as error:
+            self._receiver.on_refused(error)
+            return False
+        if head is None:
+            return False
+        self._awaits_head = False
+        self._body = Body(head.body_length) if head.body_length != 0 else None
+        self._receiver.on_request(head)
+        return True
+
+    def _use_body(self) -> bool:
+        """False: the receiver takes nothing now."""
+        if self._body is None:
+            return False
+        taken = self._take_body(memoryview(bytes(self._pending)))
+        del self._pending[:taken]
+        return taken > 0
+
+    def _take_body(self, data: memoryview) -> int:
+        """Pass on bytes of a body; return how many were taken."""
+        body = self._body
+        if body is None or not self._receiver.takes_body():
+            return 0
+        try:
+            taken, out = body.take(data)
+        except HeadError as error:
+            self._receiver.on_refused(error)
+            return len(data)
+        if body.is_over:
+            self._body = None
+        if len(out):
+            self._receiver.on_body(out)
+        return taken
