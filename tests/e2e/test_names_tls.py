@@ -14,7 +14,7 @@ import trio
 from tests.support.authority import running_authority
 from tests.support.peers import PATIENCE
 from tests.support.pki import Pki
-from tests.support.programs import Daemon, daemon, free_port, program, run, tunnel_command
+from tests.support.programs import Daemon, daemon, free_port, listening, program, run, tunnel_command
 
 Find = Callable[[str], str]
 NAME = "blog.t.example"
@@ -27,10 +27,12 @@ https = "127.0.0.1:{https}"
 
 
 @asynccontextmanager
-async def relay_with_names(folder: Path, https: int = 0) -> AsyncIterator[tuple[Daemon, int, int]]:
+async def relay_with_names(
+    folder: Path, https: int = 0, pki: Pki | None = None
+) -> AsyncIterator[tuple[Daemon, int, int]]:
     """A relay with host names; yields it and its HTTP and HTTPS ports."""
     http, https = await free_port(), https or await free_port()
-    async with daemon(folder, words=NAMES.format(http=http, https=https)) as relay:
+    async with daemon(folder, pki=pki, words=NAMES.format(http=http, https=https)) as relay:
         yield relay, http, https
 
 
@@ -38,13 +40,14 @@ async def relay_with_names(folder: Path, https: int = 0) -> AsyncIterator[tuple[
 async def agent(relay: Daemon, target: object, *words: str, state: Path | None = None) -> AsyncIterator[Agent]:
     """`tunnel expose` with these words."""
     environment = os.environ | ({"XDG_STATE_HOME": str(state)} if state else {})
-    command = tunnel_command("expose", str(target), "--relay", relay.control, "--host", "blog", *words)
+    where = [] if "--relay" in words else ["--relay", relay.control]
+    command = tunnel_command("expose", str(target), *where, "--host", "blog", *words)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     async with program(command, env=environment, **pipes) as process, trio.open_nursery() as nursery:
         running = Agent(process)
         nursery.start_soon(running.listen, process.stderr)
         nursery.start_soon(running.listen, process.stdout)
-        await running.wait_said(f"https://{NAME}")
+        await running.wait_said(f"://{NAME}")
         yield running
         nursery.cancel_scope.cancel()
 
@@ -129,7 +132,7 @@ async def test_the_agent_obtains_its_certificate_and_its_key_stays_there(tmp_pat
         folder, state = tmp_path / "relay", tmp_path / "agent"
         folder.mkdir()
         async with (
-            program(server, stderr=subprocess.DEVNULL),
+            listening(server, port),
             relay_with_names(folder, authority.tls_port) as (relay, _http, https),
             agent(relay, port, *acme, state=state) as running,
         ):
@@ -141,3 +144,27 @@ async def test_the_agent_obtains_its_certificate_and_its_key_stays_there(tmp_pat
             assert len(keys) == 2  # of the account, and of the certificate
             assert all(state in path.parents for path in keys)
             assert {path.stat().st_mode & 0o777 for path in keys} == {0o600}
+
+
+async def test_an_agent_needs_only_the_https_port(tmp_path: Path, program_path: Find) -> None:
+    pki = Pki.issue(tmp_path / "pki")
+    port = await free_port()
+    server = ["python3", "-m", "http.server", "--bind", "127.0.0.1", "-d", str(pki.folder), str(port)]
+    async with (
+        listening(server, port),
+        relay_with_names(tmp_path, pki=pki) as (relay, http, https),
+        agent(relay, port, "--relay", f"tls://localhost:{https}", "--pin", pki.pin) as running,
+    ):
+        page = f"http://{NAME}:{http}/ca.pem"
+        assert await run(curl(program_path, NAME, http, page)) == (pki.folder / "ca.pem").read_text()
+        ports = remote_ports(running.process.pid)
+        assert set(ports) == {https}
+        assert len(ports) == 2  # the control connection and a carrier
+
+
+def remote_ports(pid: int) -> list[int]:
+    """The ports to which a process has connections."""
+    links = [link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir()]
+    inodes = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:[")}
+    lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    return [int(line[2].rpartition(":")[2], 16) for line in lines if len(line) > 9 and line[9] in inodes]

@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 
 import trio
 
+CONTROL_PROTOCOL, CARRIER_PROTOCOL = "tunneld", "tunneld-webmux"
+"""ALPN of agents' connections (RFC 7301): on the HTTPS port of a relay they are told from visitors by it."""
 HANDSHAKE = b"\x16"
 """The first byte of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
 READ_SIZE = 65536
@@ -163,10 +165,13 @@ class TlsSocket(TlsSession):
         server_side: bool = False,
         server_hostname: str | None = None,
         session: ssl.SSLSession | None = None,
+        protocol: str = "",
     ) -> None:
         """`connection` is connected and non-blocking. Sends nothing before `shake_hands`. `session` is as for
-        `TlsSession`.
+        `TlsSession`. A client asks for `protocol` by ALPN, if it is given.
         """
+        if protocol:
+            context.set_alpn_protocols([protocol])  # OpenSSL copies it for the connection that is made next
         super().__init__(context, server_side=server_side, server_hostname=server_hostname, session=session)
         self.connection = connection
         self._unsent = NO_DATA
@@ -286,14 +291,21 @@ class TlsSocket(TlsSession):
 
 
 async def shake_hands(
-    connection: socket.socket, context: ssl.SSLContext, *, server_hostname: str | None = None, server_side: bool = False
+    connection: socket.socket,
+    context: ssl.SSLContext,
+    *,
+    server_hostname: str | None = None,
+    server_side: bool = False,
+    protocol: str = "",
 ) -> TlsSocket:
     """Do a TLS handshake on a connected non-blocking socket, which the result owns; an event loop can serve it then.
 
     Raises OSError (`ssl.SSLError` is one). The connection is closed on errors and on cancellation.
     """
     try:
-        tls = TlsSocket(connection, context, server_side=server_side, server_hostname=server_hostname)
+        tls = TlsSocket(
+            connection, context, server_side=server_side, server_hostname=server_hostname, protocol=protocol
+        )
         await tls.shake_hands()
     except BaseException:
         connection.close()
