@@ -24,7 +24,7 @@ HOT = {
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns webmux_channel window",
     "sites": "body connection deadline endings fields heads input stream",
     "tunnel": "keys server_side tunnel visitor visitors waiting",
-    "tunnel/ingress": "ingress port proxy_header",
+    "tunnel/ingress": "host ingress port proxy_header",
     "backends": "keyed mux_side parked queue tcp webmux",
     "backends/ssh": "forwarded side",
     "agent": "carriers end_visitor local source visitors",

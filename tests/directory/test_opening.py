@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.support.peers import connect, is_dropped, is_refused, read_exactly
-from tests.support.visitors import until_parked, until_served
+from tests.support.visitors import until_parked, until_served, until_waiting
 from tunneld.backends import BACKENDS
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.directory.local import LocalDirectory
@@ -271,8 +271,8 @@ async def test_a_visitor_that_connects_between_two_tunnels_is_served_by_the_new_
     visitors: list[trio.SocketStream] = []
     give_way = first.give_way
 
-    def give_way_and_connect(reason: str) -> None:
-        give_way(reason)
+    def give_way_and_connect(successor: Tunnel, reason: str) -> None:
+        give_way(successor, reason)
         client = socket.create_connection(("127.0.0.1", first.client_uri.port))
         client.setblocking(False)
         visitors.append(trio.SocketStream(trio.socket.from_stdlib_socket(client)))
@@ -284,6 +284,30 @@ async def test_a_visitor_that_connects_between_two_tunnels_is_served_by_the_new_
     assert await read_exactly(visitors[0], 5) == b"hello"
     for stream in (server, *visitors):
         await stream.aclose()
+
+
+async def test_a_visitor_that_waits_while_its_tunnel_is_replaced_is_served_by_the_new_one(
+    service: TunnelService,
+) -> None:
+    first = await open_as(service)
+    visitor = await connect(first.client_uri)
+    await visitor.send_all(b"request")
+    await until_waiting(first, 1)
+    second = await open_as(service)
+    assert first.waiting == 0
+    server = await connect(second.server_uri)
+    assert await read_exactly(server, 7) == b"request"
+    await server.send_all(b"hello")
+    assert await read_exactly(visitor, 5) == b"hello"
+
+
+async def test_visitors_of_a_tunnel_that_is_replaced_and_never_started_are_refused(service: TunnelService) -> None:
+    first, second = await open_as(service), await open_as(service, name="other")
+    visitor = await connect(first.client_uri)
+    await until_waiting(first, 1)
+    second.arrivals.inherit(first.arrivals)
+    second.arrivals.discard()
+    assert await is_dropped(visitor)
 
 
 async def test_a_tunnel_that_is_replaced_before_it_began_leaves_nothing_behind(service: TunnelService) -> None:

@@ -293,7 +293,7 @@ class TestRequests:
 
     async def test_a_reservation_is_released_unless_its_tunnel_is_open(self, service: TunnelService) -> None:
         first = await open_as(service, ALICE, name="blog")
-        with pytest.raises(UsageError, match=f"tunnel {first.id} is open on port .*: close {first.id} first"):
+        with pytest.raises(UsageError, match=f"tunnel {first.id} is open at .*: close {first.id} first"):
             await service.reservations.release("blog", ROOT)
         await service.close(first.id, keep=True)
         with pytest.raises(NoSuchTunnelError):
@@ -304,7 +304,7 @@ class TestRequests:
     async def test_of_two_reservations_with_one_name_the_port_selects_one(self, service: TunnelService) -> None:
         for grant in (ALICE, BOB):
             await service.close((await open_as(service, grant, name="blog")).id, keep=True)
-        with pytest.raises(UsageError, match="2 reservations are called 'blog': name one by its port"):
+        with pytest.raises(UsageError, match="2 reservations are called 'blog': use an address"):
             await service.reservations.release("blog", ROOT)
         await service.reservations.release("blog", ALICE)
 

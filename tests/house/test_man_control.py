@@ -68,7 +68,7 @@ def test_the_page_has_exactly_the_verbs_and_options() -> None:
     ("verb", "path", "function"),
     [
         ("list", "control/verbs.py", "describe_tunnel"),
-        ("reservations Op Ar port | name", "control/verbs.py", "describe_reservation"),
+        ("reservations Op Ar address | name", "control/verbs.py", "describe_reservation"),
         ("status", "daemon/daemon.py", "status"),
     ],
 )

@@ -130,7 +130,6 @@ COVERED_BY = {
     "tls/private_files.py": "tls/test_store.py",
     "tls/self_signed.py": "cli/test_init.py",
     "tunnel/events.py": "control/test_server_watch.py",
-    "tunnel/ingress/host.py": "tunnel/ingress/test_ingress.py",
     "tunnel/keys.py": "backends/test_mux_side.py",
     "tunnel/server_side.py": "backends/test_mux_side.py",
     "tunnel/snapshot.py": "daemon/handover/test_snapshot.py",

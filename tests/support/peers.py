@@ -35,6 +35,12 @@ async def connect(endpoint: Endpoint, source: str | None = None) -> trio.SocketS
     return stream
 
 
+def keep(stream: trio.SocketStream) -> trio.SocketStream:
+    """Close this connection when the test ends, if the test does not."""
+    _connected.append(stream)
+    return stream
+
+
 def close_connections() -> None:
     """Close the connections that the test left open."""
     while _connected:

@@ -72,8 +72,8 @@ TUNNELS = (
 )
 VISITORS = (TableColumn("visitor"), TableColumn("up", right=True), TableColumn("down", right=True))
 RESERVATIONS = (
-    *(TableColumn(key) for key in ("name", "owner", "backend")),
-    *(TableColumn(key, right=True) for key in ("client_port", "server_port")),
+    *(TableColumn(key) for key in ("name", "owner", "backend", "address")),
+    TableColumn("server_port", right=True),
     TableColumn("tunnel"),
     TableColumn("left", right=True),
 )

@@ -41,7 +41,7 @@ from tunneld.policy.units import count
 if TYPE_CHECKING:
     from tunneld.client import Client
 
-REFERENCE = ("ref", "REF", "id, URI or port of the tunnel, as shown by `tunnel list`")
+REFERENCE = ("ref", "REF", "id, URI, port or host name of the tunnel, as shown by `tunnel list`")
 DRAINED = "drained"
 """The reason of the `closed` event when the last visitor of a draining tunnel has left."""
 TUNNEL_GONE_CODES = frozenset({NoSuchTunnelError.code, EndedError.code, ExpiredError.code})
@@ -241,7 +241,7 @@ VERBS = (
         "reservations",
         "list the addresses that are reserved for tunnels with a name",
         reservations,
-        [("which", "PORT|NAME", "show only the reservation of this port or tunnel name")],
+        [("which", "ADDRESS|NAME", "show only the reservation of this port, host name or tunnel name")],
         nargs="?",
     ),
     Verb(
@@ -249,7 +249,7 @@ VERBS = (
         "release",
         "drop the reservation of a tunnel that is not open",
         release,
-        [("which", "PORT|NAME", "port or tunnel name of the reservation")],
+        [("which", "ADDRESS|NAME", "port, host name or tunnel name of the reservation")],
     ),
     Verb("watch", "watch", "print events of all tunnels, or of one, as they happen", watch, [REFERENCE], nargs="?"),
     Verb("status", "status", "print facts about the daemon", status),

@@ -157,7 +157,7 @@ COMMANDS: dict[str, Command] = {
         ),
         Command(
             "reservations",
-            "[PORT|NAME]",
+            "[ADDRESS|NAME]",
             "list reserved addresses and their owners",
             list_reservations,
             arguments=(0, 1),
@@ -165,7 +165,7 @@ COMMANDS: dict[str, Command] = {
         ),
         Command(
             "release",
-            "PORT|NAME",
+            "ADDRESS|NAME",
             "drop the reservation of a tunnel that is not open",
             release_reservation,
             arguments=ONE_ARGUMENT,

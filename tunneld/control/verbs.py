@@ -127,7 +127,7 @@ async def close_tunnel(daemon: DaemonControl, request: ControlRequest, caller: R
 
 
 async def list_reservations(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
-    """One item for each reservation that the caller may see, or for each with this port or name."""
+    """One item for each reservation that the caller may see, or for each with this address or name."""
     addresses, grant = daemon.service.reservations, caller.known_grant
     found = addresses.find(request.args[0], grant) if request.args else addresses.kept(grant)
     return Reply(text=count(len(found), "reservation"), items=DescribedItems(found, describe_reservation))
@@ -136,7 +136,7 @@ async def list_reservations(daemon: DaemonControl, request: ControlRequest, call
 async def release_reservation(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """Drop the reservation of a tunnel that is not open."""
     record = await daemon.service.reservations.release(request.args[0], caller.known_grant)
-    return Reply(text=f"released port {record.public} of {record.holder.name}")
+    return Reply(text=f"released {record.public} of {record.holder.name}")
 
 
 async def drain_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
@@ -267,6 +267,7 @@ def describe_reservation(kept: ReservationView) -> Item:
         "name": record.holder.name,
         "owner": record.holder.credential or record.holder.host,
         "backend": record.backend,
+        "address": ",".join(map(str, record.addresses)),
         "client_port": record.client_port,
         "server_port": record.server.port,
         "tunnel": kept.tunnel,
@@ -285,6 +286,10 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "phase": tunnel.phase.value,
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
+        "host": ",".join(map(str, spec.names)) or None,
+        "host_header": options.host_header or None,
+        "plain_http": options.plain_http if spec.names and options.plain_http != "redirect" else None,
+        "tls": options.tls if spec.names and options.tls != "terminate" else None,
         "owner": spec.owner,
         "agents": len(tunnel.agents) if options.share else None,
         "secure": None if options.secure == "no" else options.secure,

@@ -34,7 +34,7 @@ from tunneld.policy.options import ANY_HOST, TunnelOptions, format_option
 from tunneld.policy.places import check_share
 from tunneld.policy.ports import Owner
 from tunneld.policy.reservations import Reservation, ReservationKey
-from tunneld.sites.names import SharedNames, random_name
+from tunneld.sites.names import SharedNames, is_random, random_name
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import BackendServices
 from tunneld.tunnel.spec import TunnelSpec
@@ -130,7 +130,7 @@ class TunnelOpener:
         tunnel = self._prepare(spec, claim.reservation, permitted.client_port, current)
         await self._commit(tunnel, record_of(tunnel, self._directory.node, grant.name), claim)
         if current is not None:
-            current.give_way("replaced by a new tunnel of the same name and owner")
+            current.give_way(tunnel, "replaced by a new tunnel of the same name and owner")
         return OpenedTunnel(tunnel, permitted, is_new=True, replaced=current)
 
     def _check_share(
@@ -279,8 +279,9 @@ def resolve_names(
         elif not domain:
             raise UsageError("this relay has no domain for random host names (names.domain); ask for a name")
         else:
-            kept = reservation.addresses if reservation is not None else ()
-            name = next((one for one in kept if isinstance(one, HostName) and one not in names), random_name(domain))
+            kept = [one for one in (reservation.addresses if reservation is not None else ()) if one not in names]
+            again = (one for one in kept if isinstance(one, HostName) and is_random(one, domain))
+            name = next(again, None) or random_name(domain)
         if name in names:
             raise UsageError(f"host name {name} is given twice")
         names.append(name)

@@ -128,10 +128,10 @@ class Reservations:
         self.table.expire(trio.current_time())
         return self._views(self.table, grant)
 
-    def on_port(self, port: int, grant: Grant) -> Sequence[ReservationView]:
-        """Those of them with this port, on either side."""
+    def holding(self, address: Address, grant: Grant) -> Sequence[ReservationView]:
+        """Those of them with this address; a port may be on either side."""
         self.table.expire(trio.current_time())
-        return self._views(self.table.holding(Port(port)), grant)
+        return self._views(self.table.holding(address), grant)
 
     def _views(self, records: Iterable[Reservation], grant: Grant) -> Sequence[ReservationView]:
         now = trio.current_time()
@@ -156,25 +156,25 @@ class Reservations:
         found = [
             kept
             for kept in self.kept(grant)
-            if reference == kept.record.holder.name or reference in map(str, kept.record.held)
+            if reference == kept.record.holder.name or reference.lower() in map(str, kept.record.held)
         ]
         if not found:
             raise NoSuchTunnelError(
-                f"no reservation is called {reference!r}: use a port or a name as reservations shows it"
+                f"no reservation is called {reference!r}: use an address or a name as reservations shows it"
             )
         return found
 
     async def release(self, reference: str, grant: Grant) -> Reservation:
-        """Drop one, by its port or its name. Raises `NoSuchTunnelError`, or `UsageError` where its tunnel is open or
+        """Drop one, by its address or its name. Raises `NoSuchTunnelError`, or `UsageError` where its tunnel is open or
         there are several.
         """
         found = self.find(reference, grant)
         if len(found) > 1:
-            ports = ", ".join(kept.record.public for kept in found)
-            raise UsageError(f"{len(found)} reservations are called {reference!r}: name one by its port, {ports}")
+            addresses = ", ".join(kept.record.public for kept in found)
+            raise UsageError(f"{len(found)} reservations are called {reference!r}: use an address, {addresses}")
         kept = found[0]
         if kept.tunnel is not None:
-            raise UsageError(f"tunnel {kept.tunnel} is open on port {kept.record.public}: close {kept.tunnel} first")
+            raise UsageError(f"tunnel {kept.tunnel} is open at {kept.record.public}: close {kept.tunnel} first")
         self.table.drop(kept.record.holder)
         log.info("reservation released", **_log_fields(kept.record))
         await self.saved()

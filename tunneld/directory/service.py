@@ -70,6 +70,7 @@ class TunnelService:
         self.leaving = False
         self.keys = keys if keys is not None else KeyRegistry()
         self._engine = engine
+        self.names = names
         self._services = BackendServices(backends, self.keys, handshakes, names)
         if names is not None:
             names.is_reserved = lambda name: HostName(name) in self.reservations.table

@@ -53,9 +53,14 @@ class SharedNames:
         """The port for TLS; 0: there is none."""
         return self._ports["https"]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether visitors can come to host names."""
+        return any(self._ports.values())
+
     def check(self) -> None:
         """Raise `UsageError` where this relay has no host names."""
-        if not any(self._ports.values()):
+        if not self.is_open:
             raise UsageError("this relay has no host names (names.http, names.https); leave host out")
 
     def is_secure(self, name: str) -> bool:
@@ -72,6 +77,12 @@ class SharedNames:
 def random_name(domain: str) -> HostName:
     """A name under the relay's domain that cannot be guessed."""
     return HostName("".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_LENGTH)) + "." + domain)
+
+
+def is_random(name: HostName, domain: str) -> bool:
+    """Whether it has the form of a `random_name`."""
+    label, _, rest = name.name.partition(".")
+    return rest == domain and not name.path and len(label) == RANDOM_LENGTH and set(label) <= set(_ALPHABET)
 
 
 def _ignore(_name: HostName, _credential: str) -> None:

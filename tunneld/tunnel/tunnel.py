@@ -211,9 +211,12 @@ class Tunnel:
         """Whether it was told to close, or has closed."""
         return self._scope.cancel_called or self._phase is Phase.CLOSED
 
-    def give_way(self, reason: str) -> None:
-        """Close now, in favour of a tunnel that shares the listeners: accept nothing from them any more."""
+    def give_way(self, successor: Tunnel, reason: str) -> None:
+        """Close now, in favour of a tunnel that shares the listeners: accept nothing from them any more. Visitors that
+        wait for a server connection will wait there.
+        """
         self.pause()
+        successor.arrivals.inherit(self.arrivals)
         self.close(reason)
 
     def discard(self) -> None:
@@ -222,6 +225,7 @@ class Tunnel:
             self._phase = Phase.CLOSED
             self.reason = self.reason or STOPPED
             self._close_ingresses()
+            self.arrivals.discard()
             self.server_side.close()
             self._closed.set()
 

@@ -43,10 +43,17 @@ class Visitor:
         assert isinstance(self.end, socket.socket)
         return self.end
 
-    def refuse(self) -> None:
-        """Close its end with a reset. It was served nothing, and an end of file would look like an empty answer."""
+    @property
+    def has_left(self) -> bool:
+        """Whether it is known to have left; the end of a connection tells only when it is used."""
+        return isinstance(self.end, BufferedEnd) and self.end.closed
+
+    def refuse(self, reason: str = "not served") -> None:
+        """Close its end with a reset. It was served nothing, and an end of file would look like an empty answer. Only
+        the owner of a host name learns the reason.
+        """
         if isinstance(self.end, BufferedEnd):
-            self.end.reset("not served")
+            self.end.reset(reason)
         else:
             reset_on_close(self.end)
             self.end.close()

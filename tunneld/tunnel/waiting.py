@@ -46,6 +46,7 @@ class WaitingVisitors:
         self._limits = limits
         self._relays = relays
         self._waiting: dict[Visitor, float] = {}  # each with its deadline in Trio's time
+        self._inherited: Sequence[Visitor] = ()  # of the tunnel that this one replaces, until `start`
         self._engine: Engine
         self._server_side: ServerSide
         self._nursery: trio.Nursery
@@ -68,6 +69,20 @@ class WaitingVisitors:
         self._engine, self._server_side, self._nursery, self._on_failure = engine, server_side, nursery, on_failure
         for one in adopted:
             self._wait(one.visitor, trio.current_time() + one.seconds_left)
+        inherited, self._inherited = self._inherited, ()
+        for visitor in inherited:
+            if not visitor.has_left:
+                self.arrive(visitor)
+
+    def inherit(self, former: WaitingVisitors) -> None:
+        """Take over the visitors that wait in `former`, which closes; they arrive here at `start`."""
+        self._inherited, former._waiting = list(former._waiting), {}
+
+    def discard(self) -> None:
+        """Refuse the inherited visitors of a tunnel that never starts."""
+        inherited, self._inherited = self._inherited, ()
+        for visitor in inherited:
+            visitor.refuse()
 
     def arrive(self, visitor: Visitor) -> None:
         """See `Arrivals.arrive`."""
@@ -129,11 +144,14 @@ class WaitingVisitors:
         except trio.ClosedResourceError:
             reason = "the tunnel accepts no new visitors"
         finally:
-            self._waiting.pop(visitor, None)
+            is_here = self._waiting.pop(visitor, None) is not None  # and not exported or inherited
             watching.release()
-            if server is None:
+            if server is None and is_here:
                 visitor.refuse()
-        if server is None:
+        if not is_here:
+            if server is not None:
+                server.close()
+        elif server is None:
             self._relays.pairing_failed(visitor, reason)
         elif not self._relays.relay(visitor, server):
             self._pair(visitor, deadline)

@@ -116,7 +116,7 @@ async def test_a_port_can_be_requested_and_a_forward_cancelled(tmp_path: Path) -
 
 
 REFUSED = [
-    ("name:80:127.0.0.1:9", r"cannot listen on 'name': host names are reserved for HTTP"),
+    ("name:80:127.0.0.1:9", r"cannot listen on 'name': this relay has no host names; for a port, use -R 0:HOST:PORT"),
     ("/tmp/socket:127.0.0.1:9", r"cannot listen on '/tmp/socket': this relay forwards ports only"),
 ]
 

@@ -1,31 +1,25 @@
-"""The conformance suite of ingresses: each test runs for each of `KINDS`. A new kind is one more entry.
-
-`NamedIngress` is a second kind as host names on a shared port will be one: it has no listener, and the owner of the
-shared port passes visitors to it by a table of names.
-"""
+"""The conformance suite of ingresses: each test runs for each of `KINDS`. A new kind is one more entry."""
 
 from __future__ import annotations
 
-import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import trio
 
-from tests.support.peers import connect, is_dropped, is_refused, read_exactly
-from tests.support.visitors import open_tunnel, until_parked, until_waiting
+from tests.engine.bench import stream, tcp_pair
+from tests.support.peers import connect, is_dropped, keep
 from tunneld.backends import BACKENDS
+from tunneld.config.names import NamesSettings
 from tunneld.config.schema import TunnelSettings
-from tunneld.directory.service import TunnelService
-from tunneld.engine.engine import Engine, FailureCallback
-from tunneld.errors import ListenError
-from tunneld.net.address import Address, HostName, Port
-from tunneld.net.endpoint import Endpoint
+from tunneld.engine.engine import Engine
+from tunneld.net.address import HostName, Port
 from tunneld.policy.admission import AdmissionRefusal
-from tunneld.policy.limits import EffectiveLimits
 from tunneld.policy.options import TunnelOptions
-from tunneld.tunnel.ingress.ingress import Arrivals, Ingress
+from tunneld.sites.names import SharedNames
+from tunneld.tunnel.ingress.host import HostIngress
+from tunneld.tunnel.ingress.ingress import Ingress
 from tunneld.tunnel.ingress.port import PortIngress
 from tunneld.tunnel.server_side import NO_TAKEOVER, BackendServices, Takeover
 from tunneld.tunnel.snapshot import IngressSnapshot
@@ -46,65 +40,6 @@ def spec(**words: str) -> TunnelSpec:
         advertised_host="127.0.0.1",
         services=BackendServices(BACKENDS),
     )
-
-
-class SharedPort:
-    """A port that several tunnels share: it knows which ingress has which name, and reads before it knows the name."""
-
-    def __init__(self) -> None:
-        self.names: dict[HostName, NamedIngress] = {}
-
-    async def visit(self, name: HostName, said: bytes) -> trio.SocketStream | None:
-        """A client that connects and says something, which the shared port has read; None where no tunnel has it."""
-        if (ingress := self.names.get(name)) is None:
-            return None
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            client = socket.create_connection(listener.getsockname())
-            end, peer = listener.accept()
-        for one in (client, end):
-            one.setblocking(False)
-        await trio.lowlevel.checkpoint()
-        ingress.arrive(Visitor(end, peer, host=name, early=said))
-        return trio.SocketStream(trio.socket.from_stdlib_socket(client))
-
-
-class NamedIngress:
-    """A host name on a shared port. Implements `Ingress`."""
-
-    def __init__(self, port: SharedPort, name: HostName, takeover: Takeover = NO_TAKEOVER) -> None:
-        if name in port.names and name not in takeover.addresses:
-            raise ListenError(f"another tunnel has {name}")
-        self.address: Address = name
-        self.uri = Endpoint("https", str(name), 443)
-        self._name = name
-        self._port = port
-        self._arrivals: Arrivals | None = None
-        self._paused = False
-        self.listeners: Sequence[socket.socket] = ()
-        port.names.setdefault(name, self)
-
-    def listen(self, _engine: Engine, arrivals: Arrivals, _nursery: trio.Nursery, _failed: FailureCallback) -> None:
-        self._arrivals = arrivals
-        self._port.names[self._name] = self
-
-    def arrive(self, visitor: Visitor) -> None:
-        """Called by the shared port."""
-        if self._arrivals is None or self._paused:
-            visitor.refuse()
-        else:
-            self._arrivals.arrive(visitor)
-
-    def pause(self) -> None:
-        self._paused = True
-
-    def export(self) -> IngressSnapshot:
-        self.pause()
-        return IngressSnapshot(self.address, None)
-
-    def close(self) -> None:
-        self.pause()
-        if self._port.names.get(self._name) is self:
-            del self._port.names[self._name]
 
 
 class RecordedArrivals:
@@ -157,18 +92,28 @@ class PortKind(Kind):
         return client
 
 
-class NameKind(Kind):
+class HostKind(Kind):
+    """Its clients are passed to it as the shared port does with TLS connections that end at the hidden server."""
+
     def __init__(self) -> None:
-        self._port = SharedPort()
+        self._names = SharedNames(lambda: NamesSettings(domain="example.org"), lambda _name: False)
+        self._names.set_port("https", 443)
 
     def make(self, snapshot: IngressSnapshot | None = None, takeover: Takeover = NO_TAKEOVER) -> Ingress:
-        return NamedIngress(self._port, NAME, takeover)
+        return HostIngress(spec(tls="pass"), NAME, self._names, takeover)
 
     async def visit(self, ingress: Ingress, said: bytes) -> trio.SocketStream | None:
-        return await self._port.visit(NAME, said)
+        site = self._names.sites.find(NAME.name)
+        if site is None:
+            return None
+        far, near = tcp_pair()
+        client = keep(stream(far))
+        await client.send_all(said)
+        site.open_connection(near, near.getpeername(), NAME.name)
+        return client
 
 
-KINDS: dict[str, type[Kind]] = {"port": PortKind, "name": NameKind}
+KINDS: dict[str, type[Kind]] = {"port": PortKind, "host name": HostKind}
 
 
 @pytest.fixture(params=KINDS)
@@ -193,8 +138,8 @@ def fail(error: Exception) -> None:
 
 
 def said_by(visitor: Visitor) -> bytes:
-    """What the visitor has sent, read already or in its socket."""
-    return visitor.early or visitor.connection.recv(100)
+    """What the visitor has sent."""
+    return visitor.connection.recv(100)
 
 
 async def test_a_visitor_has_its_address_and_no_byte_is_lost(
@@ -289,63 +234,22 @@ async def test_one_that_was_closed_before_its_export_stays_closed(
     assert (snapshot.address, snapshot.listener) == (ingress.address, None)
 
 
-# A tunnel with several
-
-
-def with_name(port: SharedPort, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give tunnels a host name beside their port."""
-
-    def open_both(
-        spec: TunnelSpec,
-        limits: EffectiveLimits,
-        snapshots: Sequence[IngressSnapshot] = (),
-        takeover: Takeover = NO_TAKEOVER,
-    ) -> tuple[Ingress, ...]:
-        first = PortIngress(spec, limits, snapshots[0] if snapshots else None, takeover)
-        try:
-            return first, NamedIngress(port, NAME, takeover)
-        except ListenError:
-            first.close()
-            raise
-
-    monkeypatch.setattr("tunneld.tunnel.tunnel.open_ingresses", open_both)
-
-
-@pytest.mark.interpreted
-async def test_a_tunnel_serves_the_visitors_of_all_of_its_ingresses(
-    service: TunnelService, monkeypatch: pytest.MonkeyPatch
+async def test_visitors_that_come_between_two_tunnels_of_a_name_go_to_the_next(
+    kind: Kind, ingress: Ingress, arrivals: RecordedArrivals, engine: Engine, nursery: trio.Nursery
 ) -> None:
-    shared = SharedPort()
-    with_name(shared, monkeypatch)
-    tunnel = await open_tunnel(service, name="blog")
-    assert tunnel.addresses == (Port(tunnel.client_uri.port), NAME)
-    servers = [await connect(tunnel.server_uri) for _ in range(2)]
-    await until_parked(tunnel, 2)
-    by_name = await shared.visit(NAME, b"by name")
-    by_port = await connect(tunnel.client_uri)
-    assert by_name is not None
-    await by_port.send_all(b"by port")
-    assert {await read_exactly(server, 7) for server in servers} == {b"by name", b"by port"}
-    waiting = await shared.visit(NAME, b"")
-    assert waiting is not None
-    await until_waiting(tunnel, 1)
-    assert [record.addresses for record in service.reservations.table] == [tunnel.addresses]
-    tunnel.drain()
-    assert not shared.names
-    assert await is_refused(tunnel.client_uri)
-    assert await is_dropped(waiting)
-    await service.close(tunnel.id)
-    for stream in (by_name, waiting):
-        await stream.aclose()
-
-
-@pytest.mark.interpreted
-async def test_a_tunnel_whose_second_ingress_cannot_be_opened_leaves_nothing_behind(
-    service: TunnelService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shared = SharedPort()
-    with_name(shared, monkeypatch)
-    await open_tunnel(service)
-    with pytest.raises(ListenError, match="another tunnel has"):
-        await open_tunnel(service)
-    assert len(service.tunnels()) == 1
+    """The one that is replaced has closed, the other does not listen yet."""
+    ingress.listen(engine, RecordedArrivals(), nursery, fail)
+    successor = kind.make(takeover=Takeover(ingress.listeners, addresses=[ingress.address]))
+    ingress.pause()
+    first = await kind.visit(ingress, b"first")
+    ingress.close()
+    second = await kind.visit(successor, b"second")
+    assert not arrivals.visitors
+    successor.listen(engine, arrivals, nursery, fail)
+    for client, said in ((first, b"first"), (second, b"second")):
+        assert client is not None
+        visitor = await arrivals.one()
+        assert said_by(visitor) == said
+        visitor.end.close()
+        await client.aclose()
+    successor.close()

@@ -2,6 +2,7 @@
 
     ssh -R 0:localhost:8000 relay -p 7022           the addresses, then a status line, until Ctrl-C
     ssh -R 0:localhost:8000 relay -p 7022 qr        the same, with a QR code of the public address
+    ssh -R blog:80:localhost:8000 relay -p 7022     the same with a host name
     ssh relay -p 7022 list | close ID | help        commands about the tunnels of this credential
 
 There is no shell. The commands are verbs of the control protocol; its table executes them and checks roles.
@@ -38,6 +39,8 @@ qr [SCHEME]    with -R: also show the public address as a QR code, as http://HOS
 
 ssh -R 0:localhost:8000 ...    open a tunnel to port 8000 on your side and show its addresses
                                (with -N, ssh shows only the public port)
+ssh -R NAME:80:localhost:8000 ...
+                               the same under a host name, if the relay has them; "any" is a random one
 
 A client that reconnects with the same key, user name and -R gets the same address.
 """

@@ -10,8 +10,9 @@ digest of the credential, the public key, the user name and the -R, by which the
 If the former client is still alive, there are two clients with the same label, and the tunnel of the second one gets
 the next label (`-2`). The relay finds out with a keepalive, which the former client must answer within `ssh.patience`.
 
-A client that requests a port by number gets it from a dead client of the same credential. The dead client's tunnel is
-closed.
+**Addresses.** A bind address that is no address of this host is a host name: `-R blog:80:localhost:8000`. A client that
+requests a port by number, or a host name, gets it from a dead client of the same credential. The dead client's tunnel
+is closed.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from tunneld.backends.ssh.login import SshLogin
 from tunneld.backends.ssh.side import SshServerSide, find_side
 from tunneld.directory.requester import Requester
 from tunneld.directory.service import TunnelService
-from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError
+from tunneld.errors import LimitReachedError, NotAllowedError, TunneldError, UsageError
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
+from tunneld.net.address import Address, Port
 from tunneld.net.endpoint import Peer
 from tunneld.policy.access import Grant
-from tunneld.policy.options import ANYWHERE, MAX_NAME, TunnelOptions
+from tunneld.policy.names import complete_name
+from tunneld.policy.options import ANY_HOST, ANYWHERE, MAX_NAME, TunnelOptions, parse_hosts
 from tunneld.tunnel.tunnel import Phase, Tunnel
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ DIGEST_DIGITS = 8
 """Hexadecimal digits of a label's digest: no collisions among the few tunnels of one credential and user name."""
 LISTEN_HOSTS = frozenset({"", "*", "localhost", "0.0.0.0", "::", "127.0.0.1", "::1"})
 """The bind addresses that clients send for `-R PORT:...`, and explicit ones that mean any address or this host."""
+WEB_PORTS = frozenset({0, 80, 443})
+"""Ports that a -R with a host name may give. Visitors reach the name on the ports that all host names share."""
 
 
 class Forward:
@@ -178,16 +183,12 @@ class Leases:
     async def take(self, login: SshLogin, requester: Requester, peer: Peer, forward: Forward) -> Tunnel:
         """Find or open the tunnel of one `-R`, and let `forward` serve it. Raises as `TunnelService.open_tunnel`."""
         (host, port), grant = forward.requested, requester.known_grant
-        if host.lower() not in LISTEN_HOSTS:
-            raise NotAllowedError(
-                f"cannot listen on {host[:80]!r}: host names are reserved for HTTP; "
-                "use -R 0:HOST:PORT or -R PORT:HOST:PORT"
-            )
+        hosts, address = self._requested(host, port)
         base = label_of(login, f"{host}:{port}:{forward.ordinal}")
         async with self._locks.setdefault(login.owner, trio.Lock()):
             self._remove_closed()
-            if port:
-                await self._free_port(login.owner, grant, port, base)
+            if address is not None:
+                await self._free(login.owner, grant, address, base)
             for number in count(1):
                 label = base if number == 1 else f"{base}-{number}"
                 lease = self._leases.get((login.owner, label))
@@ -200,7 +201,8 @@ class Leases:
             options = TunnelOptions(
                 persist=True,
                 server_from=ANYWHERE if grant.server_from is None else None,
-                client_port=port or None,
+                client_port=address.number if isinstance(address, Port) else None,
+                host=hosts,
                 name=label,
             )
             tunnel = await self._service.open_tunnel("ssh", options, requester)
@@ -211,6 +213,25 @@ class Leases:
                 raise
             self._leases[login.owner, label] = Lease(tunnel, forward)
             return tunnel
+
+    def _requested(self, host: str, port: int) -> tuple[tuple[str, ...], Address | None]:
+        """The option `host` for a -R with this bind address and port, and the port or name that it asks for. Raises
+        `NotAllowedError`.
+        """
+        if host.lower() in LISTEN_HOSTS:
+            return (), Port(port) if port else None
+        names = self._service.names
+        try:
+            if names is None or not names.is_open:
+                raise UsageError("this relay has no host names")
+            if port not in WEB_PORTS:
+                raise UsageError("visitors of a host name come to the HTTP port of the relay: use -R NAME:80:HOST:PORT")
+            hosts = parse_hosts(host)
+            return hosts, None if hosts == (ANY_HOST,) else complete_name(host, names.settings().domain)
+        except (UsageError, ValueError) as error:
+            raise NotAllowedError(
+                f"cannot listen on {host[:80]!r}: {error}; for a port, use -R 0:HOST:PORT or -R PORT:HOST:PORT"
+            ) from None
 
     def _attach(self, tunnel: Tunnel, forward: Forward, peer: Peer) -> None:
         side = find_side(self._service.keys, tunnel.server_uri.key)
@@ -235,19 +256,19 @@ class Leases:
         lease.forward.carrier.transport.end("replaced by a new connection because it did not answer")
         return False
 
-    async def _free_port(self, owner: str, grant: Grant, port: int, label: str) -> None:
-        """Free a port that this owner holds under another label: close the tunnel of a dead client, and release
-        a reservation without a tunnel.
+    async def _free(self, owner: str, grant: Grant, address: Address, label: str) -> None:
+        """Free a port or a host name that this owner holds under another label: close the tunnel of a dead client, and
+        release a reservation without a tunnel.
         """
         for (other, other_label), lease in list(self._leases.items()):
-            holds = other == owner and lease.is_open and lease.tunnel.client_uri.port == port
+            holds = other == owner and lease.is_open and address in lease.tunnel.addresses
             if holds and other_label != label and not await self._is_taken(lease):
-                await self._service.close(lease.tunnel.id)  # closed on request, so the port is not reserved
-        for kept in self._service.reservations.on_port(port, grant):
+                await self._service.close(lease.tunnel.id)  # closed on request, so the address is not reserved
+        for kept in self._service.reservations.holding(address, grant):
             holder = kept.record.holder
-            unused = kept.tunnel is None and kept.record.client_port == port
+            unused = kept.tunnel is None and address in kept.record.addresses
             if unused and holder.credential == owner and holder.name != label:
-                await self._service.reservations.release(str(port), grant)
+                await self._service.reservations.release(str(address), grant)
 
     def _remove_closed(self) -> None:
         for key in [key for key, lease in self._leases.items() if not lease.is_open]:

@@ -10,6 +10,7 @@ import asyncssh
 import segno
 import trio
 
+from tunneld.net.endpoint import WEB_PORTS
 from tunneld.policy.units import format_size
 from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import Item
@@ -61,10 +62,12 @@ class Terminal:
 
 
 def describe(tunnel: Tunnel, scheme: str = "") -> str:
-    """The addresses of a tunnel, and a QR code of the public one if a scheme is given."""
+    """The addresses of a tunnel, and a QR code of the public one if a scheme is given. A host name has its own."""
     client = tunnel.client_uri
     text = f"\ntunnel {tunnel.id} is open\n  public address  {client}\n  server URI      {tunnel.server_uri}\n"
-    return text + (f"\n{qr_code(f'{scheme}://{client.authority}/')}" if scheme else "")
+    if not scheme:
+        return text
+    return f"{text}\n{qr_code(str(client) if client.scheme in WEB_PORTS else f'{scheme}://{client.authority}/')}"
 
 
 def qr_code(address: str) -> str:

@@ -1,7 +1,8 @@
 """A host name on the shared HTTP and TLS ports.
 
 The ports find this ingress in the relay's table of names, and pass requests to it as streams, which the tunnel relays
-like any visitor. While the tunnel of the same name that it replaces still serves, requests go to that one.
+like any visitor. While the tunnel of the same name that it replaces still serves, requests go to that one; between the
+last moment of the one and the first of the other they wait here, as connections wait in the queue of a listener.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tunneld.policy.rates import LogLimiter, Rate
 from tunneld.sites.fields import HostRewrite, Origin
 from tunneld.sites.names import SharedNames
 from tunneld.sites.pages import error_page, https_redirect
-from tunneld.sites.site import Request, Site
+from tunneld.sites.site import Request
 from tunneld.sites.stream import RequestStream
 from tunneld.tunnel.ingress.ingress import Arrivals
 from tunneld.tunnel.server_side import Takeover
@@ -29,6 +30,7 @@ from tunneld.tunnel.visitor import Visitor
 
 FAILURE_LOG_RATE = Rate.parse("60/m")
 """Log lines about failed requests of one name, as for refused visitors."""
+NOT_OPEN = "the tunnel accepts no new visitors"
 
 
 class HostIngress:
@@ -48,9 +50,10 @@ class HostIngress:
         self._limiter = LogLimiter(FAILURE_LOG_RATE)
         self._arrivals: Arrivals | None = None
         self._paused = False
-        self._former: Site | None = None  # of the replaced tunnel: it serves until `listen`
+        self._held: list[Visitor] = []  # that came before `listen`
+        self._former: HostIngress | None = None  # of the replaced tunnel
         sites = names.sites
-        if name in takeover.addresses and (former := sites.get(name)) is not None:
+        if name in takeover.addresses and isinstance(former := sites.get(name), HostIngress):
             self._former = former
             sites.replace(name, self)
         else:
@@ -73,6 +76,9 @@ class HostIngress:
     def listen(self, _engine: Engine, arrivals: Arrivals, _nursery: trio.Nursery, _failed: FailureCallback) -> None:
         """See `Ingress.listen`."""
         self._arrivals, self._former = arrivals, None
+        held, self._held = self._held, []
+        for visitor in held:
+            self._take(visitor)
 
     def pause(self) -> None:
         """See `Ingress.pause`."""
@@ -84,13 +90,20 @@ class HostIngress:
         return IngressSnapshot(self._name, None)
 
     def close(self) -> None:
-        """See `Ingress.close`. A tunnel that was never started gives the name back."""
+        """See `Ingress.close`. A tunnel that was never started gives the name back, and what it held."""
         if self._former is not None and self._names.sites.get(self._name) is self:
             self._names.sites.replace(self._name, self._former)
         self._names.sites.remove(self._name, self)
         if not self.keeps_tls and (not self._paused or self._arrivals is not None):
             self._names.on_freed(self._name, self._owner)
         self._paused, self._arrivals = True, None
+        held, self._held = self._held, []
+        successor = self._names.sites.get(self._name)
+        for visitor in held:
+            if isinstance(successor, HostIngress):
+                successor._take(visitor)
+            else:
+                visitor.refuse(NOT_OPEN)
 
     # Site
 
@@ -107,22 +120,22 @@ class HostIngress:
 
     def open(self, stream: RequestStream, client: Peer, origin: Origin) -> None:
         """See `Site.open`."""
-        if self._former is not None:
-            self._former.open(stream, client, origin)
-        elif self._arrivals is None or self._paused:
-            stream.reset("the tunnel accepts no new visitors")
-        else:
-            self._arrivals.arrive(Visitor(stream, client, origin.reached, HostName(self._name.name)))
+        self._take(Visitor(stream, client, origin.reached, HostName(self._name.name)))
 
     def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
         """See `Site.open_connection`."""
-        if self._former is not None:
-            self._former.open_connection(connection, peer, server_name)
-            return
-        visitor = Visitor(connection, peer, host=HostName(server_name))
-        if self._arrivals is None or self._paused:
-            visitor.refuse()
-        else:
+        self._take(Visitor(connection, peer, host=HostName(server_name)))
+
+    def _take(self, visitor: Visitor) -> None:
+        """Pass a visitor to the tunnel, or to the one that it replaces while that one serves."""
+        former = self._former
+        if former is not None and not former._paused:
+            former._take(visitor)
+        elif self._paused:
+            visitor.refuse(NOT_OPEN)
+        elif self._arrivals is None:
+            self._held.append(visitor)
+        elif not visitor.has_left:
             self._arrivals.arrive(visitor)
 
     def on_failed(self, reason: str) -> None:

@@ -1,0 +1,209 @@
+"""Host names of tunnels: who may have which, random ones, reserved ones, and finding a tunnel by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.support.host_names import DOMAIN, NamedRelay, start_named_relay
+from tunneld.engine.engine import Engine
+from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, UsageError
+from tunneld.net.address import HostName
+from tunneld.policy.access import EVERYBODY, Grant, Role
+from tunneld.sites.names import RANDOM_LENGTH
+
+ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)
+BLOG = f"blog.{DOMAIN}"
+WEEK = 7 * 24 * 3600.0
+
+
+@pytest.fixture
+async def relay(nursery: trio.Nursery, engine: Engine) -> NamedRelay:
+    return await start_named_relay(nursery, engine)
+
+
+# Which names
+
+
+async def test_a_label_is_completed_and_the_whole_name_is_the_same(relay: NamedRelay) -> None:
+    first = await relay.open(ALICE, host="Blog")
+    assert (first.addresses, str(first.client_uri)) == ((HostName(BLOG),), f"http://{BLOG}/")
+    await relay.service.close(first.id)
+    assert (await relay.open(ALICE, host=f"{BLOG}.")).addresses == first.addresses
+
+
+async def test_several_names_and_paths(relay: NamedRelay) -> None:
+    tunnel = await relay.open(ALICE, host="shop,blog/api")
+    assert [str(name) for name in tunnel.addresses] == [f"shop.{DOMAIN}", f"{BLOG}/api"]
+    assert str((await relay.open(BOB, host="blog")).client_uri) == f"http://{BLOG}/"
+    with pytest.raises(UsageError, match=r"host name blog.* is given twice"):
+        await relay.open(ALICE, host=f"blog,{BLOG}")
+
+
+@pytest.mark.parametrize("host", ["www", "postmaster", "shop.example.com", "*", "a.b.t.example.org", "xn--bcher-kva"])
+async def test_names_that_only_an_operator_can_grant(relay: NamedRelay, host: str) -> None:
+    with pytest.raises(NotAllowedError, match=r"credential 'alice' may not use the host name .*; ask the operator"):
+        await relay.open(ALICE, host=host)
+    granted = Grant("carol", names=(host, f"{host}.{DOMAIN}"))
+    assert (await relay.open(granted, host=host)).addresses
+
+
+async def test_a_credential_with_patterns_has_names_that_match_and_random_ones(relay: NamedRelay) -> None:
+    alice = Grant("alice", names=("alice-*", "shop.example.com"))
+    await relay.open(alice, host="alice-1,shop.example.com")
+    await relay.open(alice, host="any")
+    with pytest.raises(NotAllowedError, match=r"only alice-\*, shop.example.com"):
+        await relay.open(alice, host="blog")
+
+
+async def test_https_is_advertised_for_a_name_with_a_certificate(relay: NamedRelay) -> None:
+    relay.certified.add(BLOG)
+    assert str((await relay.open(host="blog")).client_uri) == f"https://{BLOG}/"
+    assert str((await relay.open(host="shop")).client_uri) == f"http://shop.{DOMAIN}/"
+
+
+async def test_a_relay_without_ports_or_without_a_domain_says_so(relay: NamedRelay) -> None:
+    relay.settings = relay.settings.model_copy(update={"names": relay.settings.names.model_copy(update={"domain": ""})})
+    for host in ("blog", "any"):
+        with pytest.raises(UsageError, match="this relay has no domain"):
+            await relay.open(host=host)
+    relay.names.set_port("http", 0)
+    relay.names.set_port("https", 0)
+    with pytest.raises(UsageError, match=r"this relay has no host names .*; leave host out"):
+        await relay.open(host="blog")
+
+
+async def test_another_domain_applies_to_new_tunnels(relay: NamedRelay) -> None:
+    first = await relay.open(name="web", host="blog")
+    names = relay.settings.names.model_copy(update={"domain": "u.example.org"})
+    relay.settings = relay.settings.model_copy(update={"names": names})
+    assert relay.names.sites.has_host(BLOG)
+    assert str((await relay.open(host="blog")).client_uri) == "http://blog.u.example.org/"
+    assert first.addresses == (HostName(BLOG),)
+
+
+# Random names
+
+
+def random_label(relay_name: object) -> str:
+    name = str(relay_name)
+    assert name.endswith(f".{DOMAIN}")
+    return name.removesuffix(f".{DOMAIN}")
+
+
+async def test_a_random_name_is_another_one_for_each_tunnel(relay: NamedRelay) -> None:
+    labels = {random_label((await relay.open(host="any")).addresses[0]) for _ in range(5)}
+    assert len(labels) == 5
+    assert {len(label) for label in labels} == {RANDOM_LENGTH}
+
+
+async def test_a_random_name_stays_with_the_name_of_the_tunnel(relay: NamedRelay) -> None:
+    first = await relay.open(ALICE, name="web", host="any,any")
+    assert len(set(first.addresses)) == 2
+    again = await relay.open(ALICE, name="web", host="any,any")
+    assert again.addresses == first.addresses
+    await relay.service.close(again.id, keep=True)
+    assert (await relay.open(ALICE, name="web", host="any,any")).addresses == first.addresses
+    assert (await relay.open(BOB, name="web", host="any")).addresses != first.addresses
+
+
+async def test_a_chosen_name_is_no_random_one_later(relay: NamedRelay) -> None:
+    """It may no longer be the holder's: the grant has changed."""
+    await relay.open(ALICE, name="web", host="blog")
+    limited = Grant("alice", names=("alice-*",))
+    assert (await relay.open(limited, name="web", host="any")).addresses != (HostName(BLOG),)
+
+
+async def test_names_survive_a_restart(nursery: trio.Nursery, engine: Engine, tmp_path: Path) -> None:
+    async with trio.open_nursery() as inner:
+        relay = await start_named_relay(inner, engine, tmp_path)
+        first = await relay.open(name="web", host="any")
+        await relay.open(name="blog", host="blog")
+        await relay.service.reservations.saved()
+        inner.cancel_scope.cancel()
+    relay = await start_named_relay(nursery, engine, tmp_path)
+    with pytest.raises(LimitReachedError, match=r"host name blog\..* is reserved for .*, now closed"):
+        await relay.open(address="192.0.2.9", host="blog")
+    assert (await relay.get(BLOG))[0] == 503
+    assert (await relay.open(name="web", host="any")).addresses == first.addresses
+
+
+# Owners
+
+
+async def test_a_name_in_use_is_refused_for_all_others(relay: NamedRelay) -> None:
+    await relay.open(ALICE, host="blog")
+    for grant in (ALICE, BOB):
+        with pytest.raises(LimitReachedError, match=r"host name blog\..* is in use by another tunnel"):
+            await relay.open(grant, host="blog")
+
+
+async def test_a_name_is_reserved_for_its_owner_until_it_is_released(relay: NamedRelay) -> None:
+    first = await relay.open(ALICE, name="web", host="blog")
+    await relay.service.close(first.id, keep=True)
+    for name in ({}, {"name": "web"}):
+        with pytest.raises(LimitReachedError, match=r"is reserved for another tunnel, now closed"):
+            await relay.open(BOB, host="blog", **name)
+    with pytest.raises(LimitReachedError, match=rf"reserved for tunnel 'web' of alice, .*; release {BLOG} frees it"):
+        await relay.open(ROOT, host="blog")
+    assert (await relay.get(BLOG))[0] == 503
+    assert str((await relay.service.reservations.release(BLOG, ALICE)).addresses[0]) == BLOG
+    assert (await relay.get(BLOG))[0] == 404
+    assert (await relay.open(BOB, host="blog")).addresses == first.addresses
+
+
+async def test_a_reservation_of_a_name_ends(relay: NamedRelay, mock_clock: MockClock) -> None:
+    first = await relay.open(ALICE, name="web", host="blog")
+    await relay.service.close(first.id, keep=True)
+    mock_clock.jump(WEEK)
+    await relay.open(BOB, host="blog")
+
+
+async def test_an_owner_has_a_limited_number_of_names_open_and_reserved(nursery: trio.Nursery, engine: Engine) -> None:
+    relay = await start_named_relay(nursery, engine, max_names_per_owner=3)
+    await relay.open(ALICE, host="a")
+    kept = await relay.open(ALICE, name="web", host="b,c")
+    await relay.service.close(kept.id, keep=True)
+    with pytest.raises(LimitReachedError, match=r"limit of host names reached: 3 of 3 are open or reserved"):
+        await relay.open(ALICE, host="d")
+    await relay.open(BOB, host="d")
+    await relay.open(ALICE, name="web", host="b,c")  # its own again
+    with pytest.raises(LimitReachedError, match="max_names_per_owner"):
+        await relay.open(ALICE, name="web", host="b,c,e")
+
+
+async def test_the_relay_has_a_limited_number_of_names(nursery: trio.Nursery, engine: Engine) -> None:
+    relay = await start_named_relay(nursery, engine, max_names=2)
+    await relay.open(ALICE, host="a,b")
+    with pytest.raises(LimitReachedError, match=r"names\.max_names"):
+        await relay.open(BOB, host="c")
+    assert [str(name) for name, _ in relay.names.sites] == [f"a.{DOMAIN}", f"b.{DOMAIN}"]
+
+
+async def test_agents_that_share_a_tunnel_agree_on_its_name(relay: NamedRelay) -> None:
+    first = await relay.open(ALICE, name="web", share="yes", host="blog")
+    assert await relay.open(ALICE, name="web", share="yes", host=BLOG) is first
+    assert await relay.open(ALICE, name="web", share="yes") is first
+    with pytest.raises(UsageError, match="host=shop"):
+        await relay.open(ALICE, name="web", share="yes", host="shop")
+    by_chance = await relay.open(ALICE, name="other", share="yes", host="any")
+    assert await relay.open(ALICE, name="other", share="yes", host="any") is by_chance
+
+
+# Finding
+
+
+async def test_a_tunnel_is_found_by_its_names_and_its_public_address(relay: NamedRelay) -> None:
+    port = (await relay.open(ALICE)).client_uri.port
+    await relay.service.close("t1")
+    tunnel = await relay.open(ALICE, host="blog,shop/api", client_port=str(port))
+    for reference in (BLOG, BLOG.upper(), f"shop.{DOMAIN}/api", f"http://{BLOG}/", f"http://{BLOG}", str(port)):
+        assert (await relay.service.find(reference, EVERYBODY)).id == tunnel.id, reference
+    for reference in ("blog", f"shop.{DOMAIN}", f"x.{BLOG}", "..", f"http://shop.{DOMAIN}/other"):
+        with pytest.raises(NoSuchTunnelError):
+            await relay.service.find(reference, EVERYBODY)
+    with pytest.raises(NoSuchTunnelError):
+        await relay.service.find(BLOG, BOB)

@@ -1,0 +1,131 @@
+"""Host names of tunnels on the shared ports: with ports, replaced, drained, closed, and handed over."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from tests.support.host_names import DOMAIN, NamedRelay, serve, start_named_relay
+from tests.support.peers import connect, is_refused, read_all, read_exactly
+from tests.support.visitors import until_parked, until_waiting
+from tunneld.engine.engine import Engine
+from tunneld.errors import LimitReachedError
+from tunneld.net.address import HostName, Port
+from tunneld.net.endpoint import Endpoint
+from tunneld.policy.access import Grant
+from tunneld.tunnel.tunnel import Phase
+
+BLOG = f"blog.{DOMAIN}"
+HEAD = b"GET / HTTP/1.1\r\nHost: blog.t.example.org\r\n\r\n"
+
+
+@pytest.fixture
+async def relay(nursery: trio.Nursery, engine: Engine) -> NamedRelay:
+    return await start_named_relay(nursery, engine)
+
+
+async def test_a_tunnel_serves_the_visitors_of_its_names_and_of_its_port(
+    relay: NamedRelay, nursery: trio.Nursery
+) -> None:
+    port = (await relay.open()).client_uri.port
+    await relay.service.close("t1")
+    tunnel = await relay.open(host="blog,shop", client_port=str(port))
+    assert tunnel.addresses == (HostName(BLOG), HostName(f"shop.{DOMAIN}"), Port(port))
+    assert str(tunnel.client_uri) == f"http://{BLOG}/"
+    nursery.start_soon(serve, tunnel, b"mine")
+    assert await relay.get(BLOG) == (200, b"mine")
+    assert await relay.get(f"shop.{DOMAIN}") == (200, b"mine")
+    by_port = await connect(Endpoint("tcp", "127.0.0.1", port))
+    await by_port.send_all(HEAD)
+    assert (await read_exactly(by_port, 15)) == b"HTTP/1.1 200 OK"
+    assert (await relay.get(f"other.{DOMAIN}"))[0] == 404
+
+
+async def test_what_fails_leaves_no_name_behind(relay: NamedRelay) -> None:
+    await relay.open(host="blog")
+    with pytest.raises(LimitReachedError, match=r"blog\.t\.example\.org is in use by another tunnel"):
+        await relay.open(host="shop,blog")
+    assert [str(name) for name, _ in relay.names.sites] == [BLOG]
+    assert len(relay.service.tunnels()) == 1
+
+
+async def test_no_request_fails_while_a_tunnel_is_replaced(relay: NamedRelay, nursery: trio.Nursery) -> None:
+    first = await relay.open(name="web", host="blog")
+    nursery.start_soon(serve, first, b"first")
+    answers: list[tuple[int, bytes]] = []
+
+    async def visit() -> None:
+        while not answers or answers[-1] != (200, b"second"):
+            answers.append(await relay.get(BLOG))
+
+    kept = relay.connect()
+    assert await relay.get(BLOG, visitor=kept) == (200, b"first")
+    async with trio.open_nursery() as visitors:
+        visitors.start_soon(visit)
+        while len(answers) < 3:
+            await trio.lowlevel.checkpoint()
+        second = await relay.open(name="web", host="blog")
+        assert first.phase is Phase.CLOSED
+        visitors.start_soon(serve, second, b"second")
+        while answers[-1] != (200, b"second"):
+            await trio.lowlevel.checkpoint()
+        assert await relay.get(BLOG, visitor=kept) == (200, b"second")  # on a connection from before
+        visitors.cancel_scope.cancel()
+    assert set(answers) == {(200, b"first"), (200, b"second")}
+
+
+async def test_a_tunnel_that_gets_other_names_gives_up_the_ones_before(relay: NamedRelay) -> None:
+    await relay.open(name="web", host="blog,shop")
+    await relay.open(name="web", host="shop,news")
+    assert sorted(str(name) for name, _ in relay.names.sites) == [f"news.{DOMAIN}", f"shop.{DOMAIN}"]
+
+
+async def test_a_draining_tunnel_finishes_its_request_and_gets_no_other(
+    relay: NamedRelay, nursery: trio.Nursery
+) -> None:
+    tunnel = await relay.open(host="blog")
+    server = await connect(tunnel.server_uri)
+    await until_parked(tunnel, 1)
+    visitor = relay.connect()
+    await visitor.send_all(HEAD)
+    assert (await read_exactly(server, 14)) == b"GET / HTTP/1.1"
+    waiting = relay.connect()
+    await waiting.send_all(HEAD)
+    await until_waiting(tunnel, 1)
+    tunnel.drain()
+    assert (await waiting.receive_some()).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert (await relay.get(BLOG))[0] == 404
+    await server.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+    await server.aclose()
+    answer = b""
+    while not answer.endswith(b"ok"):
+        answer += await visitor.receive_some()
+    await tunnel.wait_closed()
+    assert not list(relay.names.sites)
+
+
+async def test_a_closed_tunnel_cuts_its_requests_and_keeps_its_visitors_connections(relay: NamedRelay) -> None:
+    tunnel = await relay.open(host="blog")
+    server = await connect(tunnel.server_uri)
+    await until_parked(tunnel, 1)
+    visitor = relay.connect()
+    await visitor.send_all(HEAD)
+    await read_exactly(server, 14)
+    await relay.service.close(tunnel.id)
+    assert (await visitor.receive_some()).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+    assert (await relay.get(BLOG, visitor=visitor))[0] == 404
+    with pytest.raises(trio.BrokenResourceError):
+        await read_all(server)
+    assert await is_refused(tunnel.server_uri)
+
+
+async def test_a_name_that_is_kept_for_an_absent_agent_is_unavailable_and_no_wildcard_gets_it(
+    relay: NamedRelay, nursery: trio.Nursery
+) -> None:
+    tunnel = await relay.open(name="web", host="blog")
+    operator = Grant("operator", names=("*.t.example.org",))
+    everything = await relay.open(operator, host="*")
+    nursery.start_soon(serve, everything, b"wildcard")
+    await relay.service.close(tunnel.id, keep=True)
+    assert (await relay.get(BLOG))[0] == 503
+    assert await relay.get(f"other.{DOMAIN}") == (200, b"wildcard")
