@@ -78,7 +78,8 @@ async def serve_tls(pki: Pki, *, task_status: trio.TaskStatus[int]) -> None:
     """A TLS server that answers in capitals."""
 
     async def answer(stream: trio.SSLStream[trio.SocketStream]) -> None:
-        await stream.send_all((await stream.receive_some()).upper())
+        while data := await stream.receive_some():
+            await stream.send_all(data.upper())
         await stream.aclose()
 
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -110,6 +111,25 @@ async def test_a_local_server_keeps_its_tls(
         await stream.aclose()
         said = await run(curl(program_path, NAME, http, "-i", f"http://{NAME}:{http}/page"))
         assert f"location: https://{NAME}:{https}/page".lower() in said.lower()
+
+
+async def test_a_connection_that_is_passed_on_survives_a_restart(tmp_path: Path, nursery: trio.Nursery) -> None:
+    pki = Pki.issue(tmp_path / "pki", NAME)
+    port = await nursery.start(serve_tls, pki)
+    async with (
+        relay_with_names(tmp_path) as (relay, _http, https),
+        agent(relay, port, "--tls", "pass", "--backend", "tcp"),
+    ):
+        stream = trio.SSLStream(await trio.open_tcp_stream("127.0.0.1", https), pki.client, server_hostname=NAME)
+        for times in (1, 2):
+            await stream.send_all(b"hello")
+            assert await stream.receive_some() == b"HELLO"
+            assert "restarting with 1 tunnel" in await relay.ask("restart")
+            await relay.wait_logged("ready", times + 1)
+        await stream.send_all(b"again")
+        assert await stream.receive_some() == b"AGAIN"
+        await stream.aclose()
+        assert f"client=https://{NAME}:{https}/" in await relay.ask("list")
 
 
 async def test_the_agent_obtains_its_certificate_and_its_key_stays_there(tmp_path: Path, program_path: Find) -> None:

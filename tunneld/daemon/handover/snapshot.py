@@ -25,7 +25,7 @@ from tunneld.config.schema import TunnelSettings
 from tunneld.daemon.handover.bundle import FdBundle, MissingError
 from tunneld.engine.handover import FlowState, RelayState
 from tunneld.errors import UsageError
-from tunneld.net.address import parse_address, parse_host_name
+from tunneld.net.address import HostName, parse_address, parse_host_name
 from tunneld.net.endpoint import Peer
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import ServerSideSnapshot
@@ -324,6 +324,9 @@ class _Unpacking:
 
     def tunnel(self, described: _TunnelRecord) -> TunnelSnapshot:
         server, counters = described.server, described.counters
+        ingresses = [
+            IngressSnapshot(parse_address(one.address), self._listener(one.listener)) for one in described.ingresses
+        ]
         spec = TunnelSpec(
             id=described.id,
             backend=described.backend,
@@ -337,14 +340,13 @@ class _Unpacking:
             else None,
             uid=described.uid,
             generation=described.generation,
+            names=tuple(one.address for one in ingresses if isinstance(one.address, HostName)),
         )
         return TunnelSnapshot(
             spec=spec,
             draining=described.draining,
             counters=replace(counters, age=counters.age + self._gap, idle=counters.idle + self._gap),
-            ingresses=[
-                IngressSnapshot(parse_address(one.address), self._listener(one.listener)) for one in described.ingresses
-            ],
+            ingresses=ingresses,
             waiting=self._waiting(described.waiting),
             server=ServerSideSnapshot(
                 server.port, self._listener(server.listener), self._parked(server), server.key, server.scheme
