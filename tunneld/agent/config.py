@@ -79,6 +79,11 @@ def _https(values: Mapping[str, Any], spell: Callable[[str], str]) -> AcmeSettin
     here, host = spell("https_here"), values["host"] or ""
     if not host or "," in host or "*" in host or "/" in host:
         raise UsageError(f"{here} requires {spell('host')} with one name, no wildcard and no path")
+    if values["allow_from"]:
+        raise UsageError(
+            f"{here} cannot be combined with {spell('allow_from')}: the authority that issues the certificate connects "
+            "from addresses that nothing announces"
+        )
     if values["tls"] == "terminate":
         raise UsageError(f"{here} ends TLS in this agent; leave {spell('tls')} out")
     if not values["acme_agree"]:
