@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.authority import running_authority
+from tests.support.authority import Authority, running_authority
 from tests.support.peers import PATIENCE
 from tests.support.pki import Pki
 from tests.support.programs import Daemon, daemon, free_port, listening, program, run, tunnel_command
@@ -132,51 +134,69 @@ async def test_a_connection_that_is_passed_on_survives_a_restart(tmp_path: Path,
         assert f"client=https://{NAME}:{https}/" in await relay.ask("list")
 
 
+@asynccontextmanager
+async def web(folder: Path) -> AsyncIterator[int]:
+    """A web server with a page; yields its port."""
+    (folder / "www").mkdir()
+    (folder / "www" / "page").write_text("a page")
+    port = await free_port()
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "-d", str(folder / "www"), str(port)]
+    async with listening(command, port):
+        yield port
+
+
 async def test_the_agent_obtains_its_certificate_and_its_key_stays_there(tmp_path: Path, program_path: Find) -> None:
+    folder, state = tmp_path / "relay", tmp_path / "agent"
+    folder.mkdir()
     with running_authority(tmp_path / "pebble") as authority:
-        (tmp_path / "www").mkdir()
-        (tmp_path / "www" / "page").write_text("a page")
-        port = await free_port()
-        server = [
-            "python3",
-            "-m",
-            "http.server",
-            "--bind",
-            "127.0.0.1",
-            "--directory",
-            str(tmp_path / "www"),
-            str(port),
-        ]
-        acme = ["--https-here", "--acme-agree", "--acme-directory", authority.directory]
-        acme += ["--acme-ca-file", str(authority.ca_file)]
-        folder, state = tmp_path / "relay", tmp_path / "agent"
-        folder.mkdir()
-        async with (
-            listening(server, port),
-            relay_with_names(folder, authority.tls_port) as (relay, _http, https),
-            agent(relay, port, *acme, state=state) as running,
-        ):
-            await running.wait_said(f"certificate for {NAME}")
-            authority.write_roots(tmp_path / "roots.pem")
+        authority.write_roots(tmp_path / "roots.pem")
+        acme = acme_words(authority)
+        async with web(tmp_path) as port, relay_with_names(folder, authority.tls_port) as (relay, _http, https):
             visit = curl(program_path, NAME, https, "--cacert", str(tmp_path / "roots.pem"))
-            assert await run([*visit, f"https://{NAME}:{https}/page"]) == "a page"
+            visit.append(f"https://{NAME}:{https}/page")
+            async with agent(relay, port, *acme, state=state) as running:
+                await running.wait_said(f"certificate for {NAME}")
+                assert await run(visit) == "a page"
             keys = keys_below(tmp_path, authority.folder)
             assert len(keys) == 2  # of the account, and of the certificate
             assert all(state in path.parents for path in keys)
             assert {path.stat().st_mode & 0o777 for path in keys} == {0o600}
+            async with agent(relay, port, *acme, "--backend", "tcp", state=state) as running:
+                assert await run([*visit, "--retry", "5", "--retry-all-errors"]) == "a page"
+                assert "certificate for" not in running.said  # the stored one is used
+
+
+async def test_why_there_is_no_certificate_is_reported(tmp_path: Path, program_path: Find) -> None:
+    with running_authority(tmp_path / "pebble") as authority:
+        async with web(tmp_path) as port, relay_with_names(tmp_path) as (relay, _http, https):
+            words = acme_words(authority)
+            async with agent(relay, port, *words, state=tmp_path / "agent") as running:
+                await running.wait_said(f"could not get a certificate for {NAME}: {NAME}: ")
+                await running.wait_said("(tls-alpn-01); check that the name leads to the relay")
+                visitor = trio.SSLStream(
+                    await trio.open_tcp_stream("127.0.0.1", https), ssl.create_default_context(), server_hostname=NAME
+                )
+                with pytest.raises(trio.BrokenResourceError) as failed:
+                    await visitor.do_handshake()
+                assert "UNRECOGNIZED_NAME" in str(failed.value.__cause__)
+                await trio.aclose_forcefully(visitor)
+
+
+def acme_words(authority: Authority) -> list[str]:
+    """The options of an agent that gets its certificate from this authority."""
+    words = ["--https-here", "--acme-agree", "--acme-directory", authority.directory]
+    return [*words, "--acme-ca-file", str(authority.ca_file)]
 
 
 async def test_an_agent_needs_only_the_https_port(tmp_path: Path, program_path: Find) -> None:
     pki = Pki.issue(tmp_path / "pki")
-    port = await free_port()
-    server = ["python3", "-m", "http.server", "--bind", "127.0.0.1", "-d", str(pki.folder), str(port)]
     async with (
-        listening(server, port),
+        web(tmp_path) as port,
         relay_with_names(tmp_path, pki=pki) as (relay, http, https),
         agent(relay, port, "--relay", f"tls://localhost:{https}", "--pin", pki.pin) as running,
     ):
-        page = f"http://{NAME}:{http}/ca.pem"
-        assert await run(curl(program_path, NAME, http, page)) == (pki.folder / "ca.pem").read_text()
+        page = f"http://{NAME}:{http}/page"
+        assert await run(curl(program_path, NAME, http, page)) == "a page"
         ports = remote_ports(running.process.pid)
         assert set(ports) == {https}
         assert len(ports) == 2  # the control connection and a carrier

@@ -42,7 +42,6 @@ COVERED_BY = {
     "agent/end_visitor.py": "agent/test_carriers.py",
     "agent/events.py": "cli/test_reporters.py",
     "agent/expose_file.py": "agent/test_config.py",
-    "agent/https.py": "e2e/test_names_tls.py",
     "agent/handshake_pool.py": "agent/test_pool.py",
     "agent/request.py": "agent/test_expose.py",
     "agent/shutdown.py": "agent/test_health.py",
