@@ -157,6 +157,8 @@ async def test_the_agent_obtains_its_certificate_and_its_key_stays_there(tmp_pat
             async with agent(relay, port, *acme, state=state) as running:
                 await running.wait_said(f"certificate for {NAME}")
                 assert await run(visit) == "a page"
+                running.process.terminate()  # a killed agent would leave its tunnel open for a while
+                await running.process.wait()
             keys = keys_below(tmp_path, authority.folder)
             assert len(keys) == 2  # of the account, and of the certificate
             assert all(state in path.parents for path in keys)
