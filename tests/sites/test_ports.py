@@ -303,7 +303,7 @@ async def test_agents_are_told_from_visitors_by_their_protocol(ports: PortsBench
 
     agents = {b"tunneld": take, b"tunneld-webmux": lambda _connection, _peer: False}
     ports.ports = SitePorts(
-        ports.sites.pump, ports.names, lambda: ports.settings, CertificateStore(), ports.challenges, agents
+        ports.sites.pump, ports.names, lambda: ports.settings, CertificateStore(), ports.challenges, None, agents
     )
     ports.site("a.example", keeps_tls=True)
     far = ports.connect()

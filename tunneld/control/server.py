@@ -30,7 +30,7 @@ from tunneld.errors import LimitReachedError
 from tunneld.net.accept import local_address, peer_address
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
-from tunneld.policy.access import Grant
+from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.places import Place, PlaceLimits, Places
 from tunneld.tls.connection import HANDSHAKE, is_truncation
 from tunneld.wire.lines import format_err
@@ -77,7 +77,6 @@ class _LineServer:
         self._tls = tls
         self._execute = execute
         self._authenticator = authenticator
-        self._connections = 0
         self._places = Places("control connection", "control.max_connections", self._place_limits)
         self._full_logged = False  # one warning per time the limit is reached, not one per connection
 
@@ -86,42 +85,45 @@ class _LineServer:
         the HTTPS port, and its peer is told that carriers may, too.
         """
         host = peer[0]
-        limit = self._settings().max_connections
-        if self._connections >= limit:
+        if (reason := self._places.full) is not None:
             if not self._full_logged:
-                event = "control connection limit reached"
+                event, limit = "control connection limit reached", self._settings().max_connections
                 self._authenticator.log_limited(log.warning, event, "control", max_connections=limit)
             self._full_logged = True
-            text = f"{limit} of {limit} control connections are open (control.max_connections); try again later"
-            _refuse(connection, text)
+            _refuse(connection, f"{reason}; try again later")
             return
         self._full_logged = False
-        slot = self._acquire_slot(host)
+        place = Place(self._places)
+        if self._admits_all():
+            slot: PreauthSlot | PreauthRefusal = PreauthSlot.exempt()
+            place.claim(EVERYBODY)
+        else:
+            slot = self._authenticator.preauth.acquire(host, trio.current_time(), random.random())
         if isinstance(slot, PreauthRefusal):
             self._authenticator.log_refusal(host, "control", slot)
             _refuse(connection, slot.reason)
             return
-        self._connections += 1
         deadline = trio.current_time() + self._settings().handshake_timeout
         transport = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-        nursery.start_soon(self._serve, transport, slot, deadline, " carriers=here" if shares_port else "")
+        more = " carriers=here" if shares_port else ""
+        nursery.start_soon(self._serve, transport, slot, place, deadline, more)
 
-    def _acquire_slot(self, host: str) -> PreauthSlot | PreauthRefusal:
-        """A slot for a new connection, exempt if neither a secret nor a client certificate is required."""
+    def _admits_all(self) -> bool:
+        """Whether neither a secret nor a client certificate is required."""
         tls = self._tls()
-        if self._authenticator.is_open and (tls is None or tls.verify_mode == ssl.CERT_NONE):
-            return PreauthSlot.exempt()
-        return self._authenticator.preauth.acquire(host, trio.current_time(), random.random())
+        return self._authenticator.is_open and (tls is None or tls.verify_mode == ssl.CERT_NONE)
 
     def _place_limits(self) -> PlaceLimits:
         settings = self._settings()
         return PlaceLimits(settings.max_connections, settings.reserved_connections, settings.credential_share)
 
-    async def _serve(self, transport: trio.SocketStream, slot: PreauthSlot, deadline: float, more: str) -> None:
+    async def _serve(
+        self, transport: trio.SocketStream, slot: PreauthSlot, place: Place, deadline: float, more: str
+    ) -> None:
         """Serve one connection and handle every error on it; it must authenticate by `deadline` (Trio's clock). `more`
         is added to the greeting.
         """
-        bound, place, refusal = log, Place(self._places), None
+        bound, refusal = log, None
         try:
             async with transport:
                 bound = log.bind(peer=format_peer(peer_address(transport.socket)))
@@ -146,7 +148,6 @@ class _LineServer:
         except Exception:
             bound.exception("control connection failed: a bug")
         finally:
-            self._connections -= 1
             place.release()
             if trio.current_time() >= deadline:
                 slot.fail(trio.current_time())

@@ -32,6 +32,7 @@ from tunneld.net.accept import local_address
 from tunneld.net.endpoint import Peer, parse_network
 from tunneld.policy.limits import HttpLimits
 from tunneld.policy.networks import NetworkSet, read_address
+from tunneld.sites.access_log import AccessLog
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import Origin
 from tunneld.sites.hello import HelloReader
@@ -89,6 +90,7 @@ class SitePorts:
         settings: Callable[[], SiteSettings],
         certificates: Certificates,
         challenges: Challenges,
+        access_log: AccessLog | None = None,
         agents: Mapping[bytes, AgentCallback] | None = None,
     ) -> None:
         """`settings` is called for every connection, so that a reload applies to the next one. `agents` get the
@@ -101,6 +103,7 @@ class SitePorts:
         self._settings = settings
         self._certificates = certificates
         self._challenges = challenges
+        self._access_log = access_log
         self._hellos: set[HelloReader] = set()
         self._handshakes = 0
         self._proxies = NetworkSet(())
@@ -162,9 +165,9 @@ class SitePorts:
     def _start(self, transport: TlsSocket | PlainTransport, origin: Origin, server_name: str) -> None:
         """Serve requests on a connection; in TLS for the name `server_name`."""
         end = TlsEnd(self._engine, transport)
-        connection = HttpConnection(
-            end, origin, partial(self._find, server_name), self._settings().limits, self._on_over
-        )
+        find, limits = partial(self._find, server_name), self._settings().limits
+        access_log = self._access_log if self._access_log is not None and self._access_log.is_on else None
+        connection = HttpConnection(end, origin, find, limits, self._on_over, access_log)
         self.connections[connection] = None
         connection.start()
 

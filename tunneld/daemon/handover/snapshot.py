@@ -341,6 +341,7 @@ class _Unpacking:
             uid=described.uid,
             generation=described.generation,
             names=tuple(one.address for one in ingresses if isinstance(one.address, HostName)),
+            credential=described.credential,
         )
         return TunnelSnapshot(
             spec=spec,
