@@ -80,8 +80,8 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "acme.dns_hook": "array of strings",
     "acme.max_orders": "rate",
     "acme.max_orders_per_owner": "rate",
-    "acme.renew_left": "number, between 0 and 1",
-    "acme.renew_left_short": "number, between 0 and 1",
+    "acme.renew_left": "number, between 0.05 and 0.9",
+    "acme.renew_left_short": "number, between 0.05 and 0.9",
     "acme.rfc2136.key_name": "string",
     "acme.rfc2136.server": "address",
 }

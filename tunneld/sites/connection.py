@@ -111,6 +111,7 @@ class HttpConnection(EndOwner):
 
     def on_writable(self) -> None:
         """The visitor takes bytes again, so the stream does."""
+        self._input.on_visitor_reads()
         if self._stream is not None:
             self._stream.notify_writable()
 
@@ -308,7 +309,7 @@ class HttpConnection(EndOwner):
             self._deadline.set(self._limits.keep_alive_timeout)
         else:
             self._deadline.set(self._limits.head_timeout)
-            self._engine.call_after_batch(self._input.resume)  # not inside of what the stream is doing
+            self._input.resume_later()  # not inside of what the stream is doing
 
     def _end_record(self) -> None:
         """The request under way is over, for the access log."""
