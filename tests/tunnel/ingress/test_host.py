@@ -221,6 +221,25 @@ async def test_idle_connections_of_visitors_do_not_hold_up_a_draining_tunnel(
     assert (await relay.get(BLOG, visitor=idle))[0] == 404
 
 
+async def test_idle_connections_of_visitors_do_not_hold_up_an_agent_that_leaves(
+    relay: NamedRelay, nursery: trio.Nursery
+) -> None:
+    tunnel = await relay.open(name="web", share="yes", host="blog")
+    visitor = relay.connect()
+    tunnel.agents.join("near", "127.0.0.1", None)
+    for text in (b"first", b"second"):
+        tunnel.agents.join("far", "127.0.0.2", None)
+        server = await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+        await visitor.send_all(HEAD)
+        await read_exactly(server, 14)
+        await server.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text))
+        assert await response(visitor) == (200, text)
+        assert not tunnel.dismiss("far")
+        await read_all(server)
+        await server.aclose()
+
+
 async def test_a_response_under_way_is_the_last_one_of_a_draining_tunnel(relay: NamedRelay) -> None:
     tunnel = await relay.open(host="blog")
     server = await connect(tunnel.server_uri)
