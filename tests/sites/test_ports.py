@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -292,3 +294,34 @@ async def test_a_name_whose_agent_is_away_is_a_503_and_no_wildcard_gets_its_requ
     assert (await visitor.response())[0] == b"HTTP/1.1 503 Service Unavailable"
     await visitor.far.send_all(GET % (b"/", b"other.t.example"))
     await (await ports.sites.sites["*.t.example"].server()).head()
+
+
+async def test_one_handshake_begins_in_each_turn_of_the_scheduler(
+    ports: PortsBench, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    turn, begun, count = 0, list[int](), 10
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await trio.lowlevel.checkpoint()
+
+    async def shake_hands(connection: socket.socket, _context: ssl.SSLContext, *, server_side: bool) -> None:
+        assert server_side
+        begun.append(turn)
+        connection.close()
+        raise OSError("no handshake in this test")
+
+    monkeypatch.setattr("tunneld.sites.ports.shake_hands", shake_hands)
+    nursery.start_soon(count_turns)
+    for _ in range(count):
+        nursery.start_soon(partial(suppressed, ports.handshake, "a.example"))
+    while len(begun) < count:
+        await trio.lowlevel.checkpoint()
+    assert len(set(begun)) == count
+
+
+async def suppressed(connect: Callable[[str], Awaitable[object]], name: str) -> None:
+    with suppress(trio.BrokenResourceError):
+        await connect(name)

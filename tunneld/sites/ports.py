@@ -94,6 +94,7 @@ class SitePorts:
         self._challenges = challenges
         self._hellos: set[HelloReader] = set()
         self._handshakes = 0
+        self._beginning = trio.StrictFIFOLock()  # of handshakes
         self._proxies = NetworkSet(())
         self._proxy_texts: tuple[str, ...] = ()
         self._nursery: trio.Nursery
@@ -190,7 +191,7 @@ class SitePorts:
         """Do one handshake; after one for a challenge there is nothing to say."""
         try:
             with trio.move_on_after(self._settings().limits.head_timeout) as late:
-                tls = await shake_hands(connection, context, server_side=True)
+                tls = await self._shake_hands_in_turn(connection, context)
             if late.cancelled_caught:
                 return
             if is_challenge:
@@ -203,6 +204,18 @@ class SitePorts:
             log.debug("tls connection failed", peer=origin.address, name=name, reason=reason_of(error))
         finally:
             self._handshakes -= 1
+
+    async def _shake_hands_in_turn(self, connection: socket.socket, context: ssl.SSLContext) -> TlsSocket:
+        """Begin one handshake in each turn of Trio's scheduler, for one costs up to a millisecond. A flood of them
+        delays further handshakes, and nothing else. The connection is closed on errors.
+        """
+        try:
+            async with self._beginning:
+                await trio.lowlevel.checkpoint()
+        except BaseException:
+            connection.close()
+            raise
+        return await shake_hands(connection, context, server_side=True)
 
     def _on_refused(self, peer: Peer, hello: HelloReader, reason: str) -> None:
         log.debug("tls connection refused", peer=peer[0], reason=reason)
