@@ -22,7 +22,7 @@ HOT = {
         " pump relay scheduler socket_end socket_flow stream_end throttle timers tls_end"
     ),
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns webmux_channel window",
-    "sites": "body connection deadline endings fields heads input stream",
+    "sites": "body connection deadline end_owner endings fields heads input stream",
     "tunnel": "keys server_side tunnel visitor visitors waiting",
     "tunnel/ingress": "host ingress port proxy_header",
     "backends": "keyed mux_side parked queue tcp webmux",

@@ -1,4 +1,4 @@
-"""What the user configured for one exposure, from the options of a command or a table of a file. No I/O.
+"""What the user configured for one exposure, from the options of a command or a table of a file.
 
 Values are looked up by key: `max_pool`. `spell` turns a key into what the user wrote: `--max-pool` or `max_pool`.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunneld.agent.health import Check, UnhealthyPolicy
+from tunneld.agent.logins import auth_option
 from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
 from tunneld.agent.shutdown import DRAIN_WITHIN
@@ -46,8 +47,10 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     if values["share"] and not values["name"]:
         raise UsageError(f"{spell('share')} requires {spell('name')}: agents that give the same name share the tunnel")
     options = {key: values[key] for key in OPTION_KEYS if values[key] not in {None, False}}
+    if auth := auth_option(values["auth"] or (), values["auth_file"], values["name"] or ""):
+        options["auth"] = auth
     if options.get("host_header") == LOCAL:
-        options["host_header"] = _host_of(Target.parse(values["target"]))
+        options["host_header"] = local_host(Target.parse(values["target"]))
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     request = TunnelRequest(options, limits, keep_header=values["proxy_protocol"], backend=values["backend"])
     return ExposureConfig(
@@ -60,7 +63,7 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     )
 
 
-def _host_of(target: Target) -> str:
+def local_host(target: Target) -> str:
     """The host that a local server expects in a request."""
     if target.path:
         return "localhost"

@@ -141,6 +141,10 @@ class ExposureTable(OptionTable):
     unhealthy_after: CheckCount = UNHEALTHY_AFTER
     healthy_after: CheckCount = HEALTHY_AFTER
     unhealthy: Literal["answer", "withdraw", "tell"] = "answer"
+    auth: Annotated[tuple[str, ...], Field(strict=False, repr=False)] = ()
+    auth_file: File | None = None
+
+    _locate = field_validator("auth_file")(locate)
 
     @model_validator(mode="after")
     def _check_combination(self) -> ExposureTable:
@@ -154,7 +158,7 @@ class ExposureTable(OptionTable):
         """Return the configuration of this exposure. `name` is the table's, and the tunnel's if it has no own one."""
         values: dict[str, Any] = self.model_dump()
         for key, value in values.items():
-            if isinstance(value, tuple):  # networks
+            if isinstance(value, tuple) and key != "auth":  # networks
                 values[key] = ",".join(value) or None
         return plan_of({**values, "name": values["name"] or name}, str)
 

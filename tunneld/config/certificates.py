@@ -31,6 +31,8 @@ LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 DNS_PORT = 53
 SHORT_LIFE = 10 * DAY
 
+LifeFraction = Annotated[float, Field(ge=0.05, le=0.9)]  # more would renew a certificate as soon as it is there
+
 AnyFiles = TypeVar("AnyFiles", bound=CertificateFiles)
 
 _EMAIL = re.compile(r"[^@\s,:]+@[^@\s,:]+\.[^@\s,:]+")
@@ -127,8 +129,8 @@ class AcmeSettings(Table):
     max_orders_per_owner: VisitorRate = "20/week"  # of one domain Let's Encrypt gives 50 a week, to all owners together
     max_parallel: Count = 4  # a thread each, with about 2 MiB; an order takes seconds
     order_timeout: Seconds = 3 * MINUTE  # validation from several networks, with retries, takes up to a minute
-    renew_left: Annotated[float, Field(gt=0, lt=1)] = 0.33  # of 90 days: a month to repair what fails
-    renew_left_short: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of 6 days: three days, as long as a weekend
+    renew_left: LifeFraction = 0.33  # of 90 days: a month to repair what fails
+    renew_left_short: LifeFraction = 0.5  # of 6 days: three days, as long as a weekend
     short_life: Seconds = SHORT_LIFE  # certificates that live shorter are renewed by renew_left_short
     ask_interval: Seconds = 6 * HOUR  # between two questions when to renew (RFC 9773 suggests it)
     retry: Seconds = 5 * MINUTE  # Let's Encrypt permits five failures of a name in an hour

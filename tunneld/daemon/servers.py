@@ -34,6 +34,7 @@ from tunneld.daemon import ending
 from tunneld.daemon.listeners import Listeners, bind_addresses
 from tunneld.engine.engine import Engine
 from tunneld.net.listeners import Bound
+from tunneld.sites.access_log import AccessLog
 from tunneld.sites.names import SharedNames
 from tunneld.tls.store import CertificateStore, LoadedCertificates
 from tunneld.tunnel.keys import KeyRegistry
@@ -74,6 +75,7 @@ class Servers:
         self.host_key: asyncssh.SSHKey | None = None
         self._certificates = certificates
         self._names = names
+        self._access_log = AccessLog(lambda: daemon.settings.names)
         self.listeners = Listeners()
         self._daemon = daemon
         self._engine = engine
@@ -127,6 +129,7 @@ class Servers:
         self._certificates.apply(prepared.certificates)
         self.host_key = prepared.host_key
         self._exchange(prepared.bound)
+        self._access_log.reopen()
         if self._nursery is not None and self.host_key is not None and not self._serves_ssh:
             self._nursery.start_soon(self._serve_ssh, self.host_key)
 
@@ -192,12 +195,15 @@ class Servers:
         assert self._names is not None
         assert isinstance(self._engine, Pump)
         settings = lambda: self._daemon.settings.names  # noqa: E731
-        ports = SitePorts(self._engine, self._names, settings, self._certificates, self._daemon.certificate_orders)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(ports.run)
-            await nursery.start(self.listeners.by_service["names-http"].serve, ports.on_http)
-            await nursery.start(self.listeners.by_service["names-https"].serve, ports.on_https)
-            task_status.started()
+        orders = self._daemon.certificate_orders
+        ports = SitePorts(self._engine, self._names, settings, self._certificates, orders, self._access_log)
+        async with trio.open_nursery() as logging:  # outlives the connections, whose last requests it logs
+            await logging.start(self._access_log.run)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(ports.run)
+                await nursery.start(self.listeners.by_service["names-http"].serve, ports.on_http)
+                await nursery.start(self.listeners.by_service["names-https"].serve, ports.on_https)
+                task_status.started()
 
     async def _serve_ssh(
         self, key: asyncssh.SSHKey, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -31,6 +31,7 @@ from tunneld.net.accept import local_address
 from tunneld.net.endpoint import Peer, parse_network
 from tunneld.policy.limits import HttpLimits
 from tunneld.policy.networks import NetworkSet, read_address
+from tunneld.sites.access_log import AccessLog
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import Origin
 from tunneld.sites.hello import HelloReader
@@ -84,6 +85,7 @@ class SitePorts:
         settings: Callable[[], SiteSettings],
         certificates: Certificates,
         challenges: Challenges,
+        access_log: AccessLog | None = None,
     ) -> None:
         """`settings` is called for every connection, so that a reload applies to the next one."""
         self._names = names
@@ -92,6 +94,7 @@ class SitePorts:
         self._settings = settings
         self._certificates = certificates
         self._challenges = challenges
+        self._access_log = access_log
         self._hellos: set[HelloReader] = set()
         self._handshakes = 0
         self._beginning = trio.StrictFIFOLock()  # of handshakes
@@ -109,6 +112,8 @@ class SitePorts:
             for hello in list(self._hellos):
                 hello.stop()
                 hello.connection.close()
+            for connection in list(self.connections):
+                connection.close_if_idle()  # in order: a browser opens another connection for its next request
             for connection in list(self.connections):
                 connection.drop("the relay stopped")
 
@@ -154,9 +159,9 @@ class SitePorts:
     def _start(self, transport: TlsSocket | PlainTransport, origin: Origin, server_name: str) -> None:
         """Serve requests on a connection; in TLS for the name `server_name`."""
         end = TlsEnd(self._engine, transport)
-        connection = HttpConnection(
-            end, origin, partial(self._find, server_name), self._settings().limits, self._on_over
-        )
+        find, limits = partial(self._find, server_name), self._settings().limits
+        access_log = self._access_log if self._access_log is not None and self._access_log.is_on else None
+        connection = HttpConnection(end, origin, find, limits, self._on_over, access_log)
         self.connections[connection] = None
         connection.start()
 
@@ -237,6 +242,8 @@ class SitePorts:
             if answer is not None:
                 return plain_response(answer, head, keep_alive=request.keep_alive)
         sites, status = self._names.sites, 404
+        if self._names.is_draining():
+            return error_page(503, head, request.identity, keep_alive=request.keep_alive)
         if not sites.has_host(head.host) and self._names.is_reserved(head.host):
             status = 503  # nor does a wildcard get the requests of a name whose agent is away
         elif (site := sites.find(head.host, head.path.decode("latin-1"))) is not None:

@@ -42,7 +42,7 @@ class LoadedCertificates:
 
     ports: Mapping[str, tuple[ServerCertificate, ssl.SSLContext]] = field(default_factory=dict)  # by table
     named: Sequence[tuple[ServerCertificate, ssl.SSLContext]] = ()  # of the configuration
-    stored: Sequence[tuple[ServerCertificate, ssl.SSLContext | None]] = ()  # of the folder
+    stored: Sequence[ServerCertificate] = ()  # of the folder; contexts are loaded when they are needed
 
 
 class CertificateStore:
@@ -81,16 +81,18 @@ class CertificateStore:
         ]
         if problems:
             raise ConfigError(problems)
-        return LoadedCertificates(by_table, tuple(by_key.values()), self._read_folder())
+        stored = self._folder.read(self._stored) if self._folder is not None else ()
+        return LoadedCertificates(by_table, tuple(by_key.values()), stored)
 
     def apply(self, loaded: LoadedCertificates) -> None:
         """Use these certificates for every handshake that begins from now on."""
         self._loaded = loaded
-        self._stored = {certificate.files.certificate: certificate for certificate, _ in loaded.stored}
-        self._contexts.clear()
-        for certificate, context in (*loaded.stored, *loaded.named):
-            if context is not None:
-                self._keep(certificate, context)
+        former, self._stored = self._stored, {each.files.certificate: each for each in loaded.stored}
+        kept = {path for path, certificate in self._stored.items() if former.get(path) == certificate}
+        for path in [path for path in self._contexts if path not in kept]:
+            del self._contexts[path]
+        for certificate, context in loaded.named:
+            self._keep(certificate, context)
         self._index()
 
     def put(self, chain: bytes, key: bytes) -> ServerCertificate:
@@ -210,15 +212,6 @@ class CertificateStore:
         return problems
 
     # Internals
-
-    def _read_folder(self) -> Sequence[tuple[ServerCertificate, ssl.SSLContext | None]]:
-        found = self._folder.read(self._stored) if self._folder is not None else ()
-        return [(each, context or self._context_in_use(each)) for each, context in found]
-
-    def _context_in_use(self, certificate: ServerCertificate) -> ssl.SSLContext | None:
-        """The context in memory, if the stored certificate is still the same."""
-        path = certificate.files.certificate
-        return self._contexts.get(path) if self._stored.get(path) == certificate else None
 
     def _index(self) -> None:
         """Map names to certificates."""

@@ -25,7 +25,7 @@ from tunneld.config.schema import TunnelSettings
 from tunneld.daemon.handover.bundle import FdBundle, MissingError
 from tunneld.engine.handover import FlowState, RelayState
 from tunneld.errors import UsageError
-from tunneld.net.address import parse_address, parse_host_name
+from tunneld.net.address import HostName, parse_address, parse_host_name
 from tunneld.net.endpoint import Peer
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import ServerSideSnapshot
@@ -337,6 +337,10 @@ class _Unpacking:
             else None,
             uid=described.uid,
             generation=described.generation,
+            names=tuple(
+                address for one in described.ingresses if isinstance(address := parse_address(one.address), HostName)
+            ),
+            credential=described.credential,
         )
         return TunnelSnapshot(
             spec=spec,
