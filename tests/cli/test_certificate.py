@@ -137,6 +137,17 @@ async def test_a_tunnel_with_a_host_name_has_a_certificate_within_seconds(author
         assert [line for line in relay.log if line["event"] == "certificate ordered"] == []
 
 
+async def test_a_list_needs_no_credential_where_the_files_can_be_read(authority: Authority, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of alice")
+    secret.chmod(0o600)
+    user = f'[[credential]]\nname = "alice"\nsecret_file = "{secret}"\n'
+    async with daemon(tmp_path, words=words(authority, user), control=lasting_port()):
+        status, lines, said = await certificate(tmp_path / "tunnel.toml", "list")
+    assert (status, lines) == (os.EX_OK, [])
+    assert "from the files; a credential with the role admin" in said
+
+
 async def test_the_wildcard_of_a_relay(authority: Authority, tmp_path: Path) -> None:
     roots = await trio.to_thread.run_sync(authority.issuing_roots)
     hook = f"dns_hook = {json.dumps(authority.hook)}\n"

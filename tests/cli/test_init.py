@@ -79,7 +79,7 @@ def test_with_a_domain_tunnels_have_host_names(tmp_path: Path, capsys: Captured)
     assert (settings.names.domain, settings.names.http, settings.names.https) == ("t.example.org", ":80", ":443")
     assert settings.tunnels.advertised_host == "t.example.org"
     assert not settings.acme.enabled
-    assert "uncomment [acme]" in captured.err
+    assert "uncomment\n   [acme] in the configuration" in captured.err
     assert main(["--check", "--config", str(tmp_path / "tunnel.toml")]) == 0
 
 

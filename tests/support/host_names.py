@@ -50,6 +50,12 @@ class NamedRelay:
         self.ports.on_http(near, PEER)
         return keep(stream(far))
 
+    def connect_tls(self) -> trio.SocketStream:
+        """A connection of a visitor to the HTTPS port."""
+        far, near = tcp_pair()
+        self.ports.on_https(near, PEER)
+        return keep(stream(far))
+
     async def get(self, name: str, path: str = "/", visitor: trio.SocketStream | None = None) -> tuple[int, bytes]:
         """The status and the body of the response to a request for `name`, on a connection of its own by default."""
         visitor = visitor or self.connect()

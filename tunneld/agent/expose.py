@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -49,6 +50,10 @@ from tunneld.errors import (
 from tunneld.net.endpoint import Endpoint, Target
 from tunneld.policy.options import ANY_HOST
 from tunneld.wire.lines import Value
+
+if TYPE_CHECKING:
+    from tunneld.agent.https import TlsVisitors
+    from tunneld.config.certificates import AcmeSettings
 
 PORT_REFUSALS = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
 """Codes with which a relay refuses a port that is taken, or that a reload removed from its range."""
@@ -123,10 +128,14 @@ class Exposure:
             nursery,
             reporter,
             linger=config.linger,
-            http=config.scheme == "http",
+            http=config.scheme == "http" or config.https is not None,
             on_left=self._on_visitor_left,
         )
         shared = bool(config.request.options.get("share"))
+        self._tls: TlsVisitors | None = None  # where TLS ends here
+        if config.https is not None:
+            self._tls = _tls_visitors(config, config.https, engine, self._visitors, reporter)
+            nursery.start_soon(self._tls.certificates.run)
         self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)
         self._context = AgentContext(engine, nursery, relay.access, reporter)
         self._withdrawn = False  # no connections at the relay, because the local server is unhealthy
@@ -306,6 +315,8 @@ class Exposure:
         self._was_open = True
         tunnel = session.tunnel
         self._relay.serve(tunnel.id)
+        if self._tls is not None:
+            self._tls.certificates.want(tunnel.client.host)
         self._reporter.report("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
         return session
 
@@ -333,9 +344,18 @@ class Exposure:
 
     async def _start_session(self, client: Client, request: TunnelRequest) -> TunnelSession:
         """Open a tunnel whose visitors reach the local server. Raises as `TunnelSession.start`."""
-        return await TunnelSession.start(
-            client, self._context, request, on_visitor=self._visitors.take, on_failure=self.fail
-        )
+        take = self._visitors.take if self._tls is None else self._tls.take
+        return await TunnelSession.start(client, self._context, request, on_visitor=take, on_failure=self.fail)
+
+
+def _tls_visitors(
+    config: ExposureConfig, settings: AcmeSettings, engine: Engine, visitors: LocalVisitors, reporter: Reporter
+) -> TlsVisitors:
+    """What ends TLS in front of `visitors`. Raises `UsageError`."""
+    from tunneld.agent.https import OwnCertificates, TlsVisitors  # noqa: PLC0415 - for the few that need it
+
+    certificates, header = OwnCertificates(settings, reporter), config.proxy_header
+    return TlsVisitors(engine, certificates, visitors.take, visitors.count_failure, proxy_header=header)
 
 
 def _same_address(request: TunnelRequest, client: Endpoint) -> Mapping[str, Value]:

@@ -125,7 +125,7 @@ class LocalVisitors:
         """
         if self._away_reason is not None:
             self._close(visitor, self._away_reason, answer_http=self._answer_http)
-            self._count_failure(header, self._away_reason)
+            self.count_failure(header, self._away_reason)
             return
         try:
             server = self._local.dial_nowait()
@@ -191,7 +191,7 @@ class LocalVisitors:
         if end.error is not None and end.side is Side.SERVER and _never_connected(end.error, up + down):
             self.served -= 1
             self._local.on_refused()
-            self._count_failure(header, self._connect_error(end.error))
+            self.count_failure(header, self._connect_error(end.error))
         elif self._reporter.wants_visitors:
             left: dict[str, Field] = {
                 "visitor": visitor_address(header),
@@ -208,12 +208,13 @@ class LocalVisitors:
         """Close a visitor because the local server cannot be dialled."""
         reason = self._connect_error(error)
         self._close(visitor, reason, answer_http=self._http)
-        self._count_failure(header, reason)
+        self.count_failure(header, reason)
 
     def _connect_error(self, error: OSError) -> str:
         return f"could not connect to {self._local.target}: {reason_of(error)}"
 
-    def _count_failure(self, header: bytes, reason: str) -> None:
+    def count_failure(self, header: bytes, reason: str) -> None:
+        """A visitor could not be served, and is closed. `header` is its PROXY header."""
         self.failed += 1
         repeated = self._repeats.passes(trio.current_time(), reason)
         if repeated is not None:

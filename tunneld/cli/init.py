@@ -100,8 +100,8 @@ https = ":443"                  # answers for names that have a certificate
 
 """
 NO_CERTIFICATES = (
-    "   Addresses begin with http until the relay has certificates. To get them from Let's Encrypt, uncomment [acme] in\n"
-    "   the configuration (or use --agree), if you accept its terms of service.\n\n"
+    "   Addresses begin with http until the relay has certificates. To get them from Let's Encrypt, uncomment\n"
+    "   [acme] in the configuration (or use --agree), if you accept its terms of service.\n\n"
 )
 EXAMPLE_NAME = "blog"
 

@@ -1,7 +1,8 @@
 """The shared ports for HTTP and TLS: visitors of many tunnels, told apart by the name that they ask for.
 
     http     every request is routed by its Host                                           HttpConnection
-    https    ClientHello, not consumed ──► a site that keeps its own TLS: passed on as it is
+    https    ClientHello, not consumed ──► an agent, by ALPN: its control or carrier connection
+                                       ──► a site that keeps its own TLS: passed on as it is
                                        ──► a challenge of a certificate authority: answered
                                        ──► a name with a certificate: TLS ends here, then as http
                                        ──► anything else: the alert unrecognized_name
@@ -17,7 +18,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Protocol
@@ -41,7 +42,7 @@ from tunneld.sites.names import SharedNames
 from tunneld.sites.pages import error_page, plain_response
 from tunneld.sites.site import Request, Site
 from tunneld.tls.connection import TlsSocket, shake_hands
-from tunneld.wire.client_hello import UNRECOGNIZED_NAME, ClientHello, encode_alert
+from tunneld.wire.client_hello import NO_APPLICATION_PROTOCOL, UNRECOGNIZED_NAME, ClientHello, encode_alert
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
 
@@ -52,6 +53,10 @@ IDLE_SEARCH = 32
 """Connections that are looked at to find an idle one: where none is idle, a crowd must not make each further connection
 expensive. The ones that were looked at are the last to be looked at again.
 """
+
+
+AgentCallback = Callable[[socket.socket, Peer], bool]
+"""Takes over the connection of an agent, from which nothing was read. False: the relay does not serve it."""
 
 
 class SiteSettings(Protocol):
@@ -95,8 +100,12 @@ class SitePorts:
         certificates: Certificates,
         challenges: Challenges,
         access_log: AccessLog | None = None,
+        agents: Mapping[bytes, AgentCallback] | None = None,
     ) -> None:
-        """`settings` is called for every connection, so that a reload applies to the next one."""
+        """`settings` is called for every connection, so that a reload applies to the next one. `agents` get the
+        connections that ask for these protocols (ALPN).
+        """
+        self._agents = agents or {}
         self._names = names
         self.connections: dict[HttpConnection, int] = {}  # with their sources; the oldest first, see `IDLE_SEARCH`
         self._engine = engine
@@ -205,22 +214,26 @@ class SitePorts:
 
     def _on_hello(self, peer: Peer, hello: HelloReader, asked: ClientHello) -> None:
         """The client's first message is complete, and still unread."""
-        connection, name = hello.connection, asked.server_name
+        connection, name, source = hello.connection, asked.server_name, read_address(peer[0]).source
+        self._leave(source)
+        for protocol in self._agents.keys() & set(asked.protocols):
+            if not self._agents[protocol](connection, peer):
+                _send_alert(connection, NO_APPLICATION_PROTOCOL)
+            return
         sites = self._names.sites
         is_away = not sites.has_host(name) and self._names.is_reserved(name)
         site = sites.find(name) if name and not is_away else None
         if site is not None and site.keeps_tls:
-            self._leave(read_address(peer[0]).source)
             site.open_connection(connection, peer, name)
             return
         is_challenge = CHALLENGE_PROTOCOL in asked.protocols
         context = self._challenges.tls_context(name) if is_challenge else self._certificates.context_for(name)
         if context is None:
-            self._leave(read_address(peer[0]).source)
             _send_alert(connection, UNRECOGNIZED_NAME)
             log.debug("tls connection refused", peer=peer[0], name=name, reason="no certificate has this name")
             return
         self._handshakes += 1
+        self._by_source[source] += 1
         self._nursery.start_soon(
             self._shake_hands, connection, context, self._origin(connection, peer, b"https"), name, is_challenge
         )

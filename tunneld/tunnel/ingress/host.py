@@ -96,6 +96,12 @@ class HostIngress:
         """See `Ingress.pause`."""
         self._paused = True
 
+    def leave_idle(self) -> None:
+        """See `Ingress.leave_idle`. Requests under way are completed first."""
+        streams, self._streams = self._streams, []
+        for stream in streams:
+            stream.retire()
+
     def export(self) -> IngressSnapshot:
         """See `Ingress.export`."""
         self.pause()
@@ -111,9 +117,7 @@ class HostIngress:
         self._paused, self._arrivals = True, None
         if self._guard is not None:
             self._guard.stop()
-        streams, self._streams = self._streams, []
-        for stream in streams:
-            stream.retire()
+        self.leave_idle()
         held, self._held = self._held, []
         successor = self._names.sites.get(self._name)
         for visitor in held:
