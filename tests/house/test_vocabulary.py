@@ -104,6 +104,7 @@ COVERED_BY = {
     "engine/scheduler.py": "engine/test_ends.py",
     "engine/socket_end.py": "engine/test_ends.py",
     "engine/stream_end.py": "engine/test_ends.py",
+    "engine/tls_over_end.py": "engine/test_ends.py",
     "engine/timers.py": "mux/test_heartbeat.py",
     "errors.py": "house/test_man_control.py",
     "http/app.py": "http/test_server.py",

@@ -260,8 +260,7 @@ async def test_the_connections_close_with_the_ports(bench: SitesBench) -> None:
         visitors = [ports.connect(tls=False), ports.connect()]
         nursery.cancel_scope.cancel()
     for visitor in visitors:
-        with pytest.raises(trio.BrokenResourceError) if visitor is visitors[0] else nullcontext():
-            assert await visitor.receive_some() == b""
+        assert await visitor.receive_some() == b""
     assert len(site_ports) == 0
 
 
@@ -292,3 +291,36 @@ async def test_a_name_whose_agent_is_away_is_a_503_and_no_wildcard_gets_its_requ
     assert (await visitor.response())[0] == b"HTTP/1.1 503 Service Unavailable"
     await visitor.far.send_all(GET % (b"/", b"other.t.example"))
     await (await ports.sites.sites["*.t.example"].server()).head()
+
+
+async def test_agents_are_told_from_visitors_by_their_protocol(ports: PortsBench) -> None:
+    taken: list[tuple[socket.socket, bool]] = []
+
+    def take(connection: socket.socket, _peer: object) -> bool:
+        taken.append((connection, bool(connection.recv(1, socket.MSG_PEEK))))
+        return True
+
+    agents = {b"tunneld": take, b"tunneld-webmux": lambda _connection, _peer: False}
+    ports.ports = SitePorts(
+        ports.sites.pump, ports.names, lambda: ports.settings, CertificateStore(), ports.challenges, None, agents
+    )
+    ports.site("a.example", keeps_tls=True)
+    far = ports.connect()
+    await far.send_all(hello(ports.client, "a.example", "tunneld"))  # even for the name of a site
+    await trio.testing.wait_all_tasks_blocked()
+    ((connection, is_untouched),) = taken
+    assert is_untouched
+    connection.close()
+    refused = ports.connect()
+    await refused.send_all(hello(ports.client, "a.example", "tunneld-webmux"))
+    assert await refused.receive_some() == b"\x15\x03\x03\x00\x02\x02\x78"  # no_application_protocol
+    assert len(ports.ports) == 0
+
+
+def hello(context: ssl.SSLContext, name: str, protocol: str) -> bytes:
+    """The first message of a client."""
+    outgoing = ssl.MemoryBIO()
+    context.set_alpn_protocols([protocol])
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()

@@ -81,6 +81,8 @@ class CertificateManager:
         """`domain` is the relay's own, for the wildcard; its ports answer `challenges`. The last three serve tests."""
         self.on_failed: Callable[[str, str], None] = lambda _name, _reason: None
         """Called with a name and the reason after each failed order."""
+        self.on_stored: Callable[[str], None] = lambda _name: None
+        """Called with a name after each order that gave a certificate."""
         self._store = store
         self._settings = settings
         self._state = state
@@ -246,6 +248,7 @@ class CertificateManager:
             raise CertificateError(f"could not get a certificate for {name}: internal error") from error
         else:
             self._store.use(written)
+            self.on_stored(name)
             wanted.suggestion, wanted.ask_at = None, self._now() + self._settings().ask_interval
             if self._plans.failures.forget(name):
                 await self._in_thread(self._plans.failures.save)

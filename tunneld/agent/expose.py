@@ -19,13 +19,15 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
 from tunneld.agent.backoff import Backoff
-from tunneld.agent.config import ExposureConfig
+from tunneld.agent.config import ExposureConfig, local_host
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.health import Check, UnhealthyPolicy, run_checks
+from tunneld.agent.host_check import report_refused_host
 from tunneld.agent.local import ListeningSockets, LocalServer, why_nothing_listens
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import PERMANENT_REFUSALS, RelayConnection
@@ -45,9 +47,13 @@ from tunneld.errors import (
     TunneldError,
     UsageError,
 )
-from tunneld.net.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint, Target
 from tunneld.policy.options import ANY_HOST
 from tunneld.wire.lines import Value
+
+if TYPE_CHECKING:
+    from tunneld.agent.https import TlsVisitors
+    from tunneld.config.certificates import AcmeSettings
 
 PORT_REFUSALS = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
 """Codes with which a relay refuses a port that is taken, or that a reload removed from its range."""
@@ -84,6 +90,8 @@ async def open_exposure(
         if (check := config.check) is not None:
             on_result = partial(exposure.on_health, check)
             nursery.start_soon(run_checks, LocalServer(config.target), check, reporter, on_result)
+        if config.request.options.get("host") and not config.request.options.keys() & {"host_header", "tls"}:
+            nursery.start_soon(exposure.check_host, config.target)
         if (reason := why_nothing_listens(config.target, sockets)) is not None:
             reporter.report("trouble", reason=reason, repeated=0)
         try:
@@ -120,10 +128,14 @@ class Exposure:
             nursery,
             reporter,
             linger=config.linger,
-            http=config.scheme == "http",
+            http=config.scheme == "http" or config.https is not None,
             on_left=self._on_visitor_left,
         )
         shared = bool(config.request.options.get("share"))
+        self._tls: TlsVisitors | None = None  # where TLS ends here
+        if config.https is not None:
+            self._tls = _tls_visitors(config, config.https, engine, self._visitors, reporter)
+            nursery.start_soon(self._tls.certificates.run)
         self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)
         self._context = AgentContext(engine, nursery, relay.access, reporter)
         self._withdrawn = False  # no connections at the relay, because the local server is unhealthy
@@ -172,6 +184,13 @@ class Exposure:
             self._visitors.accept()
         else:
             self._visitors.turn_away("the local server is unhealthy", answer_http=check.kind == "http")
+
+    async def check_host(self, target: Target) -> None:
+        """Report if the local server refuses requests for its public name, once the first visitor has come."""
+        await self._visitors.first.wait()
+        if self.session is not None:
+            public = self.session.tunnel.client.web_authority
+            await report_refused_host(LocalServer(target), public, local_host(target), self._reporter)
 
     def stop(self, reason: str) -> None:
         """End `run` now; `reason` is reported."""
@@ -296,6 +315,8 @@ class Exposure:
         self._was_open = True
         tunnel = session.tunnel
         self._relay.serve(tunnel.id)
+        if self._tls is not None:
+            self._tls.certificates.want(tunnel.client.host)
         self._reporter.report("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
         return session
 
@@ -316,23 +337,33 @@ class Exposure:
                 client, _with_options(request, **_same_address(request, former.tunnel.client))
             )
         except RefusedError as error:
-            if error.reply_code not in PORT_REFUSALS or "client_port" in request.options:
+            is_name = "host" in request.options and error.reply_code == NotAllowedError.code  # it was a random one
+            if not (is_name or error.reply_code in PORT_REFUSALS) or "client_port" in request.options:
                 raise
         return await self._start_session(client, request)
 
     async def _start_session(self, client: Client, request: TunnelRequest) -> TunnelSession:
         """Open a tunnel whose visitors reach the local server. Raises as `TunnelSession.start`."""
-        return await TunnelSession.start(
-            client, self._context, request, on_visitor=self._visitors.take, on_failure=self.fail
-        )
+        take = self._visitors.take if self._tls is None else self._tls.take
+        return await TunnelSession.start(client, self._context, request, on_visitor=take, on_failure=self.fail)
+
+
+def _tls_visitors(
+    config: ExposureConfig, settings: AcmeSettings, engine: Engine, visitors: LocalVisitors, reporter: Reporter
+) -> TlsVisitors:
+    """What ends TLS in front of `visitors`. Raises `UsageError`."""
+    from tunneld.agent.https import OwnCertificates, TlsVisitors  # noqa: PLC0415 - for the few that need it
+
+    certificates, header = OwnCertificates(settings, reporter), config.proxy_header
+    return TlsVisitors(engine, certificates, visitors.take, visitors.count_failure, proxy_header=header)
 
 
 def _same_address(request: TunnelRequest, client: Endpoint) -> Mapping[str, Value]:
     """The options with which a tunnel gets its public address again: its port, or the host name that was chosen."""
-    hosts = str(request.options.get("host", ""))
-    if not hosts:
+    first, comma, rest = str(request.options.get("host", "")).partition(",")
+    if not first:
         return {"client_port": client.port}
-    return {"host": ",".join(client.host if host == ANY_HOST else host for host in hosts.split(","))}
+    return {"host": (client.host if first == ANY_HOST else first) + comma + rest}  # the URI has the first name
 
 
 def _with_options(request: TunnelRequest, **options: Value) -> TunnelRequest:

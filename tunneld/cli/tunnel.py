@@ -17,6 +17,8 @@ from tunneld.cli.verbs import VERBS, Verb, carry_out
 from tunneld.policy.options import NAMES, OPTIONS, TUNNEL, VISITORS, parse_boolean, parse_count
 from tunneld.policy.units import parse_duration
 
+LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
+"""As in config/certificates.py, which --help does without."""
 MAX_POOL = 100_000
 """Largest number of idle connections for --pool and --max-pool."""
 
@@ -92,7 +94,9 @@ def _add_expose(parser: Parser) -> None:
     add_relay_options(parser)
     _add_output_options(parser.add_argument_group("output options"))
     _add_tunnel_options(parser.add_argument_group("tunnel options"))
-    _add_names_options(parser.add_argument_group("host names, if the relay has them"))
+    names = parser.add_argument_group("host names, if the relay has them")
+    _add_names_options(names)
+    _add_https_options(names)
     limits = parser.add_argument_group("limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)")
     _add_table_options(limits, VISITORS)
     _add_health_options(parser.add_argument_group("health checks of the local server"))
@@ -219,6 +223,24 @@ def _add_names_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--auth-file", metavar="FILE", type=Path, help="file with lines USER:PASSWORD, for visitors of host names"
     )
+
+
+def _add_https_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--https-here",
+        action="store_true",
+        help="end TLS in this agent, which gets the certificate itself: its key never leaves this machine",
+    )
+    add(
+        "--acme-directory",
+        metavar="URL",
+        default=LETS_ENCRYPT,
+        help="authority that issues the certificate of --https-here (default: Let's Encrypt)",
+    )
+    add("--acme-ca-file", metavar="FILE", help="trust the certificate authorities in this file for that URL")
+    add("--acme-agree", action="store_true", help="agree to the terms of service of that authority (required)")
+    add("--acme-contact", metavar="ADDRESS", help="e-mail address for the authority (default: none)")
 
 
 def _add_health_options(group: argparse._ArgumentGroup) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from tunneld.config.paths import locate
 from tunneld.config.values import (
@@ -193,3 +194,15 @@ class AcmeSettings(Table):
     def owner_rate(self) -> Rate:
         """`max_orders_per_owner` as a rate."""
         return Rate.parse(self.max_orders_per_owner)
+
+
+def acme_settings(values: Mapping[str, object], spell: Callable[[str], str]) -> AcmeSettings:
+    """The settings of an agent that obtains certificates itself, from values by key. `spell` turns a key into what the
+    user wrote. Raises `UsageError`.
+    """
+    try:
+        return AcmeSettings.model_validate({"enabled": True, "agree": True, "max_retry": HOUR, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{spell(str(first['loc'][0]))}: {reason}") from None

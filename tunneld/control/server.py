@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -59,7 +60,8 @@ async def serve_lines(
     """
     server = _LineServer(settings, tls, execute, authenticator or Authenticator(lambda: ()))
     async with trio.open_nursery() as nursery:
-        await nursery.start(listener.serve, lambda connection, peer: server.accept(connection, peer, nursery))
+        accept = partial(server.accept, nursery)
+        await nursery.start(partial(listener.serve, accept, on_shared=partial(accept, shares_port=True)))
         task_status.started()
 
 
@@ -78,8 +80,10 @@ class _LineServer:
         self._places = Places("control connection", "control.max_connections", self._place_limits)
         self._full_logged = False  # one warning per time the limit is reached, not one per connection
 
-    def accept(self, connection: socket.socket, peer: Any, nursery: trio.Nursery) -> None:
-        """Take an accepted connection: start its task in `nursery`, or refuse and close it."""
+    def accept(self, nursery: trio.Nursery, connection: socket.socket, peer: Any, *, shares_port: bool = False) -> None:
+        """Take an accepted connection: start its task in `nursery`, or refuse and close it. `shares_port`: it came by
+        the HTTPS port, and its peer is told that carriers may, too.
+        """
         host = peer[0]
         if (reason := self._places.full) is not None:
             if not self._full_logged:
@@ -101,7 +105,8 @@ class _LineServer:
             return
         deadline = trio.current_time() + self._settings().handshake_timeout
         transport = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-        nursery.start_soon(self._serve, transport, slot, place, deadline)
+        more = " carriers=here" if shares_port else ""
+        nursery.start_soon(self._serve, transport, slot, place, deadline, more)
 
     def _admits_all(self) -> bool:
         """Whether neither a secret nor a client certificate is required."""
@@ -112,8 +117,12 @@ class _LineServer:
         settings = self._settings()
         return PlaceLimits(settings.max_connections, settings.reserved_connections, settings.credential_share)
 
-    async def _serve(self, transport: trio.SocketStream, slot: PreauthSlot, place: Place, deadline: float) -> None:
-        """Serve one connection and handle every error on it; it must authenticate by `deadline` (Trio's clock)."""
+    async def _serve(
+        self, transport: trio.SocketStream, slot: PreauthSlot, place: Place, deadline: float, more: str
+    ) -> None:
+        """Serve one connection and handle every error on it; it must authenticate by `deadline` (Trio's clock). `more`
+        is added to the greeting.
+        """
         bound, refusal = log, None
         try:
             async with transport:
@@ -129,7 +138,7 @@ class _LineServer:
                         session = ControlSession(connection, login, self._settings, self._execute, bound)
                         try:
                             await session.run(
-                                f"tunneld {__version__} protocol=1 auth={login.method}", deadline, refusal
+                                f"tunneld {__version__} protocol=1 auth={login.method}{more}", deadline, refusal
                             )
                         finally:
                             login.close()

@@ -33,10 +33,12 @@ from tunneld.control.verbs import DaemonControl
 from tunneld.daemon import ending
 from tunneld.daemon.listeners import Listeners, bind_addresses
 from tunneld.engine.engine import Engine
+from tunneld.net.endpoint import Peer
 from tunneld.net.listeners import Bound
 from tunneld.sites.access_log import AccessLog
 from tunneld.sites.names import SharedNames
-from tunneld.tls.store import CertificateStore, LoadedCertificates
+from tunneld.tls.connection import CARRIER_PROTOCOL, CONTROL_PROTOCOL
+from tunneld.tls.store import AGENT_TABLE, CertificateStore, LoadedCertificates
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.snapshot import ServiceSnapshot
 
@@ -195,8 +197,12 @@ class Servers:
         assert self._names is not None
         assert isinstance(self._engine, Pump)
         settings = lambda: self._daemon.settings.names  # noqa: E731
+        agents = {
+            CONTROL_PROTOCOL.encode(): partial(self._take_agent, "control"),
+            CARRIER_PROTOCOL.encode(): partial(self._take_agent, "webmux"),
+        }
         orders = self._daemon.certificate_orders
-        ports = SitePorts(self._engine, self._names, settings, self._certificates, orders, self._access_log)
+        ports = SitePorts(self._engine, self._names, settings, self._certificates, orders, self._access_log, agents)
         async with trio.open_nursery() as logging:  # outlives the connections, whose last requests it logs
             await logging.start(self._access_log.run)
             async with trio.open_nursery() as nursery:
@@ -204,6 +210,11 @@ class Servers:
                 await nursery.start(self.listeners.by_service["names-http"].serve, ports.on_http)
                 await nursery.start(self.listeners.by_service["names-https"].serve, ports.on_https)
                 task_status.started()
+
+    def _take_agent(self, service: str, connection: socket.socket, peer: Peer) -> bool:
+        """An agent's connection came by the HTTPS port. False: there is no certificate for agents, or no service."""
+        has_certificate = self._certificates.port(AGENT_TABLE) is not None
+        return has_certificate and self.listeners.by_service[service].deliver(connection, peer)
 
     async def _serve_ssh(
         self, key: asyncssh.SSHKey, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tunneld.errors import UsageError
@@ -47,6 +47,7 @@ class SharedNames:
         self.on_taken: Callable[[HostName, str], None] = _ignore  # with the name, and the owner; TLS ends here
         self.on_freed: Callable[[HostName, str], None] = _ignore
         self.is_reserved: Callable[[str], bool] = lambda _name: False  # for a tunnel, open or closed
+        self.is_draining: Callable[[], bool] = lambda: False  # the relay accepts no new visitors
         self.obtains_certificates: Callable[[], bool] = lambda: False  # whether each name taken gets a certificate
         self._has_certificate = has_certificate
         self._ports = {"http": 0, "https": 0}
@@ -69,6 +70,22 @@ class SharedNames:
         """Raise `UsageError` where this relay has no host names."""
         if not self.is_open:
             raise UsageError("this relay has no host names (names.http, names.https); leave host out")
+
+    def check_pass(self, names: Sequence[HostName], *, plain_http: str, host_header: str) -> None:
+        """Raise `UsageError` where TLS for these names cannot end at the hidden server (tls=pass)."""
+        reason = ""
+        if not names:
+            reason = "it concerns visitors to host names; set host, too"
+        elif not self.https_port:
+            reason = "this relay has no HTTPS port (names.https)"
+        elif any(name.path for name in names):
+            reason = "the relay cannot see paths in it; leave the path of the host name out"
+        elif plain_http == "allow":
+            reason = "the hidden server expects TLS; leave plain_http=allow out"
+        elif host_header:
+            reason = "the relay cannot change requests in it; leave host_header out"
+        if reason:
+            raise UsageError(f"tls=pass is not possible: {reason}")
 
     def is_secure(self, name: str) -> bool:
         """Whether visitors can reach a name with https, which ends at the relay."""

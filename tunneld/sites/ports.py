@@ -1,7 +1,8 @@
 """The shared ports for HTTP and TLS: visitors of many tunnels, told apart by the name that they ask for.
 
     http     every request is routed by its Host                                           HttpConnection
-    https    ClientHello, not consumed ──► a site that keeps its own TLS: passed on as it is
+    https    ClientHello, not consumed ──► an agent, by ALPN: its control or carrier connection
+                                       ──► a site that keeps its own TLS: passed on as it is
                                        ──► a challenge of a certificate authority: answered
                                        ──► a name with a certificate: TLS ends here, then as http
                                        ──► anything else: the alert unrecognized_name
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -39,12 +40,16 @@ from tunneld.sites.names import SharedNames
 from tunneld.sites.pages import error_page, plain_response
 from tunneld.sites.site import Request, Site
 from tunneld.tls.connection import TlsSocket, shake_hands
-from tunneld.wire.client_hello import UNRECOGNIZED_NAME, ClientHello, encode_alert
+from tunneld.wire.client_hello import NO_APPLICATION_PROTOCOL, UNRECOGNIZED_NAME, ClientHello, encode_alert
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
 
 CHALLENGE_PROTOCOL = b"acme-tls/1"
 CHALLENGE_PATH = b"/.well-known/acme-challenge/"
+
+
+AgentCallback = Callable[[socket.socket, Peer], bool]
+"""Takes over the connection of an agent, from which nothing was read. False: the relay does not serve it."""
 
 
 class SiteSettings(Protocol):
@@ -86,8 +91,12 @@ class SitePorts:
         certificates: Certificates,
         challenges: Challenges,
         access_log: AccessLog | None = None,
+        agents: Mapping[bytes, AgentCallback] | None = None,
     ) -> None:
-        """`settings` is called for every connection, so that a reload applies to the next one."""
+        """`settings` is called for every connection, so that a reload applies to the next one. `agents` get the
+        connections that ask for these protocols (ALPN).
+        """
+        self._agents = agents or {}
         self._names = names
         self.connections: dict[HttpConnection, None] = {}  # oldest first
         self._engine = engine
@@ -111,6 +120,8 @@ class SitePorts:
             for hello in list(self._hellos):
                 hello.stop()
                 hello.connection.close()
+            for connection in list(self.connections):
+                connection.close_if_idle()  # in order: a browser opens another connection for its next request
             for connection in list(self.connections):
                 connection.drop("the relay stopped")
 
@@ -170,6 +181,10 @@ class SitePorts:
     def _on_hello(self, peer: Peer, hello: HelloReader, asked: ClientHello) -> None:
         """The client's first message is complete, and still unread."""
         connection, name = hello.connection, asked.server_name
+        for protocol in self._agents.keys() & set(asked.protocols):
+            if not self._agents[protocol](connection, peer):
+                _send_alert(connection, NO_APPLICATION_PROTOCOL)
+            return
         sites = self._names.sites
         is_away = not sites.has_host(name) and self._names.is_reserved(name)
         site = sites.find(name) if name and not is_away else None
@@ -227,6 +242,8 @@ class SitePorts:
             if answer is not None:
                 return plain_response(answer, head, keep_alive=request.keep_alive)
         sites, status = self._names.sites, 404
+        if self._names.is_draining():
+            return error_page(503, head, request.identity, keep_alive=request.keep_alive)
         if not sites.has_host(head.host) and self._names.is_reserved(head.host):
             status = 503  # nor does a wildcard get the requests of a name whose agent is away
         elif (site := sites.find(head.host, head.path.decode("latin-1"))) is not None:

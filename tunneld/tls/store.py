@@ -23,6 +23,7 @@ import structlog
 
 from tunneld.errors import ConfigError
 from tunneld.tls.certificate import ServerCertificate
+from tunneld.tls.connection import CARRIER_PROTOCOL, CONTROL_PROTOCOL
 from tunneld.tls.contexts import CertificateFiles, server_tls_context
 from tunneld.tls.folder import CertificateFolder
 
@@ -32,6 +33,8 @@ MAX_CONTEXTS = 1000
 """Contexts of named certificates kept in memory, 21 KiB each: 20 MiB. Others are loaded again when they are needed,
 which takes a millisecond.
 """
+AGENT_TABLE = "control.tls"
+"""The certificate for agents, by whichever port they come."""
 PROTOCOLS = ("http/1.1",)
 """ALPN of host names. Without it, clients that offer several protocols would have to guess (RFC 7301)."""
 
@@ -72,6 +75,8 @@ class CertificateStore:
         """
         problems: list[str] = []
         by_table = _read_all(ports, problems)
+        if (agents := by_table.get(AGENT_TABLE)) is not None:
+            agents[1].set_alpn_protocols([CONTROL_PROTOCOL, CARRIER_PROTOCOL])
         by_key = _read_all(named or {}, problems)
         problems += [
             f"{table}: certificate {each.files.certificate} has no host name"

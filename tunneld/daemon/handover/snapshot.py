@@ -324,6 +324,9 @@ class _Unpacking:
 
     def tunnel(self, described: _TunnelRecord) -> TunnelSnapshot:
         server, counters = described.server, described.counters
+        ingresses = [
+            IngressSnapshot(parse_address(one.address), self._listener(one.listener)) for one in described.ingresses
+        ]
         spec = TunnelSpec(
             id=described.id,
             backend=described.backend,
@@ -337,18 +340,14 @@ class _Unpacking:
             else None,
             uid=described.uid,
             generation=described.generation,
-            names=tuple(
-                address for one in described.ingresses if isinstance(address := parse_address(one.address), HostName)
-            ),
+            names=tuple(one.address for one in ingresses if isinstance(one.address, HostName)),
             credential=described.credential,
         )
         return TunnelSnapshot(
             spec=spec,
             draining=described.draining,
             counters=replace(counters, age=counters.age + self._gap, idle=counters.idle + self._gap),
-            ingresses=[
-                IngressSnapshot(parse_address(one.address), self._listener(one.listener)) for one in described.ingresses
-            ],
+            ingresses=ingresses,
             waiting=self._waiting(described.waiting),
             server=ServerSideSnapshot(
                 server.port, self._listener(server.listener), self._parked(server), server.key, server.scheme
