@@ -49,6 +49,25 @@ def test_a_table_with_a_target_is_enough(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("8000", "localhost:8000"),
+        ("127.0.0.1:80", "localhost:80"),
+        ("[::1]:8000", "localhost:8000"),
+        ("web.lan:8000", "web.lan:8000"),
+        ("192.0.2.1:8000", "192.0.2.1:8000"),
+        ("unix:/run/web", "localhost"),
+    ],
+)
+def test_local_as_host_header_is_the_target_as_a_browser_beside_it_would_name_it(
+    tmp_path: Path, target: str, expected: str
+) -> None:
+    table = f'[expose.web]\ntarget = "{target}"\nhost = "blog"\nhost_header = '
+    assert read(tmp_path, f'{table}"local"')["web"].request.options["host_header"] == expected
+    assert read(tmp_path, f'{table}"other:81"')["web"].request.options["host_header"] == "other:81"
+
+
 def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
     (config,) = read(
         tmp_path,

@@ -5,6 +5,7 @@ networks, the access log, and a restart.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -34,13 +35,18 @@ forward_auth_cache = 0.0
 
 
 async def read_head(stream: trio.SocketStream) -> bytes:
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
+    """The head of the next request; its body, of known length, is read and dropped. Empty at the end of file."""
+    data = b""
+    while b"\r\n\r\n" not in data:
         chunk = await stream.receive_some()
         if not chunk:
             return b""
-        head += chunk
-    return head
+        data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: ([0-9]+)", head)
+    while length is not None and len(body) < int(length[1]):
+        body += await stream.receive_some()
+    return head + b"\r\n\r\n"
 
 
 async def echo(stream: trio.SocketStream) -> None:
@@ -89,7 +95,7 @@ class Relay:
     async def curl(self, url: str, *options: str) -> str:
         """Visit; returns the head and the body."""
         resolve = ["--resolve", f"*:{self.port}:127.0.0.1"]
-        return await run(["curl", "--silent", "--show-error", "--include", *resolve, *options, url])
+        return await run(["curl", "--silent", "--show-error", "--include", "--max-time", "30", *resolve, *options, url])
 
     async def tunnel(self, *words: str) -> str:
         """Run a command of `tunnel`."""

@@ -181,7 +181,7 @@ async def test_a_decision_is_forgotten_after_a_while(
     bench: SitesBench,
     guarded: Guarded,
     checked: list[str],
-    autojump_clock: MockClock,
+    mock_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(guard, "REMEMBERED_SECONDS", 50.0)
@@ -189,13 +189,13 @@ async def test_a_decision_is_forgotten_after_a_while(
     for _ in range(2):
         assert await status(bench.visit(), get(Authorization=basic("alice:wrong"))) == UNAUTHORIZED
     assert len(checked) == 1
-    await trio.sleep(guard.REMEMBERED_SECONDS)
+    mock_clock.jump(guard.REMEMBERED_SECONDS)
     assert await status(bench.visit(), get(Authorization=basic("alice:wrong"))) == UNAUTHORIZED
     assert len(checked) == 2
 
 
 async def test_guesses_earn_a_penalty_for_their_source_only(
-    bench: SitesBench, guarded: Guarded, services: GuardServices, checked: list[str], autojump_clock: MockClock
+    bench: SitesBench, guarded: Guarded, services: GuardServices, checked: list[str], mock_clock: MockClock
 ) -> None:
     services.settings = lambda: GuardSettings(penalty=10.0, max_penalty=100.0)
     site = guarded(auth=LOGINS)
@@ -208,7 +208,7 @@ async def test_guesses_earn_a_penalty_for_their_source_only(
     assert b"Retry-After: 10" in head
     assert len(checked) == 3
     assert await status(bench.visit(), get()) == UNAUTHORIZED
-    await trio.sleep(10)
+    mock_clock.jump(10)
     await answered(bench.visit(), site, get(Authorization=GOOD))
 
 

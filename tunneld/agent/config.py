@@ -56,7 +56,7 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     if auth := auth_option(values["auth"] or (), values["auth_file"], values["name"] or ""):
         options["auth"] = auth
     if options.get("host_header") == LOCAL:
-        options["host_header"] = _host_of(Target.parse(values["target"]))
+        options["host_header"] = local_host(Target.parse(values["target"]))
     https = _https(values, spell) if values["https_here"] else None
     if https is not None:
         options["tls"] = "pass"
@@ -103,7 +103,7 @@ def _https(values: Mapping[str, Any], spell: Callable[[str], str]) -> AcmeSettin
     return acme_settings(found, lambda key: spell(f"acme_{key}"))
 
 
-def _host_of(target: Target) -> str:
+def local_host(target: Target) -> str:
     """The host that a local server expects in a request."""
     if target.path:
         return "localhost"

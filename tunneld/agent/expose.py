@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from tunneld.agent.backoff import Backoff
-from tunneld.agent.config import ExposureConfig
+from tunneld.agent.config import ExposureConfig, local_host
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.health import Check, UnhealthyPolicy, run_checks
+from tunneld.agent.host_check import report_refused_host
 from tunneld.agent.local import ListeningSockets, LocalServer, why_nothing_listens
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import PERMANENT_REFUSALS, RelayConnection
@@ -46,7 +47,7 @@ from tunneld.errors import (
     TunneldError,
     UsageError,
 )
-from tunneld.net.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint, Target
 from tunneld.policy.options import ANY_HOST
 from tunneld.wire.lines import Value
 
@@ -89,6 +90,8 @@ async def open_exposure(
         if (check := config.check) is not None:
             on_result = partial(exposure.on_health, check)
             nursery.start_soon(run_checks, LocalServer(config.target), check, reporter, on_result)
+        if config.request.options.get("host") and not config.request.options.keys() & {"host_header", "tls"}:
+            nursery.start_soon(exposure.check_host, config.target)
         if (reason := why_nothing_listens(config.target, sockets)) is not None:
             reporter.report("trouble", reason=reason, repeated=0)
         try:
@@ -181,6 +184,13 @@ class Exposure:
             self._visitors.accept()
         else:
             self._visitors.turn_away("the local server is unhealthy", answer_http=check.kind == "http")
+
+    async def check_host(self, target: Target) -> None:
+        """Report if the local server refuses requests for its public name, once the first visitor has come."""
+        await self._visitors.first.wait()
+        if self.session is not None:
+            public = self.session.tunnel.client.web_authority
+            await report_refused_host(LocalServer(target), public, local_host(target), self._reporter)
 
     def stop(self, reason: str) -> None:
         """End `run` now; `reason` is reported."""
@@ -327,7 +337,8 @@ class Exposure:
                 client, _with_options(request, **_same_address(request, former.tunnel.client))
             )
         except RefusedError as error:
-            if error.reply_code not in PORT_REFUSALS or "client_port" in request.options:
+            is_name = "host" in request.options and error.reply_code == NotAllowedError.code  # it was a random one
+            if not (is_name or error.reply_code in PORT_REFUSALS) or "client_port" in request.options:
                 raise
         return await self._start_session(client, request)
 
@@ -349,10 +360,10 @@ def _tls_visitors(
 
 def _same_address(request: TunnelRequest, client: Endpoint) -> Mapping[str, Value]:
     """The options with which a tunnel gets its public address again: its port, or the host name that was chosen."""
-    hosts = str(request.options.get("host", ""))
-    if not hosts:
+    first, comma, rest = str(request.options.get("host", "")).partition(",")
+    if not first:
         return {"client_port": client.port}
-    return {"host": ",".join(client.host if host == ANY_HOST else host for host in hosts.split(","))}
+    return {"host": (client.host if first == ANY_HOST else first) + comma + rest}  # the URI has the first name
 
 
 def _with_options(request: TunnelRequest, **options: Value) -> TunnelRequest:

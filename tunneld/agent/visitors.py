@@ -77,6 +77,7 @@ class LocalVisitors:
         self._answers = 0  # visitors being answered
         self._dials = 0  # visitors for whom a task dials the local server
         self._fewer = trio.Event()
+        self.first = trio.Event()  # a visitor has come
 
     @property
     def now(self) -> int:
@@ -170,6 +171,8 @@ class LocalVisitors:
             self._notify_fewer()
 
     def _join(self, visitor: VisitorConnection, server: socket.socket, header: bytes) -> None:
+        if not self.served:
+            self.first.set()
         self.served += 1
         relay = self._engine.join(visitor.end, server, linger=self._linger, on_end=self._on_relay_end)
         self._relays[relay] = header

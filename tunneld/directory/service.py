@@ -71,6 +71,7 @@ class TunnelService:
         self._services = BackendServices(backends, self.keys, handshakes, names)
         if names is not None:
             names.is_reserved = lambda name: HostName(name) in self.reservations.table
+            names.is_draining = lambda: self.draining or self.leaving
         self._tenants = Tenants(settings, descriptors_for_tunnels())
         self._opener = TunnelOpener(
             self._settings_for_opening,

@@ -111,6 +111,7 @@ class HttpConnection(EndOwner):
 
     def on_writable(self) -> None:
         """The visitor takes bytes again, so the stream does."""
+        self._input.on_visitor_reads()
         if self._stream is not None:
             self._stream.notify_writable()
 
@@ -195,12 +196,16 @@ class HttpConnection(EndOwner):
         if self._record is not None:
             self._record.tunnel = site.tunnel
         if self._stream is None:
-            self._stream = RequestStream(self._engine, self)
-            site.open(self._stream, request.client, self._origin)
+            self._open_stream(site, request.client)
         if (stream := self._stream) is not None:  # unless it has failed at once
             stream.expect_response(request.head)
             head = self._writer.request(request.head, request.identity, site.rewrite, self._passage)
             stream.feed_requests(memoryview(head))
+
+    def _open_stream(self, site: Site, client: Peer) -> None:
+        """Not a part of `_send_to`: mypyc would assume there that the stream is still set after `open`."""
+        self._stream = stream = RequestStream(self._engine, self)
+        site.open(stream, client, self._origin)
 
     # The receiver of responses
 
@@ -308,7 +313,7 @@ class HttpConnection(EndOwner):
             self._deadline.set(self._limits.keep_alive_timeout)
         else:
             self._deadline.set(self._limits.head_timeout)
-            self._engine.call_after_batch(self._input.resume)  # not inside of what the stream is doing
+            self._input.resume_later()  # not inside of what the stream is doing
 
     def _end_record(self) -> None:
         """The request under way is over, for the access log."""

@@ -47,6 +47,7 @@ class SharedNames:
         self.on_taken: Callable[[HostName, str], None] = _ignore  # with the name, and the owner; TLS ends here
         self.on_freed: Callable[[HostName, str], None] = _ignore
         self.is_reserved: Callable[[str], bool] = lambda _name: False  # for a tunnel, open or closed
+        self.is_draining: Callable[[], bool] = lambda: False  # the relay accepts no new visitors
         self.obtains_certificates: Callable[[], bool] = lambda: False  # whether each name taken gets a certificate
         self._has_certificate = has_certificate
         self._ports = {"http": 0, "https": 0}

@@ -121,6 +121,8 @@ class SitePorts:
                 hello.stop()
                 hello.connection.close()
             for connection in list(self.connections):
+                connection.close_if_idle()  # in order: a browser opens another connection for its next request
+            for connection in list(self.connections):
                 connection.drop("the relay stopped")
 
     def __len__(self) -> int:
@@ -240,6 +242,8 @@ class SitePorts:
             if answer is not None:
                 return plain_response(answer, head, keep_alive=request.keep_alive)
         sites, status = self._names.sites, 404
+        if self._names.is_draining():
+            return error_page(503, head, request.identity, keep_alive=request.keep_alive)
         if not sites.has_host(head.host) and self._names.is_reserved(head.host):
             status = 503  # nor does a wildcard get the requests of a name whose agent is away
         elif (site := sites.find(head.host, head.path.decode("latin-1"))) is not None:

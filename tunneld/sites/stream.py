@@ -102,7 +102,7 @@ class RequestStream(BufferedEnd):
         self.responses = 0  # that are complete
         self.continued = False  # the hidden server has asked for the body of the request
         self.response_started = False  # bytes of the one under way were passed on
-        self.is_reusable = True  # the hidden server reads another request behind this one
+        self.is_reusable = True  # the hidden server reads another request behind this one, and the tunnel takes it
         self.keeps_visitor = True  # the visitor's connection outlives the response
 
     # Called by the connection
@@ -142,6 +142,15 @@ class RequestStream(BufferedEnd):
         """Cut: the request will not be completed, or no visitor is left to read its response."""
         self._left = True
         self.engine.call_after_batch(partial(self._break, reason))
+
+    # Called by the site
+
+    def retire(self) -> None:
+        """The tunnel takes no more requests: end behind the response under way, or now where there is none."""
+        self.is_reusable = False
+        if self._request is None and self._upgraded is None and not (self._left or self.closed):
+            self._settle("")
+            self.leave()
 
     # Called by the relay
 
@@ -239,7 +248,7 @@ class RequestStream(BufferedEnd):
             self._connection.on_response_head(response)
             return
         self.response_started = True
-        self.is_reusable = response.keep_alive
+        self.is_reusable = self.is_reusable and response.keep_alive
         if response.status != 101 and (response.body_length != 0 or response.until_close):
             self._body = Body(response.body_length, until_close=response.until_close)
         self._connection.on_response_head(response)
