@@ -121,6 +121,7 @@ COVERED_BY = {
     "mux/webmux_channel.py": "mux/test_carrier.py",
     "policy/networks.py": "policy/test_admission.py",
     "tls/folder.py": "tls/test_store.py",
+    "tls/session.py": "tls/test_connection.py",
     "sites/body.py": "sites/test_connection.py",
     "sites/end_owner.py": "sites/test_connection.py",
     "sites/endings.py": "sites/test_connection.py",
