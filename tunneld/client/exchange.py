@@ -41,6 +41,9 @@ MAX_UNANSWERED = 64
 60 ms, and a request that cannot wait (the agent is told to stop) is not behind hundreds.
 """
 
+MAX_ITEMS = 200_000
+"""Items of one answer: a relay with 100 000 tunnels (100 MiB here) fits, one that never ends its answer does not."""
+
 Record = Mapping[str, str]
 """One `*` line of an answer: its keys and values, all strings, as tunneld-control(7) lists them."""
 
@@ -263,6 +266,8 @@ class ControlExchange:
             self._answered_at = trio.current_time()
             pending.verdict = line
         elif not pending.abandoned:
+            if len(pending.items) >= MAX_ITEMS:
+                raise self._lose(f"answer of more than {MAX_ITEMS} items")
             pending.items.append(line.item)
         for woken in [woken for woken, done in self._waiting.items() if done()]:
             del self._waiting[woken]
