@@ -20,7 +20,8 @@ from datetime import UTC, datetime
 import trio
 
 from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.tls.connection import EXPIRED, NOT_YET, PEER_CLOSED, is_truncation
+from tunneld.tls.connection import EXPIRED, NOT_YET, PEER_CLOSED
+from tunneld.tls.session import is_truncation
 from tunneld.wire.lines import (
     MAX_REPLY_LINE,
     ControlRequest,
