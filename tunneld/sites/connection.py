@@ -277,9 +277,7 @@ class HttpConnection(EndOwner):
         assert request is not None
         if site is not None and not self._awaits_verdict:
             site.on_failed(reason)
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.abandon(reason)
+        self._leave_stream(reason or "failed")
         keep_alive = request.keep_alive and not self._input.awaits_body
         self._respond(error_page(status, request.head, request.identity, keep_alive=keep_alive))
 
@@ -314,18 +312,17 @@ class HttpConnection(EndOwner):
             self._access_log.end(self._record)
             self._record = None
 
-    def _leave_stream(self) -> None:
+    def _leave_stream(self, failure: str = "") -> None:
+        """Part from the stream; with a `failure`, its exchange is not complete, and it is cut."""
         stream, self._stream = self._stream, None
-        if stream is not None:
+        if stream is not None and failure:
+            stream.abandon(failure)
+        elif stream is not None:
             stream.leave()
 
     def _finish(self) -> None:
         """Close the connection behind what was sent to the visitor."""
-        stream, self._stream = self._stream, None
-        if stream is not None and not self._input.awaits_body:
-            stream.leave()
-        elif stream is not None:
-            stream.abandon("the request was not completed")
+        self._leave_stream("the request was not completed" if self._input.awaits_body else "")
         self._end_record()
         self._deadline.stop()
         self._input.stop()
@@ -339,9 +336,5 @@ class HttpConnection(EndOwner):
         self._end_record()
         self._deadline.stop()
         self._input.stop()
-        stream, self._stream = self._stream, None
-        if stream is not None and self._request is None:
-            stream.leave()
-        elif stream is not None:
-            stream.abandon(reason)
+        self._leave_stream("" if self._request is None else reason)
         self._on_over(self)
