@@ -77,6 +77,7 @@ COVERED_BY = {
     "daemon/daemon.py": "e2e/test_staying.py",
     "daemon/ending.py": "e2e/test_staying.py",
     "daemon/handover/bundle.py": "daemon/handover/test_snapshot.py",
+    "daemon/handover/manifest.py": "daemon/handover/test_snapshot.py",
     "daemon/handover/successor.py": "e2e/test_staying.py",
     "daemon/listeners.py": "e2e/test_staying.py",
     "daemon/log/lines.py": "daemon/test_log.py",

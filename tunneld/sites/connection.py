@@ -19,15 +19,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import structlog
-
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
 from tunneld.net.endpoint import Peer
 from tunneld.policy.limits import HttpLimits
 from tunneld.sites.access_log import AccessLog, AccessRecord
 from tunneld.sites.deadline import Deadline
-from tunneld.sites.end_owner import EndOwner
+from tunneld.sites.end_owner import EndOwner, log
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
 from tunneld.sites.fields import Origin, Passage
 from tunneld.sites.heads import HeadWriter
@@ -36,11 +34,6 @@ from tunneld.sites.pages import error_page
 from tunneld.sites.site import Request, Site, Verdict
 from tunneld.sites.stream import RequestStream
 from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
-
-IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
-"""Methods of requests that may be sent twice (RFC 9110 §9.2.2)."""
 
 
 class HttpConnection(EndOwner):
@@ -260,7 +253,7 @@ class HttpConnection(EndOwner):
             return
         if stream.response_started:
             self.drop(reason)
-        elif stream.responses and request.head.body_length == 0 and request.head.method in IDEMPOTENT:
+        elif stream.may_repeat(request.head):
             self._send_to(site, request)  # the hidden server had closed the connection, just as the request was sent
         else:
             self._fail_request(stream.failure_status, reason)
