@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -80,9 +80,10 @@ async def serve_tls(pki: Pki, *, task_status: trio.TaskStatus[int]) -> None:
     """A TLS server that answers in capitals."""
 
     async def answer(stream: trio.SSLStream[trio.SocketStream]) -> None:
-        while data := await stream.receive_some():
-            await stream.send_all(data.upper())
-        await stream.aclose()
+        with suppress(trio.BrokenResourceError):  # an agent that the test kills takes the last bytes with it
+            while data := await stream.receive_some():
+                await stream.send_all(data.upper())
+        await trio.aclose_forcefully(stream)
 
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     task_status.started(listener.socket.getsockname()[1])
