@@ -63,7 +63,9 @@ http = "127.0.0.1:{http}"
 https = "127.0.0.1:{https}"
 [daemon]
 state = "state"
-{spin}
+[[certificate]]
+certificate = "{certificate}"
+key = "{key}"
 """
 
 HAPROXY = """
@@ -159,7 +161,6 @@ def ours(backend: str, python: str = sys.executable) -> Callable[[Crew, Address]
             https=https,
             certificate=crew.file("site.pem", made.certificate.decode()),
             key=crew.file("site.key", made.key.decode()),
-            spin=os.environ.get("BENCH_DAEMON", ""),
         )
         config = crew.file("tunnel.toml", text)
         daemon = crew.start("tunneld", [python, "-P", "-c", TUNNELD, "--config", config, "--log-format", "json"])

@@ -211,6 +211,7 @@ def test_https_here_passes_tls_on_and_orders_a_certificate(tmp_path: Path) -> No
         (('host = "blog"', ""), "https_here requires host with one name"),
         (('"blog"', '"blog,shop"'), "https_here requires host with one name"),
         (('"blog"', '"*"'), "https_here requires host with one name"),
+        (("true\n", 'true\nhost_header = "local"\n'), "host_header requires that TLS ends at the relay"),
         (("true\n", 'true\ntls = "terminate"\n'), "leave tls out"),
         (("true\n", 'true\nallow_from = ["192.0.2.0/24"]\n'), "cannot be combined with allow_from"),
         (("true\n", 'true\nacme_contact = "nobody"\n'), "acme_contact: 'nobody' is not an e-mail address"),

@@ -110,7 +110,7 @@ async def test_records_follow_a_shared_port_that_a_reload_moved_or_gave_another_
     tunnel = await service.open_tunnel("webmux", TunnelOptions(persist=True), ME)
     before = str(tunnel.server_uri)
     service.keys.set_port("webmux", "webmuxs", 7013)
-    service.refresh_records()
+    service.apply_settings()
     await trio.testing.wait_all_tasks_blocked()
     assert str(tunnel.server_uri) != before
     assert await service.find_local(str(tunnel.server_uri)) is tunnel

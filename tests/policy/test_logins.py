@@ -73,3 +73,10 @@ def test_the_most_logins_fit_a_request() -> None:
     assert len(parse_auth(text)) == MAX_LOGINS
     assert len(f"openTunnel webmux auth={text}") < MAX_LINE
     assert len(parse_auth(f"alice:{verifier(MAX_AUTH_ITERATIONS)}")) == 1
+
+
+def test_the_message_about_a_wrong_value_has_no_verifier() -> None:
+    with pytest.raises(UsageError) as caught:
+        TunnelOptions.parse({"auth": f"alice:{verifier()},alice:{verifier()}"})
+    assert "SCRAM" not in str(caught.value)
+    assert "option auth=...: a user name is given twice" in str(caught.value)

@@ -49,6 +49,10 @@ def test_the_number_of_fields_is_limited() -> None:
         ({"auth": "link"}, "add host"),
         ({"hsts": "1"}, "add host"),
         ({"auth": "link", "host": "blog", "tls": "pass"}, "tls=pass"),
+        ({"tls": "pass"}, "add host"),
+        ({"tls": "pass", "host": "blog/api"}, "leave out the path"),
+        ({"tls": "pass", "host": "blog", "plain_http": "allow"}, "plain_http=allow requires"),
+        ({"tls": "pass", "host": "blog", "host_header": "localhost"}, "host_header requires"),
         ({"auth": "link", "host": "blog", "forward_auth": URL}, "exclude"),
         ({"auth": "link", "host": "blog", "client_port": "80"}, "client_port"),
         ({"hsts": "1", "host": "blog", "forward_auth_fields": "X-User"}, "requires forward_auth"),
@@ -62,7 +66,13 @@ def test_options_that_would_not_protect_the_site_are_refused(words: dict[str, st
 
 
 @pytest.mark.parametrize(
-    "words", [{}, {"host": "blog", "forward_auth": URL}, {"host": "blog", "hsts": "1", "client_port": "80"}]
+    "words",
+    [
+        {},
+        {"host": "blog", "tls": "pass", "client_port": "80"},
+        {"host": "blog", "forward_auth": URL},
+        {"host": "blog", "hsts": "1", "client_port": "80"},
+    ],
 )
 def test_and_the_rest_is_not(words: dict[str, str]) -> None:
     check_site_options(TunnelOptions.parse(words), (URL,))

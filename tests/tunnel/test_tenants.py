@@ -84,7 +84,8 @@ async def test_a_waiting_visitor_counts_until_it_leaves(engine: Engine, nursery:
 
 def test_a_credential_without_a_limit_has_its_share_of_what_the_process_can_hold() -> None:
     settings = settings_with(share=0.25)
-    tenants = Tenants(lambda: settings, 8 * DESCRIPTORS_PER_VISITOR)
+    tenants = Tenants(8 * DESCRIPTORS_PER_VISITOR)
+    tenants.apply(settings)
     home, root = tenants.of("home", "192.0.2.1"), tenants.of("root", "192.0.2.1")
     home.visitors = root.visitors = 1
     assert home.refuse_visitor() is None
@@ -97,16 +98,18 @@ def test_a_credential_without_a_limit_has_its_share_of_what_the_process_can_hold
 
 def test_a_reload_changes_the_limits_of_tenants() -> None:
     settings = settings_with(max_total_visitors=1)
-    tenants = Tenants(lambda: settings, 1000)
+    tenants = Tenants(1000)
+    tenants.apply(settings)
     home = tenants.of("home", "")
     home.visitors = 1
     assert home.refuse_visitor() is not None
-    settings = settings_with(max_total_visitors=2)
+    tenants.apply(settings_with(max_total_visitors=2))
     assert home.refuse_visitor() is None
 
 
 def test_without_credentials_an_address_is_a_tenant_without_limits() -> None:
-    tenants = Tenants(Settings, 1000)
+    tenants = Tenants(1000)
+    tenants.apply(Settings())
     one = tenants.of("", "192.0.2.1")
     one.visitors = 10**6
     assert one.refuse_visitor() is None
@@ -117,7 +120,8 @@ def test_without_credentials_an_address_is_a_tenant_without_limits() -> None:
 
 def test_all_tunnels_of_a_tenant_have_one_bucket() -> None:
     settings = settings_with(total_bandwidth=1000)
-    tenants = Tenants(lambda: settings, 1000)
+    tenants = Tenants(1000)
+    tenants.apply(settings)
     home = tenants.of("home", "")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trio, "current_time", lambda: 0.0)
@@ -143,6 +147,7 @@ async def test_a_limit_of_its_own_replaces_the_share_of_tunnels(engine: Engine, 
     home = one.credential[0].model_copy(update={"max_tunnels": 3})
     changed = one.model_copy(update={"credential": (home, *one.credential[1:])})
     service.settings = lambda: changed
+    service.apply_settings()
     for _ in range(3):
         await opened(service, "home")
     with pytest.raises(LimitReachedError, match="3 of 3 open"):

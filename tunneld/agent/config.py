@@ -87,6 +87,9 @@ def _https(values: Mapping[str, Any], spell: Callable[[str], str]) -> AcmeSettin
             f"{here} cannot be combined with {spell('allow_from')}: the authority that issues the certificate connects "
             "from addresses that nothing announces"
         )
+    for key in ("auth", "auth_file", "forward_auth", "host_header", "hsts"):
+        if values.get(key):
+            raise UsageError(f"{spell(key)} requires that TLS ends at the relay; leave {here} out")
     if values["tls"] == "terminate":
         raise UsageError(f"{here} ends TLS in this agent; leave {spell('tls')} out")
     if not values["acme_agree"]:

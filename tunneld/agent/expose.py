@@ -15,9 +15,8 @@ exposure ends, it removes what it has in the engine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -47,13 +46,10 @@ from tunneld.errors import (
     TunneldError,
     UsageError,
 )
-from tunneld.net.endpoint import Endpoint, Target
-from tunneld.policy.options import ANY_HOST
-from tunneld.wire.lines import Value
+from tunneld.net.endpoint import Target
 
 if TYPE_CHECKING:
     from tunneld.agent.https import TlsVisitors
-    from tunneld.config.certificates import AcmeSettings
 
 PORT_REFUSALS = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
 """Codes with which a relay refuses a port that is taken, or that a reload removed from its range."""
@@ -134,7 +130,10 @@ class Exposure:
         shared = bool(config.request.options.get("share"))
         self._tls: TlsVisitors | None = None  # where TLS ends here
         if config.https is not None:
-            self._tls = _tls_visitors(config, config.https, engine, self._visitors, reporter)
+            from tunneld.agent.https import end_tls  # noqa: PLC0415 - for the few that need it
+
+            take, fail = self._visitors.take, self._visitors.count_failure
+            self._tls = end_tls(engine, config.https, reporter, take, fail, proxy_header=config.proxy_header)
             nursery.start_soon(self._tls.certificates.run)
         self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)
         self._context = AgentContext(engine, nursery, relay.access, reporter)
@@ -329,13 +328,11 @@ class Exposure:
             self._expires_at = None if ttl is None else trio.current_time() + float(ttl)
             return session
         if request.options.get("name"):  # do not replace another agent that took the name over, or both would in turn
-            request = _with_options(request, replace=False)
+            request = request.with_options(replace=False)
         if self._expires_at is not None:
-            request = _with_options(request, ttl=round(self._expires_at - trio.current_time(), 3))
+            request = request.with_options(ttl=round(self._expires_at - trio.current_time(), 3))
         try:
-            return await self._start_session(
-                client, _with_options(request, **_same_address(request, former.tunnel.client))
-            )
+            return await self._start_session(client, request.at_address(former.tunnel.client))
         except RefusedError as error:
             is_name = "host" in request.options and error.reply_code == NotAllowedError.code  # it was a random one
             if not (is_name or error.reply_code in PORT_REFUSALS) or "client_port" in request.options:
@@ -346,25 +343,3 @@ class Exposure:
         """Open a tunnel whose visitors reach the local server. Raises as `TunnelSession.start`."""
         take = self._visitors.take if self._tls is None else self._tls.take
         return await TunnelSession.start(client, self._context, request, on_visitor=take, on_failure=self.fail)
-
-
-def _tls_visitors(
-    config: ExposureConfig, settings: AcmeSettings, engine: Engine, visitors: LocalVisitors, reporter: Reporter
-) -> TlsVisitors:
-    """What ends TLS in front of `visitors`. Raises `UsageError`."""
-    from tunneld.agent.https import OwnCertificates, TlsVisitors  # noqa: PLC0415 - for the few that need it
-
-    certificates, header = OwnCertificates(settings, reporter), config.proxy_header
-    return TlsVisitors(engine, certificates, visitors.take, visitors.count_failure, proxy_header=header)
-
-
-def _same_address(request: TunnelRequest, client: Endpoint) -> Mapping[str, Value]:
-    """The options with which a tunnel gets its public address again: its port, or the host name that was chosen."""
-    first, comma, rest = str(request.options.get("host", "")).partition(",")
-    if not first:
-        return {"client_port": client.port}
-    return {"host": (client.host if first == ANY_HOST else first) + comma + rest}  # the URI has the first name
-
-
-def _with_options(request: TunnelRequest, **options: Value) -> TunnelRequest:
-    return replace(request, options={**request.options, **options})

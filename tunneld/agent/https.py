@@ -128,6 +128,19 @@ class TlsVisitors:
         _HelloAwaited(self, end, header).start()
 
 
+def end_tls(
+    engine: Engine,
+    settings: AcmeSettings,
+    reporter: Reporter,
+    on_visitor: VisitorCallback,
+    on_failed: Callable[[bytes, str], None],
+    *,
+    proxy_header: bool,
+) -> TlsVisitors:
+    """What ends the TLS of one exposure, with its certificates; see `TlsVisitors`. Raises `UsageError`."""
+    return TlsVisitors(engine, OwnCertificates(settings, reporter), on_visitor, on_failed, proxy_header=proxy_header)
+
+
 class _HelloAwaited:
     """One visitor, until its handshake is done. The handler of its end until the ClientHello is complete."""
 

@@ -67,6 +67,7 @@ class NamesSettings(Table):
     https: ListenAddress = ""
     trusted_proxies: NetworkList = ()  # whose X-Forwarded-* are believed
     max_connections: Count = 10_000  # of visitors on both ports: a descriptor and about 20 KiB each
+    max_connections_per_source: Count = 1000  # a tenth of all: a hundred browsers behind one address
     head_timeout: Seconds = 10.0  # a TLS handshake, or a head, on a slow mobile network
     keep_alive_timeout: Seconds = 75.0  # between requests: as nginx has it, longer than browsers keep idle ones
     response_timeout: SecondsOrNone = 0.0  # until a response begins; 60 s would break long polls

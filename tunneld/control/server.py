@@ -32,7 +32,8 @@ from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.places import Place, PlaceLimits, Places
-from tunneld.tls.connection import HANDSHAKE, is_truncation
+from tunneld.tls.connection import HANDSHAKE
+from tunneld.tls.session import is_truncation
 from tunneld.wire.lines import format_err
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("control")

@@ -241,7 +241,7 @@ class Daemon:
             self.settings = settings  # nothing can fail from here on
             self.servers.apply(prepared)
             self.engine.set_unacknowledged_timeout(settings.tunnels.unacknowledged_timeout or 0.0)
-            self.service.refresh_records()
+            self.service.apply_settings()
             self.certificate_orders.reconfigure()
             log.configure(settings.log)
             self._warn_of_configuration()

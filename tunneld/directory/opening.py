@@ -116,8 +116,8 @@ class TunnelOpener:
         opened = self._live.count_of(grant.name) - len(replaceable) - draining
         permitted = permit(grant, backend, options, requester.host, opened)
         names = resolve_names(self._services.names, permitted.host, grant, claim.reservation)
-        if permitted.tls == "pass" and self._services.names is not None:
-            self._services.names.check_pass(names, plain_http=permitted.plain_http, host_header=permitted.host_header)
+        if names and self._services.names is not None:
+            self._services.names.check(keeps_tls=permitted.tls == "pass")
         permitted = replace(permitted, host=tuple(map(str, names)))
         check_site_options(permitted, settings.names.forward_auth)
         if (shared := _shared(current, permitted)) is not None:

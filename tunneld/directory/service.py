@@ -72,7 +72,7 @@ class TunnelService:
         if names is not None:
             names.is_reserved = lambda name: HostName(name) in self.reservations.table
             names.is_draining = lambda: self.draining or self.leaving
-        self._tenants = Tenants(settings, descriptors_for_tunnels())
+        self._tenants = Tenants(descriptors_for_tunnels())
         self._opener = TunnelOpener(
             self._settings_for_opening,
             engine,
@@ -87,6 +87,7 @@ class TunnelService:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the tunnels until cancelled, which drops them all."""
+        self._tenants.apply(self.settings())
         async with trio.open_nursery() as self._nursery:
             await self._nursery.start(self.reservations.run)
             await self._nursery.start(self._runner.run)
@@ -254,8 +255,11 @@ class TunnelService:
                 tunnel.drain()
         self.reservations.retain(credentials)
 
-    def refresh_records(self) -> None:
-        """A reload has moved shared ports, or given them another scheme: update the server URIs in the directory."""
+    def apply_settings(self) -> None:
+        """A reload may have changed the limits of credentials, and moved shared ports or changed their scheme: update
+        the tenants, and the server URIs in the directory.
+        """
+        self._tenants.apply(self.settings())
         for tunnel in self.tunnels():
             record = self.live.record_of(tunnel.id)
             if record.server != tunnel.server_uri:

@@ -58,6 +58,7 @@ class Acceptor:
         self._pump = pump
         self._listener = listener
         self._kind = int(listener.family), int(listener.type), listener.proto
+        self._is_ipv6 = listener.family == socket.AF_INET6
         self._fd = listener.fileno()
         self._on_connection = on_connection
         self._failure = on_failure
@@ -76,7 +77,7 @@ class Acceptor:
         for _ in range(self._pump.limits.accept_batch):
             if self._released:
                 return
-            if not reserve.has_spare(self._fd):
+            if reserve.is_near and not reserve.has_spare(self._fd):
                 self._back_off(RESERVE_REACHED)
                 return
             try:
@@ -118,7 +119,7 @@ class Acceptor:
         fd, address = self._listener._accept()  # type: ignore[attr-defined]  # typeshed does not know it
         connection = socket.socket(*self._kind, fd)
         connection.setblocking(False)
-        return connection, unmap_address(address)
+        return connection, unmap_address(address) if self._is_ipv6 else address
 
     def _back_off(self, error: OSError) -> None:
         """Try again after `accept_backoff` seconds."""
@@ -186,16 +187,16 @@ class FdReserve:
     def __init__(self, limit: int) -> None:
         """Descriptors from the number `limit` on are reserved."""
         self._limit = limit
-        self._is_near = limit <= PROBE_MARGIN
+        self.is_near = limit <= PROBE_MARGIN  # ask `has_spare` before another one is opened
 
     def update(self, fd: int) -> None:
         """A descriptor was opened."""
         if fd >= self._limit - PROBE_MARGIN:
-            self._is_near = True
+            self.is_near = True
 
     def has_spare(self, fd: int) -> bool:
         """Whether another descriptor may be opened. `fd` is any open one: a copy of it gets the next free number."""
-        if not self._is_near:
+        if not self.is_near:
             return True
         try:
             probe = os.dup(fd)

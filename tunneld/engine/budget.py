@@ -53,14 +53,18 @@ class TurnBudget:
     def begin_turn(self) -> None:
         """A new turn begins: every owner has its share again."""
         self.turn += 1
-        active, self.active = self.active, []
-        self.share = max(MIN_SHARE, self._size // max(len(active), 1))
+        self.in_turn = True
+        active = self.active
+        if not active:
+            self.share = max(MIN_SHARE, self._size)
+            return
+        self.active = []
+        self.share = max(MIN_SHARE, self._size // len(active))
         for owner in active:
             left = owner.left = self.share + min(owner.left, 0)  # what was used too much is repaid
             owner.is_active = left <= 0
             if left <= 0:
                 self.active.append(owner)
-        self.in_turn = True
 
     def defer(self, share: CostShare, handler: DeferredHandler) -> None:
         """Call `handler.on_turn` in the next turn, or in the first one after that in which `share` is not used up."""

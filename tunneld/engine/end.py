@@ -107,9 +107,7 @@ class BufferedEnd(End):
     def __init__(self, engine: Scheduler) -> None:
         self.engine = engine
         self.buffered = bytearray()  # received and not taken by the handler
-        self.quantum = max(
-            engine.limits.turn_size, engine.buffer_size
-        )  # bytes that a handler may write before other handlers are served
+        self.quantum = engine.max_quantum  # bytes that a handler may write before other handlers are served
         self.eof_received = False
         self.eof_sent = False
         self.closed = False  # both directions are over

@@ -12,11 +12,11 @@ carrier while that reads, and no relay can keep the pump to itself.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from tunneld.engine.end import NO_HANDLER, BufferedEnd, End
+from tunneld.engine.end import NO_HANDLER, BufferedEnd
 from tunneld.engine.engine import Side
-from tunneld.engine.flow import Flow
+from tunneld.engine.flow import Flow, Target_co
 from tunneld.engine.socket_end import SocketEnd
 from tunneld.engine.socket_flow import FromSocket
 
@@ -29,14 +29,10 @@ much time as a long one.
 """
 
 
-class SocketToEnd(FromSocket):
+class SocketToEnd(FromSocket[BufferedEnd]):
     """From a socket, through the pump's buffer, to an end."""
 
-    __slots__ = ("to",)
-
-    def __init__(self, relay: JoinedEnds, side: Side, source: End, target: End) -> None:
-        super().__init__(relay, side, source, target)
-        self.to = cast(BufferedEnd, target)
+    __slots__ = ()
 
     @property
     def undelivered(self) -> bool:
@@ -46,7 +42,7 @@ class SocketToEnd(FromSocket):
     def deliver_first(self, data: bytes) -> None:
         """See `Flow.deliver_first`."""
         try:
-            self.to.send(data)
+            self.target.send(data)
         except OSError as error:
             self.relay.target_failed(self, error)
         else:
@@ -59,7 +55,7 @@ class SocketToEnd(FromSocket):
 
     def move(self) -> None:
         """Read from the socket until it is drained, the end has no capacity, or the quantum is used up."""
-        pump, end = self.pump, self.to
+        pump, end = self.pump, self.target
         receive_into, allowance = self.connection.recv_into, self.allowance
         share = min(pump.quantum, end.quantum)
         while share > 0:
@@ -94,50 +90,47 @@ class SocketToEnd(FromSocket):
             allowance.give_back()
 
 
-class FromEnd(Flow):
+class FromEnd(Flow[BufferedEnd, Target_co]):
     """A flow whose source is a `BufferedEnd`: it is the end's `EndHandler`."""
 
-    __slots__ = ("end",)
-
-    def __init__(self, relay: JoinedEnds, side: Side, source: End, target: End) -> None:
-        super().__init__(relay, side, source, target)
-        self.end = cast(BufferedEnd, source)
+    __slots__ = ()
 
     def start(self) -> None:
         """See `Flow.start`."""
-        end = self.end
+        end = self.source
         if end.closed:
             raise ConnectionResetError(errno.ECONNRESET, "the carrier was lost")
         self.blocked = bool(end.buffered or end.eof_received)  # the target has to take something first
+        end.linger = self.relay.linger
         end.handler = self
         if end.write_failure is not None:
             self.on_write_failed(end.write_failure)
 
     def deliver_first(self, data: bytes) -> None:
         """See `Flow.deliver_first`."""
-        self.end.unread(data)
+        self.source.unread(data)
         self.blocked = True
         self.move_soon()
 
     def detach(self) -> None:
         """See `Flow.detach`."""
-        self.end.handler = NO_HANDLER
+        self.source.handler = NO_HANDLER
 
     @property
     def undelivered(self) -> bool:
         """See `Flow.undelivered`."""
-        return bool(self.end.buffered)
+        return bool(self.source.buffered)
 
     def stop(self) -> None:
         """See `Flow.stop`. What arrives from now on is discarded, and the peer gets credit for it."""
         super().stop()
-        self.end.consume(len(self.end.buffered))
+        self.source.consume(len(self.source.buffered))
 
     def discard(self) -> None:
         """See `Flow.discard`."""
         super().discard()
-        if self.end.closed:
-            self.end.buffered = bytearray()
+        if self.source.closed:
+            self.source.buffered = bytearray()
 
     # The handler of the end
 
@@ -174,30 +167,23 @@ class FromEnd(Flow):
         """Everything in the buffer is delivered: pass on what comes behind it."""
         relay = self.relay
         self.blocked = False
-        if self.end.closed and relay.failure is not None:
+        if self.source.closed and relay.failure is not None:
             relay.close_after_delivery()
         elif self.eof_received:
             relay.pass_eof(self)
-        elif self.end.eof_received:
+        elif self.source.eof_received:
             relay.source_ended(self)
 
 
-class EndToSocket(FromEnd):
+class EndToSocket(FromEnd[SocketEnd]):
     """From an end straight to a socket."""
 
-    __slots__ = ("connection", "fd", "pump")
-
-    def __init__(self, relay: JoinedEnds, side: Side, source: End, target: End) -> None:
-        super().__init__(relay, side, source, target)
-        to = cast(SocketEnd, target)
-        self.connection = to.connection
-        self.fd = to.fd
-        self.pump = to.pump
+    __slots__ = ()
 
     def move_soon(self) -> None:
         """See `Flow.move_soon`: let epoll report whether the socket takes more."""
         if not self.relay.closed:
-            self.pump.rearm(self.fd)
+            self.target.pump.rearm(self.target.fd)
 
     def on_data(self, data: memoryview) -> int:
         """Send bytes of the end to the socket and return how many it takes."""
@@ -213,7 +199,7 @@ class EndToSocket(FromEnd):
                 self.blocked = True
                 data = data[:allowed]
         try:
-            sent = self.connection.send(data)
+            sent = self.target.connection.send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -233,7 +219,7 @@ class EndToSocket(FromEnd):
 
     def resume(self) -> None:
         """See `Flow.resume`."""
-        buffered = self.end.buffered
+        buffered = self.source.buffered
         if not buffered:
             self._is_done()
             return
@@ -241,7 +227,7 @@ class EndToSocket(FromEnd):
         allowed = size if allowance is None else min(size, allowance.get())
         try:
             with memoryview(buffered) as view:
-                sent = self.connection.send(view[:allowed]) if allowed else 0
+                sent = self.target.connection.send(view[:allowed]) if allowed else 0
         except BlockingIOError:
             return
         except OSError as error:
@@ -254,19 +240,18 @@ class EndToSocket(FromEnd):
         self.blocked = sent < size
         if self.blocked and sent == allowed and allowed:
             self.move_soon()
-        self.end.consume(sent)  # which calls `on_eof` behind the last byte
-        if not self.blocked and not self.relay.closed and self.end.closed:
+        self.source.consume(sent)  # which calls `on_eof` behind the last byte
+        if not self.blocked and not self.relay.closed and self.source.closed:
             self._is_done()
 
 
-class EndToEnd(FromEnd):
+class EndToEnd(FromEnd[BufferedEnd]):
     """From any end to any other. Bytes that the target does not take at once wait in the source's buffer."""
 
-    __slots__ = ("_scheduled", "to")
+    __slots__ = ("_scheduled",)
 
-    def __init__(self, relay: JoinedEnds, side: Side, source: End, target: End) -> None:
+    def __init__(self, relay: JoinedEnds, side: Side, source: BufferedEnd, target: BufferedEnd) -> None:
         super().__init__(relay, side, source, target)
-        self.to = cast(BufferedEnd, target)
         self._scheduled = False
 
     def start(self) -> None:
@@ -299,7 +284,7 @@ class EndToEnd(FromEnd):
     def on_turn(self) -> None:
         """Deliver what is buffered, at most a quantum of it."""
         self._scheduled = False
-        end = self.end
+        end = self.source
         if self.relay.closed or self.stopped or not self.blocked:
             return
         self.blocked = False
@@ -307,7 +292,7 @@ class EndToEnd(FromEnd):
             self._is_done()
             return
         with memoryview(end.buffered) as view:
-            quantum = min(self.relay.engine.quantum, self.to.quantum)
+            quantum = min(self.relay.engine.quantum, self.target.quantum)
             taken = self._forward(view[:quantum])
         if end.buffered and taken == quantum and not self.blocked:
             self.blocked = True
@@ -321,7 +306,7 @@ class EndToEnd(FromEnd):
 
     def _forward(self, data: memoryview) -> int:
         """Write as much as the target and the throttle allow; set `blocked` unless that is all. Return how much."""
-        target, allowance, size, taken = self.to, self.allowance, len(data), 0
+        target, allowance, size, taken = self.target, self.allowance, len(data), 0
         while taken < size:
             count = min(target.send_capacity(), size - taken)
             if self.stopped:  # the target has failed meanwhile: discard the rest

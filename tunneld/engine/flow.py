@@ -19,19 +19,23 @@ Which class moves the bytes depends on both ends, see `flows`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from tunneld.engine.end import End
 from tunneld.engine.engine import Side
 from tunneld.engine.handover import FlowState
-from tunneld.engine.throttle import Allowance
+from tunneld.engine.throttle import Allowance, Throttle
 
 if TYPE_CHECKING:
     from tunneld.engine.relay import JoinedEnds
     from tunneld.engine.vanished import SilentPeer
 
 
-class Flow:
+Source_co = TypeVar("Source_co", bound=End, covariant=True)
+Target_co = TypeVar("Target_co", bound=End, covariant=True)
+
+
+class Flow(Generic[Source_co, Target_co]):
     """The bytes from `source`, which is the relay's `side`, to `target`."""
 
     __slots__ = (
@@ -42,9 +46,9 @@ class Flow:
     __deletable__ = ("relay", "reverse")  # `notify_ended` breaks the reference cycle; mypyc wants to be told
 
     relay: JoinedEnds
-    reverse: Flow
+    reverse: Flow[End, End]  # set by the relay
 
-    def __init__(self, relay: JoinedEnds, side: Side, source: End, target: End) -> None:
+    def __init__(self, relay: JoinedEnds, side: Side, source: Source_co, target: Target_co) -> None:
         self.relay = relay
         self.side = side
         self.source = source
@@ -54,7 +58,9 @@ class Flow:
         self.stopped = False  # the target takes no more bytes, ever: the source is not read
         self.looked_at = 0  # bytes moved when the target's peer was last looked at, see `vanished`
         self.silent: SilentPeer | None = None  # what was seen then, if bytes for the target are outstanding
-        self.allowance = Allowance(relay.throttle, self.move_soon) if relay.throttle is not None else None
+        self.allowance: Allowance | None = None
+        if relay.throttle is not None:
+            self.allowance = Allowance(cast(Throttle, relay.throttle), self.move_soon)
 
     def start(self) -> None:
         """Become the handler of the source. Raises OSError if that is broken."""

@@ -11,14 +11,18 @@ A new kind of end needs no entry: it is a `BufferedEnd`, and `EndToEnd` joins an
 
 from __future__ import annotations
 
+from typing import Any
+
 from tunneld.engine.end_flow import EndToEnd, EndToSocket, SocketToEnd
 from tunneld.engine.flow import Flow
 from tunneld.engine.socket_flow import SocketFlow
 
-FLOWS: dict[tuple[bool, bool], type[Flow]] = {
-    (True, True): SocketFlow,
-    (True, False): SocketToEnd,
-    (False, True): EndToSocket,
-    (False, False): EndToEnd,
+AnyFlow = type[Flow[Any, Any]]
+
+FLOWS: dict[tuple[bool, bool], tuple[AnyFlow, AnyFlow]] = {
+    (True, True): (SocketFlow, SocketFlow),
+    (True, False): (SocketToEnd, EndToSocket),
+    (False, True): (EndToSocket, SocketToEnd),
+    (False, False): (EndToEnd, EndToEnd),
 }
-"""By whether the source and the target are a `SocketEnd`."""
+"""The flows of both directions, by whether the source of the first one and its target are a `SocketEnd`."""

@@ -158,8 +158,9 @@ class Pump(Scheduler):
         """See `Engine.join`."""
         if self._epoll is None:
             raise RuntimeError("the engine is not running")
-        ends = [end if isinstance(end, End) else SocketEnd(self, end) for end in (visitor, server)]
-        relay = JoinedEnds(self, ends[0], ends[1], linger, on_end, cast("Throttle | None", throttle))
+        one = visitor if isinstance(visitor, End) else SocketEnd(self, visitor)
+        other = server if isinstance(server, End) else SocketEnd(self, server)
+        relay = JoinedEnds(self, one, other, linger, on_end, throttle)
         relay.start(early)
         return relay
 

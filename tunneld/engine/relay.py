@@ -27,18 +27,22 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from tunneld.engine.end import BufferedEnd, End
-from tunneld.engine.engine import Cause, Relay, RelayEnd, Side
+from tunneld.engine.end import End
+from tunneld.engine.engine import Cause, Limiter, Relay, RelayEnd, Side
 from tunneld.engine.flow import Flow
 from tunneld.engine.flows import FLOWS
 from tunneld.engine.handover import RelayState
 from tunneld.engine.scheduler import Scheduler
 from tunneld.engine.socket_end import SocketEnd
-from tunneld.engine.throttle import Throttle
 from tunneld.errors import reason_of
 
 DELIVERY_CHECK = 0.05
 """Seconds between two looks for acknowledgements before a reset: half of a usual round trip."""
+
+EndsFlow = Flow[End, End]
+
+VISITOR, SERVER = Side.VISITOR, Side.SERVER  # Python 3.11 takes long to look up a member of an enumeration
+FINISHED, LINGERED, DROPPED = RelayEnd(Cause.FINISHED), RelayEnd(Cause.LINGERED), RelayEnd(Cause.DROPPED)
 
 log = structlog.get_logger("engine")
 
@@ -51,6 +55,12 @@ class JoinedEnds:
         "lingering", "moved_before", "on_end", "side_failed", "throttle",
     )  # fmt: skip
 
+    from_visitor: EndsFlow
+    from_server: EndsFlow
+    deadline: float  # Trio time at which a lingering relay ends
+    moved_before: int  # bytes that had moved when the deadline was set
+    give_up: float  # Trio time at which waiting for acknowledgements ends
+
     def __init__(
         self,
         engine: Scheduler,
@@ -58,7 +68,7 @@ class JoinedEnds:
         server: End,
         linger: float,
         on_end: Callable[[Relay, RelayEnd], None],
-        throttle: Throttle | None = None,
+        throttle: Limiter | None = None,
     ) -> None:
         """See `Engine.join`. Nothing is attached before `start`."""
         self.engine = engine
@@ -70,22 +80,16 @@ class JoinedEnds:
         self.failure: RelayEnd | None = None  # one side is broken; its bytes are still being delivered
         self.side_failed = False  # and none of its bytes is left to read
         self.delivering = False  # all of them are: waiting for their acknowledgement
-        self.give_up = 0.0  # Trio time at which that waiting ends
-        self.deadline = 0.0  # Trio time at which a lingering relay ends
-        self.moved_before = 0  # bytes that had moved when the deadline was set
-        kinds = isinstance(visitor, SocketEnd), isinstance(server, SocketEnd)
-        self.from_visitor: Flow = FLOWS[kinds](self, Side.VISITOR, visitor, server)
-        self.from_server: Flow = FLOWS[kinds[1], kinds[0]](self, Side.SERVER, server, visitor)
-        self.from_visitor.reverse = self.from_server
-        self.from_server.reverse = self.from_visitor
+        flow, reverse = FLOWS[isinstance(visitor, SocketEnd), isinstance(server, SocketEnd)]
+        self.from_visitor = up = flow(self, VISITOR, visitor, server)
+        self.from_server = down = reverse(self, SERVER, server, visitor)
+        up.reverse = down
+        down.reverse = up
 
     def start(self, early: bytes = b"") -> None:
         """Attach both flows; see `Engine.join` for `early`. `on_end` is never called from inside."""
         self.engine.relay_started(self)
         for flow in (self.from_visitor, self.from_server):
-            end = flow.source
-            if isinstance(end, BufferedEnd):
-                end.linger = self.linger
             try:
                 flow.start()
             except OSError as error:
@@ -109,7 +113,7 @@ class JoinedEnds:
 
     def drop(self) -> None:
         """See `Relay.drop`."""
-        self.close(RelayEnd(Cause.DROPPED))
+        self.close(DROPPED)
 
     def export(self) -> RelayState | None:
         """Release both sockets without closing them, and return the state of the relay; None if that is not possible.
@@ -140,22 +144,23 @@ class JoinedEnds:
 
     # Called by the flows
 
-    def source_ended(self, flow: Flow) -> None:
+    def source_ended(self, flow: EndsFlow) -> None:
         """The end of file of a flow's source was read, and all bytes before it are delivered."""
         if self.failure is not None and self.failure.consumed_reset_of(flow.side):
             self.close_after_delivery()
             return
         flow.eof_received = True
-        self.start_lingering()
+        if not self.lingering:
+            self.start_lingering()
         self.pass_eof(flow)
 
-    def pass_eof(self, flow: Flow) -> None:
+    def pass_eof(self, flow: EndsFlow) -> None:
         """Pass an end of file on, or set the flow `blocked` if its target is still connecting."""
         if flow.eof_sent or flow.stopped:
             return
         if flow.reverse.eof_sent and self.failure is None:  # both directions are over: releasing the ends says so
             flow.eof_sent = True
-            self.close(RelayEnd(Cause.FINISHED))
+            self.close(FINISHED)
             return
         try:
             if flow.moved:
@@ -170,7 +175,7 @@ class JoinedEnds:
         if self.failure is not None:
             self.close_after_delivery()
 
-    def source_failed(self, flow: Flow, error: OSError) -> None:
+    def source_failed(self, flow: EndsFlow, error: OSError) -> None:
         """The source of a flow is broken, and all of its bytes have been read: end the relay once they are delivered,
         and reset the other side.
         """
@@ -188,7 +193,7 @@ class JoinedEnds:
         else:
             self.close_after_delivery()
 
-    def target_failed(self, flow: Flow, error: OSError) -> None:
+    def target_failed(self, flow: EndsFlow, error: OSError) -> None:
         """The target of a flow takes no more bytes. Deliver those that it has sent, then end the relay."""
         out = flow.reverse
         if self.closed:
@@ -216,24 +221,24 @@ class JoinedEnds:
     def on_failure(self, error: Exception) -> None:
         """A bug while serving this relay: drop the relay and nothing else."""
         log.error("relay failed: internal error", exc_info=error)
-        self.close(RelayEnd(Cause.DROPPED))
+        self.close(DROPPED)
 
     # Called by the engine
 
-    def on_vanished(self, flow: Flow, seconds: float) -> None:
+    def on_vanished(self, flow: EndsFlow, seconds: float) -> None:
         """The source of `flow` has acknowledged nothing for this long: its peer or the network to it is gone."""
         self.source_failed(flow, TimeoutError(errno.ETIMEDOUT, f"nothing was acknowledged for {seconds:g} s"))
 
     def on_stop(self) -> None:
         """The engine stops."""
-        self.close(RelayEnd(Cause.DROPPED))
+        self.close(DROPPED)
 
     def on_deadline(self) -> None:
         """No byte has moved for `linger` seconds, or it is time to look for acknowledgements again."""
         if self.delivering:
             self.close_after_delivery()
         else:
-            self.close(self.failure or RelayEnd(Cause.LINGERED))
+            self.close(self.failure or LINGERED)
 
     def notify_ended(self, how: RelayEnd) -> None:
         """Call `on_end`. Break the reference cycle first, so that memory is freed without the garbage collector."""
@@ -261,7 +266,7 @@ class JoinedEnds:
         if self.closed:
             return
         self.from_visitor.stopped = self.from_server.stopped = True
-        receiver = (self.from_visitor if self.failure.side is Side.VISITOR else self.from_server).target
+        receiver = (self.from_visitor if self.failure.side is VISITOR else self.from_server).target
         if not receiver.unacknowledged():
             self.close(self.failure)
             return
@@ -283,19 +288,22 @@ class JoinedEnds:
         if self.lingering:
             self.lingering = False
             self.engine.timers.forget(self)
-        is_finished = how.cause is Cause.FINISHED
-        for flow in (self.from_visitor, self.from_server):
-            flow.detach()
-            if is_finished:
-                flow.source.release()
-            else:
-                self._cut(flow, how)
+        is_finished = how is FINISHED
+        visitor, server = self.from_visitor, self.from_server
+        visitor.detach()
+        server.detach()
+        if is_finished:
+            visitor.source.release()
+            server.source.release()
+        else:
+            self._cut(visitor, how)
+            self._cut(server, how)
         if not is_finished or self.throttle is not None:
-            self.from_visitor.discard()
-            self.from_server.discard()
+            visitor.discard()
+            server.discard()
         self.engine.relay_ended(self, how)
 
-    def _cut(self, flow: Flow, how: RelayEnd) -> None:
+    def _cut(self, flow: EndsFlow, how: RelayEnd) -> None:
         """End the source of a flow, with a reset unless it was told the end of the bytes for it: it must not take a
         part for the whole.
         """
@@ -306,5 +314,5 @@ class JoinedEnds:
             end.close(how.cause.value)
 
     def _break_cycle(self) -> None:
-        for flow in (self.from_visitor, self.from_server):
-            del flow.reverse, flow.relay
+        visitor, server = self.from_visitor, self.from_server
+        del visitor.reverse, visitor.relay, server.reverse, server.relay

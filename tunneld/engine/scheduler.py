@@ -25,6 +25,7 @@ from tunneld.engine.timers import Timers
 from tunneld.engine.vanished import VanishedPeers
 
 if TYPE_CHECKING:
+    from tunneld.engine.end import End
     from tunneld.engine.flow import Flow
     from tunneld.engine.relay import JoinedEnds
 
@@ -37,7 +38,8 @@ class Scheduler:
     def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
         self.buffer_size = limits.buffer_size
-        self.quantum = max(limits.turn_size, limits.buffer_size)  # bytes that a handler may move in this batch
+        self.max_quantum = max(limits.turn_size, limits.buffer_size)  # bytes that a handler may move in any batch
+        self.quantum = self.max_quantum  # and in this one
         self.timers = Timers(self.on_wake)
         self.budget = TurnBudget(limits.turn_cost, self.timers.wake_soon)
         self.relays: set[JoinedEnds] = set()  # that have not ended
@@ -45,7 +47,7 @@ class Scheduler:
         self._in_batch = False
         self._batch_time: float | None = None  # Trio's time, if a handler of this batch has asked for it
         self._after_batch: list[Callable[[], None]] = []
-        self._soon: list[Flow] = []
+        self._soon: list[Flow[End, End]] = []
         self._ended: list[tuple[JoinedEnds, RelayEnd]] = []
         self._nursery: trio.Nursery | None = None
 
@@ -63,7 +65,7 @@ class Scheduler:
         if not self._in_batch:
             self.timers.wake_soon()
 
-    def serve_soon(self, flow: Flow) -> None:
+    def serve_soon(self, flow: Flow[End, End]) -> None:
         """Call `flow.on_turn` once, behind everything that is ready now."""
         self._soon.append(flow)
         if not self._in_batch:

@@ -24,12 +24,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from tunneld.engine.end import End
 from tunneld.engine.engine import Side
 from tunneld.engine.events import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
-from tunneld.engine.flow import Flow
+from tunneld.engine.flow import Flow, Target_co
 from tunneld.engine.handover import FlowState
 from tunneld.engine.socket_end import SocketEnd
 from tunneld.engine.throttle import Allowance
@@ -46,17 +45,16 @@ SPLICE_REFUSALS = frozenset(
 """Errors of splice(2) itself."""
 
 
-class FromSocket(Flow):
+class FromSocket(Flow[SocketEnd, Target_co]):
     """A flow whose source is a socket: it is the pump's handler for that."""
 
     __slots__ = ("connection", "fd", "pump", "until_eagain")
 
-    def __init__(self, relay: JoinedEnds, side: Side, source: End, target: End) -> None:
+    def __init__(self, relay: JoinedEnds, side: Side, source: SocketEnd, target: Target_co) -> None:
         super().__init__(relay, side, source, target)
-        end = cast(SocketEnd, source)
-        self.connection = end.connection
-        self.fd = end.fd
-        self.pump = end.pump
+        self.connection = source.connection
+        self.fd = source.fd
+        self.pump = source.pump
         self.until_eagain = False  # a short read does not mean that the socket is drained
 
     def start(self) -> None:
@@ -100,16 +98,14 @@ class FromSocket(Flow):
             self.relay.source_failed(self, error)
 
 
-class SocketFlow(FromSocket):
+class SocketFlow(FromSocket[SocketEnd]):
     """From one socket to another."""
 
-    __slots__ = ("buffered", "pipe", "splicing", "target_connection", "target_fd")
+    __slots__ = ("buffered", "pipe", "splicing", "target_connection")
 
-    def __init__(self, relay: JoinedEnds, side: Side, source: End, target: End) -> None:
+    def __init__(self, relay: JoinedEnds, side: Side, source: SocketEnd, target: SocketEnd) -> None:
         super().__init__(relay, side, source, target)
-        end = cast(SocketEnd, target)
-        self.target_connection = end.connection
-        self.target_fd = end.fd
+        self.target_connection = target.connection
         self.buffered = b""  # bytes read and not delivered; or they are in `pipe`; never in both
         self.pipe: Pipe | None = None
         self.splicing = False
@@ -250,7 +246,7 @@ class SocketFlow(FromSocket):
         """Deliver the bytes in the pipe and give it back. Return whether all were delivered."""
         try:
             while pipe.count:
-                self.moved += pipe.drain(self.target_fd)
+                self.moved += pipe.drain(self.target.fd)
         except BlockingIOError:
             self.blocked = True
             return False

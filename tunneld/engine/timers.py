@@ -40,12 +40,13 @@ class Timers:
         self._on_wake = on_wake
         self._timed: set[Timed] = set()
         self._sleep = trio.CancelScope()
+        self._wakes_at = math.inf  # its deadline, which takes long to ask for
 
     def watch(self, timed: Timed) -> None:
         """Call `on_deadline` once its deadline has passed."""
         self._timed.add(timed)
-        if timed.deadline < self._sleep.deadline:
-            self._sleep.deadline = timed.deadline
+        if timed.deadline < self._wakes_at:
+            self._wakes_at = self._sleep.deadline = timed.deadline
 
     def forget(self, timed: Timed) -> None:
         """Do not call `on_deadline`. Does nothing if the object is not watched."""
@@ -53,7 +54,7 @@ class Timers:
 
     def wake_soon(self) -> None:
         """Call `on_wake` soon, in the task of `run`."""
-        self._sleep.deadline = -math.inf
+        self._wakes_at = self._sleep.deadline = -math.inf
 
     async def run(self) -> None:
         """Serve deadlines until cancelled."""
@@ -73,4 +74,5 @@ class Timers:
             except Exception as error:
                 log.exception("on_deadline callback failed: internal error", exc_info=error)
         earliest = min((timed.deadline for timed in self._timed), default=math.inf)
-        self._sleep = trio.CancelScope(deadline=max(earliest, now + MIN_SWEEP_INTERVAL))
+        self._wakes_at = max(earliest, now + MIN_SWEEP_INTERVAL)
+        self._sleep = trio.CancelScope(deadline=self._wakes_at)

@@ -26,6 +26,7 @@ from tunneld.engine.failures import TcpSocket
 from tunneld.engine.timers import Timers
 
 if TYPE_CHECKING:
+    from tunneld.engine.end import End
     from tunneld.engine.flow import Flow
     from tunneld.engine.relay import JoinedEnds
 
@@ -104,7 +105,7 @@ class VanishedPeers:
         self.deadline = trio.current_time() + self.timeout / ROUNDS / SLICES
         self._timers.watch(self)
 
-    def _check(self, relay: JoinedEnds, flow: Flow, now: float) -> None:
+    def _check(self, relay: JoinedEnds, flow: Flow[End, End], now: float) -> None:
         """Look at the source of `flow`. Without new bytes for it and outstanding ones there is nothing to ask."""
         inward = flow.reverse
         if inward.moved == inward.looked_at and inward.silent is None:

@@ -39,7 +39,8 @@ from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.policy.access import EVERYBODY
 from tunneld.policy.places import Place, PlaceLimits, Places
-from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream, is_truncation
+from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream
+from tunneld.tls.session import is_truncation
 
 log = structlog.get_logger("http")
 

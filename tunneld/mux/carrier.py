@@ -102,9 +102,9 @@ class Carrier:
 
     def open(self, protocol: int) -> Channel:
         """Open a channel; the caller sets its handler or joins it. Raises `LimitReachedError` unless `can_open`."""
-        if not self.can_open:
+        if self.over or self._opened >= MAX_CHANNELS:
             raise LimitReachedError("could not open a channel: all ids of the carrier are in use")
-        channel = self._add(self.mux.open(protocol))
+        channel = self._add(self.mux.open(protocol))  # which raises it where the peer may still use all free ids
         self._opened += 1
         self.schedule_flush()
         if self.over:

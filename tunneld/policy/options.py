@@ -86,7 +86,8 @@ class TunnelOptions:
             try:
                 values[key] = option.read(text)
             except (UsageError, ValueError) as error:
-                raise UsageError(f"option {key}={text!r}: {error}") from None
+                shown = repr(text) if key != "auth" else "..."  # verifiers are secrets, for logs at least
+                raise UsageError(f"option {key}={shown}: {error}") from None
         return cls(**values)
 
     def words(self) -> dict[str, str]:

@@ -60,16 +60,16 @@ def parse_field_names(text: str) -> tuple[str, ...]:
 
 
 def check_site_options(options: TunnelOptions, forward_auth: Collection[str]) -> None:
-    """Raise `UsageError` where the options that protect a site contradict others, or `NotAllowedError` where the
+    """Raise `UsageError` where options of host names contradict each other or others, or `NotAllowedError` where the
     relay's operator has not allowed its URL. `forward_auth` are the URLs that are allowed.
     """
+    if options.tls == "pass":
+        _check_pass(options)
     given = [key for key in ("auth", "forward_auth", "hsts") if getattr(options, key)]
     if not given:
         return
     if not options.host:
         raise UsageError(f"option {given[0]} is for host names; add host, or use allow_from for a port")
-    if options.tls == "pass":
-        raise UsageError(f"option {given[0]} requires that TLS ends at the relay; leave out tls=pass")
     if options.auth and options.forward_auth:
         raise UsageError("options auth and forward_auth exclude each other")
     if given != ["hsts"] and options.client_port is not None:
@@ -80,3 +80,18 @@ def check_site_options(options: TunnelOptions, forward_auth: Collection[str]) ->
         raise NotAllowedError(
             f"this relay may not ask {options.forward_auth}; its operator can add the URL to names.forward_auth"
         )
+
+
+def _check_pass(options: TunnelOptions) -> None:
+    """The relay reads the name in the first message of a visitor, and nothing else."""
+    if not options.host:
+        raise UsageError("option tls=pass is for host names; add host, or leave it out for a port, which passes TLS on")
+    if any("/" in name for name in options.host):
+        raise UsageError(
+            "option tls=pass excludes paths, which the relay cannot see in TLS; leave out the path in host"
+        )
+    if options.plain_http == "allow":
+        raise UsageError("option plain_http=allow requires that TLS ends at the relay; leave out tls=pass")
+    for key in ("auth", "forward_auth", "host_header", "hsts"):
+        if getattr(options, key):
+            raise UsageError(f"option {key} requires that TLS ends at the relay; leave out tls=pass")

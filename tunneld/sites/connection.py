@@ -19,15 +19,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import structlog
-
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
 from tunneld.net.endpoint import Peer
 from tunneld.policy.limits import HttpLimits
 from tunneld.sites.access_log import AccessLog, AccessRecord
 from tunneld.sites.deadline import Deadline
-from tunneld.sites.end_owner import EndOwner
+from tunneld.sites.end_owner import EndOwner, log
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
 from tunneld.sites.fields import Origin, Passage
 from tunneld.sites.heads import HeadWriter
@@ -36,11 +34,6 @@ from tunneld.sites.pages import error_page
 from tunneld.sites.site import Request, Site, Verdict
 from tunneld.sites.stream import RequestStream
 from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
-
-IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
-"""Methods of requests that may be sent twice (RFC 9110 §9.2.2)."""
 
 
 class HttpConnection(EndOwner):
@@ -260,7 +253,7 @@ class HttpConnection(EndOwner):
             return
         if stream.response_started:
             self.drop(reason)
-        elif stream.responses and request.head.body_length == 0 and request.head.method in IDEMPOTENT:
+        elif stream.may_repeat(request.head):
             self._send_to(site, request)  # the hidden server had closed the connection, just as the request was sent
         else:
             self._fail_request(stream.failure_status, reason)
@@ -284,9 +277,7 @@ class HttpConnection(EndOwner):
         assert request is not None
         if site is not None and not self._awaits_verdict:
             site.on_failed(reason)
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.abandon(reason)
+        self._leave_stream(reason or "failed")
         keep_alive = request.keep_alive and not self._input.awaits_body
         self._respond(error_page(status, request.head, request.identity, keep_alive=keep_alive))
 
@@ -321,18 +312,17 @@ class HttpConnection(EndOwner):
             self._access_log.end(self._record)
             self._record = None
 
-    def _leave_stream(self) -> None:
+    def _leave_stream(self, failure: str = "") -> None:
+        """Part from the stream; with a `failure`, its exchange is not complete, and it is cut."""
         stream, self._stream = self._stream, None
-        if stream is not None:
+        if stream is not None and failure:
+            stream.abandon(failure)
+        elif stream is not None:
             stream.leave()
 
     def _finish(self) -> None:
         """Close the connection behind what was sent to the visitor."""
-        stream, self._stream = self._stream, None
-        if stream is not None and not self._input.awaits_body:
-            stream.leave()
-        elif stream is not None:
-            stream.abandon("the request was not completed")
+        self._leave_stream("the request was not completed" if self._input.awaits_body else "")
         self._end_record()
         self._deadline.stop()
         self._input.stop()
@@ -346,9 +336,5 @@ class HttpConnection(EndOwner):
         self._end_record()
         self._deadline.stop()
         self._input.stop()
-        stream, self._stream = self._stream, None
-        if stream is not None and self._request is None:
-            stream.leave()
-        elif stream is not None:
-            stream.abandon(reason)
+        self._leave_stream("" if self._request is None else reason)
         self._on_over(self)

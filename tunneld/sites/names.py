@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from tunneld.errors import UsageError
@@ -66,26 +66,12 @@ class SharedNames:
         """Whether visitors can come to host names."""
         return any(self._ports.values())
 
-    def check(self) -> None:
-        """Raise `UsageError` where this relay has no host names."""
+    def check(self, *, keeps_tls: bool = False) -> None:
+        """Raise `UsageError` where this relay has no host names, or none whose TLS may end at the hidden server."""
         if not self.is_open:
             raise UsageError("this relay has no host names (names.http, names.https); leave host out")
-
-    def check_pass(self, names: Sequence[HostName], *, plain_http: str, host_header: str) -> None:
-        """Raise `UsageError` where TLS for these names cannot end at the hidden server (tls=pass)."""
-        reason = ""
-        if not names:
-            reason = "it concerns visitors to host names; set host, too"
-        elif not self.https_port:
-            reason = "this relay has no HTTPS port (names.https)"
-        elif any(name.path for name in names):
-            reason = "the relay cannot see paths in it; leave the path of the host name out"
-        elif plain_http == "allow":
-            reason = "the hidden server expects TLS; leave plain_http=allow out"
-        elif host_header:
-            reason = "the relay cannot change requests in it; leave host_header out"
-        if reason:
-            raise UsageError(f"tls=pass is not possible: {reason}")
+        if keeps_tls and not self.https_port:
+            raise UsageError("this relay has no HTTPS port (names.https); leave tls=pass out")
 
     def is_secure(self, name: str) -> bool:
         """Whether visitors can reach a name with https, which ends at the relay."""

@@ -23,6 +23,9 @@ from tunneld.sites.body import Body
 from tunneld.sites.heads import ResponseReader
 from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead
 
+IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
+"""Methods of requests that may be sent twice (RFC 9110 §9.2.2)."""
+
 REFUSAL_STATUSES = {
     RefusalKind.ADDRESS: 403,
     RefusalKind.PER_SOURCE: 429,
@@ -113,6 +116,12 @@ class RequestStream(BufferedEnd):
         if self.was_relayed:
             return 502
         return REFUSAL_STATUSES.get(self.refusal.kind, 503) if self.refusal is not None else 503
+
+    def may_repeat(self, request: RequestHead) -> bool:
+        """Whether a request that got no response can be sent again through another stream: this one was in use before,
+        so the hidden server may have closed it just then.
+        """
+        return self.responses > 0 and request.body_length == 0 and request.method in IDEMPOTENT
 
     def expect_response(self, request: RequestHead) -> None:
         """The response to this request comes next."""

@@ -10,7 +10,6 @@ tenant never keeps the visitors of another out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -66,11 +65,11 @@ class HasServerConnections(Protocol):
 class Tenant:
     """One owner of tunnels."""
 
-    def __init__(self, limits: Callable[[], TenantLimits] = lambda: NO_LIMITS) -> None:
-        """`limits` returns those in force; it is called for each visitor."""
+    def __init__(self, limits: TenantLimits = NO_LIMITS) -> None:
+        """`limits` are those in force."""
+        self.limits = limits
         self.visitors = 0  # connected or waiting
         self.server_sides: set[HasServerConnections] = set()  # of its open tunnels
-        self._limits = limits
         self._bucket: TokenBucket | None = None
         self._share: CostShare | None = None
 
@@ -83,7 +82,7 @@ class Tenant:
     @property
     def bucket(self) -> TokenBucket | None:
         """The bytes that all its tunnels may relay now; None: no limit. A tunnel asks when it opens."""
-        rate = self._limits().bandwidth
+        rate = self.limits.bandwidth
         if rate is None:
             return None
         if self._bucket is None or self._bucket.rate != rate:
@@ -93,14 +92,14 @@ class Tenant:
     @property
     def server_connections_left(self) -> int:
         """How many more connections of hidden servers all its tunnels may have."""
-        limit = self._limits().server_connections
+        limit = self.limits.server_connections
         if limit is None:
             return NO_LIMIT
         return max(0, limit - sum(side.connections for side in self.server_sides))
 
     def refuse_visitor(self) -> AdmissionRefusal | None:
         """Why it may have no further visitor now; None: it may."""
-        limits = self._limits()
+        limits = self.limits
         if limits.visitors is None or self.visitors < limits.visitors:
             return None
         reason = f"limit reached: its owner's tunnels have {self.visitors} visitors ({limits.limited_by})"
@@ -110,26 +109,23 @@ class Tenant:
 class Tenants:
     """The owners of open tunnels."""
 
-    def __init__(self, settings: Callable[[], Settings], descriptors: int) -> None:
-        """`settings` returns those in force. `descriptors` is how many the process may open for tunnels."""
-        self._settings = settings
+    def __init__(self, descriptors: int) -> None:
+        """`descriptors` is how many the process may open for tunnels. Nothing is limited before `apply`."""
         self._pool = max(1, descriptors // DESCRIPTORS_PER_VISITOR)
         self._known: WeakValueDictionary[tuple[str, str], Tenant] = WeakValueDictionary()
-        self._settings_seen: Settings | None = None
-        self._limits: dict[str, TenantLimits] = {}  # by credential, of the settings seen
+        self._limits: dict[str, TenantLimits] = {}  # by credential
+
+    def apply(self, settings: Settings) -> None:
+        """These settings are in force from now on."""
+        share = settings.control.credential_share
+        self._limits = {one.name: TenantLimits.of(one.grant, self._pool, share) for one in settings.credential}
+        for (credential, _), tenant in self._known.items():
+            tenant.limits = self._limits.get(credential, NO_LIMITS)
 
     def of(self, credential: str, host: str) -> Tenant:
         """The tenant of a credential. On a relay without credentials the address `host` takes its place."""
         key = (credential, "" if credential else host)
         tenant = self._known.get(key)
         if tenant is None:
-            self._known[key] = tenant = Tenant(lambda: self._limits_of(credential))
+            self._known[key] = tenant = Tenant(self._limits.get(credential, NO_LIMITS))
         return tenant
-
-    def _limits_of(self, credential: str) -> TenantLimits:
-        settings = self._settings()
-        if settings is not self._settings_seen:
-            share = settings.control.credential_share
-            self._limits = {one.name: TenantLimits.of(one.grant, self._pool, share) for one in settings.credential}
-            self._settings_seen = settings
-        return self._limits.get(credential, NO_LIMITS)

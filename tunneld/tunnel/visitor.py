@@ -22,9 +22,9 @@ VisitorEnd = socket.socket | BufferedEnd
 """The end of a visitor, which the engine relays: its connection, or requests on a shared HTTP connection."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # a frozen one takes four times as long to make
 class Visitor:
-    """What is known of a visitor when it arrives. Its holder owns the end."""
+    """What is known of a visitor when it arrives; nothing changes it. Its holder owns the end."""
 
     end: VisitorEnd
     peer: Peer  # the client's address; behind a trusted proxy, that in the PROXY header

@@ -89,7 +89,7 @@ class WaitingVisitors:
         if (refusal := self._relays.admit(visitor, len(self._waiting))) is not None:
             self.refuse(visitor, refusal)
         else:
-            self._pair(visitor, trio.current_time() + self._limits.pairing_timeout)
+            self._pair(visitor)
 
     def refuse(self, visitor: Visitor, refusal: AdmissionRefusal) -> None:
         """See `Arrivals.refuse`."""
@@ -111,12 +111,16 @@ class WaitingVisitors:
                 one.refuse()
         return exported
 
-    def _pair(self, visitor: Visitor, deadline: float) -> None:
-        """Join a visitor to a parked server connection, or let it wait for one until `deadline`."""
+    def _pair(self, visitor: Visitor, deadline: float | None = None) -> None:
+        """Join a visitor to a parked server connection, or let it wait for one: until `deadline`, or for the whole
+        `pairing_timeout`.
+        """
         for _ in range(MAX_PAIRINGS):
             try:
                 server = self._server_side.dial_nowait()
             except trio.WouldBlock:
+                if deadline is None:
+                    deadline = trio.current_time() + self._limits.pairing_timeout
                 self._wait(visitor, deadline)
                 return
             if self._relays.relay(visitor, server):

@@ -15,7 +15,7 @@ from tunneld.engine.engine import Engine
 from tunneld.errors import LimitReachedError, UsageError
 from tunneld.net.address import HostName, Port
 from tunneld.net.endpoint import Endpoint
-from tunneld.policy.access import EVERYBODY, Grant
+from tunneld.policy.access import Grant
 from tunneld.tunnel.tunnel import Phase
 
 BLOG = f"blog.{DOMAIN}"
@@ -170,20 +170,6 @@ async def test_a_name_that_keeps_its_tls_is_not_served_without(relay: NamedRelay
     visitor = relay.connect()
     await visitor.send_all(HEAD)
     assert b"Location: https://blog.t.example.org/\r\n" in await visitor.receive_some()
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        ({}, "set host"),
-        ({"host": "blog/api"}, "leave the path"),
-        ({"host": "blog", "plain_http": "allow"}, "leave plain_http=allow out"),
-        ({"host": "blog", "host_header": "localhost"}, "leave host_header out"),
-    ],
-)
-async def test_what_tls_that_is_passed_on_cannot_have(relay: NamedRelay, words: dict[str, str], reason: str) -> None:
-    with pytest.raises(UsageError, match=reason):
-        await relay.open(EVERYBODY, tls="pass", **words)
 
 
 async def test_tls_is_not_passed_on_where_there_is_no_port_for_it(relay: NamedRelay) -> None:

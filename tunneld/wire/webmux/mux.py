@@ -100,10 +100,10 @@ class Mux(Receiver):
         if self._incoming or self._header:
             at = yield from self._resume(data)
         sessions = self._sessions
-        for _ in range(max_fragments):
+        for parsed in range(max_fragments):
             if size - at < 4:
+                self.cost += parsed
                 break
-            self.cost += 1
             word = _word_at(data, at)[0]
             session = sessions[word >> 24] or self.table.get(word >> 24)
             flags = word & RARE
@@ -127,6 +127,8 @@ class Mux(Receiver):
                 at += 4
                 continue
             at = yield from self._parse_fragment(word, data, at)
+        else:
+            self.cost += max_fragments
         self._keep(data, at, is_ours=is_ours)
         if self.table.has_new_default:
             yield from self._apply_default_credit()

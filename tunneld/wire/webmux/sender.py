@@ -29,7 +29,7 @@ from tunneld.wire.webmux.header import (
     reason_to_wire,
 )
 from tunneld.wire.webmux.sessions import Session, SessionTable
-from tunneld.wire.webmux.states import OUR_FIN, OUR_RST, OUR_SYN, State
+from tunneld.wire.webmux.states import OUR_FIN, OUR_RST, OUR_SYN, SYN_RCVD, State
 
 _pack = WORD.pack
 
@@ -56,7 +56,7 @@ class Sender:
 
     def session(self, session: int) -> Session:
         """The record of a session, the same for all its generations: for a caller that needs its credit often."""
-        return self.table.get(session)
+        return self._sessions[session] or self.table.get(session)
 
     def state(self, session: int) -> State:
         """The state of a session."""
@@ -86,7 +86,7 @@ class Sender:
         """Answer the peer's SYN with SYN, which opens our direction. The draft does not say which protocol id this SYN
         has; we repeat the peer's.
         """
-        record = self.table.get(session)
+        record = self._sessions[session] or self.table.get(session)
         if not record.state.incoming:
             raise LocalProtocolError(f"session {session} cannot be accepted: it is {record.state.name}")
         record.state = OUR_SYN[record.state]
@@ -116,7 +116,7 @@ class Sender:
 
     def finish(self, session: int) -> None:
         """FIN: end our direction; the other stays open. As answer to a SYN: accepted, and we will not send."""
-        record = self.table.get(session)
+        record = self._sessions[session] or self.table.get(session)
         self.table.move(record, OUR_FIN)
         self.outgoing += _pack(session << 24 | FIN)
         if record.pending_grant:
@@ -149,7 +149,7 @@ class Sender:
         value = credit_to_wire(size)
         if not record.opener or (record.state.over and record.generation):
             raise LocalProtocolError(f"session {session} cannot be granted credit: it is {record.state.name}")
-        if record.state is State.SYN_RCVD:
+        if record.state is SYN_RCVD:
             pending = min(UNLIMITED, record.pending_grant + size)
             credit_to_wire(pending)
             record.pending_grant = pending

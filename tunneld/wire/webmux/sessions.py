@@ -177,7 +177,7 @@ class SessionTable:
     def open(self, protocol: int) -> Session:
         """Begin a generation with our SYN. Raises `NoFreeSessionError`."""
         sid, is_settled = self.ids.allocate()
-        session = self.get(sid)
+        session = self.sessions[sid] or self.get(sid)
         session.unsettled = not is_settled
         self.begin(session, OUR_SYN, protocol)
         return session

@@ -89,7 +89,7 @@ class Signal(_FastHashEnum):
     RST = auto()
 
 
-WITHDRAWN, RESET = State.WITHDRAWN, State.RESET
+WITHDRAWN, RESET, SYN_RCVD = State.WITHDRAWN, State.RESET, State.SYN_RCVD
 US, PEER = Party.US, Party.PEER
 """Names for members used at every transition: looking one up in its enum costs nearly as much as a call."""
 
