@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.agent.config import ExposureConfig, changes, conflict
+from tunneld.agent.config import ExposureConfig, changes, conflict, plan_of
 from tunneld.agent.expose_file import load_plans
 from tunneld.agent.health import Check, UnhealthyPolicy
 from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
+from tunneld.cli.tunnel import parser
 from tunneld.errors import ConfigError
 from tunneld.net.endpoint import Target
 from tunneld.wire.lines import Value
@@ -227,3 +228,19 @@ def test_https_here_needs_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("tunneld.agent.config.find_spec", lambda _name: None)
     (problem,) = problems(tmp_path, f"[expose.x]\n{HTTPS}")
     assert "install tunneld[acme]" in problem
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("Blog", "blog"), ("shop.example.com.", "shop.example.com"), ("any", None), ("a,b", None), ("*", None),
+        ("a.example/api", None),
+    ],
+)  # fmt: skip
+def test_a_host_name_of_its_own_is_the_name_of_the_tunnel(host: str, name: str | None) -> None:
+    def planned(*words: str) -> object:
+        options = parser().parse_args(["expose", "8000", "--host", host, *words])
+        return plan_of(vars(options), str).request.options.get("name")
+
+    assert planned() == name
+    assert planned("--name", "mine") == "mine"

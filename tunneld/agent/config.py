@@ -17,7 +17,7 @@ from tunneld.agent.request import TunnelRequest
 from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Target
-from tunneld.policy.options import OPTIONS
+from tunneld.policy.options import ANY_HOST, MAX_NAME, OPTIONS
 
 if TYPE_CHECKING:
     from tunneld.config.certificates import AcmeSettings
@@ -53,6 +53,8 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     if values["share"] and not values["name"]:
         raise UsageError(f"{spell('share')} requires {spell('name')}: agents that give the same name share the tunnel")
     options = {key: values[key] for key in OPTION_KEYS if values[key] not in {None, False}}
+    if "name" not in options and (name := _name_of(options.get("host", ""))):
+        options["name"] = name
     if auth := auth_option(values["auth"] or (), values["auth_file"], values["name"] or ""):
         options["auth"] = auth
     if options.get("host_header") == LOCAL:
@@ -73,6 +75,14 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         https,
         bool(values["proxy_protocol"] and https is not None),
     )
+
+
+def _name_of(host: str) -> str:
+    """The name of a tunnel that asks for one host name of its own: with it, an agent that was killed gets the host name
+    again, which the relay still holds for a while. Empty for any other tunnel.
+    """
+    is_plain = host and host != ANY_HOST and not set(",*/") & set(host) and len(host) <= MAX_NAME
+    return host.lower().removesuffix(".") if is_plain else ""
 
 
 def _https(values: Mapping[str, Any], spell: Callable[[str], str]) -> AcmeSettings:
