@@ -54,7 +54,7 @@ bench: $(STAMP)
 # Python would find the files and not what was made of them.
 COMPILED := .compiled
 COMPILED_PYTHON := PYTHONSAFEPATH=1 PYTHONPATH='$(CURDIR)/$(COMPILED)/beside' $(COMPILED)/bin/python
-COMPILED_TESTS := $(addprefix tests/,wire engine mux backends tunnel directory agent)
+COMPILED_TESTS := $(addprefix tests/,wire engine mux backends sites tunnel directory agent)
 
 wheel: $(STAMP)
 	@command -v $(CC) >/dev/null || { echo 'no C compiler: on Debian and Ubuntu run: apt install gcc python3-dev' >&2; exit 1; }

@@ -19,10 +19,10 @@ HOT = {
     "wire": "chunked http1 proxy_protocol",
     "engine": (
         "acceptor budget end end_flow engine events failures flow flows handover limits pipes plain_transport portable"
-        " pump relay scheduler socket_end socket_flow stream_end throttle timers tls_end"
+        " pump relay scheduler socket_end socket_flow stream_end throttle timers tls_end tls_over_end"
     ),
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns webmux_channel window",
-    "sites": "body connection deadline endings fields heads input stream",
+    "sites": "body connection deadline end_owner endings fields heads input stream",
     "tunnel": "keys server_side tunnel visitor visitors waiting",
     "tunnel/ingress": "host ingress port proxy_header",
     "backends": "keyed mux_side parked queue tcp webmux",

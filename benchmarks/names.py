@@ -63,7 +63,9 @@ http = "127.0.0.1:{http}"
 https = "127.0.0.1:{https}"
 [daemon]
 state = "state"
-{spin}
+[[certificate]]
+certificate = "{certificate}"
+key = "{key}"
 """
 
 HAPROXY = """
@@ -159,16 +161,15 @@ def ours(backend: str, python: str = sys.executable) -> Callable[[Crew, Address]
             https=https,
             certificate=crew.file("site.pem", made.certificate.decode()),
             key=crew.file("site.key", made.key.decode()),
-            spin=os.environ.get("BENCH_DAEMON", ""),
         )
         config = crew.file("tunnel.toml", text)
-        daemon = crew.start("tunneld", [python, "-c", TUNNELD, "--config", config, "--log-format", "json"])
+        daemon = crew.start("tunneld", [python, "-P", "-c", TUNNELD, "--config", config, "--log-format", "json"])
         control = daemon.line(_control_uri)
         command = ["expose", f"{server[0]}:{server[1]}", "--relay", control, "--backend", backend, "--quiet"]
         options = ["--host", "blog", "--plain-http", "allow"]
-        named = crew.start("tunnel", [python, "-c", TUNNEL, *command, *options])
+        named = crew.start("tunnel", [python, "-P", "-c", TUNNEL, *command, *options])
         named.line(lambda line: line if HOST in line else None)
-        agent = crew.start("tunnel with a port", [python, "-c", TUNNEL, *command])
+        agent = crew.start("tunnel with a port", [python, "-P", "-c", TUNNEL, *command])
         public = agent.line(lambda line: line.strip() if line.startswith("tcp://") else None)
         host, _, port = public.removeprefix("tcp://").rpartition(":")
         return Hop(daemon, (LOOPBACK, http), (LOOPBACK, https), (host, int(port)))

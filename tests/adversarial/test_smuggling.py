@@ -43,10 +43,11 @@ class RecordingServer:
     async def serve(self, stream: trio.SocketStream) -> None:
         """Answer each request with its target."""
         received = bytearray()
-        self.connections.append(received)
         answered = 0
         try:
             async for chunk in stream:
+                if not received and b"X-Request-Id" in chunk:  # what did not come through the relay is no case
+                    self.connections.append(received)
                 received += chunk
                 while (request := _first_request(bytes(received[answered:]))) is not None:
                     size, method, target = request

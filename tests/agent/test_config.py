@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.agent.config import ExposureConfig, changes, conflict
+from tunneld.agent.config import ExposureConfig, changes, conflict, plan_of
 from tunneld.agent.expose_file import load_plans
 from tunneld.agent.health import Check, UnhealthyPolicy
 from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
+from tunneld.cli.tunnel import parser
 from tunneld.errors import ConfigError
 from tunneld.net.endpoint import Target
 from tunneld.wire.lines import Value
@@ -47,6 +48,25 @@ def test_a_table_with_a_target_is_enough(tmp_path: Path) -> None:
     assert read(tmp_path, "[expose.blog]\ntarget = 8000") == {
         "blog": ExposureConfig(Target("127.0.0.1", 8000), request)
     }
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("8000", "localhost:8000"),
+        ("127.0.0.1:80", "localhost:80"),
+        ("[::1]:8000", "localhost:8000"),
+        ("web.lan:8000", "web.lan:8000"),
+        ("192.0.2.1:8000", "192.0.2.1:8000"),
+        ("unix:/run/web", "localhost"),
+    ],
+)
+def test_local_as_host_header_is_the_target_as_a_browser_beside_it_would_name_it(
+    tmp_path: Path, target: str, expected: str
+) -> None:
+    table = f'[expose.web]\ntarget = "{target}"\nhost = "blog"\nhost_header = '
+    assert read(tmp_path, f'{table}"local"')["web"].request.options["host_header"] == expected
+    assert read(tmp_path, f'{table}"other:81"')["web"].request.options["host_header"] == "other:81"
 
 
 def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
@@ -171,3 +191,56 @@ def test_two_exposures_that_exclude_each_other_are_named(tmp_path: Path, one: st
 def test_all_mistakes_are_reported_at_once_each_with_its_table(tmp_path: Path) -> None:
     found = problems(tmp_path, "[expose.a]\ntarget = 'x'\n[expose.b]\ntarget = 80\nttl = 0.0\n[relay]\nca = 'nowhere'")
     assert [problem.split(":")[0] for problem in found] == ["relay.ca", "expose.a.target", "expose.b.ttl"]
+
+
+HTTPS = 'target = 8000\nhost = "blog"\nhttps_here = true\nacme_agree = true\n'
+
+
+def test_https_here_passes_tls_on_and_orders_a_certificate(tmp_path: Path) -> None:
+    config = read(tmp_path, f"[expose.x]\n{HTTPS}proxy_protocol = true\n")["x"]
+    assert config.https is not None
+    assert config.https.directory == "https://acme-v02.api.letsencrypt.org/directory"
+    assert config.request.options["tls"] == "pass"
+    assert config.proxy_header
+    assert not config.request.keep_header
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("acme_agree = true", ""), "accept them with acme_agree"),
+        (('host = "blog"', ""), "https_here requires host with one name"),
+        (('"blog"', '"blog,shop"'), "https_here requires host with one name"),
+        (('"blog"', '"*"'), "https_here requires host with one name"),
+        (("true\n", 'true\nhost_header = "local"\n'), "host_header requires that TLS ends at the relay"),
+        (("true\n", 'true\ntls = "terminate"\n'), "leave tls out"),
+        (("true\n", 'true\nallow_from = ["192.0.2.0/24"]\n'), "cannot be combined with allow_from"),
+        (("true\n", 'true\nacme_contact = "nobody"\n'), "acme_contact: 'nobody' is not an e-mail address"),
+        (("true\n", 'true\nacme_directory = "http://x"\n'), "acme_directory: 'http://x' is not an https:// URL"),
+    ],
+)
+def test_what_https_here_requires(tmp_path: Path, change: tuple[str, str], reason: str) -> None:
+    (problem,) = problems(tmp_path, f"[expose.x]\n{HTTPS.replace(*change, 1)}")
+    assert reason in problem.replace('"', "'")
+
+
+def test_https_here_needs_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunneld.agent.config.find_spec", lambda _name: None)
+    (problem,) = problems(tmp_path, f"[expose.x]\n{HTTPS}")
+    assert "install tunneld[acme]" in problem
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("Blog", "blog"), ("shop.example.com.", "shop.example.com"), ("any", None), ("a,b", None), ("*", None),
+        ("a.example/api", None),
+    ],
+)  # fmt: skip
+def test_a_host_name_of_its_own_is_the_name_of_the_tunnel(host: str, name: str | None) -> None:
+    def planned(*words: str) -> object:
+        options = parser().parse_args(["expose", "8000", "--host", host, *words])
+        return plan_of(vars(options), str).request.options.get("name")
+
+    assert planned() == name
+    assert planned("--name", "mine") == "mine"

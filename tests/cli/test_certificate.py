@@ -15,6 +15,7 @@ import trio
 from tests.support.authority import Authority, running_authority
 from tests.support.peers import PATIENCE
 from tests.support.programs import daemon, lasting_port
+from tunneld.client import connect
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="host names need the pump")
 
@@ -136,6 +137,17 @@ async def test_a_tunnel_with_a_host_name_has_a_certificate_within_seconds(author
         assert [line for line in relay.log if line["event"] == "certificate ordered"] == []
 
 
+async def test_a_list_needs_no_credential_where_the_files_can_be_read(authority: Authority, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of alice")
+    secret.chmod(0o600)
+    user = f'[[credential]]\nname = "alice"\nsecret_file = "{secret}"\n'
+    async with daemon(tmp_path, words=words(authority, user), control=lasting_port()):
+        status, lines, said = await certificate(tmp_path / "tunnel.toml", "list")
+    assert (status, lines) == (os.EX_OK, [])
+    assert "from the files; a credential with the role admin" in said
+
+
 async def test_the_wildcard_of_a_relay(authority: Authority, tmp_path: Path) -> None:
     roots = await trio.to_thread.run_sync(authority.issuing_roots)
     hook = f"dns_hook = {json.dumps(authority.hook)}\n"
@@ -145,6 +157,24 @@ async def test_the_wildcard_of_a_relay(authority: Authority, tmp_path: Path) -> 
         for name in ("blog.t.example.org", "shop.t.example.org"):
             assert await shown_names(authority.tls_port, name, roots) == ["*.t.example.org"]
         assert len([line for line in relay.log if line["event"] == "certificate ordered"]) == 1
+
+
+async def test_a_failed_order_is_an_event_of_the_tunnel_and_in_the_list(authority: Authority, tmp_path: Path) -> None:
+    away = words(authority).replace(authority.directory, "https://localhost:1/dir")
+    async with daemon(tmp_path, words=away, control=lasting_port()) as relay, trio.open_nursery() as nursery:
+        async with connect(relay.control) as client, client.watch() as events:
+            nursery.start_soon(relay.ask, "openTunnel webmux host=blog")
+            async for event in events:
+                if event["event"] == "certificate":
+                    break
+        reason = "could not get a certificate for blog.t.example.org: could not reach the authority: ConnectionError"
+        assert (event["id"], event["host"], event["reason"]) == ("t1", "blog.t.example.org", reason)
+        logged = await relay.wait_logged("no certificate")
+        assert (logged["name"], logged["reason"], logged["retry_in"]) == ("blog.t.example.org", reason, 300)
+        _, lines, _ = await certificate(tmp_path / "tunnel.toml", "list", "--json")
+        (listed,) = map(json.loads, lines)
+        assert (listed["names"], listed["failures"], listed["failure"]) == ("blog.t.example.org", 1, reason)
+        assert 0 < listed["renews"] <= 300
 
 
 async def test_a_relay_without_acme_does_not_import_its_libraries(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import ssl
@@ -39,6 +40,8 @@ class Line:
         first, *self.words = shlex.split(line)
         name, _, self.secret = first.partition("=")
         assert (name, self.words[:3]) == ("TUNNEL_SECRET", ["tunnel", "expose", "8000"])
+        self.host = self.words.pop(4) if self.words[3] == "--host" else ""
+        del self.words[3 : 4 if self.host else 3]
         self.relay, self.credential, self.pin = self.words[4::2]
         assert self.words[3::2] == ["--relay", "--credential", "--pin"]
 
@@ -63,6 +66,44 @@ def test_it_writes_a_working_configuration_for_a_public_relay(tmp_path: Path, ca
     assert matches(credential.proof, line.secret)
     assert line.relay == f"tls://relay.example.org:{CONTROL_PORT}"
     assert line.pin == fingerprint(ssl.PEM_cert_to_DER_cert((folder / "relay.pem").read_text()))
+
+
+def test_with_a_domain_tunnels_have_host_names(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["init", "--output", str(tmp_path), "--domain", "T.example.org."]) == 0
+    captured = capsys.readouterr()
+    line = Line(captured.out)
+    assert (line.host, line.relay) == ("blog", f"tls://t.example.org:{CONTROL_PORT}")
+    for said in ("open ports 80, 443, 7010,", "*.t.example.org.\n", "-R blog:80:localhost:8000 t.example.org\n"):
+        assert said in captured.err
+    settings = load(tmp_path / "tunnel.toml")
+    assert (settings.names.domain, settings.names.http, settings.names.https) == ("t.example.org", ":80", ":443")
+    assert settings.tunnels.advertised_host == "t.example.org"
+    assert not settings.acme.enabled
+    assert "uncomment\n   [acme] in the configuration" in captured.err
+    assert main(["--check", "--config", str(tmp_path / "tunnel.toml")]) == 0
+
+
+def test_certificates_need_an_agreement(tmp_path: Path, capsys: Captured) -> None:
+    pytest.importorskip("acme")
+    assert main(["init", "--output", str(tmp_path), "--domain", "t.example.org", "--agree"]) == 0
+    assert "uncomment" not in capsys.readouterr().err
+    acme = load(tmp_path / "tunnel.toml").acme
+    assert (acme.enabled, acme.agree, acme.contact) == (True, True, "")
+
+
+def test_the_commented_tables_obtain_certificates(tmp_path: Path, capsys: Captured) -> None:
+    pytest.importorskip("acme")
+    made(tmp_path, capsys, "--domain", "t.example.org")
+    path = tmp_path / "tunnel.toml"
+    path.write_text(re.sub(r"^#(?=\[acme|enabled|agree|contact)", "", path.read_text(), flags=re.MULTILINE))
+    acme = load(path).acme
+    assert (acme.enabled, acme.agree, acme.contact) == (True, True, "ops@example.org")
+
+
+def test_a_relay_can_have_another_name_than_its_domain(tmp_path: Path, capsys: Captured) -> None:
+    line = made(tmp_path, capsys, "--domain", "t.example.org", host="relay.example.org")
+    assert line.relay == f"tls://relay.example.org:{CONTROL_PORT}"
+    assert load(tmp_path / "tunnel.toml").names.domain == "t.example.org"
 
 
 def test_the_secret_is_in_no_file_and_only_the_user_can_read_the_files(tmp_path: Path, capsys: Captured) -> None:
@@ -102,6 +143,10 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, capsys: Cap
     [
         (["init", "--host", "::"], "stands for all addresses"),
         (["init", "--host", "a b"], "invalid host name or address"),
+        (["init", "--host", "h", "--agree"], "it requires --domain"),
+        (["init", "--domain", "localhost"], "--domain localhost is not a domain, such as t.example.org"),
+        (["init", "--domain", "*.example.org"], "is not a domain"),
+        (["init", "--domain", "192.0.2.1"], "invalid host name"),
         (["init", "--host", "h", "--ports", "9-1"], "9 is greater than 1"),
         (["init", "--host", "h", "--ports", "7000-7011"], "--ports 7000-7011 contains port 7010"),
         (["--config", "x.toml", "init", "--host", "h"], "use --output to say where to write"),

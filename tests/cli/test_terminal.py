@@ -33,6 +33,7 @@ ARGUMENTS = {
     "trim": ["t1", "1"],
     "release": ["80"],
     "pardon": ["192.0.2.1"],
+    "share": ["blog", "--for", "2h"],
 }
 QUOTED = (
     '"' + EVIL.replace("\r", "\\r").replace("\x1b", "\\u001b").replace("\x07", "\\u0007").replace("\b", "\\b") + '\\n"'

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from tests.support.control import running_server
 from tests.support.peers import reset
 from tests.support.scripted_relays import GREETING, LONG, client_of, fake_relay, jump_when_idle, saying, stay
-from tunneld.client import connect
+from tunneld.client import connect, exchange
 from tunneld.client.exchange import why
 from tunneld.config.schema import ControlSettings
 from tunneld.errors import RefusedError, RelayUnreachableError, RemoteProtocolError, UsageError
@@ -110,6 +110,19 @@ async def test_the_loss_is_noticed_without_a_call(last: bytes, reason: str) -> N
         await client.wait_lost()
         await client.wait_lost()
         with pytest.raises(RelayUnreachableError, match=f"^connection to relay {relay} lost: {re.escape(reason)}"):
+            await client.list()
+
+
+async def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "MAX_ITEMS", 3)
+
+    async def send_items(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1000)
+        await stream.send_all(b"* id=t1\n" * 4)
+        await stay(stream)
+
+    async with fake_relay(saying(GREETING, then=send_items)) as relay, connect(str(relay)) as client:
+        with pytest.raises(RelayUnreachableError, match="answer of more than 3 items"):
             await client.list()
 
 

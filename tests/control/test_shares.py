@@ -16,8 +16,10 @@ from tests.backends.ssh.support import make_key, openssh, relay
 from tests.http.support import HttpRelay, read_answer, running_http
 from tests.support.control import Server, running_server
 from tests.support.credentials import SECRET, authenticator_of, credential
-from tests.support.peers import PATIENCE
+from tests.support.peers import PATIENCE, connect
 from tunneld import client
+from tunneld.auth.authenticator import Authenticator
+from tunneld.auth.preauth import PreauthLimiter
 from tunneld.client import Client
 from tunneld.config.schema import ControlSettings
 from tunneld.errors import RefusedError
@@ -48,6 +50,48 @@ async def test_one_credential_leaves_control_connections_to_others_and_users_lea
             await logged_in(stack, server, "bob")
         root = await logged_in(stack, server, "root")
         await root.call("echo", "on")
+
+
+async def test_unauthenticated_connections_take_no_places_of_authenticated_ones() -> None:
+    settings = ControlSettings(max_connections=2, reserved_connections=0, max_startups="8:100:8")
+    async with (
+        running_server(settings, authenticator=authenticator_of(ALICE, BOB, ROOT)) as server,
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(6):
+            silent = await stack.enter_async_context(await connect(server.endpoint))
+            await silent.receive_some()
+        await logged_in(stack, server, "alice")
+        await logged_in(stack, server, "root")
+        with pytest.raises(RefusedError, match=r"2 of 2 control connections are open \(control.max_connections\)"):
+            await logged_in(stack, server, "bob")
+
+
+async def test_unauthenticated_http_connections_take_no_places_of_authenticated_ones() -> None:
+    preauth = PreauthLimiter(ControlSettings, exempt=lambda _host: False)
+    authenticator = Authenticator(lambda: (ALICE,), preauth)
+    async with (
+        running_http(authenticator=authenticator, max_connections=1, reserved_connections=0) as relay,
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(2):
+            assert (await ask(await stack.enter_async_context(await relay.connect()), relay, "", "/healthz"))[0] == 200
+        assert (await ask(await stack.enter_async_context(await relay.connect()), relay, "alice"))[0] == 200
+
+
+async def test_ssh_clients_that_do_not_log_in_take_no_places_of_authenticated_ones(tmp_path: Path) -> None:
+    key, line = make_key(tmp_path)
+    with trio.fail_after(PATIENCE):
+        async with (
+            relay([credential("alice", authorized_keys=[line])], max_connections=1, reserved_connections=0) as here,
+            AsyncExitStack() as stack,
+        ):
+            for _ in range(2):
+                silent = await trio.open_tcp_stream("127.0.0.1", here.port)
+                await stack.enter_async_context(silent)
+                assert (await silent.receive_some()).startswith(b"SSH-2.0")
+            async with ssh_client(openssh(here, "127.0.0.1", "list", key=key)) as ssh:
+                assert await ssh.ended() == 0
 
 
 async def test_a_refused_login_is_no_failure_and_its_connection_is_closed() -> None:

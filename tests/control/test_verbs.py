@@ -62,6 +62,7 @@ ABOUT_A_TUNNEL = {
     "getTunnelAddress {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "show {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "watch {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
+    "share {} 60": ("usage", "no-such-tunnel", "usage", "not-allowed"),  # they have no host name
     "trim {} 0": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "drain {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
     "join {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),

@@ -56,3 +56,13 @@ async def test_certificates_are_checked_twice_a_day(
     assert [line["event"] for line in logs] == ["certificate expires soon"] * 3
     complaint = f"certificate {tmp_path}/relay.pem expires in 3 days"
     assert str(systemd_status) == f"0 tunnels, 0 visitors; reservations are not stored; {complaint}"
+
+
+async def test_names_without_a_certificate_are_mentioned() -> None:
+    missing: list[str] = []
+    shown = status.SystemdStatus(Daemon(Settings(), None, Settings).service, CertificateStore(), lambda: missing)
+    before = str(shown)
+    missing += ["no certificate for a.example.org: no such zone"]
+    assert str(shown) == f"{before}; no certificate for a.example.org: no such zone"
+    missing += ["no certificate for b.example.org: no such zone"] * 2
+    assert str(shown).endswith("a.example.org: no such zone; 2 more without a certificate")

@@ -1,7 +1,8 @@
-"""Requests of one owner take turns; owners do not wait for each other."""
+"""Requests take turns, and owners wait for one step of each other owner at most."""
 
 from __future__ import annotations
 
+import pytest
 import trio
 
 from tunneld.directory.requester import Requester
@@ -21,7 +22,8 @@ async def take_steps(turns: RequestTurns, who: Requester, steps: list[str], name
             steps.append(name)
 
 
-async def test_an_owner_has_one_step_per_turn_of_the_scheduler_on_however_many_connections() -> None:
+@pytest.mark.parametrize("owners", [1, CONNECTIONS])
+async def test_there_is_one_step_per_turn_of_the_scheduler_however_many_connections_and_owners(owners: int) -> None:
     turns, steps = RequestTurns(), list[str]()
     most, done = 0, False
 
@@ -35,8 +37,8 @@ async def test_an_owner_has_one_step_per_turn_of_the_scheduler_on_however_many_c
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count_turns)
         async with trio.open_nursery() as crowd:
-            for _ in range(CONNECTIONS):
-                crowd.start_soon(take_steps, turns, requester("mallory"), steps, "mallory")
+            for number in range(CONNECTIONS):
+                crowd.start_soon(take_steps, turns, requester(f"mallory-{number % owners}"), steps, "mallory")
         done = True
     assert len(steps) == CONNECTIONS * STEPS
     assert most == 1

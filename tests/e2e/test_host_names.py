@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,12 +34,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Answers with what it received, as JSON."""
 
     protocol_version = "HTTP/1.1"
+    allowed = ""  # the host, without a port; empty: any
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         seen = {"path": self.path, "size": len(body), "port": self.client_address[1], **dict(self.headers.items())}
         answer = json.dumps(seen).encode()
-        self.send_response(200)
+        self.send_response(200 if str(self.headers["Host"]).startswith(self.allowed) else 403)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
@@ -113,9 +114,11 @@ async def relay(folder: Path, port: int) -> AsyncIterator[Daemon]:
 
 
 @asynccontextmanager
-async def exposed(running: Daemon, target: int, *words: str) -> AsyncIterator[tuple[trio.Process, str]]:
-    """`tunnel expose`, and the address that it prints."""
-    command = tunnel_command("expose", str(target), "--relay", f"127.0.0.1:{running.control_port}", "--quiet", *words)
+async def exposed(
+    running: Daemon, target: int, *words: str, how: Sequence[str] = ("--quiet",)
+) -> AsyncIterator[tuple[trio.Process, str]]:
+    """`tunnel expose`, and the first line that it prints: the address."""
+    command = tunnel_command("expose", str(target), "--relay", f"127.0.0.1:{running.control_port}", *how, *words)
     async with program(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         line = b""
@@ -144,6 +147,29 @@ async def test_a_local_server_is_reached_by_its_host_name(tmp_path: Path, port: 
             assert (await curl.json(url, "-T", str(upload), "-H", "Expect: 100-continue"))["size"] == 3_000_000
             assert await curl.status(f"http://other.{DOMAIN}:{port}/") == 404
             assert await curl.status(f"http://127.0.0.1:{port}/") == 404
+
+
+@BACKENDS
+async def test_a_server_that_knows_its_local_name_alone(
+    tmp_path: Path, port: int, curl: Curl, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Vite and Django do. The agent says what to do."""
+    monkeypatch.setattr(Handler, "allowed", "localhost")
+    words = ("--host", "blog", "--name", "web", "--backend", backend)
+    with local_server() as target:
+        async with relay(tmp_path, port) as running:
+            async with exposed(running, target, *words, how=("--json",)) as (process, line):
+                url = json.loads(line)["address"]
+                assert await curl.status(url) == 403
+                assert process.stdout is not None
+                said = b""
+                with trio.fail_after(PATIENCE):
+                    while b"use --host-header local" not in said:
+                        said += await process.stdout.receive_some()
+            async with exposed(running, target, *words, "--host-header", "local"):
+                seen = await curl.json(url, "-H", f"Origin: {url[:-1]}")
+                assert (seen["Host"], seen["X-Forwarded-Host"]) == (f"localhost:{target}", f"{BLOG}:{port}")
+                assert seen["Origin"] == f"http://localhost:{target}"
 
 
 @BACKENDS

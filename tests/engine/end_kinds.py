@@ -15,15 +15,18 @@ from trio.testing import memory_stream_pair
 from tests.engine.bench import Ends, stream, tcp_pair
 from tests.mux.bench import RecordingOwner
 from tests.support.pki import Pki
-from tunneld.engine.end import End
+from tunneld.engine.end import BufferedEnd, End
 from tunneld.engine.end_stream import EndStream
 from tunneld.engine.engine import Limiter, Relay
 from tunneld.engine.limits import EngineLimits
+from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.portable import PortableEngine
 from tunneld.engine.pump import Pump
 from tunneld.engine.stream_end import StreamEnd
 from tunneld.engine.tls_end import TlsEnd
+from tunneld.engine.tls_over_end import TlsOverEnd
 from tunneld.mux.carrier import Carrier
+from tunneld.mux.channel import Channel
 from tunneld.mux.connection import Connection
 from tunneld.mux.limits import CarrierLimits
 from tunneld.tls.connection import TlsSocket, TlsStream
@@ -123,6 +126,39 @@ async def channel(bench: EndsBench) -> Side:
     return Side(end, EndStream(there), lambda: there.reset("broken off by the test"))
 
 
+async def tls_over_an_end(bench: EndsBench) -> Side:
+    """TLS that ends above an end, here above a socket as one."""
+    far, near = bench.tcp()
+    below = TlsEnd(pump_of(bench), PlainTransport(near))
+    below.start()
+    return await _tls_over(bench, below, far)
+
+
+async def tls_over_a_channel(bench: EndsBench) -> Side:
+    """TLS that a relay passes through to the agent's end of a channel."""
+    side = await channel(bench)
+    assert isinstance(side.near, Channel)
+    assert isinstance(side.far, EndStream)
+    far, near = bench.tcp()
+    bench.engine.join(near, side.near, linger=30, on_end=lambda _relay, _end: None)
+    return await _tls_over(bench, side.far._end, far)
+
+
+async def _tls_over(bench: EndsBench, below: BufferedEnd, far: socket.socket) -> Side:
+    theirs, done = TlsSocket(far, bench.pki.client, server_hostname="localhost"), trio.Event()
+
+    def on_done(_end: TlsOverEnd, error: OSError | None) -> None:
+        assert error is None
+        done.set()
+
+    end = TlsOverEnd(below, bench.pki.server, on_done)
+    end.start(b"", timeout=30)
+    await theirs.shake_hands()
+    await done.wait()
+    bench.stack.callback(end.reset, "the test is over")
+    return Side(end, TlsStream(theirs), lambda: break_off(far))
+
+
 async def stream_over_a_socket(bench: EndsBench) -> Side:
     far, near = bench.tcp()
     return Side(StreamEnd(bench.engine, stream(near)), stream(far), lambda: break_off(far))
@@ -143,6 +179,8 @@ KINDS: dict[str, Callable[[EndsBench], Awaitable[Side]]] = {
     "socket": plain_socket,
     "tls": tls_connection,
     "channel": channel,
+    "tls-over-end": tls_over_an_end,
+    "tls-over-channel": tls_over_a_channel,
     "stream": stream_over_a_socket,
     "memory": memory_stream,
 }

@@ -49,6 +49,10 @@ def test_every_option_is_parsed() -> None:
         "tls": "pass",
         "plain_http": "allow",
         "host_header": "localhost:8000",
+        "auth": "link",
+        "forward_auth": "https://auth.example.org/verify",
+        "forward_auth_fields": "Remote-User,Remote-Groups",
+        "hsts": "3600",
     }
     allowed = ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("2001:db8::/32")
     denied = (ipaddress.ip_network("192.0.2.7/32"),)
@@ -67,6 +71,10 @@ def test_every_option_is_parsed() -> None:
         "pass",
         "allow",
         "localhost:8000",
+        ("link",),
+        "https://auth.example.org/verify",
+        ("Remote-User", "Remote-Groups"),
+        3600,
         "web-1",
         allowed,
         denied,

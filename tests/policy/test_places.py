@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tunneld.errors import LimitReachedError
-from tunneld.policy.access import Grant, Role
-from tunneld.policy.places import PlaceLimits, Places, check_share
+from tunneld.policy.access import EVERYBODY, Grant, Role
+from tunneld.policy.places import Place, PlaceLimits, Places, check_share
 
 HOME, WORK, ROOT = Grant("home"), Grant("work"), Grant("root", Role.ADMIN)
 
@@ -31,16 +31,47 @@ def test_users_together_leave_the_reserved_places_to_admins() -> None:
         pool.claim(Grant(f"user-{number}"))
     with pytest.raises(LimitReachedError, match="the last 2 of 10 are reserved for admins"):
         pool.claim(HOME)
-    for _ in range(3):
+    for _ in range(2):
+        assert pool.full is None
+        pool.claim(ROOT)
+    assert pool.full == "10 of 10 control connections are open (control.max_connections)"
+    with pytest.raises(LimitReachedError, match="10 of 10 control connections are open"):
         pool.claim(ROOT)
 
 
 def test_a_released_place_is_free_again() -> None:
     pool = places(maximum=2, reserved=0)
-    release = pool.claim(HOME)
-    release()
     pool.claim(HOME)
-    assert pool.users == 1
+    pool.release(HOME)
+    pool.claim(HOME)
+    with pytest.raises(LimitReachedError):
+        pool.claim(HOME)
+
+
+def test_a_connection_changes_its_credential_although_all_places_are_taken() -> None:
+    pool = places(maximum=1, reserved=0)
+    place = Place(pool)
+    place.claim(EVERYBODY)
+    assert pool.full is not None
+    place.claim(HOME)
+    place.release()
+    place.release()
+    assert pool.full is None
+
+
+def test_a_connection_that_is_refused_keeps_its_place() -> None:
+    pool = places(maximum=4, reserved=0)
+    taken, place = [Place(pool) for _ in range(2)], Place(pool)
+    for each in taken:
+        each.claim(HOME)
+    place.claim(WORK)
+    with pytest.raises(LimitReachedError):
+        place.claim(HOME)
+    place.release()
+    for each in taken:
+        each.release()
+    for _ in range(2):
+        pool.claim(WORK)
 
 
 def test_every_credential_has_one_place_however_small_its_share() -> None:

@@ -34,6 +34,7 @@ def test_an_option_of_the_agent_is_a_flag_a_key_of_expose_toml_and_is_passed_on(
         "host": ["blog"],
         "tls": ["pass"],
         "plain_http": ["allow"],
+        "forward_auth": ["https://auth.example/"],
     }
     arguments = [OPTIONS[key].flag_of(key), *values.get(key, ["1"])]
     assert getattr(parser().parse_args(["expose", "8000", *arguments]), key)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.policy.units import count, format_duration, format_size
+from tunneld.policy.units import count, format_duration, format_size, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,14 @@ def test_no_size_needs_more_than_four_digits(number: int) -> None:
 
 def test_counts() -> None:
     assert [count(number, "tunnel") for number in (0, 1, 2)] == ["0 tunnels", "1 tunnel", "2 tunnels"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1", 1), ("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800)])
+def test_durations_are_read(text: str, seconds: int) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5h", "2 h", "2w", "h", "1h30m", "٣"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a time"):
+        parse_duration(text)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,14 @@ from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.net.endpoint import Peer
+from tunneld.policy.admission import AdmissionRefusal
 from tunneld.policy.limits import HttpLimits
+from tunneld.sites.access_log import AccessLog
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import HostRewrite, Origin
+from tunneld.sites.guard import SiteGuard
 from tunneld.sites.pages import error_page
-from tunneld.sites.site import Request
+from tunneld.sites.site import OnVerdict, Request
 from tunneld.sites.stream import RequestStream
 
 TEST_TIMEOUT = 120
@@ -81,10 +84,13 @@ class FakeSite:
     """A site whose hidden servers are the far sockets of the test, one for each stream."""
 
     pump: Pump
+    tunnel: str = "t1"
     rewrite: HostRewrite | None = None
+    guard: SiteGuard | None = None
     response: bytes | None = None
-    verdicts: list[Callable[[bytes | None], None]] | None = None  # of requests that are examined
+    verdicts: list[OnVerdict] | None = None  # of requests that are examined
     is_open: bool = True
+    refusal: AdmissionRefusal | None = None
     is_waiting: bool = False  # for a connection to the hidden server: the test connects it
     keeps_tls: bool = False
     clients: list[str] = field(default_factory=list)
@@ -94,8 +100,10 @@ class FakeSite:
     connected: trio.Event = field(default_factory=trio.Event)
     streams: list[RequestStream] = field(default_factory=list)
 
-    def examine(self, request: Request, on_verdict: Callable[[bytes | None], None]) -> None:
-        if self.verdicts is None:
+    def examine(self, request: Request, on_verdict: OnVerdict) -> None:
+        if self.guard is not None:
+            self.guard.examine(request, on_verdict)
+        elif self.verdicts is None:
             on_verdict(self.response)
         else:
             self.verdicts.append(on_verdict)
@@ -103,6 +111,9 @@ class FakeSite:
     def open(self, stream: RequestStream, client: Peer, origin: Origin) -> None:
         self.streams.append(stream)
         self.clients.append(client[0])
+        if self.refusal is not None:
+            stream.refuse(self.refusal)
+            return
         if not self.is_open:
             stream.reset("nobody is connected")
             return
@@ -140,17 +151,19 @@ class SitesBench:
     connections: list[HttpConnection] = field(default_factory=list)
     over: list[HttpConnection] = field(default_factory=list)
     limits: HttpLimits = field(default_factory=HttpLimits)
+    access_log: AccessLog | None = None
     far: list[trio.SocketStream] = field(default_factory=list)
 
     def site(self, host: str, **options: object) -> FakeSite:
         self.sites[host] = FakeSite(self.pump, **options)  # type: ignore[arg-type]
         return self.sites[host]
 
-    def visit(self, **options: int) -> Received:
-        """A visitor's connection."""
+    def visit(self, *, secure: bool = False, **options: int) -> Received:
+        """A visitor's connection; a `secure` one counts as TLS."""
         far, near = tcp_pair(**options)
         end = TlsEnd(self.pump, PlainTransport(near))
-        self.connections.append(HttpConnection(end, ORIGIN, self.find, self.limits, self.over.append))
+        origin = replace(ORIGIN, scheme=b"https") if secure else ORIGIN
+        self.connections.append(HttpConnection(end, origin, self.find, self.limits, self.over.append, self.access_log))
         self.connections[-1].start()
         self.far.append(stream(far))
         return Received(self.far[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from tests.sites.conftest import Received, SitesBench
 from tunneld.engine.engine import Cause
 from tunneld.policy.limits import HttpLimits
 from tunneld.sites.fields import HostRewrite
+from tunneld.sites.input import REQUEST_COST
 
 GET = b"GET /%b HTTP/1.1\r\nHost: %b\r\n\r\n"
 
@@ -68,6 +70,33 @@ async def test_pipelined_requests_are_answered_in_order(bench: SitesBench) -> No
         assert (status, body[:1]) == (
             (b"HTTP/1.1 200 OK", b"%d" % number) if host in sites else (b"HTTP/1.1 404 Not Found", b"4")
         )
+
+
+async def test_a_visitor_that_reads_no_responses_is_asked_no_more(bench: SitesBench) -> None:
+    asked, count = Counter[int](), 5000
+    find = bench.find
+    bench.find = lambda request: (asked.update([0]), find(request))[1]  # type: ignore[method-assign]
+    visitor = bench.visit(SO_RCVBUF=4096, SO_SNDBUF=4096)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(visitor.far.send_all, GET % (b"", b"unknown.example") * count)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert asked.total() < count // 2
+        for _ in range(count):
+            assert (await visitor.response())[0] == b"HTTP/1.1 404 Not Found"
+
+
+async def test_requests_that_were_sent_ahead_share_a_part_of_each_turn(bench: SitesBench) -> None:
+    asked, count = Counter[int](), 1000
+    find = bench.find
+    bench.find = lambda request: (asked.update([bench.pump.budget.turn]), find(request))[1]  # type: ignore[method-assign]
+    visitors = [bench.visit() for _ in range(4)]
+    for visitor in visitors:
+        await visitor.far.send_all(GET % (b"", b"u") * count)
+    for visitor in visitors:
+        for _ in range(count):
+            await visitor.response()
+    first = len(visitors)  # of each visitor, at once
+    assert max(asked.values()) <= first + bench.pump.limits.turn_cost // REQUEST_COST + 1
 
 
 BODIES = {"known length": False, "chunked": True}

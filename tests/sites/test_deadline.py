@@ -9,6 +9,8 @@ import pytest
 from tunneld.engine.scheduler import Scheduler
 from tunneld.sites.deadline import Deadline
 
+pytestmark = pytest.mark.interpreted  # a compiled class accepts no other scheduler than its own
+
 
 class Clock:
     """Timers that the test reads."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +21,9 @@ from tests.sites.conftest import FakeSite, Received, SitesBench
 from tunneld.acme.challenges import challenge_context
 from tunneld.policy.limits import HttpLimits
 from tunneld.policy.names import complete_name
+from tunneld.sites.connection import HttpConnection
 from tunneld.sites.names import SharedNames
-from tunneld.sites.ports import SitePorts
+from tunneld.sites.ports import IDLE_SEARCH, SitePorts
 from tunneld.tls.store import CertificateStore
 from tunneld.wire.client_hello import MAX_HELLO_BYTES
 
@@ -33,6 +37,7 @@ class Settings:
     limits: HttpLimits = field(default_factory=HttpLimits)
     trusted_proxies: tuple[str, ...] = ()
     max_connections: int = 10
+    max_connections_per_source: int = 100
     domain: str = "t.example"
     max_names: int = 100
 
@@ -59,6 +64,7 @@ class PortsBench:
     settings: Settings
     challenges: Challenges
     client: ssl.SSLContext
+    peer: tuple[str, int] = PEER  # of the next connection
 
     def site(self, name: str, *, keeps_tls: bool = False) -> FakeSite:
         site = self.sites.site(name, keeps_tls=keeps_tls)
@@ -69,7 +75,7 @@ class PortsBench:
         """A connection to one of the ports."""
         far, near = tcp_pair(**options)
         self.sites.far.append(stream(far))
-        (self.ports.on_https if tls else self.ports.on_http)(near, PEER)
+        (self.ports.on_https if tls else self.ports.on_http)(near, self.peer)
         return self.sites.far[-1]
 
     async def handshake(self, name: str | None, *protocols: str) -> trio.SSLStream[trio.SocketStream]:
@@ -250,6 +256,85 @@ async def test_the_connections_are_bounded_and_idle_ones_make_room(ports: PortsB
     assert len(ports.ports) == 10
 
 
+async def test_the_connections_of_one_source_are_bounded_and_its_idle_ones_make_room(ports: PortsBench) -> None:
+    site = ports.site("a.example")
+    ports.settings.max_connections_per_source = 2
+    ports.peer = ("198.51.100.1", 1)
+    idle_elsewhere = Received(ports.connect(tls=False))
+    ports.peer = PEER
+    visitors = [Received(ports.connect(tls=False)) for _ in range(2)]
+    await visitors[0].far.send_all(GET % (b"/", b"a.example"))
+    await (await site.server()).head()
+    third = Received(ports.connect(tls=False))
+    assert await visitors[1].rest() == b""
+    await third.far.send_all(GET % (b"/", b"a.example"))
+    await (await site.server(1)).head()
+    refused = Received(ports.connect(tls=False))
+    assert await refused.rest() == b""
+    ports.settings.trusted_proxies = ("192.0.2.0/24",)
+    proxied = Received(ports.connect(tls=False))
+    for visitor in (proxied, idle_elsewhere):
+        await visitor.far.send_all(GET % (b"/", b"b.example"))
+        assert (await visitor.response())[0] == b"HTTP/1.1 404 Not Found"
+
+
+def hello_for(ports: PortsBench, name: str) -> bytes:
+    """A ClientHello."""
+    outgoing = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        ports.client.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()
+
+
+async def test_every_connection_that_has_left_makes_room_for_another_of_its_source(ports: PortsBench) -> None:
+    passed_on = ports.site("tls.example", keeps_tls=True)
+    ports.settings.max_connections_per_source = 1
+    for number in range(2):
+        garbage = ports.connect()
+        await garbage.send_all(b"GET / HTTP/1.1\r\n\r\n")
+        with suppress(trio.BrokenResourceError):
+            while await garbage.receive_some():
+                pass
+        with pytest.raises(trio.BrokenResourceError) as failed:
+            await ports.handshake("unknown.example")
+        assert "UNRECOGNIZED_NAME" in str(failed.value.__cause__)
+        cut = ports.connect()
+        await cut.send_all(hello_for(ports, "a.example"))
+        await cut.receive_some()
+        await cut.aclose()
+        while len(ports.ports):
+            await trio.lowlevel.checkpoint()
+        await ports.connect().send_all(hello_for(ports, "tls.example"))
+        await passed_on.server(number)
+        tls = await ports.handshake("a.example")
+        await tls.send_all(GET % (b"/", b"a.example"))
+        assert (await Received(tls).response())[0] == b"HTTP/1.1 404 Not Found"
+        await tls.aclose()
+        while len(ports.ports):
+            await trio.lowlevel.checkpoint()
+
+
+async def test_a_crowd_of_busy_connections_does_not_make_a_new_one_expensive(
+    ports: PortsBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports.settings.max_connections = count = 3 * IDLE_SEARCH
+    ports.settings.max_connections_per_source = 2 * count
+    for _ in range(count - 1):
+        await ports.connect(tls=False).send_all(b"GET / HTTP/1.1\r\n")  # not complete
+    idle = Received(ports.connect(tls=False))
+    await trio.testing.wait_all_tasks_blocked()
+    looked_at, is_idle = Counter[HttpConnection](), HttpConnection.is_idle.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(HttpConnection, "is_idle", property(lambda one: (looked_at.update([one]), is_idle(one))[1]))
+    for _ in range(2):
+        looked_at.clear()
+        assert await Received(ports.connect(tls=False)).rest() == b""
+        assert looked_at.total() <= IDLE_SEARCH
+    late = ports.connect(tls=False)  # the idle one is among the last
+    assert await idle.rest() == b""
+    await late.send_all(GET % (b"/", b"b.example"))
+    assert (await Received(late).response())[0] == b"HTTP/1.1 404 Not Found"
+
+
 async def test_the_connections_close_with_the_ports(bench: SitesBench) -> None:
     settings, challenges = Settings(), Challenges()
     names = SharedNames(lambda: settings, CertificateStore().has_name)
@@ -260,8 +345,7 @@ async def test_the_connections_close_with_the_ports(bench: SitesBench) -> None:
         visitors = [ports.connect(tls=False), ports.connect()]
         nursery.cancel_scope.cancel()
     for visitor in visitors:
-        with pytest.raises(trio.BrokenResourceError) if visitor is visitors[0] else nullcontext():
-            assert await visitor.receive_some() == b""
+        assert await visitor.receive_some() == b""
     assert len(site_ports) == 0
 
 
@@ -292,3 +376,67 @@ async def test_a_name_whose_agent_is_away_is_a_503_and_no_wildcard_gets_its_requ
     assert (await visitor.response())[0] == b"HTTP/1.1 503 Service Unavailable"
     await visitor.far.send_all(GET % (b"/", b"other.t.example"))
     await (await ports.sites.sites["*.t.example"].server()).head()
+
+
+async def test_one_handshake_begins_in_each_turn_of_the_scheduler(
+    ports: PortsBench, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    turn, begun, count = 0, list[int](), 10
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await trio.lowlevel.checkpoint()
+
+    async def shake_hands(connection: socket.socket, _context: ssl.SSLContext, *, server_side: bool) -> None:
+        assert server_side
+        begun.append(turn)
+        connection.close()
+        raise OSError("no handshake in this test")
+
+    monkeypatch.setattr("tunneld.sites.ports.shake_hands", shake_hands)
+    nursery.start_soon(count_turns)
+    for _ in range(count):
+        nursery.start_soon(partial(suppressed, ports.handshake, "a.example"))
+    while len(begun) < count:
+        await trio.lowlevel.checkpoint()
+    assert len(set(begun)) == count
+
+
+async def suppressed(connect: Callable[[str], Awaitable[object]], name: str) -> None:
+    with suppress(trio.BrokenResourceError):
+        await connect(name)
+
+
+async def test_agents_are_told_from_visitors_by_their_protocol(ports: PortsBench) -> None:
+    taken: list[tuple[socket.socket, bool]] = []
+
+    def take(connection: socket.socket, _peer: object) -> bool:
+        taken.append((connection, bool(connection.recv(1, socket.MSG_PEEK))))
+        return True
+
+    agents = {b"tunneld": take, b"tunneld-webmux": lambda _connection, _peer: False}
+    ports.ports = SitePorts(
+        ports.sites.pump, ports.names, lambda: ports.settings, CertificateStore(), ports.challenges, None, agents
+    )
+    ports.site("a.example", keeps_tls=True)
+    far = ports.connect()
+    await far.send_all(hello(ports.client, "a.example", "tunneld"))  # even for the name of a site
+    await trio.testing.wait_all_tasks_blocked()
+    ((connection, is_untouched),) = taken
+    assert is_untouched
+    connection.close()
+    refused = ports.connect()
+    await refused.send_all(hello(ports.client, "a.example", "tunneld-webmux"))
+    assert await refused.receive_some() == b"\x15\x03\x03\x00\x02\x02\x78"  # no_application_protocol
+    assert len(ports.ports) == 0
+
+
+def hello(context: ssl.SSLContext, name: str, protocol: str) -> bytes:
+    """The first message of a client."""
+    outgoing = ssl.MemoryBIO()
+    context.set_alpn_protocols([protocol])
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()

@@ -57,9 +57,17 @@ class Authority:
 
     def issuing_roots(self) -> ssl.SSLContext:
         """A client context that trusts what this authority issues."""
+        return ssl.create_default_context(cadata=self._roots())
+
+    def write_roots(self, path: Path) -> None:
+        """Write the certificate of this authority, for clients such as curl."""
+        path.write_text(self._roots())
+
+    def _roots(self) -> str:
         context = ssl.create_default_context(cafile=self.ca_file)
         with urllib.request.urlopen(f"https://{self.management}/roots/0", context=context) as response:
-            return ssl.create_default_context(cadata=response.read().decode())
+            found: str = response.read().decode()
+            return found
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.options import TunnelOptions
 from tunneld.sites.names import SharedNames
 from tunneld.sites.ports import SitePorts
-from tunneld.tunnel.tunnel import Tunnel
+from tunneld.tunnel.tunnel import Phase, Tunnel
 
 DOMAIN = "t.example.org"
 PEER = ("192.0.2.7", 50000)
@@ -48,6 +48,12 @@ class NamedRelay:
         """A connection of a visitor to the HTTP port."""
         far, near = tcp_pair()
         self.ports.on_http(near, PEER)
+        return keep(stream(far))
+
+    def connect_tls(self) -> trio.SocketStream:
+        """A connection of a visitor to the HTTPS port."""
+        far, near = tcp_pair()
+        self.ports.on_https(near, PEER)
         return keep(stream(far))
 
     async def get(self, name: str, path: str = "/", visitor: trio.SocketStream | None = None) -> tuple[int, bytes]:
@@ -80,7 +86,7 @@ async def serve(tunnel: Tunnel, text: bytes) -> None:
 
 
 async def _serve_one(tunnel: Tunnel, text: bytes) -> None:
-    while True:
+    while tunnel.phase is not Phase.CLOSED:  # its successor has the same server URI
         try:
             server, data = await connect(tunnel.server_uri), b""
             while chunk := await server.receive_some():

@@ -20,10 +20,11 @@ class Pki:
     folder: Path
 
     @classmethod
-    def issue(cls, folder: Path) -> Pki:
+    def issue(cls, folder: Path, *names: str) -> Pki:
+        """`names` are those of the server, beside its loopback ones."""
         folder.mkdir(exist_ok=True)
         ca = trustme.CA()
-        server = ca.issue_cert("localhost", "127.0.0.1")
+        server = ca.issue_cert("localhost", "127.0.0.1", *names)
         ca.cert_pem.write_to_path(folder / "ca.pem")
         server.cert_chain_pems[0].write_to_path(folder / "relay.pem")
         server.private_key_pem.write_to_path(folder / "relay.key")

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from tunneld.config.certificates import TlsFiles
 from tunneld.errors import ConfigError
 from tunneld.tls import contexts
-from tunneld.tls.connection import is_truncation
+from tunneld.tls.session import is_truncation
 
 Pem = Callable[[str], Path]
 

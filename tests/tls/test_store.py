@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import stat
 from contextlib import suppress
@@ -12,9 +13,12 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
+import tunneld.tls.folder
 from tunneld.config.certificates import TlsFiles
 from tunneld.errors import ConfigError
+from tunneld.tls.certificate import ServerCertificate
 from tunneld.tls.contexts import unverified_tls_context
+from tunneld.tls.folder import INDEX, CertificateFolder, StoredFile
 from tunneld.tls.pins import fingerprint, first_fingerprint
 from tunneld.tls.self_signed import LIFE, make_self_signed
 from tunneld.tls.store import CertificateStore
@@ -35,6 +39,11 @@ class Handshake:
     def begin(self) -> None:
         with suppress(ssl.SSLWantReadError):
             self._client.do_handshake()
+
+    @property
+    def protocol(self) -> str | None:
+        """What both have agreed on by ALPN."""
+        return self._client.selected_alpn_protocol()
 
     def finish(self) -> str:
         """Complete it, and return the fingerprint of the certificate that the server shows."""
@@ -245,3 +254,110 @@ def test_problems_are_reported_once_per_file_and_logged(tmp_path: Path) -> None:
         ("error", "clients reject the certificate"),
         ("warning", "certificate expires soon"),
     ]
+
+
+def test_names_offer_http_1_1_and_ports_offer_nothing(tmp_path: Path) -> None:
+    store = CertificateStore(tmp_path / "stored")
+    files = issue(tmp_path, "one", "one.example.org")
+    store.apply(store.load({"control.tls": files}, {"one": files}))
+    store.put(*pem("two.example.org"))
+    client = unverified_tls_context()
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    for context, expected in (
+        (store.context_for("one.example.org"), "http/1.1"),
+        (store.context_for("two.example.org"), "http/1.1"),
+        (store.port("control.tls"), None),
+    ):
+        assert context is not None
+        handshake = Handshake(context, client)
+        handshake.begin()
+        handshake.finish()
+        assert handshake.protocol == expected
+
+
+def test_a_configured_certificate_without_a_name_is_an_error(tmp_path: Path) -> None:
+    store = CertificateStore()
+    with pytest.raises(ConfigError, match=r"^certificate\[0\]: certificate .*one\.pem has no host name"):
+        store.load({}, {"certificate[0]": issue(tmp_path, "one", "192.0.2.1")})
+
+
+def test_a_removed_certificate_is_gone_with_its_file(tmp_path: Path) -> None:
+    store = CertificateStore(tmp_path)
+    one, wild = store.put(*pem("a.t.example.org")), store.put(*pem("*.t.example.org"))
+    store.remove(one)
+    store.remove(one)
+    assert [path.name for path in tmp_path.iterdir()] == ["_wildcard.t.example.org.pem"]
+    assert store.stored() == [wild]
+    assert store.certificate_for("a.t.example.org") == wild
+
+
+def test_a_renewal_with_fewer_names_gives_up_the_others(tmp_path: Path) -> None:
+    store = CertificateStore(tmp_path)
+    store.put(*pem("a.example.org", "b.example.org"))
+    store.put(*pem("a.example.org"))
+    assert store.certificate_for("b.example.org") is None
+    assert store.stored_for("a.example.org") is not None
+
+
+# The folder
+
+
+def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read from now on."""
+    files: list[str] = []
+    read = ServerCertificate.read
+
+    def noted(file: StoredFile, table: str = "") -> tuple[ServerCertificate, ssl.SSLContext]:
+        files.append(file.certificate.name)
+        return read(file, table)
+
+    monkeypatch.setattr(ServerCertificate, "read", noted)
+    return files
+
+
+def test_a_start_reads_only_files_that_are_not_in_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = CertificateFolder(tmp_path)
+    for name in ("a.example.org", "b.example.org", "c.example.org"):
+        first.write(*pem(name))
+    files = read_files(monkeypatch)
+    found = CertificateFolder(tmp_path).read({})
+    assert files == ["a.example.org.pem", "b.example.org.pem", "c.example.org.pem"]
+    files.clear()
+    assert CertificateFolder(tmp_path).read({}) == found  # from the index
+    assert files == []
+    (tmp_path / "b.example.org.pem").write_bytes(b"".join(reversed(pem("b.example.org"))))
+    (tmp_path / "c.example.org.pem").unlink()
+    again = CertificateFolder(tmp_path).read({})
+    assert files == ["b.example.org.pem"]
+    assert [each.names for each in again] == [("a.example.org",), ("b.example.org",)]
+    assert again[1] != found[1]
+    assert stat.filemode((tmp_path / INDEX).stat().st_mode) == "-rw-------"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a.example.org.pem": [1]}', b'{"a.example.org.pem": 1}', b"\xff"])
+def test_a_broken_index_costs_time_only(tmp_path: Path, content: bytes) -> None:
+    folder = CertificateFolder(tmp_path)
+    folder.write(*pem("a.example.org"))
+    (tmp_path / INDEX).write_bytes(content)
+    assert [each.names for each in CertificateFolder(tmp_path).read({})] == [("a.example.org",)]
+
+
+def test_the_index_is_written_again_after_so_many_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunneld.tls.folder, "INDEX_EVERY", 3)
+    folder = CertificateFolder(tmp_path)
+    folder.read({})
+    for number in range(4):
+        folder.write(*pem(f"{number}.example.org"))
+    files = read_files(monkeypatch)
+    assert len(CertificateFolder(tmp_path).read({})) == 4
+    assert files == ["3.example.org.pem"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_index_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> None:
+    folder = CertificateFolder(tmp_path)
+    folder.write(*pem("a.example.org"))
+    os.chown(tmp_path, 1234, 1235)  # the daemon starts as root, and then becomes its user
+    folder.read({})
+    about = (tmp_path / INDEX).stat()
+    assert (about.st_uid, about.st_gid) == (1234, 1235)

@@ -78,11 +78,11 @@ class CertificateManager:
         now: Clock = time.time,
         in_thread: InThread | None = None,
     ) -> None:
-        """`domain` is the relay's own, for the wildcard; `challenges` are the ones that its ports answer. The last
-        three are for tests.
-        """
+        """`domain` is the relay's own, for the wildcard; its ports answer `challenges`. The last three serve tests."""
         self.on_failed: Callable[[str, str], None] = lambda _name, _reason: None
         """Called with a name and the reason after each failed order."""
+        self.on_stored: Callable[[str], None] = lambda _name: None
+        """Called with a name after each order that gave a certificate."""
         self._store = store
         self._settings = settings
         self._state = state
@@ -90,7 +90,7 @@ class CertificateManager:
         self._challenges = challenges
         self._new_worker = worker or self._orders
         self._now = now
-        self._in_thread = in_thread or _in_thread
+        self._in_thread = in_thread or partial(_in_thread, trio.CapacityLimiter(math.inf))
         self._answers: dict[str, bytes] = {}
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._plans = CertificatePlans(store, settings, now)
@@ -248,6 +248,7 @@ class CertificateManager:
             raise CertificateError(f"could not get a certificate for {name}: internal error") from error
         else:
             self._store.use(written)
+            self.on_stored(name)
             wanted.suggestion, wanted.ask_at = None, self._now() + self._settings().ask_interval
             if self._plans.failures.forget(name):
                 await self._in_thread(self._plans.failures.save)
@@ -344,6 +345,8 @@ class CertificateManager:
         self._plans.failures.forget_old(now - KEEP_EXPIRED, self._plans.names)
 
 
-async def _in_thread(work: Callable[[], Any]) -> Any:
-    """Run blocking work in a worker thread. A relay that stops does not wait for it."""
-    return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+async def _in_thread(limiter: trio.CapacityLimiter, work: Callable[[], Any]) -> Any:
+    """Run blocking work in a worker thread. A relay that stops does not wait for it. The limiter is of its own, so that
+    orders that hang keep no thread from anything else; `max_parallel` bounds them.
+    """
+    return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -23,7 +23,7 @@ from tunneld.errors import (
 )
 from tunneld.net.dial import dial, resolve_relay
 from tunneld.net.endpoint import Endpoint, parse_relay
-from tunneld.tls.connection import TlsSocket, shake_hands
+from tunneld.tls.connection import CARRIER_PROTOCOL, TlsSocket, shake_hands
 from tunneld.tls.contexts import client_tls_context
 
 MAX_KEY_REPLY = 1024
@@ -54,6 +54,7 @@ class RelayAccess:
     credential: tuple[str, str] | None = field(default=None, repr=False)
     reread_secret: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     secret_source: str = field(default="", compare=False)
+    shares_port: bool = field(default=False, compare=False)  # carriers go to the port of the control connection, too
     dialing: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_DIALS), repr=False, compare=False
     )
@@ -69,26 +70,33 @@ class RelayAccess:
                 with suppress(UsageError):  # for example while the file is being written
                     self.credential = refused[0], self.reread_secret()
 
-    def connect(self) -> AbstractAsyncContextManager[Client]:
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Client]:
         """Open a control connection, for the length of the `async with`. Raises as `tunneld.client.connect`."""
-        return connect(
+        async with connect(
             self.where,
             tls=self.tls,
             timeout=self.timeout,
             credential=self.credential,
             secret_source=self.secret_source,
-        )
+        ) as client:
+            self.shares_port = client.shares_port
+            yield client
 
     async def dial_carrier(self, uri: Endpoint) -> socket.socket | TlsSocket:
-        """Connect to the port of a webmux server URI; the caller owns the connection.
+        """Connect to the port of a webmux server URI, or to the one that it shares with the control connection; the
+        caller owns the connection.
 
         With the scheme `webmuxs` the connection uses TLS, and the peer must show the certificate of the control port.
         Raises `RelayUnreachableError`, `ShortageError`, or `RemoteProtocolError` for a wrong pin.
         """
         with self._connecting(uri):
-            connection = await dial(await resolve_relay(uri.host, uri.port))
+            where = parse_relay(self.where) if self.shares_port else uri
+            connection = await dial(await resolve_relay(where.host, where.port))
             if uri.scheme == "webmuxs":
-                return await shake_hands(connection, self._tls_context(), server_hostname=self._host)
+                return await shake_hands(
+                    connection, self._tls_context(), server_hostname=self._host, protocol=CARRIER_PROTOCOL
+                )
             return connection
 
     async def dial_keyed(

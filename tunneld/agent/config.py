@@ -1,4 +1,4 @@
-"""What the user configured for one exposure, from the options of a command or a table of a file. No I/O.
+"""What the user configured for one exposure, from the options of a command or a table of a file.
 
 Values are looked up by key: `max_pool`. `spell` turns a key into what the user wrote: `--max-pool` or `max_pool`.
 """
@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from tunneld.agent.health import Check, UnhealthyPolicy
+from tunneld.agent.logins import auth_option
 from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
 from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Target
-from tunneld.policy.options import OPTIONS
+from tunneld.policy.options import ANY_HOST, MAX_NAME, OPTIONS
+
+if TYPE_CHECKING:
+    from tunneld.config.certificates import AcmeSettings
 
 OPTION_KEYS = ("secure", "linger", *(key for key, option in OPTIONS.items() if option.group))
 """Keys that are options of openTunnel. The agent itself acts on `secure` and `linger`; it only passes the others on."""
@@ -28,7 +33,7 @@ LOCAL = "local"
 @dataclass(frozen=True, slots=True)
 class ExposureConfig:
     """What the user configured for one exposure. `linger` and `drain_timeout` are seconds, `scheme` is that of the
-    address that is shown.
+    address that is shown. With `https`, TLS ends in the agent, which obtains the certificate as these settings say.
     """
 
     target: Target
@@ -37,6 +42,8 @@ class ExposureConfig:
     scheme: str = "tcp"
     linger: float = 60.0
     drain_timeout: float = DRAIN_WITHIN
+    https: AcmeSettings | None = None
+    proxy_header: bool = False  # with `https`: a PROXY header in front of the decrypted bytes
 
 
 def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureConfig:
@@ -46,10 +53,18 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     if values["share"] and not values["name"]:
         raise UsageError(f"{spell('share')} requires {spell('name')}: agents that give the same name share the tunnel")
     options = {key: values[key] for key in OPTION_KEYS if values[key] not in {None, False}}
+    if "name" not in options and (name := _name_of(options.get("host", ""))):
+        options["name"] = name
+    if auth := auth_option(values["auth"] or (), values["auth_file"], values["name"] or ""):
+        options["auth"] = auth
     if options.get("host_header") == LOCAL:
-        options["host_header"] = _host_of(Target.parse(values["target"]))
+        options["host_header"] = local_host(Target.parse(values["target"]))
+    https = _https(values, spell) if values["https_here"] else None
+    if https is not None:
+        options["tls"] = "pass"
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
-    request = TunnelRequest(options, limits, keep_header=values["proxy_protocol"], backend=values["backend"])
+    keep_header = values["proxy_protocol"] and https is None  # else it is inside of the TLS that ends here
+    request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"])
     return ExposureConfig(
         Target.parse(values["target"]),
         request,
@@ -57,10 +72,48 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         values["scheme"] or "tcp",
         values["linger"],
         values["drain_timeout"],
+        https,
+        bool(values["proxy_protocol"] and https is not None),
     )
 
 
-def _host_of(target: Target) -> str:
+def _name_of(host: str) -> str:
+    """The name of a tunnel that asks for one host name of its own: with it, an agent that was killed gets the host name
+    again, which the relay still holds for a while. Empty for any other tunnel.
+    """
+    is_plain = host and host != ANY_HOST and not set(",*/") & set(host) and len(host) <= MAX_NAME
+    return host.lower().removesuffix(".") if is_plain else ""
+
+
+def _https(values: Mapping[str, Any], spell: Callable[[str], str]) -> AcmeSettings:
+    """How the agent obtains a certificate. Raises `UsageError`."""
+    from tunneld.config.certificates import acme_settings  # noqa: PLC0415 - pydantic, for the few that need it
+
+    here, host = spell("https_here"), values["host"] or ""
+    if not host or "," in host or "*" in host or "/" in host:
+        raise UsageError(f"{here} requires {spell('host')} with one name, no wildcard and no path")
+    if values["allow_from"]:
+        raise UsageError(
+            f"{here} cannot be combined with {spell('allow_from')}: the authority that issues the certificate connects "
+            "from addresses that nothing announces"
+        )
+    for key in ("auth", "auth_file", "forward_auth", "host_header", "hsts"):
+        if values.get(key):
+            raise UsageError(f"{spell(key)} requires that TLS ends at the relay; leave {here} out")
+    if values["tls"] == "terminate":
+        raise UsageError(f"{here} ends TLS in this agent; leave {spell('tls')} out")
+    if not values["acme_agree"]:
+        raise UsageError(
+            f"{here} gets a certificate from {values['acme_directory']}; read the terms of service of that authority "
+            f"(Let's Encrypt's are at https://letsencrypt.org/repository/) and accept them with {spell('acme_agree')}"
+        )
+    if find_spec("acme") is None:
+        raise UsageError(f"{here} needs the Python package acme, which is not installed; install tunneld[acme]")
+    found = {key: values[f"acme_{key}"] for key in ("directory", "contact", "ca_file") if values[f"acme_{key}"]}
+    return acme_settings(found, lambda key: spell(f"acme_{key}"))
+
+
+def local_host(target: Target) -> str:
     """The host that a local server expects in a request."""
     if target.path:
         return "localhost"

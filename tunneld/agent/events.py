@@ -9,6 +9,8 @@
     resumed      the control connection is back, the tunnel is still open    address id
     unhealthy    the local server fails its health checks                    reason
     healthy      it passes them again
+    certified    with https_here: a certificate was obtained, or renewed     host
+    uncertified  none could be obtained; it is tried again later             host reason
     draining     told to stop: no new visitors, `delay` for the present ones id visitors delay
     ended        this exposure failed permanently, the other ones continue   reason
     closed       the end                                                     id reason served failed up down

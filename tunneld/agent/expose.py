@@ -15,17 +15,18 @@ exposure ends, it removes what it has in the engine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
 from tunneld.agent.backoff import Backoff
-from tunneld.agent.config import ExposureConfig
+from tunneld.agent.config import ExposureConfig, local_host
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.health import Check, UnhealthyPolicy, run_checks
+from tunneld.agent.host_check import report_refused_host
 from tunneld.agent.local import ListeningSockets, LocalServer, why_nothing_listens
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import PERMANENT_REFUSALS, RelayConnection
@@ -45,9 +46,10 @@ from tunneld.errors import (
     TunneldError,
     UsageError,
 )
-from tunneld.net.endpoint import Endpoint
-from tunneld.policy.options import ANY_HOST
-from tunneld.wire.lines import Value
+from tunneld.net.endpoint import Target
+
+if TYPE_CHECKING:
+    from tunneld.agent.https import TlsVisitors
 
 PORT_REFUSALS = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
 """Codes with which a relay refuses a port that is taken, or that a reload removed from its range."""
@@ -84,6 +86,8 @@ async def open_exposure(
         if (check := config.check) is not None:
             on_result = partial(exposure.on_health, check)
             nursery.start_soon(run_checks, LocalServer(config.target), check, reporter, on_result)
+        if config.request.options.get("host") and not config.request.options.keys() & {"host_header", "tls"}:
+            nursery.start_soon(exposure.check_host, config.target)
         if (reason := why_nothing_listens(config.target, sockets)) is not None:
             reporter.report("trouble", reason=reason, repeated=0)
         try:
@@ -120,10 +124,17 @@ class Exposure:
             nursery,
             reporter,
             linger=config.linger,
-            http=config.scheme == "http",
+            http=config.scheme == "http" or config.https is not None,
             on_left=self._on_visitor_left,
         )
         shared = bool(config.request.options.get("share"))
+        self._tls: TlsVisitors | None = None  # where TLS ends here
+        if config.https is not None:
+            from tunneld.agent.https import end_tls  # noqa: PLC0415 - for the few that need it
+
+            take, fail = self._visitors.take, self._visitors.count_failure
+            self._tls = end_tls(engine, config.https, reporter, take, fail, proxy_header=config.proxy_header)
+            nursery.start_soon(self._tls.certificates.run)
         self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)
         self._context = AgentContext(engine, nursery, relay.access, reporter)
         self._withdrawn = False  # no connections at the relay, because the local server is unhealthy
@@ -172,6 +183,13 @@ class Exposure:
             self._visitors.accept()
         else:
             self._visitors.turn_away("the local server is unhealthy", answer_http=check.kind == "http")
+
+    async def check_host(self, target: Target) -> None:
+        """Report if the local server refuses requests for its public name, once the first visitor has come."""
+        await self._visitors.first.wait()
+        if self.session is not None:
+            public = self.session.tunnel.client.web_authority
+            await report_refused_host(LocalServer(target), public, local_host(target), self._reporter)
 
     def stop(self, reason: str) -> None:
         """End `run` now; `reason` is reported."""
@@ -296,6 +314,8 @@ class Exposure:
         self._was_open = True
         tunnel = session.tunnel
         self._relay.serve(tunnel.id)
+        if self._tls is not None:
+            self._tls.certificates.want(tunnel.client.host)
         self._reporter.report("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
         return session
 
@@ -308,32 +328,18 @@ class Exposure:
             self._expires_at = None if ttl is None else trio.current_time() + float(ttl)
             return session
         if request.options.get("name"):  # do not replace another agent that took the name over, or both would in turn
-            request = _with_options(request, replace=False)
+            request = request.with_options(replace=False)
         if self._expires_at is not None:
-            request = _with_options(request, ttl=round(self._expires_at - trio.current_time(), 3))
+            request = request.with_options(ttl=round(self._expires_at - trio.current_time(), 3))
         try:
-            return await self._start_session(
-                client, _with_options(request, **_same_address(request, former.tunnel.client))
-            )
+            return await self._start_session(client, request.at_address(former.tunnel.client))
         except RefusedError as error:
-            if error.reply_code not in PORT_REFUSALS or "client_port" in request.options:
+            is_name = "host" in request.options and error.reply_code == NotAllowedError.code  # it was a random one
+            if not (is_name or error.reply_code in PORT_REFUSALS) or "client_port" in request.options:
                 raise
         return await self._start_session(client, request)
 
     async def _start_session(self, client: Client, request: TunnelRequest) -> TunnelSession:
         """Open a tunnel whose visitors reach the local server. Raises as `TunnelSession.start`."""
-        return await TunnelSession.start(
-            client, self._context, request, on_visitor=self._visitors.take, on_failure=self.fail
-        )
-
-
-def _same_address(request: TunnelRequest, client: Endpoint) -> Mapping[str, Value]:
-    """The options with which a tunnel gets its public address again: its port, or the host name that was chosen."""
-    hosts = str(request.options.get("host", ""))
-    if not hosts:
-        return {"client_port": client.port}
-    return {"host": ",".join(client.host if host == ANY_HOST else host for host in hosts.split(","))}
-
-
-def _with_options(request: TunnelRequest, **options: Value) -> TunnelRequest:
-    return replace(request, options={**request.options, **options})
+        take = self._visitors.take if self._tls is None else self._tls.take
+        return await TunnelSession.start(client, self._context, request, on_visitor=take, on_failure=self.fail)

@@ -21,6 +21,7 @@ from tunneld.agent.config import ExposureConfig, plan_of
 from tunneld.agent.health import HEALTHY_AFTER, INTERVAL, MAX_CHECKS, PATH, TIMEOUT, UNHEALTHY_AFTER
 from tunneld.agent.pool import PARKED_KEEPALIVE, PARKED_MAX_AGE
 from tunneld.agent.shutdown import DRAIN_WITHIN
+from tunneld.config.certificates import LETS_ENCRYPT
 from tunneld.config.file import load_as, toml
 from tunneld.config.paths import locate
 from tunneld.config.values import (
@@ -134,6 +135,11 @@ class ExposureTable(OptionTable):
     pool_keepalive: Seconds = PARKED_KEEPALIVE
     pool_max_age: Seconds = PARKED_MAX_AGE
     proxy_protocol: bool = False
+    https_here: bool = False
+    acme_directory: str = LETS_ENCRYPT
+    acme_ca_file: File | None = None
+    acme_agree: bool = False
+    acme_contact: str = ""
     health: Literal["tcp", "http"] | None = None
     health_path: Annotated[str, AfterValidator(path_of_request)] = PATH
     health_interval: Seconds = INTERVAL
@@ -141,6 +147,10 @@ class ExposureTable(OptionTable):
     unhealthy_after: CheckCount = UNHEALTHY_AFTER
     healthy_after: CheckCount = HEALTHY_AFTER
     unhealthy: Literal["answer", "withdraw", "tell"] = "answer"
+    auth: Annotated[tuple[str, ...], Field(strict=False, repr=False)] = ()
+    auth_file: File | None = None
+
+    _locate = field_validator("auth_file", "acme_ca_file")(locate)
 
     @model_validator(mode="after")
     def _check_combination(self) -> ExposureTable:
@@ -154,7 +164,7 @@ class ExposureTable(OptionTable):
         """Return the configuration of this exposure. `name` is the table's, and the tunnel's if it has no own one."""
         values: dict[str, Any] = self.model_dump()
         for key, value in values.items():
-            if isinstance(value, tuple):  # networks
+            if isinstance(value, tuple) and key != "auth":  # networks
                 values[key] = ",".join(value) or None
         return plan_of({**values, "name": values["name"] or name}, str)
 

@@ -110,13 +110,10 @@ async def probe(local: LocalServer, check: Check) -> str | None:
 async def _probe_http(connection: socket.socket, local: LocalServer, path: str) -> str | None:
     """Send a `GET` and judge the status line; the rest of the response is not read."""
     host = "localhost" if local.target.path else str(local.target)
-    request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: tunnel-health\r\nConnection: close\r\n\r\n"
-    async with trio.SocketStream(trio.socket.from_stdlib_socket(connection)) as stream:
-        try:
-            await stream.send_all(request.encode())
-            reason = judge(await _receive_status_line(stream))
-        except trio.BrokenResourceError as error:
-            reason = reason_of(error.__cause__) if isinstance(error.__cause__, OSError) else "connection lost"
+    try:
+        reason = judge(await _request_status_line(connection, path, host))
+    except trio.BrokenResourceError as error:
+        reason = reason_of(error.__cause__) if isinstance(error.__cause__, OSError) else "connection lost"
     return reason and f"GET {path} from {local.target}: {reason}"
 
 
@@ -127,6 +124,21 @@ def judge(line: bytes) -> str | None:
     if (status := _STATUS.match(line)) is None:
         return "the response is not HTTP"
     return None if int(status[1]) in HEALTHY_STATUSES else f"status {int(status[1])}"
+
+
+async def request_status(connection: socket.socket, path: str, host: str) -> int | None:
+    """The status with which a server answers a `GET`; None if it does not speak HTTP. Owns the connection. Raises
+    `trio.BrokenResourceError`.
+    """
+    status = _STATUS.match(await _request_status_line(connection, path, host))
+    return int(status[1]) if status is not None else None
+
+
+async def _request_status_line(connection: socket.socket, path: str, host: str) -> bytes:
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: tunnel-health\r\nConnection: close\r\n\r\n"
+    async with trio.SocketStream(trio.socket.from_stdlib_socket(connection)) as stream:
+        await stream.send_all(request.encode())
+        return await _receive_status_line(stream)
 
 
 async def _receive_status_line(stream: trio.SocketStream) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -12,6 +12,7 @@ from tunneld.agent.pool import PoolLimits
 from tunneld.client import Client
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.net.endpoint import Endpoint, is_loopback
+from tunneld.policy.options import ANY_HOST
 from tunneld.wire.lines import Value
 
 AGENT_OPTIONS: Mapping[str, Value] = {"persist": True, "proxy_protocol": "v2"}
@@ -32,6 +33,20 @@ class TunnelRequest:
     limits: PoolLimits = field(default_factory=PoolLimits)
     keep_header: bool = False  # leave the PROXY header in front of the visitor's bytes
     backend: str | None = None  # None: webmux, or tcp if the relay or this system has no webmux
+
+    def with_options(self, **options: Value) -> TunnelRequest:
+        """The same request with these options in addition, or changed."""
+        return replace(self, options={**self.options, **options})
+
+    def at_address(self, client: Endpoint) -> TunnelRequest:
+        """The same request for a tunnel that gets its public address again: its port, or the host name that was
+        chosen.
+        """
+        first, comma, rest = str(self.options.get("host", "")).partition(",")
+        if not first:
+            return self.with_options(client_port=client.port)
+        host = client.host if first == ANY_HOST else first  # the URI has the first name
+        return self.with_options(host=host + comma + rest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ class LocalVisitors:
         self._answers = 0  # visitors being answered
         self._dials = 0  # visitors for whom a task dials the local server
         self._fewer = trio.Event()
+        self.first = trio.Event()  # a visitor has come
 
     @property
     def now(self) -> int:
@@ -124,7 +125,7 @@ class LocalVisitors:
         """
         if self._away_reason is not None:
             self._close(visitor, self._away_reason, answer_http=self._answer_http)
-            self._count_failure(header, self._away_reason)
+            self.count_failure(header, self._away_reason)
             return
         try:
             server = self._local.dial_nowait()
@@ -170,6 +171,8 @@ class LocalVisitors:
             self._notify_fewer()
 
     def _join(self, visitor: VisitorConnection, server: socket.socket, header: bytes) -> None:
+        if not self.served:
+            self.first.set()
         self.served += 1
         relay = self._engine.join(visitor.end, server, linger=self._linger, on_end=self._on_relay_end)
         self._relays[relay] = header
@@ -188,7 +191,7 @@ class LocalVisitors:
         if end.error is not None and end.side is Side.SERVER and _never_connected(end.error, up + down):
             self.served -= 1
             self._local.on_refused()
-            self._count_failure(header, self._connect_error(end.error))
+            self.count_failure(header, self._connect_error(end.error))
         elif self._reporter.wants_visitors:
             left: dict[str, Field] = {
                 "visitor": visitor_address(header),
@@ -205,12 +208,13 @@ class LocalVisitors:
         """Close a visitor because the local server cannot be dialled."""
         reason = self._connect_error(error)
         self._close(visitor, reason, answer_http=self._http)
-        self._count_failure(header, reason)
+        self.count_failure(header, reason)
 
     def _connect_error(self, error: OSError) -> str:
         return f"could not connect to {self._local.target}: {reason_of(error)}"
 
-    def _count_failure(self, header: bytes, reason: str) -> None:
+    def count_failure(self, header: bytes, reason: str) -> None:
+        """A visitor could not be served, and is closed. `header` is its PROXY header."""
         self.failed += 1
         repeated = self._repeats.passes(trio.current_time(), reason)
         if repeated is not None:

@@ -21,7 +21,8 @@ from tunneld.auth.authenticator import Authenticator, claim_of
 from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
 from tunneld.errors import LimitReachedError, NotAllowedError, RemoteProtocolError, TunneldError, reason_of
 from tunneld.net.endpoint import Peer, format_peer
-from tunneld.tls.connection import PEER_CLOSED, is_truncation
+from tunneld.tls.connection import PEER_CLOSED
+from tunneld.tls.session import is_truncation
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("auth")
 

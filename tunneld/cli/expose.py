@@ -77,14 +77,16 @@ async def run(options: argparse.Namespace) -> int:
 class _AgentLog:
     """Prints log lines, which may contain text from a peer, on standard error."""
 
-    def __init__(self, *_name: str) -> None:
+    def __init__(self, name: str = "") -> None:
         """Structlog passes the name of the logger."""
+        self._name = name
 
     def warning(self, text: str) -> None:
-        """Print a line."""
-        complain(text)
+        """Print a line, unless it is about something that is also reported as an event."""
+        if self._name != "acme":
+            complain(text)
 
-    error = critical = warning
+    error = critical = staticmethod(complain)
 
 
 async def open_output(stack: AsyncExitStack, options: argparse.Namespace) -> tuple[Writer, Writer, Board]:

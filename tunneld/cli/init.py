@@ -21,6 +21,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import tomli_w
@@ -32,6 +33,7 @@ from tunneld.config.places import default_config
 from tunneld.config.ssh_keys import read_public_key
 from tunneld.config.values import literal, parse_port_range
 from tunneld.errors import ConfigError, UsageError, reason_of
+from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, join_host_port, parse_host
 from tunneld.tls.private_files import temporary_beside, write_private
 from tunneld.tls.self_signed import make_self_signed
@@ -71,7 +73,7 @@ host = ""                       # all addresses of this machine
 {host:<31} # host name in the addresses of tunnels
 {ports:<31} # range for client and server ports
 
-[ssh]                           # tunnels for machines that only have an SSH client
+{names}[ssh]                           # tunnels for machines that only have an SSH client
 enabled = true                  # port {ssh_port}; accepts the authorized_keys of credentials
 {host_key:<31} # [restart] fingerprint {fingerprint}
 
@@ -85,6 +87,25 @@ max_total_visitors = 2000       # visitors of all its tunnels at a time
 """
 
 
+NAMES = """\
+[names]                         # host names: `tunnel expose 8000 --host blog`; see HOST NAMES in tunnel.toml(5)
+{domain:<31} # DNS: this name and *.{name} must lead to this machine
+http = ":80"                    # ports that all host names share; they need a privilege, see tunneld(8)
+https = ":443"                  # answers for names that have a certificate
+
+{off}[acme]                          # certificates for host names, from Let's Encrypt; see CERTIFICATES in tunneld(8)
+{off}enabled = true                  # needs the extra tunneld[acme]
+{off}agree = true                    # you accept the terms of service: https://letsencrypt.org/repository/
+#contact = "ops@example.org"    # e-mail address of the account; optional
+
+"""
+NO_CERTIFICATES = (
+    "   Addresses begin with http until the relay has certificates. To get them from Let's Encrypt, uncomment\n"
+    "   [acme] in the configuration (or use --agree), if you accept its terms of service.\n\n"
+)
+EXAMPLE_NAME = "blog"
+
+
 @dataclass(frozen=True, slots=True)
 class InitPlan:
     """The path of the configuration, and the settings that go into it."""
@@ -93,6 +114,14 @@ class InitPlan:
     host: str
     ports: str
     ssh_keys: Sequence[str]
+    domain: str = ""  # of host names; empty: none
+    agree: bool = False  # to the terms of service of Let's Encrypt
+
+    @property
+    def open_ports(self) -> str:
+        """The ports to open in a firewall, for a sentence."""
+        web = (80, 443) if self.domain else ()
+        return f"{', '.join(map(str, (*web, CONTROL_PORT, CARRIER_PORT, SSH_PORT)))} and {self.ports}"
 
     @property
     def certificate(self) -> Path:
@@ -114,7 +143,10 @@ def run(options: argparse.Namespace) -> int:
     """Write the files and print the command. Raises `UsageError`, and `ConfigError` if a file cannot be written."""
     if options.config or options.check or options.print_config or options.log_format or options.log_level:
         raise UsageError("options before `init` apply to running the daemon; use --output to say where to write")
-    plan = InitPlan(_path(options.output), _public_host(options.host), _ports(options.ports), _keys(options.ssh_key))
+    domain = _domain(options.domain) if options.domain is not None else ""
+    _check_agreement(domain, agree=options.agree)
+    host = _public_host(options.host or domain or None)
+    plan = InitPlan(_path(options.output), host, _ports(options.ports), _keys(options.ssh_key), domain, options.agree)
     secret, certificate, ssh_key = secrets.token_urlsafe(SECRET_BYTES), make_self_signed(plan.host), host_key.make()
     fingerprint = host_key.fingerprint(ssh_key)
     _write(
@@ -130,7 +162,7 @@ def run(options: argparse.Namespace) -> int:
     relay = join_host_port(plan.host, CONTROL_PORT)
     complain(_instructions(plan, fingerprint))
     say(
-        f"TUNNEL_SECRET={secret} tunnel expose 8000"
+        f"TUNNEL_SECRET={secret} tunnel expose 8000{f' --host {EXAMPLE_NAME}' if domain else ''}"
         f" --relay tls://{relay} --credential {CREDENTIAL} --pin {certificate.pin}"
     )
     return os.EX_OK
@@ -141,14 +173,28 @@ def _instructions(plan: InitPlan, fingerprint: str) -> str:
     keys_hint = "" if plan.ssh_keys else f"\n   (add its public key to authorized_keys in {plan.config} first)"
     return (
         f"Wrote {plan.config}, {plan.certificate}, {plan.key} and {plan.host_key}.\n\n"
-        f"1. On this machine, open ports {CONTROL_PORT}, {CARRIER_PORT}, {SSH_PORT} and {plan.ports} in the firewall,"
+        f"1. On this machine, open ports {plan.open_ports} in the firewall,"
         " and start the relay:\n\n"
         f"    tunneld --config {shlex.quote(str(plan.config.absolute()))}\n\n"
+        f"{_names_instructions(plan)}"
         "2. To expose a server on port 8000 of a machine that only has an SSH client, run this command there."
         f"{keys_hint}\n   The fingerprint of the host key is {fingerprint}.\n\n"
-        f"    ssh -p {SSH_PORT} -R 0:localhost:8000 {plan.host}\n\n"
+        f"    ssh -p {SSH_PORT} -R {f'{EXAMPLE_NAME}:80' if plan.domain else '0'}:localhost:8000 {plan.host}\n\n"
         "3. To expose a server on port 8000 of a machine with tunneld installed, run this command there. Keep a copy"
         " of it:\n   the secret is not stored and cannot be shown again.\n"
+    )
+
+
+def _names_instructions(plan: InitPlan) -> str:
+    """What host names need beside the configuration."""
+    if not plan.domain:
+        return ""
+    return (
+        f"   Host names need two DNS records of type A (for IPv6: AAAA) with the address of this machine:\n\n"
+        f"    {plan.domain}.\n    *.{plan.domain}.\n\n"
+        "   Ports 80 and 443 need a privilege. Under systemd, see AmbientCapabilities in config/tunneld.service.\n"
+        "   Otherwise start the relay as root, and set `user` in [daemon] to an account without privileges.\n\n"
+        f"{'' if plan.agree else NO_CERTIFICATES}"
     )
 
 
@@ -165,12 +211,17 @@ def text(plan: InitPlan, pin: str, fingerprint: str, verifier: str) -> str:
         web_tls=f"#tls = {{ {certificate}, {key} }}",
         ports=_line("ports", plan.ports),
         name=_line("name", CREDENTIAL),
+        names=_names_tables(plan) if plan.domain else "",
         ssh_port=SSH_PORT,
         host_key=_line("host_key", plan.host_key.name),
         fingerprint=fingerprint,
         verifier=_line("verifier", verifier),
         authorized_keys=_line_of_keys(plan.ssh_keys),
     )
+
+
+def _names_tables(plan: InitPlan) -> str:
+    return NAMES.format(domain=_line("domain", plan.domain), name=plan.domain, off="" if plan.agree else "#")
 
 
 def _keys(files: Sequence[Path]) -> Sequence[str]:
@@ -209,6 +260,22 @@ def _public_host(given: str | None) -> str:
                 complain(f"tunneld: using {host} as the public address of this machine; use --host NAME to change it")
                 return host
     raise UsageError("could not find a public address of this machine; use --host NAME")
+
+
+def _domain(given: str) -> str:
+    """The domain of host names as the configuration has it. Raises `UsageError`."""
+    name = parse_host_name(given)
+    if name.is_wildcard or name.path or "." not in name.name:
+        raise UsageError(f"--domain {given} is not a domain, such as t.example.org")
+    return name.name
+
+
+def _check_agreement(domain: str, *, agree: bool) -> None:
+    """Raise `UsageError` where certificates are wanted that cannot be obtained."""
+    if agree and not domain:
+        raise UsageError("--agree is for certificates of host names; it requires --domain")
+    if agree and find_spec("acme") is None:
+        raise UsageError("--agree requires the Python package acme; install tunneld[acme]")
 
 
 def _ports(given: str) -> str:

@@ -114,30 +114,33 @@ def public_address(client_uri: str, scheme: str) -> str:
     return client_uri if scheme == "tcp" else f"{scheme}://{Endpoint.parse(client_uri).authority}/"
 
 
+SENTENCES = {
+    "visitor": "visitor {visitor}",
+    "left": "left {visitor} up={up} down={down}: {reason}",
+    "resumed": "reconnected: tunnel {id} is still open",
+    "unhealthy": "the local server is unhealthy: {reason}",
+    "healthy": "the local server is healthy again",
+    "certified": "the certificate for {host} is there; its key stays on this machine",
+    "uncertified": "{reason}; check that the name leads to the relay, and that its HTTPS port is reached as port 443; "
+    "it is tried again",
+    "ended": "failed permanently: {reason}",
+    "reconnecting": "reconnecting in {delay:g} s: {reason}",
+}
+"""The events with a fixed form."""
+
+
 def sentence(event: str, fields: dict[str, Field]) -> str:
     """Format an event as a line for people and for grep."""
+    if event in SENTENCES:
+        return SENTENCES[event].format_map(fields)
     match event:
-        case "visitor":
-            return f"visitor {fields['visitor']}"
-        case "left":
-            return f"left {fields['visitor']} up={fields['up']} down={fields['down']}: {fields['reason']}"
         case "failed":
             return f"visitor {fields['visitor']}: {fields['reason']}{more(fields)}"
         case "trouble":
             return f"{fields['reason']}{more(fields)}"
-        case "resumed":
-            return f"reconnected: tunnel {fields['id']} is still open"
-        case "unhealthy":
-            return f"the local server is unhealthy: {fields['reason']}"
-        case "healthy":
-            return "the local server is healthy again"
         case "draining":
             hint = f"; press Ctrl-C again to disconnect now ({fields['delay']:g} s)" if "delay" in fields else ""
             return f"stopping: {count(int(fields['visitors']), 'visitor')} still connected{hint}"
-        case "ended":
-            return f"failed permanently: {fields['reason']}"
-        case "reconnecting":
-            return f"reconnecting in {fields['delay']:g} s: {fields['reason']}"
         case _:
             counts = " ".join(f"{key}={fields[key]}" for key in ("served", "failed", "up", "down"))
             return f"closed: {fields['reason']}, {counts}"

@@ -126,6 +126,8 @@ def json_line(record: Mapping[str, object]) -> str:
 
 def for_people(key: str, value: str) -> str:
     """Format the value of a key for people."""
+    if key == "expires" and value.startswith("-"):
+        return "expired"
     return FORMATTERS[key](int(value)) if key in FORMATTERS and is_count(value) else printable(value)
 
 

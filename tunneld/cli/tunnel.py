@@ -15,7 +15,10 @@ from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
 from tunneld.cli.verbs import VERBS, Verb, carry_out
 from tunneld.policy.options import NAMES, OPTIONS, TUNNEL, VISITORS, parse_boolean, parse_count
+from tunneld.policy.units import parse_duration
 
+LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
+"""As in config/certificates.py, which --help does without."""
 MAX_POOL = 100_000
 """Largest number of idle connections for --pool and --max-pool."""
 
@@ -67,6 +70,11 @@ def _add_verb(parser: Parser, verb: Verb) -> None:
     if verb.name == "drain":
         help_text = "wait until the tunnel has closed, and print the number of remaining visitors"
         parser.add_argument("--wait", action="store_true", help=help_text)
+    if verb.name == "share":
+        ways = parser.add_mutually_exclusive_group(required=True)
+        help_text = "how long the link is valid: 2h, 30m, 7d or seconds"
+        ways.add_argument("--for", dest="seconds", metavar="TIME", type=parsed_by(parse_duration), help=help_text)
+        ways.add_argument("--revoke", action="store_true", help="make all links to it void")
     if verb.name == "close":
         help_text = "keep the address reserved for the next tunnel of the same name and owner"
         parser.add_argument("--keep", action="store_true", help=help_text)
@@ -86,7 +94,9 @@ def _add_expose(parser: Parser) -> None:
     add_relay_options(parser)
     _add_output_options(parser.add_argument_group("output options"))
     _add_tunnel_options(parser.add_argument_group("tunnel options"))
-    _add_table_options(parser.add_argument_group("host names, if the relay has them"), NAMES)
+    names = parser.add_argument_group("host names, if the relay has them")
+    _add_names_options(names)
+    _add_https_options(names)
     limits = parser.add_argument_group("limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)")
     _add_table_options(limits, VISITORS)
     _add_health_options(parser.add_argument_group("health checks of the local server"))
@@ -199,6 +209,38 @@ def _add_table_options(group: argparse._ArgumentGroup, name: str) -> None:
         elif option.group == name:
             read = checked_by(option.read)
             group.add_argument(option.flag_of(key), dest=key, metavar=option.takes, type=read, help=option.summary)
+
+
+def _add_names_options(group: argparse._ArgumentGroup) -> None:
+    _add_table_options(group, NAMES)
+    group.add_argument(
+        "--auth",
+        metavar="USER:PASSWORD",
+        action="append",
+        help="let in visitors with this user name and password; repeat for more; link: only visitors with a link of "
+        "`tunnel share`. Other users of this machine can see it: prefer --auth-file",
+    )
+    group.add_argument(
+        "--auth-file", metavar="FILE", type=Path, help="file with lines USER:PASSWORD, for visitors of host names"
+    )
+
+
+def _add_https_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--https-here",
+        action="store_true",
+        help="end TLS in this agent, which gets the certificate itself: its key never leaves this machine",
+    )
+    add(
+        "--acme-directory",
+        metavar="URL",
+        default=LETS_ENCRYPT,
+        help="authority that issues the certificate of --https-here (default: Let's Encrypt)",
+    )
+    add("--acme-ca-file", metavar="FILE", help="trust the certificate authorities in this file for that URL")
+    add("--acme-agree", action="store_true", help="agree to the terms of service of that authority (required)")
+    add("--acme-contact", metavar="ADDRESS", help="e-mail address for the authority (default: none)")
 
 
 def _add_health_options(group: argparse._ArgumentGroup) -> None:

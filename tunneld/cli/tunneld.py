@@ -66,11 +66,20 @@ def parser() -> Parser:
 
 INIT = "write the configuration, certificate and credential of a public relay, and print the command for the agent"
 
+DOMAIN = "domain for host names of tunnels: `tunnel expose 8000 --host blog` is then blog.NAME, on ports 80 and 443"
+
+AGREE = "with --domain: get certificates from Let's Encrypt, whose terms of service you accept"
+
 SSH_KEY = "public key (.pub) that may open tunnels over SSH; may be repeated"
 
 
 def _add_init(parser: Parser) -> None:
-    host_help = "name or address by which clients reach this machine (default: its address on the default route)"
+    host_help = (
+        "name or address by which clients reach this machine "
+        "(default: that of --domain, else its address on the default route)"
+    )
+    parser.add_argument("--agree", action="store_true", help=AGREE)
+    parser.add_argument("--domain", metavar="NAME", help=DOMAIN)
     parser.add_argument("--host", metavar="NAME", help=host_help)
     parser.add_argument("--ports", metavar="RANGE", default=PORTS, help="ports for tunnels (default: %(default)s)")
     parser.add_argument(

@@ -190,6 +190,15 @@ async def trim(client: Client, options: argparse.Namespace, shape: Form) -> str:
     return text((await client.call("trim", options.ref, options.count)).text, shape)
 
 
+async def share(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the link, or the answer of the relay."""
+    word = "revoke" if options.revoke else str(options.seconds)
+    answer = await client.call("share", options.name, word)
+    if shape is Form.JSON and not options.revoke:
+        return json_lines([{"link": answer.text}])
+    return text(answer.text, shape)
+
+
 async def shut_down(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return the answer of the relay."""
     return text((await client.call("shutdown", *(("drain",) if options.drain else ()))).text, shape)
@@ -250,6 +259,13 @@ VERBS = (
         "drop the reservation of a tunnel that is not open",
         release,
         [("which", "ADDRESS|NAME", "port, host name or tunnel name of the reservation")],
+    ),
+    Verb(
+        "share",
+        "share",
+        "print a link that lets visitors into a host name with a password, until it expires",
+        share,
+        [("name", "NAME", "label or host name of the tunnel, or id, URI or port, as shown by `tunnel list`")],
     ),
     Verb("watch", "watch", "print events of all tunnels, or of one, as they happen", watch, [REFERENCE], nargs="?"),
     Verb("status", "status", "print facts about the daemon", status),

@@ -22,7 +22,7 @@ from tunneld.client.login import authenticate
 from tunneld.errors import LimitReachedError, RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
 from tunneld.net.accept import local_address, peer_address
 from tunneld.net.endpoint import Endpoint, parse_relay
-from tunneld.tls.connection import PEER_CLOSED
+from tunneld.tls.connection import CONTROL_PROTOCOL, PEER_CLOSED
 from tunneld.tls.contexts import client_tls_context
 from tunneld.wire.lines import ControlRequest, Err, Value, parse_reply
 
@@ -64,9 +64,9 @@ async def connect(
     stream = await _dial(endpoint, tls, timeout)
     try:
         exchange = ControlExchange(str(endpoint), stream, timeout)
-        version, method = await _receive_greeting(exchange, endpoint)
+        version, method, shares_port = await _receive_greeting(exchange, endpoint)
         await authenticate(exchange, endpoint, method, credential, secret_source)
-        yield Client(endpoint, version, _addresses(stream), exchange, tls)
+        yield Client(endpoint, version, _addresses(stream), exchange, tls, shares_port=shares_port)
     finally:
         with trio.move_on_after(TLS_CLOSE_TIMEOUT):
             await stream.aclose()
@@ -75,6 +75,7 @@ async def connect(
 class Client:
     """A control connection, made by `connect`.
 
+    `shares_port`: the relay takes carriers on the port of this connection, too, which is its HTTPS port.
     `relay` is the relay's URI, `tls` the context that was passed to `connect`, `version` the version of tunneld on the
     relay; `relay_host` and `local_host` are the addresses of the connection's two ends.
 
@@ -89,8 +90,11 @@ class Client:
         addresses: tuple[str, str],
         exchange: ControlExchange,
         tls: ssl.SSLContext | None = None,
+        *,
+        shares_port: bool = False,
     ) -> None:
         self.relay = relay
+        self.shares_port = shares_port
         self.tls = tls
         self.version = version
         self.local_host, self.relay_host = addresses
@@ -273,6 +277,7 @@ async def _encrypt(
 ) -> trio.SSLStream[RecordedTransport]:
     """Do the TLS handshake. Raises `trio.BrokenResourceError`, or `RefusedError` if the relay says why it refuses."""
     transport = RecordedTransport(connection)
+    tls.set_alpn_protocols([CONTROL_PROTOCOL])  # the port may be the relay's HTTPS port
     stream = trio.SSLStream(transport, tls, server_hostname=endpoint.host)
     try:
         await stream.do_handshake()
@@ -307,8 +312,10 @@ def _addresses(stream: Stream) -> tuple[str, str]:
         return "", ""  # the connection broke after the greeting; the next call raises the reason
 
 
-async def _receive_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tuple[str, str]:
-    """The relay's version and authentication method, from `tunneld VERSION protocol=1 auth=METHOD`."""
+async def _receive_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tuple[str, str, bool]:
+    """The relay's version, its authentication method, and whether carriers may use this port, from `tunneld VERSION
+    protocol=1 auth=METHOD carriers=here`.
+    """
     advice = "check the address: it must be a relay's control port"
     try:
         greeting = await exchange.receive_greeting()
@@ -328,4 +335,4 @@ async def _receive_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tu
             f"relay {endpoint} speaks version {protocol!r} of the control protocol, this program version {PROTOCOL!r}; "
             "update the older one"
         )
-    return version, fields.get("auth", "none")
+    return version, fields.get("auth", "none"), fields.get("carriers") == "here"

@@ -20,7 +20,8 @@ from datetime import UTC, datetime
 import trio
 
 from tunneld.errors import LocalProtocolError, RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.tls.connection import EXPIRED, NOT_YET, PEER_CLOSED, is_truncation
+from tunneld.tls.connection import EXPIRED, NOT_YET, PEER_CLOSED
+from tunneld.tls.session import is_truncation
 from tunneld.wire.lines import (
     MAX_REPLY_LINE,
     ControlRequest,
@@ -39,6 +40,9 @@ MAX_UNANSWERED = 64
 """Requests on their way at once. With 64 a process opens 500 tunnels in a second over a line with a round trip of
 60 ms, and a request that cannot wait (the agent is told to stop) is not behind hundreds.
 """
+
+MAX_ITEMS = 200_000
+"""Items of one answer: a relay with 100 000 tunnels (100 MiB here) fits, one that never ends its answer does not."""
 
 Record = Mapping[str, str]
 """One `*` line of an answer: its keys and values, all strings, as tunneld-control(7) lists them."""
@@ -262,6 +266,8 @@ class ControlExchange:
             self._answered_at = trio.current_time()
             pending.verdict = line
         elif not pending.abandoned:
+            if len(pending.items) >= MAX_ITEMS:
+                raise self._lose(f"answer of more than {MAX_ITEMS} items")
             pending.items.append(line.item)
         for woken in [woken for woken, done in self._waiting.items() if done()]:
             del self._waiting[woken]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from tunneld.config.paths import locate
 from tunneld.config.values import (
@@ -30,6 +31,8 @@ from tunneld.tls.contexts import CertificateFiles, server_tls_context
 LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 DNS_PORT = 53
 SHORT_LIFE = 10 * DAY
+
+LifeFraction = Annotated[float, Field(ge=0.05, le=0.9)]  # more would renew a certificate as soon as it is there
 
 AnyFiles = TypeVar("AnyFiles", bound=CertificateFiles)
 
@@ -127,8 +130,8 @@ class AcmeSettings(Table):
     max_orders_per_owner: VisitorRate = "20/week"  # of one domain Let's Encrypt gives 50 a week, to all owners together
     max_parallel: Count = 4  # a thread each, with about 2 MiB; an order takes seconds
     order_timeout: Seconds = 3 * MINUTE  # validation from several networks, with retries, takes up to a minute
-    renew_left: Annotated[float, Field(gt=0, lt=1)] = 0.33  # of 90 days: a month to repair what fails
-    renew_left_short: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of 6 days: three days, as long as a weekend
+    renew_left: LifeFraction = 0.33  # of 90 days: a month to repair what fails
+    renew_left_short: LifeFraction = 0.5  # of 6 days: three days, as long as a weekend
     short_life: Seconds = SHORT_LIFE  # certificates that live shorter are renewed by renew_left_short
     ask_interval: Seconds = 6 * HOUR  # between two questions when to renew (RFC 9773 suggests it)
     retry: Seconds = 5 * MINUTE  # Let's Encrypt permits five failures of a name in an hour
@@ -191,3 +194,15 @@ class AcmeSettings(Table):
     def owner_rate(self) -> Rate:
         """`max_orders_per_owner` as a rate."""
         return Rate.parse(self.max_orders_per_owner)
+
+
+def acme_settings(values: Mapping[str, object], spell: Callable[[str], str]) -> AcmeSettings:
+    """The settings of an agent that obtains certificates itself, from values by key. `spell` turns a key into what the
+    user wrote. Raises `UsageError`.
+    """
+    try:
+        return AcmeSettings.model_validate({"enabled": True, "agree": True, "max_retry": HOUR, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{spell(str(first['loc'][0]))}: {reason}") from None

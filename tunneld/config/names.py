@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from tunneld.config.values import KIB, Count, NetworkList, Seconds, SecondsOrNone, Table, literal
+from tunneld.config.paths import absolute_path
+from tunneld.config.values import DAY, KIB, Count, Folder, NetworkList, Seconds, SecondsOrNone, Table, literal
 from tunneld.errors import UsageError
 from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import parse_host, parse_port
 from tunneld.net.listeners import BindAddress
 from tunneld.policy.limits import HttpLimits
+from tunneld.policy.site_rules import AuthUrl
 
 _ADDRESS = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]+)")
 
@@ -46,6 +48,17 @@ ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 HeadSize = Annotated[int, Field(ge=4 * KIB, le=256 * KIB)]
 
 
+def _auth_url(value: str) -> str:
+    try:
+        AuthUrl.parse(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+AuthUrls = Annotated[tuple[Annotated[str, AfterValidator(_auth_url)], ...], Field(strict=False)]
+
+
 class NamesSettings(Table):
     """`[names]`: see tunnel.toml(5)."""
 
@@ -54,12 +67,22 @@ class NamesSettings(Table):
     https: ListenAddress = ""
     trusted_proxies: NetworkList = ()  # whose X-Forwarded-* are believed
     max_connections: Count = 10_000  # of visitors on both ports: a descriptor and about 20 KiB each
+    max_connections_per_source: Count = 1000  # a tenth of all: a hundred browsers behind one address
     head_timeout: Seconds = 10.0  # a TLS handshake, or a head, on a slow mobile network
     keep_alive_timeout: Seconds = 75.0  # between requests: as nginx has it, longer than browsers keep idle ones
     response_timeout: SecondsOrNone = 0.0  # until a response begins; 60 s would break long polls
     max_head: HeadSize = 32 * KIB  # of a request or response: four times what servers accept by default
     max_names: Count = 100_000  # of the relay: about 1 KiB each
     max_names_per_owner: Count = 64  # as for reservations
+    forward_auth: AuthUrls = ()  # none: a tenant must not make the relay connect to addresses of its choice
+    forward_auth_timeout: Seconds = 5.0  # a person waits
+    forward_auth_cache: SecondsOrNone = 5.0  # the requests of one page; a logout takes effect after that
+    access_log: Literal["off", "text", "json"] = "off"  # addresses of visitors are personal data
+    access_log_file: Folder | None = None  # standard error, where the journal reads
+    access_log_query: bool = False  # queries often have tokens
+    max_share: Seconds = 30.0 * DAY  # of a shared link: it is a password that nobody changes
+
+    _absolute = field_validator("access_log_file")(absolute_path)
 
     @field_validator("https")
     @classmethod

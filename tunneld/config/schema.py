@@ -85,7 +85,7 @@ class ControlSettings(Table):
     reserved_connections: Reserved = 8  # some operators with a board each, and their commands
     credential_share: Fraction = 0.5  # two credentials have to be hostile before a third one is kept out
     max_watchers: Count = 16  # per credential: `watch` connections, of which a person needs one per screen
-    max_startups: MaxStartups = "64:30:128"  # leaves half of max_connections to authenticated connections
+    max_startups: MaxStartups = "64:30:128"  # beside max_connections: half as many
     max_startups_per_source: Count = 16  # agents of one office that all reconnect at once; an eighth of the total
     penalty: Seconds = 5.0  # as in OpenSSH for a failed authentication, like the next
     max_penalty: Seconds = 10 * MINUTE
@@ -239,7 +239,7 @@ class SshSettings(Table):
     host: str | None = None  # None: as tunnels.host
     port: Port = 7022
     host_key: Annotated[File | None, RESTART] = None  # None: in the state folder, see backends/ssh/host_key.py
-    max_connections: Count = 256  # authenticated or not: a descriptor, a task and about 100 KiB each
+    max_connections: Count = 256  # a descriptor, a task and about 100 KiB each
     reserved_connections: Reserved = 8  # as for control
     max_forwards: Count = 32  # -R per connection: more than fit on a command line
     max_channels: Count = 1000  # visitors at once per connection: ssh needs a descriptor each, of usually 1024

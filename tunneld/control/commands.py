@@ -30,6 +30,7 @@ from tunneld.control.verbs import (
     renew_certificate,
     restart,
     settings,
+    share_tunnel,
     show_tunnel,
     shut_down,
     status,
@@ -145,6 +146,13 @@ COMMANDS: dict[str, Command] = {
             f"{TUNNEL_REFERENCE} COUNT",
             "close idle server connections until COUNT are left",
             trim_tunnel,
+            arguments=(2, 2),
+        ),
+        Command(
+            "share",
+            "NAME|URI|ID SECONDS|revoke",
+            "return a link to a protected host name that expires; or revoke all links to it",
+            share_tunnel,
             arguments=(2, 2),
         ),
         Command(

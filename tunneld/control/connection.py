@@ -13,7 +13,8 @@ import trio
 
 from tunneld.config.schema import ControlSettings
 from tunneld.errors import RemoteProtocolError
-from tunneld.tls.connection import HANDSHAKE, PEER_CLOSED, is_truncation
+from tunneld.tls.connection import HANDSHAKE, PEER_CLOSED
+from tunneld.tls.session import is_truncation
 from tunneld.wire.lines import LineBuffer
 
 CONTROL_READ_SIZE = 4096

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -29,9 +30,10 @@ from tunneld.errors import LimitReachedError
 from tunneld.net.accept import local_address, peer_address
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
-from tunneld.policy.access import Grant
+from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.places import Place, PlaceLimits, Places
-from tunneld.tls.connection import HANDSHAKE, is_truncation
+from tunneld.tls.connection import HANDSHAKE
+from tunneld.tls.session import is_truncation
 from tunneld.wire.lines import format_err
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("control")
@@ -59,7 +61,8 @@ async def serve_lines(
     """
     server = _LineServer(settings, tls, execute, authenticator or Authenticator(lambda: ()))
     async with trio.open_nursery() as nursery:
-        await nursery.start(listener.serve, lambda connection, peer: server.accept(connection, peer, nursery))
+        accept = partial(server.accept, nursery)
+        await nursery.start(partial(listener.serve, accept, on_shared=partial(accept, shares_port=True)))
         task_status.started()
 
 
@@ -75,47 +78,53 @@ class _LineServer:
         self._tls = tls
         self._execute = execute
         self._authenticator = authenticator
-        self._connections = 0
         self._places = Places("control connection", "control.max_connections", self._place_limits)
         self._full_logged = False  # one warning per time the limit is reached, not one per connection
 
-    def accept(self, connection: socket.socket, peer: Any, nursery: trio.Nursery) -> None:
-        """Take an accepted connection: start its task in `nursery`, or refuse and close it."""
+    def accept(self, nursery: trio.Nursery, connection: socket.socket, peer: Any, *, shares_port: bool = False) -> None:
+        """Take an accepted connection: start its task in `nursery`, or refuse and close it. `shares_port`: it came by
+        the HTTPS port, and its peer is told that carriers may, too.
+        """
         host = peer[0]
-        limit = self._settings().max_connections
-        if self._connections >= limit:
+        if (reason := self._places.full) is not None:
             if not self._full_logged:
-                event = "control connection limit reached"
+                event, limit = "control connection limit reached", self._settings().max_connections
                 self._authenticator.log_limited(log.warning, event, "control", max_connections=limit)
             self._full_logged = True
-            text = f"{limit} of {limit} control connections are open (control.max_connections); try again later"
-            _refuse(connection, text)
+            _refuse(connection, f"{reason}; try again later")
             return
         self._full_logged = False
-        slot = self._acquire_slot(host)
+        place = Place(self._places)
+        if self._admits_all():
+            slot: PreauthSlot | PreauthRefusal = PreauthSlot.exempt()
+            place.claim(EVERYBODY)
+        else:
+            slot = self._authenticator.preauth.acquire(host, trio.current_time(), random.random())
         if isinstance(slot, PreauthRefusal):
             self._authenticator.log_refusal(host, "control", slot)
             _refuse(connection, slot.reason)
             return
-        self._connections += 1
         deadline = trio.current_time() + self._settings().handshake_timeout
         transport = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-        nursery.start_soon(self._serve, transport, slot, deadline)
+        more = " carriers=here" if shares_port else ""
+        nursery.start_soon(self._serve, transport, slot, place, deadline, more)
 
-    def _acquire_slot(self, host: str) -> PreauthSlot | PreauthRefusal:
-        """A slot for a new connection, exempt if neither a secret nor a client certificate is required."""
+    def _admits_all(self) -> bool:
+        """Whether neither a secret nor a client certificate is required."""
         tls = self._tls()
-        if self._authenticator.is_open and (tls is None or tls.verify_mode == ssl.CERT_NONE):
-            return PreauthSlot.exempt()
-        return self._authenticator.preauth.acquire(host, trio.current_time(), random.random())
+        return self._authenticator.is_open and (tls is None or tls.verify_mode == ssl.CERT_NONE)
 
     def _place_limits(self) -> PlaceLimits:
         settings = self._settings()
         return PlaceLimits(settings.max_connections, settings.reserved_connections, settings.credential_share)
 
-    async def _serve(self, transport: trio.SocketStream, slot: PreauthSlot, deadline: float) -> None:
-        """Serve one connection and handle every error on it; it must authenticate by `deadline` (Trio's clock)."""
-        bound, place, refusal = log, Place(self._places), None
+    async def _serve(
+        self, transport: trio.SocketStream, slot: PreauthSlot, place: Place, deadline: float, more: str
+    ) -> None:
+        """Serve one connection and handle every error on it; it must authenticate by `deadline` (Trio's clock). `more`
+        is added to the greeting.
+        """
+        bound, refusal = log, None
         try:
             async with transport:
                 bound = log.bind(peer=format_peer(peer_address(transport.socket)))
@@ -130,7 +139,7 @@ class _LineServer:
                         session = ControlSession(connection, login, self._settings, self._execute, bound)
                         try:
                             await session.run(
-                                f"tunneld {__version__} protocol=1 auth={login.method}", deadline, refusal
+                                f"tunneld {__version__} protocol=1 auth={login.method}{more}", deadline, refusal
                             )
                         finally:
                             login.close()
@@ -140,7 +149,6 @@ class _LineServer:
         except Exception:
             bound.exception("control connection failed: a bug")
         finally:
-            self._connections -= 1
             place.release()
             if trio.current_time() >= deadline:
                 slot.fail(trio.current_time())

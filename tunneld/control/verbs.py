@@ -17,9 +17,10 @@ from tunneld.directory.reply import DescribedItems, Reply
 from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
 from tunneld.directory.service import TunnelService
-from tunneld.errors import CertificateError, UsageError
+from tunneld.directory.sharing import find_site
+from tunneld.errors import CertificateError, ShortageError, UsageError, reason_of
 from tunneld.net.endpoint import format_peer
-from tunneld.policy.options import ANYWHERE, TunnelOptions
+from tunneld.policy.options import ANYWHERE, TunnelOptions, parse_seconds
 from tunneld.policy.units import count
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.tunnel import Tunnel
@@ -166,6 +167,21 @@ async def trim_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Re
     if not (keep.isascii() and keep.isdigit() and len(keep) <= len(str(MAX_TRIM))):
         raise UsageError(f"COUNT must be a number of server connections to keep, not {keep!r}")
     return Reply(text=f"closed {count(tunnel.trim(int(keep), caller.host), 'idle server connection')} of {tunnel.id}")
+
+
+async def share_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
+    """Return a link to a protected host name that lasts for some time, or revoke all links to it."""
+    reference, word = request.args
+    site = await find_site(daemon.service, reference, caller.known_grant)
+    try:
+        if word == "revoke":
+            await site.revoke()
+            return Reply(text=f"revoked all links to {site.name}")
+        return Reply(text=await site.share(parse_seconds(word)))
+    except ValueError as error:
+        raise UsageError(f"{word!r} is {error}; usage: share NAME|URI|ID SECONDS|revoke") from None
+    except OSError as error:
+        raise ShortageError(f"could not store the state of shared links: {reason_of(error)}") from None
 
 
 async def watch_tunnels(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:

@@ -52,6 +52,8 @@ from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
 from tunneld.net import sockets
 from tunneld.net.address import HostName
+from tunneld.sites.guard import GuardServices, GuardSettings
+from tunneld.sites.links import ShareLinks
 from tunneld.sites.names import SharedNames
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
@@ -124,7 +126,7 @@ class Daemon:
             lambda: self.settings.control.handshake_timeout,
         )
         handshakes = self.handshakes if HAS_PUMP else None  # agents' connections need the pump
-        self.names = SharedNames(lambda: self.settings.names, self.certificates.has_name) if HAS_PUMP else None
+        self.names = self._shared_names() if HAS_PUMP else None
         if self.names is not None:
             self._order_certificates(self.names)
         self.service = TunnelService(
@@ -283,6 +285,11 @@ class Daemon:
 
     # Internals
 
+    def _shared_names(self) -> SharedNames:
+        links = ShareLinks(lambda: self.settings.names.max_share, self._state)
+        guards = GuardServices(lambda: _guard_settings(self.settings), links)
+        return SharedNames(lambda: self.settings.names, self.certificates.has_name, guards)
+
     def _end(self, ending: DaemonEnding) -> None:
         """Request an ending. The first request wins, except that a drain replaces a handover that has not begun."""
         if not self._end_requested.is_set() or ending is DaemonEnding.DRAIN:
@@ -336,3 +343,15 @@ class Daemon:
         for tunnel in self.service.tunnels():
             tunnel.close(STOPPED)  # before its visitors are dropped, which would look like the end of a drain
         self._stop.cancel()
+
+
+def _guard_settings(settings: Settings) -> GuardSettings:
+    """A visitor that guesses passwords gets the penalties of a peer that guesses secrets."""
+    control, names = settings.control, settings.names
+    return GuardSettings(
+        control.penalty,
+        control.max_penalty,
+        names.forward_auth,
+        names.forward_auth_timeout,
+        names.forward_auth_cache,
+    )

@@ -13,6 +13,7 @@ is enabled for the first time.
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 from collections.abc import Mapping
@@ -32,9 +33,12 @@ from tunneld.control.verbs import DaemonControl
 from tunneld.daemon import ending
 from tunneld.daemon.listeners import Listeners, bind_addresses
 from tunneld.engine.engine import Engine
+from tunneld.net.endpoint import Peer
 from tunneld.net.listeners import Bound
+from tunneld.sites.access_log import AccessLog
 from tunneld.sites.names import SharedNames
-from tunneld.tls.store import CertificateStore, LoadedCertificates
+from tunneld.tls.connection import CARRIER_PROTOCOL, CONTROL_PROTOCOL
+from tunneld.tls.store import AGENT_TABLE, CertificateStore, LoadedCertificates
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.snapshot import ServiceSnapshot
 
@@ -73,6 +77,7 @@ class Servers:
         self.host_key: asyncssh.SSHKey | None = None
         self._certificates = certificates
         self._names = names
+        self._access_log = AccessLog(lambda: daemon.settings.names)
         self.listeners = Listeners()
         self._daemon = daemon
         self._engine = engine
@@ -126,6 +131,7 @@ class Servers:
         self._certificates.apply(prepared.certificates)
         self.host_key = prepared.host_key
         self._exchange(prepared.bound)
+        self._access_log.reopen()
         if self._nursery is not None and self.host_key is not None and not self._serves_ssh:
             self._nursery.start_soon(self._serve_ssh, self.host_key)
 
@@ -191,12 +197,24 @@ class Servers:
         assert self._names is not None
         assert isinstance(self._engine, Pump)
         settings = lambda: self._daemon.settings.names  # noqa: E731
-        ports = SitePorts(self._engine, self._names, settings, self._certificates, self._daemon.certificate_orders)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(ports.run)
-            await nursery.start(self.listeners.by_service["names-http"].serve, ports.on_http)
-            await nursery.start(self.listeners.by_service["names-https"].serve, ports.on_https)
-            task_status.started()
+        agents = {
+            CONTROL_PROTOCOL.encode(): partial(self._take_agent, "control"),
+            CARRIER_PROTOCOL.encode(): partial(self._take_agent, "webmux"),
+        }
+        orders = self._daemon.certificate_orders
+        ports = SitePorts(self._engine, self._names, settings, self._certificates, orders, self._access_log, agents)
+        async with trio.open_nursery() as logging:  # outlives the connections, whose last requests it logs
+            await logging.start(self._access_log.run)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(ports.run)
+                await nursery.start(self.listeners.by_service["names-http"].serve, ports.on_http)
+                await nursery.start(self.listeners.by_service["names-https"].serve, ports.on_https)
+                task_status.started()
+
+    def _take_agent(self, service: str, connection: socket.socket, peer: Peer) -> bool:
+        """An agent's connection came by the HTTPS port. False: there is no certificate for agents, or no service."""
+        has_certificate = self._certificates.port(AGENT_TABLE) is not None
+        return has_certificate and self.listeners.by_service[service].deliver(connection, peer)
 
     async def _serve_ssh(
         self, key: asyncssh.SSHKey, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -207,6 +225,7 @@ class Servers:
 
         assert isinstance(self._engine, Pump)
         self._serves_ssh = True
+        gc.freeze()  # a full collection that also scans what asyncssh imports took 22 ms, and all relays waited
         await serve_ssh(
             self.listeners.by_service["ssh"],
             lambda: self._daemon.settings.ssh,

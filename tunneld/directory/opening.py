@@ -34,6 +34,7 @@ from tunneld.policy.options import ANY_HOST, TunnelOptions, format_option
 from tunneld.policy.places import check_share
 from tunneld.policy.ports import Owner
 from tunneld.policy.reservations import Reservation, ReservationKey
+from tunneld.policy.site_rules import check_site_options
 from tunneld.sites.names import SharedNames, is_random, random_name
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import BackendServices
@@ -115,7 +116,10 @@ class TunnelOpener:
         opened = self._live.count_of(grant.name) - len(replaceable) - draining
         permitted = permit(grant, backend, options, requester.host, opened)
         names = resolve_names(self._services.names, permitted.host, grant, claim.reservation)
+        if names and self._services.names is not None:
+            self._services.names.check(keeps_tls=permitted.tls == "pass")
         permitted = replace(permitted, host=tuple(map(str, names)))
+        check_site_options(permitted, settings.names.forward_auth)
         if (shared := _shared(current, permitted)) is not None:
             check_agrees(shared, backend, permitted, options, grant)
             return OpenedTunnel(shared, permitted, is_new=False)
@@ -187,6 +191,7 @@ class TunnelOpener:
             metered=current.metered if current is not None else address.metered if address is not None else 0,
             generation=max((record.generation for record in claim.records), default=0) + 1,
             names=names,
+            credential=grant.name,
             grant=grant,
         )
 

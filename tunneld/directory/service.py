@@ -1,17 +1,13 @@
 """Opens, closes and drains tunnels: the two calls of the interface, and what an operator does.
 
-    tunnels                    isolation boundary: an exception closes its tunnel and is logged once
-    └─ tunnel ×N               see tunnel/tunnel.py
-
 A reference to a tunnel is looked up in the directory, which has its record; `local` returns the tunnel of a record on
-this node. How a tunnel is opened is in opening.py.
+this node. How a tunnel is opened is in opening.py, how it runs and is removed in running.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -20,13 +16,14 @@ import trio
 from tunneld.config.schema import Settings
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.local import LocalDirectory
-from tunneld.directory.opening import TunnelOpener, announce, record_of
+from tunneld.directory.opening import TunnelOpener, record_of
 from tunneld.directory.record import TunnelRecord, port_owner, reservation_key
 from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import Reservations
+from tunneld.directory.running import TunnelRunner
 from tunneld.directory.turns import RequestTurns
 from tunneld.engine.engine import Engine
-from tunneld.errors import DrainingError, EndedError, ExpiredError, NoSuchTunnelError, TunneldError
+from tunneld.errors import DrainingError, EndedError, NoSuchTunnelError, TunneldError
 from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint
 from tunneld.net.sockets import descriptors_for_tunnels
@@ -38,7 +35,7 @@ from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
 from tunneld.tunnel.tenants import Tenant, Tenants
-from tunneld.tunnel.tunnel import STOPPED, Phase, Tunnel
+from tunneld.tunnel.tunnel import Phase, Tunnel
 
 log = structlog.get_logger("service")
 
@@ -74,6 +71,7 @@ class TunnelService:
         self._services = BackendServices(backends, self.keys, handshakes, names)
         if names is not None:
             names.is_reserved = lambda name: HostName(name) in self.reservations.table
+            names.is_draining = lambda: self.draining or self.leaving
         self._tenants = Tenants(descriptors_for_tunnels())
         self._opener = TunnelOpener(
             self._settings_for_opening,
@@ -84,7 +82,7 @@ class TunnelService:
             self.live,
             self.directory,
         )
-        self._released_on_close: set[str] = set()  # ids of tunnels that lose their reservation when they close
+        self._runner = TunnelRunner(self.live, self.events, self.directory, lambda: self.draining)
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -92,6 +90,7 @@ class TunnelService:
         self._tenants.apply(self.settings())
         async with trio.open_nursery() as self._nursery:
             await self._nursery.start(self.reservations.run)
+            await self._nursery.start(self._runner.run)
             task_status.started()
             await trio.sleep_forever()
 
@@ -179,7 +178,7 @@ class TunnelService:
         if opened.options.share:
             self._join(tunnel, opened.options, requester)
         if opened.is_new:
-            await self._nursery.start(self._run, tunnel, opened.replaced)
+            await self._runner.start(tunnel, opened.replaced)
             await self.directory.saved()
         return tunnel
 
@@ -214,7 +213,7 @@ class TunnelService:
         record = await self.find(reference, grant)
         tunnel = self.local(record)
         if not keep:
-            self._released_on_close.add(tunnel.id)
+            self._runner.release_on_close(tunnel)
         tunnel.close(await self._end_by_request(record, "closed", grant, reopen=keep))
         await tunnel.wait_closed()
         await self.directory.saved()
@@ -318,48 +317,5 @@ class TunnelService:
             record = record_of(tunnel, self.directory.node, owner)
             self.live.add(tunnel, record, adopted=True)
             await self.directory.open(record)
-            await self._nursery.start(partial(self._run, tunnel, is_new=False))
+            await self._runner.start(tunnel, is_new=False)
         await self.directory.saved()
-
-    # One tunnel
-
-    async def _run(
-        self,
-        tunnel: Tunnel,
-        replaced: Tunnel | None = None,
-        *,
-        is_new: bool = True,
-        task_status: trio.TaskStatus[None],
-    ) -> None:
-        """Run one tunnel until it closes, once the one that it replaces has closed. Meanwhile visitors wait in the
-        queues of the listeners that both share. A bug closes this tunnel, never the daemon.
-        """
-        try:
-            if replaced is not None:
-                await replaced.wait_closed()
-            if tunnel.is_closing:  # replaced by a third one, or exported, before it began
-                task_status.started()
-                return
-            if is_new:
-                announce(self.events, tunnel, self.live.record_of(tunnel.id))
-            await tunnel.run(task_status=task_status)
-        except Exception as error:
-            tunnel.fail(error)
-        finally:
-            await self._remove(tunnel)
-
-    async def _remove(self, tunnel: Tunnel) -> None:
-        """Remove a tunnel that has closed, or has not begun. A directory that waits here would have to be shielded."""
-        tunnel.discard()
-        record = replace(self.live.remove(tunnel), metered=tunnel.metered)
-        await self.directory.remove(record, keep=self._keeps_reservation(tunnel))
-        if tunnel.expired:
-            error = ExpiredError(f"tunnel {record.id} has ended: {tunnel.reason}")
-            await self.directory.note_end(record.server, record.owner, error)
-
-    def _keeps_reservation(self, tunnel: Tunnel) -> bool | None:
-        """See `Directory.remove`."""
-        if tunnel.id in self._released_on_close:
-            self._released_on_close.discard(tunnel.id)
-            return False
-        return None if self.draining or tunnel.reason == STOPPED else True

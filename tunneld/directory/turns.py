@@ -1,8 +1,9 @@
-"""The requests of one owner take turns: one step of one request per turn of Trio's scheduler, first come first served.
+"""Requests take turns: one step of one request per turn of Trio's scheduler, first come first served, and one step of
+each owner at a time.
 
 A step is a piece of work without a checkpoint: executing a request, formatting some items of its reply. However many
-connections an owner has, and however many requests it sends ahead on each, visitors and other owners wait for one of
-its steps at a time.
+connections an owner has, and however many requests it sends ahead on each, visitors wait for one step at a time, and
+another owner for one step of each owner.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class RequestTurns:
 
     def __init__(self) -> None:
         self._queues: dict[str, trio.StrictFIFOLock] = {}
+        self._beginning = trio.StrictFIFOLock()  # of steps
 
     def __len__(self) -> int:
         return len(self._queues)
@@ -32,6 +34,9 @@ class RequestTurns:
         queue = self._queues.setdefault(owner, trio.StrictFIFOLock())
         try:
             async with queue:
+                if len(self) > 1:
+                    async with self._beginning:
+                        await trio.lowlevel.checkpoint()
                 yield
                 await trio.lowlevel.checkpoint()  # the next step begins in the next turn
         finally:

@@ -37,7 +37,7 @@ class DeferredHandler(Protocol):
 class TurnBudget:
     """The cost of one turn of a pump, and the handlers that wait for the next."""
 
-    __slots__ = ("_request_turn", "_size", "active", "deferred", "in_turn", "share", "turn")
+    __slots__ = ("_request_turn", "_size", "active", "deferred", "in_turn", "share", "turn", "visitors")
 
     def __init__(self, size: int, request_turn: Callable[[], None] = lambda: None) -> None:
         """`size` is the cost of a turn, in units. `request_turn` is called when a handler is deferred between turns."""
@@ -48,6 +48,7 @@ class TurnBudget:
         self.in_turn = False  # the next one follows by itself if a handler is deferred
         self._request_turn = request_turn
         self._size = size
+        self.visitors = CostShare(self)  # of all that visitors send before it is known for which owner
 
     def begin_turn(self) -> None:
         """A new turn begins: every owner has its share again."""

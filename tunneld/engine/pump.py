@@ -58,7 +58,6 @@ import structlog
 import trio
 
 from tunneld.engine.acceptor import Acceptor, FdReserve, SocketWatch
-from tunneld.engine.budget import TurnBudget
 from tunneld.engine.end import End
 from tunneld.engine.engine import FailureCallback, Limiter, Registration, Relay, RelayEnd
 from tunneld.engine.failures import report_failure
@@ -105,7 +104,6 @@ class Pump(Scheduler):
         self.handlers: dict[int, Handler | None] = {}  # None: detached, still registered with epoll
         self.buffer = bytearray(limits.buffer_size)
         self.view = memoryview(self.buffer)
-        self.budget = TurnBudget(limits.turn_cost, self.timers.wake_soon)
         self.fd_reserve = FdReserve(limits.descriptors)
         self.pipes = PipePool(limits.pipe_size, limits.max_pipes, limits.buffer_size, limits.descriptors)
         self._wide_buffer: bytearray | None = None

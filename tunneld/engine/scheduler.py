@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from tunneld.engine.budget import TurnBudget
 from tunneld.engine.engine import RelayEnd
 from tunneld.engine.failures import report_failure
 from tunneld.engine.limits import EngineLimits
@@ -40,6 +41,7 @@ class Scheduler:
         self.max_quantum = max(limits.turn_size, limits.buffer_size)  # bytes that a handler may move in any batch
         self.quantum = self.max_quantum  # and in this one
         self.timers = Timers(self.on_wake)
+        self.budget = TurnBudget(limits.turn_cost, self.timers.wake_soon)
         self.relays: set[JoinedEnds] = set()  # that have not ended
         self.vanished = VanishedPeers(self.timers, self.relays, limits.unacknowledged_timeout)
         self._in_batch = False

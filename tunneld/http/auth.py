@@ -28,7 +28,7 @@ from tunneld.errors import LimitReachedError
 from tunneld.http.problems import Problem, http_error, respond
 from tunneld.http.translate import GRANT, RENEW, client_of
 from tunneld.net.endpoint import is_loopback
-from tunneld.policy.access import EVERYBODY
+from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.places import Place
 from tunneld.wire.scram import FAILED
 
@@ -49,8 +49,12 @@ class ConnectionInfo:
     place: Place = field(default_factory=Place)  # claimed for the credential of the latest request
     deadline: float = math.inf  # of Trio's clock: until then a request must have authenticated, see `authenticated`
 
-    def authenticated(self) -> None:
-        """A request has authenticated, or none needs to: the connection leaves the limits for unauthenticated ones."""
+    def authenticated(self, grant: Grant) -> None:
+        """A request has authenticated, or none needs to: the connection has a place of this credential, and leaves the
+        limits for unauthenticated ones. Raises `LimitReachedError` if there is no place.
+        """
+        self.slot.has_begun = False  # whatever follows, the peer has done what it must
+        self.place.claim(grant)
         self.slot.release()
         self.deadline = math.inf
 
@@ -112,9 +116,8 @@ class AuthMiddleware:
                 self._authenticator.log_failure(host, "http", reason, name)
                 return http_error(HTTPStatus.UNAUTHORIZED, FAILED, WWW_Authenticate=CHALLENGE).problem
         assert credential is not None
-        connection.authenticated()
         try:
-            connection.place.claim(credential.grant)
+            connection.authenticated(credential.grant)
         except LimitReachedError as error:
             return http_error(HTTPStatus.SERVICE_UNAVAILABLE, str(error), Connection="close").problem
         self._authenticator.remember_login(host, credential.name)

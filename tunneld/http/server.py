@@ -29,7 +29,7 @@ from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
 from tunneld.config.values import KIB
 from tunneld.control.verbs import DaemonControl
-from tunneld.errors import reason_of
+from tunneld.errors import LimitReachedError, reason_of
 from tunneld.http.app import new_app
 from tunneld.http.auth import ConnectionInfo
 from tunneld.http.connection import ApiConnection
@@ -37,8 +37,10 @@ from tunneld.http.translate import bare_address
 from tunneld.net.accept import peer_address
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
+from tunneld.policy.access import EVERYBODY
 from tunneld.policy.places import Place, PlaceLimits, Places
-from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream, is_truncation
+from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream
+from tunneld.tls.session import is_truncation
 
 log = structlog.get_logger("http")
 
@@ -68,18 +70,15 @@ class HttpServer:
         self._app = app
         self._daemon = daemon
         self._tls = tls
-        self._open = 0
         self._places = Places("HTTP connection", "http.max_connections", self._place_limits)
 
     async def handle(self, connection: socket.socket) -> None:
         """Serve one accepted connection and close it. An error of any kind ends this connection only."""
         settings = self._daemon.settings.http
-        if self._open >= settings.max_connections:
-            reason = f"{self._open} are open (http.max_connections)"
-            self._authenticator.log_limited(log.warning, "HTTP connection refused", "http", reason=reason)
+        if (reason := self._places.full) is not None:
+            self._log_full(reason)
             connection.close()
             return
-        self._open += 1
         stream: trio.SocketStream | TlsStream | None = None
         info = None
         try:
@@ -90,16 +89,20 @@ class HttpServer:
                 await ApiConnection(stream, self._app, config, settings.write_timeout, info).run()
         except* (OSError, trio.BrokenResourceError):
             pass  # the peer was gone before we looked
+        except* LimitReachedError as group:
+            self._log_full(str(group.exceptions[0]))
         except* Exception as group:
             _log_failure(group)
         finally:
-            self._open -= 1
             if info is not None:
                 info.slot.close(trio.current_time())
                 info.place.release()
             if stream is not None:
                 await trio.aclose_forcefully(stream)
             connection.close()
+
+    def _log_full(self, reason: str) -> None:
+        self._authenticator.log_limited(log.warning, "HTTP connection refused", "http", reason=reason)
 
     def _place_limits(self) -> PlaceLimits:
         settings = self._daemon.settings
@@ -109,14 +112,16 @@ class HttpServer:
     def _admit(self, connection: socket.socket) -> ConnectionInfo | None:
         """Take or refuse a new connection: its information, with a slot if it must authenticate; None if refused.
 
-        No place is needed if the relay does not require authentication, or for a connection from this machine; such a
-        connection is refused only if its source has a penalty, from any service. Raises `OSError` if the peer has left.
+        No slot is needed if the relay does not require authentication, or for a connection from this machine; such a
+        connection has its place now, and is refused only if its source has a penalty, from any service. Raises
+        `OSError` if the peer has left.
         """
         host, now = bare_address(peer_address(connection)[0]), trio.current_time()
         preauth = self._authenticator.preauth
         context = self._tls()
         required = not self._authenticator.is_open or (context is not None and context.verify_mode != ssl.CERT_NONE)
-        if not required or preauth.is_exempt(host):
+        is_exempt = not required or preauth.is_exempt(host)
+        if is_exempt:
             refusal = preauth.refuse_penalised(host, now)
             slot = PreauthSlot.exempt() if refusal is None else refusal
         else:
@@ -125,6 +130,8 @@ class HttpServer:
             self._authenticator.log_refusal(host, "http", slot)
             return None
         place = Place(self._places)
+        if is_exempt:
+            place.claim(EVERYBODY)
         return ConnectionInfo(slot, place=place, deadline=now + self._daemon.settings.control.handshake_timeout)
 
     async def _encrypt(self, connection: socket.socket, info: ConnectionInfo) -> trio.SocketStream | TlsStream | None:
@@ -133,7 +140,7 @@ class HttpServer:
             sock = socket.socket(fileno=connection.detach())
             sock.setblocking(False)
             if self._authenticator.is_open:
-                info.authenticated()
+                info.authenticated(EVERYBODY)
             return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         peer, reason = format_peer(peer_address(connection)), "not done in time (control.handshake_timeout)"
         with trio.move_on_at(info.deadline) as scope:
@@ -145,7 +152,7 @@ class HttpServer:
                     info.slot.fail(trio.current_time())
             else:
                 if self._authenticator.is_open:  # the certificate was all that is required
-                    info.authenticated()
+                    info.authenticated(EVERYBODY)
                 return stream
         if scope.cancelled_caught:
             info.slot.fail(trio.current_time())

@@ -50,6 +50,7 @@ class ReloadableListener:
         self._listeners: dict[socket.socket, trio.CancelScope] = {each: trio.CancelScope() for each in listeners}
         self._nursery: trio.Nursery | None = None
         self._on_connection: ConnectionCallback
+        self._on_shared: ConnectionCallback
         self._shortage = AcceptShortage(self._log_shortage)
 
     @property
@@ -63,15 +64,30 @@ class ReloadableListener:
         return next((int(listener.getsockname()[1]) for listener in self._listeners), 0)
 
     async def serve(
-        self, on_connection: ConnectionCallback, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        on_connection: ConnectionCallback,
+        *,
+        on_shared: ConnectionCallback | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Accept until cancelled; then close every listener."""
-        self._on_connection = on_connection
+        """Accept until cancelled; then close every listener. Connections by `deliver` go to `on_shared`, if it is
+        given.
+        """
+        self._on_connection, self._on_shared = on_connection, on_shared or on_connection
         async with trio.open_nursery() as self._nursery:
             for listener, scope in self._listeners.items():
                 self._nursery.start_soon(self._accept, listener, scope)
             task_status.started()
             await trio.sleep_forever()
+
+    def deliver(self, connection: socket.socket, peer: Any) -> bool:
+        """Pass a connection, which was accepted on a port that services share, to this one. False: it does not run, and
+        the connection is still the caller's.
+        """
+        if self._nursery is None or not self._listeners:
+            return False
+        self._pass_on(self._on_shared, connection, peer)
+        return True
 
     def exchange(self, listeners: Iterable[socket.socket]) -> None:
         """Accept from these listeners from now on, and close all previous ones that are not among them.
@@ -133,12 +149,15 @@ class ReloadableListener:
             return False
         self._shortage.end()
         connection.setblocking(False)
+        self._pass_on(self._on_connection, connection, unmap_address(address))
+        return True
+
+    def _pass_on(self, callback: ConnectionCallback, connection: socket.socket, peer: Any) -> None:
         try:
-            self._on_connection(connection, unmap_address(address))
+            callback(connection, peer)
         except Exception:
             connection.close()
             log.exception("could not handle a connection: internal error", service=self.name)
-        return True
 
     def _log_shortage(self, error: OSError) -> None:
         event = f"could not accept {self.name} connections"

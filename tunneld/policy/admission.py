@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tunneld.net.endpoint import Network
-from tunneld.policy.networks import NetworkSet, read_address
+from tunneld.policy.networks import Address, NetworkSet, read_address
 from tunneld.policy.rates import Buckets, Rate
 
 
@@ -55,17 +55,32 @@ class Rules:
         return not (any(self.allow) or self.deny or self.max_per_source or self.rate)
 
 
-class Admission:
-    """Applies the rules of one tunnel. An accepted visitor counts until `left` is called for it."""
+class NetworkRules:
+    """From which networks visitors may come."""
 
     def __init__(self, rules: Rules) -> None:
         self._allow = [NetworkSet(networks) for networks in rules.allow if networks]
         self._deny = NetworkSet(rules.deny)
+        self._denied = AdmissionRefusal(RefusalKind.ADDRESS, "address denied (deny_from)")
+        self._not_allowed = AdmissionRefusal(RefusalKind.ADDRESS, "address not allowed (allow_from)")
+
+    def refusal(self, address: Address) -> AdmissionRefusal | None:
+        """Why a visitor from `address` is refused; None: it may come."""
+        if address in self._deny:
+            return self._denied
+        if not all(address in networks for networks in self._allow):
+            return self._not_allowed
+        return None
+
+
+class Admission:
+    """Applies the rules of one tunnel. An accepted visitor counts until `left` is called for it."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._networks = NetworkRules(rules)
         self._max_per_source = rules.max_per_source
         self._counts: dict[int, int] = {}  # visitors by source: no more entries than the tunnel has visitors
         self._buckets = Buckets(rules.rate, rules.max_sources) if rules.rate else None
-        self._denied = AdmissionRefusal(RefusalKind.ADDRESS, "address denied (deny_from)")
-        self._not_allowed = AdmissionRefusal(RefusalKind.ADDRESS, "address not allowed (allow_from)")
         self._source_full = AdmissionRefusal(
             RefusalKind.PER_SOURCE, f"limit reached: {self._max_per_source} visitors from its address (max_per_source)"
         )
@@ -85,10 +100,8 @@ class Admission:
         The caller calls `left` once for each accepted visitor.
         """
         address = read_address(host)
-        if address in self._deny:
-            return self._denied
-        if not all(address in networks for networks in self._allow):
-            return self._not_allowed
+        if (refusal := self._networks.refusal(address)) is not None:
+            return refusal
         source = address.source
         count = self._counts.get(source, 0)
         if self._max_per_source is not None and count >= self._max_per_source:

@@ -15,8 +15,10 @@ from typing import Any, Literal
 from tunneld.errors import UsageError
 from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import MAX_PORT, Network, parse_network
+from tunneld.policy.logins import Login, parse_auth
 from tunneld.policy.networks import parse_networks
 from tunneld.policy.rates import Rate
+from tunneld.policy.site_rules import MAX_HSTS, AuthUrl, parse_field_names
 
 MAX_SECONDS = 365 * 24 * 3600.0
 """The longest time of an option: a year is far beyond any use, and small enough for every computation with clocks."""
@@ -57,6 +59,10 @@ class TunnelOptions:
     tls: Tls = "terminate"  # of host names: where TLS ends
     plain_http: PlainHttp = "redirect"  # what happens to plain requests for host names that have a certificate
     host_header: str = ""  # the host that the local server expects; empty: the public one
+    auth: tuple[Login | str, ...] = ()  # of host names: who may see it; empty: every visitor
+    forward_auth: str = ""  # the URL of an authentication server that decides
+    forward_auth_fields: tuple[str, ...] = ()  # of its answer, for the local server
+    hsts: int = 0  # seconds
     name: str = ""
     allow_from: tuple[Network, ...] = ()
     deny_from: tuple[Network, ...] = ()
@@ -80,17 +86,21 @@ class TunnelOptions:
             try:
                 values[key] = option.read(text)
             except (UsageError, ValueError) as error:
-                raise UsageError(f"option {key}={text!r}: {error}") from None
+                shown = repr(text) if key != "auth" else "..."  # verifiers are secrets, for logs at least
+                raise UsageError(f"option {key}={shown}: {error}") from None
         return cls(**values)
 
     def words(self) -> dict[str, str]:
         """The options that differ from their defaults, as `parse` reads them."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
-        return {key: format_option(value) for key, (value, default) in values.items() if value != default}
+        words = {key: format_option(value) for key, (value, default) in values.items() if value != default}
+        if self.auth:
+            words["auth"] = ",".join(login if isinstance(login, str) else login.reveal() for login in self.auth)
+        return words
 
 
 def format_option(value: object) -> str:
-    """Print the value of an option as a request has it."""
+    """Print the value of an option as a request has it, but no verifiers."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -175,6 +185,17 @@ def parse_host_header(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?", text):
         raise ValueError("not a host name, such as localhost:8000")
     return text
+
+
+def parse_forward_auth(text: str) -> str:
+    """Read the URL of an authentication server. Raises `UsageError`."""
+    AuthUrl.parse(text)
+    return text
+
+
+def parse_hsts(text: str) -> int:
+    """Read a number of seconds for Strict-Transport-Security. Raises `ValueError`."""
+    return _whole_number(text, "a number of seconds", MAX_HSTS)
 
 
 def parse_server_from(text: str) -> Network | Anywhere:
@@ -263,6 +284,19 @@ OPTIONS: dict[str, Option] = {
     "host_header": Option(
         parse_host_header, "local|NAME", "the host that the local server expects, in place of the public name", NAMES
     ),
+    "auth": Option(
+        parse_auth, "USER:VERIFIER[,...]|link", "passwords with which visitors of its host names get in, as verifiers"
+    ),
+    "forward_auth": Option(
+        parse_forward_auth, "URL", "authentication server that decides about each request to its host names", NAMES
+    ),
+    "forward_auth_fields": Option(
+        parse_field_names,
+        "NAME[,NAME...]",
+        "fields of its answer for the local server, such as Remote-User",
+        NAMES,
+    ),
+    "hsts": Option(parse_hsts, "SECONDS", "tell browsers to use only https for its host names, for this time", NAMES),
     "allow_from": Option(parse_networks, "NETWORK[,NETWORK...]", "networks that visitors may connect from", VISITORS),
     "deny_from": Option(
         parse_networks, "NETWORK[,NETWORK...]", "networks that visitors may not connect from", VISITORS

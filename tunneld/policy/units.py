@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 KIB = 1024
 SIZE_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -24,6 +26,14 @@ def format_duration(total: int) -> str:
     if hours:
         return f"{hours}h{minutes % 60:02}m"
     return f"{minutes}m{total % 60:02}s" if minutes else f"{total}s"
+
+
+def parse_duration(text: str) -> int:
+    """Read a number of seconds, or of minutes, hours or days: `90`, `90s`, `30m`, `2h`, `7d`. Raises `ValueError`."""
+    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd]?)", text)
+    if match is None:
+        raise ValueError("not a time such as 90s, 30m, 2h or 7d")
+    return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

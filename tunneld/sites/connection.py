@@ -19,30 +19,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import structlog
-
-from tunneld.engine.failures import TcpSocket
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
 from tunneld.net.endpoint import Peer
 from tunneld.policy.limits import HttpLimits
+from tunneld.sites.access_log import AccessLog, AccessRecord
 from tunneld.sites.deadline import Deadline
+from tunneld.sites.end_owner import EndOwner, log
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
-from tunneld.sites.fields import Origin
+from tunneld.sites.fields import Origin, Passage
 from tunneld.sites.heads import HeadWriter
 from tunneld.sites.input import RequestInput
 from tunneld.sites.pages import error_page
-from tunneld.sites.site import Request, Site
+from tunneld.sites.site import Request, Site, Verdict
 from tunneld.sites.stream import RequestStream
 from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
 
-IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
-"""Methods of requests that may be sent twice (RFC 9110 §9.2.2)."""
-
-
-class HttpConnection:
+class HttpConnection(EndOwner):
     """The handler of a visitor's end, the receiver of its requests, and of the responses to them. It owns the end."""
 
     def __init__(
@@ -52,26 +46,30 @@ class HttpConnection:
         find: Callable[[Request], Site | bytes],
         limits: HttpLimits,
         on_over: Callable[[HttpConnection], None],
+        access_log: AccessLog | None = None,
     ) -> None:
         """`find` returns where a request goes, or the relay's own response if it goes nowhere. `on_over` is called
         once, when the connection is closed.
         """
         self.max_head = limits.max_head
-        self._end = end
+        super().__init__(end)
         self._engine = end.engine
         self._origin = origin
         self._find = find
         self._limits = limits
         self._on_over = on_over
+        self._access_log = access_log  # None: requests are not logged
+        self._record: AccessRecord | None = None  # of the request under way
         self._deadline = Deadline(end.engine, self._on_deadline)
         self._input = RequestInput(end, limits.max_head, self)
         self._writer = HeadWriter(origin)
         self._request: Request | None = None  # under way
+        self._passage: Passage | None = None  # how its site changes it
+        self._awaits_verdict = False  # whether it may pass
         self._site: Site | None = None
         self._client: Peer | None = None  # the visitor of the current route; behind a proxy they change
         self._stream: RequestStream | None = None  # of the current route
         self._examines = False  # the site is deciding about a request, and has not returned
-        self._is_over = False
 
     def start(self) -> None:
         """Serve the connection from now on."""
@@ -98,12 +96,6 @@ class HttpConnection:
             self.on_over("")
             self._end.close()
 
-    def drop(self, reason: str) -> None:
-        """Cut the connection now."""
-        if not self._is_over:
-            self.on_over(reason)
-            self._end.reset(reason)
-
     # The handler of the visitor's end
 
     def on_data(self, data: memoryview) -> int:
@@ -112,25 +104,13 @@ class HttpConnection:
 
     def on_writable(self) -> None:
         """The visitor takes bytes again, so the stream does."""
+        self._input.on_visitor_reads()
         if self._stream is not None:
             self._stream.notify_writable()
 
     def on_eof(self) -> None:
         """The visitor sends no more. A complete request is still answered."""
         self._input.end()
-
-    def on_write_failed(self, error: OSError) -> None:
-        """The visitor reads no more."""
-        self.drop(reason_of(error))
-
-    def on_reset(self, error: OSError) -> None:
-        """The visitor is gone."""
-        self.drop(reason_of(error))
-
-    def on_internal_error(self, error: Exception) -> None:
-        """A bug in here."""
-        log.error("http connection failed: internal error", exc_info=error)
-        self.drop("internal error")
 
     def _on_deadline(self) -> None:
         """A timeout of `HttpLimits`."""
@@ -154,7 +134,10 @@ class HttpConnection:
         origin, identity = self._origin, self._writer.identity(head)
         self._request = request = Request(head, origin.is_secure(head), origin.client(head), identity, keep_alive)
         self._deadline.set(self._limits.response_timeout)
+        if self._access_log is not None:
+            self._record = self._access_log.begin(origin, request)
         found = self._find(request)
+        self._awaits_verdict = not isinstance(found, bytes)
         if isinstance(found, bytes):
             self._respond(found)
         else:
@@ -164,11 +147,13 @@ class HttpConnection:
 
     def takes_body(self) -> bool:
         """See `RequestReceiver.takes_body`."""
-        return self._stream is not None and not self._stream.buffered
+        return self._stream is not None and not self._stream.buffered and not self._awaits_verdict
 
     def on_body(self, data: bytes | bytearray | memoryview) -> None:
         """See `RequestReceiver.on_body`."""
         assert self._stream is not None
+        if self._record is not None:
+            self._record.up += len(data)
         self._stream.feed_requests(memoryview(data))
 
     def on_refused(self, error: HeadError) -> None:
@@ -183,13 +168,15 @@ class HttpConnection:
         else:
             self._finish()
 
-    def _on_verdict(self, site: Site, request: Request, answer: bytes | None) -> None:
+    def _on_verdict(self, site: Site, request: Request, verdict: Verdict) -> None:
         """A site has decided whether the request may pass."""
         if self._request is not request or self._is_over:
             return
-        if answer is not None:
-            self._respond(answer)
+        self._awaits_verdict = False
+        if isinstance(verdict, bytes):
+            self._respond(verdict)
         else:
+            self._passage = verdict
             self._send_to(site, request)
         if not self._examines:  # a late verdict
             self._engine.call_after_batch(self._input.resume)
@@ -199,27 +186,21 @@ class HttpConnection:
         if site is not self._site or request.client != self._client:
             self._leave_stream()
             self._site, self._client = site, request.client
+        if self._record is not None:
+            self._record.tunnel = site.tunnel
         if self._stream is None:
-            self._stream = RequestStream(self._engine, self)
-            site.open(self._stream, request.client, self._origin)
+            self._open_stream(site, request.client)
         if (stream := self._stream) is not None:  # unless it has failed at once
             stream.expect_response(request.head)
-            stream.feed_requests(memoryview(self._writer.request(request.head, request.identity, site.rewrite)))
+            head = self._writer.request(request.head, request.identity, site.rewrite, self._passage)
+            stream.feed_requests(memoryview(head))
+
+    def _open_stream(self, site: Site, client: Peer) -> None:
+        """Not a part of `_send_to`: mypyc would assume there that the stream is still set after `open`."""
+        self._stream = stream = RequestStream(self._engine, self)
+        site.open(stream, client, self._origin)
 
     # The receiver of responses
-
-    def send_capacity(self) -> int:
-        """See `ResponseReceiver.send_capacity`."""
-        return self._end.send_capacity()
-
-    def unacknowledged(self) -> int:
-        """See `ResponseReceiver.unacknowledged`."""
-        return self._end.unacknowledged()
-
-    @property
-    def tcp_connection(self) -> TcpSocket | None:
-        """See `ResponseReceiver.tcp_connection`."""
-        return self._end.tcp_connection
 
     def on_requests_taken(self) -> None:
         """See `ResponseReceiver.on_requests_taken`."""
@@ -239,15 +220,18 @@ class HttpConnection:
             if self._input.awaits_body and request.head.expects_continue and not stream.continued:
                 keep_alive = False  # the visitor may send the body, or leave it out (RFC 9110 §10.1.1)
             stream.keeps_visitor = keep_alive
+            if self._record is not None:
+                self._record.status = response.status
             self._deadline.set(0)
-        self._end.send(
-            self._writer.response(response, request.head, request.identity, site.rewrite, keep_alive=keep_alive)
-        )
+        head, rewrite, passage = request.head, site.rewrite, self._passage
+        self._end.send(self._writer.response(response, head, request.identity, rewrite, passage, keep_alive=keep_alive))
         if response.status == 101:
-            UpgradedConnection(self._end, stream, self).start(self._input.stop())
+            UpgradedConnection(self._end, stream, self, self._record).start(self._input.stop())
 
     def on_response_data(self, data: bytes | bytearray | memoryview) -> None:
         """See `ResponseReceiver.on_response_data`."""
+        if self._record is not None:
+            self._record.down += len(data)
         self._end.write(memoryview(data))
 
     def on_response_complete(self) -> None:
@@ -265,20 +249,22 @@ class HttpConnection:
         """See `ResponseReceiver.on_stream_over`."""
         stream, self._stream = self._stream, None
         request, site = self._request, self._site
-        if stream is None or request is None or site is None:
+        if stream is None or request is None or site is None or self._awaits_verdict:
             return
         if stream.response_started:
             self.drop(reason)
-        elif stream.responses and request.head.body_length == 0 and request.head.method in IDEMPOTENT:
+        elif stream.may_repeat(request.head):
             self._send_to(site, request)  # the hidden server had closed the connection, just as the request was sent
         else:
-            self._fail_request(502 if stream.was_relayed else 503, reason)
+            self._fail_request(stream.failure_status, reason)
 
     # How requests and the connection end
 
     def _respond(self, response: bytes) -> None:
         """Answer the request with the relay's own response."""
         request = self._request
+        if self._record is not None:
+            self._record.status = int(response[9:12])
         self._end.send(response)
         if request is not None and request.keep_alive and not self._input.awaits_body:
             self._await_request()
@@ -289,11 +275,9 @@ class HttpConnection:
         """Answer with an error page, because of the hidden server."""
         request, site = self._request, self._site
         assert request is not None
-        if site is not None:
+        if site is not None and not self._awaits_verdict:
             site.on_failed(reason)
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.abandon(reason)
+        self._leave_stream(reason or "failed")
         keep_alive = request.keep_alive and not self._input.awaits_body
         self._respond(error_page(status, request.head, request.identity, keep_alive=keep_alive))
 
@@ -303,11 +287,15 @@ class HttpConnection:
             self.drop("malformed request")
             return
         identity = self._request.identity if self._request is not None else b"-"
+        if self._access_log is not None:
+            self._record = self._record or self._access_log.begin(self._origin, None)
+            self._record.status = status
         self._end.send(error_page(status, None, identity))
         self._finish()
 
     def _await_request(self) -> None:
         self._request = None
+        self._end_record()
         if self._input.is_last:
             self._finish()
             return
@@ -316,20 +304,26 @@ class HttpConnection:
             self._deadline.set(self._limits.keep_alive_timeout)
         else:
             self._deadline.set(self._limits.head_timeout)
-            self._engine.call_after_batch(self._input.resume)  # not inside of what the stream is doing
+            self._input.resume_later()  # not inside of what the stream is doing
 
-    def _leave_stream(self) -> None:
+    def _end_record(self) -> None:
+        """The request under way is over, for the access log."""
+        if self._record is not None and self._access_log is not None:
+            self._access_log.end(self._record)
+            self._record = None
+
+    def _leave_stream(self, failure: str = "") -> None:
+        """Part from the stream; with a `failure`, its exchange is not complete, and it is cut."""
         stream, self._stream = self._stream, None
-        if stream is not None:
+        if stream is not None and failure:
+            stream.abandon(failure)
+        elif stream is not None:
             stream.leave()
 
     def _finish(self) -> None:
         """Close the connection behind what was sent to the visitor."""
-        stream, self._stream = self._stream, None
-        if stream is not None and not self._input.awaits_body:
-            stream.leave()
-        elif stream is not None:
-            stream.abandon("the request was not completed")
+        self._leave_stream("the request was not completed" if self._input.awaits_body else "")
+        self._end_record()
         self._deadline.stop()
         self._input.stop()
         ClosingConnection(self._end, self).start(visitor_ended=self._input.ended)
@@ -339,11 +333,8 @@ class HttpConnection:
         if self._is_over:
             return
         self._is_over = True
+        self._end_record()
         self._deadline.stop()
         self._input.stop()
-        stream, self._stream = self._stream, None
-        if stream is not None and self._request is None:
-            stream.leave()
-        elif stream is not None:
-            stream.abandon(reason)
+        self._leave_stream("" if self._request is None else reason)
         self._on_over(self)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from tunneld.engine.end import BufferedEnd
 from tunneld.errors import reason_of
+from tunneld.sites.access_log import AccessRecord
 from tunneld.sites.deadline import Deadline
 from tunneld.sites.stream import RequestStream
 
@@ -25,8 +26,11 @@ class Owner(Protocol):
 class UpgradedConnection:
     """After 101 Switching Protocols: bytes both ways, between the visitor's end and the stream."""
 
-    def __init__(self, end: BufferedEnd, stream: RequestStream, owner: Owner) -> None:
+    def __init__(
+        self, end: BufferedEnd, stream: RequestStream, owner: Owner, record: AccessRecord | None = None
+    ) -> None:
         self._end = end
+        self._record = record  # for the access log
         self._stream = stream
         self._owner = owner
 
@@ -35,7 +39,7 @@ class UpgradedConnection:
         self._end.handler = self
         self._stream.upgrade(self)
         if data:
-            self._stream.feed_requests(memoryview(data))
+            self._feed(memoryview(data))
         self.on_requests_taken()
 
     # The handler of the visitor's end
@@ -44,7 +48,7 @@ class UpgradedConnection:
         """Pass bytes to the hidden server."""
         if self._stream.buffered:
             return 0
-        self._stream.feed_requests(data)
+        self._feed(data)
         return len(data)
 
     def on_writable(self) -> None:
@@ -76,12 +80,19 @@ class UpgradedConnection:
         end = self._end
         if end.buffered and not self._stream.buffered:
             count = len(end.buffered)
-            self._stream.feed_requests(memoryview(bytes(end.buffered)))
+            self._feed(memoryview(bytes(end.buffered)))
             end.consume(count)
 
     def on_response_data(self, data: memoryview) -> None:
         """Pass bytes to the visitor."""
+        if self._record is not None:
+            self._record.down += len(data)
         self._end.write(data)
+
+    def _feed(self, data: memoryview) -> None:
+        if self._record is not None:
+            self._record.up += len(data)
+        self._stream.feed_requests(data)
 
     def on_finished(self) -> None:
         """The hidden server has sent its last byte."""

@@ -39,6 +39,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
 _REQUEST_ID_FIELD = frozenset((b"x-request-id",))
 _random = random.Random()
 
+FieldLines = tuple[tuple[bytes, bytes], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -174,6 +176,27 @@ def response_fields(
         else (name, value)
         for name, value in fields
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A request may pass; it and its response are changed on the way."""
+
+    removed: frozenset[bytes] = frozenset()  # fields of the request, in lower case and with `-` in place of `_`
+    added: FieldLines = ()  # to the request, behind that
+    set_in_response: FieldLines = ()  # in place of fields with the same names
+    added_to_response: FieldLines = ()
+
+    def of_request(self, fields: Fields) -> Fields:
+        """The fields for the hidden server."""
+        kept = [field for field in fields if field[0].lower().replace(b"_", b"-") not in self.removed]
+        return [*kept, *self.added]
+
+    def of_response(self, fields: Fields) -> Fields:
+        """The fields for the visitor."""
+        names = {name.lower() for name, _ in self.set_in_response}
+        kept = [field for field in fields if field[0].lower() not in names] if names else fields
+        return [*kept, *self.set_in_response, *self.added_to_response]
 
 
 def _tells_origin(name: bytes, origin: Origin) -> bool:

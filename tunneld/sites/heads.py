@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from tunneld.sites.fields import HostRewrite, Origin, given_id, new_id, request_fields, response_fields
+from tunneld.sites.fields import HostRewrite, Origin, Passage, given_id, new_id, request_fields, response_fields
 from tunneld.wire.http1 import (
     MAX_TARGET_BYTES,
     Fields,
@@ -113,7 +113,7 @@ class HeadWriter:
     """Writes the heads of one visitor's connection for the next hop."""
 
     __slots__ = (
-        "_given", "_identified", "_origin", "_request", "_request_fields", "_response", "_response_head",
+        "_given", "_identified", "_origin", "_passage", "_request", "_request_fields", "_response", "_response_head",
         "_response_key", "_rewrite",
     )  # fmt: skip
 
@@ -122,10 +122,11 @@ class HeadWriter:
         self._identified: Fields | None = None  # the fields of the last request; the same list if they are the same
         self._given = b""  # the id in them
         self._request_fields: Fields | None = None  # the last ones that were written
-        self._rewrite: HostRewrite | None = None  # by which
+        self._rewrite: HostRewrite | None = None  # by which, and by this one
+        self._passage: Passage | None = None
         self._request = b""  # the result, without the request line and the id
         self._response_head: ResponseHead | None = None
-        self._response_key: tuple[Fields, bool] | None = None  # what else determines a response
+        self._response_key: tuple[Fields, Passage | None, bool] | None = None  # what else determines a response
         self._response = b""
 
     def identity(self, head: RequestHead) -> bytes:
@@ -135,13 +136,16 @@ class HeadWriter:
             self._identified = head.fields
         return self._given or new_id()
 
-    def request(self, head: RequestHead, identity: bytes, rewrite: HostRewrite | None) -> bytes:
+    def request(
+        self, head: RequestHead, identity: bytes, rewrite: HostRewrite | None, passage: Passage | None = None
+    ) -> bytes:
         """The head of a request for the hidden server. `identity` is the id of the request."""
-        if head.fields is not self._request_fields or rewrite is not self._rewrite:
-            written = encode_request(head, request_fields(head, self._origin, rewrite))
+        if head.fields is not self._request_fields or rewrite is not self._rewrite or passage is not self._passage:
+            fields = request_fields(head, self._origin, rewrite)
+            written = encode_request(head, fields if passage is None else passage.of_request(fields))
             line = written.index(b"\r\n")
             self._request = written[line:-2]
-            self._request_fields, self._rewrite = head.fields, rewrite
+            self._request_fields, self._rewrite, self._passage = head.fields, rewrite, passage
         return b"%b %b HTTP/1.%d%bX-Request-Id: %b\r\n\r\n" % (
             head.method, head.target, head.minor_version, self._request, identity,
         )  # fmt: skip
@@ -152,15 +156,24 @@ class HeadWriter:
         request: RequestHead,
         identity: bytes,
         rewrite: HostRewrite | None,
+        passage: Passage | None = None,
         *,
         keep_alive: bool,
     ) -> bytes:
         """The head of a response for the visitor. `keep_alive` tells whether its connection stays open."""
         last = self._response_key
-        if head is not self._response_head or last is None or last[0] is not request.fields or last[1] != keep_alive:
+        if (
+            head is not self._response_head
+            or last is None
+            or last[0] is not request.fields
+            or last[1] is not passage
+            or last[2] != keep_alive
+        ):
             fields = response_fields(head, request, self._origin, rewrite)
+            if passage is not None and not head.is_interim:
+                fields = passage.of_response(fields)
             self._response = encode_response(head, fields, request, keep_alive=keep_alive)[:-2]
-            self._response_head, self._response_key = head, (request.fields, keep_alive)
+            self._response_head, self._response_key = head, (request.fields, passage, keep_alive)
         if head.is_interim:
             return self._response + b"\r\n"
         return b"%bX-Request-Id: %b\r\n\r\n" % (self._response, identity)

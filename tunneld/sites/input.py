@@ -2,6 +2,10 @@
 
 One request is under way at a time; a pipelined one waits in the buffer. Nothing is held but heads, and what came behind
 a head in the same read: a body goes on as it comes, as far as it is taken.
+
+A visitor can send a thousand requests ahead in one packet, and leave the responses unread. So each pipelined request
+waits for a later turn of the pump, in which all visitors share a part of the time (`TurnBudget.visitors`), and until
+the visitor has read what it was sent.
 """
 
 from __future__ import annotations
@@ -12,6 +16,9 @@ from tunneld.engine.tls_end import TlsEnd
 from tunneld.sites.body import Body
 from tunneld.sites.heads import RequestReader
 from tunneld.wire.http1 import HeadError, RequestHead
+
+REQUEST_COST = 12
+"""Units of `EngineLimits.turn_cost`: a request that the relay answers itself takes 80 µs."""
 
 
 class RequestReceiver(Protocol):
@@ -35,11 +42,17 @@ class RequestReceiver(Protocol):
     def on_last(self, *, broken_off: bool) -> None:
         """The visitor sends no more, and no request is under way; or, `broken_off`, one that is not complete."""
 
+    def on_internal_error(self, error: Exception) -> None:
+        """A bug in one of these."""
+
 
 class RequestInput:
-    """The bytes of a visitor on their way from its end to a `RequestReceiver`."""
+    """The bytes of a visitor on their way from its end to a `RequestReceiver`. A `DeferredHandler`."""
 
-    __slots__ = ("_awaits_head", "_body", "_end", "_max_head", "_pending", "_reader", "_receiver", "_stopped", "ended")
+    __slots__ = (
+        "_awaits_head", "_body", "_deferred", "_end", "_max_head", "_paused", "_pending", "_reader", "_receiver",
+        "_stopped", "_unread", "ended",
+    )  # fmt: skip
 
     def __init__(self, end: TlsEnd, max_head: int, receiver: RequestReceiver) -> None:
         self.ended = False  # the visitor sends no more
@@ -51,6 +64,9 @@ class RequestInput:
         self._awaits_head = True  # no request is under way
         self._body: Body | None = None  # of the one under way, unless it is complete
         self._stopped = False
+        self._paused = False  # a pipelined request waits for `resume`
+        self._deferred = False  # `on_turn` comes
+        self._unread = False  # once the visitor has read what it was sent
 
     @property
     def is_empty(self) -> bool:
@@ -69,6 +85,8 @@ class RequestInput:
 
     def take(self, data: memoryview) -> int:
         """Take bytes, a head whole and a body as far as the receiver takes it; return how many."""
+        if self._paused:
+            return 0
         if not self._awaits_head:
             return 0 if self._pending else self._take_body(data)
         taken = min(len(data), self._max_head + 4 - len(self._pending))
@@ -86,17 +104,47 @@ class RequestInput:
 
     def resume(self) -> None:
         """The receiver takes bytes again."""
+        self._paused = False
         self._use()
         end = self._end
-        while end.buffered and not self._pending and not self._stopped:
+        while end.buffered and not self._stopped and not self._paused:
             taken = self.take(memoryview(bytes(end.buffered)))
             if not taken:
                 return
             end.consume(taken)
 
     def next_request(self) -> None:
-        """The request under way is answered. Call `resume` behind it, unless `is_empty`."""
+        """The request under way is answered. Call `resume_later`, unless `is_empty`."""
         self._awaits_head = True
+        self._paused = not self.is_empty
+
+    def resume_later(self) -> None:
+        """Receive the next request in a later turn."""
+        if not self._deferred:
+            self._deferred = True
+            budget = self._end.engine.budget
+            budget.defer(budget.visitors, self)
+
+    def on_turn(self) -> None:
+        """See `DeferredHandler`."""
+        self._deferred = False
+        if self._stopped:
+            return
+        if not self._end.send_capacity():
+            self._unread = True
+            return
+        self._end.engine.budget.visitors.use(REQUEST_COST)
+        self.resume()
+
+    def on_visitor_reads(self) -> None:
+        """The visitor has read what it was sent."""
+        if self._unread:
+            self._unread = False
+            self.resume_later()
+
+    def on_failure(self, error: Exception) -> None:
+        """See `DeferredHandler`."""
+        self._receiver.on_internal_error(error)
 
     def stop(self) -> bytes:
         """Call the receiver no more. Return what has come and was not used."""
@@ -106,10 +154,10 @@ class RequestInput:
 
     def _use(self) -> None:
         """Go on with what was taken."""
-        while self._pending and not self._stopped:
+        while self._pending and not self._stopped and not self._paused:
             if not (self._read_head() if self._awaits_head else self._use_body()):
                 break
-        if self.ended and not self._stopped:
+        if self.ended and not self._stopped and not self._paused:
             if self._awaits_head:
                 self._receiver.on_last(broken_off=False)
             elif self._body is not None and not self._pending:

@@ -10,6 +10,7 @@ from tunneld.errors import UsageError
 from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.names import SiteTable
+from tunneld.sites.guard import GuardServices
 from tunneld.sites.site import Site
 
 RANDOM_LENGTH = 10
@@ -33,13 +34,20 @@ class NameSettings(Protocol):
 class SharedNames:
     """The host names of a relay that are in use, and where visitors reach them."""
 
-    def __init__(self, settings: Callable[[], NameSettings], has_certificate: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        settings: Callable[[], NameSettings],
+        has_certificate: Callable[[str], bool],
+        guards: GuardServices | None = None,
+    ) -> None:
         """`has_certificate` tells whether TLS for a name can end at the relay."""
         self.settings = settings
+        self.guards = guards or GuardServices()
         self.sites = SiteTable[Site](lambda: settings().max_names)
         self.on_taken: Callable[[HostName, str], None] = _ignore  # with the name, and the owner; TLS ends here
         self.on_freed: Callable[[HostName, str], None] = _ignore
         self.is_reserved: Callable[[str], bool] = lambda _name: False  # for a tunnel, open or closed
+        self.is_draining: Callable[[], bool] = lambda: False  # the relay accepts no new visitors
         self.obtains_certificates: Callable[[], bool] = lambda: False  # whether each name taken gets a certificate
         self._has_certificate = has_certificate
         self._ports = {"http": 0, "https": 0}
@@ -58,10 +66,12 @@ class SharedNames:
         """Whether visitors can come to host names."""
         return any(self._ports.values())
 
-    def check(self) -> None:
-        """Raise `UsageError` where this relay has no host names."""
+    def check(self, *, keeps_tls: bool = False) -> None:
+        """Raise `UsageError` where this relay has no host names, or none whose TLS may end at the hidden server."""
         if not self.is_open:
             raise UsageError("this relay has no host names (names.http, names.https); leave host out")
+        if keeps_tls and not self.https_port:
+            raise UsageError("this relay has no HTTPS port (names.https); leave tls=pass out")
 
     def is_secure(self, name: str) -> bool:
         """Whether visitors can reach a name with https, which ends at the relay."""

@@ -75,8 +75,21 @@ def error_page(
 def https_redirect(request: RequestHead, port: int, identity: bytes, *, keep_alive: bool) -> bytes:
     """A redirection to the same address under https, on this port of the relay. 308: the method stays the same."""
     authority = request.host.encode() + (b"" if port == 443 else b":%d" % port)
-    fields = [(b"Location", b"https://" + authority + request.target), (b"X-Request-Id", identity)]
-    return _response(308, fields, b"", request, keep_alive=keep_alive)
+    return redirect(308, request, b"https://" + authority + request.target, identity, keep_alive=keep_alive)
+
+
+def redirect(
+    status: int,
+    request: RequestHead,
+    location: bytes,
+    identity: bytes,
+    *,
+    keep_alive: bool,
+    extra: tuple[tuple[bytes, bytes], ...] = (),
+) -> bytes:
+    """A redirection to another address."""
+    fields = [(b"Location", location), (b"X-Request-Id", identity), *extra]
+    return _response(status, fields, b"", request, keep_alive=keep_alive)
 
 
 def plain_response(body: bytes, request: RequestHead, *, keep_alive: bool) -> bytes:

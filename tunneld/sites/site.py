@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tunneld.net.endpoint import Peer
-from tunneld.sites.fields import HostRewrite, Origin
+from tunneld.sites.fields import HostRewrite, Origin, Passage
 from tunneld.sites.stream import RequestStream
 from tunneld.wire.http1 import RequestHead
 
@@ -24,8 +24,20 @@ class Request:
     keep_alive: bool  # the visitor's connection may stay open behind the response
 
 
+Verdict = bytes | Passage | None
+"""Of a site about a request: it passes as it is (None) or changed, or the relay answers it, such as by a redirection,
+401 or 403.
+"""
+
+OnVerdict = Callable[[Verdict], None]
+
+
 class Site(Protocol):
     """Where the requests for a name go: an ingress of a tunnel."""
+
+    @property
+    def tunnel(self) -> str:
+        """The id of its tunnel, for the access log."""
 
     @property
     def rewrite(self) -> HostRewrite | None:
@@ -38,14 +50,12 @@ class Site(Protocol):
     def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
         """Relay a TLS connection as it is; nothing was read from it. The callee owns it. Only if `keeps_tls`."""
 
-    def examine(self, request: Request, on_verdict: Callable[[bytes | None], None]) -> None:
-        """Decide whether a request may pass, and call `on_verdict`, at once or later: with None if it may, or with the
-        relay's own response, such as a redirection, 401 or 403.
-        """
+    def examine(self, request: Request, on_verdict: OnVerdict) -> None:
+        """Decide whether a request may pass, and call `on_verdict`, at once or later."""
 
     def open(self, stream: RequestStream, client: Peer, origin: Origin) -> None:
         """Relay `stream`, of the visitor at the address `client`, to the hidden server. The callee owns the stream, and
-        resets it if it has no connection for it.
+        refuses or resets it if it has no connection for it.
         """
 
     def on_failed(self, reason: str) -> None:

@@ -18,9 +18,20 @@ from typing import Protocol
 from tunneld.engine.end import BufferedEnd
 from tunneld.engine.failures import TcpSocket
 from tunneld.engine.scheduler import Scheduler
+from tunneld.policy.admission import AdmissionRefusal, RefusalKind
 from tunneld.sites.body import Body
 from tunneld.sites.heads import ResponseReader
 from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead
+
+IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
+"""Methods of requests that may be sent twice (RFC 9110 §9.2.2)."""
+
+REFUSAL_STATUSES = {
+    RefusalKind.ADDRESS: 403,
+    RefusalKind.PER_SOURCE: 429,
+    RefusalKind.RATE: 429,
+}
+"""The answers to refused visitors; every other one is a 503."""
 
 
 class ResponseReceiver(Protocol):
@@ -77,7 +88,7 @@ class RequestStream(BufferedEnd):
 
     __slots__ = (
         "_body", "_connection", "_left", "_reader", "_request", "_upgraded", "_waits", "continued", "is_reusable",
-        "keeps_visitor", "response_started", "responses", "was_relayed",
+        "keeps_visitor", "refusal", "response_started", "responses", "was_relayed",
     )  # fmt: skip
 
     def __init__(self, engine: Scheduler, connection: ResponseReceiver) -> None:
@@ -90,13 +101,27 @@ class RequestStream(BufferedEnd):
         self._waits = False  # `on_requests_taken` is due
         self._left = False  # the connection wants to hear no more of this stream
         self.was_relayed = False  # it got a connection to the hidden server
+        self.refusal: AdmissionRefusal | None = None  # the tunnel did not accept it
         self.responses = 0  # that are complete
         self.continued = False  # the hidden server has asked for the body of the request
         self.response_started = False  # bytes of the one under way were passed on
-        self.is_reusable = True  # the hidden server reads another request behind this one
+        self.is_reusable = True  # the hidden server reads another request behind this one, and the tunnel takes it
         self.keeps_visitor = True  # the visitor's connection outlives the response
 
     # Called by the connection
+
+    @property
+    def failure_status(self) -> int:
+        """The status of the answer to the request under way, if no response to it comes."""
+        if self.was_relayed:
+            return 502
+        return REFUSAL_STATUSES.get(self.refusal.kind, 503) if self.refusal is not None else 503
+
+    def may_repeat(self, request: RequestHead) -> bool:
+        """Whether a request that got no response can be sent again through another stream: this one was in use before,
+        so the hidden server may have closed it just then.
+        """
+        return self.responses > 0 and request.body_length == 0 and request.method in IDEMPOTENT
 
     def expect_response(self, request: RequestHead) -> None:
         """The response to this request comes next."""
@@ -117,10 +142,24 @@ class RequestStream(BufferedEnd):
         self._left = self._upgraded is None
         self.engine.call_after_batch(self._feed_eof)
 
+    def refuse(self, refusal: AdmissionRefusal) -> None:
+        """Called by the tunnel: it does not accept this visitor."""
+        self.refusal = refusal
+        self.reset(refusal.reason)
+
     def abandon(self, reason: str) -> None:
         """Cut: the request will not be completed, or no visitor is left to read its response."""
         self._left = True
         self.engine.call_after_batch(partial(self._break, reason))
+
+    # Called by the site
+
+    def retire(self) -> None:
+        """The tunnel takes no more requests: end behind the response under way, or now where there is none."""
+        self.is_reusable = False
+        if self._request is None and self._upgraded is None and not (self._left or self.closed):
+            self._settle("")
+            self.leave()
 
     # Called by the relay
 
@@ -218,7 +257,7 @@ class RequestStream(BufferedEnd):
             self._connection.on_response_head(response)
             return
         self.response_started = True
-        self.is_reusable = response.keep_alive
+        self.is_reusable = self.is_reusable and response.keep_alive
         if response.status != 101 and (response.body_length != 0 or response.until_close):
             self._body = Body(response.body_length, until_close=response.until_close)
         self._connection.on_response_head(response)

@@ -13,14 +13,17 @@ reported as a broken connection.
 
 from __future__ import annotations
 
-import errno
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import trio
 
+from tunneld.tls.session import TlsSession, as_os_error
+
+CONTROL_PROTOCOL, CARRIER_PROTOCOL = "tunneld", "tunneld-webmux"
+"""ALPN of agents' connections (RFC 7301): on the HTTPS port of a relay they are told from visitors by it."""
 HANDSHAKE = b"\x16"
 """The first byte of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
 READ_SIZE = 65536
@@ -32,14 +35,14 @@ PEER_CLOSED = "the peer closed the connection"
 """The reason given for a connection that ended without any other."""
 
 
-class TlsSocket:
-    """One end of a TLS connection. It owns the socket below; `close` closes both.
+class TlsSocket(TlsSession):
+    """One end of a TLS connection over a socket. It owns the socket; `close` closes both.
 
     `shake_hands`, `receive`, `send_all` and `send_eof` are coroutines for a task. The other methods never block; an
     event loop calls them when the socket is readable or writable. Do not mix the two while a coroutine is running.
     """
 
-    __slots__ = ("_decrypted", "_incoming", "_outgoing", "_tls", "_unsent", "connection", "ended")
+    __slots__ = ("_unsent", "connection")
 
     def __init__(
         self,
@@ -49,44 +52,16 @@ class TlsSocket:
         server_side: bool = False,
         server_hostname: str | None = None,
         session: ssl.SSLSession | None = None,
+        protocol: str = "",
     ) -> None:
-        """`connection` is connected and non-blocking. Sends nothing before `shake_hands`. `session` resumes an earlier
-        connection to the same peer with the same context, see the method of that name.
+        """`connection` is connected and non-blocking. Sends nothing before `shake_hands`. `session` is as for
+        `TlsSession`. A client asks for `protocol` by ALPN, if it is given.
         """
-        require_close_notify(context)
+        if protocol:
+            context.set_alpn_protocols([protocol])  # OpenSSL copies it for the connection that is made next
+        super().__init__(context, server_side=server_side, server_hostname=server_hostname, session=session)
         self.connection = connection
-        self.ended = False  # the peer's close_notify and everything before it was read
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
         self._unsent = NO_DATA
-        self._decrypted = b""  # decrypted by `finish`, and not read yet
-        self._tls = context.wrap_bio(
-            self._incoming,
-            self._outgoing,
-            server_side=server_side,
-            server_hostname=server_hostname,
-            session=session,
-        )
-
-    @property
-    def peer_certificate(self) -> bytes | None:
-        """The peer's certificate in DER, if the context requested and verified one."""
-        return self._tls.getpeercert(binary_form=True)
-
-    @property
-    def session_reused(self) -> bool:
-        """Whether the handshake resumed an earlier session."""
-        return bool(self._tls.session_reused)
-
-    def session(self, former: ssl.SSLSession | None) -> ssl.SSLSession | None:
-        """The session with which a client's next connection can be resumed: `former` if this connection resumed it,
-        else the ticket that the peer sent after the handshake (RFC 8446 §2.2); so ask once something was received.
-
-        A resumed handshake signs and verifies nothing, which saves either end nine tenths of its cost. Taking a new
-        session each time would cost more than it saves, since Python copies it. A peer that was restarted does not know
-        the session and does a full handshake.
-        """
-        return former if self._tls.session_reused else self._tls.session
 
     # Coroutines
 
@@ -148,7 +123,7 @@ class TlsSocket:
         except ssl.SSLZeroReturnError:
             data = b""
         except ssl.SSLError as error:
-            raise _as_os_error(error) from None
+            raise as_os_error(error) from None
         self.ended = not data
         return data
 
@@ -163,56 +138,6 @@ class TlsSocket:
         count = self.connection.recv_into(raw)
         self.feed(raw[:count])
         return count, self.decrypt(plain)
-
-    @property
-    def has_buffered_input(self) -> bool:
-        """Whether bytes were read from the kernel and not yet returned; epoll does not report them. This is possible
-        right after the handshake.
-        """
-        return bool(self._decrypted) or self._incoming.pending > 0 or self._tls.pending() > 0
-
-    def feed(self, data: bytes | memoryview) -> None:
-        """Add bytes read from the kernel, for `decrypt`; empty `data` is the end of file."""
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
-
-    def decrypt(self, plain: memoryview) -> int:
-        """Decrypt complete records into `plain`; returns the number of bytes. Raises OSError."""
-        incoming, tls, filled, size = self._incoming, self._tls, 0, len(plain)
-        if self._decrypted:
-            filled = min(len(self._decrypted), size)
-            plain[:filled], self._decrypted = self._decrypted[:filled], self._decrypted[filled:]
-        try:
-            while filled < size and (incoming.pending or incoming.eof or tls.pending()):
-                count = int(tls.read(size - filled, plain[filled:] if filled else plain))
-                if not count:
-                    self.ended = True
-                    break
-                filled += count
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            self.ended = True
-        except ssl.SSLError as error:
-            raise _as_os_error(error) from None
-        return filled
-
-    def write(self, data: memoryview) -> None:
-        """Encrypt `data` into the pending output. Raises OSError if the connection is broken."""
-        if data:
-            self._tls.write(data)
-
-    def finish(self) -> None:
-        """Append a close_notify to the pending output. The peer may still send."""
-        unread = self._incoming.read()
-        while self._tls.pending():
-            self._decrypted += self._tls.read(self._tls.pending())
-        with suppress(ssl.SSLError):  # mostly WANT_READ: the peer has not sent its own yet
-            self._tls.unwrap()
-        if unread:
-            self._incoming.write(unread)
 
     @property
     def pending_output(self) -> int:
@@ -253,37 +178,26 @@ class TlsSocket:
 
 
 async def shake_hands(
-    connection: socket.socket, context: ssl.SSLContext, *, server_hostname: str | None = None, server_side: bool = False
+    connection: socket.socket,
+    context: ssl.SSLContext,
+    *,
+    server_hostname: str | None = None,
+    server_side: bool = False,
+    protocol: str = "",
 ) -> TlsSocket:
     """Do a TLS handshake on a connected non-blocking socket, which the result owns; an event loop can serve it then.
 
     Raises OSError (`ssl.SSLError` is one). The connection is closed on errors and on cancellation.
     """
     try:
-        tls = TlsSocket(connection, context, server_side=server_side, server_hostname=server_hostname)
+        tls = TlsSocket(
+            connection, context, server_side=server_side, server_hostname=server_hostname, protocol=protocol
+        )
         await tls.shake_hands()
     except BaseException:
         connection.close()
         raise
     return tls
-
-
-def require_close_notify(context: ssl.SSLContext) -> None:
-    """Make `context` reject an end of file without close_notify, which any machine on the path can forge. Python from
-    3.11.4 does so by default, older ones with OpenSSL 3 do not. Harmless when repeated.
-    """
-    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # older OpenSSL does not have the option
-
-
-def is_truncation(error: BaseException | None) -> bool:
-    """Whether `error` says that the stream ended without close_notify. (Python before 3.11.3 has no class for it.)"""
-    return isinstance(error, ssl.SSLEOFError) or getattr(error, "reason", None) == "UNEXPECTED_EOF_WHILE_READING"
-
-
-def _as_os_error(error: ssl.SSLError) -> OSError:
-    if is_truncation(error):
-        return ConnectionResetError(errno.ECONNRESET, "connection ended without a TLS close_notify")
-    return error
 
 
 class TlsStream(trio.abc.HalfCloseableStream):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tunneld.errors import ConfigError, reason_of
-from tunneld.tls.connection import require_close_notify
 from tunneld.tls.pins import PinnedContext
+from tunneld.tls.session import require_close_notify
 
 
 class CertificateFiles(Protocol):

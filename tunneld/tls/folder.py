@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -37,9 +36,13 @@ _FILE_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?")
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A certificate in the folder: its key and its chain in one file. Implements `CertificateFiles`."""
+    """A certificate in the folder: its key and its chain in one file. Implements `CertificateFiles`.
+
+    `stamp` is when the file was changed, and its size: another file with this name is another certificate.
+    """
 
     certificate: Path
+    stamp: tuple[int, int] = (0, 0)
     client_ca: Path | None = None
 
     @property
@@ -48,51 +51,41 @@ class StoredFile:
         return self.certificate
 
 
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """What is known of a file, and the file's stamp when it was read: time of change, size."""
-
-    stamp: tuple[int, int]
-    certificate: ServerCertificate
-
-
 class CertificateFolder:
     """See the description of this module. `write` and `remove` may be called in any thread."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._index: dict[str, IndexEntry] | None = None  # by file name; None: not read yet
+        self._index: dict[str, ServerCertificate] | None = None  # by file name; None: not read yet
         self._stale = 0  # entries that the index on the disk lacks
         self._lock = threading.Lock()
 
-    def read(
-        self, in_use: Mapping[Path, ServerCertificate]
-    ) -> Iterator[tuple[ServerCertificate, ssl.SSLContext | None]]:
-        """All certificates; for one that the index knows without its context.
-
-        A file that cannot be loaded is logged; if it is `in_use`, its former certificate is yielded.
+    def read(self, in_use: Mapping[Path, ServerCertificate]) -> list[ServerCertificate]:
+        """All certificates. A file that cannot be loaded is logged; if it is `in_use`, its former certificate is
+        returned.
         """
         with self._lock:
             former = self._index if self._index is not None else self._read_index()
-            self._index = {}
-            for file, path in self._files():
-                stamp = _stamp(file)
-                known = former.get(path.name)
-                if known is not None and known.stamp == stamp:
-                    self._index[path.name] = known
-                    yield known.certificate, None
+            self._index, found = {}, []
+            for file in self._files():
+                name = file.certificate.name
+                known = former.get(name)
+                if known is not None and known.files == file:
+                    self._index[name] = known
+                    found.append(known)
                     continue
                 try:
-                    certificate, context = ServerCertificate.read(StoredFile(path))
+                    certificate, _ = ServerCertificate.read(file)
                 except ConfigError as error:
-                    log.warning("could not load a stored certificate", file=str(path), reason=str(error))
-                    if path in in_use:
-                        yield in_use[path], None
+                    log.warning("could not load a stored certificate", file=str(file.certificate), reason=str(error))
+                    if file.certificate in in_use:
+                        found.append(in_use[file.certificate])
                     continue
-                self._enter(path, stamp, certificate)
-                yield certificate, context
+                self._enter(certificate)
+                found.append(certificate)
             if self._stale or former.keys() != self._index.keys():
                 self._write_index()
+        return found
 
     def write(self, chain: bytes, key: bytes) -> tuple[ServerCertificate, ssl.SSLContext]:
         """Store a certificate and its private key, both in PEM. It replaces the certificate with the same first name.
@@ -110,8 +103,8 @@ class CertificateFolder:
                 path = self.path / file_name(certificate.names)
                 new.replace(path)
                 sync_folder(self.path)
-                stored = replace(certificate, files=StoredFile(path))
-                self._enter(path, _stamp(path.stat()), stored)
+                stored = replace(certificate, files=_stored_file(path, path.stat()))
+                self._enter(stored)
                 if self._stale >= INDEX_EVERY:
                     self._write_index()
             except OSError as error:
@@ -128,7 +121,7 @@ class CertificateFolder:
             if self._index is not None:
                 self._index.pop(path.name, None)
 
-    def _files(self) -> Iterator[tuple[os.stat_result, Path]]:
+    def _files(self) -> Iterator[StoredFile]:
         try:
             entries = sorted(os.scandir(self.path), key=lambda each: each.name)
         except OSError:  # there is none yet
@@ -136,38 +129,39 @@ class CertificateFolder:
         for entry in entries:
             if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
                 with suppress(OSError):
-                    yield entry.stat(), Path(entry.path)
+                    yield _stored_file(Path(entry.path), entry.stat())
 
-    def _enter(self, path: Path, stamp: tuple[int, int], certificate: ServerCertificate) -> None:
+    def _enter(self, certificate: ServerCertificate) -> None:
         if self._index is not None:
-            self._index[path.name] = IndexEntry(stamp, certificate)
+            self._index[certificate.files.certificate.name] = certificate
         self._stale += 1
 
-    def _read_index(self) -> dict[str, IndexEntry]:
+    def _read_index(self) -> dict[str, ServerCertificate]:
         try:
             rows = json.loads((self.path / INDEX).read_bytes())
-            return {name: self._entry(name, row) for name, row in rows.items()}
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError):
+            return {
+                name: ServerCertificate(
+                    StoredFile(self.path / name, (int(changed), int(size))), tuple(names), begin, end, rejected
+                )
+                for name, (changed, size, names, begin, end, rejected) in rows.items()
+            }
+        except (OSError, ValueError, TypeError, AttributeError):
             return {}
-
-    def _entry(self, name: str, row: Any) -> IndexEntry:
-        changed, size, names, begin, end, rejected = row
-        certificate = ServerCertificate(StoredFile(self.path / name), tuple(names), begin, end, rejected)
-        return IndexEntry((int(changed), int(size)), certificate)
 
     def _write_index(self) -> None:
         """Write the index, for the owner of the folder: the daemon may not have dropped root's rights yet."""
         rows = {
-            name: [*each.stamp, each.certificate.names, each.certificate.not_before, each.certificate.not_after,
-                   each.certificate.rejected]
+            name: [*each.files.stamp, each.names, each.not_before, each.not_after, each.rejected]
             for name, each in (self._index or {}).items()
-        }  # fmt: skip
+            if isinstance(each.files, StoredFile)
+        }
         new = temporary_beside(self.path / "index")
         try:
             new.unlink(missing_ok=True)
             write_private(new, json.dumps(rows, separators=(",", ":")).encode())
             owner = self.path.stat()
-            os.chown(new, owner.st_uid, owner.st_gid)
+            if owner.st_uid != os.geteuid():  # the unit for systemd forbids chown
+                os.chown(new, owner.st_uid, owner.st_gid)
             new.replace(self.path / INDEX)
             self._stale = 0
         except OSError:  # a reader without write access, or a full disk: the next start takes longer
@@ -183,8 +177,8 @@ def file_name(names: tuple[str, ...]) -> str:
     return f"{name.replace('*', '_wildcard')}{SUFFIX}"
 
 
-def _stamp(file: os.stat_result) -> tuple[int, int]:
-    return file.st_ctime_ns, file.st_size
+def _stored_file(path: Path, about: os.stat_result) -> StoredFile:
+    return StoredFile(path, (about.st_ctime_ns, about.st_size))
 
 
 def _read_new(path: Path) -> tuple[ServerCertificate, ssl.SSLContext]:

@@ -23,6 +23,7 @@ import structlog
 
 from tunneld.errors import ConfigError
 from tunneld.tls.certificate import ServerCertificate
+from tunneld.tls.connection import CARRIER_PROTOCOL, CONTROL_PROTOCOL
 from tunneld.tls.contexts import CertificateFiles, server_tls_context
 from tunneld.tls.folder import CertificateFolder
 
@@ -32,6 +33,8 @@ MAX_CONTEXTS = 1000
 """Contexts of named certificates kept in memory, 21 KiB each: 20 MiB. Others are loaded again when they are needed,
 which takes a millisecond.
 """
+AGENT_TABLE = "control.tls"
+"""The certificate for agents, by whichever port they come."""
 PROTOCOLS = ("http/1.1",)
 """ALPN of host names. Without it, clients that offer several protocols would have to guess (RFC 7301)."""
 
@@ -42,7 +45,7 @@ class LoadedCertificates:
 
     ports: Mapping[str, tuple[ServerCertificate, ssl.SSLContext]] = field(default_factory=dict)  # by table
     named: Sequence[tuple[ServerCertificate, ssl.SSLContext]] = ()  # of the configuration
-    stored: Sequence[tuple[ServerCertificate, ssl.SSLContext | None]] = ()  # of the folder
+    stored: Sequence[ServerCertificate] = ()  # of the folder; contexts are loaded when they are needed
 
 
 class CertificateStore:
@@ -72,6 +75,8 @@ class CertificateStore:
         """
         problems: list[str] = []
         by_table = _read_all(ports, problems)
+        if (agents := by_table.get(AGENT_TABLE)) is not None:
+            agents[1].set_alpn_protocols([CONTROL_PROTOCOL, CARRIER_PROTOCOL])
         by_key = _read_all(named or {}, problems)
         problems += [
             f"{table}: certificate {each.files.certificate} has no host name"
@@ -81,16 +86,18 @@ class CertificateStore:
         ]
         if problems:
             raise ConfigError(problems)
-        return LoadedCertificates(by_table, tuple(by_key.values()), self._read_folder())
+        stored = self._folder.read(self._stored) if self._folder is not None else ()
+        return LoadedCertificates(by_table, tuple(by_key.values()), stored)
 
     def apply(self, loaded: LoadedCertificates) -> None:
         """Use these certificates for every handshake that begins from now on."""
         self._loaded = loaded
-        self._stored = {certificate.files.certificate: certificate for certificate, _ in loaded.stored}
-        self._contexts.clear()
-        for certificate, context in (*loaded.stored, *loaded.named):
-            if context is not None:
-                self._keep(certificate, context)
+        former, self._stored = self._stored, {each.files.certificate: each for each in loaded.stored}
+        kept = {path for path, certificate in self._stored.items() if former.get(path) == certificate}
+        for path in [path for path in self._contexts if path not in kept]:
+            del self._contexts[path]
+        for certificate, context in loaded.named:
+            self._keep(certificate, context)
         self._index()
 
     def put(self, chain: bytes, key: bytes) -> ServerCertificate:
@@ -210,15 +217,6 @@ class CertificateStore:
         return problems
 
     # Internals
-
-    def _read_folder(self) -> Sequence[tuple[ServerCertificate, ssl.SSLContext | None]]:
-        found = self._folder.read(self._stored) if self._folder is not None else ()
-        return [(each, context or self._context_in_use(each)) for each, context in found]
-
-    def _context_in_use(self, certificate: ServerCertificate) -> ssl.SSLContext | None:
-        """The context in memory, if the stored certificate is still the same."""
-        path = certificate.files.certificate
-        return self._contexts.get(path) if self._stored.get(path) == certificate else None
 
     def _index(self) -> None:
         """Map names to certificates."""

@@ -39,6 +39,7 @@ class TunnelSpec:
     generation: int = 1  # of the tunnels with its name and owner
     metered: int = 0  # bytes of earlier ones of them that count against the quota
     names: tuple[HostName, ...] = ()  # by which visitors reach it
+    credential: str = ""  # of the requester
     grant: InitVar[Grant] = EVERYBODY
     limits: EffectiveLimits = field(init=False)
 

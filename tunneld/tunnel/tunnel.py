@@ -297,6 +297,9 @@ class Tunnel:
         was_last = not self.agents and not self.server_side.live_connections
         if was_last or not self.spec.options.share:
             self.drain()
+        else:
+            for ingress in self.ingresses:
+                ingress.leave_idle()
         return self._phase in {Phase.DRAINING, Phase.CLOSED}
 
     def trim(self, keep: int, host: str) -> int:

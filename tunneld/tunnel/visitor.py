@@ -13,6 +13,10 @@ from tunneld.net.accept import local_address
 from tunneld.net.address import HostName
 from tunneld.net.endpoint import Peer
 from tunneld.net.sockets import pending_error
+from tunneld.policy.admission import AdmissionRefusal, RefusalKind
+from tunneld.sites.stream import RequestStream
+
+NOT_SERVED = AdmissionRefusal(RefusalKind.UNSERVED, "not served")
 
 VisitorEnd = socket.socket | BufferedEnd
 """The end of a visitor, which the engine relays: its connection, or requests on a shared HTTP connection."""
@@ -48,12 +52,14 @@ class Visitor:
         """Whether it is known to have left; the end of a connection tells only when it is used."""
         return isinstance(self.end, BufferedEnd) and self.end.closed
 
-    def refuse(self, reason: str = "not served") -> None:
-        """Close its end with a reset. It was served nothing, and an end of file would look like an empty answer. Only
-        the owner of a host name learns the reason.
+    def refuse(self, refusal: AdmissionRefusal = NOT_SERVED) -> None:
+        """Close its end with a reset. It was served nothing, and an end of file would look like an empty answer. Where
+        it is a request, the answer depends on the kind of the refusal; only the owner of the name learns the reason.
         """
-        if isinstance(self.end, BufferedEnd):
-            self.end.reset(reason)
+        if isinstance(self.end, RequestStream):
+            self.end.refuse(refusal)
+        elif isinstance(self.end, BufferedEnd):
+            self.end.reset(refusal.reason)
         else:
             reset_on_close(self.end)
             self.end.close()

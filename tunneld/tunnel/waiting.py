@@ -93,7 +93,7 @@ class WaitingVisitors:
 
     def refuse(self, visitor: Visitor, refusal: AdmissionRefusal) -> None:
         """See `Arrivals.refuse`."""
-        visitor.refuse()
+        visitor.refuse(refusal)
         self._relays.refused(visitor, refusal)
 
     def export(self) -> Sequence[WaitingVisitor]:

@@ -166,13 +166,12 @@ async def test_connections_beyond_max_connections_are_refused() -> None:
         async with (
             relay(max_connections=2) as here,
             client(openssh(here, "-N", "-R", f"0:{LOCAL}:9", LOCAL)) as first,
+            client(openssh(here, "-N", "-R", f"0:{LOCAL}:9", LOCAL)) as second,
         ):
             await first.port()
-            second = await trio.open_tcp_stream(LOCAL, here.port)
-            await second.receive_some()  # the relay's version
+            await second.port()
             async with client(openssh(here, LOCAL, "list")) as third:
                 assert await third.ended() == 255
-            await second.aclose()
 
 
 # Algorithms

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 import trio
+from trio.testing import MockClock
 
-from tests.support.host_names import DOMAIN, NamedRelay, serve, start_named_relay
+from tests.support.host_names import DOMAIN, PEER, NamedRelay, response, serve, start_named_relay
 from tests.support.peers import connect, is_refused, read_all, read_exactly
 from tests.support.visitors import until_parked, until_waiting
 from tunneld.engine.engine import Engine
-from tunneld.errors import LimitReachedError
+from tunneld.errors import LimitReachedError, UsageError
 from tunneld.net.address import HostName, Port
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import Grant
@@ -119,6 +122,62 @@ async def test_a_closed_tunnel_cuts_its_requests_and_keeps_its_visitors_connecti
     assert await is_refused(tunnel.server_uri)
 
 
+# TLS that ends at the hidden server
+
+
+def hello(name: str) -> bytes:
+    """The first message of a TLS client."""
+    outgoing = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+async def test_a_tls_connection_is_passed_on_as_it_is_behind_a_proxy_header(relay: NamedRelay) -> None:
+    tunnel = await relay.open(host="blog", tls="pass", proxy_protocol="v1")
+    assert str(tunnel.client_uri) == f"https://{BLOG}/"
+    visitor, first = relay.connect_tls(), hello(BLOG)
+    await visitor.send_all(first[:100])
+    await visitor.send_all(first[100:])
+    server = await connect(tunnel.server_uri)
+    header = b"PROXY TCP4 %b 127.0.0.1 %d " % (PEER[0].encode(), PEER[1])
+    assert (await read_exactly(server, len(header))) == header
+    while not (await server.receive_some(1)).endswith(b"\n"):
+        pass
+    assert await read_exactly(server, len(first)) == first
+    await visitor.send_eof()
+    assert await server.receive_some() == b""
+    await server.send_all(b"an answer behind the end of file")
+    await server.aclose()
+    assert await read_all(visitor) == b"an answer behind the end of file"
+
+
+async def test_a_tls_connection_waits_for_the_agent_and_then_closes(
+    relay: NamedRelay, autojump_clock: MockClock
+) -> None:
+    tunnel = await relay.open(host="blog", tls="pass", pairing_timeout="7")
+    visitor, began = relay.connect_tls(), trio.current_time()
+    await visitor.send_all(hello(BLOG))
+    with pytest.raises(trio.BrokenResourceError):
+        await visitor.receive_some()
+    assert trio.current_time() - began == pytest.approx(7, abs=0.2)
+    assert tunnel.waiting == 0
+
+
+async def test_a_name_that_keeps_its_tls_is_not_served_without(relay: NamedRelay) -> None:
+    await relay.open(host="blog", tls="pass")
+    visitor = relay.connect()
+    await visitor.send_all(HEAD)
+    assert b"Location: https://blog.t.example.org/\r\n" in await visitor.receive_some()
+
+
+async def test_tls_is_not_passed_on_where_there_is_no_port_for_it(relay: NamedRelay) -> None:
+    relay.names.set_port("https", 0)
+    with pytest.raises(UsageError, match=r"names\.https"):
+        await relay.open(tls="pass", host="blog")
+
+
 async def test_a_name_that_is_kept_for_an_absent_agent_is_unavailable_and_no_wildcard_gets_it(
     relay: NamedRelay, nursery: trio.Nursery
 ) -> None:
@@ -129,3 +188,76 @@ async def test_a_name_that_is_kept_for_an_absent_agent_is_unavailable_and_no_wil
     await relay.service.close(tunnel.id, keep=True)
     assert (await relay.get(BLOG))[0] == 503
     assert await relay.get(f"other.{DOMAIN}") == (200, b"wildcard")
+
+
+async def test_idle_connections_of_visitors_do_not_hold_up_a_draining_tunnel(
+    relay: NamedRelay, nursery: trio.Nursery
+) -> None:
+    tunnel = await relay.open(host="blog")
+    nursery.start_soon(serve, tunnel, b"mine")
+    idle, busy = relay.connect(), relay.connect()
+    for visitor in (idle, busy):
+        assert await relay.get(BLOG, visitor=visitor) == (200, b"mine")
+    await busy.send_all(HEAD[:-2])  # not complete yet
+    assert len(tunnel.visitors) == 2
+    tunnel.drain()
+    await tunnel.wait_closed()
+    await busy.send_all(HEAD[-2:])
+    assert (await response(busy))[0] == 404
+    assert (await relay.get(BLOG, visitor=idle))[0] == 404
+
+
+async def test_idle_connections_of_visitors_do_not_hold_up_an_agent_that_leaves(
+    relay: NamedRelay, nursery: trio.Nursery
+) -> None:
+    tunnel = await relay.open(name="web", share="yes", host="blog")
+    visitor = relay.connect()
+    tunnel.agents.join("near", "127.0.0.1", None)
+    for text in (b"first", b"second"):
+        tunnel.agents.join("far", "127.0.0.2", None)
+        server = await connect(tunnel.server_uri)
+        await until_parked(tunnel, 1)
+        await visitor.send_all(HEAD)
+        await read_exactly(server, 14)
+        await server.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text))
+        assert await response(visitor) == (200, text)
+        assert not tunnel.dismiss("far")
+        await read_all(server)
+        await server.aclose()
+
+
+async def test_a_response_under_way_is_the_last_one_of_a_draining_tunnel(relay: NamedRelay) -> None:
+    tunnel = await relay.open(host="blog")
+    server = await connect(tunnel.server_uri)
+    await until_parked(tunnel, 1)
+    visitor = relay.connect()
+    await visitor.send_all(HEAD)
+    await read_exactly(server, 14)
+    await server.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
+    tunnel.drain()
+    await server.send_all(b"k")
+    assert await response(visitor) == (200, b"ok")
+    await read_all(server)  # the relay ends the connection
+    await server.aclose()
+    await tunnel.wait_closed()
+    assert (await relay.get(BLOG, visitor=visitor))[0] == 404
+
+
+async def test_a_relay_that_drains_answers_503_to_all_names(relay: NamedRelay) -> None:
+    await relay.open(host="blog")
+    relay.service.draining = True
+    for name in (BLOG, f"other.{DOMAIN}"):
+        assert (await relay.get(name))[0] == 503
+
+
+async def test_idle_connections_are_closed_in_order_when_the_relay_ends(engine: Engine) -> None:
+    async with trio.open_nursery() as inner:
+        relay = await start_named_relay(inner, engine)
+        idle, busy = relay.connect(), relay.connect()
+        assert (await relay.get(BLOG, visitor=idle))[0] == 404
+        await busy.send_all(HEAD[:-2])
+        await trio.testing.wait_all_tasks_blocked()
+        inner.cancel_scope.cancel()
+    assert await idle.receive_some() == b""
+    with pytest.raises(trio.BrokenResourceError):
+        await busy.receive_some()

@@ -33,7 +33,7 @@ QUIT_KEYS = frozenset("\x03\x04q")
 NO_GRANT = "a tunnel's key permits no commands; log in with a public key of a credential"
 HELP = """\
 list           list the tunnels of your credential
-close ID       close one of them
+close ID       close one of them (close ID keep: its address stays reserved)
 help           show this help
 qr [SCHEME]    with -R: also show the public address as a QR code, as http://HOST:PORT/ or with another scheme
 

@@ -107,20 +107,17 @@ class _SshPort:
         self._context = context
         self._handshakes = handshakes
         self._nursery = nursery
-        self._connections = 0
 
     def on_connection(self, client_socket: socket.socket, peer: Peer) -> None:
         """The listener accepted a connection: start its handshake, unless there are too many connections."""
-        settings = self._context.settings()
-        if self._connections >= settings.max_connections:
+        if (reason := self._context.places.full) is not None:
             client_socket.close()
-            reason = f"connection limit reached: {self._connections} ssh connections are open (ssh.max_connections)"
             self._context.authenticator.log_limited(
                 log.info, "ssh client refused", "ssh", peer=format_peer(peer), reason=reason
             )
             return
         handshake = partial(self._handshake, client_socket, peer)
-        self._handshakes.start(client_socket, peer, "ssh", handshake, settings.login_timeout)
+        self._handshakes.start(client_socket, peer, "ssh", handshake, self._context.settings().login_timeout)
 
     async def _handshake(self, client_socket: socket.socket, peer: Peer) -> None:
         """Wait for the login of one connection. Raises OSError or a `TunneldError` if it fails; the connection is
@@ -148,13 +145,11 @@ class _SshPort:
 
     async def _run(self, connection: SshConnection, host: str, *, task_status: trio.TaskStatus[None]) -> None:
         """Run one connection from the address `host` until it is closed."""
-        self._connections += 1
         try:
             await connection.run(task_status=task_status)
         except Exception:
             log.exception("internal error: ssh connection closed")
         finally:
-            self._connections -= 1
             if connection.login is not None:  # until now, a peer at this address was authenticated
                 self._context.authenticator.remember_login(host)
 

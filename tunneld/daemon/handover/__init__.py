@@ -8,7 +8,8 @@ Kept: all listeners, and for tcp tunnels the parked connections, waiting visitor
 buffered bytes. Not kept: control and HTTP connections and carriers, since their state (TLS, half a frame) is inside the
 process. These are closed, and their peers reconnect.
 
-    snapshot.py   the manifest: strict JSON lines, one for each tunnel, followed by the buffered bytes
+    snapshot.py   what is handed over, into the bundle and out of it
+    manifest.py   the manifest: strict JSON lines, one for each tunnel, followed by the buffered bytes
     bundle.py     descriptors, identified by their inodes, and the sealed file with the manifest
     inherited.py  the environment of sd_listen_fds(3) and ours, and listeners that systemd opened
     successor.py  the two ways to the next process

@@ -1,40 +1,39 @@
-"""The manifest: JSON lines that describe what one process hands over to the next. They are parsed strictly.
-
-    header              version, time, listeners, counters
-    tunnel              one line for each; if one is invalid, that tunnel is lost and the rest is used
-    (empty line)
-    buffered bytes      to which relayed connections refer by offset and length
-
-Times are in seconds, relative to the time in the header. Both processes share its clock, CLOCK_MONOTONIC, so timers
-account for the time that the handover takes.
-"""
+"""Puts what one process hands over into a bundle of descriptors and a manifest, and takes it out in the next."""
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from tunneld.config.schema import TunnelSettings
 from tunneld.daemon.handover.bundle import FdBundle, MissingError
+from tunneld.daemon.handover.manifest import (
+    VERSION,
+    FlowEntry,
+    HeaderEntry,
+    IngressEntry,
+    RelayEntry,
+    ServerSideEntry,
+    TunnelEntry,
+    WaitingEntry,
+    convert,
+    first_line,
+    id_in,
+    read_header,
+)
 from tunneld.engine.handover import FlowState, RelayState
 from tunneld.errors import UsageError
-from tunneld.net.address import parse_address, parse_host_name
+from tunneld.net.address import HostName, parse_address, parse_host_name
 from tunneld.net.endpoint import Peer
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import ServerSideSnapshot
 from tunneld.tunnel.snapshot import (
     IngressSnapshot,
-    QuarantinedPort,
-    ServiceCounters,
     ServiceSnapshot,
-    TunnelCounters,
     TunnelSnapshot,
     WaitingVisitor,
 )
@@ -42,87 +41,6 @@ from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitor import Visitor
 
 log = structlog.get_logger("handover")
-
-VERSION: Literal[2] = 2
-"""Version of the format. One of version 1 is read, too, so that an update keeps connections: there, a tunnel had one
-port, and with it the waiting visitors, in `client`. A manifest of any other version is not used.
-"""
-
-Inode = Annotated[int, Field(ge=1)]
-ByteCount = Annotated[int, Field(ge=0)]
-
-
-class _ManifestRecord(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class _HeaderRecord(_ManifestRecord):
-    version: Literal[1, 2]
-    stamp: float  # CLOCK_MONOTONIC
-    fds: tuple[int, ...]  # numbers of the descriptors, which stay the same over execve
-    listeners: dict[str, tuple[Inode, ...]]  # by service
-    activated: tuple[str, ...]  # services with listeners of systemd
-    counters: ServiceCounters
-    quarantined: tuple[QuarantinedPort, ...] = ()
-
-
-class _FlowRecord(_ManifestRecord):
-    moved: ByteCount
-    done: bool
-    held: tuple[ByteCount, ByteCount]  # offset and length
-
-
-class _RelayRecord(_ManifestRecord):
-    visitor: Inode
-    server: Inode
-    peer: Peer
-    up: _FlowRecord
-    down: _FlowRecord
-    linger: float
-    time_left: float | None  # seconds until the linger timeout, if it runs
-
-
-class _WaitingRecord(_ManifestRecord):
-    visitor: Inode
-    peer: Peer
-    reached: Peer | None
-    host: str | None = None
-    credential: str | None = None
-    early: tuple[ByteCount, ByteCount] = (0, 0)  # offset and length
-    time_left: float  # seconds until the pairing timeout
-
-
-class _IngressRecord(_ManifestRecord):
-    address: str
-    listener: Inode | None
-
-
-class _ServerSideRecord(_ManifestRecord):
-    port: int
-    listener: Inode | None
-    key: str
-    scheme: str = ""  # of the server URI with the key; earlier versions do not write it
-    parked: tuple[tuple[Inode, Peer], ...]
-
-
-class _TunnelRecord(_ManifestRecord):
-    id: str
-    credential: str
-    backend: str
-    options: dict[str, str]
-    settings: TunnelSettings
-    owner: str
-    requester_host: str
-    advertised_host: str
-    requested_server_from: str = ""  # `server_from` as requested, before the limits of the credential
-    uid: str = ""
-    generation: int = 1
-    draining: bool
-    counters: TunnelCounters
-    ingresses: Annotated[tuple[_IngressRecord, ...], Field(min_length=1)]
-    waiting: tuple[_WaitingRecord, ...]
-    server: _ServerSideRecord
-    relays: tuple[_RelayRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +68,7 @@ def pack(snapshot: Snapshot, bundle: FdBundle) -> tuple[bytes, int]:
         one.model_copy(update={"relays": packing.relays(tunnel)})
         for one, (packing, _credential, tunnel) in zip(described, tunnels, strict=True)
     ]
-    header = _HeaderRecord(
+    header = HeaderEntry(
         version=VERSION,
         stamp=time.monotonic(),
         fds=tuple(packed.fileno() for packed in bundle.sockets),
@@ -165,7 +83,7 @@ def pack(snapshot: Snapshot, bundle: FdBundle) -> tuple[bytes, int]:
 
 def fds_of(manifest: bytes) -> tuple[int, ...]:
     """Return the descriptors in a manifest that this process wrote before its execve. Raises `ValueError`."""
-    return _header(manifest).fds
+    return read_header(manifest).fds
 
 
 def unpack(manifest: bytes, bundle: FdBundle) -> Snapshot:
@@ -173,60 +91,21 @@ def unpack(manifest: bytes, bundle: FdBundle) -> Snapshot:
 
     A tunnel that is invalid is logged, and its sockets stay in the bundle. Raises `ValueError` if the header is.
     """
-    header = _header(manifest)
+    header = read_header(manifest)
     lines, _, held = manifest.partition(b"\n\n")
     bundle.held[:] = held
     gap = max(0.0, time.monotonic() - header.stamp)
     tunnels = []
     for line in lines.split(b"\n")[1:]:
         try:
-            described = _TunnelRecord.model_validate_json(line if header.version == VERSION else _converted(line))
+            described = TunnelEntry.model_validate_json(line if header.version == VERSION else convert(line))
             with bundle.all_or_nothing():
                 tunnels.append((described.credential, _Unpacking(bundle, gap).tunnel(described)))
         except (ValidationError, UsageError, MissingError) as error:
-            log.warning("tunnel could not be taken over", tunnel=_id_in(line), reason=_first_line(error))
+            log.warning("tunnel could not be taken over", tunnel=id_in(line), reason=first_line(error))
     listeners = {service: bundle.take_all(inodes) for service, inodes in header.listeners.items()}
     quarantined = [(port, owner, seconds + gap) for port, owner, seconds in header.quarantined]
     return Snapshot(listeners, frozenset(header.activated), ServiceSnapshot(header.counters, tunnels, quarantined))
-
-
-def _header(manifest: bytes) -> _HeaderRecord:
-    line = manifest.partition(b"\n")[0]
-    try:
-        version = json.loads(line)["version"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError("it is not a manifest of tunneld") from None
-    if version not in {1, VERSION}:
-        raise ValueError(f"its format is version {version!r}; this program reads versions 1 to {VERSION}")
-    try:
-        return _HeaderRecord.model_validate_json(line)
-    except ValidationError as error:
-        raise ValueError(_first_line(error)) from None
-
-
-def _converted(line: bytes) -> bytes:
-    """The line of a tunnel of version 1 in the present version. Raises `MissingError` where it is not one."""
-    try:
-        tunnel = json.loads(line)
-        client = tunnel.pop("client")
-        ingress = {"address": str(client["port"]), "listener": client["listener"]}
-        return json.dumps({**tunnel, "ingresses": [ingress], "waiting": client["waiting"]}).encode()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise MissingError("its port is not described") from None
-
-
-def _id_in(line: bytes) -> str:
-    try:
-        return str(json.loads(line)["id"])
-    except (ValueError, KeyError, TypeError):
-        return "?"
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return str(error)
 
 
 class _Packing:
@@ -236,9 +115,9 @@ class _Packing:
         self.closed = 0
         self._bundle = bundle
 
-    def tunnel(self, credential: str, snapshot: TunnelSnapshot) -> _TunnelRecord:
+    def tunnel(self, credential: str, snapshot: TunnelSnapshot) -> TunnelEntry:
         spec, server = snapshot.spec, snapshot.server
-        return _TunnelRecord(
+        return TunnelEntry(
             id=spec.id,
             credential=credential,
             backend=spec.backend,
@@ -253,11 +132,11 @@ class _Packing:
             draining=snapshot.draining,
             counters=snapshot.counters,
             ingresses=tuple(
-                _IngressRecord(address=str(one.address), listener=self._listener(one.listener))
+                IngressEntry(address=str(one.address), listener=self._listener(one.listener))
                 for one in snapshot.ingresses
             ),
             waiting=self._waiting(snapshot.waiting),
-            server=_ServerSideRecord(
+            server=ServerSideEntry(
                 port=server.port,
                 listener=self._listener(server.listener),
                 key=server.key,
@@ -267,9 +146,9 @@ class _Packing:
             relays=(),
         )
 
-    def relays(self, snapshot: TunnelSnapshot) -> tuple[_RelayRecord, ...]:
+    def relays(self, snapshot: TunnelSnapshot) -> tuple[RelayEntry, ...]:
         return tuple(
-            _RelayRecord(
+            RelayEntry(
                 visitor=self._bundle.put(relay.visitor),
                 server=self._bundle.put(relay.server),
                 peer=peer,
@@ -285,9 +164,9 @@ class _Packing:
     def _listener(self, listener: socket.socket | None) -> int | None:
         return None if listener is None else self._bundle.put(listener)
 
-    def _waiting(self, waiting: Sequence[WaitingVisitor]) -> tuple[_WaitingRecord, ...]:
+    def _waiting(self, waiting: Sequence[WaitingVisitor]) -> tuple[WaitingEntry, ...]:
         return tuple(
-            _WaitingRecord(
+            WaitingEntry(
                 visitor=self._bundle.put(one.visitor.connection),
                 peer=one.visitor.peer,
                 reached=one.visitor.reached,
@@ -311,8 +190,8 @@ class _Packing:
         self.closed += 1
         return False
 
-    def _flow(self, flow: FlowState) -> _FlowRecord:
-        return _FlowRecord(moved=flow.moved, done=flow.done, held=self._bundle.hold(flow.held))
+    def _flow(self, flow: FlowState) -> FlowEntry:
+        return FlowEntry(moved=flow.moved, done=flow.done, held=self._bundle.hold(flow.held))
 
 
 class _Unpacking:
@@ -322,8 +201,11 @@ class _Unpacking:
         self._bundle = bundle
         self._gap = gap  # seconds since the manifest was written
 
-    def tunnel(self, described: _TunnelRecord) -> TunnelSnapshot:
+    def tunnel(self, described: TunnelEntry) -> TunnelSnapshot:
         server, counters = described.server, described.counters
+        ingresses = [
+            IngressSnapshot(parse_address(one.address), self._listener(one.listener)) for one in described.ingresses
+        ]
         spec = TunnelSpec(
             id=described.id,
             backend=described.backend,
@@ -337,14 +219,14 @@ class _Unpacking:
             else None,
             uid=described.uid,
             generation=described.generation,
+            names=tuple(one.address for one in ingresses if isinstance(one.address, HostName)),
+            credential=described.credential,
         )
         return TunnelSnapshot(
             spec=spec,
             draining=described.draining,
             counters=replace(counters, age=counters.age + self._gap, idle=counters.idle + self._gap),
-            ingresses=[
-                IngressSnapshot(parse_address(one.address), self._listener(one.listener)) for one in described.ingresses
-            ],
+            ingresses=ingresses,
             waiting=self._waiting(described.waiting),
             server=ServerSideSnapshot(
                 server.port, self._listener(server.listener), self._parked(server), server.key, server.scheme
@@ -361,12 +243,12 @@ class _Unpacking:
     def _listener(self, inode: int | None) -> socket.socket | None:
         return None if inode is None else self._bundle.take(inode)
 
-    def _waiting(self, waiting: Sequence[_WaitingRecord]) -> list[WaitingVisitor]:
+    def _waiting(self, waiting: Sequence[WaitingEntry]) -> list[WaitingVisitor]:
         return [
             WaitingVisitor(self._visitor(one), self._left(one.time_left)) for one in waiting if self._has(one.visitor)
         ]
 
-    def _visitor(self, described: _WaitingRecord) -> Visitor:
+    def _visitor(self, described: WaitingEntry) -> Visitor:
         return Visitor(
             end=self._bundle.take(described.visitor),
             peer=described.peer,
@@ -376,10 +258,10 @@ class _Unpacking:
             early=self._bundle.take_held(described.early),
         )
 
-    def _parked(self, server: _ServerSideRecord) -> list[tuple[socket.socket, Peer]]:
+    def _parked(self, server: ServerSideEntry) -> list[tuple[socket.socket, Peer]]:
         return [(self._bundle.take(inode), peer) for inode, peer in server.parked if self._has(inode)]
 
-    def _relay(self, described: _RelayRecord) -> RelayState:
+    def _relay(self, described: RelayEntry) -> RelayState:
         return RelayState(
             self._bundle.take(described.visitor),
             self._bundle.take(described.server),
@@ -389,5 +271,5 @@ class _Unpacking:
             None if described.time_left is None else self._left(described.time_left),
         )
 
-    def _flow(self, described: _FlowRecord) -> FlowState:
+    def _flow(self, described: FlowEntry) -> FlowState:
         return FlowState(described.moved, described.done, self._bundle.take_held(described.held))

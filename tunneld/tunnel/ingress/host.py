@@ -8,7 +8,7 @@ last moment of the one and the first of the other they wait here, as connections
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 import trio
@@ -16,11 +16,14 @@ import trio
 from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.net.address import Address, HostName
 from tunneld.net.endpoint import Peer
+from tunneld.policy.admission import AdmissionRefusal, NetworkRules, RefusalKind
 from tunneld.policy.rates import LogLimiter, Rate
+from tunneld.sites.access import refused
 from tunneld.sites.fields import HostRewrite, Origin
+from tunneld.sites.guard import GuardRules, SiteGuard
 from tunneld.sites.names import SharedNames
-from tunneld.sites.pages import error_page, https_redirect
-from tunneld.sites.site import Request
+from tunneld.sites.pages import https_redirect
+from tunneld.sites.site import OnVerdict, Request
 from tunneld.sites.stream import RequestStream
 from tunneld.tunnel.ingress.ingress import Arrivals
 from tunneld.tunnel.server_side import Takeover
@@ -30,7 +33,9 @@ from tunneld.tunnel.visitor import Visitor
 
 FAILURE_LOG_RATE = Rate.parse("60/m")
 """Log lines about failed requests of one name, as for refused visitors."""
-NOT_OPEN = "the tunnel accepts no new visitors"
+MIN_STREAMS = 64
+"""Streams that are remembered before the ones that have ended are forgotten."""
+NOT_OPEN = AdmissionRefusal(RefusalKind.UNSERVED, "the tunnel accepts no new visitors")
 
 
 class HostIngress:
@@ -41,16 +46,21 @@ class HostIngress:
         options = spec.options
         self.keeps_tls = options.tls == "pass"
         self.rewrite = HostRewrite(options.host_header.encode()) if options.host_header else None
+        self.tunnel = spec.id
         self.uri = names.uri(name, keeps_tls=self.keeps_tls)
         self._name = name
         self._names = names
         self._owner = spec.owner
         self._plain_http = options.plain_http
+        rules = _guard_rules(spec, name)
+        self._guard = None if rules.is_empty else SiteGuard(rules, names.guards)
         self._log = structlog.get_logger("tunnel").bind(tunnel=spec.id, host=str(name))
         self._limiter = LogLimiter(FAILURE_LOG_RATE)
         self._arrivals: Arrivals | None = None
         self._paused = False
         self._held: list[Visitor] = []  # that came before `listen`
+        self._streams: list[RequestStream] = []  # open ones, and some that have ended
+        self._max_streams = MIN_STREAMS
         self._former: HostIngress | None = None  # of the replaced tunnel
         sites = names.sites
         if name in takeover.addresses and isinstance(former := sites.get(name), HostIngress):
@@ -73,9 +83,11 @@ class HostIngress:
         """See `Ingress.listeners`: it has none of its own."""
         return ()
 
-    def listen(self, _engine: Engine, arrivals: Arrivals, _nursery: trio.Nursery, _failed: FailureCallback) -> None:
+    def listen(self, _engine: Engine, arrivals: Arrivals, nursery: trio.Nursery, _failed: FailureCallback) -> None:
         """See `Ingress.listen`."""
         self._arrivals, self._former = arrivals, None
+        if self._guard is not None:
+            self._guard.start(nursery)
         held, self._held = self._held, []
         for visitor in held:
             self._take(visitor)
@@ -83,6 +95,12 @@ class HostIngress:
     def pause(self) -> None:
         """See `Ingress.pause`."""
         self._paused = True
+
+    def leave_idle(self) -> None:
+        """See `Ingress.leave_idle`. Requests under way are completed first."""
+        streams, self._streams = self._streams, []
+        for stream in streams:
+            stream.retire()
 
     def export(self) -> IngressSnapshot:
         """See `Ingress.export`."""
@@ -97,6 +115,9 @@ class HostIngress:
         if not self.keeps_tls and (not self._paused or self._arrivals is not None):
             self._names.on_freed(self._name, self._owner)
         self._paused, self._arrivals = True, None
+        if self._guard is not None:
+            self._guard.stop()
+        self.leave_idle()
         held, self._held = self._held, []
         successor = self._names.sites.get(self._name)
         for visitor in held:
@@ -107,19 +128,31 @@ class HostIngress:
 
     # Site
 
-    def examine(self, request: Request, on_verdict: Callable[[bytes | None], None]) -> None:
+    def examine(self, request: Request, on_verdict: OnVerdict) -> None:
         """See `Site.examine`: http is redirected to https where the name has a certificate."""
-        answer = None
-        if not request.is_secure and self._plain_http != "allow":
-            if self._plain_http == "refuse":
-                answer = error_page(403, request.head, request.identity, keep_alive=request.keep_alive)
-            elif self.keeps_tls or self._names.is_secure(self._name.name):
-                port = self._names.https_port
-                answer = https_redirect(request.head, port, request.identity, keep_alive=request.keep_alive)
-        on_verdict(answer)
+        former = self._former
+        if former is not None and not former._paused:
+            former.examine(request, on_verdict)
+        elif (answer := self._answer_plain_http(request)) is not None or self._guard is None:
+            on_verdict(answer)
+        else:
+            self._guard.examine(request, on_verdict)
+
+    def _answer_plain_http(self, request: Request) -> bytes | None:
+        if request.is_secure or self._plain_http == "allow":
+            return None
+        if self._plain_http == "refuse":
+            return refused(request, 403)
+        if not (self.keeps_tls or self._names.is_secure(self._name.name)):
+            return None
+        return https_redirect(request.head, self._names.https_port, request.identity, keep_alive=request.keep_alive)
 
     def open(self, stream: RequestStream, client: Peer, origin: Origin) -> None:
         """See `Site.open`."""
+        if len(self._streams) >= self._max_streams:
+            self._streams = [one for one in self._streams if not one.closed]
+            self._max_streams = max(MIN_STREAMS, 2 * len(self._streams))
+        self._streams.append(stream)
         self._take(Visitor(stream, client, origin.reached, HostName(self._name.name)))
 
     def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
@@ -142,3 +175,17 @@ class HostIngress:
         """See `Site.on_failed`."""
         if (left_out := self._limiter.passes(trio.current_time())) is not None:
             self._log.info("request failed", reason=reason, left_out=left_out)
+
+
+def _guard_rules(spec: TunnelSpec, name: HostName) -> GuardRules:
+    """What the options of a tunnel demand of the visitors of its name."""
+    options, rules = spec.options, spec.limits.rules
+    return GuardRules(
+        name,
+        spec.credential,
+        NetworkRules(rules) if any(rules.allow) or rules.deny else None,
+        options.auth,
+        options.forward_auth,
+        options.forward_auth_fields,
+        options.hsts,
+    )

@@ -59,6 +59,11 @@ class Ingress(Protocol):
     def pause(self) -> None:
         """Accept no visitor for now; new ones wait outside, as in a listener's queue. Precedes `export`."""
 
+    def leave_idle(self) -> None:
+        """An agent accepts no more visitors: what comes next needs another server connection, also on a visitor's
+        connection that is idle now.
+        """
+
     def export(self) -> IngressSnapshot:
         """Hand over what another process can continue, without closing it. The caller owns its sockets, and calls
         `close` afterwards as usual.

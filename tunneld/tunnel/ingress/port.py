@@ -87,6 +87,9 @@ class PortIngress:
         if self._accepting is not None:
             self._accepting.release()
 
+    def leave_idle(self) -> None:
+        """See `Ingress.leave_idle`: nothing is known of requests here."""
+
     def export(self) -> IngressSnapshot:
         """See `Ingress.export`. A connection whose PROXY header is incomplete is closed."""
         self.pause()
