@@ -1,5 +1,24 @@
-"""Host names: visitors of many tunnels on one shared port, told apart by the name that they ask for.
+"""Host names: visitors of many tunnels on shared ports, told apart by the name that they ask for.
 
-fields      the fields of requests and responses as they pass: where a request comes from, which host it is for
-pages       the answers of the relay itself
+Ports and names
+    ports         the shared ports for HTTP and TLS
+    hello         reads the name in a ClientHello, and leaves it unread for the next
+    names         the table of names, and where visitors reach them
+    site          the contract: what a tunnel with a name implements (tunnel/ingress/host.py)
+
+One connection of a visitor
+    connection    requests are routed one by one; `end_owner` is how it fails, `endings` what comes behind the requests
+    input         what the visitor sends, cut into heads and bodies
+    stream        the requests for one tunnel, as an end that the tunnel relays like any other visitor
+    heads, body   messages as they pass
+    fields        where a request comes from, and which host it is for; pure
+    pages         the answers of the relay itself; pure
+    deadline      a deadline that moves often
+
+Who may see a site
+    guard         decides about each request: passwords, links, an authentication server
+    access        what is read from a request, and which answer it gets; pure
+    forward_auth  asks an authentication server
+    links         links that expire
+    access_log    a line for each request
 """

@@ -2,7 +2,7 @@
 
 spec         the request for a tunnel, resolved, before it opens
 tunnel       the tunnel: its nursery, its phase, what it consists of
-ingress/     where visitors come from: a port, later a host name on a shared port
+ingress/     where visitors come from: a port, or a host name on the ports that names share
 visitor      a visitor: its end, and what is known of it
 waiting      the queue: pairs visitors with server connections
 visitors     the relayed ones: accepted or refused, relayed, counted
@@ -19,12 +19,12 @@ The way of a visitor, and where something new would plug in:
     client ──► Ingress ──Visitor──► WaitingVisitors ──dial──► ServerSide        hidden server ──► backends/
                   │                       │                        │
     a kind of address: a UDP port,        │     a way to the hidden server: EGTP messages, another node of a cluster
-    a host name, another person's agent   ▼
+    another person's agent                ▼
                                     VisitorRelays ──► engine    a kind of end: TLS ended here, an encrypted private
                                                                 stream, a flow of datagrams: `engine.end.End`
 
-    a host name     ingress/ gets a file; the shared port has a table from names to ingresses, and calls `arrive` of one
-                    with a `Visitor` that has the name, and the bytes read so far in `early`
+    a host name     is there: ingress/host.py. The shared ports (sites/) have a table from names to ingresses, and pass
+                    the requests of a visitor to one of them as an end
     a UDP port      ingress/ gets a file and net/address.py a class; one visitor per client address, whose end is a flow
     a private port  ingress/ gets a file; `Visitor.credential` is set, and policy/admission gets a rule for it
     a remote node   backends/ gets a file: its `dial` opens a connection to the node that has the hidden server
