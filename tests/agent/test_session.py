@@ -203,6 +203,7 @@ async def test_after_a_shortage_the_pool_is_refilled_as_soon_as_a_visitor_leaves
             assert not reporter.all("reconnecting")
 
 
+@pytest.mark.interpreted
 async def test_without_a_port_for_the_local_server_the_visitor_is_reset(
     each_backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -266,6 +266,7 @@ async def test_visitors_are_never_refused_while_a_tunnel_is_replaced(service: Tu
     assert tries
 
 
+@pytest.mark.interpreted
 async def test_a_visitor_that_connects_between_two_tunnels_is_served_by_the_new_one(service: TunnelService) -> None:
     first = await open_as(service)
     visitors: list[trio.SocketStream] = []

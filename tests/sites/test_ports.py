@@ -314,6 +314,7 @@ async def test_every_connection_that_has_left_makes_room_for_another_of_its_sour
             await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.interpreted
 async def test_a_crowd_of_busy_connections_does_not_make_a_new_one_expensive(
     ports: PortsBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
