@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 from tunneld.acme.challenges import HTTP_PATH
 from tunneld.errors import ListenError, reason_of
+from tunneld.net.accept import peer_address
 from tunneld.net.listeners import BindAddress
 
 HANDSHAKE_TIMEOUT = 10.0
@@ -83,7 +84,7 @@ def _answer_http(connection: socket.socket, answers: Mapping[str, bytes]) -> Non
 
     server = HTTPServer(("", 0), ChallengeHandler, bind_and_activate=False)
     try:
-        ChallengeHandler(connection, connection.getpeername(), server)
+        ChallengeHandler(connection, peer_address(connection), server)
     finally:
         server.server_close()
 
