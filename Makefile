@@ -11,7 +11,7 @@ PAGES := $(wildcard man/*.[1-8])
 help:
 	@echo 'make demo          a web server that only dials out, reachable through a tunnel; Ctrl-C ends it'
 	@echo 'make demo ONCE=1   the same, fetches the page once and exits'
-	@echo 'make test          the test suite, nine minutes on two cores'
+	@echo 'make test          the test suite, a quarter of an hour on two cores'
 	@echo "make test ARGS='tests/cli -x'   some of it, with arguments for pytest"
 	@echo 'make test-debian   both commands in bare Debian 12, 13 and testing; needs root, debootstrap and half an hour'
 	@echo "make test-debian SUITES=testing ARGS=tests/ssh   one of them, some of the tests"
@@ -27,7 +27,7 @@ demo: $(STAMP)
 	@$(BIN)/python demo/demo.py $(if $(ONCE),--once)
 
 test: $(STAMP)
-	@$(if $(ARGS),:,echo 'running the test suite: about nine minutes on two cores; tests of programs that are not installed are skipped')
+	@$(if $(ARGS),:,echo 'running the test suite: a quarter of an hour on two cores; tests of programs that are not installed are skipped')
 	$(BIN)/python -m pytest $(ARGS)
 
 test-debian:
