@@ -38,7 +38,7 @@ from benchmarks.processes import (
     need,
     orphans_ended,
 )
-from benchmarks.topologies import COMPILED, TUNNEL, TUNNELD
+from benchmarks.topologies import COMPILED, TUNNEL, TUNNEL_TOML, TUNNELD
 from tunneld.tls.self_signed import make_self_signed
 
 HOST = "blog.t.example.org"
@@ -48,25 +48,18 @@ BULK = 256 << 20
 HANDSHAKES = 200
 IDLE = 1000
 
-CONFIG = """
-[control]
-port = 0
-[http]
-port = 0
-[tunnels]
-ports = "0"
-[webmux]
-port = 0
+CONFIG = (
+    TUNNEL_TOML
+    + """
 [names]
 domain = "t.example.org"
 http = "127.0.0.1:{http}"
 https = "127.0.0.1:{https}"
-[daemon]
-state = "state"
 [[certificate]]
 certificate = "{certificate}"
 key = "{key}"
 """
+)
 
 HAPROXY = """
 global

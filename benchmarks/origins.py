@@ -24,27 +24,20 @@ from dataclasses import dataclass
 from benchmarks import servers
 from benchmarks.network import own_network
 from benchmarks.processes import LOOPBACK, Address, Child, Crew, descriptor_limit, find, free_port, need, orphans_ended
-from benchmarks.topologies import TUNNEL, TUNNELD
+from benchmarks.topologies import TUNNEL, TUNNEL_TOML, TUNNELD
 from tests.support.smuggling import NAME, Case, cases
 
 TIMEOUT = 10.0
 MARKER = b"GET /marker HTTP/1.1\r\nHost: " + NAME + b"\r\nConnection: close\r\n\r\n"
 
-CONFIG = """
-[control]
-port = 0
-[http]
-port = 0
-[tunnels]
-ports = "0"
-[webmux]
-port = 0
+CONFIG = (
+    TUNNEL_TOML
+    + """
 [names]
 domain = "t.example.org"
 http = "127.0.0.1:{http}"
-[daemon]
-state = "state"
 """
+)
 
 APP = """
 import itertools
