@@ -76,6 +76,7 @@ ABOUT_ALL = {
     "reservations": ("ok", "ok", "not-allowed"),
     "release blog": ("no-such-tunnel", "no-such-tunnel", "not-allowed"),
     "watch": ("ok", "ok", "not-allowed"),
+    "visitTunnel shell@AAECAwQFBgcICQoLDA0ODxAREhM": ("usage", "usage", "not-allowed"),  # needs a control connection
     "status": ("not-allowed", "ok", "not-allowed"),
     "settings": ("not-allowed", "ok", "not-allowed"),
     "penalties": ("not-allowed", "ok", "not-allowed"),

@@ -24,6 +24,7 @@ from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.config.certificates import LETS_ENCRYPT
 from tunneld.config.file import load_as, toml
 from tunneld.config.paths import locate
+from tunneld.config.trust import parse_peer
 from tunneld.config.values import (
     MILLISECOND,
     YEAR,
@@ -147,10 +148,13 @@ class ExposureTable(OptionTable):
     unhealthy_after: CheckCount = UNHEALTHY_AFTER
     healthy_after: CheckCount = HEALTHY_AFTER
     unhealthy: Literal["answer", "withdraw", "tell"] = "answer"
+    private: bool = False
+    admit: Annotated[tuple[Annotated[str, _parsed_by(parse_peer)], ...], Field(strict=False)] = ()
+    identity: File | None = None
     auth: Annotated[tuple[str, ...], Field(strict=False, repr=False)] = ()
     auth_file: File | None = None
 
-    _locate = field_validator("auth_file", "acme_ca_file")(locate)
+    _locate = field_validator("auth_file", "acme_ca_file", "identity")(locate)
 
     @model_validator(mode="after")
     def _check_combination(self) -> ExposureTable:
@@ -164,7 +168,7 @@ class ExposureTable(OptionTable):
         """Return the configuration of this exposure. `name` is the table's, and the tunnel's if it has no own one."""
         values: dict[str, Any] = self.model_dump()
         for key, value in values.items():
-            if isinstance(value, tuple) and key != "auth":  # networks
+            if isinstance(value, tuple) and key not in {"auth", "admit"}:  # networks
                 values[key] = ",".join(value) or None
         return plan_of({**values, "name": values["name"] or name}, str)
 

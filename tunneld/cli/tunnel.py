@@ -97,6 +97,7 @@ def _add_expose(parser: Parser) -> None:
     names = parser.add_argument_group("host names, if the relay has them")
     _add_names_options(names)
     _add_https_options(names)
+    _add_private_options(parser.add_argument_group("private tunnels"))
     limits = parser.add_argument_group("limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)")
     _add_table_options(limits, VISITORS)
     _add_health_options(parser.add_argument_group("health checks of the local server"))
@@ -223,6 +224,23 @@ def _add_names_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--auth-file", metavar="FILE", type=Path, help="file with lines USER:PASSWORD, for visitors of host names"
     )
+
+
+def _add_private_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--private",
+        action="store_true",
+        help="no public address: only peers that this agent admits reach it, with `tunnel visit`, and the relay cannot "
+        "read what is sent; requires --name",
+    )
+    add(
+        "--admit",
+        metavar="PEER",
+        action="append",
+        help="let in this peer: its name in `tunnel trust list`, or its id; repeat for more; any: all that are trusted",
+    )
+    add("--identity", metavar="FILE", type=Path, help="private key to use instead of that of `tunnel identity`")
 
 
 def _add_https_options(group: argparse._ArgumentGroup) -> None:
