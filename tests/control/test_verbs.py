@@ -77,6 +77,7 @@ ABOUT_ALL = {
     "release blog": ("no-such-tunnel", "no-such-tunnel", "not-allowed"),
     "watch": ("ok", "ok", "not-allowed"),
     "visitTunnel shell@AAECAwQFBgcICQoLDA0ODxAREhM": ("usage", "usage", "not-allowed"),  # needs a control connection
+    "inviteVisitor shell@AAECAwQFBgcICQoLDA0ODxAREhM x 9": ("no-such-tunnel", "no-such-tunnel", "not-allowed"),
     "status": ("not-allowed", "ok", "not-allowed"),
     "settings": ("not-allowed", "ok", "not-allowed"),
     "penalties": ("not-allowed", "ok", "not-allowed"),

@@ -13,6 +13,7 @@ from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.cli.access import add_relay_options, checked_by, parsed_by, positive_seconds, seconds_or_zero
 from tunneld.cli.common import Parser, run
 from tunneld.cli.keyring import CREDENTIAL, add_credential
+from tunneld.cli.peers import IDENTITY, INVITE, TRUST, VISIT, add_identity, add_invite, add_trust, add_visit
 from tunneld.cli.verbs import VERBS, Verb, carry_out
 from tunneld.policy.options import NAMES, OPTIONS, TUNNEL, VISITORS, parse_boolean, parse_count
 from tunneld.policy.units import parse_duration
@@ -40,6 +41,13 @@ def parser() -> Parser:
     _add_expose(commands.add_parser("expose", help=EXPOSE, description=_sentence(EXPOSE)))
     _add_up(commands.add_parser("up", help=UP, description=_sentence(UP)))
     add_credential(commands.add_parser("credential", help=CREDENTIAL, description=_sentence(CREDENTIAL)))
+    for name, help_text, add in (
+        ("visit", VISIT, add_visit),
+        ("identity", IDENTITY, add_identity),
+        ("trust", TRUST, add_trust),
+        ("invite", INVITE, add_invite),
+    ):
+        add(commands.add_parser(name, help=help_text, description=_sentence(help_text)))
     for verb in VERBS:
         _add_verb(commands.add_parser(verb.name, help=verb.summary, description=_sentence(verb.summary)), verb)
     return made

@@ -64,7 +64,7 @@ async def connect(
     stream = await _dial(endpoint, tls, timeout)
     try:
         exchange = ControlExchange(str(endpoint), stream, timeout)
-        version, method, shares_port = await _receive_greeting(exchange, endpoint)
+        version, method, shares_port = await receive_greeting(exchange, endpoint)
         await authenticate(exchange, endpoint, method, credential, secret_source)
         yield Client(endpoint, version, _addresses(stream), exchange, tls, shares_port=shares_port)
     finally:
@@ -312,7 +312,7 @@ def _addresses(stream: Stream) -> tuple[str, str]:
         return "", ""  # the connection broke after the greeting; the next call raises the reason
 
 
-async def _receive_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tuple[str, str, bool]:
+async def receive_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tuple[str, str, bool]:
     """The relay's version, its authentication method, and whether carriers may use this port, from `tunneld VERSION
     protocol=1 auth=METHOD carriers=here`.
     """
