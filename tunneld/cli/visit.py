@@ -146,19 +146,50 @@ async def _visit_on_stdio(options: argparse.Namespace, tunnel: VisitedTunnel) ->
         end = await open_visit(engine, access(options), tunnel)
         if not options.quiet:
             complain(printable(f"tunnel: {tunnel.title} ({tunnel.host}), end-to-end: yes"))
-        engine.join(StreamEnd(end.engine, standard_stream()), end, linger=options.linger, on_end=on_end)
+        stream = StandardStream()
+        engine.join(StreamEnd(end.engine, stream), end, linger=options.linger, on_end=on_end)
         await ended.wait()
+        await stream.closed.wait()  # what the relay has delivered may still be on its way to standard output
         nursery.cancel_scope.cancel()
     if result[0].error is not None:
         raise RelayUnreachableError(f"the visit to {tunnel.title} was cut: {result[0]}")
 
 
-def standard_stream() -> trio.abc.HalfCloseableStream:
+class StandardStream(trio.abc.HalfCloseableStream):
     """Standard input and output as one stream: pipes, a socket, a terminal, or files."""
-    modes = [os.fstat(descriptor) for descriptor in (0, 1)]
-    if all(stat.S_ISSOCK(about.st_mode) for about in modes) and modes[0].st_ino == modes[1].st_ino:
-        return trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=os.dup(0))))
-    return trio.StapledStream(_sink(modes[1]), _source(modes[0]))
+
+    def __init__(self) -> None:
+        self.closed = trio.Event()
+        about = [os.fstat(descriptor) for descriptor in (0, 1)]
+        self._socket: trio.SocketStream | None = None
+        if all(stat.S_ISSOCK(one.st_mode) for one in about) and about[0].st_ino == about[1].st_ino:
+            self._socket = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=os.dup(0))))
+        self._source: trio.abc.ReceiveStream = self._socket or _source(about[0])
+        self._sink: trio.abc.SendStream = self._socket or _sink(about[1])
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """See `trio.abc.ReceiveStream`."""
+        return await self._source.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """See `trio.abc.SendStream`."""
+        await self._sink.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See `trio.abc.SendStream`."""
+        await self._sink.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """See `trio.abc.HalfCloseableStream`."""
+        await (self._sink.aclose() if self._socket is None else self._socket.send_eof())
+
+    async def aclose(self) -> None:
+        """See `trio.abc.AsyncResource`."""
+        self.closed.set()
+        try:
+            await self._source.aclose()
+        finally:
+            await self._sink.aclose()
 
 
 def _source(about: os.stat_result) -> trio.abc.ReceiveStream:
