@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from tunneld.errors import ConfigError, RemoteProtocolError
-from tunneld.tls.identity import Identity, is_signed_by, node_id, node_id_of_key, peer_context
+from tunneld.net.node_id import NodeId
+from tunneld.tls.identity import Identity, is_signed_by, node_id, peer_context
 from tunneld.tls.session import TlsSession
 
 SEED = bytes(range(32))
@@ -136,7 +137,7 @@ def test_an_identity_is_a_function_of_its_key() -> None:
     spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     found = Identity.from_seed(SEED)
     assert found.id.digest == hashlib.sha256(spki).digest()[:20]
-    assert node_id(found.certificate) == node_id_of_key(key.public_bytes_raw()) == found.id
+    assert node_id(found.certificate) == NodeId.of_key(key.public_bytes_raw()) == found.id
     assert found.public_key() == key.public_bytes_raw()
     assert Identity.create() != Identity.create()
 

@@ -38,6 +38,7 @@ from tunneld.control.verbs import (
     try_certificate,
     watch_tunnels,
 )
+from tunneld.control.visits import visit_tunnel
 from tunneld.directory.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
@@ -154,6 +155,13 @@ COMMANDS: dict[str, Command] = {
             "return a link to a protected host name that expires; or revoke all links to it",
             share_tunnel,
             arguments=(2, 2),
+        ),
+        Command(
+            "visitTunnel",
+            "NAME@ID",
+            "make this connection a visitor of a private tunnel",
+            visit_tunnel,
+            arguments=ONE_ARGUMENT,
         ),
         Command(
             "watch",

@@ -303,6 +303,7 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
         "host": ",".join(map(str, spec.names)) or None,
+        "private": str(spec.private) if spec.private is not None else None,
         "host_header": options.host_header or None,
         "plain_http": options.plain_http if spec.names and options.plain_http != "redirect" else None,
         "tls": options.tls if spec.names and options.tls != "terminate" else None,

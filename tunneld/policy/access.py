@@ -38,6 +38,7 @@ class Grant:
     ports: tuple[range, ...] | None = None  # that it may request with client_port
     networks: tuple[Network, ...] | None = None  # that it may be used from
     names: tuple[str, ...] | None = None  # patterns of host names, see `names.check_name`; None: see there
+    visit: tuple[str, ...] | None = None  # patterns of private tunnels that it may ask for; None: all
     server_from: tuple[Network, ...] | None = None  # that hidden servers of its tunnels may connect from
     max_tunnels: int | None = None
     max_visitors: int | None = None  # per tunnel
@@ -86,6 +87,7 @@ GRANT_LIMITS: dict[str, GrantLimit] = {
     "ports": GrantLimit(str, "RANGE", "port or range of ports that it may request", is_list=True),
     "networks": GrantLimit(str, "NETWORK", "network from which it may be used", is_list=True),
     "names": GrantLimit(str, "PATTERN", "host name that its tunnels may have, such as blog or alice-*", is_list=True),
+    "visit": GrantLimit(str, "PATTERN", "private tunnel that it may visit, such as shell@* or *@ID", is_list=True),
     "server_from": GrantLimit(str, "NETWORK", "network from which its agents may connect", is_list=True),
     "max_tunnels": GrantLimit(parse_count, "COUNT", "maximum number of open tunnels"),
     "max_visitors": GrantLimit(parse_count, "COUNT", "maximum number of visitors of each tunnel at a time"),

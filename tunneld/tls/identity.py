@@ -17,7 +17,6 @@ an id that is known to be the attacker's.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import ssl
 import stat
@@ -29,12 +28,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tunneld.errors import ConfigError, RemoteProtocolError, reason_of
-from tunneld.net.node_id import NODE_ID_BYTES, NodeId
+from tunneld.net.node_id import NodeId
 from tunneld.tls.private_files import sync_folder, temporary_beside, write_private
 from tunneld.tls.session import require_close_notify
 
 MAX_CERTIFICATE = 1024
-"""Bytes of a peer's certificate. Ours have about 250; a peer may use another program."""
+"""Bytes of a peer's certificate. Ours have about 250; a peer may use another program. As in the preamble of a visit."""
 NAME = "tunneld"
 """The subject of every certificate."""
 FIRST_DAY = datetime(1970, 1, 1, tzinfo=UTC)
@@ -110,7 +109,7 @@ class Identity:
         return key.sign(message)
 
     def public_key(self) -> bytes:
-        """The public key: 32 bytes, see `node_id_of_key`."""
+        """The public key: 32 bytes, see `NodeId.of_key`."""
         return _public_key(self.certificate)
 
 
@@ -118,12 +117,7 @@ def node_id(certificate: bytes) -> NodeId:
     """The id of the key in a certificate in DER. Raises `RemoteProtocolError` where it is no certificate with an
     Ed25519 key.
     """
-    return node_id_of_key(_public_key(certificate))
-
-
-def node_id_of_key(public_key: bytes) -> NodeId:
-    """The id of an Ed25519 public key of 32 bytes."""
-    return NodeId(hashlib.sha256(_ED25519_SPKI + public_key).digest()[:NODE_ID_BYTES])
+    return NodeId.of_key(_public_key(certificate))
 
 
 def is_signed_by(public_key: bytes, message: bytes, signature: bytes) -> bool:
@@ -165,10 +159,6 @@ def peer_context(
     with _as_file(identity.pem) as path:
         context.load_cert_chain(path)
     return context
-
-
-_ED25519_SPKI = bytes.fromhex("302a300506032b6570032100")
-"""SubjectPublicKeyInfo of an Ed25519 key in DER, without the 32 bytes of the key (RFC 8410 §4)."""
 
 
 def _public_key(certificate: bytes) -> bytes:
