@@ -25,16 +25,15 @@ EARLIEST = 315532800
 
 def collect(folder: Path) -> None:
     """Put everything into a folder: the packages from the index, and ours."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
-    pure = ["--only-binary", ":all:", "--platform", "any", "--python-version", "3.11"]
-    subprocess.run([*pip, *pure, "--target", str(folder), *PURE], check=True)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    pure = ["--no-deps", "--no-compile", "--only-binary", ":all:", "--platform", "any", "--python-version", "3.11"]
+    subprocess.run([*pip, "install", *pure, "--target", str(folder), *PURE], check=True)
     shutil.rmtree(folder / "bin", ignore_errors=True)
     for tests in folder.rglob("_tests"):
         shutil.rmtree(tests)
-    ours = shutil.ignore_patterns("__pycache__", *RELAY_ONLY)
-    shutil.copytree(SOURCE, folder / "tunneld", ignore=lambda path, names: ours(path, names) if path == str(SOURCE) else [
-        name for name in names if name == "__pycache__"
-    ])
+    shutil.copytree(SOURCE, folder / "tunneld", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in RELAY_ONLY:
+        shutil.rmtree(folder / "tunneld" / package)
     (folder / "__main__.py").write_text("import sys\n\nfrom tunneld.cli.tunnel import main\n\nsys.exit(main())\n")
 
 

@@ -17,6 +17,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 
 PAGE = b"a page from behind NAT\n"
 
@@ -24,7 +25,7 @@ PAGE = b"a page from behind NAT\n"
 class Site(http.server.BaseHTTPRequestHandler):
     """The local server."""
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         """Send the page."""
         self.send_response(200)
         self.send_header("Content-Length", str(len(PAGE)))
@@ -49,13 +50,13 @@ def started(command: Sequence[str], says: str, **options: object) -> tuple[subpr
 def main() -> None:
     """Run everything once; exits with status 1 where something fails."""
     parser = argparse.ArgumentParser()
-    for name in ("relay", "agent", "line"):
-        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--relay", required=True)
+    parser.add_argument("--agent", required=True)
+    parser.add_argument("--line", required=True, type=Path)
     options = parser.parse_args()
     site = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
     threading.Thread(target=site.serve_forever, daemon=True).start()
-    with open(options.line) as file:
-        secret, _tunnel, _expose, _port, *rest = shlex.split(file.read())
+    secret, _tunnel, _expose, _port, *rest = shlex.split(options.line.read_text())
     environment = {**os.environ, "TUNNEL_SECRET": secret.partition("=")[2]}
     expose = [*shlex.split(options.agent), "expose", str(site.server_port), "--http", *rest]
     relay, _ = started(shlex.split(options.relay), "ready")
