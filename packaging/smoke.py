@@ -1,7 +1,7 @@
 """Runs a relay and an agent as their users would, exposes a web server, and fetches its page from the public address.
 Needs only the standard library: it runs in bare systems.
 
-    python3 try.py --relay "tunneld --config ..." --agent "python3 tunnel.pyz" --line FILE
+    python3 smoke.py --relay "tunneld --config ..." --agent "python3 tunnel.pyz" --line FILE
 
 FILE has the line that `tunneld init` printed.
 """
