@@ -20,6 +20,7 @@ from tunneld.directory.service import TunnelService
 from tunneld.directory.sharing import find_site
 from tunneld.errors import CertificateError, ShortageError, UsageError, reason_of
 from tunneld.net.endpoint import format_peer
+from tunneld.policy.access import Role
 from tunneld.policy.options import ANYWHERE, TunnelOptions, parse_seconds
 from tunneld.policy.units import count
 from tunneld.tls.store import CertificateStore
@@ -105,7 +106,7 @@ async def list_tunnels(daemon: DaemonControl, _request: ControlRequest, caller: 
     has the phase `closed`.
     """
     tunnels = daemon.service.tunnels(caller.known_grant)
-    return Reply(text=count(len(tunnels), "tunnel"), items=DescribedItems(tunnels, describe_tunnel))
+    return Reply(text=count(len(tunnels), "tunnel"), items=DescribedItems(tunnels, description_for(caller)))
 
 
 async def show_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
@@ -115,7 +116,7 @@ async def show_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Re
         {"visitor": format_peer(peer), "up": relay.up, "down": relay.down}
         for relay, peer in tunnel.visitors.relays.items()
     ]
-    return Reply(text=count(len(visitors), "visitor"), items=[describe_tunnel(tunnel), *visitors])
+    return Reply(text=count(len(visitors), "visitor"), items=[description_for(caller)(tunnel), *visitors])
 
 
 async def close_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
@@ -289,6 +290,13 @@ def describe_reservation(kept: ReservationView) -> Item:
         "tunnel": kept.tunnel,
         "left": None if kept.left is None else int(kept.left),
     }
+
+
+def description_for(caller: Requester) -> Callable[[Tunnel], Item]:
+    """What describes tunnels to this caller: a viewer does not see the keys, with which it could pose as the server."""
+    if caller.known_grant.role is not Role.VIEWER:
+        return describe_tunnel
+    return lambda tunnel: {**describe_tunnel(tunnel), "server": str(tunnel.server_uri.without_key)}
 
 
 def describe_tunnel(tunnel: Tunnel) -> Item:
