@@ -34,18 +34,15 @@ class Visitor:
     early: bytes = b""  # read from `end` already: delivered to the hidden server first
 
     @property
-    def reached_address(self) -> Peer:
-        """The address that it connected to."""
-        if self.reached is not None:
-            return self.reached
-        reached: Peer = local_address(self.connection)
-        return reached
-
-    @property
     def connection(self) -> socket.socket:
         """Its end, where that is a connection of its own."""
         assert isinstance(self.end, socket.socket)
         return self.end
+
+    def ask_reached(self) -> Peer:
+        """The address that it connected to, where `reached` is None: a system call."""
+        reached: Peer = local_address(self.connection)
+        return reached
 
     @property
     def has_left(self) -> bool:
