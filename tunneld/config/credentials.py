@@ -148,7 +148,7 @@ class Credential(Table):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     name: Annotated[str, _matching(_NAME, "a name of at most 64 letters, digits, dots, dashes and underscores")]
-    role: Literal["user", "admin"] = "user"
+    role: Literal["user", "viewer", "admin"] = "user"
     verifier: SecretVerifier | None = None
     secret_file: File | None = None
     secret_env: Annotated[str, _matching(_VARIABLE, "the name of an environment variable")] | None = None

@@ -281,7 +281,7 @@ def executor(daemon: DaemonControl) -> Execute:
 
     async def execute(request: ControlRequest, caller: Requester) -> Reply:
         command = find_command(request.verb)
-        check_role(caller.grant, command.role, command.verb)
+        check_role(caller.grant, command.role, command.verb, changes=command.changes)
         minimum, maximum = command.arguments
         if not minimum <= len(request.args) <= maximum:
             raise UsageError(f"usage: {usage(command)}")

@@ -75,6 +75,7 @@ class LocalDirectory:
         self._owned: dict[str, dict[str, None]] = {}  # ids by credential, oldest first
         self._named = TunnelIndex[ReservationKey]()
         self._by_address = TunnelIndex[Address]()
+        self._by_host = TunnelIndex[str]()  # the same name once for each path of a tunnel
         self._by_uri = TunnelIndex[Endpoint | str]()  # client URI; server URI, or its key where it has one
         self._ended: dict[Endpoint, tuple[str, TunneldError]] = {}  # by server URI: credential, and why it has ended
 
@@ -127,6 +128,10 @@ class LocalDirectory:
         for name in names:
             if refusal := self.reservations.why_refused(holder, name, grant):
                 return refusal
+            if self._credentials_of(name.name) - {grant.name}:
+                return (
+                    f"could not open a tunnel: host name {name.name} belongs to another credential, with all its paths"
+                )
         limit = self._settings().names.max_names_per_owner
         held = {name for name in self._names_held(owner) if name not in names}
         if names and len(held) + len(names) > limit:
@@ -141,6 +146,13 @@ class LocalDirectory:
         if record is not None and record.holder != holder:
             return f"could not open a tunnel: private tunnel {address} is open with another credential"
         return self.reservations.why_refused(holder, address, grant)
+
+    def _credentials_of(self, host: str) -> set[str]:
+        """The credentials of all tunnels, open or reserved, that have a host name or a path of it. Pages of one host
+        share cookies, and a server of the path for challenges can get a certificate for the host.
+        """
+        open_ones = {self._records[tunnel].owner for tunnel in self._by_host.all(host)}
+        return open_ones | {kept.holder.credential for kept in self.reservations.table.of_host(host)}
 
     def _names_held(self, owner: Owner) -> Iterator[HostName]:
         """The host names of an owner, of open tunnels and reserved."""
@@ -168,6 +180,8 @@ class LocalDirectory:
         self._by_uri.add(record.server.key or record.server, record.id)
         for address in record.addresses:
             self._by_address.add(address, record.id)
+            if isinstance(address, HostName):
+                self._by_host.add(address.name, record.id)
         for port in record.ports:
             self.pool.take(port, record.port_owner)
         self._ended.pop(record.server, None)  # a plain tcp tunnel may get the server URI of an ended one
@@ -187,6 +201,8 @@ class LocalDirectory:
         self._by_uri.remove(record.server.key or record.server, record.id)
         for address in record.addresses:
             self._by_address.remove(address, record.id)
+            if isinstance(address, HostName):
+                self._by_host.remove(address.name, record.id)
         for port in record.ports:
             self.pool.give_back(port, record.port_owner, trio.current_time())
         if (holder := record.holder) is not None:

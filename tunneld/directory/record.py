@@ -87,8 +87,8 @@ class Directory(Protocol):
     async def why_names_refused(
         self, holder: ReservationKey | None, names: Sequence[HostName], owner: Owner, grant: Grant
     ) -> str:
-        """Why this holder cannot have these host names: one is reserved for a closed tunnel of another holder, or they
-        would be too many. Else empty.
+        """Why this holder cannot have these host names: one is reserved for a closed tunnel of another holder, or
+        another credential has a path of it, or they would be too many. Else empty.
         """
 
     async def why_private_refused(self, holder: ReservationKey | None, address: Private, grant: Grant) -> str:

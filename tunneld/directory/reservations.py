@@ -142,7 +142,7 @@ class Reservations:
                 None if record.expires is None else record.expires - now,
             )
             for record in records
-            if grant.is_admin or record.holder.credential == grant.name
+            if grant.sees_all or record.holder.credential == grant.name
         ]
 
     def ports_of(self, credential: str) -> set[int]:

@@ -2,10 +2,11 @@
 
     role     may
     user     open tunnels, as its grant allows; see, close, drain, trim and watch the tunnels that it opened
-    admin    the same for all tunnels; also ask for the status, reload and shut down
+    viewer   see all tunnels, but not the keys in their server URIs; ask for status and metrics; change nothing
+    admin    everything, for all tunnels; also reload and shut down
 
-A tunnel belongs to the credential that opened it, by name. Every other credential except an admin is told that the
-tunnel does not exist.
+A tunnel belongs to the credential that opened it, by name. Every other credential except an admin or a viewer is told
+that the tunnel does not exist.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Role(Enum):
     """What a credential is for."""
 
     USER = "user"
+    VIEWER = "viewer"
     ADMIN = "admin"
 
 
@@ -54,13 +56,18 @@ class Grant:
         return self.role is Role.ADMIN
 
     @property
+    def sees_all(self) -> bool:
+        """Whether it may see the tunnels of all credentials."""
+        return self.role is not Role.USER
+
+    @property
     def title(self) -> str:
         """How messages name it: `credential 'home'`."""
         return f"credential {self.name!r}"
 
     def may_see(self, owner: str) -> bool:
-        """Whether it may see a tunnel of the credential `owner`: its own, or any for an admin."""
-        return self.is_admin or self.name == owner
+        """Whether it may see a tunnel of the credential `owner`: its own, or any for an admin or a viewer."""
+        return self.sees_all or self.name == owner
 
     def admits(self, host: str) -> bool:
         """Whether the credential may be used from the address `host`."""
@@ -105,9 +112,9 @@ EVERYBODY = Grant("", Role.ADMIN)
 """The grant of every peer on a relay without credentials, which listens only where its operator can connect."""
 
 
-def check_role(grant: Grant | None, needed: Role | None, verb: str) -> None:
-    """Raise `NotAllowedError` unless `grant` may use the verb. `needed` is the role that the verb requires; None: it
-    requires no authentication.
+def check_role(grant: Grant | None, needed: Role | None, verb: str, *, changes: bool) -> None:
+    """Raise `NotAllowedError` unless `grant` may use the verb. `needed` is the role that the verb requires, USER or
+    ADMIN; None: it requires no authentication. `changes`: whether the verb changes anything.
 
     `grant` is None for a peer that has not authenticated, or has lost its credential.
     """
@@ -115,6 +122,10 @@ def check_role(grant: Grant | None, needed: Role | None, verb: str) -> None:
         return
     if grant is None:
         raise NotAllowedError(f"{verb} requires authentication: see help auth")
+    if grant.role is Role.VIEWER:
+        if changes:
+            raise NotAllowedError(f"{verb} is not allowed: {grant.title} has the role viewer, which changes nothing")
+        return
     if needed is Role.ADMIN and not grant.is_admin:
         raise NotAllowedError(f"{verb} requires the role admin: {grant.title} has the role {grant.role.value}")
 
@@ -126,6 +137,8 @@ def permit(grant: Grant, backend: str, options: TunnelOptions, host: str, opened
     `host` is the requester's address, `opened` the number of open tunnels of the credential.
     Raises `NotAllowedError` or `LimitReachedError`.
     """
+    if grant.role is Role.VIEWER:
+        raise NotAllowedError(f"{grant.title} has the role viewer, which opens no tunnels; use one with the role user")
     if grant.backends is not None and backend not in grant.backends:
         raise NotAllowedError(f"{grant.title} may not use the backend {backend!r}, only {', '.join(grant.backends)}")
     _check_port(grant, options.client_port)
