@@ -23,9 +23,12 @@ from tunneld.errors import EXIT_STATUSES, RelayUnreachableError
 PAGE = Path(tunneld.__file__).parents[1] / "man" / "tunnel.1"
 TEXT = PAGE.read_text()
 SubParsers = argparse._SubParsersAction
-WITHOUT_A_COMMAND = {"auth", "help", "quit", "join", "leave", "certificates", "trycertificate", "renew"}
+WITHOUT_A_COMMAND = {
+    *("auth", "help", "quit", "join", "leave", "certificates", "trycertificate", "renew"),
+    *("visittunnel", "invitevisitor"),
+}
 """Verbs of the control protocol without a command of `tunnel`: they concern one connection, or only agents, or are
-commands of `tunneld certificate`.
+commands of `tunneld certificate`, or a part of what a command does.
 """
 
 
@@ -134,7 +137,7 @@ def test_every_key_of_the_file_is_an_option_with_the_same_default() -> None:
     made = {action.dest: action for action in commands()["expose"]._actions}
     for name, field in expose_file.ExposureTable.model_fields.items():
         default = made[name].default
-        if name not in {"target", "scheme", "proxy_protocol", "share", "https_here", "acme_agree"}:
+        if name not in {"target", "scheme", "proxy_protocol", "share", "https_here", "acme_agree", "private"}:
             assert default == (field.default or None), name
     spelled = {"where": "relay"}
     assert {spelled.get(name, name) for name in expose_file.RelayTable.model_fields} <= made.keys()

@@ -1,21 +1,28 @@
 """The visiting end of a private tunnel: how a visit is made, and a port on this machine that makes one for each client.
 
-open      the relay is asked ──► preamble: our certificate, the host's ──► TLS 1.3, both keys pinned ──► an end
-VisitPort client ──► open ──► joined ──► left
+open_visit   the relay is asked ──► preamble: our certificate, the host's ──► TLS 1.3, both keys pinned ──► an end
+VisitPort    client ──► open_visit ──► joined ──► left
+visit        the same as a Trio stream, for programs
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Reporter
 from tunneld.agent.private import HANDSHAKE_TIMEOUT, protocol_of
+from tunneld.config.trust import TrustedPeers, load_identity
+from tunneld.engine import new_engine
 from tunneld.engine.end import NO_HANDLER, BufferedEnd
+from tunneld.engine.end_stream import EndStream
 from tunneld.engine.engine import Engine, Relay, RelayEnd
 from tunneld.engine.failures import reset_on_close
 from tunneld.engine.plain_transport import PlainTransport
@@ -42,6 +49,8 @@ from tunneld.wire.preamble import CERTIFICATE, MAX_MESSAGE, encode_certificate, 
 
 PAIRING_WAIT = 30.0
 """Seconds for the relay to get a connection to the host, beyond those for any answer (tunnels.pairing_timeout)."""
+CLOSE_TIMEOUT = 3.0
+"""Seconds after the block of `visit` for what was sent to arrive, and for the host to close."""
 HOST_TIMEOUT = 20.0
 """Seconds for the host's certificate: both ends' lines may be slow."""
 
@@ -132,7 +141,9 @@ class _HostAwaited:
             if message is None:
                 return taken
             if message.kind != CERTIFICATE:
-                self._fail(RefusedError(NotAllowedError.code, f"{tunnel.title} refused the visit: {message.text}"))
+                hint = "" if tunnel.name else "; a code is good for one visit, within its time"
+                text = f"{tunnel.title} refused the visit: {message.text}{hint}"
+                self._fail(RefusedError(NotAllowedError.code, text))
                 return taken
             shown = node_id(message.body)
             if shown != tunnel.host:
@@ -183,7 +194,7 @@ class _HostAwaited:
             text = f"the handshake with {tunnel.title} failed: {reason_of(error)}"
             self._finish(RemoteProtocolError(f"{text}; it does not have the key, or does not admit yours"))
         elif tls.protocol != protocol_of(tunnel.name):
-            tls.reset("another tunnel")
+            tls.close("another tunnel")
             self._finish(RemoteProtocolError(f"the relay led the visit to another tunnel than {tunnel.title}"))
         else:
             self.result = tls
@@ -198,6 +209,64 @@ class _HostAwaited:
         if not self.done.is_set():
             self.error = error
             self.done.set()
+
+
+@asynccontextmanager
+async def visit(
+    relay: str,
+    tunnel: str,
+    *,
+    tls: ssl.SSLContext | None = None,
+    timeout: float = 10.0,
+    credential: tuple[str, str] | None = None,
+    identity: str | Path | None = None,
+) -> AsyncIterator[trio.abc.HalfCloseableStream]:
+    """Visit a private tunnel, and yield the connection to its local server, which is closed after the block.
+
+    `tunnel` is `NAME@PEER`, where the peer is known by `tunnel trust` or given by its id; or a one-time code of
+    `tunnel invite`. `identity` is the file of the private key to show, by default that of this user. The other
+    arguments are those of `tunneld.connect`.
+
+    Raises what `tunneld.connect` raises, `RefusedError` also where the other end does not admit this identity, and
+    `RemoteProtocolError` where it does not have the key that is expected.
+
+        async with tunneld.visit("relay.example.org:7010", "shell@alice") as stream:
+            print(await stream.receive_some())
+    """
+    if "@" in tunnel:
+        key = load_identity(None if identity is None else Path(identity))
+        visited = VisitedTunnel.known(TrustedPeers().resolve(tunnel), tunnel, key)
+    else:
+        visited = VisitedTunnel.invited(OneTimeCode.parse(tunnel))
+    failure: TunneldError | None = None
+    async with trio.open_nursery() as nursery:
+        engine = new_engine()
+        await nursery.start(engine.run)
+        try:
+            end = await open_visit(engine, RelayAccess(relay, tls, timeout, credential), visited)
+        except TunneldError as error:  # raised after the nursery, which would wrap it in an exception group
+            failure = error
+        else:
+            stream = EndStream(end)
+            try:
+                yield stream
+            finally:
+                await _close(stream)
+                end.close()
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _close(stream: EndStream) -> None:
+    """End a visit so that everything arrives, as far as the host takes it."""
+    with (
+        suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+        trio.move_on_after(CLOSE_TIMEOUT, shield=True),
+    ):
+        await stream.send_eof()
+        while await stream.receive_some():
+            pass
 
 
 class VisitPort:

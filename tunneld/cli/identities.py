@@ -8,11 +8,12 @@ import os
 from tunneld.agent.invitations import Invitations
 from tunneld.cli.access import access
 from tunneld.cli.common import complain, say
+from tunneld.cli.peers import CODE_LIFE
 from tunneld.config.trust import TrustedPeers, identity_path, load_identity
 from tunneld.errors import UsageError, reason_of
 from tunneld.net.address import Private
 from tunneld.net.node_id import NodeId
-from tunneld.policy.units import format_duration
+from tunneld.policy.units import format_duration, parse_duration
 from tunneld.tls.identity import Identity
 from tunneld.tls.one_time import OneTimeCode
 
@@ -52,17 +53,18 @@ async def trust(options: argparse.Namespace) -> int:
 
 async def invite(options: argparse.Namespace) -> int:
     """Print a one-time code, once the relay and the agent on this machine know about it."""
+    seconds = options.seconds or parse_duration(CODE_LIFE)
     address = Private(load_identity(options.identity).id, options.name)
     code = OneTimeCode.create()
     async with access(options).connect() as client:
-        await client.call("inviteVisitor", str(address), code.ticket, str(options.seconds))
+        await client.call("inviteVisitor", str(address), code.ticket, str(seconds))
     try:
-        Invitations().add(options.name, code, options.seconds)
+        Invitations().add(options.name, code, seconds)
     except OSError as error:
         raise UsageError(f"could not store the invitation: {reason_of(error)}") from None
     say(str(code))
     complain(
-        f"tunnel: valid for one visit to {options.name!r} within {format_duration(options.seconds)}; the visitor runs: "
+        f"tunnel: valid for one visit to {options.name!r} within {format_duration(seconds)}; the visitor runs: "
         f"tunnel visit --once CODE --relay {options.relay}"
     )
     return os.EX_OK

@@ -21,7 +21,7 @@ CODE_LIFE = "10m"
 def add_identity(parser: Parser) -> None:
     """Add the arguments of `tunnel identity`."""
     parser.add_argument(
-        "action", choices=("show", "create"), nargs="?", default="show", help="print the id (default), or create a key"
+        "action", choices=("show", "create"), nargs="?", help="show: print the id, as without it; create: create a key"
     )
     parser.add_argument("--identity", metavar="FILE", type=Path, help="file of the key")
     parser.set_defaults(command=_identity)
@@ -51,7 +51,6 @@ def add_invite(parser: Parser) -> None:
         dest="seconds",
         metavar="TIME",
         type=parsed_by(parse_duration),
-        default=parse_duration(CODE_LIFE),
         help=f"how long the code is valid: 90s, 10m, 1h or seconds (default: {CODE_LIFE})",
     )
     parser.add_argument("--identity", metavar="FILE", type=Path, help=IDENTITY_FILE)

@@ -32,7 +32,6 @@ from tunneld.engine.engine import Relay, RelayEnd
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.engine.stream_end import StreamEnd
 from tunneld.errors import ListenError, RelayUnreachableError, UsageError, reason_of
-from tunneld.net.address import Private, parse_private
 from tunneld.net.endpoint import format_peer, parse_host_port
 from tunneld.tls.one_time import OneTimeCode
 
@@ -83,20 +82,12 @@ def what_to_visit(options: argparse.Namespace) -> tuple[VisitedTunnel, tuple[str
         raise UsageError("which tunnel? give its name and owner, such as shell@alice, or --once CODE")
     else:
         reference = words.pop(0)
-        tunnel = VisitedTunnel.known(resolve(reference), reference, load_identity(options.identity))
+        tunnel = VisitedTunnel.known(TrustedPeers().resolve(reference), reference, load_identity(options.identity))
     if len(words) > 1 or (options.stdio and words):
         raise UsageError(f"unexpected argument {words[-1]!r}; usage: tunnel visit NAME@PEER [[HOST:]PORT]")
     if not words:
         return tunnel, (LOOPBACK, 0)
     return tunnel, parse_host_port(words[0] if ":" in words[0] else f"{LOOPBACK}:{words[0]}")
-
-
-def resolve(reference: str) -> Private:
-    """The address of `NAME@PEER`, where the peer is a trusted one, or an id. Raises `UsageError` or `ConfigError`."""
-    name, at, peer = reference.partition("@")
-    if not at:
-        raise UsageError(f"whose tunnel? write {reference}@PEER, with a name of `tunnel trust list` or an id")
-    return parse_private(f"{name}@{TrustedPeers().find(peer)}")
 
 
 def _reporter(options: argparse.Namespace, out: Writer, err: Writer) -> Reporter:

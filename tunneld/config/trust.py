@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tunneld.config.places import user_file
 from tunneld.errors import ConfigError, UsageError, reason_of
+from tunneld.net.address import Private, parse_private
 from tunneld.net.node_id import NodeId
 from tunneld.tls.identity import Identity
 from tunneld.tls.private_files import sync_folder, temporary_beside, write_private
@@ -79,6 +80,15 @@ class TrustedPeers:
                 f"no peer is known as {reference!r}: ask for the id that `tunnel identity` prints there, and run: "
                 f"tunnel trust add {reference} ID"
             ) from None
+
+    def resolve(self, reference: str) -> Private:
+        """The address of the private tunnel `NAME@PEER`; the peer is known by name, or given by its id. Raises
+        `UsageError` and `ConfigError`.
+        """
+        name, at, peer = reference.partition("@")
+        if not at:
+            raise UsageError(f"whose tunnel? write {reference}@PEER, with a name of `tunnel trust list` or an id")
+        return parse_private(f"{name}@{self.find(peer)}")
 
     def name_of(self, node: NodeId) -> str:
         """The name of a peer; empty if it has none."""

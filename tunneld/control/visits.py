@@ -40,7 +40,7 @@ async def visit_tunnel(daemon: DaemonControl, request: ControlRequest, caller: R
     """
     (reference,) = request.args
     if "@" in reference:
-        check_role(caller.grant, Role.USER, request.verb)
+        check_role(caller.grant, Role.USER, request.verb, changes=True)
         address = parse_private(reference)
         check_visit(caller.known_grant, address)
     else:
