@@ -252,18 +252,22 @@ class SitePorts:
     def _find(self, server_name: str, request: Request) -> Site | bytes:
         """Where a request goes, or the relay's own response."""
         head = request.head
-        if server_name and head.host != server_name:
-            return error_page(421, head, request.identity, keep_alive=request.keep_alive)
-        if not server_name and head.target.startswith(CHALLENGE_PATH):
+        host = head.host
+        if server_name:
+            if host != server_name:
+                return error_page(421, head, request.identity, keep_alive=request.keep_alive)
+        elif head.target.startswith(CHALLENGE_PATH):
             answer = self._orders.http_answer(head.target[len(CHALLENGE_PATH) :].decode("latin-1"))
             if answer is not None:
                 return plain_response(answer, head, keep_alive=request.keep_alive)
         sites, status = self._names.sites, 404
         if self._names.is_draining():
             return error_page(503, head, request.identity, keep_alive=request.keep_alive)
-        if not sites.has_host(head.host) and self._names.is_reserved(head.host):
+        if (only := sites.only(host)) is not None:
+            return only
+        if not sites.has_host(host) and self._names.is_reserved(host):
             status = 503  # nor does a wildcard get the requests of a name whose agent is away
-        elif (site := sites.find(head.host, head.path.decode("latin-1"))) is not None:
+        elif (site := sites.find(host, head.path.decode("latin-1"))) is not None:
             return site
         return error_page(status, head, request.identity, keep_alive=request.keep_alive)
 
