@@ -143,7 +143,7 @@ class Events:
         if grant is None:
             watcher.end()
         else:
-            watcher.key = EVERYTHING if grant.is_admin else grant.name
+            watcher.key = EVERYTHING if grant.sees_all else grant.name
             watcher.credential = grant.name
             self._watchers.setdefault(watcher.key, set()).add(watcher)
             self.watched = True
