@@ -137,6 +137,7 @@ COVERED_BY = {
     "tunnel/snapshot.py": "daemon/handover/test_snapshot.py",
     "tunnel/spec.py": "tunnel/test_tunnel.py",
     "tunnel/visitor.py": "tunnel/test_waiting.py",
+    "wire/egtp/fields.py": "wire/egtp/test_messages.py",
     "wire/verifier.py": "wire/test_scram.py",
     "wire/webmux/events.py": "wire/webmux/test_receive.py",
     "wire/webmux/header.py": "wire/webmux/test_vectors.py",

@@ -18,7 +18,7 @@ from tunneld.config.schema import Settings
 from tunneld.directory.record import AddressClaim, TunnelRecord
 from tunneld.directory.reservations import Reservations
 from tunneld.errors import LimitReachedError, TunneldError, UsageError
-from tunneld.net.address import Address, HostName, Port, parse_host_name
+from tunneld.net.address import Address, HostName, Port, Private, parse_host_name, parse_private
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import Grant
 from tunneld.policy.ports import Owner, PortChoice, PortPool
@@ -91,6 +91,9 @@ class LocalDirectory:
         record = self._records.get(reference.lower())
         if record is None and reference.isascii() and reference.isdigit() and len(reference) <= MAX_PORT_DIGITS:
             return self._records.get(self._by_address.newest(Port(int(reference))))
+        if record is None and "@" in reference:
+            with suppress(UsageError):
+                return self._records.get(self._by_address.newest(parse_private(reference)))
         if record is None and "." in reference:
             with suppress(UsageError):
                 return self._records.get(self._by_address.newest(parse_host_name(reference)))
@@ -136,6 +139,13 @@ class LocalDirectory:
                 f"limit of host names reached: {len(held)} of {limit} are open or reserved (names.max_names_per_owner)"
             )
         return ""
+
+    async def why_private_refused(self, holder: ReservationKey | None, address: Private, grant: Grant) -> str:
+        """See `Directory.why_private_refused`. Open ones are found by `PrivateTunnels`, too, at the last moment."""
+        record = self._records.get(self._by_address.newest(address))
+        if record is not None and record.holder != holder:
+            return f"could not open a tunnel: private tunnel {address} is open with another credential"
+        return self.reservations.why_refused(holder, address, grant)
 
     def _credentials_of(self, host: str) -> set[str]:
         """The credentials of all tunnels, open or reserved, that have a host name or a path of it. Pages of one host
