@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from tunneld.config.paths import absolute_path
-from tunneld.config.values import DAY, KIB, Count, Folder, NetworkList, Seconds, SecondsOrNone, Table, literal
+from tunneld.config.values import DAY, KIB, Count, Folder, NetworkList, Seconds, SecondsOrNone, Table
+from tunneld.config.wording import literal
 from tunneld.errors import UsageError
 from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import parse_host, parse_port
