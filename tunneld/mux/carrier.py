@@ -12,11 +12,10 @@ credit is granted only for bytes that a channel's handler has taken.
 
 from __future__ import annotations
 
-import structlog
-
 from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
+from tunneld.log import Logger
 from tunneld.mux.channel import CarrierEvents, Channel
 from tunneld.mux.connection import Connection
 from tunneld.mux.heartbeat import Heartbeat
@@ -37,7 +36,7 @@ PREAUTH_EXCEEDED = f"the peer sent more than {PREAUTH_LIMIT} bytes without namin
 NO_DATA = memoryview(b"")
 NO_MSS = 1 << 30
 
-log = structlog.get_logger("mux")
+log = Logger("mux")
 
 
 class Carrier:
