@@ -147,7 +147,7 @@ class Events:
         if grant is None:
             watcher.end()
         else:
-            watcher.key = EVERYTHING if grant.is_admin else grant.name
+            watcher.key = EVERYTHING if grant.sees_all else grant.name
             watcher.credential = grant.name
             self._watchers.setdefault(watcher.key, set()).add(watcher)
 

@@ -125,6 +125,7 @@ class VisitorRelays:
                 server.close()
                 return False
         self.served += 1
+        visitor.greet()
         relay = self._engine.join(
             end,
             server.end,
