@@ -77,7 +77,7 @@ def changed(text: str, name: str, keys: Table) -> str:
 
 
 def _with_key(text: str, index: int, key: str, value: object) -> str:
-    """The text with another value of a key, on the lines of the old one or at the end of the table; None: without it."""
+    """The text with another value of a key, in place of the old one or at the end of the table; None: without it."""
     lines, start, end = _span(text, index)
     found = re.compile(rf"\s*{key}\s*=")
     first = next((at for at in range(start, end) if found.match(lines[at])), end)
