@@ -139,11 +139,17 @@ class SiteTable(Generic[Site]):
         """Whether a site has exactly this host name, whatever its path."""
         return host in self._hosts
 
+    def only(self, host: str) -> Site | None:
+        """The site of all requests for this host name; None where `find` has to tell."""
+        paths = self._hosts.get(host)
+        return paths.get("") if paths is not None and len(paths) == 1 else None
+
     def find(self, host: str, path: str = "") -> Site | None:
         """The site for a request: of the host name itself, else of the wildcard one label above; in each the longest
         path that the request's path is below.
         """
-        for paths in (self._hosts.get(host), self._hosts.get(self._wildcard(host))):
+        for name in (host, self._wildcard(host)):
+            paths = self._hosts.get(name)
             if paths is not None and (site := self._longest(paths, path)) is not None:
                 return site
         return None
