@@ -75,6 +75,9 @@ def _add_verb(parser: Parser, verb: Verb) -> None:
         help_text = "how long the link is valid: 2h, 30m, 7d or seconds"
         ways.add_argument("--for", dest="seconds", metavar="TIME", type=parsed_by(parse_duration), help=help_text)
         ways.add_argument("--revoke", action="store_true", help="make all links to it void")
+    if verb.name == "ban":
+        help_text = "how long: 30m, 7d or seconds, at most 30d (default: 1h)"
+        parser.add_argument("--for", dest="seconds", metavar="TIME", type=parsed_by(parse_duration), help=help_text)
     if verb.name == "close":
         help_text = "keep the address reserved for the next tunnel of the same name and owner"
         parser.add_argument("--keep", action="store_true", help=help_text)

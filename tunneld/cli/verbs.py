@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tunneld.cli.access import access, form
 from tunneld.cli.common import on_interrupt, printable, say
 from tunneld.cli.tables import (
+    BANS,
     CHANGES,
     PENALTIES,
     RESERVATIONS,
@@ -190,6 +191,28 @@ async def trim(client: Client, options: argparse.Namespace, shape: Form) -> str:
     return text((await client.call("trim", options.ref, options.count)).text, shape)
 
 
+async def kick(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    return text((await client.call("kick", options.ref, options.visitor)).text, shape)
+
+
+async def ban(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    seconds = () if options.seconds is None else (f"{options.seconds:g}",)
+    return text((await client.call("ban", options.network, *seconds)).text, shape)
+
+
+async def unban(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    return text((await client.call("unban", options.network)).text, shape)
+
+
+async def bans(client: Client, _options: argparse.Namespace, shape: Form) -> str:
+    """Return a table of bans."""
+    records = (await client.call("bans")).items
+    return "no bans\n" if shape is Form.PEOPLE and not records else table(records, BANS, shape)
+
+
 async def share(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return the link, or the answer of the relay."""
     word = "revoke" if options.revoke else str(options.seconds)
@@ -267,6 +290,13 @@ VERBS = (
         share,
         [("name", "NAME", "label or host name of the tunnel, or id, URI or port, as shown by `tunnel list`")],
     ),
+    Verb(
+        "kick",
+        "kick",
+        "disconnect a visitor of a tunnel, or all from an address or network",
+        kick,
+        [REFERENCE, ("visitor", "VISITOR", "the visitor as shown by `tunnel show`, or an address or network")],
+    ),
     Verb("watch", "watch", "print events of all tunnels, or of one, as they happen", watch, [REFERENCE], nargs="?"),
     Verb("status", "status", "print facts about the daemon", status),
     Verb(
@@ -290,6 +320,15 @@ VERBS = (
         pardon,
         [("address", "ADDRESS", "the address, as shown by `tunnel penalties`")],
     ),
+    Verb(
+        "ban",
+        "ban",
+        "keep an address or network away from all tunnels for some time, and disconnect its visitors",
+        ban,
+        [("network", "NETWORK", "the address or network")],
+    ),
+    Verb("unban", "unban", "end a ban", unban, [("network", "NETWORK", "the network, as shown by `tunnel bans`")]),
+    Verb("bans", "bans", "list the banned networks", bans),
     Verb("reload", "reload", "make the daemon read its configuration file again", reload),
     Verb("restart", "restart", "restart the daemon, keeping tunnels and tcp connections", restart),
     Verb("shutdown", "shutdown", "stop the daemon", shut_down),
