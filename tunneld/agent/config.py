@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from tunneld.agent.defaults import DRAIN_WITHIN, LINGER
 from tunneld.agent.health import Check, UnhealthyPolicy
 from tunneld.agent.logins import auth_option
 from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
-from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Target
 from tunneld.policy.options import ANY_HOST, MAX_NAME, OPTIONS
@@ -40,7 +40,7 @@ class ExposureConfig:
     request: TunnelRequest = field(default_factory=TunnelRequest)
     check: Check | None = None
     scheme: str = "tcp"
-    linger: float = 60.0
+    linger: float = LINGER
     drain_timeout: float = DRAIN_WITHIN
     https: AcmeSettings | None = None
     proxy_header: bool = False  # with `https`: a PROXY header in front of the decrypted bytes

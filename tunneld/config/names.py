@@ -22,8 +22,8 @@ from tunneld.config.values import (
     SecondsOrNone,
     Table,
     ValidatedBool,
-    literal,
 )
+from tunneld.config.wording import literal
 from tunneld.errors import UsageError
 from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import parse_host, parse_port
