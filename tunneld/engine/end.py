@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -29,7 +29,7 @@ from tunneld.engine.scheduler import Scheduler
 
 log = structlog.get_logger("engine")
 
-DEFAULT_LINGER = 60.0
+DEFAULT_LINGER: Final = 60.0
 """Seconds for the peer to read what was written to a released end, if no relay has set `linger`."""
 
 
@@ -264,4 +264,4 @@ class _NoHandler:
         log.error("connection failed: internal error", exc_info=error)
 
 
-NO_HANDLER = _NoHandler()
+NO_HANDLER: Final = _NoHandler()
