@@ -133,6 +133,7 @@ COVERED_BY = {
     "policy/networks.py": "policy/test_admission.py",
     "tls/folder.py": "tls/test_store.py",
     "tls/session.py": "tls/test_connection.py",
+    "tls/stream.py": "http/test_tls.py",
     "sites/body.py": "sites/test_connection.py",
     "sites/end_owner.py": "sites/test_connection.py",
     "sites/endings.py": "sites/test_connection.py",
