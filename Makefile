@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PAGES := $(wildcard man/*.[1-8])
 
-.PHONY: help demo test test-debian machine lint types man bench wheel test-compiled bench-compiled clean
+.PHONY: help demo test test-debian machine lint types man bench packages wheel test-compiled bench-compiled clean
 
 help:
 	@echo 'make demo          a web server that only dials out, reachable through a tunnel; Ctrl-C ends it'
@@ -20,6 +20,9 @@ help:
 	@echo "make machine ARGS=ssh | ARGS='--from drain' | ARGS=--list   some of its steps, those from one on, which there are"
 	@echo 'make bench         our speed beside the peers found on PATH'
 	@echo 'make wheel         dist/tunneld-...whl with a compiled data plane: the same files, faster'
+	@echo 'make packages      what a release has: wheels, Debian packages, the agent as one file, a container image; each is'
+	@echo '                   tried in a bare system. Needs root, debootstrap, buildah and 20 minutes'
+	@echo "make packages TARGETS='wheel agent'   some of it, not tried"
 	@echo 'make test-compiled bench-compiled   the tests of that, and the benchmark with both'
 	@echo 'make clean         remove what the others made'
 
@@ -49,6 +52,10 @@ man:
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+packages:
+	packaging/build $(TARGETS)
+	$(if $(TARGETS),,packaging/check)
 
 # Compiled from the same files, see setup.py. What it is to be tested with is found beside the checkout, not in it: there
 # Python would find the files and not what was made of them.

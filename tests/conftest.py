@@ -22,12 +22,16 @@ settings.register_profile("house", derandomize=True, deadline=None, print_blob=T
 settings.load_profile("house")
 
 
+BIG_SECONDS = 1200
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests that replace functions of the data plane if it is compiled."""
-    if COMPILED:
-        for item in items:
-            if item.get_closest_marker("interpreted"):
-                item.add_marker(pytest.mark.skip(reason="the data plane is compiled"))
+    """Skip tests that replace functions of the data plane if it is compiled, and give big tests their time."""
+    for item in items:
+        if COMPILED and item.get_closest_marker("interpreted"):
+            item.add_marker(pytest.mark.skip(reason="the data plane is compiled"))
+        if item.get_closest_marker("big"):
+            item.add_marker(pytest.mark.timeout(BIG_SECONDS))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -117,6 +117,30 @@ def test_the_secret_is_in_no_file_and_only_the_user_can_read_the_files(tmp_path:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_the_group_of_a_setgid_folder_can_read_the_files(tmp_path: Path, capsys: Captured) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o2750)
+    made(folder, capsys)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
+    assert main(["--check", "--config", str(folder / "tunnel.toml")]) == 0
+
+
+def test_the_instructions_use_the_unit_where_it_reads_the_configuration(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_command(config: Path) -> str:
+        assert main(["init", "--host", "relay.example.org", "--force", "--output", str(config)]) == 0
+        return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("    ")).strip()
+
+    monkeypatch.setattr("tunneld.cli.init.UNIT_FOLDERS", (tmp_path,))
+    monkeypatch.setattr("tunneld.cli.init.UNIT_CONFIG", tmp_path / "tunnel.toml")
+    assert start_command(tmp_path / "tunnel.toml").startswith("tunneld --config")
+    (tmp_path / "tunneld.service").touch()
+    assert start_command(tmp_path / "tunnel.toml") == "systemctl enable --now tunneld"
+    assert start_command(tmp_path / "other.toml").startswith("tunneld --config")
+
+
 def test_existing_files_are_replaced_only_with_force(tmp_path: Path, capsys: Captured) -> None:
     made(tmp_path, capsys)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}

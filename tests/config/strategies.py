@@ -84,7 +84,7 @@ def credentials(draw: st.DrawFn) -> tuple[Credential, ...]:
     return tuple(
         Credential(
             name=name,
-            role=draw(st.sampled_from(["user", "admin"])),
+            role=draw(st.sampled_from(["user", "viewer", "admin"])),
             verifier=draw(VERIFIERS),
             backends=draw(optional_tuples(st.sampled_from(["tcp", "webmux"]))),
             ports=draw(optional_tuples(port_ranges().filter(lambda ports: ports != "0"))),

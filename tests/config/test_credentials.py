@@ -87,7 +87,7 @@ def test_by_default_a_credential_is_a_user_without_limits(tmp_path: Path) -> Non
             'credential[0].name: "a b" is not a name of at most 64 letters, digits, dots, dashes and underscores',
         ),
         (HEAD + HEAD, 'credential: the name "alice" occurs 2 times; it must be unique'),
-        (f"{HEAD}role = 'root'", 'credential[0].role: "root" is not one of user, admin'),
+        (f"{HEAD}role = 'root'", 'credential[0].role: "root" is not one of user, viewer, admin'),
         (f"{HEAD}port = ['1']", "credential[0].port: unrecognized key; did you mean ports?"),
         (
             f"{HEAD}ports = ['x']",

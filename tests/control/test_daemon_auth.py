@@ -34,10 +34,11 @@ from tunneld.wire.verifier import to_base64
 
 HEAD = '[control]\nport = 0\n[http]\nport = 0\n[webmux]\nport = 0\n[tunnels]\nports = "0"\n'
 ALICE, ROOT = credential("alice"), credential("root", role="admin")
+EYE = credential("eye", role="viewer")
 
 
 def table(name: str, role: str) -> str:
-    verifier = {"alice": ALICE, "root": ROOT}[name].proof
+    verifier = {"alice": ALICE, "root": ROOT, "eye": EYE}[name].proof
     assert verifier is not None
     return f'[[credential]]\nname = "{name}"\nrole = "{role}"\nverifier = "{verifier.reveal()}"\n'
 
@@ -81,6 +82,21 @@ async def test_the_control_port_requires_authentication(relay: Running) -> None:
         assert [tunnel["owner"].partition("@")[0] for tunnel in await client.list()] == ["alice"]
         with pytest.raises(RefusedError, match="status requires the role admin"):
             await client.status()
+
+
+async def test_a_viewer_sees_all_tunnels_without_their_keys(relay: Running) -> None:
+    relay.path.write_text(relay.path.read_text() + table("eye", "viewer"))
+    async with connect(relay.control, credential=("root", SECRET)) as admin:
+        await admin.call("reload")
+        uri = await admin.open_tunnel("tcp", secure="key")
+        async with connect(relay.control, credential=("eye", SECRET)) as viewer:
+            (tunnel,) = await viewer.list()
+            assert tunnel["server"] == f"{uri.rpartition('/')[0]}/..."
+            assert (await viewer.call("show", tunnel["id"])).items[0]["server"] == tunnel["server"]
+            assert (await viewer.status())["tunnels"] == "1"
+            for verb in (("close", tunnel["id"]), ("openTunnel",), ("reload",)):
+                with pytest.raises(RefusedError, match="has the role viewer"):
+                    await viewer.call(*verb)
 
 
 async def test_settings_shows_every_key_and_follows_a_reload(relay: Running) -> None:

@@ -21,8 +21,8 @@ from tunneld.tunnel import events
 from tunneld.tunnel.events import Event, Watcher
 from tunneld.wire.lines import Item, parse_request
 
-ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)
-GRANTS: dict[str, Grant | None] = {"user": ALICE, "admin": ROOT, "unauthenticated": None}
+ALICE, BOB, ROOT, EYE = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN), Grant("eye", Role.VIEWER)
+GRANTS: dict[str, Grant | None] = {"user": ALICE, "viewer": EYE, "admin": ROOT, "unauthenticated": None}
 
 
 @dataclass
@@ -57,38 +57,38 @@ async def relay(service: TunnelService) -> TwoTunnels:
     return relay
 
 
-#                        user, own    user, other's     admin   unauthenticated
+#                        user, own    user, other's     viewer         admin   unauthenticated
 ABOUT_A_TUNNEL = {
-    "getTunnelAddress {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
-    "show {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
-    "watch {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
-    "share {} 60": ("usage", "no-such-tunnel", "usage", "not-allowed"),  # they have no host name
-    "trim {} 0": ("ok", "no-such-tunnel", "ok", "not-allowed"),
-    "drain {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
-    "join {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
-    "leave {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
-    "close {}": ("ok", "no-such-tunnel", "ok", "not-allowed"),
+    "getTunnelAddress {}": ("ok", "no-such-tunnel", "ok", "ok", "not-allowed"),
+    "show {}": ("ok", "no-such-tunnel", "ok", "ok", "not-allowed"),
+    "watch {}": ("ok", "no-such-tunnel", "ok", "ok", "not-allowed"),
+    "share {} 60": ("usage", "no-such-tunnel", "not-allowed", "usage", "not-allowed"),  # they have no host name
+    "trim {} 0": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
+    "drain {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
+    "join {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
+    "leave {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
+    "close {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
 }
-#              user   admin   unauthenticated
+#              user   viewer   admin   unauthenticated
 ABOUT_ALL = {
-    "openTunnel": ("ok", "ok", "not-allowed"),
-    "list": ("ok", "ok", "not-allowed"),
-    "reservations": ("ok", "ok", "not-allowed"),
-    "release blog": ("no-such-tunnel", "no-such-tunnel", "not-allowed"),
-    "watch": ("ok", "ok", "not-allowed"),
-    "status": ("not-allowed", "ok", "not-allowed"),
-    "settings": ("not-allowed", "ok", "not-allowed"),
-    "penalties": ("not-allowed", "ok", "not-allowed"),
-    "pardon 192.0.2.7": ("not-allowed", "ok", "not-allowed"),
-    "certificates": ("not-allowed", "ok", "not-allowed"),
-    "renew blog.example.org": ("not-allowed", "usage", "not-allowed"),  # [acme] is not enabled
-    "tryCertificate blog.example.org": ("not-allowed", "usage", "not-allowed"),
-    "reload": ("not-allowed", "ok", "not-allowed"),
-    "restart": ("not-allowed", "ok", "not-allowed"),
-    "shutdown": ("not-allowed", "ok", "not-allowed"),
-    "help": ("ok", "ok", "ok"),
-    "quit": ("ok", "ok", "ok"),
-    "auth x": ("usage", "usage", "usage"),  # ControlSession handles it itself
+    "openTunnel": ("ok", "not-allowed", "ok", "not-allowed"),
+    "list": ("ok", "ok", "ok", "not-allowed"),
+    "reservations": ("ok", "ok", "ok", "not-allowed"),
+    "release blog": ("no-such-tunnel", "not-allowed", "no-such-tunnel", "not-allowed"),
+    "watch": ("ok", "ok", "ok", "not-allowed"),
+    "status": ("not-allowed", "ok", "ok", "not-allowed"),
+    "settings": ("not-allowed", "ok", "ok", "not-allowed"),
+    "penalties": ("not-allowed", "ok", "ok", "not-allowed"),
+    "pardon 192.0.2.7": ("not-allowed", "not-allowed", "ok", "not-allowed"),
+    "certificates": ("not-allowed", "ok", "ok", "not-allowed"),
+    "renew blog.example.org": ("not-allowed", "not-allowed", "usage", "not-allowed"),  # [acme] is not enabled
+    "tryCertificate blog.example.org": ("not-allowed", "not-allowed", "usage", "not-allowed"),
+    "reload": ("not-allowed", "not-allowed", "ok", "not-allowed"),
+    "restart": ("not-allowed", "not-allowed", "ok", "not-allowed"),
+    "shutdown": ("not-allowed", "not-allowed", "ok", "not-allowed"),
+    "help": ("ok", "ok", "ok", "ok"),
+    "quit": ("ok", "ok", "ok", "ok"),
+    "auth x": ("usage", "usage", "usage", "usage"),  # ControlSession handles it itself
 }
 
 
@@ -98,10 +98,11 @@ def test_the_tables_have_every_verb() -> None:
 
 @pytest.mark.parametrize(("line", "expected"), ABOUT_A_TUNNEL.items())
 async def test_verbs_about_a_tunnel(relay: TwoTunnels, line: str, expected: tuple[str, ...]) -> None:
-    assert await relay.outcome(None, line.format(relay.of_alice)) == expected[3]
+    assert await relay.outcome(None, line.format(relay.of_alice)) == expected[4]
     assert await relay.outcome(ALICE, line.format(relay.of_bob)) == expected[1]
     assert await relay.outcome(ALICE, line.format(relay.of_alice)) == expected[0]
-    assert await relay.outcome(ROOT, line.format(relay.of_bob)) == expected[2]
+    assert await relay.outcome(EYE, line.format(relay.of_bob)) == expected[2]
+    assert await relay.outcome(ROOT, line.format(relay.of_bob)) == expected[3]
 
 
 @pytest.mark.parametrize(("line", "expected"), ABOUT_ALL.items())

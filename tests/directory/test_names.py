@@ -38,7 +38,7 @@ async def test_a_label_is_completed_and_the_whole_name_is_the_same(relay: NamedR
 async def test_several_names_and_paths(relay: NamedRelay) -> None:
     tunnel = await relay.open(ALICE, host="shop,blog/api")
     assert [str(name) for name in tunnel.addresses] == [f"shop.{DOMAIN}", f"{BLOG}/api"]
-    assert str((await relay.open(BOB, host="blog")).client_uri) == f"http://{BLOG}/"
+    assert str((await relay.open(ALICE, host="blog")).client_uri) == f"http://{BLOG}/"
     with pytest.raises(UsageError, match=r"host name blog.* is given twice"):
         await relay.open(ALICE, host=f"blog,{BLOG}")
 
@@ -136,9 +136,26 @@ async def test_names_survive_a_restart(nursery: trio.Nursery, engine: Engine, tm
 
 async def test_a_name_in_use_is_refused_for_all_others(relay: NamedRelay) -> None:
     await relay.open(ALICE, host="blog")
-    for grant in (ALICE, BOB):
-        with pytest.raises(LimitReachedError, match=r"host name blog\..* is in use by another tunnel"):
+    for grant, reason in ((ALICE, "is in use by another tunnel"), (BOB, "belongs to another credential")):
+        with pytest.raises(LimitReachedError, match=rf"host name blog\..* {reason}"):
             await relay.open(grant, host="blog")
+
+
+@pytest.mark.parametrize(("first", "second"), [("blog", "blog/api"), ("blog/api", "blog"), ("blog/api", "blog/other")])
+async def test_a_name_belongs_to_one_credential_with_all_its_paths(relay: NamedRelay, first: str, second: str) -> None:
+    """With a path, another credential would get cookies of the host, and answer challenges for a certificate."""
+    tunnel = await relay.open(ALICE, host=first, name="web")
+    with pytest.raises(LimitReachedError, match=r"host name blog\..* belongs to another credential"):
+        await relay.open(BOB, host=second)
+    await relay.service.close(tunnel.id, keep=True)
+    with pytest.raises(LimitReachedError, match=r"host name blog\..* belongs to another credential"):
+        await relay.open(BOB, host=second)
+    other = await relay.open(ALICE, host=second)
+    await relay.service.reservations.release(str(tunnel.addresses[0]), ALICE)
+    with pytest.raises(LimitReachedError, match=r"host name blog\..* belongs to another credential"):
+        await relay.open(BOB, host=first)
+    await relay.service.close(other.id)
+    await relay.open(BOB, host=second)
 
 
 async def test_a_name_is_reserved_for_its_owner_until_it_is_released(relay: NamedRelay) -> None:

@@ -30,10 +30,10 @@ https = "127.0.0.1:{https}"
 
 @asynccontextmanager
 async def relay_with_names(
-    folder: Path, https: int = 0, pki: Pki | None = None
+    folder: Path, https: int = 0, pki: Pki | None = None, http: int = 0
 ) -> AsyncIterator[tuple[Daemon, int, int]]:
     """A relay with host names; yields it and its HTTP and HTTPS ports."""
-    http, https = await free_port(), https or await free_port()
+    http, https = http or await free_port(), https or await free_port()
     async with daemon(folder, pki=pki, words=NAMES.format(http=http, https=https)) as relay:
         yield relay, http, https
 
@@ -43,7 +43,8 @@ async def agent(relay: Daemon, target: object, *words: str, state: Path | None =
     """`tunnel expose` with these words."""
     environment = os.environ | ({"XDG_STATE_HOME": str(state)} if state else {})
     where = [] if "--relay" in words else ["--relay", relay.control]
-    command = tunnel_command("expose", str(target), *where, "--host", "blog", *words)
+    name = [] if "--host" in words else ["--host", "blog"]
+    command = tunnel_command("expose", str(target), *where, *name, *words)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     async with program(command, env=environment, **pipes) as process, trio.open_nursery() as nursery:
         running = Agent(process)

@@ -28,6 +28,9 @@ def permitted(
     return permit(grant, backend, TunnelOptions.parse(words or {}), host, opened)
 
 
+VIEWER = Grant("eye", Role.VIEWER)
+
+
 @pytest.mark.parametrize(
     ("grant", "needed", "may"),
     [
@@ -41,16 +44,28 @@ def permitted(
         (ADMIN, Role.USER, True),
         (ADMIN, Role.ADMIN, True),
         (EVERYBODY, Role.ADMIN, True),
+        (VIEWER, None, True),
+        (VIEWER, Role.USER, True),
+        (VIEWER, Role.ADMIN, True),
     ],
 )
 def test_roles(grant: Grant | None, needed: Role | None, may: bool) -> None:
     if may:
-        check_role(grant, needed, "status")
+        check_role(grant, needed, "status", changes=False)
     else:
         with pytest.raises(
             NotAllowedError, match=r"^status requires (authentication|the role admin: credential 'alice')"
         ):
-            check_role(grant, needed, "status")
+            check_role(grant, needed, "status", changes=False)
+
+
+@pytest.mark.parametrize("needed", [Role.USER, Role.ADMIN])
+def test_a_viewer_changes_nothing(needed: Role) -> None:
+    with pytest.raises(NotAllowedError, match=r"^close is not allowed: credential 'eye' has the role viewer"):
+        check_role(VIEWER, needed, "close", changes=True)
+    with pytest.raises(NotAllowedError, match="opens no tunnels"):
+        permitted(VIEWER, {})
+    assert VIEWER.may_see("alice")
 
 
 def test_a_grant_without_bounds_changes_nothing() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from hypothesis import strategies as st
 
 from tunneld.errors import RemoteProtocolError, UsageError
+from tunneld.wire.egtp.frames import FrameReader, pack_frame
 from tunneld.wire.lines import (
     MAX_LINE,
     MAX_REPLY_LINE,
@@ -123,6 +124,32 @@ class HeaderDecoder:
         return len(self._data)
 
 
+class FrameDecoder:
+    """Decodes EGTP frames of at most `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._reader = FrameReader(limit)
+        self._failure: RemoteProtocolError | None = None
+
+    def feed(self, data: bytes) -> Events:
+        if self._failure:
+            raise self._failure
+        self._reader.feed(data)
+        events: Events = []
+        try:
+            while (message := self._reader.next_message()) is not None:
+                events.append(message)
+        except RemoteProtocolError as error:
+            if not events:
+                raise
+            self._failure = error
+        return events
+
+    @property
+    def held(self) -> int:
+        return 0 if self._failure else len(self._reader)
+
+
 def parse_or_refuse(line: bytes) -> ControlRequest | str:
     """Parse a request as a server does: return the request, or the message of the error."""
     try:
@@ -222,5 +249,13 @@ CODECS = [
         memory=MAX_V2,
         endless=SIGNATURE + b"\x21\x11\xff\xff",
         many=False,
+    ),
+    Codec(
+        "egtp-frames",
+        st.binary(max_size=200),
+        pack_frame,
+        lambda: FrameDecoder(200),
+        memory=204,
+        endless=b"\0\0\0\xc9",
     ),
 ]

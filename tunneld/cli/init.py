@@ -9,6 +9,9 @@ The credential is called `agent` and has the role `user`: it can open tunnels, a
 will be stored on machines behind NAT, in homes and in devices. If one of these is stolen, the thief should not be able
 to stop the relay or list its other tunnels. The operator needs no credential: on the relay's machine there are signals
 and the configuration file.
+
+Only the user that ran it can read the files, unless the folder has the setgid bit: then the files get the folder's
+group, which can read them. The Debian package prepares /etc/tunneld that way, for the relay's account.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import secrets
 import shlex
 import socket
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -104,6 +108,10 @@ NO_CERTIFICATES = (
     "   [acme] in the configuration (or use --agree), if you accept its terms of service.\n\n"
 )
 EXAMPLE_NAME = "blog"
+UNIT = "tunneld.service"
+UNIT_FOLDERS = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"))
+UNIT_CONFIG = Path("/etc/tunneld/tunnel.toml")
+"""The configuration that the unit reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +183,7 @@ def _instructions(plan: InitPlan, fingerprint: str) -> str:
         f"Wrote {plan.config}, {plan.certificate}, {plan.key} and {plan.host_key}.\n\n"
         f"1. On this machine, open ports {plan.open_ports} in the firewall,"
         " and start the relay:\n\n"
-        f"    tunneld --config {shlex.quote(str(plan.config.absolute()))}\n\n"
+        f"    {_start_command(plan)}\n\n"
         f"{_names_instructions(plan)}"
         "2. To expose a server on port 8000 of a machine that only has an SSH client, run this command there."
         f"{keys_hint}\n   The fingerprint of the host key is {fingerprint}.\n\n"
@@ -185,6 +193,14 @@ def _instructions(plan: InitPlan, fingerprint: str) -> str:
     )
 
 
+def _start_command(plan: InitPlan) -> str:
+    """The command that starts the relay: through systemd where its unit reads this configuration."""
+    config = plan.config.absolute()
+    if config == UNIT_CONFIG and any((folder / UNIT).exists() for folder in UNIT_FOLDERS):
+        return f"systemctl enable --now {UNIT.removesuffix('.service')}"
+    return f"tunneld --config {shlex.quote(str(config))}"
+
+
 def _names_instructions(plan: InitPlan) -> str:
     """What host names need beside the configuration."""
     if not plan.domain:
@@ -192,7 +208,7 @@ def _names_instructions(plan: InitPlan) -> str:
     return (
         f"   Host names need two DNS records of type A (for IPv6: AAAA) with the address of this machine:\n\n"
         f"    {plan.domain}.\n    *.{plan.domain}.\n\n"
-        "   Ports 80 and 443 need a privilege. Under systemd, see AmbientCapabilities in config/tunneld.service.\n"
+        "   Ports 80 and 443 need a privilege, which the systemd unit gives.\n"
         "   Otherwise start the relay as root, and set `user` in [daemon] to an account without privileges.\n\n"
         f"{'' if plan.agree else NO_CERTIFICATES}"
     )
@@ -289,7 +305,7 @@ def _ports(given: str) -> str:
 
 
 def _write(files: Mapping[Path, bytes], *, force: bool) -> None:
-    """Write all files or none, readable only by this user. Raises `UsageError` if one exists, unless `force`."""
+    """Write all files or none. Raises `UsageError` if one exists, unless `force`."""
     existing = [str(path) for path in files if path.exists() or path.is_symlink()]
     if existing and not force:
         raise UsageError(f"{' and '.join(existing)} exist already; use another --output, or --force to replace them")
@@ -297,9 +313,12 @@ def _write(files: Mapping[Path, bytes], *, force: bool) -> None:
     path = next(iter(files))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for_group = path.parent.stat().st_mode & stat.S_ISGID
         for path, content in files.items():
             made.append(temporary_beside(path))
             write_private(made[-1], content)
+            if for_group:
+                made[-1].chmod(0o640)
         for path, new in zip(files, made, strict=True):
             new.replace(path)
     except OSError as error:

@@ -12,7 +12,11 @@ from tunneld.policy.access import GRANT_LIMITS
 
 CREDENTIAL = "manage the credentials of the relay on this machine"
 SSH_KEY = "public key (.pub) that authenticates this credential over SSH; may be repeated"
-ROLES = ("user", "admin")
+ROLE = (
+    "open and manage its own tunnels (user), see everything and change nothing (viewer), or manage all tunnels and the"
+    " daemon (admin); default: user"
+)
+ROLES = ("user", "viewer", "admin")
 
 Run = Callable[[argparse.Namespace], Awaitable[int]]
 
@@ -44,8 +48,7 @@ def add_credential(parser: Parser) -> None:
 def _add_limits(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--ssh-key", metavar="FILE", type=Path, action="append", default=[], help=SSH_KEY)
-    role_help = "open and manage its own tunnels (user), or manage all tunnels and the daemon (admin); default: user"
-    add("--role", choices=ROLES, default="user", help=role_help)
+    add("--role", choices=ROLES, default="user", help=ROLE)
     for key, limit in GRANT_LIMITS.items():
         flag = f"--{key.replace('_', '-')}"
         if limit.is_list:

@@ -52,6 +52,7 @@ MAX_SECRET_BYTES = 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BACKEND = re.compile(r"[a-z][a-z0-9-]*")
+_VISIT_PATTERN = re.compile(r"[A-Za-z0-9*][A-Za-z0-9._*-]{0,63}@[A-Za-z0-9_*-]{1,27}")
 _NAME_PATTERN = re.compile(r"[a-z0-9*?]([a-z0-9*?.-]{0,251}[a-z0-9*?])?")
 _PROCESS_KEY = secrets.token_bytes(32)
 
@@ -124,6 +125,10 @@ NamePatterns = Annotated[
     FromArray,
     AfterValidator(_not_empty),
 ]
+VisitPatterns = Annotated[
+    tuple[Annotated[str, _matching(_VISIT_PATTERN, "NAME@ID of private tunnels, such as shell@* or *@*")], ...] | None,
+    FromArray,
+]
 SecretVerifier = Annotated[Verifier, PlainValidator(_verifier), PlainSerializer(Verifier.reveal, return_type=str)]
 OptionalCount = Annotated[int | None, Field(ge=1, le=1_000_000)]
 OptionalSeconds = Annotated[float | None, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False)]
@@ -143,7 +148,7 @@ class Credential(Table):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     name: Annotated[str, _matching(_NAME, "a name of at most 64 letters, digits, dots, dashes and underscores")]
-    role: Literal["user", "admin"] = "user"
+    role: Literal["user", "viewer", "admin"] = "user"
     verifier: SecretVerifier | None = None
     secret_file: File | None = None
     secret_env: Annotated[str, _matching(_VARIABLE, "the name of an environment variable")] | None = None
@@ -153,6 +158,7 @@ class Credential(Table):
     ports: PortRanges = None
     networks: Networks = None
     names: NamePatterns = None
+    visit: VisitPatterns = None
     server_from: Networks = None
     max_tunnels: OptionalCount = None
     max_visitors: OptionalCount = None

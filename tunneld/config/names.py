@@ -65,10 +65,15 @@ class NamesSettings(Table):
     domain: Annotated[str, AfterValidator(_domain)] = ""  # where chosen and random names live
     http: ListenAddress = ""  # off: ports below 1024 need a privilege
     https: ListenAddress = ""
+    ssh: bool = True  # SSH clients may use the HTTPS port, too, where the ssh backend is enabled
     trusted_proxies: NetworkList = ()  # whose X-Forwarded-* are believed
+    proxy_protocol: NetworkList = ()  # proxies that send a PROXY protocol header ahead of each connection
     max_connections: Count = 10_000  # of visitors on both ports: a descriptor and about 20 KiB each
     max_connections_per_source: Count = 1000  # a tenth of all: a hundred browsers behind one address
     head_timeout: Seconds = 10.0  # a TLS handshake, or a head, on a slow mobile network
+    certificate_wait: SecondsOrNone = 20.0  # a handshake, for the first certificate of its name: a few seconds mostly
+    max_certificate_waits: Count = 256  # handshakes that wait: a task and a descriptor each
+    max_certificate_waits_per_name: Count = 16  # a browser opens up to six connections
     keep_alive_timeout: Seconds = 75.0  # between requests: as nginx has it, longer than browsers keep idle ones
     response_timeout: SecondsOrNone = 0.0  # until a response begins; 60 s would break long polls
     max_head: HeadSize = 32 * KIB  # of a request or response: four times what servers accept by default

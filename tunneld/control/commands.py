@@ -38,6 +38,7 @@ from tunneld.control.verbs import (
     try_certificate,
     watch_tunnels,
 )
+from tunneld.control.visits import visit_tunnel
 from tunneld.directory.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
@@ -156,6 +157,13 @@ COMMANDS: dict[str, Command] = {
             arguments=(2, 2),
         ),
         Command(
+            "visitTunnel",
+            "NAME@ID",
+            "make this connection a visitor of a private tunnel",
+            visit_tunnel,
+            arguments=ONE_ARGUMENT,
+        ),
+        Command(
             "watch",
             f"[{TUNNEL_REFERENCE}]",
             "report events until a line is sent",
@@ -265,7 +273,7 @@ def executor(daemon: DaemonControl) -> Execute:
 
     async def execute(request: ControlRequest, caller: Requester) -> Reply:
         command = find_command(request.verb)
-        check_role(caller.grant, command.role, command.verb)
+        check_role(caller.grant, command.role, command.verb, changes=command.changes)
         minimum, maximum = command.arguments
         if not minimum <= len(request.args) <= maximum:
             raise UsageError(f"usage: {usage(command)}")

@@ -5,6 +5,7 @@ reaches the peer.
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -12,8 +13,10 @@ from typing import Self
 import trio
 
 from tunneld.config.schema import ControlSettings
+from tunneld.directory.reply import TakeConnection
 from tunneld.errors import RemoteProtocolError
-from tunneld.tls.connection import HANDSHAKE, PEER_CLOSED
+from tunneld.net.sockets import taken_out
+from tunneld.tls.connection import HANDSHAKE, PEER_CLOSED, TlsSocket, TlsStream
 from tunneld.tls.session import is_truncation
 from tunneld.wire.lines import LineBuffer
 
@@ -134,6 +137,15 @@ class LineConnection:
         self._lines.feed(data)
         return bool(data)
 
+    def hand_over(self, take: TakeConnection) -> None:
+        """Give the connection to another owner, and be closed."""
+        if isinstance(self._stream, TlsStream):
+            connection: socket.socket | TlsSocket = self._stream.detach()
+        else:
+            assert isinstance(self._stream, trio.SocketStream)
+            connection = taken_out(self._stream.socket)
+        take(connection, self._lines.take_rest())
+
     async def discard_input(self) -> None:
         """Send end of file, then read and discard input for a short time. Call it before closing after a final error.
 
@@ -163,7 +175,9 @@ async def _limit_when_cancelled(scope: trio.CancelScope) -> None:
 
 def reason_of_break(error: Exception) -> str:
     """The reason for a broken stream: the error of the system or of OpenSSL, which Trio keeps as the cause."""
-    cause = error.__cause__
-    if is_truncation(cause):
-        return PEER_CLOSED
-    return str(cause or error) or "connection is broken"
+    return reason_of_failure(error.__cause__ or error)
+
+
+def reason_of_failure(error: BaseException) -> str:
+    """The same of the error itself."""
+    return PEER_CLOSED if is_truncation(error) else str(error) or "connection is broken"

@@ -90,7 +90,16 @@ class LoginState:
         """The peer as the verbs see it."""
         grant = self.grant
         owner = f"{grant.name}@{self._peer}" if grant and grant.name else self._peer
-        return Requester(self._host, owner, self._local_host, grant, lambda: self.grant, self._at_end.__setitem__)
+        return Requester(
+            self._host,
+            owner,
+            self._local_host,
+            grant,
+            lambda: self.grant,
+            self._at_end.__setitem__,
+            can_hand_over=True,
+            port=int(self._peer.rpartition(":")[2] or 0),
+        )
 
     def close(self) -> None:
         """Run the callbacks that verbs registered for the end of the connection. The server calls this once."""

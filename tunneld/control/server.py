@@ -22,17 +22,18 @@ from tunneld import __version__
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
 from tunneld.config.schema import ControlSettings
-from tunneld.control.connection import LineConnection, PeerLeftError, reason_of_break
+from tunneld.control.connection import LineConnection, PeerLeftError, reason_of_failure
 from tunneld.control.login import LoginState
 from tunneld.control.session import ControlSession
 from tunneld.directory.reply import Execute
 from tunneld.errors import LimitReachedError
-from tunneld.net.accept import local_address, peer_address
+from tunneld.net.accept import local_address
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
+from tunneld.net.sockets import taken_out
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.places import Place, PlaceLimits, Places
-from tunneld.tls.connection import HANDSHAKE
+from tunneld.tls.connection import HANDSHAKE, TlsStream, shake_hands
 from tunneld.tls.session import is_truncation
 from tunneld.wire.lines import format_err
 
@@ -107,7 +108,7 @@ class _LineServer:
         deadline = trio.current_time() + self._settings().handshake_timeout
         transport = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
         more = " carriers=here" if shares_port else ""
-        nursery.start_soon(self._serve, transport, slot, place, deadline, more)
+        nursery.start_soon(self._serve, transport, peer, slot, place, deadline, more)
 
     def _admits_all(self) -> bool:
         """Whether neither a secret nor a client certificate is required."""
@@ -119,19 +120,18 @@ class _LineServer:
         return PlaceLimits(settings.max_connections, settings.reserved_connections, settings.credential_share)
 
     async def _serve(
-        self, transport: trio.SocketStream, slot: PreauthSlot, place: Place, deadline: float, more: str
+        self, transport: trio.SocketStream, peer: Any, slot: PreauthSlot, place: Place, deadline: float, more: str
     ) -> None:
         """Serve one connection and handle every error on it; it must authenticate by `deadline` (Trio's clock). `more`
         is added to the greeting.
         """
-        bound, refusal = log, None
+        bound, refusal = log.bind(peer=format_peer(peer)), None
         try:
             async with transport:
-                bound = log.bind(peer=format_peer(peer_address(transport.socket)))
                 bound.debug("control connection accepted")
                 if (stream := await self._encrypt(transport, slot, deadline, bound)) is not None:
                     async with LineConnection(stream, self._settings) as connection:
-                        login = _begin_login(self._authenticator, transport.socket, stream, slot, place)
+                        login = _begin_login(self._authenticator, peer, stream, slot, place)
                         try:
                             login.enter()
                         except LimitReachedError as error:
@@ -156,7 +156,7 @@ class _LineServer:
 
     async def _encrypt(
         self, transport: trio.SocketStream, slot: PreauthSlot, deadline: float, bound: structlog.stdlib.BoundLogger
-    ) -> trio.abc.Stream | None:
+    ) -> trio.SocketStream | TlsStream | None:
         """The stream of the session; None if TLS is required and its handshake fails or is not done by `deadline`."""
         if (tls := self._tls()) is None:
             return transport
@@ -175,7 +175,7 @@ class _LineServer:
 
 async def _do_handshake(
     transport: trio.SocketStream, tls: ssl.SSLContext, settings: Callable[[], ControlSettings], slot: PreauthSlot
-) -> trio.SSLStream[trio.SocketStream]:
+) -> TlsStream:
     """Do the server side of a TLS handshake; a peer that speaks plain text gets an error line. Raises `PreauthError` or
     `PeerLeftError`.
     """
@@ -186,36 +186,32 @@ async def _do_handshake(
         await plain.send(format_err("protocol", "this port speaks TLS; use tls:// or openssl s_client"))
         await plain.discard_input()
         raise PreauthError("peer spoke plain text")
-    stream = trio.SSLStream(transport, tls, server_side=True)
     try:
-        await stream.do_handshake()
-    except trio.BrokenResourceError as error:
-        cause = error.__cause__  # closing early is no failed login: it may be an agent that gave up waiting for us
-        is_failure = isinstance(cause, ssl.SSLError) and not is_truncation(cause)
-        raise (PreauthError if is_failure else PeerLeftError)(reason_of_break(error)) from None
-    return stream
+        return TlsStream(await shake_hands(taken_out(transport.socket), tls, server_side=True))
+    except OSError as error:  # closing early is no failed login: it may be an agent that gave up waiting for us
+        is_failure = isinstance(error, ssl.SSLError) and not is_truncation(error)
+        raise (PreauthError if is_failure else PeerLeftError)(reason_of_failure(error)) from None
 
 
 def _begin_login(
     authenticator: Authenticator,
-    connection: trio.socket.SocketType,
-    stream: trio.abc.Stream,
+    peer: Any,
+    stream: trio.SocketStream | TlsStream,
     slot: PreauthSlot,
     place: Place,
 ) -> LoginState:
     """The login state of a new connection. When the peer has authenticated, `place` is claimed and `slot` released.
-    Raises `OSError` if the peer has left.
+    Behind a proxy, `peer` is not the peer of the socket.
     """
 
     def on_authenticated(grant: Grant) -> None:
         place.claim(grant)
         slot.release()
 
-    peer = peer_address(connection)
     certificate = None
-    if isinstance(stream, trio.SSLStream):
-        certificate = stream.getpeercert(binary_form=True)  # TLS returns a certificate only if it has verified it
-    local = local_address(connection)[0]
+    if isinstance(stream, TlsStream):
+        certificate = stream.peer_certificate  # TLS returns a certificate only if it has verified it
+    local = local_address(stream.socket)[0]
     return LoginState(authenticator, peer[0], format_peer(peer), local, certificate, on_authenticated, slot)
 
 

@@ -121,6 +121,9 @@ class ControlSession:
         """Execute one request and send its reply. True if the session is over."""
         try:
             reply = await self._execute(request)
+            if reply.take is not None:
+                self.connection.hand_over(reply.take)
+                return True
             await self._send_reply(reply)
         except PeerLeftError:
             raise

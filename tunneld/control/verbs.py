@@ -6,7 +6,6 @@ caller, tunnels of other credentials do not exist, unless it is an admin.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
@@ -20,8 +19,10 @@ from tunneld.directory.service import TunnelService
 from tunneld.directory.sharing import find_site
 from tunneld.errors import CertificateError, ShortageError, UsageError, reason_of
 from tunneld.net.endpoint import format_peer
+from tunneld.policy.access import Role
 from tunneld.policy.options import ANYWHERE, TunnelOptions, parse_seconds
 from tunneld.policy.units import count
+from tunneld.sites.site import PortOrders
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import ControlRequest, Item
@@ -30,14 +31,8 @@ MAX_TRIM = 1_000_000
 """Idle server connections: far above any `tunnels.max_parked`."""
 
 
-class CertificateOrders(Protocol):
-    """The certificates for host names, as `acme.manager` keeps them. Extends `Challenges` of the shared ports."""
-
-    def http_answer(self, token: str, /) -> bytes | None:
-        """See `Challenges`."""
-
-    def tls_context(self, name: str, /) -> ssl.SSLContext | None:
-        """See `Challenges`."""
+class CertificateOrders(PortOrders, Protocol):
+    """The certificates for host names, as `acme.manager` keeps them."""
 
     def certificates(self) -> Sequence[Item]:
         """One item for each certificate."""
@@ -105,7 +100,7 @@ async def list_tunnels(daemon: DaemonControl, _request: ControlRequest, caller: 
     has the phase `closed`.
     """
     tunnels = daemon.service.tunnels(caller.known_grant)
-    return Reply(text=count(len(tunnels), "tunnel"), items=DescribedItems(tunnels, describe_tunnel))
+    return Reply(text=count(len(tunnels), "tunnel"), items=DescribedItems(tunnels, description_for(caller)))
 
 
 async def show_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
@@ -115,7 +110,7 @@ async def show_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Re
         {"visitor": format_peer(peer), "up": relay.up, "down": relay.down}
         for relay, peer in tunnel.visitors.relays.items()
     ]
-    return Reply(text=count(len(visitors), "visitor"), items=[describe_tunnel(tunnel), *visitors])
+    return Reply(text=count(len(visitors), "visitor"), items=[description_for(caller)(tunnel), *visitors])
 
 
 async def close_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
@@ -291,6 +286,13 @@ def describe_reservation(kept: ReservationView) -> Item:
     }
 
 
+def description_for(caller: Requester) -> Callable[[Tunnel], Item]:
+    """What describes tunnels to this caller: a viewer does not see the keys, with which it could pose as the server."""
+    if caller.known_grant.role is not Role.VIEWER:
+        return describe_tunnel
+    return lambda tunnel: {**describe_tunnel(tunnel), "server": str(tunnel.server_uri.without_key)}
+
+
 def describe_tunnel(tunnel: Tunnel) -> Item:
     """The item of a tunnel in `list` and `show`; times in seconds, sizes in bytes."""
     spec, options, limits = tunnel.spec, tunnel.spec.options, tunnel.limits
@@ -303,6 +305,7 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
         "host": ",".join(map(str, spec.names)) or None,
+        "private": str(spec.private) if spec.private is not None else None,
         "host_header": options.host_header or None,
         "plain_http": options.plain_http if spec.names and options.plain_http != "redirect" else None,
         "tls": options.tls if spec.names and options.tls != "terminate" else None,

@@ -32,7 +32,7 @@ CAPABILITY_VERSION_3 = 0x20080522  # of capset(2): 64 bits in two halves
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class Account:
     """The user and group to change to; `name` is needed for the user's supplementary groups."""
 
     name: str
@@ -41,7 +41,7 @@ class Identity:
     home: str
 
 
-def identity(settings: Settings) -> Identity | None:
+def identity(settings: Settings) -> Account | None:
     """Look up the user and group in the configuration; None if no user is set.
 
     Raises `ConfigError` if there is no such user or group, or if this process may not change to it.
@@ -60,10 +60,10 @@ def identity(settings: Settings) -> Identity | None:
     if os.geteuid() not in {0, user.pw_uid}:
         hint = "start the daemon as root, or remove this key"
         raise ConfigError([f"daemon.user: user {os.geteuid()} cannot change to user {wanted.user!r}: {hint}"])
-    return Identity(user.pw_name, user.pw_uid, gid, user.pw_dir)
+    return Account(user.pw_name, user.pw_uid, gid, user.pw_dir)
 
 
-def become(user: Identity, state: Path | None, *, low_ports: bool) -> None:
+def become(user: Account, state: Path | None, *, low_ports: bool) -> None:
     """Change to `user` for good if this process runs as root; otherwise do nothing.
 
     Args:

@@ -37,11 +37,11 @@ class LiveTunnels:
 
     def visible_to(self, grant: Grant = EVERYBODY) -> Sequence[Tunnel]:
         """The tunnels that this grant may see, oldest first: its own, or all for an admin."""
-        return list((self._tunnels if grant.is_admin else self._owned.get(grant.name, {})).values())
+        return list((self._tunnels if grant.sees_all else self._owned.get(grant.name, {})).values())
 
     def is_visible_to(self, grant: Grant, tunnel: str) -> bool:
         """Whether this grant may see the tunnel with this id."""
-        return grant.is_admin or tunnel in self._owned.get(grant.name, {})
+        return grant.sees_all or tunnel in self._owned.get(grant.name, {})
 
     def owner_of(self, tunnel: str) -> str | None:
         """The credential of the tunnel with this id; empty without credentials."""

@@ -18,7 +18,7 @@ from tunneld.config.schema import Settings
 from tunneld.directory.record import AddressClaim, TunnelRecord
 from tunneld.directory.reservations import Reservations
 from tunneld.errors import LimitReachedError, TunneldError, UsageError
-from tunneld.net.address import Address, HostName, Port, parse_host_name
+from tunneld.net.address import Address, HostName, Port, Private, parse_host_name, parse_private
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import Grant
 from tunneld.policy.ports import Owner, PortChoice, PortPool
@@ -75,6 +75,7 @@ class LocalDirectory:
         self._owned: dict[str, dict[str, None]] = {}  # ids by credential, oldest first
         self._named = TunnelIndex[ReservationKey]()
         self._by_address = TunnelIndex[Address]()
+        self._by_host = TunnelIndex[str]()  # the same name once for each path of a tunnel
         self._by_uri = TunnelIndex[Endpoint | str]()  # client URI; server URI, or its key where it has one
         self._ended: dict[Endpoint, tuple[str, TunneldError]] = {}  # by server URI: credential, and why it has ended
 
@@ -90,6 +91,9 @@ class LocalDirectory:
         record = self._records.get(reference.lower())
         if record is None and reference.isascii() and reference.isdigit() and len(reference) <= MAX_PORT_DIGITS:
             return self._records.get(self._by_address.newest(Port(int(reference))))
+        if record is None and "@" in reference:
+            with suppress(UsageError):
+                return self._records.get(self._by_address.newest(parse_private(reference)))
         if record is None and "." in reference:
             with suppress(UsageError):
                 return self._records.get(self._by_address.newest(parse_host_name(reference)))
@@ -124,6 +128,10 @@ class LocalDirectory:
         for name in names:
             if refusal := self.reservations.why_refused(holder, name, grant):
                 return refusal
+            if self._credentials_of(name.name) - {grant.name}:
+                return (
+                    f"could not open a tunnel: host name {name.name} belongs to another credential, with all its paths"
+                )
         limit = self._settings().names.max_names_per_owner
         held = {name for name in self._names_held(owner) if name not in names}
         if names and len(held) + len(names) > limit:
@@ -131,6 +139,20 @@ class LocalDirectory:
                 f"limit of host names reached: {len(held)} of {limit} are open or reserved (names.max_names_per_owner)"
             )
         return ""
+
+    async def why_private_refused(self, holder: ReservationKey | None, address: Private, grant: Grant) -> str:
+        """See `Directory.why_private_refused`. Open ones are found by `PrivateTunnels`, too, at the last moment."""
+        record = self._records.get(self._by_address.newest(address))
+        if record is not None and record.holder != holder:
+            return f"could not open a tunnel: private tunnel {address} is open with another credential"
+        return self.reservations.why_refused(holder, address, grant)
+
+    def _credentials_of(self, host: str) -> set[str]:
+        """The credentials of all tunnels, open or reserved, that have a host name or a path of it. Pages of one host
+        share cookies, and a server of the path for challenges can get a certificate for the host.
+        """
+        open_ones = {self._records[tunnel].owner for tunnel in self._by_host.all(host)}
+        return open_ones | {kept.holder.credential for kept in self.reservations.table.of_host(host)}
 
     def _names_held(self, owner: Owner) -> Iterator[HostName]:
         """The host names of an owner, of open tunnels and reserved."""
@@ -158,6 +180,8 @@ class LocalDirectory:
         self._by_uri.add(record.server.key or record.server, record.id)
         for address in record.addresses:
             self._by_address.add(address, record.id)
+            if isinstance(address, HostName):
+                self._by_host.add(address.name, record.id)
         for port in record.ports:
             self.pool.take(port, record.port_owner)
         self._ended.pop(record.server, None)  # a plain tcp tunnel may get the server URI of an ended one
@@ -177,6 +201,8 @@ class LocalDirectory:
         self._by_uri.remove(record.server.key or record.server, record.id)
         for address in record.addresses:
             self._by_address.remove(address, record.id)
+            if isinstance(address, HostName):
+                self._by_host.remove(address.name, record.id)
         for port in record.ports:
             self.pool.give_back(port, record.port_owner, trio.current_time())
         if (holder := record.holder) is not None:

@@ -24,8 +24,8 @@ from tunneld.directory.live import LiveTunnels
 from tunneld.directory.record import AddressClaim, Directory, TunnelRecord, port_owner, reservation_key
 from tunneld.directory.requester import Requester
 from tunneld.engine.engine import Engine
-from tunneld.errors import ExpiredError, LimitReachedError, ListenError, UsageError
-from tunneld.net.address import HostName
+from tunneld.errors import ExpiredError, LimitReachedError, ListenError, NotAllowedError, UsageError
+from tunneld.net.address import HostName, Private
 from tunneld.net.endpoint import is_wildcard
 from tunneld.policy.access import Grant, permit
 from tunneld.policy.limits import effective_limits
@@ -33,9 +33,11 @@ from tunneld.policy.names import check_name, complete_name
 from tunneld.policy.options import ANY_HOST, TunnelOptions, format_option
 from tunneld.policy.places import check_share
 from tunneld.policy.ports import Owner
+from tunneld.policy.private import check_private_options, claimed_text
 from tunneld.policy.reservations import Reservation, ReservationKey
 from tunneld.policy.site_rules import check_site_options
 from tunneld.sites.names import SharedNames, is_random, random_name
+from tunneld.tls.identity import is_signed_by
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import BackendServices
 from tunneld.tunnel.spec import TunnelSpec
@@ -89,7 +91,8 @@ class TunnelOpener:
         """Check, prepare and commit, one after another where several requests have the same name. Raises as
         `TunnelService.open_tunnel`.
         """
-        holder = reservation_key(options.name, requester.known_grant.name, requester.host)
+        place = requester.host if options.private is None else str(options.private.node)
+        holder = reservation_key(options.name, requester.known_grant.name, place)
         if holder is None:
             return await self._open(backend, options, requester, holder)
         turn = self._turns.setdefault(holder, trio.Lock())
@@ -119,13 +122,16 @@ class TunnelOpener:
         if names and self._services.names is not None:
             self._services.names.check(keeps_tls=permitted.tls == "pass")
         permitted = replace(permitted, host=tuple(map(str, names)))
+        private = _private_address(permitted, grant)
         check_site_options(permitted, settings.names.forward_auth)
         if (shared := _shared(current, permitted)) is not None:
             check_agrees(shared, backend, permitted, options, grant)
             return OpenedTunnel(shared, permitted, is_new=False)
-        needs_port = not names or permitted.client_port is not None
+        needs_port = private is None and (not names or permitted.client_port is not None)
         self._check_share(settings, grant, backend, owner, opened, claim, needs_port=needs_port)
         refusal = claim.refusal or await self._directory.why_names_refused(holder, names, owner, grant)
+        if private is not None:
+            refusal = refusal or await self._directory.why_private_refused(holder, private, grant)
         spec = self._resolve(backend, permitted, options, requester, claim, settings.tunnels, names, current)
         _check_quota(spec)
         if refusal:
@@ -172,7 +178,7 @@ class TunnelOpener:
     ) -> TunnelSpec:
         """All that is known of the tunnel, with its limits and its reserved address. It replaces `current`."""
         grant, address = requester.known_grant, claim.reservation
-        if address is not None and permitted.client_port is None and not names:
+        if address is not None and permitted.client_port is None and not names and permitted.private is None:
             permitted = replace(permitted, client_port=address.client_port)
         return TunnelSpec(
             id=self._live.next_id,
@@ -291,6 +297,22 @@ def resolve_names(
             raise UsageError(f"host name {name} is given twice")
         names.append(name)
     return tuple(names)
+
+
+def _private_address(options: TunnelOptions, grant: Grant) -> Private | None:
+    """The address of a private tunnel. Raises `UsageError`, or `NotAllowedError` where the requester has not shown that
+    it holds the key.
+    """
+    check_private_options(options)
+    claim = options.private
+    if claim is None:
+        return None
+    if not is_signed_by(claim.public_key, claimed_text(grant.name, options.name), claim.signature):
+        raise NotAllowedError(
+            f"the signature in private= does not fit the credential {grant.name!r} and the name {options.name!r}: sign "
+            "the text of tunneld-control(7) with the key of the node"
+        )
+    return Private(claim.node, options.name)
 
 
 def _check_room(settings: TunnelSettings, count: int) -> None:

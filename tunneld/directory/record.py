@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tunneld.errors import TunneldError
-from tunneld.net.address import Address, HostName
+from tunneld.net.address import Address, HostName, Private
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import Grant
 from tunneld.policy.ports import Owner, PortChoice
@@ -44,7 +44,8 @@ class TunnelRecord:
     @property
     def holder(self) -> ReservationKey | None:
         """The holder of its addresses, if it has a name."""
-        return reservation_key(self.name, self.owner, self.host)
+        node = next((str(address.node) for address in self.addresses if isinstance(address, Private)), "")
+        return reservation_key(self.name, self.owner, node or self.host)
 
     @property
     def port_owner(self) -> Owner:
@@ -86,8 +87,13 @@ class Directory(Protocol):
     async def why_names_refused(
         self, holder: ReservationKey | None, names: Sequence[HostName], owner: Owner, grant: Grant
     ) -> str:
-        """Why this holder cannot have these host names: one is reserved for a closed tunnel of another holder, or they
-        would be too many. Else empty.
+        """Why this holder cannot have these host names: one is reserved for a closed tunnel of another holder, or
+        another credential has a path of it, or they would be too many. Else empty.
+        """
+
+    async def why_private_refused(self, holder: ReservationKey | None, address: Private, grant: Grant) -> str:
+        """Why this holder cannot have the address of a private tunnel: it is open, or reserved, for another holder.
+        Else empty.
         """
 
     async def open(self, record: TunnelRecord, claim: AddressClaim) -> None:
@@ -121,7 +127,8 @@ class Directory(Protocol):
 
 def reservation_key(name: str, credential: str, host: str) -> ReservationKey | None:
     """The holder of the address of a tunnel with this `name` and `credential`, or, without credentials, of one that
-    was requested from `host`. None where the tunnel has no name.
+    was requested from `host`; the holder of a private tunnel is then the node whose id takes the place of `host`. None
+    where the tunnel has no name.
     """
     return ReservationKey(credential, name, "" if credential else host) if name else None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
 from tunneld.directory.requester import Requester
+from tunneld.tls.connection import TlsSocket
 from tunneld.wire.lines import ControlRequest, Item
 
 Step = Callable[[], AbstractAsyncContextManager[Any]]
@@ -15,6 +17,9 @@ Step = Callable[[], AbstractAsyncContextManager[Any]]
 
 ITEMS_PER_STEP = 16
 """Items of a reply that are made and formatted in one step: one to two milliseconds for tunnels."""
+
+TakeConnection = Callable[[socket.socket | TlsSocket, bytes], None]
+"""Takes over a control connection, which the callee owns from then on, and the bytes that were read ahead."""
 
 T = TypeVar("T")
 
@@ -45,13 +50,16 @@ class Reply:
     `text`. Each piece of it is formatted inside `step()`, so that the requests of one owner take turns.
 
     The service that sends the reply owns `stream`: it ends it when the client has had enough, and closes it (`aclose`)
-    even if it took nothing from it. After a reply with `closing`, it closes the connection.
+    even if it took nothing from it. After a reply with `closing`, it closes the connection. A reply with `take` is not
+    sent at all: the callee answers, on the connection that it takes over. Only a requester that `can_hand_over` its
+    connection gets one.
     """
 
     text: str = ""
     items: Sequence[Item] = ()
     stream: AsyncGenerator[Sequence[Item], None] | None = None
     closing: bool = False
+    take: TakeConnection | None = None
     step: Step = nullcontext
 
 

@@ -38,6 +38,8 @@ class Requester:
     grant: Grant | None = EVERYBODY
     renew: Callable[[], Grant | None] | None = None  # returns its grant at a later time; None: it never changes
     at_end: AtEnd = call_now  # of its connection
+    can_hand_over: bool = False  # its connection can become something else, see `Reply.take`
+    port: int = 0  # of its address; 0: unknown
 
     @property
     def grant_now(self) -> Grant | None:

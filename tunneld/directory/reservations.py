@@ -17,7 +17,7 @@ import trio
 from tunneld.config.schema import Settings
 from tunneld.directory.store import ReservationStore
 from tunneld.errors import NoSuchTunnelError, UsageError
-from tunneld.net.address import Address, HostName, Port
+from tunneld.net.address import Address, HostName, Port, Private
 from tunneld.policy.access import Grant
 from tunneld.policy.reservations import Reservation, ReservationKey, ReservationTable
 
@@ -142,7 +142,7 @@ class Reservations:
                 None if record.expires is None else record.expires - now,
             )
             for record in records
-            if grant.is_admin or record.holder.credential == grant.name
+            if grant.sees_all or record.holder.credential == grant.name
         ]
 
     def ports_of(self, credential: str) -> set[int]:
@@ -195,7 +195,8 @@ def _reserved(record: Reservation, address: Address, grant: Grant) -> str:
     if grant.is_admin:
         owner = record.holder.credential or record.holder.host
         tunnel, hint = f"tunnel {record.holder.name!r} of {owner}", f"; release {address} frees it"
-    what = f"host name {address}" if isinstance(address, HostName) else f"port {address}"
+    kinds = {Port: "port", HostName: "host name", Private: "private tunnel"}
+    what = f"{kinds[type(address)]} {address}"
     return f"could not open a tunnel: {what} is reserved for {tunnel}, now closed (tunnels.reservation){hint}"
 
 

@@ -24,7 +24,7 @@ from tunneld.directory.running import TunnelRunner
 from tunneld.directory.turns import RequestTurns
 from tunneld.engine.engine import Engine
 from tunneld.errors import DrainingError, EndedError, NoSuchTunnelError, TunneldError
-from tunneld.net.address import HostName
+from tunneld.net.address import HostName, Private
 from tunneld.net.endpoint import Endpoint
 from tunneld.net.sockets import descriptors_for_tunnels
 from tunneld.policy.access import EVERYBODY, Grant, bound_server_from
@@ -32,6 +32,7 @@ from tunneld.policy.options import TunnelOptions
 from tunneld.sites.names import SharedNames
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.keys import KeyRegistry
+from tunneld.tunnel.private_tunnels import PrivateDoor
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
 from tunneld.tunnel.tenants import Tenant, Tenants
@@ -66,7 +67,7 @@ class TunnelService:
         self.draining = False
         self.leaving = False
         self.keys = keys if keys is not None else KeyRegistry()
-        self._engine = engine
+        self.engine = engine
         self.names = names
         self._services = BackendServices(backends, self.keys, handshakes, names)
         if names is not None:
@@ -202,6 +203,10 @@ class TunnelService:
         tunnel.agents.join(requester.owner, requester.host, network)
         requester.at_end(tunnel.id, lambda: tunnel.agents.leave(requester.owner))
 
+    def find_private(self, address: Private) -> PrivateDoor | None:
+        """Where the visitors of this private tunnel are taken, if it is open on this node."""
+        return self._services.privates.find(address)
+
     def tenant_of(self, credential: str, host: str) -> Tenant:
         """What all tunnels of a credential share; of the address `host` on a relay without credentials."""
         return self._tenants.of(credential, host)
@@ -309,7 +314,7 @@ class TunnelService:
             )
             try:
                 self._services.backend(spec.backend).check(self._services, spec.options)
-                tunnel = Tunnel(spec, self._engine, self.events, one)
+                tunnel = Tunnel(spec, self.engine, self.events, one)
             except TunneldError as error:
                 one.close()
                 log.warning("tunnel could not be taken over", tunnel=spec.id, reason=str(error))

@@ -78,8 +78,8 @@ class HttpApp:
         return PlainTextResponse("ok\n")
 
     async def metrics(self, request: Request) -> Response:
-        """`/metrics`: requires the role admin, because the metrics cover the tunnels of all credentials."""
-        check_role(grant_of(request.scope), Role.ADMIN, "/metrics")
+        """`/metrics`: requires the role viewer or admin, because the metrics cover the tunnels of all credentials."""
+        check_role(grant_of(request.scope), Role.ADMIN, "/metrics", changes=False)
         return answer_metrics(self.registry)
 
 

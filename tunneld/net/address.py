@@ -4,9 +4,10 @@
     blog.example.org     a host name on a port that many tunnels share
     *.example.org        every host name one label below, unless a tunnel has that name itself
     example.org/api      the requests for a host name below one path, which ends at a `/`: /api is not /apix
+    shell@AAECAwQFBgc... the private tunnel with this name of the node with this id; no port is open for it
 
-A UDP port would be a third kind, `20080/udp`: another class here, and a row of `parse_address`. Two addresses are equal
-if they print the same.
+A UDP port would be a further kind, `20080/udp`: another class here, and a row of `parse_address`. Two addresses are
+equal if they print the same.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from dataclasses import dataclass
 
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import parse_port
+from tunneld.net.node_id import NodeId
 
 MAX_NAME = 253
 """Characters of a host name without the final dot (RFC 1035)."""
 MAX_PATH = 256
 """Characters of a path: what fits a line of the control protocol beside a host name."""
 _LABEL_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_TUNNEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _PATH_PATTERN = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*", re.ASCII)
 
 
@@ -53,11 +56,24 @@ class HostName:
         return self.name + self.path
 
 
-Address = Port | HostName
+@dataclass(frozen=True, slots=True)
+class Private:
+    """A private tunnel: a name, and the node whose key it belongs to. Only that node can have the address."""
+
+    node: NodeId
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.node}"
+
+
+Address = Port | HostName | Private
 
 
 def parse_address(text: str) -> Address:
-    """Parse what `str` of an address prints: a port, or else a host name. Raises `UsageError`."""
+    """Parse what `str` of an address prints: a port, a private tunnel, or else a host name. Raises `UsageError`."""
+    if "@" in text:
+        return parse_private(text)
     return Port(parse_port(text, text, lowest=1)) if text.isascii() and text.isdigit() else parse_host_name(text)
 
 
@@ -76,3 +92,11 @@ def parse_host_name(text: str) -> HostName:
     if len(path) > MAX_PATH or not _PATH_PATTERN.fullmatch(path) or {".", ".."} & set(path.split("/")):
         raise UsageError(f"invalid path in {text!r}: write it as browsers send it, such as /api")
     return HostName(name, path)
+
+
+def parse_private(text: str) -> Private:
+    """Parse `NAME@ID`. Raises `UsageError`."""
+    name, _, node = text.partition("@")
+    if not _TUNNEL_NAME_PATTERN.fullmatch(name):
+        raise UsageError(f"invalid address of a private tunnel {text!r}: expected NAME@ID, such as shell@AAECAwQF...")
+    return Private(NodeId.parse(node), name)

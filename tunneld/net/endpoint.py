@@ -6,6 +6,7 @@
     webmuxs://host:7012/KEY           the same for one of several tunnels behind a shared port
     ssh://KEY@host:7022               the same, with the key as the user name
     https://blog.example.org/api      a web address: without the port that its scheme implies, perhaps with a path
+    private://shell@AAECAwQFBgc...    a private tunnel: its name, and the id of its node, see `net.address`
     8000   host:8000   unix:/path     a target: where a local server listens
 
 Two endpoints are equal if they print the same: parsing puts scheme and host in lower case.
@@ -35,6 +36,9 @@ WEB_PORTS = {"http": 80, "https": 443}
 _WEB_PATTERN = re.compile(
     r"(?P<scheme>https?)://(?P<authority>[^/?#@]+)(?P<path>(?:/[^?#\s]*)?)", re.IGNORECASE | re.ASCII
 )
+PRIVATE_SCHEME = "private"
+"""Scheme of the public addresses of private tunnels. They have no host and no port."""
+_PRIVATE_PATTERN = re.compile(r"private://(?P<name>[\w.-]+)@(?P<node>[\w-]+)/?", re.ASCII)
 _RELAY_PATTERN = re.compile(
     r"((?P<scheme>tcp|tls)://)?(?P<host>\[[^\]]*\]|[^:/?#@]+)(:(?P<port>[0-9]+))?/?", re.IGNORECASE | re.ASCII
 )
@@ -57,7 +61,7 @@ class Endpoint:
     host: str
     port: int
     key: str = ""
-    path: str = ""  # of a web address, without a `/` at the end
+    path: str = ""  # of a web address, without a `/` at the end; of a private tunnel the id, and `host` is its name
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
@@ -67,6 +71,8 @@ class Endpoint:
         """
         if (web := _WEB_PATTERN.fullmatch(text)) is not None:
             return cls._parse_web(web["scheme"].lower(), web["authority"], web["path"])
+        if (private := _PRIVATE_PATTERN.fullmatch(text)) is not None:
+            return cls(PRIVATE_SCHEME, private["name"], 0, path=private["node"])
         match = _ENDPOINT_PATTERN.fullmatch(text)
         if match is None:
             raise UsageError(f"invalid URI {text!r}: expected scheme://host:port")
@@ -104,6 +110,8 @@ class Endpoint:
     def __str__(self) -> str:
         if self.scheme in WEB_PORTS:
             return f"{self.scheme}://{self.web_authority}{self.path or '/'}"
+        if self.scheme == PRIVATE_SCHEME:
+            return f"{self.scheme}://{self.host}@{self.path}"
         if not self.key:
             return f"{self.scheme}://{self.authority}"
         if self.scheme in KEY_AS_USER_SCHEMES:

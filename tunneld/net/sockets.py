@@ -18,11 +18,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tunneld.errors import SHORTAGES, LimitReachedError, ListenError, ShortageError, TunneldError, reason_of
 from tunneld.net.endpoint import format_peer
 from tunneld.net.liveness import set_keepalive
+
+if TYPE_CHECKING:
+    import trio
 
 _NO_SUCH_ADDRESS = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 
@@ -136,7 +139,7 @@ def describe(listeners: list[socket.socket], scheme: str = "tcp") -> str:
     return " ".join(f"{scheme}://{format_peer(listener.getsockname())}" for listener in listeners)
 
 
-def taken_out(holder: socket.socket) -> socket.socket:
+def taken_out(holder: socket.socket | trio.socket.SocketType) -> socket.socket:
     """Move a socket into a new object for another owner; afterwards `holder` behaves like a closed socket."""
     taken = socket.socket(holder.family, holder.type, holder.proto, fileno=holder.detach())
     taken.setblocking(False)

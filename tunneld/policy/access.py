@@ -2,10 +2,11 @@
 
     role     may
     user     open tunnels, as its grant allows; see, close, drain, trim and watch the tunnels that it opened
-    admin    the same for all tunnels; also ask for the status, reload and shut down
+    viewer   see all tunnels, but not the keys in their server URIs; ask for status and metrics; change nothing
+    admin    everything, for all tunnels; also reload and shut down
 
-A tunnel belongs to the credential that opened it, by name. Every other credential except an admin is told that the
-tunnel does not exist.
+A tunnel belongs to the credential that opened it, by name. Every other credential except an admin or a viewer is told
+that the tunnel does not exist.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Role(Enum):
     """What a credential is for."""
 
     USER = "user"
+    VIEWER = "viewer"
     ADMIN = "admin"
 
 
@@ -38,6 +40,7 @@ class Grant:
     ports: tuple[range, ...] | None = None  # that it may request with client_port
     networks: tuple[Network, ...] | None = None  # that it may be used from
     names: tuple[str, ...] | None = None  # patterns of host names, see `names.check_name`; None: see there
+    visit: tuple[str, ...] | None = None  # patterns of private tunnels that it may ask for; None: all
     server_from: tuple[Network, ...] | None = None  # that hidden servers of its tunnels may connect from
     max_tunnels: int | None = None
     max_visitors: int | None = None  # per tunnel
@@ -53,13 +56,18 @@ class Grant:
         return self.role is Role.ADMIN
 
     @property
+    def sees_all(self) -> bool:
+        """Whether it may see the tunnels of all credentials."""
+        return self.role is not Role.USER
+
+    @property
     def title(self) -> str:
         """How messages name it: `credential 'home'`."""
         return f"credential {self.name!r}"
 
     def may_see(self, owner: str) -> bool:
-        """Whether it may see a tunnel of the credential `owner`: its own, or any for an admin."""
-        return self.is_admin or self.name == owner
+        """Whether it may see a tunnel of the credential `owner`: its own, or any for an admin or a viewer."""
+        return self.sees_all or self.name == owner
 
     def admits(self, host: str) -> bool:
         """Whether the credential may be used from the address `host`."""
@@ -86,6 +94,7 @@ GRANT_LIMITS: dict[str, GrantLimit] = {
     "ports": GrantLimit(str, "RANGE", "port or range of ports that it may request", is_list=True),
     "networks": GrantLimit(str, "NETWORK", "network from which it may be used", is_list=True),
     "names": GrantLimit(str, "PATTERN", "host name that its tunnels may have, such as blog or alice-*", is_list=True),
+    "visit": GrantLimit(str, "PATTERN", "private tunnel that it may visit, such as shell@* or *@ID", is_list=True),
     "server_from": GrantLimit(str, "NETWORK", "network from which its agents may connect", is_list=True),
     "max_tunnels": GrantLimit(parse_count, "COUNT", "maximum number of open tunnels"),
     "max_visitors": GrantLimit(parse_count, "COUNT", "maximum number of visitors of each tunnel at a time"),
@@ -103,9 +112,9 @@ EVERYBODY = Grant("", Role.ADMIN)
 """The grant of every peer on a relay without credentials, which listens only where its operator can connect."""
 
 
-def check_role(grant: Grant | None, needed: Role | None, verb: str) -> None:
-    """Raise `NotAllowedError` unless `grant` may use the verb. `needed` is the role that the verb requires; None: it
-    requires no authentication.
+def check_role(grant: Grant | None, needed: Role | None, verb: str, *, changes: bool) -> None:
+    """Raise `NotAllowedError` unless `grant` may use the verb. `needed` is the role that the verb requires, USER or
+    ADMIN; None: it requires no authentication. `changes`: whether the verb changes anything.
 
     `grant` is None for a peer that has not authenticated, or has lost its credential.
     """
@@ -113,6 +122,10 @@ def check_role(grant: Grant | None, needed: Role | None, verb: str) -> None:
         return
     if grant is None:
         raise NotAllowedError(f"{verb} requires authentication: see help auth")
+    if grant.role is Role.VIEWER:
+        if changes:
+            raise NotAllowedError(f"{verb} is not allowed: {grant.title} has the role viewer, which changes nothing")
+        return
     if needed is Role.ADMIN and not grant.is_admin:
         raise NotAllowedError(f"{verb} requires the role admin: {grant.title} has the role {grant.role.value}")
 
@@ -124,6 +137,8 @@ def permit(grant: Grant, backend: str, options: TunnelOptions, host: str, opened
     `host` is the requester's address, `opened` the number of open tunnels of the credential.
     Raises `NotAllowedError` or `LimitReachedError`.
     """
+    if grant.role is Role.VIEWER:
+        raise NotAllowedError(f"{grant.title} has the role viewer, which opens no tunnels; use one with the role user")
     if grant.backends is not None and backend not in grant.backends:
         raise NotAllowedError(f"{grant.title} may not use the backend {backend!r}, only {', '.join(grant.backends)}")
     _check_port(grant, options.client_port)

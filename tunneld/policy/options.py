@@ -17,6 +17,7 @@ from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import MAX_PORT, Network, parse_network
 from tunneld.policy.logins import Login, parse_auth
 from tunneld.policy.networks import parse_networks
+from tunneld.policy.private import PrivateClaim
 from tunneld.policy.rates import Rate
 from tunneld.policy.site_rules import MAX_HSTS, AuthUrl, parse_field_names
 
@@ -74,6 +75,7 @@ class TunnelOptions:
     hide_visitor: bool = False
     share: bool = False
     replace: bool = True
+    private: PrivateClaim | None = None  # no public address; visitors ask for it, and its agent decides which enter
 
     @classmethod
     def parse(cls, words: Mapping[str, str]) -> TunnelOptions:
@@ -265,6 +267,9 @@ OPTIONS: dict[str, Option] = {
     ),
     "name": Option(
         parse_name, "NAME", "label for this tunnel; an agent restarted with the same label keeps its address", TUNNEL
+    ),
+    "private": Option(
+        PrivateClaim.parse, "KEY.SIGNATURE", "no public address: only visitors that its agent admits, by their keys"
     ),
     "host": Option(
         parse_hosts,

@@ -20,7 +20,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TypeVar
 
-from tunneld.net.address import Address, Port
+from tunneld.net.address import Address, HostName, Port
 from tunneld.net.endpoint import Endpoint
 
 SPARE_EXPIRIES = 64
@@ -63,6 +63,11 @@ class Reservation:
         return frozenset(address.number for address in self.held if isinstance(address, Port))
 
     @property
+    def hosts(self) -> frozenset[str]:
+        """The host names among them, without their paths."""
+        return frozenset(address.name for address in self.addresses if isinstance(address, HostName))
+
+    @property
     def client_port(self) -> int | None:
         """The first public port; None where visitors reach the tunnel by names alone."""
         return next((address.number for address in self.addresses if isinstance(address, Port)), None)
@@ -81,6 +86,7 @@ class ReservationTable:
         self.changed = changed
         self._records: dict[ReservationKey, Reservation] = {}  # closed tunnels in the order of their closing
         self._by_address: dict[Address, dict[ReservationKey, Reservation]] = {}
+        self._by_host: dict[str, dict[ReservationKey, Reservation]] = {}
         self._kept: dict[tuple[str, str], dict[ReservationKey, Reservation]] = {}  # by owner, of closed tunnels
         self._kept_count = 0
         self._expiring: list[tuple[float, int, Reservation]] = []  # a heap; records since replaced or dropped included
@@ -112,6 +118,10 @@ class ReservationTable:
     def holding(self, address: Address) -> Collection[Reservation]:
         """All reservations that hold this address: as a public one, or as the port of the server URI."""
         return self._by_address.get(address, {}).values()
+
+    def of_host(self, name: str) -> Collection[Reservation]:
+        """All reservations of a host name, for any path."""
+        return self._by_host.get(name, {}).values()
 
     def kept_by(self, owner: tuple[str, str]) -> Collection[Reservation]:
         """The reservations of this owner for tunnels that are closed."""
@@ -184,6 +194,8 @@ class ReservationTable:
         self._records[record.holder] = record
         for address in record.held:
             self._by_address.setdefault(address, {})[record.holder] = record
+        for host in record.hosts:
+            self._by_host.setdefault(host, {})[record.holder] = record
         if record.expires is not None:
             self._kept.setdefault(record.holder.owner, {})[record.holder] = record
             self._kept_count += 1
@@ -195,6 +207,8 @@ class ReservationTable:
             return None
         for address in record.held:
             _discard(self._by_address, address, holder)
+        for host in record.hosts:
+            _discard(self._by_host, host, holder)
         if record.expires is not None:
             _discard(self._kept, holder.owner, holder)
             self._kept_count -= 1

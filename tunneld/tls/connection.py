@@ -206,6 +206,17 @@ class TlsStream(trio.abc.HalfCloseableStream):
     def __init__(self, tls: TlsSocket) -> None:
         self.socket = tls.connection
         self._tls = tls
+        self._detached = False
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """See `TlsSession.peer_certificate`."""
+        return self._tls.peer_certificate
+
+    def detach(self) -> TlsSocket:
+        """Give the connection to another owner; afterwards this stream behaves like a closed one."""
+        self._detached = True
+        return self._tls
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `trio.abc.SendStream`."""
@@ -229,7 +240,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """Close the connection. A close_notify is sent if the kernel accepts it at once."""
-        if self.socket.fileno() != -1:
+        if self.socket.fileno() != -1 and not self._detached:
             self._tls.finish()
             self._tls.flush_if_possible()
             trio.lowlevel.notify_closing(self.socket)

@@ -48,6 +48,11 @@ class TlsSession:
         """Whether the handshake resumed an earlier session."""
         return bool(self._tls.session_reused)
 
+    @property
+    def protocol(self) -> str:
+        """The protocol that both ends offered by ALPN, after the handshake; empty if there is none."""
+        return self._tls.selected_alpn_protocol() or ""
+
     def session(self, former: ssl.SSLSession | None) -> ssl.SSLSession | None:
         """The session with which a client's next connection can be resumed: `former` if this connection resumed it,
         else the ticket that the peer sent after the handshake (RFC 8446 §2.2); so ask once something was received.

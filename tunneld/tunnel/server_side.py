@@ -26,6 +26,7 @@ from tunneld.net.endpoint import Endpoint, Peer
 from tunneld.net.sockets import PortOrder
 from tunneld.policy.options import TunnelOptions
 from tunneld.sites.names import SharedNames
+from tunneld.tunnel.private_tunnels import PrivateTunnels
 from tunneld.tunnel.tenants import Tenant
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class BackendServices:
     keys: KeyRegistry | None = None  # None: this relay has no shared ports
     handshakes: Handshakes | None = None  # None: a hidden server cannot present a key on a port of its own
     names: SharedNames | None = None  # None: this relay has no host names
+    privates: PrivateTunnels = field(default_factory=PrivateTunnels)
 
     def backend(self, name: str) -> Backend:
         """The backend with this name. Raises `UsageError` where this relay has none."""

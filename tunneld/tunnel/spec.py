@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import InitVar, dataclass, field
 
 from tunneld.config.schema import TunnelSettings
-from tunneld.net.address import HostName
+from tunneld.net.address import HostName, Private
 from tunneld.net.endpoint import Endpoint, Network, parse_network
 from tunneld.net.sockets import ANY_PORT, PortOrder
 from tunneld.policy.access import EVERYBODY, Grant
@@ -47,6 +47,12 @@ class TunnelSpec:
         limits = effective_limits(self.settings, grant, self.options)
         object.__setattr__(self, "limits", limits)
         object.__setattr__(self, "options", limits.bound(self.options))
+
+    @property
+    def private(self) -> Private | None:
+        """Its address, where it is a private tunnel."""
+        claim = self.options.private
+        return None if claim is None else Private(claim.node, self.options.name)
 
     @property
     def quota_left(self) -> int | None:

@@ -40,6 +40,8 @@ from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitors import RefusalLog, VisitorRelays
 from tunneld.tunnel.waiting import WaitingVisitors
 
+NO_PUBLIC_PORT = 1
+"""Names the channels of a private tunnel. No relay has it as a public port: it belongs to tcpmux (RFC 1078)."""
 STOPPED = "the relay stopped"
 """The reason where no other was given: the task was cancelled together with all tunnels."""
 
@@ -128,9 +130,11 @@ class Tunnel:
 
     @property
     def _public_port(self) -> int:
-        """Its own port, or the shared one where visitors reach it by names alone: WebMUX names channels by it."""
+        """Its own port, or the shared one where visitors reach it by names alone: WebMUX names channels by it. A
+        private tunnel has none, and any number does.
+        """
         own = (one.number for one in self.addresses if isinstance(one, Port))
-        return next(own, self.client_uri.port)
+        return next(own, self.client_uri.port or NO_PUBLIC_PORT)
 
     @property
     def age(self) -> float:

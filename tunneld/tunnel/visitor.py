@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from tunneld.engine.end import NO_HANDLER, BufferedEnd
 from tunneld.engine.engine import Engine, FailureCallback, Registration
@@ -15,6 +16,18 @@ from tunneld.net.endpoint import Peer
 from tunneld.net.sockets import pending_error
 from tunneld.policy.admission import AdmissionRefusal, RefusalKind
 from tunneld.sites.stream import RequestStream
+
+
+class VisitorAnswers(Protocol):
+    """Tells a visitor that asked for the tunnel what becomes of it. All of it is short."""
+
+    @property
+    def accepted(self) -> bytes:
+        """Sent once it has a server connection, ahead of the server's bytes."""
+
+    def refused(self, refusal: AdmissionRefusal) -> bytes:
+        """Sent before its connection is closed."""
+
 
 NOT_SERVED = AdmissionRefusal(RefusalKind.UNSERVED, "not served")
 
@@ -32,20 +45,18 @@ class Visitor:
     host: HostName | None = None  # the host name that it requested; None on a port
     credential: str | None = None  # the name of the credential that it presented
     early: bytes = b""  # read from `end` already: delivered to the hidden server first
-
-    @property
-    def reached_address(self) -> Peer:
-        """The address that it connected to."""
-        if self.reached is not None:
-            return self.reached
-        reached: Peer = local_address(self.connection)
-        return reached
+    answers: VisitorAnswers | None = None  # what it is told; None: nothing, its bytes are relayed and that is all
 
     @property
     def connection(self) -> socket.socket:
         """Its end, where that is a connection of its own."""
         assert isinstance(self.end, socket.socket)
         return self.end
+
+    def ask_reached(self) -> Peer:
+        """The address that it connected to, where `reached` is None: a system call."""
+        reached: Peer = local_address(self.connection)
+        return reached
 
     @property
     def has_left(self) -> bool:
@@ -58,11 +69,37 @@ class Visitor:
         """
         if isinstance(self.end, RequestStream):
             self.end.refuse(refusal)
+        elif self.answers is not None:
+            self._answer_refused(self.answers.refused(refusal))
         elif isinstance(self.end, BufferedEnd):
             self.end.reset(refusal.reason)
         else:
             reset_on_close(self.end)
             self.end.close()
+
+    def greet(self) -> None:
+        """It has a server connection: tell it so, if it waits for that, before the first byte from there."""
+        end = self.end
+        if self.answers is None:
+            return
+        try:
+            end.send(self.answers.accepted)  # a few bytes, for which there is space: the peer waits for them
+        except OSError:  # it has left, of which its relay will learn
+            return
+
+    def _answer_refused(self, answer: bytes) -> None:
+        """Send a line, and end the connection behind it. The peer waits for it, so nothing unread destroys it."""
+        end = self.end
+        try:
+            end.send(answer)
+        except OSError:
+            answer = b""
+        if not isinstance(end, BufferedEnd):
+            end.close()
+        elif answer:
+            end.release()
+        else:
+            end.reset("not served")
 
     def watch(self, engine: Engine, on_left: Callable[[OSError], None], on_failure: FailureCallback) -> Registration:
         """Call `on_left` once its end is broken, until the result is released. Reads nothing."""

@@ -269,6 +269,11 @@ class LineBuffer:
         """Add bytes that arrived."""
         self._buffer += data
 
+    def take_rest(self) -> bytes:
+        """Remove and return everything: what follows is not lines."""
+        rest, self._buffer, self._scanned = bytes(self._buffer), bytearray(), 0
+        return rest
+
     def next_line(self) -> bytes | None:
         """Remove and return the next complete line, without its LF or CRLF; None if there is none.
 

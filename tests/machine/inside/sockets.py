@@ -80,6 +80,7 @@ def tunnels_have_ports_below_1024_with_the_capability() -> Iterator[str]:
     after `restart` of the control protocol.
     """
     with changed(CONFIG, BASELINE[0].replace('"20000-29999"', '"443-460"')):
+        RELAY.drop_in(SLOW + "AmbientCapabilities=\n")
         RELAY.do("restart")
         try:
             ask("openTunnel", "tcp")
@@ -88,12 +89,11 @@ def tunnels_have_ports_below_1024_with_the_capability() -> Iterator[str]:
             expect("CAP_NET_BIND_SERVICE" in str(error), True, "what it takes is there")
         else:
             raise WrongError("a port below 1024 without the capability")
-        RELAY.drop_in(SLOW + "AmbientCapabilities=CAP_NET_BIND_SERVICE\n")
+        RELAY.drop_in(SLOW)
         RELAY.do("restart")
         yield ask("openTunnel", "tcp", persist="yes")["text"]
         RELAY.listen()
         yield ask("restart")["text"]
         RELAY.must_say("ready ")
         yield ask("openTunnel", "tcp", persist="yes")["text"]
-    RELAY.drop_in(SLOW)
     RELAY.do("restart")

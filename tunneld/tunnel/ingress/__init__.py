@@ -3,6 +3,7 @@
 ingress       the contract
 port          a TCP port of the tunnel's own
 host          a host name on the shared HTTP and TLS ports
+private       no port at all: control connections that ask for the tunnel by its address
 proxy_header  the PROXY protocol header that a trusted proxy sends ahead of a visitor's bytes
 
 An ingress makes a `Visitor` of each client and passes it to the tunnel's `WaitingVisitors`. A UDP port would be another
@@ -18,6 +19,7 @@ from tunneld.policy.limits import EffectiveLimits
 from tunneld.tunnel.ingress.host import HostIngress
 from tunneld.tunnel.ingress.ingress import Ingress
 from tunneld.tunnel.ingress.port import PortIngress
+from tunneld.tunnel.ingress.private import PrivateIngress
 from tunneld.tunnel.server_side import NO_TAKEOVER, Takeover
 from tunneld.tunnel.snapshot import IngressSnapshot
 from tunneld.tunnel.spec import TunnelSpec
@@ -36,6 +38,8 @@ def open_ingresses(
     Raises `ListenError`, `LimitReachedError`, `ShortageError` or `UsageError`, and leaves nothing open then.
     """
     opened: list[Ingress] = []
+    if (address := spec.private) is not None:
+        return (PrivateIngress(spec, address, spec.services.privates, takeover),)
     try:
         for name in spec.names:
             assert spec.services.names is not None

@@ -155,9 +155,9 @@ class HostIngress:
         self._streams.append(stream)
         self._take(Visitor(stream, client, origin.reached, HostName(self._name.name)))
 
-    def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
+    def open_connection(self, connection: socket.socket, peer: Peer, reached: Peer | None, server_name: str) -> None:
         """See `Site.open_connection`."""
-        self._take(Visitor(connection, peer, host=HostName(server_name)))
+        self._take(Visitor(connection, peer, reached, HostName(server_name)))
 
     def _take(self, visitor: Visitor) -> None:
         """Pass a visitor to the tunnel, or to the one that it replaces while that one serves."""
