@@ -10,7 +10,6 @@ from tunneld.cli.access import add_credential_options, parsed_by
 from tunneld.cli.common import Parser
 from tunneld.policy.access import GRANT_LIMITS
 
-CREDENTIAL = "manage the credentials of the relay on this machine"
 SSH_KEY = "public key (.pub) that authenticates this credential over SSH; may be repeated"
 ROLE = (
     "open and manage its own tunnels (user), see everything and change nothing (viewer), or manage all tunnels and the"
