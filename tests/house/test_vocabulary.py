@@ -143,6 +143,7 @@ COVERED_BY = {
     "sites/input.py": "sites/test_connection.py",
     "sites/site.py": "sites/test_connection.py",
     "sites/stream.py": "sites/test_connection.py",
+    "sites/tls_accept.py": "sites/test_ports.py",
     "tls/private_files.py": "tls/test_store.py",
     "tls/self_signed.py": "cli/test_init.py",
     "tunnel/events.py": "control/test_server_watch.py",
