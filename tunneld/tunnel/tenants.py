@@ -21,6 +21,7 @@ from tunneld.engine.budget import CostShare, TurnBudget
 from tunneld.engine.throttle import TokenBucket
 from tunneld.policy.access import Grant
 from tunneld.policy.admission import AdmissionRefusal, RefusalKind
+from tunneld.policy.bans import Bans
 from tunneld.policy.places import share_of
 
 DESCRIPTORS_PER_VISITOR = 3
@@ -35,7 +36,7 @@ NO_LIMIT = 1 << 30
 class TenantLimits:
     """What one owner may have. None: no limit."""
 
-    visitors: int | None = None  # connected or waiting, of all its tunnels
+    visitors: int = NO_LIMIT  # connected or waiting, of all its tunnels
     server_connections: int | None = None  # that wait for visitors or carry them, of all its tunnels
     bandwidth: int | None = None  # bytes per second, of all its tunnels
     limited_by: str = ""  # the key that limits visitors
@@ -43,12 +44,10 @@ class TenantLimits:
     @classmethod
     def of(cls, grant: Grant, pool: int, share: float) -> TenantLimits:
         """The limits of a credential where the process can serve `pool` visitors."""
-        if grant.is_admin:
-            return cls(grant.max_total_visitors, None, grant.total_bandwidth, "max_total_visitors")
-        part = share_of(pool, share)
+        part = None if grant.is_admin else share_of(pool, share)
         if grant.max_total_visitors is not None:
             return cls(grant.max_total_visitors, part, grant.total_bandwidth, "max_total_visitors")
-        return cls(part, part, grant.total_bandwidth, "control.credential_share")
+        return cls(NO_LIMIT if part is None else part, part, grant.total_bandwidth, "control.credential_share")
 
 
 NO_LIMITS = TenantLimits()
@@ -65,9 +64,10 @@ class HasServerConnections(Protocol):
 class Tenant:
     """One owner of tunnels."""
 
-    def __init__(self, limits: TenantLimits = NO_LIMITS) -> None:
-        """`limits` are those in force."""
+    def __init__(self, limits: TenantLimits = NO_LIMITS, bans: Bans | None = None) -> None:
+        """`limits` are those in force, `bans` those of the relay."""
         self.limits = limits
+        self.bans = bans if bans is not None else Bans()
         self.visitors = 0  # connected or waiting
         self.server_sides: set[HasServerConnections] = set()  # of its open tunnels
         self._bucket: TokenBucket | None = None
@@ -100,7 +100,7 @@ class Tenant:
     def refuse_visitor(self) -> AdmissionRefusal | None:
         """Why it may have no further visitor now; None: it may."""
         limits = self.limits
-        if limits.visitors is None or self.visitors < limits.visitors:
+        if self.visitors < limits.visitors:
             return None
         reason = f"limit reached: its owner's tunnels have {self.visitors} visitors ({limits.limited_by})"
         return AdmissionRefusal(RefusalKind.FULL, reason)
@@ -109,8 +109,11 @@ class Tenant:
 class Tenants:
     """The owners of open tunnels."""
 
-    def __init__(self, descriptors: int) -> None:
-        """`descriptors` is how many the process may open for tunnels. Nothing is limited before `apply`."""
+    def __init__(self, descriptors: int, bans: Bans | None = None) -> None:
+        """`descriptors` is how many the process may open for tunnels. Nothing is limited before `apply`. `bans` keep
+        visitors away from all of them.
+        """
+        self._bans = bans if bans is not None else Bans()
         self._pool = max(1, descriptors // DESCRIPTORS_PER_VISITOR)
         self._known: WeakValueDictionary[tuple[str, str], Tenant] = WeakValueDictionary()
         self._limits: dict[str, TenantLimits] = {}  # by credential
@@ -127,5 +130,5 @@ class Tenants:
         key = (credential, "" if credential else host)
         tenant = self._known.get(key)
         if tenant is None:
-            self._known[key] = tenant = Tenant(self._limits.get(credential, NO_LIMITS))
+            self._known[key] = tenant = Tenant(self._limits.get(credential, NO_LIMITS), self._bans)
         return tenant
