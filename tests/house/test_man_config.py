@@ -60,6 +60,7 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "names.trusted_proxies": "array of networks",
     "names.proxy_protocol": "array of networks",
     "names.certificate_wait": "seconds, or 0",
+    "names.resolver": "address",
     "names.response_timeout": "seconds, or 0",
     "names.forward_auth": "array of URLs",
     "names.forward_auth_cache": "seconds, or 0",
