@@ -55,6 +55,9 @@ class RelayAccess:
     reread_secret: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     secret_source: str = field(default="", compare=False)
     shares_port: bool = field(default=False, compare=False)  # carriers go to the port of the control connection, too
+    carrier_session: ssl.SSLSession | None = field(
+        default=None, repr=False, compare=False
+    )  # for the next one to resume
     dialing: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_DIALS), repr=False, compare=False
     )
@@ -95,7 +98,11 @@ class RelayAccess:
             connection = await dial(await resolve_relay(where.host, where.port))
             if uri.scheme == "webmuxs":
                 return await shake_hands(
-                    connection, self._tls_context(), server_hostname=self._host, protocol=CARRIER_PROTOCOL
+                    connection,
+                    self._tls_context(),
+                    server_hostname=self._host,
+                    protocol=CARRIER_PROTOCOL,
+                    session=self.carrier_session,
                 )
             return connection
 

@@ -51,19 +51,18 @@ class OutputGoneError(OutputError):
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse` without abbreviated options and with exit status 64 for usage errors.
+    """`argparse` with exit status 64 for usage errors.
 
-    The parser of a command may get its options only when they are needed, from `fill`: the options of twenty commands
-    take most of the time in which `tunnel` starts.
+    The parser of a command may get its options only when they are needed: the options of twenty commands take most of
+    the time in which `tunnel` starts.
     """
 
-    def __init__(self, *args: Any, fill: Callable[[Parser], None] | None = None, **options: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False} | options)
-        self._fill = fill
+    filled_by: Callable[[Parser], None] | None = None
+    """Adds the options, once."""
 
     def fill(self) -> None:
         """Add the options of this command, if that was put off."""
-        fill, self._fill = self._fill, None
+        fill, self.filled_by = self.filled_by, None
         if fill is not None:
             fill(self)
 
