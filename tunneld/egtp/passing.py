@@ -261,8 +261,7 @@ class PassingService:
         """The connection is gone: what was sent down it and is not acknowledged waits again. Harmless if repeated."""
         delivery = self._deliveries.pop(receiver, None)
         if delivery is not None:
-            if self._receivers[delivery.node] is receiver:
-                del self._receivers[delivery.node]
+            del self._receivers[delivery.node]
             for message in delivery.sent.values():
                 self.mailboxes.move(message, MailEvent.RETURN)
 
@@ -270,6 +269,7 @@ class PassingService:
         """Send messages for a node down this connection from now on, in place of an older one."""
         if (older := self._receivers.get(node)) is not None:
             self.on_lost(older)
+        self.on_lost(receiver)  # it may have served another node
         self._receivers[node] = receiver
         self._deliveries[receiver] = _Delivery(node)
 
