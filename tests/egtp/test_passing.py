@@ -46,7 +46,7 @@ class Connection:
     room: int = 100
     sent: list[bytes] = field(default_factory=list)
 
-    def send_message(self, envelope: bytes) -> bytes | None:
+    def send_message(self, _node: bytes, envelope: bytes) -> bytes | None:
         if self.room == 0:
             return None
         self.room -= 1
