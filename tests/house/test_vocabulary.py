@@ -98,6 +98,7 @@ COVERED_BY = {
     "directory/record.py": "directory/test_local.py",
     "directory/requester.py": "directory/test_reservations.py",
     "directory/running.py": "directory/test_service.py",
+    "egtp/classic.py": "egtp/test_service_connection.py",
     "engine/end.py": "engine/test_ends.py",
     "engine/end_flow.py": "engine/test_ends.py",
     "engine/end_stream.py": "mux/test_carrier.py",
