@@ -22,8 +22,9 @@ from tunneld.engine.limits import EngineLimits
 from tunneld.engine.portable import PortableEngine
 from tunneld.engine.pump import Pump
 from tunneld.errors import UsageError
-from tunneld.tls.connection import TlsSocket, TlsStream
+from tunneld.tls.connection import TlsSocket
 from tunneld.tls.identity import Identity, peer_context
+from tunneld.tls.stream import TlsStream
 from tunneld.wire.preamble import CERTIFICATE, REFUSAL, PreambleMessage, encode_certificate, parse_preamble
 
 HEADER = b"the PROXY header"

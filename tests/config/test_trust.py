@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunneld.config.trust import TrustedPeers, identity_path, load_identity, parse_peer
+from tunneld.config.trust import TrustedPeers, identity_path, load_identity
 from tunneld.errors import ConfigError, UsageError
 from tunneld.net.address import Private
 from tunneld.net.node_id import NodeId
@@ -92,10 +92,3 @@ def test_the_identity(home: Path) -> None:
     made.save(identity_path())
     assert load_identity() == made
     assert identity_path() == home / "identity.pem"
-
-
-def test_the_form_of_a_peer() -> None:
-    for text in ("bob", str(ALICE), str(BOB), "-" + str(ALICE)[1:]):
-        assert parse_peer(text) == text
-    with pytest.raises(ValueError, match="not the name or the id"):
-        parse_peer("a b")

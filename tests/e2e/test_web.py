@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -45,11 +46,12 @@ async def nginx(folder: Path, find: Find, words: str = "", more: str = "") -> As
 
 
 @asynccontextmanager
-async def application() -> AsyncIterator[str]:
+async def application(label: str = "") -> AsyncIterator[str]:
     """Run `tests.support.page`, and yield its port."""
     port = await free_port()
     command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "--workers", "0"]
-    async with listening([*command, "--bind", f"127.0.0.1:{port}", "tests.support.page:app"], port):
+    environment = os.environ | {"LABEL": label}
+    async with listening([*command, "--bind", f"127.0.0.1:{port}", "tests.support.page:app"], port, env=environment):
         yield str(port)
 
 
@@ -151,7 +153,8 @@ async def test_a_large_download_arrives_unchanged(tmp_path: Path, program_path: 
             digest.update(block)
             file.write(block)
     async with nginx(tmp_path, program_path) as web, exposed(way, tmp_path, web) as server:
-        await run(curl(program_path, "-o", f"{tmp_path}/got", server.url("/large")))
+        words = ["-o", f"{tmp_path}/got", "--max-time", "600"]
+        await run(curl(program_path, *words, server.url("/large")), seconds=600)
     with (tmp_path / "got").open("rb") as file:
         assert hashlib.file_digest(file, "sha256").digest() == digest.digest()
 

@@ -11,7 +11,7 @@ from tunneld.net.address import Private
 from tunneld.net.node_id import NodeId
 from tunneld.policy.access import Grant
 from tunneld.policy.options import TunnelOptions
-from tunneld.policy.private import PrivateClaim, check_private_options, check_visit, claimed_text
+from tunneld.policy.private import PrivateClaim, check_private_options, check_visit, claimed_text, parse_peer
 from tunneld.tls.identity import Identity, is_signed_by
 
 ALICE = Identity.from_seed(bytes(range(32)))
@@ -86,3 +86,11 @@ def test_which_tunnels_a_credential_may_ask_for(patterns: tuple[str, ...] | None
     else:
         with pytest.raises(NotAllowedError, match=r"credential 'bob' may not visit shell@.*operator"):
             check_visit(grant, SHELL)
+
+
+def test_the_form_of_a_peer() -> None:
+    for text in ("bob", str(SHELL.node), "-" + str(SHELL.node)[1:], "_" + str(SHELL.node)[1:]):
+        assert parse_peer(text) == text
+    for text in ("a b", "", "bob@home", "x" * 65):
+        with pytest.raises(ValueError, match="not the name or the id"):
+            parse_peer(text)

@@ -27,8 +27,9 @@ from tunneld.errors import (
 from tunneld.net.dial import dial, resolve_relay
 from tunneld.net.endpoint import Endpoint, parse_relay
 from tunneld.net.sockets import taken_out
-from tunneld.tls.connection import CARRIER_PROTOCOL, CONTROL_PROTOCOL, TlsSocket, TlsStream, shake_hands
+from tunneld.tls.connection import CARRIER_PROTOCOL, CONTROL_PROTOCOL, TlsSocket, shake_hands
 from tunneld.tls.contexts import client_tls_context
+from tunneld.tls.stream import TlsStream
 from tunneld.wire.lines import ControlRequest
 
 MAX_KEY_REPLY = 1024
@@ -60,6 +61,9 @@ class RelayAccess:
     reread_secret: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     secret_source: str = field(default="", compare=False)
     shares_port: bool = field(default=False, compare=False)  # carriers go to the port of the control connection, too
+    carrier_session: ssl.SSLSession | None = field(
+        default=None, repr=False, compare=False
+    )  # for the next one to resume
     dialing: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_DIALS), repr=False, compare=False
     )
@@ -100,7 +104,11 @@ class RelayAccess:
             connection = await dial(await resolve_relay(where.host, where.port))
             if uri.scheme == "webmuxs":
                 return await shake_hands(
-                    connection, self._tls_context(), server_hostname=self._host, protocol=CARRIER_PROTOCOL
+                    connection,
+                    self._tls_context(),
+                    server_hostname=self._host,
+                    protocol=CARRIER_PROTOCOL,
+                    session=self.carrier_session,
                 )
             return connection
 
@@ -117,7 +125,8 @@ class RelayAccess:
         stream = _stream_of(connection)
         try:
             exchange = ControlExchange(str(endpoint), stream, self.timeout)
-            _version, method, _shares_port = await receive_greeting(exchange, endpoint)
+            _version, features = await receive_greeting(exchange, endpoint)
+            method = features.get("auth", "none")
             if self.credential is not None or "@" in what:
                 await authenticate(exchange, endpoint, method, self.credential, self.secret_source)
             exchange.timeout += wait

@@ -1,18 +1,16 @@
-"""The options of `tunnel identity`, `trust`, `invite` and `visit`. The commands are in identities.py and visit.py."""
+"""The options of `tunnel visit`, `identity`, `trust` and `invite`. The commands are in visit.py and identities.py."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from tunneld.cli.access import add_relay_options, parsed_by, positive_seconds
+from tunneld.cli.access import add_relay_options, parsed
 from tunneld.cli.common import Parser
-from tunneld.policy.units import parse_duration
+from tunneld.policy.units import parse_duration, parse_positive_seconds
 
-IDENTITY = "print the id of this user's key for private tunnels, or create the key"
-TRUST = "manage the ids of other users' keys, by names of your choice"
-INVITE = "print a one-time code that lets one person without a key into a private tunnel"
-VISIT = "connect to a private tunnel"
 IDENTITY_FILE = "private key to use instead of that of `tunnel identity`"
 CODE_LIFE = "10m"
 """How long a one-time code is valid by default: for reading it out on the telephone."""
@@ -50,7 +48,7 @@ def add_invite(parser: Parser) -> None:
         "--for",
         dest="seconds",
         metavar="TIME",
-        type=parsed_by(parse_duration),
+        type=partial(parsed, parse_duration),
         help=f"how long the code is valid: 90s, 10m, 1h or seconds (default: {CODE_LIFE})",
     )
     parser.add_argument("--identity", metavar="FILE", type=Path, help=IDENTITY_FILE)
@@ -79,7 +77,7 @@ def add_visit(parser: Parser) -> None:
     add(
         "--linger",
         metavar="SECONDS",
-        type=positive_seconds,
+        type=partial(parsed, parse_positive_seconds),
         default=60.0,
         help="how long a connection may be idle after one direction has ended (default: %(default)g)",
     )
@@ -88,6 +86,15 @@ def add_visit(parser: Parser) -> None:
     verbosity.add_argument("--quiet", action="store_true", help="print only the address and errors")
     add_relay_options(parser)
     parser.set_defaults(command=_visit)
+
+
+ADD: dict[str, Callable[[Parser], None]] = {
+    "visit": add_visit,
+    "identity": add_identity,
+    "trust": add_trust,
+    "invite": add_invite,
+}
+"""What adds the arguments of each command."""
 
 
 async def _identity(options: argparse.Namespace) -> int:

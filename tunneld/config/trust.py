@@ -25,13 +25,6 @@ MAX_TRUST_FILE = 1 << 20
 """Bytes; a larger file is the wrong one."""
 
 
-def parse_peer(text: str) -> str:
-    """Check the form of a peer's name or id. Raises `ValueError`."""
-    if not NAME.fullmatch(text) and not text.startswith(("-", "_")):
-        raise ValueError("not the name or the id of a peer, see `tunnel trust`")
-    return text
-
-
 def identity_path() -> Path:
     """The file of this user's identity. Raises `UsageError` for a user without a home."""
     return _user_path("identity.pem")

@@ -12,7 +12,7 @@ carrier while that reads, and no relay can keep the pump to itself.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunneld.engine.end import NO_HANDLER, BufferedEnd
 from tunneld.engine.engine import Side
@@ -23,7 +23,7 @@ from tunneld.engine.socket_flow import FromSocket
 if TYPE_CHECKING:
     from tunneld.engine.relay import JoinedEnds
 
-MIN_READ_COST = 2048
+MIN_READ_COST: Final = 2048
 """Bytes of the quantum that each read costs at least. If the peer asks for fragments of one byte, a short read costs as
 much time as a long one.
 """
@@ -57,13 +57,16 @@ class SocketToEnd(FromSocket[BufferedEnd]):
         """Read from the socket until it is drained, the end has no capacity, or the quantum is used up."""
         pump, end = self.pump, self.target
         receive_into, allowance = self.connection.recv_into, self.allowance
-        share = min(pump.quantum, end.quantum)
+        share = pump.quantum
+        if end.quantum < share:  # `min` takes as long as a call of our own, here and below
+            share = end.quantum
         while share > 0:
-            capacity = end.send_capacity()
-            if not capacity or self.stopped:
+            wanted = end.send_capacity()
+            if not wanted or self.stopped:
                 self.blocked = not self.stopped
                 return
-            wanted = min(capacity, pump.buffer_size)
+            if wanted > pump.buffer_size:
+                wanted = pump.buffer_size
             if allowance is not None and not (wanted := min(wanted, allowance.get())):
                 return
             try:

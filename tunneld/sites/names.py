@@ -11,6 +11,7 @@ from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.names import SiteTable
 from tunneld.sites.guard import GuardServices
+from tunneld.sites.proofs import DomainProofs, ProofSettings
 from tunneld.sites.site import Site
 
 RANDOM_LENGTH = 10
@@ -19,12 +20,8 @@ _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 """Letters and digits that are not mistaken for each other when a name is read aloud or copied by hand."""
 
 
-class NameSettings(Protocol):
+class NameSettings(ProofSettings, Protocol):
     """What is read of `[names]`."""
-
-    @property
-    def domain(self) -> str:
-        """Where chosen and random names live; empty: there is none."""
 
     @property
     def max_names(self) -> int:
@@ -43,12 +40,14 @@ class SharedNames:
         """`has_certificate` tells whether TLS for a name can end at the relay."""
         self.settings = settings
         self.guards = guards or GuardServices()
+        self.proofs = DomainProofs(settings)
         self.sites = SiteTable[Site](lambda: settings().max_names)
         self.on_taken: Callable[[HostName, str], None] = _ignore  # with the name, and the owner; TLS ends here
         self.on_freed: Callable[[HostName, str], None] = _ignore
         self.is_reserved: Callable[[str], bool] = lambda _name: False  # for a tunnel, open or closed
         self.is_draining: Callable[[], bool] = lambda: False  # the relay accepts no new visitors
         self.obtains_certificates: Callable[[], bool] = lambda: False  # whether each name taken gets a certificate
+        self.last_failure: Callable[[str], str] = lambda _name: ""  # why an order of its certificate failed
         self._has_certificate = has_certificate
         self._ports = {"http": 0, "https": 0}
 
@@ -76,6 +75,10 @@ class SharedNames:
     def is_secure(self, name: str) -> bool:
         """Whether visitors can reach a name with https, which ends at the relay."""
         return bool(self.https_port) and self._has_certificate(name)
+
+    def why_uncertified(self, name: str) -> str:
+        """Why a name whose TLS ends at the relay has no certificate, where one was ordered; else empty."""
+        return "" if self.is_secure(name) else self.last_failure(name)
 
     def uri(self, name: HostName, *, keeps_tls: bool = False) -> Endpoint:
         """The address to advertise for a name: with https where visitors can use that, now or soon."""
