@@ -83,7 +83,8 @@ class Acceptor:
             try:
                 connection, address = self._accept()
             except BlockingIOError:
-                self._shortage.end()
+                if self._shortage.active:
+                    self._shortage.end()
                 return
             except OSError as error:
                 if error.errno in SHORTAGES:

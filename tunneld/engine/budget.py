@@ -102,5 +102,9 @@ class CostShare:
         """Account for work that was done, in units."""
         self.left -= cost
         if not self.is_active:
-            self.is_active = True
-            self._budget.active.append(self)
+            self.activate()
+
+    def activate(self) -> None:
+        """The owner has done something in this turn. For a caller that subtracts from `left` itself."""
+        self.is_active = True
+        self._budget.active.append(self)

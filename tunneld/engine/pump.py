@@ -39,7 +39,7 @@ call the engine again. Handlers that write to one carrier have it flushed after 
 (`call_after_batch`).
 
     run
-    ├─ the pump itself       sleeps in wait_readable(epoll)
+    ├─ serve                 sleeps in wait_readable(epoll)
     └─ timers                half-closed relays, acceptors that back off, `on_end` of dropped relays
 """
 
@@ -124,8 +124,8 @@ class Pump(Scheduler):
             try:
                 async with trio.open_nursery() as self._nursery:
                     self._nursery.start_soon(self.timers.run)
+                    self._nursery.start_soon(self._serve, self._epoll)
                     task_status.started()
-                    await self._serve(self._epoll)
             finally:
                 self._stop()
 
@@ -191,7 +191,7 @@ class Pump(Scheduler):
 
         Raises OSError if the descriptor is closed, and RuntimeError outside `run`.
         """
-        epoll = self._epoll_set()
+        epoll = self._epoll or self._epoll_set()
         if fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if fd in self.handlers:

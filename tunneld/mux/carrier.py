@@ -275,7 +275,10 @@ class Carrier:
         except RemoteProtocolError as error:
             self._close(f"the peer broke the WebMUX protocol: {error}")
             return
-        self.turns.share.use(self.mux.cost)
+        share = self.turns.share
+        share.left -= self.mux.cost
+        if not share.is_active:
+            share.activate()
         if self.mux.outgoing or self._connection.wants_write:
             self.schedule_flush()
 

@@ -57,7 +57,7 @@ class Channel(BufferedEnd):
     order in which channels asked.
     """
 
-    __slots__ = ("_unsent_header", "carrier", "sid", "window")
+    __slots__ = ("_taken", "_unsent_header", "carrier", "sid", "window")
 
     def __init__(self, carrier: ChannelTransport, sid: int, window: ReceiveWindow) -> None:
         """`sid` is the carrier's id for this channel; it may be used again once the channel is over."""
@@ -66,6 +66,7 @@ class Channel(BufferedEnd):
         self.carrier = carrier
         self.sid = sid
         self.window = window
+        self._taken = 0  # bytes that the handler has taken and the window does not know of yet
         self._unsent_header = b""  # bytes of `send` that the peer has granted no credit for yet
 
     # Called by the owner and by the relay
@@ -118,11 +119,13 @@ class Channel(BufferedEnd):
         self.window.close()
 
     def _consumed(self, count: int) -> None:
-        credit = self.window.delivered(count, len(self.buffered))
+        self._taken += count
         if self.eof_received:
             self.release_window()
-        elif credit and not self.closed:
-            self.carrier.grant_credit(self.sid, credit)
+        elif 4 * self._taken >= self.window.size and not self.closed:
+            taken, self._taken = self._taken, 0
+            if credit := self.window.delivered(taken, len(self.buffered)):
+                self.carrier.grant_credit(self.sid, credit)
 
     def _send_header(self) -> bool:
         """Write as much of the header as credit allows; returns whether that was all."""

@@ -46,5 +46,8 @@ class WebMuxChannel(Channel):
         """See `BufferedEnd.write`."""
         carrier = self._carrier
         sent = carrier.mux.send(self.sid, data)
-        carrier.turns.share.use(1 + sent // carrier.max_fragment)
+        share = carrier.turns.share
+        share.left -= 1 + sent // carrier.max_fragment
+        if not share.is_active:
+            share.activate()
         carrier.schedule_flush()

@@ -99,13 +99,9 @@ class Events:
 
     def __init__(self, owner_of: Callable[[str], str | None] = lambda _tunnel: None) -> None:
         """`owner_of` returns the credential of the tunnel with an id."""
+        self.watched = False  # whether there is a watcher: look before you build an event on a hot path
         self._owner_of = owner_of
         self._watchers: dict[object, set[Watcher]] = {}  # by `EVERYTHING`, or by credential
-
-    @property
-    def watched(self) -> bool:
-        """Whether there is a watcher; check it before building an event on a hot path."""
-        return bool(self._watchers)
 
     def publish(self, name: str, /, **fields: Value) -> None:
         """Offer an event to every watcher that may see its tunnel. Never waits, never raises."""
@@ -150,9 +146,11 @@ class Events:
             watcher.key = EVERYTHING if grant.sees_all else grant.name
             watcher.credential = grant.name
             self._watchers.setdefault(watcher.key, set()).add(watcher)
+            self.watched = True
 
     def _remove(self, watcher: Watcher) -> None:
         group = self._watchers.get(watcher.key, set())
         group.discard(watcher)
         if not group:
             self._watchers.pop(watcher.key, None)
+            self.watched = bool(self._watchers)

@@ -35,7 +35,7 @@ NO_LIMIT = 1 << 30
 class TenantLimits:
     """What one owner may have. None: no limit."""
 
-    visitors: int | None = None  # connected or waiting, of all its tunnels
+    visitors: int = NO_LIMIT  # connected or waiting, of all its tunnels
     server_connections: int | None = None  # that wait for visitors or carry them, of all its tunnels
     bandwidth: int | None = None  # bytes per second, of all its tunnels
     limited_by: str = ""  # the key that limits visitors
@@ -43,12 +43,10 @@ class TenantLimits:
     @classmethod
     def of(cls, grant: Grant, pool: int, share: float) -> TenantLimits:
         """The limits of a credential where the process can serve `pool` visitors."""
-        if grant.is_admin:
-            return cls(grant.max_total_visitors, None, grant.total_bandwidth, "max_total_visitors")
-        part = share_of(pool, share)
+        part = None if grant.is_admin else share_of(pool, share)
         if grant.max_total_visitors is not None:
             return cls(grant.max_total_visitors, part, grant.total_bandwidth, "max_total_visitors")
-        return cls(part, part, grant.total_bandwidth, "control.credential_share")
+        return cls(NO_LIMIT if part is None else part, part, grant.total_bandwidth, "control.credential_share")
 
 
 NO_LIMITS = TenantLimits()
@@ -100,7 +98,7 @@ class Tenant:
     def refuse_visitor(self) -> AdmissionRefusal | None:
         """Why it may have no further visitor now; None: it may."""
         limits = self.limits
-        if limits.visitors is None or self.visitors < limits.visitors:
+        if self.visitors < limits.visitors:
             return None
         reason = f"limit reached: its owner's tunnels have {self.visitors} visitors ({limits.limited_by})"
         return AdmissionRefusal(RefusalKind.FULL, reason)

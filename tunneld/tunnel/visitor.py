@@ -48,18 +48,15 @@ class Visitor:
     answers: VisitorAnswers | None = None  # what it is told; None: nothing, its bytes are relayed and that is all
 
     @property
-    def reached_address(self) -> Peer:
-        """The address that it connected to."""
-        if self.reached is not None:
-            return self.reached
-        reached: Peer = local_address(self.connection)
-        return reached
-
-    @property
     def connection(self) -> socket.socket:
         """Its end, where that is a connection of its own."""
         assert isinstance(self.end, socket.socket)
         return self.end
+
+    def ask_reached(self) -> Peer:
+        """The address that it connected to, where `reached` is None: a system call."""
+        reached: Peer = local_address(self.connection)
+        return reached
 
     @property
     def has_left(self) -> bool:

@@ -105,11 +105,13 @@ class VisitorRelays:
             return AdmissionRefusal(
                 RefusalKind.FULL, f"limit reached: {limits.max_waiting} visitors are waiting (tunnels.max_waiting)"
             )
-        refusal = self._tenant.refuse_visitor()
-        if refusal is None and self._admission is not None:
+        tenant, refusal = self._tenant, None
+        if tenant.visitors >= tenant.limits.visitors:
+            refusal = tenant.refuse_visitor()
+        elif self._admission is not None:
             refusal = self._admission.admit(visitor.peer[0], trio.current_time())
         if refusal is None:
-            self._tenant.visitors += 1
+            tenant.visitors += 1
         return refusal
 
     def relay(self, visitor: Visitor, server: ServerConnection) -> bool:
@@ -120,7 +122,7 @@ class VisitorRelays:
         server.set_originator(None if limits.hide_visitor else peer)
         if limits.proxy_header is not None:
             try:
-                server.send(limits.proxy_header(peer, visitor.reached_address))
+                server.send(limits.proxy_header(peer, visitor.reached or visitor.ask_reached()))
             except OSError:
                 server.close()
                 return False
