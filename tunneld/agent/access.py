@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import trio
 
 from tunneld.client import Client, connect
+from tunneld.egtp.handshake import NodeConnection, begin_session
 from tunneld.errors import (
     DIAL_SHORTAGES,
     RefusedError,
@@ -23,8 +24,11 @@ from tunneld.errors import (
 )
 from tunneld.net.dial import dial, resolve_relay
 from tunneld.net.endpoint import Endpoint, parse_relay
+from tunneld.net.node_id import NodeId
 from tunneld.tls.connection import CARRIER_PROTOCOL, TlsSocket, shake_hands
 from tunneld.tls.contexts import client_tls_context
+from tunneld.tls.identity import Identity
+from tunneld.wire.mencode import Value
 
 MAX_KEY_REPLY = 1024
 """Bytes of the relay's reply to a tunnel key: `OK`, or `ERR`, a code and a sentence."""
@@ -98,6 +102,25 @@ class RelayAccess:
                     connection, self._tls_context(), server_hostname=self._host, protocol=CARRIER_PROTOCOL
                 )
             return connection
+
+    async def dial_node(self, uri: Endpoint, identity: Identity) -> NodeConnection:
+        """Connect to the node of an egtp server URI and begin a session, in which it proves the id in the URI; the
+        caller owns the connection.
+
+        Raises `RelayUnreachableError`, `ShortageError`, `RemoteProtocolError`, or `NotAllowedError` for another node.
+        """
+        with self._connecting(uri):
+            connection = await dial(await resolve_relay(uri.host, uri.port))
+            try:
+                return await begin_session(connection, identity, NodeId.parse(uri.key))
+            except BaseException:
+                connection.close()
+                raise
+
+    async def ask_node(self, node: NodeConnection, body: Value, uri: Endpoint) -> Value:
+        """Send `are there messages`, and return the body of the response. Raises as `dial_node`, and `RefusedError`."""
+        with self._connecting(uri):
+            return await node.ask(body)
 
     async def dial_keyed(
         self, uri: Endpoint, keepalive: float, session: ssl.SSLSession | None = None

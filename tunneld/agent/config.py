@@ -18,6 +18,7 @@ from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Target
 from tunneld.policy.options import ANY_HOST, MAX_NAME, OPTIONS
+from tunneld.tls.identity import Identity
 
 if TYPE_CHECKING:
     from tunneld.config.certificates import AcmeSettings
@@ -64,7 +65,8 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         options["tls"] = "pass"
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     keep_header = values["proxy_protocol"] and https is None  # else it is inside of the TLS that ends here
-    request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"])
+    identity = Identity.create() if values["backend"] == "egtp" else None
+    request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"], identity=identity)
     return ExposureConfig(
         Target.parse(values["target"]),
         request,

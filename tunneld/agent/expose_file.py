@@ -126,7 +126,7 @@ class ExposureTable(OptionTable):
 
     target: Annotated[str, _parsed_by(Target.parse), BeforeValidator(_port_as_text)]
     scheme: Literal["tcp", "http", "https"] = "tcp"
-    backend: Literal["webmux", "tcp"] | None = None
+    backend: Literal["webmux", "tcp", "egtp"] | None = None
     secure: Literal["yes", "key", "no"] | None = None
     linger: Seconds = 60.0
     drain_timeout: SecondsOrNone = DRAIN_WITHIN

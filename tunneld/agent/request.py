@@ -13,6 +13,7 @@ from tunneld.client import Client
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.net.endpoint import Endpoint, is_loopback
 from tunneld.policy.options import ANY_HOST
+from tunneld.tls.identity import Identity
 from tunneld.wire.lines import Value
 
 AGENT_OPTIONS: Mapping[str, Value] = {"persist": True, "proxy_protocol": "v2"}
@@ -33,6 +34,12 @@ class TunnelRequest:
     limits: PoolLimits = field(default_factory=PoolLimits)
     keep_header: bool = False  # leave the PROXY header in front of the visitor's bytes
     backend: str | None = None  # None: webmux, or tcp if the relay or this system has no webmux
+    identity: Identity | None = field(default=None, compare=False)  # with egtp: the key of this agent
+
+    @property
+    def open_options(self) -> Mapping[str, Value]:
+        """The options of openTunnel, with our node id where there is one."""
+        return self.options if self.identity is None else {**self.options, "node": str(self.identity.id)}
 
     def with_options(self, **options: Value) -> TunnelRequest:
         """The same request with these options in addition, or changed."""

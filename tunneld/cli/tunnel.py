@@ -138,9 +138,9 @@ def _add_tunnel_options(group: argparse._ArgumentGroup) -> None:
     _add_tunnel_times(group)
     add(
         "--backend",
-        choices=("webmux", "tcp"),
-        help="one connection to the relay for all visitors (webmux) or one for each (tcp); "
-        "default: webmux if the relay and this system support it",
+        choices=("webmux", "tcp", "egtp"),
+        help="one connection to the relay for all visitors (webmux), the same with messages between two keys (egtp), "
+        "or one for each (tcp); default: webmux if the relay and this system support it",
     )
     add(
         "--secure",
